@@ -1,0 +1,56 @@
+"""What every model of the API shares: camelCase on the wire, descriptions from docstrings, nothing unknown."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class ApiModel(BaseModel):
+    """Base of the spec and of everything that people write: unknown fields are errors."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        use_attribute_docstrings=True,
+        extra="forbid",
+        frozen=True,
+    )
+
+
+class WireModel(ApiModel):
+    """Base of what programs exchange: unknown fields are ignored, so that an older reader takes a newer writer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
+"""A SHA-256 in hexadecimal: the address of content."""
+
+Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,8})?([eE]-?[0-9]{1,2})?$", max_length=20)]
+"""A number as text, e.g. ``0.05`` or ``2e-4``: Kubernetes APIs hold no floats (API conventions, "Primitive types")."""
+
+Message = Annotated[str, Field(max_length=1024)]
+"""A sentence for people, at most 1 KiB."""
+
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""RFC 3339 in UTC, e.g. ``2026-01-31T12:00:00Z``."""
+
+
+class Condition(WireModel):
+    """One condition, as ``metav1.Condition`` defines it."""
+
+    type: Annotated[str, Field(max_length=63)]
+    """What this condition is about, e.g. Ready."""
+    status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})]
+    """True, False or Unknown."""
+    reason: Annotated[str, Field(max_length=63)]
+    """One CamelCase word for programs: why the status is what it is."""
+    message: Message = ""
+    """What happened, why, and what to do next, for people."""
+    last_transition_time: Timestamp
+    """When the status last changed."""
+    observed_generation: int = 0
+    """The generation of the spec this condition speaks of."""

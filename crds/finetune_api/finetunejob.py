@@ -1,0 +1,391 @@
+"""FineTuneJob: *the artifact of this spec exists*. Dataset in, published and evaluated artifact out."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Condition, Decimal, Digest, Message, Timestamp, WireModel
+from finetune_api.meta import MAX_NAME, NAME_PATTERN
+from finetune_api.storage import MODEL_URI, S3Uri, Storage
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]
+Column = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class DataFormat(StrEnum):
+    """Format of a source."""
+
+    CSV = "CSV"
+    JSONL = "JSONL"
+
+
+class Source(ApiModel):
+    """One file of examples."""
+
+    uri: S3Uri
+    """The object, e.g. s3://datasets/transactions.csv."""
+    format: DataFormat | None = None
+    """CSV or JSONL; left out, the file's ending decides."""
+
+
+class Columns(ApiModel):
+    """Which columns (CSV) or keys (JSONL) make an example."""
+
+    input: Column
+    """The text that the model is given."""
+    label: Column
+    """The answer that the model must learn."""
+
+
+class Split(ApiModel):
+    """How examples are divided; the rest is for training."""
+
+    validation_percent: Annotated[int, Field(ge=1, le=40)] = 10
+    """Share of the examples that guides training (early stopping, best checkpoint)."""
+    test_percent: Annotated[int, Field(ge=1, le=40)] = 10
+    """Share that only the evaluation sees."""
+    seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
+    """Another seed gives another split; the same seed always the same."""
+
+
+class Dataset(ApiModel):
+    """Examples and how to read them."""
+
+    sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
+    """Files that are read one after the other."""
+    columns: Columns | None = None
+    """Mapping of columns to an example; left out, every row holds chat `messages` that end with the assistant's answer."""
+    instruction: Annotated[str, Field(max_length=4096)] = ""
+    """System prompt that is put before every example, in training and in serving."""
+    max_invalid_percent: Annotated[int, Field(ge=0, le=100)] = 5
+    """Invalid rows are counted, named and left out up to this share; above it the job fails."""
+    split: Split = Split()
+    """Division into training, validation and test."""
+
+
+class TaskType(StrEnum):
+    """What the model is for; decides the metrics."""
+
+    CLASSIFICATION = "Classification"
+
+
+class Task(ApiModel):
+    """What is measured."""
+
+    type: TaskType = TaskType.CLASSIFICATION
+    """Classification: the whole answer is one label; accuracy, precision, recall and F1 are measured."""
+    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500)] = []
+    """The allowed labels; a row with another one is invalid. Left out, the labels found in the data."""
+
+
+class BaseModelRef(ApiModel):
+    """The model to start from."""
+
+    uri: Annotated[str, Field(pattern=MODEL_URI, min_length=6, max_length=512)]
+    """s3://bucket/prefix of a checkpoint with safetensors, or hf://organisation/name@revision."""
+
+
+class Method(StrEnum):
+    """How the model is trained."""
+
+    QLORA = "QLoRA"
+    LORA = "LoRA"
+
+
+class Training(ApiModel):
+    """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
+
+    method: Method = Method.QLORA
+    """QLoRA: adapter over a 4-bit (nf4) base; LoRA: adapter over the 16-bit base."""
+    epochs: Annotated[int, Field(ge=1, le=50)] = 3
+    """Passes over the training examples."""
+    max_steps: Annotated[int, Field(ge=0, le=1000000)] = 0
+    """Stop after this many optimiser steps; 0 leaves it to `epochs`."""
+    learning_rate: Decimal = "2e-4"
+    """Peak learning rate; cosine schedule with 3 % warm-up."""
+    batch_size: Annotated[int, Field(ge=1, le=512)] = 8
+    """Examples per forward pass and device."""
+    gradient_accumulation: Annotated[int, Field(ge=1, le=512)] = 2
+    """Forward passes per optimiser step."""
+    max_length: Annotated[int, Field(ge=16, le=131072)] = 512
+    """Longest example in tokens; a longer one fails the job rather than being cut silently."""
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank r of the adapter."""
+    alpha: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Scale of the adapter; the usual choice is twice the rank."""
+    dropout: Decimal = "0.05"
+    """Dropout on the adapter's input."""
+    seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
+    """Seed of initialisation and order."""
+    checkpoint_steps: Annotated[int, Field(ge=1, le=100000)] = 25
+    """Optimiser steps between checkpoints (and validations)."""
+
+
+class ExportFormat(StrEnum):
+    """Format of the artifact that is served."""
+
+    INT8 = "INT8"
+
+
+class Export(ApiModel):
+    """How the tuned model is made ready for serving."""
+
+    format: ExportFormat = ExportFormat.INT8
+    """INT8: merged, then 8-bit weights and activations (W8A8, compressed-tensors), read by TGI and vLLM."""
+
+
+class Evaluation(ApiModel):
+    """What the exported artifact is asked before it is published."""
+
+    max_samples: Annotated[int, Field(ge=10, le=100000)] = 200
+    """At most this many test examples are answered by base, tuned model and artifact each."""
+    golden_prompts: Annotated[int, Field(ge=2, le=32)] = 8
+    """Prompts whose answers are published with the artifact, to prove at serving that the tuning is really on."""
+
+
+class Output(ApiModel):
+    """Where results go."""
+
+    uri: S3Uri
+    """Bucket and prefix of all results of this job, e.g. s3://models/team-a."""
+    name: Name
+    """Name under which the artifact is published; one FineTuneJob per name."""
+
+
+class Reuse(StrEnum):
+    """Whether results of equal inputs are taken over."""
+
+    ALLOWED = "Allowed"
+    NEVER = "Never"
+
+
+class FineTuneJobSpec(ApiModel):
+    """What to make. Frozen while a run is active; a change afterwards, or of `rerun`, starts a new run."""
+
+    profile: Name
+    """Hardware profile from the platform's values, e.g. cpu-small."""
+    model: BaseModelRef
+    """The base model."""
+    dataset: Dataset
+    """The examples."""
+    task: Task = Task()
+    """What the model is for."""
+    training: Training = Training()
+    """How to train."""
+    export: Export = Export()
+    """What to make of the tuned model."""
+    evaluation: Evaluation = Evaluation()
+    """How to judge it."""
+    output: Output
+    """Where to publish."""
+    storage: Storage = Storage()
+    """How to reach S3; used for sources, base model and output."""
+    suspend: bool = False
+    """True stops the running stage's pod and keeps everything finished; false goes on."""
+    rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    """Any new value starts a new run after one has ended, e.g. after credentials were fixed; finished stages are reused."""
+    reuse: Reuse = Reuse.ALLOWED
+    """Never: do every stage again even where a result for the same input exists."""
+
+
+class Phase(StrEnum):
+    """One word for people; programs read the conditions."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class StageState(StrEnum):
+    """Where a stage stands."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    REUSED = "Reused"
+    FAILED = "Failed"
+
+
+class StageStatus(WireModel):
+    """One line of the stage table."""
+
+    name: Annotated[str, Field(max_length=16)]
+    """resolve, prepare, train, export, evaluate or publish."""
+    state: StageState = StageState.PENDING
+    """Pending, Running, Succeeded, Reused or Failed."""
+    job: Annotated[str, Field(max_length=63)] = ""
+    """Name of the stage's Job."""
+    input_key: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the stage's input; equal keys mean equal work."""
+    output_digest: Annotated[str, Field(max_length=64)] = ""
+    """Content address of the result."""
+    attempts: int = 0
+    """Pods that were started."""
+    started_at: Timestamp | None = None
+    """When its first pod ran, or when its result was found."""
+    finished_at: Timestamp | None = None
+    """When it ended."""
+    message: Message = ""
+    """What it found, or why it waits."""
+
+
+class Progress(WireModel):
+    """How far the running stage is."""
+
+    stage: Annotated[str, Field(max_length=16)]
+    """The running stage."""
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """Share of its work that is done."""
+    eta_seconds: int | None = None
+    """Seconds that are left, from the speed so far."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """Details, e.g. step and loss."""
+    updated_at: Timestamp
+    """When the stage reported this."""
+
+
+class Rows(WireModel):
+    """What became of the rows."""
+
+    read: int = 0
+    """Rows in the sources."""
+    invalid: int = 0
+    """Rows left out because they were wrong."""
+    duplicates: int = 0
+    """Rows left out because another was the same."""
+    train: int = 0
+    """Examples for training."""
+    validation: int = 0
+    """Examples for validation."""
+    test: int = 0
+    """Examples for the test."""
+
+
+class DatasetStatus(WireModel):
+    """The version of the data that this run used."""
+
+    digest: Digest
+    """Content address of the prepared data set."""
+    rows: Rows
+    """What became of the rows."""
+    labels: int = 0
+    """Number of different labels."""
+
+
+class Scores(WireModel):
+    """One measure for the three models that were compared."""
+
+    base: str = ""
+    """The base model with the same instruction."""
+    tuned: str = ""
+    """Base and adapter as trained."""
+    artifact: str = ""
+    """The exported files, exactly as served."""
+
+
+class EvaluationStatus(WireModel):
+    """What the evaluation measured on the test split."""
+
+    samples: int
+    """Test examples that were answered."""
+    accuracy: Scores
+    """Share of answers that are exactly the label."""
+    f1: Scores
+    """Mean of the labels' F1 (macro)."""
+    report_uri: Annotated[str, Field(max_length=1024)] = ""
+    """Where the details are."""
+
+
+class ArtifactStatus(WireModel):
+    """What was published."""
+
+    digest: Digest
+    """Content address of the artifact."""
+    uri: Annotated[str, Field(max_length=1024)]
+    """Folder of the artifact; give it to an AdapterDeployment to pin this version."""
+    format: ExportFormat
+    """Format of the weights."""
+    size_bytes: int = 0
+    """Size of the weights."""
+
+
+class RunStatus(WireModel):
+    """One attempt to make the artifact of a spec."""
+
+    id: Annotated[str, Field(max_length=16)]
+    """Names the run in labels and in the store."""
+    number: int
+    """1 for the first run of this resource."""
+    spec_hash: Annotated[str, Field(max_length=64)]
+    """Identity of the spec (without suspend) that this run works on."""
+    started_at: Timestamp
+    """When it began."""
+    finished_at: Timestamp | None = None
+    """When it ended."""
+    outcome: Phase = Phase.RUNNING
+    """Running, Succeeded or Failed."""
+    reason: Annotated[str, Field(max_length=63)] = ""
+    """Root cause of the outcome."""
+    message: Message = ""
+    """What happened."""
+    source_digest: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the source files as they were when the run began."""
+    model_digest: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the base model's files as they were when the run began."""
+    artifact_digest: Annotated[str, Field(max_length=64)] = ""
+    """What the run published."""
+
+
+class FineTuneJobStatus(WireModel):
+    """What the operator knows. Nothing here is needed to find the results again: they are addressed by content."""
+
+    observed_generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = -1
+    """Generation of the spec that this status speaks of."""
+    phase: Phase | None = None
+    """Pending, Running, Suspended, Succeeded or Failed."""
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    """Ready, Reconciling, Stalled (kstatus), Complete, Failed and Suspended (as batch Jobs say it)."""
+    run: RunStatus | None = None
+    """The run that is active, or the last one."""
+    runs: Annotated[list[RunStatus], Field(max_length=10)] = []
+    """Earlier runs, newest first."""
+    stages: Annotated[list[StageStatus], Field(max_length=8)] = []
+    """The stage table of the run."""
+    stages_done: Annotated[str, Field(max_length=8)] = ""
+    """Finished stages of all, e.g. 3/5."""
+    progress: Progress | None = None
+    """How far the running stage is."""
+    dataset: DatasetStatus | None = None
+    """The data of the run."""
+    evaluation: EvaluationStatus | None = None
+    """The scores of the run."""
+    artifact: ArtifactStatus | None = None
+    """The newest published artifact."""
+
+
+class ObjectMeta(WireModel):
+    """The part of metadata that this project reads."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    generation: int = 1
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: list[str] = []
+
+
+class FineTuneJob(WireModel):
+    """A FineTuneJob makes a published, evaluated artifact out of examples and a base model."""
+
+    api_version: str = "finetune.dev/v1alpha1"
+    kind: str = "FineTuneJob"
+    metadata: ObjectMeta
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()

@@ -1,0 +1,105 @@
+"""The layout of results under a FineTuneJob's output URI (``s3://bucket/prefix``), and the manifest of a folder.
+
+``keys/<stage>/<inputKey>``                     StageRecord, written once (If-None-Match: *)
+``datasets/<digest>/``                          output of prepare
+``models/<digest>/adapter/``                    output of train
+``models/<digest>/quantized/``                  output of export
+``evaluations/<digest>/``                       output of evaluate
+``artifacts/<digest>/``                         output of publish
+``runs/<name>/<uid>/``                          state of runs: checkpoints/, logs/, tracking/
+``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
+
+Every folder holds ``manifest.json``, written last.
+"""
+
+from typing import Final
+
+from finetune_api.base import Timestamp, WireModel
+from finetune_api.hashing import digest
+from finetune_api.stages import RunRef, Stage, StageResult, Upstream
+
+MANIFEST: Final = "manifest.json"
+
+_FOLDERS: Final = {
+    Stage.PREPARE: "datasets/{digest}",
+    Stage.TRAIN: "models/{digest}/adapter",
+    Stage.EXPORT: "models/{digest}/quantized",
+    Stage.EVALUATE: "evaluations/{digest}",
+    Stage.PUBLISH: "artifacts/{digest}",
+}
+
+
+def output_folder(stage: Stage, output_digest: str) -> str:
+    """Folder of a stage's output, relative to the output URI."""
+    return _FOLDERS[stage].format(digest=output_digest)
+
+
+def key_object(stage: Stage, input_key: str) -> str:
+    """Object that points from a stage's input to its output, relative to the output URI."""
+    return f"keys/{stage}/{input_key}"
+
+
+def run_folder(run: RunRef) -> str:
+    """Folder of a run's own state, relative to the output URI."""
+    return f"runs/{run.name}/{run.uid}"
+
+
+def channel_object(output_name: str, channel: str = "stable") -> str:
+    """Pointer to the newest artifact of an output name, relative to the output URI."""
+    return f"channels/{output_name}/{channel}.json"
+
+
+class FileEntry(WireModel):
+    """One file of a folder."""
+
+    path: str
+    """Relative to the folder, with forward slashes."""
+    size: int
+    sha256: str
+
+
+class Lineage(WireModel):
+    """How a folder came to be: everything that is not identity."""
+
+    run: RunRef | None = None
+    upstream: Upstream = Upstream()
+    input_key: str = ""
+    recipe_version: int = 0
+    base_model_uri: str = ""
+    operator_version: str = ""
+    tools: dict[str, str] = {}
+    """Versions of the libraries that made it."""
+    created_at: Timestamp = ""
+
+
+class Manifest(WireModel):
+    """What a folder holds. A reader takes only files that stand here and verifies each hash."""
+
+    schema_version: int = 1
+    stage: Stage
+    files: list[FileEntry]
+    facts: dict[str, str] = {}
+    """The scalars of the stage's result."""
+    lineage: Lineage = Lineage()
+
+    def content_digest(self) -> str:
+        """Address of the folder: over its files only, so that the same bytes have the same address everywhere."""
+        return digest([[f.path, f.size, f.sha256] for f in sorted(self.files, key=lambda f: f.path)])
+
+
+class StageRecord(WireModel):
+    """Content of ``keys/<stage>/<inputKey>``: which output that input gave."""
+
+    schema_version: int = 1
+    result: StageResult
+    lineage: Lineage = Lineage()
+
+
+class ChannelPointer(WireModel):
+    """Content of ``channels/<output name>/stable.json``."""
+
+    schema_version: int = 1
+    artifact_digest: str
+    owner: RunRef
+    """Who published it: another FineTuneJob of this output name is refused."""
+    updated_at: Timestamp

@@ -1,0 +1,56 @@
+"""Names that the whole project agrees on: API group, kinds, labels, ports, exit codes."""
+
+from enum import IntEnum
+from typing import Final
+
+GROUP: Final = "finetune.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+FINETUNEJOB: Final = "FineTuneJob"
+FINETUNEJOBS: Final = "finetunejobs"
+ADAPTERDEPLOYMENT: Final = "AdapterDeployment"
+ADAPTERDEPLOYMENTS: Final = "adapterdeployments"
+
+MANAGED_BY: Final = "finetune-operator"
+"""Field manager and value of ``app.kubernetes.io/managed-by`` on all that the operator makes."""
+
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_OWNER_KIND: Final = f"{GROUP}/owner-kind"
+LABEL_OWNER_NAME: Final = f"{GROUP}/owner-name"
+LABEL_RUN: Final = f"{GROUP}/run"
+LABEL_STAGE: Final = f"{GROUP}/stage"
+LABEL_REVISION: Final = f"{GROUP}/revision"
+LABEL_ROLE: Final = f"{GROUP}/role"
+"""Role of a pod, which NetworkPolicies select: stage, server, verifier."""
+
+NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""DNS-1035: what a Service, and so a custom resource of ours, may be called."""
+MAX_NAME: Final = 40
+"""Longest name of a custom resource: leaves room for stage and hash within the 63 characters of a label."""
+
+METRICS_PORT: Final = 9400
+"""Where a stage's pod shows its progress as Prometheus metrics."""
+SERVING_PORT: Final = 8080
+"""Where a model server listens inside its pod."""
+
+INPUT_FILE: Final = "/etc/finetune/input.json"
+"""Where a stage's container finds its StageInput."""
+SCRATCH_DIR: Final = "/scratch"
+"""The writable volume of a stage's container."""
+MODELS_DIR: Final = "/models"
+"""The volume that fetch fills and the model server reads; the artifact's digest is part of the path."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the stage containers; ``podFailurePolicy`` and ``docs/reference/exit-codes.md`` follow them.
+
+    The numbers are those of BSD's sysexits, which no shell and no signal uses.
+    """
+
+    OK = 0
+    """The result is written and published."""
+    FATAL = 65
+    """What was asked cannot succeed as it is (EX_DATAERR): the Job fails at once, no retry."""
+    RETRIABLE = 75
+    """A temporary failure, e.g. the object store did not answer (EX_TEMPFAIL): the Job tries again."""

@@ -1,0 +1,227 @@
+"""The stages: what each is given (StageInput), what each answers (StageResult), and what identifies its work.
+
+The operator writes a StageInput as JSON into an immutable ConfigMap; the stage's container reads it, and its
+termination message is a StageResult. Both ignore fields that they do not know, so that operator and job images of
+neighbouring versions understand each other; a field is only ever added, with a default.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_api.base import WireModel
+from finetune_api.finetunejob import Columns, Evaluation, Export, Output, Source, Split, Task, Training
+from finetune_api.hashing import digest
+from finetune_api.reasons import Reason
+from finetune_api.storage import Storage
+
+MAX_RESULT_BYTES: Final = 3072
+"""Longest StageResult; the kubelet cuts termination messages at 4,096 bytes."""
+
+
+class Stage(StrEnum):
+    """What runs in a stage's container: ``python -m finetune_jobs.<stage>``."""
+
+    RESOLVE = "resolve"
+    PREPARE = "prepare"
+    TRAIN = "train"
+    EXPORT = "export"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+    FETCH = "fetch"
+    VERIFY = "verify"
+
+
+PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Stage.PUBLISH)
+"""The stages of a FineTuneJob that make something, in order; ``resolve`` runs before them."""
+
+RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
+    Stage.PREPARE: 1,
+    Stage.TRAIN: 1,
+    Stage.EXPORT: 1,
+    Stage.EVALUATE: 1,
+    Stage.PUBLISH: 1,
+}
+"""Raise a number when the stage's code gives another result for the same input: old results are then not reused."""
+
+
+class PrepareParams(WireModel):
+    """The part of the spec that prepare depends on."""
+
+    sources: list[Source]
+    columns: Columns | None = None
+    instruction: str = ""
+    max_invalid_percent: int = 5
+    split: Split = Split()
+    task: Task = Task()
+
+
+class TrainParams(WireModel):
+    """The part of the spec that train depends on."""
+
+    training: Training
+
+
+class ExportParams(WireModel):
+    """The part of the spec that export depends on. The method decides how the base is merged."""
+
+    export: Export
+    method: str
+
+
+class EvaluateParams(WireModel):
+    """The part of the spec that evaluate depends on."""
+
+    evaluation: Evaluation
+    task: Task
+    method: str
+
+
+class PublishParams(WireModel):
+    """The part of the spec that publish depends on."""
+
+    output: Output
+    format: str
+
+
+class VerifyParams(WireModel):
+    """What verify asks a candidate's server."""
+
+    endpoint: str
+    """URL of the candidate's Service."""
+    samples: int
+    min_agreement_percent: int
+    timeout_seconds: int = 600
+
+
+class Params(WireModel):
+    """All parameters of the pipeline. A FineTuneJob's stages each use their part; resolve needs all of them."""
+
+    prepare: PrepareParams | None = None
+    train: TrainParams | None = None
+    export: ExportParams | None = None
+    evaluate: EvaluateParams | None = None
+    publish: PublishParams | None = None
+    verify: VerifyParams | None = None
+
+
+class RunRef(WireModel):
+    """Who asks."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    id: str
+    """Run id of a FineTuneJob, revision of an AdapterDeployment."""
+
+
+class Upstream(WireModel):
+    """Content addresses that a stage builds on; empty where not made yet."""
+
+    source: str = ""
+    """Identity of the source files (from resolve)."""
+    model: str = ""
+    """Identity of the base model's files (from resolve)."""
+    dataset: str = ""
+    """Output of prepare."""
+    adapter: str = ""
+    """Output of train."""
+    export: str = ""
+    """Output of export."""
+    evaluation: str = ""
+    """Output of evaluate."""
+
+    def with_output(self, stage: Stage, output: str) -> "Upstream":
+        """This chain with a stage's output filled in; publish has no follower and changes nothing."""
+        field = {
+            Stage.PREPARE: "dataset",
+            Stage.TRAIN: "adapter",
+            Stage.EXPORT: "export",
+            Stage.EVALUATE: "evaluation",
+        }.get(stage)
+        return self.model_copy(update={field: output}) if field else self
+
+
+DEPENDS_ON: Final[Mapping[Stage, tuple[str, ...]]] = {
+    Stage.PREPARE: ("source",),
+    Stage.TRAIN: ("model", "dataset"),
+    Stage.EXPORT: ("model", "adapter"),
+    Stage.EVALUATE: ("model", "dataset", "adapter", "export"),
+    Stage.PUBLISH: ("dataset", "adapter", "export", "evaluation"),
+}
+"""Which upstream addresses are part of a stage's input key."""
+
+
+class StageInput(WireModel):
+    """Everything that a stage needs, without secrets. Credentials come as environment variables."""
+
+    schema_version: int = 1
+    stage: Stage
+    run: RunRef
+    storage: Storage = Storage()
+    output: Output | None = None
+    """Where a FineTuneJob's results go."""
+    base_model_uri: str = ""
+    artifact_uri: str = ""
+    """What fetch and verify work on; resolve of an AdapterDeployment reads its manifest."""
+    input_key: str = ""
+    """Identity of this stage's work; empty for resolve, fetch and verify."""
+    reuse: bool = True
+    upstream: Upstream = Upstream()
+    params: Params = Params()
+    operator_version: str = ""
+    """Lineage only."""
+
+
+class Outcome(StrEnum):
+    """How a stage ended."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Found(WireModel):
+    """A result that resolve found in the store for a stage of this run."""
+
+    stage: Stage
+    output_digest: str
+    scalars: dict[str, str] = {}
+
+
+class StageResult(WireModel):
+    """The termination message of a stage's container: at most MAX_RESULT_BYTES of JSON."""
+
+    schema_version: int = 1
+    stage: Stage
+    outcome: Outcome
+    reason: Reason
+    message: Annotated[str, Field(max_length=1024)] = ""
+    output_digest: str = ""
+    reused: bool = False
+    """True when the result for this input existed and no work was done."""
+    scalars: dict[str, str] = {}
+    """A dozen facts for the status: see docs/reference/stages.md for the names of each stage."""
+    found: list[Found] = []
+    """Of resolve: the stages, in order from the first, whose results exist already."""
+
+
+def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
+    """Identity of a stage's work: upstream addresses, its part of the spec, the version of its recipe.
+
+    Raises ValueError when an address that the stage depends on is not known yet.
+    """
+    chain = upstream.model_dump(by_alias=False)
+    missing = [name for name in DEPENDS_ON[stage] if not chain[name]]
+    if missing:
+        raise ValueError(f"{stage}: no {', '.join(missing)} yet")
+    return digest(
+        {
+            "stage": stage.value,
+            "recipe": RECIPE_VERSIONS[stage],
+            "upstream": {name: chain[name] for name in DEPENDS_ON[stage]},
+            "params": getattr(params, stage.value),
+        }
+    )

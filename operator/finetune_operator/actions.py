@@ -1,0 +1,94 @@
+"""What a plan consists of. Plans are made by pure functions of what was observed; ``apply.py`` carries them out."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from finetune_api import meta
+from finetune_api.reasons import Reason
+
+Object = dict[str, Any]
+"""A Kubernetes object as plain JSON."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One kind of object and its REST path."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+
+CONFIG_MAPS: Final = Resource("v1", "ConfigMap", "configmaps")
+PODS: Final = Resource("v1", "Pod", "pods")
+SERVICES: Final = Resource("v1", "Service", "services")
+SERVICE_ACCOUNTS: Final = Resource("v1", "ServiceAccount", "serviceaccounts")
+EVENTS: Final = Resource("v1", "Event", "events")
+JOBS: Final = Resource("batch/v1", "Job", "jobs")
+DEPLOYMENTS: Final = Resource("apps/v1", "Deployment", "deployments")
+NETWORK_POLICIES: Final = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+FINETUNEJOBS: Final = Resource(meta.API_VERSION, meta.FINETUNEJOB, meta.FINETUNEJOBS)
+ADAPTERDEPLOYMENTS: Final = Resource(meta.API_VERSION, meta.ADAPTERDEPLOYMENT, meta.ADAPTERDEPLOYMENTS)
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create an object once. That it exists already is success if our owner owns it, a NameTaken condition if not."""
+
+    resource: Resource
+    object: Object
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply of the fields that we own (field manager ``finetune-operator``)."""
+
+    resource: Resource
+    object: Object
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Merge patch of a few fields, e.g. a Job's ``spec.suspend``."""
+
+    resource: Resource
+    name: str
+    body: Object
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete an object (background propagation) if it is still the one that was observed. Gone already is success."""
+
+    resource: Resource
+    name: str
+    uid: str
+
+
+Action = Create | Apply | Patch | Delete
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes Event on the custom resource; written after the status, on edges only."""
+
+    type: Literal["Normal", "Warning"]
+    reason: Reason
+    message: str
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Plan(Generic[S]):
+    """What to do, what to say, and when to look again without an event."""
+
+    status: S
+    """The whole new status; written once, and only if it differs."""
+    actions: tuple[Action, ...] = ()
+    """In order; all are carried out before the status is written, so that a crash in between only repeats them."""
+    events: tuple[Event, ...] = field(default=())
+    """Written after the status write succeeded."""
+    requeue_after: float | None = None
+    """Seconds after which to reconcile again; None waits for an event or the resync."""

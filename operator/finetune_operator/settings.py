@@ -1,0 +1,142 @@
+"""What the platform's admin decides: images, hardware profiles, model servers. Read once from the chart's ConfigMap."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from finetune_api.base import ApiModel
+from finetune_api.finetunejob import Name
+from finetune_api.stages import Stage
+from pydantic import Field
+
+
+class PodShape(ApiModel):
+    """Size and placement of a pod."""
+
+    requests: dict[str, str] = {}
+    """Resource requests, e.g. cpu, memory, ephemeral-storage."""
+    limits: dict[str, str] = {}
+    """Resource limits, e.g. nvidia.com/gpu."""
+    scratch_size: str = "20Gi"
+    """Size limit of the pod's writable volume."""
+    node_selector: dict[str, str] = {}
+    """Labels that a node must have."""
+    tolerations: list[dict[str, Any]] = []
+    """Taints that the pod tolerates."""
+    priority_class_name: str = ""
+    """Priority of the pod."""
+    runtime_class_name: str = ""
+    """Container runtime, e.g. nvidia."""
+
+
+class Gpu(ApiModel):
+    """What a GPU of a profile can do and costs; the basis of fit, time and cost estimates."""
+
+    name: str
+    """Product, e.g. NVIDIA L4."""
+    count: int = 1
+    """GPUs per pod."""
+    memory_gib: float
+    """Memory of one GPU in GiB."""
+    peak_tflops: float
+    """Dense bfloat16 peak of one GPU in TFLOP/s."""
+    usd_per_hour: float
+    """Price of one GPU for one hour."""
+
+
+class Profile(ApiModel):
+    """A kind of hardware that FineTuneJobs may ask for by name."""
+
+    description: str = ""
+    """What it is, for people who choose."""
+    service_account_name: Name = "finetune-runner"
+    """ServiceAccount of stage pods; the admin creates it in every namespace that may run jobs."""
+    deadline_seconds: Annotated[int, Field(ge=60)] = 86400
+    """Longest time that one stage may take, retries included."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often a stage is tried again after a failure that may pass."""
+    cpu: PodShape = PodShape()
+    """Shape of the stages without a model: resolve, prepare, publish."""
+    accelerator: PodShape = PodShape()
+    """Shape of the stages with a model: train, export, evaluate."""
+    gpu: Gpu | None = None
+    """The GPU, where there is one."""
+
+
+class Engine(StrEnum):
+    """Contract that a model server speaks."""
+
+    TGI = "tgi"
+
+
+class Runtime(ApiModel):
+    """A model server that AdapterDeployments may ask for by name."""
+
+    description: str = ""
+    """What it is, for people who choose."""
+    engine: Engine
+    """Contract of the server."""
+    image: str
+    """Image of the server."""
+    service_account_name: Name = "finetune-runner"
+    """ServiceAccount of the serving pods."""
+    pod: PodShape = PodShape()
+    """Shape of a serving pod."""
+    env: dict[str, str] = {}
+    """Further settings of the server, e.g. CUDA_GRAPHS."""
+    max_input_tokens: int = 1024
+    """Longest prompt."""
+    max_total_tokens: int = 2048
+    """Longest prompt and answer together."""
+    num_shard: int = 1
+    """GPUs that one pod uses."""
+    startup_timeout_seconds: int = 1800
+    """How long loading may take before the candidate has failed."""
+    drain_seconds: int = 15
+    """How long a stopping pod waits for the Service to forget it."""
+    termination_grace_seconds: int = 225
+    """How long a stopping pod may finish its requests."""
+
+
+class Images(ApiModel):
+    """Images of the stages. By digest in production."""
+
+    data: str
+    """CPU stages: resolve, prepare, publish, fetch, verify."""
+    jobs: str
+    """Stages with torch: train, evaluate."""
+    quantize: str
+    """Export, with llm-compressor."""
+    pull_policy: str = "IfNotPresent"
+    """When the kubelet pulls."""
+    pull_secrets: list[str] = []
+    """Secrets of the job's namespace for private registries."""
+
+    def of(self, stage: Stage) -> str:
+        """Image in which a stage runs."""
+        return {Stage.TRAIN: self.jobs, Stage.EVALUATE: self.jobs, Stage.EXPORT: self.quantize}.get(stage, self.data)
+
+
+class Settings(ApiModel):
+    """The operator's configuration (``/etc/finetune-operator/config.yaml``)."""
+
+    images: Images
+    """Images of the stages."""
+    profiles: dict[str, Profile]
+    """Hardware by name."""
+    runtimes: dict[str, Runtime] = {}
+    """Model servers by name."""
+    namespaces: list[str] = []
+    """Namespaces to watch; empty means all."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    """Resources that are reconciled at the same time."""
+    resync_seconds: Annotated[int, Field(ge=10)] = 600
+    """Every resource is looked at again after this time, event or not."""
+    progress_seconds: Annotated[int, Field(ge=1)] = 10
+    """How often the progress of a running stage is read."""
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the configuration; raises ``pydantic.ValidationError`` that names the wrong field."""
+    return Settings.model_validate(yaml.safe_load(path.read_text()))
