@@ -1,0 +1,237 @@
+"""etcd, the API server and, where asked for, the controller manager and the scheduler.
+
+The cluster's own control plane, and throwaway ones for tests::
+
+    with ControlPlane.temporary(controllers=("job-controller",)) as plane:
+        plane.kubectl("create", "namespace", "team-a")
+        KubeClient(plane.kubeconfig)
+"""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from . import toolchain
+from .console import run, succeeds
+from .layout import CLUSTER_DOMAIN, KUBERNETES_SERVICE_IP, SERVICE_SUBNET, Ports
+from .pki import Authority
+from .processes import Daemon
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass
+class ControlPlane:
+    """One control plane in one folder.
+
+    ``controllers`` are the controller manager's ``--controllers`` (none: it is not started, and pods need no service
+    account, which nobody would create). ``address`` other than the loopback makes the API server reachable from pods.
+    """
+
+    directory: Path
+    ports: Ports = field(default_factory=Ports)
+    address: str = LOOPBACK
+    controllers: tuple[str, ...] = ()
+    scheduler: bool = False
+    temporary_directory: bool = False
+
+    @classmethod
+    def temporary(cls, controllers: Sequence[str] = (), scheduler: bool = False) -> ControlPlane:
+        """A control plane for a test: free ports, a folder in the system's temporary one that ``stop`` removes."""
+        directory = Path(tempfile.mkdtemp(prefix="finetune-control-plane-"))
+        return cls(directory, Ports.free(), LOOPBACK, tuple(controllers), scheduler, temporary_directory=True)
+
+    def __enter__(self) -> ControlPlane:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"https://{LOOPBACK}:{self.ports.apiserver}"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Cluster administrator."""
+        return self.directory / "admin.kubeconfig"
+
+    @property
+    def authority(self) -> Authority:
+        return Authority(self.directory / "pki")
+
+    def start(self) -> None:
+        """Start what does not run, and wait until all of it answers.
+
+        Raises:
+            ClusterError: a part did not come up; carries the end of its log.
+        """
+        toolchain.build(toolchain.CONTROL_PLANE)
+        self._credentials()
+        for daemon in self.daemons():
+            daemon.start()
+            daemon.wait_ready()
+
+    def stop(self) -> None:
+        """End all parts, the API server's clients first; a temporary folder goes with them."""
+        for daemon in reversed(self.daemons()):
+            daemon.stop(grace_seconds=2 if self.temporary_directory else 15)
+        if self.temporary_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+        """Run kubectl as administrator and return what it prints."""
+        argv = [toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, *arguments]
+        return run(argv, stdin=stdin, timeout=timeout)
+
+    def daemons(self) -> list[Daemon]:
+        """The parts, in starting order."""
+        parts = [self._etcd(), self._apiserver()]
+        if self.controllers:
+            parts.append(self._controller_manager())
+        if self.scheduler:
+            parts.append(self._scheduler())
+        return parts
+
+    def _credentials(self) -> None:
+        self.authority.create()
+        names = ("localhost", "kubernetes", "kubernetes.default", f"kubernetes.default.svc.{CLUSTER_DOMAIN}")
+        addresses = dict.fromkeys((LOOPBACK, self.address, KUBERNETES_SERVICE_IP))
+        self.authority.issue(
+            "apiserver",
+            "/CN=kube-apiserver",
+            (*(f"DNS:{name}" for name in (*names, "kubernetes.default.svc")), *(f"IP:{each}" for each in addresses)),
+        )
+        self.authority.kubeconfig(self.kubeconfig, self.url, "admin", "/O=system:masters/CN=admin")
+        for name in ("controller-manager", "scheduler"):
+            self.authority.kubeconfig(self._client(name), self.url, name, f"/CN=system:kube-{name}")
+
+    def _client(self, name: str) -> Path:
+        return self.directory / f"{name}.kubeconfig"
+
+    def _etcd(self) -> Daemon:
+        # 3.6, because older ones send no watch progress and lists of quiet resources answer 504.
+        # No fsync: a power cut may lose this cluster, and the disk's latency does not slow down every test.
+        client = f"http://{LOOPBACK}:{self.ports.etcd}"
+        peer = f"http://{LOOPBACK}:{self.ports.etcd_peer}"
+        argv = (
+            str(toolchain.program("etcd")),
+            f"--data-dir={self.directory / 'etcd'}",
+            "--unsafe-no-fsync",
+            "--watch-progress-notify-interval=5s",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--log-level=warn",
+        )
+        return Daemon("etcd", argv, self.directory, lambda: answers(f"{client}/readyz"))
+
+    def _apiserver(self) -> Daemon:
+        pki = self.authority
+        argv = [
+            str(toolchain.program("kube-apiserver")),
+            f"--etcd-servers=http://{LOOPBACK}:{self.ports.etcd}",
+            f"--secure-port={self.ports.apiserver}",
+            f"--bind-address={LOOPBACK if self.address == LOOPBACK else '0.0.0.0'}",
+            f"--advertise-address={self.address}",
+            f"--service-cluster-ip-range={SERVICE_SUBNET}",
+            "--authorization-mode=Node,RBAC",
+            f"--client-ca-file={pki.certificate}",
+            f"--tls-cert-file={pki.directory / 'apiserver.crt'}",
+            f"--tls-private-key-file={pki.directory / 'apiserver.key'}",
+            f"--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}",
+            f"--service-account-key-file={pki.service_account_public_key}",
+            f"--service-account-signing-key-file={pki.service_account_key}",
+            f"--kubelet-client-certificate={pki.directory / 'admin.crt'}",
+            f"--kubelet-client-key={pki.directory / 'admin.key'}",
+            "--kubelet-preferred-address-types=InternalIP",  # the node's name is in no DNS
+            "--allow-privileged=true",
+            "--enable-admission-plugins=NodeRestriction",
+            "--profiling=false",
+        ]
+        if self.address == LOOPBACK:
+            argv.append("--endpoint-reconciler-type=none")  # an endpoint on the loopback is refused, once a second
+        if not self.controllers:
+            argv.append("--disable-admission-plugins=ServiceAccount")
+        # The extra client carries a certificate, because anonymous requests are not for everything that /readyz checks.
+        probe = (toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, "get", "--raw", "/readyz")
+        return Daemon(
+            "apiserver",
+            tuple(argv),
+            self.directory,
+            lambda: succeeds(probe),
+            files=(pki.certificate, pki.directory / "apiserver.crt"),
+            ready_seconds=120,
+        )
+
+    def _controller_manager(self) -> Daemon:
+        config = self._client("controller-manager")
+        argv = (
+            str(toolchain.program("kube-controller-manager")),
+            *_kubeconfig_flags(config),
+            f"--controllers={','.join(self.controllers)}",
+            f"--service-account-private-key-file={self.authority.service_account_key}",
+            f"--root-ca-file={self.authority.certificate}",
+            "--use-service-account-credentials=true",
+            "--leader-elect=false",
+            f"--bind-address={LOOPBACK}",
+            f"--secure-port={self.ports.controller_manager}",
+            "--profiling=false",
+        )
+        return Daemon(
+            "controller-manager",
+            argv,
+            self.directory,
+            lambda: answers(f"https://{LOOPBACK}:{self.ports.controller_manager}/healthz"),
+            files=(config,),
+        )
+
+    def _scheduler(self) -> Daemon:
+        config = self._client("scheduler")
+        argv = (
+            str(toolchain.program("kube-scheduler")),
+            *_kubeconfig_flags(config),
+            "--leader-elect=false",
+            f"--bind-address={LOOPBACK}",
+            f"--secure-port={self.ports.scheduler}",
+            "--profiling=false",
+        )
+        return Daemon(
+            "scheduler",
+            argv,
+            self.directory,
+            lambda: answers(f"https://{LOOPBACK}:{self.ports.scheduler}/healthz"),
+            files=(config,),
+        )
+
+
+def _kubeconfig_flags(path: Path) -> tuple[str, ...]:
+    names = ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
+    return tuple(f"--{name}={path}" for name in names)
+
+
+def answers(url: str) -> bool:
+    """Whether a health endpoint on the loopback answers 200. Its self-signed certificate proves nothing, so is ignored."""
+    context = ssl._create_unverified_context() if url.startswith("https") else None
+    try:
+        with urllib.request.urlopen(url, timeout=2, context=context) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,70 @@
+"""Where everything of the local cluster lies, and the addresses and ports it uses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOL_SOURCES = Path(__file__).resolve().parent / "tools"
+
+NODE_NAME = "finetune-node"
+CLUSTER_DOMAIN = "cluster.local"
+SERVICE_SUBNET = "10.96.0.0/16"
+KUBERNETES_SERVICE_IP = "10.96.0.1"
+DNS_SERVICE_IP = "10.96.0.10"
+POD_SUBNET = "10.244.0.0/24"
+BRIDGE = "ftcni0"
+IMAGE_PREFIX = "localhost/finetune-operator"
+
+
+def cache_directory() -> Path:
+    """The project's cache, outside every checkout, so that clones share binaries, images and the cluster."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
+
+
+def cluster_directory() -> Path:
+    """Everything of the cluster itself; ``FINETUNE_CLUSTER_DIR`` moves it."""
+    return Path(os.environ.get("FINETUNE_CLUSTER_DIR") or cache_directory() / "cluster")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Not Kubernetes' own defaults, so that this cluster can stand next to another one."""
+
+    apiserver: int = 16443
+    etcd: int = 12379
+    etcd_peer: int = 12380
+    controller_manager: int = 11257
+    scheduler: int = 11259
+    kubelet: int = 11250
+    kubelet_health: int = 11248
+    proxy_health: int = 11256
+    proxy_metrics: int = 11249
+    router_health: int = 11244
+    router_metrics: int = 11245
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Control plane ports that nothing listens on right now: for test instances side by side."""
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
+        try:
+            return cls(*(each.getsockname()[1] for each in sockets))
+        finally:
+            for each in sockets:
+                each.close()
+
+
+def node_address() -> str:
+    """The machine's address on its default route (no packet is sent to find it).
+
+    An address of the loopback would do for the API server alone, but not for `kubernetes.default` inside pods.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

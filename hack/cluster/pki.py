@@ -1,0 +1,99 @@
+"""Certificates and kubeconfigs, by the machine's openssl."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .console import run
+
+DAYS = 3650
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+_MINIMAL_CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority in a folder; certificates are issued once and again only when asked for otherwise."""
+
+    directory: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "ca.crt"
+
+    @property
+    def service_account_key(self) -> Path:
+        return self.directory / "service-accounts.key"
+
+    @property
+    def service_account_public_key(self) -> Path:
+        return self.directory / "service-accounts.pub"
+
+    def create(self) -> None:
+        """The authority itself and the key pair that signs service account tokens."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._config.write_text(_MINIMAL_CONFIG)
+        if not self.certificate.exists():
+            extensions = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
+            self._request("ca", "/CN=finetune-cluster", extensions, signed_by_authority=False)
+        if not self.service_account_public_key.exists():
+            key = self.service_account_key
+            run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-out", key])
+            run(["openssl", "pkey", "-in", key, "-pubout", "-out", self.service_account_public_key])
+
+    def issue(self, name: str, subject: str, names: tuple[str, ...] = ()) -> tuple[Path, Path]:
+        """A certificate and its key for servers and clients alike; ``names`` are like ``DNS:localhost``, ``IP:127.0.0.1``."""
+        certificate, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        asked = self.directory / f"{name}.json"
+        wish = json.dumps([subject, names])
+        if not (certificate.exists() and asked.exists() and asked.read_text() == wish):
+            extensions = ["basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth"]
+            if names:
+                extensions.append("subjectAltName=" + ",".join(names))
+            self._request(name, subject, tuple(extensions), signed_by_authority=True)
+            asked.write_text(wish)
+        return certificate, key
+
+    @property
+    def _config(self) -> Path:
+        return self.directory / "openssl.cnf"
+
+    def _request(self, name: str, subject: str, extensions: tuple[str, ...], *, signed_by_authority: bool) -> None:
+        draft = self.directory / f"{name}.crt.draft"
+        key = self.directory / f"{name}.key"
+        argv: list[str | Path] = ["openssl", "req", "-x509", "-config", self._config, *_NEW_KEY]
+        argv += ["-keyout", key, "-out", draft, "-days", str(DAYS), "-subj", subject]
+        if signed_by_authority:
+            argv += ["-CA", self.certificate, "-CAkey", self.directory / "ca.key"]
+        for extension in extensions:
+            argv += ["-addext", extension]
+        run(argv)
+        key.chmod(0o600)
+        draft.replace(self.directory / f"{name}.crt")  # last: a certificate in place means that all is there
+
+    def kubeconfig(self, path: Path, server: str, name: str, subject: str) -> Path:
+        """Write a self-contained kubeconfig for a client of this subject."""
+        certificate, key = self.issue(name, subject)
+        cluster = {"server": server, "certificate-authority-data": _base64(self.certificate)}
+        user = {"client-certificate-data": _base64(certificate), "client-key-data": _base64(key)}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "finetune", "cluster": cluster}],
+            "users": [{"name": name, "user": user}],
+            "contexts": [{"name": "finetune", "context": {"cluster": "finetune", "user": name}}],
+            "current-context": "finetune",
+        }
+        draft = path.with_suffix(".draft")
+        draft.touch(mode=0o600)
+        draft.write_text(json.dumps(config, indent=1))  # JSON is YAML
+        os.replace(draft, path)
+        return path
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

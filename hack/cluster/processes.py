@@ -1,0 +1,186 @@
+"""Long-running parts of the cluster: started detached, found again by a later call, restarted only when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .console import ClusterError, say
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOG_LIMIT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process, for good: a pid alone may mean another process tomorrow."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> Identity | None:
+        """The living process with this pid; None when there is none (a zombie counts as none)."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses
+        return None if fields[0] in "ZX" else cls(pid, int(fields[19]), BOOT_ID.read_text().strip())
+
+    def alive(self) -> bool:
+        return Identity.of(self.pid) == self
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the pid file says: which process, what it was started with, and when (seconds since the epoch)."""
+
+    identity: Identity
+    fingerprint: str
+    since: float
+
+    def write(self, path: Path) -> None:
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps({**vars(self.identity), "fingerprint": self.fingerprint, "since": self.since}))
+        draft.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """None without a pid file, or with one cut short by a crash."""
+        try:
+            data = json.loads(path.read_text())
+            return cls(Identity(data["pid"], data["start_ticks"], data["boot_id"]), data["fingerprint"], data["since"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One long-running part. ``files`` are configurations whose change means a restart, like a change of ``argv``."""
+
+    name: str
+    argv: tuple[str, ...]
+    directory: Path
+    ready: Callable[[], bool]
+    files: tuple[Path, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready_seconds: float = 60
+
+    @property
+    def pid_file(self) -> Path:
+        return self.directory / f"{self.name}.pid"
+
+    @property
+    def log_file(self) -> Path:
+        return self.directory / f"{self.name}.log"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\0".join(self.argv).encode())
+        for path in self.files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def record(self) -> Record | None:
+        """The record of the process, if it is alive."""
+        record = Record.read(self.pid_file)
+        return record if record and record.identity.alive() else None
+
+    def start(self) -> bool:
+        """Make it run with the present arguments and files; False when it already does."""
+        record, fingerprint = self.record(), self.fingerprint()
+        if record and record.fingerprint == fingerprint:
+            return False
+        if record:
+            self.stop()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        with self.log_file.open("ab") as log:
+            # A session of its own: it outlives the terminal or `make` that started it.
+            process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.env},
+                start_new_session=True,
+            )
+        identity = Identity.of(process.pid)
+        if identity is None:
+            raise self._failure("ended at once")
+        Record(identity, fingerprint, time.time()).write(self.pid_file)
+        # The pid file is what later calls go by; this object must not complain about a child it never waits for.
+        process.returncode = 0
+        return True
+
+    def wait_ready(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            ClusterError: it ended, or did not answer within ``ready_seconds``; carries the end of its log.
+        """
+        begin = time.monotonic()
+        deadline, reminder = begin + self.ready_seconds, begin + 10
+        while not self.ready():
+            now = time.monotonic()
+            if self.record() is None:
+                raise self._failure("ended")
+            if now > deadline:
+                raise self._failure(f"not ready after {self.ready_seconds:.0f} s")
+            if now > reminder:
+                say(f"    waiting for {self.name} ({now - begin:.0f} s)")
+                reminder = now + 10
+            time.sleep(0.1)
+
+    def stop(self, grace_seconds: float = 15) -> None:
+        """Ask it to end, insist after ``grace_seconds``; a process that is not ours is left alone."""
+        record = self.record()
+        if record:
+            terminate(record.identity, grace_seconds)
+        self.pid_file.unlink(missing_ok=True)
+
+    def _failure(self, what: str) -> ClusterError:
+        return ClusterError(f"{self.name}: {what}; the end of {self.log_file}:\n{tail(self.log_file)}")
+
+
+def terminate(identity: Identity, grace_seconds: float) -> None:
+    """SIGTERM, then SIGKILL; returns when the process is gone."""
+    deadline = time.monotonic() + grace_seconds
+    send = signal.SIGTERM
+    while identity.alive():
+        try:
+            os.kill(identity.pid, send)
+        except ProcessLookupError:
+            break
+        while identity.alive() and time.monotonic() < deadline:
+            _reap(identity.pid)
+            time.sleep(0.05)
+        send, deadline = signal.SIGKILL, time.monotonic() + 5
+    _reap(identity.pid)
+
+
+def _reap(pid: int) -> None:
+    """Collect the exit status when the process is a child of this very interpreter (test fixtures)."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - 16384))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return "(no log)"

