@@ -3,10 +3,11 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel, Condition, Message, Timestamp, WireModel
 from finetune_api.finetunejob import Name, ObjectMeta
+from finetune_api.rules import exactly_one_of
 from finetune_api.storage import Storage
 
 ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
@@ -31,10 +32,18 @@ class ArtifactRef(ApiModel):
 class ArtifactSource(ApiModel):
     """What to serve: exactly one of the two."""
 
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact"))
+
     fine_tune_job: FineTuneJobRef | None = None
     """Follow a FineTuneJob; its storage settings are used."""
     artifact: ArtifactRef | None = None
     """Serve one pinned artifact."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "ArtifactSource":
+        if (self.fine_tune_job is None) == (self.artifact is None):
+            raise ValueError("exactly one of fineTuneJob and artifact must be set")
+        return self
 
 
 class Verification(ApiModel):

@@ -3,10 +3,11 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from finetune_api.base import ApiModel, Condition, Decimal, Digest, Message, Timestamp, WireModel
 from finetune_api.meta import MAX_NAME, NAME_PATTERN
+from finetune_api.rules import Rule
 from finetune_api.storage import MODEL_URI, S3Uri, Storage
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]
@@ -41,6 +42,17 @@ class Columns(ApiModel):
 class Split(ApiModel):
     """How examples are divided; the rest is for training."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                Rule(
+                    "self.validationPercent + self.testPercent <= 60",
+                    "validationPercent and testPercent together may be 60 at most: training needs the rest",
+                ).as_schema()
+            ]
+        }
+    )
+
     validation_percent: Annotated[int, Field(ge=1, le=40)] = 10
     """Share of the examples that guides training (early stopping, best checkpoint)."""
     test_percent: Annotated[int, Field(ge=1, le=40)] = 10
@@ -55,7 +67,7 @@ class Dataset(ApiModel):
     sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
     """Files that are read one after the other."""
     columns: Columns | None = None
-    """Mapping of columns to an example; left out, every row holds chat `messages` that end with the assistant's answer."""
+    """Mapping of columns to an example; left out, every row holds chat `messages` that end with the answer."""
     instruction: Annotated[str, Field(max_length=4096)] = ""
     """System prompt that is put before every example, in training and in serving."""
     max_invalid_percent: Annotated[int, Field(ge=0, le=100)] = 5
@@ -184,7 +196,7 @@ class FineTuneJobSpec(ApiModel):
     suspend: bool = False
     """True stops the running stage's pod and keeps everything finished; false goes on."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
-    """Any new value starts a new run after one has ended, e.g. after credentials were fixed; finished stages are reused."""
+    """Any new value starts a new run after one has ended, e.g. with new credentials; finished stages are reused."""
     reuse: Reuse = Reuse.ALLOWED
     """Never: do every stage again even where a result for the same input exists."""
 

@@ -1,4 +1,4 @@
-"""Names of the Prometheus metrics that a stage's pod shows on METRICS_PORT and that the operator reads for the status."""
+"""Names of the Prometheus metrics that a stage's pod shows on METRICS_PORT; the operator reads them for the status."""
 
 from typing import Final
 

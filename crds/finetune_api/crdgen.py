@@ -1,0 +1,250 @@
+"""Generates the CRD YAML from the pydantic models: ``python -m finetune_api.crdgen OUTPUT_DIR``.
+
+Pydantic writes JSON Schema 2020-12; Kubernetes wants a *structural schema* of OpenAPI v3
+(https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/). The conversion
+inlines references, drops what the API server refuses, keeps descriptions (``kubectl explain``), bounds and defaults,
+and insists on a description for every field and a bound for every list and free text of a spec, because CEL rules are
+priced by the largest possible value.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.rules import Rule, frozen_while, name_rule
+
+Schema = dict[str, Any]
+
+_KEPT = frozenset(
+    {"type", "description", "default", "enum", "format", "pattern", "items", "properties", "required"}
+    | {"minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}
+    | {"additionalProperties", "x-kubernetes-validations"}
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One custom resource."""
+
+    model: type[BaseModel]
+    spec: type[BaseModel]
+    status: type[BaseModel]
+    kind: str
+    plural: str
+    short_name: str
+    columns: tuple[tuple[str, str, str, int], ...]
+    """Printer columns: name, type, JSON path, priority (1 shows only with ``-o wide``)."""
+    rules: tuple[Rule, ...]
+    """CEL rules over the whole object."""
+    scale: Schema | None = None
+    """The scale subresource."""
+
+
+KINDS = (
+    Kind(
+        model=FineTuneJob,
+        spec=FineTuneJobSpec,
+        status=FineTuneJobStatus,
+        kind=meta.FINETUNEJOB,
+        plural=meta.FINETUNEJOBS,
+        short_name="ftj",
+        columns=(
+            ("Phase", "string", ".status.phase", 0),
+            ("Stages", "string", ".status.stagesDone", 0),
+            ("Stage", "string", ".status.progress.stage", 0),
+            ("Percent", "integer", ".status.progress.percent", 0),
+            ("Accuracy", "string", ".status.evaluation.accuracy.artifact", 0),
+            ("Base", "string", ".status.evaluation.accuracy.base", 1),
+            ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", 0),
+            ("Artifact", "string", ".status.artifact.uri", 1),
+            ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
+            ("Age", "date", ".metadata.creationTimestamp", 0),
+        ),
+        rules=(
+            name_rule(),
+            frozen_while((Phase.RUNNING.value,), FineTuneJobSpec, free=("suspend",)),
+        ),
+    ),
+    Kind(
+        model=AdapterDeployment,
+        spec=AdapterDeploymentSpec,
+        status=AdapterDeploymentStatus,
+        kind=meta.ADAPTERDEPLOYMENT,
+        plural=meta.ADAPTERDEPLOYMENTS,
+        short_name="adep",
+        columns=(
+            ("Phase", "string", ".status.phase", 0),
+            ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", 0),
+            ("Revision", "string", ".status.stable.revision", 0),
+            ("Candidate", "string", ".status.candidate.revision", 0),
+            ("Replicas", "integer", ".status.readyReplicas", 0),
+            ("Accuracy", "string", ".status.stable.accuracy", 0),
+            ("Endpoint", "string", ".status.endpoint", 0),
+            ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", 1),
+            ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
+            ("Age", "date", ".metadata.creationTimestamp", 0),
+        ),
+        rules=(name_rule(),),
+        scale={
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        },
+    ),
+)
+
+
+def crd(kind: Kind) -> Schema:
+    """The CustomResourceDefinition of a kind."""
+    schema = {
+        "type": "object",
+        "description": _docstring(kind.model),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": "Version of this representation of the object."},
+            "kind": {"type": "string", "description": "Kind of the object."},
+            "metadata": {"type": "object"},
+            "spec": structural(kind.spec),
+            "status": structural(kind.status) | {"default": {"observedGeneration": -1}},
+        },
+        "x-kubernetes-validations": [rule.as_schema() for rule in kind.rules],
+    }
+    subresources: Schema = {"status": {}} | ({"scale": kind.scale} if kind.scale else {})
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{kind.plural}.{meta.GROUP}",
+            "labels": {"app.kubernetes.io/part-of": meta.MANAGED_BY},
+        },
+        "spec": {
+            "group": meta.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.kind.lower(),
+                "shortNames": [kind.short_name],
+                "categories": ["finetune"],
+            },
+            "versions": [
+                {
+                    "name": meta.VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": subresources,
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind_of, "jsonPath": path} | ({"priority": priority} if priority else {})
+                        for name, kind_of, path, priority in kind.columns
+                    ],
+                    "schema": {"openAPIV3Schema": schema},
+                }
+            ],
+        },
+    }
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The structural schema of a model. Raises ValueError for what Kubernetes cannot say."""
+    root = model.model_json_schema(by_alias=True, mode="validation")
+    definitions = root.pop("$defs", {})
+    schema = _convert(root, definitions, model.__name__)
+    schema["description"] = _docstring(model)
+    return schema
+
+
+def _convert(node: Schema, definitions: Schema, path: str) -> Schema:
+    node = _inline(node, definitions, path)
+    result = {key: value for key, value in node.items() if key in _KEPT}
+    if node.get("additionalProperties") is False:
+        result.pop("additionalProperties")
+    if isinstance(result.get("additionalProperties"), dict):
+        result["additionalProperties"] = _convert(result["additionalProperties"], definitions, f"{path}.*")
+    if "items" in result:
+        result["items"] = _convert(result["items"], definitions, f"{path}[]")
+    if "properties" in result:
+        result["properties"] = {
+            name: _described(_convert(child, definitions, f"{path}.{name}"), f"{path}.{name}")
+            for name, child in result["properties"].items()
+        }
+        _default_when_optional(result)
+    if "const" in node:
+        result["enum"] = [node["const"]]
+    if result.get("items", {}).get("properties", {}).keys() >= {"type", "status", "lastTransitionTime"}:
+        result |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    return result
+
+
+def _inline(node: Schema, definitions: Schema, path: str) -> Schema:
+    """Resolve ``$ref`` and ``anyOf: [T, null]``; the field's own description wins over the type's."""
+    node = dict(node)
+    if "anyOf" in node:
+        options = [option for option in node.pop("anyOf") if option.get("type") != "null"]
+        if len(options) != 1:
+            raise ValueError(f"{path}: a union of {len(options)} types has no structural schema")
+        if node.get("default", ...) is None:
+            del node["default"]
+        node = options[0] | node
+    if "$ref" in node:
+        target = definitions[node.pop("$ref").rsplit("/", 1)[1]]
+        node = _inline(target, definitions, path) | node
+    return node
+
+
+def _default_when_optional(schema: Schema) -> None:
+    """Write defaults of nested objects as ``{}``, so that the API server fills in each field's own default.
+
+    A default that CEL rules look at must be complete: the API server checks it before it fills anything in.
+    """
+    for child in schema["properties"].values():
+        nested = "default" in child and child.get("type") == "object" and "properties" in child
+        if nested and "x-kubernetes-validations" not in child:
+            child["default"] = {}
+
+
+def _described(schema: Schema, path: str) -> Schema:
+    if not schema.get("description") and not path.startswith("ObjectMeta"):
+        raise ValueError(f"{path}: a field without a description")
+    return schema
+
+
+def _docstring(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split())
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that Go reads as we meant it: text that looks like a number (``2e-4``) is quoted."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    numeric = text[:1].isdigit() and text.replace("e", "").replace("-", "").replace(".", "").isdigit()
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if numeric else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+HEADER = "# Generated from crds/finetune_api by `make manifests`; do not edit.\n"
+
+
+def write(directory: Path) -> list[Path]:
+    """Write one file per kind; returns the paths."""
+    paths = []
+    for kind in KINDS:
+        path = directory / f"{meta.GROUP}_{kind.plural}.yaml"
+        path.write_text(HEADER + yaml.dump(crd(kind), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    for written in write(Path(sys.argv[1])):
+        sys.stdout.write(f"{written}\n")
