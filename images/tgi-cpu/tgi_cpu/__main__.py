@@ -1,0 +1,79 @@
+"""``python -m tgi_cpu``: check the arguments, load the model, and only then open the port.
+
+On SIGTERM the port closes at once, requests in flight get up to GRACEFUL_TERMINATION_TIMEOUT seconds, exit status 0.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from tgi_cpu.args import Args, LauncherError, parse_args
+from tgi_cpu.dialect import CheckpointFiles, read_checkpoint
+
+OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status: 0 after a clean stop, 1 where TGI's launcher would fail."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Until the server installs its own handler, and again after it has drained. Process 1 of a container has no
+    # default action for SIGTERM: without this a pod that is still loading would sit out its whole grace period.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
+    try:
+        args = parse_args(argv, os.environ)
+        files = read_checkpoint(args)
+    except LauncherError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    serve(args, files)
+    return 0
+
+
+def serve(args: Args, files: CheckpointFiles) -> None:
+    """Load the checkpoint and answer until told to stop."""
+    os.environ.update(OFFLINE_ENV)
+    # Imported only now: these load torch, and a wrong argument should not cost seconds.
+    import uvicorn  # noqa: PLC0415
+
+    from tgi_cpu.chat_template import ChatTemplate  # noqa: PLC0415
+    from tgi_cpu.checkpoint import load_checkpoint  # noqa: PLC0415
+    from tgi_cpu.engine import Engine  # noqa: PLC0415
+    from tgi_cpu.inference import Inference  # noqa: PLC0415
+    from tgi_cpu.metrics import Metrics  # noqa: PLC0415
+    from tgi_cpu.server import build_app  # noqa: PLC0415
+    from tgi_cpu.validation import Limits, Validator  # noqa: PLC0415
+
+    checkpoint = load_checkpoint(args, files)
+    limits = Limits.of(args, files.max_position_embeddings)
+    metrics = Metrics(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
+    engine = Engine(
+        checkpoint, metrics, max_batch_size=args.max_batch_size, max_prefill_tokens=args.max_batch_prefill_tokens
+    )
+    validator = Validator(checkpoint.vocabulary.encoder, limits, args, metrics)
+    inference = Inference(engine, validator, metrics, max_concurrent_requests=args.max_concurrent_requests)
+    template = ChatTemplate(files.chat_template, checkpoint.vocabulary.tokenizer)
+    logging.getLogger(__name__).info("Connected: %s on port %d", args.model_id, args.port)
+    try:
+        uvicorn.run(
+            build_app(args, limits, inference, template),
+            host=args.hostname,
+            port=args.port,
+            lifespan="off",
+            log_level="warning",
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=args.graceful_termination_timeout,
+        )
+    finally:  # uvicorn raises the signal again once it has drained, which ends the process through _exit
+        engine.stop()
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

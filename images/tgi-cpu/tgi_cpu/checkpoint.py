@@ -1,0 +1,111 @@
+"""Loading the artifact: model (bf16, fp32 or compressed-tensors INT8), tokenizer, LoRA adapters; offline, safetensors."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from tgi_cpu.args import Args
+from tgi_cpu.dialect import CheckpointFiles
+
+LOG = logging.getLogger(__name__)
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Text to token ids and back.
+
+    The encoder is the bare ``tokenizers`` object, as in TGI's router: it is called from the event loop while the
+    engine's thread decodes, and the transformers wrapper is not made for that.
+    """
+
+    encoder: tokenizers.Tokenizer
+    tokenizer: Any
+    eos_token_ids: frozenset[int]
+    special_token_ids: frozenset[int]
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of token ids, with the checkpoint's own spacing."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded artifact. ``adapters`` maps a public adapter id to the name peft knows it by."""
+
+    model: Any
+    vocabulary: Vocabulary
+    adapters: Mapping[str, str]
+
+    def activate(self, adapter_id: str | None) -> None:
+        """Switch the adapter on; None, and any id that was not loaded, is the base model: TGI's silent fallback."""
+        if not self.adapters:
+            return
+        name = self.adapters.get(adapter_id or "")
+        if name is None:
+            self.model.base_model.disable_adapter_layers()
+        else:
+            self.model.set_adapter(name)
+            self.model.base_model.enable_adapter_layers()
+
+
+def load_checkpoint(args: Args, files: CheckpointFiles) -> Checkpoint:
+    """Load everything and run one token through it (the warm-up that TGI does before it opens the port)."""
+    disable_progress_bar()
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    model = _load_model(args, files)
+    vocabulary = _load_vocabulary(files, model)
+    adapters: dict[str, str] = {}
+    if args.adapters:
+        model, adapters = _load_adapters(args, model)
+    checkpoint = Checkpoint(model.eval(), vocabulary, adapters)
+    for adapter_id in (None, *adapters):
+        checkpoint.activate(adapter_id)
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[min(vocabulary.eos_token_ids, default=0)]]))
+    return checkpoint
+
+
+def _load_model(args: Args, files: CheckpointFiles) -> Any:
+    config = AutoConfig.from_pretrained(files.folder, **OFFLINE)
+    if files.rope_override is not None:
+        LOG.warning("config.json has no rope_theta: using rotary base 10000, as TGI 3.3 silently would")
+        config.rope_parameters = files.rope_override
+    dtype = getattr(torch, args.dtype) if args.dtype else "auto"
+    return AutoModelForCausalLM.from_pretrained(
+        files.folder, config=config, dtype=dtype, use_safetensors=True, **OFFLINE
+    )
+
+
+def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, **OFFLINE)
+    encoder = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.no_padding()
+    encoder.no_truncation()
+    eos = {tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id
+    eos |= set(configured) if isinstance(configured, list) else {configured}
+    return Vocabulary(encoder, tokenizer, frozenset(eos - {None}), frozenset(tokenizer.all_special_ids))
+
+
+def _load_adapters(args: Args, model: Any) -> tuple[Any, dict[str, str]]:
+    # Imported here: peft takes seconds to import, and a merged or quantized artifact needs none of it.
+    from peft import PeftModel  # noqa: PLC0415
+
+    # peft keeps adapters in a module dictionary, whose keys may not hold a dot; a public id may.
+    names = {source.adapter_id: f"lora_{index}" for index, source in enumerate(args.adapters)}
+    for source in args.adapters:
+        name = names[source.adapter_id]
+        if isinstance(model, PeftModel):
+            model.load_adapter(source.path, adapter_name=name, is_trainable=False, local_files_only=True)
+        else:
+            model = PeftModel.from_pretrained(model, source.path, adapter_name=name, local_files_only=True)
+    return model, names
