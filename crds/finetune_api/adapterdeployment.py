@@ -66,6 +66,8 @@ class AdapterDeploymentSpec(ApiModel):
     """Pods of the serving revision."""
     verification: Verification = Verification()
     """The proof that a new revision must give."""
+    rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    """Any new value tries a failed revision again, e.g. with new credentials; a serving one stays as it is."""
 
 
 class ServingPhase(StrEnum):
@@ -106,6 +108,10 @@ class RevisionStatus(WireModel):
     """Accuracy measured through the server, on the sample."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy that the evaluation measured on the same examples."""
+    spec_hash: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the spec (without replicas) that it was tried for; a failed one is tried again when this changes."""
+    reason: Annotated[str, Field(max_length=63)] = ""
+    """Root cause of the state, as one word for programs."""
     message: Message = ""
     """What it waits for, or why it failed."""
 
