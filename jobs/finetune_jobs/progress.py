@@ -1,0 +1,108 @@
+"""How far a stage is: as Prometheus metrics for the operator, and as lines or a bar for people.
+
+Progress is fail-open: a port that is taken or a terminal that is gone costs the display, never the work.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from finetune_api import telemetry
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Collector):
+    """Share done, time left and a sentence; thread-safe. A value that is not known yet is not shown."""
+
+    def __init__(self, stage: str, *, show: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stage, self._show, self._clock = stage, show, clock
+        self._lock = threading.Lock()
+        self._started: tuple[float, float] | None = None
+        self._ratio = 0.0
+        self._eta: float | None = None
+        self._message = ""
+        self._gauges: dict[str, float] = {}
+        self._tokens: int | None = None
+        self._shown = -1
+
+    def report(self, ratio: float, message: str = "") -> None:
+        """``ratio``: share of the work done, 0 to 1. The time left follows from the speed since the first call."""
+        with self._lock:
+            now = self._clock()
+            self._ratio = min(1.0, max(0.0, ratio))
+            self._message = message or self._message
+            if self._started is None:
+                self._started = (now, self._ratio)
+            since, first = self._started
+            done = self._ratio - first
+            self._eta = (now - since) * (1 - self._ratio) / done if done > 0 else None
+        self._display()
+
+    def part(self, begin: float, end: float, message: str) -> Callable[[int, int], None]:
+        """A callback (done, total) for a piece of work that takes the share from ``begin`` to ``end``."""
+
+        def report(done: int, total: int) -> None:
+            self.report(begin + (end - begin) * (done / total if total else 1.0), message)
+
+        return report
+
+    def measure(
+        self, *, loss: float | None = None, validation_loss: float | None = None, tokens: int | None = None
+    ) -> None:
+        """The newest training loss, the newest validation loss, all tokens trained on so far."""
+        with self._lock:
+            if loss is not None:
+                self._gauges[telemetry.STEP_LOSS] = loss
+            if validation_loss is not None:
+                self._gauges[telemetry.EVAL_LOSS] = validation_loss
+            if tokens is not None:
+                self._tokens = tokens
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds left, or None while unknown."""
+        return self._eta
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of ``finetune_api.telemetry`` (called by prometheus_client for each scrape)."""
+        with self._lock:
+            yield GaugeMetricFamily(telemetry.PROGRESS_RATIO, "Share of the stage's work that is done", self._ratio)
+            if self._eta is not None:
+                yield GaugeMetricFamily(telemetry.ETA_SECONDS, "Seconds that are left", self._eta)
+            info = GaugeMetricFamily(telemetry.INFO, "What the stage is doing", labels=["stage", "message"])
+            info.add_metric([self._stage, self._message], 1)
+            yield info
+            for name, value in self._gauges.items():
+                yield GaugeMetricFamily(name, name.replace("_", " "), value)
+            if self._tokens is not None:
+                yield CounterMetricFamily(telemetry.TOKENS, "Tokens that were trained on", self._tokens)
+
+    def serve(self, port: int) -> None:
+        """Show the metrics on a port of this pod."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            start_http_server(port, registry=registry)
+        except OSError as error:
+            log.warning("no progress metrics: port %s: %s", port, error.strerror)
+
+    def _display(self) -> None:
+        percent = int(self._ratio * 100)
+        if percent == self._shown:
+            return
+        self._shown = percent
+        if self._show:
+            bar = ("#" * (percent // 5)).ljust(20, ".")
+            left = f" {self._eta:.0f} s left" if self._eta else ""
+            end = "\n" if percent == 100 else ""
+            sys.stderr.write(f"\r\x1b[K{self._stage} [{bar}] {percent:3d} %{left}  {self._message}{end}")
+            sys.stderr.flush()
+        elif percent % 10 == 0:
+            log.info("%s %% %s", percent, self._message)

@@ -1,0 +1,291 @@
+"""The one way into every stage: read the input, reuse or do the work, publish it, write the result, exit.
+
+    def main() -> None:
+        run_stage(Stage.PREPARE, prepare)
+
+A stage is a function ``(Context) -> Made``. What it leaves in ``Made.folder`` is published by its content, with the
+record that lets the next run with the same input skip the work. Failures are raised (StageError) and never returned.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from finetune_api.layout import Lineage, StageRecord
+from finetune_api.meta import INPUT_FILE, METRICS_PORT, MODELS_DIR, ExitCode
+from finetune_api.reasons import Reason, with_remedy
+from finetune_api.stages import (
+    MAX_RESULT_BYTES,
+    PIPELINE,
+    RECIPE_VERSIONS,
+    Found,
+    Outcome,
+    Stage,
+    StageInput,
+    StageResult,
+)
+from pydantic import ValidationError
+
+from finetune_jobs import folders, logs
+from finetune_jobs.errors import StageError, StoppedError, need
+from finetune_jobs.progress import Progress
+from finetune_jobs.store import Store
+
+log = logging.getLogger(__name__)
+
+_TERMINATION_LOG: Final = Path("/dev/termination-log")
+"""Where the kubelet reads a container's termination message unless its spec says otherwise."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with."""
+
+    input: StageInput
+    store: Store
+    """The results' root: the FineTuneJob's output URI, or what stands before ``artifacts/<digest>`` of an artifact."""
+    progress: Progress
+    scratch: Path
+    """An empty folder of this attempt, removed at its end."""
+    models: Path
+    """Where fetch puts models and the server reads them."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage answers."""
+
+    scalars: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+    folder: Path | None = None
+    """The files to publish, for the stages of the pipeline."""
+    output_digest: str = ""
+    """Content address, for stages that publish no folder."""
+    found: list[Found] = field(default_factory=list)
+    tools: dict[str, str] = field(default_factory=dict)
+    """Versions of the libraries that made it (lineage)."""
+
+
+Work = Callable[[Context], Made]
+After = Callable[[Context, str], None]
+
+
+def run_stage(
+    stage: Stage,
+    work: Work,
+    *,
+    after: After | None = None,
+    graceful: bool = False,
+    argv: list[str] | None = None,
+) -> None:
+    """Run a stage and exit the process with an ExitCode.
+
+    ``after`` is called with the output's digest when the output is there, made or reused, before the result is written.
+    ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
+    """
+    options = _parse(stage, argv)
+    terminal = sys.stderr.isatty()
+    logs.set_up(stage, terminal=terminal)
+    result, code = _guarded(stage, work, after, graceful, options, terminal)
+    log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
+    _write_result(options.result, result)
+    # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def execute(context: Context, work: Work, after: After | None = None) -> StageResult:
+    """The stage itself: reuse what this input gave before, or do the work and publish it. Raises StageError."""
+    given = context.input
+    reused = _lookup(context)
+    if reused is None:
+        made = work(context)
+        result = _publish(context, made) if made.folder else _answer(given.stage, made)
+    else:
+        result = reused
+    if after:
+        after(context, result.output_digest)
+    return result
+
+
+def results_root(given: StageInput) -> str:
+    """URI of the place that ``finetune_api.layout`` describes. Raises StageError (SpecInvalid)."""
+    if given.output:
+        return given.output.uri
+    root, separator, _ = given.artifact_uri.rpartition("/artifacts/")
+    if not separator:
+        raise StageError(
+            Reason.SPEC_INVALID, f"the input names neither an output nor an artifact ({given.artifact_uri!r})."
+        )
+    return root
+
+
+def lineage(given: StageInput, tools: dict[str, str]) -> Lineage:
+    """How a result of this input comes to be."""
+    return Lineage(
+        run=given.run,
+        upstream=given.upstream,
+        input_key=given.input_key,
+        recipe_version=RECIPE_VERSIONS[given.stage],
+        base_model_uri=given.base_model_uri,
+        operator_version=given.operator_version,
+        tools=tools,
+        created_at=now(),
+    )
+
+
+def now() -> str:
+    """The time as the API writes it: RFC 3339, UTC, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _lookup(context: Context) -> StageResult | None:
+    given = context.input
+    if given.stage not in PIPELINE or not given.reuse:
+        return None
+    record = folders.read_record(context.store, given.stage, need(given.input_key or None, "inputKey"))
+    return _reused(record) if record else None
+
+
+def _publish(context: Context, made: Made) -> StageResult:
+    given, folder = context.input, need(made.folder, "folder")
+    history = lineage(given, made.tools)
+    context.progress.report(0.95, "publishing")
+    digest = folders.publish_folder(
+        context.store,
+        folder,
+        given.stage,
+        facts=made.scalars,
+        lineage=history,
+        report=context.progress.part(0.95, 1.0, "publishing"),
+    )
+    result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
+    key = need(given.input_key or None, "inputKey")
+    standing = folders.publish_record(context.store, given.stage, key, StageRecord(result=result, lineage=history))
+    # Without reuse the record may be an older one: this run then goes on with what it has made itself.
+    return result if standing.result == result or not given.reuse else _reused(standing)
+
+
+def _answer(stage: Stage, made: Made) -> StageResult:
+    return StageResult(
+        stage=stage,
+        outcome=Outcome.SUCCEEDED,
+        reason=Reason.STAGE_SUCCEEDED,
+        message=made.message[:1024],
+        output_digest=made.output_digest,
+        scalars=made.scalars,
+        found=made.found,
+    )
+
+
+def _reused(record: StageRecord) -> StageResult:
+    return record.result.model_copy(update={"reused": True, "reason": Reason.STAGE_REUSED})
+
+
+def _guarded(
+    stage: Stage, work: Work, after: After | None, graceful: bool, options: argparse.Namespace, terminal: bool
+) -> tuple[StageResult, ExitCode]:
+    """Whatever happens becomes a result and an exit code; tracebacks go to the log only."""
+    try:
+        given = _read_input(stage, options.input)
+        progress = Progress(stage, show=terminal)
+        progress.serve(options.metrics_port)
+        stopping = _on_sigterm(graceful)
+        with tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-") as scratch:
+            store = Store.connect(given.storage, results_root(given))
+            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
+            return execute(context, work, after), ExitCode.OK
+    except StageError as error:
+        log.debug("the cause", exc_info=True)
+        code = ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
+        return _failure(stage, error.reason, error.message), code
+    except StoppedError as error:
+        return _failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
+    except Exception as error:
+        log.exception("the stage crashed")
+        text = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+        return _failure(stage, Reason.INTERNAL_ERROR, text), ExitCode.RETRIABLE
+
+
+def _failure(stage: Stage, reason: Reason, message: str) -> StageResult:
+    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message))
+
+
+def _read_input(stage: Stage, path: str) -> StageInput:
+    try:
+        given = StageInput.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise StageError(Reason.SPEC_INVALID, f"the input {path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in fault["loc"]) or "the document"
+        raise StageError(
+            Reason.SPEC_INVALID, f"the input {path} is not a StageInput: {place}: {fault['msg']}."
+        ) from None
+    if given.stage != stage:
+        raise StageError(Reason.SPEC_INVALID, f"the input {path} is for stage {given.stage}, this is {stage}.")
+    return given
+
+
+def _on_sigterm(graceful: bool) -> threading.Event:
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        if not graceful:
+            raise StoppedError("The pod was told to stop before the stage had finished.")
+
+    signal.signal(signal.SIGTERM, stop)
+    return stopping
+
+
+def _write_result(path: str, result: StageResult) -> None:
+    """Write the result, cut to what a termination message may hold; the message gives way first."""
+    text = result.model_dump_json(by_alias=True)
+    while len(text.encode()) > MAX_RESULT_BYTES and result.message:
+        result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})
+        text = result.model_dump_json(by_alias=True)
+    if path == "-":
+        sys.stdout.write(text + "\n")
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        log.warning("the result cannot be written to %s (%s): %s", path, error.strerror, text)
+
+
+def _parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m finetune_jobs.{stage}",
+        description=f"Stage {stage} of finetune-operator; runs in a pod and outside Kubernetes alike.",
+        epilog="S3 keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from the pod's identity. "
+        f"Exit codes: {ExitCode.OK} done, {ExitCode.FATAL} cannot succeed, {ExitCode.RETRIABLE} may succeed later.",
+    )
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and _TERMINATION_LOG.exists()
+    parser.add_argument("--input", default=INPUT_FILE, metavar="FILE", help="StageInput as JSON (default: %(default)s)")
+    parser.add_argument(
+        "--result",
+        default=str(_TERMINATION_LOG) if in_pod else "-",
+        metavar="FILE",
+        help="where the StageResult goes; - is standard output (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--models", default=MODELS_DIR, metavar="DIR", help="models for the server, of fetch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-port", type=int, default=METRICS_PORT, help="progress metrics (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
