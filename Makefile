@@ -1,0 +1,77 @@
+# Commands for people. Each target says what it does; the work itself is in hack/ (Python).
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-unit test-controlplane test-cluster bench lint format manifests images \
+        cluster-up cluster-status cluster-down cluster-tools clean clean-cache
+
+PYTHON ?= python3
+VENV := .venv/bin
+STAMP := .venv/.synced
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): uv.lock pyproject.toml hack/environments.py
+	@$(PYTHON) -m hack.environments dev
+	@touch $@
+
+env: $(STAMP) ## Make the virtual environment from the lock file
+
+demo: $(STAMP) cluster-up images ## The main job, from nothing: cluster, operator, S3, training, verified endpoint
+	@$(VENV)/python -m hack.demo
+
+test: $(STAMP) ## Every test, from nothing: unit, control plane, cluster
+	@$(PYTHON) -m hack.environments quantize
+	@$(PYTHON) -m hack.cluster build
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m "unit or controlplane"
+	@$(MAKE) --no-print-directory cluster-up images
+	@$(VENV)/python -m pytest -m cluster
+
+test-unit: $(STAMP) ## Unit tests only (seconds to minutes, no cluster)
+	@$(VENV)/python -m pytest -m unit
+
+test-controlplane: $(STAMP) ## The operator against a real API server, no node
+	@$(PYTHON) -m hack.cluster build
+	@$(VENV)/python -m pytest -m controlplane
+
+test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m cluster
+
+bench: $(STAMP) cluster-up ## Benchmarks; NAME=... for one of hack/benchmarks
+	@$(VENV)/python -m hack.benchmarks $(NAME)
+
+lint: $(STAMP) ## ruff and mypy, and that generated files are up to date
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+	@$(VENV)/python -m hack.manifests --check
+
+format: $(STAMP) ## Format the code
+	@$(VENV)/ruff check --fix .
+	@$(VENV)/ruff format .
+
+manifests: $(STAMP) ## Generate CRDs, the chart's copies, schema and API reference from the models
+	@$(VENV)/python -m hack.manifests
+
+images: ## Build all images into the local cluster
+	@$(PYTHON) -m hack.cluster images
+
+cluster-tools: ## Build the local cluster's programs (20 minutes once, then cached)
+	@$(PYTHON) -m hack.cluster build
+
+cluster-up: ## Start or repair the local cluster
+	@$(PYTHON) -m hack.cluster up
+
+cluster-status: ## What of the local cluster runs
+	@$(PYTHON) -m hack.cluster status
+
+cluster-down: ## Stop the local cluster and undo what it changed on this machine
+	@$(PYTHON) -m hack.cluster down
+
+clean: ## Remove what builds left in this checkout
+	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+clean-cache: cluster-down ## Remove the cache that all clones share (binaries, images, models)
+	@$(PYTHON) -m hack.cluster clean-cache

@@ -1,0 +1,197 @@
+"""``make demo``: the main job on a real cluster, from a CSV file to a verified, answering endpoint.
+
+Steps can be repeated: what is there already is used, and a finished job answers at once. ``--fresh`` begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import yaml
+from huggingface_hub import InferenceClient
+from rich.console import Console
+from rich.text import Text
+
+from finetune_api.adapterdeployment import AdapterDeployment, ServingPhase
+from finetune_api.finetunejob import FineTuneJob, Phase
+from hack.cluster.console import ClusterError, say, step
+from hack.cluster.layout import REPOSITORY, cache_directory
+from hack.demo import display, report
+from hack.models import ensure_smollm2
+from hack.platform import local, object_store
+from hack.platform.kubectl import Kubectl
+
+T = TypeVar("T")
+
+EXAMPLE = REPOSITORY / "examples" / "transactions"
+BUILD = REPOSITORY / "build" / "demo"
+NAMESPACE = "demo"
+JOB_TIMEOUT = 3600
+ROLLOUT_TIMEOUT = 1200
+
+
+def main() -> int:
+    """Run the demo; returns the process's exit code."""
+    parser = argparse.ArgumentParser(prog="hack.demo", description=__doc__)
+    parser.add_argument("--fresh", action="store_true", help="delete the namespace and the store's results first")
+    arguments = parser.parse_args()
+    clock = Clock()
+    try:
+        kubectl = local.kubectl()
+        if arguments.fresh:
+            clear(kubectl)
+        with clock.measure("platform"):
+            local.install_platform(kubectl)
+        with clock.measure("upload"):
+            upload_inputs(kubectl)
+        kubectl = kubectl.within(NAMESPACE)
+        job_name, deployment_name = names()
+        with clock.measure("job"):
+            kubectl.apply(EXAMPLE / "finetunejob.yaml", EXAMPLE / "adapterdeployment.yaml")
+            job = follow_job(kubectl, job_name)
+        with clock.measure("rollout"):
+            deployment = follow_deployment(kubectl, deployment_name)
+        with clock.measure("ask"):
+            question, answer = ask(kubectl, deployment_name)
+    except ClusterError as error:
+        say(f"error: {error}")
+        return 1
+    figures = report.make(job, deployment, clock.seconds | {"total": clock.total()})
+    report.write(figures, BUILD / "report.json")
+    report.show(figures, question, answer, next_commands(kubectl, deployment_name), Console())
+    say(f"\nreport: {(BUILD / 'report.json').relative_to(REPOSITORY)}")
+    return 0
+
+
+class Clock:
+    """Seconds per step of the demo."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begin = time.monotonic()
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add a step's time."""
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - begin
+
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._begin
+
+
+def names() -> tuple[str, str]:
+    """Names of the example's FineTuneJob and AdapterDeployment."""
+    job, deployment = (
+        yaml.safe_load((EXAMPLE / f"{kind}.yaml").read_text())["metadata"]["name"]
+        for kind in ("finetunejob", "adapterdeployment")
+    )
+    return job, deployment
+
+
+def clear(kubectl: Kubectl) -> None:
+    """Delete the demo's namespace and everything that earlier runs left in the store."""
+    with step("remove the results of earlier runs"):
+        kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout=300)
+        if kubectl.within(object_store.NAMESPACE).exists("deployment", object_store.NAME):
+            object_store.empty_bucket(kubectl, "artifacts")
+
+
+def upload_inputs(kubectl: Kubectl) -> None:
+    """Test model and data into the store; the namespace, its runner and its Secret."""
+    with step("upload the test model (SmolLM2-135M-Instruct) and 1,500 generated transactions"):
+        data = BUILD / "transactions.csv"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        generate = [sys.executable, str(EXAMPLE / "generate.py"), "--rows", "1500", "--seed", "7", "--out", str(data)]
+        subprocess.run(generate, check=True, stdout=subprocess.DEVNULL)
+        object_store.upload(kubectl, ensure_smollm2(cache_directory()), "base-models", "smollm2-135m-instruct")
+        object_store.upload(kubectl, data, "datasets", "transactions.csv")
+        local.prepare_namespace(kubectl, NAMESPACE)
+
+
+def follow_job(kubectl: Kubectl, name: str) -> FineTuneJob:
+    """Show the FineTuneJob until it ends; raises ClusterError with its own words when it fails."""
+    say("  … FineTuneJob (kubectl get ftj -w shows the same)")
+
+    def show(screen: display.Screen, job: FineTuneJob) -> bool:
+        phase = job.status.phase or Phase.PENDING
+        title = f"FineTuneJob {name}: {phase.value} {job.status.stages_done}"
+        screen.show(title, lambda: display.job_table(job.status), display.job_lines(job.status))
+        if phase is Phase.FAILED:
+            raise ClusterError(f"the FineTuneJob failed: {_ready_message(job.status.conditions)}")
+        return phase is Phase.SUCCEEDED
+
+    return _follow(lambda: FineTuneJob.model_validate(kubectl.get("ftj", name)), show, JOB_TIMEOUT)
+
+
+def follow_deployment(kubectl: Kubectl, name: str) -> AdapterDeployment:
+    """Show the AdapterDeployment until it serves; raises ClusterError when it cannot."""
+    say("  … AdapterDeployment (kubectl get adep -w shows the same)")
+
+    def show(screen: display.Screen, deployment: AdapterDeployment) -> bool:
+        status = deployment.status
+        phase = status.phase or ServingPhase.PENDING
+        lines = display.deployment_lines(status)
+        screen.show(f"AdapterDeployment {name}: {phase.value}", lambda: Text("\n".join(lines)), lines)
+        if phase is ServingPhase.FAILED:
+            raise ClusterError(f"the AdapterDeployment failed: {_ready_message(status.conditions)}")
+        return phase is ServingPhase.READY and status.candidate is None
+
+    return _follow(lambda: AdapterDeployment.model_validate(kubectl.get("adep", name)), show, ROLLOUT_TIMEOUT)
+
+
+def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
+    """Ask the public Service one question, with the client that TGI's users use."""
+    spec = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())["spec"]
+    question = "STRIPE TRANSFER PAYOUT ACCT 4471 +1,250.00 EUR"
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": spec["dataset"]["instruction"]},
+        {"role": "user", "content": question},
+    ]
+    with kubectl.port_forward(f"service/{name}", 80) as port:
+        client = InferenceClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        answer = client.chat_completion(messages, model="tgi", max_tokens=16)
+    return question, (answer.choices[0].message.content or "").strip()
+
+
+def next_commands(kubectl: Kubectl, name: str) -> list[str]:
+    """Three commands that show more, ready to be copied."""
+    base = " ".join(kubectl.argv())
+    body = json.dumps(
+        {"model": "tgi", "max_tokens": 16, "messages": [{"role": "user", "content": "AWS EMEA -82.10 EUR"}]}
+    )
+    return [
+        f"{base} get finetune -o wide",
+        f"{base} describe ftj {name}",
+        f"{base} port-forward service/{name} 8080:80 & "
+        f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+    ]
+
+
+def _follow(read: Callable[[], T], show: Callable[[display.Screen, T], bool], timeout: float) -> T:
+    deadline = time.monotonic() + timeout
+    with display.Screen() as screen:
+        while True:
+            current = read()
+            if show(screen, current):
+                return current
+            if time.monotonic() > deadline:
+                raise ClusterError(f"not finished within {timeout / 60:.0f} minutes")
+            time.sleep(1)
+
+
+def _ready_message(conditions: list[Any]) -> str:
+    return next((f"{each.reason}: {each.message}" for each in conditions if each.type == "Ready"), "no reason given")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

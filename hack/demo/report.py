@@ -1,0 +1,86 @@
+"""The demo's result: a short summary for people and ``build/demo/report.json`` with the same figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob
+from hack.demo.timing import seconds_between
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one main job."""
+
+    accuracy: dict[str, float]
+    """base, tuned, artifact: on the test split; served: through the endpoint, on the sample that was asked."""
+    rows: dict[str, int]
+    """What became of the rows."""
+    seconds: dict[str, float]
+    """Per step, and ``total``."""
+    endpoint: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as it is written to the file."""
+        return {"accuracy": self.accuracy, "rows": self.rows, "seconds": self.seconds, "endpoint": self.endpoint}
+
+
+def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, float]) -> Report:
+    """Collect the figures from both resources' status and from the demo's own clock."""
+    evaluation, dataset, stable = job.status.evaluation, job.status.dataset, deployment.status.stable
+    if not (evaluation and dataset and stable):
+        raise ValueError("the FineTuneJob or the AdapterDeployment has not finished")
+    stages = {
+        stage.name: round(seconds_between(stage.started_at, stage.finished_at) or 0.0, 1) for stage in job.status.stages
+    }
+    scores = evaluation.accuracy
+    return Report(
+        accuracy={
+            "base": float(scores.base),
+            "tuned": float(scores.tuned),
+            "artifact": float(scores.artifact),
+            "served": float(stable.accuracy),
+            "servedExpected": float(stable.expected_accuracy),
+        },
+        rows=dataset.rows.model_dump(by_alias=True),
+        seconds={key: round(value, 1) for key, value in (stages | seconds).items()},
+        endpoint=deployment.status.endpoint,
+    )
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report where programs find it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+
+
+def show(report: Report, question: str, answer: str, commands: list[str], console: Console) -> None:
+    """The summary for people."""
+    accuracy, rows = report.accuracy, report.rows
+    console.rule("[bold]Done")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row(
+        "accuracy",
+        f"base {accuracy['base']:.0%} → tuned {accuracy['tuned']:.0%} → artifact {accuracy['artifact']:.0%} "
+        f"→ served {accuracy['served']:.0%}",
+    )
+    table.add_row(
+        "rows",
+        f"{rows['read']} read, {rows['invalid']} invalid, {rows['duplicates']} duplicates; "
+        f"{rows['train']} train / {rows['validation']} validation / {rows['test']} test",
+    )
+    table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()))
+    table.add_row("endpoint", report.endpoint)
+    table.add_row("asked", question)
+    table.add_row("answered", f"[bold green]{answer}")
+    console.print(table)
+    console.print("\nTry next:")
+    for command in commands:
+        console.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What stands on the local cluster for the demo, the cluster tests and the benchmarks: operator, object store, data."""

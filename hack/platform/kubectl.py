@@ -1,0 +1,97 @@
+"""kubectl as a function: the same program that users run, so that what works here works for them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hack.cluster.console import ClusterError, run
+
+T = TypeVar("T")
+Object = dict[str, Any]
+
+FORWARD_PATTERN = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """One cluster, and in it one namespace."""
+
+    program: Path
+    kubeconfig: Path
+    namespace: str = "default"
+
+    def within(self, namespace: str) -> Kubectl:
+        """The same cluster, another namespace."""
+        return Kubectl(self.program, self.kubeconfig, namespace)
+
+    def argv(self, *arguments: str) -> list[str]:
+        """The command line."""
+        return [str(self.program), "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *arguments]
+
+    def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        """Run kubectl and return its output; raises ClusterError with kubectl's own message."""
+        return run(self.argv(*arguments), stdin=stdin, timeout=timeout)
+
+    def apply(self, *objects: Object | Path) -> None:
+        """Create or update objects, given as JSON or as YAML files. Raises ClusterError when one is refused."""
+        for each in objects:
+            if isinstance(each, Path):
+                self("apply", "-f", str(each))
+            else:
+                self("apply", "-f", "-", stdin=json.dumps(each))
+
+    def get(self, kind: str, name: str) -> Object:
+        """One object as JSON; raises ClusterError when there is none."""
+        found: Object = json.loads(self("get", kind, name, "-o", "json"))
+        return found
+
+    def items(self, kind: str, selector: str = "") -> list[Object]:
+        """The objects of a kind, filtered by labels."""
+        chosen = ["-l", selector] if selector else []
+        items: list[Object] = json.loads(self("get", kind, *chosen, "-o", "json"))["items"]
+        return items
+
+    def exists(self, kind: str, name: str) -> bool:
+        """Whether there is such an object."""
+        return bool(self("get", kind, name, "--ignore-not-found", "-o", "name").strip())
+
+    def namespace_exists(self) -> bool:
+        """Whether the namespace is there (it may be terminating)."""
+        return self.exists("namespace", self.namespace)
+
+    @contextmanager
+    def port_forward(self, target: str, port: int, timeout: float = 30) -> Iterator[int]:
+        """A local port on loopback that leads to a port of a pod or Service, e.g. ``service/transactions``."""
+        command = self.argv("port-forward", "--address", "127.0.0.1", target, f":{port}")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()  # blocks until the tunnel is up or kubectl has ended
+                found = FORWARD_PATTERN.search(line)
+                if not found:
+                    process.wait(timeout)
+                    assert process.stderr is not None
+                    raise ClusterError(f"port-forward to {target}:{port} failed: {process.stderr.read().strip()}")
+                yield int(found.group(1))
+            finally:
+                process.terminate()
+
+
+def wait_for(what: str, probe: Callable[[], T | None], timeout: float, interval: float = 1.0) -> T:
+    """Call ``probe`` until it returns something; raises ClusterError after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(interval)
