@@ -96,8 +96,8 @@ class ControlPlane:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
         """Run kubectl as administrator and return what it prints."""
-        argv = [toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, *arguments]
-        return run(argv, stdin=stdin, timeout=timeout)
+        kubectl = toolchain.program("kubectl")
+        return run([kubectl, "--kubeconfig", self.kubeconfig, *arguments], stdin=stdin, timeout=timeout)
 
     def daemons(self) -> list[Daemon]:
         """The parts, in starting order."""
@@ -228,7 +228,7 @@ def _kubeconfig_flags(path: Path) -> tuple[str, ...]:
 
 
 def answers(url: str) -> bool:
-    """Whether a health endpoint on the loopback answers 200. Its self-signed certificate proves nothing, so is ignored."""
+    """Whether a health endpoint on the loopback answers 200 (its self-signed certificate is not checked)."""
     context = ssl._create_unverified_context() if url.startswith("https") else None
     try:
         with urllib.request.urlopen(url, timeout=2, context=context) as response:

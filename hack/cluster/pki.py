@@ -46,7 +46,7 @@ class Authority:
             run(["openssl", "pkey", "-in", key, "-pubout", "-out", self.service_account_public_key])
 
     def issue(self, name: str, subject: str, names: tuple[str, ...] = ()) -> tuple[Path, Path]:
-        """A certificate and its key for servers and clients alike; ``names`` are like ``DNS:localhost``, ``IP:127.0.0.1``."""
+        """A certificate and key for servers and clients alike; ``names`` like ``DNS:localhost``, ``IP:127.0.0.1``."""
         certificate, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         asked = self.directory / f"{name}.json"
         wish = json.dumps([subject, names])

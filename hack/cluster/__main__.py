@@ -1,0 +1,88 @@
+"""``python3 -m hack.cluster``: the local cluster for development and tests."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from . import toolchain
+from .console import ClusterError, say
+from .images import IMAGES, build_images
+from .kind import KindCluster, docker_answers
+from .layout import cache_directory
+from .native import NativeCluster
+
+PROVIDER_VARIABLE = "FINETUNE_CLUSTER_PROVIDER"
+
+
+def provider() -> KindCluster | NativeCluster:
+    """kind where a Docker engine answers, else the native cluster; an environment variable decides otherwise.
+
+    Raises:
+        ClusterError: the variable names no provider.
+    """
+    match os.environ.get(PROVIDER_VARIABLE, ""):
+        case "kind":
+            return KindCluster.default()
+        case "native":
+            return NativeCluster.default()
+        case "":
+            return KindCluster.default() if docker_answers() else NativeCluster.default()
+        case other:
+            raise ClusterError(f"{PROVIDER_VARIABLE}={other}: no such provider; use kind or native")
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; 1 when it failed, with the reason on standard error."""
+    options = _parser().parse_args(argv)
+    try:
+        _run(options)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    match options.command:
+        case "up":
+            cluster = provider()
+            cluster.up()
+            say(f"kubeconfig: {cluster.kubeconfig}")
+            if (kubectl := cluster.directory / "bin" / "kubectl").exists():
+                say(f"kubectl:    {kubectl}")
+        case "down":
+            provider().down(purge=options.purge)
+        case "status":
+            say(provider().status())
+        case "kubeconfig":
+            say(str(provider().kubeconfig))
+        case "build":
+            toolchain.build([toolchain.TOOLS[name] for name in options.tools] or toolchain.CLUSTER)
+        case "images":
+            build_images(provider().images(), options.names)
+        case "clean-cache":
+            provider().down(purge=True)
+            shutil.rmtree(cache_directory(), ignore_errors=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m hack.cluster", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up", help="bring the cluster up, or repair it")
+    down = commands.add_parser("down", help="take it down and undo what it changed here; keeps programs and images")
+    down.add_argument("--purge", action="store_true", help="remove its images too")
+    commands.add_parser("status", help="what runs, since when")
+    commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
+    build = commands.add_parser("build", help="build the cluster's programs without starting anything")
+    build.add_argument("tools", nargs="*", metavar="TOOL", help=f"all, or some of {', '.join(toolchain.TOOLS)}")
+    images = commands.add_parser("images", help="build the project's images into the cluster")
+    images.add_argument("names", nargs="*", metavar="IMAGE", help=f"all, or some of {', '.join(IMAGES)}")
+    commands.add_parser("clean-cache", help="take the cluster down and remove everything that clones share")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The project's images: what each is built from, in which order, and which of them need building at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from .console import ClusterError, say, step
+from .layout import IMAGE_PREFIX, REPOSITORY
+
+_LOCK = ("pyproject.toml", "uv.lock")
+_JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
+_IGNORED = ("__pycache__", ".mypy_cache")
+
+
+@dataclass(frozen=True)
+class Image:
+    """``images/<name>/Dockerfile`` on ``parent``; ``inputs`` are the paths of the repository that go into it."""
+
+    name: str
+    parent: str | None
+    inputs: tuple[str, ...] = ()
+    uses_build: bool = True
+
+    @property
+    def dockerfile(self) -> Path:
+        return REPOSITORY / "images" / self.name / "Dockerfile"
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The images that must be there first."""
+        return tuple(filter(None, (self.parent, "build" if self.uses_build else None)))
+
+
+IMAGES = {
+    image.name: image
+    for image in (
+        Image("base", None, uses_build=False),
+        Image("build", "base", uses_build=False),
+        Image("operator", "base", (*_LOCK, "crds/finetune_api", "operator/finetune_operator")),
+        Image("data", "base", (*_LOCK, *_JOB_CODE)),
+        Image("seaweedfs", "base", _LOCK),
+        Image("torch", "base", _LOCK),
+        Image("jobs", "torch", (*_LOCK, *_JOB_CODE)),
+        Image("tgi-cpu", "jobs", (*_LOCK, "images/tgi-cpu/tgi_cpu")),
+        Image("quantize", "torch", (*_LOCK, *_JOB_CODE)),
+    )
+}
+
+
+class ImageStore(Protocol):
+    """Where images are built and kept: the native node's containerd, or a Docker engine (and kind)."""
+
+    def base_image(self) -> str:
+        """The image with Python 3.11 that the base image starts from."""
+
+    def has(self, reference: str) -> bool: ...
+
+    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None: ...
+
+    def tag(self, reference: str, alias: str) -> None: ...
+
+    def remove_others(self, name: str, keep: str) -> None:
+        """Remove the images of earlier content of this name."""
+
+    def publish(self, reference: str) -> None:
+        """Bring a built image to the cluster's nodes."""
+
+
+def content_tags(base_image: str) -> dict[str, str]:
+    """Each image's tag: a hash of everything that goes into it, its parents included."""
+    tags: dict[str, str] = {}
+    for image in IMAGES.values():  # parents come first
+        digest = hashlib.sha256(image.dockerfile.read_bytes())
+        digest.update((base_image if image.parent is None else "").encode())
+        for parent in image.parents:
+            digest.update(tags[parent].encode())
+        for path in _files(image.inputs):
+            digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
+        tags[image.name] = digest.hexdigest()[:12]
+    return tags
+
+
+def with_parents(names: Iterable[str]) -> list[Image]:
+    """The named images and all that they stand on, in the order in which to build them.
+
+    Raises:
+        ClusterError: there is no such image.
+    """
+    wanted = set(names)
+    if unknown := wanted - set(IMAGES):
+        raise ClusterError(f"image {', '.join(sorted(unknown))}: unknown; there are {', '.join(IMAGES)}")
+    for image in reversed(IMAGES.values()):
+        if image.name in wanted:
+            wanted.update(image.parents)
+    return [image for image in IMAGES.values() if image.name in wanted]
+
+
+def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]:
+    """Build what is not there in its present content, and tag it ``dev`` too; returns name to reference.
+
+    Raises:
+        ClusterError: an unknown name, or a build failed.
+    """
+    base_image = store.base_image()
+    tags = content_tags(base_image)
+    references = {name: f"{IMAGE_PREFIX}/{name}:{tag}" for name, tag in tags.items()}
+    built = {}
+    for image in with_parents(names or IMAGES):
+        reference = references[image.name]
+        if not store.has(reference):
+            arguments = {"BASE_IMAGE": base_image} if image.parent is None else {"PARENT": references[image.parent]}
+            if image.uses_build:
+                arguments["BUILD"] = references["build"]
+            with step(f"building {reference}"):
+                store.build(reference, image.dockerfile, arguments)
+        store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
+        store.publish(reference)
+        store.remove_others(image.name, reference)
+        built[image.name] = reference
+    say("\n".join(f"{name:10} {reference}" for name, reference in built.items()))
+    return built
+
+
+def _files(inputs: Iterable[str]) -> Iterator[Path]:
+    """The files at and below these paths, sorted, without what Python leaves behind."""
+    for name in inputs:
+        path = REPOSITORY / name
+        if path.is_file():
+            yield path
+        for folder, directories, files in sorted(os.walk(path)):
+            if not set(_IGNORED).intersection(Path(folder).parts):
+                yield from (Path(folder) / file for file in sorted(files))
+            directories.sort()

@@ -1,0 +1,97 @@
+"""The cluster by kind, where a Docker engine answers. Continuous integration does not exercise this provider."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .console import run, succeeds
+from .layout import IMAGE_PREFIX, REPOSITORY, cluster_directory
+
+NAME = "finetune"
+BASE_IMAGE = "python:3.11-slim-bookworm"
+
+
+def docker_answers() -> bool:
+    """Whether there is a Docker engine to run kind on."""
+    return shutil.which("docker") is not None and succeeds(["docker", "info"])
+
+
+@dataclass(frozen=True)
+class KindCluster:
+    """A kind cluster named ``finetune``, its kubeconfig where the native cluster's would be."""
+
+    directory: Path
+
+    @classmethod
+    def default(cls) -> KindCluster:
+        return cls(cluster_directory())
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.directory / "admin.kubeconfig"
+
+    def up(self) -> None:
+        """Create the cluster unless it is there.
+
+        Raises:
+            ClusterError: kind is not installed, or failed.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if NAME not in run(["kind", "get", "clusters"]).split():
+            run(["kind", "create", "cluster", "--name", NAME, "--wait", "120s", "--kubeconfig", self.kubeconfig])
+        else:
+            run(["kind", "export", "kubeconfig", "--name", NAME, "--kubeconfig", self.kubeconfig])
+
+    def down(self, purge: bool = False) -> None:
+        """Delete the cluster; ``purge`` removes the project's images from Docker too."""
+        run(["kind", "delete", "cluster", "--name", NAME])
+        self.kubeconfig.unlink(missing_ok=True)
+        if purge:
+            images = run(["docker", "images", "--quiet", f"{IMAGE_PREFIX}/*"]).split()
+            run(["docker", "image", "rm", "--force", *dict.fromkeys(images)]) if images else None
+
+    def status(self) -> str:
+        if NAME not in run(["kind", "get", "clusters"]).split():
+            return f"kind cluster {NAME}: not there"
+        return run(["kubectl", "--kubeconfig", self.kubeconfig, "get", "nodes", "--output", "wide"])
+
+    def images(self) -> DockerImages:
+        return DockerImages()
+
+
+@dataclass(frozen=True)
+class DockerImages:
+    """:class:`~hack.cluster.images.ImageStore` of a Docker engine, loaded into kind's node when published."""
+
+    def base_image(self) -> str:
+        return os.environ.get("BASE_IMAGE", BASE_IMAGE)
+
+    def has(self, reference: str) -> bool:
+        return succeeds(["docker", "image", "inspect", reference])
+
+    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
+        argv: list[str | Path] = ["docker", "build", "--tag", reference, "--file", dockerfile]
+        for name, value in arguments.items():
+            argv += ["--build-arg", f"{name}={value}"]
+        run([*argv, REPOSITORY], env={**os.environ, "DOCKER_BUILDKIT": "1"})
+
+    def tag(self, reference: str, alias: str) -> None:
+        run(["docker", "tag", reference, alias])
+
+    def remove_others(self, name: str, keep: str) -> None:
+        listed = run(["docker", "images", "--format", "json", f"{IMAGE_PREFIX}/{name}"])
+        for image in map(json.loads, listed.splitlines()):
+            reference = f"{image['Repository']}:{image['Tag']}"
+            if reference not in (keep, f"{IMAGE_PREFIX}/{name}:dev"):
+                run(["docker", "image", "rm", reference])
+
+    def publish(self, reference: str) -> None:
+        name = reference.rpartition(":")[0]
+        if name.endswith(("/base", "/build", "/torch")):
+            return  # no pod runs these
+        run(["kind", "load", "docker-image", "--name", NAME, reference, f"{name}:dev"])

@@ -1,0 +1,184 @@
+"""The native cluster: this very machine as the one node of a real Kubernetes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import buildkit, configuration, dns, kernel, packages, toolchain
+from .console import ClusterError, step
+from .controlplane import ControlPlane
+from .layout import NODE_NAME, POD_SUBNET, cluster_directory, node_address
+from .node import Node
+from .nodestore import NodeImages
+from .processes import Daemon, tail
+
+# Everything but what only a cloud or several nodes need; one node has a fixed pod subnet.
+CONTROLLERS = ("*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller")
+KEPT_BY_DOWN = ("containerd", "buildkit")
+
+
+@dataclass(frozen=True)
+class NativeCluster:
+    """The cluster in ``directory``: state, logs, sockets, credentials."""
+
+    directory: Path
+
+    @classmethod
+    def default(cls) -> NativeCluster:
+        return cls(cluster_directory())
+
+    @property
+    def plane(self) -> ControlPlane:
+        return ControlPlane(self.directory, address=node_address(), controllers=CONTROLLERS, scheduler=True)
+
+    @property
+    def node(self) -> Node:
+        return Node(self.directory, self.plane)
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.plane.kubeconfig
+
+    def images(self) -> NodeImages:
+        return NodeImages(self.node)
+
+    def daemons(self) -> list[Daemon]:
+        """All parts, in starting order."""
+        return [*self.plane.daemons(), *self.node.runtime(), *self.node.agents()]
+
+    def up(self) -> None:
+        """Bring the cluster up, or repair it: what runs as it should is left alone.
+
+        Raises:
+            ClusterError: not Linux, not root, or a part did not come up; carries the end of its log.
+        """
+        _require_root_on_linux()
+        packages.install()
+        toolchain.build(toolchain.CLUSTER)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with toolchain.locked(self.directory / "lock"):
+            with step("control plane"):
+                self.plane.start()
+            kernel.apply_settings(self.directory / "sysctl.json")
+            kernel.masquerade_pods()
+            self.node.write_configuration()
+            with step("containerd and BuildKit"):
+                _start(self.node.runtime())
+            self._build_system_images()
+            self.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=self._objects())
+            with step("kubelet, kube-proxy, kube-router"):
+                self._start_agents()
+            with step("cluster DNS"):
+                self._wait_for_dns()
+            self._write_wrappers()
+
+    def down(self, purge: bool = False) -> None:
+        """Take everything down and back: processes, containers, mounts, bridge, firewall rules, kernel settings.
+
+        The image store stays (it takes long to fill) unless ``purge``.
+        """
+        _require_root_on_linux()
+        if not self.directory.exists():
+            return
+        with toolchain.locked(self.directory / "lock"):
+            with step("stopping Kubernetes"):
+                for daemon in reversed((*self.plane.daemons(), *self.node.agents())):
+                    daemon.stop()
+            with step("removing containers"):
+                self.node.remove_containers()
+                for daemon in reversed(self.node.runtime()):
+                    daemon.stop()
+                kernel.remove_cgroups()
+            with step("removing mounts and network"):
+                kernel.unmount_below(self.directory)
+                kernel.remove_network()
+                kernel.restore_settings(self.directory / "sysctl.json")
+            for entry in self.directory.iterdir():
+                if purge or entry.name not in KEPT_BY_DOWN:
+                    kernel.remove_tree(entry) if entry.is_dir() else entry.unlink()
+
+    def status(self) -> str:
+        """A table of all parts: state, pid, since when."""
+        rows = [("PART", "STATE", "PID", "SINCE")]
+        for daemon in self.daemons():
+            record = daemon.record()
+            if record is None:
+                rows.append((daemon.name, "dead" if daemon.pid_file.exists() else "stopped", "-", "-"))
+                continue
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.since))
+            state = "ready" if daemon.ready() else "not ready"
+            rows.append((daemon.name, state, str(record.identity.pid), since))
+        rows.append((f"node {NODE_NAME}", "Ready" if self.node.ready() else "not Ready", "-", "-"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+    def _build_system_images(self) -> None:
+        """The images of the sandbox container and of cluster DNS: one static program each."""
+        for program, reference in (("pause", self.node.pause_image), ("coredns", self.node.dns_image)):
+            if self.node.has_image(reference):
+                continue
+            binary = toolchain.program(program)
+            with step(f"building {reference}"), tempfile.TemporaryDirectory() as scratch:
+                dockerfile = Path(scratch) / "Dockerfile"
+                dockerfile.write_text(f'FROM scratch\nCOPY {program} /\nENTRYPOINT ["/{program}"]\n')
+                buildkit.build_image(self.node.buildkit_address, reference, binary.parent, dockerfile)
+
+    def _objects(self) -> str:
+        return configuration.system_objects(self.node.dns_image)
+
+    def _start_agents(self) -> None:
+        kubelet, kube_proxy, kube_router = self.node.agents()
+        _start([kubelet, kube_proxy])
+        _wait(self.node.ready, "the node to be Ready", 90, kubelet)
+        if not self.plane.kubectl("get", "node", NODE_NAME, "-o", "jsonpath={.spec.podCIDR}"):
+            subnet = f'{{"spec":{{"podCIDR":"{POD_SUBNET}","podCIDRs":["{POD_SUBNET}"]}}}}'
+            self.plane.kubectl("patch", "node", NODE_NAME, "-p", subnet)  # kube-router needs it
+        _start([kube_router])
+
+    def _wait_for_dns(self) -> None:
+        self.plane.kubectl("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=90s", timeout=100)
+        _wait(dns.answers_for_kubernetes, "cluster DNS to answer at its service address", 30, self.node.agents()[1])
+
+    def _write_wrappers(self) -> None:
+        """Small commands that need no environment: ``bin/kubectl``, ``bin/helm``, ``bin/ctr``."""
+        folder = self.directory / "bin"
+        folder.mkdir(exist_ok=True)
+        for name, variables, arguments in (
+            ("kubectl", f"KUBECONFIG={self.plane.kubeconfig}", ""),
+            ("helm", f"KUBECONFIG={self.plane.kubeconfig}", ""),
+            ("ctr", f"CONTAINERD_ADDRESS={self.node.containerd_socket}", "--namespace k8s.io"),
+            ("buildctl", f"BUILDKIT_HOST={self.node.buildkit_address}", ""),
+        ):
+            wrapper = folder / name
+            wrapper.write_text(f'#!/bin/sh\nexport {variables}\nexec {toolchain.program(name)} {arguments} "$@"\n')
+            wrapper.chmod(0o755)
+
+
+def _start(daemons: list[Daemon]) -> None:
+    for daemon in daemons:
+        daemon.start()
+    for daemon in daemons:
+        daemon.wait_ready()
+
+
+def _wait(condition: Callable[[], bool], what: str, seconds: float, culprit: Daemon) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            end = tail(culprit.log_file)
+            raise ClusterError(f"waited {seconds:.0f} s for {what}; the end of {culprit.log_file}:\n{end}")
+        time.sleep(0.3)
+
+
+def _require_root_on_linux() -> None:
+    if platform.system() != "Linux" or os.geteuid() != 0:
+        raise ClusterError(
+            "the native cluster needs Linux and root (it makes this machine a node); elsewhere, start a Docker engine "
+            "and kind is used instead"
+        )

@@ -1,0 +1,59 @@
+"""The native node's image store: BuildKit builds straight into it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .buildkit import build_image
+from .console import run, step
+from .layout import IMAGE_PREFIX, REPOSITORY
+from .node import Node
+
+PYTHON_IMAGE = f"{IMAGE_PREFIX}/python"
+SUITE = "bookworm"
+PACKAGES = ("ca-certificates", "netbase", "python3", "python3-venv", "tzdata")
+_DOCKERFILE = "FROM scratch\nADD rootfs.tar /\nRUN ln -s /usr/bin/python3 /usr/local/bin/python\n"
+
+
+@dataclass(frozen=True)
+class NodeImages:
+    """:class:`~hack.cluster.images.ImageStore` of the native cluster. Nothing is pulled: there may be no registry."""
+
+    node: Node
+
+    def base_image(self) -> str:
+        """Debian with its Python 3.11 (as ``python:3.11-slim-bookworm`` has), made from Debian's packages once."""
+        content = hashlib.sha256("\0".join((SUITE, *PACKAGES, _DOCKERFILE)).encode()).hexdigest()[:12]
+        reference = f"{PYTHON_IMAGE}:3.11-slim-{SUITE}-{content}"
+        if not self.has(reference):
+            with step(f"building {reference} from Debian packages"), tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch)
+                folder.chmod(0o755)
+                options = ["--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*"]
+                options += ["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
+                run(["mmdebstrap", *options, f"--include={','.join(PACKAGES)}", SUITE, folder / "rootfs.tar"])
+                (folder / "Dockerfile").write_text(_DOCKERFILE)
+                build_image(self.node.buildkit_address, reference, folder, folder / "Dockerfile")
+        return reference
+
+    def has(self, reference: str) -> bool:
+        return self.node.has_image(reference)
+
+    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
+        build_image(self.node.buildkit_address, reference, REPOSITORY, dockerfile, arguments)
+
+    def tag(self, reference: str, alias: str) -> None:
+        self.node.ctr("images", "tag", "--force", reference, alias)
+
+    def remove_others(self, name: str, keep: str) -> None:
+        prefix = f"{IMAGE_PREFIX}/{name}:"
+        for reference in self.node.ctr("images", "list", "--quiet").split():
+            if reference.startswith(prefix) and reference not in (keep, f"{prefix}dev"):
+                self.node.ctr("images", "remove", reference)
+
+    def publish(self, reference: str) -> None:
+        """It is on the node already."""
