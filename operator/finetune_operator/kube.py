@@ -1,0 +1,178 @@
+"""The Kubernetes API in seven verbs, on plain JSON objects.
+
+The official client brings configuration, authentication, TLS and pooled connections; its generated models are left
+out, because they cost most of a call's time and tell unset fields from null ones badly. Every call has a content type
+and a timeout of its own: the client has no default timeout, and its default patch is a strategic merge.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+from urllib.parse import quote, urlencode
+
+import urllib3
+from kubernetes import client, config
+
+from finetune_operator.actions import Object, Resource
+
+TIMEOUT: Final = (5.0, 30.0)
+"""Seconds to connect and to wait for the answer."""
+PAGE: Final = 500
+"""Objects per page of a list."""
+
+MERGE_PATCH: Final = "application/merge-patch+json"
+APPLY_PATCH: Final = "application/apply-patch+yaml"
+
+
+class ApiError(Exception):
+    """The API server refused, failed or did not answer (status 0). The message is the server's own."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}" if status else message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds that the server asks us to wait."""
+
+    @property
+    def already_exists(self) -> bool:
+        """A create met an object of the same name."""
+        return self.status == 409 and self.reason == "AlreadyExists"
+
+    @property
+    def conflict(self) -> bool:
+        """A write was based on an outdated object, or on one that was replaced."""
+        return self.status == 409 and self.reason == "Conflict"
+
+
+class KubeClient(Protocol):
+    """What the operator asks of the API. All verbs block and raise ApiError; ``namespace`` None means all."""
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """One object, or None if there is none."""
+
+    def select(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        """All objects that match both selectors."""
+
+    def create(self, resource: Resource, body: Object) -> Object:
+        """Create the object in the namespace of its metadata; returns it as stored."""
+
+    def apply(self, resource: Resource, body: Object, field_manager: str) -> Object:
+        """Server-side apply (forced) in the namespace of its metadata; returns the object as stored."""
+
+    def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        """Merge patch; a ``metadata.resourceVersion`` in the body makes it conditional."""
+
+    def patch_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        """Merge patch of the status subresource."""
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete with background propagation if the uid is still this one; gone already is success."""
+
+
+class HttpKubeClient:
+    """``KubeClient`` over HTTP. Safe for use by ``connections`` threads at a time."""
+
+    def __init__(self, configuration: client.Configuration, connections: int) -> None:
+        configuration.connection_pool_maxsize = connections
+        # The work queue repeats what failed, with backoff; hidden repetitions would only hold its workers.
+        configuration.retries = False
+        self._api = client.ApiClient(configuration)
+        self._host = configuration.host
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        try:
+            return self._call("GET", _path(resource, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def select(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        return list(self._pages(_path(resource, namespace), labels, fields))
+
+    def create(self, resource: Resource, body: Object) -> Object:
+        return self._call("POST", _path(resource, body["metadata"]["namespace"]), body)
+
+    def apply(self, resource: Resource, body: Object, field_manager: str) -> Object:
+        metadata = body["metadata"]
+        path = _path(resource, metadata["namespace"], metadata["name"])
+        query = {"fieldManager": field_manager, "force": "true"}
+        return self._call("PATCH", f"{path}?{urlencode(query)}", body, APPLY_PATCH)
+
+    def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        return self._call("PATCH", _path(resource, namespace, name), body, MERGE_PATCH)
+
+    def patch_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        return self._call("PATCH", f"{_path(resource, namespace, name)}/status", body, MERGE_PATCH)
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            self._call("DELETE", _path(resource, namespace, name), options)
+        except ApiError as error:
+            # A Conflict is the precondition: another object has the name by now, so ours is gone.
+            if error.status != 404 and not error.conflict:
+                raise
+
+    def _pages(self, path: str, labels: str, fields: str) -> Iterator[Object]:
+        query: dict[str, Any] = {"limit": PAGE}
+        if labels:
+            query["labelSelector"] = labels
+        if fields:
+            query["fieldSelector"] = fields
+        while True:
+            page = self._call("GET", f"{path}?{urlencode(query)}")
+            yield from page["items"]
+            query["continue"] = page["metadata"].get("continue")
+            if not query["continue"]:
+                return
+
+    def _call(self, method: str, path: str, body: Object | None = None, content: str = "application/json") -> Object:
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": "finetune-operator"}
+        self._api.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
+        try:
+            response = self._api.rest_client.request(
+                method, self._host + path, headers=headers, body=body, _request_timeout=TIMEOUT
+            )
+            answer = response.read()
+        except (urllib3.exceptions.HTTPError, client.ApiException) as error:
+            raise ApiError(0, type(error).__name__, f"no answer to {method} {path}: {type(error).__name__}") from error
+        if response.status >= 400:
+            raise _error(response.status, response.reason, answer, response.getheader("Retry-After"))
+        parsed: Object = json.loads(answer)
+        return parsed
+
+
+def load_configuration() -> client.Configuration:
+    """The pod's service account, else the kubeconfig; raises ``kubernetes.config.ConfigException`` without both."""
+    configuration = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        config.load_kube_config(client_configuration=configuration)
+    return configuration
+
+
+def _path(resource: Resource, namespace: str | None, name: str = "") -> str:
+    root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
+    scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+    return f"{root}{scope}/{resource.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+def _error(status: int, reason: str, answer: bytes, retry_after: str | None) -> ApiError:
+    try:
+        said = json.loads(answer)
+        details = said.get("details") or {}
+        seconds = retry_after or details.get("retryAfterSeconds")
+        return ApiError(status, said.get("reason") or reason, said.get("message") or reason, _seconds(seconds))
+    except (ValueError, AttributeError):
+        return ApiError(status, reason, answer[:200].decode(errors="replace"), _seconds(retry_after))
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,203 @@
+"""Pods under the restricted Pod Security Standard, and the stage Jobs and their inputs that both kinds run.
+
+Everything here is created once and never changed: Job templates and these ConfigMaps are immutable.
+https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from finetune_api import meta
+from finetune_api.hashing import canonical_json, short
+from finetune_api.stages import Stage, StageInput
+from finetune_api.storage import Storage
+from finetune_operator.actions import Object
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.settings import Images, PodShape
+
+USER: Final = 65532
+"""Numeric, so that the kubelet can check runAsNonRoot; the group owns the writable volumes."""
+STAGE_CONTAINER: Final = "stage"
+RESULT_FILE: Final = "/dev/termination-log"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+"""Kueue's label, passed from the custom resource to its stage Jobs."""
+_INPUT: Final = PurePosixPath(meta.INPUT_FILE)
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage to run as a Job."""
+
+    owner: Owner
+    input: StageInput
+    image: str
+    images: Images
+    shape: PodShape
+    service_account: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """On ConfigMap, Job and pod, besides the owner's and the stage's."""
+    retries: int = 2
+    deadline_seconds: int = 3600
+    suspend: bool = False
+
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+        return self.input.stage
+
+    @property
+    def name(self) -> str:
+        """Name of both ConfigMap and Job: equal inputs have equal names."""
+        return f"{self.owner.name}-{self.stage}-{short(self.input)}"
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """Labels of everything that belongs to this stage's run."""
+        return {**self.labels, meta.LABEL_STAGE: self.stage.value, meta.LABEL_ROLE: "stage"}
+
+
+def input_config_map(request: StageRequest) -> Object:
+    """The stage's input, immutable."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": request.owner.metadata(request.name, request.all_labels),
+        "immutable": True,
+        "data": {_INPUT.name: canonical_json(request.input).decode()},
+    }
+
+
+def stage_job(request: StageRequest) -> Object:
+    """The Job of a stage: its exit codes decide about retries (docs/reference/stages.md)."""
+    pod = pod_spec([stage_container(request)], request.shape, request.images, request.service_account)
+    pod["restartPolicy"] = "Never"
+    pod["terminationGracePeriodSeconds"] = 60
+    pod["volumes"].append({"name": "input", "configMap": {"name": request.name}})
+    template_labels = request.owner.labels | request.all_labels
+    queue = {QUEUE_LABEL: request.labels[QUEUE_LABEL]} if QUEUE_LABEL in request.labels else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": request.owner.metadata(request.name, request.all_labels | queue),
+        "spec": {
+            "suspend": request.suspend,
+            "backoffLimit": request.retries,
+            "activeDeadlineSeconds": request.deadline_seconds,
+            # A pod that is still saving its checkpoint and its replacement must not run at the same time.
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": STAGE_CONTAINER,
+                            "operator": "In",
+                            "values": [meta.ExitCode.FATAL.value],
+                        },
+                    },
+                ]
+            },
+            "template": {"metadata": {"labels": template_labels}, "spec": pod},
+        },
+    }
+
+
+def stage_container(request: StageRequest) -> Object:
+    """The container of a stage; also an init container where a stage prepares a server's volume (fetch)."""
+    argv = ["python", "-m", f"finetune_jobs.{request.stage}", "--input", meta.INPUT_FILE, "--result", RESULT_FILE]
+    body = container(
+        STAGE_CONTAINER,
+        request.image,
+        request.images,
+        request.shape,
+        env=[*credentials_env(request.input.storage), *scratch_env(), *cpu_env(request.shape)],
+        mounts=[{"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True}],
+    )
+    body["command"] = argv
+    body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
+    return body
+
+
+def container(
+    name: str,
+    image: str,
+    images: Images,
+    shape: PodShape,
+    env: Sequence[Mapping[str, Any]] = (),
+    mounts: Sequence[Mapping[str, Any]] = (),
+) -> Object:
+    """A container that can write to nothing but the scratch volume."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": images.pull_policy,
+        "env": [dict(variable) for variable in env],
+        "resources": {"requests": dict(shape.requests), "limits": dict(shape.limits)},
+        "volumeMounts": [{"name": "scratch", "mountPath": meta.SCRATCH_DIR}, *map(dict, mounts)],
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def pod_spec(containers: Sequence[Object], shape: PodShape, images: Images, service_account: str) -> Object:
+    """A restricted pod with one writable volume, no API token and no variables for the namespace's Services."""
+    spec: Object = {
+        "serviceAccountName": service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": list(containers),
+        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": shape.scratch_size}}],
+    }
+    optional: dict[str, Any] = {
+        "imagePullSecrets": [{"name": name} for name in images.pull_secrets],
+        "nodeSelector": dict(shape.node_selector),
+        "tolerations": [dict(toleration) for toleration in shape.tolerations],
+        "priorityClassName": shape.priority_class_name,
+        "runtimeClassName": shape.runtime_class_name,
+    }
+    return spec | {name: value for name, value in optional.items() if value}
+
+
+def credentials_env(storage: Storage) -> list[Object]:
+    """The keys of the Secret that the resource names; the kubelet reads it, the operator never does."""
+    if storage.credentials is None:
+        return []
+    secret = storage.credentials
+    keys = {
+        "AWS_ACCESS_KEY_ID": secret.access_key_id_key,
+        "AWS_SECRET_ACCESS_KEY": secret.secret_access_key_key,
+    }
+    return [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret_name, "key": key}}}
+        for name, key in keys.items()
+    ]
+
+
+def scratch_env() -> list[Object]:
+    """Everything that libraries like to write goes below the writable volume."""
+    scratch = PurePosixPath(meta.SCRATCH_DIR)
+    folders = {"HOME": scratch / "home", "TMPDIR": scratch / "tmp", "HF_HOME": scratch / "huggingface"}
+    return [{"name": name, "value": str(folder)} for name, folder in folders.items()]
+
+
+def cpu_env(shape: PodShape) -> list[Object]:
+    """As many threads as the CPU limit allows (rounded up by the kubelet); libraries would count the node's cores."""
+    if "cpu" not in shape.limits:
+        return []
+    reference = {"resource": "limits.cpu", "divisor": "1"}
+    return [{"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": reference}}]

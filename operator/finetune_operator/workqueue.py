@@ -1,0 +1,145 @@
+"""A work queue of keys, in the manner of client-go's: each key at most once in line and at most once in work.
+
+``add`` during a key's work is remembered and gives it another turn afterwards. Failures come back with exponential
+backoff and jitter. The queue holds no thread and reads no clock of its own but the one it is given.
+"""
+
+import heapq
+import random
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+BACKOFF_START: Final = 0.2
+BACKOFF_LIMIT: Final = 120.0
+"""Seconds before the first repetition, which double with each failure, up to the limit."""
+JITTER: Final = 0.2
+"""Delays vary by up to this share, so that what failed together does not come back together."""
+
+
+@dataclass
+class _Entry:
+    """What the queue knows of one key."""
+
+    due: float | None = None
+    """When its next turn is; None: no turn is planned."""
+    since: float = 0.0
+    """When it became due, to measure the queue's age."""
+    working: bool = False
+    failures: int = 0
+
+
+class WorkQueue(Generic[K]):
+    """A keyed, delaying, rate limiting queue for any number of threads."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self._clock = clock
+        self._jitter = jitter
+        self._entries: dict[K, _Entry] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._sequence = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def add(self, key: K, delay: float = 0.0) -> None:
+        """Give the key a turn after ``delay`` seconds; an earlier turn that is planned already stays."""
+        with self._changed:
+            entry = self._entries.setdefault(key, _Entry())
+            due = self._clock() + delay
+            if entry.due is not None and entry.due <= due:
+                return
+            entry.due = entry.since = due
+            if not entry.working:
+                self._push(due, key)
+
+    def take(self) -> K | None:
+        """The next key that is due, which is then in work; blocks until there is one. None: the queue is closed."""
+        with self._changed:
+            while not self._closed:
+                key, wait = self._next()
+                if key is not None:
+                    return key
+                self._changed.wait(wait)
+            return None
+
+    def poll(self) -> K | None:
+        """As ``take``, but returns None at once if no key is due."""
+        with self._changed:
+            return self._next()[0]
+
+    def done(self, key: K, again_after: float | None = None) -> None:
+        """The work on the key succeeded. ``again_after`` plans its next turn, with jitter towards later."""
+        with self._changed:
+            entry = self._release(key)
+            entry.failures = 0
+            if again_after is not None:
+                self._plan(key, entry, again_after * (1 + JITTER * self._jitter()))
+            self._forget_idle(key, entry)
+
+    def failed(self, key: K, not_before: float = 0.0) -> float:
+        """The work on the key failed: repeat it with backoff, at least ``not_before`` seconds from now; the delay."""
+        with self._changed:
+            entry = self._release(key)
+            backoff = min(BACKOFF_LIMIT, BACKOFF_START * 2.0 ** min(entry.failures, 32))
+            entry.failures += 1
+            delay = max(not_before, backoff) * (1 + JITTER * self._jitter())
+            entry.due = None
+            self._plan(key, entry, delay)
+            return delay
+
+    def age(self) -> float:
+        """Seconds that the key which waits longest has been due; 0 if none is."""
+        with self._changed:
+            now = self._clock()
+            waits = [now - e.since for e in self._entries.values() if e.due is not None and not e.working]
+            return max([0.0, *waits])
+
+    def close(self) -> None:
+        """Wake all threads in ``take`` with None; work in hand may finish."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _next(self) -> tuple[K | None, float | None]:
+        """A due key, else how long until the next one is."""
+        now = self._clock()
+        while self._heap:
+            due, _, key = self._heap[0]
+            entry = self._entries.get(key)
+            if entry is None or entry.working or entry.due != due:
+                heapq.heappop(self._heap)
+                continue
+            if due > now:
+                return None, due - now
+            heapq.heappop(self._heap)
+            entry.working, entry.due = True, None
+            return key, None
+        return None, None
+
+    def _release(self, key: K) -> _Entry:
+        entry = self._entries[key]
+        entry.working = False
+        if entry.due is not None:
+            self._push(entry.due, key)
+        return entry
+
+    def _plan(self, key: K, entry: _Entry, delay: float) -> None:
+        due = self._clock() + delay
+        if entry.due is None or due < entry.due:
+            entry.due = entry.since = due
+            self._push(due, key)
+
+    def _forget_idle(self, key: K, entry: _Entry) -> None:
+        if entry.due is None:
+            del self._entries[key]
+
+    def _push(self, due: float, key: K) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (due, self._sequence, key))
+        self._changed.notify()
