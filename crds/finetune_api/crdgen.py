@@ -1,4 +1,4 @@
-"""Generates the CRD YAML from the pydantic models: ``python -m finetune_api.crdgen OUTPUT_DIR``.
+"""Makes the CRD YAML from the pydantic models; ``make manifests`` writes it.
 
 Pydantic writes JSON Schema 2020-12; Kubernetes wants a *structural schema* of OpenAPI v3
 (https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/). The conversion
@@ -7,9 +7,7 @@ and insists on a description for every field and a bound for every list and free
 priced by the largest possible value.
 """
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -235,16 +233,11 @@ _Dumper.add_representer(str, _text)
 HEADER = "# Generated from crds/finetune_api by `make manifests`; do not edit.\n"
 
 
-def write(directory: Path) -> list[Path]:
-    """Write one file per kind; returns the paths."""
-    paths = []
-    for kind in KINDS:
-        path = directory / f"{meta.GROUP}_{kind.plural}.yaml"
-        path.write_text(HEADER + yaml.dump(crd(kind), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
-        paths.append(path)
-    return paths
+def text(kind: Kind) -> str:
+    """The CRD as the YAML file that is committed."""
+    return HEADER + yaml.dump(crd(kind), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
-if __name__ == "__main__":
-    for written in write(Path(sys.argv[1])):
-        sys.stdout.write(f"{written}\n")
+def file_name(kind: Kind) -> str:
+    """Name of that file."""
+    return f"{meta.GROUP}_{kind.plural}.yaml"
