@@ -1,0 +1,66 @@
+"""Everything that the operator asks of the API server; the chart's Role or ClusterRole is generated from it.
+
+All of it is namespaced, so that a Role per watched namespace is enough. No verb on Secrets (the kubelet hands them to
+pods), no ``pods/exec``, no wildcard, nothing that grants rights.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.actions import (
+    ADAPTERDEPLOYMENTS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    EVENTS,
+    FINETUNEJOBS,
+    JOBS,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Resource,
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Verbs on one resource."""
+
+    resource: Resource
+    verbs: tuple[str, ...]
+    subresource: str = ""
+    """E.g. status; empty for the object itself."""
+
+    @property
+    def api_group(self) -> str:
+        """The API group, empty for the core group."""
+        group, slash, _ = self.resource.api_version.rpartition("/")
+        return group if slash else ""
+
+    @property
+    def name(self) -> str:
+        """The resource as a Role names it."""
+        return f"{self.resource.plural}/{self.subresource}" if self.subresource else self.resource.plural
+
+
+RULES: Final = (
+    Rule(FINETUNEJOBS, ("get", "list", "watch")),
+    Rule(FINETUNEJOBS, ("patch",), "status"),
+    Rule(ADAPTERDEPLOYMENTS, ("get", "list", "watch")),
+    Rule(ADAPTERDEPLOYMENTS, ("patch",), "status"),
+    # Inputs of stages.
+    Rule(CONFIG_MAPS, ("get", "list", "create", "delete")),
+    # Stages; patch is for suspend.
+    Rule(JOBS, ("get", "list", "watch", "create", "patch", "delete")),
+    # Results, progress and the reasons why a pod waits or died.
+    Rule(PODS, ("get", "list", "watch")),
+    # Serving; patch is server-side apply.
+    Rule(DEPLOYMENTS, ("get", "list", "watch", "create", "patch", "delete")),
+    Rule(SERVICES, ("get", "create", "patch", "delete")),
+    Rule(NETWORK_POLICIES, ("get", "create", "patch", "delete")),
+    # Whether the runner's ServiceAccount is there.
+    Rule(SERVICE_ACCOUNTS, ("get",)),
+    # Written on the custom resources; read to tell why a Job could not create its pod.
+    Rule(EVENTS, ("get", "list", "create", "patch")),
+)
+"""One entry per resource or subresource."""
