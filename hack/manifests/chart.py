@@ -1,0 +1,198 @@
+"""What the Helm chart takes from the models: CRD templates, RBAC rules, the schema and the reference of its values.
+
+``values.yaml`` is written by hand. Its comments ("# -- …") are the descriptions and its defaults give the types; the
+models in ``finetune_operator.settings`` give the shape of profiles, runtimes and limits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic.json_schema import models_json_schema
+
+from finetune_api.meta import MAX_NAME
+from finetune_operator.rbac import RULES
+from finetune_operator.settings import Profile, Runtime, Settings
+
+Schema = dict[str, Any]
+Path = tuple[str, ...]
+
+_KEY = re.compile(r"^( *)([A-Za-z0-9_-]+):")
+_COMMENT = re.compile(r"^ *# ?(-- )?(.*)$")
+
+
+@dataclass(frozen=True)
+class Values:
+    """``values.yaml``: defaults, and the description of every commented key."""
+
+    defaults: dict[str, Any]
+    comments: dict[Path, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Values:
+        """Read the file; a comment belongs to the key below it."""
+        comments: dict[Path, str] = {}
+        parents: list[tuple[int, str]] = []
+        pending: list[str] = []
+        for line in text.splitlines():
+            if key := _KEY.match(line):
+                indent = len(key[1])
+                parents = [parent for parent in parents if parent[0] < indent] + [(indent, key[2])]
+                if pending:
+                    comments[tuple(name for _, name in parents)] = " ".join(pending)
+            comment = _COMMENT.match(line)
+            if comment is None:
+                pending = []
+            elif comment[1]:
+                pending = [comment[2]]
+            elif pending:
+                pending.append(comment[2])
+        return cls(yaml.safe_load(text), comments)
+
+
+def crd_template(crd: str) -> str:
+    """A CRD as a template of the chart: optional, upgraded with it, kept when the release goes.
+
+    Raises ValueError if Helm would read something in it as a template action.
+    """
+    if "{{" in crd:
+        raise ValueError("the CRD holds '{{', which Helm would execute; write the description or pattern differently")
+    keep = "metadata:\n  annotations:\n    helm.sh/resource-policy: keep\n"
+    return f"{{{{- if .Values.crds.enabled }}}}\n{crd.replace('metadata:' + chr(10), keep, 1)}{{{{- end }}}}\n"
+
+
+def rules() -> str:
+    """The operator's RBAC rules, for ClusterRole and Roles alike."""
+    entries = [{"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)} for rule in RULES]
+    return "# Generated from operator/finetune_operator/rbac.py by `make manifests`; do not edit.\n" + yaml.safe_dump(
+        entries, sort_keys=False, default_flow_style=None
+    )
+
+
+def schema(values: Values) -> str:
+    """``values.schema.json``: what Helm checks on lint, template, install and upgrade."""
+    _, definitions = models_json_schema([(Profile, "validation"), (Runtime, "validation"), (Settings, "validation")])
+    models = {name: _plain(model) for name, model in definitions["$defs"].items()}
+    models["Runtime"]["properties"]["image"] = {"$ref": "#/$defs/Image"}
+    settings = models.pop("Settings")["properties"]
+    images = models.pop("Images")["properties"]
+    known = _known(settings, images)
+    root = _infer(values.defaults, (), values.comments, known)
+    root["properties"]["global"] = {"description": "Values of a parent chart; unused here.", "type": "object"}
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Values of the finetune-operator chart",
+        **root,
+        "$defs": dict(sorted((models | _OWN_DEFINITIONS).items())),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+_NAME = f"^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$"
+"""The API's rule for names and its greatest length in one."""
+_STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+_OWN_DEFINITIONS: dict[str, Schema] = {
+    "Image": {
+        "type": "object",
+        "description": "An image; registry/repository@digest, or :tag where there is no digest.",
+        "additionalProperties": False,
+        "required": ["repository"],
+        "properties": {
+            "registry": {"type": "string", "description": "Instead of images.registry."},
+            "repository": {"type": "string", "pattern": "^[a-z0-9]+([._/-]+[a-z0-9]+)*$"},
+            "tag": {"type": "string", "description": "Empty: images.tag."},
+            "digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
+        },
+    },
+    "Namespace": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63},
+    "Resources": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"requests": _STRINGS, "limits": _STRINGS},
+    },
+}
+
+
+def _known(settings: Schema, images: Schema) -> dict[Path, Schema]:
+    """Shapes that a default value does not tell."""
+    namespaces = {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/Namespace"}}
+    image = {"$ref": "#/$defs/Image"}
+    return {
+        ("watchNamespaces",): namespaces,
+        ("images", "pullPolicy"): images["pullPolicy"] | {"enum": ["Always", "IfNotPresent", "Never"]},
+        **{("images", each): image for each in ("operator", "data", "jobs", "quantize")},
+        ("profiles",): _by_name("Profile") | {"minProperties": 1},
+        ("runtimes",): _by_name("Runtime"),
+        ("runner", "namespaces"): namespaces,
+        ("runner", "serviceAccountName"): {"type": "string", "pattern": _NAME},
+        ("runner", "annotations"): _STRINGS,
+        ("operator", "workers"): settings["workers"],
+        ("operator", "resyncSeconds"): settings["resyncSeconds"],
+        ("operator", "progressSeconds"): settings["progressSeconds"],
+        ("operator", "resources"): {"$ref": "#/$defs/Resources"},
+        ("operator", "nodeSelector"): _STRINGS,
+        ("operator", "tolerations"): {"type": "array", "items": {"type": "object"}},
+        ("networkPolicy", "apiServerPorts"): {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+        },
+    }
+
+
+def _by_name(model: str) -> Schema:
+    """A map from names to models. By pattern, because Helm's message for propertyNames points to the wrong place."""
+    return {"type": "object", "additionalProperties": False, "patternProperties": {_NAME: {"$ref": f"#/$defs/{model}"}}}
+
+
+def _infer(value: Any, path: Path, comments: dict[Path, str], known: dict[Path, Schema]) -> Schema:
+    """Schema of a key from what is known about it, or else from its default. Raises ValueError without a comment."""
+    described = {"description": comments[path]} if path in comments else {}
+    if path in known:
+        return known[path] | described
+    if isinstance(value, dict):
+        children = {name: _infer(child, (*path, name), comments, known) for name, child in value.items()}
+        return described | {"type": "object", "additionalProperties": False, "properties": children}
+    if not described:
+        raise ValueError(f"values.yaml: {'.'.join(path)} has no description; put a line '# -- …' above it")
+    if isinstance(value, list):
+        return described | {"type": "array", "items": {"type": "string"}}
+    return described | {"type": {bool: "boolean", int: "integer", str: "string"}[type(value)]}
+
+
+def _plain(model: Any) -> Any:
+    """A model's schema without titles, and with optional models rather than unions with null: clearer errors."""
+    if isinstance(model, list):
+        return [_plain(each) for each in model]
+    if not isinstance(model, dict):
+        return model
+    kept = {key: _plain(value) for key, value in model.items() if not (key == "title" and isinstance(value, str))}
+    options = [option for option in kept.get("anyOf", []) if option.get("type") != "null"]
+    if len(options) != 1:
+        return kept
+    return {key: value for key, value in kept.items() if key not in {"anyOf", "default"}} | options[0]
+
+
+def reference(values: Values) -> str:
+    """``docs/reference/values.md``: every commented key with its default."""
+    lines = [
+        "<!-- Generated from charts/finetune-operator/values.yaml by `make manifests`; do not edit. -->",
+        "# Values of the chart",
+        "",
+        "The fields of profiles and runtimes are described in `operator/finetune_operator/settings.py` and in",
+        "`values.schema.json`, which Helm checks on every command.",
+        "",
+        "| key | default | what it is |",
+        "| --- | --- | --- |",
+    ]
+    for path, text in values.comments.items():
+        default: Any = values.defaults
+        for name in path:
+            default = default[name]
+        shown = "see values.yaml" if isinstance(default, dict) and default else f"`{json.dumps(default)}`"
+        lines.append(f"| `{'.'.join(path)}` | {shown} | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
