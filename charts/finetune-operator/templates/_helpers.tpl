@@ -1,0 +1,72 @@
+{{- define "finetune.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "finetune.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "finetune.name" . -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune.selector" -}}
+app.kubernetes.io/name: {{ include "finetune.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Not managed-by: that label is what the operator puts on its own objects, with its own name as the value. */}}
+{{- define "finetune.labels" -}}
+{{ include "finetune.selector" . }}
+app.kubernetes.io/component: operator
+app.kubernetes.io/part-of: finetune-operator
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* Reference of an image: list of the root context and {registry, repository, tag, digest}. */}}
+{{- define "finetune.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- $path := printf "%s/%s" (default $root.Values.images.registry $image.registry) $image.repository | trimPrefix "/" -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $path $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $path (coalesce $image.tag $root.Values.images.tag $root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The operator's configuration: what operator/finetune_operator/settings.py reads. */}}
+{{- define "finetune.config" -}}
+images:
+  data: {{ include "finetune.image" (list . .Values.images.data) }}
+  jobs: {{ include "finetune.image" (list . .Values.images.jobs) }}
+  quantize: {{ include "finetune.image" (list . .Values.images.quantize) }}
+  pullPolicy: {{ .Values.images.pullPolicy }}
+  pullSecrets: {{ toJson .Values.images.pullSecrets }}
+profiles:
+  {{- toYaml .Values.profiles | nindent 2 }}
+runtimes:
+  {{- range $name, $runtime := .Values.runtimes }}
+  {{ $name }}:
+    image: {{ include "finetune.image" (list $ $runtime.image) }}
+    {{- omit $runtime "image" | toYaml | nindent 4 }}
+  {{- else }} {}
+  {{- end }}
+namespaces: {{ toJson .Values.watchNamespaces }}
+workers: {{ .Values.operator.workers }}
+resyncSeconds: {{ .Values.operator.resyncSeconds }}
+progressSeconds: {{ .Values.operator.progressSeconds }}
+{{- end -}}
+
+{{/* The IPv4 (false) or IPv6 (true) part of a list of CIDRs. */}}
+{{- define "finetune.cidrs" -}}
+{{- $chosen := list -}}
+{{- range index . 0 -}}
+{{- if eq (contains ":" .) (index $ 1) -}}
+{{- $chosen = append $chosen . -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $chosen -}}
+{{- end -}}
