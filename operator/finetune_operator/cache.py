@@ -1,0 +1,101 @@
+"""What the watch streams and our own writes have shown: custom resources and their Jobs, pods and Deployments.
+
+A cache may lag; nothing here is trusted to be complete. Children have deterministic names, a create that meets an
+existing object checks its owner, status writes are conditional on the resource version, and a periodic LIST
+(``replace``) finds what a stream missed.
+"""
+
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from typing import Final
+
+from finetune_operator.actions import ADAPTERDEPLOYMENTS, DEPLOYMENTS, FINETUNEJOBS, JOBS, PODS, Object, Resource
+from finetune_operator.resources.ownership import Key, owner_key
+
+CUSTOM_RESOURCES: Final = (FINETUNEJOBS, ADAPTERDEPLOYMENTS)
+CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS)
+"""The kinds of children that are watched; others are read when needed."""
+_TOMBSTONES: Final = 10_000
+
+
+class Cache:
+    """Objects by kind, namespace and name, and children by owner. Safe for any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._objects: dict[tuple[str, str, str], Object] = {}
+        self._children: dict[tuple[Key, str], set[tuple[str, str, str]]] = defaultdict(set)
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+
+    def record(self, resource: Resource, found: Object) -> bool:
+        """Take an object in; False if it is not news: the same or an older version, or deleted since."""
+        metadata = found["metadata"]
+        metadata.pop("managedFields", None)
+        place = (resource.kind, metadata["namespace"], metadata["name"])
+        with self._lock:
+            known = self._objects.get(place)
+            if metadata["uid"] in self._deleted or (known is not None and _version(known) >= _version(found)):
+                return False
+            self._objects[place] = found
+            owner = owner_key(found)
+            if owner is not None:
+                self._children[owner, resource.kind].add(place)
+            return True
+
+    def forget(self, resource: Resource, gone: Object) -> bool:
+        """Drop an object that was deleted; False if it was unknown. A later one of the same name stays."""
+        metadata = gone["metadata"]
+        place = (resource.kind, metadata["namespace"], metadata["name"])
+        with self._lock:
+            self._deleted[metadata["uid"]] = None
+            if len(self._deleted) > _TOMBSTONES:
+                self._deleted.popitem(last=False)
+            known = self._objects.get(place)
+            if known is None or known["metadata"]["uid"] != metadata["uid"]:
+                return False
+            self._remove(place)
+            return True
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """One object; not to be changed."""
+        with self._lock:
+            return self._objects.get((resource.kind, namespace, name))
+
+    def all(self, resource: Resource) -> list[Object]:
+        """All objects of a kind."""
+        with self._lock:
+            return [found for (kind, _, _), found in self._objects.items() if kind == resource.kind]
+
+    def children(self, owner: Key, resource: Resource) -> list[Object]:
+        """An owner's children of a kind, by labels: the owner reference is for the reader to check."""
+        with self._lock:
+            places = self._children.get((owner, resource.kind), ())
+            return sorted((self._objects[place] for place in places), key=lambda found: found["metadata"]["name"])
+
+    def versions(self, resource: Resource) -> dict[str, Object]:
+        """All objects of a kind by uid, to be handed to ``replace`` after a LIST."""
+        return {found["metadata"]["uid"]: found for found in self.all(resource)}
+
+    def replace(self, resource: Resource, before: dict[str, Object], listed: Iterable[Object]) -> None:
+        """Take in a LIST; what stood in the cache ``before`` it and is not in it is gone."""
+        present = set()
+        for found in listed:
+            present.add(found["metadata"]["uid"])
+            self.record(resource, found)
+        for uid, gone in before.items():
+            if uid not in present:
+                self.forget(resource, gone)
+
+    def _remove(self, place: tuple[str, str, str]) -> None:
+        owner = owner_key(self._objects.pop(place))
+        if owner is not None:
+            places = self._children[owner, place[0]]
+            places.discard(place)
+            if not places:
+                del self._children[owner, place[0]]
+
+
+def _version(found: Object) -> int:
+    """Resource versions grow (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions)."""
+    return int(found["metadata"]["resourceVersion"])

@@ -1,0 +1,37 @@
+"""Kubernetes Events on the custom resources. They tell people what happened; nothing depends on them."""
+
+from datetime import datetime
+
+from finetune_api import meta
+from finetune_api.hashing import short
+from finetune_api.reasons import with_remedy
+from finetune_operator.actions import Event, Object
+from finetune_operator.conditions import timestamp
+from finetune_operator.resources.ownership import Owner
+
+
+def event_object(owner: Owner, event: Event, resource_version: str, now: datetime) -> Object:
+    """The Event as the API takes it; its name is the same when the same edge is told twice."""
+    moment = timestamp(now)
+    edge = short([owner.uid, event.reason, event.message, resource_version], 16)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{owner.name}.{edge}", "namespace": owner.namespace},
+        "involvedObject": {
+            "apiVersion": owner.resource.api_version,
+            "kind": owner.resource.kind,
+            "namespace": owner.namespace,
+            "name": owner.name,
+            "uid": owner.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": with_remedy(event.reason, event.message),
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+        "source": {"component": meta.MANAGED_BY},
+        "reportingComponent": meta.MANAGED_BY,
+        "reportingInstance": meta.MANAGED_BY,
+    }

@@ -1,0 +1,129 @@
+"""One custom resource, brought one step closer to what it asks for: observe, plan, apply, status, events.
+
+Level triggered: what to do follows from what is there, never from what an event said. Actions come before the status
+and are idempotent, so that a crash at any point is made good by the next reconciliation.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from finetune_api.finetunejob import ObjectMeta
+from finetune_operator.actions import EVENTS, Event, Object, Plan, Resource
+from finetune_operator.apply import NameTaken, carry_out
+from finetune_operator.cache import Cache
+from finetune_operator.events import event_object
+from finetune_operator.kube import ApiError, KubeClient
+from finetune_operator.resources.ownership import Key, Owner
+
+logger = logging.getLogger(__name__)
+
+O = TypeVar("O")  # noqa: E741 - what was observed
+S = TypeVar("S", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[O, S]):
+    """How one kind of custom resource is reconciled."""
+
+    resource: Resource
+    observe: Callable[[Object, datetime], O]
+    """Read what the plan needs; may call the API, and changes nothing."""
+    plan: Callable[[O, datetime], Plan[S]]
+    """Pure."""
+    blocked: Callable[[O, NameTaken], O]
+    """What was observed, together with a stranger's object that an action ran into. Its plan has no actions."""
+
+
+class Reconciler:
+    """Reconciles keys of all kinds; safe for many threads as long as each has another key."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        cache: Cache,
+        kinds: Mapping[str, Kind[Any, Any]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._kinds = kinds
+        self._clock = clock
+
+    def reconcile(self, key: Key) -> float | None:
+        """One pass; returns the seconds after which to come again without an event. Raises ApiError."""
+        kind = self._kinds[key.kind]
+        resource = self._cache.get(kind.resource, key.namespace, key.name)
+        if resource is None or resource["metadata"].get("deletionTimestamp"):
+            return None  # children go by their owner references, data in the store stays
+        now = self._clock()
+        observed = kind.observe(resource, now)
+        plan = kind.plan(observed, now)
+        owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
+        plan = self._apply(kind, owner, observed, plan, now)
+        version = self._write_status(kind, resource, plan.status)
+        self._tell(owner, plan.events, version, now)
+        return plan.requeue_after
+
+    def _apply(self, kind: Kind[O, S], owner: Owner, observed: O, plan: Plan[S], now: datetime) -> Plan[S]:
+        """Carry the plan out; the plan whose status is true afterwards."""
+        try:
+            for action in plan.actions:
+                carry_out(self._client, self._cache, owner, action)
+        except NameTaken as taken:
+            return kind.plan(kind.blocked(observed, taken), now)
+        return plan
+
+    def _write_status(self, kind: Kind[O, S], resource: Object, status: S) -> str:
+        """Write the difference, if there is one and the resource is still the one that was observed."""
+        wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        change = merge_patch(resource.get("status") or {}, wanted)
+        metadata = resource["metadata"]
+        version: str = metadata["resourceVersion"]
+        if not change:
+            return version
+        body = {"metadata": {"resourceVersion": version}, "status": change}
+        try:
+            written = self._client.patch_status(kind.resource, metadata["namespace"], metadata["name"], body)
+        except ApiError as error:
+            if error.conflict or error.status == 404:
+                self._refresh(kind.resource, resource)
+            raise
+        self._cache.record(kind.resource, written)
+        return version
+
+    def _refresh(self, resource: Resource, outdated: Object) -> None:
+        metadata = outdated["metadata"]
+        current = self._client.get(resource, metadata["namespace"], metadata["name"])
+        if current is None:
+            self._cache.forget(resource, outdated)
+        else:
+            self._cache.record(resource, current)
+
+    def _tell(self, owner: Owner, events: tuple[Event, ...], version: str, now: datetime) -> None:
+        for event in events:
+            try:
+                self._client.create(EVENTS, event_object(owner, event, version, now))
+            except ApiError as error:
+                if not error.already_exists:
+                    logger.warning(
+                        "event %s of %s/%s not written: %s", event.reason, owner.namespace, owner.name, error
+                    )
+
+
+def merge_patch(current: Any, wanted: Any) -> Object:
+    """The JSON merge patch (RFC 7386) that makes ``wanted`` of ``current``; empty if they are equal."""
+    patch: Object = {key: None for key in current if key not in wanted}
+    for key, value in wanted.items():
+        before = current.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            nested = merge_patch(before, value)
+            if nested:
+                patch[key] = nested
+        elif key not in current or before != value:
+            patch[key] = value
+    return patch
