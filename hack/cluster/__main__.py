@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 
 from . import toolchain
 from .console import ClusterError, say
 from .images import IMAGES, build_images
-from .kind import KindCluster, docker_answers
 from .layout import cache_directory
-from .native import NativeCluster
-
-PROVIDER_VARIABLE = "FINETUNE_CLUSTER_PROVIDER"
-
-
-def provider() -> KindCluster | NativeCluster:
-    """kind where a Docker engine answers, else the native cluster; an environment variable decides otherwise.
-
-    Raises:
-        ClusterError: the variable names no provider.
-    """
-    match os.environ.get(PROVIDER_VARIABLE, ""):
-        case "kind":
-            return KindCluster.default()
-        case "native":
-            return NativeCluster.default()
-        case "":
-            return KindCluster.default() if docker_answers() else NativeCluster.default()
-        case other:
-            raise ClusterError(f"{PROVIDER_VARIABLE}={other}: no such provider; use kind or native")
+from .provider import provider
 
 
 def main(argv: list[str]) -> int:

@@ -85,6 +85,11 @@ def content_tags(base_image: str) -> dict[str, str]:
     return tags
 
 
+def references(base_image: str) -> dict[str, str]:
+    """Each image's full name at its present content."""
+    return {name: f"{IMAGE_PREFIX}/{name}:{tag}" for name, tag in content_tags(base_image).items()}
+
+
 def with_parents(names: Iterable[str]) -> list[Image]:
     """The named images and all that they stand on, in the order in which to build them.
 
@@ -107,15 +112,14 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
         ClusterError: an unknown name, or a build failed.
     """
     base_image = store.base_image()
-    tags = content_tags(base_image)
-    references = {name: f"{IMAGE_PREFIX}/{name}:{tag}" for name, tag in tags.items()}
+    names_now = references(base_image)
     built = {}
     for image in with_parents(names or IMAGES):
-        reference = references[image.name]
+        reference = names_now[image.name]
         if not store.has(reference):
-            arguments = {"BASE_IMAGE": base_image} if image.parent is None else {"PARENT": references[image.parent]}
+            arguments = {"BASE_IMAGE": base_image} if image.parent is None else {"PARENT": names_now[image.parent]}
             if image.uses_build:
-                arguments["BUILD"] = references["build"]
+                arguments["BUILD"] = names_now["build"]
             with step(f"building {reference}"):
                 store.build(reference, image.dockerfile, arguments)
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")

@@ -14,6 +14,7 @@ from .console import ClusterError, run, say
 from .layout import BRIDGE
 from .processes import BOOT_ID, Identity, terminate
 
+_MOUNTS = Path("/proc/self/mountinfo")
 WANTED: Mapping[str, str] = {
     "net.ipv4.ip_forward": "1",
     "net.bridge.bridge-nf-call-iptables": "1",  # NetworkPolicies between pods on the same bridge
@@ -78,33 +79,28 @@ def remove_network() -> None:
 
 
 def _remove_chains(tool: str) -> None:
-    """Remove kube-router's chains from the filter table: first the jumps to them, then the chains."""
+    """Load the filter table again without kube-router's chains and the jumps to them."""
     with contextlib.suppress(ClusterError):
-        rules = [line.split(" ", 2) for line in run([tool, "-S"]).splitlines()]
-        chains = [rule[1] for rule in rules if rule[0] == "-N" and rule[1].startswith("KUBE-")]
-        dump = [line for line in run([f"{tool}-save", "-t", "filter"]).splitlines() if "KUBE-" not in line]
-        if chains:
-            run([f"{tool}-restore", "-T", "filter"], stdin="\n".join(dump) + "\n")
+        table = run([f"{tool}-save", "-t", "filter"]).splitlines(keepends=True)
+        rest = [line for line in table if "KUBE-" not in line]
+        if rest != table:
+            run([f"{tool}-restore", "-T", "filter"], stdin="".join(rest))
+
+
+def mounts_below(directory: Path, table: str) -> list[str]:
+    """Mount points under a folder in a ``/proc/self/mountinfo``, the deepest first."""
+    points = (line.split()[4].encode().decode("unicode_escape") for line in table.splitlines())
+    return sorted((point for point in points if point.startswith(f"{directory}/")), key=len, reverse=True)
 
 
 def unmount_below(directory: Path) -> None:
-    """Unmount everything under a folder, the deepest first."""
-    mounts = [
-        _unescape(line.split()[4])
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if _unescape(line.split()[4]).startswith(f"{directory}/")
-    ]
-    for mount in sorted(mounts, key=len, reverse=True):
+    """Unmount everything under a folder."""
+    for mount in mounts_below(directory, _MOUNTS.read_text()):
         try:
             run(["umount", mount])
         except ClusterError:
             _quietly("umount", "--lazy", mount)
             say(f"  ! {mount} was busy; unmounted lazily")
-
-
-def _unescape(path: str) -> str:
-    """mountinfo writes blanks as octal escapes."""
-    return path.encode().decode("unicode_escape")
 
 
 def remove_cgroups() -> None:
@@ -126,9 +122,8 @@ def remove_tree(directory: Path) -> None:
         ClusterError: something in it is still mounted.
     """
     unmount_below(directory)
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if _unescape(line.split()[4]).startswith(f"{directory}/"):
-            raise ClusterError(f"{_unescape(line.split()[4])}: still mounted; unmount it, then run down again")
+    if left := mounts_below(directory, _MOUNTS.read_text()):
+        raise ClusterError(f"{left[0]}: still mounted; unmount it, then run down again")
     shutil.rmtree(directory, ignore_errors=True)
 
 

