@@ -1,0 +1,115 @@
+"""Stage evaluate: the same test examples put to the base model, the tuned model and the exported artifact."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.finetunejob import Evaluation, Method
+from finetune_api.layout import output_folder
+from finetune_api.stages import Stage
+from finetune_jobs import folders
+from finetune_jobs.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.basemodel import fetch_base_model
+from finetune_jobs.errors import need
+from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
+from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
+from finetune_jobs.evaluation.sample import sample
+from finetune_jobs.modelling.examples import read_split
+from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.progress import Progress
+from finetune_jobs.runner import Context, Made, run_stage
+from finetune_jobs.tools import versions
+
+BATCH_SIZE: Final = 16
+"""Prompts that are answered together."""
+
+
+def evaluate(context: Context) -> Made:
+    """Ask and score as ``params.evaluate`` says."""
+    given = context.input
+    params = need(given.params.evaluate, "params.evaluate")
+    chain = given.upstream
+    base, out = context.scratch / "base", context.scratch / "evaluation"
+    upstream = {Stage.PREPARE: chain.dataset, Stage.TRAIN: chain.adapter, Stage.EXPORT: chain.export}
+    for stage, digest in upstream.items():
+        folders.fetch_folder(context.store, output_folder(stage, digest), context.scratch / stage)
+    fetch_base_model(context, base)
+    evaluated = evaluate_models(
+        base,
+        context.scratch / Stage.TRAIN,
+        context.scratch / Stage.EXPORT,
+        context.scratch / Stage.PREPARE,
+        out,
+        method=Method(params.method),
+        evaluation=params.evaluation,
+        progress=context.progress,
+    )
+    return Made(
+        scalars=evaluated.scalars(),
+        message=evaluated.summary(),
+        folder=out,
+        tools=versions("torch", "transformers", "peft", "bitsandbytes", "compressed-tensors"),
+    )
+
+
+def evaluate_models(
+    base: Path,
+    adapter: Path,
+    artifact: Path,
+    dataset: Path,
+    out: Path,
+    *,
+    method: Method,
+    evaluation: Evaluation,
+    progress: Progress,
+) -> Evaluated:
+    """Put test examples to all three models; write ``answers.jsonl``, ``metrics.json`` and ``report.html`` to ``out``.
+
+    The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
+    say. Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    """
+    examples = sample(read_split(dataset, "test"), evaluation.max_samples)
+    labels = json.loads((dataset / "labels.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(base)
+    questions = Questions([example.prompt for example in examples], answer_limit(tokenizer, labels), BATCH_SIZE)
+    with cuda_memory(f"a model and {BATCH_SIZE} prompts"):
+        answers = _ask_base_and_tuned(base, adapter, method, tokenizer, questions, progress)
+        progress.report(0.6, "loading the artifact")
+        answers["artifact"] = generate_answers(
+            load_checkpoint(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
+        )
+    evaluated = Evaluated.of([example.label for example in examples], answers, labels)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = zip(examples, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
+    write_answers(
+        out / ANSWERS,
+        (
+            Answer(messages=e.prompt, label=e.label, base=b, tuned=t, artifact=a, max_tokens=questions.limit)
+            for e, b, t, a in rows
+        ),
+    )
+    metrics = {"goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}
+    (out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / REPORT).write_text(render_html(evaluated), encoding="utf-8")
+    return evaluated
+
+
+def _ask_base_and_tuned(
+    base: Path, adapter: Path, method: Method, tokenizer: Any, questions: Questions, progress: Progress
+) -> dict[str, list[str]]:
+    """One loaded base serves both; returning frees its memory before the artifact is loaded."""
+    progress.report(0.0, "loading the base model")
+    model = load_adapter(load_base(base, method), adapter)
+    with model.disable_adapter():
+        answers = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.35, "base model"))
+    tuned = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.6, "tuned model"))
+    return {"base": answers, "tuned": tuned}
+
+
+def main() -> None:
+    """Entry point of ``python -m finetune_jobs.evaluate``."""
+    run_stage(Stage.EVALUATE, evaluate)
+
+
+if __name__ == "__main__":
+    main()

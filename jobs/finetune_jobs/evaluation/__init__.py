@@ -1,0 +1,1 @@
+"""Answers of base, tuned model and artifact, and what they are worth."""

@@ -1,0 +1,112 @@
+"""Measures of a classification, from pairs of right and given labels. Pure functions, no model."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+from typing import Final
+
+Z_95: Final = 1.959963984540054
+"""Quantile of the normal distribution for a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """How one label fared. A ratio without cases is 0, as scikit-learn's ``zero_division=0``."""
+
+    support: int
+    """Examples whose right answer is this label."""
+    precision: float
+    """Share of the answers with this label that are right."""
+    recall: float
+    """Share of this label's examples that were answered right."""
+    f1: float
+    """Harmonic mean of precision and recall."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model fared."""
+
+    samples: int
+    accuracy: float
+    """Share of answers that are exactly the right label."""
+    interval: tuple[float, float]
+    """Wilson 95 % interval of the accuracy."""
+    precision: float
+    """Mean over the labels (macro), as recall and f1."""
+    recall: float
+    f1: float
+    labels: dict[str, LabelScores]
+    """Every label that is right for an example or was answered; an answer that is no label is simply wrong."""
+    unknown_answers: int
+    """Answers that are no label."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same examples (McNemar's test, exact)."""
+
+    wins: int
+    """Examples that only the second answered right."""
+    losses: int
+    """Examples that only the first answered right."""
+    p_value: float
+    """Probability of a difference at least this large if both were equally good."""
+
+
+def score(truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Scores:
+    """Scores of ``answers`` against ``truth``; ``labels`` are the allowed ones. Raises ValueError when empty."""
+    if not truth:
+        raise ValueError("no examples to score")
+    support, given = Counter(truth), Counter(answers)
+    right = Counter(t for t, a in zip(truth, answers, strict=True) if t == a)
+    seen = [label for label in sorted({*labels, *support}) if support[label] or given[label]]
+    table = {label: _label_scores(support[label], given[label], right[label]) for label in seen}
+    correct = right.total()
+    return Scores(
+        samples=len(truth),
+        accuracy=correct / len(truth),
+        interval=wilson(correct, len(truth)),
+        precision=sum(row.precision for row in table.values()) / len(table),
+        recall=sum(row.recall for row in table.values()) / len(table),
+        f1=sum(row.f1 for row in table.values()) / len(table),
+        labels=table,
+        unknown_answers=sum(count for answer, count in given.items() if answer not in table),
+    )
+
+
+def wilson(correct: int, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927), sound for small samples and shares near 0 and 1."""
+    share, z2 = correct / samples, Z_95**2
+    centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
+    half = Z_95 / (1 + z2 / samples) * sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def compare(truth: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Comparison:
+    """Whether ``second`` answers better than ``first``, on the same examples."""
+    pairs = [(a == t, b == t) for t, a, b in zip(truth, first, second, strict=True)]
+    wins, losses = pairs.count((False, True)), pairs.count((True, False))
+    return Comparison(wins, losses, mcnemar(wins, losses))
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided p-value of the exact test: given that they differ, each model is right with probability 1/2."""
+    differing = wins + losses
+    tail = sum(comb(differing, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / (1 << differing))
+
+
+def confusions(truth: Sequence[str], answers: Sequence[str], limit: int) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes: right label, answer, how often."""
+    wrong = Counter((t, a) for t, a in zip(truth, answers, strict=True) if t != a)
+    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
+    return [(right, answer, count) for (right, answer), count in ordered[:limit]]
+
+
+def _label_scores(support: int, given: int, right: int) -> LabelScores:
+    precision = right / given if given else 0.0
+    recall = right / support if support else 0.0
+    f1 = 2 * right / (support + given) if support + given else 0.0
+    return LabelScores(support, precision, recall, f1)

@@ -1,0 +1,57 @@
+"""Stage export: base model and adapter in, quantised checkpoint of the tuned model out."""
+
+from pathlib import Path
+
+from finetune_api.finetunejob import Method
+from finetune_api.layout import output_folder
+from finetune_api.stages import Stage
+from finetune_jobs import folders
+from finetune_jobs.basemodel import fetch_base_model
+from finetune_jobs.errors import need
+from finetune_jobs.exporting.dialect import speak_v4
+from finetune_jobs.exporting.merge import merge
+from finetune_jobs.exporting.quantize import quantize_int8
+from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
+from finetune_jobs.progress import Progress
+from finetune_jobs.runner import Context, Made, run_stage
+from finetune_jobs.tools import versions
+
+
+def export(context: Context) -> Made:
+    """Merge and quantise as ``params.export`` says."""
+    given = context.input
+    params = need(given.params.export, "params.export")
+    base, adapter, out = (context.scratch / name for name in ("base", "adapter", "quantized"))
+    folders.fetch_folder(context.store, output_folder(Stage.TRAIN, given.upstream.adapter), adapter)
+    fetch_base_model(context, base)
+    export_int8(base, adapter, out, Method(params.method), context.progress)
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    return Made(
+        scalars={"format": params.export.format.value, "sizeBytes": str(size)},
+        message=f"{params.export.format.value}, {size / 1e6:.0f} MB.",
+        folder=out,
+        tools=versions("torch", "transformers", "peft", "bitsandbytes", "llmcompressor", "compressed-tensors"),
+    )
+
+
+def export_int8(base: Path, adapter: Path, out: Path, method: Method, progress: Progress) -> None:
+    """Write the tuned model to ``out`` as INT8 W8A8 for TGI 3.3, vLLM and transformers 4 and 5.
+
+    Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    """
+    with cuda_memory("the merged 16-bit model"):
+        progress.report(0.1, "merging the adapter into the base model")
+        model = merge(base, adapter, method)
+        progress.report(0.5, "quantising to INT8")
+        quantize_int8(model, out)
+    copy_tokenizer(base, out)
+    speak_v4(out)
+
+
+def main() -> None:
+    """Entry point of ``python -m finetune_jobs.export``."""
+    run_stage(Stage.EXPORT, export)
+
+
+if __name__ == "__main__":
+    main()

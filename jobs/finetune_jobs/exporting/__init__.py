@@ -1,0 +1,1 @@
+"""From adapter and base to a checkpoint that a server loads."""

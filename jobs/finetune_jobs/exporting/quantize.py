@@ -1,0 +1,22 @@
+"""8-bit weights and activations (W8A8) in the compressed-tensors format, by llm-compressor.
+
+The only module that imports llm-compressor, whose pins live in the image and environment ``quantize``.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import QuantizationModifier
+
+MAX_SHARD: Final = "5GB"
+"""Largest weight file: what object stores and parallel downloads like."""
+
+
+def quantize_int8(model: Any, out: Path) -> None:
+    """Write ``model`` as INT8: weights per channel, activations per token as they come, so no data is needed.
+
+    The output layer stays 16-bit, as every published W8A8 checkpoint has it: its rounding would touch every answer.
+    """
+    oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]))
+    model.save_pretrained(out, save_compressed=True, safe_serialization=True, max_shard_size=MAX_SHARD)

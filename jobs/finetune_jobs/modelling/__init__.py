@@ -1,0 +1,1 @@
+"""Models and prompts as training, export and evaluation all see them."""

@@ -1,0 +1,99 @@
+"""Prompts and training targets, rendered with the model's own chat template.
+
+Training uses exactly the tokens that a server will give the model: the prompt as the template renders it for
+generation, then the answer, then the token that ends the turn. So no second "training" template is needed, nothing
+but the answer and the stop token carries loss, and a padding token that equals the stop token does no harm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jinja2.exceptions import TemplateError
+
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+
+IGNORED: Final = -100
+"""Label of a token that carries no loss (PyTorch's ``cross_entropy`` and all of transformers)."""
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training example as tokens."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """Equal to ``input_ids`` where the model must learn, IGNORED elsewhere."""
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Tokens that a server gives the model for ``messages``, which end with the user's turn."""
+    return _ids(tokenizer, _render(tokenizer, messages, generation=True))
+
+
+def answer_ids(tokenizer: Any, answer: str) -> list[int]:
+    """Tokens of an answer as the model must generate them, without the stop token."""
+    return _ids(tokenizer, answer)
+
+
+def stop_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
+    """Tokens at which generation stops: the tokenizer's and those of ``generation_config.json``."""
+    configured = generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def end_of_turn(tokenizer: Any, stops: frozenset[int]) -> int:
+    """The token with which the template ends an assistant's turn.
+
+    Raises StageError(ModelUnsupported) when that is none of ``stops``: the model would be trained to go on for ever.
+    """
+    answer = "an answer"
+    rendered = _render(
+        tokenizer,
+        [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}],
+        generation=False,
+    )
+    closing = _ids(tokenizer, rendered.rpartition(answer)[2])
+    first = next((i for i in closing if tokenizer.decode([i]).strip()), None)
+    if first is None or first not in stops:
+        found = "nothing" if first is None else repr(tokenizer.decode([first]))
+        expected = ", ".join(repr(tokenizer.decode([i])) for i in sorted(stops)) or "none"
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED,
+            f"The base model's chat template ends an answer with {found}, which does not stop generation (stop tokens: "
+            f"{expected}): correct eos_token_id in its generation_config.json, or use an instruction-tuned model.",
+        )
+    return first
+
+
+def encode(tokenizer: Any, messages: Sequence[Message], stop: int) -> Encoded:
+    """A conversation that ends with the assistant's answer; only the answer and ``stop`` are learnt."""
+    prompt = prompt_ids(tokenizer, messages[:-1])
+    target = [*answer_ids(tokenizer, messages[-1]["content"]), stop]
+    return Encoded(prompt + target, [IGNORED] * len(prompt) + target)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> str:
+    if not tokenizer.chat_template:
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED,
+            "The base model's tokenizer has no chat template: use an instruction-tuned model, or add chat_template to "
+            "its tokenizer_config.json.",
+        )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation))
+    except TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED,
+            f"The base model's chat template refuses a conversation of {roles}: {error}. Without "
+            "spec.dataset.instruction there is no system message.",
+        ) from error
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

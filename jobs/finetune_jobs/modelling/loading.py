@@ -1,0 +1,117 @@
+"""Loading of base models, adapters and exported artifacts: safetensors only, never code of a checkpoint."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from finetune_api.finetunejob import Method
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+
+DTYPE: Final = torch.bfloat16
+"""Precision of everything that is not quantised, and of the computation."""
+
+
+def device() -> str:
+    """Where models run: the first GPU if there is one."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def nf4() -> BitsAndBytesConfig:
+    """QLoRA's base: 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv 2305.14314)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPE,
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint. Raises StageError(ModelUnsupported)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unsupported("tokenizer", error) from error
+    if tokenizer.eos_token_id is None:
+        raise _unsupported("tokenizer", "it names no eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: labels and attention masks are explicit everywhere
+    return tokenizer
+
+
+def load_base(folder: Path, method: Method) -> Any:
+    """The base model as ``method`` trains it: nf4 for QLoRA, bfloat16 for LoRA. Raises StageError(ModelUnsupported)."""
+    return _load(folder, quantization_config=nf4() if method is Method.QLORA else None)
+
+
+def load_checkpoint(folder: Path) -> Any:
+    """A checkpoint exactly as its files say, e.g. an exported artifact with its own quantisation."""
+    return _load(folder)
+
+
+def load_adapter(base: Any, folder: Path) -> Any:
+    """``base`` with the adapter of ``folder`` on it, for inference."""
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Every file in which a tokenizer of transformers may live."""
+
+
+def copy_tokenizer(base: Path, out: Path) -> None:
+    """The base model's tokenizer, byte for byte: whatever is tuned, its text goes in and comes out as before."""
+    for name in TOKENIZER_FILES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, out / name)
+
+
+@contextmanager
+def cuda_memory(load: str) -> Iterator[None]:
+    """Turns the end of the GPU's memory into StageError(CudaOutOfMemory); ``load`` says what it had to hold."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = torch.cuda.get_device_properties(0).total_memory >> 30
+        raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's {size} GiB did not hold {load}.") from error
+
+
+def _load(folder: Path, **options: Any) -> Any:
+    transformers_logging.disable_progress_bar()
+    config = json.loads((folder / "config.json").read_text())
+    if "auto_map" in config and "model_type" not in config:
+        raise _unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPE,
+            device_map={"": device()},
+            use_safetensors=True,
+            trust_remote_code=False,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    except (OSError, ValueError) as error:
+        raise _unsupported("weights", error) from error
+
+
+def _unsupported(what: str, why: object) -> StageError:
+    first_line = next(iter(str(why).splitlines()), "")[:300]
+    return StageError(Reason.MODEL_UNSUPPORTED, f"The base model's {what} cannot be read: {first_line}")
