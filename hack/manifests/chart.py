@@ -156,7 +156,9 @@ def _infer(value: Any, path: Path, comments: dict[Path, str], known: dict[Path, 
         return known[path] | described
     if isinstance(value, dict):
         children = {name: _infer(child, (*path, name), comments, known) for name, child in value.items()}
-        return described | {"type": "object", "additionalProperties": False, "properties": children}
+        # Required, because null takes a key away, and the templates count on all of them.
+        closed = {"type": "object", "additionalProperties": False, "required": list(children)}
+        return described | closed | {"properties": children}
     if not described:
         raise ValueError(f"values.yaml: {'.'.join(path)} has no description; put a line '# -- …' above it")
     if isinstance(value, list):
