@@ -6,17 +6,18 @@ SHA-256 of each, and shows the folder under its final name only when all are rig
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, FileEntry, Lineage, Manifest, StageRecord, key_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from pydantic import BaseModel, ValidationError
-
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Store
 
@@ -24,6 +25,7 @@ Report = Callable[[int, int], None]
 """Told bytes done and bytes in all."""
 
 M = TypeVar("M", bound=BaseModel)
+_ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def describe_folder(
@@ -73,11 +75,18 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
 
 
 def require_manifest(store: Store, folder: str) -> Manifest:
-    """As ``read_manifest``, but raises StageError (ArtifactNotFound) where the folder is not published."""
+    """As ``read_manifest``, but raises StageError where the folder is not published (ArtifactNotFound), and where the
+    manifest is not the one of the folder's address (ArtifactCorrupt)."""
     manifest = read_manifest(store, folder)
     if manifest is None:
         raise StageError(
             Reason.ARTIFACT_NOT_FOUND, f"{store.uri(folder)} holds no {MANIFEST}: nothing is published there."
+        )
+    address = _ADDRESS.search(folder)
+    if address and manifest.content_digest() != address[0]:
+        raise StageError(
+            Reason.ARTIFACT_CORRUPT,
+            f"{store.uri(folder)}/{MANIFEST} lists other files than the folder's address says: it was changed.",
         )
     return manifest
 

@@ -1,0 +1,63 @@
+"""Stage fetch: the artifact and the exported model that it names, verified, onto the volume of the model server.
+
+``<models>/<artifact digest>/artifact/`` holds the artifact's own files, ``…/model/`` those that the server loads.
+"""
+
+from finetune_api.layout import Manifest, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_jobs.artifact import artifact_digest, read_model_ref
+from finetune_jobs.basemodel import WEIGHTS
+from finetune_jobs.errors import StageError
+from finetune_jobs.folders import fetch_folder, require_manifest
+from finetune_jobs.runner import Context, Made, run_stage
+
+_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
+
+
+def fetch(context: Context) -> Made:
+    """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, ModelUnsupported, as Store."""
+    digest = artifact_digest(context.input.artifact_uri)
+    home = context.models / digest
+    home.mkdir(parents=True, exist_ok=True)
+    fetch_folder(
+        context.store,
+        output_folder(Stage.PUBLISH, digest),
+        home / "artifact",
+        report=context.progress.part(0, 0.05, "downloading the artifact"),
+    )
+    model = read_model_ref(home / "artifact")
+    manifest = require_manifest(context.store, model.folder)
+    _require_safetensors(context.store.uri(model.folder), manifest)
+    fetch_folder(
+        context.store,
+        model.folder,
+        home / "model",
+        report=context.progress.part(0.05, 1, "downloading the model"),
+    )
+    size = sum(file.size for file in manifest.files)
+    return Made(
+        output_digest=digest,
+        scalars={"sizeBytes": str(size)},
+        message=f"{len(manifest.files)} files ({size} bytes) are in {home / 'model'}; every hash is right.",
+    )
+
+
+def _require_safetensors(uri: str, manifest: Manifest) -> None:
+    names = [file.path for file in manifest.files]
+    unsafe = [name for name in names if name.endswith(_UNSAFE)]
+    if unsafe:
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED, f"{uri} holds {unsafe[0]}, which may run code; only safetensors are taken."
+        )
+    if not any(name.endswith(WEIGHTS) for name in names) or "config.json" not in names:
+        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} holds no config.json with *.safetensors, so it is no model.")
+
+
+def main() -> None:
+    """``python -m finetune_jobs.fetch``"""
+    run_stage(Stage.FETCH, fetch)
+
+
+if __name__ == "__main__":
+    main()

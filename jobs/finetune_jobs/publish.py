@@ -1,0 +1,153 @@
+"""Stage publish: the artifact, which is what AdapterDeployments are given, and the pointer of its output name.
+
+The weights stay where export put them; the artifact names them by digest and adds what a reader needs to trust them:
+golden prompts, a sample of the test with the artifact's own answers, a model card.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.hashing import canonical_json
+from finetune_api.layout import ChannelPointer, Manifest, channel_object, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import RunRef, Stage
+from finetune_jobs import artifact, modelcard
+from finetune_jobs.artifact import Answer, ModelRef
+from finetune_jobs.errors import StageError, need
+from finetune_jobs.folders import describe_folder, fetch_folder, require_manifest
+from finetune_jobs.runner import Context, Made, now, run_stage
+from finetune_jobs.store import Store
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluate found out."""
+
+    answers: list[Answer]
+    metrics: dict[str, Any]
+
+
+def publish(context: Context) -> Made:
+    """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, as Store."""
+    upstream = context.input.upstream
+    evaluated = _read_evaluation(context)
+    export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
+    dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
+    adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
+    model = _model_ref(context, export)
+    golden = choose_golden(evaluated.answers, int(evaluated.metrics["goldenPrompts"]))
+    folder = context.scratch / "artifact"
+    folder.mkdir()
+    artifact.write_answers(folder / artifact.GOLDEN, golden)
+    artifact.write_answers(folder / artifact.SAMPLE, sorted(evaluated.answers, key=_rank))
+    (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
+    card = modelcard.render(context.input, model, dataset.facts, adapter.facts, evaluated.metrics["scalars"])
+    (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
+    digest = describe_folder(folder, Stage.PUBLISH).content_digest()
+    uri = context.store.uri(output_folder(Stage.PUBLISH, digest))
+    telling = sum(answer.tells for answer in golden)
+    return Made(
+        folder=folder,
+        scalars={
+            "artifactUri": uri,
+            "format": model.format,
+            "sizeBytes": str(model.size_bytes),
+            "goldenPrompts": str(len(golden)),
+        },
+        message=f"Published {uri}; {telling} of {len(golden)} golden prompts tell it from its base model.",
+    )
+
+
+def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """The prompts that best prove that the tuning is on: those where artifact and base differ come first, spread over
+    the labels; within that the order is that of a hash, so the choice is the same everywhere."""
+    turn: Counter[tuple[bool, str]] = Counter()
+    ranked: list[tuple[bool, int, int, Answer]] = []
+    for answer in sorted(answers, key=_rank):
+        group = (not answer.tells, answer.label)
+        ranked.append((group[0], turn[group], len(ranked), answer))
+        turn[group] += 1
+    return [answer for *_, answer in sorted(ranked, key=lambda entry: entry[:3])[:count]]
+
+
+def move_channel(context: Context, digest: str) -> None:
+    """Point the output name to an artifact, unless the name is another FineTuneJob's.
+
+    Raises StageError: OutputNameConflict, S3Unreachable (retriable) when another writer was faster.
+    """
+    store, run = context.store, context.input.run
+    name = need(context.input.output, "output").name
+    content = canonical_json(ChannelPointer(artifact_digest=digest, owner=run, updated_at=now()))
+    path = channel_object(name)
+    found = read_channel(store, name)
+    if found is None:
+        moved = store.put_if_absent(path, content)
+    else:
+        standing, etag = found
+        require_owner(store.uri(path), standing, run)
+        moved = standing.artifact_digest == digest or store.replace(path, content, etag)
+    if not moved:
+        raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
+
+
+def read_channel(store: Store, name: str) -> tuple[ChannelPointer, str] | None:
+    """Where an output name points to, and the ETag for a change; None for a name that was never published."""
+    found = store.get_tagged(channel_object(name))
+    return (ChannelPointer.model_validate_json(found[0]), found[1]) if found else None
+
+
+def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
+    """Raises StageError (OutputNameConflict) when the channel at ``uri`` is another resource's than the run's.
+
+    A resource that was deleted and made again (same namespace and name, another UID) is the same owner.
+    """
+    owner = standing.owner
+    if (owner.kind, owner.namespace, owner.name) != (run.kind, run.namespace, run.name):
+        raise StageError(
+            Reason.OUTPUT_NAME_CONFLICT,
+            f"{uri} belongs to {owner.kind} {owner.namespace}/{owner.name}, which published there last; "
+            f"{run.namespace}/{run.name} may not.",
+        )
+
+
+def _read_evaluation(context: Context) -> Evaluated:
+    folder = context.scratch / "evaluation"
+    place = output_folder(Stage.EVALUATE, context.input.upstream.evaluation)
+    report = context.progress.part(0, 0.5, "downloading the evaluation")
+    fetch_folder(context.store, place, folder, report=report)
+    with (folder / artifact.ANSWERS).open(encoding="utf-8") as lines:
+        answers = artifact.read_answers(lines, context.store.uri(f"{place}/{artifact.ANSWERS}"))
+    return Evaluated(answers, _read_json(folder / artifact.METRICS))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _model_ref(context: Context, export: Manifest) -> ModelRef:
+    digest = context.input.upstream.export
+    return ModelRef(
+        digest=digest,
+        folder=output_folder(Stage.EXPORT, digest),
+        format=need(context.input.params.publish, "params.publish").format,
+        size_bytes=sum(file.size for file in export.files),
+        base_model_uri=context.input.base_model_uri,
+    )
+
+
+def _rank(answer: Answer) -> bytes:
+    return hashlib.sha256(canonical_json(answer.messages)).digest()
+
+
+def main() -> None:
+    """``python -m finetune_jobs.publish``"""
+    run_stage(Stage.PUBLISH, publish, after=move_channel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Stage resolve: what only the store knows, asked before any other resource is taken.
+
+For a FineTuneJob: can the output be written, safely and under this name; which files are the sources and the base
+model; which stages have been done before for exactly this input. For an AdapterDeployment: what the artifact is.
+"""
+
+import logging
+import uuid
+from typing import Final
+
+from finetune_api.layout import channel_object, output_folder, run_folder
+from finetune_api.meta import ADAPTERDEPLOYMENT
+from finetune_api.reasons import Reason
+from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
+from finetune_jobs import artifact
+from finetune_jobs.basemodel import find_base_model
+from finetune_jobs.errors import StageError, need
+from finetune_jobs.folders import read_record, require_manifest
+from finetune_jobs.publish import read_channel, require_owner
+from finetune_jobs.runner import Context, Made, run_stage
+from finetune_jobs.sources import find_sources, source_digest
+from finetune_jobs.store import Store
+
+log = logging.getLogger(__name__)
+
+_NEVER: Final = '"00000000000000000000000000000000"'
+"""An ETag that no object has."""
+
+
+def resolve(context: Context) -> Made:
+    """The stage. Raises StageError with the reason that a person can act on."""
+    return _deployment(context) if context.input.run.kind == ADAPTERDEPLOYMENT else _finetunejob(context)
+
+
+def _finetunejob(context: Context) -> Made:
+    given, store = context.input, context.store
+    prepare = need(given.params.prepare, "params.prepare")
+    context.progress.report(0, "checking the output")
+    store.require_bucket()
+    _require_name(context)
+    probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
+    context.progress.report(0.3, "looking at the sources")
+    sources = source_digest(find_sources(store, prepare.sources))
+    context.progress.report(0.6, "looking at the base model")
+    model = find_base_model(store, given.base_model_uri)
+    context.progress.report(0.9, "looking for results to reuse")
+    found = _find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
+    context.progress.report(1, "done")
+    scalars = {"sourceDigest": sources, "modelDigest": model.digest}
+    return Made(scalars=scalars, found=found, message=_message(found))
+
+
+def probe_writes(store: Store, path: str) -> None:
+    """Prove that the store keeps its promises about conditional writes, on an object that is removed again.
+
+    Raises StageError: S3ConditionalWritesUnsupported, S3AccessDenied, as Store.
+    """
+    created = store.put_if_absent(path, b"probe")
+    try:
+        if store.put_if_absent(path, b"again"):
+            raise _unsupported(store, "If-None-Match: *")
+        if store.replace(path, b"again", _NEVER):
+            raise _unsupported(store, "If-Match")
+    finally:
+        if created:
+            _remove(store, path)
+
+
+def _remove(store: Store, path: str) -> None:
+    """Keys without the right to delete are enough for everything else, so that is no failure."""
+    try:
+        store.delete(path)
+    except StageError as error:
+        log.warning("the probe stays: %s", error.message)
+
+
+def _unsupported(store: Store, header: str) -> StageError:
+    return StageError(
+        Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED,
+        f"The store of {store.uri()} ignores {header} on PUT: two runs could overwrite each other's results.",
+    )
+
+
+def _require_name(context: Context) -> None:
+    name = need(context.input.output, "output").name
+    if found := read_channel(context.store, name):
+        require_owner(context.store.uri(channel_object(name)), found[0], context.input.run)
+
+
+def _find_results(context: Context, upstream: Upstream) -> list[Found]:
+    """Results of the pipeline's stages, in order, up to the first that was never made for this input."""
+    found: list[Found] = []
+    for stage in PIPELINE:
+        record = read_record(context.store, stage, input_key(stage, upstream, context.input.params))
+        if record is None or (stage is Stage.PUBLISH and not _is_current(context, record.result.output_digest)):
+            break
+        output = record.result.output_digest
+        found.append(Found(stage=stage, output_digest=output, scalars=record.result.scalars))
+        upstream = upstream.with_output(stage, output)
+    return found
+
+
+def _is_current(context: Context, digest: str) -> bool:
+    """Whether the output name points to this artifact; if not, publish runs again, which moves the pointer only."""
+    channel = read_channel(context.store, need(context.input.output, "output").name)
+    return channel is not None and channel[0].artifact_digest == digest
+
+
+def _message(found: list[Found]) -> str:
+    names = ", ".join(entry.stage for entry in found)
+    return f"Sources and base model are there; results to reuse: {names or 'none'}."
+
+
+def _deployment(context: Context) -> Made:
+    digest = artifact.artifact_digest(context.input.artifact_uri)
+    folder = output_folder(Stage.PUBLISH, digest)
+    require_manifest(context.store, folder)
+    path = f"{folder}/{artifact.MODEL_REF}"
+    content = context.store.get(path)
+    if content is None:
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{context.store.uri(path)} is missing, but its manifest names it.")
+    model = artifact.parse_model_ref(content, context.store.uri(path))
+    require_manifest(context.store, model.folder)
+    return Made(
+        output_digest=digest,
+        scalars={
+            "artifactDigest": digest,
+            "format": model.format,
+            "sizeBytes": str(model.size_bytes),
+            "baseModelUri": model.base_model_uri,
+        },
+        message=f"{context.input.artifact_uri} is complete: {model.format}, {model.size_bytes} bytes.",
+    )
+
+
+def main() -> None:
+    """``python -m finetune_jobs.resolve``"""
+    run_stage(Stage.RESOLVE, resolve)
+
+
+if __name__ == "__main__":
+    main()
