@@ -12,7 +12,7 @@ import yaml
 
 from finetune_api import meta
 from finetune_operator.rbac import RULES
-from finetune_operator.settings import Settings
+from finetune_operator.settings import Gpu, Settings
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
@@ -212,14 +212,8 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert (mine.retries, mine.deadline_seconds) == (0, 100000000)
     assert mine.accelerator.limits == {"example.com/npu": "2"}
     assert mine.accelerator.tolerations == [{"operator": "Exists"}]
-    assert mine.gpu is not None
-    assert mine.gpu.model_dump() == {
-        "name": "NPU",
-        "count": 2,
-        "memory_gib": 0.5,
-        "peak_tflops": 1000,
-        "usd_per_hour": 0,
-    }
+    gpu = Gpu(name="NPU", count=2, memory_gib=0.5, peak_tflops=1000, usd_per_hour=0)
+    assert mine.gpu == gpu
 
 
 def test_a_changed_configuration_restarts_the_operator() -> None:
