@@ -1,4 +1,4 @@
-"""Loading the artifact: model (bf16, fp32 or compressed-tensors INT8), tokenizer, LoRA adapters; offline, safetensors."""
+"""Load the artifact: bf16, fp32 or compressed-tensors INT8 weights, tokenizer and adapters; offline, safetensors."""
 
 import logging
 import os
