@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from hack.cluster import images
+from pathlib import Path
+
+from hack.cluster import toolchain
+from hack.cluster.provider import provider
+from hack.cluster.console import run, step
+from hack.cluster.images import references
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl
@@ -11,12 +16,42 @@ RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
 RUNNER = "finetune-runner"
 CHART = REPOSITORY / "charts" / "finetune-operator"
+RELEASE_IMAGES = ("operator", "data", "jobs", "quantize")
+
+
+def kubectl() -> Kubectl:
+    """kubectl of the local cluster, as its administrator."""
+    return Kubectl(toolchain.program("kubectl"), provider().kubeconfig)
+
+
+def image(name: str) -> str:
+    """Full name of an image at its present content, as `make images` built it into the cluster."""
+    return references(provider().images().base_image())[name]
 
 
 def install_platform(kubectl: Kubectl) -> None:
     """Operator and object store, from the images that the cluster holds; idempotent."""
     install_operator(kubectl)
-    object_store.install(kubectl, images.reference("seaweedfs"))
+    object_store.install(kubectl, image("seaweedfs"))
+
+
+def install_operator(kubectl: Kubectl, values: tuple[str, ...] = ()) -> None:
+    """Install or upgrade the operator from the chart; ``values`` are further ``--set`` arguments."""
+    kubectl.apply(object_store.restricted_namespace(NAMESPACE))
+    settings = [f"images.{name}.tag={_tag(name)}" for name in RELEASE_IMAGES]
+    settings += [f"runtimes.tgi-cpu.image.tag={_tag('tgi-cpu')}", *values]
+    with step(f"operator from its chart (namespace {NAMESPACE})"):
+        helm(
+            *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
+            *(argument for setting in settings for argument in ("--set", setting)),
+            *("--wait", "--timeout", "180s"),
+            kubeconfig=kubectl.kubeconfig,
+        )
+
+
+def helm(*arguments: str, kubeconfig: Path) -> str:
+    """Run helm against a cluster and return its output."""
+    return run([toolchain.program("helm"), "--kubeconfig", kubeconfig, *arguments], timeout=300)
 
 
 def prepare_namespace(kubectl: Kubectl, name: str, key: object_store.Key = object_store.OWNER) -> None:
@@ -27,3 +62,7 @@ def prepare_namespace(kubectl: Kubectl, name: str, key: object_store.Key = objec
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": RUNNER}},
         key.secret("s3-credentials"),
     )
+
+
+def _tag(name: str) -> str:
+    return image(name).rsplit(":", 1)[1]
