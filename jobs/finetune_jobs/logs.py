@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 
@@ -35,3 +37,9 @@ def set_up(stage: str, *, terminal: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def process_age() -> float:
+    """Seconds since this process was started: what Python and the imports took (proc(5), field 22 of ``stat``)."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text().split()[0]) - started

@@ -98,6 +98,7 @@ def run_stage(
     options = _parse(stage, argv)
     terminal = sys.stderr.isatty()
     logs.set_up(stage, terminal=terminal)
+    log.info("stage starts, %.2f s after its process", logs.process_age())
     result, code = _guarded(stage, work, after, graceful, options, terminal)
     log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
     _write_result(options.result, result)
