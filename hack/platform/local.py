@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hack.cluster import toolchain
-from hack.cluster.provider import provider
 from hack.cluster.console import run, step
 from hack.cluster.images import references
 from hack.cluster.layout import REPOSITORY
+from hack.cluster.provider import provider
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl
 
