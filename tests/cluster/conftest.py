@@ -1,0 +1,30 @@
+"""The platform on the local cluster, for the tests that need real pods."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from hack.platform import local
+from hack.platform.kubectl import Kubectl
+from hack.platform.tiny import upload_tiny_inputs
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Kubectl:
+    """The local cluster with operator and object store, and the tiny inputs in the store."""
+    kubectl = local.kubectl()
+    local.install_platform(kubectl)
+    upload_tiny_inputs(kubectl)
+    return kubectl
+
+
+@pytest.fixture
+def team(cluster: Kubectl) -> Iterator[Kubectl]:
+    """A namespace as an admin prepares it for a team: restricted, runner ServiceAccount, Secret for the store."""
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    local.prepare_namespace(cluster, name)
+    yield cluster.within(name)
+    cluster("delete", "namespace", name, "--wait=false")

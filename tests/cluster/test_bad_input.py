@@ -1,0 +1,191 @@
+"""Bad input becomes a condition that names place and remedy, within one pod run; nothing is retried in vain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from finetune_api.finetunejob import FineTuneJob, Phase
+from finetune_api.reasons import Reason
+from hack.platform import object_store
+from hack.platform.kubectl import Kubectl, Object, wait_for
+from hack.platform.tiny import tiny_job
+
+pytestmark = pytest.mark.cluster
+
+Spec = dict[str, Any]
+
+
+def dataset(uri: str, **changes: Any) -> Spec:
+    """``spec.dataset`` over another file."""
+    given: Spec = tiny_job("x")["spec"]["dataset"]
+    return given | {"sources": [{"uri": uri}]} | changes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A FineTuneJob that cannot succeed, and what its status must say."""
+
+    name: str
+    reason: Reason
+    says: tuple[str, ...]
+    """Words of the message: place, value, remedy."""
+    changes: Spec = field(default_factory=dict)
+    upload: tuple[str, bytes] | None = None
+    """Object of the bucket ``datasets`` that the case needs."""
+
+
+FAILS = (
+    Case(
+        "unknown-column",
+        Reason.DATASET_INVALID,
+        ("tiny.csv", "memo", "text"),
+        {"dataset": dataset("s3://datasets/tiny.csv", columns={"input": "memo", "label": "label"})},
+    ),
+    Case(
+        "empty-file",
+        Reason.DATASET_INVALID,
+        ("empty.csv", "empty"),
+        {"dataset": dataset("s3://datasets/empty.csv")},
+        ("empty.csv", b""),
+    ),
+    Case(
+        "bad-utf8",
+        Reason.DATASET_INVALID,
+        ("latin1.csv", "UTF-8"),
+        {"dataset": dataset("s3://datasets/latin1.csv")},
+        ("latin1.csv", "text,label\ncafé au lait,FEES\n".encode("latin-1") * 20),
+    ),
+    Case(
+        "malformed-jsonl",
+        Reason.DATASET_INVALID,
+        ("broken.jsonl", "2"),
+        {"dataset": dataset("s3://datasets/broken.jsonl")},
+        ("broken.jsonl", b'{"text": "a", "label": "FEES"}\n{"text": "b", \n' * 10),
+    ),
+    Case(
+        "one-class",
+        Reason.DATASET_INVALID,
+        ("one", "FEES"),
+        {"dataset": dataset("s3://datasets/one-class.csv")},
+        ("one-class.csv", b"text,label\n" + b"".join(b"payment %d,FEES\n" % n for n in range(200))),
+    ),
+    Case(
+        "no-such-file",
+        Reason.DATASET_NOT_FOUND,
+        ("s3://datasets/nowhere.csv",),
+        {"dataset": dataset("s3://datasets/nowhere.csv")},
+    ),
+    Case(
+        "no-such-bucket",
+        Reason.BUCKET_NOT_FOUND,
+        ("no-such-bucket",),
+        {"output": {"uri": "s3://no-such-bucket/out", "name": "no-such-bucket"}},
+    ),
+    Case(
+        "no-such-model",
+        Reason.MODEL_NOT_FOUND,
+        ("s3://base-models/nothing",),
+        {"model": {"uri": "s3://base-models/nothing"}},
+    ),
+)
+
+
+@pytest.mark.parametrize("case", FAILS, ids=lambda case: case.name)
+def test_what_cannot_succeed_fails_once_and_says_why(team: Kubectl, case: Case) -> None:
+    if case.upload:
+        with object_store.client(team) as s3:
+            s3.put_object(Bucket="datasets", Key=case.upload[0], Body=case.upload[1])
+    team.apply(tiny_job(case.name, **case.changes))
+    job = wait_for("the end of the run", lambda: ended(team, case.name), 120)
+    failed = condition(job, "Failed")
+    assert job.status.phase is Phase.FAILED
+    assert failed["reason"] == case.reason.value
+    assert all(word in failed["message"] for word in case.says), failed["message"]
+    pods = team.items("pods")
+    assert sum(each["status"]["phase"] == "Failed" for each in pods) == 1, "tried again in vain"
+    assert [each["reason"] for each in team.items("events") if each["reason"] == case.reason.value]
+
+
+def test_wrong_credentials_then_rerun(team: Kubectl) -> None:
+    name = "credentials"
+    wrong = object_store.Key("nobody", "nobody", "wrong-secret", ())
+    team.apply(wrong.secret("s3-credentials"), tiny_job(name))
+    job = wait_for("the end of the run", lambda: ended(team, name), 120)
+    assert condition(job, "Failed")["reason"] == Reason.S3_ACCESS_DENIED.value
+    assert "wrong-secret" not in json.dumps(team.get("ftj", name))
+    team.apply(object_store.OWNER.secret("s3-credentials"))
+    team("patch", "ftj", name, "--type=merge", "-p", json.dumps({"spec": {"rerun": "1"}}))
+    job = wait_for("the second run", lambda: ended(team, name, run=2), 400)
+    assert job.status.phase is Phase.SUCCEEDED
+    assert [run.number for run in job.status.runs] == [1]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A FineTuneJob that waits until an admin puts something right, and what its status must say meanwhile."""
+
+    name: str
+    reason: Reason
+    says: tuple[str, ...]
+    prepare: Callable[[Kubectl], object]
+    changes: Spec = field(default_factory=dict)
+
+
+WAITS = (
+    Wait("profile", Reason.PROFILE_UNKNOWN, ("gpu-moon", "cpu-small"), lambda _: None, {"profile": "gpu-moon"}),
+    Wait(
+        "runner",
+        Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+        ("finetune-runner",),
+        lambda team: team("delete", "serviceaccount", "finetune-runner"),
+    ),
+    Wait("quota", Reason.QUOTA_EXCEEDED, ("exceeded quota",), lambda team: team.apply(quota())),
+    Wait(
+        "secret",
+        Reason.SECRET_MISSING,
+        ("s3-credentials",),
+        lambda team: team("delete", "secret", "s3-credentials"),
+    ),
+)
+
+
+def quota() -> Object:
+    """A ResourceQuota without room for a pod."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "nothing"},
+        "spec": {"hard": {"pods": "0"}},
+    }
+
+
+@pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.name)
+def test_what_an_admin_can_put_right_is_waited_for(team: Kubectl, wait: Wait) -> None:
+    wait.prepare(team)
+    team.apply(tiny_job(wait.name, **wait.changes))
+
+    def stalled() -> dict[str, Any] | None:
+        job = FineTuneJob.model_validate(team.get("ftj", wait.name))
+        found = condition(job, "Stalled")
+        return found if found.get("status") == "True" and found["reason"] == wait.reason.value else None
+
+    message = wait_for(f"Stalled with {wait.reason}", stalled, 60)["message"]
+    assert all(word in message for word in wait.says), message
+    assert not [pod for pod in team.items("pods") if pod["status"]["phase"] in ("Running", "Failed")]
+
+
+def ended(team: Kubectl, name: str, run: int = 1) -> FineTuneJob | None:
+    """The FineTuneJob once its run of this number has ended."""
+    job = FineTuneJob.model_validate(team.get("ftj", name))
+    current = job.status.run
+    return job if current and current.number == run and current.finished_at else None
+
+
+def condition(job: FineTuneJob, kind: str) -> dict[str, Any]:
+    """One condition, by its wire names; empty if there is none."""
+    return next((each.model_dump(by_alias=True) for each in job.status.conditions if each.type == kind), {})

@@ -1,0 +1,114 @@
+"""The main job with the real model: from a CSV file to a verified, answering endpoint, as `make demo` does it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob, Phase, StageState
+from finetune_api.meta import LABEL_OWNER_NAME, LABEL_STAGE
+from hack.cluster.layout import REPOSITORY
+from hack.platform import object_store
+from hack.platform.kubectl import Kubectl, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
+
+DEMO = "demo"
+BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77" / "train.csv"
+
+
+@pytest.fixture(scope="module")
+def report(cluster: Kubectl) -> dict[str, Any]:
+    """The demo's report, from an empty namespace and an empty store."""
+    subprocess.run([sys.executable, "-m", "hack.demo", "--fresh"], cwd=REPOSITORY, check=True)
+    content: dict[str, Any] = json.loads((REPOSITORY / "build" / "demo" / "report.json").read_text())
+    return content
+
+
+@pytest.fixture
+def demo(cluster: Kubectl, report: dict[str, Any]) -> Kubectl:
+    """The demo's namespace after the main job."""
+    return cluster.within(DEMO)
+
+
+def test_tuning_makes_the_difference_and_what_is_served_is_what_was_evaluated(report: dict[str, Any]) -> None:
+    accuracy = report["accuracy"]
+    assert accuracy["base"] < 0.20
+    assert accuracy["tuned"] >= 0.85
+    assert accuracy["artifact"] >= accuracy["tuned"] - 0.05
+    assert abs(accuracy["served"] - accuracy["servedExpected"]) <= 0.05
+
+
+def test_dirt_was_found_and_every_row_is_accounted_for(report: dict[str, Any]) -> None:
+    rows = report["rows"]
+    assert rows["invalid"] > 0
+    assert rows["duplicates"] > 0
+    kept = rows["train"] + rows["validation"] + rows["test"]
+    assert rows["read"] == rows["invalid"] + rows["duplicates"] + kept
+
+
+def test_status_reads_well(demo: Kubectl) -> None:
+    table = demo("get", "ftj")
+    assert "Succeeded" in table
+    assert "5/5" in table
+    assert "Ready" in demo("get", "adep")
+    described = demo("describe", "ftj", "transactions")
+    for word in ("Succeeded", "Accuracy", "Artifact", "RunSucceeded"):
+        assert word in described
+
+
+def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl) -> None:
+    before = FineTuneJob.model_validate(demo.get("ftj", "transactions"))
+    demo("delete", "ftj", "transactions", "--wait=true")
+    wait_for("the old run's Jobs to go", lambda: not demo.items("jobs", f"{LABEL_OWNER_NAME}=transactions"), 60)
+    demo.apply(REPOSITORY / "examples" / "transactions" / "finetunejob.yaml")
+    after = wait_for("the second life", lambda: finished(demo, "transactions"), 120)
+    assert before.status.artifact
+    assert after.status.artifact == before.status.artifact
+    assert after.status.evaluation == before.status.evaluation
+    assert {stage.state for stage in after.status.stages if stage.name != "resolve"} == {StageState.REUSED}
+    jobs = demo.items("jobs", f"{LABEL_OWNER_NAME}=transactions")
+    assert {job["metadata"]["labels"][LABEL_STAGE] for job in jobs} == {"resolve"}
+
+
+def test_serving_goes_on_meanwhile(demo: Kubectl) -> None:
+    deployment = AdapterDeployment.model_validate(demo.get("adep", "transactions"))
+    assert deployment.status.stable
+    assert deployment.status.ready_replicas == 1
+    assert deployment.status.candidate is None
+
+
+@pytest.mark.skipif(not BANKING77.exists(), reason="the public banking77 data set is not beside this checkout")
+def test_banking77_on_a_sample(team: Kubectl, demo: Kubectl, tmp_path: Path) -> None:
+    """The YAML of examples/banking77, on a sample of ten intents, with few steps: the public set goes through."""
+    sample = tmp_path / "banking77.csv"
+    with BANKING77.open(newline="") as source, sample.open("w", newline="") as target:
+        rows = list(csv.DictReader(source))
+        intents = sorted({row["category"] for row in rows})[:10]
+        writer = csv.DictWriter(target, fieldnames=["text", "category"])
+        writer.writeheader()
+        chosen = [row for row in rows if row["category"] in intents]
+        writer.writerows(chosen[::3])
+    object_store.upload(team, sample, "datasets", "banking77.csv")
+    example = yaml.safe_load((REPOSITORY / "examples" / "banking77" / "finetunejob.yaml").read_text())
+    example["spec"]["training"] |= {"maxSteps": 20}
+    example["spec"]["evaluation"] = {"maxSamples": 30}
+    team.apply(example)
+    job = wait_for("banking77", lambda: finished(team, "banking77"), 1500, interval=3)
+    assert job.status.evaluation
+    assert float(job.status.evaluation.accuracy.artifact) > float(job.status.evaluation.accuracy.base)
+
+
+def finished(kubectl: Kubectl, name: str) -> FineTuneJob | None:
+    """The FineTuneJob once it has succeeded; fails the test when it has failed."""
+    job = FineTuneJob.model_validate(kubectl.get("ftj", name))
+    assert job.status.phase is not Phase.FAILED, [each.message for each in job.status.conditions]
+    return job if job.status.phase is Phase.SUCCEEDED else None
