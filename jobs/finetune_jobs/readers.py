@@ -156,9 +156,11 @@ def _header(reader: Any, feed: "_CsvFeed", source: Source, columns: Columns | No
     if columns is None:
         raise _invalid(source, f"a CSV needs spec.dataset.columns; the file has the columns {_quoted(header)}.")
     for name in (columns.input, columns.label):
-        if header.count(name) != 1:
-            wrong = "does not exist" if name not in header else "exists more than once"
-            raise _invalid(source, f"column {name!r} {wrong}; the file has {_quoted(header)}.{_nearest(name, header)}")
+        if name not in header:
+            hint = did_you_mean(name, header)
+            raise _invalid(source, f"column {name!r} does not exist; the file has {_quoted(header)}.{hint}")
+        if header.count(name) > 1:
+            raise _invalid(source, f"column {name!r} exists more than once; the file has {_quoted(header)}.")
     return header
 
 
@@ -185,11 +187,7 @@ class _CsvFeed:
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The known name that is closest to a wrong one, as a question, or nothing."""
-    return _nearest(name, list(names))
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -66,7 +66,9 @@ class Store:
             s3={"addressing_style": "path" if storage.path_style else "virtual"},
             user_agent_extra="finetune-operator",
         )
-        client = boto3.client("s3", region_name=storage.region, endpoint_url=storage.endpoint or None, config=config)
+        endpoint = storage.endpoint or None
+        session = boto3.session.Session()  # boto3's default one would keep the first credentials of the process
+        client = session.client("s3", region_name=storage.region, endpoint_url=endpoint, config=config)
         return cls(client, uri)
 
     def at(self, uri: str) -> "Store":

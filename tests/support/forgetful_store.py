@@ -1,0 +1,64 @@
+"""A proxy before a real S3 server that drops the headers of conditional writes, as stores do that do not know them.
+
+A signature covers those headers, so each request is signed again with the server's own keys.
+"""
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from tests.support.seaweedfs import User
+
+_DROPPED = frozenset(
+    {"if-none-match", "if-match", "authorization", "host", "connection", "x-amz-date", "content-length"}
+)
+
+
+@contextmanager
+def forgetful(endpoint: str, user: User) -> Iterator[str]:
+    """Endpoint of a store that ignores If-None-Match and If-Match, in front of the one at ``endpoint``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in _DROPPED}
+            signed = AWSRequest(self.command, endpoint + self.path, headers, body)
+            S3SigV4Auth(Credentials(user.key, user.secret), "s3", "us-east-1").add_auth(signed)
+            request = urllib.request.Request(signed.url, body or None, dict(signed.headers), method=self.command)
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    self._answer(answer.status, dict(answer.headers), answer.read())
+            except urllib.error.HTTPError as error:
+                self._answer(error.code, dict(error.headers), error.read())
+
+        def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                if name.lower() not in {"transfer-encoding", "connection", "content-length", "date", "server"}:
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _forward  # noqa: N815 - names of the standard library
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

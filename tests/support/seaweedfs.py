@@ -1,0 +1,153 @@
+"""A real S3 server (SeaweedFS) on loopback, with three users, for tests.
+
+with SeaweedFS.running(tmp_path, buckets=("data", "models")) as s3:
+    s3.client().put_object(...)
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from finetune_api.storage import Storage
+
+WEED = Path(sys.executable).with_name("weed")
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class User:
+    """An access key and what it may do."""
+
+    key: str
+    secret: str
+    actions: tuple[str, ...]
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which boto3 takes this identity."""
+        return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
+
+
+ADMIN = User("testadmin", "testadminsecret", ("Admin", "Read", "Write", "List", "Tagging"))
+WRITER = User("testwriter", "testwritersecret", ("Read", "Write", "List"))
+READER = User("testreader", "testreadersecret", ("Read", "List"))
+STRANGER = User("nobody", "wrong-secret", ())
+"""Not known to the server."""
+
+
+@dataclass(frozen=True)
+class SeaweedFS:
+    """A running server."""
+
+    endpoint: str
+
+    @property
+    def storage(self) -> Storage:
+        """How a FineTuneJob would reach it."""
+        return Storage(endpoint=self.endpoint)
+
+    def client(self, user: User = ADMIN) -> Any:
+        """A boto3 client that fails fast."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=user.key,
+            aws_secret_access_key=user.secret,
+            config=Config(
+                s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=30
+            ),
+        )
+
+    @classmethod
+    @contextmanager
+    def running(cls, directory: Path, buckets: Sequence[str] = ("data",)) -> Iterator["SeaweedFS"]:
+        """Start a server whose data lie in ``directory``, make the buckets, stop it at the end."""
+        users = directory / "identities.json"
+        users.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, WRITER, READER)]}))
+        data = directory / "data"
+        data.mkdir()
+        port = free_port()
+        with (directory / "weed.log").open("wb") as log:
+            process = subprocess.Popen(
+                _command(data, users, port), stdout=log, stderr=log, cwd=directory, start_new_session=True
+            )
+        server = cls(f"http://127.0.0.1:{port}")
+        try:
+            server._make_buckets(process, buckets)
+            yield server
+        finally:
+            # Its graceful stop takes ten seconds, and the data are thrown away.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=30)
+
+    def _make_buckets(self, process: "subprocess.Popen[bytes]", buckets: Sequence[str]) -> None:
+        """The first write that succeeds shows that volume server and filer are up too."""
+        client, deadline = self.client(), time.monotonic() + START_TIMEOUT_S
+        missing = list(buckets)
+        while missing:
+            try:
+                client.create_bucket(Bucket=missing[0])  # again is no error for its owner
+                client.put_object(Bucket=missing[0], Key=".ready", Body=b"1")
+                client.delete_object(Bucket=missing[0], Key=".ready")
+                missing.pop(0)
+            except (BotoCoreError, ClientError) as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("SeaweedFS did not start; see weed.log") from error
+                time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _identity(user: User) -> dict[str, Any]:
+    return {
+        "name": user.key,
+        "credentials": [{"accessKey": user.key, "secretKey": user.secret}],
+        "actions": list(user.actions),
+    }
+
+
+def _command(data: Path, users: Path, port: int) -> list[str]:
+    """Small volumes, as each bucket reserves seven; no ports beyond those needed; buckets only on request."""
+    master, volume, filer = free_port(), free_port(), free_port()
+    grpc = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    return [
+        str(WEED),
+        "server",
+        "-s3",
+        "-filer",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        f"-master.port.grpc={grpc['master']}",
+        "-master.volumeSizeLimitMB=64",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={grpc['volume']}",
+        "-volume.max=200",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={grpc['filer']}",
+        f"-s3.port={port}",
+        f"-s3.port.grpc={grpc['s3']}",
+        f"-s3.config={users}",
+        "-s3.autoCreateBucket=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]

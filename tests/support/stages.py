@@ -1,0 +1,95 @@
+"""Running the jobs' stages in tests: in this process with a Context, or as the container would."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.finetunejob import Columns, Evaluation, Export, Output, Source, Split, Task, Training
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
+from finetune_api.stages import (
+    EvaluateParams,
+    ExportParams,
+    Params,
+    PrepareParams,
+    PublishParams,
+    RunRef,
+    Stage,
+    StageInput,
+    StageResult,
+    TrainParams,
+    Upstream,
+    input_key,
+)
+from finetune_api.storage import Storage
+from finetune_jobs.progress import Progress
+from finetune_jobs.runner import Context, results_root
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import User
+
+RUN = RunRef(kind=FINETUNEJOB, namespace="team-a", name="transactions", uid="0b8a", id="r1")
+DEPLOYMENT = RunRef(kind=ADAPTERDEPLOYMENT, namespace="team-a", name="transactions", uid="77fe", id="v1")
+
+
+def pipeline_params(sources: list[str], output: Output, **prepare: Any) -> Params:
+    """Parameters of every stage, for sources with the columns text and label."""
+    return Params(
+        prepare=PrepareParams(
+            sources=[Source(uri=uri) for uri in sources],
+            **{"columns": Columns(input="text", label="label"), "split": Split(), "task": Task()} | prepare,
+        ),
+        train=TrainParams(training=Training()),
+        export=ExportParams(export=Export(), method="QLoRA"),
+        evaluate=EvaluateParams(evaluation=Evaluation(), task=Task(), method="QLoRA"),
+        publish=PublishParams(output=output, format="INT8"),
+    )
+
+
+def stage_input(
+    stage: Stage,
+    storage: Storage,
+    output: Output,
+    params: Params,
+    upstream: Upstream | None = None,
+    **fields: Any,
+) -> StageInput:
+    """What the operator would write for a stage of a FineTuneJob."""
+    chain = upstream or Upstream(source="", model="")
+    key = "" if stage is Stage.RESOLVE else input_key(stage, chain, params)
+    given = {"run": RUN, "base_model_uri": "s3://data/model"} | fields
+    return StageInput(
+        stage=stage, storage=storage, output=output, params=params, upstream=chain, input_key=key, **given
+    )
+
+
+def context(given: StageInput, folder: Path) -> Context:
+    """A Context as the runner makes it; keys come from the environment."""
+    scratch = folder / f"scratch-{len(list(folder.glob('scratch-*')))}"
+    scratch.mkdir()
+    store = Store.connect(given.storage, results_root(given))
+    return Context(given, store, Progress(given.stage), scratch, folder / "models")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stage's process ended."""
+
+    code: int
+    result: StageResult
+    log: list[dict[str, Any]]
+    """JSON lines of its standard error."""
+
+
+def run_process(given: StageInput, folder: Path, user: User, *arguments: str) -> Ended:
+    """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` only."""
+    input_file, result_file = folder / "input.json", folder / "result.json"
+    input_file.write_text(given.model_dump_json(by_alias=True))
+    command = [sys.executable, "-m", f"finetune_jobs.{given.stage}", "--input", str(input_file)]
+    command += ["--result", str(result_file), "--metrics-port", "0", *arguments]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder)} | user.environment()
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    log = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    return Ended(done.returncode, StageResult.model_validate_json(result_file.read_bytes()), log)

@@ -1,0 +1,235 @@
+"""The store, content-addressed folders and records, against a real S3 server."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_api.layout import MANIFEST, FileEntry, Lineage, Manifest, StageRecord, key_object, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageResult
+from finetune_api.storage import Storage
+from finetune_jobs.errors import StageError
+from finetune_jobs.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
+from finetune_jobs.resolve import probe_writes
+from finetune_jobs.store import Store
+from tests.support.forgetful_store import forgetful
+from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User, free_port
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+def test_objects(store: Store, tmp_path: Path) -> None:
+    assert (store.get("a"), store.head("a"), list(store.list())) == (None, None, [])
+    store.put("a", b"one")
+    store.put("b/c", b"three")
+    entry = store.head("a")
+    assert entry is not None
+    assert (entry.uri, entry.key, entry.size) == (store.uri("a"), "a", 3)
+    assert [(e.key, e.size) for e in store.list()] == [("a", 3), ("b/c", 5)]
+    assert [e.key for e in store.list("b")] == ["c"]
+    assert store.below("b").get("c") == store.at(store.uri("b/c")).get() == b"three"
+    moved: list[int] = []
+    store.upload("big", _file(tmp_path / "big", 70 << 20), moved.append)
+    assert store.download("big", tmp_path / "copy", moved.append)
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "big").read_bytes()
+    assert sum(moved) == 2 * (70 << 20)
+    assert not store.download("none", tmp_path / "none")
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_conditional_writes(store: Store) -> None:
+    assert store.put_if_absent("key", b"first")
+    assert not store.put_if_absent("key", b"second")
+    content, etag = store.get_tagged("key") or (b"", "")
+    assert content == b"first"
+    assert store.replace("key", b"third", etag)
+    assert not store.replace("key", b"fourth", etag)
+    assert not store.replace("absent", b"x", etag)
+    assert store.get("key") == b"third"
+
+
+@pytest.mark.parametrize(
+    ("user", "bucket", "reason", "message", "retriable"),
+    [
+        (STRANGER, "data", Reason.S3_ACCESS_DENIED, "the store refused the credentials (InvalidAccessKeyId)", False),
+        (User(ADMIN.key, "wrong", ()), "data", Reason.S3_ACCESS_DENIED, "refused the credentials (Signature", False),
+        (READER, "data", Reason.S3_ACCESS_DENIED, "writing s3://data/x/key failed: the store refused", False),
+        (ADMIN, "no-such-bucket", Reason.BUCKET_NOT_FOUND, "bucket 'no-such-bucket' does not exist", False),
+    ],
+)
+def test_a_refusal_says_why(
+    s3: SeaweedFS,
+    monkeypatch: pytest.MonkeyPatch,
+    user: User,
+    bucket: str,
+    reason: Reason,
+    message: str,
+    retriable: bool,
+) -> None:
+    for name, value in user.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StageError) as error:
+        Store.connect(s3.storage, f"s3://{bucket}/x").put("key", b"")
+    assert (error.value.reason, error.value.retriable) == (reason, retriable)
+    assert message in error.value.message
+    assert user.secret not in error.value.message
+
+
+def test_a_store_that_cannot_be_reached_is_worth_a_retry(place: str) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(StageError) as error:
+        Store.connect(Storage(endpoint=endpoint), place).get("key")
+    assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
+    assert f"reading {place}/key failed: the endpoint cannot be reached" in error.value.message
+
+
+def test_keys_that_are_missing(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StageError, match="the pod has no S3 credentials, or only half of them") as error:
+        Store.connect(s3.storage, place).get("key")
+    assert error.value.reason is Reason.S3_ACCESS_DENIED
+
+
+def test_a_store_that_ignores_conditions_is_refused(s3: SeaweedFS, place: str, store: Store) -> None:
+    probe_writes(store, "probe")
+    with forgetful(s3.endpoint, ADMIN) as endpoint, pytest.raises(StageError) as error:
+        probe_writes(Store.connect(Storage(endpoint=endpoint), place), "probe")
+    assert error.value.reason is Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED
+    assert f"The store of {place} ignores If-None-Match: * on PUT" in error.value.message
+    assert list(store.list()) == []
+
+
+def _file(path: Path, size: int) -> Path:
+    path.write_bytes(bytes(range(256)) * (size // 256))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "output"
+    (path / "sub").mkdir(parents=True)
+    (path / "a.txt").write_text("alpha")
+    (path / "sub" / "b.bin").write_bytes(bytes(range(256)))
+    return path
+
+
+def test_a_folder_comes_back_as_it_was(store: Store, folder: Path, tmp_path: Path) -> None:
+    digest = publish_folder(store, folder, Stage.PREPARE, facts={"rows": "2"})
+    place = output_folder(Stage.PREPARE, digest)
+    manifest = read_manifest(store, place)
+    assert manifest is not None
+    assert (manifest.content_digest(), manifest.facts) == (digest, {"rows": "2"})
+    target = tmp_path / "copy"
+    assert fetch_folder(store, place, target) == manifest
+    assert {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob("*") if p.is_file()} == {
+        "a.txt": b"alpha",
+        "sub/b.bin": bytes(range(256)),
+        MANIFEST: (target / MANIFEST).read_bytes(),
+    }
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_what_is_published_is_not_written_again(store: Store, folder: Path) -> None:
+    place = output_folder(Stage.PREPARE, publish_folder(store, folder, Stage.PREPARE))
+    store.put(f"{place}/a.txt", b"alpha, but marked")
+    publish_folder(store, folder, Stage.PREPARE)
+    assert store.get(f"{place}/a.txt") == b"alpha, but marked"
+
+
+def test_a_verified_copy_is_kept_and_a_damaged_one_replaced(store: Store, folder: Path, tmp_path: Path) -> None:
+    place = output_folder(Stage.PREPARE, publish_folder(store, folder, Stage.PREPARE))
+    target = tmp_path / "copy"
+    fetch_folder(store, place, target)
+    written = (target / "a.txt").stat().st_mtime_ns
+    fetch_folder(store, place, target)
+    assert (target / "a.txt").stat().st_mtime_ns == written
+    (target / "a.txt").write_text("alphb")
+    fetch_folder(store, place, target)
+    assert (target / "a.txt").read_text() == "alpha"
+
+
+def _flip_byte(store: Store, place: str) -> None:
+    store.put(f"{place}/a.txt", b"alphb")
+
+
+def _cut(store: Store, place: str) -> None:
+    store.put(f"{place}/a.txt", b"alph")
+
+
+def _lose(store: Store, place: str) -> None:
+    store.delete(f"{place}/a.txt")
+
+
+def _forge(store: Store, place: str) -> None:
+    forged = Manifest(stage=Stage.PREPARE, files=[FileEntry(path="a.txt", size=1, sha256="0" * 64)])
+    store.put(f"{place}/{MANIFEST}", forged.model_dump_json(by_alias=True).encode())
+
+
+def _scribble(store: Store, place: str) -> None:
+    store.put(f"{place}/{MANIFEST}", b"{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_flip_byte, "a.txt is damaged: its SHA-256 begins with"),
+        (_cut, "a.txt is damaged: it has 4 bytes, the manifest says 5"),
+        (_lose, "a.txt is missing, but its manifest names it"),
+        (_forge, "manifest.json lists other files than the folder's address says"),
+        (_scribble, "manifest.json cannot be read"),
+    ],
+)
+def test_damage_is_found_and_never_shown(
+    store: Store, folder: Path, tmp_path: Path, damage: Callable[[Store, str], None], message: str
+) -> None:
+    place = output_folder(Stage.PREPARE, publish_folder(store, folder, Stage.PREPARE))
+    damage(store, place)
+    with pytest.raises(StageError) as error:
+        fetch_folder(store, place, tmp_path / "copy")
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert message in error.value.message
+    assert store.uri(place) in error.value.message
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", "..\\b", ""])
+def test_a_manifest_cannot_lead_outside(store: Store, tmp_path: Path, path: str) -> None:
+    manifest = Manifest(stage=Stage.PREPARE, files=[FileEntry(path=path, size=0, sha256="0" * 64)])
+    place = output_folder(Stage.PREPARE, manifest.content_digest())
+    store.put(f"{place}/{MANIFEST}", manifest.model_dump_json(by_alias=True).encode())
+    with pytest.raises(StageError, match="lies outside the folder") as error:
+        fetch_folder(store, place, tmp_path / "copy")
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+
+
+def test_a_folder_that_is_not_published(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StageError) as error:
+        fetch_folder(store, "datasets/none", tmp_path / "copy")
+    assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
+
+
+def _record(digest: str, note: str) -> StageRecord:
+    result = StageResult(
+        stage=Stage.PREPARE, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=digest
+    )
+    return StageRecord(result=result, lineage=Lineage(operator_version=note))
+
+
+def test_the_first_record_stands_until_its_output_is_deleted(store: Store, folder: Path) -> None:
+    digest = publish_folder(store, folder, Stage.PREPARE)
+    first, second = _record(digest, "first"), _record(digest, "second")
+    assert publish_record(store, Stage.PREPARE, "k" * 64, first) == first
+    assert publish_record(store, Stage.PREPARE, "k" * 64, second) == first
+    assert read_record(store, Stage.PREPARE, "k" * 64) == first
+    store.delete(f"{output_folder(Stage.PREPARE, digest)}/{MANIFEST}")
+    assert read_record(store, Stage.PREPARE, "k" * 64) is None
+    assert publish_record(store, Stage.PREPARE, "k" * 64, second) == second
+    assert b'"second"' in (store.get(key_object(Stage.PREPARE, "k" * 64)) or b"")
