@@ -1,0 +1,338 @@
+"""What the API server itself refuses, and what it shows: every bound, enum, pattern and CEL rule of both CRDs.
+
+Bounds, enums and patterns are walked from the generated schema (tests/support/crd_cases.py), so that a new field is
+covered the day it appears. CEL rules have tables of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+from pydantic import BaseModel
+
+from finetune_api import adapterdeployment, crdgen, finetunejob, meta
+from hack.cluster.controlplane import ControlPlane
+from tests.support.crd_cases import (
+    DIGEST,
+    KINDS,
+    SCHEMAS,
+    SPEC_CASES,
+    STATUS_CASES,
+    TIME,
+    Case,
+    changed,
+    valid,
+    valid_object,
+)
+
+pytestmark = pytest.mark.controlplane
+
+Object = dict[str, Any]
+NAMESPACE = "default"
+
+
+class Api:
+    """Requests to the API server under test; each returns the stored object or the server's complaint."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        self._objects = client.CustomObjectsApi(config.new_client_from_config(str(plane.kubeconfig)))
+
+    def create(self, body: Object, dry_run: bool = True) -> Object | str:
+        return self._call("create_namespaced_custom_object", body, dry_run)
+
+    def replace(self, body: Object, dry_run: bool = False) -> Object | str:
+        return self._call("replace_namespaced_custom_object", body, dry_run, body["metadata"]["name"])
+
+    def replace_status(self, body: Object, dry_run: bool = False) -> Object | str:
+        return self._call("replace_namespaced_custom_object_status", body, dry_run, body["metadata"]["name"])
+
+    def fresh(self, body: Object) -> Object:
+        """Create the object under a name that no other test uses, with the status that it holds."""
+        body = copy.deepcopy(body)
+        del body["metadata"]["name"]
+        body["metadata"]["generateName"] = "fresh-"
+        stored = self.create(body, dry_run=False)
+        assert isinstance(stored, dict), stored
+        if "status" in body:
+            stored = self.replace_status(stored | {"status": body["status"]})
+            assert isinstance(stored, dict), stored
+        return stored
+
+    def _call(self, method: str, body: Object, dry_run: bool, *name: str) -> Object | str:
+        plural = KINDS[body["kind"]].plural
+        options = {"field_validation": "Strict"} | ({"dry_run": "All"} if dry_run else {})
+        try:
+            stored: Object = getattr(self._objects, method)(
+                meta.GROUP, meta.VERSION, NAMESPACE, plural, *name, body=body, **options
+            )
+        except client.ApiException as error:
+            if error.status not in {400, 422}:
+                raise
+            return str(json.loads(error.body)["message"])
+        return stored
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    with ControlPlane.temporary() as plane:
+        for kind in crdgen.KINDS:
+            plane.kubectl("apply", "-f", "-", stdin=crdgen.text(kind))
+        for kind in crdgen.KINDS:
+            name = f"{kind.plural}.{meta.GROUP}"
+            plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+        yield Api(plane)
+
+
+def judge(answer: Object | str, complaint: str | None) -> None:
+    if complaint is None:
+        assert isinstance(answer, dict), answer
+    else:
+        assert isinstance(answer, str), "accepted"
+        assert complaint in answer
+
+
+@pytest.mark.parametrize("case", SPEC_CASES, ids=str)
+def test_bounds_of_the_spec(api: Api, case: Case) -> None:
+    judge(api.create(changed(case)), case.complaint)
+
+
+@pytest.fixture(scope="module")
+def stored(api: Api) -> dict[str, Object]:
+    return {kind: api.fresh(valid_object(kind)) for kind in KINDS}
+
+
+@pytest.mark.parametrize("case", STATUS_CASES, ids=str)
+def test_bounds_of_the_status(api: Api, stored: dict[str, Object], case: Case) -> None:
+    body = stored[case.kind] | {"status": changed(case)["status"]}
+    judge(api.replace_status(body, dry_run=True), case.complaint)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        ("a", True),
+        ("team-a-1", True),
+        ("a" * meta.MAX_NAME, True),
+        ("a" * (meta.MAX_NAME + 1), False),
+        ("1a", False),
+        ("a.b", False),
+    ],
+)
+def test_name_rule(api: Api, kind: str, name: str, accepted: bool) -> None:
+    body = valid_object(kind)
+    body["metadata"]["name"] = name
+    judge(api.create(body), None if accepted else "begin with a letter, and have at most 40 characters")
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "accepted"), [(40, 20, True), (20, 40, True), (40, 21, False), (40, 40, False)]
+)
+def test_split_rule(api: Api, validation: int, test: int, accepted: bool) -> None:
+    body = valid_object(meta.FINETUNEJOB)
+    body["spec"]["dataset"]["split"] = {"validationPercent": validation, "testPercent": test}
+    judge(api.create(body), None if accepted else "together may be 60 at most: training needs the rest")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accepted"),
+    [(("fineTuneJob",), True), (("artifact",), True), ((), False), (("fineTuneJob", "artifact"), False)],
+)
+def test_one_source_rule(api: Api, chosen: tuple[str, ...], accepted: bool) -> None:
+    body = valid_object(meta.ADAPTERDEPLOYMENT)
+    every = valid(SCHEMAS[meta.ADAPTERDEPLOYMENT]["properties"]["spec"]["properties"]["source"])
+    body["spec"]["source"] = {name: every[name] for name in chosen}
+    judge(api.create(body), None if accepted else "exactly one of fineTuneJob and artifact must be set")
+
+
+FREE = "suspend"
+CHANGES: Object = {
+    "profile": "other",
+    "model": {"uri": "s3://abc/other"},
+    "dataset": {"sources": [{"uri": "s3://abc/other.csv"}]},
+    "task": {"labels": ["other"]},
+    "training": {"rank": 64},
+    "export": None,
+    "evaluation": {"maxSamples": 99},
+    "output": {"uri": "s3://abc/other", "name": "other"},
+    "storage": {"region": "other"},
+    "suspend": True,
+    "rerun": "other",
+    "reuse": "Never",
+}
+"""Another value for every field of a FineTuneJob's spec; None where there is only one."""
+
+
+def test_every_field_of_the_spec_is_tried_against_the_freeze() -> None:
+    assert CHANGES.keys() == SCHEMAS[meta.FINETUNEJOB]["properties"]["spec"]["properties"].keys()
+
+
+@pytest.mark.parametrize("phase", [None, *finetunejob.Phase])
+@pytest.mark.parametrize("field", [field for field, value in CHANGES.items() if value is not None])
+def test_spec_is_frozen_while_a_run_is_active(api: Api, phase: finetunejob.Phase | None, field: str) -> None:
+    body = valid_object(meta.FINETUNEJOB)
+    body["status"] = {"phase": phase.value} if phase else {}
+    job = api.fresh(body)
+    job["spec"][field] = CHANGES[field]
+    allowed = phase is not finetunejob.Phase.RUNNING or field == FREE
+    judge(api.replace(job), None if allowed else "spec is frozen while a run is active (only suspend may change)")
+
+
+def test_labels_and_status_stay_free_while_a_run_is_active(api: Api) -> None:
+    job = api.fresh(valid_object(meta.FINETUNEJOB) | {"status": {"phase": "Running"}})
+    job["metadata"]["labels"] = {"team": "a"}
+    updated = api.replace(job)
+    assert isinstance(updated, dict), updated
+    judge(api.replace_status(updated | {"status": {"phase": "Succeeded"}}), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (meta.FINETUNEJOB, finetunejob.FineTuneJobStatus()),
+        (meta.ADAPTERDEPLOYMENT, adapterdeployment.AdapterDeploymentStatus()),
+    ],
+)
+def test_a_new_object_has_an_empty_status_of_generation_minus_one(api: Api, kind: str, status: BaseModel) -> None:
+    answer = api.create(valid_object(kind))
+    assert isinstance(answer, dict), answer
+    assert answer["status"]["observedGeneration"] == -1
+    assert answer["status"] == status.model_dump(mode="json", exclude_none=True)
+
+
+def test_defaults_are_written_into_the_object(api: Api) -> None:
+    """``kubectl get -o yaml`` tells what will be done: the stored object equals what the models fill in."""
+    minimal = {
+        "profile": "cpu-small",
+        "model": {"uri": "s3://abc/model"},
+        "dataset": {"sources": [{"uri": "s3://abc/d.csv"}]},
+        "output": {"uri": "s3://abc/out", "name": "out"},
+    }
+    answer = api.create(valid_object(meta.FINETUNEJOB) | {"spec": minimal})
+    assert isinstance(answer, dict), answer
+    model = finetunejob.FineTuneJobSpec.model_validate(minimal)
+    assert answer["spec"] == model.model_dump(mode="json", exclude_none=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_fields_are_named(api: Api, kind: str) -> None:
+    body = valid_object(kind)
+    body["spec"]["modle"] = "typo"
+    judge(api.create(body), 'unknown field "spec.modle"')
+
+
+COLUMNS = {
+    meta.FINETUNEJOB: (
+        {
+            "phase": "Running",
+            "stagesDone": "2/5",
+            "progress": {"stage": "train", "percent": 42, "updatedAt": TIME},
+            "evaluation": {
+                "samples": 9,
+                "accuracy": {"base": "0.20", "artifact": "0.90"},
+                "f1": {"base": "0.10", "artifact": "0.80"},
+            },
+            "artifact": {"digest": DIGEST, "uri": "s3://abc/artifacts/x", "format": "INT8"},
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": "False",
+                    "reason": "StageStarted",
+                    "message": "m",
+                    "lastTransitionTime": TIME,
+                }
+            ],
+        },
+        "NAME PHASE STAGES STAGE PERCENT ACCURACY REASON AGE",
+        "Running 2/5 train 42 0.90 StageStarted",
+        "0.20 StageStarted s3://abc/artifacts/x m",
+    ),
+    meta.ADAPTERDEPLOYMENT: (
+        {
+            "phase": "Progressing",
+            "endpoint": "http://x.default.svc:80",
+            "readyReplicas": 2,
+            "stable": {
+                "revision": "abc",
+                "state": "Serving",
+                "artifactDigest": DIGEST,
+                "artifactUri": "s3://abc/artifacts/x",
+                "deployment": "x-abc",
+                "since": TIME,
+                "accuracy": "0.90",
+            },
+            "candidate": {
+                "revision": "def",
+                "state": "Verifying",
+                "artifactDigest": DIGEST,
+                "artifactUri": "s3://abc/artifacts/y",
+                "deployment": "x-def",
+                "since": TIME,
+            },
+            "conditions": [
+                {"type": "Ready", "status": "True", "reason": "Serving", "message": "m", "lastTransitionTime": TIME}
+            ],
+        },
+        "NAME PHASE READY REVISION CANDIDATE REPLICAS ACCURACY ENDPOINT AGE",
+        "Progressing True abc def 2 0.90 http://x.default.svc:80",
+        "Serving m",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_printer_columns(api: Api, kind: str) -> None:
+    status, header, row, wide = COLUMNS[kind]
+    stored = api.fresh(valid_object(kind) | {"status": status})
+    name, short_name = stored["metadata"]["name"], KINDS[kind].short_name
+    lines = [line.split() for line in api.plane.kubectl("get", short_name, name).splitlines()]
+    assert lines[0] == header.split()
+    assert lines[1][:-1] == [name, *row.split()]
+    line = " ".join(api.plane.kubectl("get", short_name, name, "-o", "wide").splitlines()[1].split())
+    assert wide in line
+
+
+def test_both_kinds_are_in_one_category(api: Api) -> None:
+    names = {api.fresh(valid_object(kind))["metadata"]["name"] for kind in KINDS}
+    listed = api.plane.kubectl("get", "finetune", "-o", "name")
+    assert names <= {line.split("/")[1] for line in listed.splitlines()}
+
+
+def test_adapter_deployments_scale(api: Api) -> None:
+    body = valid_object(meta.ADAPTERDEPLOYMENT) | {"status": {"replicas": 1, "selector": "app=x"}}
+    name = api.fresh(body)["metadata"]["name"]
+    api.plane.kubectl("scale", f"adep/{name}", "--replicas=3")
+    scale = json.loads(api.plane.kubectl("get", "adep", name, "--subresource=scale", "-o", "json"))
+    assert scale["spec"]["replicas"] == 3
+    assert scale["status"] == {"replicas": 1, "selector": "app=x"}
+
+
+def objects(path: str, schema: Object) -> Iterator[tuple[str, Object]]:
+    """Every object in a schema, with the path that kubectl explain takes."""
+    inner = schema["items"] if schema["type"] == "array" else schema
+    if "properties" in inner:
+        yield path, inner["properties"]
+        for name, child in inner["properties"].items():
+            yield from objects(f"{path}.{name}", child)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        pytest.param(path, fields, id=path)
+        for name, kind in KINDS.items()
+        for part in ("spec", "status")
+        for path, fields in objects(f"{kind.plural}.{part}", SCHEMAS[name]["properties"][part])
+    ],
+)
+def test_kubectl_explains_every_field(api: Api, path: str, fields: dict[str, Object]) -> None:
+    shown = " ".join(api.plane.kubectl("explain", path).split())
+    for name, field in fields.items():
+        assert f"{name} <" in shown
+        assert " ".join(field["description"].split()) in shown, name
