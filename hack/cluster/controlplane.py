@@ -23,7 +23,7 @@ from . import toolchain
 from .console import run, succeeds
 from .layout import CLUSTER_DOMAIN, KUBERNETES_SERVICE_IP, SERVICE_SUBNET, Ports
 from .pki import Authority
-from .processes import Daemon
+from .processes import Daemon, start_in_order, stop_all
 
 LOOPBACK = "127.0.0.1"
 
@@ -75,22 +75,24 @@ class ControlPlane:
     def authority(self) -> Authority:
         return Authority(self.directory / "pki")
 
-    def start(self) -> None:
-        """Start what does not run, and wait until all of it answers.
+    def start(self) -> bool:
+        """Start what does not run, and wait until all of it answers; whether etcd or the API server was started.
 
         Raises:
             ClusterError: a part did not come up; carries the end of its log.
         """
         toolchain.build(toolchain.CONTROL_PLANE)
         self._credentials()
-        for daemon in self.daemons():
-            daemon.start()
-            daemon.wait_ready()
+        store, apiserver, *clients = self.daemons()
+        fresh = start_in_order((store, apiserver))
+        if fresh:
+            stop_all(clients)  # or they would wait out a back-off of up to a minute
+        start_in_order(clients)
+        return fresh
 
     def stop(self) -> None:
         """End all parts, the API server's clients first; a temporary folder goes with them."""
-        for daemon in reversed(self.daemons()):
-            daemon.stop(grace_seconds=2 if self.temporary_directory else 15)
+        stop_all(self.daemons(), grace_seconds=2 if self.temporary_directory else 15)
         if self.temporary_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
 

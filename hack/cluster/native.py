@@ -16,7 +16,7 @@ from .controlplane import ControlPlane
 from .layout import NODE_NAME, POD_SUBNET, cluster_directory, node_address
 from .node import Node
 from .nodestore import NodeImages
-from .processes import Daemon, tail
+from .processes import Daemon, start_in_order, stop_all, tail
 
 # Everything but what only a cloud or several nodes need; one node has a fixed pod subnet.
 CONTROLLERS = ("*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller")
@@ -64,12 +64,13 @@ class NativeCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         with toolchain.locked(self.directory / "lock"):
             with step("control plane"):
-                self.plane.start()
+                if self.plane.start():
+                    stop_all(self.node.agents())  # clients find a new API server faster from a fresh start
             kernel.apply_settings(self.directory / "sysctl.json")
             kernel.masquerade_pods()
             self.node.write_configuration()
             with step("containerd and BuildKit"):
-                _start(self.node.runtime())
+                start_in_order(self.node.runtime())
             self._build_system_images()
             self.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=self._objects())
             with step("kubelet, kube-proxy, kube-router"):
@@ -88,12 +89,10 @@ class NativeCluster:
             return
         with toolchain.locked(self.directory / "lock"):
             with step("stopping Kubernetes"):
-                for daemon in reversed((*self.plane.daemons(), *self.node.agents())):
-                    daemon.stop()
+                stop_all((*self.plane.daemons(), *self.node.agents()))
             with step("removing containers"):
                 self.node.remove_containers()
-                for daemon in reversed(self.node.runtime()):
-                    daemon.stop()
+                stop_all(self.node.runtime())
                 kernel.remove_cgroups()
             with step("removing mounts and network"):
                 kernel.unmount_below(self.directory)
@@ -134,12 +133,12 @@ class NativeCluster:
 
     def _start_agents(self) -> None:
         kubelet, kube_proxy, kube_router = self.node.agents()
-        _start([kubelet, kube_proxy])
+        start_in_order((kubelet, kube_proxy))
         _wait(self.node.ready, "the node to be Ready", 90, kubelet)
         if not self.plane.kubectl("get", "node", NODE_NAME, "-o", "jsonpath={.spec.podCIDR}"):
             subnet = f'{{"spec":{{"podCIDR":"{POD_SUBNET}","podCIDRs":["{POD_SUBNET}"]}}}}'
             self.plane.kubectl("patch", "node", NODE_NAME, "-p", subnet)  # kube-router needs it
-        _start([kube_router])
+        start_in_order((kube_router,))
 
     def _wait_for_dns(self) -> None:
         self.plane.kubectl("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=90s", timeout=100)
@@ -158,13 +157,6 @@ class NativeCluster:
             wrapper = folder / name
             wrapper.write_text(f'#!/bin/sh\nexport {variables}\nexec {toolchain.program(name)} {arguments} "$@"\n')
             wrapper.chmod(0o755)
-
-
-def _start(daemons: list[Daemon]) -> None:
-    for daemon in daemons:
-        daemon.start()
-    for daemon in daemons:
-        daemon.wait_ready()
 
 
 def _wait(condition: Callable[[], bool], what: str, seconds: float, culprit: Daemon) -> None:

@@ -12,7 +12,7 @@ from .console import ClusterError, run, succeeds
 from .controlplane import ControlPlane, answers
 from .layout import IMAGE_PREFIX, NODE_NAME
 from .packages import SYSTEM_PATH
-from .processes import BOOT_ID, Daemon, Identity, terminate
+from .processes import BOOT_ID, Daemon, Identity, terminate, write_if_changed
 
 KUBERNETES_NAMESPACE = "k8s.io"
 
@@ -64,8 +64,7 @@ class Node:
             "containerd/cni/10-pods.conflist": configuration.cni(self.directory / "cni"),
         }
         for name, text in files.items():
-            self._file(name).parent.mkdir(parents=True, exist_ok=True)
-            self._file(name).write_text(text)
+            write_if_changed(self._file(name), text)
 
     def runtime(self) -> list[Daemon]:
         """What runs containers and builds images."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from .console import run
+from .processes import write_if_changed
 
 DAYS = 3650
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -88,10 +88,7 @@ class Authority:
             "contexts": [{"name": "finetune", "context": {"cluster": "finetune", "user": name}}],
             "current-context": "finetune",
         }
-        draft = path.with_suffix(".draft")
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(config, indent=1))  # JSON is YAML
-        os.replace(draft, path)
+        write_if_changed(path, json.dumps(config, indent=1))  # JSON is YAML
         return path
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,13 +29,19 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Identity | None:
-        """The living process with this pid; None when there is none (a zombie counts as none)."""
+        """The living process with this pid; None when there is none.
+
+        A zombie is dead, unless threads of it are still ending: those hold its sockets.
+        """
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
+            threads = len(os.listdir(f"/proc/{pid}/task"))
         except (FileNotFoundError, ProcessLookupError):
             return None
         fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses
-        return None if fields[0] in "ZX" else cls(pid, int(fields[19]), BOOT_ID.read_text().strip())
+        if fields[0] in "ZX" and threads <= 1:
+            return None
+        return cls(pid, int(fields[19]), BOOT_ID.read_text().strip())
 
     def alive(self) -> bool:
         return Identity.of(self.pid) == self
@@ -154,6 +160,31 @@ class Daemon:
 
     def _failure(self, what: str) -> ClusterError:
         return ClusterError(f"{self.name}: {what}; the end of {self.log_file}:\n{tail(self.log_file)}")
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a configuration file, but not for nothing: kube-proxy ends when its file is touched."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(path.name + ".draft")
+        draft.touch(mode=0o600)
+        draft.write_text(text)
+        draft.replace(path)
+
+
+def start_in_order(daemons: Iterable[Daemon]) -> bool:
+    """Start each when those before it answer; whether any had to be started."""
+    started = False
+    for daemon in daemons:
+        started |= daemon.start()
+        daemon.wait_ready()
+    return started
+
+
+def stop_all(daemons: Iterable[Daemon], grace_seconds: float = 15) -> None:
+    """Stop each before those that it was started after."""
+    for daemon in reversed(tuple(daemons)):
+        daemon.stop(grace_seconds)
 
 
 def terminate(identity: Identity, grace_seconds: float) -> None:
