@@ -30,8 +30,8 @@ class Finding:
     type: ConditionType
     status: bool
     reason: Reason
-    message: str
-    """What happened and why; the reason's remedy is appended."""
+    message: str = ""
+    """What happened and why, to which the reason's remedy is appended; empty where the reason says it all."""
 
 
 def timestamp(moment: datetime) -> str:
@@ -59,7 +59,7 @@ def merge_conditions(
                 type=finding.type,
                 status=status,
                 reason=finding.reason,
-                message=with_remedy(finding.reason, finding.message),
+                message=with_remedy(finding.reason, finding.message) if finding.message else "",
                 last_transition_time=timestamp(now) if known is None or moved else known.last_transition_time,
                 observed_generation=generation,
             )

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
+
 from finetune_api.base import ApiModel
 from finetune_api.finetunejob import Name
 from finetune_api.stages import Stage
-from pydantic import Field
 
 
 class PodShape(ApiModel):

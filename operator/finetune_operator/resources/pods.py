@@ -38,9 +38,10 @@ class StageRequest:
     service_account: str
     labels: Mapping[str, str] = field(default_factory=dict)
     """On ConfigMap, Job and pod, besides the owner's and the stage's."""
+    queue: str = ""
+    """Kueue's local queue for the Job; empty: none."""
     retries: int = 2
     deadline_seconds: int = 3600
-    suspend: bool = False
 
     @property
     def stage(self) -> Stage:
@@ -76,13 +77,12 @@ def stage_job(request: StageRequest) -> Object:
     pod["terminationGracePeriodSeconds"] = 60
     pod["volumes"].append({"name": "input", "configMap": {"name": request.name}})
     template_labels = request.owner.labels | request.all_labels
-    queue = {QUEUE_LABEL: request.labels[QUEUE_LABEL]} if QUEUE_LABEL in request.labels else {}
+    queue = {QUEUE_LABEL: request.queue} if request.queue else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": request.owner.metadata(request.name, request.all_labels | queue),
         "spec": {
-            "suspend": request.suspend,
             "backoffLimit": request.retries,
             "activeDeadlineSeconds": request.deadline_seconds,
             # A pod that is still saving its checkpoint and its replacement must not run at the same time.

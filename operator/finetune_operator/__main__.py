@@ -1,0 +1,64 @@
+"""``python -m finetune_operator --config FILE``: the operator as one process, without a shell around it."""
+
+import argparse
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import kopf
+
+from finetune_operator import handlers
+from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
+from finetune_operator.cache import Cache
+from finetune_operator.controller import Controller
+from finetune_operator.finetunejob.kind import fine_tune_job_kind
+from finetune_operator.kube import HttpKubeClient, KubeClient, load_configuration
+from finetune_operator.reconcile import Kind, Reconciler
+from finetune_operator.settings import Settings, load_settings
+
+
+def build(client: KubeClient, settings: Settings) -> Controller:
+    """The controller with both kinds."""
+    cache = Cache()
+    kinds: list[Kind[Any, Any]] = [
+        fine_tune_job_kind(client, cache, settings),
+        adapter_deployment_kind(client, cache, settings),
+    ]
+    reconciler = Reconciler(client, cache, {kind.resource.kind: kind for kind in kinds})
+    return Controller(client, cache, reconciler, settings)
+
+
+def run(client: KubeClient, settings: Settings, liveness: str) -> None:
+    """Watch and reconcile until a signal ends the process; raises what ended a watch stream for good."""
+    registry = kopf.OperatorRegistry()
+    handlers.register(registry, build(client, settings))
+    kopf_settings = kopf.OperatorSettings()
+    handlers.configure(kopf_settings)
+    asyncio.run(
+        kopf.operator(
+            registry=registry,
+            settings=kopf_settings,
+            standalone=True,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+            liveness_endpoint=liveness,
+        )
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="finetune-operator", description="Fine-tunes and serves language models.")
+    parser.add_argument("--config", type=Path, default=Path("/etc/finetune-operator/config.yaml"))
+    parser.add_argument("--liveness", default="http://0.0.0.0:8080/healthz", help="where the probes answer")
+    parser.add_argument("--log-format", choices=[each.name.lower() for each in kopf.LogFormat], default="plain")
+    arguments = parser.parse_args()
+    kopf.configure(log_format=kopf.LogFormat[arguments.log_format.upper()])
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    settings = load_settings(arguments.config)
+    run(HttpKubeClient(load_configuration(), settings.workers + 2), settings, arguments.liveness)
+
+
+if __name__ == "__main__":
+    main()

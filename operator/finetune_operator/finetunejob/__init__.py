@@ -1,0 +1,1 @@
+"""FineTuneJob: observe, plan, status."""

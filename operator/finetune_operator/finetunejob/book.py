@@ -1,0 +1,152 @@
+"""The account of a run: its stage table, the addresses made so far, and the facts for people."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from finetune_api.finetunejob import (
+    ArtifactStatus,
+    DatasetStatus,
+    EvaluationStatus,
+    ExportFormat,
+    FineTuneJobSpec,
+    FineTuneJobStatus,
+    Rows,
+    RunStatus,
+    Scores,
+    StageState,
+    StageStatus,
+)
+from finetune_api.layout import output_folder
+from finetune_api.stages import PIPELINE, Found, Stage, Upstream
+from finetune_operator.finetunejob.observe import StageJob
+
+STAGES: Final = (Stage.RESOLVE, *PIPELINE)
+DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
+
+
+class Book:
+    """Starts from what the status says of the run and takes in what its Jobs answered."""
+
+    def __init__(self, spec: FineTuneJobSpec, status: FineTuneJobStatus, run: RunStatus) -> None:
+        same = status.run is not None and status.run.id == run.id
+        self._spec = spec
+        self.run = run
+        written = {row.name: row for row in status.stages} if same else {}
+        self.rows = {stage: written.get(stage.value, StageStatus(name=stage.value)) for stage in STAGES}
+        self.dataset = status.dataset if same else None
+        self.evaluation = status.evaluation if same else None
+        self.artifact = status.artifact
+
+    @property
+    def upstream(self) -> Upstream:
+        """The addresses that the finished stages made."""
+        chain = Upstream(source=self.run.source_digest, model=self.run.model_digest)
+        for stage in PIPELINE:
+            if self.done(stage):
+                chain = chain.with_output(stage, self.rows[stage].output_digest)
+        return chain
+
+    @property
+    def stages_done(self) -> str:
+        """Finished stages of all that make something, e.g. 3/5."""
+        return f"{sum(self.done(stage) for stage in PIPELINE)}/{len(PIPELINE)}"
+
+    def done(self, stage: Stage) -> bool:
+        """Whether the stage's result is known."""
+        return self.rows[stage].state in DONE
+
+    def begin(self, stage: Stage, job: str, input_key: str, recovered: bool) -> None:
+        """Note that a stage's Job is being created; a stage whose result is looked up keeps its own."""
+        if not recovered:
+            row = StageStatus(name=stage.value, state=StageState.RUNNING, job=job, input_key=input_key)
+            self.rows[stage] = row
+
+    def enter(self, stage: Stage, job: StageJob, state: StageState, message: str, input_key: str = "") -> None:
+        """Note where a stage's Job stands."""
+        verdict = job.verdict
+        self.rows[stage] = StageStatus(
+            name=stage.value,
+            state=state,
+            job=job.name,
+            input_key=input_key,
+            attempts=verdict.attempts,
+            started_at=verdict.started_at,
+            finished_at=verdict.finished_at,
+            message=message[:1024],
+        )
+
+    def resolved(self, scalars: Mapping[str, str]) -> None:
+        """Note what the sources and the model are."""
+        identity = {"source_digest": scalars.get("sourceDigest", ""), "model_digest": scalars.get("modelDigest", "")}
+        self.run = self.run.model_copy(update=identity)
+
+    def finish(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
+        """Note the result of a stage that was entered."""
+        self.rows[stage] = self.rows[stage].model_copy(update={"output_digest": output_digest})
+        self._facts(stage, output_digest, scalars)
+
+    def reuse(self, found: Found, input_key: str, moment: str | None) -> None:
+        """Note a result that existed before."""
+        self.rows[found.stage] = StageStatus(
+            name=found.stage.value,
+            state=StageState.REUSED,
+            input_key=input_key,
+            output_digest=found.output_digest,
+            started_at=moment,
+            finished_at=moment,
+            message="The result for this input exists already.",
+        )
+        self._facts(found.stage, found.output_digest, found.scalars)
+
+    def _facts(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
+        uri = f"{self._spec.output.uri.rstrip('/')}/{output_folder(stage, output_digest)}"
+        if stage is Stage.PREPARE:
+            self.dataset = _dataset(output_digest, scalars)
+        elif stage is Stage.EVALUATE:
+            self.evaluation = _evaluation(uri, scalars)
+        elif stage is Stage.PUBLISH:
+            self.artifact = _artifact(output_digest, uri, self._spec.export.format, scalars)
+            self.run = self.run.model_copy(update={"artifact_digest": output_digest})
+
+
+def _dataset(digest: str, scalars: Mapping[str, str]) -> DatasetStatus:
+    rows = Rows(
+        read=_count(scalars, "rowsRead"),
+        invalid=_count(scalars, "rowsInvalid"),
+        duplicates=_count(scalars, "rowsDuplicates"),
+        train=_count(scalars, "rowsTrain"),
+        validation=_count(scalars, "rowsValidation"),
+        test=_count(scalars, "rowsTest"),
+    )
+    return DatasetStatus(digest=digest, rows=rows, labels=_count(scalars, "labels"))
+
+
+def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
+    return EvaluationStatus(
+        samples=_count(scalars, "samples"),
+        accuracy=_scores(scalars, "accuracy"),
+        f1=_scores(scalars, "f1"),
+        report_uri=uri,
+    )
+
+
+def _artifact(digest: str, uri: str, format_: ExportFormat, scalars: Mapping[str, str]) -> ArtifactStatus:
+    return ArtifactStatus(
+        digest=digest,
+        uri=scalars.get("artifactUri", uri),
+        format=format_,
+        size_bytes=_count(scalars, "sizeBytes"),
+    )
+
+
+def _scores(scalars: Mapping[str, str], measure: str) -> Scores:
+    return Scores(
+        base=scalars.get(f"{measure}Base", ""),
+        tuned=scalars.get(f"{measure}Tuned", ""),
+        artifact=scalars.get(f"{measure}Artifact", ""),
+    )
+
+
+def _count(scalars: Mapping[str, str], name: str) -> int:
+    text = scalars.get(name, "")
+    return int(text) if text.isdecimal() else 0

@@ -1,0 +1,211 @@
+"""What is there: one FineTuneJob, its Jobs and pods, and what its namespace offers."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from pydantic import ValidationError
+
+from finetune_api import meta
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, ObjectMeta
+from finetune_api.hashing import digest
+from finetune_api.stages import Stage
+from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS, Object
+from finetune_operator.cache import Cache
+from finetune_operator.conditions import parse_timestamp
+from finetune_operator.finetunejob.outcome import UNFINISHED, State, Verdict, judge
+from finetune_operator.finetunejob.progress import ProgressReader, Sample
+from finetune_operator.kube import KubeClient
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.settings import Settings
+
+LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"
+"""On a resolve Job that looks up the result of a stage whose pod is gone: the name of that stage."""
+NO_POD_GRACE: Final = timedelta(seconds=8)
+"""How old a Job without a pod is before its events are asked for the reason."""
+STARTED_GRACE: Final = timedelta(seconds=60)
+"""How long a pod may take to start before its ConfigMap is looked for."""
+ACCOUNT_SECONDS: Final = 60.0
+"""How long a ServiceAccount that was found counts as being there."""
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One Job of a FineTuneJob."""
+
+    name: str
+    uid: str
+    run: str
+    stage: str
+    recovers: str
+    """Stage whose lost result this resolve looks up; empty for a stage of the pipeline's own."""
+    suspended: bool
+    queued: bool
+    """Kueue decides when it runs."""
+    verdict: Verdict
+    input_missing: bool = False
+    """Its ConfigMap is gone, so that its pod cannot start."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it may still start pods."""
+        return self.verdict.state in UNFINISHED
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that the plan may depend on, as it was read in one reconciliation."""
+
+    owner: Owner
+    metadata: ObjectMeta
+    spec: FineTuneJobSpec | None
+    """None if the stored spec is not valid for this version."""
+    status: FineTuneJobStatus
+    settings: Settings
+    spec_error: str = ""
+    """Why the spec is not valid."""
+    jobs: tuple[StageJob, ...] = ()
+    """All its Jobs, of any run."""
+    strays: tuple[str, ...] = ()
+    """Names of its running pods that belong to no Job which exists."""
+    service_account: bool = True
+    """Whether the profile's ServiceAccount exists; True where the profile is unknown."""
+    rival: str = ""
+    """An older FineTuneJob (namespace/name) that publishes under the same name."""
+    stranger: str = ""
+    """An object, as "Kind name", that has a name which we need and another owner."""
+    sample: Sample | None = None
+    """Progress of the running stage, where it was read now."""
+
+
+class Observer:
+    """Reads what a plan needs, mostly from the cache."""
+
+    def __init__(self, client: KubeClient, cache: Cache, settings: Settings, progress: ProgressReader) -> None:
+        self._client = client
+        self._cache = cache
+        self._settings = settings
+        self._progress = progress
+        self._accounts: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def observe(self, resource: Object, now: datetime) -> Observed:
+        """One FineTuneJob as it is now. Raises ApiError."""
+        metadata = ObjectMeta.model_validate(resource["metadata"])
+        owner = Owner.of(FINETUNEJOBS, metadata)
+        spec, error = _parse_spec(resource.get("spec") or {})
+        pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
+        live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
+        jobs = tuple(self._stage_job(job, pods, now) for job in live)
+        uids = {job["metadata"]["uid"] for job in live}
+        return Observed(
+            owner=owner,
+            metadata=metadata,
+            spec=spec,
+            spec_error=error,
+            status=_parse_status(resource.get("status") or {}),
+            settings=self._settings,
+            jobs=jobs,
+            strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
+            service_account=spec is None or self._has_account(owner.namespace, spec.profile),
+            rival=self._rival(resource, spec) if spec else "",
+            sample=self._sample(jobs, now),
+        )
+
+    def _stage_job(self, job: Object, pods: Sequence[Object], now: datetime) -> StageJob:
+        metadata = job["metadata"]
+        own = [pod for pod in pods if metadata["uid"] in _owners(pod)]
+        verdict = judge(job, own)
+        age = now - parse_timestamp(metadata["creationTimestamp"])
+        if verdict.needs_events and age > NO_POD_GRACE:
+            selector = f"involvedObject.uid={metadata['uid']}"
+            verdict = judge(job, own, self._client.select(EVENTS, metadata["namespace"], fields=selector))
+        missing = False
+        if verdict.state is State.WAITING and own and age > STARTED_GRACE:
+            missing = self._client.get(CONFIG_MAPS, metadata["namespace"], metadata["name"]) is None
+        labels = metadata["labels"]
+        return StageJob(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            run=labels.get(meta.LABEL_RUN, ""),
+            stage=labels.get(meta.LABEL_STAGE, ""),
+            recovers=labels.get(LABEL_RECOVERS, ""),
+            suspended=bool(job["spec"].get("suspend")),
+            queued="kueue.x-k8s.io/queue-name" in labels,
+            verdict=verdict,
+            input_missing=missing,
+        )
+
+    def _has_account(self, namespace: str, profile: str) -> bool:
+        if profile not in self._settings.profiles:
+            return True
+        place = (namespace, self._settings.profiles[profile].service_account_name)
+        with self._lock:
+            if self._accounts.get(place, 0.0) > time.monotonic():
+                return True
+        if self._client.get(SERVICE_ACCOUNTS, *place) is None:
+            return False
+        with self._lock:
+            self._accounts[place] = time.monotonic() + ACCOUNT_SECONDS
+        return True
+
+    def _rival(self, resource: Object, spec: FineTuneJobSpec) -> str:
+        """The oldest other FineTuneJob with the same output, if it is older than this one."""
+        elders = [
+            other
+            for other in self._cache.all(FINETUNEJOBS)
+            if _seniority(other) < _seniority(resource)
+            and _output(other) == (spec.output.uri.rstrip("/"), spec.output.name)
+            and not other["metadata"].get("deletionTimestamp")
+        ]
+        if not elders:
+            return ""
+        eldest = min(elders, key=_seniority)["metadata"]
+        return f"{eldest['namespace']}/{eldest['name']}"
+
+    def _sample(self, jobs: Sequence[StageJob], now: datetime) -> Sample | None:
+        for job in jobs:
+            if job.verdict.pod_ip and job.stage in set(Stage):
+                return self._progress.read(job.uid, job.stage, job.verdict.pod_ip, now)
+        return None
+
+
+def spec_hash(spec: FineTuneJobSpec) -> str:
+    """Identity of what a run makes. Without defaults, so that a field which a later version adds changes nothing."""
+    return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend"}))
+
+
+def _parse_spec(raw: Object) -> tuple[FineTuneJobSpec | None, str]:
+    try:
+        return FineTuneJobSpec.model_validate(raw), ""
+    except ValidationError as error:
+        problems = [f"spec.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        return None, "; ".join(problems)
+
+
+def _parse_status(raw: Object) -> FineTuneJobStatus:
+    """A status that cannot be read is started anew: everything in it can be found again."""
+    try:
+        return FineTuneJobStatus.model_validate(raw)
+    except ValidationError:
+        return FineTuneJobStatus()
+
+
+def _owners(pod: Object) -> set[str]:
+    return {reference["uid"] for reference in pod["metadata"].get("ownerReferences") or []}
+
+
+def _runs(pod: Object) -> bool:
+    return pod["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def _seniority(resource: Object) -> tuple[str, str]:
+    return resource["metadata"]["creationTimestamp"], resource["metadata"]["uid"]
+
+
+def _output(resource: Object) -> tuple[str, str]:
+    output = resource["spec"].get("output") or {}
+    return output.get("uri", "").rstrip("/"), output.get("name", "")

@@ -1,0 +1,201 @@
+"""What became of a stage: the root cause, read from its Job, the Job's pods and the Job's events. Pure."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from finetune_api import meta
+from finetune_api.reasons import Reason
+from finetune_api.stages import PIPELINE, Outcome, StageResult
+from finetune_operator.actions import Object
+from finetune_operator.resources.pods import STAGE_CONTAINER
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_IMAGE_PROBLEMS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
+_CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+
+
+class State(StrEnum):
+    """Where a stage's Job stands."""
+
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    TERMINATING = "Terminating"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    LOST = "Lost"
+    """It completed, but the pod with the result is gone or the result cannot be read."""
+
+
+UNFINISHED: Final = frozenset({State.WAITING, State.RUNNING, State.SUSPENDED, State.TERMINATING})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """State of a stage's Job, and why."""
+
+    state: State
+    reason: Reason
+    message: str = ""
+    result: StageResult | None = None
+    attempts: int = 0
+    started_at: str | None = None
+    finished_at: str | None = None
+    pod_ip: str = ""
+    """Address of the running pod."""
+    needs_events: bool = False
+    """No pod was made: only the Job's events tell why."""
+
+
+def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> Verdict:
+    """The verdict on a Job. ``pods`` are the Job's own, in any order."""
+    status = job.get("status") or {}
+    ordered = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+    facts = {
+        "attempts": sum(status.get(count, 0) for count in ("active", "succeeded", "failed")),
+        "started_at": status.get("startTime"),
+    }
+    if _condition(status, "Complete"):
+        return _completed(job, ordered, facts | {"finished_at": status.get("completionTime")})
+    if failed := _condition(status, "Failed"):
+        return _failed(failed, ordered, facts | {"finished_at": failed.get("lastTransitionTime")})
+    if job["metadata"].get("deletionTimestamp"):
+        return Verdict(State.TERMINATING, Reason.WAITING, f"Job {job['metadata']['name']} is being deleted.", **facts)
+    if job["spec"].get("suspend"):
+        return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts)
+    return _unfinished(ordered, events, facts)
+
+
+def read_result(pod: Object) -> StageResult | None:
+    """The termination message of the stage's container, or None where there is no valid one."""
+    result = parse_result((_terminated(pod) or {}).get("message"))
+    if result is None:
+        return None
+    addressed = result.outcome is Outcome.FAILED or result.stage not in PIPELINE
+    return result if addressed or _DIGEST.fullmatch(result.output_digest) else None
+
+
+def parse_result(message: str | None) -> StageResult | None:
+    """A termination message as a StageResult; None for anything else, e.g. of a container that was killed."""
+    try:
+        return StageResult.model_validate_json(message or "")
+    except ValidationError:
+        return None
+
+
+def _completed(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    stage = job["metadata"]["labels"].get(meta.LABEL_STAGE)
+    for pod in reversed(pods):
+        result = read_result(pod)
+        if result is not None and result.stage == stage and result.outcome is Outcome.SUCCEEDED:
+            return Verdict(State.SUCCEEDED, result.reason, result.message, result, **facts)
+    return Verdict(State.LOST, Reason.RESULT_LOST, "The Job completed, but the pod with its result is gone.", **facts)
+
+
+def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    cause = next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None)
+    if condition.get("reason") == "DeadlineExceeded":
+        hindrance = next((found[1] for pod in reversed(pods) if (found := pod_hindrance(pod))), "")
+        last = hindrance or (cause[1] if cause else "")
+        message = " ".join(filter(None, ["The stage took longer than its profile allows.", last]))
+        return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, message, **facts)
+    if cause is None:
+        message = f"{condition.get('message') or condition.get('reason')}; its pods are gone."
+        return Verdict(State.FAILED, Reason.STAGE_CRASHED, message, **facts)
+    return Verdict(State.FAILED, cause[0], cause[1], **facts)
+
+
+def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    alive = [pod for pod in pods if pod["status"].get("phase") in ("Pending", "Running", None)]
+    if not alive:
+        return _without_pod(pods, events, facts)
+    newest = alive[-1]
+    hindrance = pod_hindrance(newest)
+    if hindrance:
+        return Verdict(State.WAITING, hindrance[0], hindrance[1], **facts)
+    if newest["status"].get("phase") != "Running":
+        return Verdict(State.WAITING, Reason.WAITING, f"Pod {newest['metadata']['name']} is starting.", **facts)
+    message = ""
+    if earlier := next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None):
+        message = f"An earlier attempt ended: {earlier[1]}"
+    address = newest["status"].get("podIP", "")
+    return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
+
+
+def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    refusals = [event for event in events if event.get("reason") == "FailedCreate"]
+    if refusals:
+        newest = max(refusals, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        reason, message = refusal(newest.get("message") or "")
+        return Verdict(State.WAITING, reason, message, needs_events=True, **facts)
+    if earlier := next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None):
+        message = f"Trying again; the last attempt ended: {earlier[1]}"
+        return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
+    return Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True, **facts)
+
+
+def refusal(message: str) -> tuple[Reason, str]:
+    """Why the API server refused a pod, in the words of its admission."""
+    said = message.removeprefix("Error creating: ")
+    lowered = said.lower()
+    if "exceeded quota" in lowered or "must specify" in lowered:
+        return Reason.QUOTA_EXCEEDED, f"The namespace's quota refuses the pod: {said}."
+    if "serviceaccount" in lowered and "not found" in lowered:
+        return Reason.RUNNER_SERVICE_ACCOUNT_MISSING, f"The pod was refused: {said}."
+    return Reason.POD_REJECTED, f"The pod was refused: {said}."
+
+
+def pod_hindrance(pod: Object) -> tuple[Reason, str] | None:
+    """What keeps a pod from running that will not pass by itself soon."""
+    name, status = pod["metadata"]["name"], pod["status"]
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason, said = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _IMAGE_PROBLEMS:
+            image = container.get("image", "")
+            return Reason.IMAGE_PULL_FAILED, f"Pod {name} cannot get image {image} ({reason})."
+        if reason in _CONFIG_PROBLEMS:
+            secret = "secret" in said.lower() or "couldn't find key" in said.lower()
+            return (Reason.SECRET_MISSING if secret else Reason.POD_REJECTED), f"Pod {name} cannot start: {said}."
+    scheduled = _condition(status, "PodScheduled", "False")
+    if scheduled and scheduled.get("reason") == "Unschedulable":
+        return Reason.UNSCHEDULABLE, f"Pod {name} fits no node: {scheduled.get('message', '')}"
+    return None
+
+
+def _pod_failure(pod: Object) -> tuple[Reason, str] | None:
+    """Why a pod ended without success; None if it did not."""
+    name, status = pod["metadata"]["name"], pod["status"]
+    if status.get("phase") == "Succeeded":
+        return None
+    result = read_result(pod)
+    if result is not None and result.outcome is Outcome.FAILED:
+        return result.reason, result.message
+    disrupted = _condition(status, "DisruptionTarget")
+    if disrupted or status.get("reason") in ("Evicted", "Preempting"):
+        said = status.get("message") or (disrupted or {}).get("message") or "the node needed its place"
+        return Reason.PREEMPTED, f"Pod {name} was evicted: {said}"
+    ended = _terminated(pod)
+    if ended is None:
+        return None
+    if ended.get("reason") == "OOMKilled":
+        return Reason.OUT_OF_MEMORY, f"Pod {name} was killed because it used more memory than its limit."
+    return Reason.STAGE_CRASHED, f"Pod {name} ended with exit code {ended.get('exitCode')} and without a result."
+
+
+def _terminated(pod: Object) -> Object | None:
+    for container in pod["status"].get("containerStatuses") or []:
+        if container["name"] == STAGE_CONTAINER:
+            ended: Object | None = container.get("state", {}).get("terminated")
+            return ended
+    return None
+
+
+def _condition(status: Object, kind: str, value: str = "True") -> Object | None:
+    conditions: list[Object] = status.get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind and each["status"] == value), None)

@@ -1,0 +1,231 @@
+"""FineTuneJob: what to do next, as a pure function of what was observed.
+
+The story: find the run that the spec asks for, book what its Jobs answered, and take one step: start the next stage,
+watch the one under way, or end the run. Nothing is started while something stands in the way, and nothing of an older
+run goes on.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, assert_never
+
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, RunStatus
+from finetune_api.hashing import short
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_operator.actions import CONFIG_MAPS, JOBS, Action, Create, Delete, Object, Patch, Plan
+from finetune_operator.apply import NameTaken
+from finetune_operator.conditions import timestamp
+from finetune_operator.finetunejob.book import Book
+from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
+from finetune_operator.finetunejob.outcome import State, Verdict
+from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
+from finetune_operator.finetunejob.stage_jobs import stage_request
+from finetune_operator.finetunejob.status import Headline, compose, edges
+from finetune_operator.resources.pods import input_config_map, stage_job
+
+HINDRANCE_SECONDS: Final = 15.0
+"""How often it is checked whether what stands in the way has gone."""
+START_SECONDS: Final = 10.0
+"""When a Job that was started now is looked at without an event."""
+_NEEDS_SOMEBODY: Final = frozenset(
+    {
+        Reason.SECRET_MISSING,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.QUOTA_EXCEEDED,
+        Reason.POD_REJECTED,
+        Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+    }
+)
+"""What a pod waits for that does not come by itself."""
+
+
+def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
+    """Actions, new status, events and the time of the next look."""
+    spec = observed.spec
+    if spec is None:
+        headline = Headline(Phase.PENDING, Reason.SPEC_INVALID, f"{observed.spec_error}.", stalled=True)
+        return _told(observed, compose(observed, headline, None, now))
+    run = current_run(observed, spec, now)
+    leftovers = _leftovers(observed, run)
+    book = Book(spec, observed.status, run)
+    if run.outcome is not Phase.RUNNING:
+        headline = Headline(run.outcome, Reason(run.reason), run.message)
+        return _told(observed, compose(observed, headline, book, now), leftovers)
+    match next_step(spec, observed.jobs, book):
+        case Start(stage, recovers):
+            return _start(observed, spec, book, stage, recovers, leftovers, now)
+        case Watch(stage, job):
+            return _watch(observed, spec, book, stage, job, leftovers, now)
+        case Fail(stage, reason, message):
+            headline = Headline(Phase.FAILED, reason, f"{stage}: {message}")
+            return _told(observed, compose(observed, headline, book, now), leftovers)
+        case Finish():
+            headline = Headline(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED, _success(book))
+            return _told(observed, compose(observed, headline, book, now), leftovers)
+        case unknown:
+            assert_never(unknown)
+
+
+def blocked(observed: Observed, taken: NameTaken) -> Observed:
+    """What was observed, and that an object of somebody else has a name which we need."""
+    return replace(observed, stranger=f"{taken.resource.kind} {taken.name}")
+
+
+def current_run(observed: Observed, spec: FineTuneJobSpec, now: datetime) -> RunStatus:
+    """The run that works on this spec, or did; a new one where the spec has changed.
+
+    Its id follows from resource, spec and number alone: if the operator dies between creating the first Job and
+    writing the status, the next attempt finds that Job under the same id.
+    """
+    last, wanted = observed.status.run, spec_hash(spec)
+    # The API server freezes the spec in phase Running; another hash is then another version's way to compute it.
+    if last is not None and (last.spec_hash == wanted or observed.status.phase is Phase.RUNNING):
+        return last
+    number = 1 if last is None else last.number + 1
+    identity = short([observed.owner.uid, wanted, number])
+    return RunStatus(id=identity, number=number, spec_hash=wanted, started_at=timestamp(now))
+
+
+def _start(
+    observed: Observed,
+    spec: FineTuneJobSpec,
+    book: Book,
+    stage: Stage,
+    recovers: str,
+    leftovers: tuple[Action, ...],
+    now: datetime,
+) -> Plan[FineTuneJobStatus]:
+    begun = book if _has_begun(observed, book.run) else None
+    if spec.suspend:
+        headline = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {stage}.")
+        return _told(observed, compose(observed, headline, begun, now), leftovers)
+    if hindrance := _hindrance(observed, spec):
+        status = compose(observed, hindrance, begun, now)
+        return replace(_told(observed, status, leftovers), requeue_after=HINDRANCE_SECONDS)
+    if ending := _still_ending(observed, book.run):
+        headline = Headline(Phase.PENDING, Reason.WAITING, f"Stage {stage} waits for the end of {', '.join(ending)}.")
+        status = compose(observed, headline, begun, now)
+        return replace(_told(observed, status, leftovers), requeue_after=START_SECONDS)
+    request = stage_request(observed, spec, book.run.id, stage, book.upstream, recovers)
+    job = stage_job(request)
+    actions = (Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, job))
+    subject = Stage(recovers) if recovers else stage
+    book.begin(subject, request.name, request.input.input_key, recovered=bool(recovers))
+    headline = Headline(Phase.RUNNING, Reason.STAGE_STARTED, f"{subject} is starting.")
+    status = compose(observed, headline, book, now)
+    return replace(_told(observed, status, actions), requeue_after=START_SECONDS)
+
+
+def _watch(
+    observed: Observed,
+    spec: FineTuneJobSpec,
+    book: Book,
+    stage: Stage,
+    job: StageJob,
+    leftovers: tuple[Action, ...],
+    now: datetime,
+) -> Plan[FineTuneJobStatus]:
+    actions = (*leftovers, *_toggle(spec, job), *_restore_input(observed, spec, book, job))
+    headline = _suspended(stage) if spec.suspend else _under_way(stage, job)
+    status = compose(observed, headline, book, now)
+    return replace(_told(observed, status, actions), requeue_after=_next_look(observed, job.verdict))
+
+
+def _toggle(spec: FineTuneJobSpec, job: StageJob) -> tuple[Action, ...]:
+    """Suspend or resume a Job. Kueue would resume one that we suspended: there, the Job goes and is queued anew."""
+    if job.verdict.state is State.TERMINATING:
+        return ()
+    if job.queued:
+        return (Delete(JOBS, job.name, job.uid),) if spec.suspend else ()
+    if spec.suspend == job.suspended:
+        return ()
+    body: Object = {"metadata": {"uid": job.uid}, "spec": {"suspend": spec.suspend}}
+    return (Patch(JOBS, job.name, body),)
+
+
+def _restore_input(observed: Observed, spec: FineTuneJobSpec, book: Book, job: StageJob) -> tuple[Action, ...]:
+    """Somebody deleted the ConfigMap that the stage's pod waits for."""
+    if not job.input_missing or _hindrance(observed, spec):
+        return ()
+    request = stage_request(observed, spec, book.run.id, Stage(job.stage), book.upstream, job.recovers)
+    # A Job of another version has another input, which cannot be made again: it goes, and the stage starts anew.
+    return (
+        (Create(CONFIG_MAPS, input_config_map(request)),)
+        if request.name == job.name
+        else (Delete(JOBS, job.name, job.uid),)
+    )
+
+
+def _leftovers(observed: Observed, run: RunStatus) -> tuple[Action, ...]:
+    """Jobs that must not go on: those of other runs, and all once the run has ended."""
+    ended = run.outcome is not Phase.RUNNING
+    stale = [job for job in observed.jobs if job.unfinished and (ended or job.run != run.id)]
+    return tuple(Delete(JOBS, job.name, job.uid) for job in stale if job.verdict.state is not State.TERMINATING)
+
+
+def _still_ending(observed: Observed, run: RunStatus) -> list[str]:
+    """What may still write to the run's folder: Jobs of other runs, and pods whose Job is gone already."""
+    jobs = [f"Job {job.name}" for job in observed.jobs if job.unfinished and job.run != run.id]
+    return jobs + [f"pod {name}" for name in observed.strays]
+
+
+def _hindrance(observed: Observed, spec: FineTuneJobSpec) -> Headline | None:
+    """What stands in the way of starting a stage."""
+    profiles = observed.settings.profiles
+    if spec.profile not in profiles:
+        known = ", ".join(sorted(profiles)) or "none"
+        return _stuck(Reason.PROFILE_UNKNOWN, f"spec.profile is {spec.profile!r}; the platform offers: {known}.")
+    if not observed.service_account:
+        account = profiles[spec.profile].service_account_name
+        return _stuck(
+            Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+            f"ServiceAccount {account!r} of profile {spec.profile!r} does not exist in namespace "
+            f"{observed.owner.namespace!r}.",
+        )
+    if observed.rival:
+        return _stuck(
+            Reason.OUTPUT_NAME_CONFLICT,
+            f"The older FineTuneJob {observed.rival} publishes {spec.output.name!r} under {spec.output.uri} already.",
+        )
+    if observed.stranger:
+        return _stuck(Reason.NAME_TAKEN, f"{observed.stranger} exists already and does not belong to this FineTuneJob.")
+    return None
+
+
+def _stuck(reason: Reason, message: str) -> Headline:
+    return Headline(Phase.PENDING, reason, message, stalled=True)
+
+
+def _suspended(stage: Stage) -> Headline:
+    return Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended in stage {stage}.")
+
+
+def _under_way(stage: Stage, job: StageJob) -> Headline:
+    verdict = job.verdict
+    message = f"{stage}: {verdict.message}" if verdict.message else f"{stage} is running."
+    if verdict.state is State.SUSPENDED:
+        message = f"{stage} waits in Kueue's queue." if job.queued else f"{stage} is being resumed."
+    return Headline(Phase.RUNNING, verdict.reason, message, stalled=verdict.reason in _NEEDS_SOMEBODY)
+
+
+def _next_look(observed: Observed, verdict: Verdict) -> float | None:
+    if verdict.state is State.RUNNING:
+        return float(observed.settings.progress_seconds)
+    return START_SECONDS if verdict.state is State.WAITING else None
+
+
+def _has_begun(observed: Observed, run: RunStatus) -> bool:
+    recorded = observed.status.run is not None and observed.status.run.id == run.id
+    return recorded or any(job.run == run.id for job in observed.jobs)
+
+
+def _success(book: Book) -> str:
+    scores = book.evaluation.accuracy if book.evaluation else None
+    accuracy = f"accuracy {scores.artifact} (base model: {scores.base}), " if scores and scores.artifact else ""
+    where = book.artifact.uri if book.artifact else ""
+    return f"Published: {accuracy}{where}"
+
+
+def _told(observed: Observed, status: FineTuneJobStatus, actions: tuple[Action, ...] = ()) -> Plan[FineTuneJobStatus]:
+    return Plan(status=status, actions=actions, events=edges(observed.status, status))

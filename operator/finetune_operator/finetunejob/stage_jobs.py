@@ -1,0 +1,79 @@
+"""The Job of each stage: its input, its place and its names."""
+
+from finetune_api import __version__, meta
+from finetune_api.finetunejob import FineTuneJobSpec, Reuse
+from finetune_api.stages import (
+    EvaluateParams,
+    ExportParams,
+    Params,
+    PrepareParams,
+    PublishParams,
+    RunRef,
+    Stage,
+    StageInput,
+    TrainParams,
+    Upstream,
+    input_key,
+)
+from finetune_operator.finetunejob.observe import LABEL_RECOVERS, Observed
+from finetune_operator.resources.pods import QUEUE_LABEL, StageRequest
+from finetune_operator.settings import PodShape, Profile
+
+_ACCELERATED = frozenset({Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE})
+
+
+def stage_request(
+    observed: Observed, spec: FineTuneJobSpec, run: str, stage: Stage, upstream: Upstream, recovers: str = ""
+) -> StageRequest:
+    """What to run for a stage. A resolve that recovers another stage's result may always look at what exists."""
+    profile = observed.settings.profiles[spec.profile]
+    params = params_of(spec)
+    reuse = spec.reuse is Reuse.ALLOWED or bool(recovers)
+    owner = observed.owner
+    return StageRequest(
+        owner=owner,
+        input=StageInput(
+            stage=stage,
+            run=RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=run),
+            storage=spec.storage,
+            output=spec.output,
+            base_model_uri=spec.model.uri,
+            input_key="" if stage is Stage.RESOLVE else input_key(stage, upstream, params),
+            reuse=reuse,
+            upstream=upstream,
+            params=params,
+            operator_version=__version__,
+        ),
+        image=observed.settings.images.of(stage),
+        images=observed.settings.images,
+        shape=_shape(profile, stage),
+        service_account=profile.service_account_name,
+        labels={meta.LABEL_RUN: run} | ({LABEL_RECOVERS: recovers} if recovers else {}),
+        queue=observed.metadata.labels.get(QUEUE_LABEL, ""),
+        retries=profile.retries,
+        deadline_seconds=profile.deadline_seconds,
+    )
+
+
+def params_of(spec: FineTuneJobSpec) -> Params:
+    """Each stage's part of the spec."""
+    method = spec.training.method.value
+    data = spec.dataset
+    return Params(
+        prepare=PrepareParams(
+            sources=data.sources,
+            columns=data.columns,
+            instruction=data.instruction,
+            max_invalid_percent=data.max_invalid_percent,
+            split=data.split,
+            task=spec.task,
+        ),
+        train=TrainParams(training=spec.training),
+        export=ExportParams(export=spec.export, method=method),
+        evaluate=EvaluateParams(evaluation=spec.evaluation, task=spec.task, method=method),
+        publish=PublishParams(output=spec.output, format=spec.export.format.value),
+    )
+
+
+def _shape(profile: Profile, stage: Stage) -> PodShape:
+    return profile.accelerator if stage in _ACCELERATED else profile.cpu

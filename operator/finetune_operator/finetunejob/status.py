@@ -1,0 +1,168 @@
+"""The status of a FineTuneJob: phase and conditions for what was decided, and the events that tell its edges. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from finetune_api.finetunejob import FineTuneJobStatus, Phase, Progress, RunStatus, StageState, StageStatus
+from finetune_api.reasons import REMEDIES, Reason
+from finetune_api.stages import Stage
+from finetune_operator.actions import Event
+from finetune_operator.conditions import ConditionType, Finding, merge_conditions, timestamp
+from finetune_operator.finetunejob.book import Book
+from finetune_operator.finetunejob.observe import Observed
+from finetune_operator.finetunejob.progress import Sample
+
+MAX_RUNS: Final = 10
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What is the matter, in one line."""
+
+    phase: Phase
+    reason: Reason
+    message: str
+    stalled: bool = False
+    """Somebody has to act before it goes on."""
+
+
+def compose(observed: Observed, headline: Headline, book: Book | None, now: datetime) -> FineTuneJobStatus:
+    """The whole new status. Without a book (no run has begun for this spec) the tables stay as they are."""
+    before, generation = observed.status, observed.metadata.generation
+    status = before.model_copy(
+        update={
+            "observed_generation": generation,
+            "phase": headline.phase,
+            "conditions": merge_conditions(before.conditions, _findings(headline), generation, now),
+        }
+    )
+    return status if book is None else status.model_copy(update=_account(observed, headline, book, now))
+
+
+def _account(observed: Observed, headline: Headline, book: Book, now: datetime) -> dict[str, object]:
+    run = _ended(book.run, headline, now)
+    return {
+        "run": run,
+        "runs": _history(observed.status, run, now),
+        "stages": list(book.rows.values()),
+        "stages_done": book.stages_done,
+        "progress": _progress(observed.status.progress, _current(book), observed.sample, now) if _open(run) else None,
+        "dataset": book.dataset,
+        "evaluation": book.evaluation,
+        "artifact": book.artifact,
+    }
+
+
+def _findings(headline: Headline) -> list[Finding]:
+    phase, reason = headline.phase, headline.reason
+    succeeded, failed = phase is Phase.SUCCEEDED, phase is Phase.FAILED
+    working = phase in (Phase.RUNNING, Phase.PENDING) and not headline.stalled
+    stalled = headline.stalled or failed
+    return [
+        Finding(ConditionType.READY, succeeded, reason, headline.message),
+        Finding(ConditionType.RECONCILING, working, reason),
+        Finding(ConditionType.STALLED, stalled, reason, headline.message if stalled else ""),
+        Finding(ConditionType.COMPLETE, succeeded, reason),
+        Finding(ConditionType.FAILED, failed, reason, headline.message if failed else ""),
+        Finding(ConditionType.SUSPENDED, phase is Phase.SUSPENDED, reason),
+    ]
+
+
+def _open(run: RunStatus) -> bool:
+    return run.outcome is Phase.RUNNING
+
+
+def _ended(run: RunStatus, headline: Headline, now: datetime) -> RunStatus:
+    """The run, closed if this is its end."""
+    if not _open(run) or headline.phase not in (Phase.SUCCEEDED, Phase.FAILED):
+        return run
+    end = {"outcome": headline.phase, "reason": headline.reason.value, "message": headline.message[:1024]}
+    return run.model_copy(update={**end, "finished_at": timestamp(now)})
+
+
+def _history(before: FineTuneJobStatus, run: RunStatus, now: datetime) -> list[RunStatus]:
+    """Earlier runs, newest first; one that a new spec cut short is closed."""
+    last = before.run
+    if last is None or last.id == run.id:
+        return list(before.runs)
+    if _open(last):
+        end = {"outcome": Phase.FAILED, "reason": Reason.SPEC_CHANGED.value, "finished_at": timestamp(now)}
+        last = last.model_copy(update={**end, "message": f"The spec was changed: run {run.number} took over."})
+    return [last, *before.runs][:MAX_RUNS]
+
+
+def _current(book: Book) -> StageStatus | None:
+    return next((row for row in book.rows.values() if row.state is StageState.RUNNING), None)
+
+
+def _progress(
+    before: Progress | None, current: StageStatus | None, sample: Sample | None, now: datetime
+) -> Progress | None:
+    """Progress of the running stage, changed only by a whole percent."""
+    if current is None:
+        return before
+    fresh = before is None or before.stage != current.name
+    if sample is not None and sample.stage == current.name and (fresh or before is None or _moved(before, sample)):
+        return Progress(
+            stage=sample.stage,
+            percent=sample.percent,
+            eta_seconds=sample.eta_seconds,
+            message=sample.message,
+            updated_at=timestamp(now),
+        )
+    return Progress(stage=current.name, percent=0, updated_at=timestamp(now)) if fresh else before
+
+
+def _moved(before: Progress, sample: Sample) -> bool:
+    return before.percent != sample.percent
+
+
+def edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:
+    """Events for what changed between two statuses."""
+    return (*_run_edges(before, after), *_stage_edges(before, after), *_trouble_edges(before, after))
+
+
+def _run_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    run, phase = after.run, after.phase
+    if run is not None and (before.run is None or before.run.id != run.id):
+        yield Event("Normal", Reason.RUN_STARTED, f"Run {run.number} ({run.id}) has begun.")
+    if phase is before.phase or run is None:
+        return
+    if phase is Phase.SUCCEEDED:
+        yield Event("Normal", Reason.RUN_SUCCEEDED, run.message)
+    elif phase is Phase.FAILED:
+        yield Event("Warning", Reason(run.reason), f"Run {run.number} failed: {run.message}")
+    elif phase is Phase.SUSPENDED:
+        yield Event("Normal", Reason.SUSPENDED, "spec.suspend is true; finished stages are kept.")
+    elif phase is Phase.RUNNING and before.phase is Phase.SUSPENDED:
+        yield Event("Normal", Reason.RESUMED, "spec.suspend is false.")
+
+
+def _stage_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    same = before.run is not None and after.run is not None and before.run.id == after.run.id
+    rows = {row.name: row for row in before.stages} if same else {}
+    for row in after.stages:
+        old = rows.get(row.name, StageStatus(name=row.name))
+        if row.state is StageState.RUNNING and row.job != old.job and row.name != Stage.RESOLVE:
+            yield Event("Normal", Reason.STAGE_STARTED, f"{row.name}: Job {row.job}.")
+        if row.state is not old.state and row.state in (StageState.SUCCEEDED, StageState.REUSED):
+            succeeded = row.state is StageState.SUCCEEDED
+            reason = Reason.STAGE_SUCCEEDED if succeeded else Reason.STAGE_REUSED
+            yield Event("Normal", reason, f"{row.name}: {row.message or row.output_digest}")
+        if row.job == old.job and 1 <= old.attempts < row.attempts and row.state is StageState.RUNNING:
+            yield Event("Warning", Reason.STAGE_RETRIED, f"{row.name}: attempt {row.attempts}. {row.message}")
+
+
+def _trouble_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    """A hindrance that a person can act on, told when it appears."""
+    now, then = _ready(after), _ready(before)
+    open_phase = after.phase in (Phase.PENDING, Phase.RUNNING)
+    if now is not None and open_phase and now in REMEDIES and now != then:
+        message = next(each.message for each in after.conditions if each.type == ConditionType.READY)
+        yield Event("Warning", now, message)
+
+
+def _ready(status: FineTuneJobStatus) -> Reason | None:
+    return next((Reason(each.reason) for each in status.conditions if each.type == ConditionType.READY), None)
