@@ -1,0 +1,150 @@
+"""The chart, installed by helm into a real API server: what the operator and users may then do, and what stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from finetune_api import meta
+from finetune_operator.rbac import RULES
+from hack.cluster import toolchain
+from hack.cluster.console import run
+from hack.cluster.controlplane import ControlPlane
+from hack.cluster.layout import REPOSITORY
+from hack.platform.kubectl import wait_for
+
+pytestmark = pytest.mark.controlplane
+
+CHART = REPOSITORY / "charts" / "finetune-operator"
+RELEASE = "finetune-operator"
+SYSTEM = "finetune-system"
+OPERATOR = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
+VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+EVERYWHERE = ("--set", "runner.namespaces={team-a}")
+TEAM_A_ONLY = (*EVERYWHERE, "--set", "watchNamespaces={team-a}")
+
+
+class Installed:
+    """An API server on which the chart is installed, and questions about rights there."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        api = config.new_client_from_config(str(plane.kubeconfig))
+        self._authorization = client.AuthorizationV1Api(api)
+
+    def helm(self, *arguments: str) -> str:
+        connection = ("--kubeconfig", self.plane.kubeconfig, "--namespace", SYSTEM)
+        return run([toolchain.program("helm"), *arguments, *connection], timeout=120)
+
+    def allowed(self, user: str, namespace: str, verb: str, group: str, resource: str) -> bool:
+        name, _, subresource = resource.partition("/")
+        attributes = client.V1ResourceAttributes(
+            namespace=namespace, verb=verb, group=group, resource=name, subresource=subresource
+        )
+        spec = client.V1SubjectAccessReviewSpec(user=user, resource_attributes=attributes)
+        review = self._authorization.create_subject_access_review(client.V1SubjectAccessReview(spec=spec))
+        return bool(review.status.allowed)
+
+    def operator_may(self, namespace: str, verb: str, group: str, resource: str) -> bool:
+        return self.allowed(OPERATOR, namespace, verb, group, resource)
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Installed]:
+    with ControlPlane.temporary(controllers=("clusterrole-aggregation-controller",)) as plane:
+        plane.kubectl("create", "namespace", SYSTEM)
+        plane.kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted")
+        for team in ("team-a", "team-b"):
+            plane.kubectl("create", "namespace", team)
+            for user, role in (("viewer", "view"), ("editor", "edit"), ("owner", "admin")):
+                plane.kubectl("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", team)
+        result = Installed(plane)
+        result.helm("install", RELEASE, str(CHART), *EVERYWHERE)
+        yield result
+
+
+@pytest.mark.parametrize("arguments", [EVERYWHERE, TEAM_A_ONLY], ids=["all namespaces", "team-a only"])
+def test_the_operators_rights(installed: Installed, arguments: tuple[str, ...]) -> None:
+    installed.helm("upgrade", RELEASE, str(CHART), *arguments)
+    granted = {(rule.api_group, rule.name): rule.verbs for rule in RULES}
+    for (group, resource), verbs in granted.items():
+        for verb in VERBS:
+            assert installed.operator_may("team-a", verb, group, resource) == (verb in verbs), (verb, resource)
+            elsewhere = verb in verbs and arguments == EVERYWHERE
+            assert installed.operator_may("team-b", verb, group, resource) == elsewhere, (verb, resource)
+    for verb in VERBS:
+        for namespace in ("team-a", SYSTEM):
+            assert not installed.operator_may(namespace, verb, "", "secrets")
+            assert not installed.operator_may(namespace, verb, "rbac.authorization.k8s.io", "roles")
+    for subresource in ("exec", "attach", "portforward"):
+        assert not installed.operator_may("team-a", "create", "", f"pods/{subresource}")
+    assert not installed.operator_may("team-a", "create", "", "serviceaccounts/token")
+    assert not installed.operator_may("team-a", "impersonate", "", "users")
+
+
+@pytest.mark.parametrize(
+    ("user", "verb", "resource", "expected"),
+    [
+        ("viewer", "list", meta.FINETUNEJOBS, True),
+        ("viewer", "watch", meta.ADAPTERDEPLOYMENTS, True),
+        ("viewer", "create", meta.FINETUNEJOBS, False),
+        ("viewer", "patch", f"{meta.ADAPTERDEPLOYMENTS}/scale", False),
+        ("editor", "create", meta.FINETUNEJOBS, True),
+        ("editor", "get", meta.FINETUNEJOBS, True),
+        ("editor", "patch", f"{meta.ADAPTERDEPLOYMENTS}/scale", True),
+        ("editor", "patch", f"{meta.FINETUNEJOBS}/status", False),
+        ("owner", "delete", meta.ADAPTERDEPLOYMENTS, True),
+        ("owner", "update", f"{meta.ADAPTERDEPLOYMENTS}/status", False),
+        ("stranger", "get", meta.FINETUNEJOBS, False),
+    ],
+)
+def test_users_rights(installed: Installed, user: str, verb: str, resource: str, expected: bool) -> None:
+    def aggregated() -> bool:
+        return installed.allowed("editor", "team-a", "create", meta.GROUP, meta.FINETUNEJOBS)
+
+    wait_for("aggregation of the roles", aggregated, timeout=30)
+    assert installed.allowed(user, "team-a", verb, meta.GROUP, resource) == expected
+
+
+def test_the_operators_pod_passes_restricted_admission(installed: Installed) -> None:
+    deployment = json.loads(installed.plane.kubectl("get", "deployment", RELEASE, "-n", SYSTEM, "-o", "json"))
+    template = deployment["spec"]["template"]
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "probe", "labels": template["metadata"]["labels"]},
+        "spec": template["spec"],
+    }
+    created = installed.plane.kubectl("create", "--dry-run=server", "-n", SYSTEM, "-f", "-", stdin=json.dumps(pod))
+    assert "pod/probe created" in created
+
+
+def test_runner_account_and_policies_are_accepted(installed: Installed) -> None:
+    listed = installed.plane.kubectl("get", "serviceaccounts,networkpolicies", "-n", "team-a", "-o", "name").split()
+    assert "serviceaccount/finetune-runner" in listed
+    assert {f"networkpolicy.networking.k8s.io/{name}" for name in ("finetune-stages", "finetune-egress")} <= set(listed)
+
+
+def test_objects_of_users_survive_the_uninstallation(installed: Installed) -> None:
+    job = {
+        "apiVersion": meta.API_VERSION,
+        "kind": meta.FINETUNEJOB,
+        "metadata": {"name": "kept"},
+        "spec": {
+            "profile": "cpu-small",
+            "model": {"uri": "s3://base-models/m"},
+            "dataset": {"sources": [{"uri": "s3://datasets/d.csv"}]},
+            "output": {"uri": "s3://artifacts/kept", "name": "kept"},
+        },
+    }
+    installed.plane.kubectl("apply", "-n", "team-a", "-f", "-", stdin=json.dumps(job))
+    installed.helm("uninstall", RELEASE)
+    assert "kept" in installed.plane.kubectl("get", "finetunejobs", "-n", "team-a")
+    assert installed.plane.kubectl("get", "deployments,serviceaccounts", "-n", SYSTEM, "-o", "name").split() == []
+    # Helm takes the CRDs over again: their ownership annotations are still those of this release.
+    installed.helm("install", RELEASE, str(CHART), *EVERYWHERE)
+    assert "kept" in installed.plane.kubectl("get", "finetunejobs", "-n", "team-a")
