@@ -140,12 +140,18 @@ class Store:
         return True
 
     def require_bucket(self) -> None:
-        """Raises StageError (BucketNotFound, S3AccessDenied) unless the bucket is there for these credentials."""
+        """Raises StageError (BucketNotFound) when the bucket does not exist.
+
+        Keys that may not ask for it may still be good for objects, and what they refuse says why: no failure here.
+        """
         try:
             with self._errors("opening", ""):
                 self._client.head_bucket(Bucket=self.bucket)
         except _MissingError:
             raise StageError(Reason.BUCKET_NOT_FOUND, f"{self.uri()}: bucket {self.bucket!r} does not exist.") from None
+        except StageError as error:
+            if error.reason is not Reason.S3_ACCESS_DENIED:
+                raise
 
     # Writing
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import Columns, Evaluation, Export, Output, Source, Split, Task, Training
+from finetune_api.finetunejob import Columns, Evaluation, Export, Output, Source, Task, Training
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.stages import (
     EvaluateParams,
@@ -34,13 +34,14 @@ RUN = RunRef(kind=FINETUNEJOB, namespace="team-a", name="transactions", uid="0b8
 DEPLOYMENT = RunRef(kind=ADAPTERDEPLOYMENT, namespace="team-a", name="transactions", uid="77fe", id="v1")
 
 
-def pipeline_params(sources: list[str], output: Output, **prepare: Any) -> Params:
+def pipeline_params(sources: list[str], output: Output, /, **prepare: Any) -> Params:
     """Parameters of every stage, for sources with the columns text and label."""
+    defaults: dict[str, Any] = {
+        "sources": [Source(uri=uri) for uri in sources],
+        "columns": Columns(input="text", label="label"),
+    }
     return Params(
-        prepare=PrepareParams(
-            sources=[Source(uri=uri) for uri in sources],
-            **{"columns": Columns(input="text", label="label"), "split": Split(), "task": Task()} | prepare,
-        ),
+        prepare=PrepareParams(**defaults | prepare),
         train=TrainParams(training=Training()),
         export=ExportParams(export=Export(), method="QLoRA"),
         evaluate=EvaluateParams(evaluation=Evaluation(), task=Task(), method="QLoRA"),

@@ -1,0 +1,357 @@
+"""The CPU stages of a FineTuneJob against a real S3 server: results, reuse, and what users get wrong."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.finetunejob import DataFormat, Output, Source, Task
+from finetune_api.hashing import canonical_json
+from finetune_api.layout import MANIFEST, ChannelPointer, channel_object, output_folder
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import REMEDIES, Reason, with_remedy
+from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
+from finetune_api.storage import Storage
+from finetune_jobs.errors import StageError
+from finetune_jobs.prepare import prepare
+from finetune_jobs.resolve import resolve
+from finetune_jobs.runner import Context, Made, execute
+from finetune_jobs.sources import find_sources, source_digest
+from finetune_jobs.store import Store
+from tests.support.forgetful_store import forgetful
+from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
+from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input
+
+pytestmark = pytest.mark.unit
+
+
+def rows(count: int = 300, labels: str = "abc") -> bytes:
+    """A CSV with ``count`` different examples."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["text", "label"])
+    writer.writerows([f"payment number {n}, at shop {n % 7}", labels[n % len(labels)]] for n in range(count))
+    return out.getvalue().encode()
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    """A place with good sources (rows.csv) and a base model (model/)."""
+    found = Store.connect(s3.storage, place)
+    found.put("rows.csv", rows())
+    found.put("model/config.json", b'{"model_type": "llama"}')
+    found.put("model/model.safetensors", b"weights")
+    found.put("model/pytorch_model.bin", b"a pickle that nobody takes")
+    return found
+
+
+def given(store: Store, stage: Stage, storage: Storage, **prepare_fields: Any) -> StageInput:
+    """Input of resolve or prepare for the sources of ``store``."""
+    output = Output(uri=store.uri("out"), name="transactions")
+    params = pipeline_params([store.uri("rows.csv")], output, **prepare_fields)
+    upstream = Upstream() if stage is Stage.RESOLVE else Upstream(source=_source_digest(store), model="m")
+    return stage_input(stage, storage, output, params, upstream, base_model_uri=store.uri("model"))
+
+
+def _source_digest(store: Store) -> str:
+    return source_digest(find_sources(store, [Source(uri=store.uri("rows.csv"))]))
+
+
+def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    store.put("rows.csv", rows() + b'"PAYMENT  number 0, at shop 0",a\nempty,\nclash,a\nclash,b\n')
+    result = execute(context(given(store, Stage.PREPARE, s3.storage, instruction="Classify."), tmp_path), prepare)
+    folder = store.below(f"out/{output_folder(Stage.PREPARE, result.output_digest)}")
+    assert result.scalars == {
+        "rowsRead": "304",
+        "rowsInvalid": "3",
+        "rowsDuplicates": "1",
+        "rowsTrain": "240",
+        "rowsValidation": "30",
+        "rowsTest": "30",
+        "labels": "3",
+    }
+    examples = [
+        json.loads(line)["messages"]
+        for part in ("train", "validation", "test")
+        for line in (folder.get(f"{part}.jsonl") or b"").decode().splitlines()
+    ]
+    assert len({e[1]["content"] for e in examples}) == len(examples) == 300
+    assert all([m["role"] for m in e] == ["system", "user", "assistant"] for e in examples)
+    assert json.loads(folder.get("labels.json") or b"") == ["a", "b", "c"]
+    report = json.loads(folder.get("report.json") or b"")
+    assert report["filters"] == {"conflictingLabels": 2, "empty": 1}
+    assert report["errors"][0] == {"file": store.uri("rows.csv"), "line": 303, "field": "label", "kind": "empty"}
+    assert report["labels"]["a"] == {"test": 10, "train": 80, "validation": 10}
+    assert "3 invalid rows were left out (conflictingLabels 2, empty 1)" in result.message
+
+
+def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    first = execute(context(given(store, Stage.PREPARE, s3.storage), tmp_path), prepare)
+    lines = [{"label": label, "text": text} for text, label in list(csv.reader(io.StringIO(rows().decode())))[1:]]
+    store.put("rows.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    other = given(store, Stage.PREPARE, s3.storage)
+    prepare_params = need_prepare(other).model_copy(update={"sources": [Source(uri=store.uri("rows.jsonl"))]})
+    other = other.model_copy(
+        update={
+            "input_key": "1" * 64,
+            "params": other.params.model_copy(update={"prepare": prepare_params}),
+            "upstream": Upstream(),
+        }
+    )
+    second = execute(context(other, tmp_path), prepare)
+    assert second.output_digest == first.output_digest
+
+
+def need_prepare(found: StageInput) -> PrepareParams:
+    assert found.params.prepare
+    return found.params.prepare
+
+
+def test_work_is_done_once(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    asked = given(store, Stage.PREPARE, s3.storage)
+    first = execute(context(asked, tmp_path), prepare)
+    again = execute(context(asked, tmp_path), _never)
+    assert (first.reused, again.reused, again.reason) == (False, True, Reason.STAGE_REUSED)
+    assert (again.output_digest, again.scalars) == (first.output_digest, first.scalars)
+    forced = execute(context(asked.model_copy(update={"reuse": False}), tmp_path), prepare)
+    assert (forced.reused, forced.output_digest) == (False, first.output_digest)
+
+
+def _never(_: Context) -> Made:
+    raise AssertionError("the work was done again")
+
+
+def test_resolve_finds_what_was_done(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    asked = given(store, Stage.RESOLVE, s3.storage)
+    before = execute(context(asked, tmp_path), resolve)
+    assert (before.found, before.scalars["sourceDigest"]) == ([], _source_digest(store))
+    made = execute(context(given(store, Stage.PREPARE, s3.storage), tmp_path), prepare)
+    after = execute(context(asked, tmp_path), resolve)
+    assert [(f.stage, f.output_digest, f.scalars) for f in after.found] == [
+        (Stage.PREPARE, made.output_digest, made.scalars)
+    ]
+    assert execute(context(asked.model_copy(update={"reuse": False}), tmp_path), resolve).found == []
+    store.delete(f"out/{output_folder(Stage.PREPARE, made.output_digest)}/{MANIFEST}")
+    assert execute(context(asked, tmp_path), resolve).found == []
+    assert [entry.key for entry in store.list("out/runs")] == []
+
+
+def test_resolve_sees_changes_of_the_model_but_not_of_pickles(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    def model_digest() -> str:
+        return execute(context(given(store, Stage.RESOLVE, s3.storage), tmp_path), resolve).scalars["modelDigest"]
+
+    first = model_digest()
+    store.put("model/pytorch_model.bin", b"another pickle")
+    assert model_digest() == first
+    store.put("model/model.safetensors", b"weightz")
+    assert model_digest() != first
+
+
+def test_a_source_that_changes_under_a_run_fails_it(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    asked = given(store, Stage.PREPARE, s3.storage)
+    store.put("rows.csv", rows(301))
+    with pytest.raises(StageError, match="that this run began with is gone") as error:
+        execute(context(asked, tmp_path), prepare)
+    assert error.value.reason is Reason.DATASET_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "reason", "fragments"),
+    [
+        (
+            b"text,lable\na,b\n",
+            {},
+            Reason.DATASET_INVALID,
+            ["rows.csv: column 'label' does not exist; the file has 'text', 'lable'. Did you mean 'lable'?"],
+        ),
+        (b"", {}, Reason.DATASET_INVALID, ["rows.csv: the file is empty"]),
+        (
+            rows() + b"bad \xff,a\n" * 20,
+            {},
+            Reason.DATASET_INVALID,
+            ["20 of 320 rows are invalid, 5 % are allowed", "rows.csv line 302 is not UTF-8 at byte", "('0xff')"],
+        ),
+        (
+            b'{"text": "x" "label": "a"}\n',
+            {"kind": DataFormat.JSONL},
+            Reason.DATASET_INVALID,
+            ["1 of 1 rows are invalid", "rows.csv line 1 is not JSON at column 14: Expecting ',' delimiter"],
+        ),
+        (
+            rows(labels="a"),
+            {},
+            Reason.DATASET_INVALID,
+            ["All 300 examples have the label 'a': a classification needs two labels"],
+        ),
+        (
+            rows() + b"some text,Fod\n" * 20,
+            {"task": Task(labels=["a", "b", "c", "Food"])},
+            Reason.DATASET_INVALID,
+            ["rows.csv line 302, label: is not one of spec.task.labels. Did you mean 'Food'? ('Fod')"],
+        ),
+        (rows(50), {}, Reason.DATASET_TOO_SMALL, ["5 for validation, 5 for test", "each part needs 10 examples"]),
+        (
+            rows(),
+            {"columns": None},
+            Reason.DATASET_INVALID,
+            ["rows.csv: a CSV needs spec.dataset.columns; the file has the columns 'text', 'label'"],
+        ),
+    ],
+)
+def test_bad_data_is_named_with_place_value_and_remedy(
+    s3: SeaweedFS,
+    store: Store,
+    tmp_path: Path,
+    content: bytes,
+    fields: dict[str, Any],
+    reason: Reason,
+    fragments: list[str],
+) -> None:
+    store.put("rows.csv", content)
+    kind = fields.pop("kind", DataFormat.CSV)
+    fields["sources"] = [Source(uri=store.uri("rows.csv"), format=kind)]
+    with pytest.raises(StageError) as error:
+        execute(context(given(store, Stage.PREPARE, s3.storage, **fields), tmp_path), prepare)
+    assert error.value.reason is reason
+    assert not error.value.retriable
+    message = with_remedy(error.value.reason, error.value.message)
+    assert all(fragment in message for fragment in fragments), message
+    assert message.endswith(REMEDIES[reason])
+
+
+Spoil = Callable[[Store], None]
+
+
+def _no_source(store: Store) -> None:
+    store.delete("rows.csv")
+
+
+def _no_model(store: Store) -> None:
+    for entry in store.list("model"):
+        store.delete(f"model/{entry.key}")
+
+
+def _no_config(store: Store) -> None:
+    store.delete("model/config.json")
+
+
+def _only_pickles(store: Store) -> None:
+    store.delete("model/model.safetensors")
+
+
+def _other_owner(store: Store) -> None:
+    owner = RUN.model_copy(update={"namespace": "team-b", "name": "cards"})
+    pointer = ChannelPointer(artifact_digest="0" * 64, owner=owner, updated_at="2026-01-01T00:00:00Z")
+    store.put(f"out/{channel_object('transactions')}", canonical_json(pointer))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "message"),
+    [
+        (_no_source, Reason.DATASET_NOT_FOUND, "{place}/rows.csv does not exist."),
+        (_no_model, Reason.MODEL_NOT_FOUND, "{place}/model holds no files."),
+        (
+            _no_config,
+            Reason.MODEL_NOT_FOUND,
+            "{place}/model holds no config.json, so it is no model (found: model.safetensors, pytorch_model.bin).",
+        ),
+        (
+            _only_pickles,
+            Reason.MODEL_UNSUPPORTED,
+            "{place}/model holds only pickles (pytorch_model.bin), which can run code when opened; *.safetensors are "
+            "needed.",
+        ),
+        (
+            _other_owner,
+            Reason.OUTPUT_NAME_CONFLICT,
+            "{place}/out/channels/transactions/stable.json belongs to FineTuneJob team-b/cards, which published there "
+            "last; team-a/transactions may not.",
+        ),
+    ],
+)
+def test_resolve_refuses_before_anything_is_spent(
+    s3: SeaweedFS, store: Store, place: str, tmp_path: Path, spoil: Spoil, reason: Reason, message: str
+) -> None:
+    asked = given(store, Stage.RESOLVE, s3.storage)
+    spoil(store)
+    with pytest.raises(StageError) as error:
+        execute(context(asked, tmp_path), resolve)
+    assert (error.value.reason, error.value.message) == (reason, message.format(place=place))
+    assert reason in REMEDIES
+
+
+@pytest.mark.parametrize(
+    ("field", "uri", "message"),
+    [
+        ("output", "s3://no-such-bucket/out", "s3://no-such-bucket/out: bucket 'no-such-bucket' does not exist."),
+        (
+            "source",
+            "s3://no-such-bucket/rows.csv",
+            "s3://no-such-bucket/rows.csv: bucket 'no-such-bucket' does not exist.",
+        ),
+        (
+            "model",
+            "s3://no-such-bucket/model",
+            "listing s3://no-such-bucket/model failed: bucket 'no-such-bucket' does not exist.",
+        ),
+    ],
+)
+def test_a_missing_bucket_is_named(
+    s3: SeaweedFS, store: Store, tmp_path: Path, field: str, uri: str, message: str
+) -> None:
+    output = Output(uri=uri if field == "output" else store.uri("out"), name="transactions")
+    params = pipeline_params([uri if field == "source" else store.uri("rows.csv")], output)
+    model = uri if field == "model" else store.uri("model")
+    with pytest.raises(StageError) as error:
+        execute(
+            context(stage_input(Stage.RESOLVE, s3.storage, output, params, base_model_uri=model), tmp_path), resolve
+        )
+    assert (error.value.reason, error.value.message) == (Reason.BUCKET_NOT_FOUND, message)
+
+
+def test_resolve_refuses_a_store_that_forgets_conditions(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    with forgetful(s3.endpoint, ADMIN) as endpoint, pytest.raises(StageError) as error:
+        execute(context(given(store, Stage.RESOLVE, Storage(endpoint=endpoint)), tmp_path), resolve)
+    assert error.value.reason is Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED
+    assert list(store.list("out")) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "user", "message"),
+    [
+        (
+            Stage.RESOLVE,
+            STRANGER,
+            "reading {place}/out/channels/transactions/stable.json failed: the store refused the",
+        ),
+        (Stage.RESOLVE, READER, "conditional put of {place}/out/runs/transactions/0b8a/probe-"),
+        (Stage.PREPARE, READER, "writing {place}/out/datasets/"),
+    ],
+)
+def test_wrong_keys_end_the_process_for_good(
+    s3: SeaweedFS, store: Store, place: str, tmp_path: Path, stage: Stage, user: User, message: str
+) -> None:
+    ended = run_process(given(store, stage, s3.storage), tmp_path, user)
+    assert (ended.code, ended.result.outcome, ended.result.reason) == (
+        ExitCode.FATAL,
+        Outcome.FAILED,
+        Reason.S3_ACCESS_DENIED,
+    )
+    assert ended.result.message.startswith(message.format(place=place))
+    assert ended.result.message.endswith(REMEDIES[Reason.S3_ACCESS_DENIED])
+
+
+def test_the_process_writes_a_result_and_json_lines(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    ended = run_process(given(store, Stage.PREPARE, s3.storage), tmp_path, ADMIN)
+    assert (ended.code, ended.result.outcome) == (ExitCode.OK, Outcome.SUCCEEDED)
+    assert ended.log[-1]["message"] == f"StageSucceeded: {ended.result.message}"
+    assert {"time", "level", "stage", "logger", "message"} <= ended.log[0].keys()
+
+
+def test_a_store_that_is_away_is_worth_a_retry(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    ended = run_process(given(store, Stage.PREPARE, Storage(endpoint="http://127.0.0.1:9")), tmp_path, ADMIN)
+    assert (ended.code, ended.result.reason) == (ExitCode.RETRIABLE, Reason.S3_UNREACHABLE)
