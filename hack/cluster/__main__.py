@@ -41,7 +41,9 @@ def _run(options: argparse.Namespace) -> None:
         case "build":
             toolchain.build([toolchain.TOOLS[name] for name in options.tools] or toolchain.CLUSTER)
         case "images":
-            build_images(provider().images(), options.names)
+            cluster = provider()
+            with toolchain.locked(cluster.directory / "lock"):  # `up` might restart the builder
+                build_images(cluster.images(), options.names)
         case "clean-cache":
             provider().down(purge=True)
             shutil.rmtree(cache_directory(), ignore_errors=True)

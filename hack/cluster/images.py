@@ -12,6 +12,7 @@ from typing import Protocol
 from .console import ClusterError, say, step
 from .layout import IMAGE_PREFIX, REPOSITORY
 
+KEPT_BUILDS = 3  # what runs may have been started from an earlier build, and start again
 _LOCK = ("pyproject.toml", "uv.lock")
 _JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
 _IGNORED = ("__pycache__", ".mypy_cache")
@@ -64,8 +65,8 @@ class ImageStore(Protocol):
 
     def tag(self, reference: str, alias: str) -> None: ...
 
-    def remove_others(self, name: str, keep: str) -> None:
-        """Remove the images of earlier content of this name."""
+    def retire(self, name: str, latest: str) -> None:
+        """Remove all but the ``KEPT_BUILDS`` latest images of this name; ``latest`` is the newest."""
 
     def publish(self, reference: str) -> None:
         """Bring a built image to the cluster's nodes."""
@@ -124,7 +125,7 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
                 store.build(reference, image.dockerfile, arguments)
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
         store.publish(reference)
-        store.remove_others(image.name, reference)
+        store.retire(image.name, reference)
         built[image.name] = reference
     say("\n".join(f"{name:10} {reference}" for name, reference in built.items()))
     return built

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .console import run, succeeds
+from .images import KEPT_BUILDS
 from .layout import IMAGE_PREFIX, REPOSITORY, cluster_directory
 
 NAME = "finetune"
@@ -83,12 +84,13 @@ class DockerImages:
     def tag(self, reference: str, alias: str) -> None:
         run(["docker", "tag", reference, alias])
 
-    def remove_others(self, name: str, keep: str) -> None:
+    def retire(self, name: str, latest: str) -> None:
+        """Docker lists the newest first."""
         listed = run(["docker", "images", "--format", "json", f"{IMAGE_PREFIX}/{name}"])
-        for image in map(json.loads, listed.splitlines()):
-            reference = f"{image['Repository']}:{image['Tag']}"
-            if reference not in (keep, f"{IMAGE_PREFIX}/{name}:dev"):
-                run(["docker", "image", "rm", reference])
+        found = [f"{image['Repository']}:{image['Tag']}" for image in map(json.loads, listed.splitlines())]
+        earlier = [each for each in found if each not in (latest, f"{IMAGE_PREFIX}/{name}:dev")]
+        for reference in earlier[KEPT_BUILDS - 1 :]:
+            run(["docker", "image", "rm", reference])
 
     def publish(self, reference: str) -> None:
         name = reference.rpartition(":")[0]

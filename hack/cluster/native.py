@@ -20,7 +20,7 @@ from .processes import Daemon, start_in_order, stop_all, tail
 
 # Everything but what only a cloud or several nodes need; one node has a fixed pod subnet.
 CONTROLLERS = ("*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller")
-KEPT_BY_DOWN = ("containerd", "buildkit")
+KEPT_BY_DOWN = ("containerd", "buildkit", "images")  # long to fill again
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class NativeCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         with toolchain.locked(self.directory / "lock"):
             with step("control plane"):
-                if self.plane.start():
-                    stop_all(self.node.agents())  # clients find a new API server faster from a fresh start
+                fresh = self.plane.start()
             kernel.apply_settings(self.directory / "sysctl.json")
             kernel.masquerade_pods()
             self.node.write_configuration()
@@ -73,6 +72,9 @@ class NativeCluster:
                 start_in_order(self.node.runtime())
             self._build_system_images()
             self.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=self._objects())
+            if fresh:  # clients that start anew need not sit out a back-off of up to a minute
+                stop_all(self.node.agents())
+                self.plane.kubectl("delete", "pods", "-n", "kube-system", "-l", "k8s-app=kube-dns", "--wait=false")
             with step("kubelet, kube-proxy, kube-router"):
                 self._start_agents()
             with step("cluster DNS"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from .buildkit import build_image
 from .console import run, step
+from .images import KEPT_BUILDS
 from .layout import IMAGE_PREFIX, REPOSITORY
 from .node import Node
+from .processes import write_if_changed
 
 PYTHON_IMAGE = f"{IMAGE_PREFIX}/python"
 SUITE = "bookworm"
@@ -49,11 +52,17 @@ class NodeImages:
     def tag(self, reference: str, alias: str) -> None:
         self.node.ctr("images", "tag", "--force", reference, alias)
 
-    def remove_others(self, name: str, keep: str) -> None:
+    def retire(self, name: str, latest: str) -> None:
+        """The order of builds is kept in a file: containerd's client does not tell when an image came."""
+        history = self.node.directory / "images" / f"{name}.json"
+        earlier = json.loads(history.read_text()) if history.exists() else []
+        order = [latest, *(each for each in earlier if each != latest)]
         prefix = f"{IMAGE_PREFIX}/{name}:"
+        kept = {*order[:KEPT_BUILDS], f"{prefix}dev"}
         for reference in self.node.ctr("images", "list", "--quiet").split():
-            if reference.startswith(prefix) and reference not in (keep, f"{prefix}dev"):
+            if reference.startswith(prefix) and reference not in kept:
                 self.node.ctr("images", "remove", reference)
+        write_if_changed(history, json.dumps(order[:KEPT_BUILDS]))
 
     def publish(self, reference: str) -> None:
         """It is on the node already."""

@@ -95,8 +95,14 @@ def serve(kubectl: Kubectl, image: str, kind: str = "ClusterIP") -> None:
 
 
 LOOKUP = """
-import socket, sys
-answers = sorted({info[4][0] for info in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)})
+import socket, sys, time
+end = time.monotonic() + 30
+answers = set()
+while not answers and time.monotonic() < end:
+    try:
+        answers = {info[4][0] for info in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}
+    except socket.gaierror:
+        time.sleep(0.2)  # the Service is a moment old
 open('/dev/termination-log', 'w').write(' '.join(answers))
 """
 

@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from hack.cluster import images
 from hack.cluster.console import ClusterError
 from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
+from hack.cluster.node import Node
+from hack.cluster.nodestore import NodeImages
 
 pytestmark = pytest.mark.unit
 
@@ -23,6 +26,7 @@ class Shelf:
     there: set[str] = field(default_factory=set)
     builds: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
+    retired: list[tuple[str, str]] = field(default_factory=list)
 
     def base_image(self) -> str:
         return "python:3.11-slim-bookworm"
@@ -38,8 +42,8 @@ class Shelf:
     def tag(self, reference: str, alias: str) -> None:
         self.aliases[alias] = reference
 
-    def remove_others(self, name: str, keep: str) -> None:
-        self.there = {each for each in self.there if not each.startswith(f"{IMAGE_PREFIX}/{name}:") or each == keep}
+    def retire(self, name: str, latest: str) -> None:
+        self.retired.append((name, latest))
 
     def publish(self, reference: str) -> None:
         assert reference in self.there
@@ -102,12 +106,30 @@ def test_another_base_rebuilds_all(checkout: Path) -> None:
     assert all(one[name] != other[name] for name in images.IMAGES)
 
 
-def test_earlier_content_of_an_image_is_removed(checkout: Path) -> None:
-    shelf = Shelf()
-    images.build_images(shelf, ["operator"])
-    (checkout / "operator/finetune_operator/__init__.py").write_text("# changed\n")
-    built = images.build_images(shelf, ["operator"])
-    assert [each for each in shelf.there if "/operator:" in each] == [built["operator"]]
+@dataclass
+class Shelves:
+    """The part of a node that retiring images uses."""
+
+    directory: Path
+    images: list[str]
+
+    def ctr(self, *arguments: str) -> str:
+        if arguments[:2] == ("images", "remove"):
+            self.images.remove(arguments[2])
+        return "\n".join(self.images)
+
+
+def test_the_latest_builds_of_an_image_are_kept(tmp_path: Path) -> None:
+    """A Deployment of an earlier build may start a pod again, and there is no registry to pull from."""
+    node = Shelves(tmp_path, [f"{IMAGE_PREFIX}/operator:dev", f"{IMAGE_PREFIX}/data:one"])
+    store = NodeImages(cast("Node", node))
+    for tag in ("one", "two", "one", "three", "four"):
+        if (reference := f"{IMAGE_PREFIX}/operator:{tag}") not in node.images:
+            node.images.append(reference)
+        store.retire("operator", reference)
+    left = [each.rpartition(":")[2] for each in node.images if "/operator:" in each]
+    assert sorted(left) == ["dev", "four", "one", "three"]
+    assert f"{IMAGE_PREFIX}/data:one" in node.images
 
 
 def test_an_unknown_image_is_named_with_the_known_ones() -> None:
