@@ -29,7 +29,7 @@ def build(client: KubeClient, settings: Settings) -> Controller:
     return Controller(client, cache, reconciler, settings)
 
 
-def run(client: KubeClient, settings: Settings, liveness: str) -> None:
+def run(client: KubeClient, settings: Settings, health: str) -> None:
     """Watch and reconcile until a signal ends the process; raises what ended a watch stream for good."""
     registry = kopf.OperatorRegistry()
     handlers.register(registry, build(client, settings))
@@ -42,7 +42,7 @@ def run(client: KubeClient, settings: Settings, liveness: str) -> None:
             standalone=True,
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
-            liveness_endpoint=liveness,
+            liveness_endpoint=f"http://{health}/healthz",
         )
     )
 
@@ -51,13 +51,13 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="finetune-operator", description="Fine-tunes and serves language models.")
     parser.add_argument("--config", type=Path, default=Path("/etc/finetune-operator/config.yaml"))
-    parser.add_argument("--liveness", default="http://0.0.0.0:8080/healthz", help="where the probes answer")
-    parser.add_argument("--log-format", choices=[each.name.lower() for each in kopf.LogFormat], default="plain")
+    parser.add_argument("--health", default="0.0.0.0:8080", help="host and port where /healthz answers")
+    parser.add_argument("--log-format", choices=[each.name.lower() for each in kopf.LogFormat], default="json")
     arguments = parser.parse_args()
     kopf.configure(log_format=kopf.LogFormat[arguments.log_format.upper()])
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     settings = load_settings(arguments.config)
-    run(HttpKubeClient(load_configuration(), settings.workers + 2), settings, arguments.liveness)
+    run(HttpKubeClient(load_configuration(), settings.workers + 2), settings, arguments.health)
 
 
 if __name__ == "__main__":

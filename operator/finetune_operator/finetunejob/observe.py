@@ -1,24 +1,21 @@
 """What is there: one FineTuneJob, its Jobs and pods, and what its namespace offers."""
 
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from pydantic import ValidationError
-
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, ObjectMeta
 from finetune_api.hashing import digest
 from finetune_api.stages import Stage
-from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS, Object
+from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, PODS, Object
 from finetune_operator.cache import Cache
 from finetune_operator.conditions import parse_timestamp
 from finetune_operator.finetunejob.outcome import UNFINISHED, State, Verdict, judge
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
 from finetune_operator.kube import KubeClient
+from finetune_operator.reading import Accounts, parse_spec, parse_status
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Settings
 
@@ -28,8 +25,6 @@ NO_POD_GRACE: Final = timedelta(seconds=8)
 """How old a Job without a pod is before its events are asked for the reason."""
 STARTED_GRACE: Final = timedelta(seconds=60)
 """How long a pod may take to start before its ConfigMap is looked for."""
-ACCOUNT_SECONDS: Final = 60.0
-"""How long a ServiceAccount that was found counts as being there."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,8 @@ class StageJob:
     queued: bool
     """Kueue decides when it runs."""
     verdict: Verdict
+    age: timedelta = timedelta()
+    """Since it was created."""
     input_missing: bool = False
     """Its ConfigMap is gone, so that its pod cannot start."""
 
@@ -89,14 +86,13 @@ class Observer:
         self._cache = cache
         self._settings = settings
         self._progress = progress
-        self._accounts: dict[tuple[str, str], float] = {}
-        self._lock = threading.Lock()
+        self._accounts = Accounts(client)
 
     def observe(self, resource: Object, now: datetime) -> Observed:
         """One FineTuneJob as it is now. Raises ApiError."""
         metadata = ObjectMeta.model_validate(resource["metadata"])
         owner = Owner.of(FINETUNEJOBS, metadata)
-        spec, error = _parse_spec(resource.get("spec") or {})
+        spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
         pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
         jobs = tuple(self._stage_job(job, pods, now) for job in live)
@@ -106,7 +102,7 @@ class Observer:
             metadata=metadata,
             spec=spec,
             spec_error=error,
-            status=_parse_status(resource.get("status") or {}),
+            status=parse_status(FineTuneJobStatus, resource.get("status") or {}),
             settings=self._settings,
             jobs=jobs,
             strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
@@ -136,21 +132,13 @@ class Observer:
             suspended=bool(job["spec"].get("suspend")),
             queued="kueue.x-k8s.io/queue-name" in labels,
             verdict=verdict,
+            age=age,
             input_missing=missing,
         )
 
     def _has_account(self, namespace: str, profile: str) -> bool:
-        if profile not in self._settings.profiles:
-            return True
-        place = (namespace, self._settings.profiles[profile].service_account_name)
-        with self._lock:
-            if self._accounts.get(place, 0.0) > time.monotonic():
-                return True
-        if self._client.get(SERVICE_ACCOUNTS, *place) is None:
-            return False
-        with self._lock:
-            self._accounts[place] = time.monotonic() + ACCOUNT_SECONDS
-        return True
+        known = self._settings.profiles.get(profile)
+        return known is None or self._accounts.exists(namespace, known.service_account_name)
 
     def _rival(self, resource: Object, spec: FineTuneJobSpec) -> str:
         """The oldest other FineTuneJob with the same output, if it is older than this one."""
@@ -176,22 +164,6 @@ class Observer:
 def spec_hash(spec: FineTuneJobSpec) -> str:
     """Identity of what a run makes. Without defaults, so that a field which a later version adds changes nothing."""
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend"}))
-
-
-def _parse_spec(raw: Object) -> tuple[FineTuneJobSpec | None, str]:
-    try:
-        return FineTuneJobSpec.model_validate(raw), ""
-    except ValidationError as error:
-        problems = [f"spec.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        return None, "; ".join(problems)
-
-
-def _parse_status(raw: Object) -> FineTuneJobStatus:
-    """A status that cannot be read is started anew: everything in it can be found again."""
-    try:
-        return FineTuneJobStatus.model_validate(raw)
-    except ValidationError:
-        return FineTuneJobStatus()
 
 
 def _owners(pod: Object) -> set[str]:

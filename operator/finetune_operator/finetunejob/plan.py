@@ -18,7 +18,7 @@ from finetune_operator.apply import NameTaken
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
-from finetune_operator.finetunejob.outcome import State, Verdict
+from finetune_operator.finetunejob.outcome import State
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
@@ -27,7 +27,8 @@ from finetune_operator.resources.pods import input_config_map, stage_job
 HINDRANCE_SECONDS: Final = 15.0
 """How often it is checked whether what stands in the way has gone."""
 START_SECONDS: Final = 10.0
-"""When a Job that was started now is looked at without an event."""
+"""When a Job that was started now is looked at without an event; then at growing intervals as long as it waits."""
+MAX_WAIT_SECONDS: Final = 120.0
 _NEEDS_SOMEBODY: Final = frozenset(
     {
         Reason.SECRET_MISSING,
@@ -129,7 +130,7 @@ def _watch(
     actions = (*leftovers, *_toggle(spec, job), *_restore_input(observed, spec, book, job))
     headline = _suspended(stage) if spec.suspend else _under_way(stage, job)
     status = compose(observed, headline, book, now)
-    return replace(_told(observed, status, actions), requeue_after=_next_look(observed, job.verdict))
+    return replace(_told(observed, status, actions), requeue_after=_next_look(observed, job))
 
 
 def _toggle(spec: FineTuneJobSpec, job: StageJob) -> tuple[Action, ...]:
@@ -209,10 +210,12 @@ def _under_way(stage: Stage, job: StageJob) -> Headline:
     return Headline(Phase.RUNNING, verdict.reason, message, stalled=verdict.reason in _NEEDS_SOMEBODY)
 
 
-def _next_look(observed: Observed, verdict: Verdict) -> float | None:
-    if verdict.state is State.RUNNING:
+def _next_look(observed: Observed, job: StageJob) -> float | None:
+    if job.verdict.state is State.RUNNING:
         return float(observed.settings.progress_seconds)
-    return START_SECONDS if verdict.state is State.WAITING else None
+    if job.verdict.state is State.WAITING:
+        return min(MAX_WAIT_SECONDS, max(START_SECONDS, job.age.total_seconds() / 2))
+    return None
 
 
 def _has_begun(observed: Observed, run: RunStatus) -> bool:
