@@ -53,14 +53,14 @@ RULES: Final = (
     # Stages; patch is for suspend.
     Rule(JOBS, ("get", "list", "watch", "create", "patch", "delete")),
     # Results, progress and the reasons why a pod waits or died.
-    Rule(PODS, ("get", "list", "watch")),
+    Rule(PODS, ("list", "watch")),
     # Serving; patch is server-side apply.
     Rule(DEPLOYMENTS, ("get", "list", "watch", "create", "patch", "delete")),
-    Rule(SERVICES, ("get", "create", "patch", "delete")),
-    Rule(NETWORK_POLICIES, ("get", "create", "patch", "delete")),
+    Rule(SERVICES, ("get", "list", "create", "patch", "delete")),
+    Rule(NETWORK_POLICIES, ("get", "list", "create", "patch", "delete")),
     # Whether the runner's ServiceAccount is there.
     Rule(SERVICE_ACCOUNTS, ("get",)),
     # Written on the custom resources; read to tell why a Job could not create its pod.
-    Rule(EVENTS, ("get", "list", "create", "patch")),
+    Rule(EVENTS, ("list", "create")),
 )
 """One entry per resource or subresource."""

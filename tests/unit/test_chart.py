@@ -248,6 +248,7 @@ def test_a_changed_configuration_restarts_the_operator() -> None:
         ("images.data.digest=abc", "/images/data/digest", "does not match pattern"),
         ("images.pullPolicy=Sometimes", "/images/pullPolicy", "value must be one of"),
         ("operator.workers=0", "/operator/workers", "minimum: got 0, want 1"),
+        ("operator.logFormat=xml", "/operator/logFormat", "value must be one of 'plain', 'json'"),
         ("watchNamespaces={Team}", "/watchNamespaces/0", "does not match pattern"),
         ("runner.namespaces={a,a}", "/runner/namespaces", "items at 0 and 1 are equal"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
@@ -281,8 +282,7 @@ def test_runner_namespaces_get_an_account_and_policies() -> None:
     assert account["metadata"]["name"] == "finetune-runner"
     assert account["metadata"]["annotations"] == {"example.com/role": "x"}
     assert account["automountServiceAccountToken"] is False
-    (expression,) = policies["finetune-stages"]["podSelector"]["matchExpressions"]
-    assert expression["key"] == meta.LABEL_ROLE
+    assert policies["finetune-stages"]["podSelector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
     (ingress,) = policies["finetune-stages"]["ingress"]
     assert ingress["ports"] == [{"protocol": "TCP", "port": meta.METRICS_PORT}]
     assert policies["finetune-egress"]["policyTypes"] == ["Egress"]
