@@ -1,0 +1,1 @@
+"""AdapterDeployment: observe, plan, status."""

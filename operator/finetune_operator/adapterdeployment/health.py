@@ -1,0 +1,98 @@
+"""How a revision's pods are: available, waiting for something, or beyond hope."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_operator.actions import Object
+from finetune_operator.finetunejob.outcome import parse_result, pod_hindrance, refusal
+from finetune_operator.resources.deployment import FETCH
+
+CRASHES: Final = 3
+"""Restarts after which a container that dies again and again has failed."""
+PULL_PATIENCE_SECONDS: Final = 300.0
+"""How long a failing image pull may be a hiccup of the registry."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a candidate does not become available."""
+
+    reason: Reason
+    message: str
+    fatal: bool = False
+    """True: waiting is of no use."""
+
+
+def is_available(deployment: Object | None) -> bool:
+    """Whether all pods that the Deployment asks for are of its newest template and ready."""
+    if deployment is None:
+        return False
+    status, wanted = deployment.get("status") or {}, int(deployment["spec"].get("replicas", 1))
+    return bool(
+        status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 1)
+        and status.get("updatedReplicas", 0) >= wanted
+        and status.get("availableReplicas", 0) >= wanted
+    )
+
+
+def candidate_trouble(deployment: Object | None, pods: Sequence[Object], age_seconds: float) -> Trouble | None:
+    """What keeps a candidate from becoming available, the worst of it; None if nothing is known."""
+    refused = [condition.get("message", "") for condition in _conditions(deployment, "ReplicaFailure", "True")]
+    troubles = [trouble for pod in pods for trouble in _pod_troubles(pod)]
+    troubles += [Trouble(*refusal(message)) for message in refused]
+    worst = min(troubles, key=lambda trouble: not trouble.fatal, default=None)
+    if worst is not None and worst.fatal:
+        return worst
+    if worst is not None and worst.reason is Reason.IMAGE_PULL_FAILED and age_seconds >= PULL_PATIENCE_SECONDS:
+        return replace(worst, fatal=True)
+    if deployment is not None and any(
+        condition.get("reason") == "ProgressDeadlineExceeded"
+        for condition in _conditions(deployment, "Progressing", "False")
+    ):
+        seconds = deployment["spec"]["progressDeadlineSeconds"]
+        root = worst or Trouble(Reason.DEADLINE_EXCEEDED, "The server did not become ready.")
+        return Trouble(root.reason, f"Not available after {seconds} s. {root.message}", fatal=True)
+    return worst
+
+
+def _pod_troubles(pod: Object) -> Iterator[Trouble]:
+    status = pod.get("status") or {}
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        ended = _last_end(container)
+        if ended is not None and ended["exitCode"] != ExitCode.OK:
+            yield _container_trouble(container, ended)
+    hindrance = pod_hindrance(pod)
+    if hindrance is not None:
+        yield Trouble(*hindrance)
+
+
+def _container_trouble(container: Object, ended: Object) -> Trouble:
+    """Why a container ended; the kubelet starts it again, again and again."""
+    name, restarts = container["name"], container.get("restartCount", 0)
+    result = parse_result(ended.get("message")) if name == FETCH else None
+    fatal = restarts >= CRASHES and ended["exitCode"] != ExitCode.RETRIABLE
+    if result is not None:
+        return Trouble(result.reason, result.message, fatal or ended["exitCode"] == ExitCode.FATAL)
+    if ended.get("reason") == "OOMKilled":
+        return Trouble(Reason.OUT_OF_MEMORY, f"Container {name!r} used more memory than its limit.", fatal)
+    reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
+    return Trouble(
+        reason, f"Container {name!r} ended with exit code {ended['exitCode']} after {restarts} restarts.", fatal
+    )
+
+
+def _last_end(container: Object) -> Object | None:
+    """How a container ended; one that was started again since counts with its former end."""
+    for state in ("state", "lastState"):
+        ended: Object | None = (container.get(state) or {}).get("terminated")
+        if ended is not None:
+            return ended
+    return None
+
+
+def _conditions(deployment: Object | None, kind: str, status: str) -> list[Object]:
+    conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
+    return [condition for condition in conditions if condition["type"] == kind and condition["status"] == status]

@@ -1,0 +1,176 @@
+"""What is there: one AdapterDeployment, what it serves, and its children."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
+from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJobStatus, ObjectMeta
+from finetune_api.storage import Storage
+from finetune_operator.actions import (
+    ADAPTERDEPLOYMENTS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    FINETUNEJOBS,
+    JOBS,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICES,
+    Object,
+    Resource,
+)
+from finetune_operator.cache import Cache
+from finetune_operator.finetunejob.outcome import read_result
+from finetune_operator.kube import KubeClient
+from finetune_operator.reading import Accounts, parse_spec, parse_status
+from finetune_operator.resources.deployment import server_labels
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.settings import Settings
+
+JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
+_WATCHED: Final = (DEPLOYMENTS, JOBS)
+_LISTED: Final = (SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What matters of the FineTuneJob that is served."""
+
+    phase: str
+    artifact: ArtifactStatus | None
+    """What it has published, if anything."""
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """An AdapterDeployment whose stored spec is not valid for this version of the operator."""
+
+    metadata: ObjectMeta
+    status: AdapterDeploymentStatus
+    problem: str
+    """What is wrong with the spec."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that the plan may depend on, as it was read in one reconciliation."""
+
+    resource: AdapterDeployment
+    """The custom resource."""
+    settings: Settings
+    """What the platform's admin decided."""
+    source: Source | None = None
+    """The FineTuneJob that the spec names, if it exists."""
+    service_account: bool = True
+    """Whether the runtime's ServiceAccount exists; True where the runtime is unknown."""
+    children: Mapping[Resource, Mapping[str, Object]] = field(default_factory=dict)
+    """Objects that the resource owns, by kind and name."""
+    pods: tuple[Object, ...] = ()
+    """Pods of its Deployments and Jobs."""
+    strangers: tuple[str, ...] = ()
+    """Objects, as "Kind name", that have a name which we need and another owner."""
+
+    @property
+    def owner(self) -> Owner:
+        """The custom resource as its children see it."""
+        return Owner.of(ADAPTERDEPLOYMENTS, self.resource.metadata)
+
+    def child(self, resource: Resource, name: str) -> Object | None:
+        """One child, if it exists."""
+        return self.children.get(resource, {}).get(name)
+
+    def server_pods(self, revision: str) -> list[Object]:
+        """Serving pods of a revision, without those that are being deleted."""
+        wanted = server_labels(self.owner, revision)
+        return [
+            pod
+            for pod in self.pods
+            if wanted.items() <= (pod["metadata"].get("labels") or {}).items()
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def job_pods(self, job: Object) -> list[Object]:
+        """Pods of a Job, oldest first."""
+        owned = [pod for pod in self.pods if owner_uid(pod) == job["metadata"]["uid"]]
+        return sorted(owned, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+
+
+class Observer:
+    """Reads what a plan needs: what is watched from the cache, the rest from the API."""
+
+    def __init__(self, client: KubeClient, cache: Cache, settings: Settings) -> None:
+        self._client = client
+        self._cache = cache
+        self._settings = settings
+        self._accounts = Accounts(client)
+
+    def observe(self, raw: Object, _: datetime) -> Observed | Invalid:
+        """One AdapterDeployment as it is now. Raises ApiError."""
+        metadata = ObjectMeta.model_validate(raw["metadata"])
+        status = parse_status(AdapterDeploymentStatus, raw.get("status") or {})
+        spec, problem = parse_spec(AdapterDeploymentSpec, raw.get("spec") or {})
+        if spec is None:
+            return Invalid(metadata, status, problem)
+        owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
+        children = {resource: self._children(owner, resource) for resource in (*_WATCHED, *_LISTED)}
+        return Observed(
+            resource=AdapterDeployment(metadata=metadata, spec=spec, status=status),
+            settings=self._settings,
+            source=self._source(owner.namespace, spec),
+            service_account=self._has_account(owner.namespace, spec.runtime),
+            children=children,
+            pods=self._pods(owner, children[JOBS].values()),
+            strangers=() if owner.name in children[SERVICES] else self._strangers(owner),
+        )
+
+    def _children(self, owner: Owner, resource: Resource) -> dict[str, Object]:
+        """What the owner owns of a kind; others may carry its labels."""
+        if resource in _WATCHED:
+            found = self._cache.children(owner.key, resource)
+        else:
+            labels = ",".join(f"{name}={value}" for name, value in owner.labels.items())
+            found = self._client.select(resource, owner.namespace, labels)
+        return {child["metadata"]["name"]: child for child in found if owner.owns(child)}
+
+    def _pods(self, owner: Owner, jobs: Iterable[Object]) -> tuple[Object, ...]:
+        """Pods from the cache; those of a finished Job live, should the pod's last news come after the Job's."""
+        pods = {pod["metadata"]["name"]: pod for pod in self._cache.children(owner.key, PODS)}
+        for job in jobs:
+            own = [pod for pod in pods.values() if owner_uid(pod) == job["metadata"]["uid"]]
+            if is_finished(job) and not any(map(read_result, own)):
+                labels = f"{JOB_NAME_LABEL}={job['metadata']['name']}"
+                pods |= {pod["metadata"]["name"]: pod for pod in self._client.select(PODS, owner.namespace, labels)}
+        return tuple(pods.values())
+
+    def _source(self, namespace: str, spec: AdapterDeploymentSpec) -> Source | None:
+        if spec.source.fine_tune_job is None:
+            return None
+        raw = self._cache.get(FINETUNEJOBS, namespace, spec.source.fine_tune_job.name)
+        if raw is None:
+            return None
+        job, _ = parse_spec(FineTuneJobSpec, raw.get("spec") or {})
+        status = parse_status(FineTuneJobStatus, raw.get("status") or {})
+        return Source(status.phase or "", status.artifact if job else None, job.storage if job else Storage())
+
+    def _strangers(self, owner: Owner) -> tuple[str, ...]:
+        """Whether somebody else has a Service of the name that clients are to use."""
+        service = self._client.get(SERVICES, owner.namespace, owner.name)
+        return () if service is None or owner.owns(service) else (f"{SERVICES.kind} {owner.name}",)
+
+    def _has_account(self, namespace: str, runtime: str) -> bool:
+        known = self._settings.runtimes.get(runtime)
+        return known is None or self._accounts.exists(namespace, known.service_account_name)
+
+
+def owner_uid(pod: Object) -> str:
+    """Uid of the ReplicaSet or Job that made the pod."""
+    references = pod["metadata"].get("ownerReferences") or []
+    return next((str(reference["uid"]) for reference in references if reference.get("controller")), "")
+
+
+def is_finished(job: Object) -> bool:
+    """Whether a Job completed or failed."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)

@@ -1,0 +1,257 @@
+"""AdapterDeployment: what to do next, as a pure function of what was observed.
+
+The story: find the revision that should serve (the target). If another one serves (stable), start the target beside it
+as the candidate, prove it, and move the Service to it. Whatever happens to a candidate, the stable revision is not
+touched until another one has been proved.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
+from finetune_api.meta import LABEL_REVISION
+from finetune_api.reasons import Reason
+from finetune_operator.actions import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Action,
+    Event,
+    Patch,
+    Plan,
+)
+from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Trouble, candidate_trouble, is_available
+from finetune_operator.adapterdeployment.observe import Invalid, Observed
+from finetune_operator.adapterdeployment.retire import leftovers
+from finetune_operator.adapterdeployment.status import compose, invalid
+from finetune_operator.adapterdeployment.target import Blocked, Target, find_target
+from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
+from finetune_operator.conditions import parse_timestamp, timestamp
+from finetune_operator.finetunejob.outcome import State, Verdict
+from finetune_operator.resources.deployment import (
+    ANNOTATION_ARTIFACT_DIGEST,
+    ANNOTATION_ARTIFACT_URI,
+    deployment,
+    deployment_name,
+    fetch_request,
+)
+from finetune_operator.resources.drift import ensure, ensure_exists
+from finetune_operator.resources.network_policy import candidate_policy, serving_policy
+from finetune_operator.resources.pods import input_config_map, stage_job
+from finetune_operator.resources.service import candidate_service, public_service
+
+BLOCKED_RETRY_SECONDS: Final = 30.0
+"""How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the rollout stands after this reconciliation."""
+
+    stable: RevisionStatus | None
+    candidate: RevisionStatus | None = None
+    actions: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    look_again: float | None = None
+
+
+def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentStatus]:
+    """Actions, the new status, events, and when to look again without an event."""
+    if isinstance(observed, Invalid):
+        return Plan(invalid(observed, now))
+    target = find_target(observed)
+    stable = serving_revision(observed, target, now)
+    if isinstance(target, Blocked):
+        step = _hold(observed, target, stable)
+    elif stable is not None and stable.revision == target.revision:
+        step = Step(stable, actions=_serve(observed, target))
+    else:
+        step = _roll_out(observed, target, stable, now)
+    retirement = leftovers(observed, target, step.stable, step.candidate, now)
+    looks = [seconds for seconds in (step.look_again, retirement.due_after) if seconds is not None]
+    return Plan(
+        status=compose(observed, target, step.stable, step.candidate, now),
+        actions=step.actions + retirement.actions,
+        events=step.events,
+        requeue_after=min(looks, default=None),
+    )
+
+
+def serving_revision(observed: Observed, target: Target | Blocked, now: datetime) -> RevisionStatus | None:
+    """The revision that clients are sent to.
+
+    The status knows it. Without one (of a restored resource, or when the operator died before it wrote the first
+    promotion down) the public Service does: it never pointed to a revision that was not proved.
+    """
+    status = observed.resource.status
+    if status.stable is not None:
+        return status.stable
+    service = observed.child(SERVICES, observed.owner.name)
+    revision = service["spec"]["selector"].get(LABEL_REVISION, "") if service else ""
+    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
+    if live is None or _unrecorded_promotion(observed, target, revision):
+        return None
+    artifact = live["metadata"]["annotations"]
+    return RevisionStatus(
+        revision=revision,
+        state=RevisionState.SERVING,
+        artifact_digest=artifact[ANNOTATION_ARTIFACT_DIGEST],
+        artifact_uri=artifact[ANNOTATION_ARTIFACT_URI],
+        deployment=live["metadata"]["name"],
+        since=timestamp(now),
+        reason=Reason.SERVING,
+    )
+
+
+def _unrecorded_promotion(observed: Observed, target: Target | Blocked, revision: str) -> bool:
+    """The candidate's promotion was carried out but not written down: it is about to be repeated, scores and all."""
+    candidate = observed.resource.status.candidate
+    is_target = isinstance(target, Target) and target.revision == revision
+    return is_target and candidate is not None and candidate.revision == revision
+
+
+def _hold(observed: Observed, blocked: Blocked, stable: RevisionStatus | None) -> Step:
+    """Without a target: what serves goes on serving, and a candidate of an earlier target goes."""
+    return Step(stable, actions=_keep(observed, stable), look_again=None if blocked.waiting else BLOCKED_RETRY_SECONDS)
+
+
+def _serve(observed: Observed, target: Target) -> tuple[Action, ...]:
+    """The target serves: its objects are as they should be, with as many pods as the spec asks for."""
+    return (
+        *_pods(observed, target, observed.resource.spec.replicas),
+        *_traffic(observed, target.revision),
+    )
+
+
+def _keep(observed: Observed, stable: RevisionStatus | None) -> tuple[Action, ...]:
+    """Another revision than the target serves: its pods stay as they were proved, but as many as the spec wants."""
+    if stable is None:
+        return ()
+    live, replicas = observed.child(DEPLOYMENTS, stable.deployment), observed.resource.spec.replicas
+    outnumbered = live is not None and live["spec"].get("replicas") != replicas
+    scale = Patch(DEPLOYMENTS, stable.deployment, {"spec": {"replicas": replicas}})
+    return (*_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
+
+
+def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None, now: datetime) -> Step:
+    """The target does not serve yet: start it, prove it, move the traffic; or find out why that cannot be."""
+    candidate, events = _candidate(observed, target, now)
+    keep = _keep(observed, stable)
+    if candidate.state is RevisionState.FAILED:
+        return Step(stable, candidate, keep)
+    live = observed.child(DEPLOYMENTS, candidate.deployment)
+    age = (now - parse_timestamp(candidate.since)).total_seconds()
+    trouble = candidate_trouble(live, observed.server_pods(target.revision), age)
+    verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings.images)
+    verdict = find_verdict(observed, verification.name)
+    if trouble is not None and trouble.fatal:
+        return _fail(stable, candidate, trouble, keep, now)
+    if verdict is not None and verdict.state is State.FAILED:
+        return _fail(stable, candidate, Trouble(verdict.reason, verdict.message), keep, now)
+    if verdict is not None and verdict.state in PROVED and is_available(live):
+        return _promote(observed, target, candidate, verdict, now)
+    actions = (*keep, *_start(observed, target))
+    if not is_available(live):
+        message = trouble.message if trouble else "The server loads the model."
+        reason = trouble.reason if trouble else Reason.CANDIDATE_STARTING
+        starting = in_state(candidate, RevisionState.STARTING, reason, message, now)
+        return Step(stable, starting, actions, events, look_again=max(0.0, PULL_PATIENCE_SECONDS - age) or None)
+    actions += (
+        *ensure_exists(CONFIG_MAPS, input_config_map(verification), observed.child(CONFIG_MAPS, verification.name)),
+        *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
+    )
+    waits = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
+    message = waits or "The server's answers are compared with those of the evaluated artifact."
+    verifying = in_state(candidate, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
+    return Step(stable, verifying, actions, events)
+
+
+def _candidate(observed: Observed, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
+    """The target as the candidate that it already is, or as a new one."""
+    known = observed.resource.status.candidate
+    if known is not None and known.revision == target.revision:
+        same_spec = known.spec_hash == target.spec_hash
+        if same_spec or known.state is not RevisionState.FAILED:
+            return known.model_copy(update={"spec_hash": target.spec_hash}), ()
+    started = RevisionStatus(
+        revision=target.revision,
+        state=RevisionState.STARTING,
+        artifact_digest=target.serving.artifact_digest,
+        artifact_uri=target.serving.artifact_uri,
+        deployment=deployment_name(observed.owner, target.revision),
+        since=timestamp(now),
+        spec_hash=target.spec_hash,
+        reason=Reason.CANDIDATE_STARTING,
+    )
+    message = f"Revision {target.revision} starts with artifact {target.serving.artifact_digest[:12]}."
+    return started, (Event("Normal", Reason.CANDIDATE_STARTING, message),)
+
+
+def _fail(
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus,
+    trouble: Trouble,
+    actions: tuple[Action, ...],
+    now: datetime,
+) -> Step:
+    failed = in_state(candidate, RevisionState.FAILED, trouble.reason, trouble.message, now)
+    serves = f" Revision {stable.revision} goes on serving." if stable else ""
+    message = f"Revision {candidate.revision} is not served: {trouble.message}{serves}"
+    return Step(stable, failed, actions, (Event("Warning", trouble.reason, message),))
+
+
+def _promote(observed: Observed, target: Target, candidate: RevisionStatus, verdict: Verdict, now: datetime) -> Step:
+    """Proved and ready: from now on the public Service points to it."""
+    scores = verdict.result.scalars if verdict.result else {}
+    serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, verdict.message, now).model_copy(
+        update={
+            "accuracy": scores.get("accuracy", ""),
+            "expected_accuracy": scores.get("expectedAccuracy", ""),
+        }
+    )
+    message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"
+    return Step(serving, actions=_serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))
+
+
+def in_state(
+    revision: RevisionStatus, state: RevisionState, reason: Reason, message: str, now: datetime
+) -> RevisionStatus:
+    """The revision in a state, since now if it was in another one."""
+    since = revision.since if revision.state is state else timestamp(now)
+    update = {"state": state, "reason": reason, "message": message, "since": since}
+    return revision.model_copy(update=update)
+
+
+def _start(observed: Observed, target: Target) -> tuple[Action, ...]:
+    """The candidate's objects. The policy comes first: its pods are never open to anybody but the verifier."""
+    owner, revision = observed.owner, target.revision
+    service = candidate_service(owner, revision)
+    policy = candidate_policy(owner, revision)
+    return (
+        *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
+        *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
+        # A proof needs a pod, even of a revision that shall be scaled to zero.
+        *_pods(observed, target, max(1, observed.resource.spec.replicas)),
+    )
+
+
+def _pods(observed: Observed, target: Target, replicas: int) -> tuple[Action, ...]:
+    owner, images = observed.owner, observed.settings.images
+    fetch = fetch_request(owner, target.serving, images, target.revision)
+    wanted = deployment(owner, target.serving, images, target.revision, replicas)
+    return (
+        *ensure_exists(CONFIG_MAPS, input_config_map(fetch), observed.child(CONFIG_MAPS, fetch.name)),
+        *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, wanted["metadata"]["name"])),
+    )
+
+
+def _traffic(observed: Observed, revision: str) -> tuple[Action, ...]:
+    """The pods of the revision are open to clients, and the public Service points to them."""
+    policy, service = serving_policy(observed.owner, revision), public_service(observed.owner, revision)
+    return (
+        *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
+        *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
+    )

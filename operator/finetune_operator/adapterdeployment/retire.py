@@ -1,0 +1,80 @@
+"""What is left of earlier revisions, and when it goes."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.meta import LABEL_REVISION
+from finetune_operator.actions import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Delete,
+    Resource,
+)
+from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.adapterdeployment.target import Blocked, Target
+from finetune_operator.adapterdeployment.verification import verify_request
+from finetune_operator.conditions import parse_timestamp
+from finetune_operator.resources.service import candidate_service_name
+
+
+@dataclass(frozen=True)
+class Retirement:
+    """Deletions that are due, and in how many seconds others will be."""
+
+    actions: tuple[Delete, ...] = ()
+    due_after: float | None = None
+
+
+def leftovers(
+    observed: Observed,
+    target: Target | Blocked,
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus | None,
+    now: datetime,
+) -> Retirement:
+    """Delete what belongs to no revision in use.
+
+    Pods go last, once the drain of the newest promotion is over: until then clients may be connected to the revision
+    before. Of a failed candidate its verification stays, so that the log can be read.
+    """
+    owner, spec = observed.owner, observed.resource.spec
+    serving = stable.revision if stable else ""
+    starting = candidate.revision if candidate and candidate.state is not RevisionState.FAILED else ""
+    services = {owner.name} | ({candidate_service_name(owner, starting)} if starting else set())
+    verification = (
+        verify_request(owner, target, spec, observed.settings.images).name
+        if isinstance(target, Target) and candidate
+        else ""
+    )
+    drain = _drain_left(observed, stable, now)
+
+    def unused(resource: Resource, name: str, revision: str) -> bool:
+        if resource == SERVICES:
+            return name not in services
+        in_use = revision in {serving, starting} or name == verification
+        # Earlier verifications are of no use, even those of the revision that starts.
+        stale = resource == JOBS and name != verification and revision != serving
+        return stale or not in_use
+
+    gone = [
+        Delete(resource, name, child["metadata"]["uid"])
+        for resource in (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS)
+        for name, child in observed.children.get(resource, {}).items()
+        if unused(resource, name, (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
+        and "deletionTimestamp" not in child["metadata"]
+    ]
+    due = tuple(delete for delete in gone if not drain or delete.resource in (JOBS, SERVICES))
+    return Retirement(due, drain if len(due) < len(gone) else None)
+
+
+def _drain_left(observed: Observed, stable: RevisionStatus | None, now: datetime) -> float:
+    """Seconds for which revisions before the stable one still wait for their clients."""
+    runtime = observed.settings.runtimes.get(observed.resource.spec.runtime)
+    if stable is None or runtime is None:
+        return 0.0
+    end = parse_timestamp(stable.since) + timedelta(seconds=runtime.drain_seconds)
+    return max(0.0, (end - now).total_seconds())

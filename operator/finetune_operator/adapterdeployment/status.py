@@ -1,0 +1,147 @@
+"""AdapterDeployment: the status that people and programs read, composed anew in every reconciliation."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_operator.actions import DEPLOYMENTS
+from finetune_operator.adapterdeployment.observe import Invalid, Observed
+from finetune_operator.adapterdeployment.target import Blocked, Target
+from finetune_operator.conditions import ConditionType, Finding, merge_conditions
+from finetune_operator.resources.deployment import server_labels
+from finetune_operator.resources.service import service_url
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the conditions and the phase are about."""
+
+    target: Target | Blocked
+    stable: RevisionStatus | None
+    candidate: RevisionStatus | None
+    wanted: int
+    existing: int
+    ready: int
+
+    @property
+    def failure(self) -> tuple[Reason, str] | None:
+        """What somebody has to act on."""
+        if isinstance(self.target, Blocked):
+            return None if self.target.waiting else (self.target.reason, self.target.message)
+        if self.candidate and self.candidate.state is RevisionState.FAILED:
+            message = f"Revision {self.candidate.revision} is not served: {self.candidate.message}"
+            return Reason(self.candidate.reason), message
+        return None
+
+    @property
+    def progress(self) -> tuple[Reason, str] | None:
+        """What passes by itself."""
+        if self.failure:
+            return None
+        if isinstance(self.target, Blocked):
+            return self.target.reason, self.target.message
+        if self.candidate:
+            return Reason(self.candidate.reason), f"Revision {self.candidate.revision}: {self.candidate.message}"
+        if self.stable and self.ready < self.wanted:
+            return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods answer."
+        return None
+
+
+def compose(
+    observed: Observed,
+    target: Target | Blocked,
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus | None,
+    now: datetime,
+) -> AdapterDeploymentStatus:
+    """The whole status."""
+    before, generation = observed.resource.status, observed.resource.metadata.generation
+    deployment = observed.child(DEPLOYMENTS, stable.deployment) if stable else None
+    pods = (deployment or {}).get("status") or {}
+    scene = _Scene(
+        target=target,
+        stable=stable,
+        candidate=candidate,
+        wanted=observed.resource.spec.replicas,
+        existing=pods.get("replicas", 0),
+        ready=pods.get("readyReplicas", 0),
+    )
+    findings = (_ready(scene), _reconciling(scene), _stalled(scene))
+    return AdapterDeploymentStatus(
+        observed_generation=generation,
+        phase=_phase(scene),
+        conditions=merge_conditions(before.conditions, findings, generation, now),
+        endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
+        stable=stable,
+        candidate=candidate,
+        last_good_revision=stable.revision if stable else before.last_good_revision,
+        replicas=scene.existing,
+        ready_replicas=scene.ready,
+        selector=_selector(server_labels(observed.owner, stable.revision)) if stable else "",
+    )
+
+
+def invalid(observed: Invalid, now: datetime) -> AdapterDeploymentStatus:
+    """The status of a resource whose spec cannot be read: what serves is left alone, and no news of it is told."""
+    before, generation = observed.status, observed.metadata.generation
+    known = {condition.type: condition for condition in before.conditions}
+    ready = known.get(ConditionType.READY)
+    findings = (
+        Finding(
+            ConditionType.READY,
+            ready is not None and ready.status == "True",
+            Reason.SPEC_INVALID,
+            "The spec is not valid; what served before it goes on serving.",
+        ),
+        Finding(ConditionType.RECONCILING, False, Reason.SPEC_INVALID, "The spec is not valid."),
+        Finding(ConditionType.STALLED, True, Reason.SPEC_INVALID, observed.problem),
+    )
+    return before.model_copy(
+        update={
+            "observed_generation": generation,
+            "phase": ServingPhase.DEGRADED if before.stable else ServingPhase.FAILED,
+            "conditions": merge_conditions(before.conditions, findings, generation, now),
+        }
+    )
+
+
+def _ready(scene: _Scene) -> Finding:
+    """Whether clients get answers; that a new revision failed does not change it."""
+    if scene.stable is None:
+        reason, message = scene.failure or scene.progress or (Reason.WAITING, "Nothing serves yet.")
+        return Finding(ConditionType.READY, False, reason, message)
+    if scene.ready == 0 and scene.wanted > 0:
+        message = f"None of the {scene.wanted} pods of revision {scene.stable.revision} answers."
+        return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
+    message = f"Revision {scene.stable.revision} serves artifact {scene.stable.artifact_digest[:12]}; " + (
+        f"{scene.ready} of {scene.wanted} pods answer." if scene.wanted else "it is scaled to zero."
+    )
+    return Finding(ConditionType.READY, True, Reason.SERVING, message)
+
+
+def _reconciling(scene: _Scene) -> Finding:
+    reason, message = scene.progress or (Reason.SERVING, "Nothing is under way.")
+    return Finding(ConditionType.RECONCILING, scene.progress is not None, reason, message)
+
+
+def _stalled(scene: _Scene) -> Finding:
+    reason, message = scene.failure or (Reason.SERVING, "Nothing is in the way.")
+    return Finding(ConditionType.STALLED, scene.failure is not None, reason, message)
+
+
+def _phase(scene: _Scene) -> ServingPhase:
+    waiting = isinstance(scene.target, Blocked) and scene.target.waiting
+    if scene.stable is None:
+        if scene.failure:
+            return ServingPhase.FAILED
+        return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
+    if scene.failure or (scene.ready == 0 and scene.wanted > 0):
+        return ServingPhase.DEGRADED
+    if scene.candidate or waiting:
+        return ServingPhase.PROGRESSING
+    return ServingPhase.READY if scene.ready >= scene.wanted else ServingPhase.DEGRADED
+
+
+def _selector(labels: dict[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

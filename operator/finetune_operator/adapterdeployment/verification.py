@@ -1,0 +1,66 @@
+"""The proof of a candidate: a Job that asks its server the golden prompts and a sample of the test split."""
+
+from typing import Final
+
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.meta import LABEL_REVISION
+from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
+from finetune_operator.actions import JOBS
+from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.finetunejob.outcome import State, Verdict, judge
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.resources.pods import StageRequest
+from finetune_operator.resources.service import candidate_service_name, service_url
+from finetune_operator.settings import Images, PodShape
+
+ANSWER_SECONDS: Final = 10
+"""What one answer may take: 20 tokens or so, on a CPU."""
+PROVED: Final = frozenset({State.SUCCEEDED, State.LOST})
+"""The Job's exit code is the proof; its report may be lost with its pod."""
+_SHAPE: Final = PodShape(
+    requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"}, scratch_size="1Gi"
+)
+
+
+def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, images: Images) -> StageRequest:
+    """The stage that proves a candidate. Its name changes with what is to be proved and with ``spec.rerun``."""
+    seconds = 600 + ANSWER_SECONDS * spec.verification.samples
+    params = VerifyParams(
+        endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
+        samples=spec.verification.samples,
+        min_agreement_percent=spec.verification.min_agreement_percent,
+        timeout_seconds=seconds,
+    )
+    run = RunRef(
+        kind=owner.resource.kind,
+        namespace=owner.namespace,
+        name=owner.name,
+        uid=owner.uid,
+        id=f"{target.revision}-{target.spec_hash[:6]}",
+    )
+    serving = target.serving
+    return StageRequest(
+        owner=owner,
+        input=StageInput(
+            stage=Stage.VERIFY,
+            run=run,
+            storage=serving.storage,
+            artifact_uri=serving.artifact_uri,
+            params=Params(verify=params),
+        ),
+        image=images.of(Stage.VERIFY),
+        images=images,
+        shape=_SHAPE,
+        service_account=serving.runtime.service_account_name,
+        labels={LABEL_REVISION: target.revision},
+        # Twice the time of one attempt: the store may fail for a while, a wrong answer does not become right.
+        deadline_seconds=2 * seconds,
+        retries=2,
+    )
+
+
+def find_verdict(observed: Observed, job_name: str) -> Verdict | None:
+    """What is known of a verification Job; None while there is none."""
+    job = observed.child(JOBS, job_name)
+    return judge(job, observed.job_pods(job)) if job is not None else None

@@ -1,0 +1,149 @@
+"""The Deployment of one revision: ``fetch`` fills a volume, the model server reads it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api import meta
+from finetune_api.stages import RunRef, Stage, StageInput
+from finetune_api.storage import Storage
+from finetune_operator.actions import Object
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.resources.pods import StageRequest, container, pod_spec, stage_container
+from finetune_operator.runtimes import serving_plan
+from finetune_operator.runtimes.plan import ServingPlan
+from finetune_operator.settings import Images, PodShape, Runtime
+
+SERVER: Final = "server"
+"""Name of the model server's container, and its pods' role."""
+FETCH: Final = Stage.FETCH.value
+"""Name of the init container that downloads and verifies the artifact."""
+FETCH_SECONDS: Final = 900
+"""What scheduling, pulling images and fetching may add to the runtime's startup timeout before a candidate failed."""
+
+ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
+ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
+"""What a Deployment serves, for people, and for a resource that has lost its status."""
+
+_FETCH_SHAPE: Final = PodShape(
+    requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"}, scratch_size="1Gi"
+)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a revision serves and on which server."""
+
+    artifact_uri: str
+    """Ends in the artifact's digest."""
+    storage: Storage
+    runtime_name: str
+    runtime: Runtime
+
+    @property
+    def artifact_digest(self) -> str:
+        """Content address of the artifact."""
+        return self.artifact_uri.rsplit("/", 1)[-1]
+
+    @property
+    def model_path(self) -> str:
+        """Where the server finds the model; the digest in it proves what a pod serves."""
+        return f"{meta.MODELS_DIR}/{self.artifact_digest}/model"
+
+
+def deployment_name(owner: Owner, revision: str) -> str:
+    """At most 49 characters: the Deployment controller adds a hash for the ReplicaSet."""
+    return f"{owner.name}-{revision}"
+
+
+def server_labels(owner: Owner, revision: str) -> dict[str, str]:
+    """What selects the serving pods of one revision, and nothing else of this resource."""
+    return {**owner.labels, meta.LABEL_ROLE: SERVER, meta.LABEL_REVISION: revision}
+
+
+def fetch_request(owner: Owner, serving: Serving, images: Images, revision: str) -> StageRequest:
+    """The stage that fills the model volume; runs as an init container, not as a Job."""
+    run = RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=revision)
+    return StageRequest(
+        owner=owner,
+        input=StageInput(stage=Stage.FETCH, run=run, storage=serving.storage, artifact_uri=serving.artifact_uri),
+        image=images.of(Stage.FETCH),
+        images=images,
+        shape=_FETCH_SHAPE,
+        service_account=serving.runtime.service_account_name,
+        labels={meta.LABEL_REVISION: revision},
+    )
+
+
+def deployment(owner: Owner, serving: Serving, images: Images, revision: str, replicas: int) -> Object:
+    """The Deployment of a revision."""
+    labels = server_labels(owner, revision)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            **owner.metadata(deployment_name(owner, revision), labels),
+            "annotations": {
+                ANNOTATION_ARTIFACT_URI: serving.artifact_uri,
+                ANNOTATION_ARTIFACT_DIGEST: serving.artifact_digest,
+            },
+        },
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "progressDeadlineSeconds": serving.runtime.startup_timeout_seconds + FETCH_SECONDS,
+            "revisionHistoryLimit": 1,
+            # Only a repair (somebody changed the template) or `kubectl rollout restart` ever rolls within a revision.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": pod_template(owner, serving, images, revision),
+        },
+    }
+
+
+def pod_template(owner: Owner, serving: Serving, images: Images, revision: str) -> Object:
+    """The pods of a revision, whatever their number."""
+    runtime, fetch = serving.runtime, fetch_request(owner, serving, images, revision)
+    plan = serving_plan(runtime, serving.model_path)
+    pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
+    pod["initContainers"] = [_fetch(fetch)]
+    pod["terminationGracePeriodSeconds"] = plan.grace_seconds
+    pod["volumes"] += [
+        {"name": "input", "configMap": {"name": fetch.name}},
+        {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
+        *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
+    ]
+    if plan.shared_memory:
+        memory = {"medium": "Memory", "sizeLimit": plan.shared_memory}
+        pod["volumes"].append({"name": "shared-memory", "emptyDir": memory})
+    return {"metadata": {"labels": server_labels(owner, revision)}, "spec": pod}
+
+
+def _fetch(request: StageRequest) -> Object:
+    body = stage_container(request)
+    body["name"] = FETCH
+    body["volumeMounts"].append({"name": "models", "mountPath": meta.MODELS_DIR})
+    return body
+
+
+def _server(runtime: Runtime, plan: ServingPlan, images: Images) -> Object:
+    mounts: list[Object] = [
+        {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
+        {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod, not on this machine
+        *({"name": name, "mountPath": path} for name, path in _writable(plan).items()),
+    ]
+    if plan.shared_memory:
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108
+    env = [{"name": name, "value": value} for name, value in plan.env.items()]
+    return {
+        **container(SERVER, runtime.image, images, runtime.pod, env, mounts),
+        **({"args": list(plan.args)} if plan.args else {}),
+        "ports": [{"name": "http", "containerPort": meta.SERVING_PORT, "protocol": "TCP"}],
+        "startupProbe": plan.startup,
+        "readinessProbe": plan.readiness,
+        "livenessProbe": plan.liveness,
+        "lifecycle": {"preStop": {"sleep": {"seconds": plan.drain_seconds}}},
+    }
+
+
+def _writable(plan: ServingPlan) -> dict[str, str]:
+    """Volume names of the folders that the server writes to."""
+    return {f"writable-{number}": path for number, path in enumerate(plan.writable)}

@@ -1,0 +1,60 @@
+"""Whether a live object is what we want: the API server adds defaults and others add their own fields, we own ours."""
+
+import re
+from decimal import Decimal
+from typing import Any, Final
+
+from finetune_operator.actions import Apply, Create, Object, Resource
+
+_ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
+_QUANTITY: Final = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$")
+_DECIMAL: Final = {"m": Decimal("0.001")} | {unit: Decimal(1000) ** n for n, unit in enumerate("kMGTPE", start=1)}
+_BINARY: Final = {f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTPE", start=1)}
+_UNITS: Final = {"": Decimal(1)} | _DECIMAL | _BINARY
+
+
+def ensure(resource: Resource, desired: Object, live: Object | None) -> tuple[Create | Apply, ...]:
+    """What makes the object as desired: nothing if it is already.
+
+    A missing one is created rather than applied: should a stranger's object of this name appear in between, creating
+    fails, while applying would take it over.
+    """
+    if live is None:
+        return (Create(resource, desired),)
+    return () if holds(live, desired) else (Apply(resource, desired),)
+
+
+def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> tuple[Create, ...]:
+    """The same for what never changes once it is there: immutable ConfigMaps and Jobs."""
+    return (Create(resource, desired),) if live is None else ()
+
+
+def holds(live: Any, desired: Any) -> bool:
+    """Whether every field of ``desired`` has its value in ``live``; nothing and an empty list or object are the same.
+
+    It follows how server-side apply merges (``x-kubernetes-map-type`` and ``-list-type`` of the API): of a list of
+    named things (containers, variables, volumes) each wanted one must be there; other lists, and selectors, are taken
+    as a whole, so that an addition to them counts as a change.
+    """
+    if isinstance(desired, dict):
+        fields = live if isinstance(live, dict) else {}
+        return all(
+            fields.get(key) == want if key in _ATOMIC else holds(fields.get(key), want) for key, want in desired.items()
+        )
+    if isinstance(desired, list):
+        items = live if isinstance(live, list) else []
+        if all(isinstance(want, dict) and "name" in want for want in desired):
+            return all(any(holds(have, want) for have in items) for want in desired)
+        return bool(items == desired)
+    return bool(live == desired) or _same_quantity(live, desired)
+
+
+def _same_quantity(live: Any, desired: Any) -> bool:
+    """The API server rewrites quantities to their canonical form, e.g. 1024Mi to 1Gi."""
+    have, want = _quantity(live), _quantity(desired)
+    return have is not None and have == want
+
+
+def _quantity(value: Any) -> Decimal | None:
+    match = _QUANTITY.match(str(value))
+    return Decimal(match[1]) * _UNITS[match[2] or ""] if match else None

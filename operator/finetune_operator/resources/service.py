@@ -1,0 +1,44 @@
+"""The two Services of an AdapterDeployment: the public one, and a candidate's, for the verifier only."""
+
+from typing import Final
+
+from finetune_operator.actions import Object
+from finetune_operator.resources.deployment import server_labels
+from finetune_operator.resources.ownership import Owner
+
+PORT: Final = 80
+"""Port of the Services; the pods' port has the name http."""
+
+
+def public_service(owner: Owner, revision: str) -> Object:
+    """The Service that clients use. Its selector is the traffic switch: it names the one revision that serves."""
+    return _service(owner, owner.name, revision)
+
+
+def candidate_service(owner: Owner, revision: str) -> Object:
+    """The Service through which a candidate is verified before the public one points to it."""
+    return _service(owner, candidate_service_name(owner, revision), revision)
+
+
+def candidate_service_name(owner: Owner, revision: str) -> str:
+    """At most 59 characters; a label of a host name may have 63."""
+    return f"{owner.name}-{revision}-candidate"
+
+
+def service_url(owner: Owner, name: str) -> str:
+    """Where pods of the cluster reach a Service."""
+    return f"http://{name}.{owner.namespace}.svc:{PORT}"
+
+
+def _service(owner: Owner, name: str, revision: str) -> Object:
+    labels = server_labels(owner, revision)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owner.metadata(name, labels),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": labels,
+            "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }

@@ -1,0 +1,30 @@
+"""What every engine's pod is made of; the resource builders read this and never ask which engine it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from finetune_operator.actions import Object
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """One server container, apart from its image, resources and security context."""
+
+    env: Mapping[str, str]
+    """Settings of the server."""
+    startup: Object
+    """Probe that holds the others back until the model is loaded; its failure restarts the container."""
+    readiness: Object
+    """Probe that decides whether Services send requests."""
+    liveness: Object
+    """Probe that restarts a server which hangs."""
+    drain_seconds: int
+    """Wait between the pod's removal from its Services and SIGTERM, for every node to have heard of it."""
+    grace_seconds: int
+    """From the start of the drain to SIGKILL."""
+    args: tuple[str, ...] = ()
+    """Arguments of the image's entry point."""
+    writable: tuple[str, ...] = ()
+    """Folders that the server writes to, besides /tmp."""
+    shared_memory: str = ""
+    """Size of /dev/shm; empty leaves the container runtime's default (64 MiB)."""

@@ -1,0 +1,64 @@
+"""Text Generation Inference 3.3: everything is an environment variable of its launcher.
+
+Read from huggingface/text-generation-inference v3.3.7 (launcher/src/main.rs, router/src/server.rs, Dockerfile,
+tgi-entrypoint.sh). The stand-in ``images/tgi-cpu`` keeps the same contract.
+"""
+
+import math
+from typing import Final
+
+from finetune_api.meta import SERVING_PORT
+from finetune_operator.actions import Object
+from finetune_operator.runtimes.plan import ServingPlan
+from finetune_operator.settings import Runtime
+
+_STARTUP_PERIOD_SECONDS: Final = 5
+
+
+def render(runtime: Runtime, model_path: str) -> ServingPlan:
+    """Environment, probes and drain of TGI for the model in ``model_path``.
+
+    The path ends in the artifact's digest and ``model``: TGI shows it as ``/info`` ``model_id``, which proves what a
+    pod serves. ``REVISION`` must stay unset: with it, TGI asks the hub even for a local path.
+    """
+    return ServingPlan(
+        env={
+            "JSON_OUTPUT": "true",
+            **runtime.env,
+            "MODEL_ID": model_path,
+            "PORT": str(SERVING_PORT),
+            "NUM_SHARD": str(runtime.num_shard),
+            "MAX_INPUT_TOKENS": str(runtime.max_input_tokens),
+            "MAX_TOTAL_TOKENS": str(runtime.max_total_tokens),
+            "HF_HUB_OFFLINE": "1",
+            "USAGE_STATS": "off",
+            # Both would be below /root or /data, which an unprivileged server cannot write.
+            "HOME": "/tmp",  # noqa: S108 - the pod's own volume
+            "HF_HOME": "/tmp/huggingface",  # noqa: S108
+        },
+        # The port is closed until the model is loaded and warm: a refused connection means "still starting".
+        startup=_health(_STARTUP_PERIOD_SECONDS, _startup_failures(runtime), timeout=5),
+        # /health runs on the event loop that also runs the forward pass, so a long prefill delays the answer:
+        # short timeouts would restart healthy pods.
+        readiness=_health(5, 3, timeout=5),
+        liveness=_health(30, 10, timeout=15),
+        drain_seconds=runtime.drain_seconds,
+        grace_seconds=runtime.termination_grace_seconds,
+        # The router saves the tokenizer into ./out, and its working directory holds the image's virtual environment,
+        # so that only this one folder may be replaced.
+        writable=("/usr/src/out",),
+        shared_memory="1Gi" if runtime.num_shard > 1 else "",
+    )
+
+
+def _startup_failures(runtime: Runtime) -> int:
+    return math.ceil(runtime.startup_timeout_seconds / _STARTUP_PERIOD_SECONDS)
+
+
+def _health(period: int, failures: int, timeout: int) -> Object:
+    return {
+        "httpGet": {"path": "/health", "port": "http"},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout,
+    }

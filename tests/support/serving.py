@@ -1,0 +1,281 @@
+"""A cluster in memory for AdapterDeployments: objects in dictionaries, and controllers that are a few lines each.
+
+The plan is the real one; what stands in here is the API server (create, apply, patch, delete), the Deployment and Job
+controllers, and pods whose fate depends on the artifact that they serve. Real API semantics are tested against a real
+API server (tests/controlplane).
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentStatus
+from finetune_api.finetunejob import ArtifactStatus, ExportFormat
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageResult
+from finetune_api.storage import Storage
+from finetune_operator.actions import (
+    DEPLOYMENTS,
+    JOBS,
+    SERVICES,
+    Action,
+    Apply,
+    Create,
+    Delete,
+    Event,
+    Object,
+    Patch,
+    Plan,
+    Resource,
+)
+from finetune_operator.adapterdeployment.observe import Observed, Source
+from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.settings import Engine, Images, Runtime, Settings
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Settings(
+    images=Images(data="images/data:1", jobs="images/jobs:1", quantize="images/quantize:1"),
+    profiles={},
+    runtimes={
+        "tgi": Runtime(engine=Engine.TGI, image="images/tgi:3.3.7", drain_seconds=15),
+        "tgi-cpu": Runtime(engine=Engine.TGI, image="images/tgi-cpu:1", drain_seconds=5),
+    },
+)
+GOOD, BETTER, INACTIVE, CORRUPT, CRASHING = (character * 64 for character in "abcde")
+"""Digests of artifacts, by their fate in a pod."""
+FATES: Mapping[str, Reason | None] = {
+    GOOD: None,
+    BETTER: None,
+    INACTIVE: Reason.ADAPTER_INACTIVE,
+    CORRUPT: Reason.ARTIFACT_CORRUPT,
+    CRASHING: Reason.CANDIDATE_FAILED,
+}
+"""Why a revision with the artifact fails; None: it serves."""
+
+
+def uri(digest: str) -> str:
+    """URI of an artifact."""
+    return f"s3://models/team/artifacts/{digest}"
+
+
+def published(digest: str) -> Source:
+    """A FineTuneJob that has published an artifact."""
+    artifact = ArtifactStatus(digest=digest, uri=uri(digest), format=ExportFormat.INT8)
+    return Source("Succeeded", artifact, Storage(endpoint="http://s3.storage.svc:8333"))
+
+
+@dataclass
+class ServingCluster:
+    """One AdapterDeployment called ``demo``, its children and the time."""
+
+    spec: dict[str, Any] = field(default_factory=lambda: pinned(GOOD))
+    source: Source | None = None
+    settings: Settings = SETTINGS
+    service_account: bool = True
+    status: AdapterDeploymentStatus = field(default_factory=AdapterDeploymentStatus)
+    now: datetime = START
+    objects: dict[Resource, dict[str, Object]] = field(default_factory=dict)
+    pods: dict[str, list[Object]] = field(default_factory=dict)
+    """Pods by the name of their Deployment or Job."""
+    events: list[Event] = field(default_factory=list)
+    watch: Callable[["ServingCluster"], None] = lambda _: None
+    """Called after every change of an object: the place for what must always hold."""
+    _sequence: int = 0
+
+    # What the operator does
+
+    def observe(self) -> Observed:
+        """What the operator sees."""
+        metadata = {"name": "demo", "namespace": "team", "uid": "uid-of-demo", "generation": 1}
+        raw = {"metadata": metadata, "spec": self.spec, "status": self.status.model_dump(by_alias=True)}
+        return Observed(
+            resource=AdapterDeployment.model_validate(raw),
+            settings=self.settings,
+            source=self.source,
+            service_account=self.service_account,
+            children=copy.deepcopy(self.objects),
+            pods=tuple(pod for pods in self.pods.values() for pod in pods),
+        )
+
+    def plan(self) -> Plan[AdapterDeploymentStatus]:
+        """What the operator would do now."""
+        return plan(self.observe(), self.now)
+
+    def reconcile(self, crash_after: int | None = None) -> Plan[AdapterDeploymentStatus]:
+        """One pass of the operator, which may die after some of its writes."""
+        made = self.plan()
+        for number, action in enumerate(made.actions):
+            if number == crash_after:
+                return made
+            self.carry_out(action)
+        if crash_after is None or crash_after > len(made.actions):
+            self.status = made.status
+            self.events += made.events
+        return made
+
+    def settle(self, passes: int = 40) -> None:
+        """Let operator, controllers and time go on until nothing changes any more."""
+        for _ in range(passes):
+            before = (copy.deepcopy(self.objects), self.status)
+            made = self.reconcile()
+            self.run_controllers()
+            if made.requeue_after is not None:
+                self.now += timedelta(seconds=made.requeue_after)
+            if before == (self.objects, self.status) and not made.actions and made.requeue_after is None:
+                return
+        raise AssertionError(f"not quiescent after {passes} passes: {self.plan().actions}")
+
+    def carry_out(self, action: Action) -> None:
+        """What the API server does with an action."""
+        kind = self.objects.setdefault(action.resource, {})
+        match action:
+            case Create(_, body):
+                name = body["metadata"]["name"]
+                assert name not in kind, f"{name} is created twice"
+                kind[name] = self._stored(body)
+            case Apply(_, body):
+                name = body["metadata"]["name"]
+                kind[name] = self._updated(kind[name], body)
+            case Patch(_, name, body):
+                kind[name] = self._updated(kind[name], body)
+            case Delete(_, name, uid):
+                assert kind[name]["metadata"]["uid"] == uid
+                del kind[name]
+                self.pods.pop(name, None)
+        self.watch(self)
+
+    # What the cluster does
+
+    def run_controllers(self) -> None:
+        """Deployment and Job controllers and the kubelet, until they have nothing to do."""
+        for name, deployment in self.objects.get(DEPLOYMENTS, {}).items():
+            self._run_deployment(name, deployment)
+        for name, job in self.objects.get(JOBS, {}).items():
+            if not job.get("status"):
+                self._run_job(name, job)
+
+    def _run_deployment(self, name: str, deployment: Object) -> None:
+        fate, wanted = FATES[_served(deployment)], deployment["spec"]["replicas"]
+        ready = 0 if fate in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED) else wanted
+        deployment["status"] = {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": wanted,
+            "updatedReplicas": wanted,
+            "readyReplicas": ready,
+            "availableReplicas": ready,
+        }
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        self.pods[name] = [
+            {"metadata": {"name": f"{name}-{number}", "labels": labels}, "status": pod_status(fate)}
+            for number in range(wanted)
+        ]
+
+    def _run_job(self, name: str, job: Object) -> None:
+        revision = job["metadata"]["labels"][meta.LABEL_REVISION]
+        deployment = self.objects[DEPLOYMENTS].get(f"demo-{revision}")
+        if deployment is None or not deployment.get("status", {}).get("readyReplicas"):
+            return
+        fate = FATES[_served(deployment)]
+        ended = "Complete" if fate is None else "Failed"
+        job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
+        result = StageResult(
+            stage=Stage.VERIFY,
+            outcome=Outcome.SUCCEEDED if fate is None else Outcome.FAILED,
+            reason=fate or Reason.VERIFIED,
+            message="The answers agree." if fate is None else "The answers are those of the base model.",
+            scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100"} if fate is None else {},
+        )
+        self.pods[name] = [job_pod(job, result)]
+
+    def _stored(self, body: Object) -> Object:
+        self._sequence += 1
+        stored = copy.deepcopy(body)
+        stored["metadata"] |= {
+            "uid": f"uid-{self._sequence}",
+            "generation": 1,
+            "creationTimestamp": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return stored
+
+    def _updated(self, live: Object, body: Object) -> Object:
+        merged: Object = _merge(live, body)
+        if merged["spec"] != live["spec"]:
+            merged["metadata"]["generation"] = live["metadata"]["generation"] + 1
+        return merged
+
+    # What tests ask
+
+    def revisions(self, resource: Resource) -> set[str]:
+        """Revisions that have an object of a kind."""
+        return {child["metadata"]["labels"][meta.LABEL_REVISION] for child in self.objects.get(resource, {}).values()}
+
+    def traffic(self) -> str:
+        """Revision that the public Service points to; empty without a Service."""
+        service = self.objects.get(SERVICES, {}).get("demo")
+        return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
+
+
+def pinned(digest: str, **spec: Any) -> dict[str, Any]:
+    """A spec that serves a pinned artifact on ``tgi-cpu``."""
+    return {"source": {"artifact": {"uri": uri(digest)}}, "runtime": "tgi-cpu"} | spec
+
+
+def following(**spec: Any) -> dict[str, Any]:
+    """A spec that serves what the FineTuneJob ``intents`` publishes."""
+    return {"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu"} | spec
+
+
+def pod_status(fate: Reason | None) -> Object:
+    """A serving pod's status, as the kubelet writes it for a healthy, a corrupt and a crashing artifact."""
+    fetched = {"name": "fetch", "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}
+    if fate is Reason.ARTIFACT_CORRUPT:
+        result = StageResult(
+            stage=Stage.FETCH, outcome=Outcome.FAILED, reason=fate, message="model.safetensors has another hash."
+        )
+        ended = {"exitCode": int(meta.ExitCode.FATAL), "message": result.model_dump_json(by_alias=True)}
+        return {"initContainerStatuses": [fetched | {"state": {"terminated": ended}}]}
+    server: Object = {"name": "server", "restartCount": 0, "state": {"running": {}}}
+    if fate is Reason.CANDIDATE_FAILED:
+        server = {
+            "name": "server",
+            "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+        }
+    return {"initContainerStatuses": [fetched], "containerStatuses": [server]}
+
+
+def job_pod(job: Object, result: StageResult) -> Object:
+    """The finished pod of a stage's Job."""
+    succeeded = result.outcome is Outcome.SUCCEEDED
+    ended = {
+        "exitCode": int(meta.ExitCode.OK if succeeded else meta.ExitCode.FATAL),
+        "message": result.model_dump_json(by_alias=True),
+    }
+    return {
+        "metadata": {
+            "name": f"{job['metadata']['name']}-x",
+            "labels": job["spec"]["template"]["metadata"]["labels"],
+            "creationTimestamp": job["metadata"]["creationTimestamp"],
+            "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+        },
+        "status": {
+            "phase": "Succeeded" if succeeded else "Failed",
+            "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}],
+        },
+    }
+
+
+def _served(deployment: Object) -> str:
+    server = deployment["spec"]["template"]["spec"]["containers"][0]
+    path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
+    return str(path).split("/")[2]
+
+
+def _merge(live: Any, body: Any) -> Any:
+    if isinstance(live, dict) and isinstance(body, dict):
+        return live | {key: _merge(live.get(key), value) for key, value in body.items()}
+    return copy.deepcopy(body)
