@@ -189,10 +189,10 @@ def credentials_env(storage: Storage) -> list[Object]:
 
 
 def scratch_env() -> list[Object]:
-    """Everything that libraries like to write goes below the writable volume."""
-    scratch = PurePosixPath(meta.SCRATCH_DIR)
-    folders = {"HOME": scratch / "home", "TMPDIR": scratch / "tmp", "HF_HOME": scratch / "huggingface"}
-    return [{"name": name, "value": str(folder)} for name, folder in folders.items()]
+    """Everything that libraries like to write goes to the writable volume; TMPDIR must exist, so it is the volume."""
+    scratch = meta.SCRATCH_DIR
+    folders = {"HOME": scratch, "TMPDIR": scratch, "HF_HOME": f"{scratch}/huggingface"}
+    return [{"name": name, "value": folder} for name, folder in folders.items()]
 
 
 def cpu_env(shape: PodShape) -> list[Object]:
