@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from tgi_cpu.args import Args, LauncherError, parse_args
+from tgi_cpu.args import Args, LauncherError, Limits, parse_args
 from tgi_cpu.dialect import CheckpointFiles, read_checkpoint
 
 OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -26,29 +26,29 @@ def main(argv: Sequence[str]) -> int:
     try:
         args = parse_args(argv, os.environ)
         files = read_checkpoint(args)
+        limits = Limits.of(args, files.max_position_embeddings)
     except LauncherError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    serve(args, files)
+    serve(args, files, limits)
     return 0
 
 
-def serve(args: Args, files: CheckpointFiles) -> None:
+def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
     """Load the checkpoint and answer until told to stop."""
     os.environ.update(OFFLINE_ENV)
     # Imported only now: these load torch, and a wrong argument should not cost seconds.
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
-    from tgi_cpu.chat_template import ChatTemplate  # noqa: PLC0415
-    from tgi_cpu.checkpoint import load_checkpoint  # noqa: PLC0415
-    from tgi_cpu.engine import Engine  # noqa: PLC0415
-    from tgi_cpu.inference import Inference  # noqa: PLC0415
-    from tgi_cpu.metrics import Metrics  # noqa: PLC0415
-    from tgi_cpu.server import build_app  # noqa: PLC0415
-    from tgi_cpu.validation import Limits, Validator  # noqa: PLC0415
+    from tgi_cpu.chat_template import ChatTemplate
+    from tgi_cpu.checkpoint import load_checkpoint
+    from tgi_cpu.engine import Engine
+    from tgi_cpu.inference import Inference
+    from tgi_cpu.metrics import Metrics
+    from tgi_cpu.server import build_app
+    from tgi_cpu.validation import Validator
 
     checkpoint = load_checkpoint(args, files)
-    limits = Limits.of(args, files.max_position_embeddings)
     metrics = Metrics(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
     engine = Engine(
         checkpoint, metrics, max_batch_size=args.max_batch_size, max_prefill_tokens=args.max_batch_prefill_tokens

@@ -16,6 +16,7 @@ LOG = logging.getLogger(__name__)
 
 BITSANDBYTES = ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4")
 QUANTIZATIONS = ("awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin", *BITSANDBYTES, "fp8")
+DEFAULT_MAX_TOTAL_TOKENS = 4096  # bounds the default for long-context models; TGI's follows from the GPU's memory
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - TGI's default, and what a container needs
 _ADAPTER = re.compile(r"^([^=@]+)(?:=([^@]+))?(?:@(.+))?$")
 
@@ -56,6 +57,24 @@ class Args:
     port: int
     payload_limit: int
     graceful_termination_timeout: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Longest input, and longest input with its answer, in tokens."""
+
+    max_input_tokens: int
+    max_total_tokens: int
+
+    @classmethod
+    def of(cls, args: Args, max_position_embeddings: int | None) -> "Limits":
+        """The flags where they are set, else what the model allows. Raises LauncherError if one excludes the other."""
+        default = min(max_position_embeddings or DEFAULT_MAX_TOTAL_TOKENS, DEFAULT_MAX_TOTAL_TOKENS)
+        total = default if args.max_total_tokens is None else args.max_total_tokens
+        longest = total - 1 if args.max_input_tokens is None else args.max_input_tokens
+        if longest >= total:
+            raise LauncherError('ArgumentValidation("`max_input_tokens` must be < `max_total_tokens`")')
+        return cls(longest, total)
 
 
 def parse_args(argv: Sequence[str], env: Mapping[str, str]) -> Args:

@@ -36,24 +36,27 @@ class Vocabulary:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checkpoint:
-    """A loaded artifact. ``adapters`` maps a public adapter id to the name peft knows it by."""
+    """A loaded artifact. ``adapters`` maps a public adapter id to the name peft knows it by, and is empty without any;
+    ``active`` is the name of the adapter that is switched on (peft switches the first one on when it loads it)."""
 
     model: Any
     vocabulary: Vocabulary
     adapters: Mapping[str, str]
+    active: str | None
 
     def activate(self, adapter_id: str | None) -> None:
         """Switch the adapter on; None, and any id that was not loaded, is the base model: TGI's silent fallback."""
-        if not self.adapters:
-            return
         name = self.adapters.get(adapter_id or "")
+        if name == self.active:
+            return
         if name is None:
             self.model.base_model.disable_adapter_layers()
         else:
             self.model.set_adapter(name)
             self.model.base_model.enable_adapter_layers()
+        self.active = name
 
 
 def load_checkpoint(args: Args, files: CheckpointFiles) -> Checkpoint:
@@ -66,7 +69,7 @@ def load_checkpoint(args: Args, files: CheckpointFiles) -> Checkpoint:
     adapters: dict[str, str] = {}
     if args.adapters:
         model, adapters = _load_adapters(args, model)
-    checkpoint = Checkpoint(model.eval(), vocabulary, adapters)
+    checkpoint = Checkpoint(model.eval(), vocabulary, adapters, active=next(iter(adapters.values()), None))
     for adapter_id in (None, *adapters):
         checkpoint.activate(adapter_id)
         with torch.inference_mode():
@@ -98,7 +101,7 @@ def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:
 
 def _load_adapters(args: Args, model: Any) -> tuple[Any, dict[str, str]]:
     # Imported here: peft takes seconds to import, and a merged or quantized artifact needs none of it.
-    from peft import PeftModel  # noqa: PLC0415
+    from peft import PeftModel
 
     # peft keeps adapters in a module dictionary, whose keys may not hold a dot; a public id may.
     names = {source.adapter_id: f"lora_{index}" for index, source in enumerate(args.adapters)}

@@ -65,7 +65,8 @@ class _Batch:
         if rows:
             index = torch.tensor(rows)
             self.attention_mask = self.attention_mask[index]
-            self.cache.batch_select_indices(index)
+            if self.cache is not None:
+                self.cache.batch_select_indices(index)
 
 
 class Engine:

@@ -12,13 +12,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tgi_cpu import STAND_IN_LABEL, TGI_VERSION
-from tgi_cpu.args import Args
+from tgi_cpu.args import Args, Limits
 from tgi_cpu.chat_template import ChatTemplate
 from tgi_cpu.contract import BodyError, InferError
 from tgi_cpu.inference import Inference
 from tgi_cpu.routes_native import NativeRoutes
 from tgi_cpu.routes_openai import OpenAIRoutes
-from tgi_cpu.validation import Limits
 
 
 class BearerAuth:

@@ -1,10 +1,9 @@
 """TGI's rules for a request's values, in the order and words of ``router/src/validation.rs``."""
 
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
-from tgi_cpu.args import Args
+from tgi_cpu.args import Args, Limits
 from tgi_cpu.contract import GenerateParameters, invalid
 from tgi_cpu.metrics import Metrics
 from tgi_cpu.sampling import SamplingParameters
@@ -12,25 +11,6 @@ from tgi_cpu.sequence import Generation
 
 CHUNK_TOKENS = 1024
 """TGI reserves at most this many new tokens at a time, so only this many count against ``max_total_tokens``."""
-
-DEFAULT_MAX_TOTAL_TOKENS = 4096
-"""Bound on the default of ``max_total_tokens``; TGI derives its own from the GPU's free memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Longest input and longest input plus answer, in tokens."""
-
-    max_input_tokens: int
-    max_total_tokens: int
-
-    @classmethod
-    def of(cls, args: Args, max_position_embeddings: int | None) -> "Limits":
-        """The flags where set, else what the model allows."""
-        total = args.max_total_tokens or min(
-            max_position_embeddings or DEFAULT_MAX_TOTAL_TOKENS, DEFAULT_MAX_TOTAL_TOKENS
-        )
-        return cls(args.max_input_tokens or total - 1, total)
 
 
 class Validator:
