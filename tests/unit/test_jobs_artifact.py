@@ -1,0 +1,344 @@
+"""Artifacts: published with their pointer, fetched with every byte verified, and proved at a server."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.finetunejob import Output
+from finetune_api.layout import Manifest, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
+from finetune_jobs.artifact import GOLDEN, SAMPLE, Answer, write_answers
+from finetune_jobs.errors import StageError
+from finetune_jobs.fetch import fetch
+from finetune_jobs.folders import publish_folder
+from finetune_jobs.publish import choose_golden, move_channel, publish, read_channel
+from finetune_jobs.resolve import resolve
+from finetune_jobs.runner import execute
+from finetune_jobs.store import Store
+from finetune_jobs.verify import Verdict, judge, require_proof, verify
+from tests.support.seaweedfs import SeaweedFS, free_port
+from tests.support.stages import DEPLOYMENT, RUN, context, pipeline_params, stage_input
+
+pytestmark = pytest.mark.unit
+
+WEIGHTS = bytes(range(256)) * 512
+
+
+def answer(text: str, label: str, base: str, artifact: str) -> Answer:
+    messages = [{"role": "user", "content": text}]
+    return Answer(messages=messages, label=label, base=base, tuned=artifact, artifact=artifact, max_tokens=8)
+
+
+ANSWERS = [
+    answer(f"payment {n}", "ab"[n % 2], base="a" if n % 4 else "I cannot say", artifact="ab"[n % 2] if n % 10 else "b")
+    for n in range(40)
+]
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+@pytest.fixture
+def upstream(store: Store, tmp_path: Path) -> Upstream:
+    """Outputs of all stages before publish."""
+
+    def put(stage: Stage, files: dict[str, bytes], **facts: str) -> str:
+        folder = tmp_path / f"made-{stage}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return publish_folder(store, folder, stage, facts=facts)
+
+    metrics = {"goldenPrompts": 8, "scalars": {"samples": "40", "accuracyBase": "0.25", "accuracyArtifact": "0.95"}}
+    answers = tmp_path / "answers.jsonl"
+    write_answers(answers, ANSWERS)
+    return Upstream(
+        source="s",
+        model="m",
+        dataset=put(Stage.PREPARE, {"train.jsonl": b"{}\n"}, rowsTrain="320", labels="2"),
+        adapter=put(Stage.TRAIN, {"adapter_model.safetensors": b"adapter"}, steps="60"),
+        export=put(Stage.EXPORT, {"config.json": b"{}", "model.safetensors": WEIGHTS}),
+        evaluation=put(
+            Stage.EVALUATE, {"answers.jsonl": answers.read_bytes(), "metrics.json": json.dumps(metrics).encode()}
+        ),
+    )
+
+
+def publish_input(s3: SeaweedFS, store: Store, upstream: Upstream, **fields: Any) -> StageInput:
+    output = Output(uri=store.uri(), name="transactions")
+    params = pipeline_params([store.uri("rows.csv")], output)
+    return stage_input(Stage.PUBLISH, s3.storage, output, params, upstream, **fields)
+
+
+@pytest.fixture
+def published(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> StageResult:
+    return execute(context(publish_input(s3, store, upstream), tmp_path), publish, move_channel)
+
+
+def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: VerifyParams | None = None) -> StageInput:
+    return StageInput(
+        stage=stage, run=DEPLOYMENT, storage=s3.storage, artifact_uri=uri, params=Params(verify=verify_params)
+    )
+
+
+def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, published: StageResult) -> None:
+    digest = published.output_digest
+    assert published.scalars == {
+        "artifactUri": store.uri(f"artifacts/{digest}"),
+        "format": "INT8",
+        "sizeBytes": str(len(WEIGHTS) + 2),
+        "goldenPrompts": "8",
+    }
+    folder = store.below(f"artifacts/{digest}")
+    manifest = Manifest.model_validate_json(folder.get("manifest.json") or b"")
+    assert sorted(file.path for file in manifest.files) == ["README.md", GOLDEN, "model.json", SAMPLE]
+    assert len((folder.get(SAMPLE) or b"").splitlines()) == len(ANSWERS)
+    card = (folder.get("README.md") or b"").decode()
+    assert "| accuracy | 0.25 | – | 0.95 |" in card
+    assert "320 examples for training" in card
+    channel = read_channel(store, "transactions")
+    assert channel is not None
+    assert (channel[0].artifact_digest, channel[0].owner) == (digest, RUN)
+
+
+def test_a_reused_artifact_moves_the_channel_back(
+    s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
+) -> None:
+    asked = publish_input(s3, store, upstream)
+    move_channel(context(asked, tmp_path), "1" * 64)
+    again = execute(context(asked, tmp_path), publish, move_channel)
+    channel = read_channel(store, "transactions")
+    assert channel is not None
+    assert (again.reused, channel[0].artifact_digest) == (True, published.output_digest)
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"), [({"uid": "made-again"}, True), ({"name": "cards"}, False), ({"namespace": "team-b"}, False)]
+)
+def test_an_output_name_has_one_owner(
+    s3: SeaweedFS,
+    store: Store,
+    upstream: Upstream,
+    published: StageResult,
+    tmp_path: Path,
+    change: dict[str, str],
+    allowed: bool,
+) -> None:
+    asked = publish_input(s3, store, upstream, run=RUN.model_copy(update=change))
+    if allowed:
+        move_channel(context(asked, tmp_path), "1" * 64)
+        return
+    with pytest.raises(StageError) as error:
+        move_channel(context(asked, tmp_path), "1" * 64)
+    assert error.value.reason is Reason.OUTPUT_NAME_CONFLICT
+    assert "transactions/stable.json belongs to FineTuneJob team-a/transactions" in error.value.message
+
+
+def test_golden_prompts_tell_and_cover_the_labels() -> None:
+    chosen = choose_golden(ANSWERS, 8)
+    assert all(a.tells for a in chosen)
+    assert {a.label for a in chosen} == {"a", "b"}
+    assert choose_golden(list(reversed(ANSWERS)), 8) == chosen
+    same = [answer(f"text {n}", "a", "a", "a") for n in range(5)]
+    assert [a.tells for a in choose_golden([*same, ANSWERS[0]], 3)] == [True, False, False]
+
+
+def test_fetch_puts_the_model_where_the_server_reads_it(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> None:
+    asked = deployment_input(s3, published.scalars["artifactUri"], Stage.FETCH)
+    result = execute(context(asked, tmp_path), fetch)
+    home = tmp_path / "models" / published.output_digest
+    assert (home / "model" / "model.safetensors").read_bytes() == WEIGHTS
+    assert (result.output_digest, result.scalars) == (published.output_digest, {"sizeBytes": str(len(WEIGHTS) + 2)})
+    first = (home / "model" / "model.safetensors").stat().st_ino
+    execute(context(asked, tmp_path), fetch)
+    assert (home / "model" / "model.safetensors").stat().st_ino == first
+
+
+def test_fetch_finds_one_flipped_byte(
+    s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
+) -> None:
+    path = f"{output_folder(Stage.EXPORT, upstream.export)}/model.safetensors"
+    store.put(path, WEIGHTS[:1000] + b"\x00" + WEIGHTS[1001:])
+    with pytest.raises(StageError) as error:
+        execute(context(deployment_input(s3, published.scalars["artifactUri"], Stage.FETCH), tmp_path), fetch)
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert error.value.message.startswith(f"{store.uri(path)} is damaged: its SHA-256 begins with")
+    assert not (tmp_path / "models" / published.output_digest / "model").exists()
+
+
+def test_fetch_takes_safetensors_only(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+        (folder / name).write_bytes(b"x")
+    pickled = upstream.model_copy(update={"export": publish_folder(store, folder, Stage.EXPORT)})
+    made = execute(context(publish_input(s3, store, pickled), tmp_path), publish)
+    with pytest.raises(StageError, match=r"holds pytorch_model\.bin, which may run code") as error:
+        execute(context(deployment_input(s3, made.scalars["artifactUri"], Stage.FETCH), tmp_path), fetch)
+    assert error.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_resolve_of_a_deployment_reads_the_artifact(
+    s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
+) -> None:
+    asked = deployment_input(s3, published.scalars["artifactUri"], Stage.RESOLVE)
+    result = execute(context(asked, tmp_path), resolve)
+    assert result.scalars == {
+        "artifactDigest": published.output_digest,
+        "format": "INT8",
+        "sizeBytes": str(len(WEIGHTS) + 2),
+        "baseModelUri": "s3://data/model",
+    }
+    store.delete(f"{output_folder(Stage.EXPORT, upstream.export)}/manifest.json")
+    with pytest.raises(StageError) as error:
+        execute(context(asked, tmp_path), resolve)
+    assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
+
+
+GOLD = [answer(f"golden {n}", "a", base="b", artifact="a") for n in range(8)]
+TEST = [answer(f"test {n}", "a", base="b", artifact="a") for n in range(40)]
+RIGHT, WRONG = ["a"] * 40, ["b"] * 40
+
+
+@pytest.mark.parametrize(
+    ("golden", "sample", "reason", "message"),
+    [
+        (RIGHT[:8], RIGHT, None, ""),
+        (["a"] * 6 + ["c"] * 2, RIGHT[:36] + WRONG[:4], None, ""),
+        (
+            WRONG[:8],
+            WRONG,
+            Reason.ADAPTER_INACTIVE,
+            "8 of the 8 golden prompts on which artifact and base model differ were answered like the base model.",
+        ),
+        (
+            ["a"] * 5 + ["c"] * 3,
+            RIGHT,
+            Reason.VERIFICATION_FAILED,
+            "62 % of the golden prompts were answered as by the evaluated artifact, 75 % are needed.",
+        ),
+        (
+            RIGHT[:8],
+            RIGHT[:30] + WRONG[:10],
+            Reason.VERIFICATION_FAILED,
+            "The server answers 30 of 40 test examples right (95 % interval 0.60 to 0.86), the evaluated artifact 40: "
+            "10 became wrong and 0 right (McNemar's test: p = 0.0020).",
+        ),
+    ],
+)
+def test_the_proof(golden: list[str], sample: list[str], reason: Reason | None, message: str) -> None:
+    verdict = judge(GOLD, golden, TEST, sample)
+    if reason is None:
+        require_proof(verdict, 75)
+        return
+    with pytest.raises(StageError) as error:
+        require_proof(verdict, 75)
+    assert (error.value.reason, error.value.message) == (reason, message)
+
+
+def test_an_artifact_that_answers_like_its_base_proves_nothing() -> None:
+    same = [answer("x", "a", "a", "a")]
+    with pytest.raises(StageError, match="nothing can prove that the tuning is on") as error:
+        require_proof(judge(same, ["a"], [], []), 1)
+    assert error.value.reason is Reason.ADAPTER_INACTIVE
+
+
+def test_a_better_server_is_no_failure() -> None:
+    tested = [answer(f"{n}", "a", base="b", artifact="b") for n in range(20)]
+    verdict = judge(GOLD, RIGHT[:8], tested, RIGHT[:20])
+    assert verdict == Verdict(100, 0, 8, samples=20, correct=20, expected=0, losses=0, wins=20)
+    require_proof(verdict, 75)
+
+
+@contextmanager
+def server(model_id: str, answers: Sequence[Answer], status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A model server as far as verify can see it, answering as recorded; also gives the requests that it got."""
+    known = {json.dumps(a.messages): a.artifact for a in answers}
+    seen: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200, {"model_id": model_id} if self.path == "/info" else {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append({"path": self.path} | body)
+            message = {"role": "assistant", "content": known[json.dumps(body["messages"])] + "\n"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            self._answer(status, {"id": "", "created": 0, "model": "", "choices": [choice]})
+
+        def _answer(self, code: int, value: dict[str, Any]) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{running.server_address[1]}", seen
+    finally:
+        running.shutdown()
+        running.server_close()
+
+
+def run_verify(s3: SeaweedFS, published: StageResult, folder: Path, endpoint: str, seconds: int = 30) -> StageResult:
+    params = VerifyParams(endpoint=endpoint, samples=20, min_agreement_percent=75, timeout_seconds=seconds)
+    asked = deployment_input(s3, published.scalars["artifactUri"], Stage.VERIFY, params)
+    return execute(context(asked, folder), verify)
+
+
+def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> None:
+    with server(f"/models/{published.output_digest}/model", ANSWERS) as (endpoint, seen):
+        result = run_verify(s3, published, tmp_path, endpoint)
+    assert result.scalars["adapterActive"] == "true"
+    assert (result.scalars["samples"], result.scalars["agreementPercent"]) == ("20", "100")
+    assert result.scalars["accuracy"] == result.scalars["expectedAccuracy"]
+    assert len(seen) == 28
+    assert all((r["path"], r["temperature"], r["max_tokens"]) == ("/v1/chat/completions", 0.0, 8) for r in seen)
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "reason", "message", "retriable"),
+    [
+        ("/models/other/model", 200, Reason.VERIFICATION_FAILED, "serves '/models/other/model', not artifact", False),
+        ("/models/{digest}/model", 503, Reason.CANDIDATE_FAILED, "answered 503 to a golden prompt", True),
+        ("/models/{digest}/model", 422, Reason.CANDIDATE_FAILED, "answered 422 to a golden prompt", False),
+    ],
+)
+def test_verify_refuses_a_server(
+    s3: SeaweedFS,
+    published: StageResult,
+    tmp_path: Path,
+    model: str,
+    status: int,
+    reason: Reason,
+    message: str,
+    retriable: bool,
+) -> None:
+    served = server(model.format(digest=published.output_digest), ANSWERS, status)
+    with served as (endpoint, _), pytest.raises(StageError) as error:
+        run_verify(s3, published, tmp_path, endpoint)
+    assert (error.value.reason, error.value.retriable) == (reason, retriable)
+    assert message in error.value.message
+
+
+def test_verify_gives_up_on_a_server_that_never_starts(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(StageError, match="health was not ready within 1 s") as error:
+        run_verify(s3, published, tmp_path, endpoint, seconds=1)
+    assert error.value.reason is Reason.CANDIDATE_FAILED
