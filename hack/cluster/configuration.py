@@ -49,6 +49,7 @@ imports = []
   [{cri}.cni]
     bin_dirs = ["/usr/lib/cni"]
     conf_dir = "{root}/cni"
+    use_internal_loopback = true
   [{cri}.containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [{cri}.containerd.runtimes.runc.options]

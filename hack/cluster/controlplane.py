@@ -23,7 +23,7 @@ from . import toolchain
 from .console import run, succeeds
 from .layout import CLUSTER_DOMAIN, KUBERNETES_SERVICE_IP, SERVICE_SUBNET, Ports
 from .pki import Authority
-from .processes import Daemon, start_in_order, stop_all
+from .processes import GRACE_SECONDS, Daemon, start_in_order, stop_all
 
 LOOPBACK = "127.0.0.1"
 
@@ -92,7 +92,7 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End all parts, the API server's clients first; a temporary folder goes with them."""
-        stop_all(self.daemons(), grace_seconds=2 if self.temporary_directory else 15)
+        stop_all(self.daemons(), grace_seconds=2 if self.temporary_directory else GRACE_SECONDS)
         if self.temporary_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -78,6 +78,22 @@ def remove_network() -> None:
                 _quietly("ipset", "destroy", name)
 
 
+def remove_traces(directory: Path) -> None:
+    """Remove what the kubelet and CNI leave at fixed places of the machine, as far as it is this cluster's."""
+    for link in _glob("/var/log/containers/*.log"):
+        if link.is_symlink() and str(link.readlink()).startswith(f"{directory}/"):
+            link.unlink()
+    for result in _glob(f"/var/lib/cni/results/{configuration.NETWORK}-*"):
+        result.unlink()
+    for folder in ("/var/log/containers", "/var/lib/cni/results", "/var/lib/cni"):
+        with contextlib.suppress(OSError):  # another cluster's files are in it
+            Path(folder).rmdir()
+
+
+def _glob(pattern: str) -> list[Path]:
+    return list(Path("/").glob(pattern.lstrip("/")))
+
+
 def _remove_chains(tool: str) -> None:
     """Load the filter table again without kube-router's chains and the jumps to them."""
     with contextlib.suppress(ClusterError):

@@ -99,6 +99,7 @@ class NativeCluster:
             with step("removing mounts and network"):
                 kernel.unmount_below(self.directory)
                 kernel.remove_network()
+                kernel.remove_traces(self.directory)
                 kernel.restore_settings(self.directory / "sysctl.json")
             for entry in self.directory.iterdir():
                 if purge or entry.name not in KEPT_BY_DOWN:

@@ -43,6 +43,7 @@ class Node:
     def write_configuration(self) -> None:
         """Write the configuration files and credentials of every part."""
         self._forget_last_boot()
+        self._file("tmp").mkdir(exist_ok=True)
         authority, ports = self.plane.authority, self.plane.ports
         authority.issue(
             "kubelet", f"/O=system:nodes/CN=system:node:{NODE_NAME}", (f"DNS:{NODE_NAME}", f"IP:{self.plane.address}")
@@ -158,9 +159,12 @@ class Node:
         return self._daemon("kube-router", argv, lambda: answers(health), (client,))
 
     def _daemon(self, name: str, argv: tuple[str, ...], ready: Callable[[], bool], files: tuple[Path, ...]) -> Daemon:
-        """A part of the node. containerd looks for its shim on the PATH, the others for runc, nft and iptables."""
+        """A part of the node. containerd looks for its shim on the PATH, the others for runc, nft and iptables.
+
+        Temporary mounts come to lie in the cluster's folder, where ``down`` finds them.
+        """
         path = f"{toolchain.program('containerd').parent}:{SYSTEM_PATH}"
-        return Daemon(name, argv, self.directory, ready, files, {"PATH": path})
+        return Daemon(name, argv, self.directory, ready, files, {"PATH": path, "TMPDIR": str(self._file("tmp"))})
 
 
 def _system_image(program: str) -> str:

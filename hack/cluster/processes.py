@@ -16,6 +16,7 @@ from pathlib import Path
 from .console import ClusterError, say
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+GRACE_SECONDS = 5  # the API server would wait for its clients' watches to end, which they do not
 LOG_LIMIT = 16 * 1024 * 1024
 
 
@@ -91,7 +92,7 @@ class Daemon:
         return self.directory / f"{self.name}.log"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\0".join(self.argv).encode())
+        digest = hashlib.sha256(json.dumps([self.argv, dict(self.env)]).encode())
         for path in self.files:
             digest.update(path.read_bytes())
         return digest.hexdigest()
@@ -151,7 +152,7 @@ class Daemon:
                 reminder = now + 10
             time.sleep(0.1)
 
-    def stop(self, grace_seconds: float = 15) -> None:
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Ask it to end, insist after ``grace_seconds``; a process that is not ours is left alone."""
         record = self.record()
         if record:
@@ -181,7 +182,7 @@ def start_in_order(daemons: Iterable[Daemon]) -> bool:
     return started
 
 
-def stop_all(daemons: Iterable[Daemon], grace_seconds: float = 15) -> None:
+def stop_all(daemons: Iterable[Daemon], grace_seconds: float = GRACE_SECONDS) -> None:
     """Stop each before those that it was started after."""
     for daemon in reversed(tuple(daemons)):
         daemon.stop(grace_seconds)
