@@ -47,6 +47,12 @@ def run(client: KubeClient, settings: Settings, health: str) -> None:
     )
 
 
+def configure_logging(log_format: str) -> None:
+    """Log lines of Kopf and of ours on stderr, in one of Kopf's formats: json, full or plain."""
+    kopf.configure(log_format=kopf.LogFormat[log_format.upper()])
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="finetune-operator", description="Fine-tunes and serves language models.")
@@ -54,8 +60,7 @@ def main() -> None:
     parser.add_argument("--health", default="0.0.0.0:8080", help="host and port where /healthz answers")
     parser.add_argument("--log-format", choices=[each.name.lower() for each in kopf.LogFormat], default="json")
     arguments = parser.parse_args()
-    kopf.configure(log_format=kopf.LogFormat[arguments.log_format.upper()])
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    configure_logging(arguments.log_format)
     settings = load_settings(arguments.config)
     run(HttpKubeClient(load_configuration(), settings.workers + 2), settings, arguments.health)
 

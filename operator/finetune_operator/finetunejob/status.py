@@ -121,13 +121,22 @@ def _moved(before: Progress, sample: Sample) -> bool:
 
 def edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:
     """Events for what changed between two statuses."""
-    return (*_run_edges(before, after), *_stage_edges(before, after), *_trouble_edges(before, after))
+    return (
+        *_begin_edge(before, after),
+        *_stage_edges(before, after),
+        *_phase_edges(before, after),
+        *_trouble_edges(before, after),
+    )
 
 
-def _run_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
-    run, phase = after.run, after.phase
+def _begin_edge(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    run = after.run
     if run is not None and (before.run is None or before.run.id != run.id):
         yield Event("Normal", Reason.RUN_STARTED, f"Run {run.number} ({run.id}) has begun.")
+
+
+def _phase_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    run, phase = after.run, after.phase
     if phase is before.phase or run is None:
         return
     if phase is Phase.SUCCEEDED:

@@ -1,0 +1,198 @@
+"""A real API server with the controllers that the operator builds on, and namespaces as an admin prepares them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from kubernetes import client, config
+
+from finetune_api import meta
+from finetune_api.finetunejob import FineTuneJobStatus
+from finetune_api.reasons import Reason
+from finetune_operator.actions import EVENTS, FINETUNEJOBS, JOBS, SERVICE_ACCOUNTS, Object
+from finetune_operator.kube import HttpKubeClient, KubeClient
+from finetune_operator.settings import Images, PodShape, Profile, Settings
+from hack.cluster.controlplane import ControlPlane
+from hack.cluster.layout import REPOSITORY
+from tests.support.fake_node import FakeNode
+from tests.support.operator_process import Fault, Running, Start, start
+
+CONTROLLERS = (
+    "job-controller",
+    "garbage-collector-controller",
+    "namespace-controller",
+    "serviceaccount-controller",
+    "resourcequota-controller",
+)
+T = TypeVar("T")
+PROFILE = "small"
+RUNNER = "finetune-runner"
+
+
+@pytest.fixture(scope="session")
+def plane() -> Iterator[ControlPlane]:
+    """API server, etcd, and the controllers of Jobs, garbage, namespaces and service accounts."""
+    with ControlPlane.temporary(controllers=CONTROLLERS) as control_plane:
+        control_plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
+        wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")
+        yield control_plane
+
+
+@pytest.fixture(scope="session")
+def api(plane: ControlPlane) -> KubeClient:
+    """The test's own client, as cluster administrator."""
+    configuration = client.Configuration()
+    config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
+    return HttpKubeClient(configuration, 8)
+
+
+@dataclass
+class Team:
+    """A namespace with an operator that watches only it, and a node that runs its pods."""
+
+    api: KubeClient
+    plane: ControlPlane
+    namespace: str
+    directory: Path
+    node: FakeNode
+    operators: list[Running] = field(default_factory=list)
+
+    def settings(self, **changes: Any) -> Settings:
+        """The operator's settings in this namespace."""
+        fast = Profile(cpu=PodShape(requests={"cpu": "100m"}), deadline_seconds=600)
+        base: dict[str, Any] = {
+            "images": Images(data="example/data", jobs="example/jobs", quantize="example/quantize"),
+            "profiles": {PROFILE: fast},
+            "namespaces": [self.namespace],
+            "workers": 4,
+            "progress_seconds": 1,
+        }
+        return Settings(**(base | changes))
+
+    @property
+    def writes_log(self) -> Path:
+        """One line for each successful write of an operator."""
+        return self.directory / "writes.log"
+
+    def writes(self) -> list[str]:
+        """Successful writes of all operators so far."""
+        return self.writes_log.read_text().splitlines() if self.writes_log.exists() else []
+
+    def start(
+        self, *, faults: tuple[Fault, ...] = (), crash_after_writes: int = 0, version: str = "", **changes: Any
+    ) -> Running:
+        """Start an operator process; it need not be ready yet."""
+        how = Start(
+            settings=self.settings(**changes),
+            kubeconfig=self.plane.kubeconfig,
+            log=self.directory / "operator.log",
+            faults=faults,
+            crash_after_writes=crash_after_writes,
+            version=version,
+            writes_log=self.writes_log,
+        )
+        operator = start(how)
+        self.operators.append(operator)
+        return operator
+
+    def create(self, name: str, labels: dict[str, str] | None = None, **spec: Any) -> Object:
+        """Create a FineTuneJob."""
+        return self.api.create(FINETUNEJOBS, self.job(name, labels, **spec))
+
+    def job(self, name: str, labels: dict[str, str] | None = None, **spec: Any) -> Object:
+        """A FineTuneJob that asks for little."""
+        base = {
+            "profile": PROFILE,
+            "model": {"uri": "s3://models/base"},
+            "dataset": {"sources": [{"uri": "s3://data/rows.csv"}], "columns": {"input": "text", "label": "label"}},
+            "output": {"uri": "s3://artifacts/team", "name": name},
+        }
+        metadata = {"name": name, "namespace": self.namespace, "labels": labels or {}}
+        return {"apiVersion": meta.API_VERSION, "kind": meta.FINETUNEJOB, "metadata": metadata, "spec": base | spec}
+
+    def change(self, name: str, **spec: Any) -> Object:
+        """Change fields of a FineTuneJob's spec."""
+        return self.api.patch(FINETUNEJOBS, self.namespace, name, {"spec": spec})
+
+    def delete(self, name: str) -> None:
+        """Delete a FineTuneJob and wait until it and its Jobs are gone."""
+        found = self.api.get(FINETUNEJOBS, self.namespace, name)
+        assert found is not None
+        self.api.delete(FINETUNEJOBS, self.namespace, name, found["metadata"]["uid"])
+        wait(lambda: not self.jobs(name) and self.api.get(FINETUNEJOBS, self.namespace, name) is None, "deletion")
+
+    def status(self, name: str) -> FineTuneJobStatus:
+        """The status of a FineTuneJob as it is now."""
+        found = self.api.get(FINETUNEJOBS, self.namespace, name)
+        assert found is not None
+        return FineTuneJobStatus.model_validate(found.get("status") or {})
+
+    def jobs(self, name: str, stage: str = "") -> list[Object]:
+        """The Jobs of a FineTuneJob, of one stage or all."""
+        labels = f"{meta.LABEL_OWNER_NAME}={name}" + (f",{meta.LABEL_STAGE}={stage}" if stage else "")
+        return self.api.select(JOBS, self.namespace, labels)
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """Type and reason of the events of a FineTuneJob, oldest first."""
+        selector = f"involvedObject.kind={meta.FINETUNEJOB},involvedObject.name={name}"
+        found = self.api.select(EVENTS, self.namespace, fields=selector)
+        found.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
+        return [(event["type"], event["reason"]) for event in found]
+
+    def until(self, name: str, what: str, seconds: float = 60) -> FineTuneJobStatus:
+        """Wait for a phase or for a reason of Ready; returns the status."""
+
+        def reached() -> FineTuneJobStatus | None:
+            status = self.status(name)
+            return status if what in (status.phase, ready(status)) else None
+
+        return wait(reached, f"{name} to be {what}", seconds, lambda: str(self.status(name)))
+
+
+@pytest.fixture
+def team(plane: ControlPlane, api: KubeClient, tmp_path: Path) -> Iterator[Team]:
+    """A namespace with the runner's ServiceAccount and a node; operators are started by the test."""
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    plane.kubectl("create", "namespace", name)
+    api.create(SERVICE_ACCOUNTS, account(name))
+    with FakeNode(api, name, address="127.0.0.1") as node:
+        context = Team(api, plane, name, tmp_path, node)
+        try:
+            yield context
+        finally:
+            for operator in context.operators:
+                operator.stop()
+    plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def account(namespace: str, name: str = RUNNER) -> Object:
+    """A ServiceAccount."""
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}
+
+
+def ready(status: FineTuneJobStatus) -> Reason | None:
+    """Reason of the Ready condition."""
+    return next((Reason(each.reason) for each in status.conditions if each.type == "Ready"), None)
+
+
+def condition(status: FineTuneJobStatus, kind: str) -> str:
+    """Status of a condition."""
+    return next((each.status for each in status.conditions if each.type == kind), "absent")
+
+
+def wait(
+    reached: Callable[[], T | None], what: str, seconds: float = 60, describe: Callable[[], str] = lambda: ""
+) -> T:
+    """Ask until the answer is true; fails after ``seconds`` with what ``describe`` says."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := reached():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}. {describe()}")

@@ -1,0 +1,189 @@
+"""The operator as a real process, with an API client that fails on demand.
+
+A fork server has the operator imported already, so that a start costs a fraction of a second. Faults are part of the
+test's client, never of the product: ``KubeClient`` is a protocol, and this is another implementation around the real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, config
+
+import finetune_api
+from finetune_operator import __main__ as program
+from finetune_operator.actions import Object, Resource
+from finetune_operator.kube import ApiError, HttpKubeClient, KubeClient
+from finetune_operator.settings import Settings
+
+WRITES = frozenset({"create", "apply", "patch", "patch_status", "delete"})
+CRASH_EXIT = 86
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One API call that goes wrong, once for each time it stands in the list."""
+
+    verb: str
+    kind: str
+    status: int
+    applied: bool = False
+    """The server carries the call out, and only the answer is lost."""
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to start an operator process."""
+
+    settings: Settings
+    kubeconfig: Path
+    log: Path
+    faults: tuple[Fault, ...] = ()
+    crash_after_writes: int = 0
+    """Kill the process right after this many successful writes; 0: never."""
+    version: str = ""
+    """Let the process believe that it is this version: its stage inputs then differ."""
+    writes_log: Path | None = None
+    """Gets a line for each successful write."""
+
+
+@dataclass
+class FaultyClient:
+    """A KubeClient whose calls fail as asked."""
+
+    inner: KubeClient
+    faults: list[Fault]
+    crash_after: int = 0
+    writes_log: Path | None = None
+    writes: int = field(default=0, init=False)
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        return self._call("get", resource, namespace, name)  # type: ignore[no-any-return]
+
+    def select(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        return self._call("select", resource, namespace, labels, fields)  # type: ignore[no-any-return]
+
+    def create(self, resource: Resource, body: Object) -> Object:
+        return self._call("create", resource, body)  # type: ignore[no-any-return]
+
+    def apply(self, resource: Resource, body: Object, field_manager: str) -> Object:
+        return self._call("apply", resource, body, field_manager)  # type: ignore[no-any-return]
+
+    def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        return self._call("patch", resource, namespace, name, body)  # type: ignore[no-any-return]
+
+    def patch_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        return self._call("patch_status", resource, namespace, name, body)  # type: ignore[no-any-return]
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        self._call("delete", resource, namespace, name, uid)
+
+    def _call(self, verb: str, resource: Resource, *arguments: Any) -> Any:
+        fault = next((each for each in self.faults if (each.verb, each.kind) == (verb, resource.kind)), None)
+        if fault is not None:
+            self.faults.remove(fault)
+        if fault is None or fault.applied:
+            answer = getattr(self.inner, verb)(resource, *arguments)
+        if fault is not None:
+            reason = "Conflict" if fault.status == 409 else "Injected"
+            raise ApiError(fault.status, reason, "injected by the test", fault.retry_after)
+        if verb in WRITES:
+            self._written(verb, resource)
+        return answer
+
+    def _written(self, verb: str, resource: Resource) -> None:
+        self.writes += 1
+        if self.writes_log is not None:
+            with self.writes_log.open("a") as log:
+                log.write(f"{verb} {resource.kind}\n")
+        if self.crash_after and self.writes >= self.crash_after:
+            os._exit(CRASH_EXIT)
+
+
+@dataclass
+class Running:
+    """An operator process."""
+
+    process: BaseProcess
+    health: str
+
+    def healthz(self) -> bytes:
+        """What the probe answers; raises OSError while it does not."""
+        with urllib.request.urlopen(self.health, timeout=15) as answer:
+            return bytes(answer.read())
+
+    def wait_ready(self, seconds: float = 30) -> None:
+        """Until the probe answers, which is after the first LIST."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.is_alive():
+            with contextlib.suppress(OSError):
+                self.healthz()
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"the operator did not become ready (exit code {self.process.exitcode})")
+
+    def stop(self, seconds: float = 20) -> None:
+        """As Kubernetes does: TERM, then KILL."""
+        self.process.terminate()
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def start(how: Start) -> Running:
+    """Start a process; it need not be ready yet."""
+    port = _free_port()
+    process = _CONTEXT.Process(target=_main, args=(how, port))
+    process.start()
+    return Running(process, f"http://127.0.0.1:{port}/healthz")
+
+
+@contextlib.contextmanager
+def running(how: Start) -> Iterator[Running]:
+    """A process that is ready, and stopped at the end."""
+    operator = start(how)
+    try:
+        operator.wait_ready()
+        yield operator
+    finally:
+        operator.stop()
+
+
+def _main(how: Start, port: int) -> None:
+    output = how.log.open("a", buffering=1)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = sys.stderr = output
+    os.environ["KUBECONFIG"] = str(how.kubeconfig)
+    if how.version:
+        finetune_api.__version__ = how.version
+        from finetune_operator.finetunejob import stage_jobs
+
+        stage_jobs.__version__ = how.version  # type: ignore[attr-defined]
+    configuration = client.Configuration()
+    config.load_kube_config(str(how.kubeconfig), client_configuration=configuration)
+    inner = HttpKubeClient(configuration, how.settings.workers + 2)
+    wrapped = FaultyClient(inner, list(how.faults), how.crash_after_writes, how.writes_log)
+    program.configure_logging("full")
+    program.run(wrapped, how.settings, f"127.0.0.1:{port}")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
