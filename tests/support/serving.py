@@ -117,14 +117,15 @@ class ServingCluster:
         return made
 
     def settle(self, passes: int = 40) -> None:
-        """Let operator, controllers and time go on until nothing changes any more."""
+        """Let operator, controllers and time go on until two passes in a row change nothing."""
+        quiet = 0
         for _ in range(passes):
             before = (copy.deepcopy(self.objects), self.status)
             made = self.reconcile()
             self.run_controllers()
-            if made.requeue_after is not None:
-                self.now += timedelta(seconds=made.requeue_after)
-            if before == (self.objects, self.status) and not made.actions and made.requeue_after is None:
+            self.now += timedelta(seconds=made.requeue_after or 0)
+            quiet = quiet + 1 if before == (self.objects, self.status) and not made.actions else 0
+            if quiet == 2:
                 return
         raise AssertionError(f"not quiescent after {passes} passes: {self.plan().actions}")
 

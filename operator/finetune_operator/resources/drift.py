@@ -43,7 +43,7 @@ def holds(live: Any, desired: Any) -> bool:
         )
     if isinstance(desired, list):
         items = live if isinstance(live, list) else []
-        if all(isinstance(want, dict) and "name" in want for want in desired):
+        if desired and all(isinstance(want, dict) and "name" in want for want in desired):
             return all(any(holds(have, want) for have in items) for want in desired)
         return bool(items == desired)
     return bool(live == desired) or _same_quantity(live, desired)

@@ -1,0 +1,180 @@
+"""The objects of an AdapterDeployment: what a serving pod may do, who reaches it, and how long names get."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.stages import StageInput
+from finetune_api.storage import Credentials, Storage
+from finetune_operator.actions import ADAPTERDEPLOYMENTS, SERVICES, Apply, Create
+from finetune_operator.resources.deployment import Serving, deployment, fetch_request
+from finetune_operator.resources.drift import ensure, ensure_exists, holds
+from finetune_operator.resources.network_policy import candidate_policy, serving_policy
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.resources.pods import input_config_map
+from finetune_operator.resources.service import candidate_service, public_service, service_url
+from finetune_operator.settings import PodShape
+from tests.support.serving import GOOD, SETTINGS, uri
+
+pytestmark = pytest.mark.unit
+
+OWNER = Owner(ADAPTERDEPLOYMENTS, "team", "a" * meta.MAX_NAME, "uid")
+REVISION = "0123abcd"
+STORAGE = Storage(endpoint="http://s3.svc:8333", credentials=Credentials(secret_name="s3-read"))
+
+
+def serving(**runtime: Any) -> Serving:
+    known = SETTINGS.runtimes["tgi"].model_copy(update=runtime)
+    return Serving(artifact_uri=uri(GOOD), storage=STORAGE, runtime_name="tgi", runtime=known)
+
+
+def pod(**runtime: Any) -> dict[str, Any]:
+    made: dict[str, Any] = deployment(OWNER, serving(**runtime), SETTINGS.images, REVISION, 2)["spec"]["template"]
+    return made
+
+
+def containers(**runtime: Any) -> Iterator[dict[str, Any]]:
+    spec = pod(**runtime)["spec"]
+    yield from (*spec["initContainers"], *spec["containers"])
+
+
+def test_every_container_is_restricted() -> None:
+    spec = pod()["spec"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not spec["automountServiceAccountToken"]
+    assert not spec["enableServiceLinks"]
+    for container in containers():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_the_server_reads_what_fetch_wrote_and_cannot_change_it() -> None:
+    fetch, server = ({m["mountPath"]: m for m in each["volumeMounts"]} for each in containers())
+    assert not fetch["/models"].get("readOnly")
+    assert server["/models"]["readOnly"]
+    assert fetch["/models"]["name"] == server["/models"]["name"]
+    env = {variable["name"]: variable.get("value") for variable in list(containers())[1]["env"]}
+    assert env["MODEL_ID"] == f"/models/{GOOD}/model"
+
+
+def test_only_fetch_has_the_keys_and_only_as_references() -> None:
+    fetch, server = containers()
+    keys = {variable["name"]: variable for variable in fetch["env"] if variable["name"].startswith("AWS_")}
+    assert keys.keys() == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert all(variable["valueFrom"]["secretKeyRef"]["name"] == "s3-read" for variable in keys.values())
+    assert not [variable for variable in server["env"] if variable["name"].startswith("AWS_")]
+    assert "envFrom" not in fetch | server
+
+
+def test_fetch_runs_its_stage_on_an_immutable_input() -> None:
+    request = fetch_request(OWNER, serving(), SETTINGS.images, REVISION)
+    config_map = input_config_map(request)
+    assert config_map["immutable"]
+    [volume] = [each for each in pod()["spec"]["volumes"] if each["name"] == "input"]
+    assert volume["configMap"]["name"] == config_map["metadata"]["name"]
+    stage_input = StageInput.model_validate(json.loads(config_map["data"]["input.json"]))
+    assert stage_input.artifact_uri == uri(GOOD)
+    assert next(containers())["command"][:3] == ["python", "-m", "finetune_jobs.fetch"]
+
+
+@pytest.mark.parametrize(("shards", "memory"), [(1, None), (2, {"medium": "Memory", "sizeLimit": "1Gi"})])
+def test_shards_get_shared_memory(shards: int, memory: dict[str, str] | None) -> None:
+    volumes = {each["name"]: each for each in pod(num_shard=shards)["spec"]["volumes"]}
+    assert volumes.get("shared-memory", {}).get("emptyDir") == memory
+    paths = [mount["mountPath"] for mount in list(containers(num_shard=shards))[1]["volumeMounts"]]
+    assert ("/dev/shm" in paths) is (memory is not None)
+
+
+def test_every_mount_has_its_volume_and_every_path_is_mounted_once() -> None:
+    volumes = {each["name"] for each in pod(num_shard=2)["spec"]["volumes"]}
+    for container in containers(num_shard=2):
+        paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert len(paths) == len(set(paths))
+
+
+def test_the_pod_drains_before_it_ends() -> None:
+    spec = pod(drain_seconds=15, termination_grace_seconds=225)["spec"]
+    [server] = spec["containers"]
+    assert server["lifecycle"] == {"preStop": {"sleep": {"seconds": 15}}}
+    assert spec["terminationGracePeriodSeconds"] == 225
+
+
+def test_the_runtimes_shape_and_account_are_the_pods() -> None:
+    shape = PodShape(
+        limits={"nvidia.com/gpu": "1"},
+        node_selector={"gpu": "l4"},
+        tolerations=[{"key": "gpu", "operator": "Exists"}],
+        runtime_class_name="nvidia",
+    )
+    spec = pod(pod=shape, service_account_name="runner")["spec"]
+    assert spec["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    assert spec["nodeSelector"] == {"gpu": "l4"}
+    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert (spec["runtimeClassName"], spec["serviceAccountName"]) == ("nvidia", "runner")
+    assert "nvidia.com/gpu" not in spec["initContainers"][0]["resources"]["limits"]
+
+
+def test_selectors_agree() -> None:
+    made = deployment(OWNER, serving(), SETTINGS.images, REVISION, 1)
+    labels = made["spec"]["template"]["metadata"]["labels"]
+    assert made["spec"]["selector"]["matchLabels"] == labels
+    for service in (public_service(OWNER, REVISION), candidate_service(OWNER, REVISION)):
+        assert service["spec"]["selector"] == labels
+    for policy in (candidate_policy(OWNER, REVISION), serving_policy(OWNER, REVISION)):
+        assert policy["spec"]["podSelector"]["matchLabels"] == labels
+    assert candidate_policy(OWNER, REVISION)["metadata"]["name"] == serving_policy(OWNER, REVISION)["metadata"]["name"]
+
+
+def test_the_longest_names_fit() -> None:
+    names = [
+        public_service(OWNER, REVISION)["metadata"]["name"],
+        candidate_service(OWNER, REVISION)["metadata"]["name"],
+        fetch_request(OWNER, serving(), SETTINGS.images, REVISION).name,
+        # The Deployment controller's ReplicaSet: a hyphen and a hash of ten characters.
+        deployment(OWNER, serving(), SETTINGS.images, REVISION, 1)["metadata"]["name"] + "-0123456789",
+    ]
+    assert max(map(len, names)) <= 63
+    assert service_url(OWNER, "x") == "http://x.team.svc:80"
+
+
+@pytest.mark.parametrize(
+    ("live", "desired", "same"),
+    [
+        ({"a": 1, "added": 2}, {"a": 1}, True),
+        ({"a": 2}, {"a": 1}, False),
+        ({}, {"a": 1}, False),
+        ({"a": None}, {"a": {}}, True),
+        ({}, {"a": []}, True),
+        ({"a": ["x"]}, {"a": []}, False),
+        ({"memory": "1Gi"}, {"memory": "1024Mi"}, True),
+        ({"cpu": "1"}, {"cpu": "1000m"}, True),
+        ({"cpu": "1"}, {"cpu": "1001m"}, False),
+        ({"cpu": "1500m"}, {"cpu": "1.5"}, True),
+        ({"m": "1M"}, {"m": "1Mi"}, False),
+        ({"env": [{"name": "B"}, {"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": "1"}]}, True),
+        ({"env": [{"name": "A", "value": "2"}]}, {"env": [{"name": "A", "value": "1"}]}, False),
+        ({"args": ["a", "b"]}, {"args": ["a"]}, False),
+        ({"ingress": [{"from": [1], "ports": [2]}]}, {"ingress": [{"ports": [2]}]}, False),
+        ({"selector": {"a": "1", "b": "2"}}, {"selector": {"a": "1"}}, False),
+    ],
+)
+def test_what_counts_as_a_change(live: Any, desired: Any, same: bool) -> None:
+    assert holds(live, desired) is same
+
+
+def test_missing_is_created_changed_is_applied_and_equal_is_left_alone() -> None:
+    desired = public_service(OWNER, REVISION)
+    other = public_service(OWNER, "ffffffff")
+    assert ensure(SERVICES, desired, None) == (Create(SERVICES, desired),)
+    assert ensure(SERVICES, desired, other) == (Apply(SERVICES, desired),)
+    assert ensure(SERVICES, desired, desired) == ()
+    assert ensure_exists(SERVICES, desired, None) == (Create(SERVICES, desired),)
+    assert ensure_exists(SERVICES, desired, other) == ()

@@ -1,0 +1,492 @@
+"""AdapterDeployment, one rule after the other: what was observed, and what the plan makes of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_api.storage import Storage
+from finetune_operator.actions import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Action,
+    Apply,
+    Create,
+    Patch,
+    Resource,
+)
+from finetune_operator.adapterdeployment.observe import Invalid, Source
+from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.settings import Settings
+from tests.support.serving import (
+    BETTER,
+    CORRUPT,
+    CRASHING,
+    FATES,
+    GOOD,
+    INACTIVE,
+    SETTINGS,
+    START,
+    ServingCluster,
+    following,
+    pinned,
+    published,
+    uri,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:
+    """A cluster whose resource serves an artifact, at rest."""
+    cluster = ServingCluster(spec=pinned(digest, **spec))
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+    return cluster
+
+
+def wrote(action: Action) -> tuple[str, Resource, str]:
+    name = action.object["metadata"]["name"] if isinstance(action, Create | Apply) else action.name
+    return type(action).__name__, action.resource, name
+
+
+def condition(status: AdapterDeploymentStatus, kind: str) -> tuple[str, str]:
+    found = next(each for each in status.conditions if each.type == kind)
+    return found.status, found.reason
+
+
+def shown(status: AdapterDeploymentStatus) -> dict[str, str]:
+    """Conditions as they stand in a row: True, False."""
+    return {each.type: each.status for each in status.conditions}
+
+
+class TestBlocked:
+    """Without a target nothing is started, and the status says what is missing and whether it comes by itself."""
+
+    @pytest.mark.parametrize(
+        ("cluster", "reason", "says", "waiting"),
+        [
+            (
+                ServingCluster(spec=pinned(GOOD, runtime="vllm")),
+                Reason.RUNTIME_UNKNOWN,
+                "spec.runtime is 'vllm'; the platform offers: tgi, tgi-cpu.",
+                False,
+            ),
+            (
+                ServingCluster(settings=SETTINGS.model_copy(update={"runtimes": {}})),
+                Reason.RUNTIME_UNKNOWN,
+                "the platform offers: none.",
+                False,
+            ),
+            (
+                ServingCluster(service_account=False),
+                Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+                "ServiceAccount 'finetune-runner' of runtime 'tgi-cpu' does not exist in namespace 'team'.",
+                False,
+            ),
+            (ServingCluster(spec=following()), Reason.SOURCE_NOT_READY, "FineTuneJob 'intents' does not exist", True),
+            (
+                ServingCluster(spec=following(), source=Source("Running", None, Storage())),
+                Reason.SOURCE_NOT_READY,
+                "has not published an artifact; its phase is Running.",
+                True,
+            ),
+            (
+                ServingCluster(spec=following(), source=Source("", None, Storage())),
+                Reason.SOURCE_NOT_READY,
+                "it has not begun.",
+                True,
+            ),
+        ],
+    )
+    def test_before_anything_serves(self, cluster: ServingCluster, reason: Reason, says: str, waiting: bool) -> None:
+        made = cluster.plan()
+        assert made.actions == ()
+        assert made.status.phase is (ServingPhase.PENDING if waiting else ServingPhase.FAILED)
+        assert shown(made.status) == {"Ready": "False", "Reconciling": str(waiting), "Stalled": str(not waiting)}
+        ready = made.status.conditions[0]
+        assert ready.reason == reason
+        assert says in ready.message
+
+    def test_a_foreign_service_of_the_name_is_left_alone(self) -> None:
+        cluster = ServingCluster()
+        made = plan(replace(cluster.observe(), strangers=("Service demo",)), START)
+        assert made.actions == ()
+        assert condition(made.status, "Stalled") == ("True", Reason.NAME_TAKEN)
+        assert made.requeue_after is not None  # nobody tells when the stranger goes
+
+    @pytest.mark.parametrize(
+        ("breaks", "phase"),
+        [
+            (lambda cluster: cluster.spec.update(runtime="vllm"), ServingPhase.DEGRADED),
+            (lambda cluster: setattr(cluster, "service_account", False), ServingPhase.DEGRADED),
+            (lambda cluster: setattr(cluster, "spec", following()), ServingPhase.PROGRESSING),
+        ],
+    )
+    def test_what_serves_goes_on_serving(self, breaks: Callable[[ServingCluster], None], phase: ServingPhase) -> None:
+        cluster = serving()
+        before = cluster.traffic()
+        breaks(cluster)
+        cluster.reconcile()
+        assert cluster.traffic() == before
+        assert cluster.revisions(DEPLOYMENTS) == {before}
+        assert cluster.status.phase is phase
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+    def test_a_candidate_of_an_earlier_target_goes(self) -> None:
+        cluster = ServingCluster()
+        cluster.reconcile()
+        cluster.spec["runtime"] = "vllm"
+        cluster.reconcile()
+        assert not any(cluster.objects.values())
+        assert cluster.status.candidate is None
+
+    def test_a_spec_that_cannot_be_read_changes_only_the_status(self) -> None:
+        cluster = serving()
+        observed = cluster.observe()
+        made = plan(Invalid(observed.resource.metadata, cluster.status, "spec.runtime: too long"), START)
+        assert made.actions == ()
+        assert condition(made.status, "Stalled") == ("True", Reason.SPEC_INVALID)
+        assert made.status.stable == cluster.status.stable
+        assert condition(made.status, "Ready")[0] == "True"
+
+
+class TestRollout:
+    def test_the_first_one_step_by_step(self) -> None:
+        cluster = ServingCluster()
+        steps = []
+        for _ in range(4):
+            made = cluster.reconcile()
+            steps.append([wrote(action)[:2] for action in made.actions])
+            cluster.run_controllers()
+        assert steps == [
+            [("Create", kind) for kind in (NETWORK_POLICIES, SERVICES, CONFIG_MAPS, DEPLOYMENTS)],
+            [("Create", CONFIG_MAPS), ("Create", JOBS)],
+            [("Apply", NETWORK_POLICIES), ("Create", SERVICES), ("Delete", SERVICES)],
+            [],
+        ]
+        assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.PROMOTED]
+
+    def test_the_status_of_a_served_revision(self) -> None:
+        status = serving(replicas=2).status
+        assert status.stable is not None
+        assert status.stable.artifact_digest == GOOD
+        assert status.stable.artifact_uri == uri(GOOD)
+        assert (status.stable.accuracy, status.stable.expected_accuracy) == ("0.9000", "0.9100")
+        assert status.stable.state is RevisionState.SERVING
+        assert status.last_good_revision == status.stable.revision
+        assert (status.replicas, status.ready_replicas) == (2, 2)
+        assert status.endpoint == "http://demo.team.svc:80"
+        assert f"{meta.LABEL_REVISION}={status.stable.revision}" in status.selector.split(",")
+        assert shown(status) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+        assert status.candidate is None
+
+    def test_at_rest_nothing_is_written(self) -> None:
+        made = serving().plan()
+        assert (made.actions, made.events, made.requeue_after) == ((), (), None)
+
+    def test_only_the_verifier_reaches_a_candidate_and_everybody_what_serves(self) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        policies = {name: policy["spec"]["ingress"] for name, policy in cluster.objects[NETWORK_POLICIES].items()}
+        port = [{"protocol": "TCP", "port": meta.SERVING_PORT}]
+        candidate = cluster.status.candidate
+        assert candidate is not None
+        assert policies.pop(f"demo-{old}") == [{"ports": port}]
+        [rule] = policies.pop(candidate.deployment)
+        [peer] = rule["from"]
+        assert peer["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
+        assert peer["podSelector"]["matchLabels"][meta.LABEL_OWNER_NAME] == "demo"
+        cluster.settle()
+        assert [policy["spec"]["ingress"] for policy in cluster.objects[NETWORK_POLICIES].values()] == [
+            [{"ports": port}]
+        ]
+
+    def test_the_old_revision_serves_until_the_new_one_is_proved_and_drains_before_it_goes(self) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        cluster.spec = pinned(BETTER)
+        for _ in range(2):
+            cluster.reconcile()
+            cluster.run_controllers()
+            assert cluster.traffic() == old
+            assert cluster.status.phase is ServingPhase.PROGRESSING
+            assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+        made = cluster.reconcile()
+        new = cluster.traffic()
+        assert new != old
+        assert cluster.revisions(DEPLOYMENTS) == {old, new}
+        assert made.requeue_after == 5  # the drain of tgi-cpu
+        cluster.now += timedelta(seconds=4)
+        assert cluster.reconcile().requeue_after == 1
+        assert cluster.revisions(DEPLOYMENTS) == {old, new}
+        cluster.now += timedelta(seconds=1)
+        cluster.reconcile()
+        for kind in (DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, JOBS, SERVICES):
+            assert cluster.revisions(kind) == {new}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda cluster: cluster.spec.update(runtime="tgi"),
+            lambda cluster: cluster.spec["source"]["artifact"].update(uri=uri(BETTER)),
+            lambda cluster: cluster.spec["source"]["artifact"].update(storage={"endpoint": "http://other.svc:1"}),
+            lambda cluster: setattr(cluster, "settings", _with_runtime(image="images/tgi-cpu:2")),
+            lambda cluster: setattr(cluster, "settings", _with_runtime(env={"CUDA_GRAPHS": "0"})),
+            lambda cluster: setattr(cluster, "settings", _with_runtime(max_input_tokens=99)),
+        ],
+    )
+    def test_what_makes_another_revision(self, change: Callable[[ServingCluster], None]) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        change(cluster)
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.revision != old
+        assert cluster.traffic() == old
+
+    @pytest.mark.parametrize("spec", [{"replicas": 4}, {"verification": {"samples": 7}}, {"rerun": "again"}])
+    def test_what_does_not(self, spec: dict[str, Any]) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        cluster.spec |= spec
+        cluster.settle()
+        assert cluster.revisions(DEPLOYMENTS) == {old}
+        assert cluster.status.phase is ServingPhase.READY
+
+    def test_a_newer_target_replaces_an_unfinished_candidate(self) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        cluster.run_controllers()
+        cluster.reconcile()
+        cluster.now += timedelta(minutes=1)
+        skipped = cluster.revisions(JOBS) - {old}
+        cluster.spec = pinned(INACTIVE)
+        cluster.reconcile()
+        for kind in (DEPLOYMENTS, SERVICES, JOBS, NETWORK_POLICIES, CONFIG_MAPS):
+            assert not cluster.revisions(kind) & skipped
+
+    def test_going_back_drops_the_candidate(self) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        cluster.now += timedelta(minutes=1)
+        cluster.spec = pinned(GOOD)
+        cluster.reconcile()
+        assert cluster.status.candidate is None
+        assert cluster.revisions(DEPLOYMENTS) == {old}
+        assert cluster.plan().actions == ()
+
+    def test_going_back_after_a_promotion_serves_the_old_revision_again(self) -> None:
+        cluster = serving()
+        old = cluster.traffic()
+        cluster.spec = pinned(BETTER)
+        cluster.settle()
+        cluster.spec = pinned(GOOD)
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.revisions(DEPLOYMENTS) == {old}
+
+    def test_a_new_artifact_of_the_job_is_followed(self) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == GOOD
+        cluster.source = published(BETTER)
+        cluster.settle()
+        assert cluster.status.stable.artifact_digest == BETTER
+
+    def test_a_job_that_is_gone_leaves_its_artifact_served(self) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        served, cluster.source = cluster.traffic(), None
+        cluster.settle()
+        assert cluster.traffic() == served
+        assert condition(cluster.status, "Reconciling") == ("True", Reason.SOURCE_NOT_READY)
+
+
+class TestFailure:
+    @pytest.mark.parametrize("digest", [INACTIVE, CORRUPT, CRASHING])
+    def test_the_old_revision_goes_on_serving(self, digest: str) -> None:
+        cluster = serving()
+        old, cluster.spec = cluster.traffic(), pinned(digest)
+        before = cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"] == before
+        assert cluster.revisions(DEPLOYMENTS) == {old}
+        assert cluster.status.phase is ServingPhase.DEGRADED
+        assert shown(cluster.status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
+        assert condition(cluster.status, "Stalled")[1] == FATES[digest]
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.state is RevisionState.FAILED
+        assert cluster.events[-1].type == "Warning"
+        assert cluster.events[-1].reason == FATES[digest]
+
+    @pytest.mark.parametrize("digest", [INACTIVE, CORRUPT, CRASHING])
+    def test_without_an_old_one_nothing_serves(self, digest: str) -> None:
+        cluster = ServingCluster(spec=pinned(digest))
+        cluster.settle()
+        assert cluster.traffic() == ""
+        assert cluster.status.phase is ServingPhase.FAILED
+        assert shown(cluster.status) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+        assert cluster.objects[DEPLOYMENTS] == {}
+
+    def test_the_log_of_a_failed_verification_stays(self) -> None:
+        cluster = ServingCluster(spec=pinned(INACTIVE))
+        cluster.settle()
+        assert len(cluster.objects[JOBS]) == 1
+        assert len(cluster.objects[CONFIG_MAPS]) == 1
+
+    def test_the_cause_is_told_once(self) -> None:
+        cluster = ServingCluster(spec=pinned(CORRUPT))
+        cluster.settle()
+        cluster.settle()
+        assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.ARTIFACT_CORRUPT]
+
+    @pytest.mark.parametrize(
+        ("spec", "again"),
+        [
+            ({"replicas": 3}, False),
+            ({"rerun": "credentials-are-right-now"}, True),
+            ({"verification": {"minAgreementPercent": 10}}, True),
+        ],
+    )
+    def test_it_is_tried_again_only_when_asked_for(self, spec: dict[str, Any], again: bool) -> None:
+        cluster = serving()
+        cluster.spec = pinned(INACTIVE)
+        cluster.settle()
+        failed = set(cluster.objects[JOBS])
+        cluster.spec |= spec
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.state is RevisionState.STARTING) is again
+        cluster.settle()
+        assert cluster.status.candidate.state is RevisionState.FAILED
+        assert (set(cluster.objects[JOBS]) == failed) is not again
+
+    def test_other_artifact_other_try(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(CORRUPT)
+        cluster.settle()
+        cluster.spec = pinned(BETTER)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
+
+
+class TestReplicas:
+    @pytest.mark.parametrize("wanted", [0, 1, 3])
+    def test_they_follow_the_spec(self, wanted: int) -> None:
+        cluster = serving(replicas=2)
+        cluster.spec["replicas"] = wanted
+        cluster.settle()
+        assert (cluster.status.replicas, cluster.status.ready_replicas) == (wanted, wanted)
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+        assert cluster.status.phase is ServingPhase.READY
+
+    def test_a_revision_that_shall_sleep_is_proved_first(self) -> None:
+        cluster = ServingCluster(spec=pinned(GOOD, replicas=0))
+        cluster.reconcile()
+        assert [deployment["spec"]["replicas"] for deployment in cluster.objects[DEPLOYMENTS].values()] == [1]
+        cluster.settle()
+        assert [deployment["spec"]["replicas"] for deployment in cluster.objects[DEPLOYMENTS].values()] == [0]
+        assert cluster.status.stable is not None
+
+    def test_the_old_revision_is_scaled_too_while_a_new_one_starts(self) -> None:
+        cluster = serving(replicas=1)
+        cluster.spec = pinned(BETTER, replicas=3)
+        made = cluster.reconcile()
+        assert cluster.status.stable is not None
+        patches = [action for action in made.actions if isinstance(action, Patch)]
+        assert patches == [Patch(DEPLOYMENTS, cluster.status.stable.deployment, {"spec": {"replicas": 3}})]
+
+    @pytest.mark.parametrize(
+        ("ready", "phase", "is_ready"), [(0, ServingPhase.DEGRADED, "False"), (1, ServingPhase.DEGRADED, "True")]
+    )
+    def test_pods_that_do_not_answer(self, ready: int, phase: ServingPhase, is_ready: str) -> None:
+        cluster = serving(replicas=2)
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        deployment["status"] |= {"readyReplicas": ready, "availableReplicas": ready}
+        cluster.reconcile()
+        assert cluster.status.phase is phase
+        assert shown(cluster.status) == {"Ready": is_ready, "Reconciling": "True", "Stalled": "False"}
+        assert cluster.status.ready_replicas == ready
+
+
+class TestRepair:
+    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
+    def test_a_child_that_was_deleted_comes_back(self, kind: Resource) -> None:
+        cluster = serving()
+        before = set(cluster.objects[kind])
+        cluster.objects[kind].clear()
+        cluster.settle()
+        lasting = {name for name in before if "-verify-" not in name}
+        assert set(cluster.objects[kind]) == lasting
+        assert cluster.status.phase is ServingPhase.READY
+
+    @pytest.mark.parametrize(
+        ("kind", "path", "value"),
+        [
+            (SERVICES, ("spec", "selector", meta.LABEL_REVISION), "00000000"),
+            (SERVICES, ("spec", "selector", "added"), "by somebody"),
+            (DEPLOYMENTS, ("spec", "replicas"), 7),
+            (DEPLOYMENTS, ("spec", "template", "spec", "containers"), []),
+            (NETWORK_POLICIES, ("spec", "ingress"), []),
+        ],
+    )
+    def test_what_somebody_changed_is_put_right(self, kind: Resource, path: tuple[str, ...], value: Any) -> None:
+        cluster = serving()
+        [found] = cluster.objects[kind].values()
+        for step in path[:-1]:
+            found = found[step]
+        before, found[path[-1]] = found.get(path[-1]), value
+        [action] = cluster.plan().actions
+        assert isinstance(action, Apply)
+        wanted = action.object
+        for step in path[:-1]:
+            wanted = wanted[step]
+        assert wanted.get(path[-1]) == before
+
+    def test_what_others_added_stays(self) -> None:
+        cluster = serving()
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "1"
+        deployment["spec"]["template"]["metadata"]["annotations"] = {"kubectl.kubernetes.io/restartedAt": "now"}
+        deployment["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/termination-log"
+        assert cluster.plan().actions == ()
+
+    def test_a_resource_without_status_finds_what_it_serves(self) -> None:
+        cluster = serving()
+        served, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
+        made = cluster.plan()
+        assert made.actions == ()
+        assert made.status.stable is not None
+        assert made.status.stable.revision == served
+        assert made.status.stable.artifact_uri == uri(GOOD)
+
+    def test_a_resource_without_status_and_with_another_spec_goes_on_serving(self) -> None:
+        cluster = serving()
+        served, cluster.status, cluster.spec = cluster.traffic(), AdapterDeploymentStatus(), pinned(CORRUPT)
+        cluster.settle()
+        assert cluster.traffic() == served
+        assert cluster.revisions(DEPLOYMENTS) == {served}
+
+
+def _with_runtime(**fields: Any) -> Settings:
+    changed = SETTINGS.runtimes["tgi-cpu"].model_copy(update=fields)
+    return SETTINGS.model_copy(update={"runtimes": SETTINGS.runtimes | {"tgi-cpu": changed}})

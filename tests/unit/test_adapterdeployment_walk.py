@@ -1,0 +1,182 @@
+"""AdapterDeployment from any state to the end: crashes, changed minds, tampering, and what must hold all the time.
+
+The oracle of a fault: the end is the one that a run without the fault reaches.
+"""
+
+import copy
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import RevisionState, ServingPhase
+from finetune_operator.actions import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
+from tests.support.serving import (
+    BETTER,
+    CORRUPT,
+    CRASHING,
+    FATES,
+    GOOD,
+    INACTIVE,
+    ServingCluster,
+    following,
+    pinned,
+    published,
+)
+
+pytestmark = pytest.mark.unit
+
+ARTIFACTS = (GOOD, BETTER, INACTIVE, CORRUPT, CRASHING)
+
+
+class Safety:
+    """What holds after every single write of the operator."""
+
+    def __init__(self) -> None:
+        self.proved: set[str] = set()
+
+    def __call__(self, cluster: ServingCluster) -> None:
+        for job in cluster.objects.get(JOBS, {}).values():
+            ended = (job.get("status") or {}).get("conditions") or []
+            if any(each["type"] == "Complete" for each in ended):
+                self.proved.add(job["metadata"]["labels"][meta.LABEL_REVISION])
+        served = cluster.traffic()
+        if served:
+            assert served in self.proved, "traffic points to a revision that was not proved"
+            assert served in cluster.revisions(DEPLOYMENTS), "traffic points to pods that are gone"
+        for policy in cluster.objects.get(NETWORK_POLICIES, {}).values():
+            revision = policy["metadata"]["labels"][meta.LABEL_REVISION]
+            if "from" not in policy["spec"]["ingress"][0]:
+                assert revision in self.proved, "an unproved revision is open to everybody"
+
+
+def start() -> ServingCluster:
+    return ServingCluster(watch=Safety())
+
+
+specs = st.builds(
+    lambda digest, runtime, replicas, rerun: pinned(digest, runtime=runtime, replicas=replicas, rerun=rerun),
+    st.sampled_from(ARTIFACTS),
+    st.sampled_from(["tgi", "tgi-cpu", "unknown"]),
+    st.integers(0, 2),
+    st.sampled_from(["", "again"]),
+)
+steps = st.one_of(
+    st.tuples(st.just("spec"), specs),
+    st.tuples(st.just("follow"), st.sampled_from(ARTIFACTS)),
+    st.tuples(st.just("reconcile"), st.none()),
+    st.tuples(st.just("crash"), st.integers(0, 8)),
+    st.tuples(st.just("controllers"), st.none()),
+    st.tuples(st.just("wait"), st.integers(1, 400)),
+    st.tuples(st.just("settle"), st.none()),
+)
+
+
+def walk(cluster: ServingCluster, path: list[tuple[str, Any]]) -> None:
+    for step, value in path:
+        match step:
+            case "spec":
+                cluster.spec, cluster.source = copy.deepcopy(value), None
+            case "follow":
+                cluster.spec, cluster.source = following(), published(value)
+            case "reconcile":
+                cluster.reconcile()
+            case "crash":
+                cluster.reconcile(crash_after=value)
+            case "controllers":
+                cluster.run_controllers()
+            case "wait":
+                cluster.now += timedelta(seconds=value)
+            case "settle":
+                cluster.settle()
+
+
+def facts(cluster: ServingCluster) -> dict[str, Any]:
+    """What can be compared between clusters of other ages: names and contents, without uids and times."""
+    return {
+        f"{resource.kind} {name}": _content(child)
+        for resource, kind in cluster.objects.items()
+        for name, child in kind.items()
+    }
+
+
+def _content(child: Object) -> Any:
+    return {key: value for key, value in child.items() if key in ("spec", "data")}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(steps, max_size=25))
+def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]) -> None:
+    cluster = start()
+    walk(cluster, path)
+    served = cluster.traffic()
+    cluster.settle()
+    straight = ServingCluster(spec=cluster.spec, source=cluster.source)
+    straight.settle()
+    end, expected = cluster.status, straight.status
+    if expected.phase is ServingPhase.READY:
+        assert facts(cluster) == facts(straight)
+        assert end.phase is ServingPhase.READY
+        assert end.candidate is None
+        assert end.stable is not None
+        assert expected.stable is not None
+        assert end.stable.revision == expected.stable.revision
+    elif expected.candidate is not None and cluster.traffic() == "":
+        assert end.candidate is not None
+        assert end.candidate.state is expected.candidate.state is RevisionState.FAILED
+        assert end.candidate.reason == expected.candidate.reason
+        assert facts(cluster) == facts(straight)
+    else:
+        assert cluster.traffic() == served
+        assert cluster.revisions(DEPLOYMENTS) == ({served} if served else set())
+        assert end.phase in (expected.phase, ServingPhase.DEGRADED)
+
+
+@pytest.mark.parametrize("digest", [BETTER, INACTIVE])
+def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str) -> None:
+    def update(crash: int | None) -> tuple[ServingCluster, int]:
+        """An update whose operator dies after its nth write; how many writes it made."""
+        cluster = start()
+        cluster.settle()
+        cluster.spec, writes = pinned(digest), 0
+        for _ in range(8):
+            actions = len(cluster.plan().actions)
+            dies = crash is not None and writes <= crash <= writes + actions
+            cluster.reconcile(crash_after=crash - writes if dies and crash is not None else None)
+            writes += actions + 1
+            cluster.run_controllers()
+            cluster.now += timedelta(seconds=1)
+        cluster.settle()
+        return cluster, writes
+
+    undisturbed, writes = update(None)
+    for crash in range(writes):
+        disturbed, _ = update(crash)
+        assert facts(disturbed) == facts(undisturbed), f"crash after write {crash}"
+        assert disturbed.traffic() == undisturbed.traffic()
+        assert disturbed.status.phase is undisturbed.status.phase
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(ARTIFACTS),
+    st.lists(
+        st.tuples(st.sampled_from([DEPLOYMENTS, SERVICES, JOBS, CONFIG_MAPS, NETWORK_POLICIES]), st.integers(0, 5))
+    ),
+)
+def test_deleted_children_do_not_change_the_end(digest: str, deletions: list[tuple[Any, int]]) -> None:
+    cluster = ServingCluster(spec=pinned(digest))
+    for resource, passes in deletions:
+        for _ in range(passes):
+            cluster.reconcile()
+            cluster.run_controllers()
+        for name in list(cluster.objects.get(resource, {})):
+            del cluster.objects[resource][name]
+            cluster.pods.pop(name, None)
+    cluster.settle()
+    expected = ServingPhase.READY if FATES[digest] is None else ServingPhase.FAILED
+    assert cluster.status.phase is expected
+    assert cluster.traffic() == ("" if FATES[digest] else next(iter(cluster.revisions(DEPLOYMENTS))))
