@@ -92,3 +92,6 @@ class Plan(Generic[S]):
     """Written after the status write succeeded."""
     requeue_after: float | None = None
     """Seconds after which to reconcile again; None waits for an event or the resync."""
+    tell: bool = True
+    """False: neither status nor events in this turn; the next one, which should come at once, tells what was done.
+    In a burst, every resource gets its first Job before any gets its status."""

@@ -7,7 +7,7 @@ existing object checks its owner, status writes are conditional on the resource 
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Final
 
 from finetune_operator.actions import ADAPTERDEPLOYMENTS, DEPLOYMENTS, FINETUNEJOBS, JOBS, PODS, Object, Resource
@@ -17,6 +17,8 @@ CUSTOM_RESOURCES: Final = (FINETUNEJOBS, ADAPTERDEPLOYMENTS)
 CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS)
 """The kinds of children that are watched; others are read when needed."""
 _TOMBSTONES: Final = 10_000
+_Place = tuple[str, str, str]
+"""Kind, namespace and name."""
 
 
 class Cache:
@@ -24,8 +26,8 @@ class Cache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._objects: dict[tuple[str, str, str], Object] = {}
-        self._children: dict[tuple[Key, str], set[tuple[str, str, str]]] = defaultdict(set)
+        self._objects: dict[_Place, Object] = {}
+        self._groups: dict[Hashable, set[_Place]] = defaultdict(set)
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def record(self, resource: Resource, found: Object) -> bool:
@@ -37,10 +39,10 @@ class Cache:
             known = self._objects.get(place)
             if metadata["uid"] in self._deleted or (known is not None and _version(known) >= _version(found)):
                 return False
+            if known is not None:
+                self._remove(place)
             self._objects[place] = found
-            owner = owner_key(found)
-            if owner is not None:
-                self._children[owner, resource.kind].add(place)
+            self._groups[_group(place, found)].add(place)
             return True
 
     def forget(self, resource: Resource, gone: Object) -> bool:
@@ -70,8 +72,8 @@ class Cache:
     def children(self, owner: Key, resource: Resource) -> list[Object]:
         """An owner's children of a kind, by labels: the owner reference is for the reader to check."""
         with self._lock:
-            places = self._children.get((owner, resource.kind), ())
-            return sorted((self._objects[place] for place in places), key=lambda found: found["metadata"]["name"])
+            places = sorted(self._groups.get((owner, resource.kind), ()))
+            return [self._objects[place] for place in places]
 
     def versions(self, resource: Resource) -> dict[str, Object]:
         """All objects of a kind by uid, to be handed to ``replace`` after a LIST."""
@@ -87,13 +89,27 @@ class Cache:
             if uid not in present:
                 self.forget(resource, gone)
 
-    def _remove(self, place: tuple[str, str, str]) -> None:
-        owner = owner_key(self._objects.pop(place))
-        if owner is not None:
-            places = self._children[owner, place[0]]
-            places.discard(place)
-            if not places:
-                del self._children[owner, place[0]]
+    def publishers(self, output: tuple[str, str]) -> list[Object]:
+        """The FineTuneJobs of all namespaces that publish to an output (see ``output_of``)."""
+        with self._lock:
+            return [self._objects[place] for place in self._groups.get(output, ())]
+
+    def _remove(self, place: _Place) -> None:
+        group = _group(place, self._objects.pop(place))
+        self._groups[group].discard(place)
+        if not self._groups[group]:
+            del self._groups[group]
+
+
+def _group(place: _Place, found: Object) -> Hashable:
+    """By what an object is found: FineTuneJobs by their output, children by owner and kind."""
+    return output_of(found) if place[0] == FINETUNEJOBS.kind else (owner_key(found), place[0])
+
+
+def output_of(job: Object) -> tuple[str, str]:
+    """Where a FineTuneJob publishes: URI and name."""
+    output = job["spec"].get("output") or {}
+    return str(output.get("uri", "")).rstrip("/"), str(output.get("name", ""))
 
 
 def _version(found: Object) -> int:

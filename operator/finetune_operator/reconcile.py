@@ -65,8 +65,9 @@ class Reconciler:
         plan = kind.plan(observed, now)
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
         plan = self._apply(kind, owner, observed, plan, now)
-        version = self._write_status(kind, resource, plan.status)
-        self._tell(owner, plan.events, version, now)
+        if plan.tell:
+            version = self._write_status(kind, resource, plan.status)
+            self._write_events(owner, plan.events, version, now)
         return plan.requeue_after
 
     def _apply(self, kind: Kind[O, S], owner: Owner, observed: O, plan: Plan[S], now: datetime) -> Plan[S]:
@@ -104,7 +105,7 @@ class Reconciler:
         else:
             self._cache.record(resource, current)
 
-    def _tell(self, owner: Owner, events: tuple[Event, ...], version: str, now: datetime) -> None:
+    def _write_events(self, owner: Owner, events: tuple[Event, ...], version: str, now: datetime) -> None:
         for event in events:
             try:
                 self._client.create(EVENTS, event_object(owner, event, version, now))

@@ -55,12 +55,6 @@ class Book:
         """Whether the stage's result is known."""
         return self.rows[stage].state in DONE
 
-    def begin(self, stage: Stage, job: str, input_key: str, recovered: bool) -> None:
-        """Note that a stage's Job is being created; a stage whose result is looked up keeps its own."""
-        if not recovered:
-            row = StageStatus(name=stage.value, state=StageState.RUNNING, job=job, input_key=input_key)
-            self.rows[stage] = row
-
     def enter(self, stage: Stage, job: StageJob, state: StageState, message: str, input_key: str = "") -> None:
         """Note where a stage's Job stands."""
         verdict = job.verdict

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, ObjectM
 from finetune_api.hashing import digest
 from finetune_api.stages import Stage
 from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, PODS, Object
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, output_of
 from finetune_operator.conditions import parse_timestamp
 from finetune_operator.finetunejob.outcome import UNFINISHED, State, Verdict, judge
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
@@ -107,7 +107,7 @@ class Observer:
             jobs=jobs,
             strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=spec is None or self._has_account(owner.namespace, spec.profile),
-            rival=self._rival(resource, spec) if spec else "",
+            rival=self._rival(resource) if spec else "",
             sample=self._sample(jobs, now),
         )
 
@@ -140,14 +140,12 @@ class Observer:
         known = self._settings.profiles.get(profile)
         return known is None or self._accounts.exists(namespace, known.service_account_name)
 
-    def _rival(self, resource: Object, spec: FineTuneJobSpec) -> str:
+    def _rival(self, resource: Object) -> str:
         """The oldest other FineTuneJob with the same output, if it is older than this one."""
         elders = [
             other
-            for other in self._cache.all(FINETUNEJOBS)
-            if _seniority(other) < _seniority(resource)
-            and _output(other) == (spec.output.uri.rstrip("/"), spec.output.name)
-            and not other["metadata"].get("deletionTimestamp")
+            for other in self._cache.publishers(output_of(resource))
+            if _seniority(other) < _seniority(resource) and not other["metadata"].get("deletionTimestamp")
         ]
         if not elders:
             return ""
@@ -176,8 +174,3 @@ def _runs(pod: Object) -> bool:
 
 def _seniority(resource: Object) -> tuple[str, str]:
     return resource["metadata"]["creationTimestamp"], resource["metadata"]["uid"]
-
-
-def _output(resource: Object) -> tuple[str, str]:
-    output = resource["spec"].get("output") or {}
-    return output.get("uri", "").rstrip("/"), output.get("name", "")

@@ -27,7 +27,7 @@ from finetune_operator.resources.pods import input_config_map, stage_job
 HINDRANCE_SECONDS: Final = 15.0
 """How often it is checked whether what stands in the way has gone."""
 START_SECONDS: Final = 10.0
-"""When a Job that was started now is looked at without an event; then at growing intervals as long as it waits."""
+"""When a Job that waits for its pod is looked at without an event; then at growing intervals."""
 MAX_WAIT_SECONDS: Final = 120.0
 _NEEDS_SOMEBODY: Final = frozenset(
     {
@@ -109,13 +109,8 @@ def _start(
         status = compose(observed, headline, begun, now)
         return replace(_told(observed, status, leftovers), requeue_after=START_SECONDS)
     request = stage_request(observed, spec, book.run.id, stage, book.upstream, recovers)
-    job = stage_job(request)
-    actions = (Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, job))
-    subject = Stage(recovers) if recovers else stage
-    book.begin(subject, request.name, request.input.input_key, recovered=bool(recovers))
-    headline = Headline(Phase.RUNNING, Reason.STAGE_STARTED, f"{subject} is starting.")
-    status = compose(observed, headline, book, now)
-    return replace(_told(observed, status, actions), requeue_after=START_SECONDS)
+    actions = (Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, stage_job(request)))
+    return Plan(status=observed.status, actions=actions, requeue_after=0.0, tell=False)
 
 
 def _watch(

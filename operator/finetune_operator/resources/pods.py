@@ -6,6 +6,7 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -48,7 +49,7 @@ class StageRequest:
         """The stage."""
         return self.input.stage
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of both ConfigMap and Job: equal inputs have equal names."""
         return f"{self.owner.name}-{self.stage}-{short(self.input)}"
