@@ -54,6 +54,7 @@ imports = []
     runtime_type = "io.containerd.runc.v2"
     [{cri}.containerd.runtimes.runc.options]
       SystemdCgroup = false
+      Root = "{root}/state/runc"
 """
 
 
@@ -66,6 +67,8 @@ def buildkit(root: Path, containerd_socket: Path) -> str:
 root = "{root}/data"
 [grpc]
   address = ["unix://{root}/buildkitd.sock"]
+[otel]
+  socketPath = "{root}/traces.sock"
 [worker.oci]
   enabled = false
 [worker.containerd]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,15 +80,24 @@ def remove_network() -> None:
 
 
 def remove_traces(directory: Path) -> None:
-    """Remove what the kubelet and CNI leave at fixed places of the machine, as far as it is this cluster's."""
+    """Remove what the kubelet, CNI and shims leave at fixed places of the machine, as far as nobody else uses it."""
     for link in _glob("/var/log/containers/*.log"):
         if link.is_symlink() and str(link.readlink()).startswith(f"{directory}/"):
             link.unlink()
     for result in _glob(f"/var/lib/cni/results/{configuration.NETWORK}-*"):
         result.unlink()
-    for folder in ("/var/log/containers", "/var/lib/cni/results", "/var/lib/cni"):
+    for shim in _glob("/run/containerd/s/*"):
+        if shim.is_socket() and not _listened_on(shim):
+            shim.unlink()
+    folders = ("/var/log/containers", "/var/lib/cni/results", "/var/lib/cni")
+    for folder in (*folders, "/run/containerd/s", "/run/containerd/fifo", "/run/containerd"):
         with contextlib.suppress(OSError):  # another cluster's files are in it
             Path(folder).rmdir()
+
+
+def _listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def _glob(pattern: str) -> list[Path]:

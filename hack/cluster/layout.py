@@ -22,12 +22,13 @@ IMAGE_PREFIX = "localhost/finetune-operator"
 
 def cache_directory() -> Path:
     """The project's cache, outside every checkout, so that clones share binaries, images and the cluster."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home.absolute() / "finetune-operator"
 
 
 def cluster_directory() -> Path:
     """Everything of the cluster itself; ``FINETUNE_CLUSTER_DIR`` moves it."""
-    return Path(os.environ.get("FINETUNE_CLUSTER_DIR") or cache_directory() / "cluster")
+    return Path(os.environ.get("FINETUNE_CLUSTER_DIR") or cache_directory() / "cluster").absolute()
 
 
 @dataclass(frozen=True)

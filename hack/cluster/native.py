@@ -20,6 +20,7 @@ from .processes import Daemon, start_in_order, stop_all, tail
 
 # Everything but what only a cloud or several nodes need; one node has a fixed pod subnet.
 CONTROLLERS = ("*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller")
+LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes; parts append to it
 KEPT_BY_DOWN = ("containerd", "buildkit", "images")  # long to fill again
 
 
@@ -59,6 +60,10 @@ class NativeCluster:
             ClusterError: not Linux, not root, or a part did not come up; carries the end of its log.
         """
         _require_root_on_linux()
+        if len(str(self.node.containerd_socket)) > LONGEST_SOCKET_PATH:
+            raise ClusterError(
+                f"{self.directory}: too long for sockets in it; set FINETUNE_CLUSTER_DIR to a shorter path"
+            )
         packages.install()
         toolchain.build(toolchain.CLUSTER)
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ class Node:
         if self._containerd().record():
             for container in self.ctr("containers", "list", "--quiet").split():
                 self._remove_container(container)
-        for process in _processes_with(str(self.containerd_socket)):
+        for process in processes_with(str(self.containerd_socket)):
             terminate(process, grace_seconds=0)
 
     def _remove_container(self, container: str) -> None:
@@ -172,7 +172,7 @@ def _system_image(program: str) -> str:
     return f"{IMAGE_PREFIX}/{program}:{toolchain.tool_of(program).key().rpartition('-')[2]}"
 
 
-def _processes_with(argument: str) -> list[Identity]:
+def processes_with(argument: str) -> list[Identity]:
     """Living processes with exactly this argument on their command line."""
     found = []
     for entry in Path("/proc").iterdir():

@@ -16,6 +16,7 @@ from hack.cluster import kernel, toolchain
 from hack.cluster.images import build_images
 from hack.cluster.layout import CLUSTER_DOMAIN, KUBERNETES_SERVICE_IP, node_address
 from hack.cluster.native import NativeCluster
+from hack.cluster.node import processes_with
 from hack.cluster.provider import provider
 from hack.platform.kubectl import Kubectl, wait_for
 
@@ -231,6 +232,27 @@ def test_several_parts_at_once_as_after_a_crash(native: NativeCluster, namespace
     native.up()
     namespace.apply(pod("caller", image, LOOKUP, "kubernetes.default"))
     assert message_of(namespace, "caller") == KUBERNETES_SERVICE_IP
+
+
+def test_up_after_the_machine_was_switched_off(native: NativeCluster, namespace: Kubectl, image: str) -> None:
+    """No process, mount, bridge or firewall rule is left, and nothing was said good-bye to."""
+    serve(namespace, image)
+    for part in native.daemons():
+        if record := part.record():
+            os.kill(record.identity.pid, signal.SIGKILL)
+    for shim in processes_with(str(native.node.containerd_socket)):
+        os.kill(shim.pid, signal.SIGKILL)
+    kernel.remove_cgroups()
+    kernel.unmount_below(native.directory)
+    kernel.remove_network()
+    kernel.restore_settings(native.directory / "sysctl.json")
+    (native.directory / "boot-id").write_text("the boot before")
+
+    native.up()
+
+    namespace.apply(pod("caller", image, LOOKUP, "kubernetes.default"))
+    assert message_of(namespace, "caller") == KUBERNETES_SERVICE_IP
+    wait_for("the pod of before to be given up", lambda: namespace.get("pod", "web")["status"]["phase"] == "Failed", 60)
 
 
 def test_status_names_every_part(native: NativeCluster) -> None:
