@@ -9,6 +9,7 @@ from pathlib import Path
 from . import toolchain
 from .console import run
 
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")  # known to every Dockerfile, and kept out of the image
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -32,7 +33,8 @@ def build_image(
     argv: list[str | Path] = [toolchain.program("buildctl"), "--addr", address, "build", "--progress=plain"]
     argv += ["--frontend=dockerfile.v0", f"--local=context={context}", f"--local=dockerfile={dockerfile.parent}"]
     argv += [f"--opt=filename={dockerfile.name}", "--opt=image-resolve-mode=local"]
-    argv += [f"--opt=build-arg:{name}={value}" for name, value in (arguments or {}).items()]
+    proxies = {name: os.environ[name] for name in PROXIES if name in os.environ}
+    argv += [f"--opt=build-arg:{name}={value}" for name, value in {**proxies, **(arguments or {})}.items()]
     argv += [f"--secret=id=ca,src={bundle}"] if bundle.exists() else []
     argv.append(f'--output=type=image,"name={reference}",unpack=true,compression=uncompressed')
     run(argv, timeout=timeout)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import ssl
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -23,9 +24,11 @@ from . import toolchain
 from .console import run, succeeds
 from .layout import CLUSTER_DOMAIN, KUBERNETES_SERVICE_IP, SERVICE_SUBNET, Ports
 from .pki import Authority
-from .processes import GRACE_SECONDS, Daemon, start_in_order, stop_all
+from .processes import GRACE_SECONDS, Daemon, Identity, Record, start_in_order, stop_all, terminate
 
 LOOPBACK = "127.0.0.1"
+TEMPORARY_PREFIX = "finetune-control-plane-"
+OWNER = "owner.pid"
 
 
 @dataclass
@@ -45,8 +48,13 @@ class ControlPlane:
 
     @classmethod
     def temporary(cls, controllers: Sequence[str] = (), scheduler: bool = False) -> ControlPlane:
-        """A control plane for a test: free ports, a folder in the system's temporary one that ``stop`` removes."""
-        directory = Path(tempfile.mkdtemp(prefix="finetune-control-plane-"))
+        """A control plane for a test: free ports, a folder in the system's temporary one that ``stop`` removes.
+
+        It belongs to the calling process: once that is gone, the next call ends and removes what it left.
+        """
+        _remove_abandoned()
+        directory = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+        Record(Identity.mine(), "", time.time()).write(directory / OWNER)
         return cls(directory, Ports.free(), LOOPBACK, tuple(controllers), scheduler, temporary_directory=True)
 
     def __enter__(self) -> ControlPlane:
@@ -222,6 +230,17 @@ class ControlPlane:
             lambda: answers(f"https://{LOOPBACK}:{self.ports.scheduler}/healthz"),
             files=(config,),
         )
+
+
+def _remove_abandoned() -> None:
+    """End and remove temporary control planes whose owner was killed before it could."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*/{OWNER}"):
+        record = Record.read(owner)
+        if record and not record.identity.alive():
+            for pid_file in owner.parent.glob("*.pid"):
+                if part := Record.read(pid_file):
+                    terminate(part.identity, grace_seconds=0)
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _kubeconfig_flags(path: Path) -> tuple[str, ...]:

@@ -137,7 +137,6 @@ def _files(inputs: Iterable[str]) -> Iterator[Path]:
         path = REPOSITORY / name
         if path.is_file():
             yield path
-        for folder, directories, files in sorted(os.walk(path)):
+        for folder, _, files in sorted(os.walk(path)):
             if not set(_IGNORED).intersection(Path(folder).parts):
                 yield from (Path(folder) / file for file in sorted(files))
-            directories.sort()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL_SOURCES = Path(__file__).resolve().parent / "tools"
 
+FREE_PORTS = range(20000, 30000)
 NODE_NAME = "finetune-node"
 CLUSTER_DOMAIN = "cluster.local"
 SERVICE_SUBNET = "10.96.0.0/16"
@@ -49,13 +52,17 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Control plane ports that nothing listens on right now: for test instances side by side."""
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-        try:
-            return cls(*(each.getsockname()[1] for each in sockets))
-        finally:
-            for each in sockets:
-                each.close()
+        """Control plane ports that nothing listens on right now: for test instances side by side.
+
+        They are below the range that the kernel gives to outgoing connections, which could take one before we do.
+        """
+        ports: list[int] = []
+        for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                ports.append(port)
+            if len(ports) == 5:
+                break
+        return cls(*ports)
 
 
 def node_address() -> str:

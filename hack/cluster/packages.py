@@ -18,6 +18,7 @@ NODE_PROGRAMS: Mapping[str, str] = {
     "ip": "iproute2",
     "openssl": "openssl",
     "mmdebstrap": "mmdebstrap",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

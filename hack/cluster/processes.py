@@ -44,6 +44,13 @@ class Identity:
             return None
         return cls(pid, int(fields[19]), BOOT_ID.read_text().strip())
 
+    @classmethod
+    def mine(cls) -> Identity:
+        """This very process."""
+        identity = cls.of(os.getpid())
+        assert identity is not None, "a running process has an entry in /proc"
+        return identity
+
     def alive(self) -> bool:
         return Identity.of(self.pid) == self
 

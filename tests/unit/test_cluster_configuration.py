@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import subprocess
 import tomllib
@@ -59,8 +60,15 @@ def test_one_ports_for_all_parts() -> None:
     ports = list(vars(Ports()).values())
     assert len(set(ports)) == len(ports)
     assert not set(ports) & {2379, 2380, 6443, 10250, 10256, 10257, 10259}, "another cluster may hold the defaults"
+
+
+def test_free_ports_are_free_and_out_of_the_way_of_outgoing_connections() -> None:
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     free = list(vars(Ports.free()).values())[:5]
     assert len(set(free)) == 5
+    assert max(free) < first_outgoing
+    for port in free:
+        socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The throwaway control planes that the other tests of this folder stand on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hack.cluster.controlplane import ControlPlane
+from hack.cluster.layout import REPOSITORY
+from hack.cluster.processes import Identity, Record
+
+pytestmark = pytest.mark.controlplane
+
+FORGETFUL = """
+from hack.cluster.controlplane import ControlPlane
+plane = ControlPlane.temporary()
+plane.start()
+print(plane.directory, flush=True)
+input()
+"""
+
+
+def test_two_stand_side_by_side_and_leave_nothing() -> None:
+    with ControlPlane.temporary() as one, ControlPlane.temporary(controllers=("serviceaccount-controller",)) as two:
+        one.kubectl("create", "namespace", "only-here")
+        two.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+        assert "only-here" in one.kubectl("get", "namespaces")
+        assert "only-here" not in two.kubectl("get", "namespaces")
+        parts = [record.identity for plane in (one, two) for each in plane.daemons() if (record := each.record())]
+        assert len(parts) == 5
+    assert not any(part.alive() for part in parts)
+    assert not one.directory.exists()
+    assert not two.directory.exists()
+
+
+def test_what_a_killed_test_run_left_is_removed_by_the_next() -> None:
+    owner = subprocess.Popen(
+        (sys.executable, "-c", FORGETFUL),
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert owner.stdout is not None
+    directory = Path(owner.stdout.readline().strip())
+    parts: list[Identity] = [record.identity for path in directory.glob("*.pid") if (record := Record.read(path))]
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert len([part for part in parts if part.alive()]) == 2
+
+    ControlPlane.temporary().stop()
+
+    assert not any(part.alive() for part in parts)
+    assert not directory.exists()
+
+
+def test_it_says_the_version_that_is_pinned() -> None:
+    with ControlPlane.temporary() as plane:
+        assert plane.kubectl("version").count("v1.36.3") == 2
