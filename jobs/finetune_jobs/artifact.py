@@ -4,11 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from finetune_api.base import WireModel
-from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
+from finetune_jobs.documents import parse_json
 
 GOLDEN: Final = "golden.jsonl"
 """Prompts whose answers prove at serving that the tuning is on: one Answer a line."""
@@ -44,6 +41,15 @@ class Answer(WireModel):
         return self.base.strip() != self.artifact.strip()
 
 
+class Metrics(WireModel):
+    """``metrics.json``, as far as publish reads it."""
+
+    golden_prompts: int
+    """How many golden prompts the artifact shall have."""
+    scalars: dict[str, str]
+    """Those of evaluate's result, for the model card."""
+
+
 class ModelRef(WireModel):
     """``model.json``: which exported model belongs to the artifact."""
 
@@ -61,39 +67,11 @@ def artifact_digest(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2]
 
 
-def read_model_ref(folder: Path) -> ModelRef:
-    """The model of an artifact's local copy. Raises StageError (ArtifactCorrupt)."""
-    path = folder / MODEL_REF
-    try:
-        return parse_model_ref(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise StageError(Reason.ARTIFACT_CORRUPT, f"the artifact has no {MODEL_REF}.") from None
-
-
-def parse_model_ref(content: bytes, place: str) -> ModelRef:
-    """The content of a ``model.json``. Raises StageError (ArtifactCorrupt)."""
-    try:
-        return ModelRef.model_validate_json(content)
-    except ValidationError as error:
-        raise StageError(Reason.ARTIFACT_CORRUPT, f"{place} cannot be read: {_first(error)}.") from None
-
-
 def read_answers(lines: Iterable[str], place: str) -> list[Answer]:
     """Answers, one a line. Raises StageError (ArtifactCorrupt) with the line that is wrong."""
-    answers = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            answers.append(Answer.model_validate_json(line))
-        except ValidationError as error:
-            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place} line {number}: {_first(error)}.") from None
-    return answers
+    return [parse_json(line, Answer, f"{place} line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """The inverse of ``read_answers``."""
     path.write_text("".join(f"{answer.model_dump_json(by_alias=True)}\n" for answer in answers), encoding="utf-8")
-
-
-def _first(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in fault['loc']) or 'the document'}: {fault['msg']}"

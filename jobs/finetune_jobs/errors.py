@@ -4,6 +4,7 @@ from typing import Any, Final, TypeVar
 
 from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
+
 from finetune_api.reasons import Reason
 
 T = TypeVar("T")
@@ -20,8 +21,11 @@ class StageError(Exception):
         """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
 
 
-class StoppedError(Exception):
-    """The pod was told to stop (SIGTERM): suspended, drained, preempted. State that can be resumed is saved."""
+class StoppedError(BaseException):
+    """The pod was told to stop (SIGTERM): suspended, drained, preempted. State that can be resumed is saved.
+
+    No ``Exception``, since it may be raised inside a library that would catch one and try again.
+    """
 
 
 def need(value: T | None, field: str) -> T:

@@ -6,8 +6,10 @@
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs.artifact import artifact_digest, read_model_ref
+from finetune_jobs import artifact
+from finetune_jobs.artifact import artifact_digest
 from finetune_jobs.basemodel import WEIGHTS
+from finetune_jobs.documents import read_json
 from finetune_jobs.errors import StageError
 from finetune_jobs.folders import fetch_folder, require_manifest
 from finetune_jobs.runner import Context, Made, run_stage
@@ -26,7 +28,7 @@ def fetch(context: Context) -> Made:
         home / "artifact",
         report=context.progress.part(0, 0.05, "downloading the artifact"),
     )
-    model = read_model_ref(home / "artifact")
+    model = read_json(home / "artifact" / artifact.MODEL_REF, artifact.ModelRef)
     manifest = require_manifest(context.store, model.folder)
     _require_safetensors(context.store.uri(model.folder), manifest)
     fetch_folder(

@@ -8,23 +8,18 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Final
 
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, FileEntry, Lineage, Manifest, StageRecord, key_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_jobs.documents import M, parse_json
 from finetune_jobs.errors import StageError
+from finetune_jobs.progress import Report
 from finetune_jobs.store import Store
 
-Report = Callable[[int, int], None]
-"""Told bytes done and bytes in all."""
-
-M = TypeVar("M", bound=BaseModel)
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -169,16 +164,7 @@ def _require_inside(place: Store, path: str) -> None:
 
 def _read_model(store: Store, path: str, model: type[M]) -> M | None:
     content = store.get(path)
-    if content is None:
-        return None
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in fault["loc"]) or "the document"
-        raise StageError(
-            Reason.ARTIFACT_CORRUPT, f"{store.uri(path)} cannot be read: {place}: {fault['msg']}."
-        ) from None
+    return None if content is None else parse_json(content, model, store.uri(path))
 
 
 class _Counter:

@@ -85,8 +85,8 @@ def _download(context: Context, params: PrepareParams) -> list[Path]:
         context.progress.report(0.3 * index / len(entries), f"downloading {entry.uri}")
         context.store.at(entry.uri).download("", path)
         paths.append(path)
-    expected = context.input.upstream.source
-    if expected and source_digest(find_sources(context.store, params.sources)) != expected:
+    expected = context.input.upstream.source or source_digest(entries)
+    if source_digest(find_sources(context.store, params.sources)) != expected:
         raise StageError(
             Reason.DATASET_NOT_FOUND,
             f"The version of {', '.join(e.uri for e in entries)} that this run began with is gone: a file was "
@@ -101,8 +101,9 @@ def _collect(context: Context, params: PrepareParams, files: list[Path], spool: 
     rows = Rows()
     with spool.open("w", encoding="utf-8") as out:
         for index, (path, source) in enumerate(zip(files, params.sources, strict=True)):
-            context.progress.report(0.3 + 0.5 * index / len(files), f"reading {source.uri}")
-            for row in read_rows(path, source, params.columns):
+            begin, share = 0.3 + 0.5 * index / len(files), 0.5 / len(files)
+            report = context.progress.part(begin, begin + share, f"reading {source.uri}")
+            for row in read_rows(path, source, params.columns, report):
                 rows.read += 1
                 example = row if isinstance(row, Fault) else rules.example(row)
                 if isinstance(example, Fault):
@@ -113,7 +114,7 @@ def _collect(context: Context, params: PrepareParams, files: list[Path], spool: 
 
 
 def _judge(rows: Rows, params: PrepareParams) -> None:
-    """Raises StageError (DatasetInvalid) for too many invalid rows, and for labels that leave nothing to learn."""
+    """Raises StageError (DatasetInvalid) for too many invalid rows, and for labels from which nothing can be learnt."""
     wrong = rows.faults.total
     if wrong * 100 > rows.read * params.max_invalid_percent:
         raise StageError(
@@ -121,12 +122,19 @@ def _judge(rows: Rows, params: PrepareParams) -> None:
             f"{wrong} of {rows.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
             f"{shorten(rows.faults.sentences(), 800)}.",
         )
-    labels = set(rows.labels.values())
+    labels, examples = sorted(set(rows.labels.values())), len(rows.labels)
     if len(labels) == 1:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"All {len(rows.labels)} examples have the label {shorten(labels.pop())!r}: a classification needs two "
-            "labels at least. Check spec.dataset.columns.label.",
+            f"All {examples} examples have the label {shorten(labels[0])!r}: a classification needs two labels at "
+            "least. Check spec.dataset.columns.label.",
+        )
+    if examples >= len(Part) * MIN_EXAMPLES and len(labels) * 2 > examples:
+        some = ", ".join(repr(shorten(label)) for label in labels[:3])
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{examples} examples have {len(labels)} different labels ({some}, …): nothing can be learnt from labels "
+            "that hardly repeat. Check spec.dataset.columns.label.",
         )
 
 
@@ -138,6 +146,14 @@ def _require_enough(sizes: Counter[Part], rows: Rows) -> None:
             f"{', '.join(small)}: each part needs {MIN_EXAMPLES} examples at least. Of {rows.read} rows, "
             f"{rows.faults.total} were invalid and {rows.duplicates} duplicates; {len(rows.labels)} examples are left.",
         )
+
+
+def _warnings(rows: Rows) -> list[str]:
+    """What is allowed, but seldom meant."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(set(rows.labels.values())):
+        alike[label.casefold()].append(label)
+    return [f"Labels differ only in letter case: {', '.join(map(repr, some))}." for some in alike.values() if some[1:]]
 
 
 def _write(folder: Path, spool: Path, parts: dict[str, Part]) -> None:
@@ -162,6 +178,7 @@ def _report(rows: Rows, parts: dict[str, Part]) -> dict[str, Any]:
         "filters": dict(sorted(rows.faults.kinds.items())),
         "labels": {label: dict(sorted(counts.items())) for label, counts in sorted(by_label.items())},
         "errors": rows.faults.stored(),
+        "warnings": _warnings(rows),
     }
 
 
@@ -188,7 +205,7 @@ def _message(rows: Rows, sizes: Counter[Part]) -> str:
     if rows.faults.total:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(rows.faults.kinds.items()))
         text += f" {rows.faults.total} invalid rows were left out ({kinds}): {shorten(rows.faults.sentences(), 500)}."
-    return text
+    return " ".join([text, *_warnings(rows)])
 
 
 def _conflict(line: int, label: str, other: str = "") -> Fault:

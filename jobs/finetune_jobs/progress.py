@@ -9,13 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from finetune_api import telemetry
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from finetune_api import telemetry
+
 log = logging.getLogger(__name__)
+
+Report = Callable[[int, int], None]
+"""Told how much is done, and of how much."""
 
 
 class Progress(Collector):
@@ -45,7 +49,7 @@ class Progress(Collector):
             self._eta = (now - since) * (1 - self._ratio) / done if done > 0 else None
         self._display()
 
-    def part(self, begin: float, end: float, message: str) -> Callable[[int, int], None]:
+    def part(self, begin: float, end: float, message: str) -> Report:
         """A callback (done, total) for a piece of work that takes the share from ``begin`` to ``end``."""
 
         def report(done: int, total: int) -> None:
@@ -95,14 +99,15 @@ class Progress(Collector):
 
     def _display(self) -> None:
         percent = int(self._ratio * 100)
-        if percent == self._shown:
+        step = percent if self._show else percent // 10
+        if step == self._shown:
             return
-        self._shown = percent
+        self._shown = step
         if self._show:
             bar = ("#" * (percent // 5)).ljust(20, ".")
             left = f" {self._eta:.0f} s left" if self._eta else ""
             end = "\n" if percent == 100 else ""
             sys.stderr.write(f"\r\x1b[K{self._stage} [{bar}] {percent:3d} %{left}  {self._message}{end}")
             sys.stderr.flush()
-        elif percent % 10 == 0:
+        else:
             log.info("%s %% %s", percent, self._message)

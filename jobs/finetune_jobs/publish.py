@@ -5,48 +5,37 @@ golden prompts, a sample of the test with the artifact's own answers, a model ca
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_jobs import artifact, modelcard
-from finetune_jobs.artifact import Answer, ModelRef
+from finetune_jobs.artifact import Answer, Metrics, ModelRef
+from finetune_jobs.documents import parse_json, read_json
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.folders import describe_folder, fetch_folder, require_manifest
 from finetune_jobs.runner import Context, Made, now, run_stage
 from finetune_jobs.store import Store
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What evaluate found out."""
-
-    answers: list[Answer]
-    metrics: dict[str, Any]
-
-
 def publish(context: Context) -> Made:
     """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, as Store."""
     upstream = context.input.upstream
-    evaluated = _read_evaluation(context)
+    answers, metrics = _read_evaluation(context)
     export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
     model = _model_ref(context, export)
-    golden = choose_golden(evaluated.answers, int(evaluated.metrics["goldenPrompts"]))
+    golden = choose_golden(answers, metrics.golden_prompts)
     folder = context.scratch / "artifact"
     folder.mkdir()
     artifact.write_answers(folder / artifact.GOLDEN, golden)
-    artifact.write_answers(folder / artifact.SAMPLE, sorted(evaluated.answers, key=_rank))
+    artifact.write_answers(folder / artifact.SAMPLE, sorted(answers, key=_rank))
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
-    card = modelcard.render(context.input, model, dataset.facts, adapter.facts, evaluated.metrics["scalars"])
+    card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics.scalars)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
     digest = describe_folder(folder, Stage.PUBLISH).content_digest()
     uri = context.store.uri(output_folder(Stage.PUBLISH, digest))
@@ -98,7 +87,9 @@ def move_channel(context: Context, digest: str) -> None:
 def read_channel(store: Store, name: str) -> tuple[ChannelPointer, str] | None:
     """Where an output name points to, and the ETag for a change; None for a name that was never published."""
     found = store.get_tagged(channel_object(name))
-    return (ChannelPointer.model_validate_json(found[0]), found[1]) if found else None
+    if found is None:
+        return None
+    return parse_json(found[0], ChannelPointer, store.uri(channel_object(name))), found[1]
 
 
 def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
@@ -115,18 +106,14 @@ def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
         )
 
 
-def _read_evaluation(context: Context) -> Evaluated:
+def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:
     folder = context.scratch / "evaluation"
     place = output_folder(Stage.EVALUATE, context.input.upstream.evaluation)
     report = context.progress.part(0, 0.5, "downloading the evaluation")
     fetch_folder(context.store, place, folder, report=report)
     with (folder / artifact.ANSWERS).open(encoding="utf-8") as lines:
         answers = artifact.read_answers(lines, context.store.uri(f"{place}/{artifact.ANSWERS}"))
-    return Evaluated(answers, _read_json(folder / artifact.METRICS))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return answers, read_json(folder / artifact.METRICS, Metrics)
 
 
 def _model_ref(context: Context, export: Manifest) -> ModelRef:

@@ -14,10 +14,13 @@ from typing import Any, BinaryIO, Final
 from finetune_api.finetunejob import Columns, DataFormat, Source
 from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError
+from finetune_jobs.progress import Report
 
 MAX_LINE: Final = 1 << 20
 """Longest line of a source in bytes; longer ones are no examples for a language model."""
 _ENDINGS: Final = {".csv": DataFormat.CSV, ".jsonl": DataFormat.JSONL, ".ndjson": DataFormat.JSONL}
+_REPORTED: Final = 1000
+"""Lines between two reports of progress."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -59,8 +62,10 @@ def format_of(source: Source) -> DataFormat:
     return found
 
 
-def read_rows(path: Path, source: Source, columns: Columns | None) -> Iterator[Row | Fault]:
-    """Every row of the file ``path``, which is a copy of ``source``.
+def read_rows(
+    path: Path, source: Source, columns: Columns | None, report: Report | None = None
+) -> Iterator[Row | Fault]:
+    """Every row of the file ``path``, which is a copy of ``source``. ``report`` is told how many bytes are read.
 
     Raises StageError (DatasetInvalid) for an empty file, one in UTF-16, and a CSV without the columns of ``columns``.
     """
@@ -69,7 +74,7 @@ def read_rows(path: Path, source: Source, columns: Columns | None) -> Iterator[R
         if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise _invalid(source, "the file is in UTF-16. Save it as UTF-8.")
         file.seek(3 if begin == _BOM else 0)
-        lines = _lines(file, offset=file.tell())
+        lines = _lines(file, file.tell(), path.stat().st_size, report)
         rows = _csv(lines, source, columns) if format_of(source) is DataFormat.CSV else _jsonl(lines)
         count = 0
         for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is needed after the loop
@@ -78,7 +83,7 @@ def read_rows(path: Path, source: Source, columns: Columns | None) -> Iterator[R
         raise _invalid(source, "the file is empty: it holds no row.")
 
 
-def _lines(file: BinaryIO, offset: int) -> Iterator[_Line]:
+def _lines(file: BinaryIO, offset: int, size: int, report: Report | None) -> Iterator[_Line]:
     number = 0
     while raw := file.readline(MAX_LINE + 1):
         number += 1
@@ -89,6 +94,8 @@ def _lines(file: BinaryIO, offset: int) -> Iterator[_Line]:
         else:
             yield _decode(raw, number, offset)
         offset = file.tell()
+        if report and number % _REPORTED == 0:
+            report(offset, size)
 
 
 def _decode(raw: bytes, number: int, offset: int) -> _Line:

@@ -14,6 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
 from finetune_jobs import artifact
 from finetune_jobs.basemodel import find_base_model
+from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.folders import read_record, require_manifest
 from finetune_jobs.publish import read_channel, require_owner
@@ -119,7 +120,7 @@ def _deployment(context: Context) -> Made:
     content = context.store.get(path)
     if content is None:
         raise StageError(Reason.ARTIFACT_CORRUPT, f"{context.store.uri(path)} is missing, but its manifest names it.")
-    model = artifact.parse_model_ref(content, context.store.uri(path))
+    model = parse_json(content, artifact.ModelRef, context.store.uri(path))
     require_manifest(context.store, model.folder)
     return Made(
         output_digest=digest,

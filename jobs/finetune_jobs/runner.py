@@ -34,9 +34,8 @@ from finetune_api.stages import (
     StageInput,
     StageResult,
 )
-from pydantic import ValidationError
-
 from finetune_jobs import folders, logs
+from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, StoppedError, need
 from finetune_jobs.progress import Progress
 from finetune_jobs.store import Store
@@ -100,6 +99,7 @@ def run_stage(
     logs.set_up(stage, terminal=terminal)
     log.info("stage starts, %.2f s after its process", logs.process_age())
     result, code = _guarded(stage, work, after, graceful, options, terminal)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
     log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
     _write_result(options.result, result)
     # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
@@ -227,15 +227,9 @@ def _failure(stage: Stage, reason: Reason, message: str) -> StageResult:
 
 def _read_input(stage: Stage, path: str) -> StageInput:
     try:
-        given = StageInput.model_validate_json(Path(path).read_bytes())
+        given = parse_json(Path(path).read_bytes(), StageInput, f"the input {path}", Reason.SPEC_INVALID)
     except OSError as error:
         raise StageError(Reason.SPEC_INVALID, f"the input {path} cannot be read: {error.strerror}.") from None
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in fault["loc"]) or "the document"
-        raise StageError(
-            Reason.SPEC_INVALID, f"the input {path} is not a StageInput: {place}: {fault['msg']}."
-        ) from None
     if given.stage != stage:
         raise StageError(Reason.SPEC_INVALID, f"the input {path} is for stage {given.stage}, this is {stage}.")
     return given

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 from finetune_api.finetunejob import Columns
@@ -28,7 +29,7 @@ class Example:
         """The answer."""
         return self.messages[-1]["content"]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Equal for prompts that people would call the same: Unicode NFC, white space and letter case do not count."""
         parts = [f"{m['role']}\0{' '.join(_nfc(m['content']).casefold().split())}" for m in self.messages[:-1]]

@@ -109,8 +109,8 @@ def test_a_result_fits_a_termination_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{", "is not a StageInput: the document: Invalid JSON"),
-        ("{}", "is not a StageInput: stage: Field required."),
+        ("{", "cannot be read as StageInput: the document: Invalid JSON"),
+        ("{}", "cannot be read as StageInput: stage: Field required."),
         (changed(stage=Stage.FETCH), "is for stage fetch, this is verify."),
         (changed(artifact_uri="s3://data"), "names neither an output nor an artifact ('s3://data')."),
     ],

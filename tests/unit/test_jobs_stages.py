@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.finetunejob import DataFormat, Output, Source, Task
+from finetune_api.finetunejob import Columns, DataFormat, Output, Source, Task
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, ChannelPointer, channel_object, output_folder
 from finetune_api.meta import ExitCode
@@ -87,6 +87,12 @@ def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: 
     assert report["errors"][0] == {"file": store.uri("rows.csv"), "line": 303, "field": "label", "kind": "empty"}
     assert report["labels"]["a"] == {"test": 10, "train": 80, "validation": 10}
     assert "3 invalid rows were left out (conflictingLabels 2, empty 1)" in result.message
+
+
+def test_labels_that_differ_only_in_case_are_named(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    store.put("rows.csv", rows(labels="abA"))
+    result = execute(context(given(store, Stage.PREPARE, s3.storage), tmp_path), prepare)
+    assert result.message.endswith("Labels differ only in letter case: 'A', 'a'.")
 
 
 def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
@@ -192,6 +198,18 @@ def test_a_source_that_changes_under_a_run_fails_it(s3: SeaweedFS, store: Store,
             {"task": Task(labels=["a", "b", "c", "Food"])},
             Reason.DATASET_INVALID,
             ["rows.csv line 302, label: is not one of spec.task.labels. Did you mean 'Food'? ('Fod')"],
+        ),
+        (
+            rows(),
+            {"columns": Columns(input="label", label="text")},
+            Reason.DATASET_INVALID,
+            ["300 of 300 rows are invalid", "is not the label of an equal row before ('payment number 0, at shop 0')"],
+        ),
+        (
+            b"text,label\n" + b"".join(b"payment %d,reason %d\n" % (n, n) for n in range(200)),
+            {},
+            Reason.DATASET_INVALID,
+            ["200 examples have 200 different labels ('reason 0', 'reason 1', 'reason 10', …)"],
         ),
         (rows(50), {}, Reason.DATASET_TOO_SMALL, ["5 for validation, 5 for test", "each part needs 10 examples"]),
         (
