@@ -216,6 +216,15 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert mine.gpu == gpu
 
 
+def test_the_example_of_the_installation_guide(tmp_path: Path) -> None:
+    guide = (REPOSITORY / "docs" / "how-to" / "install.md").read_text()
+    example = guide.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "values.yaml").write_text(example)
+    profiles = settings(render("--values", str(tmp_path / "values.yaml"))).profiles
+    assert profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    assert "gpu-h100-80" not in profiles
+
+
 def test_a_changed_configuration_restarts_the_operator() -> None:
     def checksum(*arguments: str) -> str:
         (deployment,) = of_kind(render(*arguments), "Deployment")
