@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ CONTROLLERS = (
     "namespace-controller",
     "serviceaccount-controller",
     "resourcequota-controller",
+    "deployment-controller",
+    "replicaset-controller",
 )
 T = TypeVar("T")
 PROFILE = "small"
@@ -37,7 +40,7 @@ RUNNER = "finetune-runner"
 
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
-    """API server, etcd, and the controllers of Jobs, garbage, namespaces and service accounts."""
+    """API server, etcd, and the controllers whose objects the operator makes or relies on."""
     with ControlPlane.temporary(controllers=CONTROLLERS) as control_plane:
         control_plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
         wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")
@@ -119,6 +122,10 @@ class Team:
     def change(self, name: str, **spec: Any) -> Object:
         """Change fields of a FineTuneJob's spec."""
         return self.api.patch(FINETUNEJOBS, self.namespace, name, {"spec": spec})
+
+    def kubectl_apply(self, body: Object) -> None:
+        """Apply an object of a kind that the operator does not know."""
+        self.plane.kubectl("-n", self.namespace, "apply", "-f", "-", stdin=json.dumps(body))
 
     def delete(self, name: str) -> None:
         """Delete a FineTuneJob and wait until it and its Jobs are gone."""

@@ -159,7 +159,7 @@ class ServingCluster:
                 self._run_job(name, job)
 
     def _run_deployment(self, name: str, deployment: Object) -> None:
-        fate, wanted = FATES[_served(deployment)], deployment["spec"]["replicas"]
+        fate, wanted = FATES[served(deployment["spec"]["template"]["spec"])], deployment["spec"]["replicas"]
         ready = 0 if fate in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED) else wanted
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
@@ -179,7 +179,7 @@ class ServingCluster:
         deployment = self.objects[DEPLOYMENTS].get(f"demo-{revision}")
         if deployment is None or not deployment.get("status", {}).get("readyReplicas"):
             return
-        fate = FATES[_served(deployment)]
+        fate = FATES[served(deployment["spec"]["template"]["spec"])]
         ended = "Complete" if fate is None else "Failed"
         job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
         result = StageResult(
@@ -237,7 +237,9 @@ def pod_status(fate: Reason | None) -> Object:
             stage=Stage.FETCH, outcome=Outcome.FAILED, reason=fate, message="model.safetensors has another hash."
         )
         ended = {"exitCode": int(meta.ExitCode.FATAL), "message": result.model_dump_json(by_alias=True)}
-        return {"initContainerStatuses": [fetched | {"state": {"terminated": ended}}]}
+        waiting = {"name": "server", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
+        failed = fetched | {"state": {"terminated": ended}}
+        return {"initContainerStatuses": [failed], "containerStatuses": [waiting]}
     server: Object = {"name": "server", "restartCount": 0, "state": {"running": {}}}
     if fate is Reason.CANDIDATE_FAILED:
         server = {
@@ -270,8 +272,9 @@ def job_pod(job: Object, result: StageResult) -> Object:
     }
 
 
-def _served(deployment: Object) -> str:
-    server = deployment["spec"]["template"]["spec"]["containers"][0]
+def served(pod: Object) -> str:
+    """Digest of the artifact that a serving pod's spec names."""
+    server = pod["containers"][0]
     path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
     return str(path).split("/")[2]
 

@@ -176,5 +176,7 @@ def test_missing_is_created_changed_is_applied_and_equal_is_left_alone() -> None
     assert ensure(SERVICES, desired, None) == (Create(SERVICES, desired),)
     assert ensure(SERVICES, desired, other) == (Apply(SERVICES, desired),)
     assert ensure(SERVICES, desired, desired) == ()
+    listed = {"metadata": desired["metadata"], "spec": desired["spec"]}
+    assert ensure(SERVICES, desired, listed) == ()
     assert ensure_exists(SERVICES, desired, None) == (Create(SERVICES, desired),)
     assert ensure_exists(SERVICES, desired, other) == ()

@@ -21,7 +21,9 @@ def ensure(resource: Resource, desired: Object, live: Object | None) -> tuple[Cr
     """
     if live is None:
         return (Create(resource, desired),)
-    return () if holds(live, desired) else (Apply(resource, desired),)
+    # An object that came in a list names neither its version nor its kind.
+    content = {field: value for field, value in desired.items() if field not in ("apiVersion", "kind")}
+    return () if holds(live, content) else (Apply(resource, desired),)
 
 
 def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> tuple[Create, ...]:

@@ -1,0 +1,417 @@
+"""AdapterDeployments on a real API server with real Deployments: the test plays kubelet and verifier."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult
+from finetune_operator.actions import (
+    ADAPTERDEPLOYMENTS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    EVENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICES,
+    Object,
+    Resource,
+)
+from tests.controlplane.conftest import Team, wait
+from tests.support.fake_node import Ending
+from tests.support.fake_servers import FakeServers
+from tests.support.operator_process import CRASH_EXIT, Running
+from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned
+
+pytestmark = pytest.mark.controlplane
+
+CHILDREN = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, JOBS, CONFIG_MAPS)
+NAME = "demo"
+
+
+@dataclass
+class Serving:
+    """A namespace with an operator, a node that runs servers, and one AdapterDeployment called ``demo``."""
+
+    team: Team
+    servers: FakeServers
+    asked: list[StageInput] = field(default_factory=list)
+    """Inputs of the verifications that ran."""
+    inactive: set[str] = field(default_factory=lambda: {INACTIVE})
+    """Digests of artifacts whose server answers like the base model."""
+
+    def start(self, **how: Any) -> Running:
+        """Start an operator that knows the runtimes."""
+        return self.team.start(**({"runtimes": SETTINGS.runtimes} | how))
+
+    def create(self, spec: dict[str, Any], name: str = NAME) -> Object:
+        metadata = {"name": name, "namespace": self.team.namespace}
+        body = {"apiVersion": meta.API_VERSION, "kind": meta.ADAPTERDEPLOYMENT, "metadata": metadata, "spec": spec}
+        return self.team.api.create(ADAPTERDEPLOYMENTS, body)
+
+    def serve(self, digest: str) -> str:
+        """Create the resource, wait until the artifact is served; the revision."""
+        self.create(pinned(digest))
+        return self.until(ServingPhase.READY).last_good_revision
+
+    def change(self, **spec: Any) -> None:
+        self.team.api.patch(ADAPTERDEPLOYMENTS, self.team.namespace, NAME, {"spec": spec})
+
+    def update(self, digest: str) -> None:
+        """Serve another artifact."""
+        self.change(**pinned(digest))
+
+    def get(self, resource: Resource, name: str) -> Object | None:
+        return self.team.api.get(resource, self.team.namespace, name)
+
+    def children(self, resource: Resource) -> dict[str, Object]:
+        labels = f"{meta.LABEL_OWNER_KIND}={meta.ADAPTERDEPLOYMENT}"
+        return {each["metadata"]["name"]: each for each in self.team.api.select(resource, self.team.namespace, labels)}
+
+    def status(self) -> AdapterDeploymentStatus:
+        found = self.get(ADAPTERDEPLOYMENTS, NAME)
+        assert found is not None
+        return AdapterDeploymentStatus.model_validate(found.get("status") or {})
+
+    def until(self, what: str, seconds: float = 60) -> AdapterDeploymentStatus:
+        """Wait for a phase, for this generation of the spec and with all of it done; the status."""
+
+        def reached() -> AdapterDeploymentStatus | None:
+            found = self.get(ADAPTERDEPLOYMENTS, NAME)
+            assert found is not None
+            status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
+            current = status.observed_generation == found["metadata"]["generation"]
+            return status if current and status.phase == what else None
+
+        return wait(reached, f"phase {what}", seconds, lambda: self.status().model_dump_json(exclude_defaults=True))
+
+    def until_only(self, revision: str) -> None:
+        """Wait until no other revision has any object left."""
+
+        def others() -> list[str]:
+            return [
+                f"{resource.kind} {name}"
+                for resource in CHILDREN
+                for name, child in self.children(resource).items()
+                if child["metadata"]["labels"][meta.LABEL_REVISION] != revision
+            ]
+
+        wait(lambda: not others(), f"only {revision}", 60, lambda: str(others()))
+
+    def traffic(self) -> str:
+        """Revision that the public Service points to."""
+        service = self.get(SERVICES, NAME)
+        return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
+
+    def events(self) -> list[tuple[str, str]]:
+        selector = f"involvedObject.kind={meta.ADAPTERDEPLOYMENT},involvedObject.name={NAME}"
+        found = self.team.api.select(EVENTS, self.team.namespace, fields=selector)
+        found.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
+        return [(event["type"], event["reason"]) for event in found]
+
+    def verify(self, given: StageInput) -> Ending:
+        """The verification pod."""
+        self.asked.append(given)
+        digest = given.artifact_uri.rsplit("/", 1)[-1]
+        proved = digest not in self.inactive
+        result = StageResult(
+            stage=Stage.VERIFY,
+            outcome=Outcome.SUCCEEDED if proved else Outcome.FAILED,
+            reason=Reason.VERIFIED if proved else Reason.ADAPTER_INACTIVE,
+            message="All golden prompts agree."
+            if proved
+            else "8 of 8 golden prompts were answered like the base model.",
+            scalars={"accuracy": "0.9400", "expectedAccuracy": "0.9500"},
+        )
+        code = meta.ExitCode.OK if proved else meta.ExitCode.FATAL
+        return Ending(result, exit_code=code, reason="Completed" if proved else "Error")
+
+
+@pytest.fixture
+def serving(team: Team) -> Iterator[Serving]:
+    """Nothing is deployed yet, no operator runs."""
+    with FakeServers(team.api, team.namespace) as servers:
+        servers.fates[CORRUPT] = Reason.ARTIFACT_CORRUPT
+        context = Serving(team, servers)
+        team.node.scripts[Stage.VERIFY] = context.verify
+        yield context
+
+
+def test_first_rollout(serving: Serving) -> None:
+    """One Deployment is started and proved before there is a public Service at all; then all is at rest."""
+    serving.start()
+    serving.create(pinned(GOOD, replicas=2))
+    status = serving.until(ServingPhase.READY)
+    assert status.stable is not None
+    assert status.stable.accuracy == "0.9400"
+    assert (status.replicas, status.ready_replicas) == (2, 2)
+    assert status.endpoint == f"http://demo.{serving.team.namespace}.svc:80"
+    assert serving.traffic() == status.stable.revision
+    [asked] = serving.asked
+    assert asked.params.verify is not None
+    assert (
+        asked.params.verify.endpoint
+        == f"http://demo-{status.stable.revision}-candidate.{serving.team.namespace}.svc:80"
+    )
+    wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
+    [policy] = serving.children(NETWORK_POLICIES).values()
+    assert "from" not in policy["spec"]["ingress"][0]
+    assert serving.events() == [("Normal", "CandidateStarting"), ("Normal", "Promoted")]
+
+
+def test_at_rest_nothing_is_written(serving: Serving) -> None:
+    """Neither events nor a new operator make writes: what the API server adds to objects is no drift."""
+    serving.start()
+    serving.serve(GOOD)
+    wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
+    before = serving.team.writes()
+    serving.team.operators[0].stop()
+    serving.start().wait_ready()
+    serving.team.api.patch(PODS, serving.team.namespace, _a_pod(serving), {"metadata": {"labels": {"touched": "yes"}}})
+    time.sleep(4)  # more than the operator needs for a pass
+    assert serving.team.writes() == before
+
+
+def test_update_and_drain(serving: Serving) -> None:
+    """The old revision serves until the new one is proved, then drains and goes, with all that belongs to it."""
+    serving.servers.loading.add(BETTER)
+    serving.start()
+    old = serving.serve(GOOD)
+    serving.update(BETTER)
+    status = serving.until(ServingPhase.PROGRESSING)
+    assert status.candidate is not None
+    new = status.candidate.revision
+    assert serving.traffic() == old
+    assert len(serving.children(DEPLOYMENTS)) == 2
+    policy = serving.get(NETWORK_POLICIES, f"demo-{new}")
+    assert policy is not None
+    assert "from" in policy["spec"]["ingress"][0]
+    serving.servers.loading.clear()
+    wait(lambda: serving.traffic() == new, "the promotion")
+    assert f"demo-{old}" in serving.children(DEPLOYMENTS)
+    serving.until_only(new)
+    assert serving.until(ServingPhase.READY).last_good_revision == new
+
+
+@pytest.mark.parametrize(
+    ("digest", "reason"), [(INACTIVE, Reason.ADAPTER_INACTIVE), (CORRUPT, Reason.ARTIFACT_CORRUPT)]
+)
+def test_a_failed_candidate_leaves_the_old_revision_alone(serving: Serving, digest: str, reason: Reason) -> None:
+    serving.start()
+    old = serving.serve(GOOD)
+    before = serving.children(DEPLOYMENTS)[f"demo-{old}"]["metadata"]["generation"]
+    serving.update(digest)
+    status = serving.until(ServingPhase.DEGRADED)
+    assert status.candidate is not None
+    assert (status.candidate.state, status.candidate.reason) == (RevisionState.FAILED, reason)
+    assert {each.type: each.status for each in status.conditions}["Ready"] == "True"
+    assert {each.type: each.reason for each in status.conditions}["Stalled"] == reason
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the candidate's pods to go")
+    assert serving.children(DEPLOYMENTS)[f"demo-{old}"]["metadata"]["generation"] == before
+    assert serving.traffic() == old
+    assert serving.events()[-1] == ("Warning", reason)
+
+
+def test_a_failed_candidate_is_tried_again_when_asked_for(serving: Serving) -> None:
+    serving.start()
+    serving.create(pinned(INACTIVE))
+    serving.until(ServingPhase.FAILED)
+    serving.inactive.clear()
+    serving.change(replicas=2)
+    assert serving.until(ServingPhase.FAILED).candidate is not None
+    serving.change(rerun="the-image-is-right-now")
+    serving.until(ServingPhase.READY)
+    assert len(serving.asked) == 2
+
+
+def test_rollback_by_the_spec(serving: Serving) -> None:
+    """Going back serves the revision of before, proved once more."""
+    serving.start()
+    old = serving.serve(GOOD)
+    serving.update(BETTER)
+    new = wait(lambda: serving.traffic() if serving.traffic() != old else "", "the promotion")
+    serving.update(GOOD)
+    wait(lambda: serving.traffic() == old, "the way back")
+    serving.until_only(old)
+    assert new != old
+    assert serving.until(ServingPhase.READY).last_good_revision == old
+
+
+def test_a_newer_target_replaces_an_unfinished_candidate(serving: Serving) -> None:
+    serving.servers.loading.add(BETTER)
+    serving.start()
+    old = serving.serve(GOOD)
+    serving.update(BETTER)
+    candidate = serving.until(ServingPhase.PROGRESSING).candidate
+    assert candidate is not None
+    third = "f" * 64
+    serving.update(third)
+    newest = wait(lambda: serving.traffic() if serving.traffic() != old else "", "the promotion")
+    serving.until_only(newest)
+    status = serving.until(ServingPhase.READY)
+    assert status.stable is not None
+    assert status.stable.artifact_digest == third
+    assert [given.artifact_uri.rsplit("/", 1)[-1] for given in serving.asked] == [GOOD, third]
+
+
+def test_the_source_is_followed(serving: Serving) -> None:
+    """It waits for the FineTuneJob, serves what it publishes, and the next artifact too."""
+    serving.start()
+    serving.create({"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu"})
+    status = serving.until(ServingPhase.PENDING)
+    assert {each.type: each.reason for each in status.conditions}["Ready"] == Reason.SOURCE_NOT_READY
+    serving.team.create("intents")
+    first = serving.until(ServingPhase.READY).stable
+    assert first is not None
+    artifact = serving.team.status("intents").artifact
+    assert artifact is not None
+    assert first.artifact_digest == artifact.digest
+    serving.team.change("intents", training={"epochs": 5})
+
+    def followed() -> bool:
+        stable = serving.status().stable
+        newest = serving.team.status("intents").artifact
+        return bool(stable and newest and newest.digest != artifact.digest and stable.artifact_digest == newest.digest)
+
+    wait(followed, "the second artifact", 90)
+
+
+def test_a_strangers_service_is_never_taken_over(serving: Serving) -> None:
+    theirs = serving.team.api.create(SERVICES, _service(serving.team.namespace, NAME))
+    serving.start()
+    serving.create(pinned(GOOD))
+    status = serving.until(ServingPhase.FAILED)
+    assert {each.type: each.reason for each in status.conditions}["Stalled"] == Reason.NAME_TAKEN
+    assert not any(serving.children(resource) for resource in CHILDREN)
+    found = serving.get(SERVICES, NAME)
+    assert found is not None
+    assert found["metadata"]["resourceVersion"] == theirs["metadata"]["resourceVersion"]
+    serving.team.api.delete(SERVICES, serving.team.namespace, NAME, theirs["metadata"]["uid"])
+    serving.change(replicas=2)  # rather than wait for the next look
+    serving.until(ServingPhase.READY)
+
+
+def test_a_strangers_deployment_is_never_taken_over(serving: Serving) -> None:
+    operator = serving.start()
+    revision = serving.serve(GOOD)
+    _delete(serving)
+    operator.stop()
+    theirs = _deployment(serving.team.namespace, f"demo-{revision}")
+    made = serving.team.api.create(DEPLOYMENTS, theirs)
+    serving.create(pinned(GOOD))
+    serving.start()
+    status = serving.until(ServingPhase.FAILED)
+    stalled = next(each for each in status.conditions if each.type == "Stalled")
+    assert stalled.reason == Reason.NAME_TAKEN
+    assert f"Deployment demo-{revision}" in stalled.message
+    found = serving.get(DEPLOYMENTS, f"demo-{revision}")
+    assert found is not None
+    assert found["metadata"]["uid"] == made["metadata"]["uid"]
+    assert found["spec"]["template"] == made["spec"]["template"]
+
+
+def test_deletion_takes_everything_along(serving: Serving) -> None:
+    serving.start()
+    serving.serve(GOOD)
+    serving.servers.loading.add(BETTER)
+    serving.update(BETTER)
+    serving.until(ServingPhase.PROGRESSING)
+    _delete(serving)
+
+
+def test_scaling_by_the_subresource(serving: Serving) -> None:
+    """As kubectl scale and autoscalers do it."""
+    serving.start()
+    serving.serve(GOOD)
+    for replicas in (3, 0):
+        serving.team.plane.kubectl(
+            "scale", "adep", NAME, f"--replicas={replicas}", "--namespace", serving.team.namespace
+        )
+        wait(lambda wanted=replicas: serving.status().replicas == wanted, f"{replicas} pods")  # type: ignore[misc]
+        assert serving.until(ServingPhase.READY).ready_replicas == replicas
+
+
+@pytest.mark.parametrize("kind", [DEPLOYMENTS, JOBS])
+def test_a_deleted_child_comes_back_or_is_not_needed(serving: Serving, kind: Resource) -> None:
+    serving.start()
+    revision = serving.serve(GOOD)
+    for name, child in serving.children(kind).items():
+        serving.team.api.delete(kind, serving.team.namespace, name, child["metadata"]["uid"])
+    wait(lambda: f"demo-{revision}" in serving.children(DEPLOYMENTS), "the Deployment")
+    assert serving.until(ServingPhase.READY).last_good_revision == revision
+    assert serving.traffic() == revision
+
+
+def test_tampering_is_put_right(serving: Serving) -> None:
+    """A Deployment at once, because it is watched; the Service at the next resync."""
+    serving.start(resync_seconds=10)
+    revision = serving.serve(GOOD)
+    api, namespace = serving.team.api, serving.team.namespace
+    api.patch(DEPLOYMENTS, namespace, f"demo-{revision}", {"spec": {"replicas": 5}})
+    wait(lambda: serving.children(DEPLOYMENTS)[f"demo-{revision}"]["spec"]["replicas"] == 1, "one pod")
+    api.patch(SERVICES, namespace, NAME, {"spec": {"selector": {meta.LABEL_REVISION: "00000000"}}})
+    wait(lambda: serving.traffic() == revision, "the selector", 40)
+
+
+@pytest.mark.parametrize("crash", range(1, 16))
+def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(serving: Serving, crash: int) -> None:
+    """The operator dies after its nth write; the next one ends where an undisturbed one does."""
+    first = serving.start()
+    old = serving.serve(GOOD)
+    wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
+    first.stop()
+    serving.update(BETTER)
+    dying = serving.start(crash_after_writes=crash)
+    dying.process.join(15)
+    exit_code = dying.process.exitcode
+    dying.stop()
+    serving.start()
+    wait(lambda: serving.traffic() not in ("", old), "the promotion")
+    new = serving.traffic()
+    serving.until_only(new)
+    status = serving.until(ServingPhase.READY)
+    assert status.stable is not None
+    assert (status.stable.revision, status.stable.accuracy) == (new, "0.9400")
+    assert exit_code == CRASH_EXIT or crash > 12, "the operator was to die in the middle"
+    assert {kind: len(serving.children(kind)) for kind in CHILDREN} == {
+        DEPLOYMENTS: 1,
+        SERVICES: 1,
+        NETWORK_POLICIES: 1,
+        JOBS: 1,
+        CONFIG_MAPS: 2,
+    }
+
+
+def _a_pod(serving: Serving) -> str:
+    [name] = [name for name, pod in serving.children(PODS).items() if meta.LABEL_STAGE not in pod["metadata"]["labels"]]
+    return name
+
+
+def _delete(serving: Serving) -> None:
+    """Delete the resource, and wait until the garbage collector has taken everything."""
+    found = serving.get(ADAPTERDEPLOYMENTS, NAME)
+    assert found is not None
+    serving.team.api.delete(ADAPTERDEPLOYMENTS, serving.team.namespace, NAME, found["metadata"]["uid"])
+    wait(lambda: not any(serving.children(resource) for resource in (*CHILDREN, PODS)), "the garbage collector")
+
+
+def _service(namespace: str, name: str) -> Object:
+    metadata = {"name": name, "namespace": namespace}
+    spec = {"selector": {"app": "theirs"}, "ports": [{"port": 80}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _deployment(namespace: str, name: str) -> Object:
+    labels = {"app": "theirs"}
+    pod = {"containers": [{"name": "theirs", "image": "theirs"}]}
+    spec = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
