@@ -1,10 +1,13 @@
 """Reading, validating and dividing examples: the pure part of prepare."""
 
+import csv
+import io
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.finetunejob import Columns, DataFormat, Source, Split
@@ -127,6 +130,38 @@ def test_a_row_that_is_no_example_is_a_fault(fields: dict[str, object], field: s
     found = rules.example(Row(9, fields))
     assert isinstance(found, Fault)
     assert (found.line, found.field, found.kind, found.problem) == (9, field, kind, problem)
+
+
+BROKEN = st.lists(
+    st.sampled_from([b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"{", b"}", b":", b"[", b"text", b"label", b"a"])
+)
+
+
+@given(BROKEN.map(b"".join), st.sampled_from(["CSV", "JSONL"]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_crash_the_reader(tmp_path: Path, content: bytes, kind: str) -> None:
+    header = HEADER if kind == "CSV" else b'{"text": "a", "label": "b"}\n'
+    rules = Rules(COLUMNS, "", [])
+    lines = 1
+    for row in read(tmp_path, header + b"good,a\n" + content, kind):
+        assert row.line >= lines
+        lines = row.line
+        if isinstance(row, Row):
+            json.dumps(getattr(rules.example(row), "messages", [])).encode()
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_text_survives_both_formats(tmp_path: Path, texts: list[str]) -> None:
+    out = io.StringIO()
+    csv.writer(out).writerows([["text", "label"], *([text, "a"] for text in texts)])
+    lines = "".join(json.dumps({"text": text, "label": "a"}, ensure_ascii=False) + "\n" for text in texts)
+    for kind, content in (("CSV", out.getvalue()), ("JSONL", lines)):
+        rows = read(tmp_path, content.encode(), kind)
+        assert [row.fields["text"] for row in rows if isinstance(row, Row)] == texts
 
 
 def turns(*roles: str) -> list[dict[str, str]]:

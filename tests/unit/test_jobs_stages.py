@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,16 @@ def test_the_process_writes_a_result_and_json_lines(s3: SeaweedFS, store: Store,
     assert (ended.code, ended.result.outcome) == (ExitCode.OK, Outcome.SUCCEEDED)
     assert ended.log[-1]["message"] == f"StageSucceeded: {ended.result.message}"
     assert {"time", "level", "stage", "logger", "message"} <= ended.log[0].keys()
+
+
+def test_the_documented_input_runs(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/prepare-data.md").read_text(encoding="utf-8")
+    document = json.loads(re.findall(r"```json\n(\{\n.*?)```", page, re.DOTALL)[-1])
+    document["storage"]["endpoint"] = s3.endpoint
+    document["output"]["uri"] = store.uri("out")
+    document["params"]["prepare"]["sources"] = [{"uri": store.uri("rows.csv")}]
+    ended = run_process(StageInput.model_validate(document), tmp_path, ADMIN)
+    assert (ended.code, ended.result.scalars["rowsTrain"]) == (ExitCode.OK, "240")
 
 
 def test_a_store_that_is_away_is_worth_a_retry(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
