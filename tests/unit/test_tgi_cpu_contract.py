@@ -312,10 +312,9 @@ def test_a_body_that_cannot_be_read_is_plain_text(
 
 
 def test_a_chat_template_that_only_transformers_5_reads_is_422(int8: TgiServer) -> None:
-    expected = {"error": "Template error: template not found", "error_type": "template_error"}
     for path in ("/v1/chat/completions", "/chat_tokenize"):
         reply = int8.call(path, {"messages": MESSAGES, "stream": True})
-        assert (reply.status, reply.json) == (422, expected)
+        assert (reply.status, reply.json["error"]) == (422, "Template error: template not found")
 
 
 def test_a_failure_in_the_model_is_424_and_the_server_goes_on(int8: TgiServer) -> None:

@@ -1,5 +1,7 @@
 """How the CPU stand-in for TGI reads its flags and a checkpoint's JSON, and what it refuses to start with."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.tiny_model import build_tiny_llama, edit_json
+from tgi_cpu.__main__ import JsonLines
 from tgi_cpu.args import parse_args
 from tgi_cpu.dialect import CheckpointFiles
 
@@ -70,6 +73,18 @@ def test_the_rotary_base_is_read_as_transformers_4_reads_it(config: dict[str, An
 @pytest.mark.parametrize(("hostname", "bound"), [("127.0.0.1", "127.0.0.1"), ("::", "::"), ("tgi-6f5b-x2x", "0.0.0.0")])
 def test_a_pod_name_in_hostname_means_every_interface(hostname: str, bound: str) -> None:
     assert parse_args([], {"HOSTNAME": hostname}).hostname == bound
+
+
+def test_a_log_line_is_json_with_its_traceback() -> None:
+    try:
+        raise ValueError("no such\ntoken")
+    except ValueError:
+        record = logging.LogRecord("tgi_cpu.engine", logging.ERROR, "", 0, "failed: %s", ("x",), sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    content = json.loads(line)
+    assert (content["level"], content["target"]) == ("ERROR", "tgi_cpu.engine")
+    assert content["fields"]["message"].startswith("failed: x\nTraceback")
 
 
 def _start(env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 On SIGTERM the port closes at once, requests in flight get up to GRACEFUL_TERMINATION_TIMEOUT seconds, exit status 0.
 """
 
+import json
 import logging
 import os
 import signal
@@ -13,18 +14,37 @@ from types import FrameType
 from tgi_cpu.args import Args, LauncherError, Limits, parse_args
 from tgi_cpu.dialect import CheckpointFiles, read_checkpoint
 
-OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+TIME = "%Y-%m-%dT%H:%M:%S%z"
+LIBRARIES_ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, with the field names of TGI's JSON_OUTPUT."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; a traceback is part of the message."""
+        message = super().format(record)
+        place = {"timestamp": self.formatTime(record, self.datefmt), "level": record.levelname, "target": record.name}
+        return json.dumps({**place, "fields": {"message": message}}, ensure_ascii=False)
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit status: 0 after a clean stop, 1 where TGI's launcher would fail."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt=TIME)
+    logging.captureWarnings(True)
     # Until the server installs its own handler, and again after it has drained. Process 1 of a container has no
     # default action for SIGTERM: without this a pod that is still loading would sit out its whole grace period.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     try:
         args = parse_args(argv, os.environ)
+        if args.json_output:
+            logging.getLogger().handlers[0].setFormatter(JsonLines(datefmt=TIME))
         files = read_checkpoint(args)
         limits = Limits.of(args, files.max_position_embeddings)
     except LauncherError as error:
@@ -36,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
     """Load the checkpoint and answer until told to stop."""
-    os.environ.update(OFFLINE_ENV)
+    os.environ.update(LIBRARIES_ENV)
     # Imported only now: these load torch, and a wrong argument should not cost seconds.
     import uvicorn
 
@@ -63,6 +83,7 @@ def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
             host=args.hostname,
             port=args.port,
             lifespan="off",
+            log_config=None,  # through our handler, in our format
             log_level="warning",
             timeout_keep_alive=75,
             timeout_graceful_shutdown=args.graceful_termination_timeout,

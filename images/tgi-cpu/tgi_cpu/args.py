@@ -57,6 +57,7 @@ class Args:
     port: int
     payload_limit: int
     graceful_termination_timeout: int
+    json_output: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def parse_args(argv: Sequence[str], env: Mapping[str, str]) -> Args:
         port=flags.port,
         payload_limit=flags.payload_limit,
         graceful_termination_timeout=flags.graceful_termination_timeout,
+        json_output=flags.json_output,
     )
 
 
@@ -169,6 +171,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("payload_limit", 2_000_000, parse=int)
     flag("graceful_termination_timeout", 90, parse=int, short="-g")
     switch("trust_remote_code")
+    switch("json_output")
     # Parsed and then without effect. MASTER_PORT is why a Service called "master" stops TGI: Kubernetes' service
     # links set it to tcp://..., which is no number.
     flag("master_port", 29500, parse=int)
@@ -181,7 +184,6 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("usage_stats", "on", parse=_one_of("on", "off", "no-stack"))
     flag("huggingface_hub_cache")
     flag("otlp_endpoint")
-    switch("json_output")
     switch("disable_grammar_support")
     return parser
 

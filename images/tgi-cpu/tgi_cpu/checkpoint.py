@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import tokenizers
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
 from tgi_cpu.args import Args
 from tgi_cpu.dialect import CheckpointFiles
@@ -61,7 +62,8 @@ class Checkpoint:
 
 def load_checkpoint(args: Args, files: CheckpointFiles) -> Checkpoint:
     """Load everything and run one token through it (the warm-up that TGI does before it opens the port)."""
-    disable_progress_bar()
+    transformers_logging.disable_default_handler()  # its lines go through our handler, in our format
+    transformers_logging.enable_propagation()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     model = _load_model(args, files)
@@ -100,7 +102,9 @@ def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:
 
 
 def _load_adapters(args: Args, model: Any) -> tuple[Any, dict[str, str]]:
-    # Imported here: peft takes seconds to import, and a merged or quantized artifact needs none of it.
+    # peft would import bitsandbytes, and with it torch's compiler (seconds), for layers that this server never has;
+    # None in sys.modules is Python's way to say that a module is not there. Other artifacts need no peft at all.
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     from peft import PeftModel
 
     # peft keeps adapters in a module dictionary, whose keys may not hold a dot; a public id may.
