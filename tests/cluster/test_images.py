@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from hack.cluster import toolchain
-from hack.cluster.console import ClusterError
-from hack.cluster.provider import provider
 from hack.platform import local
-from hack.platform.kubectl import Kubectl, wait_for
+from hack.platform.kubectl import Kubectl
+from tests.support.restricted import ended, pod, restricted_namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -38,51 +34,23 @@ CONTENTS = [
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[Kubectl]:
-    kubectl = Kubectl(toolchain.program("kubectl"), provider().kubeconfig, f"images-{uuid.uuid4().hex[:8]}")
-    kubectl("create", "namespace", kubectl.namespace)
-    kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
-    yield kubectl
-    kubectl("delete", "namespace", kubectl.namespace, "--wait=false")
+    with restricted_namespace("images") as kubectl:
+        yield kubectl
 
 
-def run_restricted(kubectl: Kubectl, name: str, command: list[str]) -> str:
+def run_restricted(kubectl: Kubectl, name: str, *command: str) -> str:
     """Run a command in an image as the restricted pod that the operator would make; returns what it printed."""
-    container: dict[str, Any] = {
-        "name": "main",
-        "image": local.image(name),
-        "command": command,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
-    }
-    spec = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [container],
-        "volumes": [{"name": "scratch", "emptyDir": {}}],
-    }
-    kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
-
-    def ended() -> str | None:
-        phase = kubectl.get("pod", name)["status"].get("phase")
-        return phase if phase in ("Succeeded", "Failed") else None
-
-    phase = wait_for(f"pod {name} to end", ended, 300)
+    kubectl.apply(pod(name, local.image(name), *command))
+    end = ended(kubectl, name, seconds=300)
     output = kubectl("logs", name)
-    if phase == "Failed":
-        raise ClusterError(output)
+    assert end["exitCode"] == 0, output
     return output
 
 
 @pytest.mark.parametrize(("name", "wanted", "unwanted"), CONTENTS, ids=[row[0] for row in CONTENTS])
 def test_an_image_holds_what_it_is_for(namespace: Kubectl, name: str, wanted: str, unwanted: str) -> None:
-    assert run_restricted(namespace, name, ["python", "-c", IMPORT, wanted, unwanted]).splitlines()[-1] == "[]"
+    assert run_restricted(namespace, name, "python", "-c", IMPORT, wanted, unwanted).splitlines()[-1] == "[]"
 
 
 def test_the_object_store_image_starts(namespace: Kubectl) -> None:
-    assert run_restricted(namespace, "seaweedfs", ["weed", "version"]).startswith("version")
+    assert run_restricted(namespace, "seaweedfs", "weed", "version").startswith("version")
