@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
         case "kubeconfig":
             say(str(provider().kubeconfig))
         case "build":
-            toolchain.build([toolchain.TOOLS[name] for name in options.tools] or toolchain.CLUSTER)
+            toolchain.build(toolchain.named(options.tools))
         case "images":
             cluster = provider()
             with toolchain.locked(cluster.directory / "lock"):  # `up` might restart the builder

