@@ -13,9 +13,9 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
+
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-
 from finetune_jobs.errors import PUT_CONDITIONAL, STORE_ERRORS, StageError, error_code, store_error
 
 _MIB: Final = 1 << 20
