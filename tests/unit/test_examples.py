@@ -1,0 +1,103 @@
+"""Every YAML file of examples/: valid, and about things that exist. (tests/cluster applies them.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob
+from finetune_jobs.prepare import Rows
+from finetune_jobs.readers import Fault, read_rows
+from finetune_jobs.validation import Rules
+from hack.cluster.layout import REPOSITORY
+from hack.platform import object_store
+from tests.unit.test_transactions_generator import generator
+
+pytestmark = pytest.mark.unit
+
+EXAMPLES = REPOSITORY / "examples"
+FILES = sorted(EXAMPLES.rglob("*.yaml"))
+MODELS: dict[str, type[FineTuneJob | AdapterDeployment]] = {
+    "FineTuneJob": FineTuneJob,
+    "AdapterDeployment": AdapterDeployment,
+}
+CHART = yaml.safe_load((REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text())
+
+
+def document(path: Path) -> dict[str, Any]:
+    """The one document of a file."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """The schema that the API server applies."""
+    crd = document(REPOSITORY / "crds" / f"finetune.dev_{kind.lower()}s.yaml")
+    content: dict[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return content
+
+
+def of_kind(kind: str) -> list[dict[str, Any]]:
+    return [each for each in map(document, FILES) if each["kind"] == kind]
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(EXAMPLES))
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    assert {document(path)["kind"] for path in FILES} == set(MODELS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_is_valid(path: Path) -> None:
+    content = document(path)
+    assert set(content) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(content["metadata"]) == {"name"}
+    jsonschema.validate(content, schema(content["kind"]))
+    parsed = MODELS[content["kind"]].model_validate(content)
+    assert (parsed.api_version, parsed.kind) == (content["apiVersion"], content["kind"])
+
+
+@pytest.mark.parametrize("job", of_kind("FineTuneJob"), ids=lambda job: job["metadata"]["name"])
+def test_a_job_names_what_the_local_cluster_has(job: dict[str, Any]) -> None:
+    spec = FineTuneJob.model_validate(job).spec
+    assert spec.profile in CHART["profiles"]
+    assert spec.storage.endpoint == object_store.ENDPOINT
+    uris = [spec.model.uri, spec.output.uri, *(source.uri for source in spec.dataset.sources)]
+    assert {uri.split("/")[2] for uri in uris} <= set(object_store.BUCKETS)
+
+
+@pytest.mark.parametrize("deployment", of_kind("AdapterDeployment"), ids=lambda each: each["metadata"]["name"])
+def test_a_deployment_names_a_job_and_a_runtime_that_exist(deployment: dict[str, Any]) -> None:
+    spec = AdapterDeployment.model_validate(deployment).spec
+    assert spec.runtime in CHART["runtimes"]
+    assert spec.source.fine_tune_job
+    assert spec.source.fine_tune_job.name in {job["metadata"]["name"] for job in of_kind("FineTuneJob")}
+
+
+def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
+    """The generator's accounts are the job's labels, and its dirt is found, below what the job accepts."""
+    spec = FineTuneJob.model_validate(document(EXAMPLES / "transactions" / "finetunejob.yaml")).spec
+    dataset = spec.dataset
+    assert spec.task.labels == list(generator.CATEGORIES)
+    assert all(label in dataset.instruction for label in spec.task.labels)
+    made, dirt = generator.generate(1500, 7)
+    generator.write(made, tmp_path / "transactions.csv")
+    rules, rows = Rules(dataset.columns, dataset.instruction, spec.task.labels), Rows()
+    for row in read_rows(tmp_path / "transactions.csv", dataset.sources[0], dataset.columns):
+        rows.read += 1
+        example = row if isinstance(row, Fault) else rules.example(row)
+        if isinstance(example, Fault):
+            rows.faults.add("transactions.csv", example)
+        else:
+            rows.take("transactions.csv", row.line, example)
+    assert rows.read == 1500
+    assert rows.faults.total == dirt["missingLabels"] + dirt["emptyDescriptions"] + dirt["misspeltLabels"]
+    assert rows.faults.total * 100 <= rows.read * dataset.max_invalid_percent
+    assert rows.duplicates == dirt["exactDuplicates"] + dirt["respeltDuplicates"]
