@@ -200,15 +200,17 @@ def test_a_deadline_names_what_was_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "available"),
+    ("found", "replicas", "available"),
     [
-        (None, False),
-        (deployment(), False),
-        (deployment(updatedReplicas=2, availableReplicas=2), True),
-        (deployment(updatedReplicas=2, availableReplicas=1), False),
-        (deployment(updatedReplicas=1, availableReplicas=2), False),
-        (deployment(updatedReplicas=2, availableReplicas=2, observedGeneration=1), False),
+        (None, 1, False),
+        (deployment(), 2, False),
+        (deployment(updatedReplicas=2, availableReplicas=2), 2, True),
+        (deployment(updatedReplicas=2, availableReplicas=2), 1, True),
+        (deployment(updatedReplicas=2, availableReplicas=2), 3, False),
+        (deployment(updatedReplicas=2, availableReplicas=1), 1, False),
+        (deployment(updatedReplicas=1, availableReplicas=2), 2, False),
+        (deployment(updatedReplicas=2, availableReplicas=2, observedGeneration=1), 2, False),
     ],
 )
-def test_available(found: dict[str, Any] | None, available: bool) -> None:
-    assert is_available(found) is available
+def test_available(found: dict[str, Any] | None, replicas: int, available: bool) -> None:
+    assert is_available(found, replicas) is available

@@ -407,6 +407,18 @@ class TestReplicas:
         assert [deployment["spec"]["replicas"] for deployment in cluster.objects[DEPLOYMENTS].values()] == [0]
         assert cluster.status.stable is not None
 
+    def test_one_pod_is_proved_before_the_others_start_and_all_are_ready_before_the_traffic_moves(self) -> None:
+        cluster = serving(replicas=3)
+        old, cluster.spec = cluster.traffic(), pinned(BETTER, replicas=3)
+        sizes = []
+        while cluster.traffic() == old:
+            cluster.reconcile()
+            candidate = cluster.status.candidate
+            deployment = cluster.objects[DEPLOYMENTS][candidate.deployment] if candidate else None
+            sizes.append((deployment["spec"]["replicas"], candidate.state) if deployment and candidate else None)
+            cluster.run_controllers()
+        assert sizes == [(1, RevisionState.STARTING), (1, RevisionState.VERIFYING), (3, RevisionState.VERIFYING), None]
+
     def test_the_old_revision_is_scaled_too_while_a_new_one_starts(self) -> None:
         cluster = serving(replicas=1)
         cluster.spec = pinned(BETTER, replicas=3)

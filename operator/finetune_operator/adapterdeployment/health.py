@@ -26,13 +26,14 @@ class Trouble:
     """True: waiting is of no use."""
 
 
-def is_available(deployment: Object | None) -> bool:
-    """Whether all pods that the Deployment asks for are of its newest template and ready."""
+def is_available(deployment: Object | None, replicas: int) -> bool:
+    """Whether the Deployment asks for so many pods at least, and all that it asks for are up to date and ready."""
     if deployment is None:
         return False
     status, wanted = deployment.get("status") or {}, int(deployment["spec"].get("replicas", 1))
     return bool(
-        status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 1)
+        wanted >= replicas
+        and status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 1)
         and status.get("updatedReplicas", 0) >= wanted
         and status.get("availableReplicas", 0) >= wanted
     )

@@ -145,28 +145,39 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
     live = observed.child(DEPLOYMENTS, candidate.deployment)
     age = (now - parse_timestamp(candidate.since)).total_seconds()
     trouble = candidate_trouble(live, observed.server_pods(target.revision), age)
-    verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings.images)
-    verdict = find_verdict(observed, verification.name)
     if trouble is not None and trouble.fatal:
         return _fail(stable, candidate, trouble, keep, now)
+    verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings.images)
+    verdict = find_verdict(observed, verification.name)
     if verdict is not None and verdict.state is State.FAILED:
         return _fail(stable, candidate, Trouble(verdict.reason, verdict.message), keep, now)
-    if verdict is not None and verdict.state in PROVED and is_available(live):
+    proved = verdict is not None and verdict.state in PROVED
+    # One pod is enough for the proof: a bad artifact shall not cost a whole fleet of GPUs. Zero are not.
+    replicas = max(1, observed.resource.spec.replicas) if proved else 1
+    if verdict is not None and proved and is_available(live, replicas):
         return _promote(observed, target, candidate, verdict, now)
-    actions = (*keep, *_start(observed, target))
-    if not is_available(live):
-        message = trouble.message if trouble else "The server loads the model."
-        reason = trouble.reason if trouble else Reason.CANDIDATE_STARTING
-        starting = in_state(candidate, RevisionState.STARTING, reason, message, now)
-        return Step(stable, starting, actions, events, look_again=max(0.0, PULL_PATIENCE_SECONDS - age) or None)
+    actions = (*keep, *_start(observed, target, replicas))
+    if proved or not is_available(live, replicas):
+        waiting = _waiting(candidate, proved, trouble, now)
+        return Step(stable, waiting, actions, events, look_again=max(0.0, PULL_PATIENCE_SECONDS - age) or None)
     actions += (
         *ensure_exists(CONFIG_MAPS, input_config_map(verification), observed.child(CONFIG_MAPS, verification.name)),
         *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
     )
-    waits = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
-    message = waits or "The server's answers are compared with those of the evaluated artifact."
+    hindrance = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
+    message = hindrance or "The server's answers are compared with those of the evaluated artifact."
     verifying = in_state(candidate, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
     return Step(stable, verifying, actions, events)
+
+
+def _waiting(candidate: RevisionStatus, proved: bool, trouble: Trouble | None, now: datetime) -> RevisionStatus:
+    """The candidate while its pods start: the first one, or after the proof all the others."""
+    state = RevisionState.VERIFYING if proved else RevisionState.STARTING
+    reason = Reason.VERIFIED if proved else Reason.CANDIDATE_STARTING
+    message = "It is proved; the rest of its pods start." if proved else "The server loads the model."
+    if trouble is not None:
+        reason, message = trouble.reason, trouble.message
+    return in_state(candidate, state, reason, message, now)
 
 
 def _candidate(observed: Observed, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
@@ -225,7 +236,7 @@ def in_state(
     return revision.model_copy(update=update)
 
 
-def _start(observed: Observed, target: Target) -> tuple[Action, ...]:
+def _start(observed: Observed, target: Target, replicas: int) -> tuple[Action, ...]:
     """The candidate's objects. The policy comes first: its pods are never open to anybody but the verifier."""
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
@@ -233,8 +244,7 @@ def _start(observed: Observed, target: Target) -> tuple[Action, ...]:
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
-        # A proof needs a pod, even of a revision that shall be scaled to zero.
-        *_pods(observed, target, max(1, observed.resource.spec.replicas)),
+        *_pods(observed, target, replicas),
     )
 
 
