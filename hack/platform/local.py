@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from hack.cluster import toolchain
 from hack.cluster.console import run, step
-from hack.cluster.images import references
+from hack.cluster.images import build_images
 from hack.cluster.layout import REPOSITORY
 from hack.cluster.provider import provider
 from hack.platform import object_store
@@ -24,15 +25,16 @@ def kubectl() -> Kubectl:
     return Kubectl(toolchain.program("kubectl"), provider().kubeconfig)
 
 
-def image(name: str) -> str:
-    """Full name of an image at its present content, as `make images` built it into the cluster."""
-    return references(provider().images().base_image())[name]
+@cache
+def images() -> dict[str, str]:
+    """Full names of all images at the checkout's present content; what is missing in the cluster is built first."""
+    return build_images(provider().images())
 
 
 def install_platform(kubectl: Kubectl) -> None:
     """Operator and object store, from the images that the cluster holds; idempotent."""
     install_operator(kubectl)
-    object_store.install(kubectl, image("seaweedfs"))
+    object_store.install(kubectl, images()["seaweedfs"])
 
 
 def install_operator(kubectl: Kubectl, values: tuple[str, ...] = ()) -> None:
@@ -43,7 +45,7 @@ def install_operator(kubectl: Kubectl, values: tuple[str, ...] = ()) -> None:
     with step(f"operator from its chart (namespace {NAMESPACE})"):
         helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
-            *(argument for setting in settings for argument in ("--set", setting)),
+            *(argument for setting in settings for argument in ("--set-string", setting)),
             *("--wait", "--timeout", "180s"),
             kubeconfig=kubectl.kubeconfig,
         )
@@ -65,4 +67,4 @@ def prepare_namespace(kubectl: Kubectl, name: str, key: object_store.Key = objec
 
 
 def _tag(name: str) -> str:
-    return image(name).rsplit(":", 1)[1]
+    return images()[name].rsplit(":", 1)[1]

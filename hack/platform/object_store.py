@@ -63,6 +63,7 @@ def manifests(image: str) -> list[Object]:
         "-master.volumeSizeLimitMB=1024",
         "-s3",
         f"-s3.port={PORT}",
+        "-s3.autoCreateBucket=false",
         "-s3.config=/etc/seaweedfs/identities.json",
     ]
     container: Object = {
