@@ -1,0 +1,57 @@
+"""Published artifacts of tiny models: their recorded answers are those of real checkpoints."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_api.finetunejob import Output
+from finetune_api.stages import Stage, StageResult, Upstream
+from finetune_api.storage import Storage
+from finetune_jobs.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.folders import publish_folder
+from finetune_jobs.modelling.loading import load_checkpoint, load_tokenizer
+from finetune_jobs.publish import publish
+from finetune_jobs.runner import execute
+from finetune_jobs.store import Store
+from tests.support.stages import context, pipeline_params, stage_input
+
+PROMPTS = [[{"role": "user", "content": f"what is number {n} about?"}] for n in range(12)]
+LIMIT = 6
+"""Tokens of an answer."""
+
+
+def answers_of(model: Path) -> Sequence[str]:
+    """A checkpoint's answers to the prompts."""
+    questions = Questions(PROMPTS, LIMIT, 4)
+    return generate_answers(load_checkpoint(model), load_tokenizer(model), questions, lambda done, total: None)
+
+
+def publish_artifact(
+    storage: Storage, place: str, folder: Path, *, base: Path, tuned: Path, exported: Path | None = None
+) -> StageResult:
+    """Publish ``tuned`` below the URI ``place``; the keys come from the environment.
+
+    Another ``exported`` model than the one whose answers were recorded makes an artifact that promises too much.
+    """
+    store = Store.connect(storage, place)
+    empty, evaluation = folder / "empty", folder / "evaluation"
+    for each in (empty, evaluation):
+        each.mkdir(parents=True)
+    pairs = zip(PROMPTS, answers_of(base), answers_of(tuned), strict=True)
+    write_answers(
+        evaluation / ANSWERS,
+        [Answer(messages=p, label=t, base=b, tuned=t, artifact=t, max_tokens=LIMIT) for p, b, t in pairs],
+    )
+    (evaluation / METRICS).write_text(json.dumps({"goldenPrompts": 6, "scalars": {}}))
+    upstream = Upstream(
+        source="s",
+        model="m",
+        dataset=publish_folder(store, empty, Stage.PREPARE),
+        adapter=publish_folder(store, empty, Stage.TRAIN),
+        export=publish_folder(store, exported or tuned, Stage.EXPORT),
+        evaluation=publish_folder(store, evaluation, Stage.EVALUATE),
+    )
+    output = Output(uri=place, name="transactions")
+    params = pipeline_params([f"{place}/rows.csv"], output)
+    return execute(context(stage_input(Stage.PUBLISH, storage, output, params, upstream), folder), publish)
