@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from finetune_jobs.modelling import chat
 
-SPARE_TOKENS: Final = 8
+SPARE_TOKENS: Final = 4
 """Tokens beyond the longest label: an answer that goes on after a label must be seen to be wrong."""
 
 Answered = Callable[[int, int], None]

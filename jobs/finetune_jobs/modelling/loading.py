@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -50,7 +51,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_base(folder: Path, method: Method) -> Any:
     """The base model as ``method`` trains it: nf4 for QLoRA, bfloat16 for LoRA. Raises StageError(ModelUnsupported)."""
-    return _load(folder, quantization_config=nf4() if method is Method.QLORA else None)
+    if method is Method.LORA:
+        return _load(folder)
+    model = _load(folder, quantization_config=nf4())
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights whenever the model is in eval mode and
+            # rounds their scales to bfloat16 on the way: each validation would change the base under the adapter, and
+            # neither a resumed training nor the export would see the base that was trained on.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_checkpoint(folder: Path) -> Any:
@@ -90,8 +100,7 @@ def cuda_memory(load: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size = torch.cuda.get_device_properties(0).total_memory >> 30
-        raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's {size} GiB did not hold {load}.") from error
+        raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory did not hold {load}.") from error
 
 
 def _load(folder: Path, **options: Any) -> Any:

@@ -1,0 +1,82 @@
+"""Small data sets and trainings for tests of train, export and evaluate."""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.finetunejob import Method, Training
+from finetune_jobs.progress import Progress
+from finetune_jobs.store import Store
+from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.trainer import Trained, train_adapter
+
+LABELS: Final = ("refund", "question", "other fox")
+INSTRUCTION: Final = "answer with one word"
+_TEXTS: Final = ("refund my parcel {n}", "what is the capital {n}", "the quick brown fox {n}")
+
+
+def row(text: str, label: str) -> dict[str, Any]:
+    """One line of a split, as prepare writes it."""
+    turns = (("system", INSTRUCTION), ("user", text), ("assistant", label))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def rows(count: int, *, first: int = 0, labels: Sequence[str] = LABELS) -> list[dict[str, Any]]:
+    """Rows whose label follows from their text, all labels in turn."""
+    numbers = range(first, first + count)
+    return [row(_TEXTS[n % 3].format(n=n), labels[n % 3]) for n in numbers]
+
+
+def write_dataset(folder: Path, **splits: list[dict[str, Any]]) -> Path:
+    """A prepared data set; splits that are not given have a few rows of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {
+        "train": rows(12),
+        "validation": rows(3, first=30),
+        "test": rows(9, first=60),
+        **splits,
+    }.items():
+        text = "".join(json.dumps(line) + "\n" for line in content)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "labels.json").write_text(json.dumps(sorted(LABELS)), encoding="utf-8")
+    return folder
+
+
+def settings(method: Method = Method.QLORA, **changes: Any) -> Training:
+    """Settings with which the tiny model learns ``rows`` by heart in a second."""
+    fast: dict[str, Any] = {
+        "learning_rate": "1e-2",
+        "batch_size": 4,
+        "gradient_accumulation": 1,
+        "epochs": 20,
+        "checkpoint_steps": 20,
+        "rank": 4,
+        "alpha": 8,
+    }
+    return Training(method=method, **fast | changes)
+
+
+def run_training(
+    base: Path,
+    dataset: Path,
+    folder: Path,
+    training: Training,
+    checkpoints: Store,
+    *,
+    progress: Progress | None = None,
+    stopping: threading.Event | None = None,
+) -> Trained:
+    """Train below ``folder``: the adapter in ``adapter``, local checkpoints in ``work``."""
+    return train_adapter(
+        base,
+        dataset,
+        folder / "adapter",
+        training,
+        base_uri="s3://data/model",
+        work=folder / "work",
+        checkpoints=Checkpoints(checkpoints),
+        progress=progress or Progress("train"),
+        stopping=stopping or threading.Event(),
+    )

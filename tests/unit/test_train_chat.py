@@ -1,0 +1,98 @@
+"""What a model is given and what it must learn, with real tokenizers and templates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, GenerationConfig
+
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+from finetune_jobs.modelling import chat
+from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
+from tests.support.training import row
+
+pytestmark = pytest.mark.unit
+
+WITH_BOS = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+)
+"""As Llama 3 does it: bos first, nothing between the turns."""
+THINKING = CHAT_TEMPLATE.replace(
+    "message['role'] + '\n' +", "message['role'] + '\n' + ('(think)\n' if message['role'] == 'assistant' else '') +"
+)
+"""As reasoning models do it: past answers are rendered with something that the generation prompt does not have."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("chat") / "base")
+
+
+def tokenizer_of(base: Path, template: str | None, **changes: Any) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def stop_of(tokenizer: Any) -> int:
+    return chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, GenerationConfig()))
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, WITH_BOS, THINKING], ids=["chatml", "bos", "thinking"])
+@pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"], ids=["pad", "pad=eos"])
+def test_only_the_answer_and_its_stop_token_are_learnt(base: Path, template: str, pad: str) -> None:
+    tokenizer = tokenizer_of(base, template, pad_token=pad)
+    messages = row("where is my parcel?", "refund my order")["messages"]
+
+    encoded = chat.encode(tokenizer, messages, stop_of(tokenizer))
+
+    prompt = chat.prompt_ids(tokenizer, messages[:-1])
+    learnt = [label for label in encoded.labels if label != chat.IGNORED]
+    assert encoded.input_ids[: len(prompt)] == prompt  # exactly what a server puts before the answer
+    assert encoded.labels == [chat.IGNORED] * len(prompt) + learnt
+    assert tokenizer.decode(learnt) == "refund my order<|im_end|>"
+    assert learnt[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, WITH_BOS], ids=["chatml", "bos"])
+def test_an_example_is_the_rendered_conversation_up_to_the_stop_token(base: Path, template: str) -> None:
+    tokenizer = tokenizer_of(base, template)
+    messages = row("what is the capital of France?", "question")["messages"]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False).removesuffix("\n")
+
+    assert tokenizer.decode(chat.encode(tokenizer, messages, stop_of(tokenizer)).input_ids) == rendered
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (CHAT_TEMPLATE.replace("'<|im_end|>'", "'<end>'"), "'<'"),
+        (CHAT_TEMPLATE.replace("'<|im_end|>'", "'<|bos|>'"), "'<|bos|>'"),
+        (CHAT_TEMPLATE.replace("+ '<|im_end|>' + '\n'", ""), "nothing"),
+        (None, "no chat template"),
+    ],
+    ids=["text", "another token", "open end", "no template"],
+)
+def test_a_model_that_would_never_stop_is_refused(base: Path, template: str | None, says: str) -> None:
+    with pytest.raises(StageError, match=says) as raised:
+        stop_of(tokenizer_of(base, template))
+    assert raised.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_any_stop_token_of_the_generation_config_will_do(base: Path) -> None:
+    tokenizer = tokenizer_of(base, CHAT_TEMPLATE.replace("'<|im_end|>'", "'<|bos|>'"))
+    stops = chat.stop_ids(tokenizer, GenerationConfig(eos_token_id=[tokenizer.bos_token_id, tokenizer.pad_token_id]))
+
+    assert stops == {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
+    assert chat.end_of_turn(tokenizer, stops) == tokenizer.bos_token_id
+
+
+def test_a_template_that_refuses_a_role_says_which_conversation(base: Path) -> None:
+    tokenizer = tokenizer_of(base, "{{ raise_exception('System role not supported') }}")
+    with pytest.raises(StageError, match="system, user: System role not supported") as raised:
+        chat.prompt_ids(tokenizer, row("x", "y")["messages"][:-1])
+    assert raised.value.reason is Reason.MODEL_UNSUPPORTED

@@ -1,0 +1,338 @@
+"""Training itself: real models, real bitsandbytes, real S3 for checkpoints; the model is tiny."""
+
+import json
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_api.finetunejob import Method, Training
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError, StoppedError
+from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.examples import read_split
+from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_tokenizer
+from finetune_jobs.progress import Progress
+from finetune_jobs.store import Store
+from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.trainer import LabelLossTrainer, build_trainer, encode_split, planned_steps
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
+from tests.support.training import row, rows, run_training, settings, write_dataset
+
+pytestmark = pytest.mark.unit
+
+METHODS = pytest.mark.parametrize("method", list(Method))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("train") / "base")
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+def weights(adapter: Path) -> dict[str, torch.Tensor]:
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+def log_of(adapter: Path, key: str) -> list[float]:
+    entries = [json.loads(line) for line in (adapter / "train_log.jsonl").read_text().splitlines()]
+    return [entry[key] for entry in entries if key in entry]
+
+
+class StopAfter(Progress):
+    """Tells the training to stop once a number of steps are done."""
+
+    def __init__(self, steps: int, stopping: threading.Event) -> None:
+        super().__init__("train")
+        self._steps, self._stopping = steps, stopping
+
+    def measure(self, *, loss: float | None = None, **values: Any) -> None:
+        super().measure(loss=loss, **values)
+        self._steps -= loss is not None
+        if self._steps == 0:
+            self._stopping.set()
+
+
+@METHODS
+def test_a_few_rows_are_learnt_by_heart(method: Method, base: Path, store: Store, tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+
+    trained = run_training(base, dataset, tmp_path, settings(method), store)
+
+    adapter = tmp_path / "adapter"
+    tokenizer = load_tokenizer(base)
+    examples = read_split(dataset, "train")
+    questions = Questions([example.prompt for example in examples], limit=12, batch_size=6)
+    tuned = load_adapter(load_base(base, method), adapter)
+    assert generate_answers(tuned, tokenizer, questions, lambda _done, _total: None) == [e.label for e in examples]
+    assert trained.steps == 60
+    assert trained.validation_loss == min(log_of(adapter, "eval_loss")) < 0.2
+    assert trained.train_loss == pytest.approx(sum(log_of(adapter, "loss")[-20:]) / 20)
+    tokens = sum(len(e.input_ids) for e in encode_split(tokenizer, dataset, "train", tokenizer.eos_token_id, 512))
+    assert trained.tokens == 20 * tokens
+    assert trained.trainable_parameters == sum(tensor.numel() for tensor in weights(adapter).values())
+
+
+def test_the_adapter_names_its_base_and_nothing_of_this_machine(base: Path, store: Store, tmp_path: Path) -> None:
+    run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, settings(max_steps=1), store)
+
+    adapter = tmp_path / "adapter"
+    assert {file.name for file in adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "train_log.jsonl",
+    }
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "s3://data/model"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert {name.rpartition(".")[2] for name in config["target_modules"]} == set(LORA_TARGETS)
+    assert (adapter / "tokenizer_config.json").read_bytes() == (base / "tokenizer_config.json").read_bytes()
+    assert {tensor.dtype for tensor in weights(adapter).values()} == {torch.float32}
+    assert not any(str(tmp_path) in file.read_text() for file in adapter.glob("*.json*"))
+
+
+@METHODS
+@pytest.mark.parametrize("softcap", [None, 2.0], ids=["plain", "softcapped"])
+def test_the_loss_is_that_of_the_whole_model(method: Method, softcap: float | None, base: Path, tmp_path: Path) -> None:
+    """Against cross entropy over all logits of the model's own forward, in value and gradient."""
+    trainer, batch = trainer_and_batch(method, base, tmp_path, final_logit_softcapping=softcap)
+
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(40))
+    gradients = gradients_of(trainer, loss)
+
+    with trainer.accelerator.autocast():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    targets = batch["labels"][:, 1:].flatten()
+    plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum") / 40
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-3)
+    for name, expected in gradients_of(trainer, plain).items():
+        torch.testing.assert_close(gradients[name], expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+
+
+def trainer_and_batch(method: Method, base: Path, folder: Path, **config: Any) -> tuple[LabelLossTrainer, Any]:
+    tokenizer = load_tokenizer(base)
+    model = load_base(base, method)
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    dataset = write_dataset(folder / "dataset")
+    examples = encode_split(tokenizer, dataset, "train", tokenizer.eos_token_id, 512)
+    trainer = build_trainer(model, tokenizer, examples, examples, settings(method, dropout="0"), folder / "work")
+    rows = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples[:3]]
+    return trainer, trainer._prepare_inputs(trainer.data_collator(rows))
+
+
+def gradients_of(trainer: LabelLossTrainer, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    trainer.model.zero_grad()
+    loss.backward()
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad and "lora_B" in name  # lora_A has no gradient while lora_B is zero
+    }
+
+
+def test_only_labelled_positions_go_through_the_head(base: Path, tmp_path: Path) -> None:
+    trainer, batch = trainer_and_batch(Method.LORA, base, tmp_path)
+    seen = []
+    head = trainer.model.get_base_model().get_output_embeddings()
+    head.register_forward_hook(lambda _module, given, _output: seen.append(given[0].shape[0]))
+
+    trainer.compute_loss(trainer.model, dict(batch))
+
+    assert seen == [int((batch["labels"] != chat.IGNORED).sum())]
+
+
+@METHODS
+def test_adapters_train_in_float32(method: Method, base: Path, tmp_path: Path) -> None:
+    """In bfloat16 small updates round to nothing: with this rate most weights would not move at all."""
+    dataset = write_dataset(tmp_path / "dataset")
+    tokenizer = load_tokenizer(base)
+    examples = encode_split(tokenizer, dataset, "train", tokenizer.eos_token_id, 512)
+    training = settings(method, learning_rate="1e-5", max_steps=3)
+    trainer = build_trainer(load_base(base, method), tokenizer, examples, examples, training, tmp_path / "work")
+    parameters = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_A" in n}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    trainer.train()
+
+    assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
+    moved = torch.cat([(parameter.detach() != before[name]).flatten() for name, parameter in parameters.items()])
+    assert moved.float().mean() > 0.99
+
+
+@METHODS
+def test_looking_at_a_base_does_not_change_it(method: Method, base: Path) -> None:
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, with a loss."""
+    model = load_base(base, method)
+    tokens = torch.arange(20)[None]
+    before = model.train()(input_ids=tokens).logits
+    looked = model.eval()(input_ids=tokens).logits
+    assert torch.equal(model.train()(input_ids=tokens).logits, before)
+    assert torch.equal(looked, before)
+
+
+@METHODS
+def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
+    method: Method, base: Path, store: Store, tmp_path: Path
+) -> None:
+    """Stopped twice, each time going on in a new folder: the same weights bit for bit, on the same machine."""
+    dataset = write_dataset(tmp_path / "dataset")
+    training = settings(method, epochs=3, checkpoint_steps=4)
+    whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
+
+    for attempt, steps in enumerate((2, 4)):
+        stopping = threading.Event()
+        with pytest.raises(StoppedError, match="is saved"):
+            run_training(
+                base,
+                dataset,
+                tmp_path / f"attempt{attempt}",
+                training,
+                store.below("stopped"),
+                progress=StopAfter(steps, stopping),
+                stopping=stopping,
+            )
+    resumed = run_training(base, dataset, tmp_path / "last", training, store.below("stopped"))
+
+    assert resumed == whole
+    assert log_of(tmp_path / "last/adapter", "loss") == log_of(tmp_path / "whole/adapter", "loss")
+    expected = weights(tmp_path / "whole/adapter")
+    for name, tensor in weights(tmp_path / "last/adapter").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_only_the_best_and_the_newest_checkpoint_are_kept_and_no_pickle_of_the_settings(
+    base: Path, store: Store, tmp_path: Path
+) -> None:
+    training = settings(max_steps=6, checkpoint_steps=2)
+    run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, training, store)
+
+    names = [entry.key for entry in store.list()]
+    assert {name.split("/")[0] for name in names} == {"checkpoint-4", "checkpoint-6"}
+    files = {name.split("/")[1] for name in names}
+    assert {"adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "manifest.json"} <= files
+    assert "training_args.bin" not in files
+
+
+def test_a_damaged_checkpoint_costs_time_only(base: Path, store: Store, tmp_path: Path) -> None:
+    run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, settings(max_steps=6, checkpoint_steps=2), store)
+    store.put("checkpoint-6/adapter_model.safetensors", b"damaged")
+
+    restored = Checkpoints(store).restore(tmp_path / "elsewhere")
+
+    assert restored == tmp_path / "elsewhere/checkpoint-4"
+    assert {entry.key.split("/")[0] for entry in store.list()} == {"checkpoint-4"}
+    assert Checkpoints(store.below("nothing")).restore(tmp_path / "nowhere") is None
+
+
+def test_training_ends_when_validation_gets_worse_and_the_best_weights_are_kept(
+    base: Path, store: Store, tmp_path: Path
+) -> None:
+    contradicting = rows(6, labels=("question", "other fox", "refund"))
+    dataset = write_dataset(tmp_path / "dataset", train=rows(12), validation=contradicting)
+    training = settings(epochs=10, checkpoint_steps=3)
+
+    trained = run_training(base, dataset, tmp_path, training, store)
+
+    losses = log_of(tmp_path / "adapter", "eval_loss")
+    best = losses.index(min(losses))
+    assert trained.steps == 3 * (best + 4) < 30  # three more validations without a better one
+    assert trained.validation_loss == losses[best]
+    checkpoint = load_file(tmp_path / f"work/checkpoint-{3 * (best + 1)}/adapter_model.safetensors")
+    for name, tensor in weights(tmp_path / "adapter").items():
+        assert torch.equal(tensor, checkpoint[name]), name
+
+
+def test_a_loss_that_is_no_number_ends_the_training(base: Path, store: Store, tmp_path: Path) -> None:
+    training = settings(learning_rate="1e30", checkpoint_steps=50)
+    with pytest.raises(StageError, match=r"At step \d+ of 60 the .* with spec.training.learningRate 1e\+30") as raised:
+        run_training(base, write_dataset(tmp_path / "dataset"), tmp_path, training, store)
+    assert raised.value.reason is Reason.LOSS_NOT_FINITE
+    assert not raised.value.retriable
+    assert not list(store.list())
+
+
+def test_the_seed_decides_the_weights(base: Path, store: Store, tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_training(base, dataset, tmp_path / name, settings(max_steps=2, seed=seed), store.below(name))
+    first, same, other = (weights(tmp_path / name / "adapter") for name in "abc")
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
+
+
+@pytest.mark.parametrize(
+    ("splits", "max_length", "reason", "says"),
+    [
+        (
+            {"train": [*rows(2), row("long " * 60, "refund"), *rows(3), row("long " * 70, "refund")]},
+            128,
+            Reason.DATASET_INVALID,
+            r"2 of 7 examples of the train split are longer than spec.training.maxLength 128 tokens "
+            r"\(row 3 has \d+, row 7 has (\d+)\).*set maxLength to \1\.",
+        ),
+        ({"validation": [row("long " * 60, "refund")]}, 128, Reason.DATASET_INVALID, "validation split.*row 1 has"),
+        ({"validation": []}, 128, Reason.DATASET_TOO_SMALL, "The validation split has no examples."),
+    ],
+    ids=["train", "validation", "empty"],
+)
+def test_what_cannot_be_trained_on_is_named(
+    splits: dict[str, Any], max_length: int, reason: Reason, says: str, base: Path, store: Store, tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", **splits)
+    with pytest.raises(StageError, match=says) as raised:
+        run_training(base, dataset, tmp_path, settings(max_length=max_length), store)
+    assert raised.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("examples", "changes", "steps"),
+    [
+        (16, {"batch_size": 4, "gradient_accumulation": 1, "epochs": 1}, 4),
+        (17, {"batch_size": 4, "gradient_accumulation": 1, "epochs": 2}, 10),
+        (17, {"batch_size": 4, "gradient_accumulation": 2, "epochs": 2}, 6),
+        (400, {"batch_size": 8, "gradient_accumulation": 2, "epochs": 3}, 75),
+        (400, {"batch_size": 8, "gradient_accumulation": 2, "epochs": 3, "max_steps": 40}, 40),
+        (16, {"batch_size": 8, "gradient_accumulation": 1, "epochs": 2, "max_steps": 40}, 4),
+    ],
+)
+def test_planned_steps(examples: int, changes: dict[str, Any], steps: int) -> None:
+    assert planned_steps(examples, Training(**changes)) == steps
+
+
+def test_the_end_of_the_gpus_memory_has_its_reason() -> None:
+    with pytest.raises(StageError, match="did not hold a batch of 8") as raised, cuda_memory("a batch of 8"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert raised.value.reason is Reason.CUDA_OUT_OF_MEMORY
+
+
+def test_progress_tells_step_and_losses(base: Path, store: Store, tmp_path: Path) -> None:
+    progress = Progress("train")
+    run_training(
+        base,
+        write_dataset(tmp_path / "dataset"),
+        tmp_path,
+        settings(max_steps=4, checkpoint_steps=2),
+        store,
+        progress=progress,
+    )
+    samples = {sample.name: sample for metric in progress.collect() for sample in metric.samples}
+    assert samples["finetune_stage_progress_ratio"].value == pytest.approx(0.95)
+    assert samples["finetune_stage_info"].labels["message"].startswith("step 4/4, loss ")
+    assert math.isfinite(samples["finetune_train_loss"].value)
+    assert math.isfinite(samples["finetune_validation_loss"].value)
+    assert samples["finetune_train_tokens_total"].value > 0
