@@ -46,8 +46,11 @@ class Rule:
 RULES: Final = (
     Rule(FINETUNEJOBS, ("get", "list", "watch")),
     Rule(FINETUNEJOBS, ("patch",), "status"),
+    # Owner references that block the owner's deletion need it where OwnerReferencesPermissionEnforcement is on.
+    Rule(FINETUNEJOBS, ("update",), "finalizers"),
     Rule(ADAPTERDEPLOYMENTS, ("get", "list", "watch")),
     Rule(ADAPTERDEPLOYMENTS, ("patch",), "status"),
+    Rule(ADAPTERDEPLOYMENTS, ("update",), "finalizers"),
     # Inputs of stages.
     Rule(CONFIG_MAPS, ("get", "list", "create", "delete")),
     # Stages; patch is for suspend.

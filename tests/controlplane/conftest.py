@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.reasons import Reason
 from finetune_operator.actions import EVENTS, FINETUNEJOBS, JOBS, SERVICE_ACCOUNTS, Object
 from finetune_operator.kube import HttpKubeClient, KubeClient
+from finetune_operator.rbac import RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
@@ -36,6 +38,7 @@ CONTROLLERS = (
 T = TypeVar("T")
 PROFILE = "small"
 RUNNER = "finetune-runner"
+OPERATOR = "finetune-operator"
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +58,38 @@ def api(plane: ControlPlane) -> KubeClient:
     return HttpKubeClient(configuration, 8)
 
 
+@pytest.fixture(scope="session")
+def operator_kubeconfig(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Credentials of a user who may do nothing but what ``rbac.RULES`` allow in the namespaces of the tests."""
+    path = tmp_path_factory.mktemp("operator") / "kubeconfig"
+    plane.authority.kubeconfig(path, plane.url, OPERATOR, f"/CN={OPERATOR}")
+    return path
+
+
+def operator_rights(namespace: str) -> list[Object]:
+    """Role and binding of the operator, from the table that the chart's are generated from."""
+    group = "rbac.authorization.k8s.io"
+    metadata = {"name": OPERATOR, "namespace": namespace}
+    rules = [{"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)} for rule in RULES]
+    return [
+        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": OPERATOR},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": OPERATOR}],
+        },
+    ]
+
+
 @dataclass
 class Team:
     """A namespace with an operator that watches only it, and a node that runs its pods."""
 
     api: KubeClient
     plane: ControlPlane
+    operator_kubeconfig: Path
     namespace: str
     directory: Path
     node: FakeNode
@@ -93,7 +122,7 @@ class Team:
         """Start an operator process; it need not be ready yet."""
         how = Start(
             settings=self.settings(**changes),
-            kubeconfig=self.plane.kubeconfig,
+            kubeconfig=self.operator_kubeconfig,
             log=self.directory / "operator.log",
             faults=faults,
             crash_after_writes=crash_after_writes,
@@ -162,20 +191,29 @@ class Team:
         return wait(reached, f"{name} to be {what}", seconds, lambda: str(self.status(name)))
 
 
-@pytest.fixture
-def team(plane: ControlPlane, api: KubeClient, tmp_path: Path) -> Iterator[Team]:
+@contextmanager
+def prepared_team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, directory: Path) -> Iterator[Team]:
     """A namespace with the runner's ServiceAccount and a node; operators are started by the test."""
     name = f"team-{uuid.uuid4().hex[:8]}"
     plane.kubectl("create", "namespace", name)
     api.create(SERVICE_ACCOUNTS, account(name))
     with FakeNode(api, name, address="127.0.0.1") as node:
-        context = Team(api, plane, name, tmp_path, node)
+        context = Team(api, plane, operator_kubeconfig, name, directory, node)
+        for right in operator_rights(name):
+            context.kubectl_apply(right)
         try:
             yield context
         finally:
             for operator in context.operators:
                 operator.stop()
     plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[Team]:
+    """A team for one test."""
+    with prepared_team(plane, api, operator_kubeconfig, tmp_path) as prepared:
+        yield prepared
 
 
 def account(namespace: str, name: str = RUNNER) -> Object:

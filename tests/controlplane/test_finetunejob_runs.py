@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
+from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
+from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
-from tests.controlplane.conftest import Team, condition
+from finetune_operator.actions import PODS
+from finetune_operator.kube import ApiError
+from tests.controlplane.conftest import Team, condition, ready, wait
+from tests.support.fake_node import failed
 
 pytestmark = pytest.mark.controlplane
+
+
+@contextmanager
+def metrics_page(page: str) -> Iterator[None]:
+    """The metrics endpoint of a pod, on the loopback address that the fake node gives to its pods."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", meta.METRICS_PORT), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield
+        server.shutdown()
 
 
 def test_main_job(team: Team) -> None:
@@ -32,7 +63,149 @@ def test_main_job(team: Team) -> None:
         "Stalled": "False",
         "Failed": "False",
     }
+    wait(lambda: ("Normal", "RunSucceeded") in team.events("main"), "the last event")
     events = team.events("main")
     assert events[0] == ("Normal", "RunStarted")
-    assert events[-1] == ("Normal", "RunSucceeded")
     assert [reason for _, reason in events].count("StageSucceeded") == 6
+
+
+def test_results_survive_the_resource(team: Team) -> None:
+    """Deleted and applied again, without status: everything is reused, and only resolve gets a Job."""
+    team.start()
+    team.create("again")
+    first = team.until("again", Phase.SUCCEEDED)
+    team.delete("again")
+    team.create("again")
+    second = team.until("again", Phase.SUCCEEDED)
+    assert len(team.node.store.executed) == len(PIPELINE)
+    assert [job["metadata"]["labels"][meta.LABEL_STAGE] for job in team.jobs("again")] == [Stage.RESOLVE]
+    assert [row.state for row in second.stages] == [StageState.SUCCEEDED] + [StageState.REUSED] * 5
+    assert second.artifact == first.artifact
+    assert second.evaluation == first.evaluation
+
+
+def test_wrong_credentials_then_rerun(team: Team) -> None:
+    """A failed run names the root cause and stays; a new value of rerun starts another, and the first is history."""
+    team.node.scripts[Stage.RESOLVE] = lambda given: failed(given.stage, Reason.S3_ACCESS_DENIED, "s3://artifacts: 403")
+    team.start()
+    team.create("keys")
+    status = team.until("keys", Phase.FAILED)
+    assert ready(status) is Reason.S3_ACCESS_DENIED
+    assert condition(status, "Stalled") == condition(status, "Failed") == "True"
+    message = next(each.message for each in status.conditions if each.type == "Ready")
+    assert message.startswith("resolve: s3://artifacts: 403")
+    assert REMEDIES[Reason.S3_ACCESS_DENIED] in message
+    assert len(team.node.started) == 1, "what cannot succeed is not tried again"
+    del team.node.scripts[Stage.RESOLVE]
+    team.change("keys", rerun="with-new-keys")
+    status = team.until("keys", Phase.SUCCEEDED)
+    assert status.run is not None
+    assert status.run.number == 2
+    assert [(run.number, run.outcome, run.reason) for run in status.runs] == [(1, Phase.FAILED, "S3AccessDenied")]
+
+
+def test_a_changed_spec_after_the_end_starts_a_run_that_reuses_what_is_the_same(team: Team) -> None:
+    """Only the stages whose input changed are done again."""
+    team.start()
+    team.create("tuned")
+    team.until("tuned", Phase.SUCCEEDED)
+    team.change("tuned", training={"epochs": 5})
+    wait(lambda: (run := team.status("tuned").run) is not None and run.number == 2, "run 2")
+    status = team.until("tuned", Phase.SUCCEEDED)
+    assert team.node.store.executed.count(Stage.PREPARE) == 1
+    assert team.node.store.executed.count(Stage.TRAIN) == 2
+    assert [row.state for row in status.stages][:3] == [
+        StageState.SUCCEEDED,
+        StageState.REUSED,
+        StageState.SUCCEEDED,
+    ]
+
+
+def test_a_running_spec_is_frozen(team: Team) -> None:
+    """The API server refuses the change, in words that say what to do."""
+    team.node.scripts[Stage.RESOLVE] = lambda given: None
+    team.start()
+    team.create("frozen")
+    team.until("frozen", Phase.RUNNING)
+    with pytest.raises(ApiError, match="suspend the job first") as refused:
+        team.change("frozen", training={"epochs": 5})
+    assert refused.value.status == 422
+
+
+def test_suspend_and_resume(team: Team) -> None:
+    """The running stage's pod goes, finished stages stay, and the same Job goes on."""
+    held = threading.Event()
+    team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held.is_set() else None
+    team.start()
+    team.create("pause")
+    wait(lambda: team.node.started and team.node.started[-1][0] is Stage.TRAIN, "train to run")
+    team.until("pause", Reason.STAGE_STARTED)
+    team.change("pause", suspend=True)
+    team.until("pause", Phase.SUSPENDED)
+    pods = f"{meta.LABEL_STAGE}={Stage.TRAIN}"
+    wait(lambda: not team.api.select(PODS, team.namespace, pods), "the pod to go")
+    assert team.jobs("pause", Stage.TRAIN)[0]["spec"]["suspend"] is True
+    assert condition(team.status("pause"), "Suspended") == "True"
+    held.set()
+    team.change("pause", suspend=False)
+    team.until("pause", Phase.SUCCEEDED)
+    assert len(team.jobs("pause", Stage.TRAIN)) == 1
+    assert [reason for _, reason in team.events("pause") if reason in ("Suspended", "Resumed")] == [
+        "Suspended",
+        "Resumed",
+    ]
+
+
+def test_a_spec_changed_while_suspended_starts_a_new_run(team: Team) -> None:
+    """Nothing of the old run goes on: its Job is deleted, and its end is in the history."""
+    team.node.scripts[Stage.TRAIN] = lambda given: (
+        team.node.store.run(given) if given.params.train and given.params.train.training.epochs == 5 else None
+    )
+    team.start()
+    team.create("swap")
+    wait(lambda: team.node.started and team.node.started[-1][0] is Stage.TRAIN, "train to run")
+    team.change("swap", suspend=True)
+    team.until("swap", Phase.SUSPENDED)
+    team.change("swap", training={"epochs": 5}, suspend=False)
+    status = team.until("swap", Phase.SUCCEEDED)
+    assert [(run.outcome, run.reason) for run in status.runs] == [(Phase.FAILED, "SpecChanged")]
+    assert len(team.jobs("swap", Stage.TRAIN)) == 1
+
+
+def test_progress_is_read_from_the_pod(team: Team) -> None:
+    """Percent, time left and a message, from the pod's metrics."""
+    team.node.scripts[Stage.RESOLVE] = lambda given: None
+    gauges = ("progress_ratio 0.42", "eta_seconds 77.0", 'info{message="step 5"} 1.0')
+    page = "".join(f"finetune_stage_{gauge}\n" for gauge in gauges)
+    with metrics_page(page):
+        team.start()
+        team.create("bar")
+        progress = wait(lambda: found if (found := team.status("bar").progress) and found.percent else None, "progress")
+    assert (progress.stage, progress.percent) == ("resolve", 42)
+    assert (progress.eta_seconds, progress.message) == (77, "step 5")
+
+
+def test_nothing_is_written_at_rest(team: Team) -> None:
+    """A finished, a failed, a suspended, a waiting and a running job, resynced meanwhile: no write, no event."""
+    team.node.scripts[Stage.RESOLVE] = lambda given: (
+        failed(given.stage, Reason.BUCKET_NOT_FOUND, "no bucket")
+        if given.run.name == "failed"
+        else None
+        if given.run.name == "running"
+        else team.node.store.run(given)
+    )
+    team.start(resync_seconds=10)
+    team.create("running")
+    team.create("failed")
+    team.create("finished")
+    team.create("suspended", suspend=True)
+    team.create("waiting", profile="unknown")
+    team.until("finished", Phase.SUCCEEDED)
+    team.until("failed", Phase.FAILED)
+    team.until("suspended", Phase.SUSPENDED)
+    team.until("waiting", Reason.PROFILE_UNKNOWN)
+    team.until("running", Reason.STAGE_STARTED)
+    time.sleep(2)
+    before = team.writes()
+    time.sleep(22)
+    assert team.writes()[len(before) :] == []

@@ -110,6 +110,8 @@ class FakeNode:
     def __init__(self, client: KubeClient, namespace: str, store: Store | None = None, address: str = "") -> None:
         self.store = store or Store()
         self.scripts: dict[Stage, Script] = {}
+        self.admit: Callable[[Object], Object | None] = lambda pod: None
+        """The status that keeps a pending pod from starting, or None to start it."""
         self.started: list[tuple[Stage, str]] = []
         """Stage and pod of every container that was started."""
         self._client = client
@@ -145,6 +147,9 @@ class FakeNode:
         if given is None:
             return
         if phase == "Pending":
+            if hindrance := self.admit(pod):
+                self._write(pod, hindrance)
+                return
             self.started.append((given.stage, pod["metadata"]["name"]))
             self._write(pod, {"phase": "Running", "podIP": self._address} | _container({"running": {}}))
         ending = self.scripts.get(given.stage, self.store.run)(given)

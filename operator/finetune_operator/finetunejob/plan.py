@@ -24,7 +24,7 @@ from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
 from finetune_operator.resources.pods import input_config_map, stage_job
 
-HINDRANCE_SECONDS: Final = 15.0
+HINDRANCE_SECONDS: Final = 10.0
 """How often it is checked whether what stands in the way has gone."""
 START_SECONDS: Final = 10.0
 """When a Job that waits for its pod is looked at without an event; then at growing intervals."""

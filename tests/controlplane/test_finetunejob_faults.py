@@ -1,0 +1,216 @@
+"""FineTuneJobs under faults. The oracle: the end is the one of the run without the fault.
+
+The operator dies after each of its writes, is replaced by another version, meets API errors at each call, and finds its
+children tampered with.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.finetunejob import Phase, StageState
+from finetune_api.reasons import Reason
+from finetune_api.stages import PIPELINE, Stage, StageInput
+from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, Object
+from finetune_operator.kube import KubeClient
+from hack.cluster.controlplane import ControlPlane
+from tests.controlplane.conftest import Team, prepared_team, wait
+from tests.support.fake_node import Ending
+from tests.support.operator_process import CRASH_EXIT, Fault
+
+pytestmark = pytest.mark.controlplane
+
+TIMES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+HASHES = re.compile(r"-[0-9a-f]{10}\b")
+
+
+def end_state(team: Team, name: str) -> dict[str, Any]:
+    """All that is left of a run: children by kind and stage, and the status, without what is new in every run."""
+    found = team.api.get(FINETUNEJOBS, team.namespace, name)
+    assert found is not None
+    owned = f"{meta.LABEL_OWNER_NAME}={name}"
+    children = [
+        (resource.kind, child["metadata"]["labels"][meta.LABEL_STAGE])
+        for resource in (CONFIG_MAPS, JOBS)
+        for child in team.api.select(resource, team.namespace, owned)
+    ]
+    return {"children": sorted(children), "status": _normal(found["status"], found["status"]["run"]["id"])}
+
+
+def _normal(value: Any, run: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _normal(each, run) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_normal(each, run) for each in value]
+    return HASHES.sub("-HASH", TIMES.sub("TIME", value.replace(run, "RUN"))) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The end state of a run without a fault."""
+    with prepared_team(plane, api, operator_kubeconfig, tmp_path_factory.mktemp("undisturbed")) as calm:
+        calm.start()
+        create(calm)
+        calm.until("storm", Phase.SUCCEEDED)
+        return end_state(calm, "storm")
+
+
+def create(team: Team) -> None:
+    """The same resource for each test."""
+    team.create("storm")
+
+
+def test_killed_after_every_write(team: Team, undisturbed: dict[str, Any]) -> None:
+    """Each operator process dies right after its first write, from the first ConfigMap to the last event."""
+    create(team)
+    deaths = 0
+    while team.status("storm").phase is not Phase.SUCCEEDED:
+        operator = team.start(crash_after_writes=1)
+        wait(lambda op=operator: op.process.exitcode is not None or _ended(team), "a write", 90)  # type: ignore[misc]
+        deaths += operator.process.exitcode == CRASH_EXIT
+        operator.stop()
+        assert deaths < 60, "the operator makes no progress"
+    assert deaths >= 18, "two children and a status a stage"
+    assert end_state(team, "storm") == undisturbed
+    assert team.node.store.executed == list(PIPELINE)
+    assert len(team.node.started) == 1 + len(PIPELINE)
+
+
+def _ended(team: Team) -> bool:
+    return team.status("storm").phase is Phase.SUCCEEDED
+
+
+CALLS = [
+    Fault("create", "ConfigMap", 500),
+    Fault("create", "ConfigMap", 504, applied=True),
+    Fault("create", "Job", 429, retry_after=1),
+    Fault("create", "Job", 0, applied=True),
+    Fault("create", "Job", 409),
+    Fault("patch_status", "FineTuneJob", 409),
+    Fault("patch_status", "FineTuneJob", 500),
+    Fault("patch_status", "FineTuneJob", 0, applied=True),
+    Fault("patch_status", "FineTuneJob", 403),
+    Fault("create", "Event", 500),
+    Fault("get", "ServiceAccount", 503),
+]
+
+
+def test_every_call_fails(team: Team, undisturbed: dict[str, Any]) -> None:
+    """Conflicts, throttling, server errors, lost answers: at each kind of call, several times in one run."""
+    team.start(faults=tuple(CALLS * 3), workers=1)
+    create(team)
+    team.until("storm", Phase.SUCCEEDED, 120)
+    assert end_state(team, "storm") == undisturbed
+    assert team.node.store.executed == list(PIPELINE)
+
+
+def test_another_version_takes_over(team: Team, undisturbed: dict[str, Any]) -> None:
+    """A newer operator, whose stage inputs differ, finishes the run without a second Job for any stage."""
+    held: list[StageInput] = []
+
+    def hold(given: StageInput) -> Ending | None:
+        held.append(given)
+        return None
+
+    team.node.scripts[Stage.TRAIN] = hold
+    old = team.start(version="0.1.0")
+    create(team)
+    wait(lambda: held, "train to run")
+    old.stop()
+    team.start(version="9.9.9")
+    del team.node.scripts[Stage.TRAIN]
+    team.until("storm", Phase.SUCCEEDED)
+    assert end_state(team, "storm") == undisturbed
+    versions = {stage: _input(team, stage).operator_version for stage in (Stage.TRAIN, Stage.EXPORT)}
+    assert versions == {Stage.TRAIN: "0.1.0", Stage.EXPORT: "9.9.9"}
+
+
+def _input(team: Team, stage: Stage) -> StageInput:
+    selector = f"{meta.LABEL_OWNER_NAME}=storm,{meta.LABEL_STAGE}={stage}"
+    found = team.api.select(CONFIG_MAPS, team.namespace, selector)
+    return StageInput.model_validate_json(found[0]["data"]["input.json"])
+
+
+def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict[str, Any]) -> None:
+    """And a finished run does not start again when its Jobs are deleted."""
+    team.node.scripts[Stage.TRAIN] = lambda given: None
+    team.start()
+    create(team)
+    first = wait(lambda: team.jobs("storm", Stage.TRAIN), "train")[0]["metadata"]
+    wait(lambda: team.node.started[-1][0] is Stage.TRAIN, "train's pod")
+    team.api.delete(JOBS, team.namespace, first["name"], first["uid"])
+    second = wait(
+        lambda: [job for job in team.jobs("storm", Stage.TRAIN) if job["metadata"]["uid"] != first["uid"]], "a new Job"
+    )[0]["metadata"]
+    assert second["name"] == first["name"]
+    del team.node.scripts[Stage.TRAIN]
+    team.until("storm", Phase.SUCCEEDED)
+    assert end_state(team, "storm") == undisturbed
+    for job in team.jobs("storm"):
+        team.api.delete(JOBS, team.namespace, job["metadata"]["name"], job["metadata"]["uid"])
+    before = team.writes()
+    wait(lambda: not team.jobs("storm"), "the Jobs to go")
+    team.start(resync_seconds=10).wait_ready()
+    assert team.status("storm").phase is Phase.SUCCEEDED
+    assert team.writes() == before
+    assert not team.jobs("storm")
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_result_that_is_lost_is_looked_up(team: Team, found: bool) -> None:
+    """The pod is gone before its result was read: resolve is asked once more; what it does not find is lost."""
+    operator = team.start()
+    held = {"go": False}
+    team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held["go"] else None
+    create(team)
+    wait(lambda: team.node.started and team.node.started[-1][0] is Stage.TRAIN, "train to run")
+    operator.stop()
+    held["go"] = True
+    wait(lambda: _complete(team.jobs("storm", Stage.TRAIN)[0]), "train to end")
+    for pod in team.api.select(PODS, team.namespace, f"{meta.LABEL_STAGE}={Stage.TRAIN}"):
+        team.api.delete(PODS, team.namespace, pod["metadata"]["name"], pod["metadata"]["uid"])
+    if not found:
+        team.node.store.made.clear()
+    team.start()
+    status = team.until("storm", Phase.SUCCEEDED if found else Phase.FAILED)
+    assert status.run is not None
+    assert status.run.reason == (Reason.RUN_SUCCEEDED if found else Reason.RESULT_LOST)
+    assert len(team.jobs("storm", Stage.RESOLVE)) == 2
+    assert len(team.jobs("storm", Stage.TRAIN)) == 1
+    assert status.stages[2].state is (StageState.SUCCEEDED if found else StageState.FAILED)
+
+
+def _complete(job: Object) -> bool:
+    conditions = job["status"].get("conditions") or []
+    return any(each["type"] == "Complete" and each["status"] == "True" for each in conditions)
+
+
+def test_a_stranger_has_the_name(team: Team) -> None:
+    """An object of somebody else is never taken over; when it goes, the run goes on by itself."""
+    team.node.scripts[Stage.PREPARE] = lambda given: None
+    operator = team.start()
+    create(team)
+    job = wait(lambda: team.jobs("storm", Stage.PREPARE), "prepare")[0]["metadata"]
+    operator.stop()
+    ours = team.api.get(CONFIG_MAPS, team.namespace, job["name"])
+    assert ours is not None
+    team.api.delete(JOBS, team.namespace, job["name"], job["uid"])
+    team.api.delete(CONFIG_MAPS, team.namespace, job["name"], ours["metadata"]["uid"])
+    wait(lambda: not team.api.select(PODS, team.namespace, f"{meta.LABEL_STAGE}={Stage.PREPARE}"), "the pod to go")
+    metadata = {"name": job["name"], "namespace": team.namespace, "labels": ours["metadata"]["labels"]}
+    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mine": "yes"}}
+    stored = team.api.create(CONFIG_MAPS, foreign)
+    del team.node.scripts[Stage.PREPARE]
+    team.start()
+    assert team.until("storm", Reason.NAME_TAKEN).phase is Phase.PENDING
+    assert not team.jobs("storm", Stage.PREPARE)
+    assert team.api.get(CONFIG_MAPS, team.namespace, job["name"]) == stored
+    team.api.delete(CONFIG_MAPS, team.namespace, job["name"], stored["metadata"]["uid"])
+    team.until("storm", Phase.SUCCEEDED)

@@ -1,0 +1,181 @@
+"""What keeps a FineTuneJob from running, named with its remedy; it goes on by itself when the hindrance has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from finetune_api.finetunejob import Phase
+from finetune_api.reasons import REMEDIES, Reason
+from finetune_api.stages import PIPELINE, Stage
+from finetune_operator.actions import PODS, SERVICE_ACCOUNTS, Object
+from tests.controlplane.conftest import RUNNER, Team, account, condition, wait
+from tests.support.fake_node import Ending
+
+pytestmark = pytest.mark.controlplane
+
+
+def message(team: Team, name: str) -> str:
+    """Message of the Ready condition."""
+    return next(each.message for each in team.status(name).conditions if each.type == "Ready")
+
+
+def test_unknown_profile(team: Team) -> None:
+    """The known ones are listed, no Job is made, and the correction starts the run."""
+    team.start()
+    team.create("big", profile="huge")
+    status = team.until("big", Reason.PROFILE_UNKNOWN)
+    assert status.phase is Phase.PENDING
+    assert condition(status, "Stalled") == "True"
+    assert message(team, "big") == (
+        f"spec.profile is 'huge'; the platform offers: small. {REMEDIES[Reason.PROFILE_UNKNOWN]}"
+    )
+    assert not team.jobs("big")
+    team.change("big", profile="small")
+    team.until("big", Phase.SUCCEEDED)
+
+
+def test_missing_service_account(team: Team) -> None:
+    """Named with its namespace; once it is there, the run begins."""
+    missing = team.api.get(SERVICE_ACCOUNTS, team.namespace, RUNNER)
+    assert missing is not None
+    team.api.delete(SERVICE_ACCOUNTS, team.namespace, RUNNER, missing["metadata"]["uid"])
+    team.start()
+    team.create("homeless")
+    team.until("homeless", Reason.RUNNER_SERVICE_ACCOUNT_MISSING)
+    assert f"'{RUNNER}' of profile 'small' does not exist in namespace '{team.namespace}'" in message(team, "homeless")
+    assert not team.jobs("homeless")
+    assert ("Warning", "RunnerServiceAccountMissing") in team.events("homeless")
+    team.api.create(SERVICE_ACCOUNTS, account(team.namespace))
+    team.until("homeless", Phase.SUCCEEDED)
+
+
+def test_two_jobs_of_one_output_name(team: Team) -> None:
+    """The older one publishes, the younger one waits and says for whom, and goes on when the older one has gone."""
+    output = {"uri": "s3://artifacts/team", "name": "shared"}
+    older = team.create("older", output=output)
+    team.create("younger", output=output)
+    team.start()
+    team.until("older", Phase.SUCCEEDED)
+    team.until("younger", Reason.OUTPUT_NAME_CONFLICT)
+    assert f"{team.namespace}/{older['metadata']['name']}" in message(team, "younger")
+    assert not team.jobs("younger")
+    team.delete("older")
+    team.until("younger", Phase.SUCCEEDED)
+    assert team.node.store.executed == list(PIPELINE), "the same inputs: everything is reused"
+
+
+@dataclass(frozen=True)
+class PodCase:
+    """A pod that cannot start."""
+
+    status: Object
+    reason: Reason
+    says: str
+    stalled: bool = True
+
+
+def _waiting(reason: str, said: str) -> Object:
+    container = {"name": "stage", "image": "example/data", "imageID": "", "ready": False, "restartCount": 0}
+    return {"containerStatuses": [container | {"state": {"waiting": {"reason": reason, "message": said}}}]}
+
+
+POD_CASES = {
+    "image": PodCase(
+        _waiting("ImagePullBackOff", "Back-off pulling image"),
+        Reason.IMAGE_PULL_FAILED,
+        "cannot get image example/data",
+    ),
+    "secret": PodCase(
+        _waiting("CreateContainerConfigError", 'secret "s3" not found'), Reason.SECRET_MISSING, 'secret "s3" not found'
+    ),
+    "node": PodCase(
+        {
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": "0/1 nodes are available: 1 Insufficient cpu.",
+                }
+            ]
+        },
+        Reason.UNSCHEDULABLE,
+        "Insufficient cpu",
+        stalled=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", POD_CASES.values(), ids=POD_CASES.keys())
+def test_a_pod_that_cannot_start(team: Team, case: PodCase) -> None:
+    """The reason is the pod's, the run waits, and goes on when the pod can start."""
+    hindered: dict[str, Any] = {"by": case.status}
+    team.node.admit = lambda pod: hindered["by"]
+    team.start()
+    team.create("stuck")
+    status = team.until("stuck", case.reason)
+    assert status.phase is Phase.RUNNING
+    assert condition(status, "Stalled") == str(case.stalled)
+    assert case.says in message(team, "stuck")
+    hindered["by"] = None
+    team.until("stuck", Phase.SUCCEEDED)
+
+
+def test_a_quota_refuses_the_pod(team: Team) -> None:
+    """Told by the Job's events, since there is no pod that could tell it."""
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    team.kubectl_apply(quota)
+    wait(
+        lambda: team.plane.kubectl("-n", team.namespace, "get", "quota", "none", "-o", "jsonpath={.status.hard}"), "it"
+    )
+    team.start()
+    team.create("poor")
+    team.until("poor", Reason.QUOTA_EXCEEDED)
+    assert "exceeded quota: none" in message(team, "poor")
+    assert condition(team.status("poor"), "Stalled") == "True"
+    team.plane.kubectl("-n", team.namespace, "delete", "quota", "none")
+    team.until("poor", Phase.SUCCEEDED, 90)
+
+
+FAILURES: dict[str, tuple[Ending, Reason, int]] = {
+    "out of memory": (Ending(exit_code=137, reason="OOMKilled"), Reason.OUT_OF_MEMORY, 2),
+    "a crash": (Ending(exit_code=1, reason="Error"), Reason.STAGE_CRASHED, 2),
+}
+
+
+@pytest.mark.parametrize(("ending", "reason", "pods"), FAILURES.values(), ids=FAILURES.keys())
+def test_a_stage_that_keeps_failing(team: Team, ending: Ending, reason: Reason, pods: int) -> None:
+    """Tried again as often as the profile says; the root cause is the pod's."""
+    script: Callable[[Any], Ending] = lambda given: ending  # noqa: E731
+    team.node.scripts[Stage.PREPARE] = script
+    profile = team.settings().profiles["small"].model_copy(update={"retries": pods - 1})
+    team.start(profiles={"small": profile})
+    team.create("broken")
+    status = team.until("broken", Phase.FAILED, 90)
+    assert status.run is not None
+    assert status.run.reason == reason
+    assert len([stage for stage, _ in team.node.started if stage is Stage.PREPARE]) == pods
+    assert [row.attempts for row in status.stages[:2]] == [1, pods]
+
+
+def test_an_eviction_does_not_count(team: Team) -> None:
+    """A pod that the node had to end is replaced, even where the profile allows no retry."""
+    evicted: list[Object] = []
+
+    def evict_first(pod: Object) -> Object | None:
+        if evicted:
+            return None
+        evicted.append(pod)
+        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "gone"}
+        return {"phase": "Failed", "conditions": [disrupted]}
+
+    team.node.admit = evict_first
+    profile = team.settings().profiles["small"].model_copy(update={"retries": 0})
+    team.start(profiles={"small": profile})
+    team.create("moved")
+    team.until("moved", Phase.SUCCEEDED)
+    assert len(team.api.select(PODS, team.namespace)) == len(PIPELINE) + 2
