@@ -8,7 +8,7 @@ from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.actions import Object
 from finetune_operator.resources.ownership import Owner
-from finetune_operator.resources.pods import StageRequest, container, pod_spec, stage_container
+from finetune_operator.resources.pods import StageRequest, container, cpu_env, pod_spec, stage_container
 from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime
@@ -132,7 +132,7 @@ def _server(runtime: Runtime, plan: ServingPlan, images: Images) -> Object:
     ]
     if plan.shared_memory:
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108
-    env = [{"name": name, "value": value} for name, value in plan.env.items()]
+    env = [*cpu_env(runtime.pod), *({"name": name, "value": value} for name, value in plan.env.items())]
     return {
         **container(SERVER, runtime.image, images, runtime.pod, env, mounts),
         **({"args": list(plan.args)} if plan.args else {}),
