@@ -72,8 +72,8 @@ def _convert(gguf: Path, out: Path) -> None:
     """Write an ordinary checkpoint of ``gguf`` to ``out``."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     # here, so that programs which find the checkpoint in the cache start at once
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.pad_token = PAD

@@ -70,7 +70,7 @@ FAILS = (
     Case(
         "one-class",
         Reason.DATASET_INVALID,
-        ("one", "FEES"),
+        ("two labels", "FEES"),
         {"dataset": dataset("s3://datasets/one-class.csv")},
         ("one-class.csv", b"text,label\n" + b"".join(b"payment %d,FEES\n" % n for n in range(200))),
     ),

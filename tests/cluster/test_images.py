@@ -40,7 +40,7 @@ def namespace() -> Iterator[Kubectl]:
 
 def run_restricted(kubectl: Kubectl, name: str, *command: str) -> str:
     """Run a command in an image as the restricted pod that the operator would make; returns what it printed."""
-    kubectl.apply(pod(name, local.image(name), *command))
+    kubectl.apply(pod(name, local.images()[name], *command))
     end = ended(kubectl, name, seconds=300)
     output = kubectl("logs", name)
     assert end["exitCode"] == 0, output

@@ -25,7 +25,7 @@ def pod(name: str, labels: dict[str, str], *ports: int) -> Object:
     containers = [
         {
             "name": f"port-{port}",
-            "image": local.image("data"),
+            "image": local.images()["data"],
             "command": ["python", "-c", SERVE, str(port)],
             "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1},
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

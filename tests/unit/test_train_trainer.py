@@ -41,7 +41,8 @@ def store(s3: SeaweedFS, place: str) -> Store:
 
 
 def weights(adapter: Path) -> dict[str, torch.Tensor]:
-    return load_file(adapter / "adapter_model.safetensors")
+    loaded: dict[str, torch.Tensor] = load_file(adapter / "adapter_model.safetensors")
+    return loaded
 
 
 def log_of(adapter: Path, key: str) -> list[float]:
