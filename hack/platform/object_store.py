@@ -135,10 +135,12 @@ def restricted_namespace(name: str) -> Object:
 
 
 def install(kubectl: Kubectl, image: str) -> None:
-    """Start the store and make its buckets; nothing happens to a store that runs."""
+    """Start the store and make its buckets. A store that is there stays as it is: a new pod would have lost its data."""
     kubectl = kubectl.within(NAMESPACE)
     with step(f"object store ({ENDPOINT})"):
-        kubectl.apply(restricted_namespace(NAMESPACE), *manifests(image))
+        kubectl.apply(restricted_namespace(NAMESPACE))
+        if not kubectl.exists("service", NAME):
+            kubectl.apply(*manifests(image))
         kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=180s", timeout=200)
         with client(kubectl) as s3:
             existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
