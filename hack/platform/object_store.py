@@ -135,7 +135,7 @@ def restricted_namespace(name: str) -> Object:
 
 
 def install(kubectl: Kubectl, image: str) -> None:
-    """Start the store and make its buckets. A store that is there stays as it is: a new pod would have lost its data."""
+    """Start the store and make its buckets. One that is there stays as it is: a new pod would have lost its data."""
     kubectl = kubectl.within(NAMESPACE)
     with step(f"object store ({ENDPOINT})"):
         kubectl.apply(restricted_namespace(NAMESPACE))
