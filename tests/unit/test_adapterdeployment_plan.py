@@ -278,6 +278,38 @@ class TestRollout:
         for kind in (DEPLOYMENTS, SERVICES, JOBS, NETWORK_POLICIES, CONFIG_MAPS):
             assert not cluster.revisions(kind) & skipped
 
+    def test_another_proof_replaces_the_one_that_was_asked_for(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(BETTER)
+        for _ in range(2):
+            cluster.reconcile()
+            cluster.run_deployments()
+        [first] = set(cluster.objects[JOBS]) - {
+            name for name, job in cluster.objects[JOBS].items() if job.get("status")
+        }
+        cluster.spec["verification"] = {"samples": 7}
+        cluster.reconcile()
+        assert first not in cluster.objects[JOBS]
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.state is RevisionState.VERIFYING
+        assert cluster.traffic() != cluster.status.candidate.revision
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+
+    def test_the_operator_dies_between_the_first_switch_and_the_status(self) -> None:
+        cluster = ServingCluster()
+        for _ in range(2):
+            cluster.reconcile()
+            cluster.run_controllers()
+        made = cluster.reconcile(crash_after=2)
+        assert wrote(made.actions[1])[1] is SERVICES
+        assert cluster.traffic() != ""
+        assert cluster.status.endpoint == ""
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.accuracy == "0.9000"
+        assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.PROMOTED]
+
     def test_going_back_drops_the_candidate(self) -> None:
         cluster = serving()
         old = cluster.traffic()

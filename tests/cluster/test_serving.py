@@ -1,0 +1,184 @@
+"""Serving on a real node: real downloads, servers (the stand-in for TGI), verifications and traffic."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_api.storage import Storage
+from hack.platform import object_store
+from hack.platform.kubectl import Kubectl, Object, wait_for
+from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_artifact
+from tests.support.tiny_model import build_tiny_llama
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+NAME = "demo"
+CLIENT = """
+import json, sys, time, urllib.request
+url, prompt, seconds, limit = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+body = json.dumps({"messages": prompt, "max_tokens": limit, "temperature": 0, "model": "tgi"}).encode()
+answers, errors, end = {}, [], time.monotonic() + seconds
+while True:
+    request = urllib.request.Request(url + "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            text = json.load(response)["choices"][0]["message"]["content"]
+            answers[text] = answers.get(text, 0) + 1
+    except OSError as error:
+        errors.append(str(error))
+    if time.monotonic() > end:
+        break
+print(json.dumps({"answers": answers, "errors": errors}))
+"""
+"""Asks one prompt again and again, each time on a new connection, and counts answers and errors."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """URIs of published artifacts, and what their models answer to the first prompt."""
+
+    first: str
+    second: str
+    boastful: str
+    """Its weights are those of the base model."""
+    answers: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def artifacts(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """Three artifacts of tiny models in the cluster's store."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    base, one, two = (build_tiny_llama(folder / f"model-{seed}", seed=seed) for seed in (1, 2, 3))
+    key = object_store.OWNER
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        cluster.within(object_store.NAMESPACE).port_forward(f"service/{object_store.NAME}", object_store.PORT) as port,
+    ):
+        environment.setenv("AWS_ACCESS_KEY_ID", key.access_key_id)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", key.secret_access_key)
+        storage = Storage(endpoint=f"http://127.0.0.1:{port}")
+        models = {"first": (one, None), "second": (two, None), "boastful": (one, base)}
+        published = {
+            name: publish_artifact(
+                storage,
+                f"s3://artifacts/serving-{folder.name}/{name}",
+                folder / name,
+                base=base,
+                tuned=tuned,
+                exported=exported,
+            ).scalars["artifactUri"]
+            for name, (tuned, exported) in models.items()
+        }
+    return Artifacts(**published, answers={"first": answers_of(one)[0], "second": answers_of(two)[0]})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One AdapterDeployment in a team's namespace."""
+
+    team: Kubectl
+
+    def serve(self, uri: str, **spec: Any) -> None:
+        """Ask for an artifact to be served."""
+        storage = {"endpoint": object_store.ENDPOINT, "credentials": {"secretName": "s3-credentials"}}
+        source = {"artifact": {"uri": uri, "storage": storage}}
+        self.team.apply(
+            {
+                "apiVersion": meta.API_VERSION,
+                "kind": meta.ADAPTERDEPLOYMENT,
+                "metadata": {"name": NAME},
+                "spec": {"source": source, "runtime": "tgi-cpu"} | spec,
+            }
+        )
+
+    def until(self, phase: ServingPhase) -> AdapterDeploymentStatus:
+        """Wait until the present spec has come to a phase; the status."""
+
+        def reached() -> AdapterDeploymentStatus | None:
+            found = self.team.get("adep", NAME)
+            status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
+            current = status.observed_generation == found["metadata"]["generation"]
+            return status if current and status.phase is phase else None
+
+        return wait_for(f"{NAME} to be {phase}", reached, 400)
+
+    def client(self, name: str, seconds: float) -> Object:
+        """A pod that asks the endpoint for so many seconds."""
+        prompt, url = json.dumps(PROMPTS[0]), f"http://{NAME}"
+        [server, *_] = self.team.items("deployments", f"{meta.LABEL_OWNER_NAME}={NAME}")
+        image = server["spec"]["template"]["spec"]["initContainers"][0]["image"]  # it has Python
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {
+                "restartPolicy": "Never",
+                "automountServiceAccountToken": False,
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": 65532,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "containers": [
+                    {
+                        "name": "client",
+                        "image": image,
+                        "command": ["python", "-c", CLIENT, url, prompt, str(seconds), str(LIMIT)],
+                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    }
+                ],
+            },
+        }
+
+    def asked(self, name: str) -> tuple[dict[str, int], list[str]]:
+        """What a client has heard: answers with their number, and errors."""
+        wait_for(f"client {name}", lambda: self.team.get("pod", name)["status"]["phase"] == "Succeeded", 400)
+        heard = json.loads(self.team("logs", name))
+        return heard["answers"], heard["errors"]
+
+
+@pytest.fixture
+def endpoint(team: Kubectl) -> Endpoint:
+    """Nothing is served yet."""
+    return Endpoint(team)
+
+
+def test_serving_from_the_first_revision_to_the_next_and_none_by_a_bad_one(
+    endpoint: Endpoint, artifacts: Artifacts
+) -> None:
+    """The served answers are the artifact's; an update loses no request; a bad artifact changes nothing."""
+    endpoint.serve(artifacts.first)
+    first = endpoint.until(ServingPhase.READY).stable
+    assert first is not None
+    assert (first.accuracy, first.expected_accuracy) == ("1.0000", "1.0000")
+    endpoint.team.apply(endpoint.client("during-update", 90))
+    wait_for("the client", lambda: endpoint.team.get("pod", "during-update")["status"]["phase"] == "Running", 60)
+    endpoint.serve(artifacts.second)
+    second = wait_for("the promotion", lambda: _promoted(endpoint, first.revision), 400)
+    answers, errors = endpoint.asked("during-update")
+    assert errors == []
+    assert set(answers) <= {artifacts.answers["first"], artifacts.answers["second"]}
+    assert artifacts.answers["first"] in answers
+
+    endpoint.serve(artifacts.boastful)
+    status = endpoint.until(ServingPhase.DEGRADED)
+    assert status.candidate is not None
+    assert (status.candidate.state, status.candidate.reason) == (RevisionState.FAILED, Reason.ADAPTER_INACTIVE)
+    assert status.stable is not None
+    assert status.stable.revision == second
+    endpoint.team.apply(endpoint.client("after-failure", 0))
+    assert endpoint.asked("after-failure") == ({artifacts.answers["second"]: 1}, [])
+
+
+def _promoted(endpoint: Endpoint, before: str) -> str:
+    """The serving revision, once it is another one."""
+    stable = endpoint.team.get("adep", NAME)["status"].get("stable", {})
+    revision: str = stable.get("revision", before)
+    return "" if revision == before else revision
