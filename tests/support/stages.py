@@ -30,6 +30,7 @@ from finetune_jobs.runner import Context, results_root
 from finetune_jobs.store import Store
 from tests.support.seaweedfs import User
 
+PYTHON = Path(sys.executable)
 RUN = RunRef(kind=FINETUNEJOB, namespace="team-a", name="transactions", uid="0b8a", id="r1")
 DEPLOYMENT = RunRef(kind=ADAPTERDEPLOYMENT, namespace="team-a", name="transactions", uid="77fe", id="v1")
 
@@ -81,16 +82,30 @@ class Ended:
     code: int
     result: StageResult
     log: list[dict[str, Any]]
-    """JSON lines of its standard error."""
+    """JSON lines of its standard error; what libraries write past the logs is left out."""
 
 
-def run_process(given: StageInput, folder: Path, user: User, *arguments: str) -> Ended:
+def run_process(given: StageInput, folder: Path, user: User, *arguments: str, python: Path = PYTHON) -> Ended:
     """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` only."""
+    return wait_for(start_process(given, folder, user, *arguments, python=python), folder)
+
+
+def start_process(
+    given: StageInput, folder: Path, user: User, *arguments: str, python: Path = PYTHON
+) -> "subprocess.Popen[bytes]":
+    """As ``run_process``, but returns the running process, for ``wait_for`` with the same ``folder``."""
     input_file, result_file = folder / "input.json", folder / "result.json"
     input_file.write_text(given.model_dump_json(by_alias=True))
-    command = [sys.executable, "-m", f"finetune_jobs.{given.stage}", "--input", str(input_file)]
+    command = [str(python), "-m", f"finetune_jobs.{given.stage}", "--input", str(input_file)]
     command += ["--result", str(result_file), "--metrics-port", "0", *arguments]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder)} | user.environment()
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
-    log = [json.loads(line) for line in done.stderr.decode().splitlines()]
-    return Ended(done.returncode, StageResult.model_validate_json(result_file.read_bytes()), log)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment | user.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(process: "subprocess.Popen[bytes]", folder: Path) -> Ended:
+    """The end of a stage's process, which must come within five minutes."""
+    _, errors = process.communicate(timeout=300)
+    log = [json.loads(line) for line in errors.decode().splitlines() if line.startswith("{")]
+    return Ended(process.returncode, StageResult.model_validate_json((folder / "result.json").read_bytes()), log)

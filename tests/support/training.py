@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.finetunejob import Method, Training
+from finetune_api.stages import Stage, Upstream
+from finetune_jobs.basemodel import find_base_model
+from finetune_jobs.folders import publish_folder
 from finetune_jobs.progress import Progress
 from finetune_jobs.store import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.trainer import Trained, train_adapter
 
 LABELS: Final = ("refund", "question", "other fox")
+BASE: Final = "base-model"
+"""Where tests keep the base model, below the output."""
 INSTRUCTION: Final = "answer with one word"
 _TEXTS: Final = ("refund my parcel {n}", "what is the capital {n}", "the quick brown fox {n}")
 
@@ -56,6 +61,15 @@ def settings(method: Method = Method.QLORA, **changes: Any) -> Training:
         "alpha": 8,
     }
     return Training(method=method, **fast | changes)
+
+
+def publish_inputs(store: Store, base: Path, dataset: Path) -> Upstream:
+    """Put a base model at ``BASE`` below ``store`` and a data set where prepare would; the chain up to there."""
+    for file in base.iterdir():
+        store.upload(f"{BASE}/{file.name}", file)
+    model = find_base_model(store, store.uri(BASE))
+    digest = publish_folder(store, dataset, Stage.PREPARE)
+    return Upstream(source="sources", model=model.digest, dataset=digest)
 
 
 def run_training(

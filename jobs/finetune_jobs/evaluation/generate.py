@@ -37,7 +37,6 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
 
     Prompts of like length share a batch and are padded on the left, so that every answer begins at the same place.
     """
-    # A configuration of its own: the checkpoint's may ask for sampling or penalties.
     config = GenerationConfig(
         max_new_tokens=questions.limit,
         do_sample=False,

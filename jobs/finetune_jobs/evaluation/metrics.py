@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import sqrt
 from typing import Final
 
 Z_95: Final = 1.959963984540054
@@ -94,7 +94,10 @@ def compare(truth: Sequence[str], first: Sequence[str], second: Sequence[str]) -
 def mcnemar(wins: int, losses: int) -> float:
     """Two-sided p-value of the exact test: given that they differ, each model is right with probability 1/2."""
     differing = wins + losses
-    tail = sum(comb(differing, k) for k in range(min(wins, losses) + 1))
+    term = tail = 1  # binomial coefficients, each from the one before
+    for k in range(min(wins, losses)):
+        term = term * (differing - k) // (k + 1)
+        tail += term
     return min(1.0, 2 * tail / (1 << differing))
 
 

@@ -3,11 +3,13 @@
 The only module that imports llm-compressor, whose pins live in the image and environment ``quantize``.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Final
 
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from loguru import logger as loguru_logger
 
 MAX_SHARD: Final = "5GB"
 """Largest weight file: what object stores and parallel downloads like."""
@@ -18,5 +20,7 @@ def quantize_int8(model: Any, out: Path) -> None:
 
     The output layer stays 16-bit, as every published W8A8 checkpoint has it: its rounding would touch every answer.
     """
+    # llm-compressor logs through loguru: into this stage's own log with it, warnings and worse.
+    loguru_logger.configure(handlers=[{"sink": logging.getLogger("llmcompressor").warning, "level": "WARNING"}])
     oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]))
     model.save_pretrained(out, save_compressed=True, safe_serialization=True, max_shard_size=MAX_SHARD)

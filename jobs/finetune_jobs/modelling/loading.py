@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.finetunejob import Method
@@ -109,7 +109,7 @@ def _load(folder: Path, **options: Any) -> Any:
     if "auto_map" in config and "model_type" not in config:
         raise _unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPE,
             device_map={"": device()},
@@ -119,6 +119,13 @@ def _load(folder: Path, **options: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         raise _unsupported("weights", error) from error
+    # Of a checkpoint's generation settings only its tokens are kept: transformers and vLLM would otherwise sample or
+    # penalise repetition wherever a caller leaves that open, so that served, evaluated and greedy answers differ.
+    settings = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id
+    )
+    return model
 
 
 def _unsupported(what: str, why: object) -> StageError:

@@ -6,6 +6,7 @@ nothing. Both, and what they cost, are described in docs/concepts/training.md.
 """
 
 import json
+import logging
 import math
 import threading
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from finetune_jobs.modelling.loading import (
 from finetune_jobs.progress import Progress
 from finetune_jobs.training.callbacks import FIRST, Checkpointing, Reporting
 from finetune_jobs.training.checkpoints import Checkpoints
+
+log = logging.getLogger(__name__)
 
 WARM_UP: Final = 0.03
 """Share of the steps in which the learning rate rises (QLoRA, Dettmers et al. 2023)."""
@@ -106,7 +109,9 @@ def train_adapter(
     trainer.add_callback(Reporting(progress))
     trainer.add_callback(Checkpointing(checkpoints, work, stopping))
     resume = checkpoints.restore(work)
-    progress.report(FIRST, f"training goes on from {resume.name}" if resume else "training begins")
+    if resume:
+        log.info("training goes on from %s", resume.name)
+    progress.report(FIRST, "training")
     with (
         disable_input_dtype_casting(trainer.model),  # PEFT would copy every input to float32 for nothing
         cuda_memory(f"a batch of {training.batch_size} examples of at most {training.max_length} tokens"),
@@ -250,5 +255,5 @@ def _save(trainer: LabelLossTrainer, base: Path, out: Path, base_uri: str) -> No
     config |= {"base_model_name_or_path": base_uri, "target_modules": sorted(config["target_modules"])}
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     copy_tokenizer(base, out)
-    log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-    (out / "train_log.jsonl").write_text(log)
+    history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+    (out / "train_log.jsonl").write_text(history)

@@ -1,0 +1,167 @@
+"""Answers and reports, with tiny models."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api.finetunejob import Evaluation, Method
+from finetune_jobs.artifact import ANSWERS, METRICS, read_answers
+from finetune_jobs.evaluate import evaluate_models
+from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
+from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
+from finetune_jobs.modelling.examples import read_split
+from finetune_jobs.modelling.loading import load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.progress import Progress
+from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora
+from tests.support.training import LABELS, row, rows, write_dataset
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an adapter, an INT8 artifact (of the base) and a data set."""
+    root = tmp_path_factory.mktemp("evaluate")
+    base = build_tiny_llama(root / "base")
+    build_tiny_lora(root / "adapter", base)
+    build_tiny_int8(root / "artifact", base)
+    write_dataset(root / "dataset", test=rows(30, first=100))
+    return root
+
+
+def ask(model: Any, base: Path, prompts: list[Any], batch_size: int) -> list[str]:
+    questions = Questions(prompts, limit=10, batch_size=batch_size)
+    return generate_answers(model, load_tokenizer(base), questions, lambda _done, _total: None)
+
+
+def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
+    """Prompts of different length together, padded, as each alone. In float32: in 16 bits rounding may decide a tie."""
+    model = load_base(folder / "base", Method.LORA).float()
+    texts = [f"{n} {text}" for n, text in enumerate(["refund", "what is", "the fox jumps", "parcel " * 9] * 3)]
+    prompts = [row(text, "x")["messages"][:-1] for text in texts]
+
+    alone = ask(model, folder / "base", prompts, 1)
+
+    assert ask(model, folder / "base", prompts, 12) == alone
+    assert ask(model, folder / "base", prompts, 5) == alone
+    assert ask(model, folder / "base", prompts[::-1], 5) == alone[::-1]
+    assert len(set(alone)) > 3  # they do tell the prompts apart
+
+
+def test_padding_goes_left_and_is_masked() -> None:
+    inputs = left_padded([[5, 6, 7], [8]], pad=0, device="cpu")
+    assert inputs["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_generation_settings_of_a_checkpoint_are_not_used(folder: Path, tmp_path: Path) -> None:
+    base, other = folder / "base", tmp_path / "other"
+    shutil.copytree(base, other)
+    settings = json.loads((base / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "max_new_tokens": 1}
+    (other / "generation_config.json").write_text(json.dumps(settings))
+    prompts = [example.prompt for example in read_split(folder / "dataset", "test")]
+
+    answers = [ask(load_base(checkpoint, Method.LORA), base, prompts, 8) for checkpoint in (base, other)]
+
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_may_be_a_little_longer_than_the_longest_label(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder / "base")
+    longest = max(len(tokenizer(label)["input_ids"]) for label in LABELS)
+    assert answer_limit(tokenizer, LABELS) == longest + 1 + SPARE_TOKENS
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_path: Path) -> None:
+    progress = Progress("evaluate")
+    evaluated = evaluate_models(
+        *(folder / name for name in ("base", "adapter", "artifact", "dataset")),
+        tmp_path / "out",
+        method=method,
+        evaluation=Evaluation(max_samples=12, golden_prompts=3),
+        progress=progress,
+    )
+
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, REPORT}
+    answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
+    assert len(answers) == 12
+    limit = answer_limit(load_tokenizer(folder / "base"), LABELS)
+    asked = [answer.messages for answer in answers]
+    for name, model in {
+        "base": load_base(folder / "base", method),
+        "artifact": load_checkpoint(folder / "artifact"),
+    }.items():
+        questions = Questions(asked, limit, 16)
+        expected = generate_answers(model, load_tokenizer(folder / "base"), questions, lambda _done, _total: None)
+        assert [getattr(answer, name) for answer in answers] == expected
+    assert all(answer.tuned != answer.base for answer in answers)
+    assert {answer.max_tokens for answer in answers} == {limit}
+    assert [answer.label for answer in answers] == evaluated.truth
+    metrics = json.loads((tmp_path / "out" / METRICS).read_text())
+    assert metrics["goldenPrompts"] == 3
+    assert metrics["scalars"] == evaluated.scalars()
+    assert metrics["models"]["artifact"]["samples"] == 12
+    sample = next(s for m in progress.collect() for s in m.samples if s.name == "finetune_stage_progress_ratio")
+    assert sample.value == pytest.approx(0.9)
+
+
+def test_the_artifact_is_computed_in_its_own_quantisation(folder: Path) -> None:
+    """Loaded exactly: INT8 weights change the logits a little, and never by as much as another model would."""
+    tokens = torch.arange(4, 60)[None]
+    exact = load_base(folder / "base", Method.LORA)(input_ids=tokens).logits
+    quantised = load_checkpoint(folder / "artifact")(input_ids=tokens).logits
+    difference = (quantised - exact).abs().mean() / exact.abs().mean()
+    assert 0 < difference < 0.2
+
+
+def evaluated_example() -> Evaluated:
+    truth = ["a", "a", "b", "<i>"]
+    answers = {"base": ["x", "x", "b", "x"], "tuned": ["a", "a", "b", "b"], "artifact": ["a", "b", "b", "<i>"]}
+    return Evaluated.of(truth, answers, ["a", "b", "<i>"])
+
+
+def test_the_scalars_are_those_of_the_stage_table() -> None:
+    scalars = evaluated_example().scalars()
+    measures = ("accuracy", "precision", "recall", "f1")
+    expected = {f"{measure}{model}" for measure in measures for model in ("Base", "Tuned", "Artifact")}
+    assert scalars.keys() == expected | {"samples"}
+    assert (scalars["samples"], scalars["accuracyBase"], scalars["accuracyTuned"]) == ("4", "0.2500", "0.7500")
+
+
+def test_the_metrics_compare_tuned_with_base_and_artifact_with_tuned() -> None:
+    metrics = evaluated_example().metrics()
+    assert metrics["tunedAgainstBase"] == {"wins": 2, "losses": 0, "p_value": 0.5}
+    assert metrics["artifactAgainstTuned"] == {"wins": 1, "losses": 1, "p_value": 1.0}
+
+
+class Cells(HTMLParser):
+    """Collects the texts of a table's cells, and every tag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_the_report_shows_labels_as_text() -> None:
+    page = Cells()
+    page.feed(render_html(evaluated_example()))
+    assert "<i>" in page.cells
+    assert page.tags.isdisjoint({"i", "script", "link", "img"})
+    assert {"base model", "25.0%", "75.0%"} <= set(page.cells)
