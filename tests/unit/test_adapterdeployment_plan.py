@@ -410,6 +410,17 @@ class TestFailure:
         assert cluster.status.candidate.state is RevisionState.FAILED
         assert (set(cluster.objects[JOBS]) == failed) is not again
 
+    def test_long_words_of_others_fit_into_the_status(self) -> None:
+        cluster = ServingCluster()
+        cluster.reconcile()
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: " + "x" * 5000}
+        deployment["status"] = {"conditions": [refused]}
+        status = cluster.plan().status
+        assert AdapterDeploymentStatus.model_validate(status.model_dump()) == status
+        assert status.candidate is not None
+        assert status.candidate.reason == Reason.QUOTA_EXCEEDED
+
     def test_other_artifact_other_try(self) -> None:
         cluster = serving()
         cluster.spec = pinned(CORRUPT)

@@ -46,6 +46,11 @@ from finetune_operator.resources.service import candidate_service, public_servic
 BLOCKED_RETRY_SECONDS: Final = 30.0
 """How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
 
+MESSAGE_LIMIT: Final = 1024
+"""What the API takes; a scheduler that speaks of many nodes says more."""
+SCORE_LIMIT: Final = 16
+"""What the API takes; pods are not trusted to keep to it."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -94,12 +99,12 @@ def serving_revision(observed: Observed, target: Target | Blocked, now: datetime
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     if live is None or _unrecorded_promotion(observed, target, revision):
         return None
-    artifact = live["metadata"]["annotations"]
+    artifact = live["metadata"].get("annotations") or {}
     return RevisionStatus(
         revision=revision,
         state=RevisionState.SERVING,
-        artifact_digest=artifact[ANNOTATION_ARTIFACT_DIGEST],
-        artifact_uri=artifact[ANNOTATION_ARTIFACT_URI],
+        artifact_digest=artifact.get(ANNOTATION_ARTIFACT_DIGEST, ""),
+        artifact_uri=artifact.get(ANNOTATION_ARTIFACT_URI, ""),
         deployment=live["metadata"]["name"],
         since=timestamp(now),
         reason=Reason.SERVING,
@@ -219,8 +224,8 @@ def _promote(observed: Observed, target: Target, candidate: RevisionStatus, verd
     scores = verdict.result.scalars if verdict.result else {}
     serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, verdict.message, now).model_copy(
         update={
-            "accuracy": scores.get("accuracy", ""),
-            "expected_accuracy": scores.get("expectedAccuracy", ""),
+            "accuracy": scores.get("accuracy", "")[:SCORE_LIMIT],
+            "expected_accuracy": scores.get("expectedAccuracy", "")[:SCORE_LIMIT],
         }
     )
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"
@@ -232,7 +237,7 @@ def in_state(
 ) -> RevisionStatus:
     """The revision in a state, since now if it was in another one."""
     since = revision.since if revision.state is state else timestamp(now)
-    update = {"state": state, "reason": reason, "message": message, "since": since}
+    update = {"state": state, "reason": reason, "message": message[:MESSAGE_LIMIT], "since": since}
     return revision.model_copy(update=update)
 
 
