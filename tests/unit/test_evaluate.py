@@ -82,7 +82,10 @@ def test_an_answer_may_be_a_little_longer_than_the_longest_label(folder: Path) -
 def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_path: Path) -> None:
     progress = Progress("evaluate")
     evaluated = evaluate_models(
-        *(folder / name for name in ("base", "adapter", "artifact", "dataset")),
+        folder / "base",
+        folder / "adapter",
+        folder / "artifact",
+        folder / "dataset",
         tmp_path / "out",
         method=method,
         evaluation=Evaluation(max_samples=12, golden_prompts=3),

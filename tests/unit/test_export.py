@@ -1,0 +1,242 @@
+"""Export: merging keeps what was trained, INT8 files are readable everywhere, JSON speaks both dialects."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from finetune_api.finetunejob import Method, Output
+from finetune_api.layout import output_folder
+from finetune_api.meta import ExitCode
+from finetune_api.stages import ExportParams, Stage, Upstream
+from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.exporting.dialect import config_v4, speak_v4, tokenizer_config_v4
+from finetune_jobs.exporting.merge import merge
+from finetune_jobs.folders import fetch_folder, publish_folder
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.examples import read_split
+from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.store import Store
+from hack.cluster.layout import cache_directory
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.stages import Ended, pipeline_params, run_process, stage_input
+from tests.support.tiny_model import build_tiny_llama
+from tests.support.training import BASE, publish_inputs, run_training, settings, write_dataset
+
+pytestmark = pytest.mark.unit
+
+METHODS = pytest.mark.parametrize("method", list(Method))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A base model, a data set, and an adapter of each method that knows the data by heart; also in S3."""
+
+    folder: Path
+    store: Store
+    upstream: Upstream
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset"
+
+    def adapter(self, method: Method) -> Path:
+        return self.folder / method / "adapter"
+
+
+@pytest.fixture(scope="module")
+def tuned(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
+    folder = tmp_path_factory.mktemp("export")
+    base, dataset = build_tiny_llama(folder / "base"), write_dataset(folder / "dataset")
+    # As transformers 5 writes it, with settings that must not reach a server.
+    edit(base / "config.json", rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 12345.0})
+    edit(base / "generation_config.json", do_sample=True, temperature=0.5, repetition_penalty=1.3)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADMIN.environment().items():
+            patch.setenv(name, value)
+        store = Store.connect(s3.storage, "s3://data/export")
+        for method in Method:
+            run_training(base, dataset, folder / method, settings(method), store.below(f"checkpoints/{method}"))
+        yield Tuned(folder, store, publish_inputs(store, base, dataset))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def log_probabilities(model: Any, tuned: Tuned) -> torch.Tensor:
+    tokenizer = load_tokenizer(tuned.base)
+    stop = tokenizer.eos_token_id
+    examples = [chat.encode(tokenizer, e.messages, stop) for e in read_split(tuned.dataset, "test")]
+    with torch.no_grad():
+        logits = [model.eval()(input_ids=torch.tensor([e.input_ids])).logits[0].float() for e in examples]
+    return torch.log_softmax(torch.cat(logits), -1)
+
+
+def divergence(trained: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean Kullback-Leibler divergence per token, in nats."""
+    return float((trained.exp() * (trained - other)).sum(-1).mean())
+
+
+@METHODS
+def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
+    trained = log_probabilities(load_adapter(load_base(tuned.base, method), tuned.adapter(method)), tuned)
+    merged = log_probabilities(merge(tuned.base, tuned.adapter(method), method), tuned)
+    untrained = log_probabilities(load_base(tuned.base, method), tuned)
+
+    assert divergence(trained, merged) < 1e-3
+    assert divergence(trained, untrained) > 1
+
+
+def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:
+    """Merging inside the 4-bit weights, or into the original base that the adapter has never seen."""
+    adapter = tuned.adapter(Method.QLORA)
+    trained = log_probabilities(load_adapter(load_base(tuned.base, Method.QLORA), adapter), tuned)
+    ours = divergence(trained, log_probabilities(merge(tuned.base, adapter, Method.QLORA), tuned))
+
+    for method in Method:
+        other = load_adapter(load_base(tuned.base, method), adapter).merge_and_unload()
+        assert divergence(trained, log_probabilities(other, tuned)) > 20 * ours
+
+
+@pytest.fixture(scope="module")
+def quantize_python() -> Path:
+    """Python with llm-compressor, whose pins exclude those of the tests' own environment."""
+    python = Path(os.environ.get("FINETUNE_QUANTIZE_PYTHON", cache_directory() / "venvs/quantize/bin/python"))
+    if not python.exists():
+        pytest.fail(f"{python} is missing: python3 -m hack.environments quantize makes it")
+    return python
+
+
+@pytest.fixture(scope="module", params=list(Method))
+def exported(
+    request: pytest.FixtureRequest, tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path_factory: Any
+) -> tuple[Ended, Path]:
+    """The stage export as its container runs it, for both methods: how it ended, and its output."""
+    method: Method = request.param
+    adapter = publish_folder(tuned.store, tuned.adapter(method), Stage.TRAIN)
+    output = Output(uri=tuned.store.uri(), name="transactions")
+    params = pipeline_params([], output).model_copy(update={"export": ExportParams(export={}, method=method)})
+    chain = tuned.upstream.with_output(Stage.TRAIN, adapter)
+    given = stage_input(
+        Stage.EXPORT, s3.storage, output, params, chain, base_model_uri=tuned.store.uri(BASE), reuse=False
+    )
+    folder: Path = tmp_path_factory.mktemp("exported")
+    ended = run_process(given, folder, ADMIN, python=quantize_python)
+    assert ended.code == ExitCode.OK, (ended.result, ended.log)
+    out = folder / "out"
+    fetch_folder(tuned.store, output_folder(Stage.EXPORT, ended.result.output_digest), out)
+    return ended, out
+
+
+def test_the_exported_files_answer_like_the_trained_model(exported: tuple[Ended, Path], tuned: Tuned) -> None:
+    _, out = exported
+    examples = read_split(tuned.dataset, "train")
+    questions = Questions([example.prompt for example in examples], limit=12, batch_size=6)
+    answers = generate_answers(load_checkpoint(out), load_tokenizer(out), questions, lambda _done, _total: None)
+    assert answers == [example.label for example in examples]
+
+
+def test_the_exported_files_are_int8_for_every_reader(exported: tuple[Ended, Path], tuned: Tuned) -> None:
+    ended, out = exported
+    names = {file.name for file in out.iterdir()} - {"manifest.json", "recipe.yaml"}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config = json.loads((out / "config.json").read_text())
+    assert config["rope_theta"] == 12345.0
+    assert config["torch_dtype"] == "bfloat16"
+    quantisation = config["quantization_config"]
+    assert (quantisation["quant_method"], quantisation["format"]) == ("compressed-tensors", "int-quantized")
+    assert quantisation["ignore"] == ["lm_head"]
+    (group,) = quantisation["config_groups"].values()
+    assert (group["weights"]["num_bits"], group["weights"]["strategy"]) == (8, "channel")
+    assert (group["input_activations"]["num_bits"], group["input_activations"]["dynamic"]) == (8, True)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation.keys() <= {
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "transformers_version",
+        "_from_model_config",
+    }
+    with safe_open(out / "model.safetensors", "pt") as file:
+        dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 # not a dict
+    assert dtypes["model.layers.0.mlp.down_proj.weight"] is torch.int8
+    assert dtypes["lm_head.weight"] is torch.bfloat16
+    assert (out / "tokenizer.json").read_bytes() == (tuned.base / "tokenizer.json").read_bytes()
+    size = (out / "model.safetensors").stat().st_size
+    assert ended.result.scalars == {"format": "INT8", "sizeBytes": str(size)}
+    assert not any(str(tuned.folder) in file.read_text() for file in out.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}, "dtype": "bfloat16"},
+            {"rope_theta": 1e5, "torch_dtype": "bfloat16"},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        ),
+        ({"rope_theta": 1e4, "torch_dtype": "float16"}, {}),
+        ({"rope_theta": 2.0, "rope_parameters": {"rope_theta": 1.0}, "dtype": "a", "torch_dtype": "b"}, {}),
+        ({"model_type": "gpt2"}, {}),
+    ],
+    ids=["version 5", "scaled", "version 4", "both", "no rope"],
+)
+def test_config_gets_the_names_of_version_4(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert config_v4(config) == config | expected
+    assert config_v4(config_v4(config)) == config_v4(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "template", "expected"),
+    [
+        (
+            {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "is_local": True, "eos_token": "</s>"},
+            "T",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": "T"},
+        ),
+        (
+            {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
+            "T",
+            {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
+        ),
+        ({"tokenizer_class": "LlamaTokenizerFast"}, None, {"tokenizer_class": "LlamaTokenizerFast"}),
+    ],
+    ids=["version 5", "version 4", "no template"],
+)
+def test_tokenizer_config_gets_a_class_of_version_4(
+    config: dict[str, Any], template: str | None, expected: dict[str, Any]
+) -> None:
+    assert tokenizer_config_v4(config, template) == expected
+    assert tokenizer_config_v4(expected, template) == expected
+
+
+def test_the_dialect_of_a_folder_can_be_spoken_twice(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"rope_parameters": {"rope_theta": 3.0}, "dtype": "bfloat16"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }} – é")
+    speak_v4(tmp_path)
+    once = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    speak_v4(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == once
+    assert json.loads(once["tokenizer_config.json"])["chat_template"] == "{{ messages }} – é"
