@@ -220,9 +220,11 @@ def test_config_gets_the_names_of_version_4(config: dict[str, Any], expected: di
             "T",
             {"tokenizer_class": "GPT2Tokenizer", "chat_template": "own"},
         ),
+        ({"extra_special_tokens": ["<a>"]}, None, {"additional_special_tokens": ["<a>"]}),
+        ({"extra_special_tokens": {"image": "<a>"}}, None, {"extra_special_tokens": {"image": "<a>"}}),
         ({"tokenizer_class": "LlamaTokenizerFast"}, None, {"tokenizer_class": "LlamaTokenizerFast"}),
     ],
-    ids=["version 5", "version 4", "no template"],
+    ids=["version 5", "version 4", "token list", "token map", "no template"],
 )
 def test_tokenizer_config_gets_a_class_of_version_4(
     config: dict[str, Any], template: str | None, expected: dict[str, Any]

@@ -2,7 +2,8 @@
 
 Text Generation Inference 3.3 reads checkpoints with transformers 4.51: it looks for ``rope_theta`` where version 5
 writes ``rope_parameters`` and silently takes 10,000 when it is missing, it does not know the class
-``TokenizersBackend``, and its router reads the chat template from ``tokenizer_config.json`` only.
+``TokenizersBackend`` nor a list of ``extra_special_tokens``, and its router reads the chat template from
+``tokenizer_config.json`` only.
 """
 
 import json
@@ -43,6 +44,9 @@ def tokenizer_config_v4(config: Json, template: str | None) -> Json:
     result = {name: value for name, value in config.items() if name not in _OF_THE_WRITER}
     if config.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = GENERIC_TOKENIZER
+    if isinstance(extra := config.get("extra_special_tokens"), list):  # version 4 wants a mapping there, and fails
+        result["additional_special_tokens"] = result.get("additional_special_tokens") or extra
+        del result["extra_special_tokens"]
     if template and not config.get("chat_template"):
         result["chat_template"] = template
     return result

@@ -56,9 +56,9 @@ def load_base(folder: Path, method: Method) -> Any:
     model = _load(folder, quantization_config=nf4())
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights whenever the model is in eval mode and
-            # rounds their scales to bfloat16 on the way: each validation would change the base under the adapter, and
-            # neither a resumed training nor the export would see the base that was trained on.
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
+            # rounds their scales to bfloat16, and the packed path has no backward pass, so that training would go on
+            # with wrong gradients after the first validation.
             module.support_avx512bf16_for_cpu = False
     return model
 
