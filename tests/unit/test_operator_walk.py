@@ -1,0 +1,193 @@
+"""FineTuneJobs on random walks: crashes at any write, stale caches, deleted children, edits, suspension, evictions.
+
+Whatever happens on the way: two pods never run at the same time, no stage's work is done twice for the same input, a
+frozen spec is what runs, and once it is left alone, the job ends with the artifact of its spec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.stages import PIPELINE
+from finetune_operator.actions import FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS
+from finetune_operator.cache import CHILDREN, Cache
+from finetune_operator.finetunejob.kind import fine_tune_job_kind
+from finetune_operator.finetunejob.observe import spec_hash
+from finetune_operator.kube import ApiError
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.resources.ownership import Key
+from finetune_operator.settings import Images, Profile, Settings
+from tests.support.memory_cluster import NAMESPACE, Crash, MemoryCluster, fine_tune_job, runner
+
+pytestmark = pytest.mark.unit
+
+SETTINGS = Settings(images=Images(data="d", jobs="j", quantize="q"), profiles={"small": Profile()})
+KEY = Key("FineTuneJob", NAMESPACE, "walk")
+STEPS = (
+    *("go on",) * 6,
+    *("reconcile", "controllers", "kubelet"),
+    *("watch", "lag", "restart", "crash in 1", "crash in 2", "crash in 3"),
+    *("delete a job", "delete the pods", "suspend", "resume", "change", "rerun"),
+)
+
+
+class Walk:
+    """One FineTuneJob, its cluster and its operator."""
+
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.cluster.create(SERVICE_ACCOUNTS, runner())
+        self.cluster.create(FINETUNEJOBS, fine_tune_job("walk"))
+        self.edits = 0
+        self.lagging = False
+        self.restart()
+
+    def restart(self) -> None:
+        """A new operator process: nothing is remembered, everything is listed."""
+        cluster = self.cluster
+        cluster.crash_in = 0
+        cluster.stream.clear()
+        self.lagging = False
+        self.cache = Cache()
+        for resource in (FINETUNEJOBS, *CHILDREN):
+            self.cache.replace(resource, {}, cluster.select(resource, None))
+        kind = fine_tune_job_kind(cluster, self.cache, SETTINGS)
+        self.reconciler = Reconciler(cluster, self.cache, {KEY.kind: kind}, lambda: cluster.now)
+
+    def watch(self) -> None:
+        """All pending watch events arrive."""
+        for resource, gone, found in self.cluster.stream:
+            if gone:
+                self.cache.forget(resource, found)
+            else:
+                self.cache.record(resource, found)
+        self.cluster.stream.clear()
+
+    def reconcile(self) -> None:
+        """One turn of the operator; it may die in it."""
+        if not self.lagging:
+            self.watch()
+        try:
+            with contextlib.suppress(ApiError):
+                self.reconciler.reconcile(KEY)
+        except Crash:
+            self.restart()
+
+    def step(self, name: str) -> None:
+        """Something happens."""
+        cluster = self.cluster
+        jobs = cluster.select(JOBS, None)
+        match name.split():
+            case ["go", "on"]:
+                self.turn()
+            case ["reconcile"]:
+                self.reconcile()
+            case ["controllers"]:
+                cluster.controllers()
+            case ["kubelet"]:
+                cluster.kubelet()
+            case ["watch"]:
+                self.lagging = False
+                self.watch()
+            case ["lag"]:
+                self.lagging = True
+            case ["restart"]:
+                self.restart()
+            case ["crash", "in", writes]:
+                cluster.crash_in = int(writes)
+            case ["delete", "a", "job"] if jobs:
+                cluster.remove(JOBS, jobs[-1]["metadata"]["name"])
+            case ["delete", "the", "pods"]:
+                for pod in cluster.pods():
+                    cluster.remove(PODS, pod["metadata"]["name"])
+            case ["suspend"]:
+                cluster.change_spec("walk", suspend=True)
+            case ["resume"]:
+                cluster.change_spec("walk", suspend=False)
+            case ["change"]:
+                self.edits += 1
+                cluster.change_spec("walk", training={"epochs": 1 + self.edits % 50})
+            case ["rerun"]:
+                self.edits += 1
+                cluster.change_spec("walk", rerun=f"r{self.edits}")
+
+    def turn(self) -> None:
+        """Everybody does one thing."""
+        self.reconcile()
+        self.cluster.controllers()
+        self.cluster.kubelet()
+
+    def pause(self) -> None:
+        """Left alone, suspended: no pod runs."""
+        self.cluster.change_spec("walk", suspend=True)
+        for _ in range(8):
+            self.reconcile()
+            self.cluster.controllers()
+        assert all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in self.cluster.pods())
+        assert self.status().phase in (Phase.SUSPENDED, Phase.SUCCEEDED)
+
+    def settle(self) -> FineTuneJobStatus:
+        """Left alone: the status in the end."""
+        self.cluster.change_spec("walk", suspend=False)
+        for _ in range(100):
+            before = self.cluster.version()
+            self.turn()
+            if self.cluster.version() == before:
+                break
+        return self.status()
+
+    def unfinished(self) -> list[str]:
+        """Jobs that may still start pods."""
+        jobs = self.cluster.select(JOBS, None)
+        return [job["metadata"]["name"] for job in jobs if not job["status"].get("conditions")]
+
+    def spec(self) -> FineTuneJobSpec:
+        """The stored spec."""
+        return FineTuneJobSpec.model_validate(self.cluster.objects[FINETUNEJOBS.kind, "walk"]["spec"])
+
+    def status(self) -> FineTuneJobStatus:
+        """The stored status."""
+        return FineTuneJobStatus.model_validate(self.cluster.objects[FINETUNEJOBS.kind, "walk"]["status"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(STEPS), max_size=60))
+def test_it_ends_with_the_artifact_of_its_spec(steps: list[str]) -> None:
+    """Any walk, then a pause, then rest."""
+    walk = Walk()
+    for name in steps:
+        walk.step(name)
+    walk.cluster.crash_in = 0
+    walk.lagging = False
+    walk.pause()
+    status = walk.settle()
+    assert walk.cluster.overlaps == []
+    assert walk.unfinished() == []
+    assert status.phase is Phase.SUCCEEDED, status
+    assert status.run is not None
+    assert status.artifact is not None
+    assert status.run.artifact_digest == status.artifact.digest
+    assert status.stages_done == "5/5"
+    assert status.run.spec_hash == spec_hash(walk.spec())
+    made = walk.cluster.store.made
+    assert Counter(walk.cluster.store.executed).total() == len(made), "no work is done twice"
+    keys = {row.name: row.input_key for row in status.stages[1:]}
+    assert {name: made[key].stage for name, key in keys.items()} == {stage.value: stage for stage in PIPELINE}
+
+
+def test_at_rest_nothing_is_written() -> None:
+    """After the end, any number of turns and restarts change no object."""
+    walk = Walk()
+    walk.settle()
+    before = {place: found["metadata"]["resourceVersion"] for place, found in walk.cluster.objects.items()}
+    for _ in range(3):
+        walk.reconcile()
+        walk.restart()
+        walk.reconcile()
+    assert {place: found["metadata"]["resourceVersion"] for place, found in walk.cluster.objects.items()} == before
