@@ -1,0 +1,219 @@
+"""Root causes: what a Job, its pods and its events together mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_operator.actions import Object
+from finetune_operator.finetunejob.outcome import State, judge, read_result
+from tests.support.stage_objects import (
+    disrupted,
+    ended,
+    failed_create,
+    failure,
+    job,
+    pod,
+    success,
+    terminated,
+    unschedulable,
+    waiting,
+)
+
+pytestmark = pytest.mark.unit
+
+COMPLETE = job(**ended("Complete"))
+FAILED = job(**ended("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit"))
+LATE = job(**ended("Failed", "DeadlineExceeded", "Job was active longer than specified deadline"))
+ACTIVE = job(active=1)
+EARLIER, LATER = "2026-01-01T00:01:00Z", "2026-01-01T00:02:00Z"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is observed, and what it means."""
+
+    job: Object
+    pods: tuple[Object, ...]
+    state: State
+    reason: Reason
+    says: str = ""
+    events: tuple[Object, ...] = ()
+
+
+CASES = {
+    "a result": Case(
+        COMPLETE, (pod("Succeeded", **terminated(0, message=success())),), State.SUCCEEDED, Reason.STAGE_SUCCEEDED
+    ),
+    "the result of a second attempt": Case(
+        COMPLETE,
+        (
+            pod("Succeeded", name="b", created=LATER, **terminated(0, message=success())),
+            pod("Failed", name="a", created=EARLIER, **terminated(1)),
+        ),
+        State.SUCCEEDED,
+        Reason.STAGE_SUCCEEDED,
+    ),
+    "complete, pod gone": Case(COMPLETE, (), State.LOST, Reason.RESULT_LOST, "the pod with its result is gone"),
+    "complete, message not a result": Case(
+        COMPLETE, (pod("Succeeded", **terminated(0, message="done!")),), State.LOST, Reason.RESULT_LOST
+    ),
+    "complete, result of another stage": Case(
+        COMPLETE,
+        (pod("Succeeded", **terminated(0, message=success(Stage.EXPORT))),),
+        State.LOST,
+        Reason.RESULT_LOST,
+    ),
+    "complete, digest that is none": Case(
+        COMPLETE, (pod("Succeeded", **terminated(0, message=success(output="../x"))),), State.LOST, Reason.RESULT_LOST
+    ),
+    "the stage's own reason": Case(
+        FAILED,
+        (pod("Failed", **terminated(65, message=failure(Reason.DATASET_INVALID, "row 3: no label"))),),
+        State.FAILED,
+        Reason.DATASET_INVALID,
+        "row 3: no label",
+    ),
+    "the newest pod counts": Case(
+        FAILED,
+        (
+            pod("Failed", name="b", created=LATER, **terminated(137, "OOMKilled")),
+            pod("Failed", name="a", created=EARLIER, **terminated(75, message=failure(Reason.S3_UNREACHABLE, "no"))),
+        ),
+        State.FAILED,
+        Reason.OUT_OF_MEMORY,
+        "more memory than its limit",
+    ),
+    "a crash": Case(FAILED, (pod("Failed", **terminated(139)),), State.FAILED, Reason.STAGE_CRASHED, "exit code 139"),
+    "failed, pods gone": Case(FAILED, (), State.FAILED, Reason.STAGE_CRASHED, "backoff limit; its pods are gone"),
+    "too late while training": Case(
+        LATE, (pod("Running"),), State.FAILED, Reason.DEADLINE_EXCEEDED, "longer than its profile allows"
+    ),
+    "too late because no node fits": Case(
+        LATE,
+        (pod(**unschedulable("0/3 nodes are available")),),
+        State.FAILED,
+        Reason.DEADLINE_EXCEEDED,
+        "0/3 nodes are available",
+    ),
+    "no pod yet": Case(ACTIVE, (), State.WAITING, Reason.WAITING),
+    "quota": Case(
+        ACTIVE,
+        (),
+        State.WAITING,
+        Reason.QUOTA_EXCEEDED,
+        "exceeded quota: gpus",
+        (failed_create('pods "x" is forbidden: exceeded quota: gpus, requested: 1'),),
+    ),
+    "no service account": Case(
+        ACTIVE,
+        (),
+        State.WAITING,
+        Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+        'serviceaccount "runner" not found',
+        (failed_create('pods "x" is forbidden: error looking up service account: serviceaccount "runner" not found'),),
+    ),
+    "pod security": Case(
+        ACTIVE,
+        (),
+        State.WAITING,
+        Reason.POD_REJECTED,
+        "violates PodSecurity",
+        (failed_create('pods "x" is forbidden: violates PodSecurity "restricted:latest"'),),
+    ),
+    "the newest refusal counts": Case(
+        ACTIVE,
+        (),
+        State.WAITING,
+        Reason.POD_REJECTED,
+        "denied by policy",
+        (failed_create("exceeded quota: a", EARLIER), failed_create("denied by policy", LATER)),
+    ),
+    "image": Case(ACTIVE, (pod(**waiting("ErrImagePull")),), State.WAITING, Reason.IMAGE_PULL_FAILED, "example/jobs:1"),
+    "secret": Case(
+        ACTIVE,
+        (pod(**waiting("CreateContainerConfigError", 'secret "s3" not found')),),
+        State.WAITING,
+        Reason.SECRET_MISSING,
+        'secret "s3" not found',
+    ),
+    "key of the secret": Case(
+        ACTIVE,
+        (pod(**waiting("CreateContainerConfigError", "couldn't find key AWS_ACCESS_KEY_ID in Secret team/s3")),),
+        State.WAITING,
+        Reason.SECRET_MISSING,
+        "AWS_ACCESS_KEY_ID",
+    ),
+    "no node": Case(
+        ACTIVE, (pod(**unschedulable("Insufficient cpu")),), State.WAITING, Reason.UNSCHEDULABLE, "Insufficient cpu"
+    ),
+    "starting": Case(ACTIVE, (pod(**waiting("ContainerCreating")),), State.WAITING, Reason.WAITING, "is starting"),
+    "running": Case(ACTIVE, (pod("Running"),), State.RUNNING, Reason.STAGE_STARTED),
+    "running again": Case(
+        ACTIVE,
+        (pod("Running", name="b", created=LATER), pod("Failed", name="a", created=EARLIER, **terminated(1))),
+        State.RUNNING,
+        Reason.STAGE_STARTED,
+        "An earlier attempt ended: Pod a ended with exit code 1",
+    ),
+    "between two attempts": Case(
+        ACTIVE,
+        (pod("Failed", **terminated(75, message=failure(Reason.S3_UNREACHABLE, "no answer from s3"))),),
+        State.WAITING,
+        Reason.STAGE_RETRIED,
+        "no answer from s3",
+    ),
+    "preempted": Case(
+        ACTIVE,
+        (pod("Failed", **disrupted("preempting to accommodate a higher priority pod")),),
+        State.WAITING,
+        Reason.STAGE_RETRIED,
+        "was evicted: preempting",
+    ),
+    "evicted for good": Case(
+        FAILED,
+        (pod("Failed", reason="Evicted", message="The node was low on resource: memory."),),
+        State.FAILED,
+        Reason.PREEMPTED,
+        "low on resource: memory",
+    ),
+    "suspended": Case(job(spec={"suspend": True}), (), State.SUSPENDED, Reason.SUSPENDED),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_root_cause(case: Case) -> None:
+    """State, reason and the words that matter, whatever the order of the pods."""
+    for pods in (case.pods, case.pods[::-1]):
+        verdict = judge(case.job, pods, case.events)
+        assert (verdict.state, verdict.reason) == (case.state, case.reason)
+        assert case.says in verdict.message
+        assert (verdict.result is not None) == (case.state is State.SUCCEEDED)
+
+
+def test_a_job_that_is_being_deleted_is_left_alone() -> None:
+    """Until it is gone, its pod may still run."""
+    going = job(active=1)
+    going["metadata"]["deletionTimestamp"] = EARLIER
+    assert judge(going, (pod("Running"),)).state is State.TERMINATING
+
+
+def test_facts_of_the_stage_table() -> None:
+    """Attempts and times come from the Job."""
+    verdict = judge(job(failed=2, succeeded=1, **ended("Complete")), (pod("Succeeded"),))
+    assert (verdict.attempts, verdict.started_at, verdict.finished_at) == (
+        3,
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:10:00Z",
+    )
+
+
+@given(st.text())
+def test_no_termination_message_breaks_the_reader(message: str) -> None:
+    """Containers may write what they like; it is a result or nothing."""
+    assert read_result(pod("Succeeded", **terminated(0, message=message))) is None

@@ -1,0 +1,159 @@
+"""The work queue, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from finetune_operator.workqueue import BACKOFF_LIMIT, BACKOFF_START, WorkQueue
+
+pytestmark = pytest.mark.unit
+
+
+class Clock:
+    """Stands still unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The test's clock."""
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock: Clock) -> WorkQueue[str]:
+    """A queue without jitter."""
+    return WorkQueue(clock, lambda: 0.0)
+
+
+def drain(queue: WorkQueue[str]) -> list[str]:
+    """All keys that are due, each done at once."""
+    keys = []
+    while (key := queue.poll()) is not None:
+        keys.append(key)
+        queue.done(key)
+    return keys
+
+
+def test_a_key_waits_once_however_often_it_is_added(queue: WorkQueue[str]) -> None:
+    for key in "abaab":
+        queue.add(key)
+    assert drain(queue) == ["a", "b"]
+
+
+def test_one_worker_a_key_and_another_turn_afterwards(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    assert queue.poll() == "a"
+    queue.add("a")
+    assert queue.poll() is None, "it is in work"
+    queue.done("a")
+    assert drain(queue) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("again_after", "added", "due"),
+    [(None, None, None), (5.0, None, 5.0), (5.0, 1.0, 1.0), (5.0, 9.0, 5.0), (0.0, None, 0.0)],
+)
+def test_the_next_turn_is_the_earliest_planned(
+    queue: WorkQueue[str], clock: Clock, again_after: float | None, added: float | None, due: float | None
+) -> None:
+    queue.add("a")
+    queue.poll()
+    if added is not None:
+        queue.add("a", added)
+    queue.done("a", again_after)
+    if due is None:
+        clock.now += 1000
+        assert queue.poll() is None
+        return
+    if due:
+        clock.now += due - 0.01
+        assert queue.poll() is None
+        clock.now += 0.01
+    assert queue.poll() == "a"
+
+
+def test_an_event_brings_a_planned_turn_forward(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.add("a", 60)
+    queue.add("a")
+    assert drain(queue) == ["a"]
+    clock.now += 100
+    assert drain(queue) == [], "the later turn is the same turn"
+
+
+def test_failures_back_off_to_a_limit_and_success_forgets_them(queue: WorkQueue[str], clock: Clock) -> None:
+    delays = []
+    for _ in range(14):
+        queue.add("a")
+        queue.poll()
+        delays.append(queue.failed("a"))
+        clock.now += delays[-1]
+    assert delays[:4] == [BACKOFF_START * factor for factor in (1, 2, 4, 8)]
+    assert delays[-1] == BACKOFF_LIMIT
+    assert drain(queue) == ["a"]
+    queue.add("a")
+    queue.poll()
+    assert queue.failed("a") == BACKOFF_START
+
+
+def test_the_server_may_ask_for_more_patience(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    queue.poll()
+    assert queue.failed("a", not_before=7.0) == 7.0
+
+
+def test_jitter_only_delays(clock: Clock) -> None:
+    queue: WorkQueue[str] = WorkQueue(clock, lambda: 1.0)
+    queue.add("a")
+    queue.poll()
+    assert BACKOFF_START < queue.failed("a") <= BACKOFF_START * 1.5
+
+
+def test_its_age_is_that_of_the_longest_wait(queue: WorkQueue[str], clock: Clock) -> None:
+    assert queue.age() == 0
+    queue.add("later", 50)
+    queue.add("now")
+    clock.now += 30
+    assert queue.age() == 30
+    queue.poll()
+    assert queue.age() == 0, "in work, not waiting"
+
+
+def test_each_key_is_worked_on_by_one_thread_at_a_time() -> None:
+    queue: WorkQueue[int] = WorkQueue()
+    busy: set[int] = set()
+    guard = threading.Lock()
+    clashes: list[int] = []
+    turns = 0
+
+    def work() -> None:
+        nonlocal turns
+        while (key := queue.take()) is not None:
+            with guard:
+                clashes.extend({key} & busy)
+                busy.add(key)
+                turns += 1
+            with guard:
+                busy.discard(key)
+            queue.done(key)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for round_ in range(300):
+        queue.add(round_ % 5)
+    while queue.age() > 0:
+        pass
+    queue.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert clashes == []
+    assert turns >= 5
