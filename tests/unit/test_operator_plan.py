@@ -1,0 +1,373 @@
+"""FineTuneJob's plan: tables from what was observed to what is done and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, ObjectMeta, Phase, Reuse, RunStatus, StageState
+from finetune_api.reasons import REMEDIES, Reason
+from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult
+from finetune_operator.actions import FINETUNEJOBS, JOBS, Create, Delete, Patch, Plan
+from finetune_operator.apply import NameTaken
+from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
+from finetune_operator.finetunejob.outcome import State, Verdict
+from finetune_operator.finetunejob.plan import blocked, current_run, plan
+from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.resources.ownership import Owner
+from finetune_operator.resources.pods import QUEUE_LABEL
+from finetune_operator.settings import Images, Profile, Settings
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+THEN = "2026-01-01T10:00:00Z"
+SETTINGS = Settings(images=Images(data="data", jobs="jobs", quantize="quantize"), profiles={"small": Profile()})
+SPEC = FineTuneJobSpec.model_validate(
+    {
+        "profile": "small",
+        "model": {"uri": "s3://models/base"},
+        "dataset": {"sources": [{"uri": "s3://data/rows.csv"}]},
+        "output": {"uri": "s3://artifacts/team", "name": "ft"},
+    }
+)
+IDENTITY = {"sourceDigest": "5" * 64, "modelDigest": "6" * 64}
+
+
+def observed(spec: FineTuneJobSpec | None = SPEC, **more: Any) -> Observed:
+    """A FineTuneJob; new and unhindered unless told otherwise."""
+    metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=3, labels=more.pop("labels", {}))
+    owner = Owner.of(FINETUNEJOBS, metadata)
+    status = more.pop("status", FineTuneJobStatus())
+    return Observed(owner=owner, metadata=metadata, spec=spec, status=status, settings=SETTINGS, **more)
+
+
+RUN = current_run(observed(), SPEC, NOW).id
+
+
+def job(stage: Stage, state: State = State.RUNNING, **more: Any) -> StageJob:
+    """A Job of the first run."""
+    verdict = more.pop("verdict", Verdict(state, Reason.STAGE_STARTED, attempts=1, started_at=THEN))
+    base: dict[str, Any] = {"run": RUN, "recovers": "", "suspended": state is State.SUSPENDED, "queued": False}
+    name = more.pop("name", f"ft-{stage}-1")
+    return StageJob(name=name, uid=f"{name}-uid", stage=stage.value, verdict=verdict, **(base | more))
+
+
+def done(stage: Stage, **more: Any) -> StageJob:
+    """A Job whose stage has its result."""
+    scalars = IDENTITY if stage is Stage.RESOLVE else {}
+    output = "" if stage is Stage.RESOLVE else f"{PIPELINE.index(stage)}" * 64
+    reason, base = Reason.STAGE_SUCCEEDED, {"output_digest": output, "scalars": scalars}
+    result = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=reason, **(base | more))
+    return job(stage, verdict=Verdict(State.SUCCEEDED, reason, "done", result, 1, THEN, THEN))
+
+
+def told(plan_: Plan[FineTuneJobStatus]) -> tuple[Phase | None, Reason]:
+    """Phase, and reason of Ready."""
+    ready = next(each for each in plan_.status.conditions if each.type == "Ready")
+    return plan_.status.phase, Reason(ready.reason)
+
+
+def started(plan_: Plan[FineTuneJobStatus]) -> list[StageInput]:
+    """Inputs of the stages that a plan starts; each ConfigMap comes before its Job, of the same name."""
+    creates = [action.object for action in plan_.actions if isinstance(action, Create)]
+    assert [each["kind"] for each in creates] == ["ConfigMap", "Job"] * (len(creates) // 2)
+    assert {each["metadata"]["name"] for each in creates[::2]} == {each["metadata"]["name"] for each in creates[1::2]}
+    return [StageInput.model_validate_json(each["data"]["input.json"]) for each in creates[::2]]
+
+
+def ended(outcome: Phase, reason: Reason, **more: Any) -> FineTuneJobStatus:
+    """The status of a run that has ended."""
+    run = RunStatus(
+        id=RUN, number=1, spec_hash=spec_hash(SPEC), started_at=THEN, finished_at=THEN, outcome=outcome, reason=reason
+    )
+    return FineTuneJobStatus(phase=outcome, run=run, **more)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is observed, and the stage that is started for it, if any, or what is said."""
+
+    observed: Observed
+    starts: Stage | None = None
+    says: tuple[Phase, Reason] | None = None
+    in_words: str = ""
+
+
+RESOLVED = done(Stage.RESOLVE)
+CASES = {
+    "new": Case(observed(), Stage.RESOLVE),
+    "resolving": Case(observed(jobs=(job(Stage.RESOLVE),)), says=(Phase.RUNNING, Reason.STAGE_STARTED)),
+    "resolved": Case(observed(jobs=(RESOLVED,)), Stage.PREPARE),
+    "prepared": Case(observed(jobs=(RESOLVED, done(Stage.PREPARE))), Stage.TRAIN),
+    "evaluated": Case(observed(jobs=(RESOLVED, *map(done, PIPELINE[:4]))), Stage.PUBLISH),
+    "published": Case(observed(jobs=(RESOLVED, *map(done, PIPELINE))), says=(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)),
+    "two of five found": Case(
+        observed(jobs=(done(Stage.RESOLVE, found=[Found(stage=s, output_digest="7" * 64) for s in PIPELINE[:2]]),)),
+        Stage.EXPORT,
+    ),
+    "all found": Case(
+        observed(jobs=(done(Stage.RESOLVE, found=[Found(stage=s, output_digest="7" * 64) for s in PIPELINE]),)),
+        says=(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED),
+    ),
+    "found, but not from the first on": Case(
+        observed(jobs=(done(Stage.RESOLVE, found=[Found(stage=Stage.TRAIN, output_digest="7" * 64)]),)), Stage.PREPARE
+    ),
+    "found, but not wanted": Case(
+        observed(
+            SPEC.model_copy(update={"reuse": Reuse.NEVER}),
+            status=FineTuneJobStatus(
+                phase=Phase.RUNNING, run=RunStatus(id=RUN, number=1, spec_hash="x", started_at=THEN)
+            ),
+            jobs=(done(Stage.RESOLVE, found=[Found(stage=Stage.PREPARE, output_digest="7" * 64)]),),
+        ),
+        Stage.PREPARE,
+    ),
+    "failed": Case(
+        observed(jobs=(job(Stage.RESOLVE, verdict=Verdict(State.FAILED, Reason.BUCKET_NOT_FOUND, "s3://x: none")),)),
+        says=(Phase.FAILED, Reason.BUCKET_NOT_FOUND),
+        in_words=f"resolve: s3://x: none {REMEDIES[Reason.BUCKET_NOT_FOUND]}",
+    ),
+    "unschedulable": Case(
+        observed(jobs=(job(Stage.RESOLVE, verdict=Verdict(State.WAITING, Reason.UNSCHEDULABLE, "no node.")),)),
+        says=(Phase.RUNNING, Reason.UNSCHEDULABLE),
+        in_words=f"resolve: no node. {REMEDIES[Reason.UNSCHEDULABLE]}",
+    ),
+    "invalid": Case(
+        observed(None, spec_error="spec.profile: Field required"),
+        says=(Phase.PENDING, Reason.SPEC_INVALID),
+        in_words="spec.profile: Field required.",
+    ),
+    "unknown profile": Case(
+        observed(SPEC.model_copy(update={"profile": "huge"})),
+        says=(Phase.PENDING, Reason.PROFILE_UNKNOWN),
+        in_words="spec.profile is 'huge'; the platform offers: small.",
+    ),
+    "no service account": Case(
+        observed(service_account=False),
+        says=(Phase.PENDING, Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
+        in_words="'finetune-runner' of profile 'small' does not exist in namespace 'team'",
+    ),
+    "rival": Case(
+        observed(rival="other/older"),
+        says=(Phase.PENDING, Reason.OUTPUT_NAME_CONFLICT),
+        in_words="The older FineTuneJob other/older publishes 'ft' under s3://artifacts/team already.",
+    ),
+    "suspended from the start": Case(
+        observed(SPEC.model_copy(update={"suspend": True})), says=(Phase.SUSPENDED, Reason.SUSPENDED)
+    ),
+    "hindered in the middle": Case(
+        observed(jobs=(RESOLVED,), service_account=False),
+        says=(Phase.PENDING, Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
+    ),
+    "a pod of an earlier Job still runs": Case(
+        observed(strays=("ft-train-1-abc",)),
+        says=(Phase.PENDING, Reason.WAITING),
+        in_words="Stage resolve waits for the end of pod ft-train-1-abc.",
+    ),
+    "succeeded, Jobs gone": Case(
+        observed(status=ended(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)), says=(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)
+    ),
+    "failed before": Case(
+        observed(status=ended(Phase.FAILED, Reason.S3_ACCESS_DENIED)), says=(Phase.FAILED, Reason.S3_ACCESS_DENIED)
+    ),
+    "rerun": Case(
+        observed(SPEC.model_copy(update={"rerun": "2"}), status=ended(Phase.FAILED, Reason.S3_ACCESS_DENIED)),
+        Stage.RESOLVE,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_step(case: Case) -> None:
+    """One stage is started, with nothing said yet, or something is said and nothing is started."""
+    result = plan(case.observed, NOW)
+    assert [given.stage for given in started(result)] == ([case.starts] if case.starts else [])
+    assert result.tell is (case.starts is None)
+    if case.says:
+        assert told(result) == case.says
+        assert case.in_words in next(each.message for each in result.status.conditions if each.type == "Ready")
+        assert result.status.observed_generation == 3
+
+
+def test_a_started_stage_knows_its_place_in_the_chain() -> None:
+    """Upstream addresses, input key and run are in its input; labels and names follow from it."""
+    result = plan(observed(jobs=(RESOLVED, done(Stage.PREPARE))), NOW)
+    given = started(result)[0]
+    assert (given.upstream.source, given.upstream.dataset) == ("5" * 64, "0" * 64)
+    assert len(given.input_key) == 64
+    assert given.run.id == RUN
+    again = plan(observed(jobs=(RESOLVED, done(Stage.PREPARE))), NOW + timedelta(hours=1))
+    assert result.actions == again.actions, "a crash repeats itself"
+
+
+@pytest.mark.parametrize(
+    ("state", "suspend", "queued", "expected"),
+    [
+        (State.RUNNING, True, False, Patch),
+        (State.SUSPENDED, True, False, None),
+        (State.SUSPENDED, False, False, Patch),
+        (State.RUNNING, False, False, None),
+        (State.RUNNING, True, True, Delete),
+        (State.SUSPENDED, False, True, None),
+        (State.TERMINATING, True, False, None),
+    ],
+)
+def test_suspend(state: State, suspend: bool, queued: bool, expected: type | None) -> None:
+    """Our own Jobs are suspended and resumed; Kueue's are left to Kueue, and deleted where they must not run."""
+    spec = SPEC.model_copy(update={"suspend": suspend})
+    result = plan(observed(spec, jobs=(job(Stage.RESOLVE, state, queued=queued),)), NOW)
+    assert [type(action) for action in result.actions] == ([expected] if expected else [])
+    assert result.status.phase is (Phase.SUSPENDED if suspend else Phase.RUNNING)
+
+
+def test_the_queue_label_goes_through() -> None:
+    """To the Job alone: pods and ConfigMaps are not Kueue's business."""
+    result = plan(observed(labels={QUEUE_LABEL: "gpus", "other": "x"}), NOW)
+    config_map, made = (action.object for action in result.actions if isinstance(action, Create))
+    assert made["metadata"]["labels"][QUEUE_LABEL] == "gpus"
+    assert "other" not in made["metadata"]["labels"]
+    for labels in (config_map["metadata"]["labels"], made["spec"]["template"]["metadata"]["labels"]):
+        assert QUEUE_LABEL not in labels
+
+
+def test_nothing_of_another_run_goes_on() -> None:
+    """Its unfinished Jobs are deleted, and the new run waits for their end."""
+    old = job(Stage.TRAIN, run="before", name="old")
+    finished = done(Stage.PREPARE)
+    result = plan(observed(jobs=(old, replace(finished, run="before", name="older"))), NOW)
+    assert result.actions == (Delete(JOBS, "old", "old-uid"),)
+    assert told(result) == (Phase.PENDING, Reason.WAITING)
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        (None, "start"),
+        (State.RUNNING, Phase.RUNNING),
+        (State.FAILED, Phase.FAILED),
+        (State.LOST, Phase.FAILED),
+        ("found", "export"),
+        ("not found", Phase.FAILED),
+        ("of another chain", Phase.FAILED),
+    ],
+)
+def test_a_lost_result(search: object, expected: object) -> None:
+    """Looked up by one more resolve; taken only if it belongs to what this run made."""
+    lost = job(Stage.TRAIN, verdict=Verdict(State.LOST, Reason.RESULT_LOST, "gone", attempts=1))
+    before = (RESOLVED, done(Stage.PREPARE), lost)
+    found = {
+        "found": [("0" * 64), ("8" * 64)],
+        "not found": [("0" * 64)],
+        "of another chain": [("9" * 64), ("8" * 64)],
+    }
+    searching: tuple[StageJob, ...] = ()
+    if isinstance(search, str) and search in found:
+        entries = [Found(stage=s, output_digest=d) for s, d in zip(PIPELINE, found[search], strict=False)]
+        searching = (replace(done(Stage.RESOLVE, found=entries), recovers="train", name="search"),)
+    elif isinstance(search, State):
+        searching = (job(Stage.RESOLVE, search, recovers="train", name="search"),)
+    result = plan(observed(jobs=(*before, *searching)), NOW)
+    if expected == "start":
+        given = started(result)[0]
+        assert (given.stage, given.reuse, given.upstream.dataset) == (Stage.RESOLVE, True, "0" * 64)
+    elif expected == "export":
+        assert started(result)[0].upstream.adapter == "8" * 64
+    else:
+        assert result.status.phase is expected
+
+
+def test_history_is_capped() -> None:
+    """Ten earlier runs, newest first."""
+    status = ended(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)
+    assert status.run is not None
+    runs = [status.run.model_copy(update={"id": f"r{n}", "number": n}) for n in range(20, 10, -1)]
+    status = status.model_copy(update={"runs": runs, "run": status.run.model_copy(update={"number": 21})})
+    changed = SPEC.model_copy(update={"rerun": "x"})
+    run = current_run(observed(changed, status=status), changed, NOW)
+    result = plan(observed(changed, status=status, jobs=(job(Stage.RESOLVE, run=run.id),)), NOW)
+    assert result.status.run is not None
+    assert result.status.run.number == 22
+    assert [each.number for each in result.status.runs] == [21, 20, 19, 18, 17, 16, 15, 14, 13, 12]
+
+
+@pytest.mark.parametrize(
+    ("before", "sample", "percent"),
+    [(None, None, 0), (None, 7, 7), (7, 7, 7), (7, 8, 8), (7, None, 7), (50, 3, 3)],
+)
+def test_progress_moves_by_whole_percents(before: int | None, sample: int | None, percent: int) -> None:
+    """A reading of the same percent changes nothing, not even the time."""
+    running = (job(Stage.RESOLVE),)
+    reading: Callable[[int], Sample] = lambda value: Sample("resolve", value, 60, "step")  # noqa: E731
+    status = FineTuneJobStatus()
+    if before is not None:
+        status = plan(observed(jobs=running, sample=reading(before)), NOW - timedelta(minutes=1)).status
+    later = observed(jobs=running, status=status, sample=None if sample is None else reading(sample))
+    progress = plan(later, NOW).status.progress
+    assert progress is not None
+    assert progress.percent == percent
+    assert (progress == status.progress) is (sample is None or sample == before) or before is None
+
+
+def test_times_move_on_transitions_only() -> None:
+    """The same observation an hour later gives the same status and no event."""
+    first = plan(observed(jobs=(job(Stage.RESOLVE),)), NOW)
+    second = plan(observed(jobs=(job(Stage.RESOLVE),), status=first.status), NOW + timedelta(hours=1))
+    assert second.status == first.status
+    assert second.events == ()
+    assert [event.reason for event in first.events] == [Reason.RUN_STARTED]
+
+
+def test_a_stranger_blocks_until_it_goes() -> None:
+    """What an action ran into becomes part of what was observed."""
+    result = plan(blocked(observed(), NameTaken(JOBS, "ft-resolve-1")), NOW)
+    assert told(result) == (Phase.PENDING, Reason.NAME_TAKEN)
+    assert result.actions == ()
+    assert result.requeue_after is not None
+
+
+def test_the_input_that_somebody_deleted_is_made_again() -> None:
+    """Of our own version; a Job of another version cannot start without its own, so it starts anew with ours."""
+    name = next(each.object["metadata"]["name"] for each in plan(observed(), NOW).actions if isinstance(each, Create))
+    waiting = Verdict(State.WAITING, Reason.WAITING, "starting")
+    ours = plan(observed(jobs=(job(Stage.RESOLVE, verdict=waiting, name=name, input_missing=True),)), NOW)
+    assert [action.object["kind"] for action in ours.actions if isinstance(action, Create)] == ["ConfigMap"]
+    theirs = plan(observed(jobs=(job(Stage.RESOLVE, verdict=waiting, name="other", input_missing=True),)), NOW)
+    assert [type(action) for action in theirs.actions] == [Delete]
+
+
+def test_long_messages_fit() -> None:
+    """The API server refuses more than 1 KiB."""
+    verdict = Verdict(State.FAILED, Reason.DATASET_INVALID, "x" * 5000)
+    status = plan(observed(jobs=(job(Stage.RESOLVE, verdict=verdict),)), NOW).status
+    assert status.run is not None
+    messages = [each.message for each in status.conditions] + [row.message for row in status.stages]
+    assert max(map(len, [*messages, status.run.message])) <= 1024
+    assert next(each.message for each in status.conditions).endswith(REMEDIES[Reason.DATASET_INVALID])
+
+
+def test_spec_hash_knows_no_defaults() -> None:
+    """A field that a later version adds with a default, or writes out, starts no run again; suspend never does."""
+    explicit = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True))
+    assert spec_hash(explicit) == spec_hash(SPEC)
+    assert spec_hash(SPEC.model_copy(update={"suspend": True})) == spec_hash(SPEC)
+    assert spec_hash(SPEC.model_copy(update={"rerun": "1"})) != spec_hash(SPEC)
+
+
+def test_reused_and_done_stages_count() -> None:
+    """The table says who did what."""
+    found = [Found(stage=stage, output_digest="7" * 64) for stage in PIPELINE[:2]]
+    status = plan(observed(jobs=(done(Stage.RESOLVE, found=found), job(Stage.EXPORT))), NOW).status
+    assert status.stages_done == "2/5"
+    assert [row.state for row in status.stages] == [
+        StageState.SUCCEEDED,
+        StageState.REUSED,
+        StageState.REUSED,
+        StageState.RUNNING,
+        StageState.PENDING,
+        StageState.PENDING,
+    ]
