@@ -164,15 +164,15 @@ def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
 
 
 def next_commands(kubectl: Kubectl, name: str) -> list[str]:
-    """Three commands that show more, ready to be copied."""
-    base = " ".join(kubectl.argv())
-    body = json.dumps(
-        {"model": "tgi", "max_tokens": 16, "messages": [{"role": "user", "content": "AWS EMEA -82.10 EUR"}]}
-    )
+    """Commands that show more, ready to be copied: the surroundings, then three to try."""
+    messages = [{"role": "user", "content": "AWS EMEA -82.10 EUR"}]
+    body = json.dumps({"model": "tgi", "max_tokens": 16, "temperature": 0, "messages": messages})
+    namespace = f"kubectl -n {kubectl.namespace}"
     return [
-        f"{base} get finetune -o wide",
-        f"{base} describe ftj {name}",
-        f"{base} port-forward service/{name} 8080:80 & "
+        f"export KUBECONFIG={kubectl.kubeconfig} PATH={kubectl.program.parent}:$PATH",
+        f"{namespace} get finetune -o wide",
+        f"{namespace} describe ftj {name}",
+        f"{namespace} port-forward service/{name} 8080:80 & sleep 2; "
         f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
     ]
 

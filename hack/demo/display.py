@@ -100,4 +100,4 @@ class Screen:
         for line in lines:
             if line not in self._said:
                 self._said.add(line)
-                self.console.print(f"  {line}", highlight=False, soft_wrap=True)
+                self.console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -83,4 +83,4 @@ def show(report: Report, question: str, answer: str, commands: list[str], consol
     console.print(table)
     console.print("\nTry next:")
     for command in commands:
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
