@@ -42,7 +42,8 @@ class Cache:
             if known is not None:
                 self._remove(place)
             self._objects[place] = found
-            self._groups[_group(place, found)].add(place)
+            for group in _groups(place, found):
+                self._groups[group].add(place)
             return True
 
     def forget(self, resource: Resource, gone: Object) -> bool:
@@ -67,7 +68,7 @@ class Cache:
     def all(self, resource: Resource) -> list[Object]:
         """All objects of a kind."""
         with self._lock:
-            return [found for (kind, _, _), found in self._objects.items() if kind == resource.kind]
+            return [self._objects[place] for place in self._groups.get(resource.kind, ())]
 
     def children(self, owner: Key, resource: Resource) -> list[Object]:
         """An owner's children of a kind, by labels: the owner reference is for the reader to check."""
@@ -95,15 +96,16 @@ class Cache:
             return [self._objects[place] for place in self._groups.get(output, ())]
 
     def _remove(self, place: _Place) -> None:
-        group = _group(place, self._objects.pop(place))
-        self._groups[group].discard(place)
-        if not self._groups[group]:
-            del self._groups[group]
+        for group in _groups(place, self._objects.pop(place)):
+            self._groups[group].discard(place)
+            if not self._groups[group]:
+                del self._groups[group]
 
 
-def _group(place: _Place, found: Object) -> Hashable:
-    """By what an object is found: FineTuneJobs by their output, children by owner and kind."""
-    return output_of(found) if place[0] == FINETUNEJOBS.kind else (owner_key(found), place[0])
+def _groups(place: _Place, found: Object) -> tuple[Hashable, Hashable]:
+    """By what an object is found: its kind, and a FineTuneJob's output or a child's owner."""
+    kind = place[0]
+    return kind, output_of(found) if kind == FINETUNEJOBS.kind else (owner_key(found), kind)
 
 
 def output_of(job: Object) -> tuple[str, str]:

@@ -18,13 +18,26 @@ MAX_QUEUE_AGE: Final = 300.0
 """Seconds that a key may wait for its turn before the operator counts as stuck."""
 
 
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """Kopf copies each object on each event to find out what changed, which nobody here asks for."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """Kopf's settings: nothing is written to objects, and only our own children are streamed."""
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.persistence.finalizer = f"{meta.GROUP}/finalizer"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=meta.GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=meta.GROUP)
+    settings.persistence.diffbase_storage = _NoDiffBase()
     settings.networking.connect_timeout = 5
     settings.networking.request_timeout = 30
     settings.scanning.disabled = True
