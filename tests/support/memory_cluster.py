@@ -182,7 +182,7 @@ class MemoryCluster:
             raise ApiError(409, "Conflict", "the object has been modified")
         changed = copy.deepcopy(found)
         for part in ("spec", "status"):
-            changed[part] = _merge(changed.get(part) or {}, body.get(part) or {})
+            changed[part] = merged(changed.get(part) or {}, body.get(part) or {})
         return self._written(self._put(resource, changed))
 
     def _written(self, result: Object) -> Object:
@@ -194,16 +194,18 @@ class MemoryCluster:
         return result
 
 
-def _merge(value: Object, patch: Object) -> Object:
-    merged = dict(value)
+def merged(value: Object, patch: Object) -> Object:
+    """A JSON merge patch applied (RFC 7386)."""
+    result = dict(value)
     for key, change in patch.items():
         if change is None:
-            merged.pop(key, None)
-        elif isinstance(change, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], change)
+            result.pop(key, None)
+        elif isinstance(change, dict):
+            before = result.get(key)
+            result[key] = merged(before if isinstance(before, dict) else {}, change)
         else:
-            merged[key] = change
-    return merged
+            result[key] = change
+    return result
 
 
 def fine_tune_job(name: str = "walk") -> Object:

@@ -1,0 +1,106 @@
+"""The cache under what streams really do: repeat, reorder, miss; and the merge patch of a status."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api import meta
+from finetune_operator.actions import FINETUNEJOBS, JOBS, Object
+from finetune_operator.cache import Cache
+from finetune_operator.reconcile import merge_patch
+from finetune_operator.resources.ownership import Key, Owner
+from tests.support.memory_cluster import merged
+
+pytestmark = pytest.mark.unit
+
+KEY = Key("FineTuneJob", "team", "ft")
+
+
+def child(version: int, uid: str = "a", owner: str = "ft") -> Object:
+    """A Job of a FineTuneJob."""
+    metadata = Owner(FINETUNEJOBS, "team", owner, "owner").metadata("job")
+    return {"metadata": metadata | {"uid": uid, "resourceVersion": str(version), "managedFields": ["much"]}}
+
+
+def publisher(name: str, version: int, output: str) -> Object:
+    """A FineTuneJob with an output."""
+    metadata = {"name": name, "namespace": "team", "uid": name, "resourceVersion": str(version)}
+    return {"metadata": metadata, "spec": {"output": {"uri": output, "name": "n"}}}
+
+
+def test_only_newer_versions_are_news() -> None:
+    """Our own write comes back on the stream, and old events may come after new ones."""
+    cache = Cache()
+    assert [cache.record(JOBS, child(version)) for version in (9, 9, 10, 4)] == [True, False, True, False]
+    assert [found["metadata"]["resourceVersion"] for found in cache.children(KEY, JOBS)] == ["10"]
+    assert "managedFields" not in cache.children(KEY, JOBS)[0]["metadata"]
+
+
+def test_what_was_deleted_does_not_come_back() -> None:
+    """The answer to a write may arrive after the event of the deletion; a new object of the name is another one."""
+    cache = Cache()
+    cache.record(JOBS, child(1))
+    assert cache.forget(JOBS, child(2))
+    assert not cache.record(JOBS, child(3))
+    assert cache.children(KEY, JOBS) == []
+    assert cache.record(JOBS, child(4, uid="b"))
+    assert not cache.forget(JOBS, child(2))
+    assert len(cache.children(KEY, JOBS)) == 1
+
+
+def test_a_list_finds_what_the_stream_missed() -> None:
+    """Gone is what was known before the LIST and is not in it; what came during the LIST stays."""
+    cache = Cache()
+    cache.record(JOBS, child(1))
+    before = cache.versions(JOBS)
+    late = child(5, uid="late")
+    late["metadata"]["name"] = "late"
+    cache.record(JOBS, late)
+    cache.replace(JOBS, before, [])
+    assert [found["metadata"]["uid"] for found in cache.children(KEY, JOBS)] == ["late"]
+
+
+def test_publishers_follow_the_spec() -> None:
+    """Found by output, whatever its trailing slash, until the spec changes or the resource goes."""
+    cache = Cache()
+    cache.record(FINETUNEJOBS, publisher("one", 1, "s3://b/x/"))
+    cache.record(FINETUNEJOBS, publisher("two", 2, "s3://b/x"))
+    assert len(cache.publishers(("s3://b/x", "n"))) == 2
+    cache.record(FINETUNEJOBS, publisher("one", 3, "s3://b/y"))
+    assert [each["metadata"]["name"] for each in cache.publishers(("s3://b/x", "n"))] == ["two"]
+    cache.forget(FINETUNEJOBS, publisher("two", 4, "s3://b/x"))
+    assert cache.publishers(("s3://b/x", "n")) == []
+    assert len(cache.all(FINETUNEJOBS)) == 1
+
+
+def test_strangers_are_nobodys_children() -> None:
+    """The labels decide, and they name another owner."""
+    cache = Cache()
+    cache.record(JOBS, child(1, owner="other"))
+    assert cache.children(KEY, JOBS) == []
+    assert meta.LABEL_OWNER_NAME in child(1)["metadata"]["labels"]
+
+
+VALUES = st.recursive(
+    st.integers(0, 2) | st.text("ab", max_size=1) | st.lists(st.integers(0, 2), max_size=2),
+    lambda inner: st.dictionaries(st.text("xyz", min_size=1, max_size=1), inner, max_size=3),
+    max_leaves=8,
+)
+OBJECTS = st.dictionaries(st.text("xyz", min_size=1, max_size=1), VALUES, max_size=3)
+
+
+@given(OBJECTS, OBJECTS)
+def test_a_merge_patch_makes_what_is_wanted(current: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Applied to the current object it gives the wanted one, and it is empty exactly if they are equal."""
+    untouched = copy.deepcopy(current)
+    patch = merge_patch(current, wanted)
+    assert merged(current, patch) == wanted
+    assert (patch == {}) is (current == wanted)
+    assert current == untouched
+    json.dumps(patch)

@@ -1,0 +1,160 @@
+"""The objects that a stage becomes: restricted, reproducible, and without anything secret."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.reasons import Reason
+from finetune_api.stages import PIPELINE, RunRef, Stage, StageInput, Upstream
+from finetune_api.storage import Credentials, Storage
+from finetune_operator.actions import FINETUNEJOBS, Event
+from finetune_operator.conditions import ConditionType, Finding, merge_conditions
+from finetune_operator.events import event_object
+from finetune_operator.finetunejob.stage_jobs import params_of
+from finetune_operator.resources.ownership import Key, Owner, owner_key
+from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
+from finetune_operator.settings import Images, PodShape
+from tests.unit.test_operator_plan import NOW, SPEC
+
+pytestmark = pytest.mark.unit
+
+OWNER = Owner(FINETUNEJOBS, "team", "a" * 40, "uid")
+IMAGES = Images(data="data:1", jobs="jobs:1", quantize="quantize:1", pull_secrets=["registry"])
+SHAPE = PodShape(
+    requests={"cpu": "1"},
+    limits={"cpu": "2", "nvidia.com/gpu": "1"},
+    node_selector={"gpu": "l4"},
+    tolerations=[{"key": "gpu", "operator": "Exists"}],
+    priority_class_name="batch",
+    runtime_class_name="nvidia",
+)
+SECRET = Credentials(secret_name="s3", access_key_id_key="id", secret_access_key_key="key")
+
+
+def request(stage: Stage = Stage.TRAIN, spec: FineTuneJobSpec = SPEC, **more: Any) -> StageRequest:
+    """A stage to run."""
+    given = StageInput(
+        stage=stage,
+        run=RunRef(kind="FineTuneJob", namespace="team", name=OWNER.name, uid="uid", id="run"),
+        storage=Storage(endpoint="http://s3:8333", credentials=SECRET),
+        upstream=Upstream(dataset="d"),
+        params=params_of(spec),
+    )
+    base: dict[str, Any] = {"image": "jobs:1", "images": IMAGES, "shape": SHAPE, "service_account": "runner"}
+    return StageRequest(owner=OWNER, input=given, labels={meta.LABEL_RUN: "run"}, **(base | more))
+
+
+def test_the_pod_is_restricted() -> None:
+    """What Pod Security's restricted level asks for, and more: a read-only root and no API token."""
+    pod = stage_job(request())["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
+    assert {volume["name"]: next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} == {
+        "scratch": "emptyDir",
+        "input": "configMap",
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & pod.keys()
+
+
+def test_the_profile_places_the_pod() -> None:
+    """Everything of the shape arrives; what is empty is left out."""
+    pod = stage_job(request())["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"gpu": "l4"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert (pod["priorityClassName"], pod["runtimeClassName"]) == ("batch", "nvidia")
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["containers"][0]["resources"]["limits"] == {"cpu": "2", "nvidia.com/gpu": "1"}
+    plain = stage_job(request(shape=PodShape()))["spec"]["template"]["spec"]
+    assert not {"nodeSelector", "tolerations", "priorityClassName", "runtimeClassName"} & plain.keys()
+
+
+def test_the_command_needs_no_shell() -> None:
+    """An argument list, with the paths that the contract names."""
+    assert stage_job(request())["spec"]["template"]["spec"]["containers"][0]["command"] == [
+        *("python", "-m", "finetune_jobs.train"),
+        *("--input", "/etc/finetune/input.json", "--result", "/dev/termination-log"),
+    ]
+
+
+def test_credentials_are_references() -> None:
+    """The Secret's keys by name; neither Job nor ConfigMap holds a value."""
+    variables = stage_job(request())["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert variables[:2] == [
+        {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "id"}}},
+        {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "key"}}},
+    ]
+    others = {variable["name"]: variable.get("value") for variable in variables[2:]}
+    assert others.items() >= {"HOME": "/scratch", "TMPDIR": "/scratch", "HF_HOME": "/scratch/huggingface"}.items()
+    assert "OMP_NUM_THREADS" in others
+
+
+def test_exit_codes_decide_about_retries() -> None:
+    """65 fails the Job at once, a disruption does not count, and two pods never run at the same time."""
+    spec = stage_job(request(retries=4, deadline_seconds=99))["spec"]
+    ignore, fail = spec["podFailurePolicy"]["rules"]
+    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert (fail["action"], fail["onExitCodes"]["values"]) == ("FailJob", [65])
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (4, 99)
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert "ttlSecondsAfterFinished" not in spec
+
+
+@pytest.mark.parametrize("stage", [Stage.RESOLVE, *PIPELINE])
+def test_names_fit_and_follow_the_input(stage: Stage) -> None:
+    """The longest resource name leaves room for stage and hash; another input has another name."""
+    first, config_map = stage_job(request(stage)), input_config_map(request(stage))
+    assert first["metadata"]["name"] == config_map["metadata"]["name"]
+    assert len(first["metadata"]["name"]) <= 63
+    changed = SPEC.model_copy(update={"dataset": SPEC.dataset.model_copy(update={"instruction": "x"})})
+    assert stage_job(request(stage, changed))["metadata"]["name"] != first["metadata"]["name"]
+
+
+def test_the_config_map_is_the_input() -> None:
+    """Immutable, readable by the contract's model, and owned."""
+    made = input_config_map(request())
+    assert made["immutable"] is True
+    assert StageInput.model_validate_json(made["data"]["input.json"]) == request().input
+    assert json.loads(made["data"]["input.json"])["stage"] == "train"
+    assert OWNER.owns(made)
+    assert owner_key(made) == Key("FineTuneJob", "team", OWNER.name)
+
+
+def test_ownership_is_by_uid() -> None:
+    """A child of an earlier resource of the same name is a stranger's."""
+    child = {"metadata": Owner(FINETUNEJOBS, "team", "ft", "first").metadata("x")}
+    assert not Owner(FINETUNEJOBS, "team", "ft", "second").owns(child)
+    assert owner_key({"metadata": {"name": "x", "namespace": "team", "labels": {}}}) is None
+
+
+def test_events_are_written_once() -> None:
+    """The same edge has the same name, so that telling it twice is refused; another one has another."""
+    event = Event("Warning", Reason.DATASET_INVALID, "row 3")
+    first = event_object(OWNER, event, "7", NOW)
+    assert event_object(OWNER, event, "7", NOW)["metadata"] == first["metadata"]
+    assert event_object(OWNER, event, "8", NOW)["metadata"] != first["metadata"]
+    assert first["message"].startswith("row 3 ")
+
+
+def test_conditions_keep_their_time_until_they_turn() -> None:
+    """A new message or reason alone is no transition."""
+    waiting = merge_conditions([], [Finding(ConditionType.READY, False, Reason.WAITING, "a")], 1, NOW)
+    later = NOW + timedelta(hours=1)
+    still = merge_conditions(waiting, [Finding(ConditionType.READY, False, Reason.UNSCHEDULABLE, "b")], 2, later)
+    turned = merge_conditions(still, [Finding(ConditionType.READY, True, Reason.RUN_SUCCEEDED, "c")], 2, later)
+    times = [conditions[0].last_transition_time for conditions in (waiting, still, turned)]
+    assert times == ["2026-01-01T12:00:00Z", "2026-01-01T12:00:00Z", "2026-01-01T13:00:00Z"]
+    assert still[0].observed_generation == 2
