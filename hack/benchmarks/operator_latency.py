@@ -217,9 +217,10 @@ def writes_during(seconds: int) -> float:
 
 def api_writes() -> float:
     """Writing requests that the API server has answered, its own (leases, endpoints) left out."""
-    text = client.ApiClient().call_api("GET", "/metrics", response_type="str", _return_http_data_only=True)
+    api = client.ApiClient()
+    text = api.rest_client.pool_manager.request("GET", f"{api.configuration.host}/metrics").data.decode()
     total = 0.0
-    for line in str(text).splitlines():
+    for line in text.splitlines():
         if line.startswith("apiserver_request_total{") and any(
             f'verb="{verb}"' in line for verb in ("POST", "PUT", "PATCH", "APPLY", "DELETE")
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field
@@ -52,8 +53,7 @@ def machine() -> str:
 
 def percentile(values: list[float], share: float) -> float:
     """The value below which ``share`` of the values lie (nearest rank)."""
-    ranked = sorted(values)
-    return ranked[max(0, min(len(ranked) - 1, round(share * len(ranked) + 0.5) - 1))]
+    return sorted(values)[max(0, math.ceil(round(share * len(values), 6)) - 1)]
 
 
 def _lines(path: str) -> list[str]:

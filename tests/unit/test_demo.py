@@ -1,0 +1,145 @@
+"""What the demo and the benchmarks show: pure functions of both resources' status."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Progress, StageState, StageStatus
+from hack.benchmarks.result import Result, percentile
+from hack.demo import display, report
+from hack.demo.timing import seconds_between
+from hack.platform.tiny import tiny_job
+
+pytestmark = pytest.mark.unit
+
+DIGEST = "0" * 64
+
+
+def stage(name: str, state: StageState, message: str = "") -> StageStatus:
+    return StageStatus(
+        name=name,
+        state=state,
+        message=message,
+        started_at="2026-01-01T00:00:00Z",
+        finished_at="2026-01-01T00:01:30Z" if state is StageState.SUCCEEDED else None,
+    )
+
+
+STATUS = FineTuneJobStatus(
+    stages=[
+        stage("prepare", StageState.SUCCEEDED, "200 rows"),
+        stage("train", StageState.RUNNING),
+        StageStatus(name="export"),
+    ],
+    progress=Progress(
+        stage="train", percent=40, eta_seconds=12, message="step 4/10 [loss 1.2]", updated_at="2026-01-01T00:02:00Z"
+    ),
+)
+
+
+def test_lines_name_each_stage_that_has_begun_and_how_far_it_is() -> None:
+    assert display.job_lines(STATUS) == [
+        "prepare: Succeeded - 200 rows",
+        "train: Running - 40 %, 12 s left step 4/10 [loss 1.2]",
+    ]
+
+
+def test_the_table_shows_times_of_finished_stages() -> None:
+    output = io.StringIO()
+    Console(file=output, width=120).print(display.job_table(STATUS))
+    assert "90 s" in output.getvalue()
+
+
+def test_without_a_terminal_every_line_is_printed_once_and_as_it_is() -> None:
+    output = io.StringIO()
+    with display.Screen(Console(file=output, width=200)) as screen:
+        for _ in range(2):
+            screen.show("title", lambda: None, display.job_lines(STATUS))
+    assert output.getvalue().count("step 4/10 [loss 1.2]") == 1
+
+
+def finished() -> tuple[FineTuneJob, AdapterDeployment]:
+    """Both resources at the end of a demo."""
+    job = tiny_job("demo") | {
+        "status": {
+            "stages": [stage("prepare", StageState.SUCCEEDED).model_dump(by_alias=True)],
+            "dataset": {"digest": DIGEST, "labels": 2, "rows": {"read": 10, "invalid": 1, "duplicates": 2, "train": 7}},
+            "evaluation": {
+                "samples": 50,
+                "accuracy": {"base": "0.1000", "tuned": "0.9000", "artifact": "0.8800"},
+                "f1": {},
+            },
+        }
+    }
+    deployment = {
+        "metadata": {"name": "demo"},
+        "spec": {"source": {"fineTuneJob": {"name": "demo"}}, "runtime": "tgi-cpu"},
+        "status": {
+            "endpoint": "http://demo.team.svc:80",
+            "stable": {
+                "revision": "r",
+                "state": "Serving",
+                "artifactDigest": DIGEST,
+                "artifactUri": "s3://bucket/artifacts/" + DIGEST,
+                "deployment": "demo-r",
+                "since": "2026-01-01T00:00:00Z",
+                "accuracy": "0.8600",
+                "expectedAccuracy": "0.8800",
+            },
+        },
+    }
+    return FineTuneJob.model_validate(job), AdapterDeployment.model_validate(deployment)
+
+
+def test_the_report_holds_what_both_resources_say() -> None:
+    figures = report.make(*finished(), seconds={"total": 600.04}).as_json()
+    assert figures["accuracy"] == {
+        "base": 0.1,
+        "tuned": 0.9,
+        "artifact": 0.88,
+        "served": 0.86,
+        "servedExpected": 0.88,
+    }
+    assert figures["seconds"] == {"prepare": 90.0, "total": 600.0}
+    assert figures["rows"]["read"] == 10
+    assert figures["endpoint"] == "http://demo.team.svc:80"
+
+
+def test_no_report_before_the_end() -> None:
+    job, deployment = finished()
+    unfinished = job.model_copy(update={"status": FineTuneJobStatus()})
+    with pytest.raises(ValueError, match="has not finished"):
+        report.make(unfinished, deployment, seconds={})
+
+
+def test_commands_to_copy_keep_their_brackets() -> None:
+    output = io.StringIO()
+    command = 'curl -d \'{"messages": [{"role": "user"}]}\''
+    report.show(report.make(*finished(), seconds={}), "asked", "answered", [command], Console(file=output, width=200))
+    assert command in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "seconds"),
+    [
+        (None, "2026-01-01T00:00:00Z", None),
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:05Z", 5.0),
+        ("2026-01-01T01:00:00+01:00", "2026-01-01T00:00:05Z", 5.0),
+    ],
+)
+def test_seconds_between_timestamps(begin: str | None, end: str | None, seconds: float | None) -> None:
+    assert seconds_between(begin, end) == seconds
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.5, 50.0), (0.99, 99.0), (1.0, 100.0)])
+def test_percentile_is_the_nearest_rank(share: float, value: float) -> None:
+    assert percentile([float(n) for n in range(1, 101)], share) == value
+
+
+def test_a_ratio_needs_a_baseline() -> None:
+    assert Result("x", 1.0, "s", None, "").ratio is None
+    assert Result("x", 1.0, "s", 2.0, "").ratio == 0.5
