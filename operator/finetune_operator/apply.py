@@ -45,6 +45,8 @@ def _create(client: KubeClient, owner: Owner, resource: Resource, body: Object) 
     if existing is None:
         raise ApiError(409, "Conflict", f"{resource.kind} {name} was deleted just now")
     _refuse_stranger(owner, resource, existing)
+    if not body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items():
+        raise NameTaken(resource, name)  # ours, but without the labels by which we find it
     return existing
 
 

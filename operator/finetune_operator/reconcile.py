@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -21,6 +21,9 @@ from finetune_operator.kube import ApiError, KubeClient
 from finetune_operator.resources.ownership import Key, Owner
 
 logger = logging.getLogger(__name__)
+
+REFUSALS: Final = frozenset({400, 403, 422})
+"""What the API server answers to an object that it, an admission webhook, a policy or a quota does not want."""
 
 O = TypeVar("O")  # noqa: E741 - what was observed
 S = TypeVar("S", bound=BaseModel)
@@ -37,6 +40,8 @@ class Kind(Generic[O, S]):
     """Pure."""
     blocked: Callable[[O, NameTaken], O]
     """What was observed, together with a stranger's object that an action ran into. Its plan has no actions."""
+    refused: Callable[[O, str], O] | None = None
+    """The same for an action that the API server refused (a quota, a policy), with its words; None: try again."""
 
 
 class Reconciler:
@@ -77,6 +82,10 @@ class Reconciler:
                 carry_out(self._client, self._cache, owner, action)
         except NameTaken as taken:
             return kind.plan(kind.blocked(observed, taken), now)
+        except ApiError as error:
+            if kind.refused is None or error.status not in REFUSALS:
+                raise
+            return kind.plan(kind.refused(observed, error.message), now)
         return plan
 
     def _write_status(self, kind: Kind[O, S], resource: Object, status: S) -> str:

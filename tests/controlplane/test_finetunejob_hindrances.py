@@ -141,6 +141,20 @@ def test_a_quota_refuses_the_pod(team: Team) -> None:
     team.until("poor", Phase.SUCCEEDED, 90)
 
 
+def test_a_quota_refuses_the_job(team: Team) -> None:
+    """The API server's own words, since nothing was created that could tell it."""
+    spec = {"hard": {"count/jobs.batch": "0"}}
+    team.kubectl_apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": spec})
+    get_hard = ("-n", team.namespace, "get", "quota", "none", "-o", "jsonpath={.status.hard}")
+    wait(lambda: team.plane.kubectl(*get_hard), "the quota to be enforced")
+    team.start()
+    team.create("poor")
+    assert team.until("poor", Reason.QUOTA_EXCEEDED).phase is Phase.PENDING
+    assert "exceeded quota: none" in message(team, "poor")
+    team.plane.kubectl("-n", team.namespace, "delete", "quota", "none")
+    team.until("poor", Phase.SUCCEEDED)
+
+
 FAILURES: dict[str, tuple[Ending, Reason, int]] = {
     "out of memory": (Ending(exit_code=137, reason="OOMKilled"), Reason.OUT_OF_MEMORY, 2),
     "a crash": (Ending(exit_code=1, reason="Error"), Reason.STAGE_CRASHED, 2),

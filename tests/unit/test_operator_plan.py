@@ -157,6 +157,14 @@ CASES = {
         says=(Phase.PENDING, Reason.OUTPUT_NAME_CONFLICT),
         in_words="The older FineTuneJob other/older publishes 'ft' under s3://artifacts/team already.",
     ),
+    "refused by a quota on Jobs": Case(
+        observed(refusal='jobs.batch "x" is forbidden: exceeded quota: few'),
+        says=(Phase.PENDING, Reason.QUOTA_EXCEEDED),
+        in_words="exceeded quota: few",
+    ),
+    "refused by a policy": Case(
+        observed(refusal='admission webhook "policy" denied the request'), says=(Phase.PENDING, Reason.POD_REJECTED)
+    ),
     "suspended from the start": Case(
         observed(SPEC.model_copy(update={"suspend": True})), says=(Phase.SUSPENDED, Reason.SUSPENDED)
     ),
@@ -184,10 +192,10 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_step(case: Case) -> None:
-    """One stage is started, with nothing said yet, or something is said and nothing is started."""
+    """One stage is started, or nothing is; a run's first stage is told of in the next turn."""
     result = plan(case.observed, NOW)
     assert [given.stage for given in started(result)] == ([case.starts] if case.starts else [])
-    assert result.tell is (case.starts is None)
+    assert result.tell is (case.starts is not Stage.RESOLVE)
     if case.says:
         assert told(result) == case.says
         assert case.in_words in next(each.message for each in result.status.conditions if each.type == "Ready")

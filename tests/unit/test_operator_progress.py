@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -52,10 +53,8 @@ def test_a_page_becomes_a_sample(served: str, expected: Sample | None) -> None:
 @given(st.text())
 def test_any_page_is_survived(served: str) -> None:
     """By the parser, or by the reader that catches ValueError."""
-    try:
-        parse(served + "\nfinetune_stage_progress_ratio 0.1\n", "train")
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        parse(f"{served}\n{telemetry.PROGRESS_RATIO} 0.1\n", "train")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_operator.actions import FINETUNEJOBS
 from finetune_operator.cache import Cache
 from finetune_operator.finetunejob.observe import Observed, Observer
-from finetune_operator.finetunejob.plan import blocked, plan
+from finetune_operator.finetunejob.plan import blocked, plan, refused
 from finetune_operator.finetunejob.progress import ProgressReader
 from finetune_operator.kube import KubeClient
 from finetune_operator.reconcile import Kind
@@ -17,4 +17,4 @@ def fine_tune_job_kind(client: KubeClient, cache: Cache, settings: Settings) -> 
     """How FineTuneJobs are observed and planned."""
     progress = ProgressReader(timedelta(seconds=settings.progress_seconds))
     observer = Observer(client, cache, settings, progress)
-    return Kind(resource=FINETUNEJOBS, observe=observer.observe, plan=plan, blocked=blocked)
+    return Kind(resource=FINETUNEJOBS, observe=observer.observe, plan=plan, blocked=blocked, refused=refused)

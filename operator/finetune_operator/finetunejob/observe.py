@@ -74,6 +74,8 @@ class Observed:
     """An older FineTuneJob (namespace/name) that publishes under the same name."""
     stranger: str = ""
     """An object, as "Kind name", that has a name which we need and another owner."""
+    refusal: str = ""
+    """What the API server said when it did not take a stage's objects."""
     sample: Sample | None = None
     """Progress of the running stage, where it was read now."""
 

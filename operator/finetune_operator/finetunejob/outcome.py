@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -52,6 +52,10 @@ class Verdict:
     """No pod was made: only the Job's events tell why."""
 
 
+NOT_STARTED: Final = Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True)
+"""Of a Job that was made just now."""
+
+
 def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> Verdict:
     """The verdict on a Job. ``pods`` are the Job's own, in any order."""
     status = job.get("status") or {}
@@ -76,8 +80,10 @@ def read_result(pod: Object) -> StageResult | None:
     result = parse_result((_terminated(pod) or {}).get("message"))
     if result is None:
         return None
-    addressed = result.outcome is Outcome.FAILED or result.stage not in PIPELINE
-    return result if addressed or _DIGEST.fullmatch(result.output_digest) else None
+    addresses = [found.output_digest for found in result.found]
+    if result.outcome is Outcome.SUCCEEDED and result.stage in PIPELINE:
+        addresses.append(result.output_digest)
+    return result if all(map(_DIGEST.fullmatch, addresses)) else None
 
 
 def parse_result(message: str | None) -> StageResult | None:
@@ -136,18 +142,18 @@ def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[s
     if earlier := next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None):
         message = f"Trying again; the last attempt ended: {earlier[1]}"
         return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
-    return Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True, **facts)
+    return replace(NOT_STARTED, **facts)
 
 
 def refusal(message: str) -> tuple[Reason, str]:
-    """Why the API server refused a pod, in the words of its admission."""
+    """Why the API server refused an object, in the words of its admission."""
     said = message.removeprefix("Error creating: ")
     lowered = said.lower()
     if "exceeded quota" in lowered or "must specify" in lowered:
-        return Reason.QUOTA_EXCEEDED, f"The namespace's quota refuses the pod: {said}."
+        return Reason.QUOTA_EXCEEDED, f"Refused by the namespace's quota: {said}."
     if "serviceaccount" in lowered and "not found" in lowered:
-        return Reason.RUNNER_SERVICE_ACCOUNT_MISSING, f"The pod was refused: {said}."
-    return Reason.POD_REJECTED, f"The pod was refused: {said}."
+        return Reason.RUNNER_SERVICE_ACCOUNT_MISSING, f"Refused by the API server: {said}."
+    return Reason.POD_REJECTED, f"Refused by the API server: {said}."
 
 
 def pod_hindrance(pod: Object) -> tuple[Reason, str] | None:

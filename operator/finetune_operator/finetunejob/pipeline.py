@@ -93,7 +93,7 @@ def _accept(
         book.finish(stage, result.output_digest, result.scalars)
         return None
     book.resolved(result.scalars)
-    if not (book.run.source_digest and book.run.model_digest):
+    if not all(1 <= len(identity) <= 64 for identity in (book.run.source_digest, book.run.model_digest)):
         return Fail(stage, Reason.INTERNAL_ERROR, "resolve ended without the identity of sources and model.")
     if spec.reuse is Reuse.ALLOWED:
         for found in _leading(result.found):

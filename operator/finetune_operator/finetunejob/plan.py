@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final, assert_never
 
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, RunStatus
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, RunStatus, StageState
 from finetune_api.hashing import short
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
@@ -18,11 +18,11 @@ from finetune_operator.apply import NameTaken
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
-from finetune_operator.finetunejob.outcome import State
+from finetune_operator.finetunejob.outcome import NOT_STARTED, State, refusal
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
-from finetune_operator.resources.pods import input_config_map, stage_job
+from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
 
 HINDRANCE_SECONDS: Final = 10.0
 """How often it is checked whether what stands in the way has gone."""
@@ -48,22 +48,22 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
         headline = Headline(Phase.PENDING, Reason.SPEC_INVALID, f"{observed.spec_error}.", stalled=True)
         return _told(observed, compose(observed, headline, None, now))
     run = current_run(observed, spec, now)
-    leftovers = _leftovers(observed, run)
+    upkeep = _upkeep(observed, spec, run)
     book = Book(spec, observed.status, run)
     if run.outcome is not Phase.RUNNING:
         headline = Headline(run.outcome, Reason(run.reason), run.message)
-        return _told(observed, compose(observed, headline, book, now), leftovers)
+        return _told(observed, compose(observed, headline, book, now), upkeep)
     match next_step(spec, observed.jobs, book):
         case Start(stage, recovers):
-            return _start(observed, spec, book, stage, recovers, leftovers, now)
+            return _start(observed, spec, book, stage, recovers, upkeep, now)
         case Watch(stage, job):
-            return _watch(observed, spec, book, stage, job, leftovers, now)
+            return _watch(observed, spec, book, stage, job, upkeep, now)
         case Fail(stage, reason, message):
             headline = Headline(Phase.FAILED, reason, f"{stage}: {message}")
-            return _told(observed, compose(observed, headline, book, now), leftovers)
+            return _told(observed, compose(observed, headline, book, now), upkeep)
         case Finish():
             headline = Headline(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED, _success(book))
-            return _told(observed, compose(observed, headline, book, now), leftovers)
+            return _told(observed, compose(observed, headline, book, now), upkeep)
         case unknown:
             assert_never(unknown)
 
@@ -71,6 +71,11 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
 def blocked(observed: Observed, taken: NameTaken) -> Observed:
     """What was observed, and that an object of somebody else has a name which we need."""
     return replace(observed, stranger=f"{taken.resource.kind} {taken.name}")
+
+
+def refused(observed: Observed, said: str) -> Observed:
+    """What was observed, and that the API server did not take the stage's objects."""
+    return replace(observed, refusal=said)
 
 
 def current_run(observed: Observed, spec: FineTuneJobSpec, now: datetime) -> RunStatus:
@@ -94,23 +99,51 @@ def _start(
     book: Book,
     stage: Stage,
     recovers: str,
-    leftovers: tuple[Action, ...],
+    upkeep: tuple[Action, ...],
     now: datetime,
 ) -> Plan[FineTuneJobStatus]:
-    begun = book if _has_begun(observed, book.run) else None
-    if spec.suspend:
-        headline = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {stage}.")
-        return _told(observed, compose(observed, headline, begun, now), leftovers)
-    if hindrance := _hindrance(observed, spec):
-        status = compose(observed, hindrance, begun, now)
-        return replace(_told(observed, status, leftovers), requeue_after=HINDRANCE_SECONDS)
-    if ending := _still_ending(observed, book.run):
-        headline = Headline(Phase.PENDING, Reason.WAITING, f"Stage {stage} waits for the end of {', '.join(ending)}.")
-        status = compose(observed, headline, begun, now)
-        return replace(_told(observed, status, leftovers), requeue_after=START_SECONDS)
+    begun = _has_begun(observed, book.run)
+    if waits := _waits(observed, spec, stage):
+        status = compose(observed, waits, book if begun else None, now)
+        return replace(_told(observed, status, upkeep), requeue_after=HINDRANCE_SECONDS)
     request = stage_request(observed, spec, book.run.id, stage, book.upstream, recovers)
-    actions = (Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, stage_job(request)))
-    return Plan(status=observed.status, actions=actions, requeue_after=0.0, tell=False)
+    actions = (*upkeep, Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, stage_job(request)))
+    if not begun:
+        return Plan(status=observed.status, actions=actions, requeue_after=0.0, tell=False)
+    job = _just_made(request, recovers)
+    subject = Stage(recovers) if recovers else stage
+    if not recovers:
+        book.enter(stage, job, StageState.RUNNING, job.verdict.message, request.input.input_key)
+    status = compose(observed, _under_way(subject, job), book, now)
+    return replace(_told(observed, status, actions), requeue_after=START_SECONDS)
+
+
+def _waits(observed: Observed, spec: FineTuneJobSpec, stage: Stage) -> Headline | None:
+    """Why a stage is not started now."""
+    if spec.suspend:
+        return Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {stage}.")
+    if hindrance := _hindrance(observed, spec):
+        return hindrance
+    # What may still write to the run's folder: other Jobs, and pods whose Job is gone already.
+    ending = [f"Job {job.name}" for job in observed.jobs if job.unfinished]
+    ending += [f"pod {name}" for name in observed.strays]
+    if ending:
+        return Headline(Phase.PENDING, Reason.WAITING, f"Stage {stage} waits for the end of {', '.join(ending)}.")
+    return None
+
+
+def _just_made(request: StageRequest, recovers: str) -> StageJob:
+    """The Job as the next observation will find it, so that the status is the same then."""
+    return StageJob(
+        name=request.name,
+        uid="",
+        run=request.input.run.id,
+        stage=request.stage,
+        recovers=recovers,
+        suspended=False,
+        queued=bool(request.queue),
+        verdict=NOT_STARTED,
+    )
 
 
 def _watch(
@@ -119,19 +152,31 @@ def _watch(
     book: Book,
     stage: Stage,
     job: StageJob,
-    leftovers: tuple[Action, ...],
+    upkeep: tuple[Action, ...],
     now: datetime,
 ) -> Plan[FineTuneJobStatus]:
-    actions = (*leftovers, *_toggle(spec, job), *_restore_input(observed, spec, book, job))
+    actions = (*upkeep, *_restore_input(observed, spec, book, job))
     headline = _suspended(stage) if spec.suspend else _under_way(stage, job)
     status = compose(observed, headline, book, now)
     return replace(_told(observed, status, actions), requeue_after=_next_look(observed, job))
 
 
+def _upkeep(observed: Observed, spec: FineTuneJobSpec, run: RunStatus) -> tuple[Action, ...]:
+    """What Jobs that are under way need: those of other runs go, and all once the run has ended; spec.suspend holds."""
+    ended = run.outcome is not Phase.RUNNING
+    actions: list[Action] = []
+    for job in observed.jobs:
+        if not job.unfinished or job.verdict.state is State.TERMINATING:
+            continue
+        if ended or job.run != run.id:
+            actions.append(Delete(JOBS, job.name, job.uid))
+        else:
+            actions.extend(_toggle(spec, job))
+    return tuple(actions)
+
+
 def _toggle(spec: FineTuneJobSpec, job: StageJob) -> tuple[Action, ...]:
     """Suspend or resume a Job. Kueue would resume one that we suspended: there, the Job goes and is queued anew."""
-    if job.verdict.state is State.TERMINATING:
-        return ()
     if job.queued:
         return (Delete(JOBS, job.name, job.uid),) if spec.suspend else ()
     if spec.suspend == job.suspended:
@@ -151,19 +196,6 @@ def _restore_input(observed: Observed, spec: FineTuneJobSpec, book: Book, job: S
         if request.name == job.name
         else (Delete(JOBS, job.name, job.uid),)
     )
-
-
-def _leftovers(observed: Observed, run: RunStatus) -> tuple[Action, ...]:
-    """Jobs that must not go on: those of other runs, and all once the run has ended."""
-    ended = run.outcome is not Phase.RUNNING
-    stale = [job for job in observed.jobs if job.unfinished and (ended or job.run != run.id)]
-    return tuple(Delete(JOBS, job.name, job.uid) for job in stale if job.verdict.state is not State.TERMINATING)
-
-
-def _still_ending(observed: Observed, run: RunStatus) -> list[str]:
-    """What may still write to the run's folder: Jobs of other runs, and pods whose Job is gone already."""
-    jobs = [f"Job {job.name}" for job in observed.jobs if job.unfinished and job.run != run.id]
-    return jobs + [f"pod {name}" for name in observed.strays]
 
 
 def _hindrance(observed: Observed, spec: FineTuneJobSpec) -> Headline | None:
@@ -186,7 +218,7 @@ def _hindrance(observed: Observed, spec: FineTuneJobSpec) -> Headline | None:
         )
     if observed.stranger:
         return _stuck(Reason.NAME_TAKEN, f"{observed.stranger} exists already and does not belong to this FineTuneJob.")
-    return None
+    return _stuck(*refusal(observed.refusal)) if observed.refusal else None
 
 
 def _stuck(reason: Reason, message: str) -> Headline:

@@ -49,6 +49,7 @@ def stage_request(
         shape=_shape(profile, stage),
         service_account=profile.service_account_name,
         labels={meta.LABEL_RUN: run} | ({LABEL_RECOVERS: recovers} if recovers else {}),
+        attempt=recovers,
         queue=observed.metadata.labels.get(QUEUE_LABEL, ""),
         retries=profile.retries,
         deadline_seconds=profile.deadline_seconds,

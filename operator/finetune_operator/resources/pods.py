@@ -39,6 +39,8 @@ class StageRequest:
     service_account: str
     labels: Mapping[str, str] = field(default_factory=dict)
     """On ConfigMap, Job and pod, besides the owner's and the stage's."""
+    attempt: str = ""
+    """Tells Jobs of one input apart; empty for the first."""
     queue: str = ""
     """Kueue's local queue for the Job; empty: none."""
     retries: int = 2
@@ -52,7 +54,8 @@ class StageRequest:
     @cached_property
     def name(self) -> str:
         """Name of both ConfigMap and Job: equal inputs have equal names."""
-        return f"{self.owner.name}-{self.stage}-{short(self.input)}"
+        identity = short([self.input, self.attempt]) if self.attempt else short(self.input)
+        return f"{self.owner.name}-{self.stage}-{identity}"
 
     @property
     def all_labels(self) -> dict[str, str]:
