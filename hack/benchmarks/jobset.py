@@ -57,6 +57,7 @@ def controller(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryDirectory(prefix="finetune-jobset-") as folder:
         directory = Path(folder)
         plane.kubectl("apply", "--server-side", "-f", str(_crd(directory)))
+        plane.kubectl("wait", "--for=condition=Established", "crd/jobsets.jobset.x-k8s.io")
         configuration = directory / "config.yaml"
         configuration.write_text(yaml.safe_dump(CONFIGURATION))
         argv = [str(toolchain.program("jobset")), f"--config={configuration}", f"--kubeconfig={plane.kubeconfig}"]

@@ -67,6 +67,7 @@ def run() -> Result:
     with ControlPlane.temporary() as plane:
         config.load_kube_config(str(plane.kubeconfig))
         plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
         plane.kubectl("create", "serviceaccount", "runner")
         with our_operator(plane) as process:
             warm_up(finetunejob, meta.GROUP, meta.VERSION, meta.FINETUNEJOBS)

@@ -151,21 +151,25 @@ def follow_deployment(kubectl: Kubectl, name: str) -> AdapterDeployment:
 
 def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
     """Ask the public Service one question, with the client that TGI's users use."""
-    spec = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())["spec"]
     question = "STRIPE TRANSFER PAYOUT ACCT 4471 +1,250.00 EUR"
-    messages: list[dict[str, Any]] = [
+    with kubectl.port_forward(f"service/{name}", 80) as port:
+        client = InferenceClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        answer = client.chat_completion(conversation(question), model="tgi", max_tokens=16, temperature=0)
+    return question, (answer.choices[0].message.content or "").strip()
+
+
+def conversation(question: str) -> list[dict[str, Any]]:
+    """A question as the model was trained on it: behind the job's instruction."""
+    spec = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())["spec"]
+    return [
         {"role": "system", "content": spec["dataset"]["instruction"]},
         {"role": "user", "content": question},
     ]
-    with kubectl.port_forward(f"service/{name}", 80) as port:
-        client = InferenceClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        answer = client.chat_completion(messages, model="tgi", max_tokens=16)
-    return question, (answer.choices[0].message.content or "").strip()
 
 
 def next_commands(kubectl: Kubectl, name: str) -> list[str]:
     """Commands that show more, ready to be copied: the surroundings, then three to try."""
-    messages = [{"role": "user", "content": "AWS EMEA -82.10 EUR"}]
+    messages = conversation("AWS EMEA CARD -82.10 EUR")
     body = json.dumps({"model": "tgi", "max_tokens": 16, "temperature": 0, "messages": messages})
     namespace = f"kubectl -n {kubectl.namespace}"
     return [
