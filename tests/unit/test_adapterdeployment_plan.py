@@ -123,6 +123,14 @@ class TestBlocked:
         assert condition(made.status, "Stalled") == ("True", Reason.NAME_TAKEN)
         assert made.requeue_after is not None  # nobody tells when the stranger goes
 
+    def test_what_the_api_server_refuses_is_told_in_its_words(self) -> None:
+        cluster = ServingCluster()
+        said = 'deployments.apps "demo" is forbidden: exceeded quota: few, requested: count/deployments.apps=1'
+        made = plan(replace(cluster.observe(), refusal=said), START)
+        assert condition(made.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
+        assert any("exceeded quota: few" in each.message for each in made.status.conditions)
+        assert made.requeue_after is not None  # nobody tells when the quota grows
+
     @pytest.mark.parametrize(
         ("breaks", "phase"),
         [

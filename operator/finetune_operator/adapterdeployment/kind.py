@@ -17,10 +17,14 @@ def adapter_deployment_kind(
     client: KubeClient, cache: Cache, settings: Settings
 ) -> Kind[Observed | Invalid, AdapterDeploymentStatus]:
     """How AdapterDeployments are reconciled."""
-    return Kind(ADAPTERDEPLOYMENTS, Observer(client, cache, settings).observe, plan, _blocked)
+    return Kind(ADAPTERDEPLOYMENTS, Observer(client, cache, settings).observe, plan, _blocked, _refused)
 
 
 def _blocked(observed: Observed | Invalid, taken: NameTaken) -> Observed | Invalid:
     if isinstance(observed, Invalid):
         return observed
     return replace(observed, strangers=(*observed.strangers, str(taken)))
+
+
+def _refused(observed: Observed | Invalid, said: str) -> Observed | Invalid:
+    return observed if isinstance(observed, Invalid) else replace(observed, refusal=said)

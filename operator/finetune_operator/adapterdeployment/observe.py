@@ -71,6 +71,8 @@ class Observed:
     """Pods of its Deployments and Jobs."""
     strangers: tuple[str, ...] = ()
     """Objects, as "Kind name", that have a name which we need and another owner."""
+    refusal: str = ""
+    """What the API server said when it did not take an object of the plan (a quota, a policy)."""
 
     @property
     def owner(self) -> Owner:

@@ -8,6 +8,7 @@ from finetune_api.hashing import digest, short
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.finetunejob.outcome import refusal
 from finetune_operator.resources.deployment import Serving, pod_template
 
 REVISION_LENGTH: Final = 8
@@ -45,6 +46,8 @@ def find_target(observed: Observed) -> Target | Blocked:
     if observed.strangers:
         taken = ", ".join(observed.strangers)
         return Blocked(Reason.NAME_TAKEN, f"{taken} exists already and does not belong to this AdapterDeployment.")
+    if observed.refusal:
+        return Blocked(*refusal(observed.refusal))
     source = _source(observed)
     if isinstance(source, Blocked):
         return source
