@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,7 @@ def test_two_jobs_of_one_output_name(team: Team) -> None:
     """The older one publishes, the younger one waits and says for whom, and goes on when the older one has gone."""
     output = {"uri": "s3://artifacts/team", "name": "shared"}
     older = team.create("older", output=output)
+    time.sleep(1.1)  # creation times are whole seconds; of two in the same one, the uid decides
     team.create("younger", output=output)
     team.start()
     team.until("older", Phase.SUCCEEDED)
