@@ -81,7 +81,7 @@ class Serving:
         assert found is not None
         return AdapterDeploymentStatus.model_validate(found.get("status") or {})
 
-    def until(self, what: str, seconds: float = 60) -> AdapterDeploymentStatus:
+    def until(self, what: str, seconds: float = 180) -> AdapterDeploymentStatus:
         """Wait for a phase, for this generation of the spec and with all of it done; the status."""
 
         def reached() -> AdapterDeploymentStatus | None:
