@@ -14,7 +14,7 @@ import yaml
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob, Phase, StageState
-from finetune_api.meta import LABEL_OWNER_NAME, LABEL_STAGE
+from finetune_api.meta import FINETUNEJOB, LABEL_OWNER_KIND, LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_jobs.evaluation.metrics import wilson
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
@@ -23,6 +23,8 @@ from hack.platform.kubectl import Kubectl, wait_for
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 DEMO = "demo"
+JOBS = f"{LABEL_OWNER_KIND}={FINETUNEJOB},{LABEL_OWNER_NAME}=transactions"
+"""Selects the FineTuneJob's Jobs: the AdapterDeployment of the same name has a verification Job."""
 SAMPLES = 50
 """spec.verification.samples of the example."""
 BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77" / "train.csv"
@@ -72,14 +74,14 @@ def test_status_reads_well(demo: Kubectl) -> None:
 def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl) -> None:
     before = FineTuneJob.model_validate(demo.get("ftj", "transactions"))
     demo("delete", "ftj", "transactions", "--wait=true")
-    wait_for("the old run's Jobs to go", lambda: not demo.items("jobs", f"{LABEL_OWNER_NAME}=transactions"), 60)
+    wait_for("the old run's Jobs to go", lambda: not demo.items("jobs", JOBS), 60)
     demo.apply(REPOSITORY / "examples" / "transactions" / "finetunejob.yaml")
     after = wait_for("the second life", lambda: finished(demo, "transactions"), 120)
     assert before.status.artifact
     assert after.status.artifact == before.status.artifact
     assert after.status.evaluation == before.status.evaluation
     assert {stage.state for stage in after.status.stages if stage.name != "resolve"} == {StageState.REUSED}
-    jobs = demo.items("jobs", f"{LABEL_OWNER_NAME}=transactions")
+    jobs = demo.items("jobs", JOBS)
     assert {job["metadata"]["labels"][LABEL_STAGE] for job in jobs} == {"resolve"}
 
 
@@ -92,7 +94,7 @@ def test_serving_goes_on_meanwhile(demo: Kubectl) -> None:
 
 @pytest.mark.skipif(not BANKING77.exists(), reason="the public banking77 data set is not beside this checkout")
 def test_banking77_on_a_sample(team: Kubectl, demo: Kubectl, tmp_path: Path) -> None:
-    """The YAML of examples/banking77, on a sample of ten intents, with few steps: the public set goes through."""
+    """The YAML of examples/banking77, on a sample of ten intents, with few steps: it learns."""
     sample = tmp_path / "banking77.csv"
     with BANKING77.open(newline="") as source, sample.open("w", newline="") as target:
         rows = list(csv.DictReader(source))
@@ -103,7 +105,7 @@ def test_banking77_on_a_sample(team: Kubectl, demo: Kubectl, tmp_path: Path) -> 
         writer.writerows(chosen[::3])
     object_store.upload(team, sample, "datasets", "banking77.csv")
     example = yaml.safe_load((REPOSITORY / "examples" / "banking77" / "finetunejob.yaml").read_text())
-    example["spec"]["training"] |= {"maxSteps": 20}
+    example["spec"]["training"] |= {"maxSteps": 50}
     example["spec"]["evaluation"] = {"maxSamples": 30}
     team.apply(example)
     job = wait_for("banking77", lambda: finished(team, "banking77"), 1500, interval=3)
