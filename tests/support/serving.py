@@ -186,6 +186,8 @@ class ServingCluster:
         fate = FATES[served(deployment["spec"]["template"]["spec"])]
         ended = "Complete" if fate is None else "Failed"
         job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
+        if fate is None:
+            job["status"]["completionTime"] = self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
         result = StageResult(
             stage=Stage.VERIFY,
             outcome=Outcome.SUCCEEDED if fate is None else Outcome.FAILED,

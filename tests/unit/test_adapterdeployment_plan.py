@@ -171,14 +171,16 @@ class TestRollout:
     def test_the_first_one_step_by_step(self) -> None:
         cluster = ServingCluster()
         steps = []
-        for _ in range(4):
+        for _ in range(5):
             made = cluster.reconcile()
             steps.append([wrote(action)[:2] for action in made.actions])
             cluster.run_controllers()
+            cluster.now += timedelta(seconds=5)
         assert steps == [
             [("Create", kind) for kind in (NETWORK_POLICIES, SERVICES, CONFIG_MAPS, DEPLOYMENTS)],
             [("Create", CONFIG_MAPS), ("Create", JOBS)],
-            [("Apply", NETWORK_POLICIES), ("Create", SERVICES), ("Delete", SERVICES)],
+            [("Apply", NETWORK_POLICIES)],
+            [("Create", SERVICES), ("Delete", SERVICES)],
             [],
         ]
         assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.PROMOTED]
@@ -230,6 +232,10 @@ class TestRollout:
             assert cluster.traffic() == old
             assert cluster.status.phase is ServingPhase.PROGRESSING
             assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+        assert cluster.reconcile().requeue_after == 5  # proved: its network opens
+        assert cluster.reconcile().requeue_after == 5
+        assert cluster.traffic() == old
+        cluster.now += timedelta(seconds=5)
         made = cluster.reconcile()
         new = cluster.traffic()
         assert new != old
@@ -306,11 +312,12 @@ class TestRollout:
 
     def test_the_operator_dies_between_the_first_switch_and_the_status(self) -> None:
         cluster = ServingCluster()
-        for _ in range(2):
+        for _ in range(3):
             cluster.reconcile()
             cluster.run_controllers()
-        made = cluster.reconcile(crash_after=2)
-        assert wrote(made.actions[1])[1] is SERVICES
+        cluster.now += timedelta(seconds=5)
+        made = cluster.reconcile(crash_after=1)
+        assert wrote(made.actions[0])[1] is SERVICES
         assert cluster.traffic() != ""
         assert cluster.status.endpoint == ""
         cluster.settle()
@@ -468,6 +475,7 @@ class TestReplicas:
             deployment = cluster.objects[DEPLOYMENTS][candidate.deployment] if candidate else None
             sizes.append((deployment["spec"]["replicas"], candidate.state) if deployment and candidate else None)
             cluster.run_controllers()
+            cluster.now += timedelta(seconds=5)
         assert sizes == [(1, RevisionState.STARTING), (1, RevisionState.VERIFYING), (3, RevisionState.VERIFYING), None]
 
     def test_the_old_revision_is_scaled_too_while_a_new_one_starts(self) -> None:

@@ -45,6 +45,8 @@ from finetune_operator.resources.service import candidate_service, public_servic
 
 BLOCKED_RETRY_SECONDS: Final = 30.0
 """How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
+POLICY_SECONDS: Final = 5.0
+"""How long network plugins are given to follow a NetworkPolicy."""
 
 MESSAGE_LIMIT: Final = 1024
 """What the API takes; a scheduler that speaks of many nodes says more."""
@@ -159,12 +161,14 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
     proved = verdict is not None and verdict.state in PROVED
     # One pod is enough for the proof: a bad artifact shall not cost a whole fleet of GPUs. Zero are not.
     replicas = max(1, observed.resource.spec.replicas) if proved else 1
-    if verdict is not None and proved and is_available(live, replicas):
+    closed = _closed_for(observed, target, verdict, now) if verdict is not None and proved else 0.0
+    if verdict is not None and proved and is_available(live, replicas) and not closed:
         return _promote(observed, target, candidate, verdict, now)
-    actions = (*keep, *_start(observed, target, replicas))
+    actions = (*keep, *_start(observed, target, replicas, is_open=proved))
     if proved or not is_available(live, replicas):
         waiting = _waiting(candidate, proved, trouble, now)
-        return Step(stable, waiting, actions, events, look_again=max(0.0, PULL_PATIENCE_SECONDS - age) or None)
+        patience = max(0.0, PULL_PATIENCE_SECONDS - age) or None
+        return Step(stable, waiting, actions, events, look_again=closed or patience)
     actions += (
         *ensure_exists(CONFIG_MAPS, input_config_map(verification), observed.child(CONFIG_MAPS, verification.name)),
         *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
@@ -175,11 +179,26 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
     return Step(stable, verifying, actions, events)
 
 
+def _closed_for(observed: Observed, target: Target, verdict: Verdict, now: datetime) -> float:
+    """Seconds until the proved pods can be expected to be open to everybody.
+
+    Network plugins follow a policy a moment later. A Service that moved at once would send the first clients to a
+    closed door.
+    """
+    policy = serving_policy(observed.owner, target.revision)
+    if ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])):
+        return POLICY_SECONDS
+    proved_for = (now - parse_timestamp(verdict.finished_at)).total_seconds() if verdict.finished_at else POLICY_SECONDS
+    return max(0.0, POLICY_SECONDS - proved_for)
+
+
 def _waiting(candidate: RevisionStatus, proved: bool, trouble: Trouble | None, now: datetime) -> RevisionStatus:
     """The candidate while its pods start: the first one, or after the proof all the others."""
     state = RevisionState.VERIFYING if proved else RevisionState.STARTING
     reason = Reason.VERIFIED if proved else Reason.CANDIDATE_STARTING
-    message = "It is proved; the rest of its pods start." if proved else "The server loads the model."
+    message = (
+        "It is proved; the rest of its pods start, and its network opens." if proved else "The server loads the model."
+    )
     if trouble is not None:
         reason, message = trouble.reason, trouble.message
     return in_state(candidate, state, reason, message, now)
@@ -241,11 +260,11 @@ def in_state(
     return revision.model_copy(update=update)
 
 
-def _start(observed: Observed, target: Target, replicas: int) -> tuple[Action, ...]:
-    """The candidate's objects. The policy comes first: its pods are never open to anybody but the verifier."""
+def _start(observed: Observed, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:
+    """The candidate's objects. The policy comes first: before the proof its pods are open to the verifier only."""
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
-    policy = candidate_policy(owner, revision)
+    policy = serving_policy(owner, revision) if is_open else candidate_policy(owner, revision)
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
