@@ -63,7 +63,7 @@ class Controller:
         key = _key(resource, found)
         if news and key is not None:
             self.queue.add(key)
-        if news and resource == FINETUNEJOBS:
+        if resource == FINETUNEJOBS:  # news or not: of our own status writes, the followers hear nowhere else
             self._wake_followers(found["metadata"]["namespace"], found["metadata"]["name"])
 
     def event_age(self) -> float:
