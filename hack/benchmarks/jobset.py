@@ -57,7 +57,7 @@ def controller(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryDirectory(prefix="finetune-jobset-") as folder:
         directory = Path(folder)
         plane.kubectl("apply", "--server-side", "-f", str(_crd(directory)))
-        plane.kubectl("wait", "--for=condition=Established", "crd/jobsets.jobset.x-k8s.io")
+        wait_for_crd(plane, "jobsets.jobset.x-k8s.io")
         configuration = directory / "config.yaml"
         configuration.write_text(yaml.safe_dump(CONFIGURATION))
         argv = [str(toolchain.program("jobset")), f"--config={configuration}", f"--kubeconfig={plane.kubeconfig}"]
@@ -68,6 +68,16 @@ def controller(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
                 yield process
             finally:
                 process.terminate()
+
+
+def wait_for_crd(plane: ControlPlane, name: str) -> None:
+    """Wait until the API server serves a CRD (`kubectl wait` fails on one that has no conditions yet)."""
+
+    def established() -> bool:
+        conditions = json.loads(plane.kubectl("get", "crd", name, "-o", "json")).get("status", {}).get("conditions")
+        return any(each["type"] == "Established" and each["status"] == "True" for each in conditions or [])
+
+    wait_for(name, established, 30, interval=0.2)
 
 
 def _started(process: subprocess.Popen[bytes], log: Path) -> bool:

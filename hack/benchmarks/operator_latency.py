@@ -67,7 +67,8 @@ def run() -> Result:
     with ControlPlane.temporary() as plane:
         config.load_kube_config(str(plane.kubeconfig))
         plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all")
+        jobset.wait_for_crd(plane, f"{meta.FINETUNEJOBS}.{meta.GROUP}")
+        jobset.wait_for_crd(plane, f"{meta.ADAPTERDEPLOYMENTS}.{meta.GROUP}")
         plane.kubectl("create", "serviceaccount", "runner")
         with our_operator(plane) as process:
             warm_up(finetunejob, meta.GROUP, meta.VERSION, meta.FINETUNEJOBS)
