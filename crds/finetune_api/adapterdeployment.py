@@ -5,8 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Condition, Message, Timestamp, WireModel
-from finetune_api.finetunejob import Name, ObjectMeta
+from finetune_api.base import ApiModel, Condition, Message, Name, ObjectMeta, Timestamp, WireModel
 from finetune_api.rules import exactly_one_of
 from finetune_api.storage import Storage
 
@@ -85,6 +84,7 @@ class RevisionState(StrEnum):
 
     STARTING = "Starting"
     VERIFYING = "Verifying"
+    PROMOTING = "Promoting"
     SERVING = "Serving"
     FAILED = "Failed"
 
@@ -95,7 +95,7 @@ class RevisionStatus(WireModel):
     revision: Annotated[str, Field(max_length=16)]
     """Short hash of artifact and runtime; part of the Deployment's name."""
     state: RevisionState
-    """Starting, Verifying, Serving or Failed."""
+    """Starting, Verifying, Promoting (proved; its network opens and the rest of its pods start), Serving or Failed."""
     artifact_digest: Annotated[str, Field(max_length=64)]
     """What it serves."""
     artifact_uri: Annotated[str, Field(max_length=1024)]

@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune_api.meta import MAX_NAME, NAME_PATTERN
+
 
 class ApiModel(BaseModel):
     """Base of the spec and of everything that people write: unknown fields are errors."""
@@ -25,6 +27,9 @@ class WireModel(ApiModel):
 
     model_config = ConfigDict(extra="ignore")
 
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]
+"""Name of an object of this API or of the platform's values."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 """A SHA-256 in hexadecimal: the address of content."""
@@ -54,3 +59,18 @@ class Condition(WireModel):
     """When the status last changed."""
     observed_generation: int = 0
     """The generation of the spec this condition speaks of."""
+
+
+class ObjectMeta(WireModel):
+    """The part of metadata that this project reads."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    generation: int = 1
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: list[str] = []

@@ -3,92 +3,12 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from finetune_api.base import ApiModel, Condition, Decimal, Digest, Message, Timestamp, WireModel
-from finetune_api.meta import MAX_NAME, NAME_PATTERN
-from finetune_api.rules import Rule
+from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel
+from finetune_api.dataset import Dataset, Task
 from finetune_api.storage import MODEL_URI, S3Uri, Storage
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]
-Column = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-class DataFormat(StrEnum):
-    """Format of a source."""
-
-    CSV = "CSV"
-    JSONL = "JSONL"
-
-
-class Source(ApiModel):
-    """One file of examples."""
-
-    uri: S3Uri
-    """The object, e.g. s3://datasets/transactions.csv."""
-    format: DataFormat | None = None
-    """CSV or JSONL; left out, the file's ending decides."""
-
-
-class Columns(ApiModel):
-    """Which columns (CSV) or keys (JSONL) make an example."""
-
-    input: Column
-    """The text that the model is given."""
-    label: Column
-    """The answer that the model must learn."""
-
-
-class Split(ApiModel):
-    """How examples are divided; the rest is for training."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                Rule(
-                    "self.validationPercent + self.testPercent <= 60",
-                    "validationPercent and testPercent together may be 60 at most: training needs the rest",
-                ).as_schema()
-            ]
-        }
-    )
-
-    validation_percent: Annotated[int, Field(ge=1, le=40)] = 10
-    """Share of the examples that guides training (early stopping, best checkpoint)."""
-    test_percent: Annotated[int, Field(ge=1, le=40)] = 10
-    """Share that only the evaluation sees."""
-    seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
-    """Another seed gives another split; the same seed always the same."""
-
-
-class Dataset(ApiModel):
-    """Examples and how to read them."""
-
-    sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
-    """Files that are read one after the other."""
-    columns: Columns | None = None
-    """Mapping of columns to an example; left out, every row holds chat `messages` that end with the answer."""
-    instruction: Annotated[str, Field(max_length=4096)] = ""
-    """System prompt that is put before every example, in training and in serving."""
-    max_invalid_percent: Annotated[int, Field(ge=0, le=100)] = 5
-    """Invalid rows are counted, named and left out up to this share; above it the job fails."""
-    split: Split = Split()
-    """Division into training, validation and test."""
-
-
-class TaskType(StrEnum):
-    """What the model is for; decides the metrics."""
-
-    CLASSIFICATION = "Classification"
-
-
-class Task(ApiModel):
-    """What is measured."""
-
-    type: TaskType = TaskType.CLASSIFICATION
-    """Classification: the whole answer is one label; accuracy, precision, recall and F1 are measured."""
-    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500)] = []
-    """The allowed labels; a row with another one is invalid. Left out, the labels found in the data."""
+from finetune_api.training import Training
 
 
 class BaseModelRef(ApiModel):
@@ -96,42 +16,6 @@ class BaseModelRef(ApiModel):
 
     uri: Annotated[str, Field(pattern=MODEL_URI, min_length=6, max_length=512)]
     """s3://bucket/prefix of a checkpoint with safetensors, or hf://organisation/name@revision."""
-
-
-class Method(StrEnum):
-    """How the model is trained."""
-
-    QLORA = "QLoRA"
-    LORA = "LoRA"
-
-
-class Training(ApiModel):
-    """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
-
-    method: Method = Method.QLORA
-    """QLoRA: adapter over a 4-bit (nf4) base; LoRA: adapter over the 16-bit base."""
-    epochs: Annotated[int, Field(ge=1, le=50)] = 3
-    """Passes over the training examples."""
-    max_steps: Annotated[int, Field(ge=0, le=1000000)] = 0
-    """Stop after this many optimiser steps; 0 leaves it to `epochs`."""
-    learning_rate: Decimal = "2e-4"
-    """Peak learning rate; cosine schedule with 3 % warm-up."""
-    batch_size: Annotated[int, Field(ge=1, le=512)] = 8
-    """Examples per forward pass and device."""
-    gradient_accumulation: Annotated[int, Field(ge=1, le=512)] = 2
-    """Forward passes per optimiser step."""
-    max_length: Annotated[int, Field(ge=16, le=131072)] = 512
-    """Longest example in tokens; a longer one fails the job rather than being cut silently."""
-    rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank r of the adapter."""
-    alpha: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Scale of the adapter; the usual choice is twice the rank."""
-    dropout: Decimal = "0.05"
-    """Dropout on the adapter's input."""
-    seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
-    """Seed of initialisation and order."""
-    checkpoint_steps: Annotated[int, Field(ge=1, le=100000)] = 25
-    """Optimiser steps between checkpoints (and validations)."""
 
 
 class ExportFormat(StrEnum):
@@ -376,21 +260,6 @@ class FineTuneJobStatus(WireModel):
     """The scores of the run."""
     artifact: ArtifactStatus | None = None
     """The newest published artifact."""
-
-
-class ObjectMeta(WireModel):
-    """The part of metadata that this project reads."""
-
-    name: str
-    namespace: str = ""
-    uid: str = ""
-    generation: int = 1
-    resource_version: str = ""
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    finalizers: list[str] = []
 
 
 class FineTuneJob(WireModel):

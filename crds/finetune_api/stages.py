@@ -12,10 +12,12 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.base import WireModel
-from finetune_api.finetunejob import Columns, Evaluation, Export, Output, Source, Split, Task, Training
+from finetune_api.dataset import Columns, Source, Split, Task
+from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
+from finetune_api.training import Training
 
 MAX_RESULT_BYTES: Final = 3072
 """Longest StageResult; the kubelet cuts termination messages at 4,096 bytes."""

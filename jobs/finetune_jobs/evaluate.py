@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.finetunejob import Evaluation, Method
+from finetune_api.finetunejob import Evaluation
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
+from finetune_api.training import Method
 from finetune_jobs import folders
 from finetune_jobs.artifact import ANSWERS, METRICS, Answer, write_answers
 from finetune_jobs.basemodel import fetch_base_model

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from finetune_api.finetunejob import Method
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
+from finetune_api.training import Method
 from finetune_jobs import folders
 from finetune_jobs.basemodel import fetch_base_model
 from finetune_jobs.errors import need

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from finetune_api.finetunejob import Columns, DataFormat, Source
+from finetune_api.dataset import Columns, DataFormat, Source
 from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError
 from finetune_jobs.progress import Report

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune_api.finetunejob import Source
+from finetune_api.dataset import Source
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError

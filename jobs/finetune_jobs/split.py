@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from enum import StrEnum
 
-from finetune_api import finetunejob
+from finetune_api import dataset
 
 
 class Part(StrEnum):
@@ -16,7 +16,7 @@ class Part(StrEnum):
     TEST = "test"
 
 
-def assign(labels: Mapping[str, str], split: finetunejob.Split) -> dict[str, Part]:
+def assign(labels: Mapping[str, str], split: dataset.Split) -> dict[str, Part]:
     """The part of every example, given the label of every identity.
 
     Within a label the order is that of a hash of seed and identity. Shares are rounded over the running total, so

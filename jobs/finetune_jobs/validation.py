@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from finetune_api.finetunejob import Columns
+from finetune_api.dataset import Columns
 from finetune_jobs.readers import Fault, Row, did_you_mean
 
 Message = dict[str, str]

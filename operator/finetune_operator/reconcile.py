@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from finetune_api.finetunejob import ObjectMeta
+from finetune_api.base import ObjectMeta
 from finetune_operator.actions import EVENTS, Event, Object, Plan, Resource
 from finetune_operator.apply import NameTaken, carry_out
 from finetune_operator.cache import Cache

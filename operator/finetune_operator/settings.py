@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from finetune_api.base import ApiModel
-from finetune_api.finetunejob import Name
+from finetune_api.base import ApiModel, Name
 from finetune_api.stages import Stage
 
 

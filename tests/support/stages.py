@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import Columns, Evaluation, Export, Output, Source, Task, Training
+from finetune_api.dataset import Columns, Source, Task
+from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.stages import (
     EvaluateParams,
@@ -25,6 +26,7 @@ from finetune_api.stages import (
     input_key,
 )
 from finetune_api.storage import Storage
+from finetune_api.training import Training
 from finetune_jobs.progress import Progress
 from finetune_jobs.runner import Context, results_root
 from finetune_jobs.store import Store

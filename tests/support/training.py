@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.finetunejob import Method, Training
 from finetune_api.stages import Stage, Upstream
+from finetune_api.training import Method, Training
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.folders import publish_folder
 from finetune_jobs.progress import Progress

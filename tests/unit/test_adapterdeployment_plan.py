@@ -24,7 +24,7 @@ from finetune_operator.actions import (
     Resource,
 )
 from finetune_operator.adapterdeployment.observe import Invalid, Source
-from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.adapterdeployment.plan import POLICY_SECONDS, plan
 from finetune_operator.settings import Settings
 from tests.support.serving import (
     BETTER,
@@ -175,7 +175,7 @@ class TestRollout:
             made = cluster.reconcile()
             steps.append([wrote(action)[:2] for action in made.actions])
             cluster.run_controllers()
-            cluster.now += timedelta(seconds=5)
+            cluster.now += timedelta(seconds=POLICY_SECONDS)
         assert steps == [
             [("Create", kind) for kind in (NETWORK_POLICIES, SERVICES, CONFIG_MAPS, DEPLOYMENTS)],
             [("Create", CONFIG_MAPS), ("Create", JOBS)],
@@ -232,10 +232,10 @@ class TestRollout:
             assert cluster.traffic() == old
             assert cluster.status.phase is ServingPhase.PROGRESSING
             assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
-        assert cluster.reconcile().requeue_after == 5  # proved: its network opens
-        assert cluster.reconcile().requeue_after == 5
+        assert cluster.reconcile().requeue_after == POLICY_SECONDS  # proved: its network opens
+        assert cluster.reconcile().requeue_after == POLICY_SECONDS
         assert cluster.traffic() == old
-        cluster.now += timedelta(seconds=5)
+        cluster.now += timedelta(seconds=POLICY_SECONDS)
         made = cluster.reconcile()
         new = cluster.traffic()
         assert new != old
@@ -315,7 +315,7 @@ class TestRollout:
         for _ in range(3):
             cluster.reconcile()
             cluster.run_controllers()
-        cluster.now += timedelta(seconds=5)
+        cluster.now += timedelta(seconds=POLICY_SECONDS)
         made = cluster.reconcile(crash_after=1)
         assert wrote(made.actions[0])[1] is SERVICES
         assert cluster.traffic() != ""
@@ -475,8 +475,13 @@ class TestReplicas:
             deployment = cluster.objects[DEPLOYMENTS][candidate.deployment] if candidate else None
             sizes.append((deployment["spec"]["replicas"], candidate.state) if deployment and candidate else None)
             cluster.run_controllers()
-            cluster.now += timedelta(seconds=5)
-        assert sizes == [(1, RevisionState.STARTING), (1, RevisionState.VERIFYING), (3, RevisionState.VERIFYING), None]
+            cluster.now += timedelta(seconds=POLICY_SECONDS)
+        assert sizes == [
+            (1, RevisionState.STARTING),
+            (1, RevisionState.VERIFYING),
+            (3, RevisionState.PROMOTING),
+            None,
+        ]
 
     def test_the_old_revision_is_scaled_too_while_a_new_one_starts(self) -> None:
         cluster = serving(replicas=1)

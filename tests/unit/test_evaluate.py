@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_api.finetunejob import Evaluation, Method
+from finetune_api.finetunejob import Evaluation
+from finetune_api.training import Method
 from finetune_jobs.artifact import ANSWERS, METRICS, read_answers
 from finetune_jobs.evaluate import evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from finetune_api.finetunejob import Method, Output
+from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
+from finetune_api.training import Method
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting.dialect import config_v4, speak_v4, tokenizer_config_v4
 from finetune_jobs.exporting.merge import merge

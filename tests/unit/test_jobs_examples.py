@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.finetunejob import Columns, DataFormat, Source, Split
+from finetune_api.dataset import Columns, DataFormat, Source, Split
 from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError
 from finetune_jobs.readers import MAX_LINE, Fault, Row, read_rows

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.finetunejob import Columns, DataFormat, Output, Source, Task
+from finetune_api.dataset import Columns, DataFormat, Source, Task
+from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, ChannelPointer, channel_object, output_folder
 from finetune_api.meta import ExitCode

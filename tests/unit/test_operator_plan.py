@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, ObjectMeta, Phase, Reuse, RunStatus, StageState
+from finetune_api.base import ObjectMeta
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, Reuse, RunStatus, StageState
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult
 from finetune_operator.actions import FINETUNEJOBS, JOBS, Create, Delete, Patch, Plan

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune_api.finetunejob import Method, Training
 from finetune_api.reasons import Reason
+from finetune_api.training import Method, Training
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.modelling import chat

@@ -9,7 +9,7 @@ docs/concepts/training.md.
 from pathlib import Path
 from typing import Any
 
-from finetune_api.finetunejob import Method
+from finetune_api.training import Method
 from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base
 
 

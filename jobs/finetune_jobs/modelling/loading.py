@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from finetune_api.finetunejob import Method
 from finetune_api.reasons import Reason
+from finetune_api.training import Method
 from finetune_jobs.errors import StageError
 
 DTYPE: Final = torch.bfloat16

@@ -20,8 +20,8 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from finetune_api.finetunejob import Method, Training
 from finetune_api.reasons import Reason
+from finetune_api.training import Method, Training
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJobStatus, ObjectMeta
+from finetune_api.base import ObjectMeta
+from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.storage import Storage
 from finetune_operator.actions import (
     ADAPTERDEPLOYMENTS,

@@ -45,7 +45,7 @@ from finetune_operator.resources.service import candidate_service, public_servic
 
 BLOCKED_RETRY_SECONDS: Final = 30.0
 """How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
-POLICY_SECONDS: Final = 5.0
+POLICY_SECONDS: Final = 10.0
 """How long network plugins are given to follow a NetworkPolicy."""
 
 MESSAGE_LIMIT: Final = 1024
@@ -161,7 +161,7 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
     proved = verdict is not None and verdict.state in PROVED
     # One pod is enough for the proof: a bad artifact shall not cost a whole fleet of GPUs. Zero are not.
     replicas = max(1, observed.resource.spec.replicas) if proved else 1
-    closed = _closed_for(observed, target, verdict, now) if verdict is not None and proved else 0.0
+    closed = _closed_for(observed, target, candidate, now) if proved else 0.0
     if verdict is not None and proved and is_available(live, replicas) and not closed:
         return _promote(observed, target, candidate, verdict, now)
     actions = (*keep, *_start(observed, target, replicas, is_open=proved))
@@ -179,22 +179,23 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
     return Step(stable, verifying, actions, events)
 
 
-def _closed_for(observed: Observed, target: Target, verdict: Verdict, now: datetime) -> float:
+def _closed_for(observed: Observed, target: Target, candidate: RevisionStatus, now: datetime) -> float:
     """Seconds until the proved pods can be expected to be open to everybody.
 
     Network plugins follow a policy a moment later. A Service that moved at once would send the first clients to a
-    closed door.
+    closed door. The clock starts when the policy is written, which the status tells: not when the proof ended, for the
+    operator may have been down since then.
     """
     policy = serving_policy(observed.owner, target.revision)
-    if ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])):
+    live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
+    if candidate.state is not RevisionState.PROMOTING or ensure(NETWORK_POLICIES, policy, live):
         return POLICY_SECONDS
-    proved_for = (now - parse_timestamp(verdict.finished_at)).total_seconds() if verdict.finished_at else POLICY_SECONDS
-    return max(0.0, POLICY_SECONDS - proved_for)
+    return max(0.0, POLICY_SECONDS - (now - parse_timestamp(candidate.since)).total_seconds())
 
 
 def _waiting(candidate: RevisionStatus, proved: bool, trouble: Trouble | None, now: datetime) -> RevisionStatus:
     """The candidate while its pods start: the first one, or after the proof all the others."""
-    state = RevisionState.VERIFYING if proved else RevisionState.STARTING
+    state = RevisionState.PROMOTING if proved else RevisionState.STARTING
     reason = Reason.VERIFIED if proved else Reason.CANDIDATE_STARTING
     message = (
         "It is proved; the rest of its pods start, and its network opens." if proved else "The server loads the model."

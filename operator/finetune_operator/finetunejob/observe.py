@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, ObjectMeta
+from finetune_api.base import ObjectMeta
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.hashing import digest
 from finetune_api.stages import Stage
 from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, PODS, Object

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from finetune_api import meta
-from finetune_api.finetunejob import ObjectMeta
+from finetune_api.base import ObjectMeta
 from finetune_operator.actions import Object, Resource
 
 
