@@ -35,7 +35,12 @@ COUNTS = (100, 500)
 REST_SECONDS = 120
 CREATORS = 16
 SETTINGS = {
-    "images": {"data": "example/data", "jobs": "example/jobs", "quantize": "example/quantize"},
+    "images": {
+        "data": "example/data",
+        "prepare": "example/prepare",
+        "jobs": "example/jobs",
+        "quantize": "example/quantize",
+    },
     "profiles": {"bench": {"cpu": {"requests": {"cpu": "100m"}}, "serviceAccountName": "runner"}},
 }
 

@@ -44,6 +44,7 @@ IMAGES = {
         Image("build", "base", uses_build=False),
         Image("operator", "base", (*_LOCK, "crds/finetune_api", "operator/finetune_operator")),
         Image("data", "base", (*_LOCK, *_JOB_CODE)),
+        Image("prepare", "base", (*_LOCK, *_JOB_CODE)),
         Image("seaweedfs", "base", _LOCK),
         Image("torch", "base", _LOCK),
         Image("jobs", "torch", (*_LOCK, *_JOB_CODE)),

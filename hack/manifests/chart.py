@@ -124,7 +124,7 @@ def _known(settings: Schema, images: Schema) -> dict[Path, Schema]:
     return {
         ("watchNamespaces",): namespaces,
         ("images", "pullPolicy"): images["pullPolicy"] | {"enum": ["Always", "IfNotPresent", "Never"]},
-        **{("images", each): image for each in ("operator", "data", "jobs", "quantize")},
+        **{("images", each): image for each in ("operator", "data", "prepare", "jobs", "quantize")},
         ("profiles",): _by_name("Profile") | {"minProperties": 1},
         ("runtimes",): _by_name("Runtime"),
         ("runner", "namespaces"): namespaces,

@@ -17,7 +17,7 @@ RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
 RUNNER = "finetune-runner"
 CHART = REPOSITORY / "charts" / "finetune-operator"
-RELEASE_IMAGES = ("operator", "data", "jobs", "quantize")
+RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize")
 
 
 def kubectl() -> Kubectl:

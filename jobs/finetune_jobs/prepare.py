@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
+from finetune_jobs.dataset.readers import Fault, read_rows
+from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.dataset.split import Part, assign
+from finetune_jobs.dataset.validation import Example, Faults, Rules, shorten
 from finetune_jobs.errors import StageError, need
-from finetune_jobs.readers import Fault, read_rows
 from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.sources import find_sources, source_digest
-from finetune_jobs.split import Part, assign
-from finetune_jobs.validation import Example, Faults, Rules, shorten
 
 MIN_EXAMPLES: Final = 10
 """Fewest examples of any part: below it neither a loss curve nor a score says anything."""

@@ -14,12 +14,12 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
 from finetune_jobs import artifact
 from finetune_jobs.basemodel import find_base_model
+from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.folders import read_record, require_manifest
 from finetune_jobs.publish import read_channel, require_owner
 from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.sources import find_sources, source_digest
 from finetune_jobs.store import Store
 
 log = logging.getLogger(__name__)

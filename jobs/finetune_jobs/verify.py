@@ -19,12 +19,12 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, VerifyParams
 from finetune_jobs import artifact
 from finetune_jobs.artifact import Answer, artifact_digest
+from finetune_jobs.dataset.validation import shorten
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.folders import fetch_folder
 from finetune_jobs.hub import CLIENT_ERROR
 from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.validation import shorten
 
 log = logging.getLogger(__name__)
 

@@ -103,7 +103,9 @@ class Images(ApiModel):
     """Images of the stages. By digest in production."""
 
     data: str
-    """CPU stages: resolve, prepare, publish, fetch, verify."""
+    """CPU stages: resolve, publish, fetch, verify."""
+    prepare: str
+    """Prepare, with readers, tokenizers and PII recognisers."""
     jobs: str
     """Stages with torch: train, evaluate."""
     quantize: str
@@ -115,7 +117,13 @@ class Images(ApiModel):
 
     def of(self, stage: Stage) -> str:
         """Image in which a stage runs."""
-        return {Stage.TRAIN: self.jobs, Stage.EVALUATE: self.jobs, Stage.EXPORT: self.quantize}.get(stage, self.data)
+        own = {
+            Stage.PREPARE: self.prepare,
+            Stage.TRAIN: self.jobs,
+            Stage.EXPORT: self.quantize,
+            Stage.EVALUATE: self.jobs,
+        }
+        return own.get(stage, self.data)
 
 
 class Settings(ApiModel):

@@ -26,6 +26,7 @@ print(found + programs + code)
 CONTENTS = [
     ("operator", "kopf,kubernetes,finetune_api,finetune_operator", "torch,boto3,finetune_jobs"),
     ("data", "boto3,finetune_api,finetune_jobs", "torch,kopf,finetune_operator"),
+    ("prepare", "transformers,presidio_analyzer,rensa,pyarrow,openai,finetune_jobs", "torch,kopf,finetune_operator"),
     ("jobs", "torch,transformers,peft,trl,bitsandbytes,datasets,finetune_jobs", "kopf,llmcompressor,finetune_operator"),
     ("quantize", "llmcompressor,torch,peft,finetune_jobs", "kopf,trl,finetune_operator"),
     ("tgi-cpu", "torch,transformers,uvicorn,tgi_cpu", "kopf,finetune_operator"),

@@ -99,7 +99,9 @@ class Team:
         """The operator's settings in this namespace."""
         fast = Profile(cpu=PodShape(requests={"cpu": "100m"}), deadline_seconds=600)
         base: dict[str, Any] = {
-            "images": Images(data="example/data", jobs="example/jobs", quantize="example/quantize"),
+            "images": Images(
+                data="example/data", prepare="example/prepare", jobs="example/jobs", quantize="example/quantize"
+            ),
             "profiles": {PROFILE: fast},
             "namespaces": [self.namespace],
             "workers": 4,

@@ -83,8 +83,8 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
     ("changed", "rebuilt"),
     [
         ("operator/finetune_operator/__init__.py", {"operator"}),
-        ("jobs/finetune_jobs/__init__.py", {"data", "jobs", "tgi-cpu", "quantize"}),
-        ("crds/finetune_api/__init__.py", {"operator", "data", "jobs", "tgi-cpu", "quantize"}),
+        ("jobs/finetune_jobs/__init__.py", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        ("crds/finetune_api/__init__.py", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
         ("images/tgi-cpu/tgi_cpu/__init__.py", {"tgi-cpu"}),
         ("images/torch/Dockerfile", {"torch", "jobs", "tgi-cpu", "quantize"}),
         ("uv.lock", set(images.IMAGES) - {"base", "build"}),

@@ -11,9 +11,9 @@ import yaml
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
+from finetune_jobs.dataset.readers import Fault, read_rows
+from finetune_jobs.dataset.validation import Rules
 from finetune_jobs.prepare import Rows
-from finetune_jobs.readers import Fault, read_rows
-from finetune_jobs.validation import Rules
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
 from tests.unit.test_transactions_generator import generator

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Columns, DataFormat, Source, Split
 from finetune_api.reasons import Reason
+from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
+from finetune_jobs.dataset.split import Part, assign
+from finetune_jobs.dataset.validation import Example, Rules
 from finetune_jobs.errors import StageError
-from finetune_jobs.readers import MAX_LINE, Fault, Row, read_rows
-from finetune_jobs.split import Part, assign
-from finetune_jobs.validation import Example, Rules
 
 pytestmark = pytest.mark.unit
 

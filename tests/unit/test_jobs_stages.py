@@ -18,11 +18,11 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
 from finetune_api.storage import Storage
+from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError
 from finetune_jobs.prepare import prepare
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runner import Context, Made, execute
-from finetune_jobs.sources import find_sources, source_digest
 from finetune_jobs.store import Store
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User

@@ -15,7 +15,7 @@ from finetune_operator.settings import Images, Settings
 pytestmark = pytest.mark.unit
 
 UNUSED = cast(Any, None)
-SETTINGS = Settings(images=Images(data="d", jobs="j", quantize="q"), profiles={})
+SETTINGS = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q"), profiles={})
 FOLLOWER = Key("AdapterDeployment", "team", "endpoint")
 
 

@@ -25,7 +25,7 @@ from tests.unit.test_operator_plan import NOW, SPEC
 pytestmark = pytest.mark.unit
 
 OWNER = Owner(FINETUNEJOBS, "team", "a" * 40, "uid")
-IMAGES = Images(data="data:1", jobs="jobs:1", quantize="quantize:1", pull_secrets=["registry"])
+IMAGES = Images(data="data:1", prepare="prepare:1", jobs="jobs:1", quantize="quantize:1", pull_secrets=["registry"])
 SHAPE = PodShape(
     requests={"cpu": "1"},
     limits={"cpu": "2", "nvidia.com/gpu": "1"},

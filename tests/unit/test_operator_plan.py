@@ -27,7 +27,9 @@ pytestmark = pytest.mark.unit
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 THEN = "2026-01-01T10:00:00Z"
-SETTINGS = Settings(images=Images(data="data", jobs="jobs", quantize="quantize"), profiles={"small": Profile()})
+SETTINGS = Settings(
+    images=Images(data="data", prepare="prepare", jobs="jobs", quantize="quantize"), profiles={"small": Profile()}
+)
 SPEC = FineTuneJobSpec.model_validate(
     {
         "profile": "small",

@@ -41,6 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "finetune.config" -}}
 images:
   data: {{ include "finetune.image" (list . .Values.images.data) }}
+  prepare: {{ include "finetune.image" (list . .Values.images.prepare) }}
   jobs: {{ include "finetune.image" (list . .Values.images.jobs) }}
   quantize: {{ include "finetune.image" (list . .Values.images.quantize) }}
   pullPolicy: {{ .Values.images.pullPolicy }}

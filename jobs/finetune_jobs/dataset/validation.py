@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from finetune_api.dataset import Columns
-from finetune_jobs.readers import Fault, Row, did_you_mean
+from finetune_jobs.dataset.readers import Fault, Row, did_you_mean
 
 Message = dict[str, str]
 

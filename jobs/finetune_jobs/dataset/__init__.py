@@ -1,0 +1,1 @@
+"""What prepare makes a data set with: sources, readers, validation, cleaning, duplicates, division."""
