@@ -74,6 +74,73 @@ class Dataset(ApiModel):
     """Division into training, validation and test."""
 
 
+class Markup(StrEnum):
+    """What becomes of HTML."""
+
+    KEEP = "Keep"
+    STRIP = "Strip"
+
+
+class TooLong(StrEnum):
+    """What becomes of an example with too many tokens."""
+
+    FAIL = "Fail"
+    DROP = "Drop"
+    TRUNCATE = "Truncate"
+    SPLIT = "Split"
+
+
+class OnFinding(StrEnum):
+    """What becomes of personal data or secrets."""
+
+    MASK = "Mask"
+    DROP = "Drop"
+    REPORT = "Report"
+    OFF = "Off"
+
+
+class Cleaning(ApiModel):
+    """What is done to every text before anything is compared or learnt."""
+
+    markup: Markup = Markup.KEEP
+    """Keep; or Strip: tags of HTML go, its entities become characters."""
+    min_answer_words: Annotated[int, Field(ge=1, le=100)] = 1
+    """An answer of fewer words is left out; 2 suits free text, where one word seldom teaches."""
+    languages: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{2}$", max_length=2)]], Field(max_length=16)] = []
+    """ISO 639-1 codes of the languages that stay, e.g. en; left out: all."""
+    secrets: OnFinding = OnFinding.MASK
+    """Keys, tokens and passwords that the scan finds: Mask them, Drop the row, Report only, or Off."""
+
+
+class Pii(ApiModel):
+    """Personal data in the examples. What is found is counted and never stored."""
+
+    mode: OnFinding = OnFinding.MASK
+    """Mask (with a pseudonym such as <EMAIL_ADDRESS_1>, one per value and example), Drop the row, Report, or Off."""
+    entities: Annotated[
+        list[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]{1,39}$", max_length=40)]], Field(max_length=40)
+    ] = []
+    """What to look for, e.g. EMAIL_ADDRESS; left out: all that the recognisers know (docs/how-to/prepare-data.md)."""
+    min_score_percent: Annotated[int, Field(ge=1, le=100)] = 35
+    """Findings that the recognisers are less sure of are ignored."""
+
+
+class Duplicates(ApiModel):
+    """Examples that say the same."""
+
+    near_percent: Annotated[int, Field(ge=0, le=100)] = 85
+    """Examples that share so many word triples (Jaccard) are near duplicates of each other; 0: none are."""
+    drop_near: bool = False
+    """Leave near duplicates out. Kept ones all go to one part: the test never holds what was trained."""
+
+
+class Pilot(ApiModel):
+    """A quick first signal: train on a sample."""
+
+    examples: Annotated[int, Field(ge=50, le=100000)] = 1000
+    """Training examples, drawn by label and hash; validation and test stay whole."""
+
+
 class TaskType(StrEnum):
     """What the model is for; decides the metrics."""
 
