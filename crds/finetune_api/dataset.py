@@ -145,12 +145,14 @@ class TaskType(StrEnum):
     """What the model is for; decides the metrics."""
 
     CLASSIFICATION = "Classification"
+    EXTRACTION = "Extraction"
+    TEXT = "Text"
 
 
 class Task(ApiModel):
     """What is measured."""
 
     type: TaskType = TaskType.CLASSIFICATION
-    """Classification: the whole answer is one label; accuracy, precision, recall and F1 are measured."""
+    """Classification: the whole answer is one label. Extraction: the answer is JSON. Text: any other answer."""
     labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500)] = []
-    """The allowed labels; a row with another one is invalid. Left out, the labels found in the data."""
+    """The allowed labels of a classification; a row with another one is invalid. Left out, those found in the data."""

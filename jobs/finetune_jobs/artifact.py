@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.base import WireModel
+from finetune_api.dataset import TaskType
 from finetune_jobs.documents import parse_json
 
 GOLDEN: Final = "golden.jsonl"
@@ -48,6 +49,8 @@ class Metrics(WireModel):
     """How many golden prompts the artifact shall have."""
     scalars: dict[str, str]
     """Those of evaluate's result, for the model card."""
+    task: TaskType = TaskType.CLASSIFICATION
+    """What the model was measured for."""
 
 
 class ModelRef(WireModel):
@@ -60,6 +63,8 @@ class ModelRef(WireModel):
     format: str
     size_bytes: int
     base_model_uri: str
+    task: TaskType = TaskType.CLASSIFICATION
+    """What counts as a right answer."""
 
 
 def artifact_digest(uri: str) -> str:

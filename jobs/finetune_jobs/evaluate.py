@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
@@ -42,6 +43,7 @@ def evaluate(context: Context) -> Made:
         context.scratch / Stage.PREPARE,
         out,
         method=Method(params.method),
+        task=params.task.type,
         evaluation=params.evaluation,
         progress=context.progress,
     )
@@ -61,6 +63,7 @@ def evaluate_models(
     out: Path,
     *,
     method: Method,
+    task: TaskType,
     evaluation: Evaluation,
     progress: Progress,
 ) -> Evaluated:
@@ -72,14 +75,17 @@ def evaluate_models(
     examples = sample(read_split(dataset, "test"), evaluation.max_samples)
     labels = json.loads((dataset / "labels.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(base)
-    questions = Questions([example.prompt for example in examples], answer_limit(tokenizer, labels), BATCH_SIZE)
+    truth = [example.label for example in examples]
+    questions = Questions(
+        [example.prompt for example in examples], answer_limit(tokenizer, [*labels, *truth]), BATCH_SIZE
+    )
     with cuda_memory(f"a model and {BATCH_SIZE} prompts"):
         answers = _ask_base_and_tuned(base, adapter, method, tokenizer, questions, progress)
         progress.report(0.6, "loading the artifact")
         answers["artifact"] = generate_answers(
             load_checkpoint(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
         )
-    evaluated = Evaluated.of([example.label for example in examples], answers, labels)
+    evaluated = Evaluated.of(task, truth, answers, labels)
     out.mkdir(parents=True, exist_ok=True)
     rows = zip(examples, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
     write_answers(
@@ -89,7 +95,7 @@ def evaluate_models(
             for e, b, t, a in rows
         ),
     )
-    metrics = {"goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}
+    metrics = {"task": task.value, "goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}
     (out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / REPORT).write_text(render_html(evaluated), encoding="utf-8")
     return evaluated

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
 from finetune_jobs.dataset.readers import Fault, read_rows
@@ -122,6 +123,8 @@ def _judge(rows: Rows, params: PrepareParams) -> None:
             f"{wrong} of {rows.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
             f"{shorten(rows.faults.sentences(), 800)}.",
         )
+    if params.task.type is not TaskType.CLASSIFICATION:
+        return
     labels, examples = sorted(set(rows.labels.values())), len(rows.labels)
     if len(labels) == 1:
         raise StageError(

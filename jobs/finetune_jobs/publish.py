@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from finetune_api.dataset import TaskType
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
@@ -28,7 +29,7 @@ def publish(context: Context) -> Made:
     export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
-    model = _model_ref(context, export)
+    model = _model_ref(context, export, metrics.task)
     golden = choose_golden(answers, metrics.golden_prompts)
     folder = context.scratch / "artifact"
     folder.mkdir()
@@ -116,7 +117,7 @@ def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:
     return answers, read_json(folder / artifact.METRICS, Metrics)
 
 
-def _model_ref(context: Context, export: Manifest) -> ModelRef:
+def _model_ref(context: Context, export: Manifest, task: TaskType) -> ModelRef:
     digest = context.input.upstream.export
     return ModelRef(
         digest=digest,
@@ -124,6 +125,7 @@ def _model_ref(context: Context, export: Manifest) -> ModelRef:
         format=need(context.input.params.publish, "params.publish").format,
         size_bytes=sum(file.size for file in export.files),
         base_model_uri=context.input.base_model_uri,
+        task=task,
     )
 
 

@@ -14,14 +14,17 @@ from typing import Any, Final
 from huggingface_hub import InferenceClient, get_session
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
+from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, VerifyParams
 from finetune_jobs import artifact
-from finetune_jobs.artifact import Answer, artifact_digest
+from finetune_jobs.artifact import Answer, ModelRef, artifact_digest
 from finetune_jobs.dataset.validation import shorten
+from finetune_jobs.documents import read_json
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
+from finetune_jobs.evaluation.tasks import Right, right_for
 from finetune_jobs.folders import fetch_folder
 from finetune_jobs.hub import CLIENT_ERROR
 from finetune_jobs.runner import Context, Made, run_stage
@@ -64,7 +67,7 @@ def verify(context: Context) -> Made:
     """The stage. Raises StageError: CandidateFailed, AdapterInactive, VerificationFailed, as fetch_folder."""
     params = need(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
-    golden, sample = _read_artifact(context, params)
+    golden, sample, task = _read_artifact(context, params)
     context.progress.report(0, "waiting for the server")
     _wait_until_healthy(params, deadline)
     _require_digest(params.endpoint, artifact_digest(context.input.artifact_uri))
@@ -74,7 +77,7 @@ def verify(context: Context) -> Made:
     for number, answer in enumerate([*golden, *sample]):
         context.progress.report(number / total, f"asked {number} of {total} prompts")
         served.append(ask(answer))
-    verdict = judge(golden, served[: len(golden)], sample, served[len(golden) :])
+    verdict = judge(golden, served[: len(golden)], sample, served[len(golden) :], right_for(task))
     require_proof(verdict, params.min_agreement_percent)
     return Made(
         output_digest=artifact_digest(context.input.artifact_uri),
@@ -85,11 +88,15 @@ def verify(context: Context) -> Made:
 
 
 def judge(
-    golden: Sequence[Answer], golden_served: Sequence[str], sample: Sequence[Answer], served: Sequence[str]
+    golden: Sequence[Answer],
+    golden_served: Sequence[str],
+    sample: Sequence[Answer],
+    served: Sequence[str],
+    right: Right,
 ) -> Verdict:
-    """Compare a server's answers with those that were recorded."""
+    """Compare a server's answers with those that were recorded; ``right`` says what counts as a right answer."""
     pairs = list(zip(golden, golden_served, strict=True))
-    rights = [(_same(a.artifact, a.label), _same(text, a.label)) for a, text in zip(sample, served, strict=True)]
+    rights = [(right(a.label, a.artifact), right(a.label, text)) for a, text in zip(sample, served, strict=True)]
     return Verdict(
         agreement_percent=100 * sum(_same(a.artifact, text) for a, text in pairs) // max(1, len(pairs)),
         like_base=sum(a.tells and _same(a.base, text) for a, text in pairs),
@@ -132,7 +139,7 @@ def require_proof(verdict: Verdict, min_agreement_percent: int) -> None:
         )
 
 
-def _read_artifact(context: Context, params: VerifyParams) -> tuple[list[Answer], list[Answer]]:
+def _read_artifact(context: Context, params: VerifyParams) -> tuple[list[Answer], list[Answer], TaskType]:
     folder = context.scratch / "artifact"
     place = output_folder(Stage.PUBLISH, artifact_digest(context.input.artifact_uri))
     fetch_folder(context.store, place, folder)
@@ -141,7 +148,7 @@ def _read_artifact(context: Context, params: VerifyParams) -> tuple[list[Answer]
         with (folder / name).open(encoding="utf-8") as lines:
             both.append(artifact.read_answers(lines, context.store.uri(f"{place}/{name}")))
     golden, sample = both
-    return golden, sample[: params.samples]
+    return golden, sample[: params.samples], read_json(folder / artifact.MODEL_REF, ModelRef).task
 
 
 def _wait_until_healthy(params: VerifyParams, deadline: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.training import Method
 from finetune_jobs.artifact import ANSWERS, METRICS, read_answers
@@ -89,6 +90,7 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
         folder / "dataset",
         tmp_path / "out",
         method=method,
+        task=TaskType.CLASSIFICATION,
         evaluation=Evaluation(max_samples=12, golden_prompts=3),
         progress=progress,
     )
@@ -128,7 +130,7 @@ def test_the_artifact_is_computed_in_its_own_quantisation(folder: Path) -> None:
 def evaluated_example() -> Evaluated:
     truth = ["a", "a", "b", "<i>"]
     answers = {"base": ["x", "x", "b", "x"], "tuned": ["a", "a", "b", "b"], "artifact": ["a", "b", "b", "<i>"]}
-    return Evaluated.of(truth, answers, ["a", "b", "<i>"])
+    return Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b", "<i>"])
 
 
 def test_the_scalars_are_those_of_the_stage_table() -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ RIGHT, WRONG = ["a"] * 40, ["b"] * 40
     ],
 )
 def test_the_proof(golden: list[str], sample: list[str], reason: Reason | None, message: str) -> None:
-    verdict = judge(GOLD, golden, TEST, sample)
+    verdict = judge(GOLD, golden, TEST, sample, eq)
     if reason is None:
         require_proof(verdict, 75)
         return
@@ -248,13 +249,13 @@ def test_the_proof(golden: list[str], sample: list[str], reason: Reason | None, 
 def test_an_artifact_that_answers_like_its_base_proves_nothing() -> None:
     same = [answer("x", "a", "a", "a")]
     with pytest.raises(StageError, match="nothing can prove that the tuning is on") as error:
-        require_proof(judge(same, ["a"], [], []), 1)
+        require_proof(judge(same, ["a"], [], [], eq), 1)
     assert error.value.reason is Reason.ADAPTER_INACTIVE
 
 
 def test_a_better_server_is_no_failure() -> None:
     tested = [answer(f"{n}", "a", base="b", artifact="b") for n in range(20)]
-    verdict = judge(GOLD, RIGHT[:8], tested, RIGHT[:20])
+    verdict = judge(GOLD, RIGHT[:8], tested, RIGHT[:20], eq)
     assert verdict == Verdict(100, 0, 8, samples=20, correct=20, expected=0, losses=0, wins=20)
     require_proof(verdict, 75)
 

@@ -1,6 +1,6 @@
 """Greedy answers of a model in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from finetune_jobs.modelling import chat
 
 SPARE_TOKENS: Final = 4
-"""Tokens beyond the longest label: an answer that goes on after a label must be seen to be wrong."""
+"""Tokens beyond the longest right answer: one that goes on after its end must be seen to be wrong."""
 
 Answered = Callable[[int, int], None]
 """Told how many prompts are answered, and of how many."""
@@ -27,9 +27,9 @@ class Questions:
     """Prompts that are answered together."""
 
 
-def answer_limit(tokenizer: Any, labels: Sequence[str]) -> int:
-    """Tokens that an answer may have: the longest label, the stop token, and some to spare."""
-    return max(len(chat.answer_ids(tokenizer, label)) for label in labels) + 1 + SPARE_TOKENS
+def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
+    """Tokens that an answer may have: the longest right answer, the stop token, and some to spare."""
+    return max(len(chat.answer_ids(tokenizer, answer)) for answer in answers) + 1 + SPARE_TOKENS
 
 
 def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered: Answered) -> list[str]:

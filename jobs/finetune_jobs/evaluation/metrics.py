@@ -1,9 +1,10 @@
 """Measures of a classification, from pairs of right and given labels. Pure functions, no model."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from operator import eq
 from typing import Final
 
 Z_95: Final = 1.959963984540054
@@ -84,9 +85,11 @@ def wilson(correct: int, samples: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def compare(truth: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Comparison:
-    """Whether ``second`` answers better than ``first``, on the same examples."""
-    pairs = [(a == t, b == t) for t, a, b in zip(truth, first, second, strict=True)]
+def compare(
+    truth: Sequence[str], first: Sequence[str], second: Sequence[str], right: Callable[[str, str], bool] = eq
+) -> Comparison:
+    """Whether ``second`` answers better than ``first``, on the same examples; ``right`` says what is a right answer."""
+    pairs = [(right(t, a), right(t, b)) for t, a, b in zip(truth, first, second, strict=True)]
     wins, losses = pairs.count((False, True)), pairs.count((True, False))
     return Comparison(wins, losses, mcnemar(wins, losses))
 

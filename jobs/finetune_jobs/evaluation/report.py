@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Final
 
-from finetune_jobs.evaluation.metrics import Comparison, Scores, compare, confusions, score
+from finetune_api.dataset import TaskType
+from finetune_jobs.evaluation.metrics import Comparison, Scores, compare, confusions
+from finetune_jobs.evaluation.tasks import right_for, score_task
 
 MODELS: Final = {
     "base": "base model",
@@ -24,9 +26,26 @@ _STYLE: Final = (
 
 
 @dataclass(frozen=True)
+class _Words:
+    """How the report speaks of a task."""
+
+    right: str
+    unknown: str
+    mean: str
+
+
+_WORDS: Final = {
+    TaskType.CLASSIFICATION: _Words("exactly the label", "no label", "the labels (macro)"),
+    TaskType.EXTRACTION: _Words("the same JSON value", "no JSON", "the examples, of their fields"),
+    TaskType.TEXT: _Words("the same words", "–", "the examples, of their words"),
+}
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Right answers, the answers of each model of MODELS, and what they are worth."""
 
+    task: TaskType
     truth: Sequence[str]
     answers: Mapping[str, Sequence[str]]
     scores: Mapping[str, Scores]
@@ -36,14 +55,18 @@ class Evaluated:
     """The artifact against the tuned model."""
 
     @classmethod
-    def of(cls, truth: Sequence[str], answers: Mapping[str, Sequence[str]], labels: Sequence[str]) -> "Evaluated":
-        """Scores and comparisons of ``answers``; ``labels`` are the allowed ones."""
+    def of(
+        cls, task: TaskType, truth: Sequence[str], answers: Mapping[str, Sequence[str]], labels: Sequence[str]
+    ) -> "Evaluated":
+        """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification."""
+        right = right_for(task)
         return cls(
+            task,
             truth,
             answers,
-            {model: score(truth, answers[model], labels) for model in MODELS},
-            compare(truth, answers["base"], answers["tuned"]),
-            compare(truth, answers["tuned"], answers["artifact"]),
+            {model: score_task(task, truth, answers[model], labels) for model in MODELS},
+            compare(truth, answers["base"], answers["tuned"], right),
+            compare(truth, answers["tuned"], answers["artifact"], right),
         )
 
     def scalars(self) -> dict[str, str]:
@@ -71,7 +94,7 @@ class Evaluated:
 
 def render_html(evaluated: Evaluated) -> str:
     """The report as one HTML page."""
-    artifact = evaluated.scores["artifact"]
+    words = _WORDS[evaluated.task]
     overview = [
         [
             MODELS[model],
@@ -82,28 +105,34 @@ def render_html(evaluated: Evaluated) -> str:
         ]
         for model, s in evaluated.scores.items()
     ]
-    per_label = [
-        [label, str(row.support), *(f"{value:.3f}" for value in (row.precision, row.recall, row.f1))]
-        for label, row in artifact.labels.items()
-    ]
-    mistakes = [[r, a, str(n)] for r, a, n in confusions(evaluated.truth, evaluated.answers["artifact"], _CONFUSIONS)]
     return "".join(
         [
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>',
-            f"<h1>Evaluation</h1><p>{escape(evaluated.summary())} An answer counts when it is exactly the label.</p>",
+            f"<h1>Evaluation</h1><p>{escape(evaluated.summary())} An answer counts when it is {words.right}.</p>",
             _table(
-                ["model", "accuracy", "95 % interval", "precision", "recall", "F1", "no label"],
+                ["model", "accuracy", "95 % interval", "precision", "recall", "F1", words.unknown],
                 overview,
             ),
-            "<p>Intervals after Wilson; precision, recall and F1 are means over the labels (macro).</p>",
+            f"<p>Intervals after Wilson; precision, recall and F1 are means over {words.mean}.</p>",
             _comparison("Was tuning worth it? Tuned against base", evaluated.gain),
             _comparison("Did the export cost anything? Artifact against tuned", evaluated.export_loss),
-            "<h2>Labels (artifact)</h2>",
-            _table(["label", "examples", "precision", "recall", "F1"], per_label),
-            "<h2>Most frequent mistakes (artifact)</h2>",
-            _table(["right", "answered", "times"], mistakes) if mistakes else "<p>None.</p>",
+            _labels(evaluated) if evaluated.task is TaskType.CLASSIFICATION else "",
             "</html>\n",
         ]
+    )
+
+
+def _labels(evaluated: Evaluated) -> str:
+    per_label = [
+        [label, str(row.support), *(f"{value:.3f}" for value in (row.precision, row.recall, row.f1))]
+        for label, row in evaluated.scores["artifact"].labels.items()
+    ]
+    mistakes = [[r, a, str(n)] for r, a, n in confusions(evaluated.truth, evaluated.answers["artifact"], _CONFUSIONS)]
+    return (
+        "<h2>Labels (artifact)</h2>"
+        + _table(["label", "examples", "precision", "recall", "F1"], per_label)
+        + "<h2>Most frequent mistakes (artifact)</h2>"
+        + (_table(["right", "answered", "times"], mistakes) if mistakes else "<p>None.</p>")
     )
 
 

@@ -1,0 +1,134 @@
+"""What a right answer is, for each kind of task. Pure functions, no model.
+
+Classification: exactly the label. Extraction: the same JSON value, whatever its white space and the order of its keys.
+Text: the same words, after SQuAD's normalisation (Rajpurkar et al. 2016): letter case, punctuation, articles and white
+space do not count.
+"""
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_api.dataset import TaskType
+from finetune_jobs.evaluation.metrics import Scores, score, wilson
+
+Right = Callable[[str, str], bool]
+"""Whether an answer (second) counts as the right one (first)."""
+
+_ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+_ABSENT: Final = object()
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of an answer is right."""
+
+    precision: float
+    """Share of what the answer says that is right."""
+    recall: float
+    """Share of what is right that the answer says."""
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+def right_for(task: TaskType) -> Right:
+    """What counts as right in a task."""
+    return {TaskType.CLASSIFICATION: _same, TaskType.EXTRACTION: _same_value, TaskType.TEXT: _same_words}[task]
+
+
+def score_task(task: TaskType, truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Scores:
+    """Scores of ``answers``. Without labels, precision, recall and F1 are means over the examples: of the fields of
+    the JSON (Extraction) or of the words (Text). Raises ValueError when empty."""
+    if task is TaskType.CLASSIFICATION:
+        return score(truth, answers, labels)
+    if not truth:
+        raise ValueError("no examples to score")
+    pairs = list(zip(truth, answers, strict=True))
+    measure = field_overlap if task is TaskType.EXTRACTION else word_overlap
+    overlaps = [measure(right, answer) for right, answer in pairs]
+    correct = sum(right_for(task)(right, answer) for right, answer in pairs)
+    broken = sum(_parse(answer) is _ABSENT for answer in answers) if task is TaskType.EXTRACTION else 0
+    return Scores(
+        samples=len(pairs),
+        accuracy=correct / len(pairs),
+        interval=wilson(correct, len(pairs)),
+        precision=sum(each.precision for each in overlaps) / len(pairs),
+        recall=sum(each.recall for each in overlaps) / len(pairs),
+        f1=sum(each.f1 for each in overlaps) / len(pairs),
+        labels={},
+        unknown_answers=broken,
+    )
+
+
+def field_overlap(truth: str, answer: str) -> Overlap:
+    """Agreement of two JSON values, leaf by leaf: a leaf is right at the same path with the same value.
+
+    The order of a list counts. An answer that is no JSON has no leaves.
+    """
+    wanted, given = Counter(_leaves(_parse(truth))), Counter(_leaves(_parse(answer)))
+    return _overlap(wanted, given)
+
+
+def word_overlap(truth: str, answer: str) -> Overlap:
+    """Words in common (SQuAD's F1)."""
+    return _overlap(Counter(_words(truth)), Counter(_words(answer)))
+
+
+def _overlap(wanted: Counter[Any], given: Counter[Any]) -> Overlap:
+    if not wanted or not given:
+        return Overlap(float(wanted == given), float(wanted == given))
+    common = (wanted & given).total()
+    return Overlap(common / given.total(), common / wanted.total())
+
+
+def _same(truth: str, answer: str) -> bool:
+    return truth.strip() == answer.strip()
+
+
+def _same_value(truth: str, answer: str) -> bool:
+    right, given = _parse(truth), _parse(answer)
+    return given is not _ABSENT and _canonical(right) == _canonical(given)
+
+
+def _same_words(truth: str, answer: str) -> bool:
+    return _words(truth) == _words(answer)
+
+
+def _words(text: str) -> list[str]:
+    plain = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return plain or text.split()
+
+
+def _parse(text: str) -> Any:
+    """The JSON value, or _ABSENT."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return _ABSENT
+
+
+def _canonical(value: Any) -> str:
+    """Tells ``1`` from ``true`` and ``"1"``, which Python's or a person's equality would not."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if value is _ABSENT:
+        return
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{json.dumps(key)}")
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, _canonical(value)
