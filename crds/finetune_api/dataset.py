@@ -1,15 +1,19 @@
 """The examples of a FineTuneJob: where they are, how they are read, and what the model is for."""
 
+import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel
-from finetune_api.rules import Rule
+from finetune_api.rules import Rule, exactly_one_of
 from finetune_api.storage import S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
+
+PLACEHOLDER: Final = re.compile(r"\{([^{}]{1,128})\}")
+"""A column in a template."""
 
 
 class DataFormat(StrEnum):
@@ -29,12 +33,28 @@ class Source(ApiModel):
 
 
 class Columns(ApiModel):
-    """Which columns (CSV) or keys (JSONL) make an example."""
+    """Which columns (CSV, Parquet) or keys (JSON) make an example: label, and exactly one of input and template."""
 
-    input: Column
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("input", "template"))
+
+    input: Column | None = None
     """The text that the model is given."""
+    template: Annotated[str, Field(min_length=3, max_length=4096, pattern=r"\{[^{}]+\}")] | None = None
+    """The text that the model is given, with {column} for the values of columns."""
     label: Column
     """The answer that the model must learn."""
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that an example needs, in order, without repetition."""
+        asked = [self.input] if self.input else PLACEHOLDER.findall(self.template or "")
+        return list(dict.fromkeys([*asked, self.label]))
+
+    @model_validator(mode="after")
+    def _one(self) -> "Columns":
+        if (self.input is None) == (self.template is None):
+            raise ValueError("exactly one of input and template must be set")
+        return self
 
 
 class Split(ApiModel):

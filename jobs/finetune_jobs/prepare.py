@@ -98,7 +98,7 @@ def _download(context: Context, params: PrepareParams) -> list[Path]:
 
 def _collect(context: Context, params: PrepareParams, files: list[Path], spool: Path) -> Rows:
     """Read and validate every row; the first valid example of each prompt goes to ``spool``."""
-    rules = Rules(params.columns, params.instruction, params.task.labels)
+    rules = Rules(params.columns, params.instruction, params.task)
     rows = Rows()
     with spool.open("w", encoding="utf-8") as out:
         for index, (path, source) in enumerate(zip(files, params.sources, strict=True)):

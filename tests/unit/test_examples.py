@@ -89,7 +89,7 @@ def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
     assert all(label in dataset.instruction for label in spec.task.labels)
     made, dirt = generator.generate(1500, 7)
     generator.write(made, tmp_path / "transactions.csv")
-    rules, rows = Rules(dataset.columns, dataset.instruction, spec.task.labels), Rows()
+    rules, rows = Rules(dataset.columns, dataset.instruction, spec.task), Rows()
     for row in read_rows(tmp_path / "transactions.csv", dataset.sources[0], dataset.columns):
         rows.read += 1
         example = row if isinstance(row, Fault) else rules.example(row)

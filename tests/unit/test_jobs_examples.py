@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Columns, DataFormat, Source, Split
+from finetune_api.dataset import Columns, DataFormat, Source, Split, Task
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
 from finetune_jobs.dataset.split import Part, assign
@@ -126,7 +126,7 @@ def test_a_csv_needs_columns(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_is_no_example_is_a_fault(fields: dict[str, object], field: str, kind: str, problem: str) -> None:
-    rules = Rules(COLUMNS, "", ["Food", "a", "7"])
+    rules = Rules(COLUMNS, task=Task(labels=["Food", "a", "7"]))
     found = rules.example(Row(9, fields))
     assert isinstance(found, Fault)
     assert (found.line, found.field, found.kind, found.problem) == (9, field, kind, problem)
@@ -141,7 +141,7 @@ BROKEN = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_crash_the_reader(tmp_path: Path, content: bytes, kind: str) -> None:
     header = HEADER if kind == "CSV" else b'{"text": "a", "label": "b"}\n'
-    rules = Rules(COLUMNS, "", [])
+    rules = Rules(COLUMNS)
     lines = 1
     for row in read(tmp_path, header + b"good,a\n" + content, kind):
         assert row.line >= lines
@@ -185,18 +185,18 @@ def turns(*roles: str) -> list[dict[str, str]]:
     ],
 )
 def test_a_chat_that_is_no_example_is_a_fault(messages: object, instruction: str, kind: str) -> None:
-    found = Rules(None, instruction, []).example(Row(1, {"messages": messages}))
+    found = Rules(None, instruction).example(Row(1, {"messages": messages}))
     assert isinstance(found, Fault)
     assert found.kind == kind
 
 
 @pytest.mark.parametrize("roles", [("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 3])
 def test_a_chat_is_taken_as_it_is(roles: tuple[str, ...]) -> None:
-    assert Rules(None, "", []).example(Row(1, {"messages": turns(*roles)})) == Example(turns(*roles))
+    assert Rules().example(Row(1, {"messages": turns(*roles)})) == Example(turns(*roles))
 
 
 def test_the_instruction_comes_first_and_numbers_may_be_labels() -> None:
-    found = Rules(COLUMNS, "Classify.", []).example(Row(1, {"text": " cafe\u0301 ", "label": 3}))
+    found = Rules(COLUMNS, "Classify.").example(Row(1, {"text": " cafe\u0301 ", "label": 3}))
     assert found == Example(
         [
             {"role": "system", "content": "Classify."},

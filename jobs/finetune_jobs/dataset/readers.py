@@ -162,7 +162,7 @@ def _header(reader: Any, feed: "_CsvFeed", source: Source, columns: Columns | No
         raise _invalid(source, f"line 1, the header, {fault.problem} ({fault.value}).")
     if columns is None:
         raise _invalid(source, f"a CSV needs spec.dataset.columns; the file has the columns {_quoted(header)}.")
-    for name in (columns.input, columns.label):
+    for name in columns.names:
         if name not in header:
             hint = did_you_mean(name, header)
             raise _invalid(source, f"column {name!r} does not exist; the file has {_quoted(header)}.{hint}")

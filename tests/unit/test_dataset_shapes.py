@@ -1,0 +1,140 @@
+"""The forms of rows, and what is said about a row that has none of them."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api.dataset import Columns, Task, TaskType
+from finetune_jobs.dataset.readers import Fault, Row
+from finetune_jobs.dataset.shapes import Shaped, fill, shape
+from finetune_jobs.dataset.validation import Example, Rules
+
+pytestmark = pytest.mark.unit
+
+TWO = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "balance", "arguments": {"account": 7}}}
+TOOL: list[dict[str, Any]] = [
+    {"role": "user", "content": "How much?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "12", "tool_call_id": "1"},
+    {"role": "assistant", "content": "12 euros."},
+]
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": who, "value": what} for who, what in pairs]
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "expected"),
+    [
+        ({"messages": TWO}, None, TWO),
+        ({"prompt": " q ", "completion": "a"}, None, TWO),
+        ({"instruction": "q", "output": "a", "input": ""}, None, TWO),
+        ({"instruction": "Sum up.", "input": "Text.", "output": "a"}, None, [("user", "Sum up.\n\nText."), TWO[1]]),
+        ({"conversations": turns(("human", "q"), ("gpt", "a"))}, None, TWO),
+        (
+            {
+                "conversations": turns(
+                    ("bot", "Hello!"), ("user", "q"), ("user", "again"), ("bot", "a"), ("user", "bye")
+                )
+            },
+            None,
+            [("user", "q\nagain"), TWO[1]],
+        ),
+        ({"text": "q", "label": "a", "more": 1}, Columns(input="text", label="label"), TWO),
+        ({"text": "q", "label": 3.5}, Columns(input="text", label="label"), [TWO[0], ("assistant", "3.5")]),
+        (
+            {"text": "{label}", "amount": 12, "label": "a"},
+            Columns(template="{text} of {amount} {}", label="label"),
+            [("user", "{label} of 12 {}"), TWO[1]],
+        ),
+    ],
+)
+def test_every_form_becomes_chat(fields: dict[str, Any], columns: Columns | None, expected: list[Any]) -> None:
+    wanted = [{"role": m[0], "content": m[1]} if isinstance(m, tuple) else m for m in expected]
+    assert shape(Row(1, fields), columns) == Shaped(wanted)
+
+
+def test_tool_calls_stay_with_their_arguments_as_objects() -> None:
+    as_text = {**CALL, "function": {"name": "balance", "arguments": '{"account": 7}'}}
+    messages = [TOOL[0], {"role": "assistant", "content": None, "tool_calls": [as_text]}, *TOOL[2:]]
+    tools = [{"type": "function", "function": {"name": "balance"}}]
+    assert shape(Row(1, {"messages": messages, "tools": tools}), None) == Shaped(TOOL, tools)
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "kind", "problem"),
+    [
+        ({"text": "q"}, "messages", "missingMessages", "must be a list of messages; the row has 'text'"),
+        ({"messages": TWO[:1]}, "messages", "wrongOrder", "must end with the assistant's answer"),
+        ({"messages": [TWO[1], *TWO]}, "messages", "wrongOrder", "must alternate"),
+        ({"messages": [*TOOL[:2], *TWO]}, "messages", "wrongOrder", "tools answer after"),
+        ({"messages": [TOOL[2], TWO[1]]}, "messages", "wrongOrder", "beginning with user"),
+        ({"messages": [{"role": "user", "content": "q", "weight": 1}]}, "messages[0]", "unknownKey", "for user"),
+        ({"messages": [{"role": "critic", "content": "q"}]}, "messages[0].role", "unknownRole", "tool"),
+        ({"messages": [{"content": "q"}]}, "messages[0].role", "unknownRole", "must be one of"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "notText", "must be text"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+            "messages[0].tool_calls[0]",
+            "wrongToolCall",
+            "function.name",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "wrongToolCall",
+            "not a JSON object",
+        ),
+        ({"messages": TWO, "tools": ["balance"]}, "tools", "notTools", "list of objects"),
+        ({"prompt": "q", "completion": " "}, "completion", "empty", "is empty"),
+        ({"conversations": []}, "conversations", "missingMessages", "list of turns"),
+        ({"conversations": turns(("human", "q"))}, "conversations", "noAnswer", "no answer"),
+        ({"conversations": turns(("narrator", "q"))}, "conversations[0].from", "unknownRole", "human"),
+        ({"conversations": ["q"]}, "conversations[0]", "notAMessage", "from and value"),
+    ],
+)
+def test_a_row_of_no_form_is_a_fault_with_its_place(
+    fields: dict[str, Any], place: str, kind: str, problem: str
+) -> None:
+    found = shape(Row(9, fields), None)
+    assert isinstance(found, Fault)
+    assert (found.line, found.field, found.kind) == (9, place, kind)
+    assert problem in found.problem
+
+
+def test_a_template_names_its_columns_and_never_fills_what_a_value_says() -> None:
+    columns = Columns(template="{a} {b} {a}", label="a")
+    assert columns.names == ["a", "b"]
+    assert fill("{a}{b}", {"a": "{b}", "b": "{a}"}) == "{b}{a}"
+    with pytest.raises(ValidationError, match="exactly one of input and template"):
+        Columns(input="a", template="{a}", label="b")
+
+
+def test_conversations_differ_by_what_was_called_and_what_may_be() -> None:
+    other = [TOOL[0], {**TOOL[1], "tool_calls": [{**CALL, "id": "2"}]}, *TOOL[2:]]
+    identities = {Example(TOOL).identity, Example(other).identity, Example(TOOL, [{"type": "function"}]).identity}
+    assert len(identities) == 3
+    assert Example(TOOL[:2]).label == (
+        '[{"function":{"arguments":{"account":7},"name":"balance"},"id":"1","type":"function"}]'
+    )
+
+
+def test_an_extraction_needs_json() -> None:
+    rules = Rules(task=Task(type=TaskType.EXTRACTION))
+    fault = rules.example(Row(2, {"prompt": "q", "completion": "{"}))
+    assert isinstance(fault, Fault)
+    assert (fault.field, fault.kind) == ("messages", "answerNotJson")
+    assert isinstance(rules.example(Row(2, {"prompt": "q", "completion": '{"a": 1}'})), Example)
+
+
+def test_a_group_is_taken_from_its_column() -> None:
+    rules = Rules(Columns(input="text", label="label"), group_by="ticket")
+    found = rules.example(Row(1, {"text": "q", "label": "a", "ticket": 12}))
+    assert isinstance(found, Example)
+    assert found.group == "12"
+    missing = rules.example(Row(1, {"text": "q", "label": "a"}))
+    assert isinstance(missing, Fault)
+    assert missing.kind == "missingGroup"
