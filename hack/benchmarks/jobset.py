@@ -1,12 +1,14 @@
 """The JobSet controller on a throwaway control plane: what operator_latency compares with.
 
 JobSet is the Kubernetes project's own controller that turns one custom resource into Jobs. It runs here as its authors
-build it, from the same Go module, without its webhooks: they only default and validate, and are given complete objects.
+build it, from the same Go module. Its webhooks are served but not registered: they only default and validate, and the
+objects here are complete.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +21,11 @@ import yaml
 from hack.cluster import toolchain
 from hack.cluster.console import ClusterError, run
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.layout import free_port
 from hack.platform.kubectl import wait_for
 
 VERSION = "v0.10.1"
+_TLS = ("tls.crt", "tls.key")
 CONFIGURATION = {
     "apiVersion": "config.jobset.x-k8s.io/v1alpha1",
     "kind": "Configuration",
@@ -59,7 +63,7 @@ def controller(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
         plane.kubectl("apply", "--server-side", "-f", str(_crd(directory)))
         wait_for_crd(plane, "jobsets.jobset.x-k8s.io")
         configuration = directory / "config.yaml"
-        configuration.write_text(yaml.safe_dump(CONFIGURATION))
+        configuration.write_text(yaml.safe_dump(CONFIGURATION | {"webhook": _webhook(plane, directory)}))
         argv = [str(toolchain.program("jobset")), f"--config={configuration}", f"--kubeconfig={plane.kubeconfig}"]
         log = directory / "controller.log"
         with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as process:
@@ -78,6 +82,13 @@ def wait_for_crd(plane: ControlPlane, name: str) -> None:
         return any(each["type"] == "Established" and each["status"] == "True" for each in conditions or [])
 
     wait_for(name, established, 30, interval=0.2)
+
+
+def _webhook(plane: ControlPlane, directory: Path) -> dict[str, Any]:
+    """Where the webhooks are served, with a certificate: the controller ends without one."""
+    for issued, name in zip(plane.authority.issue("jobset", "/CN=jobset", ("IP:127.0.0.1",)), _TLS, strict=True):
+        shutil.copy(issued, directory / name)
+    return {"host": "127.0.0.1", "port": free_port(), "certDir": str(directory)}
 
 
 def _started(process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -52,17 +52,27 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Control plane ports that nothing listens on right now: for test instances side by side.
+        """Control plane ports that nothing listens on right now: for test instances side by side."""
+        return cls(*free_ports(5))
 
-        They are below the range that the kernel gives to outgoing connections, which could take one before we do.
-        """
-        ports: list[int] = []
-        for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
-            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-                ports.append(port)
-            if len(ports) == 5:
-                break
-        return cls(*ports)
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nothing listens on right now.
+
+    They are below the range that the kernel gives to outgoing connections, which could take one before we do.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            break
+    return ports
+
+
+def free_port() -> int:
+    """One of ``free_ports``."""
+    return free_ports(1)[0]
 
 
 def node_address() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import urllib.request
@@ -27,6 +26,7 @@ from finetune_operator import __main__ as program
 from finetune_operator.actions import Object, Resource
 from finetune_operator.kube import ApiError, HttpKubeClient, KubeClient
 from finetune_operator.settings import Settings
+from hack.cluster.layout import free_port
 
 WRITES = frozenset({"create", "apply", "patch", "patch_status", "delete"})
 CRASH_EXIT = 86
@@ -156,7 +156,7 @@ class Running:
 
 def start(how: Start) -> Running:
     """Start a process; it need not be ready yet."""
-    port = _free_port()
+    port = free_port()
     process = _CONTEXT.Process(target=_main, args=(how, port))
     process.start()
     return Running(process, f"http://127.0.0.1:{port}/healthz")
@@ -190,9 +190,3 @@ def _main(how: Start, port: int) -> None:
     wrapped = FaultyClient(inner, list(how.faults), how.crash_after_writes, how.writes_log)
     program.configure_logging("full")
     program.run(wrapped, how.settings, f"127.0.0.1:{port}")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -7,7 +7,6 @@ with SeaweedFS.running(tmp_path, buckets=("data", "models")) as s3:
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from finetune_api.storage import Storage
+from hack.cluster.layout import free_port
 
 WEED = Path(sys.executable).with_name("weed")
 START_TIMEOUT_S = 60.0
@@ -107,13 +107,6 @@ class SeaweedFS:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("SeaweedFS did not start; see weed.log") from error
                 time.sleep(0.1)
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _identity(user: User) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The TGI stand-in as a process on loopback, started and stopped by a test."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from hack.cluster.layout import free_port
 
 START_TIMEOUT_S = 180.0
 """Importing torch takes a few seconds on an idle machine; a machine that compiles takes its time."""
@@ -81,10 +82,3 @@ def tgi_cpu(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -24,7 +24,8 @@ from finetune_jobs.resolve import resolve
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from finetune_jobs.verify import Verdict, judge, require_proof, verify
-from tests.support.seaweedfs import SeaweedFS, free_port
+from hack.cluster.layout import free_port
+from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import DEPLOYMENT, RUN, context, pipeline_params, stage_input
 
 pytestmark = pytest.mark.unit

@@ -17,7 +17,8 @@ from finetune_api.stages import Stage, StageInput, Upstream
 from finetune_jobs.basemodel import fetch_base_model, find_base_model
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Store
-from tests.support.seaweedfs import SeaweedFS, free_port
+from hack.cluster.layout import free_port
+from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 
 pytestmark = pytest.mark.unit

@@ -13,8 +13,9 @@ from finetune_jobs.errors import StageError
 from finetune_jobs.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
 from finetune_jobs.resolve import probe_writes
 from finetune_jobs.store import Store
+from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful
-from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User, free_port
+from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
 
 pytestmark = pytest.mark.unit
 
