@@ -96,3 +96,44 @@ def test_a_template_that_refuses_a_role_says_which_conversation(base: Path) -> N
     with pytest.raises(StageError, match="system, user: System role not supported") as raised:
         chat.prompt_ids(tokenizer, row("x", "y")["messages"][:-1])
     assert raised.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""As models for calling tools do it (Hermes, Qwen)."""
+CALLING = [
+    {"role": "user", "content": "how much is there?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "balance", "arguments": {"account": 7}}}],
+    },
+]
+
+
+def test_an_answer_that_calls_a_tool_is_learnt_in_the_form_of_the_template(base: Path) -> None:
+    tokenizer = tokenizer_of(base, TOOL_TEMPLATE)
+    stop, tools = stop_of(tokenizer), [{"type": "function", "function": {"name": "balance"}}]
+
+    encoded = chat.encode(tokenizer, CALLING, stop, tools)
+
+    prompt = chat.prompt_ids(tokenizer, CALLING[:-1], tools)
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert '"balance"' in tokenizer.decode(prompt)
+    learnt = tokenizer.decode([label for label in encoded.labels if label != chat.IGNORED])
+    assert learnt.startswith("<call>{")
+    assert learnt.endswith("</call><|im_end|>")
+    assert chat.answer_text(tokenizer, CALLING, stop, tools) == learnt.removesuffix("<|im_end|>")
+    assert chat.answer_text(tokenizer, row("a", "refund my order")["messages"], stop) == "refund my order"
+
+
+def test_a_template_without_a_form_for_tool_calls_is_refused(base: Path) -> None:
+    tokenizer = tokenizer_of(base, CHAT_TEMPLATE)
+    with pytest.raises(StageError) as caught:
+        chat.encode(tokenizer, CALLING, stop_of(tokenizer))
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert "no form for an answer with tool_calls" in caught.value.message

@@ -25,6 +25,8 @@ class Questions:
     """Most tokens of an answer."""
     batch_size: int
     """Prompts that are answered together."""
+    tools: Sequence[chat.Tools] = ()
+    """What each prompt may call; empty: none may call anything."""
 
 
 def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
@@ -43,7 +45,8 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
         eos_token_id=sorted(chat.stop_ids(tokenizer, model.generation_config)),
         pad_token_id=tokenizer.pad_token_id,
     )
-    encoded = [chat.prompt_ids(tokenizer, prompt) for prompt in questions.prompts]
+    tools = questions.tools or [()] * len(questions.prompts)
+    encoded = [chat.prompt_ids(tokenizer, *each) for each in zip(questions.prompts, tools, strict=True)]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     for start in range(0, len(order), questions.batch_size):

@@ -5,7 +5,7 @@ generation, then the answer, then the token that ends the turn. So no second "tr
 but the answer and the stop token carries loss, and a padding token that equals the stop token does no harm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +17,11 @@ from finetune_jobs.errors import StageError
 IGNORED: Final = -100
 """Label of a token that carries no loss (PyTorch's ``cross_entropy`` and all of transformers)."""
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""``role`` and ``content``; of an assistant also ``tool_calls``."""
+
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that a conversation may call, as JSON schemas."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,9 @@ class Encoded:
     """Equal to ``input_ids`` where the model must learn, IGNORED elsewhere."""
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Tokens that a server gives the model for ``messages``, which end with the user's turn."""
-    return _ids(tokenizer, _render(tokenizer, messages, generation=True))
+def prompt_ids(tokenizer: Any, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+    """Tokens that a server gives the model for ``messages``, which end with the turn of a user or a tool."""
+    return _ids(tokenizer, _render(tokenizer, messages, tools, generation=True))
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -55,6 +59,7 @@ def end_of_turn(tokenizer: Any, stops: frozenset[int]) -> int:
     rendered = _render(
         tokenizer,
         [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}],
+        (),
         generation=False,
     )
     closing = _ids(tokenizer, rendered.rpartition(answer)[2])
@@ -70,14 +75,41 @@ def end_of_turn(tokenizer: Any, stops: frozenset[int]) -> int:
     return first
 
 
-def encode(tokenizer: Any, messages: Sequence[Message], stop: int) -> Encoded:
-    """A conversation that ends with the assistant's answer; only the answer and ``stop`` are learnt."""
-    prompt = prompt_ids(tokenizer, messages[:-1])
-    target = [*answer_ids(tokenizer, messages[-1]["content"]), stop]
+def encode(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools = ()) -> Encoded:
+    """A conversation that ends with the assistant's answer; only the answer and ``stop`` are learnt.
+
+    Raises StageError(ModelUnsupported) when the chat template has no form for the conversation.
+    """
+    prompt = prompt_ids(tokenizer, messages[:-1], tools)
+    calls = messages[-1].get("tool_calls")
+    answer = _call_ids(tokenizer, messages, stop, tools) if calls else answer_ids(tokenizer, messages[-1]["content"])
+    target = [*answer, stop]
     return Encoded(prompt + target, [IGNORED] * len(prompt) + target)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) -> str:
+def answer_text(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools = ()) -> str:
+    """The right answer as a model says it: text, or the calls of tools in the template's form."""
+    if not messages[-1].get("tool_calls"):
+        return str(messages[-1]["content"])
+    return str(tokenizer.decode(_call_ids(tokenizer, messages, stop, tools), skip_special_tokens=True)).strip()
+
+
+def _call_ids(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools) -> list[int]:
+    """Tokens of an answer that calls tools, as the template writes them, up to the stop token."""
+    before = _render(tokenizer, messages[:-1], tools, generation=True)
+    whole = _render(tokenizer, messages, tools, generation=False)
+    ids = _ids(tokenizer, whole.removeprefix(before))
+    called = all(call["function"]["name"] in whole[len(before) :] for call in messages[-1]["tool_calls"])
+    if not whole.startswith(before) or not called or stop not in ids:
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED,
+            "The base model's chat template has no form for an answer with tool_calls: use a model that was made for "
+            "calling tools, or write the calls as text into content.",
+        )
+    return ids[: ids.index(stop)]
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], tools: Tools, *, generation: bool) -> str:
     if not tokenizer.chat_template:
         raise StageError(
             Reason.MODEL_UNSUPPORTED,
@@ -85,7 +117,11 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, generation: bool) ->
             "its tokenizer_config.json.",
         )
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation))
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation
+            )
+        )
     except TemplateError as error:
         roles = ", ".join(m["role"] for m in messages)
         raise StageError(
