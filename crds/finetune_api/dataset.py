@@ -6,9 +6,9 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, Decimal
 from finetune_api.rules import Rule, exactly_one_of
-from finetune_api.storage import S3Uri
+from finetune_api.storage import SECRET_NAME
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -16,20 +16,65 @@ PLACEHOLDER: Final = re.compile(r"\{([^{}]{1,128})\}")
 """A column in a template."""
 
 
+DATA_URI: Final = (
+    r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.'()=+@/-]*/)?[A-Za-z0-9!_.*'()=+@-]*"
+    r"|hf://datasets/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@(refs/(convert|pr)/)?[A-Za-z0-9._-]+"
+    r"/([A-Za-z0-9!_.'()=+@/-]*/)?[A-Za-z0-9!_.*'()=+@-]*)$"
+)
+"""A file, a folder (ends with ``/``) or a pattern (``*`` in its last part)."""
+CONFIG_MAP_KEY: Final = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
+
+
 class DataFormat(StrEnum):
     """Format of a source."""
 
     CSV = "CSV"
     JSONL = "JSONL"
+    JSON = "JSON"
+    PARQUET = "Parquet"
+
+
+class ConfigMapKey(ApiModel):
+    """A file in a ConfigMap of the same namespace, for sets below 1 MiB."""
+
+    name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(pattern=CONFIG_MAP_KEY, min_length=1, max_length=253)]
+    """Key whose value is the file, e.g. rows.csv; its ending says the format."""
+
+
+class SourcePart(StrEnum):
+    """A part of the data set that a source provides."""
+
+    TRAIN = "Train"
+    VALIDATION = "Validation"
+    TEST = "Test"
 
 
 class Source(ApiModel):
-    """One file of examples."""
+    """Files of examples: exactly one of uri and configMap."""
 
-    uri: S3Uri
-    """The object, e.g. s3://datasets/transactions.csv."""
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "config_map"))
+
+    uri: Annotated[str, Field(pattern=DATA_URI, min_length=6, max_length=512)] | None = None
+    """s3://bucket/key or hf://datasets/organisation/name@revision/path: one file, a folder (ends with /), or several
+    files (* in the last part), which are read in the order of their names."""
+    config_map: ConfigMapKey | None = None
+    """A key of a ConfigMap."""
     format: DataFormat | None = None
-    """CSV or JSONL; left out, the file's ending decides."""
+    """CSV, JSONL, JSON (a list of objects) or Parquet; left out, the files' endings decide (.csv, .jsonl, .ndjson,
+    .json, .parquet, and each of them with .gz or .zst)."""
+    part: SourcePart | None = None
+    """Train, Validation or Test: where all its rows go. Left out, the division decides, and it makes no part that
+    another source provides."""
+    weight: Decimal = "1"
+    """How often its training examples are used in an epoch: 2 each of them twice, 0.5 the half that a hash chooses."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Source":
+        if (self.uri is None) == (self.config_map is None):
+            raise ValueError("exactly one of uri and configMap must be set")
+        return self
 
 
 class Columns(ApiModel):
@@ -77,21 +122,6 @@ class Split(ApiModel):
     """Share that only the evaluation sees."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
     """Another seed gives another split; the same seed always the same."""
-
-
-class Dataset(ApiModel):
-    """Examples and how to read them."""
-
-    sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
-    """Files that are read one after the other."""
-    columns: Columns | None = None
-    """Mapping of columns to an example; left out, every row holds chat `messages` that end with the answer."""
-    instruction: Annotated[str, Field(max_length=4096)] = ""
-    """System prompt that is put before every example, in training and in serving."""
-    max_invalid_percent: Annotated[int, Field(ge=0, le=100)] = 5
-    """Invalid rows are counted, named and left out up to this share; above it the job fails."""
-    split: Split = Split()
-    """Division into training, validation and test."""
 
 
 class Markup(StrEnum):
@@ -159,6 +189,44 @@ class Pilot(ApiModel):
 
     examples: Annotated[int, Field(ge=50, le=100000)] = 1000
     """Training examples, drawn by label and hash; validation and test stay whole."""
+
+
+class Replay(ApiModel):
+    """General data mixed into the training, so that the model does not forget what it could."""
+
+    source: Source
+    """Conversations of another kind, in a form that needs no columns."""
+    percent: Annotated[int, Field(ge=1, le=50)] = 10
+    """Share of the training examples that they make; 5 to 10 is usual."""
+
+
+class Dataset(ApiModel):
+    """Examples and how to read them."""
+
+    sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
+    """Files that are read one after the other."""
+    columns: Columns | None = None
+    """Mapping of columns to an example; left out, rows are in a form that says what is what, e.g. chat `messages`."""
+    instruction: Annotated[str, Field(max_length=4096)] = ""
+    """System prompt that is put before every example, in training and in serving."""
+    group_by: Column | None = None
+    """Column whose value names what belongs together (a customer, a ticket): it is never torn apart by the division."""
+    max_invalid_percent: Annotated[int, Field(ge=0, le=100)] = 5
+    """Invalid rows are counted, named and left out up to this share; above it the job fails."""
+    cleaning: Cleaning = Cleaning()
+    """What is done to every text."""
+    pii: Pii = Pii()
+    """What becomes of personal data."""
+    duplicates: Duplicates = Duplicates()
+    """What counts as a near duplicate, and what becomes of it. Equal prompts are always left out but for one."""
+    split: Split = Split()
+    """Division into training, validation and test."""
+    benchmarks: Annotated[list[Source], Field(max_length=4)] = []
+    """Texts of benchmarks that the model shall be measured with: training examples that hold them are left out."""
+    replay: Replay | None = None
+    """General data against forgetting."""
+    pilot: Pilot | None = None
+    """Train on a sample, for a quick first signal."""
 
 
 class TaskType(StrEnum):

@@ -15,7 +15,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
 from finetune_jobs.dataset.readers import Fault, read_rows
-from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.dataset.sources import SourceFile, find_sources, source_digest
 from finetune_jobs.dataset.split import Part, assign
 from finetune_jobs.dataset.validation import Example, Faults, Rules, shorten
 from finetune_jobs.errors import StageError, need
@@ -77,39 +77,41 @@ def prepare(context: Context) -> Made:
     return Made(folder=folder, scalars=_scalars(rows, sizes), message=_message(rows, sizes))
 
 
-def _download(context: Context, params: PrepareParams) -> list[Path]:
-    """Local copies of the sources, exactly as they were when the run began."""
-    entries = find_sources(context.store, params.sources)
-    paths = []
-    for index, entry in enumerate(entries):
+def _download(context: Context, params: PrepareParams) -> list[tuple[SourceFile, Path]]:
+    """Local copies of the sources' files, exactly as they were when the run began."""
+    files = find_sources(context.store, params.sources)
+    copies = []
+    for index, file in enumerate(files):
         path = context.scratch / f"source-{index}"
-        context.progress.report(0.3 * index / len(entries), f"downloading {entry.uri}")
-        context.store.at(entry.uri).download("", path)
-        paths.append(path)
-    expected = context.input.upstream.source or source_digest(entries)
+        context.progress.report(0.3 * index / len(files), f"downloading {file.uri}")
+        file.copy_to(path)
+        copies.append((file, path))
+    expected = context.input.upstream.source or source_digest(files)
     if source_digest(find_sources(context.store, params.sources)) != expected:
+        some = ", ".join(file.uri for file in files[:3])
         raise StageError(
             Reason.DATASET_NOT_FOUND,
-            f"The version of {', '.join(e.uri for e in entries)} that this run began with is gone: a file was "
+            f"The version of {some}{', …' if files[3:] else ''} that this run began with is gone: a file was "
             "overwritten meanwhile. Set spec.rerun to a new value to use the new version.",
         )
-    return paths
+    return copies
 
 
-def _collect(context: Context, params: PrepareParams, files: list[Path], spool: Path) -> Rows:
+def _collect(context: Context, params: PrepareParams, files: list[tuple[SourceFile, Path]], spool: Path) -> Rows:
     """Read and validate every row; the first valid example of each prompt goes to ``spool``."""
     rules = Rules(params.columns, params.instruction, params.task)
+    columns = params.columns.names if params.columns else []
     rows = Rows()
     with spool.open("w", encoding="utf-8") as out:
-        for index, (path, source) in enumerate(zip(files, params.sources, strict=True)):
+        for index, (file, path) in enumerate(files):
             begin, share = 0.3 + 0.5 * index / len(files), 0.5 / len(files)
-            report = context.progress.part(begin, begin + share, f"reading {source.uri}")
-            for row in read_rows(path, source, params.columns, report):
+            report = context.progress.part(begin, begin + share, f"reading {file.uri}")
+            for row in read_rows(path, file.uri, file.format, columns, report=report, may_be_empty=file.one_of_many):
                 rows.read += 1
                 example = row if isinstance(row, Fault) else rules.example(row)
                 if isinstance(example, Fault):
-                    rows.faults.add(source.uri, example)
-                elif rows.take(source.uri, row.line, example):
+                    rows.faults.add(file.uri, example)
+                elif rows.take(file.uri, row.line, example):
                     out.write(json.dumps({"identity": example.identity, "messages": example.messages}) + "\n")
     return rows
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.dataset import DataFormat
 from finetune_api.finetunejob import FineTuneJob
 from finetune_jobs.dataset.readers import Fault, read_rows
 from finetune_jobs.dataset.validation import Rules
@@ -69,7 +70,7 @@ def test_a_job_names_what_the_local_cluster_has(job: dict[str, Any]) -> None:
     spec = FineTuneJob.model_validate(job).spec
     assert spec.profile in CHART["profiles"]
     assert spec.storage.endpoint == object_store.ENDPOINT
-    uris = [spec.model.uri, spec.output.uri, *(source.uri for source in spec.dataset.sources)]
+    uris = [spec.model.uri, spec.output.uri, *(source.uri or "" for source in spec.dataset.sources)]
     assert {uri.split("/")[2] for uri in uris} <= set(object_store.BUCKETS)
 
 
@@ -90,7 +91,8 @@ def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
     made, dirt = generator.generate(1500, 7)
     generator.write(made, tmp_path / "transactions.csv")
     rules, rows = Rules(dataset.columns, dataset.instruction, spec.task), Rows()
-    for row in read_rows(tmp_path / "transactions.csv", dataset.sources[0], dataset.columns):
+    assert dataset.columns
+    for row in read_rows(tmp_path / "transactions.csv", "transactions.csv", DataFormat.CSV, dataset.columns.names):
         rows.read += 1
         example = row if isinstance(row, Fault) else rules.example(row)
         if isinstance(example, Fault):

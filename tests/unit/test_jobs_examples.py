@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Columns, DataFormat, Source, Split, Task
+from finetune_api.dataset import Columns, DataFormat, Split, Task
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
 from finetune_jobs.dataset.split import Part, assign
@@ -26,7 +26,7 @@ HEADER = b"text,label\n"
 def read(tmp_path: Path, content: bytes, kind: str = "CSV", columns: Columns | None = COLUMNS) -> list[Row | Fault]:
     path = tmp_path / "source"
     path.write_bytes(content)
-    return list(read_rows(path, Source(uri="s3://data/rows", format=DataFormat(kind)), columns))
+    return list(read_rows(path, "s3://data/rows", DataFormat(kind), columns.names if columns else []))
 
 
 def test_rows_of_a_csv_carry_the_line_where_they_begin(tmp_path: Path) -> None:

@@ -1,27 +1,153 @@
-"""Identity of the source files: what they were when a run began."""
+"""Where the examples are: the files that the sources stand for, what they were when a run began, and copies of them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
 
-from finetune_api.dataset import Source
+from finetune_api.dataset import ConfigMapKey, DataFormat, Source
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
+from finetune_jobs.dataset.formats import format_of
+from finetune_jobs.dataset.hub_files import fetch_hub_file, hub_place, list_hub_files
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Entry, Store
 
+INPUTS_DIR: Final = Path("/inputs")
+"""Where the ConfigMaps of sources are mounted, each in a folder named by the source's index."""
+MAX_FILES: Final = 10_000
+"""Most files of one source: past it, the requests take longer than the reading."""
+_HIDDEN: Final = ("_", ".")
+"""Beginnings of names that writers use for what is not data: _SUCCESS, _temporary, .part-0.crc."""
+_NOT_DATA: Final = "manifest.json"
 
-def find_sources(store: Store, sources: Sequence[Source]) -> list[Entry]:
-    """Size and ETag of every source. Raises StageError: BucketNotFound, DatasetNotFound (names the URI), as Store."""
-    found = []
-    for source in sources:
-        place = store.at(source.uri)
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of examples."""
+
+    uri: str
+    size: int
+    """Bytes, as stored."""
+    tag: str
+    """Changes with the content: an ETag of S3, a hash of the content elsewhere."""
+    format: DataFormat
+    one_of_many: bool
+    """It was found in a folder or by a pattern, where some files may hold no row."""
+    copy_to: Callable[[Path], None]
+    """Copy the file to a path. Raises StageError: DatasetNotFound when it is gone meanwhile, as Store."""
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """The last part of a path: nothing (a folder with all below it), a pattern with ``*``, or a name."""
+
+    folder: str
+    name: str
+
+    @property
+    def is_file(self) -> bool:
+        return bool(self.name) and "*" not in self.name
+
+    def takes(self, path: str, size: int) -> bool:
+        """Whether a file of the folder is meant; ``path`` is relative to it."""
+        if self.is_file:
+            return path == self.name
+        *_, name = parts = path.split("/")
+        hidden = name == _NOT_DATA or any(part.startswith(_HIDDEN) for part in parts)
+        below = not self.name or (len(parts) == 1 and fnmatchcase(name, self.name))
+        return below and not hidden and size > 0
+
+
+def find_sources(store: Store, sources: Sequence[Source], inputs: Path = INPUTS_DIR) -> list[SourceFile]:
+    """The files of every source, in order; ``store`` lends its connection.
+
+    Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name that says no format, too many files),
+    BucketNotFound, as Store.
+    """
+    return [file for index, source in enumerate(sources) for file in _files(store, source, inputs / str(index))]
+
+
+def source_digest(files: Iterable[SourceFile]) -> str:
+    """Identity of the files: another order, name, size or content gives another one."""
+    return digest([[file.uri, file.size, file.tag] for file in files])
+
+
+def _files(store: Store, source: Source, mount: Path) -> list[SourceFile]:
+    if source.config_map:
+        return [_in_config_map(source.config_map, source.format, mount)]
+    uri = source.uri or ""
+    found = _on_hub(uri, source.format) if uri.startswith("hf://") else _in_s3(store.at(uri), uri, source.format)
+    files = list(islice(found, MAX_FILES + 1))
+    if not files:
+        raise _missing(uri)
+    if len(files) > MAX_FILES:
+        raise StageError(
+            Reason.SPEC_INVALID, f"{uri} stands for more than {MAX_FILES} files. Join them into fewer, larger ones."
+        )
+    return sorted(files, key=lambda file: file.uri)
+
+
+def _missing(uri: str) -> StageError:
+    if uri.endswith("/"):
+        problem = "holds no file (empty ones, hidden ones and manifest.json do not count)"
+    else:
+        problem = "matches no file" if "*" in uri.rpartition("/")[2] else "does not exist"
+    return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
+
+
+def _in_config_map(asked: ConfigMapKey, declared: DataFormat | None, mount: Path) -> SourceFile:
+    uri = f"configmap://{asked.name}/{asked.key}"
+    try:
+        content = (mount / asked.key).read_bytes()
+    except OSError:
+        raise StageError(Reason.DATASET_NOT_FOUND, f"ConfigMap {asked.name!r} has no key {asked.key!r}.") from None
+    tag = hashlib.sha256(content).hexdigest()
+
+    def copy_to(target: Path) -> None:
+        target.write_bytes(content)  # a mounted ConfigMap follows its object: what was hashed is what is read
+
+    return SourceFile(uri, len(content), tag, format_of(uri, declared), False, copy_to)
+
+
+def _in_s3(place: Store, uri: str, declared: DataFormat | None) -> Iterator[SourceFile]:
+    pattern = _pattern(uri.removeprefix(f"s3://{place.bucket}/"))
+    entries: Iterable[Entry]
+    if pattern.is_file:
         entry = place.head()
+        entries = [entry] if entry else []
         if entry is None:
             place.require_bucket()
-            raise StageError(Reason.DATASET_NOT_FOUND, f"{source.uri} does not exist.")
-        found.append(entry)
-    return found
+    else:
+        folder = place.at(f"s3://{place.bucket}/{pattern.folder}")
+        entries = (entry for entry in folder.list() if pattern.takes(entry.key, entry.size))
+    for entry in entries:
+        yield _s3_file(place, entry, declared, not pattern.is_file)
 
 
-def source_digest(entries: Sequence[Entry]) -> str:
-    """Identity of the files: another order, size or content gives another one."""
-    return digest([[entry.uri, entry.size, entry.etag] for entry in entries])
+def _s3_file(place: Store, entry: Entry, declared: DataFormat | None, one_of_many: bool) -> SourceFile:
+    def copy_to(target: Path) -> None:
+        if not place.at(entry.uri).download("", target):
+            raise StageError(Reason.DATASET_NOT_FOUND, f"{entry.uri} was deleted while it was being copied.")
+
+    return SourceFile(entry.uri, entry.size, entry.etag, format_of(entry.uri, declared), one_of_many, copy_to)
+
+
+def _on_hub(uri: str, declared: DataFormat | None) -> Iterator[SourceFile]:
+    place = hub_place(uri)
+    pattern = _pattern(place.path)
+    prefix = f"{pattern.folder}/" if pattern.folder else ""
+    for file in list_hub_files(place, pattern.folder, recursive=not pattern.name):
+        if pattern.takes(file.path.removeprefix(prefix), file.size):
+            found = place.uri(file.path)
+            copy_to = partial(fetch_hub_file, place, file)
+            yield SourceFile(found, file.size, file.hash, format_of(found, declared), not pattern.is_file, copy_to)
+
+
+def _pattern(path: str) -> _Pattern:
+    folder, _, name = path.rpartition("/")
+    return _Pattern(folder, name)

@@ -1,0 +1,169 @@
+"""Rows out of Parquet: only columns that are needed, page by page, so that a row group may be larger than memory."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from finetune_jobs.dataset.content import bomb, open_content, size_limit
+from finetune_jobs.dataset.rows import MAX_LINE, Fault, Row, invalid, require_columns, too_long
+from finetune_jobs.progress import Report
+
+_BATCH: Final = 64
+"""Rows in memory at a time: a dictionary page can make every row of a small file as large as its largest text."""
+_PAGES: Final = 1 << 20
+"""Bytes of a column that are read at a time."""
+_REPORTED: Final = 16
+"""Batches between two reports of progress."""
+_ERRORS: Final = (pa.ArrowException, OSError)
+
+
+def read_parquet(path: Path, uri: str, columns: Sequence[str], report: Report | None = None) -> Iterator[Row | Fault]:
+    """Every row, counted from 1; with ``columns`` these only, and each must be text or a whole number.
+
+    Raises StageError (DatasetInvalid) for a file that is no Parquet or damaged (names the column), a column that is
+    missing or of another type, and a decompression bomb.
+    """
+    with _plain(path, uri) as plain, _open(plain, uri) as parquet:
+        _require_schema(parquet.schema_arrow, uri, columns)
+        _require_size(parquet.metadata, uri, plain.stat().st_size)
+        names = list(columns) or list(dict.fromkeys(parquet.schema_arrow.names))
+        yield from _rows(parquet, uri, names, report)
+
+
+def _rows(parquet: Any, uri: str, names: list[str], report: Report | None) -> Iterator[Row | Fault]:
+    total, number = parquet.metadata.num_rows, 0
+    for group in range(parquet.num_row_groups):
+        batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=names, use_threads=False)
+        while (batch := _next(batches, parquet, uri, group, names)) is not None:
+            yield from _batch_rows(batch, number + 1)
+            number += len(batch)
+            if report and number // _BATCH % _REPORTED == 0:
+                report(number, total)
+
+
+def _next(batches: Iterator[Any], parquet: Any, uri: str, group: int, names: Sequence[str]) -> Any:
+    try:
+        return next(batches, None)
+    except _ERRORS as error:
+        column = next((name for name in names if _is_damaged(parquet, group, name)), names[0])
+        problem = f"column {column!r} cannot be read in row group {group + 1} of {parquet.num_row_groups}"
+        raise invalid(uri, f"{problem} ({_first_line(error)}). Upload the file again.") from None
+
+
+def _is_damaged(parquet: Any, group: int, name: str) -> bool:
+    """Whether this column is the one that cannot be read: Arrow's errors do not say which."""
+    try:
+        for _ in parquet.iter_batches(_BATCH, row_groups=[group], columns=[name], use_threads=False):
+            pass
+    except _ERRORS:
+        return True
+    return False
+
+
+def _batch_rows(batch: Any, number: int) -> Iterator[Row | Fault]:
+    faults: dict[int, Fault] = {}
+    values = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        found = _column_faults(column, name, number)
+        values.append(_values(column, found))
+        faults |= found | faults
+    for index, cells in enumerate(zip(*values, strict=True)):
+        yield faults.get(index) or Row(number + index, dict(zip(batch.schema.names, cells, strict=True)))
+
+
+def _column_faults(column: Any, name: str, number: int) -> dict[int, Fault]:
+    """The cells of a batch that are no texts, by their place in the batch."""
+    if not _is_text(column.type):
+        return {}
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    faults = {}
+    if (pc.max(pc.binary_length(column)).as_py() or 0) > MAX_LINE:
+        lengths = pc.binary_length(column).to_pylist()
+        faults = {i: too_long(number + i, "the text", name) for i, size in enumerate(lengths) if (size or 0) > MAX_LINE}
+    try:
+        column.validate(full=True)  # Arrow takes any bytes for text until it is asked
+    except pa.ArrowInvalid:
+        for index in range(len(column)):
+            if bad := _bad_byte(column[index]):
+                faults[index] = Fault(number + index, name, "notUtf8", *bad)
+    return faults
+
+
+def _bad_byte(cell: Any) -> tuple[str, str] | None:
+    raw = cell.as_buffer().to_pybytes() if cell.is_valid else b""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 at byte {error.start + 1}", f"0x{raw[error.start]:02x}"
+    return None
+
+
+def _values(column: Any, faults: dict[int, Fault]) -> list[Any]:
+    if faults:
+        return [None if index in faults else column[index].as_py() for index in range(len(column))]
+    values: list[Any] = column.to_pylist()
+    return [_without_nulls(value) for value in values] if pa.types.is_nested(column.type) else values
+
+
+def _without_nulls(value: Any) -> Any:
+    """Objects without keys that are null: a Parquet struct has all keys in all rows, JSON only those that are set."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _require_schema(schema: Any, uri: str, columns: Sequence[str]) -> None:
+    require_columns(uri, "Parquet file", schema.names, columns)
+    for name in columns:
+        kind = schema.field(name).type
+        if not (_is_text(kind) or pa.types.is_integer(kind)):
+            problem = f"column {name!r} is {str(kind)[:80]}, must be text (string) or a whole number"
+            raise invalid(uri, f"{problem}. Convert it, or name another column in spec.dataset.columns.")
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _require_size(metadata: Any, uri: str, stored: int) -> None:
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    if sum(group.total_byte_size for group in groups) > size_limit(stored):
+        raise invalid(uri, bomb(stored))
+
+
+@contextmanager
+def _plain(path: Path, uri: str) -> Iterator[Path]:
+    """The file without a compression around it: Parquet is read from its end, which a stream cannot do."""
+    with open_content(path, uri) as content:
+        if not content.compressed:
+            yield path
+            return
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".parquet") as plain:
+            shutil.copyfileobj(content.stream, plain)
+            plain.flush()
+            yield Path(plain.name)
+
+
+@contextmanager
+def _open(path: Path, uri: str) -> Iterator[Any]:
+    try:
+        # Without pre_buffer and with a buffer, a column is read by pages instead of by row groups.
+        parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_PAGES)
+    except _ERRORS as error:
+        raise invalid(uri, f"is no Parquet file that can be read ({_first_line(error)}).") from None
+    with parquet:
+        yield parquet
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")

@@ -1,0 +1,89 @@
+"""What readers give: a row with its place in the file, or a fault that says what is wrong with it."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+
+MAX_LINE: Final = 1 << 20
+"""Longest line, row or text of a source in bytes; longer ones are no examples for a language model."""
+
+CHAT_FORMS: Final = (
+    ("messages",),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("conversations",),
+)
+"""Columns that tell the forms which need no spec.dataset.columns (``dataset.shapes``)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source and its place."""
+
+    line: int
+    """The line where it begins (CSV, JSONL), or the number of the row (JSON, Parquet); both count from 1."""
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a row. ``value`` is shown to people in short, and never stored."""
+
+    line: int
+    """As ``Row.line``."""
+    field: str
+    kind: str
+    """Name of the class of faults, for counting."""
+    problem: str
+    value: str = ""
+
+
+def too_long(line: int, subject: str, field: str = "") -> Fault:
+    """The fault of something that is longer than ``MAX_LINE``."""
+    return Fault(line, field, "lineTooLong", f"{subject} is longer than {MAX_LINE} bytes")
+
+
+def invalid(uri: str, problem: str) -> StageError:
+    """The error of a file that cannot be read."""
+    return StageError(Reason.DATASET_INVALID, f"{uri}: {problem}")
+
+
+def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[str]) -> None:
+    """Raises StageError (DatasetInvalid) unless a table has each needed column once.
+
+    Without ``needed`` it must have the columns of one of ``CHAT_FORMS``. ``kind`` names the format for people.
+    """
+    if not needed and not any(set(form) <= set(have) for form in CHAT_FORMS):
+        problem = f"a {kind} needs spec.dataset.columns; the file has the columns {quoted(have)}."
+        raise invalid(uri, problem)
+    for name in needed:
+        if name not in have:
+            hint = did_you_mean(name, have)
+            raise invalid(uri, f"column {name!r} does not exist; the file has {quoted(have)}.{hint}")
+        if have.count(name) > 1:
+            raise invalid(uri, f"column {name!r} exists more than once; the file has {quoted(have)}.")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The known name that is closest to a wrong one, as a question, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names for people: at most twelve, each cut to 40 characters."""
+    shown = ", ".join(repr(name[:40]) for name in names[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+
+
+def sized(count: int) -> str:
+    """A number of bytes for people, with binary prefixes (IEC 80000-13)."""
+    size, units = float(count), iter(("KiB", "MiB", "GiB", "TiB"))
+    unit = "bytes"
+    while size >= 1024 and (larger := next(units, "")):
+        size, unit = size / 1024, larger
+    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
