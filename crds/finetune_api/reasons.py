@@ -49,16 +49,27 @@ class Reason(StrEnum):
     S3_CONDITIONAL_WRITES_UNSUPPORTED = "S3ConditionalWritesUnsupported"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
+    TEACHER_UNAVAILABLE = "TeacherUnavailable"
+    TEACHER_REFUSED = "TeacherRefused"
 
     # What went wrong while running
     OUT_OF_MEMORY = "OutOfMemory"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     LOSS_NOT_FINITE = "LossNotFinite"
+    LOSS_DIVERGED = "LossDiverged"
+    STEP_HUNG = "StepHung"
+    SUPERSEDED = "Superseded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    BUDGET_EXCEEDED = "BudgetExceeded"
     PREEMPTED = "Preempted"
     STAGE_CRASHED = "StageCrashed"
     RESULT_LOST = "ResultLost"
     INTERNAL_ERROR = "InternalError"
+
+    # How a training ended that went well, or well enough: the best weights are kept
+    TRAINING_COMPLETED = "TrainingCompleted"
+    OVERFITTING = "Overfitting"
+    PLATEAU = "Plateau"
 
     # Serving
     SOURCE_NOT_READY = "SourceNotReady"
@@ -98,10 +109,15 @@ REMEDIES: dict[Reason, str] = {
     Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Use a store that honours If-None-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
     Reason.ARTIFACT_CORRUPT: "Delete the damaged object and set spec.rerun of the FineTuneJob to a new value.",
     Reason.ARTIFACT_NOT_FOUND: "Check that the artifact's URI exists and that the credentials may read it.",
+    Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies; its answers are kept, a new spec.rerun goes on.",
+    Reason.TEACHER_REFUSED: "Correct the key in the Secret, the teacher's model or its parameters; its answers so far are kept.",
     Reason.OUT_OF_MEMORY: "Choose a profile with more memory, or lower spec.training.batchSize or maxLength.",
     Reason.CUDA_OUT_OF_MEMORY: "Lower spec.training.batchSize or maxLength, or choose a profile with a larger GPU.",
     Reason.LOSS_NOT_FINITE: "Lower spec.training.learningRate, and look for broken rows in the data.",
+    Reason.LOSS_DIVERGED: "Lower spec.training.learningRate to a half or less.",
+    Reason.STEP_HUNG: "The pod is started again and goes on from its newest checkpoint; if it hangs again, look at the node's GPU.",
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile or raise the profile's deadline, then set spec.rerun to a new value.",
+    Reason.BUDGET_EXCEEDED: "Raise the maxCost that is named here, or ask for less; what is done is kept.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
     Reason.RESULT_LOST: "Set spec.rerun to a new value: finished stages are reused.",
     Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format.",

@@ -18,6 +18,7 @@ from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
@@ -42,7 +43,7 @@ def evaluate(context: Context) -> Made:
         context.scratch / Stage.EXPORT,
         context.scratch / Stage.PREPARE,
         out,
-        method=Method(params.method),
+        tuning=read_tuning(context.scratch / Stage.TRAIN, Method(params.method)),
         task=params.task.type,
         evaluation=params.evaluation,
         progress=context.progress,
@@ -57,20 +58,20 @@ def evaluate(context: Context) -> Made:
 
 def evaluate_models(
     base: Path,
-    adapter: Path,
+    tuned: Path,
     artifact: Path,
     dataset: Path,
     out: Path,
     *,
-    method: Method,
+    tuning: Tuning,
     task: TaskType,
     evaluation: Evaluation,
     progress: Progress,
 ) -> Evaluated:
     """Put test examples to all three models; write ``answers.jsonl``, ``metrics.json`` and ``report.html`` to ``out``.
 
-    The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
-    say. Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    ``tuned`` is train's output. The base is asked in the precision in which it was trained (4-bit for QLoRA), the
+    artifact exactly as its own files say. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
     examples = sample(read_split(dataset, "test"), evaluation.max_samples)
     labels = json.loads((dataset / "labels.json").read_text(encoding="utf-8"))
@@ -80,7 +81,7 @@ def evaluate_models(
         [example.prompt for example in examples], answer_limit(tokenizer, [*labels, *truth]), BATCH_SIZE
     )
     with cuda_memory(f"a model and {BATCH_SIZE} prompts"):
-        answers = _ask_base_and_tuned(base, adapter, method, tokenizer, questions, progress)
+        answers = _ask_base_and_tuned(base, tuned, tuning, tokenizer, questions, progress)
         progress.report(0.6, "loading the artifact")
         answers["artifact"] = generate_answers(
             load_checkpoint(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
@@ -102,15 +103,19 @@ def evaluate_models(
 
 
 def _ask_base_and_tuned(
-    base: Path, adapter: Path, method: Method, tokenizer: Any, questions: Questions, progress: Progress
+    base: Path, tuned: Path, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
 ) -> dict[str, list[str]]:
-    """One loaded base serves both; returning frees its memory before the artifact is loaded."""
+    """One loaded base serves both if it can; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
-    model = load_adapter(load_base(base, method), adapter)
-    with model.disable_adapter():
-        answers = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.35, "base model"))
-    tuned = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.6, "tuned model"))
-    return {"base": answers, "tuned": tuned}
+    model = load_base(base, tuning.quantization)
+    before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.35, "base model"))
+    if tuning.is_adapter:
+        model = load_adapter(model, tuned)
+    else:
+        del model  # before the other one needs its memory
+        model = load_checkpoint(tuned)
+    after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.6, "tuned model"))
+    return {"base": before, "tuned": after}
 
 
 def main() -> None:

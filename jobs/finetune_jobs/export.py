@@ -12,6 +12,7 @@ from finetune_jobs.exporting.dialect import speak_v4
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.quantize import quantize_int8
 from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
+from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
@@ -24,7 +25,7 @@ def export(context: Context) -> Made:
     base, adapter, out = (context.scratch / name for name in ("base", "adapter", "quantized"))
     folders.fetch_folder(context.store, output_folder(Stage.TRAIN, given.upstream.adapter), adapter)
     fetch_base_model(context, base)
-    export_int8(base, adapter, out, Method(params.method), context.progress)
+    export_int8(base, adapter, out, read_tuning(adapter, Method(params.method)), context.progress)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return Made(
         scalars={"format": params.export.format.value, "sizeBytes": str(size)},
@@ -34,14 +35,14 @@ def export(context: Context) -> Made:
     )
 
 
-def export_int8(base: Path, adapter: Path, out: Path, method: Method, progress: Progress) -> None:
+def export_int8(base: Path, tuned: Path, out: Path, tuning: Tuning, progress: Progress) -> None:
     """Write the tuned model to ``out`` as INT8 W8A8 for TGI 3.3, vLLM and transformers 4 and 5.
 
     Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
     with cuda_memory("the merged 16-bit model"):
-        progress.report(0.1, "merging the adapter into the base model")
-        model = merge(base, adapter, method)
+        progress.report(0.1, "merging the adapter into the base model" if tuning.is_adapter else "loading the model")
+        model = merge(base, tuned, tuning)
         progress.report(0.5, "quantising to INT8")
         quantize_int8(model, out)
     copy_tokenizer(base, out)

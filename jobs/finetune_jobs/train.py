@@ -1,39 +1,47 @@
-"""Stage train: base model and prepared data set in, LoRA or QLoRA adapter out."""
+"""Stage train: base model and prepared data set in, adapter or tuned model out."""
+
+import logging
 
 from finetune_api.layout import output_folder, run_folder
 from finetune_api.stages import Stage
+from finetune_api.training import training_warnings
 from finetune_jobs import folders
 from finetune_jobs.basemodel import fetch_base_model
 from finetune_jobs.errors import need
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
 from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.trainer import train_adapter
+from finetune_jobs.training.trainer import Files, train_model
+
+log = logging.getLogger(__name__)
 
 
 def train(context: Context) -> Made:
     """Train as ``params.train`` says; goes on from this run's newest checkpoint after a restart of the pod."""
     given = context.input
     params = need(given.params.train, "params.train")
-    base = context.scratch / "base"
-    dataset = context.scratch / "dataset"
-    folders.fetch_folder(context.store, output_folder(Stage.PREPARE, given.upstream.dataset), dataset)
-    fetch_base_model(context, base)
-    trained = train_adapter(
-        base,
-        dataset,
-        context.scratch / "adapter",
-        params.training,
-        base_uri=given.base_model_uri,
+    files = Files(
+        base=context.scratch / "base",
+        dataset=context.scratch / "dataset",
+        out=context.scratch / "tuned",
         work=context.scratch / "work",
+        base_uri=given.base_model_uri,
+    )
+    folders.fetch_folder(context.store, output_folder(Stage.PREPARE, given.upstream.dataset), files.dataset)
+    fetch_base_model(context, files.base)
+    for warning in training_warnings(params.training):
+        log.warning("%s", warning)
+    trained = train_model(
+        files,
+        params.training,
         checkpoints=Checkpoints(context.store.below(f"{run_folder(given.run)}/checkpoints/{given.input_key[:16]}")),
         progress=context.progress,
         stopping=context.stopping,
     )
     return Made(
         scalars=trained.scalars(),
-        message=f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}.",
-        folder=context.scratch / "adapter",
+        message=f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}",
+        folder=files.out,
         tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes"),
     )
 

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.folders import publish_folder
+from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.store import Store
 from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.trainer import Trained, train_adapter
+from finetune_jobs.training.trainer import Files, Trained, train_model
 
 LABELS: Final = ("refund", "question", "other fox")
 BASE: Final = "base-model"
@@ -63,6 +67,18 @@ def settings(method: Method = Method.QLORA, **changes: Any) -> Training:
     return Training(method=method, **fast | changes)
 
 
+def load_for_training(base: Path, training: Training) -> Any:
+    """The base model as the stage train loads it."""
+    dtype = torch.float32 if training.method is Method.FULL else DTYPE
+    return load_base(base, training.base_quantization, dtype=dtype)
+
+
+def load_tuned(base: Path, tuned: Path, method: Method) -> Any:
+    """What a training left in ``tuned``, on the base that it was trained on."""
+    tuning = read_tuning(tuned, method)
+    return load_adapter(load_base(base, tuning.quantization), tuned) if tuning.is_adapter else load_checkpoint(tuned)
+
+
 def publish_inputs(store: Store, base: Path, dataset: Path) -> Upstream:
     """Put a base model at ``BASE`` below ``store`` and a data set where prepare would; the chain up to there."""
     for file in base.iterdir():
@@ -83,13 +99,9 @@ def run_training(
     stopping: threading.Event | None = None,
 ) -> Trained:
     """Train below ``folder``: the adapter in ``adapter``, local checkpoints in ``work``."""
-    return train_adapter(
-        base,
-        dataset,
-        folder / "adapter",
+    return train_model(
+        Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
         training,
-        base_uri="s3://data/model",
-        work=folder / "work",
         checkpoints=Checkpoints(checkpoints),
         progress=progress or Progress("train"),
         stopping=stopping or threading.Event(),

@@ -11,13 +11,14 @@ import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
-from finetune_api.training import Method
+from finetune_api.training import Method, Training
 from finetune_jobs.artifact import ANSWERS, METRICS, read_answers
 from finetune_jobs.evaluate import evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.progress import Progress
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora
 from tests.support.training import LABELS, row, rows, write_dataset
@@ -27,10 +28,11 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, an adapter, an INT8 artifact (of the base) and a data set."""
+    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base) and a data set."""
     root = tmp_path_factory.mktemp("evaluate")
     base = build_tiny_llama(root / "base")
     build_tiny_lora(root / "adapter", base)
+    build_tiny_llama(root / "whole", seed=5)
     build_tiny_int8(root / "artifact", base)
     write_dataset(root / "dataset", test=rows(30, first=100))
     return root
@@ -43,7 +45,7 @@ def ask(model: Any, base: Path, prompts: list[Any], batch_size: int) -> list[str
 
 def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
     """Prompts of different length together, padded, as each alone. In float32: in 16 bits rounding may decide a tie."""
-    model = load_base(folder / "base", Method.LORA).float()
+    model = load_base(folder / "base").float()
     texts = [f"{n} {text}" for n, text in enumerate(["refund", "what is", "the fox jumps", "parcel " * 9] * 3)]
     prompts = [row(text, "x")["messages"][:-1] for text in texts]
 
@@ -69,7 +71,7 @@ def test_generation_settings_of_a_checkpoint_are_not_used(folder: Path, tmp_path
     (other / "generation_config.json").write_text(json.dumps(settings))
     prompts = [example.prompt for example in read_split(folder / "dataset", "test")]
 
-    answers = [ask(load_base(checkpoint, Method.LORA), base, prompts, 8) for checkpoint in (base, other)]
+    answers = [ask(load_base(checkpoint), base, prompts, 8) for checkpoint in (base, other)]
 
     assert answers[0] == answers[1]
 
@@ -85,11 +87,11 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     progress = Progress("evaluate")
     evaluated = evaluate_models(
         folder / "base",
-        folder / "adapter",
+        folder / ("whole" if method is Method.FULL else "adapter"),
         folder / "artifact",
         folder / "dataset",
         tmp_path / "out",
-        method=method,
+        tuning=Tuning.of(Training(method=method)),
         task=TaskType.CLASSIFICATION,
         evaluation=Evaluation(max_samples=12, golden_prompts=3),
         progress=progress,
@@ -101,7 +103,7 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     limit = answer_limit(load_tokenizer(folder / "base"), LABELS)
     asked = [answer.messages for answer in answers]
     for name, model in {
-        "base": load_base(folder / "base", method),
+        "base": load_base(folder / "base", Training(method=method).base_quantization),
         "artifact": load_checkpoint(folder / "artifact"),
     }.items():
         questions = Questions(asked, limit, 16)
@@ -121,7 +123,7 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
 def test_the_artifact_is_computed_in_its_own_quantisation(folder: Path) -> None:
     """Loaded exactly: INT8 weights change the logits a little, and never by as much as another model would."""
     tokens = torch.arange(4, 60)[None]
-    exact = load_base(folder / "base", Method.LORA)(input_ids=tokens).logits
+    exact = load_base(folder / "base")(input_ids=tokens).logits
     quantised = load_checkpoint(folder / "artifact")(input_ids=tokens).logits
     difference = (quantised - exact).abs().mean() / exact.abs().mean()
     assert 0 < difference < 0.2

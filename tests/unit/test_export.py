@@ -15,7 +15,7 @@ from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
-from finetune_api.training import Method
+from finetune_api.training import Method, Training
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting.dialect import config_v4, speak_v4, tokenizer_config_v4
 from finetune_jobs.exporting.merge import merge
@@ -23,12 +23,13 @@ from finetune_jobs.folders import fetch_folder, publish_folder
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.store import Store
 from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import Ended, pipeline_params, run_process, stage_input
 from tests.support.tiny_model import build_tiny_llama
-from tests.support.training import BASE, publish_inputs, run_training, settings, write_dataset
+from tests.support.training import BASE, load_tuned, publish_inputs, run_training, settings, write_dataset
 
 pytestmark = pytest.mark.unit
 
@@ -85,6 +86,10 @@ def log_probabilities(model: Any, tuned: Tuned) -> torch.Tensor:
     return torch.log_softmax(torch.cat(logits), -1)
 
 
+def tuning_of(method: Method) -> Tuning:
+    return Tuning.of(Training(method=method))
+
+
 def divergence(trained: torch.Tensor, other: torch.Tensor) -> float:
     """Mean Kullback-Leibler divergence per token, in nats."""
     return float((trained.exp() * (trained - other)).sum(-1).mean())
@@ -92,9 +97,9 @@ def divergence(trained: torch.Tensor, other: torch.Tensor) -> float:
 
 @METHODS
 def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
-    trained = log_probabilities(load_adapter(load_base(tuned.base, method), tuned.adapter(method)), tuned)
-    merged = log_probabilities(merge(tuned.base, tuned.adapter(method), method), tuned)
-    untrained = log_probabilities(load_base(tuned.base, method), tuned)
+    trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(method), method), tuned)
+    merged = log_probabilities(merge(tuned.base, tuned.adapter(method), tuning_of(method)), tuned)
+    untrained = log_probabilities(load_base(tuned.base, tuning_of(method).quantization), tuned)
 
     assert divergence(trained, merged) < 1e-3
     assert divergence(trained, untrained) > 1
@@ -103,11 +108,11 @@ def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
 def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:
     """Merging inside the 4-bit weights, or into the original base that the adapter has never seen."""
     adapter = tuned.adapter(Method.QLORA)
-    trained = log_probabilities(load_adapter(load_base(tuned.base, Method.QLORA), adapter), tuned)
-    ours = divergence(trained, log_probabilities(merge(tuned.base, adapter, Method.QLORA), tuned))
+    trained = log_probabilities(load_tuned(tuned.base, adapter, Method.QLORA), tuned)
+    ours = divergence(trained, log_probabilities(merge(tuned.base, adapter, tuning_of(Method.QLORA)), tuned))
 
-    for method in Method:
-        other = load_adapter(load_base(tuned.base, method), adapter).merge_and_unload()
+    for method in (Method.QLORA, Method.LORA):
+        other = load_adapter(load_base(tuned.base, tuning_of(method).quantization), adapter).merge_and_unload()
         assert divergence(trained, log_probabilities(other, tuned)) > 20 * ours
 
 

@@ -61,7 +61,8 @@ def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, 
     manifest = read_manifest(store, folder)
     assert manifest is not None
     assert manifest.facts == second.result.scalars
-    assert set(manifest.facts) == {"steps", "trainLoss", "validationLoss", "tokens", "trainableParameters"}
+    figures = {"steps", "trainLoss", "validationLoss", "tokens", "trainableParameters", "learningRate"}
+    assert set(manifest.facts) == figures | {"batchSize", "gradientAccumulation", "ended"}
     assert manifest.lineage.tools.keys() == {"torch", "transformers", "peft", "trl", "bitsandbytes"}
     config = json.loads(store.get(f"{folder}/adapter_config.json") or b"")
     assert config["base_model_name_or_path"] == store.uri(BASE)

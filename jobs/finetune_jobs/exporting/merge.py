@@ -9,13 +9,15 @@ docs/concepts/training.md.
 from pathlib import Path
 from typing import Any
 
-from finetune_api.training import Method
-from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base
+from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.tuning import Tuning
 
 
-def merge(base: Path, adapter: Path, method: Method) -> Any:
-    """The tuned model as one 16-bit model, computing what base and adapter computed as trained."""
-    model = load_base(base, method)
-    if method is Method.QLORA:
+def merge(base: Path, tuned: Path, tuning: Tuning) -> Any:
+    """The tuned model as one 16-bit model, computing what was computed as trained; ``tuned`` is train's output."""
+    if not tuning.is_adapter:
+        return load_checkpoint(tuned)
+    model = load_base(base, tuning.quantization)
+    if tuning.quantization is not None:
         model = model.dequantize().to(DTYPE)
-    return load_adapter(model, adapter).merge_and_unload()
+    return load_adapter(model, tuned).merge_and_unload()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.reasons import Reason
-from finetune_api.training import Method
+from finetune_api.training import Quantization
 from finetune_jobs.errors import StageError
 
 DTYPE: Final = torch.bfloat16
@@ -26,8 +26,14 @@ def device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def nf4() -> BitsAndBytesConfig:
-    """QLoRA's base: 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv 2305.14314)."""
+def rounding(quantization: Quantization) -> BitsAndBytesConfig:
+    """How bitsandbytes rounds a base model.
+
+    NF4: 4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). INT8: 8 bits per
+    row, outliers of the activations apart (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339).
+    """
+    if quantization is Quantization.INT8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -49,11 +55,11 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_base(folder: Path, method: Method) -> Any:
-    """The base model as ``method`` trains it: nf4 for QLoRA, bfloat16 for LoRA. Raises StageError(ModelUnsupported)."""
-    if method is Method.LORA:
-        return _load(folder)
-    model = _load(folder, quantization_config=nf4())
+def load_base(folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype = DTYPE) -> Any:
+    """The base model, rounded where asked for; the rest in ``dtype``. Raises StageError(ModelUnsupported)."""
+    if quantization is None:
+        return _load(folder, dtype)
+    model = _load(folder, dtype, quantization_config=rounding(quantization))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
@@ -65,7 +71,7 @@ def load_base(folder: Path, method: Method) -> Any:
 
 def load_checkpoint(folder: Path) -> Any:
     """A checkpoint exactly as its files say, e.g. an exported artifact with its own quantisation."""
-    return _load(folder)
+    return _load(folder, DTYPE)
 
 
 def load_adapter(base: Any, folder: Path) -> Any:
@@ -103,7 +109,7 @@ def cuda_memory(load: str) -> Iterator[None]:
         raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory did not hold {load}.") from error
 
 
-def _load(folder: Path, **options: Any) -> Any:
+def _load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     config = json.loads((folder / "config.json").read_text())
     if "auto_map" in config and "model_type" not in config:
@@ -111,11 +117,11 @@ def _load(folder: Path, **options: Any) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=DTYPE,
+            dtype=dtype,
             device_map={"": device()},
             use_safetensors=True,
             trust_remote_code=False,
-            **{name: value for name, value in options.items() if value is not None},
+            **options,
         )
     except (OSError, ValueError) as error:
         raise _unsupported("weights", error) from error

@@ -1,66 +1,157 @@
-"""What happens beside the training steps: progress, checkpoints, and the end by SIGTERM."""
+"""What happens beside the training steps: progress, watchdogs, checkpoints, and the end by SIGTERM."""
 
-import math
+import logging
+import random
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
 from transformers import TrainerCallback
 
 from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.progress import Progress
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.watchdogs import diverged, not_finite, overfits
+
+log = logging.getLogger(__name__)
 
 FIRST: Final = 0.05
 LAST: Final = 0.95
 """The steps take the stage's progress from FIRST to LAST; before is loading, after is publishing."""
+FLUSH_SECONDS: Final = 40.0
+"""So long the last checkpoint may take to reach the store: stage pods have a minute between SIGTERM and SIGKILL."""
 
 
 class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Reports every step, and ends a training whose loss or gradient is no number any more (LossNotFinite)."""
+    """Reports every step, and ends a training that has gone wrong: LossNotFinite, LossDiverged."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._validation = ""
+        self._losses: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A training that goes on judges by its whole history."""
+        self._losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """``logs`` hold ``loss`` and ``grad_norm`` of a step, or ``eval_loss`` of a validation."""
-        for name in ("loss", "grad_norm", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise StageError(
-                    Reason.LOSS_NOT_FINITE,
-                    f"At step {state.global_step} of {state.max_steps} the {name} was {logs[name]} with "
-                    f"spec.training.learningRate {args.learning_rate:g}.",
-                )
-        tokens = int(state.num_input_tokens_seen)
+        self._judge(args, state, logs)
         if "eval_loss" in logs:
             self._validation = f", validation loss {logs['eval_loss']:.3f}"
-            self._progress.measure(validation_loss=logs["eval_loss"], tokens=tokens)
+            if overfits(state.log_history):
+                self._validation += " and rising (overfitting)"
         if "loss" in logs:
-            self._progress.measure(loss=logs["loss"], tokens=tokens)
             self._progress.report(
                 FIRST + (LAST - FIRST) * state.global_step / state.max_steps,
                 f"step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}{self._validation}",
             )
 
+    def _judge(self, args: Any, state: Any, logs: dict[str, float]) -> None:
+        here = f"At step {state.global_step} of {state.max_steps}"
+        rate = f"with learning rate {args.learning_rate:g}"
+        best = f" The best validation loss was {state.best_metric:.4f}." if state.best_metric is not None else ""
+        if name := not_finite(logs):
+            raise StageError(Reason.LOSS_NOT_FINITE, f"{here} the {name} was {logs[name]} {rate}.{best}")
+        if "loss" not in logs:
+            return
+        self._losses.append(logs["loss"])
+        if diverged(self._losses):
+            raise StageError(
+                Reason.LOSS_DIVERGED,
+                f"{here} the loss was {logs['loss']:.2f}, far above the {self._losses[0]:.2f} of the beginning, "
+                f"{rate}.{best}",
+            )
+
 
 class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Keeps checkpoints safe outside the pod; once ``stopping`` is set, does so a last time and ends the training."""
+    """Keeps checkpoints safe outside the pod, by validations and by minutes; once ``stopping`` is set, saves a last
+    time and ends the training, in the middle of a step if need be."""
 
-    def __init__(self, checkpoints: Checkpoints, work: Path, stopping: threading.Event) -> None:
-        self._checkpoints = checkpoints
-        self._work = work
-        self._stopping = stopping
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        work: Path,
+        stopping: threading.Event,
+        *,
+        minutes: int = 0,
+        save: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``minutes``: age of the last checkpoint at which another one is due, 0 for never; ``save`` writes one."""
+        self._checkpoints, self._work, self._stopping = checkpoints, work, stopping
+        self._save, self._clock = save, clock
+        self._interval = 60.0 * minutes
+        self._saved = clock()
+        self._before: _Moment | None = None
+        self._epoch_begins = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An epoch's first step repeats from here, since its order is drawn next; not so when it resumes mid-way."""
+        self._epoch_begins = float(state.epoch or 0.0).is_integer()
+        self._before = _Moment.now(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The weights stay as they are until the step's end: till then a checkpoint of this moment can be written."""
+        if not self._epoch_begins:
+            self._before = _Moment.now(state)
+        self._epoch_begins = False
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step may take longer than the pod has left: the begun one is given up, and repeated by the next pod."""
+        if not self._stopping.is_set():
+            return
+        if self._before:
+            self._before.restore(state)
+        if state.global_step and not (self._work / f"checkpoint-{state.global_step}").exists():
+            self._save()
+        self.on_save(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The last step is validated too, whatever the interval, so that its weights can be the best."""
+        self._checkpoints.check()
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
-        control.should_save = control.should_save or self._stopping.is_set()
+        due = self._interval and self._clock() - self._saved >= self._interval
+        control.should_save = bool(control.should_save or due or self._stopping.is_set())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises StoppedError once the checkpoint of a training that must stop is safe."""
-        self._checkpoints.mirror(self._work)
-        if self._stopping.is_set() and state.global_step < state.max_steps:
-            raise StoppedError(f"The pod was told to stop; step {state.global_step} of {state.max_steps} is saved.")
+        self._saved = self._clock()
+        self._checkpoints.keep(self._work)
+        if not self._stopping.is_set() or state.global_step >= state.max_steps:
+            return
+        here = f"The pod was told to stop; step {state.global_step} of {state.max_steps}"
+        if self._checkpoints.flush(FLUSH_SECONDS) and self._checkpoints.newest_step == state.global_step:
+            raise StoppedError(f"{here} is saved.")
+        raise StoppedError(f"{here} could not be saved in time, step {self._checkpoints.newest_step} is.")
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What a checkpoint holds beside weights and optimiser: the random states that the trainer saves, and a count."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor]
+    tokens: int
+
+    @classmethod
+    def now(cls, state: Any) -> "_Moment":
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, state.num_input_tokens_seen)
+
+    def restore(self, state: Any) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        state.num_input_tokens_seen = self.tokens

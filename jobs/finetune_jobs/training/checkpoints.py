@@ -1,11 +1,23 @@
 """Checkpoints that outlive the pod: the trainer's ``checkpoint-<step>`` folders, kept in the store.
 
-Each is complete once its manifest is there, and is verified when it comes back. Nothing in it is unpickled without
-``weights_only`` (transformers 5 reads optimiser, scheduler and random states that way).
+    <place>/state.json                        which checkpoints count, and which attempt may say so (``ownership``)
+    <place>/attempt-<n>/checkpoint-<step>/    one checkpoint with its manifest
+
+A checkpoint counts from the moment ``state.json`` names it: it was uploaded whole by then and its sizes were looked
+up. It is verified by its hashes when it comes back. Nothing in it is unpickled without ``weights_only`` (transformers
+5 reads optimiser, scheduler and random states that way).
+
+The upload runs beside the training, in a thread of its own that works on hard links, so that the trainer may go on
+and delete its own folders meanwhile. Only the newest snapshot waits: where the store is slower than the training,
+checkpoints are skipped rather than queued up.
 """
 
 import json
 import logging
+import os
+import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +27,8 @@ from finetune_api.stages import Stage
 from finetune_jobs import folders
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Store
+from finetune_jobs.training.ownership import STATE, Ownership
+from finetune_jobs.training.recipe import Batch
 
 log = logging.getLogger(__name__)
 
@@ -22,58 +36,179 @@ _PATTERN: Final = "checkpoint-*"
 _NOT_NEEDED: Final = ("training_args.bin", "README.md")
 """A pickle that only the writing process may read, and a model card."""
 _STATE: Final = "trainer_state.json"
+_SNAPSHOTS: Final = ".snapshots"
 
 
 class Checkpoints:
-    """The checkpoints of one training in ``store``, a place of its own."""
+    """The checkpoints of one training in ``store``, a place of its own that this attempt takes over.
+
+    Raises StageError as Store. Later methods raise StageError (Superseded) when a newer attempt has the place.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._owner = Ownership(store)
+        self._wake = threading.Condition()
+        self._pending: Path | None = None
+        self._busy = False
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
 
-    def mirror(self, work: Path) -> None:
-        """Make the store hold the checkpoints below ``work`` and no others: the new first, then the old go."""
-        local = {folder.name: folder for folder in work.glob(_PATTERN)}
-        for name, folder in local.items():
-            if not self._store.exists(f"{name}/{MANIFEST}"):
-                self._upload(name, folder)
-        for name in self._stored() - local.keys():
-            self._delete(name)
+    # What earlier attempts have found out
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, from 1."""
+        return self._owner.state.attempt
+
+    def batch(self, otherwise: Batch) -> Batch:
+        """The batch that the GPU's memory was found to hold, or ``otherwise``."""
+        state = self._owner.state
+        found = Batch(state.batch_size, state.gradient_accumulation)
+        same = found.size * found.passes == otherwise.size * otherwise.passes
+        return found if found.size and same else otherwise
+
+    def remember_batch(self, batch: Batch) -> None:
+        """Let later attempts begin with this batch."""
+        self._owner.update(batch_size=batch.size, gradient_accumulation=batch.passes)
 
     def restore(self, work: Path) -> Path | None:
         """Bring the store's checkpoints below ``work``; the newest of them, or None where there is none.
 
         A damaged one is dropped with a warning: an older one, or the beginning, costs time and nothing else.
         """
-        for name in self._stored():
+        whole = []
+        for place in self._owner.state.checkpoints:
+            folder = work / place.rpartition("/")[2]
             try:
-                folders.fetch_folder(self._store, name, work / name)
+                folders.fetch_folder(self._store, place, folder)
+                whole.append(place)
             except StageError as error:
-                if error.reason is not Reason.ARTIFACT_CORRUPT:
+                if error.reason not in (Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND):
                     raise
                 log.warning("checkpoint left out: %s", error.message)
-                self._delete(name)
-        restored = sorted(work.glob(_PATTERN), key=lambda folder: int(folder.name.rpartition("-")[2]))
-        for folder in restored:
-            _relocate(folder)
-        return restored[-1] if restored else None
+                shutil.rmtree(folder, ignore_errors=True)
+        if whole != self._owner.state.checkpoints:
+            self._owner.update(checkpoints=whole)
+        return newest(work)
 
-    def _stored(self) -> set[str]:
-        return {entry.key.split("/")[0] for entry in self._store.list() if entry.key.endswith(f"/{MANIFEST}")}
+    # Keeping new ones
+
+    def keep(self, work: Path) -> None:
+        """Have the store hold the checkpoints below ``work`` and no others, as soon as it can.
+
+        Returns at once; raises what made an earlier upload fail for good.
+        """
+        self.check()
+        snapshot = _snapshot(work)
+        with self._wake:
+            replaced, self._pending = self._pending, snapshot
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="checkpoints", daemon=True)
+                self._thread.start()
+            self._wake.notify_all()
+        if replaced:
+            log.warning("the store is slower than the training: a checkpoint was skipped for a newer one")
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    def check(self) -> None:
+        """Raises what made an upload fail for good (no access, superseded); a store that is away is no such thing."""
+        with self._wake:
+            if self._failure:
+                raise self._failure
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was given is in the store; False when that took too long. Raises as ``check``."""
+        deadline = time.monotonic() + seconds
+        with self._wake:
+            while (self._busy or self._pending) and not self._failure:
+                if (left := deadline - time.monotonic()) <= 0:
+                    return False
+                self._wake.wait(left)
+        self.check()
+        return True
+
+    @property
+    def newest_step(self) -> int:
+        """Step of the newest checkpoint that is safe in the store; 0 where there is none."""
+        return max((_step(place) for place in self._owner.state.checkpoints), default=0)
+
+    def _serve(self) -> None:
+        while True:
+            with self._wake:
+                while self._pending is None:
+                    self._wake.wait()
+                snapshot, self._pending, self._busy = self._pending, None, True
+            try:
+                self._mirror(snapshot)
+            except StageError as error:
+                if error.retriable and error.reason is not Reason.SUPERSEDED:
+                    log.warning("checkpoint not saved, the next one will be tried: %s", error.message)
+                else:
+                    self._failure = error
+            except BaseException as error:  # noqa: BLE001 # raised again in the training's own thread
+                self._failure = error
+            shutil.rmtree(snapshot, ignore_errors=True)
+            with self._wake:
+                self._busy = False
+                self._wake.notify_all()
+
+    def _mirror(self, snapshot: Path) -> None:
+        stored = {place.rpartition("/")[2]: place for place in self._owner.state.checkpoints}
+        kept = []
+        for folder in sorted(snapshot.glob(_PATTERN), key=lambda folder: _step(folder.name)):
+            place = stored.get(folder.name) or f"attempt-{self.attempt}/{folder.name}"
+            if folder.name not in stored:
+                self._upload(place, folder)
+            kept.append(place)
+        self._owner.update(checkpoints=kept)
+        self._prune()
 
     def _upload(self, name: str, folder: Path) -> None:
-        for unwanted in _NOT_NEEDED:
-            (folder / unwanted).unlink(missing_ok=True)
         manifest = folders.describe_folder(folder, Stage.TRAIN)
         place = self._store.below(name)
         for file in manifest.files:
             place.upload(file.path, folder / file.path)
+        found = {entry.key: entry.size for entry in place.list()}
+        if short := [file.path for file in manifest.files if found.get(file.path) != file.size]:
+            raise StageError(
+                Reason.S3_UNREACHABLE,
+                f"{place.uri(short[0])} has {found.get(short[0], 0)} bytes after the upload: not what was sent.",
+                retriable=True,
+            )
         place.put(MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
 
-    def _delete(self, name: str) -> None:
-        place = self._store.below(name)
-        place.delete(MANIFEST)  # first: what is left is then no checkpoint any more
-        for entry in place.list():
-            place.delete(entry.key)
+    def _prune(self) -> None:
+        """Delete what no longer counts; a newer attempt's files, which this one may not judge, are left alone."""
+        kept = tuple(f"{place}/" for place in self._owner.state.checkpoints)
+        for entry in self._store.list():
+            number = entry.key.partition("/")[0].rpartition("-")[2]
+            newer = number.isdecimal() and int(number) > self.attempt
+            if entry.key != STATE and not newer and not entry.key.startswith(kept or "/"):
+                self._store.delete(entry.key)
+
+
+def newest(work: Path) -> Path | None:
+    """The newest checkpoint below ``work``, ready to resume from."""
+    found = sorted(work.glob(_PATTERN), key=lambda folder: _step(folder.name))
+    for folder in found:
+        _relocate(folder)
+    return found[-1] if found else None
+
+
+def _step(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+def _snapshot(work: Path) -> Path:
+    """Hard links to all checkpoints as they are now: made in an instant, and the same when the originals are gone."""
+    target = work / _SNAPSHOTS / str(time.monotonic_ns())
+    for folder in work.glob(_PATTERN):
+        shutil.copytree(
+            folder, target / folder.name, copy_function=os.link, ignore=shutil.ignore_patterns(*_NOT_NEEDED)
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _relocate(checkpoint: Path) -> None:
@@ -82,4 +217,6 @@ def _relocate(checkpoint: Path) -> None:
     state = json.loads(path.read_text(encoding="utf-8"))
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
-        path.write_text(json.dumps(state), encoding="utf-8")
+        changed = path.with_suffix(".new")  # never in place: a snapshot that is being uploaded may share the file
+        changed.write_text(json.dumps(state), encoding="utf-8")
+        changed.replace(path)

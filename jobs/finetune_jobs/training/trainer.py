@@ -1,10 +1,11 @@
-"""Training of a LoRA or QLoRA adapter with TRL's SFTTrainer.
+"""Training with TRL's SFTTrainer: an adapter (LoRA, QLoRA) or the whole model.
 
 Why the trainer is subclassed at all (TRL 1.16): off CUDA its loss projects every position through the LM head, though
 only the answer's few tokens carry a label; and it casts QLoRA adapters to bfloat16, where small updates round to
 nothing. Both, and what they cost, are described in docs/concepts/training.md.
 """
 
+import gc
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -24,26 +25,21 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.examples import read_split
-from finetune_jobs.modelling.loading import (
-    copy_tokenizer,
-    cuda_memory,
-    device,
-    load_base,
-    load_tokenizer,
-)
+from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, device, load_base, load_tokenizer
+from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.progress import Progress
-from finetune_jobs.training.callbacks import FIRST, Checkpointing, Reporting
+from finetune_jobs.training import checkpoints as kept
+from finetune_jobs.training.adapter import adapter_config
+from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.encoding import encode_split
+from finetune_jobs.training.recipe import MAX_GRAD_NORM, WARM_UP, Batch, learning_rate, planned_steps
+from finetune_jobs.training.stall import StallWatch
+from finetune_jobs.training.tracking import Measuring
+from finetune_jobs.training.watchdogs import Ending, ending
 
 log = logging.getLogger(__name__)
 
-WARM_UP: Final = 0.03
-"""Share of the steps in which the learning rate rises (QLoRA, Dettmers et al. 2023)."""
-MAX_GRAD_NORM: Final = {Method.QLORA: 0.3, Method.LORA: 1.0}
-"""Gradients are clipped to this norm: QLoRA's own value, and the usual one."""
-PATIENCE: Final = 3
-"""Training stops after this many validations without a better loss."""
 PLAIN_ATTENTION_TOKENS: Final = 128
 """On CPUs, plain attention is a fifth faster than the fused kernel up to here; its memory grows as the square."""
 SCALED_LOGITS: Final = (
@@ -54,6 +50,24 @@ SCALED_LOGITS: Final = (
     "logits_scaling",
 )
 """Settings by which a few architectures change the LM head's output; TRL's own loss knows them all."""
+MAX_SHARD: Final = "5GB"
+"""Largest weight file of a whole model."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a training reads and writes."""
+
+    base: Path
+    """The base model."""
+    dataset: Path
+    """The prepared data set."""
+    out: Path
+    """The result: adapter or model, tokenizer, ``tuning.json`` and ``train_log.jsonl``."""
+    work: Path
+    """Local checkpoints."""
+    base_uri: str
+    """What an adapter names as its base."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +76,17 @@ class Trained:
 
     steps: int
     train_loss: float
-    """Mean over the last steps, as many as lie between two checkpoints."""
+    """Mean over the last steps, as many as lie between two validations."""
     validation_loss: float
     """Of the weights that were kept: the best."""
     tokens: int
     """Tokens that went through the model, without padding."""
     trainable_parameters: int
+    learning_rate: float
+    """At its peak."""
+    batch: Batch
+    """As it fitted into the memory."""
+    ending: Ending
 
     def scalars(self) -> dict[str, str]:
         """The stage's scalars, as docs/reference/stages.md names them."""
@@ -77,77 +96,109 @@ class Trained:
             "validationLoss": f"{self.validation_loss:.4f}",
             "tokens": str(self.tokens),
             "trainableParameters": str(self.trainable_parameters),
+            "learningRate": f"{self.learning_rate:g}",
+            "batchSize": str(self.batch.size),
+            "gradientAccumulation": str(self.batch.passes),
+            "ended": self.ending.reason.value,
         }
 
 
-def train_adapter(
-    base: Path,
-    dataset: Path,
-    out: Path,
+def train_model(
+    files: Files,
     training: Training,
     *,
-    base_uri: str,
-    work: Path,
     checkpoints: Checkpoints,
     progress: Progress,
     stopping: threading.Event,
 ) -> Trained:
-    """Train an adapter over ``base`` on ``dataset``; write it, the tokenizer and ``train_log.jsonl`` to ``out``.
+    """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
 
-    ``work`` holds local checkpoints, ``checkpoints`` the ones that outlive the pod; training goes on from the newest
-    of those. ``base_uri`` is what the adapter names as its base.
+    A GPU whose memory does not hold a pass gets half the examples at a time, and twice the passes: the same training.
 
-    Raises StageError: DatasetInvalid or DatasetTooSmall (the examples), ModelUnsupported, LossNotFinite,
-    CudaOutOfMemory. Raises StoppedError when ``stopping`` ended it, after a last checkpoint.
+    Raises StageError: DatasetInvalid or DatasetTooSmall (the examples), ModelUnsupported, SpecInvalid (layers, rank),
+    LossNotFinite, LossDiverged, CudaOutOfMemory (one example is too much), StepHung, Superseded, and as Store. Raises
+    StoppedError when ``stopping`` ended it, after a last checkpoint.
     """
+    resume = checkpoints.restore(files.work)
+    batch = checkpoints.batch(Batch.of(training))
+    while (trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping)) is None:
+        batch = _smaller(batch, training)
+        checkpoints.remember_batch(batch)
+        gc.collect()  # the model that is gone may sit in reference cycles
+        torch.cuda.empty_cache()
+        resume = kept.newest(files.work)
+    if not checkpoints.flush(FLUSH_SECONDS):
+        log.warning("the last checkpoint is not in the store yet; the result does not need it")
+    return trained
+
+
+def _attempt(
+    files: Files,
+    training: Training,
+    batch: Batch,
+    resume: Path | None,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    stopping: threading.Event,
+) -> Trained | None:
+    """The whole training with this batch, from the base model's files on; None when the memory did not hold it."""
     progress.report(0.0, "loading the base model")
-    tokenizer = load_tokenizer(base)
-    model = load_base(base, training.method)
-    stop = chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, model.generation_config))
-    train, validation = (
-        encode_split(tokenizer, dataset, s, stop, training.max_length) for s in ("train", "validation")
-    )
-    longest = max(len(example.input_ids) for example in [*train, *validation])
-    if device() == "cpu" and longest <= PLAIN_ATTENTION_TOKENS:
-        model.set_attn_implementation("eager")
-    trainer = build_trainer(model, tokenizer, train, validation, training, work)
-    trainer.add_callback(Reporting(progress))
-    trainer.add_callback(Checkpointing(checkpoints, work, stopping))
-    resume = checkpoints.restore(work)
+    try:
+        tokenizer = load_tokenizer(files.base)
+        dtype = torch.float32 if training.method is Method.FULL else DTYPE
+        model = load_base(files.base, training.base_quantization, dtype=dtype)
+        stop = chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, model.generation_config))
+        train, validation = (
+            encode_split(tokenizer, files.dataset, split, stop, training.max_length, training.loss)
+            for split in ("train", "validation")
+        )
+        longest = max(len(example.input_ids) for example in [*train, *validation])
+        if device() == "cpu" and longest <= PLAIN_ATTENTION_TOKENS:
+            model.set_attn_implementation("eager")
+        trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch)
+        trainer.add_callback(Measuring(progress))
+        trainer.add_callback(Reporting(progress))
+        trainer.add_callback(
+            Checkpointing(
+                checkpoints,
+                files.work,
+                stopping,
+                minutes=training.checkpoint_minutes,
+                save=lambda: trainer._save_checkpoint(trainer.model, trial=None),
+            )
+        )
+        _train(trainer, resume, progress)
+    except torch.OutOfMemoryError as error:
+        log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
+        return None
+    _save(trainer, training, files)
+    return _summary(trainer, training, batch)
+
+
+def _train(trainer: "LabelLossTrainer", resume: Path | None, progress: Progress) -> None:
     if resume:
         log.info("training goes on from %s", resume.name)
     progress.report(FIRST, "training")
+    watch = StallWatch()
+    trainer.add_callback(watch)
     with (
+        watch,
         disable_input_dtype_casting(trainer.model),  # PEFT would copy every input to float32 for nothing
-        cuda_memory(f"a batch of {training.batch_size} examples of at most {training.max_length} tokens"),
     ):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    _save(trainer, base, out, base_uri)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-training.checkpoint_steps :]
-    return Trained(
-        steps=trainer.state.global_step,
-        train_loss=sum(losses) / len(losses),
-        validation_loss=trainer.state.best_metric,
-        tokens=int(trainer.state.num_input_tokens_seen),
-        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-    )
 
 
-def encode_split(tokenizer: Any, dataset: Path, split: str, stop: int, max_length: int) -> list[chat.Encoded]:
-    """A split as tokens. Raises StageError: DatasetTooSmall when empty, DatasetInvalid when an example is too long."""
-    encoded = [chat.encode(tokenizer, example.messages, stop) for example in read_split(dataset, split)]
-    if not encoded:
-        raise StageError(Reason.DATASET_TOO_SMALL, f"The {split} split has no examples.")
-    too_long = [(row, len(e.input_ids)) for row, e in enumerate(encoded, start=1) if len(e.input_ids) > max_length]
-    if too_long:
-        rows = ", ".join(f"row {row} has {tokens}" for row, tokens in too_long[:5])
-        longest = max(tokens for _, tokens in too_long)
+def _smaller(batch: Batch, training: Training) -> Batch:
+    """What to try next. Raises StageError (CudaOutOfMemory) when a pass is one example already."""
+    smaller = batch.smaller()
+    if smaller is None:
         raise StageError(
-            Reason.DATASET_INVALID,
-            f"{len(too_long)} of {len(encoded)} examples of the {split} split are longer than spec.training.maxLength "
-            f"{max_length} tokens ({rows}): shorten them, or set maxLength to {longest}.",
+            Reason.CUDA_OUT_OF_MEMORY,
+            f"The GPU's memory did not hold one example of at most {training.max_length} tokens, with method "
+            f"{training.method.value}.",
         )
-    return encoded
+    log.warning("going on with %s examples at a time in %s passes", smaller.size, smaller.passes)
+    return smaller
 
 
 class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
@@ -157,7 +208,7 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy per labelled token, over ``num_items_in_batch`` tokens or those of this batch."""
-        causal = model.get_base_model()
+        causal = model.get_base_model() if isinstance(model, PeftModel) else model
         config = causal.config.get_text_config()
         scaled = any(getattr(config, name, None) is not None for name in SCALED_LOGITS)
         if return_outputs or scaled or self.aux_loss_enabled or inputs["input_ids"].is_cuda:
@@ -180,19 +231,40 @@ def build_trainer(
     validation: list[chat.Encoded],
     training: Training,
     work: Path,
+    batch: Batch,
 ) -> LabelLossTrainer:
-    """The trainer of ``model`` with a fresh adapter on all linear layers, its checkpoints below ``work``."""
+    """The trainer of ``model``, with a fresh adapter unless all of it is trained; its checkpoints go below ``work``.
+
+    Raises StageError (SpecInvalid) as ``adapter_config``.
+    """
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
+    rate = learning_rate(training, model.num_parameters())
+    trainer = LabelLossTrainer(
+        model=model,
+        args=_configuration(training, work, batch, planned_steps(len(train), training), rate),
+        train_dataset=_columns(train),
+        eval_dataset=_columns(validation),
+        processing_class=tokenizer,
+        peft_config=None if training.method is Method.FULL else adapter_config(model, training),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=training.patience)] if training.patience else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def _configuration(training: Training, work: Path, batch: Batch, steps: int, rate: float) -> SFTConfig:
     on_gpu = device() != "cpu"
-    steps = planned_steps(len(train), training)
     interval = min(training.checkpoint_steps, steps)
-    config = SFTConfig(
+    return SFTConfig(
         output_dir=str(work),
         max_steps=steps,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=float(training.learning_rate),
+        per_device_train_batch_size=batch.size,
+        per_device_eval_batch_size=batch.size,
+        gradient_accumulation_steps=batch.passes,
+        learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(steps * WARM_UP),
         max_grad_norm=MAX_GRAD_NORM[training.method],
@@ -218,47 +290,45 @@ def build_trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = LabelLossTrainer(
-        model=model,
-        args=config,
-        train_dataset=_columns(train),
-        eval_dataset=_columns(validation),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=training.rank,
-            lora_alpha=training.alpha,
-            lora_dropout=float(training.dropout),
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=PATIENCE)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return trainer
-
-
-def planned_steps(examples: int, training: Training) -> int:
-    """Optimiser steps: ``epochs`` passes in batches, the last of a pass perhaps smaller; at most ``max_steps``."""
-    batches = math.ceil(examples / training.batch_size)
-    steps = math.ceil(batches / training.gradient_accumulation) * training.epochs
-    return min(steps, training.max_steps) if training.max_steps else steps
 
 
 def _columns(examples: list[chat.Encoded]) -> Dataset:
     return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
 
 
-def _save(trainer: LabelLossTrainer, base: Path, out: Path, base_uri: str) -> None:
-    """The adapter in PEFT's format, without what only concerns this machine, with the base model's own tokenizer."""
-    out.mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(out, safe_serialization=True)
-    (out / "README.md").unlink(missing_ok=True)
-    config = json.loads((out / "adapter_config.json").read_text())
-    config |= {"base_model_name_or_path": base_uri, "target_modules": sorted(config["target_modules"])}
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    copy_tokenizer(base, out)
+def _save(trainer: LabelLossTrainer, training: Training, files: Files) -> None:
+    """The result without what only concerns this machine, with the base model's own tokenizer."""
+    files.out.mkdir(parents=True, exist_ok=True)
+    if training.method is Method.FULL:
+        trainer.model.to(DTYPE).save_pretrained(files.out, safe_serialization=True, max_shard_size=MAX_SHARD)
+    else:
+        _save_adapter(trainer.model, files)
+    copy_tokenizer(files.base, files.out)
+    write_tuning(files.out, Tuning.of(training))
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-    (out / "train_log.jsonl").write_text(history)
+    (files.out / "train_log.jsonl").write_text(history)
+
+
+def _save_adapter(model: Any, files: Files) -> None:
+    """In PEFT's format."""
+    model.save_pretrained(files.out, safe_serialization=True)
+    (files.out / "README.md").unlink(missing_ok=True)
+    path = files.out / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config |= {"base_model_name_or_path": files.base_uri, "target_modules": sorted(config["target_modules"])}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch) -> Trained:
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-training.checkpoint_steps :]
+    return Trained(
+        steps=state.global_step,
+        train_loss=sum(losses) / len(losses),
+        validation_loss=state.best_metric,
+        tokens=int(state.num_input_tokens_seen),
+        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        learning_rate=trainer.args.learning_rate,
+        batch=batch,
+        ending=ending(state.log_history, state.global_step, state.max_steps),
+    )

@@ -1,0 +1,48 @@
+"""What the stage train leaves: an adapter or a whole model, and on which base it was trained.
+
+The folder says so itself (``tuning.json``), so that whoever reads it rebuilds exactly what was trained.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from finetune_api.base import WireModel
+from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.documents import parse_json
+
+TUNING: Final = "tuning.json"
+
+
+class Tuning(WireModel):
+    """Content of ``tuning.json``."""
+
+    schema_version: int = 1
+    method: Method
+    quantization: Quantization | None = None
+    """How the base was rounded while the adapter was trained; None: 16 bits."""
+
+    @classmethod
+    def of(cls, training: Training) -> "Tuning":
+        """What a training with these settings leaves."""
+        return cls(method=training.method, quantization=training.base_quantization)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter; otherwise a whole model."""
+        return self.method is not Method.FULL
+
+
+def write_tuning(folder: Path, tuning: Tuning) -> None:
+    """Let the folder say what it holds."""
+    (folder / TUNING).write_text(tuning.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+
+
+def read_tuning(folder: Path, method: Method) -> Tuning:
+    """What the folder holds; ``method`` is taken for folders of older versions, which do not say it themselves.
+
+    Raises StageError (ArtifactCorrupt) for a file that cannot be read.
+    """
+    path = folder / TUNING
+    if not path.exists():
+        return Tuning.of(Training(method=method))
+    return parse_json(path.read_bytes(), Tuning, TUNING)

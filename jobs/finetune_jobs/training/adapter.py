@@ -1,0 +1,73 @@
+"""Which layers get an adapter, and of what kind."""
+
+from typing import Any
+
+from peft import LoraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from finetune_api.reasons import Reason
+from finetune_api.training import Training
+from finetune_jobs.errors import StageError
+
+_SHOWN = 12
+"""Names of layers in a message."""
+
+
+def adapter_config(model: Any, training: Training) -> LoraConfig:
+    """The adapter that the spec asks for: LoRA (Hu et al. 2021), or with the changes of DoRA and rsLoRA.
+
+    Raises StageError (SpecInvalid): ``targetModules`` names a layer that the model does not have, or ``rank`` is more
+    than the layers can use.
+    """
+    _require_layers(linear_layers(model), training, type(model).__name__)
+    return LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=float(training.dropout),
+        use_rslora=training.rslora,
+        use_dora=training.dora,
+        target_modules=list(training.target_modules) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def linear_layers(model: Any) -> dict[str, int]:
+    """Every layer that can get an adapter, by its full name: the smaller side of its weight, the most rank it has."""
+    head = model.get_output_embeddings()
+    return {
+        name: _smaller_side(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def _smaller_side(layer: Any) -> int:
+    if isinstance(layer, Conv1D):
+        return int(min(layer.weight.shape))
+    return int(min(layer.in_features, layer.out_features))  # a 4-bit weight's own shape is that of its packed bytes
+
+
+def _require_layers(layers: dict[str, int], training: Training, architecture: str) -> None:
+    if not training.target_modules:
+        _require_rank(training.rank, "any linear layer", max(layers.values()))
+    for target in training.target_modules:
+        sides = [side for name, side in layers.items() if name == target or name.endswith(f".{target}")]
+        if not sides:
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"spec.training.targetModules names {target!r}, which is no linear layer of {architecture} that can "
+                f"get an adapter. There are: {', '.join(known[:_SHOWN])}{', …' if len(known) > _SHOWN else ''}. "
+                "Left out, all of them are trained.",
+            )
+        _require_rank(training.rank, target, max(sides))
+
+
+def _require_rank(rank: int, layer: str, limit: int) -> None:
+    if rank > limit:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"spec.training.rank {rank} is more than {layer} can use, whose smaller side is {limit}: set it to {limit} "
+            "at most; 16 suits most tasks.",
+        )

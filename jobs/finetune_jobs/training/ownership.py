@@ -1,0 +1,98 @@
+"""Which process may write a training's state: the newest attempt, and no other.
+
+A pod that was cut off from its node goes on for a while after its replacement has started. Both see the same place in
+the store, so every attempt begins by raising a number there (compare and swap), and every later write of the state
+is conditional on the object being the one that this attempt wrote last. An attempt that lost the place cannot change
+it any more, and stops (a fencing token, Kleppmann, "How to do distributed locking", 2016).
+"""
+
+import logging
+import threading
+from typing import Any, Final
+
+from finetune_api.base import WireModel
+from finetune_api.reasons import Reason
+from finetune_jobs.documents import parse_json
+from finetune_jobs.errors import StageError
+from finetune_jobs.store import Store
+
+log = logging.getLogger(__name__)
+
+STATE: Final = "state.json"
+_TRIES: Final = 10
+"""Attempts that may begin at the same moment."""
+
+
+class RunState(WireModel):
+    """Content of ``state.json``: what an attempt must know of those before it."""
+
+    schema_version: int = 1
+    attempt: int = 0
+    """Number of the attempt that owns the place."""
+    batch_size: int = 0
+    """Examples per pass that the GPU's memory was found to hold; 0: the spec's."""
+    gradient_accumulation: int = 0
+    """Passes per step that go with it."""
+    checkpoints: list[str] = []
+    """Folders of the complete checkpoints; anything else in the place is left over."""
+
+
+class Ownership:
+    """The right of one attempt to write ``state.json`` in a place of the store; thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        """Take the place over from whatever attempt had it."""
+        self._store = store
+        self._lock = threading.Lock()
+        self._state, self._etag = self._take()
+
+    @property
+    def state(self) -> RunState:
+        """The state as this attempt last wrote it."""
+        return self._state
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state. Raises StageError (Superseded) when a newer attempt owns the place."""
+        with self._lock:
+            state = self._state.model_copy(update=changes)
+            if not self._store.replace(STATE, _content(state), self._etag):
+                raise self._superseded()
+            self._state, self._etag = self._written(state)
+
+    def _take(self) -> tuple[RunState, str]:
+        for _ in range(_TRIES):
+            found = self._store.get_tagged(STATE)
+            before = self._parse(found[0]) if found else RunState()
+            state = before.model_copy(update={"attempt": before.attempt + 1})
+            content = _content(state)
+            if self._store.replace(STATE, content, found[1]) if found else self._store.put_if_absent(STATE, content):
+                return self._written(state)
+        raise StageError(
+            Reason.S3_UNREACHABLE, f"{self._store.uri(STATE)} is being changed by other writers.", retriable=True
+        )
+
+    def _written(self, state: RunState) -> tuple[RunState, str]:
+        """The state that was just written with its new tag, unless another attempt was quicker than this look."""
+        found = self._store.get_tagged(STATE)
+        if found is None or found[0] != _content(state):
+            raise self._superseded()
+        return state, found[1]
+
+    def _parse(self, content: bytes) -> RunState:
+        try:
+            return parse_json(content, RunState, self._store.uri(STATE))
+        except StageError as error:  # the training begins anew: that costs time and nothing else
+            log.warning("state left out: %s", error.message)
+            return RunState()
+
+    def _superseded(self) -> StageError:
+        return StageError(
+            Reason.SUPERSEDED,
+            f"A newer attempt at this training has taken over {self._store.uri()}: this one stops and writes nothing "
+            "more.",
+            retriable=True,
+        )
+
+
+def _content(state: RunState) -> bytes:
+    return state.model_dump_json(by_alias=True, indent=1).encode()

@@ -1,0 +1,54 @@
+"""The numbers of a training that are not left to the spec, and what follows from the spec's. Pure arithmetic."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.training import Method, Training
+
+WARM_UP: Final = 0.03
+"""Share of the steps in which the learning rate rises (QLoRA, Dettmers et al. 2023)."""
+MAX_GRAD_NORM: Final = {Method.QLORA: 0.3, Method.LORA: 1.0, Method.FULL: 1.0}
+"""Gradients are clipped to this norm: QLoRA's own value, and the usual one."""
+LARGE_MODEL: Final = 14_000_000_000
+"""Parameters above which the learning rate is halved: QLoRA used 2e-4 for 7B and 13B, 1e-4 for 33B and 65B."""
+ADAPTER_RATE: Final = 2e-4
+FULL_SHARE: Final = 0.1
+"""The best rate of full fine-tuning is a tenth of an adapter's ("LoRA Without Regret", Thinking Machines 2025)."""
+
+
+def learning_rate(training: Training, parameters: int) -> float:
+    """The peak rate: the spec's, or what suits the method and a model of so many parameters."""
+    if training.learning_rate is not None:
+        return float(training.learning_rate)
+    rate = ADAPTER_RATE / 2 if parameters > LARGE_MODEL else ADAPTER_RATE
+    return rate * FULL_SHARE if training.method is Method.FULL else rate
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How an optimiser step's examples go through the model: ``passes`` times ``size`` of them."""
+
+    size: int
+    passes: int
+
+    @classmethod
+    def of(cls, training: Training) -> "Batch":
+        """As the spec says."""
+        return cls(training.batch_size, training.gradient_accumulation)
+
+    def smaller(self) -> "Batch | None":
+        """The same examples per step in passes of at most half the size; None when a pass is one example already."""
+        examples = self.size * self.passes
+        size = next((size for size in range(self.size // 2, 0, -1) if examples % size == 0), None)
+        return None if size is None else Batch(size, examples // size)
+
+
+def planned_steps(examples: int, training: Training) -> int:
+    """Optimiser steps: ``epochs`` passes in batches, the last of a pass perhaps smaller; at most ``max_steps``.
+
+    The same for each way to divide a step's examples into passes: rounding up twice is rounding up once.
+    """
+    batch = Batch.of(training)
+    steps = math.ceil(examples / (batch.size * batch.passes)) * training.epochs
+    return min(steps, training.max_steps) if training.max_steps else steps

@@ -1,0 +1,75 @@
+"""What tells a training that goes well from one that does not: pure judgements over the losses so far."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_api.reasons import Reason
+
+History = Sequence[Mapping[str, Any]]
+"""The trainer's log: entries with ``loss`` (of a step) or ``eval_loss`` (of a validation), in order."""
+
+WINDOW: Final = 10
+"""Steps whose mean loss counts; one step's loss says little."""
+DIVERGED: Final = 1.0
+"""Nats per token above the beginning: the perplexity is e times that of the untrained model."""
+WORSE: Final = 1.01
+"""A validation loss this many times the best is a rise; less is noise."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a training came to its end."""
+
+    reason: Reason
+    message: str
+    """A sentence for people."""
+
+
+def not_finite(logs: Mapping[str, float]) -> str:
+    """Name of the first measure that is no number any more, or an empty string."""
+    return next((name for name in ("loss", "grad_norm", "eval_loss") if not math.isfinite(logs.get(name, 0.0))), "")
+
+
+def diverged(losses: Sequence[float]) -> bool:
+    """Whether the newest steps are far worse than the first ones: the steps are too large."""
+    return len(losses) >= 2 * WINDOW and _mean(losses[-WINDOW:]) > _mean(losses[:WINDOW]) + DIVERGED
+
+
+def overfits(history: History) -> bool:
+    """Whether the last two validations were worse than the best one, while the training loss went on falling."""
+    validations = [(place, entry["eval_loss"]) for place, entry in enumerate(history) if "eval_loss" in entry]
+    if len(validations) < 3:
+        return False
+    best_place, best = min(validations, key=lambda validation: validation[1])
+    after = [loss for place, loss in validations if place > best_place]
+    learnt, since = (_losses(part) for part in (history[:best_place], history[best_place:]))
+    rises = len(after) >= 2 and all(loss > best * WORSE for loss in after[-2:])
+    return rises and bool(learnt and since) and _mean(since[-WINDOW:]) < _mean(learnt[-WINDOW:])
+
+
+def ending(history: History, steps: int, planned: int) -> Ending:
+    """Why a training ended after ``steps`` of ``planned`` steps; the best weights are kept in each case."""
+    validations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    step, best = min(validations, key=lambda validation: validation[1])
+    kept = f"the weights of step {step} are kept (validation loss {best:.4f})"
+    if overfits(history):
+        return Ending(
+            Reason.OVERFITTING,
+            f"After step {step} the validation loss rose to {validations[-1][1]:.4f} while the training loss fell; "
+            f"{kept}. More or more varied examples would help, or fewer epochs.",
+        )
+    if steps < planned:
+        return Ending(
+            Reason.PLATEAU, f"The validation loss fell no further, so step {steps} of {planned} was the last; {kept}."
+        )
+    return Ending(Reason.TRAINING_COMPLETED, f"All {planned} steps are done; {kept}.")
+
+
+def _losses(history: History) -> list[float]:
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
