@@ -1,0 +1,133 @@
+"""Distillation: a larger model, the teacher, answers prompts, and its answers become the examples."""
+
+from decimal import Decimal as Number
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field, model_validator
+
+from finetune_api.base import ApiModel, Decimal
+from finetune_api.rules import Rule
+from finetune_api.storage import SECRET_NAME
+
+TEACHER_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/v1$"
+MODEL_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
+MAX_TEMPERATURE: Final = 2
+"""Highest temperature that OpenAI's API takes."""
+
+_COST_NEEDS_PRICES: Final = Rule(
+    "double(self.maxCost) == 0.0 || double(self.prices.usdPerMillionInputTokens) > 0.0 || "
+    "double(self.prices.usdPerMillionOutputTokens) > 0.0",
+    "maxCost needs prices: without them nothing is ever too expensive",
+)
+_SAMPLES_NEED_CHANCE: Final = Rule(
+    "self.samplesPerPrompt == 1 || !has(self.temperature) || double(self.temperature) > 0.0",
+    "samplesPerPrompt above 1 needs a temperature above 0: all answers to a prompt would be the same",
+)
+_WARM_AT_MOST: Final = Rule(
+    f"!has(self.temperature) || double(self.temperature) <= {MAX_TEMPERATURE}.0",
+    f"temperature may be {MAX_TEMPERATURE} at most",
+)
+_WORDS_IN_ORDER: Final = Rule(
+    "self.maxAnswerWords == 0 || self.minAnswerWords <= self.maxAnswerWords",
+    "minAnswerWords must not be above maxAnswerWords",
+)
+
+
+class TeacherCredentials(ApiModel):
+    """The teacher's API key, in a Secret of the same namespace. The pod reads it; the operator never does."""
+
+    secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
+    """Name of the Secret, in the namespace of this resource."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "OPENAI_API_KEY"
+    """Key of the Secret that holds the API key."""
+
+
+class TeacherRef(ApiModel):
+    """A model behind any server that speaks OpenAI's chat API."""
+
+    url: Annotated[str, Field(pattern=TEACHER_URL, min_length=10, max_length=253)]
+    """Base URL, which ends in /v1, e.g. https://api.openai.com/v1 or http://vllm.models.svc:8000/v1."""
+    model: Annotated[str, Field(pattern=MODEL_NAME, min_length=1, max_length=128)]
+    """Name of the model as the server knows it."""
+    credentials: TeacherCredentials | None = None
+    """Secret with the API key; leave it out for a server that asks for none."""
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
+    """A request that takes longer is given up and tried again."""
+
+
+class TeacherPrices(ApiModel):
+    """What the teacher costs. Both 0: tokens are counted, money is not."""
+
+    usd_per_million_input_tokens: Decimal = "0"
+    """US dollars for a million tokens of prompts."""
+    usd_per_million_output_tokens: Decimal = "0"
+    """US dollars for a million tokens of answers."""
+
+
+class AnswerDuplicates(StrEnum):
+    """What becomes of an answer that was given before."""
+
+    KEEP = "Keep"
+    WITHIN_PROMPT = "WithinPrompt"
+    DROP = "Drop"
+
+
+class Distillation(ApiModel):
+    """Have a teacher answer the rows of the sources, which are then prompts and need no answers of their own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule.as_schema() for rule in (_COST_NEEDS_PRICES, _SAMPLES_NEED_CHANCE, _WARM_AT_MOST, _WORDS_IN_ORDER)
+            ]
+        }
+    )
+
+    teacher: TeacherRef
+    """Who answers."""
+    instruction: Annotated[str, Field(max_length=16384)] = ""
+    """System prompt for the teacher alone, e.g. with all that it must know; dataset.instruction is the student's."""
+    question_template: Annotated[str, Field(min_length=10, max_length=4096, pattern=r"\{document\}")] | None = None
+    """Makes a prompt of a document: {document} stands for the row's text. Left out, the row's text is the prompt."""
+    samples_per_prompt: Annotated[int, Field(ge=1, le=16)] = 1
+    """Answers that are asked for each prompt."""
+    temperature: Decimal | None = None
+    """Sampling temperature, 0 to 2; left out, the teacher's own default, the only one that some models take."""
+    max_answer_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
+    """Longest answer; one that was cut there is left out."""
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+    """Requests at a time."""
+    requests_per_minute: Annotated[int, Field(ge=0, le=100000)] = 0
+    """Most requests in a minute, evenly spread; 0: as many as are answered."""
+    deadline_minutes: Annotated[int, Field(ge=0, le=10080)] = 0
+    """The job fails if the teacher needs longer; its answers are kept for the next run. 0: the stage's own deadline."""
+    prices: TeacherPrices = TeacherPrices()
+    """What the teacher costs."""
+    max_cost: Decimal = "0"
+    """US dollars. No request is sent that could lead beyond; prompts that were not asked are left out. 0: no limit."""
+    answer_schema: Annotated[str, Field(max_length=8192)] = ""
+    """JSON Schema (draft 2020-12) as text; an answer that is not JSON of this form is left out."""
+    min_answer_words: Annotated[int, Field(ge=1, le=10000)] = 1
+    """A shorter answer is left out."""
+    max_answer_words: Annotated[int, Field(ge=0, le=100000)] = 0
+    """A longer answer is left out; 0: any length."""
+    drop_refusals: bool = True
+    """Leave out answers such as "I'm sorry, but I can't help with that"."""
+    duplicates: AnswerDuplicates = AnswerDuplicates.WITHIN_PROMPT
+    """Keep: all stay; WithinPrompt: no prompt keeps two equal answers; Drop: no equal nor near ones, for free text."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Distillation":
+        warmth = None if self.temperature is None else Number(self.temperature)
+        prices = (self.prices.usd_per_million_input_tokens, self.prices.usd_per_million_output_tokens)
+        broken = {
+            _COST_NEEDS_PRICES: Number(self.max_cost) > 0 and not any(map(Number, prices)),
+            _SAMPLES_NEED_CHANCE: self.samples_per_prompt > 1 and warmth == 0,
+            _WARM_AT_MOST: warmth is not None and warmth > MAX_TEMPERATURE,
+            _WORDS_IN_ORDER: 0 < self.max_answer_words < self.min_answer_words,
+        }
+        for rule, is_broken in broken.items():
+            if is_broken:
+                raise ValueError(rule.message)
+        return self

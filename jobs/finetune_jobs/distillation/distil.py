@@ -1,0 +1,223 @@
+"""Distillation as one story: collect the prompts, ask the teacher, keep what it answers, hand on what is good.
+
+Answers arrive in any order and are kept in the journal; afterwards they are handed on in the order of the prompts, so
+that the same answers make the same data set however many requests ran at a time.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import IO, Any
+
+from finetune_api.distillation import Distillation
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset.readers import Fault
+from finetune_jobs.dataset.shapes import Message
+from finetune_jobs.dataset.validation import Faults, shorten
+from finetune_jobs.distillation.filters import AnswerRules, Near
+from finetune_jobs.distillation.inquiry import Inquiry
+from finetune_jobs.distillation.journal import Journal
+from finetune_jobs.distillation.money import Tokens
+from finetune_jobs.distillation.pace import PATIENCE, Patience
+from finetune_jobs.distillation.prompts import Prompt, Question, questions, recipe
+from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.errors import StageError
+from finetune_jobs.progress import Report
+
+log = logging.getLogger(__name__)
+
+Take = Callable[[Prompt, list[Message]], None]
+"""Told each example: its prompt, and the messages that end with the teacher's answer."""
+
+
+@dataclass
+class Distilled:
+    """What became of the prompts."""
+
+    prompts: int = 0
+    """Different prompts."""
+    repeated: int = 0
+    """Prompts left out because an earlier one is the same."""
+    wanted: int = 0
+    """Answers to have: ``samplesPerPrompt`` for each prompt."""
+    answered: int = 0
+    """Answers that came now."""
+    reused: int = 0
+    """Answers that an earlier pod or run has asked for."""
+    unasked: int = 0
+    """Answers that were not asked for, because of ``maxCost``."""
+    examples: int = 0
+    """Answers that passed the filters."""
+    tokens: Tokens = field(default_factory=Tokens)
+    """What all requests used, with those of earlier pods and runs."""
+    cost: Decimal = Decimal()
+    """US dollars for these tokens."""
+    faults: Faults = field(default_factory=Faults)
+    """Answers that did not come or were left out."""
+
+    def scalars(self) -> dict[str, str]:
+        """The figures for the stage's result."""
+        return {
+            "prompts": str(self.prompts),
+            "answers": str(self.answered + self.reused),
+            "answersUnasked": str(self.unasked),
+            "answersLeftOut": str(self.faults.total),
+            "teacherInputTokens": str(self.tokens.input),
+            "teacherOutputTokens": str(self.tokens.output),
+            "teacherCostUsd": f"{self.cost:.4f}",
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The figures for the report; nothing of prompts or answers."""
+        counts = {"prompts": self.prompts, "repeatedPrompts": self.repeated, "wanted": self.wanted}
+        counts |= {"answered": self.answered, "reused": self.reused, "unasked": self.unasked, "examples": self.examples}
+        tokens = {"input": self.tokens.input, "output": self.tokens.output, "estimated": self.tokens.estimated}
+        filters = dict(sorted(self.faults.kinds.items()))
+        return counts | {
+            "tokens": tokens,
+            "costUsd": f"{self.cost:.6f}",
+            "filters": filters,
+            "errors": self.faults.stored(),
+        }
+
+    def message(self) -> str:
+        """The figures for people."""
+        text = (
+            f"The teacher gave {self.answered + self.reused} of {self.wanted} answers for {self.cost:.2f} USD; "
+            f"{self.examples} are examples."
+        )
+        if self.unasked:
+            text += f" {self.unasked} were not asked for: they could have led beyond maxCost."
+        if self.faults.total:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.faults.kinds.items()))
+            text += f" Left out: {kinds}."
+        return text
+
+
+def distil(
+    prompts: Iterable[Prompt],
+    config: Distillation,
+    teacher: Teacher,
+    journal: Journal,
+    take: Take,
+    *,
+    report: Report | None = None,
+    stopping: threading.Event | None = None,
+    near: Near | None = None,
+    patience: Patience = PATIENCE,
+) -> Distilled:
+    """Have every prompt answered, and hand each good answer to ``take``, in the order of the prompts.
+
+    ``report`` is told how many answers have come; ``near`` finds near duplicates among answers. What is answered is in
+    the journal whatever happens: also when ``stopping`` is set (StoppedError) and when this raises StageError:
+    TeacherUnavailable, TeacherRefused, BudgetExceeded (not one answer can be paid), DeadlineExceeded, SpecInvalid (the
+    answers' schema), or as Store.
+    """
+    rules = AnswerRules(config, near)
+    made = Distilled()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        spool = _Spool(file, config)
+        _collect(prompts, spool, made)
+        count = _announce(spool, teacher, journal)
+        inquiry = Inquiry(config, teacher, journal, patience)
+        try:
+            asyncio.run(inquiry.run(_open(spool, journal), count, report, stopping or threading.Event()))
+        finally:
+            journal.flush()
+        made.answered = inquiry.answered
+        made.tokens, made.cost = inquiry.budget.spent, inquiry.budget.cost
+        _hand_on(spool, journal, inquiry.given_up, rules, take, made)
+    _require_an_answer(made, config, teacher)
+    return made
+
+
+class _Spool:
+    """The prompts in a file: they are gone through three times, and may be more than memory holds."""
+
+    def __init__(self, file: IO[str], config: Distillation) -> None:
+        self._file, self._config = file, config
+        self._recipe = recipe(config)
+
+    def add(self, prompt: Prompt) -> None:
+        """Append a prompt."""
+        self._file.write(json.dumps([prompt.text, prompt.source, prompt.line]) + "\n")
+
+    def questions(self) -> Iterator[Question]:
+        """What to ask, in the order of the prompts. One iteration at a time."""
+        self._file.seek(0)
+        for line in self._file:
+            yield from questions(Prompt(*json.loads(line)), self._config, self._recipe)
+
+
+def _collect(prompts: Iterable[Prompt], spool: _Spool, made: Distilled) -> None:
+    """Every prompt once (memory: about 100 bytes a prompt)."""
+    known: set[bytes] = set()
+    for prompt in prompts:
+        mark = hashlib.sha256(prompt.text.encode()).digest()
+        if mark in known:
+            made.repeated += 1
+        else:
+            known.add(mark)
+            spool.add(prompt)
+            made.prompts += 1
+
+
+def _open(spool: _Spool, journal: Journal) -> Iterator[Question]:
+    """Questions without an answer."""
+    return (question for question in spool.questions() if question.identity not in journal)
+
+
+def _announce(spool: _Spool, teacher: Teacher, journal: Journal) -> int:
+    """How many answers to ask for; says so, and what they may cost."""
+    count, most = 0, Tokens()
+    for question in _open(spool, journal):
+        count += 1
+        most += teacher.most(question.prompt.text)
+    log.info(
+        "%s answers to ask for, of at most %s tokens for about %s tokens of prompts; %s are there from before",
+        count,
+        most.output,
+        most.input,
+        journal.found,
+    )
+    return count
+
+
+def _hand_on(
+    spool: _Spool, journal: Journal, given_up: Mapping[str, Fault], rules: AnswerRules, take: Take, made: Distilled
+) -> None:
+    for question in spool.questions():
+        made.wanted += 1
+        prompt, answer = question.prompt, journal.find(question.identity)
+        if answer is None and question.identity not in given_up:
+            made.unasked += 1
+            continue
+        verdict = rules.judge(answer, prompt) if answer else given_up[question.identity]
+        if isinstance(verdict, Fault):
+            made.faults.add(prompt.source, verdict)
+        else:
+            made.examples += 1
+            take(prompt, [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": verdict}])
+    made.reused = made.wanted - made.unasked - len(given_up) - made.answered
+
+
+def _require_an_answer(made: Distilled, config: Distillation, teacher: Teacher) -> None:
+    if made.answered or made.reused or not made.wanted:
+        return
+    if made.unasked:
+        raise StageError(
+            Reason.BUDGET_EXCEEDED,
+            f"spec.dataset.distillation.maxCost ({config.max_cost} USD, {made.cost:.6f} are spent) pays for no answer, "
+            f"which may have {config.max_answer_tokens} tokens.",
+        )
+    raise StageError(
+        Reason.TEACHER_UNAVAILABLE,
+        f"{teacher.url}: none of {made.wanted} prompts was answered: {shorten(made.faults.sentences(), 600)}.",
+        retriable=True,
+    )

@@ -1,0 +1,145 @@
+"""Which answers may become examples: complete, of the right form and length, no refusals, no repetitions (pure)."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from finetune_api.distillation import AnswerDuplicates, Distillation
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset.readers import Fault, Row
+from finetune_jobs.dataset.shapes import shape
+from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, Answer
+from finetune_jobs.distillation.prompts import Prompt
+from finetune_jobs.errors import StageError
+
+Near = Callable[[str], bool]
+"""Whether an answer is nearly the same as one that it was asked about before."""
+
+ANSWER: Final = "answer"
+"""Field of the faults of answers."""
+
+_FENCE: Final = re.compile(r"```[a-zA-Z]*\s*\n(.*?)\n?\s*```", re.DOTALL)
+_CANNOT: Final = r"(?:i|we) ?(?:can ?not|can't|won't|will not|(?:am|'m|are|'re) (?:not able|unable|not allowed) to)"
+_HELP: Final = r"(?:help|assist|comply|fulfil|do (?:that|this)|answer (?:that|this)|discuss|engage|continue)\b"
+_REFUSAL: Final = re.compile(
+    "|".join(
+        (
+            rf"(?:i(?:'m| am) )?(?:very |so |really )?sorry\b[^.!?]{{0,60}}?\b{_CANNOT}",
+            rf"(?:i )?apologi[sz]e\b[^.!?]{{0,60}}?\b{_CANNOT}",
+            rf"(?:unfortunately,? )?{_CANNOT} {_HELP}",
+            r"as an ai\b",
+            r"i(?:'m| am) (?:just |only )?an ai\b",
+        )
+    )
+)
+"""Beginnings by which chat models refuse. English; other languages need a look at the answers."""
+
+
+class AnswerRules:
+    """What the spec demands of an answer. Remembers answers, so each must be put to it once and in order."""
+
+    def __init__(self, config: Distillation, near: Near | None = None) -> None:
+        """Raises StageError (SpecInvalid) for a schema that is none."""
+        self._config = config
+        self._near = near
+        self._schema_problem = _schema_check(config.answer_schema) if config.answer_schema else None
+        self._seen: set[bytes] = set()
+
+    def judge(self, answer: Answer, prompt: Prompt) -> str | Fault:
+        """The text to learn, or why there is none (never with the text, which may hold personal data)."""
+        text = self._complete(answer) or self._readable(answer, prompt.text)
+        if isinstance(text, str) and self._schema_problem:
+            text = self._json(text, self._schema_problem)
+        if isinstance(text, str):
+            text = self._wrong_length(text) or self._repetition(text, prompt.text) or text
+        return replace(text, line=prompt.line, field=ANSWER) if isinstance(text, Fault) else text
+
+    def _complete(self, answer: Answer) -> Fault | None:
+        if answer.finish == CUT:
+            return _fault("truncated", f"was cut at {self._config.max_answer_tokens} tokens")
+        if answer.finish == FILTERED:
+            return _fault("contentFilter", "was taken away by the teacher's content filter")
+        if answer.finish == REFUSED or (self._config.drop_refusals and is_refusal(answer.text)):
+            return _fault("refusal", "refuses to answer")
+        return None
+
+    def _readable(self, answer: Answer, prompt: str) -> str | Fault:
+        """The answer as any example's: Unicode NFC, no white space around it, no NUL, not empty."""
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.text}]
+        shaped = shape(Row(0, {"messages": turns}), None)
+        return shaped if isinstance(shaped, Fault) else str(shaped.messages[-1]["content"])
+
+    def _json(self, text: str, problem_of: Callable[[Any], str]) -> str | Fault:
+        """The JSON of an answer; many models put a fence of Markdown around it."""
+        fenced = _FENCE.fullmatch(text)
+        bare = fenced[1].strip() if fenced else text
+        try:
+            problem = problem_of(json.loads(bare))
+        except (ValueError, RecursionError):
+            return _fault("answerNotJson", "is not JSON, which answerSchema asks for")
+        return _fault("answerSchema", f"does not match answerSchema: {problem}") if problem else bare
+
+    def _wrong_length(self, text: str) -> Fault | None:
+        words, least, most = len(text.split()), self._config.min_answer_words, self._config.max_answer_words
+        if words < least:
+            return _fault("tooShort", f"has {words} words, minAnswerWords is {least}")
+        if most and words > most:
+            return _fault("tooLong", f"has {words} words, maxAnswerWords is {most}")
+        return None
+
+    def _repetition(self, text: str, prompt: str) -> Fault | None:
+        mode = self._config.duplicates
+        if mode is AnswerDuplicates.KEEP:
+            return None
+        scope = prompt if mode is AnswerDuplicates.WITHIN_PROMPT else ""
+        mark = hashlib.sha256(f"{scope}\0{' '.join(text.casefold().split())}".encode()).digest()
+        if mark in self._seen:
+            return _fault("repeatedAnswer", "was given before")
+        self._seen.add(mark)
+        if mode is AnswerDuplicates.DROP and self._near and self._near(text):
+            return _fault("nearlyRepeatedAnswer", "is nearly the same as one before")
+        return None
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer begins like a refusal."""
+    begin = " ".join(text[:200].replace("’", "'").casefold().split())
+    return _REFUSAL.match(begin) is not None
+
+
+def _schema_check(schema: str) -> Callable[[Any], str]:
+    """A function that says which rule of the schema a value breaks, if any. Raises StageError (SpecInvalid).
+
+    References are only followed within the schema: nothing is ever loaded from elsewhere.
+    """
+    import jsonschema
+    import referencing.exceptions
+
+    try:
+        parsed = json.loads(schema)
+        jsonschema.Draft202012Validator.check_schema(parsed)
+    except (ValueError, RecursionError) as error:
+        raise _wrong_schema(f"is not JSON: {str(error)[:80]}") from None
+    except jsonschema.SchemaError as error:
+        raise _wrong_schema(f"is not a JSON Schema: {error.json_path}: {error.message[:200]}") from None
+    validator = jsonschema.Draft202012Validator(parsed, registry=referencing.Registry())
+
+    def problem_of(value: Any) -> str:
+        try:
+            broken = jsonschema.exceptions.best_match(validator.iter_errors(value))
+        except referencing.exceptions.Unresolvable as error:
+            raise _wrong_schema(f"refers to {error.ref!r}, which it does not hold") from None
+        return "/".join(map(str, broken.absolute_schema_path)) if broken else ""
+
+    return problem_of
+
+
+def _wrong_schema(problem: str) -> StageError:
+    return StageError(Reason.SPEC_INVALID, f"spec.dataset.distillation.answerSchema {problem}.")
+
+
+def _fault(kind: str, problem: str) -> Fault:
+    return Fault(0, ANSWER, kind, problem)

@@ -1,0 +1,141 @@
+"""Answers that outlive the pod: every one that was paid for is kept in the store, so that nothing is asked twice.
+
+``<place>/000000.jsonl``, ``000001.jsonl`` … each hold the answers of some seconds. Chunks are written once and never
+changed, so that a pod that is being replaced and its successor cannot harm each other. All answers also lie in a local
+file; memory holds a hash and a position of each (about 150 bytes).
+"""
+
+import json
+import logging
+import re
+import tempfile
+import threading
+from typing import Final
+
+from pydantic import ValidationError
+
+from finetune_api.base import Digest, WireModel
+from finetune_api.distillation import Distillation
+from finetune_api.layout import run_folder
+from finetune_api.stages import RunRef
+from finetune_jobs.distillation.answers import Answer
+from finetune_jobs.distillation.money import Tokens
+from finetune_jobs.distillation.prompts import recipe
+from finetune_jobs.store import Store
+
+log = logging.getLogger(__name__)
+
+_CHUNK: Final = re.compile(r"(\d{6,})\.jsonl")
+
+
+class Entry(WireModel):
+    """A line of a chunk."""
+
+    id: Digest
+    """Identity of the question."""
+    answer: str | None = None
+    """None: the request gave no answer, but may have cost this."""
+    finish: str = ""
+    input_tokens: int
+    output_tokens: int
+    estimated_tokens: int = 0
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the request used."""
+        return Tokens(self.input_tokens, self.output_tokens, self.estimated_tokens)
+
+
+class Journal:
+    """The answers to the questions of one recipe. ``flush`` may be called from another thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 # lives as long as the journal
+        self._positions: dict[bytes, int] = {}
+        self._pending: list[bytes] = []
+        self._next = 0
+        self.spent = Tokens()
+        """All that the requests of this journal used."""
+        self._load()
+        self.found = len(self._positions)
+        """Answers that were there at the beginning."""
+
+    @classmethod
+    def of(cls, store: Store, run: RunRef, config: Distillation) -> "Journal":
+        """The journal of a FineTuneJob, below its output URI. Raises StageError as Store."""
+        return cls(store.below(f"{run_folder(run)}/distillation/{recipe(config)}"))
+
+    def __contains__(self, identity: str) -> bool:
+        return bytes.fromhex(identity) in self._positions
+
+    def find(self, identity: str) -> Answer | None:
+        """The answer to a question, or None."""
+        position = self._positions.get(bytes.fromhex(identity))
+        if position is None:
+            return None
+        with self._lock:
+            self._file.seek(position)
+            entry = Entry.model_validate_json(self._file.readline())
+        return Answer(entry.answer or "", entry.finish, entry.tokens)
+
+    def add(self, identity: str, answer: Answer) -> None:
+        """Note an answer. It is safe after the next ``flush``."""
+        self._note(identity, answer.text, answer.finish, answer.tokens)
+
+    def add_lost(self, identity: str, tokens: Tokens) -> None:
+        """Note what a request without an answer may have cost."""
+        self._note(identity, None, "", tokens)
+
+    def flush(self) -> None:
+        """Write what is new to the store. Raises StageError as Store; what was not written stays for the next time."""
+        with self._flushing:
+            with self._lock:
+                lines, self._pending = self._pending, []
+            if not lines:
+                return
+            try:
+                while not self._store.put_if_absent(f"{self._next:06}.jsonl", b"".join(lines)):
+                    self._next += 1
+            except BaseException:
+                with self._lock:
+                    self._pending = lines + self._pending
+                raise
+            self._next += 1
+
+    def _note(self, identity: str, text: str | None, finish: str, tokens: Tokens) -> None:
+        entry = Entry(
+            id=identity,
+            answer=text,
+            finish=finish,
+            input_tokens=tokens.input,
+            output_tokens=tokens.output,
+            estimated_tokens=tokens.estimated,
+        )
+        line = json.dumps(entry.model_dump(by_alias=True), ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self._pending.append(line)
+            self._keep(entry, line)
+
+    def _keep(self, entry: Entry, line: bytes) -> None:
+        self.spent += entry.tokens
+        if entry.answer is not None:
+            position = self._file.seek(0, 2)
+            self._file.write(line)
+            self._positions.setdefault(bytes.fromhex(entry.id), position)
+
+    def _load(self) -> None:
+        for stored in self._store.list():
+            if not (name := _CHUNK.fullmatch(stored.key)):
+                continue
+            self._next = max(self._next, int(name[1]) + 1)
+            damaged = 0
+            for line in (self._store.get(stored.key) or b"").splitlines(keepends=True):
+                try:
+                    self._keep(Entry.model_validate_json(line), line)
+                except ValidationError:
+                    damaged += 1
+            if damaged:
+                log.warning("%s: %s damaged lines are left out; their prompts are asked again", stored.uri, damaged)

@@ -1,0 +1,180 @@
+"""The teacher: one question, one request to ``/v1/chat/completions``, one answer or one reason why not.
+
+OpenAI's client sends the request; its retries are switched off, since ``pace`` knows the other requests too, and its
+reading of the answer is not used, since it takes whatever comes for a completion.
+"""
+
+import asyncio
+import email.utils
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final
+
+import httpx2
+import openai
+
+from finetune_api.distillation import Distillation
+from finetune_api.reasons import Reason
+from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
+from finetune_jobs.distillation.money import Tokens, estimate_tokens
+from finetune_jobs.errors import StageError
+
+API_KEY_VARIABLE: Final = "TEACHER_API_KEY"
+"""Environment variable that holds the key."""
+MAX_BODY: Final = 8 << 20
+"""Most bytes of an answer that are read."""
+_NO_KEY: Final = "none"
+"""Sent to servers that ask for no key: the client insists on one."""
+_MESSAGE_TOKENS: Final = 8
+"""Tokens that a chat template may put around a message."""
+_FATAL: Final = {
+    401: "refused the API key (401)",
+    402: "wants to be paid first (402)",
+    403: "does not let this API key use the model (403)",
+    404: "does not know the model, or the URL is not the base of an OpenAI-compatible API (404)",
+}
+_EXHAUSTED: Final = "insufficient_quota"
+"""OpenAI's code for an account without credit, sent with 429: waiting does not help."""
+_PASSING: Final = frozenset({408, 409, 425})
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+"""What may be quoted of an error: its message may hold the prompt or parts of the key."""
+
+
+class Teacher:
+    """A model behind an OpenAI-compatible URL. To be used as an asynchronous context manager."""
+
+    def __init__(self, config: Distillation, key: str = "") -> None:
+        self.url = config.teacher.url
+        self._config = config
+        self._key = key or _NO_KEY
+        self._open = AsyncExitStack()
+        self._client: openai.AsyncOpenAI | None = None
+
+    @classmethod
+    def from_environment(cls, config: Distillation, environment: Mapping[str, str] = os.environ) -> "Teacher":
+        """The teacher with its key from TEACHER_API_KEY. Raises StageError (SecretMissing)."""
+        key = environment.get(API_KEY_VARIABLE, "").strip()  # Secrets made from files end in a line break
+        credentials = config.teacher.credentials
+        if credentials and not key:
+            raise StageError(
+                Reason.SECRET_MISSING,
+                f"{API_KEY_VARIABLE} is empty: Secret {credentials.secret_name!r} must hold the API key of the teacher "
+                f"under {credentials.key!r}.",
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise StageError(
+                Reason.TEACHER_REFUSED,
+                f"{API_KEY_VARIABLE} holds characters that no HTTP header may hold: it is not an API key.",
+            )
+        return cls(config, key if credentials else "")
+
+    def most(self, text: str) -> Tokens:
+        """What a request with this prompt may use at most; its own tokens are an estimate."""
+        messages = [each["content"] for each in self._messages(text)]
+        return Tokens(
+            sum(estimate_tokens(content) + _MESSAGE_TOKENS for content in messages), self._config.max_answer_tokens
+        )
+
+    async def ask(self, text: str) -> Answer:
+        """One request. Raises AttemptError, and StageError (TeacherRefused) for what no other request could change."""
+        seconds = self._config.teacher.request_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):  # the client's own limit is for each read, and a slow drip never ends
+                content = await self._post(text)
+        except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
+            problem = f"gave no answer within {seconds} s"
+            raise AttemptError("teacherTimeout", problem, charged=True) from None
+        except openai.APIStatusError as error:
+            raise self._status_problem(error) from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            raise _connection_problem(error) from None
+        return read_answer(content, self.most(text))
+
+    async def __aenter__(self) -> "Teacher":
+        client = openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._key,
+            max_retries=0,
+            timeout=self._config.teacher.request_timeout_seconds,
+        )
+        self._client = await self._open.enter_async_context(client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    async def _post(self, text: str) -> bytes:
+        if self._client is None:
+            raise RuntimeError("the teacher is asked outside of its context")
+        request = self._client.chat.completions.with_streaming_response.create(**self._request(text))
+        async with request as response:
+            content = bytearray()
+            async for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise AttemptError("teacherRubbish", f"answered more than {MAX_BODY} bytes", charged=True)
+        return bytes(content)
+
+    def _request(self, text: str) -> dict[str, Any]:
+        config = self._config
+        warmth = {} if config.temperature is None else {"temperature": float(config.temperature)}
+        return warmth | {
+            "model": config.teacher.model,
+            "messages": self._messages(text),
+            "max_tokens": config.max_answer_tokens,
+        }
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        instruction = self._config.instruction
+        system = [{"role": "system", "content": instruction}] if instruction else []
+        return [*system, {"role": "user", "content": text}]
+
+    def _status_problem(self, error: openai.APIStatusError) -> AttemptError | StageError:
+        status, wait = error.status_code, retry_after(error.response.headers)
+        code = next((part for part in (error.code, error.type) if isinstance(part, str) and _CODE.fullmatch(part)), "")
+        if status in _FATAL or code == _EXHAUSTED:
+            problem = _FATAL.get(status, f"has no credit left ({status} {code})")
+            return StageError(
+                Reason.TEACHER_REFUSED, f"{self.url}: the teacher {problem}; model {self._config.teacher.model!r}."
+            )
+        said = f"{status} ({code})" if code else str(status)
+        if status == 429:
+            return AttemptError("teacherBusy", f"answered {said}: too many requests", wait=wait, busy=True)
+        if status >= 500 or status in _PASSING:
+            return AttemptError("teacherError", f"answered {said}", wait=wait)
+        where = f", parameter {error.param}" if isinstance(error.param, str) and _CODE.fullmatch(error.param) else ""
+        return AttemptError("teacherRefused", f"refused the request with {said}{where}", refused=True)
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds to wait: ``retry-after-ms`` as Azure and OpenAI send it, or Retry-After (RFC 9110, section 10.2.3).
+
+    ``now`` is the time in seconds since 1970, for dates.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - (time.time() if now is None else now))
+
+
+def _connection_problem(error: Exception) -> AttemptError:
+    """The class of the cause says enough; texts of the client may hold headers."""
+    cause = error.__cause__ or error
+    if isinstance(cause, httpx2.ConnectError):
+        return AttemptError("teacherUnreachable", "cannot be reached (name, connection or TLS)")
+    return AttemptError("teacherUnreachable", f"broke the connection ({type(cause).__name__})", charged=True)
