@@ -6,6 +6,7 @@ import pytest
 
 from finetune_api.dataset import Split
 from finetune_api.reasons import Reason
+from finetune_jobs.dataset import leakage
 from finetune_jobs.dataset.leakage import Leak, across, find, refusal
 from finetune_jobs.dataset.near_duplicates import NearDuplicates
 from finetune_jobs.dataset.split import Part, assign, unite
@@ -28,6 +29,15 @@ def test_every_planted_leak_is_found() -> None:
     train = {name: text for name, text in rows.items() if name not in test}
     assert find(train.items(), test.items(), 85) == [Leak(name[:4], name) for name in test]
     assert find(train.items(), test.items(), 95) == []
+
+
+def test_training_texts_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = texts(900, 40)
+    test = {name: text for name, text in rows.items() if name.endswith("-copy")}
+    train = {name: text for name, text in rows.items() if name not in test}
+    whole = find(train.items(), test.items(), 85)
+    monkeypatch.setattr(leakage, "_CHUNK", 1)
+    assert find(iter(train.items()), iter(test.items()), 85) == whole == [Leak(name[:4], name) for name in test]
 
 
 def test_the_most_similar_training_text_is_named() -> None:

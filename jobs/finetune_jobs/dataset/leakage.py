@@ -5,19 +5,22 @@ here it is checked from the texts, by a search that shares neither signatures no
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.near_duplicates import Sketches, band_rows
+from finetune_jobs.dataset.near_duplicates import Frozen, Sketches, band_rows
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.errors import StageError
 
 SEED: Final = 0x1EAF
 """Another one than that of the clusters: what one search misses by chance, the other one finds."""
 WINDOW: Final = 64
+_CHUNK: Final = 1 << 16
+"""Training texts that are compared at a time; as many as the test has, if that is more."""
 _NAMED: Final = 5
 
 
@@ -31,30 +34,45 @@ class Leak(NamedTuple):
 def find(train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]], near_percent: int) -> list[Leak]:
     """For each test text that has near duplicates among the training texts, the most similar one.
 
-    Texts come as (identity, text) and are not kept: memory as ``NearDuplicates``.
+    Texts come as (identity, text) and are not kept. Memory: as ``NearDuplicates``, for four times the rows of the test;
+    the training texts pass by in chunks.
     """
     if not near_percent:
         return []
-    names: list[str] = []
+    tested, index = _sketch(test)
+    best: dict[str, tuple[float, str]] = {}
+    rows = iter(train)
+    while tested:
+        trained, chunk = _sketch(islice(rows, max(_CHUNK, len(tested))))
+        if not trained:
+            break
+        for test_row, train_row, similarity in _alike(index, chunk, near_percent):
+            found = (-similarity, trained[train_row])
+            best[tested[test_row]] = min(best.get(tested[test_row], found), found)
+    return [Leak(name, identity) for identity, (_, name) in sorted(best.items())]
+
+
+def _sketch(rows: Iterable[tuple[str, str]]) -> tuple[list[str], Frozen]:
     sketches = Sketches(SEED)
-    trained = 0
-    for rows in (train, test):
-        trained = len(names)
-        for identity, text in rows:
-            names.append(identity)
-            sketches.add(text)
-    order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.intp)
-    frozen = sketches.freeze()
-    best: dict[int, tuple[float, str]] = {}
-    for left, right in frozen.candidates(order, max(1, band_rows(near_percent) - 1), WINDOW):
-        across = (left < trained) != (right < trained)
-        old, new = np.minimum(left, right)[across], np.maximum(left, right)[across]
-        alike = frozen.alike(old, new, near_percent)
-        old, new = old[alike], new[alike]
-        if len(new):
-            for a, b, similarity in zip(old.tolist(), new.tolist(), frozen.similarity(old, new).tolist(), strict=True):
-                best[b] = min(best.get(b, (0.0, "")), (-similarity, names[a]))
-    return [Leak(best[row][1], names[row]) for row in sorted(best, key=names.__getitem__)]
+    names = []
+    for identity, text in rows:
+        names.append(identity)
+        sketches.add(text)
+    return names, sketches.freeze()
+
+
+def _alike(index: Frozen, chunk: Frozen, near_percent: int) -> Iterator[tuple[int, int, float]]:
+    """Near duplicates as row of ``index``, row of ``chunk``, similarity; some more than once."""
+    both, size = index.followed_by(chunk), len(index.sizes)
+    rows_a_band = max(1, band_rows(near_percent) - 1)
+    for left, right in both.candidates(np.arange(len(both.sizes)), rows_a_band, WINDOW):
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        across_both = (low < size) & (high >= size)
+        low, high = low[across_both], high[across_both]
+        near = both.alike(low, high, near_percent)
+        low, high = low[near], high[near]
+        if len(low):
+            yield from zip(low.tolist(), (high - size).tolist(), both.similarity(low, high).tolist(), strict=True)
 
 
 def across(units: Mapping[str, str], parts: Mapping[str, Part]) -> list[Leak]:

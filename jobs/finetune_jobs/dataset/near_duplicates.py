@@ -197,6 +197,16 @@ class Frozen:
     reach: npt.NDArray[np.uint32]
     """The hash up to which those of each row are complete: all, or the largest kept one of a longer text."""
 
+    def followed_by(self, other: "Frozen") -> "Frozen":
+        """The rows of both, those of ``other`` numbered on."""
+        return Frozen(
+            np.concatenate([self.signatures, other.signatures]),
+            np.concatenate([self.hashes, other.hashes]),
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.starts, other.starts + len(self.hashes)]),
+            np.concatenate([self.reach, other.reach]),
+        )
+
     def candidates(self, order: Rows, rows_a_band: int, window: int = WINDOW) -> Iterator[tuple[Rows, Rows]]:
         """Pairs of rows that share a band; pairs come once for every band they share.
 
