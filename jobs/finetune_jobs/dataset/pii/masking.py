@@ -1,0 +1,85 @@
+"""Pseudonyms in place of personal data: the same value is the same pseudonym within one conversation (pure)."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from finetune_jobs.dataset.pii.findings import Finding
+
+_PREFIX: Final = re.compile(r"^(?:00|011)(?=[1-9]\d{8})|^0+")
+_EXTENSION: Final = re.compile(r"[^\d\s()+./-].*", re.DOTALL)
+_SAME_ENDING: Final = 8
+"""Digits that the national and the international form of a telephone number have in common at least."""
+
+
+class Pseudonyms:
+    """The pseudonyms of one conversation: ``<EMAIL_ADDRESS_1>`` is the first e-mail address that it mentions."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, dict[str, int]] = {}
+
+    def mask(self, text: str, findings: Iterable[Finding]) -> str:
+        """The text with every finding replaced. The findings must not overlap (``Recognition.find`` gives such)."""
+        parts, end = [], 0
+        for finding in sorted(findings, key=lambda f: f.start):
+            number = self._number(finding.entity, text[finding.start : finding.end])
+            parts += [text[end : finding.start], f"<{finding.entity}_{number}>"]
+            end = finding.end
+        return "".join(parts) + text[end:]
+
+    def _number(self, entity: str, value: str) -> int:
+        numbers = self._numbers.setdefault(entity, {})
+        key = _normalised(entity, value)
+        if entity == "PHONE_NUMBER":
+            key = next((known for known in numbers if _is_same_phone(known, key)), key)
+        return numbers.setdefault(key, len(numbers) + 1)
+
+
+def _normalised(entity: str, value: str) -> str:
+    """A value without what people write differently: letter case, separators, a trunk prefix."""
+    if entity == "PHONE_NUMBER":
+        return _PREFIX.sub("", re.sub(r"\D", "", _EXTENSION.sub("", value.replace("(0)", ""))))
+    if entity in ("PERSON", "LOCATION", "ORGANIZATION", "NRP", "EMAIL_ADDRESS", "URL"):
+        return " ".join(value.casefold().split())
+    return "".join(character for character in value.casefold() if character.isalnum())
+
+
+def _is_same_phone(first: str, second: str) -> bool:
+    short, long = sorted((first, second), key=len)
+    return len(short) >= _SAME_ENDING and long.endswith(short) and len(long) - len(short) <= 3
+
+
+def map_strings(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """A JSON value with every string in it changed; keys, numbers and the structure stay.
+
+    ``change`` is given a string and the key under which it stands: in {"ssn": "…"} the key says what the value is.
+    """
+    if isinstance(value, str):
+        return change(value, key)
+    if isinstance(value, list):
+        return [map_strings(item, change, key) for item in value]
+    if isinstance(value, dict):
+        return {name: map_strings(item, change, str(name)) for name, item in value.items()}
+    return value
+
+
+def map_arguments(arguments: Any, change: Callable[[str, str], str]) -> Any:
+    """Arguments of a tool call with their strings changed: an object, or the text of one (as OpenAI's API has it).
+
+    What is valid JSON stays valid JSON. A text that is none is changed as a whole.
+    """
+    if not isinstance(arguments, str):
+        return map_strings(arguments, change)
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return change(arguments, "")
+    changed = map_strings(value, change)
+    return arguments if changed == value else json.dumps(changed, ensure_ascii=False)
+
+
+def counts(findings: Iterable[Finding]) -> Counter[str]:
+    """How often each entity was found: all that a report may say about personal data."""
+    return Counter(finding.entity for finding in findings)
