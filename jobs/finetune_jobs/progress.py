@@ -7,7 +7,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,6 +22,46 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
 """Told how much is done, and of how much."""
+
+
+_GAUGES: Final[Mapping[str, str]] = {
+    "step": telemetry.STEP,
+    "planned_steps": telemetry.PLANNED_STEPS,
+    "loss": telemetry.STEP_LOSS,
+    "validation_loss": telemetry.EVAL_LOSS,
+    "learning_rate": telemetry.LEARNING_RATE,
+    "gradient_norm": telemetry.GRADIENT_NORM,
+    "tokens_per_second": telemetry.TOKENS_PER_SECOND,
+    "gpu_memory_bytes": telemetry.GPU_MEMORY,
+}
+"""The metric of each field of Measurement; the tokens are a counter."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a training shows after an optimiser step, or (``validation_loss``) after a validation. None: not known."""
+
+    step: int
+    """Optimiser steps that are done, those before a restart included."""
+    planned_steps: int
+    loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    """Before clipping."""
+    tokens: int | None = None
+    """All that were trained on so far, without padding."""
+    tokens_per_second: float | None = None
+    """Over the last steps, without validation and saving."""
+    gpu_memory_bytes: int | None = None
+    """Most that tensors held at a time so far."""
+
+
+class Follower(Protocol):
+    """Wants to know what is measured."""
+
+    def measured(self, measurement: Measurement) -> None:
+        """Called in the training's thread: must return at once, and must not raise."""
 
 
 class Progress(Collector):
@@ -35,6 +77,22 @@ class Progress(Collector):
         self._gauges: dict[str, float] = {}
         self._tokens: int | None = None
         self._shown = -1
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """Tell this one too about every measurement from now on."""
+        self._followers.append(follower)
+
+    def record(self, measurement: Measurement) -> None:
+        """Show the newest values, and pass them on to the followers."""
+        with self._lock:
+            for field, name in _GAUGES.items():
+                if (value := getattr(measurement, field)) is not None:
+                    self._gauges[name] = value
+            if measurement.tokens is not None:
+                self._tokens = measurement.tokens
+        for follower in self._followers:
+            follower.measured(measurement)
 
     def report(self, ratio: float, message: str = "") -> None:
         """``ratio``: share of the work done, 0 to 1. The time left follows from the speed since the first call."""
@@ -77,16 +135,16 @@ class Progress(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics of ``finetune_api.telemetry`` (called by prometheus_client for each scrape)."""
         with self._lock:
-            yield GaugeMetricFamily(telemetry.PROGRESS_RATIO, "Share of the stage's work that is done", self._ratio)
+            yield GaugeMetricFamily(telemetry.PROGRESS_RATIO, telemetry.HELP[telemetry.PROGRESS_RATIO], self._ratio)
             if self._eta is not None:
-                yield GaugeMetricFamily(telemetry.ETA_SECONDS, "Seconds that are left", self._eta)
-            info = GaugeMetricFamily(telemetry.INFO, "What the stage is doing", labels=["stage", "message"])
+                yield GaugeMetricFamily(telemetry.ETA_SECONDS, telemetry.HELP[telemetry.ETA_SECONDS], self._eta)
+            info = GaugeMetricFamily(telemetry.INFO, telemetry.HELP[telemetry.INFO], labels=["stage", "message"])
             info.add_metric([self._stage, self._message], 1)
             yield info
             for name, value in self._gauges.items():
-                yield GaugeMetricFamily(name, name.replace("_", " "), value)
+                yield GaugeMetricFamily(name, telemetry.HELP[name], value)
             if self._tokens is not None:
-                yield CounterMetricFamily(telemetry.TOKENS, "Tokens that were trained on", self._tokens)
+                yield CounterMetricFamily(telemetry.TOKENS, telemetry.HELP[telemetry.TOKENS], self._tokens)
 
     def serve(self, port: int) -> None:
         """Show the metrics on a port of this pod."""

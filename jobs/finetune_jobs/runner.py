@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from types import FrameType
 from typing import Final
 
 from finetune_api.layout import Lineage, StageRecord
-from finetune_api.meta import INPUT_FILE, METRICS_PORT, MODELS_DIR, ExitCode
+from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
@@ -33,8 +34,10 @@ from finetune_api.stages import (
     Stage,
     StageInput,
     StageResult,
+    input_key,
 )
-from finetune_jobs import folders, logs
+from finetune_api.tracking import Keeping
+from finetune_jobs import commandline, folders, logs, retention
 from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, StoppedError, need
 from finetune_jobs.progress import Progress
@@ -42,8 +45,10 @@ from finetune_jobs.store import Store
 
 log = logging.getLogger(__name__)
 
-_TERMINATION_LOG: Final = Path("/dev/termination-log")
-"""Where the kubelet reads a container's termination message unless its spec says otherwise."""
+_LAST_WORDS_SECONDS: Final = 1.5
+"""Longest that the end of a stage waits for the store to take the end of its log."""
+MAX_MESSAGE: Final = 1024
+"""Longest message of a StageResult, in characters."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Context:
     """Where fetch puts models and the server reads them."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
+    keeping: Keeping = field(default_factory=Keeping)
+    """Where measurements are tracked, and what stays of the run's state."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,14 @@ def run_stage(
     ``after`` is called with the output's digest when the output is there, made or reused, before the result is written.
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
     """
-    options = _parse(stage, argv)
+    options = commandline.parse(stage, argv)
     terminal = sys.stderr.isatty()
-    logs.set_up(stage, terminal=terminal)
+    kept_log = logs.KeptLog(logs.set_up(stage, terminal=terminal))
     log.info("stage starts, %.2f s after its process", logs.process_age())
-    result, code = _guarded(stage, work, after, graceful, options, terminal)
+    result, code = _guarded(stage, work, after, graceful, options, terminal, kept_log)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
     log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
-    _write_result(options.result, result)
+    _write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
     # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -113,12 +120,15 @@ def execute(context: Context, work: Work, after: After | None = None) -> StageRe
     given = context.input
     reused = _lookup(context)
     if reused is None:
-        made = work(context)
+        with _tracked(context):
+            made = work(context)
         result = _publish(context, made) if made.folder else _answer(given.stage, made)
     else:
         result = reused
     if after:
         after(context, result.output_digest)
+    if given.stage is Stage.TRAIN:
+        retention.remove_checkpoints(context.store, given.run, given.input_key, context.keeping.retention)
     return result
 
 
@@ -161,6 +171,16 @@ def _lookup(context: Context) -> StageResult | None:
     return _reused(record) if record else None
 
 
+def _tracked(context: Context) -> AbstractContextManager[None]:
+    """Only a training has something to track; what that needs (TensorBoard, MLflow) is in its image alone."""
+    if context.input.stage is not Stage.TRAIN:
+        return nullcontext()
+    from finetune_jobs.training.tracking import tracked
+
+    folder = context.scratch / "tracking"
+    return tracked(context.input, context.keeping.tracking, context.store, folder, context.progress)
+
+
 def _publish(context: Context, made: Made) -> StageResult:
     given, folder = context.input, need(made.folder, "folder")
     history = lineage(given, made.tools)
@@ -185,7 +205,7 @@ def _answer(stage: Stage, made: Made) -> StageResult:
         stage=stage,
         outcome=Outcome.SUCCEEDED,
         reason=Reason.STAGE_SUCCEEDED,
-        message=made.message[:1024],
+        message=made.message[:MAX_MESSAGE],
         output_digest=made.output_digest,
         scalars=made.scalars,
         found=made.found,
@@ -197,17 +217,25 @@ def _reused(record: StageRecord) -> StageResult:
 
 
 def _guarded(
-    stage: Stage, work: Work, after: After | None, graceful: bool, options: argparse.Namespace, terminal: bool
+    stage: Stage,
+    work: Work,
+    after: After | None,
+    graceful: bool,
+    options: argparse.Namespace,
+    terminal: bool,
+    kept_log: logs.KeptLog,
 ) -> tuple[StageResult, ExitCode]:
     """Whatever happens becomes a result and an exit code; tracebacks go to the log only."""
     try:
-        given = _read_input(stage, options.input)
+        given, keeping = _read_input(stage, options.input)
         progress = Progress(stage, show=terminal)
         progress.serve(options.metrics_port)
         stopping = _on_sigterm(graceful)
         with tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-") as scratch:
             store = Store.connect(given.storage, results_root(given))
-            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
+            if given.output:  # who serves an artifact may only read what its FineTuneJob wrote
+                kept_log.begin(store, logs.log_object(given.run, stage))
+            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping, keeping)
             return execute(context, work, after), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)
@@ -225,14 +253,37 @@ def _failure(stage: Stage, reason: Reason, message: str) -> StageResult:
     return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message))
 
 
-def _read_input(stage: Stage, path: str) -> StageInput:
+def _naming_log(result: StageResult, uri: str) -> StageResult:
+    """A failure says where its log is, if there is room for it."""
+    message = f"{result.message} Log: {uri}"
+    if not uri or result.outcome is Outcome.SUCCEEDED or len(message) > MAX_MESSAGE:
+        return result
+    return result.model_copy(update={"message": message})
+
+
+def _read_input(stage: Stage, path: str) -> tuple[StageInput, Keeping]:
+    place = f"the input {path}"
     try:
-        given = parse_json(Path(path).read_bytes(), StageInput, f"the input {path}", Reason.SPEC_INVALID)
+        content = Path(path).read_bytes()
     except OSError as error:
-        raise StageError(Reason.SPEC_INVALID, f"the input {path} cannot be read: {error.strerror}.") from None
+        raise StageError(Reason.SPEC_INVALID, f"{place} cannot be read: {error.strerror}.") from None
+    given = parse_json(content, StageInput, place, Reason.SPEC_INVALID)
     if given.stage != stage:
-        raise StageError(Reason.SPEC_INVALID, f"the input {path} is for stage {given.stage}, this is {stage}.")
-    return given
+        raise StageError(Reason.SPEC_INVALID, f"{place} is for stage {given.stage}, this is {stage}.")
+    return _with_key(given, place), parse_json(content, Keeping, place, Reason.SPEC_INVALID)
+
+
+def _with_key(given: StageInput, place: str) -> StageInput:
+    """An input written by hand needs no key: it follows from the rest."""
+    if given.stage not in PIPELINE or given.input_key:
+        return given
+    if getattr(given.params, given.stage.value) is None:
+        raise StageError(Reason.SPEC_INVALID, f"{place} has no params.{given.stage}.")
+    try:
+        key = input_key(given.stage, given.upstream, given.params)
+    except ValueError as error:
+        raise StageError(Reason.SPEC_INVALID, f"{place} lacks addresses in upstream: {error}.") from None
+    return given.model_copy(update={"input_key": key})
 
 
 def _on_sigterm(graceful: bool) -> threading.Event:
@@ -260,27 +311,3 @@ def _write_result(path: str, result: StageResult) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         log.warning("the result cannot be written to %s (%s): %s", path, error.strerror, text)
-
-
-def _parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m finetune_jobs.{stage}",
-        description=f"Stage {stage} of finetune-operator; runs in a pod and outside Kubernetes alike.",
-        epilog="S3 keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from the pod's identity. "
-        f"Exit codes: {ExitCode.OK} done, {ExitCode.FATAL} cannot succeed, {ExitCode.RETRIABLE} may succeed later.",
-    )
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and _TERMINATION_LOG.exists()
-    parser.add_argument("--input", default=INPUT_FILE, metavar="FILE", help="StageInput as JSON (default: %(default)s)")
-    parser.add_argument(
-        "--result",
-        default=str(_TERMINATION_LOG) if in_pod else "-",
-        metavar="FILE",
-        help="where the StageResult goes; - is standard output (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--models", default=MODELS_DIR, metavar="DIR", help="models for the server, of fetch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--metrics-port", type=int, default=METRICS_PORT, help="progress metrics (default: %(default)s)"
-    )
-    return parser.parse_args(argv)

@@ -1,0 +1,55 @@
+"""What a run leaves behind beside its result: where its measurements are tracked, and how many checkpoints stay.
+
+Nothing here is part of an input's identity: the same training gives the same adapter wherever it is tracked.
+"""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, WireModel
+from finetune_api.storage import SECRET_NAME
+
+MLFLOW_SECRET_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Keys of the Secret, each optional, which the container gets as environment variables of the same names (MLflow's)."""
+
+
+class MlflowCredentials(ApiModel):
+    """How to log in to the tracking server. Pods read the Secret; the operator never does."""
+
+    secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
+    """Secret of this namespace with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."""
+
+
+class Mlflow(ApiModel):
+    """An MLflow tracking server. Where it is away, training goes on without it."""
+
+    url: Annotated[
+        str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$", min_length=9, max_length=253)
+    ]
+    """URL of the server, e.g. http://mlflow.tracking.svc:5000; no user name or password in it."""
+    experiment: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$")] = ""
+    """Experiment that the runs belong to, made where it is missing; left out: namespace/name of this resource."""
+    credentials: MlflowCredentials | None = None
+    """Login, for servers that want one."""
+
+
+class Tracking(ApiModel):
+    """Where the measurements of a training go. TensorBoard files are always written, beside the results."""
+
+    mlflow: Mlflow | None = None
+    """Also to this MLflow server."""
+
+
+class Retention(ApiModel):
+    """What stays of the state of runs once it is not needed any more. Results are never deleted."""
+
+    checkpoints: Annotated[int, Field(ge=0, le=100)] = 2
+    """Newest checkpoints that stay once their training has succeeded; those of trainings before it go."""
+
+
+class Keeping(WireModel):
+    """The fields of a stage's input that this module defines, as the runner reads them from the same document."""
+
+    tracking: Tracking = Tracking()
+    retention: Retention = Retention()

@@ -1,0 +1,200 @@
+"""The command line of the stages: ``python -m finetune_jobs.<stage>``, the same in a pod and on a desk."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from finetune_api.dataset import Columns, Source, Task
+from finetune_api.finetunejob import Evaluation, Export, Output
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, INPUT_FILE, METRICS_PORT, MODELS_DIR, ExitCode
+from finetune_api.stages import (
+    DEPENDS_ON,
+    EvaluateParams,
+    ExportParams,
+    Params,
+    PrepareParams,
+    PublishParams,
+    RunRef,
+    Stage,
+    StageInput,
+    TrainParams,
+    Upstream,
+    VerifyParams,
+)
+from finetune_api.storage import Storage
+from finetune_api.training import Training
+
+TERMINATION_LOG: Final = Path("/dev/termination-log")
+"""Where the kubelet reads a container's termination message unless its spec says otherwise."""
+
+_WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
+    Stage.RESOLVE: (
+        "Looks, before anything costly starts, at what exists already and whether the rest can be made.",
+        "the sources and the base model (by HEAD and LIST), keys/; or an artifact's manifest",
+        "nothing but a probe of the bucket, which it deletes",
+    ),
+    Stage.PREPARE: (
+        "Reads, checks and divides the examples.",
+        "the sources",
+        "datasets/<digest>/",
+    ),
+    Stage.TRAIN: (
+        "Trains the model on a prepared data set; started again, it goes on from its newest checkpoint.",
+        "datasets/<digest>/, the base model, runs/<name>/<uid>/checkpoints/",
+        "models/<digest>/adapter/, runs/<name>/<uid>/checkpoints/ and tracking/",
+    ),
+    Stage.EXPORT: (
+        "Merges the trained weights into the base model and makes it ready for serving.",
+        "the base model, models/<digest>/adapter/",
+        "models/<digest>/quantized/",
+    ),
+    Stage.EVALUATE: (
+        "Puts the test examples to the base model, the tuned one and the exported files.",
+        "datasets/<digest>/, the base model, models/<digest>/",
+        "evaluations/<digest>/",
+    ),
+    Stage.PUBLISH: (
+        "Binds data set, model and evaluation to an artifact and moves its output name's channel to it.",
+        "the manifests of all stages before",
+        "artifacts/<digest>/, channels/<output name>/",
+    ),
+    Stage.FETCH: (
+        "Brings an artifact's model to a folder for a server, every file verified.",
+        "artifacts/<digest>/, models/<digest>/",
+        "the folder of --models",
+    ),
+    Stage.VERIFY: (
+        "Proves that a running server answers with the artifact that it should.",
+        "artifacts/<digest>/, the server's endpoint",
+        "nothing but its result",
+    ),
+}
+"""What each stage does, reads and writes; relative paths are below the output URI."""
+
+_EPILOG: Final = """\
+reads:   {reads}
+writes:  {writes}
+         runs/<name>/<uid>/logs/ (the log's end, for stages of a FineTuneJob)
+
+environment:
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY  keys for S3; without them the pod's or machine's own identity
+  TMPDIR                                    holds the scratch folder, which needs room for the models
+  OMP_NUM_THREADS                           threads of the CPU's arithmetic
+{more}
+exit codes:
+  {ok:2d}  done: the result is written, and what it names is complete in the store
+  {fatal:2d}  cannot succeed as it is: the result's reason and message say what to change
+  {retriable:2d}  may succeed later: the store or the pod's node was away, or the stage was told to stop
+
+example:
+  python -m finetune_jobs.{stage} --example > input.json    # then put in your own URIs, or take a pod's input:
+  kubectl get configmap JOB -o jsonpath='{{.data.input\\.json}}' > input.json
+  python -m finetune_jobs.{stage} --input input.json --result -
+"""
+_MLFLOW: Final = """\
+  MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN
+                                            login for the server that the input's tracking.mlflow names
+"""
+
+
+def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
+    """The options ``input``, ``result``, ``models``, ``metrics_port``; ``--help`` and ``--example`` end the process."""
+    does, reads, writes = _WORK[stage]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m finetune_jobs.{stage}",
+        description=f"{does} Stage {stage} of finetune-operator; runs in a pod and outside Kubernetes alike.",
+        epilog=_EPILOG.format(
+            stage=stage,
+            reads=reads,
+            writes=writes,
+            more=_MLFLOW if stage is Stage.TRAIN else "",
+            ok=ExitCode.OK,
+            fatal=ExitCode.FATAL,
+            retriable=ExitCode.RETRIABLE,
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and TERMINATION_LOG.exists()
+    parser.add_argument("--input", default=INPUT_FILE, metavar="FILE", help="StageInput as JSON (default: %(default)s)")
+    parser.add_argument(
+        "--result",
+        default=str(TERMINATION_LOG) if in_pod else "-",
+        metavar="FILE",
+        help="where the StageResult goes; - is standard output (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--models", default=MODELS_DIR, metavar="DIR", help="models for the server, of fetch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=METRICS_PORT,
+        metavar="PORT",
+        help="progress as Prometheus metrics, at /metrics (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--example", action="store_true", help="print an input for this stage, to be filled in, and end"
+    )
+    options = parser.parse_args(argv)
+    if options.example:
+        sys.stdout.write(example_input(stage).model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
+        sys.exit(ExitCode.OK)
+    return options
+
+
+def example_input(stage: Stage) -> StageInput:
+    """An input that is complete but for the addresses of earlier results, which are all zeros.
+
+    It has no inputKey (the runner makes it) and reuses nothing, so that a change of it is never overlooked.
+    """
+    root = "s3://models/team-a"
+    if stage in (Stage.FETCH, Stage.VERIFY):
+        return StageInput(
+            stage=stage,
+            run=_run(ADAPTERDEPLOYMENT),
+            storage=_STORAGE,
+            artifact_uri=f"{root}/artifacts/{_ADDRESS}",
+            params=Params(verify=_VERIFY if stage is Stage.VERIFY else None),
+        )
+    output = Output(uri=root, name="transactions")
+    params = _params(output)
+    known = dict.fromkeys(DEPENDS_ON.get(stage, ()), _ADDRESS)
+    return StageInput(
+        stage=stage,
+        run=_run(FINETUNEJOB),
+        storage=_STORAGE,
+        output=output,
+        base_model_uri="s3://models/base/SmolLM2-135M-Instruct",
+        reuse=False,
+        upstream=Upstream(**known),
+        # resolve needs the parameters of all stages, for their keys
+        params=params if stage is Stage.RESOLVE else Params(**{stage.value: getattr(params, stage.value)}),
+    )
+
+
+_ADDRESS: Final = "0" * 64
+_STORAGE: Final = Storage(endpoint="http://localhost:8333")
+_VERIFY: Final = VerifyParams(endpoint="http://localhost:8080", samples=20, min_agreement_percent=90)
+
+
+def _run(kind: str) -> RunRef:
+    return RunRef(kind=kind, namespace="team-a", name="transactions", uid="by-hand", id="r1")
+
+
+def _params(output: Output) -> Params:
+    training, export, task = Training(), Export(), Task()
+    method = training.method.value
+    return Params(
+        prepare=PrepareParams(
+            sources=[Source(uri="s3://datasets/transactions.csv")],
+            columns=Columns(input="text", label="label"),
+            instruction="Answer with the category of the transaction.",
+        ),
+        train=TrainParams(training=training),
+        export=ExportParams(export=export, method=method),
+        evaluate=EvaluateParams(evaluation=Evaluation(), task=task, method=method),
+        publish=PublishParams(output=output, format=export.format.value),
+    )

@@ -1,0 +1,42 @@
+"""What every tracker of a training is told, by the names under which people find it there."""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Final
+
+from finetune_jobs.progress import Measurement
+
+Settings = dict[str, str | float]
+"""The training's hyperparameters."""
+Facts = dict[str, str]
+"""What ties a tracked run to its job, its data and its base model."""
+
+
+class End(StrEnum):
+    """How a training ended, in MLflow's words."""
+
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+    """It was told to stop, and may go on in another pod."""
+
+
+_TAGS: Final[Mapping[str, str]] = {
+    "loss": "train/loss",
+    "validation_loss": "validation/loss",
+    "learning_rate": "train/learning_rate",
+    "gradient_norm": "train/gradient_norm",
+    "tokens": "train/tokens",
+    "tokens_per_second": "train/tokens_per_second",
+    "gpu_memory_bytes": "train/gpu_memory_bytes",
+}
+"""The name of each field of Measurement."""
+
+
+def figures(measurement: Measurement) -> Iterator[tuple[str, float]]:
+    """Name and value of what is known; a validation does not repeat what the step before it showed."""
+    validation = measurement.validation_loss is not None
+    for field, tag in _TAGS.items():
+        value = getattr(measurement, field)
+        if value is not None and tag.startswith("validation/") is validation:
+            yield tag, float(value)
