@@ -25,9 +25,9 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJob, Phase
 from finetune_api.meta import LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_api.stages import PIPELINE, Stage, StageInput, StageResult, input_key
+from hack import environments
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say, step
-from hack.cluster.layout import cache_directory
 from hack.demo.timing import seconds_between
 from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
@@ -54,6 +54,7 @@ class StageTimes:
 
 def run() -> Result:
     """Measure; the value is the median hand-over without Python's start, in seconds."""
+    environments.quantize()  # for export by hand, before anything is timed
     kubectl = local.kubectl()
     local.install_platform(kubectl)
     local.prepare_namespace(kubectl, NAMESPACE)
@@ -184,9 +185,7 @@ def by_hand(kubectl: Kubectl, inputs: dict[Stage, StageInput]) -> dict[str, floa
 
 def run_stage(stage: Stage, given: StageInput, folder: Path) -> StageResult:
     """One stage as a process; raises ClusterError when it fails."""
-    python = (
-        str(cache_directory() / "venvs" / "quantize" / "bin" / "python") if stage is Stage.EXPORT else sys.executable
-    )
+    python = str(environments.quantize()) if stage is Stage.EXPORT else sys.executable
     source, answer = folder / f"{stage}.json", folder / f"{stage}-result.json"
     source.write_text(given.model_dump_json(by_alias=True))
     environment = {
