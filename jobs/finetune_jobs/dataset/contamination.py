@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import rensa
 
-from finetune_jobs.dataset.near_duplicates import words
+from finetune_jobs.dataset.near_duplicates import distinct, words
 
 GRAM: Final = 13
 SHORTEST: Final = 8
@@ -37,7 +37,7 @@ class Reference:
                 continue
             size = min(GRAM, len(found))
             hashes.setdefault(size, array("Q")).extend(_hashes(found, size))
-        self._hashes = {size: np.unique(np.frombuffer(each, dtype=np.uint64)) for size, each in sorted(hashes.items())}
+        self._hashes = {size: distinct(np.frombuffer(each, dtype=np.uint64)) for size, each in sorted(hashes.items())}
 
     def overlaps(self, text: str) -> bool:
         """Whether the text holds 13 words in a row of the benchmark, or one of its shorter texts as a whole."""

@@ -175,9 +175,8 @@ class Sketches:
     def _keep_smallest(self, hashes: npt.NDArray[np.uint64], lengths: npt.NDArray[np.int64]) -> None:
         count = len(lengths)
         text = np.repeat(np.arange(count, dtype=np.uint64), lengths)
-        distinct = np.unique(text << np.uint64(32) | _mixed(hashes) >> np.uint64(32))
-        text = distinct >> np.uint64(32)
-        kept = distinct[_ranks(text, count) < SKETCH]
+        found = distinct(text << np.uint64(32) | _mixed(hashes) >> np.uint64(32))
+        kept = found[_ranks(found >> np.uint64(32), count) < SKETCH]
         self._hashes += kept.astype(np.uint32).tobytes()
         self._sizes.frombytes(
             np.bincount((kept >> np.uint64(32)).astype(np.intp), minlength=count).astype("B").tobytes()
@@ -260,6 +259,14 @@ class Frozen:
             for column in range(begin, begin + rows_a_band):
                 keys = _mixed(keys + self.signatures[:, column])
             yield keys
+
+
+def distinct(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The different values in order; sorts ``values`` in place. Several times as fast as numpy.unique, which hashes."""
+    values.sort()
+    is_first = np.concatenate([np.ones(min(1, len(values)), dtype=np.bool_), values[1:] != values[:-1]])
+    found: npt.NDArray[np.uint64] = values[is_first]
+    return found
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
