@@ -1,0 +1,363 @@
+"""The checklist before training, checked by a machine: every item passes, warns or fails, says why and what to do.
+
+Warn means "look at this", Fail means "a model trained on it, or its scores, cannot be trusted". Nothing here stops a
+run: what must not be trained on at all, prepare refuses by itself.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from finetune_api.dataset import OnFinding, TooLong
+from finetune_jobs.dataset.split import Part
+from finetune_jobs.dataset.validation import shorten
+from finetune_jobs.evaluation.metrics import wilson
+from finetune_jobs.readiness.facts import Baseline, Facts, Findings
+
+MIN_EXAMPLES: Final = 500
+"""Fewest examples that suit an adapter: the usual advice is 500 to 5,000 good ones."""
+MIN_TRAIN: Final = 50
+"""Fewest training examples that change a model: OpenAI's guide to fine-tuning sees improvements from 50 on."""
+MIN_PART: Final = 10
+"""Fewest examples of a part: below it neither a loss curve nor a score says anything."""
+SOUND_TEST: Final = 100
+"""Fewest test examples: with 100 a share of 80 % is known to about 8 points either way (Wilson)."""
+MAX_INVALID: Final = 0.05
+"""Share of invalid rows from which the source deserves a look: the default of spec.dataset.maxInvalidPercent."""
+MAX_DROPPED: Final = 0.20
+"""Share of examples that rules may leave out before the rules deserve a look (own judgement)."""
+MAX_NEAR: Final = 0.20
+"""Share of kept near duplicates from which a set is smaller than it looks (own judgement)."""
+MAX_OVER_LENGTH: Final = 0.01
+"""Share of long examples that may be left out unnoticed (own judgement): above it the model never sees long cases."""
+MAX_IMBALANCE: Final = 10.0
+"""Largest to smallest class: above it the small ones are learnt late or never, and accuracy hides it."""
+MIN_CLASS: Final = 10
+"""Fewest examples of a class: with the default split one of them is in the test."""
+EASY_BASELINE: Final = 0.95
+"""Share of right answers of the base model above which tuning has little left to win (own judgement)."""
+_SHOWN: Final = 3
+"""Labels and kinds that a sentence names before it says "and more"."""
+
+
+class State(StrEnum):
+    """How an item stands."""
+
+    PASS = "Pass"
+    WARN = "Warn"
+    FAIL = "Fail"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the checklist."""
+
+    name: str
+    """One word, as the summary says it."""
+    state: State
+    evidence: str
+    """What was found, in sentences."""
+    remedy: str = ""
+    """What to do about it; empty when the item passes."""
+
+
+def check(facts: Facts) -> list[Item]:
+    """All items in the order of the page. A task without classes has no item ``balance``."""
+    items = [
+        _examples(facts),
+        _structured(facts),
+        _cleaned(facts),
+        _duplicates(facts),
+        _anonymised(facts),
+        _secrets(facts),
+        _split(facts),
+        _leakage(facts),
+        _lengths(facts),
+        _versioned(facts),
+        _baseline(facts),
+    ]
+    return [*items[:8], _balance(facts), *items[8:]] if facts.labels else items
+
+
+def summary(items: Sequence[Item]) -> str:
+    """For the status, e.g. ``8 passed, 1 warning (balance), 0 failed``."""
+    names = {state: [item.name for item in items if item.state is state] for state in State}
+    warned, failed = names[State.WARN], names[State.FAIL]
+    warnings = "warning" if len(warned) == 1 else "warnings"
+    return (
+        f"{len(names[State.PASS])} passed, {len(warned)} {warnings}{_in_brackets(warned)}, "
+        f"{len(failed)} failed{_in_brackets(failed)}"
+    )
+
+
+def verdict(items: Sequence[Item]) -> State:
+    """The worst state of any item."""
+    states = {item.state for item in items}
+    return next((state for state in (State.FAIL, State.WARN) if state in states), State.PASS)
+
+
+def _examples(facts: Facts) -> Item:
+    total, train = facts.rows.distinct, facts.rows.parts.get(Part.TRAIN, 0)
+    evidence = f"{count_of(total, 'example')}, {train:,} of them for training."
+    if facts.rows.outside_pilot:
+        evidence += f" This is a pilot: {count_of(facts.rows.outside_pilot, 'more training example')} were left aside."
+    remedy = (
+        f"Collect {count_of(MIN_EXAMPLES - total, 'more good example')}, or let a teacher write them (distillation)."
+    )
+    if train < MIN_TRAIN:
+        remedy = remedy if total < MIN_EXAMPLES else "Give training a larger share, or the pilot a larger sample."
+        return Item("examples", State.FAIL, f"{evidence} With fewer than {MIN_TRAIN} a model hardly changes.", remedy)
+    if total < MIN_EXAMPLES:
+        return Item("examples", State.WARN, f"{evidence} A sound size begins at {MIN_EXAMPLES}.", remedy)
+    return Item("examples", State.PASS, evidence)
+
+
+def _structured(facts: Facts) -> Item:
+    read, invalid = facts.rows.read, sum(facts.rows.invalid.values())
+    if not read:
+        return Item("structured", State.FAIL, "The sources hold no row.", "Check spec.dataset.sources.")
+    if not invalid:
+        return Item("structured", State.PASS, "Every row has the form that the spec demands.")
+    evidence = f"No valid example, and left out: {invalid:,} of {count_of(read, 'row')} ({percent(invalid, read)}): "
+    evidence += f"{_kinds(facts.rows.invalid)}."
+    remedy = "Correct the source; the faults at the end of the page have file, line and field of the first ones."
+    if invalid >= read:
+        return Item("structured", State.FAIL, evidence, remedy)
+    if invalid > read * MAX_INVALID:
+        return Item("structured", State.WARN, evidence, remedy)
+    return Item("structured", State.PASS, evidence)
+
+
+def _cleaned(facts: Facts) -> Item:
+    valid, dropped = facts.rows.read - sum(facts.rows.invalid.values()), sum(facts.rows.dropped.values())
+    evidence = "Unicode, white space and control characters of every text were normalised"
+    if not dropped:
+        return Item("cleaned", State.PASS, f"{evidence}; no rule left an example out.")
+    evidence += f"; rules left out {dropped:,} of {count_of(valid, 'example')} ({percent(dropped, valid)}): "
+    evidence += f"{_kinds(facts.rows.dropped)}."
+    if dropped > valid * MAX_DROPPED:
+        remedy = "So many seldom are all bad: check that the rules of spec.dataset say what is meant."
+        return Item("cleaned", State.WARN, evidence, remedy)
+    return Item("cleaned", State.PASS, evidence)
+
+
+def _duplicates(facts: Facts) -> Item:
+    rows = facts.rows
+    evidence = f"{count_of(rows.duplicates, 'exact duplicate')} left out."
+    if rows.near_duplicates is None:
+        remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85."
+        return Item("duplicates", State.WARN, f"{evidence} Nobody looked for near duplicates.", remedy)
+    stay = rows.near_duplicates - rows.near_dropped
+    evidence += f" {count_of(rows.near_duplicates, 'near duplicate')} found"
+    if rows.near_duplicates:
+        evidence += f": {rows.near_dropped:,} left out, {stay:,} kept, each in the part of the text that it resembles"
+    if stay > rows.distinct * MAX_NEAR:
+        evidence += f"; {percent(stay, rows.distinct)} of the examples say what another one says"
+        remedy = "Set spec.dataset.duplicates.dropNear: true, or collect more varied examples."
+        return Item("duplicates", State.WARN, f"{evidence}.", remedy)
+    return Item("duplicates", State.PASS, f"{evidence}.")
+
+
+def _anonymised(facts: Facts) -> Item:
+    item = _searched("anonymised", "personal data", "spec.dataset.pii.mode", facts.pii)
+    if item.state is State.PASS and not facts.pii.names:
+        evidence = f"{item.evidence} No language model looked for names and addresses, which no pattern finds."
+        remedy = "Configure a model for names, or read a sample and make sure that there are none."
+        return Item(item.name, State.WARN, evidence, remedy)
+    return item
+
+
+def _secrets(facts: Facts) -> Item:
+    return _searched("secrets", "keys, tokens and passwords", "spec.dataset.cleaning.secrets", facts.secrets)
+
+
+def _searched(name: str, what: str, where: str, findings: Findings) -> Item:
+    """What a search with a mode came to."""
+    if findings.mode is OnFinding.OFF:
+        return Item(name, State.WARN, f"Nobody looked for {what}.", f"Set {where}: Mask.")
+    found = sum(findings.counts.values())
+    if not found:
+        return Item(name, State.PASS, f"A search for {what} found none.")
+    evidence = f"A search for {what} found {count_of(found, 'place')}: {_kinds(findings.counts)}."
+    match findings.mode:
+        case OnFinding.REPORT:
+            remedy = f"Set {where}: Mask or Drop. A model may repeat to anybody what it has learnt."
+            return Item(name, State.FAIL, f"{evidence} They are still in the examples.", remedy)
+        case OnFinding.DROP:
+            return Item(name, State.PASS, f"{evidence} Examples with any were left out.")
+        case _:
+            return Item(name, State.PASS, f"{evidence} All were replaced by pseudonyms.")
+
+
+def _split(facts: Facts) -> Item:
+    sizes = {part: facts.rows.parts.get(part, 0) for part in Part}
+    whole = sum(sizes.values())
+    shares = ", ".join(f"{count:,} for {part} ({percent(count, whole)})" for part, count in sizes.items())
+    how = "as the sources say" if facts.split_provided else f"divided by hash with seed {facts.seed}"
+    evidence = f"{shares}; {how}."
+    if small := [part for part, count in sizes.items() if count < MIN_PART]:
+        remedy = f"Each part needs {MIN_PART} examples: add examples or change spec.dataset.split."
+        return Item("split", State.FAIL, f"{evidence} Too few for {' and '.join(small)}.", remedy)
+    test = sizes[Part.TEST]
+    low, high = wilson(round(0.8 * test), test)
+    evidence += (
+        f" With {test:,} test examples, 80 % right answers mean anything from {low * 100:.1f} to {high * 100:.1f} %."
+    )
+    if test < SOUND_TEST:
+        remedy = f"Give the test {SOUND_TEST} examples or more: add examples or raise spec.dataset.split.testPercent."
+        return Item("split", State.WARN, evidence, remedy)
+    return Item("split", State.PASS, evidence)
+
+
+def _leakage(facts: Facts) -> Item:
+    if facts.leaks is None:
+        remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85: the check compares as the search for duplicates."
+        return Item("leakage", State.WARN, "Nobody compared the test with the training examples.", remedy)
+    if facts.leaks:
+        evidence = f"{count_of(facts.leaks, 'pair')} of a test and a training example say nearly the same."
+        remedy = "Scores would flatter: move or remove one of each pair, or let the operator divide the examples."
+        return Item("leakage", State.FAIL, evidence, remedy)
+    evidence = "No test example says nearly the same as a training example."
+    if facts.contaminated is None:
+        return Item("leakage", State.PASS, f"{evidence} No benchmark was given to compare with.")
+    if facts.contaminated:
+        evidence += f" {count_of(facts.contaminated, 'example')} share 13 words in a row with the benchmark given."
+        return Item("leakage", State.WARN, evidence, "Do not report scores on that benchmark for this model.")
+    return Item("leakage", State.PASS, f"{evidence} None shares 13 words in a row with the benchmark given.")
+
+
+def _balance(facts: Facts) -> Item:
+    totals = {label: sum(counts.values()) for label, counts in facts.labels.items()}
+    smallest, largest = min(totals.values()), max(totals.values())
+    ratio = largest / max(1, smallest)
+    evidence = f"{count_of(len(totals), 'class', 'classes')}; the largest has "
+    evidence += f"{count_of(largest, 'example')}, the smallest {smallest:,} ({ratio:.1f} : 1)."
+    untrained = _labels_without(facts, Part.TRAIN)
+    if untrained or len(totals) < 2:
+        problem = f"Without a training example: {_some(untrained)}." if untrained else "One class teaches nothing."
+        remedy = "Give every class training examples, or take it out of the sources."
+        return Item("balance", State.FAIL, f"{evidence} {problem}", remedy)
+    problems = []
+    if rare := sorted(label for label, count in totals.items() if count < MIN_CLASS):
+        problems.append(f"Fewer than {MIN_CLASS} examples: {_some(rare)}.")
+    if ratio > MAX_IMBALANCE:
+        problems.append(f"More than {MAX_IMBALANCE:.0f} : 1 hides how the small classes fare: look at macro F1.")
+    if untested := _labels_without(facts, Part.TEST):
+        problems.append(f"Without a test example: {_some(untested)}.")
+    if problems:
+        remedy = "Collect more examples of the small classes, or merge classes that nobody needs to tell apart."
+        return Item("balance", State.WARN, " ".join([evidence, *problems]), remedy)
+    return Item("balance", State.PASS, evidence)
+
+
+def _lengths(facts: Facts) -> Item:
+    lengths, histogram = facts.lengths, facts.lengths.histogram()
+    if not histogram:
+        return Item("lengths", State.WARN, "Nobody counted tokens.", "Let prepare read the base model's tokenizer.")
+    evidence = (
+        f"Half of the examples have {quantile(histogram, 0.5):,} tokens or fewer, 95 % {quantile(histogram, 0.95):,} "
+        f"or fewer; the longest had {max(lengths.longest, *histogram):,}, maxLength is {lengths.max_length:,}."
+    )
+    if not lengths.over:
+        return Item("lengths", State.PASS, evidence)
+    whole = histogram.total() + (lengths.over if lengths.rule is TooLong.DROP else 0)
+    fate = {
+        TooLong.FAIL: "stay and cannot be trained",
+        TooLong.DROP: "were left out",
+        TooLong.TRUNCATE: "were cut off",
+        TooLong.SPLIT: "were split",
+    }[lengths.rule]
+    evidence += f" {count_of(lengths.over, 'longer example')} ({percent(lengths.over, whole)}) {fate}."
+    remedy = f"Set spec.training.maxLength to {lengths.longest} (it costs memory), or shorten those examples."
+    match lengths.rule:
+        case TooLong.FAIL:
+            return Item("lengths", State.FAIL, evidence, remedy)
+        case TooLong.TRUNCATE:
+            return Item("lengths", State.WARN, f"{evidence} A text cut off teaches to stop early.", remedy)
+        case TooLong.DROP if lengths.over > whole * MAX_OVER_LENGTH:
+            return Item("lengths", State.WARN, evidence, remedy)
+        case _:
+            return Item("lengths", State.PASS, evidence)
+
+
+def _versioned(facts: Facts) -> Item:
+    if not facts.source_digest or not facts.dataset_digest:
+        evidence = "The identity of the sources or of the examples is not known."
+        return Item("versioned", State.WARN, evidence, "Let the run begin with the stage resolve, which reads it.")
+    evidence = (
+        f"Sources {facts.source_digest[:12]} gave examples {facts.dataset_digest[:12]}; the same sources and settings "
+        "give the same ones again."
+    )
+    return Item("versioned", State.PASS, evidence)
+
+
+def _baseline(facts: Facts) -> Item:
+    trivial = _trivial_baseline(facts)
+    if facts.baseline is None:
+        evidence = f"{trivial}What the base model scores is not known yet."
+        return Item("baseline", State.WARN, evidence, "Nothing now: the stage evaluate measures it after training.")
+    known = facts.baseline
+    evidence = f"{trivial}The base model scores {known.measure} {_score(known, known.value)}"
+    if known.interval:
+        low, high = (_score(known, end) for end in known.interval)
+        evidence += f" (95 % interval {low} to {high})"
+    evidence += f" on {count_of(known.samples, 'test example')}."
+    if known.share and known.value >= EASY_BASELINE:
+        remedy = "Ask whether tuning is worth it, or make the examples harder."
+        return Item("baseline", State.WARN, f"{evidence} There is little left to win.", remedy)
+    return Item("baseline", State.PASS, evidence)
+
+
+def _score(baseline: Baseline, value: float) -> str:
+    return f"{value * 100:.1f} %" if baseline.share else f"{value:.3g}"
+
+
+def _trivial_baseline(facts: Facts) -> str:
+    """What a program that always gives the most frequent label would score: the least that a model must beat."""
+    counts = [count for label in facts.labels.values() if (count := label.get(Part.TEST, 0))]
+    return f"Always the most frequent label: accuracy {percent(max(counts), sum(counts))}. " if counts else ""
+
+
+def quantile(histogram: Counter[int], share: float) -> int:
+    """The smallest number such that ``share`` of all cases are not above it (nearest rank). Not for an empty one."""
+    rank, seen = share * histogram.total(), 0
+    for value in sorted(histogram):
+        seen += histogram[value]
+        if seen >= rank:
+            return value
+    raise ValueError("an empty histogram has no quantile")
+
+
+def _labels_without(facts: Facts, part: Part) -> list[str]:
+    return sorted(label for label, counts in facts.labels.items() if not counts.get(part, 0))
+
+
+def _some(labels: list[str]) -> str:
+    shown = ", ".join(repr(shorten(label)) for label in labels[:_SHOWN])
+    return f"{shown} and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else shown
+
+
+def _kinds(counts: Mapping[str, int]) -> str:
+    """The most frequent kinds with their numbers."""
+    ordered = sorted(((kind, count) for kind, count in counts.items() if count), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{shorten(kind)} {count:,}" for kind, count in ordered[:_SHOWN])
+    return f"{shown} and {count_of(len(ordered) - _SHOWN, 'more kind')}" if len(ordered) > _SHOWN else shown
+
+
+def count_of(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, e.g. ``1 row``, ``1,200 rows``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def percent(part: int, whole: int) -> str:
+    """A share for people; a small one is never rounded to nothing, nor a large one to all."""
+    share = part / whole if whole else 0.0
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.999 < share < 1 else f"{share * 100:.1f} %"
+
+
+def _in_brackets(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""

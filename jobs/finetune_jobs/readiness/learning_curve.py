@@ -1,0 +1,138 @@
+"""What would more data bring? A power law through a few measured sizes, and how far it can be trusted (pure).
+
+An error falls with the number of training examples n as ``a + b * n**-c`` (Cortes et al. 1993, "Learning curves:
+asymptotic values and rate of convergence"; Hestness et al. 2017, arXiv 1712.00409). Three sizes only just determine
+such a curve, so that an extrapolation without an interval would be a guess that looks like a measurement.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+MIN_SIZES: Final = 3
+"""Different sizes that a curve with three unknowns needs."""
+MAX_REACH: Final = 4.0
+"""How many times the largest measured size a prediction may be: two doublings."""
+RESAMPLES: Final = 400
+"""Curves behind an interval; its ends then lie on the 10th curve from either side."""
+_EXPONENTS: Final = tuple(0.05 * 40 ** (step / 40) for step in range(41))
+"""Values of c, 0.05 to 2: measured ones are 0.07 to 0.5 (Hestness et al.), theory for easy problems reaches 1."""
+_SECTIONS: Final = 24
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training: how many examples, and how large the error of the model was."""
+
+    examples: int
+    error: float
+    """Something that more data makes smaller and that is never below 0: a loss, or 1 - accuracy."""
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """``a + b * n**-c`` with a, b >= 0."""
+
+    a: float
+    """The error that no amount of such data takes away."""
+    b: float
+    c: float
+
+    def at(self, examples: float) -> float:
+        """The error with so many examples."""
+        return float(self.a + self.b * examples**-self.c)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The error to expect, and the ends of its 95 % interval."""
+
+    examples: int
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """The best curve through the points, and the curves through what the points might have been."""
+
+    points: tuple[Point, ...]
+    best: PowerLaw
+    resampled: tuple[PowerLaw, ...]
+
+    @property
+    def reach(self) -> int:
+        """The most examples that a prediction may speak of."""
+        return int(MAX_REACH * max(point.examples for point in self.points))
+
+    def predict(self, examples: int) -> Prediction:
+        """The error with ``examples``. Raises ValueError below 1 and beyond ``reach``."""
+        if not 1 <= examples <= self.reach:
+            raise ValueError(
+                f"{examples} examples: a curve measured up to {max(p.examples for p in self.points)} speaks of 1 to "
+                f"{self.reach}. Measure a larger size."
+            )
+        errors = sorted(law.at(examples) for law in self.resampled)
+        tail = len(errors) // 40
+        best = self.best.at(examples)
+        return Prediction(examples, best, min(best, errors[tail]), max(best, errors[-1 - tail]))
+
+
+def fit(points: Sequence[Point], *, seed: int = 0) -> LearningCurve:
+    """The curve through measured points; several points of one size (other seeds) make it surer.
+
+    The interval comes from a bootstrap over the points (Efron 1979). A resample with only two sizes fits any exponent
+    exactly; it takes one by chance, so that few points give a wide interval instead of none. In simulations (3 to 25
+    points, errors of 0.005 and 0.02) the interval held the truth in 85 to 95 % of the cases: it is a little too narrow.
+    Equal points and seed give an equal curve. Raises ValueError for fewer than three sizes, a size below 1 and an
+    error below 0.
+    """
+    for point in points:
+        if point.examples < 1 or not 0 <= point.error < float("inf"):
+            raise ValueError(f"{point}: a size must be 1 or more, an error a number of 0 or more.")
+    sizes = {point.examples for point in points}
+    if len(sizes) < MIN_SIZES:
+        raise ValueError(f"{len(sizes)} sizes: a learning curve needs {MIN_SIZES} different ones. Measure more.")
+    ordered = tuple(sorted(points, key=lambda point: (point.examples, point.error)))
+    chance = random.Random(seed)  # noqa: S311 - statistics, no secret
+    return LearningCurve(ordered, _fit(ordered), tuple(_fit_resample(ordered, chance) for _ in range(RESAMPLES)))
+
+
+def _fit_resample(points: Sequence[Point], chance: random.Random) -> PowerLaw:
+    drawn = points[:1]
+    while len(sizes := {point.examples for point in drawn}) < MIN_SIZES - 1:
+        drawn = chance.choices(points, k=len(points))
+    if len(sizes) < MIN_SIZES:
+        return _fit_linear(drawn, chance.choice(_EXPONENTS))[1]
+    return min((_fit_linear(drawn, c) for c in _EXPONENTS), key=lambda fitted: fitted[0])[1]
+
+
+def _fit(points: Sequence[Point]) -> PowerLaw:
+    """Least squares: the exponent by golden sections around the best one of the grid, a and b in closed form."""
+    best = min(range(len(_EXPONENTS)), key=lambda i: _fit_linear(points, _EXPONENTS[i])[0])
+    left, right = _EXPONENTS[max(0, best - 1)], _EXPONENTS[min(best + 1, len(_EXPONENTS) - 1)]
+    golden = (5**0.5 - 1) / 2
+    for _ in range(_SECTIONS):
+        inner, outer = right - golden * (right - left), left + golden * (right - left)
+        if _fit_linear(points, inner)[0] <= _fit_linear(points, outer)[0]:
+            right = outer
+        else:
+            left = inner
+    return _fit_linear(points, (left + right) / 2)[1]
+
+
+def _fit_linear(points: Sequence[Point], c: float) -> tuple[float, PowerLaw]:
+    """Sum of squared errors and the law, for one exponent."""
+    scale = max(point.examples for point in points)
+    xs = [(point.examples / scale) ** -c for point in points]
+    ys = [point.error for point in points]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    variance = sum((x - mean_x) ** 2 for x in xs)
+    b = max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / variance)
+    a = mean_y - b * mean_x
+    if a < 0:
+        a, b = 0.0, sum(x * y for x, y in zip(xs, ys, strict=True)) / sum(x * x for x in xs)
+    squares = sum((a + b * x - y) ** 2 for x, y in zip(xs, ys, strict=True))
+    return squares, PowerLaw(a, b * scale**c, c)
