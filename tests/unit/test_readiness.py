@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.unit
 PARTS = {Part.TRAIN: 800, Part.VALIDATION: 100, Part.TEST: 100}
 MAX_BYTES = 300_000
 NO_FAULTS = Faults().stored()
+FACTS = TypeAdapter(Facts)
 
 
 def by_part(train: int, validation: int, test: int) -> dict[Part, int]:
@@ -112,6 +113,7 @@ CASES: Sequence[tuple[str, Facts, State, str]] = [
     ("anonymised", replace(GOOD, pii=Findings(OnFinding.REPORT, {"EMAIL_ADDRESS": 2})), State.FAIL, "still in"),
     ("anonymised", replace(GOOD, pii=Findings(OnFinding.REPORT, names=True)), State.PASS, "found none"),
     ("anonymised", replace(GOOD, pii=Findings(OnFinding.DROP, {"IBAN": 1}, names=True)), State.PASS, "left out"),
+    ("anonymised", replace(GOOD, pii=replace(GOOD.pii, only=["IBAN"])), State.PASS, "personal data (only IBAN)"),
     ("secrets", replace(GOOD, secrets=Findings(OnFinding.MASK, {"awsKey": 1})), State.PASS, "1 place: awsKey 1"),
     ("secrets", replace(GOOD, secrets=Findings(OnFinding.REPORT, {"awsKey": 1})), State.FAIL, "still in"),
     ("secrets", replace(GOOD, secrets=Findings(OnFinding.OFF)), State.WARN, "Nobody looked"),
@@ -208,7 +210,7 @@ def test_a_quantile_is_what_sorting_gives(histogram: Counter[int], share: float)
 
 counts = st.dictionaries(st.text(max_size=8), st.integers(0, 10**6), max_size=4)
 part_counts = st.fixed_dictionaries({part: st.integers(0, 10**6) for part in Part})
-findings = st.builds(Findings, st.sampled_from(OnFinding), counts, st.booleans())
+findings = st.builds(Findings, st.sampled_from(OnFinding), counts, names=st.booleans())
 any_facts = st.builds(
     Facts,
     sources=st.lists(st.text(), min_size=1, max_size=20),
@@ -249,9 +251,11 @@ def test_any_facts_have_a_checklist_with_sentences(facts: Facts) -> None:
         assert "nan" not in each.evidence
 
 
-def test_facts_survive_json() -> None:
-    adapter = TypeAdapter(Facts)
-    assert adapter.validate_json(adapter.dump_json(GOOD)) == GOOD
+@given(any_facts)
+@example(GOOD)
+def test_facts_survive_json(facts: Facts) -> None:
+    again = FACTS.validate_json(FACTS.dump_json(facts))
+    assert page.render(again, check(again), ()) == page.render(facts, check(facts), ())
 
 
 # The page

@@ -65,20 +65,12 @@ class Item:
 
 def check(facts: Facts) -> list[Item]:
     """All items in the order of the page. A task without classes has no item ``balance``."""
-    items = [
-        _examples(facts),
-        _structured(facts),
-        _cleaned(facts),
-        _duplicates(facts),
-        _anonymised(facts),
-        _secrets(facts),
-        _split(facts),
-        _leakage(facts),
-        _lengths(facts),
-        _versioned(facts),
-        _baseline(facts),
+    checks = [
+        *(_examples, _structured, _cleaned, _duplicates, _anonymised, _secrets, _split, _leakage),
+        *([_balance] if facts.labels else []),
+        *(_lengths, _versioned, _baseline),
     ]
-    return [*items[:8], _balance(facts), *items[8:]] if facts.labels else items
+    return [judge(facts) for judge in checks]
 
 
 def summary(items: Sequence[Item]) -> str:
@@ -177,6 +169,8 @@ def _searched(name: str, what: str, where: str, findings: Findings) -> Item:
     """What a search with a mode came to."""
     if findings.mode is OnFinding.OFF:
         return Item(name, State.WARN, f"Nobody looked for {what}.", f"Set {where}: Mask.")
+    if findings.only:
+        what += f" (only {', '.join(findings.only[:_SHOWN])}{' …' if findings.only[_SHOWN:] else ''})"
     found = sum(findings.counts.values())
     if not found:
         return Item(name, State.PASS, f"A search for {what} found none.")
@@ -188,7 +182,7 @@ def _searched(name: str, what: str, where: str, findings: Findings) -> Item:
         case OnFinding.DROP:
             return Item(name, State.PASS, f"{evidence} Examples with any were left out.")
         case _:
-            return Item(name, State.PASS, f"{evidence} All were replaced by pseudonyms.")
+            return Item(name, State.PASS, f"{evidence} All were replaced by placeholders.")
 
 
 def _split(facts: Facts) -> Item:

@@ -91,6 +91,8 @@ class Findings:
     """What became of them."""
     counts: Counts = field(default_factory=dict)
     """Places by kind, e.g. EMAIL_ADDRESS."""
+    only: Sequence[str] = ()
+    """The kinds that were looked for, where the spec names some; empty: all that are known."""
     names: bool = False
     """Of personal data: whether a language model looked for names and addresses, which no pattern finds."""
 

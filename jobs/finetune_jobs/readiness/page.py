@@ -40,7 +40,7 @@ _VERDICTS: Final = {
     State.FAIL: "The data set is not ready: correct what fails.",
 }
 _MODES: Final = {
-    OnFinding.MASK: "replaced by pseudonyms",
+    OnFinding.MASK: "replaced by placeholders",
     OnFinding.DROP: "examples with any left out",
     OnFinding.REPORT: "reported only: still in the examples",
     OnFinding.OFF: "not looked for",
