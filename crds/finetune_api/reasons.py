@@ -42,6 +42,7 @@ class Reason(StrEnum):
     DATASET_NOT_FOUND = "DatasetNotFound"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSUPPORTED = "ModelUnsupported"
+    FIT_REFUSED = "FitRefused"
     GATED_MODEL_UNAUTHORIZED = "GatedModelUnauthorized"
     BUCKET_NOT_FOUND = "BucketNotFound"
     S3_ACCESS_DENIED = "S3AccessDenied"
@@ -102,6 +103,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.DATASET_NOT_FOUND: "Upload the file, or correct spec.dataset.sources.",
     Reason.MODEL_NOT_FOUND: "Upload the model, or correct spec.model.uri.",
     Reason.MODEL_UNSUPPORTED: "Use a model whose weights are safetensors and whose architecture transformers knows.",
+    Reason.FIT_REFUSED: "Make the change that is named here, or choose a profile with more memory.",
     Reason.GATED_MODEL_UNAUTHORIZED: "Accept the model's terms and provide a token, or mirror the model to S3.",
     Reason.BUCKET_NOT_FOUND: "Create the bucket, or correct the URI.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",

@@ -23,7 +23,7 @@ from finetune_jobs.folders import fetch_folder, publish_folder
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint, load_tokenizer
-from finetune_jobs.modelling.tuning import Tuning
+from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.store import Store
 from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
@@ -103,6 +103,30 @@ def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
 
     assert divergence(trained, merged) < 1e-3
     assert divergence(trained, untrained) > 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"quantization": "INT8"}, {"dora": True}, {"method": "LoRA", "dora": True, "rslora": True}],
+    ids=["int8", "qdora", "dora+rslora"],
+)
+def test_merging_keeps_what_every_kind_of_adapter_learnt(changes: dict[str, Any], tuned: Tuned, tmp_path: Path) -> None:
+    training = settings(**changes)
+    run_training(tuned.base, tuned.dataset, tmp_path, training, tuned.store.below(f"kinds/{tmp_path.name}"))
+    adapter, tuning = tmp_path / "adapter", read_tuning(tmp_path / "adapter", Method.FULL)
+    assert tuning == Tuning.of(training)
+
+    trained = log_probabilities(load_tuned(tuned.base, adapter, training.method), tuned)
+    merged = log_probabilities(merge(tuned.base, adapter, tuning), tuned)
+    untrained = log_probabilities(load_base(tuned.base, tuning.quantization), tuned)
+
+    assert divergence(trained, merged) < 2e-3
+    assert divergence(trained, untrained) > 1
+
+
+def test_an_older_adapter_is_read_by_the_jobs_method(tmp_path: Path) -> None:
+    assert read_tuning(tmp_path, Method.QLORA) == Tuning.of(Training(method=Method.QLORA))
+    assert read_tuning(tmp_path, Method.LORA) == Tuning.of(Training(method=Method.LORA))
 
 
 def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:

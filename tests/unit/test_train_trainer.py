@@ -40,8 +40,6 @@ pytestmark = pytest.mark.unit
 
 METHODS = pytest.mark.parametrize("method", list(Method))
 ADAPTERS = pytest.mark.parametrize("method", [Method.QLORA, Method.LORA])
-FAST = {Method.FULL: {"learning_rate": "3e-3"}}
-"""With this rate a whole model learns the rows by heart."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +81,7 @@ class StopAfter(Progress):
 def test_a_few_rows_are_learnt_by_heart(method: Method, base: Path, store: Store, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")
 
-    trained = run_training(base, dataset, tmp_path, settings(method, **FAST.get(method, {})), store)
+    trained = run_training(base, dataset, tmp_path, settings(method), store)
 
     adapter = tmp_path / "adapter"
     tokenizer = load_tokenizer(base)
@@ -172,6 +170,28 @@ def test_only_labelled_positions_go_through_the_head(base: Path, tmp_path: Path)
     trainer.compute_loss(trainer.model, dict(batch))
 
     assert seen == [int((batch["labels"] != chat.IGNORED).sum())]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_the_validation_loss_is_that_per_token_whatever_the_batch(size: int, base: Path, tmp_path: Path) -> None:
+    """Answers of very different length, so that a mean of means would be another number for each batch."""
+    tokenizer, training = load_tokenizer(base), settings(Method.LORA, batch_size=size)
+    answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
+    dataset = write_dataset(tmp_path / "dataset", validation=rows(5, labels=answers))
+    examples = encode_split(tokenizer, dataset, "validation", tokenizer.eos_token_id, 512)
+    model = load_for_training(base, training)
+    trainer = build_trainer(model, tokenizer, examples, examples, training, tmp_path / "work", Batch.of(training))
+
+    found = trainer.evaluate()["eval_loss"]
+
+    total, tokens = 0.0, 0
+    for example in examples:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            logits = trainer.model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1].float()
+        labels = torch.tensor(example.labels[1:])
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        tokens += int((labels != chat.IGNORED).sum())
+    assert found == pytest.approx(total / tokens, rel=2e-3)
 
 
 @ADAPTERS

@@ -202,12 +202,22 @@ def _smaller(batch: Batch, training: Training) -> Batch:
 
 
 class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
-    """SFTTrainer that, off CUDA, projects only the positions with a label through the LM head. The loss is the same."""
+    """SFTTrainer that, off CUDA, projects only the positions with a label through the LM head. The loss is the same.
+
+    In a validation, the loss is that per token of the whole split, however it is divided: a mean of batches' means
+    would change with the batch, and with it which weights are the best.
+    """
+
+    labels_per_example = 0.0
+    """Of the validation split, on average."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy per labelled token, over ``num_items_in_batch`` tokens or those of this batch."""
+        if num_items_in_batch is None and not model.training:
+            # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
+            num_items_in_batch = self.labels_per_example * len(inputs["input_ids"])
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
         config = causal.config.get_text_config()
         scaled = any(getattr(config, name, None) is not None for name in SCALED_LOGITS)
@@ -249,6 +259,7 @@ def build_trainer(
         callbacks=[EarlyStoppingCallback(early_stopping_patience=training.patience)] if training.patience else [],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.labels_per_example = sum(label != chat.IGNORED for e in validation for label in e.labels) / len(validation)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

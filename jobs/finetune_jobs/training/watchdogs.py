@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 from finetune_api.reasons import Reason
@@ -11,7 +12,7 @@ History = Sequence[Mapping[str, Any]]
 """The trainer's log: entries with ``loss`` (of a step) or ``eval_loss`` (of a validation), in order."""
 
 WINDOW: Final = 10
-"""Steps whose mean loss counts; one step's loss says little."""
+"""Steps that are judged together; one step's loss says little."""
 DIVERGED: Final = 1.0
 """Nats per token above the beginning: the perplexity is e times that of the untrained model."""
 WORSE: Final = 1.01
@@ -34,7 +35,7 @@ def not_finite(logs: Mapping[str, float]) -> str:
 
 def diverged(losses: Sequence[float]) -> bool:
     """Whether the newest steps are far worse than the first ones: the steps are too large."""
-    return len(losses) >= 2 * WINDOW and _mean(losses[-WINDOW:]) > _mean(losses[:WINDOW]) + DIVERGED
+    return len(losses) >= 2 * WINDOW and median(losses[-WINDOW:]) > median(losses[:WINDOW]) + DIVERGED
 
 
 def overfits(history: History) -> bool:

@@ -1,0 +1,249 @@
+"""Checkpoints against a real S3 server: beside the training, whole or not at all, and of one attempt only."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.layout import MANIFEST
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+from finetune_jobs.store import Store
+from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.ownership import STATE, Ownership, RunState
+from finetune_jobs.training.recipe import Batch
+from tests.support.seaweedfs import SeaweedFS
+
+pytestmark = pytest.mark.unit
+
+
+class Gate(Store):
+    """A store whose uploads wait for ``open``, and fail or shorten files as told."""
+
+    def __init__(self, client: Any, uri: str, shared: "Gate | None" = None) -> None:
+        super().__init__(client, uri)
+        self.open: threading.Event = shared.open if shared else threading.Event()
+        self.failures: list[StageError] = shared.failures if shared else []
+        self.short: list[str] = shared.short if shared else []
+
+    def at(self, uri: str) -> "Gate":
+        return Gate(self._client, uri, self)
+
+    def upload(self, path: str, source: Path, advance: Any = None) -> None:
+        assert self.open.wait(30)
+        if self.failures:
+            raise self.failures.pop()
+        if path in self.short:
+            self.short.remove(path)
+            self.put(path, source.read_bytes()[:-1])
+            return
+        super().upload(path, source, advance)
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Gate:
+    gate = Gate(Store.connect(s3.storage, place)._client, place)
+    gate.open.set()
+    return gate
+
+
+def checkpoint(work: Path, step: int, *, best: int = 0) -> Path:
+    folder = work / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights %d" % step * 1000)
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    state = {"global_step": step, "best_model_checkpoint": str(work / f"checkpoint-{best or step}")}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+def delete(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def stored(store: Store) -> set[str]:
+    return {entry.key.rpartition("/")[0] for entry in store.list() if entry.key != STATE}
+
+
+def test_keeping_returns_at_once_and_survives_the_trainers_clean_up(store: Gate, tmp_path: Path) -> None:
+    checkpoints, work = Checkpoints(store), tmp_path / "work"
+    store.open.clear()
+    folder = checkpoint(work, 25)
+
+    checkpoints.keep(work)
+    delete(folder)
+
+    assert not checkpoints.flush(0.1)
+    assert checkpoints.newest_step == 0
+    store.open.set()
+    assert checkpoints.flush(10)
+    assert checkpoints.newest_step == 25
+    restored = Checkpoints(store).restore(tmp_path / "next")
+    assert restored == tmp_path / "next/checkpoint-25"
+    assert {file.name for file in restored.iterdir()} == {"adapter_model.safetensors", "trainer_state.json", MANIFEST}
+    state = json.loads((restored / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(restored)
+
+
+def test_the_store_holds_what_the_trainer_holds(store: Gate, tmp_path: Path) -> None:
+    checkpoints, work = Checkpoints(store), tmp_path / "work"
+    folders = {step: checkpoint(work, step, best=2) for step in (2, 4)}
+    checkpoints.keep(work)
+    assert checkpoints.flush(10)
+    delete(folders[4])
+    checkpoint(work, 6, best=2)
+    checkpoints.keep(work)
+    assert checkpoints.flush(10)
+
+    assert stored(store) == {"attempt-1/checkpoint-2", "attempt-1/checkpoint-6"}
+    assert not list((work / ".snapshots").iterdir())
+
+
+def test_a_slow_store_gets_the_newest_and_delays_nobody(
+    store: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, work = Checkpoints(store), tmp_path / "work"
+    store.open.clear()
+    for step in (1, 2, 3):
+        folder = checkpoint(work, step)
+        checkpoints.keep(work)
+        delete(folder)
+        while checkpoints._pending and step == 1:  # until the first one is being uploaded
+            pass
+
+    assert "a checkpoint was skipped for a newer one" in caplog.text
+    store.open.set()
+    assert checkpoints.flush(10)
+    assert stored(store) == {"attempt-1/checkpoint-3"}
+
+
+def test_a_newer_attempt_takes_over_and_the_older_one_changes_nothing_any_more(store: Gate, tmp_path: Path) -> None:
+    """Of two that upload the same step at the same time, the older one's files never count, and it learns why."""
+    older = Checkpoints(store)
+    store.open.clear()
+    checkpoint(tmp_path / "older", 25)
+    older.keep(tmp_path / "older")
+
+    newer = Checkpoints(store)
+    store.open.set()
+    with pytest.raises(StageError, match="newer attempt at this training has taken over") as raised:
+        older.flush(10)
+    assert raised.value.reason is Reason.SUPERSEDED
+    assert raised.value.retriable  # the pod may be started again; it must not fail the Job
+    for act in (older.check, lambda: older.keep(tmp_path / "older"), lambda: older.remember_batch(Batch(1, 16))):
+        with pytest.raises(StageError) as again:
+            act()
+        assert again.value.reason is Reason.SUPERSEDED
+
+    assert newer.newest_step == 0
+    checkpoint(tmp_path / "newer", 25)
+    newer.keep(tmp_path / "newer")
+    assert newer.flush(10)
+    assert stored(store) == {"attempt-2/checkpoint-25"}  # what the older one left is gone
+    assert Checkpoints(store).batch(Batch(8, 2)) == Batch(8, 2)
+
+
+def test_an_attempt_takes_over_what_it_resumed_from_without_uploading_it_again(store: Gate, tmp_path: Path) -> None:
+    first = Checkpoints(store)
+    checkpoint(tmp_path / "first", 25)
+    first.keep(tmp_path / "first")
+    assert first.flush(10)
+
+    second = Checkpoints(store)
+    second.restore(tmp_path / "second")
+    checkpoint(tmp_path / "second", 50, best=25)
+    second.keep(tmp_path / "second")
+    assert second.flush(10)
+
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert stored(store) == {"attempt-1/checkpoint-25", "attempt-2/checkpoint-50"}
+
+
+def test_a_store_that_is_away_costs_one_checkpoint_only(
+    store: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, work = Checkpoints(store), tmp_path / "work"
+    store.failures.append(StageError(Reason.S3_UNREACHABLE, "the endpoint did not answer in time.", retriable=True))
+    checkpoint(work, 2)
+    checkpoints.keep(work)
+    assert checkpoints.flush(10)
+    assert checkpoints.newest_step == 0
+    assert "checkpoint not saved, the next one will be tried: the endpoint did not answer" in caplog.text
+
+    checkpoint(work, 4)
+    checkpoints.keep(work)
+    assert checkpoints.flush(10)
+    assert checkpoints.newest_step == 4
+    assert stored(store) == {"attempt-1/checkpoint-2", "attempt-1/checkpoint-4"}
+
+
+def test_a_store_that_refuses_ends_the_training(store: Gate, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(store)
+    store.failures.append(StageError(Reason.S3_ACCESS_DENIED, "the store refused the credentials."))
+    checkpoint(tmp_path, 2)
+    checkpoints.keep(tmp_path)
+    with pytest.raises(StageError) as raised:
+        checkpoints.flush(10)
+    assert raised.value.reason is Reason.S3_ACCESS_DENIED
+    with pytest.raises(StageError):
+        checkpoints.check()
+
+
+def test_an_upload_that_arrives_short_does_not_count(
+    store: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(store)
+    store.short.append("adapter_model.safetensors")
+    checkpoint(tmp_path, 2)
+    checkpoints.keep(tmp_path)
+    assert checkpoints.flush(10)
+    assert checkpoints.newest_step == 0
+    assert "adapter_model.safetensors has 8999 bytes after the upload" in caplog.text
+    assert not any(entry.key.endswith(MANIFEST) for entry in store.list())
+
+
+def test_what_memory_was_found_to_hold_is_remembered(store: Gate) -> None:
+    Checkpoints(store).remember_batch(Batch(2, 8))
+    later = Checkpoints(store)
+    assert later.batch(Batch(8, 2)) == Batch(2, 8)
+    assert later.batch(Batch(4, 2)) == Batch(4, 2)  # of another step size: not what was found out
+
+
+def test_a_state_that_cannot_be_read_costs_time_only(store: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    store.put(STATE, b'{"attempt": "many"}')
+    assert Checkpoints(store).attempt == 1
+    assert f"state left out: {store.uri(STATE)} cannot be read as RunState: attempt" in caplog.text
+
+
+def test_attempts_that_begin_together_get_different_numbers(store: Gate) -> None:
+    owners: list[Ownership] = []
+    superseded: list[StageError] = []
+
+    def begin() -> None:
+        try:
+            owners.append(Ownership(store))
+        except StageError as error:
+            superseded.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    numbers = [owner.state.attempt for owner in owners]
+    assert len(set(numbers)) == len(numbers)
+    assert all(error.reason is Reason.SUPERSEDED for error in superseded)
+    final = RunState.model_validate_json(store.get(STATE) or b"")
+    assert final.attempt == 5
+    newest = max(owners, key=lambda owner: owner.state.attempt)
+    assert newest.state.attempt == 5
+    newest.update(batch_size=4, gradient_accumulation=4)
+    for owner in owners:
+        if owner is not newest:
+            with pytest.raises(StageError):
+                owner.update(batch_size=1)

@@ -1,0 +1,246 @@
+"""Work that is never lost: memory that runs out, pods that are stopped in the middle of a step, attempts that meet."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_api.reasons import Reason
+from finetune_api.training import Method, Quantization
+from finetune_jobs.errors import StageError, StoppedError
+from finetune_jobs.progress import Measurement, Progress
+from finetune_jobs.store import Store
+from finetune_jobs.training.callbacks import Checkpointing
+from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.ownership import STATE, RunState
+from finetune_jobs.training.recipe import Batch
+from finetune_jobs.training.trainer import LabelLossTrainer
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.tiny_model import build_tiny_llama
+from tests.support.training import run_training, settings, write_dataset
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("recovery") / "base")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("recovery") / "dataset")
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    (found,), (expected,) = ((folder / "adapter").glob("*.safetensors") for folder in (one, other))
+    wanted = load_file(expected)
+    for name, tensor in load_file(found).items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+class Passes:
+    """Watches every forward pass of a training, and may end one as a GPU without memory does."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        """Examples of each pass."""
+        self.most = 1_000
+        """Examples that the memory holds, once ``from_pass`` passes are done."""
+        self.from_pass = 0
+        self.after: Callable[[int], None] = lambda _count: None
+        """Told the number of passes after each."""
+
+    def seen(self, size: int) -> None:
+        self.sizes.append(size)
+        if size > self.most and len(self.sizes) > self.from_pass:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.after(len(self.sizes))
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    watched, original = Passes(), LabelLossTrainer.compute_loss
+
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        if model.training:
+            watched.seen(len(inputs["input_ids"]))
+        return original(self, model, inputs, *rest, **options)
+
+    monkeypatch.setattr(LabelLossTrainer, "compute_loss", compute_loss)
+    return watched
+
+
+class AtStep(Progress):
+    """Does something once a step is done."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        super().__init__("train")
+        self._step, self._act = step, act
+
+    def record(self, measurement: Measurement) -> None:
+        super().record(measurement)
+        if measurement.loss is not None and measurement.step == self._step:
+            self._act()
+
+
+def state_of(store: Store) -> RunState:
+    return RunState.model_validate_json(store.get(STATE) or b"")
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_and_the_training_goes_on(
+    passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    """The memory runs out in the eighth pass, after the checkpoint of step 4 (twelve steps of four examples)."""
+    training = settings(epochs=4, checkpoint_steps=4, dropout="0", learning_rate="1e-3")
+    whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
+    assert passes.sizes == [4] * 12
+
+    passes.sizes.clear()
+    passes.most, passes.from_pass = 1, 7
+    halved = run_training(base, dataset, tmp_path / "halved", training, store.below("halved"))
+
+    assert passes.sizes == [4] * 8 + [2] + [1] * 32
+    assert (whole.batch, halved.batch) == (Batch(4, 1), Batch(1, 4))
+    assert (halved.steps, halved.tokens) == (whole.steps, whole.tokens)
+    # The same examples a step and the same mean over their tokens; only rounding differs.
+    assert halved.validation_loss == pytest.approx(whole.validation_loss, rel=0.02)
+    state = state_of(store.below("halved"))
+    assert (state.batch_size, state.gradient_accumulation) == (1, 4)
+
+
+def test_the_next_pod_begins_with_the_batch_that_fits(
+    passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    Checkpoints(store).remember_batch(Batch(2, 2))
+    run_training(base, dataset, tmp_path, settings(max_steps=2), store)
+    assert passes.sizes == [2] * 4
+
+
+def test_one_example_that_memory_does_not_hold_is_an_error(
+    passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    passes.most = 0
+    with pytest.raises(StageError, match="did not hold one example of at most 512 tokens, with method QLoRA") as raised:
+        run_training(base, dataset, tmp_path, settings(max_steps=2), store)
+    assert raised.value.reason is Reason.CUDA_OUT_OF_MEMORY
+    assert not raised.value.retriable
+    assert passes.sizes == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "stop_in", "saved"),
+    [
+        (Method.LORA, 6, 1),  # in the middle of a step
+        (Method.LORA, 8, 2),  # in its last pass: the step is finished
+        (Method.LORA, 13, 3),  # in the first step of the second epoch, just after a checkpoint
+        (Method.FULL, 18, 4),
+    ],
+)
+def test_a_step_that_was_given_up_is_repeated_exactly(
+    method: Method, stop_in: int, saved: int, passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    """Six steps of four passes, three an epoch. Dropout draws in each pass, so the next pod needs the random states of
+    the step's beginning: the same weights bit for bit."""
+    training = settings(
+        method, batch_size=1, gradient_accumulation=4, max_steps=6, epochs=2, checkpoint_steps=3, dropout="0.1"
+    )
+    whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
+    stopping = threading.Event()
+    passes.sizes.clear()
+    passes.after = lambda count: stopping.set() if count == stop_in else None
+
+    with pytest.raises(StoppedError, match=f"step {saved} of 6 is saved"):
+        run_training(base, dataset, tmp_path / "first", training, store.below("stopped"), stopping=stopping)
+    assert len(passes.sizes) == stop_in
+    passes.after = lambda _count: None
+    resumed = run_training(base, dataset, tmp_path / "second", training, store.below("stopped"))
+
+    assert resumed == whole
+    assert_same_weights(tmp_path / "second", tmp_path / "whole")
+
+
+def test_a_pod_that_is_stopped_before_its_first_step_has_nothing_to_save(
+    passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    stopping = threading.Event()
+    passes.after = lambda _count: stopping.set()
+    training = settings(batch_size=1, gradient_accumulation=4, max_steps=4, epochs=2)
+    with pytest.raises(StoppedError, match="step 0 of 4 is saved"):
+        run_training(base, dataset, tmp_path, training, store, stopping=stopping)
+    assert [entry.key for entry in store.list()] == [STATE]
+
+
+def test_an_attempt_that_was_replaced_stops_without_writing(
+    base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    taking_over = AtStep(3, lambda: Checkpoints(store))
+    training = settings(epochs=40, checkpoint_steps=2)
+    with pytest.raises(StageError, match="this one stops and writes nothing more") as raised:
+        run_training(base, dataset, tmp_path, training, store, progress=taking_over)
+    assert raised.value.reason is Reason.SUPERSEDED
+    state = state_of(store)
+    assert state.attempt == 2
+    assert set(state.checkpoints) <= {"attempt-1/checkpoint-2"}
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_slow_steps_are_saved_by_the_clock(store: Store, tmp_path: Path) -> None:
+    """Four minutes a step and no validation for long: every third step is saved."""
+    now = [0.0]
+    checkpointing = Checkpointing(
+        Checkpoints(store), tmp_path, threading.Event(), minutes=10, save=lambda: None, clock=lambda: now[0]
+    )
+    due = []
+    for step in range(1, 7):
+        now[0] += 240.0
+        control = SimpleNamespace(should_save=False)
+        state = SimpleNamespace(global_step=step, max_steps=100)
+        checkpointing.on_step_end(None, state, control)
+        due.append(control.should_save)
+        if control.should_save:
+            checkpointing.on_save(None, state, control)
+    assert due == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": Quantization.INT8},
+        {"dora": True},
+        {"method": Method.LORA, "dora": True, "rslora": True},
+    ],
+    ids=["int8", "qdora", "dora+rslora"],
+)
+def test_each_kind_of_adapter_resumes_exactly(
+    changes: dict[str, Any], base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    changes = {"epochs": 2, "checkpoint_steps": 2, "dropout": "0.1"} | changes
+    training = settings(**changes)
+    whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
+    stopping = threading.Event()
+
+    with pytest.raises(StoppedError):
+        run_training(
+            base,
+            dataset,
+            tmp_path / "first",
+            training,
+            store.below("stopped"),
+            progress=AtStep(2, stopping.set),
+            stopping=stopping,
+        )
+    resumed = run_training(base, dataset, tmp_path / "second", training, store.below("stopped"))
+
+    assert resumed == whole
+    assert_same_weights(tmp_path / "second", tmp_path / "whole")
