@@ -93,7 +93,7 @@ _URL: Final = _Kind(
 _BY_NAME: Final = (_PASSWORD, _SECRET, _HEADER, _URL)
 
 _PLACEHOLDER: Final = re.compile(
-    r"(.)\1*|[$%{<\[].*|x{3,}.*|(?:your|my|the|some|example|dummy|placeholder|insert|enter|new|old|change|secret)[\W_a-z]*"
+    r"(.)\1*|[$%{<\[].*|x{3,}.*|(?:your|example|dummy|placeholder|insert|enter).*|(?:my|the|some|new|old|change|secret)[\W_a-z]*"
     r"|(?:password|passwd|pass|pwd|token|test|user|none|null|true|false|undefined|redacted|hidden|required|optional)\W*"
     r"|\w+\.\w+(?:\.\w+)*|\w+\(.*|https?:.*|/[\w./-]*|[a-z]+(?:[-_ ][a-z]+)*[.!?]?",
     re.IGNORECASE,

@@ -22,9 +22,11 @@ _NETWORKS: Final = re.compile(
 )
 _SHORT: Final = 13
 """From this length on numbers that are no cards seldom pass; Maestro's 12 digits are also those of many an order."""
-_RUN: Final = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,22}(?!\w)(?![.-]\d)")
-_GROUPINGS: Final = frozenset({(4, 6, 5), (4, 6, 4), (4, 4, 4), (4, 4, 5), (4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1)})
+_RUN: Final = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,}(?!\w)(?![.-]\d)")
+_GROUP: Final = re.compile(r"\d+")
+_GROUPINGS: Final = frozenset({(4, 6, 5), (4, 6, 4), (4, 4, 5), (4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1)})
 """How cards print their digits."""
+_MOST_GROUPS: Final = 5
 _CONTEXT: Final = Context(
     *("cards?", "cc", "pan", "visa", "master ?card", "maestro", "amex", "american express", "discover", "diners"),
     *("jcb", "union ?pay", "kreditkarte", "karte", "carte", "tarjeta", "carta", "cartão"),
@@ -32,32 +34,35 @@ _CONTEXT: Final = Context(
 
 
 def _cards(text: str) -> Iterator[Finding]:
+    """Cards in every run of digits, which may hold more than one, or a card and the month in which it ends."""
     for run in _RUN.finditer(text):
-        for first, last in _windows(run.group()):
-            start, end = run.start() + first, run.start() + last
-            if score := _score(text, start, end):
-                yield Finding(start, end, "CREDIT_CARD", score)
-                break
+        groups = [(run.start() + match.start(), run.start() + match.end()) for match in _GROUP.finditer(run.group())]
+        place = 0
+        while place < len(groups):
+            for count in range(min(_MOST_GROUPS, len(groups) - place), 0, -1):
+                window = groups[place : place + count]
+                score = _score(text, window) if _is_printed_so(window, is_all=count == len(groups)) else 0.0
+                if score:
+                    yield Finding(window[0][0], window[-1][1], "CREDIT_CARD", score)
+                    place += count - 1
+                    break
+            place += 1
 
 
-def _windows(run: str) -> Iterator[tuple[int, int]]:
-    """Parts of a run of digits that may be one card, longest first: the whole, or groups as cards print them."""
-    groups = [(match.start(), match.end()) for match in re.finditer(r"\d+", run)]
-    if len(groups) == 1 or len({character for character in run if not character.isdigit()}) == 1:
-        yield 0, len(run)
-    for count in range(len(groups), 0, -1):
-        for first in range(len(groups) - count + 1):
-            window = groups[first : first + count]
-            if count == 1 or tuple(end - start for start, end in window) in _GROUPINGS:
-                yield window[0][0], window[-1][1]
+def _is_printed_so(window: list[tuple[int, int]], *, is_all: bool) -> bool:
+    """Whether cards group their digits like this. Among other digits only whole, usual groups count."""
+    lengths = tuple(end - start for start, end in window)
+    if is_all and min(lengths) >= 3:
+        return True
+    return sum(lengths) >= _SHORT and (len(lengths) == 1 or lengths in _GROUPINGS)
 
 
-def _score(text: str, start: int, end: int) -> float:
+def _score(text: str, window: list[tuple[int, int]]) -> float:
     """0 for what is no card. A mistyped card is still one where a word of cards stands by it."""
-    digits = text[start:end].replace(" ", "").replace("-", "")
+    digits = "".join(text[start:end] for start, end in window)
     if not _NETWORKS.fullmatch(digits):
         return 0.0
-    named = _CONTEXT.near(text, start, end)
+    named = _CONTEXT.near(text, window[0][0], window[-1][1])
     if passes_luhn(digits):
         return 1.0 if named else 0.8 if len(digits) >= _SHORT else 0.4
     return 0.4 if named and len(digits) >= _SHORT else 0.0

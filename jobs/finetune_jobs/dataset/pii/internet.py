@@ -88,7 +88,7 @@ def _suffix(host: str) -> str:
 
 _IP: Final = re.compile(
     r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:/\d{1,2})?(?![\w/])(?!\.\d)"
-    r"|(?<![\w:.])(?=[0-9A-Fa-f:]*:[0-9A-Fa-f]*:)[0-9A-Fa-f:]{2,39}(?:(?<=:)(?:\d{1,3}\.){3}\d{1,3})?(?:/\d{1,3})?(?![\w:])"
+    r"|(?<![\w:.])(?=[0-9A-Fa-f:]*:[0-9A-Fa-f]*:)[0-9A-Fa-f:]{2,39}(?:(?<=:)(?:\d{1,3}\.){3}\d{1,3})?(?:/\d{1,3})?(?![\w:])(?!\.\d)"
 )
 _VERSION: Final = re.compile(r"(?:version|release|build|firmware|ver\.?|v\.?)\s*:?\s*$", re.IGNORECASE)
 

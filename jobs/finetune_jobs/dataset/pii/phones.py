@@ -14,12 +14,13 @@ import phonenumbers
 from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer
 
 _SEPARATOR: Final = r"[ .\-/()\u2010-\u2015]"
+_OPEN: Final = r"(?:\((?=\d{1,5}\)))?"
 _BEGIN: Final = r"(?<![\w+$€£¥])(?<!\d[.,:/\-])"
 _EXTENSION: Final = r"(?:[ ,]{0,2}(?:x|ext(?:ension|n)?\.?|#|;ext=|durchwahl|poste)[ :.]{0,2}\d{1,6})?"
 _END: Final = rf"{_EXTENSION}(?!\w)(?![.,:/\-]\d)(?! ?[%€$£°])"
 
 _INTERNATIONAL: Final = re.compile(
-    rf"(?<![\w+])(?P<core>(?:\+ ?|(?<!\d )(?:00[ \-]?|011[ \-]))\(?[1-9](?:{_SEPARATOR}{{0,3}}\d){{6,16}}){_END}",
+    rf"(?<![\w+])(?P<core>(?:\+ ?|(?<!\d )(?:00[ \-]?|011[ \-])){_OPEN}[1-9](?:{_SEPARATOR}{{0,3}}\d){{6,16}}){_END}",
     re.IGNORECASE,
 )
 _AMERICAN: Final = re.compile(
@@ -28,7 +29,8 @@ _AMERICAN: Final = re.compile(
     re.IGNORECASE,
 )
 _NATIONAL: Final = re.compile(
-    rf"{_BEGIN}(?<!\d )(?P<core>\(?\d(?:{_SEPARATOR}{{0,2}}\d){{6,12}}){_END}(?!{_SEPARATOR}{{1,2}}\d)", re.IGNORECASE
+    rf"{_BEGIN}(?<!\d )(?P<core>{_OPEN}\d(?:{_SEPARATOR}{{0,2}}\d){{6,12}}){_END}(?!{_SEPARATOR}{{1,2}}\d)",
+    re.IGNORECASE,
 )
 
 _OTHER_SHAPE: Final = re.compile(
@@ -37,6 +39,7 @@ _OTHER_SHAPE: Final = re.compile(
       | (?:0?[1-9]|[12]\d|3[01])[-/.](?:0?[1-9]|[12]\d|3[01])[-/.](?:19|20)\d\d\b.*
       | \d{5}-\d{4} | \d{3}([- ])\d\d\1\d{4}                               # ZIP+4, social security number
       | [1-9]\d{0,2}(?:[ .]\d{3})*[ .]000 | \d+\.\d+ | 0\D\d+              # amounts and decimal fractions
+      | .*\d\ -\d+(?:[.,]\d+)?                                            # a number, then a negative amount
       | (?:\d{1,3}\.){3}\d{1,3}                                            # an address of the internet
       | (\d)\2+                                                            # a placeholder
       | [^(].*\D\d(?:\D.*)?                                                # groups of a single digit""",

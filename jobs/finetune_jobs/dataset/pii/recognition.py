@@ -70,6 +70,7 @@ def _chosen(entities: Sequence[str], ner: Path | None) -> list[Recognizer]:
 
 
 def _unknown(entity: str, known: Iterable[str]) -> str:
-    needs_names = entity in names.ENTITIES
-    remedy = "Set spec.dataset.pii.ner to a spaCy pipeline" if needs_names else f"There are: {', '.join(sorted(known))}"
-    return f"spec.dataset.pii.entities: nothing finds {entity!r}.{did_you_mean(entity, known)} {remedy}."
+    problem = f"spec.dataset.pii.entities: nothing finds {entity!r}."
+    if entity in names.ENTITIES:
+        return f"{problem} Names and places need a spaCy pipeline, and none is given."
+    return f"{problem}{did_you_mean(entity, known)} There are: {', '.join(sorted(known))}."

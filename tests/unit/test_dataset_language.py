@@ -1,0 +1,69 @@
+"""The language filter."""
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset.language import LanguageFilter
+from finetune_jobs.errors import StageError
+
+pytestmark = pytest.mark.unit
+
+SENTENCES = {
+    "en": ["My parcel has not arrived yet, can you help me?", "Please reset my password and send me a new link."],
+    "de": ["Mein Paket ist noch nicht angekommen, was tun?", "Die Rechnung zeigt einen falschen Betrag an."],
+    "fr": ["Mon colis n'est pas encore arrivé, que faire ?", "La facture indique un montant qui est incorrect."],
+    "es": ["Mi paquete todavía no ha llegado, ¿qué hago?", "La factura muestra un importe incorrecto este mes."],
+    "pl": ["Moja paczka jeszcze nie dotarła, co mam zrobić?", "Faktura pokazuje błędną kwotę za zeszły miesiąc."],
+    "tr": ["Paketim henüz gelmedi, bana yardım edin.", "Fatura geçen ay için yanlış tutarı gösteriyor."],
+    "ru": ["Моя посылка ещё не пришла, вы можете помочь?", "В счёте указана неверная сумма за прошлый месяц."],
+    "zh": ["我的包裹还没有到,你们能帮我查一下现在到哪里了吗?谢谢你们的帮助"],
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_texts_of_the_language_stay_and_others_go(language: str) -> None:
+    only = LanguageFilter([language])
+    for other, texts in SENTENCES.items():
+        assert {only.allows(text) for text in texts} == {other == language}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Spotify AB Stockholm",
+        "REWE SAGT DANKE 4711 0815",
+        "4111 1111 1111 1111",
+        "```python\nfor parcel in parcels: parcel.deliver(where=address)\n```",
+        "https://example.com/mon-colis-nest-pas-arrive jane@example.com <EMAIL_ADDRESS_1>",
+    ],
+)
+def test_what_has_no_language_stays(text: str) -> None:
+    assert LanguageFilter(["de"]).allows(text)
+
+
+def test_several_languages_and_none() -> None:
+    both = LanguageFilter(["en", "de"])
+    assert both.allows(SENTENCES["en"][0])
+    assert both.allows(SENTENCES["de"][0])
+    assert not both.allows(SENTENCES["fr"][0])
+    assert LanguageFilter([]).allows(SENTENCES["fr"][0])
+
+
+def test_code_around_prose_does_not_hide_its_language() -> None:
+    assert not LanguageFilter(["de"]).allows("```\nwenn und aber nicht oder doch\n```\n" + SENTENCES["en"][0])
+
+
+def test_norwegian_has_two_codes() -> None:
+    text = "Pakken min har ikke kommet fram ennå, hva skal jeg gjøre nå?"
+    assert LanguageFilter(["nb"]).allows(text)
+    assert LanguageFilter(["no"]).allows(text)
+
+
+def test_unknown_codes_are_refused_by_name() -> None:
+    with pytest.raises(StageError) as caught:
+        LanguageFilter(["en", "xx"])
+    assert caught.value.reason is Reason.SPEC_INVALID
+    assert caught.value.message.startswith(
+        "spec.dataset.cleaning.languages: 'xx' cannot be recognised. There are: af, "
+    )

@@ -1,0 +1,390 @@
+"""Personal data: what the recognisers find and what they leave, and the pseudonyms in its place."""
+
+import json
+import re
+import socket
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_api.dataset import OnFinding, Pii
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset.pii import Finding, Recognition, internet
+from finetune_jobs.dataset.pii.cards import passes_luhn
+from finetune_jobs.dataset.pii.findings import without_overlaps
+from finetune_jobs.dataset.pii.masking import Pseudonyms, counts, map_arguments
+from finetune_jobs.dataset.pii.recognition import DEFAULT, ON_REQUEST
+from finetune_jobs.errors import StageError
+
+pytestmark = pytest.mark.unit
+
+DEFAULTS = Recognition(Pii())
+
+
+def found(text: str, recognition: Recognition = DEFAULTS, before: str = "") -> list[tuple[str, str]]:
+    return [(finding.entity, text[finding.start : finding.end]) for finding in recognition.find(text, before)]
+
+
+@pytest.mark.parametrize(
+    ("entity", "value"),
+    [
+        # ISO/IEC 7812: the networks' published test numbers, as cards print them and joined
+        ("CREDIT_CARD", "4111 1111 1111 1111"),
+        ("CREDIT_CARD", "4222222222222"),
+        ("CREDIT_CARD", "4000-0566-5566-5556"),
+        ("CREDIT_CARD", "5555555555554444"),
+        ("CREDIT_CARD", "2223 0031 2200 3222"),
+        ("CREDIT_CARD", "3782 822463 10005"),
+        ("CREDIT_CARD", "30569309025904"),
+        ("CREDIT_CARD", "6011 1111 1111 1117"),
+        ("CREDIT_CARD", "3566002020360505"),
+        ("CREDIT_CARD", "6205500000000000004"),
+        ("CREDIT_CARD", "501800000009"),
+        # E.164, E.123 and national notations, numbers reserved for fiction where there are such
+        ("PHONE_NUMBER", "+1 212-555-0188"),
+        ("PHONE_NUMBER", "+12125550188"),
+        ("PHONE_NUMBER", "(212) 555-0188"),
+        ("PHONE_NUMBER", "212.555.0188"),
+        ("PHONE_NUMBER", "212-555-0188 ext. 42"),
+        ("PHONE_NUMBER", "1-800-555-0199x7"),
+        ("PHONE_NUMBER", "001-212-555-0188"),
+        ("PHONE_NUMBER", "+44 (0)20 7946 0958"),
+        ("PHONE_NUMBER", "020 7946 0958"),
+        ("PHONE_NUMBER", "07700 900123"),
+        ("PHONE_NUMBER", "+49 30 23125 000"),
+        ("PHONE_NUMBER", "0049 30 23125 000"),
+        ("PHONE_NUMBER", "030/23125 123"),
+        ("PHONE_NUMBER", "01 99 00 12 34"),
+        ("PHONE_NUMBER", "(02) 5550 1234"),
+        ("PHONE_NUMBER", "+41 44 668 18 00"),
+        ("PHONE_NUMBER", "601 234 567"),
+        ("PHONE_NUMBER", "2125550188"),
+        ("EMAIL_ADDRESS", "jane.o'neill+news@mail.example.co.uk"),
+        ("EMAIL_ADDRESS", "jörg@müller.de"),
+        ("EMAIL_ADDRESS", "root@db1.corp.internal"),
+        ("EMAIL_ADDRESS", "jane (at) example (dot) com"),
+        ("EMAIL_ADDRESS", "jane[at]example.com"),
+        ("IBAN_CODE", "DE89 3704 0044 0532 0130 00"),
+        ("IBAN_CODE", "GB29NWBK60161331926819"),
+        ("IBAN_CODE", "FR14 2004 1010 0505 0001 3M02 606"),
+        ("IP_ADDRESS", "203.0.113.7"),
+        ("IP_ADDRESS", "2001:db8::8a2e:370:7334"),
+        ("IP_ADDRESS", "::ffff:203.0.113.7"),
+        ("MAC_ADDRESS", "00:1A:2B:3C:4D:5E"),
+        ("CRYPTO", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq"),
+        ("US_SSN", "536-90-4399"),
+        ("US_SSN", "536 90 4399"),
+        ("US_ITIN", "912-70-1234"),
+        ("URL", "https://example.com/profile?id=7"),
+        ("URL", "http://www.example.org/"),
+        ("URL", "www.jane-miller.photography"),
+        ("URL", "jane-miller.co.uk"),
+        ("URL", "EXAMPLE.COM"),
+    ],
+)
+def test_formats_that_prove_themselves_are_found_whole(entity: str, value: str) -> None:
+    for text in (value, f"It is {value}.", f"({value})", f"first {value}, then\nmore"):
+        assert found(text) == [(entity, value)]
+
+
+@pytest.mark.parametrize(
+    ("entity", "text", "value"),
+    [
+        ("US_SSN", "my social security number is 536904399, thanks", "536904399"),
+        ("US_DRIVER_LICENSE", "Driver's license: D400-7836-0001", "D400-7836-0001"),
+        ("US_DRIVER_LICENSE", "the driver license no. A1234567 expired", "A1234567"),
+        ("US_PASSPORT", "passport 912803456", "912803456"),
+        ("US_PASSPORT", "A12803456 is in my passport", "A12803456"),
+        ("US_BANK_NUMBER", "from checking account 000123456789", "000123456789"),
+        ("DATE_OF_BIRTH", "I was born 12/03/1980 in Leeds", "12/03/1980"),
+        ("DATE_OF_BIRTH", "DOB: March 12, 1980", "March 12, 1980"),
+        ("PHONE_NUMBER", "please call 555-0188 today", "555-0188"),
+        ("PHONE_NUMBER", "Meine Handynummer: 17212345678", "17212345678"),
+        ("CREDIT_CARD", "card 4111 1111 1111 1112 was declined", "4111 1111 1111 1112"),
+        ("MEDICAL_LICENSE", "the doctor's DEA number BB1388568", "BB1388568"),
+        ("UK_NHS", "patient with NHS number 943 476 5919", "943 476 5919"),
+        ("URL", "my website is jane.photography", "jane.photography"),
+    ],
+)
+def test_other_numbers_are_found_where_a_word_says_what_they_are(entity: str, text: str, value: str) -> None:
+    assert (entity, value) in found(text)
+    assert (entity, value) not in found(f"see {value} there")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "order 4815162342 of 2024-03-01 12:30:45 costs 1,234,567.89 or 12 000 000",
+        "invoice no. 212-555-0188, ticket #5550188, ISBN 978-3-16-148410-0",
+        "between 2019-2023, on 01.02.2024, ZIP 12345-6789, 52.5200080, 13.4049540",
+        "4111 1111 1111 1112 and 1234 5678 9012 3456 and 9999999999999999",
+        "000-12-3456 or 666-12-3456 or 123-00-4567 or 123-45-0000",
+        "DE89 3704 0044 0532 0130 01 has a wrong check digit",
+        "edit readme.md and main.py, then obj.id or user.name and log.info(x), e.g. this. Then.That",
+        "lodash@4.17.21, @decorator, a@b, x @ y",
+        "version 1.2.3.4, 127.0.0.1, ::1, 256.1.1.1, std::vector<int>, 12:30:45",
+        "sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "123e4567-e89b-12d3-a456-426614174000 at 1700000000",
+        "A1234567 and 912803456 and 000123456789 and 12/03/1980",
+        "BB1388568",
+        "masked as <PHONE_NUMBER_1> and <EMAIL_ADDRESS_12>",
+    ],
+)
+def test_what_only_looks_like_personal_data_stays(text: str) -> None:
+    assert found(text) == []
+
+
+def test_what_was_said_before_tells_what_a_number_is() -> None:
+    assert found("912803456", before="What is your passport number?") == [("US_PASSPORT", "912803456")]
+    assert found("912803456", before="What is your order number?") == []
+    assert found("no mail", before="jane@example.com") == []
+
+
+@pytest.mark.parametrize(
+    ("digits", "valid"), [("4111111111111111", True), ("4111111111111112", False), ("79927398713", True), ("0", True)]
+)
+def test_luhn(digits: str, valid: bool) -> None:
+    assert passes_luhn(digits) is valid
+
+
+FRAGMENTS = st.one_of(
+    st.sampled_from(
+        [
+            *("4111 1111 1111 1111", "+1 212-555-0188", "07700 900123", "212.555.0188", "jane@example.com", "(at)"),
+            *("DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "203.0.113.7", "2001:db8::1", "536-90-4399"),
+            *(
+                "passport",
+                "call",
+                "driver license",
+                "A1234567",
+                "born",
+                "12/03/1980",
+                "account number",
+                "00:1A:2B:3C:4D:5E",
+            ),
+            *(
+                "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq",
+                "BB1388568",
+                "DEA",
+                "943 476 5919",
+                "NHS",
+                "www.example.org",
+            ),
+            *("123e4567-e89b-12d3-a456-426614174000", "2024-03-01T10:00:00Z", "RSSMRA85T10A562S", "QQ123456C", "x.com"),
+        ]
+    ),
+    st.text(st.sampled_from("0123456789 -./()+@:xXaeé٣,;#\n"), max_size=24),
+    st.text(max_size=6),
+)
+TEXTS = st.lists(st.tuples(FRAGMENTS, st.sampled_from(["", " ", ", ", "\n"])), max_size=6).map(
+    lambda parts: "".join(part + glue for part, glue in parts)
+)
+EVERYTHING = Recognition(Pii(entities=[each.entity for each in (*DEFAULT, *ON_REQUEST)], min_score_percent=1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXTS, st.sampled_from(["", "your passport number?"]))
+def test_the_fast_way_finds_exactly_what_all_recognisers_find(text: str, before: str) -> None:
+    assert EVERYTHING.find(text, before) == EVERYTHING.find_unfiltered(text, before)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS)
+def test_masked_texts_keep_nothing_that_was_found_and_everything_else(text: str) -> None:
+    findings = DEFAULTS.find(text)
+    masked = Pseudonyms().mask(text, findings)
+    kept = re.escape(text)
+    for finding in reversed(findings):
+        before, after = re.escape(text[: finding.start]), kept[len(re.escape(text[: finding.end])) :]
+        kept = f"{before}<{finding.entity}_[0-9]+>{after}"
+    assert re.fullmatch(kept, masked, re.DOTALL)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.sampled_from([0.4, 0.6, 1.0])), max_size=12))
+def test_of_overlapping_findings_the_surest_and_longest_stays(places: list[tuple[int, int, float]]) -> None:
+    findings = [Finding(start, start + length, "X", score) for start, length, score in places]
+    kept = without_overlaps(findings)
+    assert all(first.end <= second.start for first, second in pairwise(kept))
+    for lost in set(findings) - set(kept):
+        rivals = [k for k in kept if k.start < lost.end and lost.start < k.end]
+        assert any((r.score, r.end - r.start) >= (lost.score, lost.end - lost.start) for r in rivals)
+
+
+def test_nothing_reaches_for_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a recogniser reached for the network")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    internet._extractor.cache_clear()
+    text = "jane@example.com, www.example.co.uk, DE89 3704 0044 0532 0130 00, +1 212-555-0188"
+    assert len(EVERYTHING.find_unfiltered(text)) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_entities_scores_and_modes_are_the_users_choice() -> None:
+    text = "jane@example.com, 2024-03-01, +1 212-555-0188, 2125550188"
+    assert found(text, Recognition(Pii(entities=["DATE_TIME", "EMAIL_ADDRESS"]))) == [
+        ("EMAIL_ADDRESS", "jane@example.com"),
+        ("DATE_TIME", "2024-03-01"),
+    ]
+    assert found(text, Recognition(Pii(min_score_percent=75))) == [
+        ("EMAIL_ADDRESS", "jane@example.com"),
+        ("PHONE_NUMBER", "+1 212-555-0188"),
+    ]
+    assert found(text, Recognition(Pii(mode=OnFinding.OFF))) == []
+
+
+@pytest.mark.parametrize(
+    ("entity", "message"),
+    [
+        ("EMAIL", "spec.dataset.pii.entities: nothing finds 'EMAIL'. There are: AU_MEDICARE, "),
+        ("EMAIL_ADRESS", "nothing finds 'EMAIL_ADRESS'. Did you mean 'EMAIL_ADDRESS'? There are: "),
+        ("PERSON", "nothing finds 'PERSON'. Names and places need a spaCy pipeline"),
+    ],
+)
+def test_an_entity_that_nothing_finds_is_refused(entity: str, message: str) -> None:
+    with pytest.raises(StageError) as caught:
+        Recognition(Pii(entities=[entity]))
+    assert caught.value.reason is Reason.SPEC_INVALID
+    assert message in caught.value.message
+
+
+def test_pseudonyms_are_the_same_for_the_same_value_however_it_is_written() -> None:
+    names = Pseudonyms()
+
+    def mask(text: str) -> str:
+        return names.mask(text, DEFAULTS.find(text))
+
+    assert mask("jane@example.com or bob@example.com") == "<EMAIL_ADDRESS_1> or <EMAIL_ADDRESS_2>"
+    assert mask("Write to JANE@example.com!") == "Write to <EMAIL_ADDRESS_1>!"
+    assert mask("call +44 20 7946 0958") == "call <PHONE_NUMBER_1>"
+    assert mask("020 7946 0958, not 020 7946 0959") == "<PHONE_NUMBER_1>, not <PHONE_NUMBER_2>"
+    assert mask("(212) 555-0188, +1 212.555.0188 x5, 312-555-0188") == (
+        "<PHONE_NUMBER_3>, <PHONE_NUMBER_3>, <PHONE_NUMBER_4>"
+    )
+    assert mask("4111-1111-1111-1111 = 4111 1111 1111 1111") == "<CREDIT_CARD_1> = <CREDIT_CARD_1>"
+    assert Pseudonyms().mask("bob@example.com", [Finding(0, 15, "EMAIL_ADDRESS")]) == "<EMAIL_ADDRESS_1>"
+
+
+def mask_all(text: str, key: str) -> str:
+    return Pseudonyms().mask(text, DEFAULTS.find(text, key))
+
+
+def test_arguments_of_tools_stay_json_and_their_keys_say_what_values_are() -> None:
+    arguments = {
+        "to": "jane@example.com",
+        "passport": "912803456",
+        "ids": ["912803456", 912803456],
+        "café": "\u2615 \n",
+    }
+    expected = {"to": "<EMAIL_ADDRESS_1>", "passport": "<US_PASSPORT_1>", "ids": arguments["ids"], "café": "\u2615 \n"}
+    assert map_arguments(arguments, mask_all) == expected
+    assert json.loads(map_arguments(json.dumps(arguments), mask_all)) == expected
+    assert map_arguments('{"a":  1}', mask_all) == '{"a":  1}'
+    assert map_arguments("not JSON: jane@example.com", mask_all) == "not JSON: <EMAIL_ADDRESS_1>"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(JSON.map(lambda value: json.dumps(value, ensure_ascii=False)))
+def test_masked_arguments_are_valid_json_of_the_same_structure(arguments: str) -> None:
+    def structure(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: structure(item) for key, item in value.items()}
+        return [structure(item) for item in value] if isinstance(value, list) else type(value)
+
+    assert structure(json.loads(map_arguments(arguments, mask_all))) == structure(json.loads(arguments))
+
+
+def test_a_report_holds_counts_only() -> None:
+    text = "jane@example.com, bob@example.com, 203.0.113.7"
+    assert counts(DEFAULTS.find(text)) == {"EMAIL_ADDRESS": 2, "IP_ADDRESS": 1}
+    assert "jane" not in repr(DEFAULTS.find(text))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spaCy pipeline that knows a few names, and has a component that must not be loaded."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    ruler = nlp.add_pipe("entity_ruler")
+    patterns = [
+        ("PERSON", "Jane Miller"),
+        ("GPE", "Leeds"),
+        ("ORG", "Acme"),
+        ("DATE", "yesterday"),
+        ("MONEY", "ten pounds"),
+    ]
+    ruler.add_patterns([{"label": label, "pattern": pattern} for label, pattern in patterns])  # type: ignore[attr-defined]
+    folder = tmp_path_factory.mktemp("pipeline")
+    nlp.to_disk(folder / "en_names-1.0")
+    return folder
+
+
+def test_a_pipeline_of_spacy_finds_names_beside_the_patterns(pipeline: Path) -> None:
+    text = "Jane Miller of Acme in Leeds paid ten pounds yesterday, says jane@example.com"
+    recognition = Recognition(Pii(), ner=pipeline)
+    assert found(text, recognition) == [
+        ("PERSON", "Jane Miller"),
+        ("LOCATION", "Leeds"),
+        ("EMAIL_ADDRESS", "jane@example.com"),
+    ]
+    chosen = Recognition(Pii(entities=["ORGANIZATION", "PERSON"]), ner=pipeline / "en_names-1.0")
+    assert found(text, chosen) == [("PERSON", "Jane Miller"), ("ORGANIZATION", "Acme")]
+    names = Pseudonyms()
+    assert names.mask(text, recognition.find(text)).startswith("<PERSON_1> of Acme in <LOCATION_1>")
+    assert recognition.find(text) == recognition.find_unfiltered(text)
+
+
+def test_long_texts_are_read_to_their_end(pipeline: Path) -> None:
+    text = "filler words " * 8000 + "Jane Miller"
+    assert found(text, Recognition(Pii(entities=["PERSON"]), ner=pipeline)) == [("PERSON", "Jane Miller")]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (None, "there is no config.cfg in the folder"),
+        ("[nlp]\nlang = ", "config.cfg is no pipeline of spaCy"),
+        ('[nlp]\nlang = "en"\npipeline = []\n[components]\n', "it finds no entities: it has no component"),
+        (
+            '[nlp]\nlang = "en"\npipeline = ["bert"]\n[components]\n[components.bert]\nfactory = "transformer"\n',
+            "it finds no entities: it has transformer, and needs one of",
+        ),
+        (
+            '[nlp]\nlang = "en"\npipeline = ["ner"]\n[components]\n[components.ner]\nfactory = "ner"\n',
+            "spaCy cannot load it",
+        ),
+    ],
+)
+def test_a_pipeline_that_cannot_be_used_is_refused(tmp_path: Path, config: str | None, problem: str) -> None:
+    if config is not None:
+        (tmp_path / "config.cfg").write_text(config)
+    with pytest.raises(StageError) as caught:
+        Recognition(Pii(), ner=tmp_path)
+    assert problem in caught.value.message
+    assert caught.value.message.endswith("Give a spaCy 3 pipeline with a component ner.")
+
+
+def test_cards_among_other_digits() -> None:
+    text = "4111 1111 1111 1111 12/25 and 5555 5555 5555 4444 4111 1111 1111 1111, 12 4222222222222"
+    assert [value for _, value in found(text)] == [
+        "4111 1111 1111 1111",
+        "5555 5555 5555 4444",
+        "4111 1111 1111 1111",
+        "4222222222222",
+    ]
