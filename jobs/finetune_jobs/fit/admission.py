@@ -1,0 +1,182 @@
+"""Whether a training fits its profile, and if not, the smallest change with which it would.
+
+Changes are tried in the order of what they cost: the same optimiser step in more passes (time only), a rounded base
+(a little quality), shorter examples (data), other hardware (money). Activation checkpointing is always on for GPUs, so
+that it is no change. A model whose shape is unknown is admitted and told so: preflight never guesses.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_api.budget import HardwareFacts
+from finetune_api.reasons import Reason
+from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.errors import StageError
+from finetune_jobs.fit.cost import Forecast, forecast
+from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Memory, floor_memory, peak_memory
+from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
+from finetune_jobs.training.recipe import Batch
+
+USABLE: Final = 0.92
+"""Share of a GPU's memory that an estimate may take: it errs by up to a fifth, mostly to the safe side."""
+SHORTEST: Final = 64
+"""No shorter examples are proposed, in tokens; proposals are multiples of it."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A training that may start."""
+
+    memory: Memory | None
+    """The estimated peak; None where the shape is unknown."""
+    forecast: Forecast | None
+    message: str
+    """The estimate in a sentence, or why there is none."""
+
+
+def admit(
+    config: Mapping[str, Any],
+    training: Training,
+    hardware: HardwareFacts,
+    others: Sequence[HardwareFacts] = (),
+    *,
+    samples: int = 0,
+) -> Admission:
+    """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
+
+    ``others`` are the platform's other profiles; ``samples`` of the test split are asked in the evaluation. Raises
+    StageError (FitRefused) that names the numbers and the smallest change that fits.
+    """
+    try:
+        shape = read_shape(config)
+    except UnknownShapeError as unknown:
+        return Admission(None, None, f"Memory and time are unknown: {unknown}.")
+    step = ON_GPU if hardware.has_gpu else ON_CPU
+    memory = peak_memory(shape, training, step)
+    expected = forecast(shape, training, step, hardware, samples)
+    if not hardware.memory_gib:
+        return Admission(memory, expected, f"Needs {_gib(memory)}; what the profile has is unknown.")
+    if not hardware.has_gpu:
+        _require_pod_memory(shape, training, hardware, others)
+        return Admission(memory, expected, _pod_message(memory, hardware))
+    if not fits(memory, hardware):
+        raise _refused(shape, training, hardware, others)
+    return Admission(memory, expected, f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {hardware.name}.")
+
+
+def fits(memory: Memory, hardware: HardwareFacts) -> bool:
+    """Whether a GPU holds it, with a margin for what the estimate does not know."""
+    return memory.gib <= USABLE * hardware.memory_gib
+
+
+def smallest_change(shape: Shape, training: Training, hardware: HardwareFacts) -> Training | None:
+    """The first of the changed trainings that fits a GPU; None when none does."""
+    return next((changed for changed in _changes(training) if _fits_gpu(shape, changed, hardware)), None)
+
+
+def _changes(training: Training) -> Iterator[Training]:
+    """Ever larger changes, from smaller passes to shorter examples."""
+    yield from _smaller_passes(training)
+    rounded = _rounded(training)
+    if rounded is not None:
+        yield rounded
+        yield from _smaller_passes(rounded)
+    smallest = _smallest_passes(training)
+    for length in _shorter(training.max_length):
+        yield smallest.model_copy(update={"max_length": length})
+    if rounded is not None:
+        for length in _shorter(training.max_length):
+            yield _smallest_passes(rounded).model_copy(update={"max_length": length})
+
+
+def _smaller_passes(training: Training) -> Iterator[Training]:
+    batch: Batch | None = Batch.of(training)
+    while batch := batch.smaller() if batch else None:
+        yield training.model_copy(update={"batch_size": batch.size, "gradient_accumulation": batch.passes})
+
+
+def _smallest_passes(training: Training) -> Training:
+    return [training, *_smaller_passes(training)][-1]
+
+
+def _rounded(training: Training) -> Training | None:
+    if training.base_quantization is Quantization.NF4:
+        return None
+    return training.model_copy(update={"method": Method.QLORA, "quantization": Quantization.NF4})
+
+
+def _shorter(length: int) -> Iterator[int]:
+    yield from range((length - 1) // SHORTEST * SHORTEST, 0, -SHORTEST)
+
+
+def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
+    return fits(peak_memory(shape, training, ON_GPU), hardware)
+
+
+def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> StageError:
+    memory = peak_memory(shape, training, ON_GPU)
+    changed = smallest_change(shape, training, hardware)
+    advice = []
+    if changed is not None:
+        advice.append(f"It fits with {_difference(training, changed)} ({_gib(peak_memory(shape, changed, ON_GPU))}).")
+    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
+        advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
+    if not advice:
+        advice.append("No smaller setting and no other profile of this platform would hold it.")
+    return StageError(
+        Reason.FIT_REFUSED,
+        f"{training.method.value} with batchSize {training.batch_size} and maxLength {training.max_length} needs "
+        f"{_gib(memory)} ({_parts(memory)}), more than {USABLE:.0%} of the {hardware.memory_gib:g} GiB of "
+        f"{hardware.name} in profile {hardware.profile}. {' '.join(advice)}",
+    )
+
+
+def _difference(old: Training, new: Training) -> str:
+    pairs = (
+        ("method", old.method.value, new.method.value),
+        ("quantization", old.base_quantization, new.base_quantization),
+        ("batchSize", old.batch_size, new.batch_size),
+        ("gradientAccumulation", old.gradient_accumulation, new.gradient_accumulation),
+        ("maxLength", old.max_length, new.max_length),
+    )
+    return ", ".join(f"{name}: {after}" for name, before, after in pairs if before != after and after is not None)
+
+
+def _by_memory(others: Sequence[HardwareFacts]) -> list[HardwareFacts]:
+    return sorted((other for other in others if other.has_gpu), key=lambda other: (other.memory_gib, other.profile))
+
+
+def _require_pod_memory(
+    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
+) -> None:
+    """Off GPUs only what no data can change is refused: examples are mostly far shorter than maxLength."""
+    floor = floor_memory(shape, training, ON_CPU)
+    if floor.gib <= hardware.memory_gib:
+        return
+    names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]
+    rounded = _rounded(training)
+    advice = ["Choose a profile with more memory."]
+    if rounded and floor_memory(shape, rounded, ON_CPU).gib <= hardware.memory_gib:
+        advice = [f"It fits with {_difference(training, rounded)}."]
+    elif names:
+        advice = [f"It fits profile {' or '.join(names[:3])}."]
+    raise StageError(
+        Reason.FIT_REFUSED,
+        f"{training.method.value} needs at least {_gib(floor)} for the shortest examples ({_parts(floor)}), more than "
+        f"the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}. {' '.join(advice)}",
+    )
+
+
+def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:
+    most = f"Batches of examples of maxLength need {_gib(memory)} of the pod's {hardware.memory_gib:g} GiB"
+    return f"{most}." if memory.gib <= hardware.memory_gib else f"{most}: shorter ones fit, or a smaller batchSize."
+
+
+def _gib(memory: Memory) -> str:
+    return f"about {memory.gib:.1f} GiB"
+
+
+def _parts(memory: Memory) -> str:
+    parts = (("weights", memory.weights), ("optimiser", memory.state), ("activations", memory.activations))
+    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)

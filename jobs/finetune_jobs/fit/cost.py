@@ -1,0 +1,37 @@
+"""Time and money of a run, before the data are known: an upper bound, where the spec sets one."""
+
+from dataclasses import dataclass
+
+from finetune_api.budget import HardwareFacts, most_tokens, remaining_seconds
+from finetune_api.training import Training
+from finetune_jobs.fit.duration import load_seconds, tokens_per_second
+from finetune_jobs.fit.memory import Step
+from finetune_jobs.fit.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What can be said of a run's time and money."""
+
+    tokens_per_second: float
+    """Speed of training."""
+    load_seconds: float
+    """What each stage with the model needs before it begins."""
+    most_seconds: float | None
+    """Upper bound of the GPU time of all stages; None without ``spec.training.maxSteps``."""
+    most_usd: float | None
+    """Upper bound of what they cost."""
+
+
+def forecast(shape: Shape, training: Training, step: Step, hardware: HardwareFacts, samples: int) -> Forecast | None:
+    """The forecast of a run whose evaluation asks ``samples`` examples; None where the hardware's speed is unknown."""
+    speed, load = tokens_per_second(shape, training, step, hardware), load_seconds(shape)
+    if speed is None:
+        return None
+    tokens, seconds = most_tokens(training), None
+    if tokens is not None:
+        seconds = remaining_seconds(
+            tokens=tokens, samples=samples, max_length=training.max_length, speed=speed, load=load
+        )
+    usd = None if seconds is None else seconds * hardware.usd_per_second
+    return Forecast(speed, load, seconds, usd)

@@ -1,0 +1,193 @@
+"""Peak memory of a training step, term by term, as this project's trainer takes it.
+
+A step's peak is what stays (weights, adapter, optimiser) plus the larger of two moments: the output layer's loss, while
+every layer waits for its backward pass, and the backward pass of one layer. The terms count what PyTorch's autograd
+keeps; ``hack/benchmarks/fit_estimate.py`` holds them against PyTorch's own memory tracker and published measurements.
+Method and the constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured there on a Tesla T4.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.shapes import Shape
+
+GIB: Final = 1 << 30
+BF16: Final = 2
+FP32: Final = 4
+MASK: Final = 1
+"""Bytes per number: bfloat16, float32, and what dropout remembers."""
+NF4: Final = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Bytes per weight in NF4 with double quantisation: a byte for 64 weights, a float for 256 of those bytes (QLoRA)."""
+INT8: Final = 1.0
+CUDA_CONTEXT: Final = 1.0 * GIB
+"""Kernels, handles and workspaces of a process on a GPU: the one constant that was fitted, to what published
+measurements have beyond their tensors (docs/concepts/fit.md)."""
+PROCESS: Final = 0.7 * GIB
+"""Python with torch, transformers and trl, without a model."""
+FRAGMENTATION: Final = 0.05
+"""Share of the GPU's memory that the allocator holds and cannot use."""
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
+"""Part of the logits that TRL 1.16's fused output layer has in memory at a time."""
+
+
+class Head(StrEnum):
+    """How the loss is computed from the last hidden state."""
+
+    FUSED = "Fused"
+    """In tiles, without ever holding the logits: TRL on CUDA."""
+    LOGITS = "Logits"
+    """All logits at once: transformers' own loss, and this project's off CUDA for the positions with a label."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a step is computed, beyond what the spec says of it."""
+
+    checkpointing: bool
+    """Only the layers' inputs are kept; each layer is computed again before its backward pass."""
+    head: Head
+    on_gpu: bool
+    padded: bool = True
+    """Examples of a batch differ in length, so that attention gets a mask; never for batches of one."""
+
+
+ON_GPU: Final = Step(checkpointing=True, head=Head.FUSED, on_gpu=True)
+ON_CPU: Final = Step(checkpointing=False, head=Head.LOGITS, on_gpu=False)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a training in bytes, by what takes it."""
+
+    weights: float
+    """The model as it is loaded."""
+    state: float
+    """Adapter (or the master weights' gradients) with gradients and Adam's two moments."""
+    activations: float
+    """What the backward pass needs of the longest batch, at the worst moment."""
+    workspace: float
+    """One matrix, when it is not rounded for a moment."""
+    overhead: float
+    """The process itself and what the allocator wastes."""
+
+    @property
+    def tensors(self) -> float:
+        """Bytes of all tensors: what PyTorch's allocator is asked for."""
+        return self.weights + self.state + self.activations + self.workspace
+
+    @property
+    def total(self) -> float:
+        """Bytes that the device must have."""
+        return self.tensors + self.overhead
+
+    @property
+    def gib(self) -> float:
+        """``total`` in GiB."""
+        return self.total / GIB
+
+
+def peak_memory(shape: Shape, training: Training, step: Step) -> Memory:
+    """The peak for batches whose examples all have ``training.max_length`` tokens."""
+    weights = _weights(shape, training)
+    state, activations = _state(shape, training), _activations(shape, training, step)
+    if training.method is Method.FULL:
+        # Adam's foreach kernel needs one more copy of the weights, when the activations are gone already.
+        activations = max(activations, FP32 * shape.parameters - _casts(shape))
+    workspace = _workspace(shape, training)
+    tensors = weights + state + activations + workspace
+    overhead = CUDA_CONTEXT + FRAGMENTATION * tensors if step.on_gpu else PROCESS
+    return Memory(weights, state, activations, workspace, overhead)
+
+
+def floor_memory(shape: Shape, training: Training, step: Step) -> Memory:
+    """What even the shortest examples need, one at a time: the part of the peak that data cannot change."""
+    return peak_memory(shape, training.model_copy(update={"batch_size": 1, "max_length": 1}), step)
+
+
+def trained_parameters(shape: Shape, training: Training) -> int:
+    """Weights that get a gradient."""
+    if training.method is Method.FULL:
+        return shape.parameters
+    adapted = shape.adapted(tuple(training.target_modules))
+    lengths = sum(matrix.outputs for matrix in adapted) if training.dora else 0
+    return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths)
+
+
+def _weights(shape: Shape, training: Training) -> float:
+    if training.method is Method.FULL:
+        return FP32 * shape.parameters
+    per_weight = {Quantization.NF4: NF4, Quantization.INT8: INT8, None: float(BF16)}[training.base_quantization]
+    return per_weight * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
+
+
+def _state(shape: Shape, training: Training) -> float:
+    """Gradient and Adam's two moments in float32, the adapter itself too, and autocast's 16-bit copies."""
+    trained = trained_parameters(shape, training)
+    if training.method is Method.FULL:
+        return 3 * FP32 * trained + _casts(shape)
+    return (4 * FP32 + BF16) * trained
+
+
+def _casts(shape: Shape) -> float:
+    """Autocast keeps 16-bit copies of float32 matrices until the forward pass is over."""
+    return BF16 * (shape.linear_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
+
+
+def _workspace(shape: Shape, training: Training) -> float:
+    """bitsandbytes turns a rounded matrix back into 16 bits to multiply with it."""
+    if training.base_quantization is None:
+        return 0
+    largest = max(matrix.parameters for matrix in shape.matrices)
+    return (BF16 + FP32 / 64) * largest
+
+
+def _activations(shape: Shape, training: Training, step: Step) -> float:
+    examples, length = training.batch_size, training.max_length
+    tokens, masked = examples * length, step.padded and examples > 1
+    layer = tokens * _layer_bytes(shape, training, masked=masked)
+    mask = 2 * BF16 * examples * length * length if masked else 0
+    backward = tokens * _backward_bytes(shape)
+    head = _head(shape, tokens, step)
+    if training.method is Method.FULL:
+        head += FP32 * shape.vocab * shape.hidden  # the output layer's gradient beside the one of the pass before
+    if step.checkpointing:
+        boundary = FP32 if training.method is Method.FULL else BF16
+        return boundary * shape.layers * tokens * shape.hidden + mask + max(head, layer + backward)
+    return shape.layers * layer + mask + max(head, backward)
+
+
+def _layer_bytes(shape: Shape, training: Training, *, masked: bool) -> float:
+    """What one layer keeps for its backward pass, per token."""
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # With a mask, PyTorch's kernels want as many key heads as query heads: transformers repeats them.
+    attention = BF16 * (2 * query + 2 * (query if masked else key)) + FP32 * shape.heads
+    feed_forward = BF16 * (3 if shape.gated else 1) * shape.intermediate
+    norms = FP32 * shape.norms * shape.hidden
+    return norms + attention + feed_forward + _input_bytes(shape, training)
+
+
+def _input_bytes(shape: Shape, training: Training) -> float:
+    """What linear layers keep of their inputs, per token: a frozen one keeps nothing, its adapter does."""
+    norms, product = shape.norms * shape.hidden, shape.intermediate
+    if training.method is Method.FULL:  # the hidden state is float32, of which autocast makes each layer a copy
+        return FP32 * norms + BF16 * sum(matrix.inputs for matrix in shape.matrices)
+    adapted = shape.adapted(tuple(training.target_modules))
+    inner = BF16 * training.rank * len(adapted)
+    if float(training.dropout) == 0:
+        return inner + BF16 * (norms + product)
+    return inner + (BF16 + MASK) * sum(matrix.inputs for matrix in adapted)  # each adapter has its own dropout
+
+
+def _backward_bytes(shape: Shape) -> float:
+    """Gradients that are alive at once around the feed-forward part, per token (fitted to PyTorch's memory tracker)."""
+    return BF16 * (4 * shape.intermediate + 6 * shape.hidden)
+
+
+def _head(shape: Shape, tokens: int, step: Step) -> float:
+    """From the last hidden state to its gradient, with the last normalisation."""
+    hidden = (2 * FP32 + 3 * BF16) * tokens * shape.hidden
+    if step.head is Head.FUSED:
+        return hidden + BF16 * min(tokens, TILE_TOKENS) * TILE_VOCABULARY
+    return hidden + 4 * FP32 * tokens * shape.vocab
