@@ -96,7 +96,7 @@ def test_short_texts(left: str, right: str, near: bool) -> None:
 
 @pytest.mark.parametrize("length", range(2, 13))
 def test_bills_that_differ_in_a_number_do_not_collapse(length: int) -> None:
-    """By signatures alone they would: at 12 words (similarity 0.82) one pair in four is estimated over 0.85."""
+    """By signatures alone they would: at 12 words (similarity 0.82) one pair in six is estimated over 0.85."""
     words_before = [f"shop{n}" for n in range(length - 1)]
     assert clusters({f"{n:04}": " ".join([*words_before, str(100_000 + 7 * n)]) for n in range(600)}) == {}
 
