@@ -88,6 +88,8 @@ class Distillation(ApiModel):
     """Who answers."""
     instruction: Annotated[str, Field(max_length=16384)] = ""
     """System prompt for the teacher alone, e.g. with all that it must know; dataset.instruction is the student's."""
+    column: Annotated[str, Field(max_length=128)] = ""
+    """Column or key of the sources that holds the prompts; left out: prompt, or document with a questionTemplate."""
     question_template: Annotated[str, Field(min_length=10, max_length=4096, pattern=r"\{document\}")] | None = None
     """Makes a prompt of a document: {document} stands for the row's text. Left out, the row's text is the prompt."""
     samples_per_prompt: Annotated[int, Field(ge=1, le=16)] = 1

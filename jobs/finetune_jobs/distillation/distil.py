@@ -17,8 +17,7 @@ from typing import IO, Any
 
 from finetune_api.distillation import Distillation
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.readers import Fault
-from finetune_jobs.dataset.shapes import Message
+from finetune_jobs.dataset.rows import Fault, Row
 from finetune_jobs.dataset.validation import Faults, shorten
 from finetune_jobs.distillation.filters import AnswerRules, Near
 from finetune_jobs.distillation.inquiry import Inquiry
@@ -32,8 +31,8 @@ from finetune_jobs.progress import Report
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[Prompt, list[Message]], None]
-"""Told each example: its prompt, and the messages that end with the teacher's answer."""
+Take = Callable[[str, Row | Fault], None]
+"""Told what a file (URI) gives, as if it had held that: rows whose ``messages`` end with an answer, and faults."""
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Distilled:
         """The figures for people."""
         text = (
             f"The teacher gave {self.answered + self.reused} of {self.wanted} answers for {self.cost:.2f} USD; "
-            f"{self.examples} are examples."
+            f"{self.examples} became examples."
         )
         if self.unasked:
             text += f" {self.unasked} were not asked for: they could have led beyond maxCost."
@@ -112,7 +111,7 @@ def distil(
     near: Near | None = None,
     patience: Patience = PATIENCE,
 ) -> Distilled:
-    """Have every prompt answered, and hand each good answer to ``take``, in the order of the prompts.
+    """Have every prompt answered; ``take`` is given the answers, and why others are missing, in the prompts' order.
 
     ``report`` is told how many answers have come; ``near`` finds near duplicates among answers. What is answered is in
     the journal whatever happens: also when ``stopping`` is set (StoppedError) and when this raises StageError:
@@ -146,7 +145,7 @@ class _Spool:
 
     def add(self, prompt: Prompt) -> None:
         """Append a prompt."""
-        self._file.write(json.dumps([prompt.text, prompt.source, prompt.line]) + "\n")
+        self._file.write(json.dumps([prompt.text, prompt.source, prompt.line, prompt.kept], default=str) + "\n")
 
     def questions(self) -> Iterator[Question]:
         """What to ask, in the order of the prompts. One iteration at a time."""
@@ -174,7 +173,7 @@ def _open(spool: _Spool, journal: Journal) -> Iterator[Question]:
 
 
 def _announce(spool: _Spool, teacher: Teacher, journal: Journal) -> int:
-    """How many answers to ask for; says so, and what they may cost."""
+    """How many answers to ask for; the log says so, with the tokens that they may take."""
     count, most = 0, Tokens()
     for question in _open(spool, journal):
         count += 1
@@ -201,10 +200,16 @@ def _hand_on(
         verdict = rules.judge(answer, prompt) if answer else given_up[question.identity]
         if isinstance(verdict, Fault):
             made.faults.add(prompt.source, verdict)
+            take(prompt.source, verdict)
         else:
             made.examples += 1
-            take(prompt, [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": verdict}])
+            take(prompt.source, _row(prompt, verdict))
     made.reused = made.wanted - made.unasked - len(given_up) - made.answered
+
+
+def _row(prompt: Prompt, answer: str) -> Row:
+    messages = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]
+    return Row(prompt.line, prompt.kept | {"messages": messages})
 
 
 def _require_an_answer(made: Distilled, config: Distillation, teacher: Teacher) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from finetune_api.distillation import AnswerDuplicates, Distillation
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.readers import Fault, Row
+from finetune_jobs.dataset.rows import Fault, Row
 from finetune_jobs.dataset.shapes import shape
 from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, Answer
 from finetune_jobs.distillation.prompts import Prompt

@@ -11,8 +11,8 @@ from typing import Final
 from finetune_api.distillation import Distillation
 from finetune_api.reasons import Reason
 from finetune_jobs.background import Repeating
-from finetune_jobs.dataset.readers import Fault
-from finetune_jobs.distillation.answers import AttemptError
+from finetune_jobs.dataset.rows import Fault
+from finetune_jobs.distillation.answers import Answer, AttemptError
 from finetune_jobs.distillation.filters import ANSWER
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Budget, Tokens
@@ -139,27 +139,32 @@ class Inquiry:
         most = self._teacher.most(text)
         if not await self.budget.reserve(most):
             return None
-        lost = Tokens.guessed(most.input, most.output)  # what a request costs whose answer never came is not known
-        used = Tokens()
+        answer, used = None, Tokens()
         try:
             await self._pacer.turn()
+            if self._closing:
+                return None
+            used = Tokens.guessed(most.input, most.output)  # what a request costs whose answer never comes is not known
             answer = await self._teacher.ask(text)
             used = answer.tokens
-            self._journal.add(question.identity, answer)
-            self._breaker.answered()
-            self.answered += 1
         except AttemptError as error:
-            if error.charged:
-                used = lost
-                self._journal.add_lost(question.identity, used)
+            used = used if error.charged else Tokens()
             return error
-        except asyncio.CancelledError:
-            used = lost
-            self._journal.add_lost(question.identity, used)
+        except StageError:
+            used = Tokens()
             raise
         finally:
             self.budget.settle(most, used)
+            self._note(question, answer, used)
         return None
+
+    def _note(self, question: Question, answer: Answer | None, used: Tokens) -> None:
+        if answer is not None:
+            self._journal.add(question.identity, answer)
+            self._breaker.answered()
+            self.answered += 1
+        elif used != Tokens():
+            self._journal.add_lost(question.identity, used)
 
     async def _pause(self, error: AttemptError, tries: int) -> None:
         pause = self._patience.pause(tries) if error.wait is None else error.wait

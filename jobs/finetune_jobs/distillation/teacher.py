@@ -40,6 +40,9 @@ _FATAL: Final = {
 }
 _EXHAUSTED: Final = "insufficient_quota"
 """OpenAI's code for an account without credit, sent with 429: waiting does not help."""
+_LIMIT: Final = "max_tokens"
+_NEWER_LIMIT: Final = "max_completion_tokens"
+"""The length of an answer: every server knows the first name, OpenAI's newer models only the second."""
 _PASSING: Final = frozenset({408, 409, 425})
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 """What may be quoted of an error: its message may hold the prompt or parts of the key."""
@@ -54,6 +57,7 @@ class Teacher:
         self._key = key or _NO_KEY
         self._open = AsyncExitStack()
         self._client: openai.AsyncOpenAI | None = None
+        self._limit = _LIMIT
 
     @classmethod
     def from_environment(cls, config: Distillation, environment: Mapping[str, str] = os.environ) -> "Teacher":
@@ -82,7 +86,7 @@ class Teacher:
 
     async def ask(self, text: str) -> Answer:
         """One request. Raises AttemptError, and StageError (TeacherRefused) for what no other request could change."""
-        seconds = self._config.teacher.request_timeout_seconds
+        seconds, limit = self._config.teacher.request_timeout_seconds, self._limit
         try:
             async with asyncio.timeout(seconds):  # the client's own limit is for each read, and a slow drip never ends
                 content = await self._post(text)
@@ -90,6 +94,9 @@ class Teacher:
             problem = f"gave no answer within {seconds} s"
             raise AttemptError("teacherTimeout", problem, charged=True) from None
         except openai.APIStatusError as error:
+            if limit == error.param == _LIMIT:
+                self._limit = _NEWER_LIMIT
+                raise AttemptError("teacherRefused", f"takes no {_LIMIT}", wait=0) from None
             raise self._status_problem(error) from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise _connection_problem(error) from None
@@ -128,7 +135,7 @@ class Teacher:
         return warmth | {
             "model": config.teacher.model,
             "messages": self._messages(text),
-            "max_tokens": config.max_answer_tokens,
+            self._limit: config.max_answer_tokens,
         }
 
     def _messages(self, text: str) -> list[dict[str, str]]:

@@ -1,0 +1,255 @@
+"""What outlives a pod that distils, and what leaves it: answers in a real store, no secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from finetune_api.distillation import Distillation
+from finetune_api.reasons import Reason
+from finetune_jobs.distillation.answers import Answer
+from finetune_jobs.distillation.journal import Journal
+from finetune_jobs.distillation.money import Tokens
+from finetune_jobs.distillation.prompts import questions, recipe
+from finetune_jobs.distillation.teacher import API_KEY_VARIABLE, Teacher
+from finetune_jobs.errors import StageError, StoppedError
+from finetune_jobs.store import Store
+from tests.support.distilling import KEY, config, echo, failure, prompts, run
+from tests.support.seaweedfs import READER, SeaweedFS
+from tests.support.stages import RUN
+from tests.support.teacher_server import Reply, TeacherServer, says
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+# What outlives a pod
+
+
+def test_a_second_run_asks_nothing_again(store: Store) -> None:
+    with TeacherServer.running(echo) as server:
+        first = run(store, prompts(6), config(server.url))
+        more = run(store, prompts(8), config(server.url, concurrency=3, min_answer_words=2))
+    assert sorted(server.prompts) == sorted(p.text for p in prompts(8))
+    assert (first.result.answered, first.result.reused) == (6, 0)
+    assert (more.result.answered, more.result.reused, more.result.examples) == (2, 6, 8)
+    assert more.answers == [f"answer to question {n}" for n in range(8)]
+    assert more.result.tokens == Tokens(80, 40)  # all that was paid for
+
+
+def test_half_a_chunk_is_left_out_with_a_warning(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with TeacherServer.running(echo) as server:
+        spec = config(server.url)
+        run(store, prompts(4), spec)
+        (chunk,) = store.list()
+        content = store.get(chunk.key)
+        assert content is not None
+        lines = content.splitlines(keepends=True)
+        store.put(chunk.key, b"".join(lines[:2]) + b'{"id": "0"}\n' + lines[2][: len(lines[2]) // 2])
+        again = run(store, prompts(4), spec)
+    assert len(server.received) == 4 + 2
+    assert (again.result.answered, again.result.reused, again.result.examples) == (2, 2, 4)
+    assert f"{chunk.uri}: 2 damaged lines are left out; their prompts are asked again" in caplog.text
+
+
+def test_two_pods_write_beside_each_other(store: Store) -> None:
+    spec = config()
+    asked = [q for prompt in prompts(3) for q in questions(prompt, spec, recipe(spec))]
+    first, second = Journal(store), Journal(store)
+    for number, journal in enumerate((first, second, first)):
+        journal.add(asked[number].identity, Answer(f"answer {number}\u2028", "stop", Tokens(1, 2)))
+        journal.flush()
+    assert [entry.key for entry in store.list()] == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
+    third = Journal(store)
+    assert (third.found, third.spent) == (3, Tokens(3, 6))
+    assert [third.find(q.identity) for q in asked] == [
+        Answer(f"answer {number}\u2028", "stop", Tokens(1, 2)) for number in range(3)
+    ]
+    assert third.find("0" * 64) is None
+    third.flush()
+    assert len(list(store.list())) == 3
+
+
+def test_answers_that_cannot_be_kept_end_the_asking(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in READER.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("finetune_jobs.distillation.inquiry._KEEP_SECONDS", 0.1)
+    error, server = failure(Store.connect(s3.storage, place), lambda p, n: says("x", delay=0.2), 200, concurrency=1)
+    assert error.reason is Reason.S3_ACCESS_DENIED
+    assert len(server.received) < 50
+
+
+def _in_a_process(endpoint: str, place: str, url: str, count: int, result: str) -> None:
+    """A pod: distils until it is done, or stops on SIGTERM."""
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    store = Store.connect(SeaweedFS(endpoint).storage, place)
+    try:
+        with mock.patch("finetune_jobs.distillation.inquiry._KEEP_SECONDS", 0.5):
+            run(store, prompts(count), config(url, concurrency=4), stopping=stopping)
+    except StoppedError as stopped:
+        Path(result).write_text(str(stopped))
+
+
+@pytest.fixture
+def pod(s3: SeaweedFS, place: str, tmp_path: Path) -> Iterator[Any]:
+    """Starts a pod that asks ``count`` prompts of a server."""
+    context = multiprocessing.get_context("spawn")
+    started: list[Any] = []
+
+    def start(server: TeacherServer, count: int) -> Any:
+        arguments = (s3.endpoint, place, server.url, count, str(tmp_path / "result"))
+        process = context.Process(target=_in_a_process, args=arguments, daemon=True)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join(10)
+
+
+def _wait_until(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_after_a_killed_pod_only_what_is_missing_is_asked(store: Store, pod: Any) -> None:
+    """``kill -9`` in the middle: what was in the journal is not asked again, and the result is that of a quiet run."""
+    hurry = threading.Event()
+
+    def behaviour(prompt: str, nth: int) -> Reply:
+        return says(f"answer to {prompt}", delay=0 if hurry.is_set() else 0.05)
+
+    with TeacherServer.running(behaviour) as server:
+        process = pod(server, 400)
+        _wait_until(lambda: list(store.list()))
+        process.kill()
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
+        hurry.set()
+        kept = Journal.of(store, RUN, config(server.url)).found
+        before = len(server.received)
+        assert 0 < kept < 400
+        outcome = run(store, prompts(400), config(server.url))
+        assert len(server.received) - before == 400 - kept
+    assert outcome.answers == [f"answer to question {n}" for n in range(400)]
+    assert (outcome.result.reused, outcome.result.answered) == (kept, 400 - kept)
+
+
+def test_sigterm_keeps_every_answer_within_seconds(store: Store, pod: Any, tmp_path: Path) -> None:
+    with TeacherServer.running(lambda p, n: says(f"answer to {p}", delay=0.1)) as server:
+        process = pod(server, 1000)
+        _wait_until(lambda: len(server.received) > 20)
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(20)
+        assert time.monotonic() - began < 10
+        assert process.exitcode == 0
+        asked = len(server.received)
+        assert Journal.of(store, RUN, config(server.url)).found == asked  # those on their way too
+        assert (tmp_path / "result").read_text() == (
+            f"The pod was told to stop: the teacher has answered {asked} of 1000 prompts; the answers are kept."
+        )
+
+
+def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the_pod_must_stop(store: Store) -> None:
+    stopping = threading.Event()
+
+    def behaviour(prompt: str, nth: int) -> Reply:
+        stopping.set()
+        return says("the only one")
+
+    with TeacherServer.running(behaviour) as server:
+        spec = config(server.url, requests_per_minute=100, concurrency=8)
+        with pytest.raises(StoppedError):
+            run(store, prompts(20), spec, stopping=stopping)
+        assert Journal.of(store, RUN, spec).spent == Tokens(10 * len(server.received), 5 * len(server.received))
+    assert len(server.received) <= 2
+
+
+def test_a_request_that_is_cut_off_counts_as_money(store: Store) -> None:
+    stopping = threading.Event()
+
+    def behaviour(prompt: str, nth: int) -> Reply:
+        stopping.set()
+        return says("too late", delay=30)
+
+    with TeacherServer.running(behaviour) as server:
+        spec = config(server.url, max_answer_tokens=100)
+        with pytest.raises(StoppedError):
+            run(store, prompts(1), spec, stopping=stopping)
+        assert Journal.of(store, RUN, spec).spent == Tokens(11, 100, 111)
+
+
+# Secrets
+
+
+def secured(url: str) -> Distillation:
+    teacher = {"url": url, "model": "m", "credentials": {"secretName": "teacher", "key": "token"}}
+    return Distillation.model_validate({"teacher": teacher})
+
+
+def test_the_key_goes_to_the_teacher_and_nowhere_else(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with TeacherServer.running(echo, key=KEY) as server:
+        spec = secured(server.url)
+        right = Teacher.from_environment(spec, {API_KEY_VARIABLE: f"{KEY}\n"})
+        assert run(store, prompts(1), spec, right).answers == ["answer to question 0"]
+        with pytest.raises(StageError) as error:
+            run(store, prompts(2), spec, Teacher(spec, f"{KEY}-wrong"))
+    assert error.value.message == f"{server.url}: the teacher refused the API key (401); model 'm'."
+    kept = b"".join(store.get(entry.key) or b"" for entry in store.list())
+    assert b"answer to question 0" in kept
+    assert KEY not in caplog.text + error.value.message + kept.decode()
+
+
+def test_a_server_that_asks_for_no_key_is_told_none(store: Store) -> None:
+    with TeacherServer.running(echo) as server:
+        spec = config(server.url)
+        run(store, prompts(1), spec, Teacher.from_environment(spec, {API_KEY_VARIABLE: KEY}))
+    assert KEY not in json.dumps(server.received[0].headers)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "message"),
+    [
+        (
+            " \n",
+            Reason.SECRET_MISSING,
+            "TEACHER_API_KEY is empty: Secret 'teacher' must hold the API key of the teacher under 'token'.",
+        ),
+        (
+            "sk-a\nb",
+            Reason.TEACHER_REFUSED,
+            "TEACHER_API_KEY holds characters that no HTTP header may hold: it is not an API key.",
+        ),
+        (
+            "sk-ä",
+            Reason.TEACHER_REFUSED,
+            "TEACHER_API_KEY holds characters that no HTTP header may hold: it is not an API key.",
+        ),
+    ],
+)
+def test_a_key_that_is_none(value: str, reason: Reason, message: str) -> None:
+    with pytest.raises(StageError) as error:
+        Teacher.from_environment(secured("http://host/v1"), {API_KEY_VARIABLE: value})
+    assert (error.value.reason, error.value.message) == (reason, message)
