@@ -225,8 +225,8 @@ def test_slow_steps_are_saved_by_the_clock(store: Store, tmp_path: Path) -> None
 def test_each_kind_of_adapter_resumes_exactly(
     changes: dict[str, Any], base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
-    changes = {"epochs": 2, "checkpoint_steps": 2, "dropout": "0.1"} | changes
-    training = settings(**changes)
+    fast: dict[str, Any] = {"epochs": 2, "checkpoint_steps": 2, "dropout": "0.1"}
+    training = settings(**fast | changes)
     whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
     stopping = threading.Event()
 
