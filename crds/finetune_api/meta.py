@@ -36,6 +36,8 @@ SERVING_PORT: Final = 8080
 
 INPUT_FILE: Final = "/etc/finetune/input.json"
 """Where a stage's container finds its StageInput."""
+SOURCES_DIR: Final = "/inputs"
+"""Where ConfigMaps that are sources of data are mounted, each in a folder with the source's number."""
 SCRATCH_DIR: Final = "/scratch"
 """The writable volume of a stage's container."""
 MODELS_DIR: Final = "/models"

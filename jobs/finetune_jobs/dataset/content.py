@@ -93,5 +93,5 @@ class _Decompressed(io.RawIOBase):
             return f"the {self._compression} data end at byte {self._size} before they are complete. Upload it again."
         if "too much memory" in error:
             return "zstd with a window of more than 128 MiB is not supported. Compress it without --long and --ultra."
-        place = f"before byte {self._file.tell()}" if self._given else "at the beginning"
-        return f"the {self._compression} data are damaged {place} ({error.rpartition(': ')[2]}). Upload it again."
+        cause = error.rpartition(": ")[2]
+        return f"the {self._compression} data are damaged before byte {self._file.tell()} ({cause}). Upload it again."

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ def _next(batches: Iterator[Any], parquet: Any, uri: str, group: int, names: Seq
     except _ERRORS as error:
         column = next((name for name in names if _is_damaged(parquet, group, name)), names[0])
         problem = f"column {column!r} cannot be read in row group {group + 1} of {parquet.num_row_groups}"
-        raise invalid(uri, f"{problem} ({_first_line(error)}). Upload the file again.") from None
+        raise invalid(uri, f"{problem} ({_first_line(error)}). Write the file again.") from None
 
 
 def _is_damaged(parquet: Any, group: int, name: str) -> bool:
@@ -71,46 +71,40 @@ def _batch_rows(batch: Any, number: int) -> Iterator[Row | Fault]:
     faults: dict[int, Fault] = {}
     values = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        found = _column_faults(column, name, number)
-        values.append(_values(column, found))
-        faults |= found | faults
+        found = _long_texts(column, name, number)
+        values.append(_values(column, name, number, found))
+        faults = found | faults
     for index, cells in enumerate(zip(*values, strict=True)):
         yield faults.get(index) or Row(number + index, dict(zip(batch.schema.names, cells, strict=True)))
 
 
-def _column_faults(column: Any, name: str, number: int) -> dict[int, Fault]:
-    """The cells of a batch that are no texts, by their place in the batch."""
+def _long_texts(column: Any, name: str, number: int) -> dict[int, Fault]:
+    """Faults of the texts of a batch that are too long, by their place in the batch."""
     if not _is_text(column.type):
         return {}
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    faults = {}
-    if (pc.max(pc.binary_length(column)).as_py() or 0) > MAX_LINE:
-        lengths = pc.binary_length(column).to_pylist()
-        faults = {i: too_long(number + i, "the text", name) for i, size in enumerate(lengths) if (size or 0) > MAX_LINE}
-    try:
-        column.validate(full=True)  # Arrow takes any bytes for text until it is asked
-    except pa.ArrowInvalid:
-        for index in range(len(column)):
-            if bad := _bad_byte(column[index]):
-                faults[index] = Fault(number + index, name, "notUtf8", *bad)
-    return faults
+    lengths = pc.binary_length(column.cast(pa.large_string()))
+    if (pc.max(lengths).as_py() or 0) <= MAX_LINE:
+        return {}
+    sizes = enumerate(lengths.to_pylist())
+    return {index: too_long(number + index, "the text", name) for index, size in sizes if (size or 0) > MAX_LINE}
 
 
-def _bad_byte(cell: Any) -> tuple[str, str] | None:
-    raw = cell.as_buffer().to_pybytes() if cell.is_valid else b""
+def _values(column: Any, name: str, number: int, faults: dict[int, Fault]) -> list[Any]:
+    """The cells of a batch; adds the fault of each that is not UTF-8, for which Arrow does not look before."""
+    if not faults:
+        with suppress(UnicodeDecodeError):
+            values: list[Any] = column.to_pylist()
+            return [_without_nulls(value) for value in values] if pa.types.is_nested(column.type) else values
+    return [None if index in faults else _value(column, name, number, index, faults) for index in range(len(column))]
+
+
+def _value(column: Any, name: str, number: int, index: int, faults: dict[int, Fault]) -> Any:
     try:
-        raw.decode()
+        return _without_nulls(column[index].as_py())
     except UnicodeDecodeError as error:
-        return f"is not UTF-8 at byte {error.start + 1}", f"0x{raw[error.start]:02x}"
-    return None
-
-
-def _values(column: Any, faults: dict[int, Fault]) -> list[Any]:
-    if faults:
-        return [None if index in faults else column[index].as_py() for index in range(len(column))]
-    values: list[Any] = column.to_pylist()
-    return [_without_nulls(value) for value in values] if pa.types.is_nested(column.type) else values
+        problem = f"is not UTF-8 at byte {error.start + 1} of a text"
+        faults[index] = Fault(number + index, name, "notUtf8", problem, f"0x{error.object[error.start]:02x}")
+        return None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
@@ -11,14 +11,13 @@ from typing import Final
 
 from finetune_api.dataset import ConfigMapKey, DataFormat, Source
 from finetune_api.hashing import digest
+from finetune_api.meta import SOURCES_DIR
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset.formats import format_of
 from finetune_jobs.dataset.hub_files import fetch_hub_file, hub_place, list_hub_files
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Entry, Store
 
-INPUTS_DIR: Final = Path("/inputs")
-"""Where the ConfigMaps of sources are mounted, each in a folder named by the source's index."""
 MAX_FILES: Final = 10_000
 """Most files of one source: past it, the requests take longer than the reading."""
 _HIDDEN: Final = ("_", ".")
@@ -30,6 +29,8 @@ _NOT_DATA: Final = "manifest.json"
 class SourceFile:
     """One file of examples."""
 
+    source: Source
+    """The source that stands for it."""
     uri: str
     size: int
     """Bytes, as stored."""
@@ -40,6 +41,8 @@ class SourceFile:
     """It was found in a folder or by a pattern, where some files may hold no row."""
     copy_to: Callable[[Path], None]
     """Copy the file to a path. Raises StageError: DatasetNotFound when it is gone meanwhile, as Store."""
+    number: int = 0
+    """Place of that source in the list that was given."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,17 @@ class _Pattern:
         return below and not hidden and size > 0
 
 
-def find_sources(store: Store, sources: Sequence[Source], inputs: Path = INPUTS_DIR) -> list[SourceFile]:
+def find_sources(store: Store, sources: Sequence[Source], inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
     """The files of every source, in order; ``store`` lends its connection.
 
     Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name that says no format, too many files),
     BucketNotFound, as Store.
     """
-    return [file for index, source in enumerate(sources) for file in _files(store, source, inputs / str(index))]
+    return [
+        replace(file, number=index)
+        for index, source in enumerate(sources)
+        for file in _files(store, source, inputs / str(index))
+    ]
 
 
 def source_digest(files: Iterable[SourceFile]) -> str:
@@ -79,9 +86,9 @@ def source_digest(files: Iterable[SourceFile]) -> str:
 
 def _files(store: Store, source: Source, mount: Path) -> list[SourceFile]:
     if source.config_map:
-        return [_in_config_map(source.config_map, source.format, mount)]
+        return [_in_config_map(source, source.config_map, mount)]
     uri = source.uri or ""
-    found = _on_hub(uri, source.format) if uri.startswith("hf://") else _in_s3(store.at(uri), uri, source.format)
+    found = _on_hub(source, uri) if uri.startswith("hf://") else _in_s3(source, store.at(uri), uri)
     files = list(islice(found, MAX_FILES + 1))
     if not files:
         raise _missing(uri)
@@ -93,14 +100,14 @@ def _files(store: Store, source: Source, mount: Path) -> list[SourceFile]:
 
 
 def _missing(uri: str) -> StageError:
-    if uri.endswith("/"):
-        problem = "holds no file (empty ones, hidden ones and manifest.json do not count)"
+    if uri.endswith("/") or "*" in uri.rpartition("/")[2]:
+        problem = "stands for no file (empty ones, hidden ones and manifest.json do not count)"
     else:
-        problem = "matches no file" if "*" in uri.rpartition("/")[2] else "does not exist"
+        problem = "does not exist"
     return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
 
 
-def _in_config_map(asked: ConfigMapKey, declared: DataFormat | None, mount: Path) -> SourceFile:
+def _in_config_map(source: Source, asked: ConfigMapKey, mount: Path) -> SourceFile:
     uri = f"configmap://{asked.name}/{asked.key}"
     try:
         content = (mount / asked.key).read_bytes()
@@ -111,10 +118,10 @@ def _in_config_map(asked: ConfigMapKey, declared: DataFormat | None, mount: Path
     def copy_to(target: Path) -> None:
         target.write_bytes(content)  # a mounted ConfigMap follows its object: what was hashed is what is read
 
-    return SourceFile(uri, len(content), tag, format_of(uri, declared), False, copy_to)
+    return SourceFile(source, uri, len(content), tag, format_of(uri, source.format), False, copy_to)
 
 
-def _in_s3(place: Store, uri: str, declared: DataFormat | None) -> Iterator[SourceFile]:
+def _in_s3(source: Source, place: Store, uri: str) -> Iterator[SourceFile]:
     pattern = _pattern(uri.removeprefix(f"s3://{place.bucket}/"))
     entries: Iterable[Entry]
     if pattern.is_file:
@@ -126,26 +133,28 @@ def _in_s3(place: Store, uri: str, declared: DataFormat | None) -> Iterator[Sour
         folder = place.at(f"s3://{place.bucket}/{pattern.folder}")
         entries = (entry for entry in folder.list() if pattern.takes(entry.key, entry.size))
     for entry in entries:
-        yield _s3_file(place, entry, declared, not pattern.is_file)
+        yield _s3_file(source, place, entry, not pattern.is_file)
 
 
-def _s3_file(place: Store, entry: Entry, declared: DataFormat | None, one_of_many: bool) -> SourceFile:
+def _s3_file(source: Source, place: Store, entry: Entry, one_of_many: bool) -> SourceFile:
     def copy_to(target: Path) -> None:
         if not place.at(entry.uri).download("", target):
             raise StageError(Reason.DATASET_NOT_FOUND, f"{entry.uri} was deleted while it was being copied.")
 
-    return SourceFile(entry.uri, entry.size, entry.etag, format_of(entry.uri, declared), one_of_many, copy_to)
+    kind = format_of(entry.uri, source.format)
+    return SourceFile(source, entry.uri, entry.size, entry.etag, kind, one_of_many, copy_to)
 
 
-def _on_hub(uri: str, declared: DataFormat | None) -> Iterator[SourceFile]:
+def _on_hub(source: Source, uri: str) -> Iterator[SourceFile]:
     place = hub_place(uri)
     pattern = _pattern(place.path)
     prefix = f"{pattern.folder}/" if pattern.folder else ""
     for file in list_hub_files(place, pattern.folder, recursive=not pattern.name):
         if pattern.takes(file.path.removeprefix(prefix), file.size):
             found = place.uri(file.path)
+            kind = format_of(found, source.format)
             copy_to = partial(fetch_hub_file, place, file)
-            yield SourceFile(found, file.size, file.hash, format_of(found, declared), not pattern.is_file, copy_to)
+            yield SourceFile(source, found, file.size, file.hash, kind, not pattern.is_file, copy_to)
 
 
 def _pattern(path: str) -> _Pattern:

@@ -1,0 +1,105 @@
+"""A Hugging Face hub on loopback: one repository, with the HTTP interface that huggingface_hub uses for its files."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from huggingface_hub import constants
+
+COMMIT = "5e" * 20
+LARGE = 1000
+"""Files of more bytes are in large file storage, with the SHA-256 of their content."""
+
+
+@contextmanager
+def fake_hub(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    repo: str,
+    files: Mapping[str, bytes],
+    *,
+    revisions: tuple[str, ...] = ("main",),
+    gated: bool = False,
+) -> Iterator[None]:
+    """Serve ``repo`` of a ``kind`` (model, dataset) with ``files``; the ``revisions`` all stand for ``COMMIT``."""
+    api = f"/api/{kind}s/{repo}"
+    resolve = f"/{'' if kind == 'model' else f'{kind}s/'}{repo}/resolve/{COMMIT}/"
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path, _, query = unquote(self.path).partition("?")
+            if not path.startswith((api, resolve)):
+                self._answer(401, b"", {"X-Error-Code": "RepoNotFound"})
+            elif gated:
+                self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
+            elif path == f"{api}/auth-check":
+                self._answer(200, b"")
+            elif path in {f"{api}/revision/{revision}" for revision in (*revisions, COMMIT)}:
+                siblings = [{"rfilename": name} for name in files]
+                self._answer(200, _json({"id": repo, "sha": COMMIT, "private": False, "siblings": siblings}))
+            elif path.startswith(f"{api}/tree/{COMMIT}"):
+                folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
+                self._tree(folder, recursive="recursive=true" in query.lower())
+            elif content := files.get(path.removeprefix(resolve)):
+                self._answer(200, content, {"ETag": f'"{_git_hash(content)}"', "X-Repo-Commit": COMMIT})
+            else:
+                self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+
+        def _tree(self, folder: str, *, recursive: bool) -> None:
+            below = f"{folder}/" if folder else ""
+            found = {name: content for name, content in files.items() if name.startswith(below)}
+            if not found:
+                self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return
+            folders = {name.rpartition("/")[0] for name in found} - {folder, ""}
+            here = [_entry(name, found[name]) for name in found if recursive or "/" not in name.removeprefix(below)]
+            self._answer(200, _json([{"type": "directory", "path": each, "oid": "0" * 40} for each in folders] + here))
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _entry(name: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
+    if len(content) > LARGE:
+        oid = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+    return entry
+
+
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()

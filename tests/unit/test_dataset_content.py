@@ -1,0 +1,189 @@
+"""Compressed files: read as if they were not, and refused where they are cut, damaged or bombs."""
+
+import gzip
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune_api.dataset import DataFormat
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset import content
+from finetune_jobs.dataset.formats import format_of
+from finetune_jobs.dataset.readers import Row, read_rows
+from finetune_jobs.errors import StageError
+from tests.support.parquet import parquet_bytes
+
+pytestmark = pytest.mark.unit
+
+ROWS = [{"text": f"text {number} äöü", "label": "ab"[number % 2]} for number in range(500)]
+LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+PLAIN = {
+    ".csv": b"text,label\n" + b"".join(f"{row['text']},{row['label']}\n".encode() for row in ROWS),
+    ".jsonl": LINES,
+    ".ndjson": LINES,
+    ".json": json.dumps(ROWS).encode(),
+    ".parquet": parquet_bytes({name: [row[name] for row in ROWS] for name in ("text", "label")}),
+}
+
+
+def zstd(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(raw)
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+
+
+def read(path: Path, raw: bytes, name: str, declared: DataFormat | None = None) -> list[dict[str, object]]:
+    path.write_bytes(raw)
+    uri = f"s3://data/{name}"
+    rows = list(read_rows(path, uri, format_of(uri, declared), ["text", "label"]))
+    assert all(isinstance(row, Row) for row in rows)
+    return [row.fields for row in rows if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("ending", PLAIN)
+def test_every_format_in_every_compression_gives_the_same_rows(tmp_path: Path, ending: str, compression: str) -> None:
+    raw = COMPRESSED[compression](PLAIN[ending])
+    assert read(tmp_path / "source", raw, f"rows{ending}{compression}") == ROWS
+    assert list(tmp_path.iterdir()) == [tmp_path / "source"]
+
+
+@pytest.mark.parametrize("compress", COMPRESSED.values())
+def test_a_name_without_an_ending_leaves_it_to_the_first_bytes(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    assert read(tmp_path / "source", compress(LINES), "rows", DataFormat.JSONL) == ROWS
+
+
+@pytest.mark.parametrize("compress", COMPRESSED.values())
+def test_several_streams_in_a_file_are_one(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    raw = compress(LINES[:1000]) + compress(b"") + compress(LINES[1000:])
+    assert read(tmp_path / "source", raw, "rows", DataFormat.JSONL) == ROWS
+
+
+def test_a_name_that_says_no_format() -> None:
+    with pytest.raises(StageError) as error:
+        format_of("s3://data/rows.txt.gz", None)
+    assert (error.value.reason, error.value.message) == (
+        Reason.SPEC_INVALID,
+        "s3://data/rows.txt.gz: the name ends with none of .csv, .jsonl, .ndjson, .json, .parquet (each also with "
+        ".gz or .zst). Set spec.dataset.sources[].format, or leave the file out.",
+    )
+
+
+def long_window(raw: bytes) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=28, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return compressor.compress(raw) + compressor.flush()
+
+
+def flipped(raw: bytes, place: int) -> bytes:
+    return raw[:place] + bytes([raw[place] ^ 0xFF]) + raw[place + 1 :]
+
+
+GZ, ZST = gzip.compress(LINES), zstd(LINES)
+
+
+@pytest.mark.parametrize(
+    ("ending", "raw", "problem"),
+    [
+        (".gz", GZ[:-4], f"the gzip data end at byte {len(GZ) - 4} before they are complete. Upload it again."),
+        (".gz", GZ[:1], "the gzip data end at byte 1 before they are complete. Upload it again."),
+        (".zst", ZST[:500], "the zstd data end at byte 500 before they are complete. Upload it again."),
+        (
+            ".gz",
+            LINES,
+            f"the gzip data are damaged before byte {len(LINES)} (incorrect header check). Upload it again.",
+        ),
+        (
+            ".zst",
+            LINES,
+            f"the zstd data are damaged before byte {len(LINES)} (Unknown frame descriptor). Upload it again.",
+        ),
+        (
+            ".gz",
+            flipped(GZ, len(GZ) - 6),
+            f"the gzip data are damaged before byte {len(GZ)} (incorrect data check). Upload it again.",
+        ),
+        (
+            ".gz",
+            GZ + b"trailing",
+            f"the gzip data are damaged before byte {len(GZ) + 8} (incorrect header check). Upload it again.",
+        ),
+        (
+            ".zst",
+            flipped(ZST, len(ZST) - 2),
+            f"the zstd data are damaged before byte {len(ZST)} (Restored data doesn't match checksum). Upload it "
+            "again.",
+        ),
+        (
+            ".zst",
+            long_window(LINES),
+            "zstd with a window of more than 128 MiB is not supported. Compress it without --long and --ultra.",
+        ),
+    ],
+)
+def test_compressed_data_that_are_cut_or_damaged(tmp_path: Path, ending: str, raw: bytes, problem: str) -> None:
+    with pytest.raises(StageError) as error:
+        read(tmp_path / "source", raw, f"rows.jsonl{ending}")
+    name = f"s3://data/rows.jsonl{ending}"
+    assert (error.value.reason, error.value.message) == (Reason.DATASET_INVALID, f"{name}: {problem}")
+
+
+@given(st.data(), st.sampled_from([".gz", ".zst"]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_no_row_is_lost_silently(tmp_path: Path, data: st.DataObject, ending: str) -> None:
+    """Wherever a file is cut or a byte flipped: an error, or all rows as they were."""
+    whole = {".gz": GZ, ".zst": ZST}[ending]
+    place = data.draw(st.integers(1, len(whole) - 1))
+    raw = data.draw(st.sampled_from([whole[:place], flipped(whole, place)]))
+    try:
+        assert read(tmp_path / "source", raw, f"rows.jsonl{ending}") == ROWS
+    except StageError as error:
+        assert error.reason is Reason.DATASET_INVALID  # noqa: PT017 - both ends are right
+
+
+def test_a_zip_bomb_is_refused_and_never_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    compressor = zstandard.ZstdCompressor().compressobj()
+    zeros = bytes(1 << 24)
+    path.write_bytes(b"".join(compressor.compress(zeros) for _ in range(65)) + compressor.flush())
+    tracemalloc.start()
+    with pytest.raises(StageError) as error:
+        list(read_rows(path, "s3://data/rows.jsonl.zst", DataFormat.JSONL))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    assert error.value.message == (
+        f"s3://data/rows.jsonl.zst: {path.stat().st_size / 1024:.1f} KiB decompress to more than 1.0 GiB, which is "
+        "refused as a decompression bomb. If the rows are meant, divide them into smaller files or store them with "
+        "less compression."
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "limit"),
+    [(0, 1 << 30), (1 << 20, 1 << 30), (1 << 30, 64 << 30), (2 << 20, 2000 << 20), (1 << 40, 64 << 30)],
+)
+def test_what_a_file_may_become(stored: int, limit: int) -> None:
+    assert content.size_limit(stored) == limit
+
+
+def test_progress_of_a_compressed_file_counts_its_own_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(gzip.compress(LINES * 20))
+    told: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        told.append((done, total))
+
+    assert len(list(read_rows(path, "s3://data/rows.jsonl.gz", DataFormat.JSONL, report=report))) == 10_000
+    assert told == sorted(told)
+    assert told[-1] == (path.stat().st_size, path.stat().st_size)

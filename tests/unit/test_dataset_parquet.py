@@ -1,0 +1,223 @@
+"""Rows out of Parquet, and everything that may be wrong with such files."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune_api.dataset import Columns, DataFormat
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset import content
+from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
+from finetune_jobs.dataset.validation import Rules
+from finetune_jobs.errors import StageError
+from tests.support.parquet import parquet_bytes
+
+pytestmark = pytest.mark.unit
+
+COLUMNS = ["text", "label"]
+
+
+def read(tmp_path: Path, raw: bytes, columns: list[str] | None = None) -> list[Row | Fault]:
+    path = tmp_path / "source"
+    path.write_bytes(raw)
+    needed = COLUMNS if columns is None else columns
+    return list(read_rows(path, "s3://data/rows.parquet", DataFormat.PARQUET, needed))
+
+
+def test_rows_carry_their_number_and_the_needed_columns(tmp_path: Path) -> None:
+    table = {"note": [b"x", b"y", b"z"], "label": [1, 2, None], "text": ["a", None, "c"]}
+    assert read(tmp_path, parquet_bytes(table, row_group_size=2)) == [
+        Row(1, {"text": "a", "label": 1}),
+        Row(2, {"text": None, "label": 2}),
+        Row(3, {"text": "c", "label": None}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
+def test_every_kind_of_text_and_compression(tmp_path: Path, kind: pa.DataType, codec: str) -> None:
+    texts = ["a", "ä", "a", None] * 50
+    table = pa.table({"text": pa.array(texts, kind), "label": texts})
+    rows = read(tmp_path, parquet_bytes(table, compression=codec))
+    assert [row.fields for row in rows if isinstance(row, Row)] == [{"text": each, "label": each} for each in texts]
+
+
+def test_chat_messages_come_without_the_keys_that_are_null(tmp_path: Path) -> None:
+    """A struct has all keys in all rows: what JSON leaves out is null there."""
+    messages = [
+        [{"role": "user", "content": "x", "name": None}, {"role": "assistant", "content": "y", "name": None}],
+        [{"role": "user", "content": "x", "name": "Ada"}, {"role": "assistant", "content": None, "name": None}],
+    ]
+    rows = read(tmp_path, parquet_bytes({"messages": messages}), columns=[])
+    assert rows == [
+        Row(1, {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}),
+        Row(2, {"messages": [{"role": "user", "content": "x", "name": "Ada"}, {"role": "assistant"}]}),
+    ]
+
+
+def test_a_nul_byte_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    row = read(tmp_path, parquet_bytes({"text": ["x\0y"], "label": ["a"]}))[0]
+    assert isinstance(row, Row)
+    found = Rules(Columns(input="text", label="label")).example(row)
+    assert found == Fault(1, "text", "nulByte", "holds a NUL byte at character 2")
+
+
+def test_texts_that_are_too_long_or_no_utf8_are_faults(tmp_path: Path) -> None:
+    binary = pa.array([b"a", b"b\xffc", b"d" * (MAX_LINE + 1), b"e"], pa.binary())
+    text = pa.StringArray.from_buffers(4, binary.buffers()[1], binary.buffers()[2])
+    assert read(tmp_path, parquet_bytes(pa.table({"text": text, "label": ["a"] * 4}))) == [
+        Row(1, {"text": "a", "label": "a"}),
+        Fault(2, "text", "notUtf8", "is not UTF-8 at byte 2 of a text", "0xff"),
+        Fault(3, "text", "lineTooLong", f"the text is longer than {MAX_LINE} bytes"),
+        Row(4, {"text": "e", "label": "a"}),
+    ]
+
+
+def test_bytes_that_are_no_utf8_inside_messages_and_categories(tmp_path: Path) -> None:
+    text = pa.StringArray.from_buffers(2, *pa.array([b"a", b"\xff"], pa.binary()).buffers()[1:])
+    messages = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([text], ["content"]))
+    assert read(tmp_path, parquet_bytes({"messages": messages}), columns=[]) == [
+        Row(1, {"messages": [{"content": "a"}]}),
+        Fault(2, "messages", "notUtf8", "is not UTF-8 at byte 1 of a text", "0xff"),
+    ]
+    categories = pa.DictionaryArray.from_arrays([0, 1], text)
+    with pytest.raises(StageError, match=r"column 'text' cannot be read in row group 1 of 1 \(Invalid UTF8 payload\)"):
+        read(tmp_path, parquet_bytes({"text": categories, "label": [1, 2]}))
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "problem"),
+    [
+        (
+            {"text": ["a"], "lable": ["b"]},
+            COLUMNS,
+            "column 'label' does not exist; the file has 'text', 'lable'. Did you mean 'lable'?",
+        ),
+        (
+            {"text": [["a"]], "label": ["b"]},
+            COLUMNS,
+            "column 'text' is list<element: string>, must be text (string) or a whole number. Convert it, or name "
+            "another column in spec.dataset.columns.",
+        ),
+        (
+            {"text": ["a"], "label": [{"name": "b", "id": 1}]},
+            COLUMNS,
+            "column 'label' is struct<name: string, id: int64>, must be text (string) or a whole number. Convert it, "
+            "or name another column in spec.dataset.columns.",
+        ),
+        (
+            {"text": [b"a"], "label": ["b"]},
+            COLUMNS,
+            "column 'text' is binary, must be text (string) or a whole number. Convert it, or name another column in "
+            "spec.dataset.columns.",
+        ),
+        (
+            pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], ["text", "label", "text"]),
+            COLUMNS,
+            "column 'text' exists more than once; the file has 'text', 'label', 'text'.",
+        ),
+        (
+            {"text": ["a"], "label": ["b"]},
+            [],
+            "a Parquet file needs spec.dataset.columns; the file has the columns 'text', 'label'.",
+        ),
+        (
+            {"text": pa.array([], pa.string()), "label": pa.array([], pa.string())},
+            COLUMNS,
+            "the file is empty: it holds no row.",
+        ),
+    ],
+)
+def test_a_file_with_another_schema_fails(tmp_path: Path, table: Any, columns: list[str], problem: str) -> None:
+    with pytest.raises(StageError) as error:
+        read(tmp_path, parquet_bytes(table), columns)
+    message = f"s3://data/rows.parquet: {problem}"
+    assert (error.value.reason, error.value.message) == (Reason.DATASET_INVALID, message)
+
+
+def test_a_damaged_page_names_its_column(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(2000)]
+    raw = bytearray(
+        parquet_bytes({"text": texts, "label": texts}, row_group_size=1000, compression="zstd", use_dictionary=False)
+    )
+    column = pq.ParquetFile(io.BytesIO(raw)).metadata.row_group(1).column(1)
+    place = column.data_page_offset + column.total_compressed_size // 2
+    raw[place : place + 64] = bytes(64)
+    path = tmp_path / "source"
+    path.write_bytes(raw)
+    rows = read_rows(path, "s3://data/rows.parquet", DataFormat.PARQUET, COLUMNS)
+    assert len([next(rows) for _ in range(1000)]) == 1000
+    with pytest.raises(StageError) as error:
+        list(rows)
+    assert error.value.message.startswith("s3://data/rows.parquet: column 'label' cannot be read in row group 2 of 2 (")
+    assert error.value.message.endswith("). Write the file again.")
+
+
+@pytest.mark.parametrize("raw", [b"", b"text,label\na,b\n", b"PAR1" + bytes(100) + b"PAR1"])
+def test_something_else_is_no_parquet(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(StageError, match=r"^s3://data/rows\.parquet: is no Parquet file that can be read \(.+\)\.$"):
+        read(tmp_path, raw)
+
+
+def test_a_bomb_is_refused_by_what_the_file_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "FREE_SIZE", 1 << 20)
+    texts = pa.table({"text": ["x" * (1 << 20)] * 40, "label": ["a"] * 40})
+    raw = parquet_bytes(texts, compression="zstd", use_dictionary=False)
+    with pytest.raises(StageError) as error:
+        read(tmp_path, raw)
+    assert error.value.message == (
+        f"s3://data/rows.parquet: {len(raw) / 1024:.1f} KiB decompress to more than {len(raw) * 1000 / 2**20:.1f} MiB, "
+        "which is refused as a decompression bomb. If the rows are meant, divide them into smaller files or store them "
+        "with less compression."
+    )
+
+
+WHOLE = parquet_bytes({"text": ["a", "b"] * 100, "label": list(range(200))})
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_no_damage_crashes_the_reader(tmp_path: Path, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(WHOLE) - 1))
+    raw = data.draw(st.sampled_from([WHOLE[:place], WHOLE[:place] + bytes([WHOLE[place] ^ 0xFF]) + WHOLE[place + 1 :]]))
+    try:
+        assert len(read(tmp_path, raw)) <= 200
+    except StageError as error:
+        assert error.reason is Reason.DATASET_INVALID  # noqa: PT017 - both ends are right
+
+
+_READ = """
+import resource, sys
+from pathlib import Path
+from finetune_api.dataset import DataFormat
+from finetune_jobs.dataset import content
+from finetune_jobs.dataset.readers import read_rows
+import finetune_jobs.dataset.parquet
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = sum(1 for _ in read_rows(Path(sys.argv[1]), "rows.parquet", DataFormat.PARQUET, ["text", "label"]))
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_row_group_may_be_larger_than_memory(tmp_path: Path) -> None:
+    """One row group of 200 MB is read within 64 MiB. (In a process of its own: Arrow's memory is not Python's.)"""
+    texts = pa.array([f"{number} " * 100 for number in range(300_000)])
+    path = tmp_path / "source"
+    path.write_bytes(
+        parquet_bytes(pa.table({"text": texts, "label": ["a"] * len(texts)}), use_dictionary=False, compression="zstd")
+    )
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size > 190 << 20
+    ended = subprocess.run([sys.executable, "-c", _READ, str(path)], check=True, capture_output=True, text=True)
+    count, kib = map(int, ended.stdout.split())
+    assert count == 300_000
+    assert kib < 64 << 10

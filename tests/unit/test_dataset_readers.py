@@ -1,0 +1,298 @@
+"""Rows out of CSV, JSONL and JSON, and everything that may be wrong with such files."""
+
+import csv
+import io
+import json
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune_api.dataset import Columns, DataFormat
+from finetune_api.reasons import Reason
+from finetune_jobs.dataset import json_list
+from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
+from finetune_jobs.dataset.validation import Rules
+from finetune_jobs.errors import StageError
+
+pytestmark = pytest.mark.unit
+
+COLUMNS = Columns(input="text", label="label")
+HEADER = b"text,label\n"
+QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def read(tmp_path: Path, content: bytes, kind: str = "CSV", columns: Columns | None = COLUMNS) -> list[Row | Fault]:
+    path = tmp_path / "source"
+    path.write_bytes(content)
+    return list(read_rows(path, "s3://data/rows", DataFormat(kind), columns.names if columns else []))
+
+
+def test_rows_of_a_csv_carry_the_line_where_they_begin(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbftext,label,note\n"two\nlines",a,\n\nplain,b,"quoted ""x"""\r\n'
+    assert read(tmp_path, content) == [
+        Row(2, {"text": "two\nlines", "label": "a", "note": ""}),
+        Row(5, {"text": "plain", "label": "b", "note": 'quoted "x"'}),
+    ]
+
+
+def test_rows_of_a_json_list_carry_their_number(tmp_path: Path) -> None:
+    content = (
+        b'\xef\xbb\xbf [ {"text": "a"},\n["no object"] , {"text": "\xff"},\n{"text": "d", "n": 36893488147419103232}]\n'
+    )
+    assert read(tmp_path, content, "JSON") == [
+        Row(1, {"text": "a"}),
+        Fault(2, "", "notAnObject", "is not a JSON object", '["no object"]'),
+        Fault(3, "", "notUtf8", "is not UTF-8 at character 11 of the object", "0xff"),
+        Row(4, {"text": "d", "n": 2**65}),
+    ]
+
+
+TOO_LONG = f"is longer than {MAX_LINE} bytes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "line", "problem", "value"),
+    [
+        ("CSV", HEADER + b"good,a\nbad \xff,b\n", 3, "is not UTF-8 at byte 22 of the file, 5 of the line", "0xff"),
+        ("CSV", HEADER + b"one,two,three\n", 2, "has 3 fields, the header has 2", "one,two,three"),
+        ("CSV", HEADER + b"one\n", 2, "has 1 fields, the header has 2", "one"),
+        ("CSV", HEADER + b'"a"b,c\n', 2, "is not CSV: ',' expected after '\"'", ""),
+        ("CSV", HEADER + b"good,a\n" + b"x" * MAX_LINE + b",a\n", 3, f"the line {TOO_LONG}", ""),
+        ("CSV", HEADER + b'"' + b"xy\n" * (MAX_LINE // 3 + 1), 349527, f"the row that ends here {TOO_LONG}", ""),
+        ("JSONL", b'{"text": "a"}\n{"text": }\n', 2, "is not JSON at column 10: Expecting value", '{"text": }'),
+        ("JSONL", b'["a"]\n', 1, "is not a JSON object", '["a"]'),
+        ("JSONL", b"\xc3\x28\n", 1, "is not UTF-8 at byte 0 of the file, 1 of the line", "0xc3"),
+        ("JSONL", b'{"text": "a\0b"}\n', 1, "holds a NUL byte at column 12", ""),
+        ("JSONL", b"\0" * 100 + b"\n", 1, "holds a NUL byte at column 1", ""),
+        ("JSONL", b"[" * 100_000 + b"\n", 1, "is not JSON that can be read: RecursionError", ""),
+        ("JSONL", b'{"a": ' + b"9" * 5000 + b"}\n", 1, "is not JSON that can be read: ValueError", ""),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_a_fault_with_its_place(
+    tmp_path: Path, kind: str, content: bytes, line: int, problem: str, value: str
+) -> None:
+    first = next(row for row in read(tmp_path, content, kind) if isinstance(row, Fault))
+    assert (first.line, first.problem, first.value) == (line, problem, value)
+
+
+def test_reading_goes_on_after_a_fault(tmp_path: Path) -> None:
+    content = HEADER + b"x" * (3 * MAX_LINE) + b"\nbad \xff,a\none\ngood,b\n"
+    rows = read(tmp_path, content)
+    assert [row.line for row in rows] == [2, 3, 4, 5]
+    assert rows[-1] == Row(5, {"text": "good", "label": "b"})
+
+
+def test_a_quote_that_is_never_closed_costs_a_megabyte_of_rows_and_no_more(tmp_path: Path) -> None:
+    content = HEADER + b'"never closed,a\n' + b"some text,b\n" * (2 * MAX_LINE // 12)
+    rows = read(tmp_path, content)
+    assert [type(row) for row in rows[:2]] == [Fault, Row]
+    assert len(rows) > MAX_LINE // 12
+
+
+@pytest.mark.parametrize("kind", ["CSV", "JSONL"])
+def test_a_line_of_a_gigabyte_is_a_fault_and_never_in_memory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "source"
+    with path.open("wb") as file:
+        file.write(HEADER if kind == "CSV" else b"")
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    found = list(read_rows(path, "s3://data/rows", DataFormat(kind), COLUMNS.names))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    line = 2 if kind == "CSV" else 1
+    assert found == [Fault(line, "", "lineTooLong", "the line is longer than 1048576 bytes")]
+    assert peak < 8 << 20
+
+
+def test_a_json_list_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    with path.open("w") as file:
+        file.write("[")
+        for number in range(70_000):
+            file.write(f'{{"text": "{number}{"x" * 1000}"}},')
+        file.write('{"text": "last"}]')
+    tracemalloc.start()
+    count = sum(isinstance(row, Row) for row in read_rows(path, "s3://data/rows", DataFormat.JSON, COLUMNS.names))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 70_001
+    assert path.stat().st_size > 64 << 20
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("CSV", b"", "the file is empty: it holds no header and no row."),
+        ("CSV", HEADER, "the file is empty: it holds no row."),
+        ("JSONL", b"\n\n", "the file is empty: it holds no row."),
+        ("JSON", b" \n", "the file is empty: it holds no row."),
+        ("JSON", b"[]", "the file is empty: it holds no row."),
+        ("CSV", "text,label\na,b\n".encode("utf-16"), "the file is in UTF-16. Save it as UTF-8."),
+        ("JSON", '[{"text": "a"}]'.encode("utf-16"), "the file is in UTF-16. Save it as UTF-8."),
+        (
+            "CSV",
+            b"text,lable\na,b\n",
+            "column 'label' does not exist; the file has 'text', 'lable'. Did you mean 'lable'?",
+        ),
+        (
+            "CSV",
+            b"text,label,text\na,b,c\n",
+            "column 'text' exists more than once; the file has 'text', 'label', 'text'.",
+        ),
+        (
+            "CSV",
+            b"te\xffxt,label\na,b\n",
+            "line 1, the header, is not UTF-8 at byte 2 of the file, 3 of the line (0xff).",
+        ),
+        ("CSV", b"x" * (MAX_LINE + 1), f"line 1, the header, the line {TOO_LONG}."),
+        ("CSV", b'text,"label\n' + b"a,b\n" * MAX_LINE, f"line 1, the header, the row that ends here {TOO_LONG}."),
+        (
+            "JSON",
+            b'{"text": "a"}\n{"text": "b"}\n',
+            "the file begins with an object, but JSON must be a list of objects: [{…}, …]. If each line is an object, "
+            "set spec.dataset.sources[].format to JSONL (line 1, column 1).",
+        ),
+        ("JSON", b"text,label\na,b\n", "'[' is expected, not 't' (line 1, column 1)."),
+        ("JSON", b'[{"a": 1}\n {"a": 2}]', "',' is expected, not '{' (line 2, column 2)."),
+        ("JSON", b'[{"a": 1},\n]', "a comma stands before the end of the list (line 2, column 1)."),
+        ("JSON", b'[{"a": 1},\n {"a": tru}]', "object 2 is not JSON: Expecting value (line 2, column 8)."),
+        ("JSON", b'[{"a": "x\0"}]', "object 1 is not JSON: Invalid control character at (line 1, column 10)."),
+        ("JSON", b'[{"a": 1}', "the file ends in the middle of the list. Upload it again (line 1, column 10)."),
+        (
+            "JSON",
+            b'[{"a": 1},\n {"a": "b',
+            "the file ends in the middle of object 2, which begins here. Upload it again (line 2, column 2).",
+        ),
+        ("JSON", b'[{"a": 1}]\n\n[]', "something stands behind the list (line 3, column 1)."),
+        (
+            "JSON",
+            b'[{"a": "' + b"x" * MAX_LINE + b'"}]',
+            f"object 1 is longer than {MAX_LINE} characters (line 1, column 2).",
+        ),
+        (
+            "JSON",
+            b'[\n{"a": "' + b"x" * (6 * MAX_LINE) + b'"}]',
+            f"object 1 is longer than {MAX_LINE} characters (line 2, column 1).",
+        ),
+        (
+            "JSON",
+            b"[" * 100_000,
+            "object 1 is not JSON that can be read: RecursionError (line 1, column 2).",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_fails(tmp_path: Path, kind: str, content: bytes, message: str) -> None:
+    with pytest.raises(StageError) as error:
+        read(tmp_path, content, kind)
+    assert (error.value.reason, error.value.message) == (Reason.DATASET_INVALID, f"s3://data/rows: {message}")
+
+
+@pytest.mark.parametrize(("kind", "content"), [("CSV", HEADER), ("JSONL", b""), ("JSON", b"[]")])
+def test_one_file_of_many_may_be_empty(tmp_path: Path, kind: str, content: bytes) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(content)
+    assert list(read_rows(path, "s3://data/rows", DataFormat(kind), COLUMNS.names, may_be_empty=True)) == []
+
+
+def test_a_csv_needs_columns_or_those_of_a_known_form(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"needs spec\.dataset\.columns; the file has the columns 'text', 'label'"):
+        read(tmp_path, HEADER + b"a,b\n", columns=None)
+    row = Row(2, {"prompt": "a", "completion": "b"})
+    assert read(tmp_path, b"prompt,completion\na,b\n", columns=None) == [row]
+
+
+@pytest.mark.parametrize("kind", ["CSV", "JSONL", "JSON"])
+def test_progress_counts_the_bytes_that_are_read(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": f"text {n}", "label": "a"} for n in range(5000)]
+    content = {
+        "CSV": HEADER + b"".join(f"{row['text']},a\n".encode() for row in rows),
+        "JSONL": b"".join(json.dumps(row).encode() + b"\n" for row in rows),
+        "JSON": json.dumps(rows).encode(),
+    }[kind]
+    path = tmp_path / "source"
+    path.write_bytes(content)
+    told: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        told.append((done, total))
+
+    assert len(list(read_rows(path, "s3://data/rows", DataFormat(kind), COLUMNS.names, report=report))) == 5000
+    assert len(told) == 5
+    assert told == sorted(told)
+    assert all(0 < done <= total == len(content) for done, total in told)
+
+
+BROKEN = st.lists(
+    st.sampled_from([b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"{", b"}", b":", b"[", b"]", b"text", b"label", b"a"])
+)
+
+
+@given(BROKEN.map(b"".join), st.sampled_from(["CSV", "JSONL"]))
+@QUICK
+def test_no_bytes_crash_the_reader(tmp_path: Path, content: bytes, kind: str) -> None:
+    header = HEADER if kind == "CSV" else b'{"text": "a", "label": "b"}\n'
+    rules = Rules(COLUMNS)
+    lines = 1
+    for row in read(tmp_path, header + b"good,a\n" + content, kind):
+        assert row.line >= lines
+        lines = row.line
+        if isinstance(row, Row):
+            json.dumps(getattr(rules.example(row), "messages", [])).encode()
+
+
+@given(BROKEN.map(b"".join))
+@QUICK
+def test_no_bytes_crash_the_reader_of_lists(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(b'[{"text": "a"}' + content)
+    rows = read_rows(path, "s3://data/rows", DataFormat.JSON)
+    assert next(rows) == Row(1, {"text": "a"})
+    with suppress(StageError):
+        assert all(row.line > 1 for row in rows)
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5))
+@QUICK
+def test_every_text_survives_all_formats(tmp_path: Path, texts: list[str]) -> None:
+    out = io.StringIO()
+    csv.writer(out).writerows([["text", "label"], *([text, "a"] for text in texts)])
+    rows = [{"text": text, "label": "a"} for text in texts]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    contents = {"CSV": out.getvalue(), "JSONL": lines, "JSON": json.dumps(rows, ensure_ascii=False, indent=1)}
+    for kind, content in contents.items():
+        found = read(tmp_path, content.encode(), kind)
+        assert [row.fields["text"] for row in found if isinstance(row, Row)] == texts
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
+
+
+@given(st.dictionaries(st.text(), SCALARS), st.booleans())
+@QUICK
+def test_a_line_means_what_python_reads_in_it(tmp_path: Path, fields: dict[str, Any], ascii_only: bool) -> None:
+    """The fast parser is an implementation detail: large numbers, NaN and half surrogate pairs come out the same."""
+    line = json.dumps(fields, ensure_ascii=ascii_only).encode(errors="replace")
+    assert repr(read(tmp_path, line, "JSONL")) == repr([Row(1, json.loads(line))])
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1), st.sampled_from([None, 2]))
+@QUICK
+def test_a_list_does_not_depend_on_where_it_is_cut(
+    tmp_path: Path, rows: list[dict[str, Any]], indent: int | None
+) -> None:
+    text = json.dumps(rows, indent=indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_list, "_CHUNK", 7)
+        patch.setattr(json_list, "MAX_LINE", max(len(json.dumps([row], indent=indent)) + 20 for row in rows))
+        found = read(tmp_path, text.encode(), "JSON")
+    assert repr(found) == repr([Row(number, row) for number, row in enumerate(json.loads(text), start=1)])
