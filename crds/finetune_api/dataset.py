@@ -70,6 +70,11 @@ class Source(ApiModel):
     weight: Decimal = "1"
     """How often its training examples are used in an epoch: 2 each of them twice, 0.5 the half that a hash chooses."""
 
+    @property
+    def name(self) -> str:
+        """What people call it: its URI, or configmap://name/key."""
+        return self.uri or (f"configmap://{self.config_map.name}/{self.config_map.key}" if self.config_map else "")
+
     @model_validator(mode="after")
     def _one(self) -> "Source":
         if (self.uri is None) == (self.config_map is None):
@@ -154,6 +159,9 @@ class Cleaning(ApiModel):
 
     markup: Markup = Markup.KEEP
     """Keep; or Strip: tags of HTML go, its entities become characters."""
+    too_long: TooLong = TooLong.FAIL
+    """An example of more than spec.training.maxLength tokens: Fail the job, Drop it, Truncate its question, or Split it
+    between questions of a conversation."""
     min_answer_words: Annotated[int, Field(ge=1, le=100)] = 1
     """An answer of fewer words is left out; 2 suits free text, where one word seldom teaches."""
     languages: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{2}$", max_length=2)]], Field(max_length=16)] = []

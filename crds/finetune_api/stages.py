@@ -12,12 +12,12 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.base import WireModel
-from finetune_api.dataset import Columns, Source, Split, Task
+from finetune_api.dataset import Cleaning, Columns, Duplicates, Pii, Pilot, Replay, Source, Split, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_api.training import Training
+from finetune_api.training import Loss, Training
 
 MAX_RESULT_BYTES: Final = 3072
 """Longest StageResult; the kubelet cuts termination messages at 4,096 bytes."""
@@ -40,8 +40,8 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 """The stages of a FineTuneJob that make something, in order; ``resolve`` runs before them."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 1,
-    Stage.TRAIN: 1,
+    Stage.PREPARE: 2,
+    Stage.TRAIN: 2,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 1,
     Stage.PUBLISH: 1,
@@ -55,9 +55,25 @@ class PrepareParams(WireModel):
     sources: list[Source]
     columns: Columns | None = None
     instruction: str = ""
+    group_by: str | None = None
     max_invalid_percent: int = 5
+    cleaning: Cleaning = Cleaning()
+    pii: Pii = Pii()
+    duplicates: Duplicates = Duplicates()
     split: Split = Split()
+    benchmarks: list[Source] = []
+    replay: Replay | None = None
+    pilot: Pilot | None = None
     task: Task = Task()
+    max_length: int = 512
+    """Longest example in tokens: spec.training.maxLength."""
+    loss: Loss = Loss.ANSWER
+    """What of a conversation is learnt: spec.training.loss."""
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """Everything that is read, in the order in which it is numbered: sources, benchmarks, replay."""
+        return [*self.sources, *self.benchmarks, *([self.replay.source] if self.replay else [])]
 
 
 class TrainParams(WireModel):
@@ -148,7 +164,7 @@ class Upstream(WireModel):
 
 
 DEPENDS_ON: Final[Mapping[Stage, tuple[str, ...]]] = {
-    Stage.PREPARE: ("source",),
+    Stage.PREPARE: ("source", "model"),
     Stage.TRAIN: ("model", "dataset"),
     Stage.EXPORT: ("model", "adapter"),
     Stage.EVALUATE: ("model", "dataset", "adapter", "export"),

@@ -4,7 +4,7 @@ Only safetensors are weights here: pickles can run code when they are opened, so
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,13 +58,23 @@ def fetch_base_model(context: Context, target: Path) -> None:
 
     Raises StageError as ``find_base_model``, and ModelNotFound when it is no longer the model that the run began with.
     """
-    model = find_base_model(context.store, context.input.base_model_uri)
+    _fetch(context, find_base_model(context.store, context.input.base_model_uri), target)
+
+
+def _fetch(context: Context, model: BaseModel, target: Path) -> None:
     _require_same(context, model)
     if model.revision:
         _download_from_hub(model, target)  # a commit of the hub never changes
         return
     _download_from_s3(context, model, target)
     _require_same(context, find_base_model(context.store, model.uri))
+
+
+def fetch_tokenizer(context: Context, target: Path) -> None:
+    """As ``fetch_base_model``, without the weights."""
+    model = find_base_model(context.store, context.input.base_model_uri)
+    small = replace(model, files=[name for name in model.files if not name.endswith(WEIGHTS)])
+    _fetch(context, small, target)
 
 
 def _require_same(context: Context, found: BaseModel) -> None:

@@ -1,93 +1,91 @@
-"""Stage prepare: source files in, a validated data set without duplicates out, divided for training and test.
+"""Stage prepare: sources in, a data set out that can be trained on as it is.
 
-Writes ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` (a conversation a line: ``{"messages": [...]}``),
-``labels.json`` (all labels, sorted) and ``report.json`` (what became of the rows).
+Reads every row (``dataset.collect``), decides which part each example belongs to (``dataset.division``) and writes
+(``dataset.writing``, ``dataset.account``):
+
+``train.jsonl``, ``validation.jsonl``, ``test.jsonl``   a conversation a line: ``{"messages": [...], "tools": [...]}``
+``train.parquet``, ``validation.parquet``   the same as tokens: ``input_ids`` and ``labels``
+``labels.json``                             all labels of a classification, sorted
+``report.json``, ``readiness.html``         what became of the rows, for programs and for people
 """
 
 import json
-from collections import Counter, defaultdict
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.dataset import TaskType
+from finetune_api.dataset import Task, TaskType
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
-from finetune_jobs.dataset.readers import Fault, read_rows
-from finetune_jobs.dataset.sources import SourceFile, find_sources, source_digest
-from finetune_jobs.dataset.split import Part, assign
-from finetune_jobs.dataset.validation import Example, Faults, Rules, shorten
+from finetune_jobs.basemodel import fetch_tokenizer
+from finetune_jobs.dataset import leakage, sampling
+from finetune_jobs.dataset.account import Account, require_enough, require_learnable, require_valid
+from finetune_jobs.dataset.collect import Collected, Copy, benchmark_texts, collect
+from finetune_jobs.dataset.contamination import Reference
+from finetune_jobs.dataset.division import Division, divide
+from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.dataset.split import Part
+from finetune_jobs.dataset.tokens import Encoder
+from finetune_jobs.dataset.writing import DatasetWriter
 from finetune_jobs.errors import StageError, need
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.readiness.page import READINESS, render
 from finetune_jobs.runner import Context, Made, run_stage
+from finetune_jobs.tools import versions
 
-MIN_EXAMPLES: Final = 10
-"""Fewest examples of any part: below it neither a loss curve nor a score says anything."""
+LABELS: Final = "labels.json"
+REPORT: Final = "report.json"
+_FREE: Final = Task(type=TaskType.TEXT)
+"""General data is not of the job's task."""
 
 
-@dataclass
-class Rows:
-    """What was read, and the label of every prompt that stays (memory: a few hundred bytes an example)."""
+@dataclass(frozen=True)
+class Replayed:
+    """General examples that are mixed into the training."""
 
-    read: int = 0
-    faults: Faults = field(default_factory=Faults)
-    labels: dict[str, str] = field(default_factory=dict)
-    copies: Counter[str] = field(default_factory=Counter)
-    """Rows by prompt."""
-    _conflicting: set[str] = field(default_factory=set)
-
-    def take(self, source: str, line: int, example: Example) -> bool:
-        """Count a valid example; True when it is the first of its prompt and may stay.
-
-        Equal prompts with different labels teach nothing: all of them are invalid, the first one too.
-        """
-        identity, label = example.identity, example.label
-        if identity in self._conflicting:
-            self.faults.add(source, _conflict(line, label))
-        elif (known := self.labels.setdefault(identity, label)) != label:
-            self._conflicting.add(identity)
-            del self.labels[identity]
-            self.faults.add(source, _conflict(line, label, known), count=1 + self.copies.pop(identity))
-        else:
-            self.copies[identity] += 1
-            return self.copies[identity] == 1
-        return False
-
-    @property
-    def duplicates(self) -> int:
-        """Rows left out because an earlier one is the same."""
-        return self.copies.total() - len(self.copies)
+    collected: Collected
+    chosen: list[str]
+    """Identities."""
 
 
 def prepare(context: Context) -> Made:
-    """The stage. Raises StageError: DatasetInvalid, DatasetTooSmall, DatasetNotFound, as Store."""
+    """The stage. Raises StageError: DatasetInvalid, DatasetTooSmall, DatasetNotFound, ModelUnsupported, as Store."""
     params = need(context.input.params.prepare, "params.prepare")
-    files = _download(context, params)
-    spool = context.scratch / "examples.jsonl"
-    rows = _collect(context, params, files, spool)
-    _judge(rows, params)
-    parts = assign(rows.labels, params.split)
-    sizes = Counter(parts.values())
-    _require_enough(sizes, rows)
+    copies = _download(context, params)
+    own = _collect(context, params, [copy for copy in copies if copy.file.number < len(params.sources)], copies)
+    require_valid(own.ledger, params)
+    own.encoder.require_short()
+    require_learnable(own.ledger, params)
+    context.progress.report(0.75, "looking for near duplicates, dividing")
+    division = divide(own.ledger, own.near, own.texts, params)
+    require_enough(own.ledger, division)
+    general = _replay(context, params, copies, own, division)
     folder = context.scratch / "dataset"
     folder.mkdir()
-    _write(folder, spool, parts)
-    _write_json(folder / "labels.json", sorted(set(rows.labels.values())))
-    _write_json(folder / "report.json", _report(rows, parts))
-    return Made(folder=folder, scalars=_scalars(rows, sizes), message=_message(rows, sizes))
+    context.progress.report(0.85, "writing")
+    _write(folder, own, division, general)
+    account = Account.of(own, division, len(general.chosen) if general else 0, params, context.input.upstream.source)
+    _write_json(folder / LABELS, account.labels)
+    _write_json(folder / REPORT, account.report())
+    (folder / READINESS).write_text(render(account.facts, account.items, own.ledger.faults.stored()), encoding="utf-8")
+    return Made(
+        folder=folder,
+        scalars=account.scalars(),
+        message=account.message(),
+        tools=versions("transformers", "presidio-analyzer", "rensa", "pyarrow", "py3langid"),
+    )
 
 
-def _download(context: Context, params: PrepareParams) -> list[tuple[SourceFile, Path]]:
+def _download(context: Context, params: PrepareParams) -> list[Copy]:
     """Local copies of the sources' files, exactly as they were when the run began."""
-    files = find_sources(context.store, params.sources)
+    files = find_sources(context.store, params.all_sources)
     copies = []
     for index, file in enumerate(files):
-        path = context.scratch / f"source-{index}"
-        context.progress.report(0.3 * index / len(files), f"downloading {file.uri}")
-        file.copy_to(path)
-        copies.append((file, path))
+        context.progress.report(0.2 * index / len(files), f"downloading {file.uri}")
+        copies.append(Copy(file, context.scratch / f"source-{index}"))
+        file.copy_to(copies[-1].path)
     expected = context.input.upstream.source or source_digest(files)
-    if source_digest(find_sources(context.store, params.sources)) != expected:
+    if source_digest(find_sources(context.store, params.all_sources)) != expected:
         some = ", ".join(file.uri for file in files[:3])
         raise StageError(
             Reason.DATASET_NOT_FOUND,
@@ -97,125 +95,48 @@ def _download(context: Context, params: PrepareParams) -> list[tuple[SourceFile,
     return copies
 
 
-def _collect(context: Context, params: PrepareParams, files: list[tuple[SourceFile, Path]], spool: Path) -> Rows:
-    """Read and validate every row; the first valid example of each prompt goes to ``spool``."""
-    rules = Rules(params.columns, params.instruction, params.task)
-    columns = params.columns.names if params.columns else []
-    rows = Rows()
-    with spool.open("w", encoding="utf-8") as out:
-        for index, (file, path) in enumerate(files):
-            begin, share = 0.3 + 0.5 * index / len(files), 0.5 / len(files)
-            report = context.progress.part(begin, begin + share, f"reading {file.uri}")
-            for row in read_rows(path, file.uri, file.format, columns, report=report, may_be_empty=file.one_of_many):
-                rows.read += 1
-                example = row if isinstance(row, Fault) else rules.example(row)
-                if isinstance(example, Fault):
-                    rows.faults.add(file.uri, example)
-                elif rows.take(file.uri, row.line, example):
-                    out.write(json.dumps({"identity": example.identity, "messages": example.messages}) + "\n")
-    return rows
+def _collect(context: Context, params: PrepareParams, own: list[Copy], copies: list[Copy]) -> Collected:
+    base = context.scratch / "tokenizer"
+    fetch_tokenizer(context, base)
+    tokenizer = load_tokenizer(base)
+    encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
+    benchmarks = [c for c in copies if 0 <= c.file.number - len(params.sources) < len(params.benchmarks)]
+    benchmark = Reference(benchmark_texts(benchmarks)) if benchmarks else None
+    report = context.progress.part(0.2, 0.75, "reading and checking rows")
+    return collect(own, params, encoder, context.scratch / "examples.arrow", report, benchmark)
 
 
-def _judge(rows: Rows, params: PrepareParams) -> None:
-    """Raises StageError (DatasetInvalid) for too many invalid rows, and for labels from which nothing can be learnt."""
-    wrong = rows.faults.total
-    if wrong * 100 > rows.read * params.max_invalid_percent:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"{wrong} of {rows.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
-            f"{shorten(rows.faults.sentences(), 800)}.",
-        )
-    if params.task.type is not TaskType.CLASSIFICATION:
-        return
-    labels, examples = sorted(set(rows.labels.values())), len(rows.labels)
-    if len(labels) == 1:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"All {examples} examples have the label {shorten(labels[0])!r}: a classification needs two labels at "
-            "least. Check spec.dataset.columns.label.",
-        )
-    if examples >= len(Part) * MIN_EXAMPLES and len(labels) * 2 > examples:
-        some = ", ".join(repr(shorten(label)) for label in labels[:3])
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"{examples} examples have {len(labels)} different labels ({some}, …): nothing can be learnt from labels "
-            "that hardly repeat. Check spec.dataset.columns.label.",
-        )
-
-
-def _require_enough(sizes: Counter[Part], rows: Rows) -> None:
-    small = [f"{sizes[part]} for {part}" for part in Part if sizes[part] < MIN_EXAMPLES]
-    if small:
-        raise StageError(
-            Reason.DATASET_TOO_SMALL,
-            f"{', '.join(small)}: each part needs {MIN_EXAMPLES} examples at least. Of {rows.read} rows, "
-            f"{rows.faults.total} were invalid and {rows.duplicates} duplicates; {len(rows.labels)} examples are left.",
-        )
-
-
-def _warnings(rows: Rows) -> list[str]:
-    """What is allowed, but seldom meant."""
-    alike: dict[str, list[str]] = defaultdict(list)
-    for label in sorted(set(rows.labels.values())):
-        alike[label.casefold()].append(label)
-    return [f"Labels differ only in letter case: {', '.join(map(repr, some))}." for some in alike.values() if some[1:]]
-
-
-def _write(folder: Path, spool: Path, parts: dict[str, Part]) -> None:
-    """The three files, each in the order of the sources."""
-    with ExitStack() as stack:
-        files = {part: stack.enter_context((folder / f"{part}.jsonl").open("w", encoding="utf-8")) for part in Part}
-        for line in stack.enter_context(spool.open(encoding="utf-8")):
-            example = json.loads(line)
-            part = parts.get(example["identity"])
-            if part is not None:  # a prompt whose labels turned out to conflict has no part
-                files[part].write(json.dumps({"messages": example["messages"]}, ensure_ascii=False) + "\n")
-
-
-def _report(rows: Rows, parts: dict[str, Part]) -> dict[str, Any]:
-    sizes = Counter(parts.values())
-    by_label: dict[str, Counter[str]] = defaultdict(Counter)
-    for identity, part in parts.items():
-        by_label[rows.labels[identity]][part.value] += 1
-    return {
-        "rows": {"read": rows.read, "invalid": rows.faults.total, "duplicates": rows.duplicates}
-        | {part.value: sizes[part] for part in Part},
-        "filters": dict(sorted(rows.faults.kinds.items())),
-        "labels": {label: dict(sorted(counts.items())) for label, counts in sorted(by_label.items())},
-        "errors": rows.faults.stored(),
-        "warnings": _warnings(rows),
-    }
-
-
-def _scalars(rows: Rows, sizes: Counter[Part]) -> dict[str, str]:
-    counts = {
-        "rowsRead": rows.read,
-        "rowsInvalid": rows.faults.total,
-        "rowsDuplicates": rows.duplicates,
-        "rowsTrain": sizes[Part.TRAIN],
-        "rowsValidation": sizes[Part.VALIDATION],
-        "rowsTest": sizes[Part.TEST],
-        "labels": len(set(rows.labels.values())),
-    }
-    return {name: str(count) for name, count in counts.items()}
-
-
-def _message(rows: Rows, sizes: Counter[Part]) -> str:
-    text = (
-        f"{rows.read} rows gave {sizes[Part.TRAIN]} examples for training, {sizes[Part.VALIDATION]} for validation and "
-        f"{sizes[Part.TEST]} for the test."
+def _replay(
+    context: Context, params: PrepareParams, copies: list[Copy], own: Collected, division: Division
+) -> Replayed | None:
+    """General data, checked and cleaned like the rest: as much of it as the spec's share asks for, and nothing that is
+    (nearly) in the test."""
+    if params.replay is None:
+        return None
+    number = len(params.all_sources) - 1
+    asked = [Copy(replace(copy.file, number=0), copy.path) for copy in copies if copy.file.number == number]
+    general = params.model_copy(
+        update={"sources": [params.replay.source], "columns": None, "instruction": "", "group_by": None, "task": _FREE}
     )
-    if rows.duplicates:
-        text += f" {rows.duplicates} duplicates were left out."
-    if rows.faults.total:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(rows.faults.kinds.items()))
-        text += f" {rows.faults.total} invalid rows were left out ({kinds}): {shorten(rows.faults.sentences(), 500)}."
-    return " ".join([text, *_warnings(rows)])
+    report = context.progress.part(0.8, 0.85, "reading general data")
+    spool = context.scratch / "replay.arrow"
+    found = collect(asked, general, replace(own.encoder, params=general), spool, report)
+    require_valid(found.ledger, params)
+    tested = {identity for identity, part in division.parts.items() if part is not Part.TRAIN}
+    leaks = leakage.find(found.texts(set(found.ledger.labels)), own.texts(tested), params.duplicates.near_percent)
+    usable = found.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
+    trained = sum(part is Part.TRAIN for part in division.parts.values())
+    return Replayed(found, sampling.replay(usable, trained, params.replay.percent, params.split.seed))
 
 
-def _conflict(line: int, label: str, other: str = "") -> Fault:
-    problem = f"is not the label of an equal row before ({shorten(other)!r})" if other else "is one of several labels"
-    return Fault(line, "label", "conflictingLabels", f"{problem}: equal inputs need one label", label)
+def _write(folder: Path, own: Collected, division: Division, general: Replayed | None) -> None:
+    """The parts, each in the order of the sources; general data at the end of the training examples."""
+    with DatasetWriter(folder) as out:
+        for identity, example in own.examples(division.parts):
+            out.add(division.parts[identity], example, division.repeats.get(identity, 1))
+        if general:
+            for _, example in general.collected.examples(general.chosen):
+                out.add(Part.TRAIN, example)
 
 
 def _write_json(path: Path, value: Any) -> None:

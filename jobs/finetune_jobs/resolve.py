@@ -41,7 +41,7 @@ def _finetunejob(context: Context) -> Made:
     _require_name(context)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
     context.progress.report(0.3, "looking at the sources")
-    sources = source_digest(find_sources(store, prepare.sources))
+    sources = source_digest(find_sources(store, prepare.all_sources))
     context.progress.report(0.6, "looking at the base model")
     model = find_base_model(store, given.base_model_uri)
     context.progress.report(0.9, "looking for results to reuse")

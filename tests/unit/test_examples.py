@@ -12,9 +12,11 @@ import yaml
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.dataset import DataFormat
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.stages import PrepareParams
+from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.readers import Fault, read_rows
-from finetune_jobs.dataset.validation import Rules
-from finetune_jobs.prepare import Rows
+from finetune_jobs.dataset.validation import Example
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
 from tests.unit.test_transactions_generator import generator
@@ -90,15 +92,22 @@ def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
     assert all(label in dataset.instruction for label in spec.task.labels)
     made, dirt = generator.generate(1500, 7)
     generator.write(made, tmp_path / "transactions.csv")
-    rules, rows = Rules(dataset.columns, dataset.instruction, spec.task), Rows()
+    params = PrepareParams(
+        sources=dataset.sources,
+        columns=dataset.columns,
+        instruction=dataset.instruction,
+        pii=dataset.pii,
+        task=spec.task,
+    )
+    intake, rows = Intake(params), Ledger()
     assert dataset.columns
     for row in read_rows(tmp_path / "transactions.csv", "transactions.csv", DataFormat.CSV, dataset.columns.names):
         rows.read += 1
-        example = row if isinstance(row, Fault) else rules.example(row)
+        example = row if isinstance(row, Fault) else intake.take(row)
         if isinstance(example, Fault):
             rows.faults.add("transactions.csv", example)
-        else:
-            rows.take("transactions.csv", row.line, example)
+        elif isinstance(example, Example):
+            rows.is_new(example, Place(0, "transactions.csv", row.line))
     assert rows.read == 1500
     assert rows.faults.total == dirt["missingLabels"] + dirt["emptyDescriptions"] + dirt["misspeltLabels"]
     assert rows.faults.total * 100 <= rows.read * dataset.max_invalid_percent

@@ -18,15 +18,19 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
 from finetune_api.storage import Storage
+from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError
-from finetune_jobs.prepare import prepare
+from finetune_jobs.folders import require_manifest
+from finetune_jobs.prepare import REPORT, prepare
+from finetune_jobs.readiness.page import READINESS
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runner import Context, Made, execute
 from finetune_jobs.store import Store
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
 from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input
+from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit
 
@@ -40,12 +44,19 @@ def rows(count: int = 300, labels: str = "abc") -> bytes:
     return out.getvalue().encode()
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, of which prepare needs the tokenizer."""
+    return build_tiny_llama(tmp_path_factory.mktemp("base") / "model")
+
+
 @pytest.fixture
-def store(s3: SeaweedFS, place: str) -> Store:
+def store(s3: SeaweedFS, place: str, base: Path) -> Store:
     """A place with good sources (rows.csv) and a base model (model/)."""
     found = Store.connect(s3.storage, place)
     found.put("rows.csv", rows())
-    found.put("model/config.json", b'{"model_type": "llama"}')
+    for file in base.glob("*.json"):
+        found.put(f"model/{file.name}", file.read_bytes())
     found.put("model/model.safetensors", b"weights")
     found.put("model/pytorch_model.bin", b"a pickle that nobody takes")
     return found
@@ -55,12 +66,18 @@ def given(store: Store, stage: Stage, storage: Storage, **prepare_fields: Any) -
     """Input of resolve or prepare for the sources of ``store``."""
     output = Output(uri=store.uri("out"), name="transactions")
     params = pipeline_params([store.uri("rows.csv")], output, **prepare_fields)
-    upstream = Upstream() if stage is Stage.RESOLVE else Upstream(source=_source_digest(store), model="m")
+    upstream = (
+        Upstream() if stage is Stage.RESOLVE else Upstream(source=_source_digest(store), model=_model_digest(store))
+    )
     return stage_input(stage, storage, output, params, upstream, base_model_uri=store.uri("model"))
 
 
 def _source_digest(store: Store) -> str:
     return source_digest(find_sources(store, [Source(uri=store.uri("rows.csv"))]))
+
+
+def _model_digest(store: Store) -> str:
+    return find_base_model(store, store.uri("model")).digest
 
 
 def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
@@ -70,11 +87,15 @@ def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: 
     assert result.scalars == {
         "rowsRead": "304",
         "rowsInvalid": "3",
+        "rowsDropped": "0",
         "rowsDuplicates": "1",
         "rowsTrain": "240",
         "rowsValidation": "30",
         "rowsTest": "30",
         "labels": "3",
+        "tokens": result.scalars["tokens"],
+        "longest": result.scalars["longest"],
+        "readiness": "8 passed, 4 warnings (examples, anonymised, split, baseline), 0 failed",
     }
     examples = [
         json.loads(line)["messages"]
@@ -111,7 +132,15 @@ def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path
         }
     )
     second = execute(context(other, tmp_path), prepare)
-    assert second.output_digest == first.output_digest
+    files = [
+        {file.path: file.sha256 for file in require_manifest(store.below("out"), folder).files}
+        for folder in (output_folder(Stage.PREPARE, each.output_digest) for each in (first, second))
+    ]
+    data = [{name: found for name, found in each.items() if name not in (REPORT, READINESS)} for each in files]
+    assert data[0] == data[1]  # the reports name the sources
+    assert set(data[0]) == {
+        *("labels.json", "test.jsonl", "train.jsonl", "train.parquet", "validation.jsonl", "validation.parquet")
+    }
 
 
 def need_prepare(found: StageInput) -> PrepareParams:
@@ -205,7 +234,7 @@ def test_a_source_that_changes_under_a_run_fails_it(s3: SeaweedFS, store: Store,
             rows(),
             {"columns": Columns(input="label", label="text")},
             Reason.DATASET_INVALID,
-            ["300 of 300 rows are invalid", "is not the label of an equal row before ('payment number 0, at shop 0')"],
+            ["300 of 300 rows are invalid", "is not the answer of an equal row before ('payment number 0, at shop 0')"],
         ),
         (
             b"text,label\n" + b"".join(b"payment %d,reason %d\n" % (n, n) for n in range(200)),
@@ -277,7 +306,8 @@ def _other_owner(store: Store) -> None:
         (
             _no_config,
             Reason.MODEL_NOT_FOUND,
-            "{place}/model holds no config.json, so it is no model (found: model.safetensors, pytorch_model.bin).",
+            "{place}/model holds no config.json, so it is no model (found: generation_config.json, model.safetensors, "
+            "pytorch_model.bin, tokenizer.json, tokenizer_config.json).",
         ),
         (
             _only_pickles,
@@ -377,6 +407,7 @@ def test_the_documented_input_runs(s3: SeaweedFS, store: Store, tmp_path: Path) 
     document = json.loads(re.findall(r"```json\n(\{\n.*?)```", page, re.DOTALL)[-1])
     document["storage"]["endpoint"] = s3.endpoint
     document["output"]["uri"] = store.uri("out")
+    document["baseModelUri"] = store.uri("model")
     document["params"]["prepare"]["sources"] = [{"uri": store.uri("rows.csv")}]
     ended = run_process(StageInput.model_validate(document), tmp_path, ADMIN)
     assert (ended.code, ended.result.scalars["rowsTrain"]) == (ExitCode.OK, "240")

@@ -105,7 +105,7 @@ TOOL_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """As models for calling tools do it (Hermes, Qwen)."""
-CALLING = [
+CALLING: list[dict[str, Any]] = [
     {"role": "user", "content": "how much is there?"},
     {
         "role": "assistant",

@@ -38,7 +38,7 @@ class Example:
         """Equal for prompts that people would call the same: Unicode NFC, white space and letter case do not count."""
         parts = [f"{m['role']}\0{_plain(m['content'])}{_calls(m)}" for m in self.messages[:-1]]
         parts += [_calls({"tool_calls": self.tools})] if self.tools else []
-        return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Rules:
     """What the spec demands of a row."""
 
     columns: Columns | None = None
-    instruction: str = ""
     task: Task = field(default_factory=Task)
     group_by: str = ""
 
@@ -55,15 +54,10 @@ class Rules:
         made = shape(row, self.columns)
         if isinstance(made, Fault):
             return made
-        has_system = made.messages[0]["role"] == "system"
-        if has_system and self.instruction:
-            problem = "begin with a system message, but spec.dataset.instruction is set too: keep one of them"
-            return Fault(row.line, "messages", "wrongOrder", problem)
         group = self._group(row)
         if isinstance(group, Fault):
             return group
-        system = [{"role": "system", "content": self.instruction}] if self.instruction else []
-        example = Example([*system, *made.messages], made.tools, group)
+        example = Example(made.messages, made.tools, group)
         return self._answer_fault(row, example) or example
 
     def _group(self, row: Row) -> str | Fault:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from finetune_api import meta
+from finetune_api.dataset import ConfigMapKey
 from finetune_api.hashing import canonical_json, short
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
@@ -25,6 +26,8 @@ RESULT_FILE: Final = "/dev/termination-log"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue's label, passed from the custom resource to its stage Jobs."""
 _INPUT: Final = PurePosixPath(meta.INPUT_FILE)
+_READS_SOURCES: Final = frozenset({Stage.RESOLVE, Stage.PREPARE})
+"""Stages that look at the sources of the data."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def stage_job(request: StageRequest) -> Object:
     pod = pod_spec([stage_container(request)], request.shape, request.images, request.service_account)
     pod["restartPolicy"] = "Never"
     pod["terminationGracePeriodSeconds"] = 60
-    pod["volumes"].append({"name": "input", "configMap": {"name": request.name}})
+    pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     template_labels = request.owner.labels | request.all_labels
     queue = {QUEUE_LABEL: request.queue} if request.queue else {}
     return {
@@ -118,11 +121,33 @@ def stage_container(request: StageRequest) -> Object:
         request.images,
         request.shape,
         env=[*credentials_env(request.input.storage), *scratch_env(), *cpu_env(request.shape)],
-        mounts=[{"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True}],
+        mounts=[{"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True}, *_source_mounts(request)],
     )
     body["command"] = argv
     body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
     return body
+
+
+def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
+    """The sources of a stage's input that are keys of ConfigMaps, by their numbers."""
+    prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
+    sources = prepare.all_sources if prepare else []
+    return {number: source.config_map for number, source in enumerate(sources) if source.config_map}
+
+
+def _source_volumes(request: StageRequest) -> list[Object]:
+    """Optional, so that a ConfigMap that is missing does not keep the pod waiting: the stage then says which one."""
+    return [
+        {"name": f"source-{number}", "configMap": {"name": found.name, "optional": True}}
+        for number, found in _config_maps(request).items()
+    ]
+
+
+def _source_mounts(request: StageRequest) -> list[Object]:
+    return [
+        {"name": f"source-{number}", "mountPath": f"{meta.SOURCES_DIR}/{number}", "readOnly": True}
+        for number in _config_maps(request)
+    ]
 
 
 def container(

@@ -1,0 +1,132 @@
+"""From rows to examples that may be learnt: validated, cleaned, in the right language, without what is private.
+
+Pure: one row after the other, nothing is kept but counts.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune_api.dataset import OnFinding, TaskType
+from finetune_api.stages import PrepareParams
+from finetune_jobs.dataset.cleaning import Cleaner
+from finetune_jobs.dataset.language import LanguageFilter
+from finetune_jobs.dataset.pii.findings import Finding
+from finetune_jobs.dataset.pii.masking import Pseudonyms, map_arguments
+from finetune_jobs.dataset.pii.recognition import Recognition
+from finetune_jobs.dataset.rows import Fault, Row
+from finetune_jobs.dataset.secrets import find_secrets
+from finetune_jobs.dataset.shapes import Message
+from finetune_jobs.dataset.validation import Example, Rules
+
+Find = Callable[[str, str], list[Finding]]
+"""Findings in a text (first), given what was said just before (second)."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A valid row that a rule leaves out."""
+
+    kind: str
+
+
+class Intake:
+    """Takes rows as the spec asks."""
+
+    def __init__(self, params: PrepareParams, ner: Path | None = None) -> None:
+        """``ner``: as ``Recognition``. Raises StageError (SpecInvalid) as ``Recognition``."""
+        self._rules = Rules(params.columns, params.task, params.group_by or "")
+        self._instruction = params.instruction
+        self._classes = params.task.type is TaskType.CLASSIFICATION
+        self._cleaner = Cleaner(params.cleaning)
+        self._languages = LanguageFilter(params.cleaning.languages) if params.cleaning.languages else None
+        self._scans: list[tuple[OnFinding, Counter[str], Find, str]] = []
+        self.secrets: Counter[str] = Counter()
+        """Secrets by kind."""
+        self.personal: Counter[str] = Counter()
+        """Personal data by entity."""
+        if params.cleaning.secrets is not OnFinding.OFF:
+            self._scans.append((params.cleaning.secrets, self.secrets, _secrets, "secret"))
+        if params.pii.mode is not OnFinding.OFF:
+            recognition = Recognition(params.pii, ner)
+            self._scans.append((params.pii.mode, self.personal, recognition.find, "personalData"))
+
+    def take(self, row: Row) -> Example | Fault | Dropped:
+        """The example that a row gives, what is wrong with it, or why it is left out."""
+        found = self._rules.example(row)
+        if isinstance(found, Fault):
+            return found
+        if self._instruction and found.messages[0]["role"] == "system":
+            problem = "begin with a system message, but spec.dataset.instruction is set too: keep one of them"
+            return Fault(row.line, "messages", "wrongOrder", problem)
+        messages = [message | {"content": self._clean(message)} for message in found.messages]
+        empty = next((n for n, m in enumerate(messages) if not m["content"] and not m.get("tool_calls")), None)
+        if empty is not None:
+            return Fault(row.line, f"messages[{empty}]", "empty", "is empty after cleaning")
+        if problem := self._left_out(messages):
+            return Dropped(problem)
+        masked = self._scan(messages)
+        if isinstance(masked, Dropped):
+            return masked
+        system = [{"role": "system", "content": self._instruction}] if self._instruction else []
+        return replace(found, messages=[*system, *masked])
+
+    def _clean(self, message: Message) -> str:
+        return self._cleaner.text(message["content"]).strip()
+
+    def _left_out(self, messages: Sequence[Message]) -> str:
+        last = messages[-1]
+        if not self._classes and not last.get("tool_calls") and (problem := self._cleaner.problem(last["content"])):
+            return problem
+        said = " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
+        return "otherLanguage" if self._languages and not self._languages.allows(said) else ""
+
+    def _scan(self, messages: list[Message]) -> list[Message] | Dropped:
+        """The messages without what the scans mask. The label of a classification is the user's own word."""
+        scanned = messages[:-1] if self._classes else messages
+        rest = messages[len(scanned) :]
+        for mode, counts, find, kind in self._scans:
+            scan = _Scan(find, Pseudonyms(), Counter())
+            masked = [scan.message(message) for message in scanned]
+            counts.update(scan.counts)
+            if scan.counts and mode is OnFinding.DROP:
+                return Dropped(kind)
+            if mode is OnFinding.MASK:
+                scanned = masked
+        return [*scanned, *rest]
+
+
+@dataclass
+class _Scan:
+    """One scan of one conversation."""
+
+    find: Find
+    pseudonyms: Pseudonyms
+    counts: Counter[str]
+    before: str = ""
+
+    def message(self, message: Message) -> Message:
+        """The message with findings replaced."""
+        changed = message | {"content": self.text(message["content"], self.before)}
+        self.before = message["content"]
+        if calls := message.get("tool_calls"):
+            changed["tool_calls"] = [self._call(call) for call in calls]
+        return changed
+
+    def text(self, text: str, before: str) -> str:
+        """A text with findings replaced."""
+        findings = self.find(text, before)
+        if not findings:
+            return text
+        self.counts.update(finding.entity for finding in findings)
+        return self.pseudonyms.mask(text, findings)
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        return call | {"function": function | {"arguments": map_arguments(function["arguments"], self.text)}}
+
+
+def _secrets(text: str, _before: str) -> list[Finding]:
+    return find_secrets(text)

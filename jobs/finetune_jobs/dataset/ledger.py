@@ -1,0 +1,119 @@
+"""What is known of every example between reading and dividing: all but its text, which waits in the spool (pure).
+
+Memory an example: about 0.5 KiB, most of it the identity as text and its place in dictionaries.
+"""
+
+import sys
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+
+from finetune_api.dataset import TaskType
+from finetune_jobs.dataset.rows import Fault
+from finetune_jobs.dataset.split import Part
+from finetune_jobs.dataset.validation import Example, Faults, shorten
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an example stands."""
+
+    source: int
+    """Number of the source in the spec."""
+    file: str
+    line: int
+
+
+@dataclass
+class Ledger:
+    """Rows that were read, and the examples that they gave."""
+
+    task: TaskType = TaskType.CLASSIFICATION
+    read: int = 0
+    faults: Faults = field(default_factory=Faults)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that a rule left out, by kind."""
+    duplicates: int = 0
+    """Rows left out because an earlier one is the same."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """The answer's class of every example that stays, by identity; empty text where the task has no classes."""
+    given: dict[str, Part] = field(default_factory=dict)
+    """Parts that the sources provide."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Groups that the rows name."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Length as it is trained."""
+    _indexes: dict[str, int] = field(default_factory=dict)
+    _answers: dict[str, int] = field(default_factory=dict)
+    _copies: Counter[str] = field(default_factory=Counter)
+    _conflicting: set[str] = field(default_factory=set)
+    _sources: "array[int]" = field(default_factory=lambda: array("H"))
+    _files: list[str] = field(default_factory=list)
+    _lines: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def is_new(self, example: Example, place: Place) -> bool:
+        """Count a valid example; True when it is the first of its prompt and may stay.
+
+        Of equal prompts with different answers, those of a free text are other ways to say it: the first one stays. In
+        a classification or an extraction they teach nothing: all of them are invalid, the first one too.
+        """
+        identity, answer = example.identity, example.label
+        if identity in self._conflicting:
+            self.faults.add(place.file, _conflict(place.line, answer))
+            return False
+        if identity not in self._answers:
+            self._answers[identity] = hash(answer)
+            return True
+        if self.task is TaskType.TEXT or self._answers[identity] == hash(answer):
+            self._copies[identity] += 1
+            self.duplicates += 1
+            return False
+        self._conflicting.add(identity)
+        copies = self._copies.pop(identity, 0)
+        self.duplicates -= copies
+        self.faults.add(place.file, _conflict(place.line, answer, self.labels.get(identity, "")), count=2 + copies)
+        self._forget(identity)
+        return False
+
+    def keep(self, example: Example, place: Place, tokens: int, part: Part | None) -> int:
+        """Take an example that ``is_new``; its number."""
+        identity = example.identity
+        label = example.label if self.task is TaskType.CLASSIFICATION else ""
+        self.labels[identity] = sys.intern(label)
+        self.tokens[identity] = tokens
+        if part:
+            self.given[identity] = part
+        if example.group:
+            self.groups[identity] = sys.intern(example.group)
+        self._indexes[identity] = len(self._lines)
+        self._sources.append(place.source)
+        self._files.append(place.file)
+        self._lines.append(place.line)
+        return self._indexes[identity]
+
+    def leave_out(self, identities: set[str]) -> None:
+        """Forget examples after all; who calls this counts them."""
+        for identity in identities:
+            self._forget(identity)
+
+    def _forget(self, identity: str) -> None:
+        for known in (self.labels, self.given, self.groups, self.tokens):
+            known.pop(identity, None)
+
+    def identities(self) -> list[str]:
+        """The identity of every example by its number; examples that were left out later included."""
+        return list(self._indexes)
+
+    def source_of(self, identity: str) -> int:
+        """Number of the source that an example comes from."""
+        return self._sources[self._indexes[identity]]
+
+    def place(self, identity: str) -> str:
+        """File and line of an example, for people."""
+        number = self._indexes[identity]
+        return f"{self._files[number]} line {self._lines[number]}"
+
+
+def _conflict(line: int, label: str, other: str = "") -> Fault:
+    problem = f"is not the answer of an equal row before ({shorten(other)!r})" if other else "is one of several answers"
+    return Fault(line, "label", "conflictingLabels", f"{problem}: equal inputs need one answer", label)

@@ -1,0 +1,75 @@
+"""Examples between the first pass over the rows and the second: on disk, in Arrow's IPC format.
+
+The first pass reads, checks and tokenises every row; only when all are known can they be divided. A set may be larger
+than memory, so what the second pass writes waits here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import pyarrow as pa
+
+from finetune_jobs.modelling.chat import Encoded
+
+BATCH: Final = 512
+"""Rows that are held in memory at once, on both sides."""
+_TOKENS: Final = pa.list_(pa.list_(pa.int32()))
+_SCHEMA: Final = pa.schema({"index": pa.int64(), "text": pa.binary(), "input_ids": _TOKENS, "labels": _TOKENS})
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """One example."""
+
+    index: int
+    """Its number in the ledger."""
+    text: bytes
+    """Its line of the data set's JSONL file, without the line's end."""
+    encoded: list[Encoded]
+    """It as tokens: one piece, or several where the chat template asks for that."""
+
+
+class SpoolWriter:
+    """A new spool; a context manager that completes the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pa.ipc.new_file(path, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        self._waiting: list[Spooled] = []
+
+    def __enter__(self) -> "SpoolWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, example: Spooled) -> None:
+        """Append an example."""
+        self._waiting.append(example)
+        if len(self._waiting) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns: dict[str, list[Any]] = {
+            "index": [each.index for each in self._waiting],
+            "text": [each.text for each in self._waiting],
+            "input_ids": [[piece.input_ids for piece in each.encoded] for each in self._waiting],
+            "labels": [[piece.labels for piece in each.encoded] for each in self._waiting],
+        }
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self._waiting = []
+
+
+def read_spool(path: Path) -> Iterator[Spooled]:
+    """All examples of a completed spool, in their order."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+        for number in range(reader.num_record_batches):
+            for row in reader.get_batch(number).to_pylist():
+                pieces = zip(row["input_ids"], row["labels"], strict=True)
+                yield Spooled(row["index"], row["text"], [Encoded(*piece) for piece in pieces])

@@ -1,0 +1,242 @@
+"""What the spec of a data set asks for, through the real stage and a real S3 server."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_api.dataset import (
+    Cleaning,
+    Columns,
+    Duplicates,
+    OnFinding,
+    Pii,
+    Pilot,
+    Replay,
+    Source,
+    SourcePart,
+    Task,
+    TaskType,
+)
+from finetune_api.finetunejob import Output
+from finetune_api.layout import output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage, StageResult, Upstream
+from finetune_jobs.basemodel import find_base_model
+from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.errors import StageError
+from finetune_jobs.modelling.chat import IGNORED
+from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.prepare import prepare
+from finetune_jobs.runner import execute
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.tiny_model import build_tiny_llama
+
+pytestmark = pytest.mark.unit
+
+Row = dict[str, Any]
+COLUMNS = Columns(input="text", label="label")
+NAMES = "amber basil cedar delta ember fjord grape hazel ivory jewel karma lemon mango noble olive pearl"
+WORDS = NAMES.split(" ")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("base") / "model")
+
+
+class Prepared:
+    """A place with a base model, and what the stage made there."""
+
+    def __init__(self, s3: SeaweedFS, place: str, base: Path, folder: Path) -> None:
+        self.s3, self.base, self.folder = s3, base, folder
+        self.store = Store.connect(s3.storage, place)
+        for file in base.glob("*.json"):
+            self.store.put(f"model/{file.name}", file.read_bytes())
+        self.store.put("model/model.safetensors", b"weights")
+
+    def put(self, name: str, rows: list[Row], **fields: Any) -> Source:
+        self.store.put(name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        return Source(uri=self.store.uri(name), **fields)
+
+    def run(self, *sources: Source, **prepare_fields: Any) -> StageResult:
+        output = Output(uri=self.store.uri("out"), name="trial")
+        fields = {"columns": COLUMNS, "sources": list(sources)} | prepare_fields
+        params = pipeline_params([], output, **fields)
+        assert params.prepare
+        upstream = Upstream(
+            source=source_digest(find_sources(self.store, params.prepare.all_sources)),
+            model=find_base_model(self.store, self.store.uri("model")).digest,
+        )
+        model = self.store.uri("model")
+        given = stage_input(Stage.PREPARE, self.s3.storage, output, params, upstream, base_model_uri=model)
+        self.result = execute(context(given, self.folder), prepare)
+        return self.result
+
+    def file(self, name: str) -> bytes:
+        folder = output_folder(Stage.PREPARE, self.result.output_digest)
+        return self.store.get(f"out/{folder}/{name}") or b""
+
+    def texts(self, part: str) -> list[str]:
+        return [json.loads(line)["messages"][-2]["content"] for line in self.file(f"{part}.jsonl").splitlines()]
+
+    @property
+    def report(self) -> Any:
+        return json.loads(self.file("report.json"))
+
+
+@pytest.fixture
+def prepared(s3: SeaweedFS, place: str, base: Path, tmp_path: Path) -> Prepared:
+    return Prepared(s3, place, base, tmp_path)
+
+
+def text(number: int) -> str:
+    """Words of which no two numbers share many."""
+    return " ".join(WORDS[(number * prime + step) % len(WORDS)] + str(number) for step, prime in enumerate((3, 5, 7)))
+
+
+def rows(count: int = 200, begin: int = 0) -> list[Row]:
+    return [{"text": text(n), "label": "ab"[n % 2]} for n in range(begin, begin + count)]
+
+
+def test_tokens_are_those_of_the_conversations(prepared: Prepared, tmp_path: Path) -> None:
+    prepared.run(prepared.put("rows.jsonl", rows()), instruction="Classify.")
+    tokenizer = load_tokenizer(prepared.base)
+    (tmp_path / "train.parquet").write_bytes(prepared.file("train.parquet"))
+    table = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    lines = [json.loads(line)["messages"] for line in prepared.file("train.jsonl").splitlines()]
+    assert len(table) == len(lines) == 160
+    for row, messages in zip(table, lines, strict=True):
+        assert tokenizer.decode(row["input_ids"]).startswith("<|im_start|>system\nClassify.<|im_end|>")
+        learnt = tokenizer.decode([i for i in row["labels"] if i != IGNORED])
+        assert learnt == f"{messages[-1]['content']}<|im_end|>"
+    assert prepared.result.scalars["tokens"] == str(sum(len(row["input_ids"]) for row in table))
+
+
+def test_texts_are_cleaned_and_personal_data_gets_pseudonyms(prepared: Prepared) -> None:
+    dirty = [
+        *rows(),
+        {"text": "Write\u00a0to\u200b ana@example.org or ana@example.org!", "label": "a"},
+        {"text": "My key is ghp_" + "a1B2" * 9, "label": "b"},
+    ]
+    prepared.run(prepared.put("rows.jsonl", dirty))
+    texts = [each for part in ("train", "validation", "test") for each in prepared.texts(part)]
+    assert "Write to <EMAIL_ADDRESS_1> or <EMAIL_ADDRESS_1>!" in texts
+    assert not any("ghp_" in each for each in texts)
+    assert prepared.report["pii"] == {"mode": "Mask", "counts": {"EMAIL_ADDRESS": 2}}
+    assert sum(prepared.report["secrets"]["counts"].values()) == 1
+    assert b"ana@" not in prepared.file("report.json") + prepared.file("readiness.html")
+
+
+@pytest.mark.parametrize(
+    ("mode", "left"), [(OnFinding.DROP, 200), (OnFinding.REPORT, 201), (OnFinding.OFF, 201), (OnFinding.MASK, 201)]
+)
+def test_what_becomes_of_personal_data_is_the_users_choice(prepared: Prepared, mode: OnFinding, left: int) -> None:
+    source = prepared.put("rows.jsonl", [*rows(), {"text": "Write to ana@example.org", "label": "a"}])
+    scalars = prepared.run(source, pii=Pii(mode=mode)).scalars
+    assert sum(int(scalars[f"rows{part}"]) for part in ("Train", "Validation", "Test")) == left
+    assert scalars["rowsDropped"] == str(201 - left)
+    assert prepared.report["filters"] == ({"personalData": 1} if mode is OnFinding.DROP else {})
+
+
+def test_near_duplicates_stay_together_or_go(prepared: Prepared) -> None:
+    long = [" ".join(f"{word}{n}" for word in WORDS) for n in range(40)]
+    near = [{"text": f"{each} {end}", "label": "ab"[n % 2]} for n, each in enumerate(long) for end in ("now", "then")]
+    source = prepared.put("rows.jsonl", rows() + near)
+    prepared.run(source)
+    places = {each: part for part in ("train", "validation", "test") for each in prepared.texts(part)}
+    assert all(places[f"{each} now"] == places[f"{each} then"] for each in long)
+    assert set(places.values()) == {"train", "validation", "test"}
+    assert prepared.report["rows"]["nearDuplicates"] == 40
+    scalars = prepared.run(source, duplicates=Duplicates(drop_near=True)).scalars
+    assert (scalars["rowsDropped"], prepared.report["rows"]["nearDropped"]) == ("40", 40)
+    assert "Rules left out 40 (nearDuplicate 40)." in prepared.result.message
+
+
+def test_groups_are_never_torn_apart(prepared: Prepared) -> None:
+    grouped = [row | {"ticket": n // 5} for n, row in enumerate(rows(300))]
+    prepared.run(prepared.put("rows.jsonl", grouped), group_by="ticket")
+    part_of = {each: part for part in ("train", "validation", "test") for each in prepared.texts(part)}
+    parts = [{part_of[row["text"]] for row in grouped[n : n + 5]} for n in range(0, 300, 5)]
+    assert all(len(each) == 1 for each in parts)
+
+
+def test_parts_that_sources_provide_are_respected(prepared: Prepared) -> None:
+    own, test = prepared.put("own.jsonl", rows()), prepared.put("test.jsonl", rows(30, 900), part=SourcePart.TEST)
+    prepared.run(own, test)
+    assert prepared.texts("test") == [row["text"] for row in rows(30, 900)]
+    assert len(prepared.texts("validation")) == 23
+
+
+def test_a_test_that_is_trained_is_refused(prepared: Prepared) -> None:
+    shared = " ".join(f"{word}x" for word in WORDS)
+    own = prepared.put("own.jsonl", [*rows(), {"text": f"{shared} now", "label": "a"}], part=SourcePart.TRAIN)
+    tested = [*rows(30, 900), {"text": f"{shared} then", "label": "a"}]
+    test = prepared.put("test.jsonl", tested, part=SourcePart.TEST)
+    validation = prepared.put("validation.jsonl", rows(30, 1800), part=SourcePart.VALIDATION)
+    with pytest.raises(StageError) as caught:
+        prepared.run(own, test, validation)
+    assert caught.value.reason is Reason.DATASET_INVALID
+    assert caught.value.message.startswith(
+        "1 test examples are near duplicates of training examples, or in one group with them: "
+        f"{test.uri} line 31 (test) and {own.uri} line 201 (training). The score would be too good."
+    )
+
+
+def test_a_pilot_trains_on_a_sample_of_each_label(prepared: Prepared) -> None:
+    scalars = prepared.run(prepared.put("rows.jsonl", rows(400)), pilot=Pilot(examples=50)).scalars
+    assert (scalars["rowsTrain"], scalars["rowsValidation"], scalars["rowsTest"]) == ("50", "40", "40")
+    assert prepared.report["rows"]["outsidePilot"] == 270
+    assert prepared.report["labels"]["a"]["train"] == 25
+
+
+def test_weights_repeat_and_thin_out_training_examples_only(prepared: Prepared, tmp_path: Path) -> None:
+    often = prepared.put("often.jsonl", rows(100), weight="2")
+    seldom = prepared.put("seldom.jsonl", rows(100, 900), weight="0.5")
+    scalars = prepared.run(often, seldom).scalars
+    (tmp_path / "train.parquet").write_bytes(prepared.file("train.parquet"))
+    trained = prepared.texts("train")
+    twice = [each for each in trained if each in {row["text"] for row in rows(100)}]
+    half = len(trained) - len(twice)
+    assert 38 <= half <= 42
+    assert pq.read_table(tmp_path / "train.parquet").num_rows == 2 * len(twice) + half == int(scalars["rowsTrain"])
+    assert (scalars["rowsValidation"], scalars["rowsTest"]) == ("20", "20")
+
+
+def test_general_data_is_mixed_in_unless_it_is_in_the_test(prepared: Prepared) -> None:
+    general = [{"prompt": f"Say {text(n)}", "completion": f"{text(n)}!"} for n in range(5000, 5100)]
+    source = prepared.put("own.jsonl", rows())
+    replay = Replay(source=prepared.put("general.jsonl", general), percent=20)
+    scalars = prepared.run(source, replay=replay, instruction="Classify.").scalars
+    assert scalars["rowsTrain"] == "200"
+    mixed = [json.loads(line)["messages"] for line in prepared.file("train.jsonl").splitlines()][-40:]
+    assert all([m["role"] for m in messages] == ["user", "assistant"] for messages in mixed)
+    assert prepared.report["rows"]["added"] == 40
+
+
+def test_what_a_benchmark_asks_is_not_trained(prepared: Prepared) -> None:
+    question = " ".join(f"{word}q" for word in WORDS)
+    benchmark = prepared.put("benchmark.jsonl", [{"question": question, "answer": "42"}])
+    source = prepared.put("own.jsonl", [*rows(), {"text": f"As they ask: {question}!", "label": "a"}])
+    prepared.run(source, benchmarks=[benchmark])
+    assert prepared.report["filters"] == {"inBenchmark": 1}
+
+
+def test_languages_and_short_answers_are_left_out_and_counted(prepared: Prepared) -> None:
+    task = Task(type=TaskType.TEXT)
+    texts = [{"prompt": f"What about {text(n)}?", "completion": f"It is about {text(n)}."} for n in range(200)]
+    german = "Bitte senden Sie mir die Rechnung für den vergangenen Monat noch einmal zu, vielen Dank im Voraus."
+    texts += [{"prompt": german, "completion": "Wir senden Ihnen die Rechnung noch heute per E-Mail zu."}]
+    texts += [{"prompt": "Is this the right place to ask?", "completion": "Yes"}]
+    prepared.run(
+        prepared.put("rows.jsonl", texts),
+        columns=None,
+        task=task,
+        cleaning=Cleaning(languages=["en"], min_answer_words=2),
+    )
+    assert prepared.report["filters"] == {"answerTooShort": 1, "otherLanguage": 1}
+    assert json.loads(prepared.file("labels.json")) == []

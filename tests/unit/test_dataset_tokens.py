@@ -1,0 +1,109 @@
+"""Examples as tokens: what is too long is refused, left out, cut or split, and an answer is never cut."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.dataset import Cleaning, Source, Task, TaskType, TooLong
+from finetune_api.reasons import Reason
+from finetune_api.stages import PrepareParams
+from finetune_jobs.dataset.spool import BATCH, Spooled, SpoolWriter, read_spool
+from finetune_jobs.dataset.tokens import Encoder
+from finetune_jobs.dataset.validation import Example
+from finetune_jobs.errors import StageError
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from tests.support.tiny_model import build_tiny_llama
+
+pytestmark = pytest.mark.unit
+
+LIMIT = 60
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
+    base = build_tiny_llama(tmp_path_factory.mktemp("tokens") / "base")
+    found = load_tokenizer(base)
+    return found, stop_token(base, found)
+
+
+def encoder(tokenizer: tuple[Any, int], rule: TooLong, limit: int = LIMIT) -> Encoder:
+    params = PrepareParams(
+        sources=[Source(uri="s3://data/rows.jsonl")],
+        task=Task(type=TaskType.TEXT),
+        cleaning=Cleaning(too_long=rule),
+        max_length=limit,
+    )
+    return Encoder(*tokenizer, params)
+
+
+def conversation(*turns: str, system: str = "") -> Example:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]
+    return Example([{"role": "system", "content": system}, *messages] if system else messages)
+
+
+LONG = " ".join(f"word{n}" for n in range(60))
+
+
+def test_what_fits_is_taken_as_a_server_and_a_model_say_it(tokenizer: tuple[Any, int]) -> None:
+    found = encoder(tokenizer, TooLong.FAIL)
+    [encoded] = found.encode(conversation("why?", "because", system="Be brief."), "a.jsonl line 1")
+    [piece] = encoded.pieces
+    assert tokenizer[0].decode([i for i in piece.labels if i != chat.IGNORED]) == "because<|im_end|>"
+    assert encoded.tokens == len(piece.input_ids) == found.longest
+    found.require_short()
+
+
+@pytest.mark.parametrize("rule", [TooLong.FAIL, TooLong.DROP])
+def test_what_is_too_long_is_left_out_and_named(tokenizer: tuple[Any, int], rule: TooLong) -> None:
+    found = encoder(tokenizer, rule)
+    assert found.encode(conversation(LONG, "yes"), "a.jsonl line 7") == []
+    assert found.over == 1
+    if rule is TooLong.DROP:
+        found.require_short()
+        return
+    with pytest.raises(StageError) as caught:
+        found.require_short()
+    assert caught.value.reason is Reason.DATASET_INVALID
+    assert caught.value.message == (
+        f"1 examples are longer than spec.training.maxLength {LIMIT} tokens (a.jsonl line 7 has {found.longest}): set "
+        f"maxLength to {found.longest}, or let spec.dataset.cleaning.tooLong say what becomes of them (Drop, Truncate, "
+        "Split)."
+    )
+
+
+def test_truncation_cuts_the_longest_question_and_nothing_else(tokenizer: tuple[Any, int]) -> None:
+    found = encoder(tokenizer, TooLong.TRUNCATE)
+    [encoded] = found.encode(conversation("first?", "one", LONG, "the whole answer"), "")
+    assert LIMIT - 3 <= encoded.tokens <= LIMIT
+    first, one, cut, answer = (m["content"] for m in encoded.example.messages)
+    assert (first, one, answer) == ("first?", "one", "the whole answer")
+    assert LONG.startswith(cut)
+    assert cut
+
+
+def test_an_answer_that_does_not_fit_is_left_out_rather_than_cut(tokenizer: tuple[Any, int]) -> None:
+    for rule in (TooLong.TRUNCATE, TooLong.SPLIT):
+        assert encoder(tokenizer, rule).encode(conversation("why?", LONG), "") == []
+
+
+def test_a_conversation_is_split_between_questions_and_keeps_its_system_message(tokenizer: tuple[Any, int]) -> None:
+    turns = [text for n in range(6) for text in (f"question number {n}", f"answer number {n}")]
+    found = encoder(tokenizer, TooLong.SPLIT)
+    pieces = found.encode(conversation(*turns, system="Be brief."), "")
+    assert len(pieces) > 1
+    assert all(piece.tokens <= LIMIT for piece in pieces)
+    assert all(piece.example.messages[0] == {"role": "system", "content": "Be brief."} for piece in pieces)
+    assert [m["content"] for piece in pieces for m in piece.example.messages[1:]] == turns
+
+
+def test_a_spool_gives_back_what_it_was_given(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
+    found = encoder(tokenizer, TooLong.FAIL)
+    [encoded] = found.encode(conversation("why?", "because"), "")
+    examples = [Spooled(n, f"text {n} ü".encode(), encoded.pieces * (1 + n % 2)) for n in range(BATCH + 3)]
+    with SpoolWriter(tmp_path / "spool") as out:
+        for example in examples:
+            out.add(example)
+    assert list(read_spool(tmp_path / "spool")) == examples
