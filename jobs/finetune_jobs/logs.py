@@ -121,6 +121,7 @@ class KeptLog:
         """Copy the log's end to this object, now and whenever there is more."""
         self._uri = store.uri(path)
         self._copying = Repeating(lambda: self._copy(store, path), name="keeping the log", pause=self._pause)
+        self._copying.soon()
 
     def finish(self, seconds: float) -> str:
         """Copy the log's end a last time; its URI if it is there within ``seconds``, else an empty text."""

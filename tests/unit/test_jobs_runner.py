@@ -2,21 +2,37 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from finetune_api import telemetry
+from finetune_api.finetunejob import Output
+from finetune_api.layout import run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageInput, StageResult
-from finetune_jobs.progress import Progress
+from finetune_api.stages import (
+    MAX_RESULT_BYTES,
+    Outcome,
+    Params,
+    Stage,
+    StageInput,
+    StageResult,
+    Upstream,
+    input_key,
+)
+from finetune_jobs.commandline import example_input
+from finetune_jobs.progress import Measurement, Progress
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import DEPLOYMENT
 
 pytestmark = pytest.mark.unit
@@ -32,7 +48,7 @@ from finetune_jobs.runner import Made, run_stage
 def work(context):
     {body}
 
-run_stage(Stage.VERIFY, work, graceful={graceful})
+run_stage(Stage.{stage}, work, graceful={graceful})
 """
 
 
@@ -41,10 +57,16 @@ def changed(**fields: object) -> str:
 
 
 def start(
-    folder: Path, body: str, *, graceful: bool = False, given: str = "", port: int = 0
+    folder: Path,
+    body: str,
+    *,
+    graceful: bool = False,
+    given: str = "",
+    port: int = 0,
+    stage: Stage = Stage.VERIFY,
 ) -> "subprocess.Popen[bytes]":
     (folder / "input.json").write_text(given or GIVEN.model_dump_json(by_alias=True))
-    program = PROGRAM.format(body=body, graceful=graceful)
+    program = PROGRAM.format(body=body, graceful=graceful, stage=stage.name)
     arguments = ["--input", str(folder / "input.json"), "--result", str(folder / "result"), "--metrics-port", str(port)]
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
@@ -154,6 +176,110 @@ def test_a_taken_metrics_port_costs_only_the_progress(tmp_path: Path) -> None:
     assert "no progress metrics" in (tmp_path / "log").read_text()
 
 
+# The log that outlives the pod
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+def kept_given(s3: SeaweedFS, store: Store) -> str:
+    """An input with an output, below which the log is kept."""
+    return changed(storage=s3.storage, output=Output(uri=store.uri(), name="transactions"))
+
+
+def kept_log(store: Store) -> tuple[str, list[str]]:
+    """URI and messages of the one log that is kept."""
+    (entry,) = store.list(f"{run_folder(DEPLOYMENT)}/logs")
+    lines = (store.at(entry.uri).get() or b"").splitlines()
+    return entry.uri, [json.loads(line)["message"] for line in lines]
+
+
+def test_a_failure_names_the_log_that_is_kept(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    body = "raise StageError(Reason.INTERNAL_ERROR, 'Broken.')"
+    _, result = ended(start(tmp_path, body, given=kept_given(s3, store)), tmp_path)
+    uri, messages = kept_log(store)
+    assert result.message == f"Broken. Log: {uri}"
+    assert (messages[0].startswith("stage starts"), messages[-1]) == (True, "InternalError: Broken.")
+
+
+def test_a_success_keeps_its_log_too(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    _, result = ended(start(tmp_path, "return Made(message='Fine.')", given=kept_given(s3, store)), tmp_path)
+    assert result.message == "Fine."
+    assert kept_log(store)[1][-1] == "StageSucceeded: Fine."
+
+
+def test_a_killed_stage_leaves_what_was_kept_last(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    process = start(tmp_path, "time.sleep(60)", given=kept_given(s3, store))
+    deadline = time.monotonic() + 60
+    while not any(True for _ in store.list(run_folder(DEPLOYMENT))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait(timeout=60)
+    assert kept_log(store)[1][0].startswith("stage starts")
+
+
+def test_a_log_that_may_not_be_written_costs_a_warning(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in READER.environment().items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    code, result = ended(start(tmp_path, "return Made()", given=kept_given(s3, store)), tmp_path)
+    assert (code, result.outcome) == (ExitCode.OK, Outcome.SUCCEEDED)
+    assert "keeping the log fails, the stage goes on" in (tmp_path / "log").read_text()
+    assert time.monotonic() - began < 30
+    assert not list(store.list())
+
+
+# Inputs written by hand
+
+
+def by_hand(**fields: Any) -> str:
+    """An example input of publish, without a key."""
+    return example_input(Stage.PUBLISH).model_copy(update=fields).model_dump_json(by_alias=True)
+
+
+def test_an_input_without_a_key_gets_the_one_that_follows(tmp_path: Path) -> None:
+    given = example_input(Stage.PUBLISH)
+    body = "raise StageError(Reason.INTERNAL_ERROR, context.input.input_key)"
+    _, result = ended(start(tmp_path, body, given=by_hand(), stage=Stage.PUBLISH), tmp_path)
+    assert result.message == input_key(Stage.PUBLISH, given.upstream, given.params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"upstream": Upstream(dataset="d")},
+            "lacks addresses in upstream: publish: no adapter, export, evaluation yet.",
+        ),
+        ({"params": Params()}, "has no params.publish."),
+    ],
+)
+def test_a_key_that_does_not_follow_is_an_error(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    code, result = ended(start(tmp_path, "return Made()", given=by_hand(**fields), stage=Stage.PUBLISH), tmp_path)
+    assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
+    assert message in result.message
+
+
+def test_the_input_says_what_is_tracked_and_kept(tmp_path: Path) -> None:
+    document = json.loads(GIVEN.model_dump_json(by_alias=True))
+    document |= {"tracking": {"mlflow": {"url": "http://mlflow:5000"}}, "retention": {"checkpoints": 7}}
+    body = "return Made(message=f'{context.keeping.tracking.mlflow.url} {context.keeping.retention.checkpoints}')"
+    assert ended(start(tmp_path, body, given=json.dumps(document)), tmp_path)[1].message == "http://mlflow:5000 7"
+    document["tracking"]["mlflow"]["url"] = "http://user:secret@mlflow:5000"
+    code, result = ended(start(tmp_path, body, given=json.dumps(document)), tmp_path)
+    assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
+    assert "tracking.mlflow.url: String should match pattern" in result.message
+    assert "secret" not in result.message
+
+
+# Progress
+
+
 def scrape(progress: Progress) -> str:
     registry = CollectorRegistry()
     registry.register(progress)
@@ -183,3 +309,30 @@ def test_a_part_of_the_work_moves_its_share() -> None:
     assert f"{telemetry.PROGRESS_RATIO} 0.4" in scrape(progress)
     part(0, 0)
     assert f"{telemetry.PROGRESS_RATIO} 0.6" in scrape(progress)
+
+
+def test_followers_hear_of_every_measurement() -> None:
+    heard: list[Measurement] = []
+
+    class Follower:
+        def measured(self, measurement: Measurement) -> None:
+            heard.append(measurement)
+
+    progress = Progress("train")
+    progress.record(Measurement(1, 9, loss=2.0))
+    progress.follow(Follower())
+    progress.record(Measurement(2, 9, loss=1.5))
+    progress.record(Measurement(2, 9, validation_loss=1.75))
+    assert heard == [Measurement(2, 9, loss=1.5), Measurement(2, 9, validation_loss=1.75)]
+    lines = scrape(progress).splitlines()
+    assert f"{telemetry.STEP_LOSS} 1.5" in lines
+    assert f"{telemetry.EVAL_LOSS} 1.75" in lines
+    assert f"# HELP {telemetry.STEP} {telemetry.HELP[telemetry.STEP]}" in lines
+
+
+def test_metrics_have_names_that_the_operator_and_prometheus_read() -> None:
+    """The operator's reader knows names of lower-case letters; ``_total`` is for counters."""
+    names = [value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)]
+    assert set(names) == set(telemetry.HELP)
+    assert all(re.fullmatch(r"finetune_[a-z_]+", name) for name in names)
+    assert [name for name in names if name.endswith("_total")] == [telemetry.TOKENS]

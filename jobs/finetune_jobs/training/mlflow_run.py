@@ -45,6 +45,7 @@ class MlflowRun:
         self._batch: list[tuple[str, float, int, int]] = []
         self._lost = 0
         self._delivering = Repeating(self._deliver, name=f"tracking with MLflow at {url}", pause=_DELIVER_SECONDS)
+        self._delivering.soon()  # so that the run is there from the beginning
 
     def measured(self, measurement: Measurement) -> None:
         """Queue what is known of a step."""

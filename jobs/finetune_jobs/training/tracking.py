@@ -28,7 +28,7 @@ from finetune_jobs.training.mlflow_run import MlflowRun
 
 _SPEED_STEPS: Final = 20
 """The speed is that of so many last steps: one step says little where examples differ in length."""
-_LAST_WORDS_SECONDS: Final = 2.0
+LAST_WORDS_SECONDS: Final = 2.0
 """Longest that the end of a training waits for all its followers together."""
 
 
@@ -99,7 +99,7 @@ def tracked(given: StageInput, tracking: Tracking, store: Store, folder: Path, p
     finally:
         for follower in followers:
             follower.end(end)
-        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
         for follower in followers:
             follower.wait(max(0.0, deadline - time.monotonic()))
 

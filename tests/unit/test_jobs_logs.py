@@ -1,0 +1,134 @@
+"""Logs of a stage: their form, what is blacked out, and the end that is kept in the store."""
+
+import json
+import logging
+import socket
+import time
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from finetune_api.storage import Storage
+from finetune_jobs.logs import JsonLines, KeptLog, PlainLines, Redaction, Tail, log_object
+from finetune_jobs.store import Store
+from hack.cluster.layout import free_port
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.stages import RUN
+
+pytestmark = pytest.mark.unit
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "wJalr/XUtn+FEMI=",
+    "MLFLOW_TRACKING_PASSWORD": "wJalr/XUtn+FEMI=2",
+    "HF_TOKEN": "short",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
+    "HOME": "/scratch",
+}
+
+
+def record(message: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord("finetune_jobs.train", logging.INFO, __file__, 1, message, arguments, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("key AKIAEXAMPLE refused", "key *** refused"),
+        ("wJalr/XUtn+FEMI=2 and wJalr/XUtn+FEMI=", "*** and ***"),
+        ("in short: /var/run/token, /scratch", "in short: /var/run/token, /scratch"),
+        ("GET https://user:pa55@host:80/x?y=1", "GET https://***@host:80/x?y=1"),
+        (
+            "https://h/o?X-Amz-Credential=AK&X-Amz-Signature=ab12&x=1",
+            "https://h/o?X-Amz-Credential=AK&X-Amz-Signature=***&x=1",
+        ),
+        ("https://h/o?AWSAccessKeyId=AK&Signature=ab%2F12", "https://h/o?AWSAccessKeyId=AK&Signature=***"),
+        ("X-Amz-Security-Token=IQoJ 'rest'", "X-Amz-Security-Token=*** 'rest'"),
+        ("hf://org/name@0a1b, a@example.org", "hf://org/name@0a1b, a@example.org"),
+    ],
+)
+def test_secrets_are_blacked_out(text: str, expected: str) -> None:
+    assert Redaction(ENVIRONMENT)(text) == expected
+
+
+@given(st.text())
+def test_without_secrets_nothing_changes(text: str) -> None:
+    assume("://" not in text and "=" not in text)
+    assert Redaction({"HOME": "/scratch"})(text) == text
+
+
+def test_no_form_of_a_log_shows_a_secret() -> None:
+    redaction = Redaction(ENVIRONMENT)
+    try:
+        raise ValueError("refused AKIAEXAMPLE")
+    except ValueError as error:
+        broken = record("for %s", "AKIAEXAMPLE")
+        broken.exc_info = (type(error), error, error.__traceback__)
+    for form in (JsonLines("train", redaction), PlainLines(redaction)):
+        text = form.format(broken)
+        assert "refused ***" in text
+        assert "AKIAEXAMPLE" not in text
+
+
+@given(st.lists(st.text(max_size=80), max_size=40), st.integers(1, 2000))
+def test_a_tail_holds_the_newest_whole_lines_that_fit(messages: list[str], limit: int) -> None:
+    lines = JsonLines("train", Redaction({}))
+    tail = Tail(lines, limit)
+    for message in messages:
+        tail.handle(record(message.replace("%", "")))
+
+    content, written = tail.content()
+
+    assert written == len(messages)
+    assert len(content) <= limit
+    kept = [json.loads(line)["message"] for line in content.splitlines()]
+    every = [message.replace("%", "") for message in messages]
+    assert kept == every[len(every) - len(kept) :]
+    if len(kept) < len(every):
+        next_line = (lines.format(record(every[-len(kept) - 1])) + "\n").encode(errors="replace")
+        assert len(content) + len(next_line) > limit
+
+
+def test_the_pod_is_part_of_the_name() -> None:
+    assert log_object(RUN, "train", "transactions-train-1a2b-x7k") == (
+        "runs/transactions/0b8a/logs/train-r1-transactions-train-1a2b-x7k.jsonl"
+    )
+    assert "/" not in log_object(RUN, "train", "a/../b").removeprefix("runs/transactions/0b8a/logs/")
+
+
+def test_the_end_of_a_log_is_kept_whenever_there_is_more(s3: SeaweedFS, place: str) -> None:
+    store, tail = Store.connect(s3.storage, place), Tail(JsonLines("train", Redaction({})))
+    kept = KeptLog(tail, pause=0.05)
+    kept.begin(store, "logs/train.jsonl")
+    for number in range(2):
+        tail.handle(record(f"line {number}"))
+        deadline = time.monotonic() + 20
+        while f"line {number}".encode() not in (store.get("logs/train.jsonl") or b""):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    tail.handle(record("the end"))
+    assert kept.finish(20) == store.uri("logs/train.jsonl")
+    messages = [json.loads(line)["message"] for line in (store.get("logs/train.jsonl") or b"").splitlines()]
+    assert messages == ["line 0", "line 1", "the end"]
+
+
+def test_a_log_without_a_place_is_not_waited_for() -> None:
+    began = time.monotonic()
+    assert KeptLog(Tail(JsonLines("train", Redaction({})))).finish(20) == ""
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["closed port", "never answers"])
+@pytest.mark.usefixtures("place")
+def test_a_store_that_is_away_delays_the_end_by_the_given_time_only(answers: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if answers else free_port()
+        store = Store.connect(Storage(endpoint=f"http://127.0.0.1:{port}"), "s3://data/out")
+        tail = Tail(JsonLines("train", Redaction({})))
+        tail.handle(record("a line"))
+        kept = KeptLog(tail)
+        kept.begin(store, "log.jsonl")
+        began = time.monotonic()
+        assert kept.finish(0.5) == ""
+        assert time.monotonic() - began < 2

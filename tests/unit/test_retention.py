@@ -1,0 +1,88 @@
+"""Which checkpoints go once a training has succeeded."""
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.layout import run_folder
+from finetune_api.tracking import Retention
+from finetune_jobs.retention import Checkpoint, checkpoints_of, remove_checkpoints, superseded
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import READER, SeaweedFS
+from tests.support.stages import RUN
+
+pytestmark = pytest.mark.unit
+
+NOW, BEFORE = "a" * 64, "b" * 64
+
+
+def checkpoint(training: str, step: int) -> Checkpoint:
+    return Checkpoint(training, step, f"{training}/checkpoint-{step}")
+
+
+CHECKPOINTS = st.sets(st.builds(checkpoint, st.sampled_from(["a" * 16, "b" * 16, "c" * 16]), st.integers(1, 50)))
+
+
+@given(CHECKPOINTS, st.integers(0, 5))
+def test_the_newest_of_the_training_stay_and_nothing_else(stored: set[Checkpoint], keep: int) -> None:
+    gone = superseded(stored, "a" * 16, keep)
+    own = {each for each in stored if each.training == "a" * 16}
+    stay = own - set(gone)
+    assert set(gone) - own == stored - own
+    assert len(stay) == min(keep, len(own))
+    assert all(kept.step > each.step for kept in stay for each in own & set(gone))
+    assert not superseded(stored - set(gone), "a" * 16, keep), "a second time there is nothing to do"
+
+
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [
+        ("a" * 16 + "/checkpoint-25/adapter_model.safetensors", 25),
+        ("a" * 16 + "/attempt-2/checkpoint-100/manifest.json", 100),
+        ("a" * 16 + "/state.json", None),
+        ("a" * 16 + "/checkpoint-25", None),
+        ("elsewhere/checkpoint-25/manifest.json", None),
+        ("a" * 16 + "/checkpoint-x/manifest.json", None),
+    ],
+)
+def test_only_checkpoints_are_recognised(path: str, step: int | None) -> None:
+    assert [each.step for each in checkpoints_of([path])] == ([] if step is None else [step])
+
+
+def fill(store: Store) -> list[str]:
+    """A run with checkpoints of two trainings, and everything else that must stay."""
+    run = run_folder(RUN)
+    own = f"{run}/checkpoints/{NOW[:16]}"
+    paths = [f"{own}/attempt-1/checkpoint-{step}/{name}" for step in (5, 10, 100) for name in "ab"]
+    paths += [f"{run}/checkpoints/{BEFORE[:16]}/checkpoint-7/a", f"{own}/state.json"]
+    paths += [f"{run}/tracking/r1/events.out.tfevents.1", f"{run}/logs/train-r1-pod.jsonl"]
+    paths += [f"runs/{RUN.name}/another-uid/checkpoints/{NOW[:16]}/checkpoint-1/a"]
+    paths += [f"models/{NOW}/adapter/manifest.json"]
+    for path in paths:
+        store.put(path, b"content")
+    return sorted(paths)
+
+
+def left(store: Store) -> list[str]:
+    return sorted(entry.key for entry in store.list())
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(100, []), (2, [5]), (1, [5, 10]), (0, [5, 10, 100])])
+def test_superseded_checkpoints_are_deleted(keep: int, gone: list[int], s3: SeaweedFS, place: str) -> None:
+    store = Store.connect(s3.storage, place)
+    paths = fill(store)
+    remove_checkpoints(store, RUN, NOW, Retention(checkpoints=keep))
+    deleted = [f"/checkpoint-{step}/" for step in gone] + [BEFORE[:16]]
+    assert left(store) == [path for path in paths if not (RUN.uid in path and any(part in path for part in deleted))]
+
+
+def test_a_refusal_costs_a_warning(s3: SeaweedFS, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store.connect(s3.storage, place)
+    paths = fill(store)
+    reader = Store(s3.client(READER), place)
+    with caplog.at_level(logging.WARNING):
+        remove_checkpoints(reader, RUN, NOW, Retention())
+    assert left(store) == paths
+    assert "old checkpoints are left below" in caplog.text
