@@ -152,6 +152,8 @@ class Rows(WireModel):
     """Rows left out because they were wrong."""
     duplicates: int = 0
     """Rows left out because another was the same."""
+    dropped: int = 0
+    """Valid rows that the rules of spec.dataset left out."""
     train: int = 0
     """Examples for training."""
     validation: int = 0
@@ -169,6 +171,12 @@ class DatasetStatus(WireModel):
     """What became of the rows."""
     labels: int = 0
     """Number of different labels."""
+    tokens: int = 0
+    """Tokens that one epoch trains."""
+    readiness: Annotated[str, Field(max_length=128)] = ""
+    """The checklist in short, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed."""
+    report_uri: Annotated[str, Field(max_length=1024)] = ""
+    """The readiness report, a page for a browser."""
 
 
 class Scores(WireModel):

@@ -19,6 +19,8 @@ from finetune_api.hashing import digest
 from finetune_api.stages import RunRef, Stage, StageResult, Upstream
 
 MANIFEST: Final = "manifest.json"
+READINESS_PAGE: Final = "readiness.html"
+"""In a data set's folder: its readiness report for people."""
 
 _FOLDERS: Final = {
     Stage.PREPARE: "datasets/{digest}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import Task, TaskType
+from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
 from finetune_jobs.basemodel import fetch_tokenizer
@@ -29,7 +30,7 @@ from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.writing import DatasetWriter
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
-from finetune_jobs.readiness.page import READINESS, render
+from finetune_jobs.readiness.page import render
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
 
@@ -67,7 +68,9 @@ def prepare(context: Context) -> Made:
     account = Account.of(own, division, len(general.chosen) if general else 0, params, context.input.upstream.source)
     _write_json(folder / LABELS, account.labels)
     _write_json(folder / REPORT, account.report())
-    (folder / READINESS).write_text(render(account.facts, account.items, own.ledger.faults.stored()), encoding="utf-8")
+    (folder / READINESS_PAGE).write_text(
+        render(account.facts, account.items, own.ledger.faults.stored()), encoding="utf-8"
+    )
     return Made(
         folder=folder,
         scalars=account.scalars(),

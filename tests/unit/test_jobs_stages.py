@@ -13,7 +13,7 @@ import pytest
 from finetune_api.dataset import Columns, DataFormat, Source, Task
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import MANIFEST, ChannelPointer, channel_object, output_folder
+from finetune_api.layout import MANIFEST, READINESS_PAGE, ChannelPointer, channel_object, output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
@@ -23,7 +23,6 @@ from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError
 from finetune_jobs.folders import require_manifest
 from finetune_jobs.prepare import REPORT, prepare
-from finetune_jobs.readiness.page import READINESS
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runner import Context, Made, execute
 from finetune_jobs.store import Store
@@ -136,7 +135,7 @@ def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path
         {file.path: file.sha256 for file in require_manifest(store.below("out"), folder).files}
         for folder in (output_folder(Stage.PREPARE, each.output_digest) for each in (first, second))
     ]
-    data = [{name: found for name, found in each.items() if name not in (REPORT, READINESS)} for each in files]
+    data = [{name: found for name, found in each.items() if name not in (REPORT, READINESS_PAGE)} for each in files]
     assert data[0] == data[1]  # the reports name the sources
     assert set(data[0]) == {
         *("labels.json", "test.jsonl", "train.jsonl", "train.parquet", "validation.jsonl", "validation.parquet")

@@ -21,8 +21,6 @@ from finetune_jobs.readiness.facts import Counts, Facts, Findings, Rows
 from finetune_jobs.readiness.learning_curve import LearningCurve
 from finetune_jobs.readiness.style import STYLE
 
-READINESS: Final = "readiness.html"
-"""Name of the page in the data set's folder."""
 _CLASSES: Final = 30
 _KINDS: Final = 15
 _FAULTS: Final = 50

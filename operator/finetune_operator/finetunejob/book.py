@@ -16,7 +16,7 @@ from finetune_api.finetunejob import (
     StageState,
     StageStatus,
 )
-from finetune_api.layout import output_folder
+from finetune_api.layout import READINESS_PAGE, output_folder
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.finetunejob.observe import StageJob
 
@@ -95,7 +95,7 @@ class Book:
     def _facts(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         uri = f"{self._spec.output.uri.rstrip('/')}/{output_folder(stage, output_digest)}"
         if stage is Stage.PREPARE:
-            self.dataset = _dataset(output_digest, scalars)
+            self.dataset = _dataset(output_digest, uri, scalars)
         elif stage is Stage.EVALUATE:
             self.evaluation = _evaluation(uri, scalars)
         elif stage is Stage.PUBLISH:
@@ -103,16 +103,24 @@ class Book:
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
 
 
-def _dataset(digest: str, scalars: Mapping[str, str]) -> DatasetStatus:
+def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus:
     rows = Rows(
         read=_count(scalars, "rowsRead"),
         invalid=_count(scalars, "rowsInvalid"),
         duplicates=_count(scalars, "rowsDuplicates"),
+        dropped=_count(scalars, "rowsDropped"),
         train=_count(scalars, "rowsTrain"),
         validation=_count(scalars, "rowsValidation"),
         test=_count(scalars, "rowsTest"),
     )
-    return DatasetStatus(digest=digest, rows=rows, labels=_count(scalars, "labels"))
+    return DatasetStatus(
+        digest=digest,
+        rows=rows,
+        labels=_count(scalars, "labels"),
+        tokens=_count(scalars, "tokens"),
+        readiness=scalars.get("readiness", "")[:128],
+        report_uri=f"{uri}/{READINESS_PAGE}",
+    )
 
 
 def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
