@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def read(tmp_path: Path, raw: bytes, columns: list[str] | None = None) -> list[R
 
 
 def test_rows_carry_their_number_and_the_needed_columns(tmp_path: Path) -> None:
-    table = {"note": [b"x", b"y", b"z"], "label": [1, 2, None], "text": ["a", None, "c"]}
+    table = {"note": [b"x", b"y", b"z"], "label": [1, 2.5, None], "text": ["a", None, "c"]}
     assert read(tmp_path, parquet_bytes(table, row_group_size=2)) == [
-        Row(1, {"text": "a", "label": 1}),
-        Row(2, {"text": None, "label": 2}),
+        Row(1, {"text": "a", "label": 1.0}),
+        Row(2, {"text": None, "label": 2.5}),
         Row(3, {"text": "c", "label": None}),
     ]
 
@@ -106,19 +107,19 @@ def test_bytes_that_are_no_utf8_inside_messages_and_categories(tmp_path: Path) -
         (
             {"text": [["a"]], "label": ["b"]},
             COLUMNS,
-            "column 'text' is list<element: string>, must be text (string) or a whole number. Convert it, or name "
+            "column 'text' is list<element: string>, must be text (string) or a number. Convert it, or name "
             "another column in spec.dataset.columns.",
         ),
         (
             {"text": ["a"], "label": [{"name": "b", "id": 1}]},
             COLUMNS,
-            "column 'label' is struct<name: string, id: int64>, must be text (string) or a whole number. Convert it, "
+            "column 'label' is struct<name: string, id: int64>, must be text (string) or a number. Convert it, "
             "or name another column in spec.dataset.columns.",
         ),
         (
             {"text": [b"a"], "label": ["b"]},
             COLUMNS,
-            "column 'text' is binary, must be text (string) or a whole number. Convert it, or name another column in "
+            "column 'text' is binary, must be text (string) or a number. Convert it, or name another column in "
             "spec.dataset.columns.",
         ),
         (
@@ -143,6 +144,26 @@ def test_a_file_with_another_schema_fails(tmp_path: Path, table: Any, columns: l
         read(tmp_path, parquet_bytes(table), columns)
     message = f"s3://data/rows.parquet: {problem}"
     assert (error.value.reason, error.value.message) == (Reason.DATASET_INVALID, message)
+
+
+def test_progress_counts_the_bytes_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(parquet_bytes({"prompt": ["a"] * 2500, "completion": ["b"] * 2500}))
+    told: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        told.append((done, total))
+
+    assert len(list(read_rows(path, "rows.parquet", DataFormat.PARQUET, [], report=report))) == 2500
+    size = path.stat().st_size
+    assert told == [(size * 1000 // 2500, size), (size * 2000 // 2500, size)]
+
+
+def test_any_columns_will_do_where_none_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(parquet_bytes({"question": ["a"], "choices": [["b", "c"]], "when": pa.array([0], pa.date32())}))
+    [row] = read_rows(path, "rows.parquet", DataFormat.PARQUET)
+    assert row == Row(1, {"question": "a", "choices": ["b", "c"], "when": date(1970, 1, 1)})
 
 
 def test_a_damaged_page_names_its_column(tmp_path: Path) -> None:

@@ -205,6 +205,11 @@ def test_a_csv_needs_columns_or_those_of_a_known_form(tmp_path: Path) -> None:
         read(tmp_path, HEADER + b"a,b\n", columns=None)
     row = Row(2, {"prompt": "a", "completion": "b"})
     assert read(tmp_path, b"prompt,completion\na,b\n", columns=None) == [row]
+    assert list(read_rows(tmp_path / "source", "s3://data/rows", DataFormat.CSV)) == [row]
+    (tmp_path / "source").write_bytes(HEADER + b"a,b\n")
+    assert list(read_rows(tmp_path / "source", "s3://data/rows", DataFormat.CSV)) == [
+        Row(2, {"text": "a", "label": "b"})
+    ]
 
 
 @pytest.mark.parametrize("kind", ["CSV", "JSONL", "JSON"])

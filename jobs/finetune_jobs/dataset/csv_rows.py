@@ -8,10 +8,10 @@ from finetune_jobs.dataset.lines import Lines
 from finetune_jobs.dataset.rows import MAX_LINE, Fault, Row, invalid, require_columns, too_long
 
 
-def read_csv(lines: Lines, uri: str, columns: Sequence[str]) -> Iterator[Row | Fault]:
+def read_csv(lines: Lines, uri: str, columns: Sequence[str] | None) -> Iterator[Row | Fault]:
     """Every row; empty lines do not count.
 
-    Raises StageError (DatasetInvalid) for a header that cannot be read or lacks one of ``columns``.
+    Raises StageError (DatasetInvalid) for a header that cannot be read or lacks ``columns`` (as ``require_columns``).
     """
     feed = _Feed(lines)
     csv.field_size_limit(MAX_LINE)
@@ -35,7 +35,7 @@ def read_csv(lines: Lines, uri: str, columns: Sequence[str]) -> Iterator[Row | F
             yield Row(begin, dict(zip(header, cells, strict=True)))
 
 
-def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str]) -> list[str]:
+def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str] | None) -> list[str]:
     try:
         header = [cell.strip() for cell in next(reader)]
     except StopIteration:

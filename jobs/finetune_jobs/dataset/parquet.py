@@ -19,13 +19,15 @@ _BATCH: Final = 64
 """Rows in memory at a time: a dictionary page can make every row of a small file as large as its largest text."""
 _PAGES: Final = 1 << 20
 """Bytes of a column that are read at a time."""
-_REPORTED: Final = 16
-"""Batches between two reports of progress."""
+_REPORTED: Final = 1000
+"""Rows between two reports of progress."""
 _ERRORS: Final = (pa.ArrowException, OSError)
 
 
-def read_parquet(path: Path, uri: str, columns: Sequence[str], report: Report | None = None) -> Iterator[Row | Fault]:
-    """Every row, counted from 1; with ``columns`` these only, and each must be text or a whole number.
+def read_parquet(
+    path: Path, uri: str, columns: Sequence[str] | None, report: Report | None = None
+) -> Iterator[Row | Fault]:
+    """Every row, counted from 1; with ``columns`` these only, and each must be text or a number.
 
     Raises StageError (DatasetInvalid) for a file that is no Parquet or damaged (names the column), a column that is
     missing or of another type, and a decompression bomb.
@@ -33,19 +35,22 @@ def read_parquet(path: Path, uri: str, columns: Sequence[str], report: Report | 
     with _plain(path, uri) as plain, _open(plain, uri) as parquet:
         _require_schema(parquet.schema_arrow, uri, columns)
         _require_size(parquet.metadata, uri, plain.stat().st_size)
-        names = list(columns) or list(dict.fromkeys(parquet.schema_arrow.names))
-        yield from _rows(parquet, uri, names, report)
+        names = list(columns or dict.fromkeys(parquet.schema_arrow.names))
+        size = path.stat().st_size
+        total = parquet.metadata.num_rows
+        for number, row in enumerate(_rows(parquet, uri, names), start=1):
+            yield row
+            if report and number % _REPORTED == 0:
+                report(size * number // total, size)
 
 
-def _rows(parquet: Any, uri: str, names: list[str], report: Report | None) -> Iterator[Row | Fault]:
-    total, number = parquet.metadata.num_rows, 0
+def _rows(parquet: Any, uri: str, names: list[str]) -> Iterator[Row | Fault]:
+    number = 0
     for group in range(parquet.num_row_groups):
         batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=names, use_threads=False)
         while (batch := _next(batches, parquet, uri, group, names)) is not None:
             yield from _batch_rows(batch, number + 1)
             number += len(batch)
-            if report and number // _BATCH % _REPORTED == 0:
-                report(number, total)
 
 
 def _next(batches: Iterator[Any], parquet: Any, uri: str, group: int, names: Sequence[str]) -> Any:
@@ -114,12 +119,12 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def _require_schema(schema: Any, uri: str, columns: Sequence[str]) -> None:
+def _require_schema(schema: Any, uri: str, columns: Sequence[str] | None) -> None:
     require_columns(uri, "Parquet file", schema.names, columns)
-    for name in columns:
+    for name in columns or ():
         kind = schema.field(name).type
-        if not (_is_text(kind) or pa.types.is_integer(kind)):
-            problem = f"column {name!r} is {str(kind)[:80]}, must be text (string) or a whole number"
+        if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            problem = f"column {name!r} is {str(kind)[:80]}, must be text (string) or a number"
             raise invalid(uri, f"{problem}. Convert it, or name another column in spec.dataset.columns.")
 
 

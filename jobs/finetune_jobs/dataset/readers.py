@@ -21,18 +21,18 @@ def read_rows(
     path: Path,
     uri: str,
     kind: DataFormat,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     *,
     report: Report | None = None,
     may_be_empty: bool = False,
 ) -> Iterator[Row | Fault]:
     """Every row of ``path``, which is a copy of ``uri``.
 
-    ``columns`` are those that every row must have; without them, rows are in a form that needs no mapping. Of a Parquet
-    file, other columns are not read. ``report`` is told how much is read.
+    ``columns`` are those that every row needs, of a Parquet file the only ones that are read. An empty list: rows are
+    in a form that needs no mapping. None: any columns will do. ``report`` is told how many of the file's bytes are read.
 
     Raises StageError (DatasetInvalid) for a file without a row (unless it ``may_be_empty``), in UTF-16, cut off,
-    damaged or a decompression bomb, and for a table without ``columns``.
+    damaged or a decompression bomb, and for a table that lacks columns.
     """
     row = None
     for row in _rows(path, uri, kind, columns, report):
@@ -42,7 +42,7 @@ def read_rows(
 
 
 def _rows(
-    path: Path, uri: str, kind: DataFormat, columns: Sequence[str], report: Report | None
+    path: Path, uri: str, kind: DataFormat, columns: Sequence[str] | None, report: Report | None
 ) -> Iterator[Row | Fault]:
     """Other stages share this module in images without pyarrow and orjson: what needs them is imported where used."""
     if kind is DataFormat.PARQUET:

@@ -52,11 +52,14 @@ def invalid(uri: str, problem: str) -> StageError:
     return StageError(Reason.DATASET_INVALID, f"{uri}: {problem}")
 
 
-def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[str]) -> None:
+def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[str] | None) -> None:
     """Raises StageError (DatasetInvalid) unless a table has each needed column once.
 
-    Without ``needed`` it must have the columns of one of ``CHAT_FORMS``. ``kind`` names the format for people.
+    When none is needed it must have the columns of one of ``CHAT_FORMS``; None: any columns will do. ``kind`` names the
+    format for people.
     """
+    if needed is None:
+        return
     if not needed and not any(set(form) <= set(have) for form in CHAT_FORMS):
         problem = f"a {kind} needs spec.dataset.columns; the file has the columns {quoted(have)}."
         raise invalid(uri, problem)
