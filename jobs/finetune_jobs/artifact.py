@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
@@ -23,8 +23,10 @@ METRICS: Final = "metrics.json"
 class Answer(WireModel):
     """A test example and what three models said to it, each with greedy decoding."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     """The prompt, without the answer."""
+    tools: list[dict[str, Any]] = []
+    """What the prompt allows to call."""
     label: str
     """The right answer."""
     base: str

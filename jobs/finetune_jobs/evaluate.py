@@ -16,8 +16,10 @@ from finetune_jobs.errors import need
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.evaluation.sample import sample
+from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.tokenizer import stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.runner import Context, Made, run_stage
@@ -76,9 +78,13 @@ def evaluate_models(
     examples = sample(read_split(dataset, "test"), evaluation.max_samples)
     labels = json.loads((dataset / "labels.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(base)
-    truth = [example.label for example in examples]
+    stop = stop_token(base, tokenizer)
+    truth = [chat.answer_text(tokenizer, example.messages, stop, example.tools) for example in examples]
     questions = Questions(
-        [example.prompt for example in examples], answer_limit(tokenizer, [*labels, *truth]), BATCH_SIZE
+        [example.prompt for example in examples],
+        answer_limit(tokenizer, [*labels, *truth]),
+        BATCH_SIZE,
+        [example.tools for example in examples],
     )
     with cuda_memory(f"a model and {BATCH_SIZE} prompts"):
         answers = _ask_base_and_tuned(base, tuned, tuning, tokenizer, questions, progress)
@@ -88,12 +94,14 @@ def evaluate_models(
         )
     evaluated = Evaluated.of(task, truth, answers, labels)
     out.mkdir(parents=True, exist_ok=True)
-    rows = zip(examples, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
+    rows = zip(examples, truth, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
     write_answers(
         out / ANSWERS,
         (
-            Answer(messages=e.prompt, label=e.label, base=b, tuned=t, artifact=a, max_tokens=questions.limit)
-            for e, b, t, a in rows
+            Answer(
+                messages=e.prompt, tools=e.tools, label=right, base=b, tuned=t, artifact=a, max_tokens=questions.limit
+            )
+            for e, right, b, t, a in rows
         ),
     )
     metrics = {"task": task.value, "goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}

@@ -25,7 +25,15 @@ from finetune_jobs.store import Store
 def publish(context: Context) -> Made:
     """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, as Store."""
     upstream = context.input.upstream
-    answers, metrics = _read_evaluation(context)
+    asked, metrics = _read_evaluation(context)
+    # Servers answer a prompt with tools in a form of their own, which cannot be compared with the text of a model.
+    answers = [answer for answer in asked if not answer.tools]
+    if not answers:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            "Every test example calls tools: nothing is left that a server's answers could be compared with. Add "
+            "examples that are answered in words.",
+        )
     export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
