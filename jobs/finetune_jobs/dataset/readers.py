@@ -29,7 +29,7 @@ def read_rows(
     """Every row of ``path``, which is a copy of ``uri``.
 
     ``columns`` are those that every row needs, of a Parquet file the only ones that are read. An empty list: rows are
-    in a form that needs no mapping. None: any columns will do. ``report`` is told how many of the file's bytes are read.
+    in a form that needs no mapping. None: any columns will do. ``report`` is told how many bytes are read.
 
     Raises StageError (DatasetInvalid) for a file without a row (unless it ``may_be_empty``), in UTF-16, cut off,
     damaged or a decompression bomb, and for a table that lacks columns.
