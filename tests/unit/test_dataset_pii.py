@@ -16,7 +16,8 @@ from finetune_api.dataset import OnFinding, Pii
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset.pii import Finding, Recognition, internet
 from finetune_jobs.dataset.pii.cards import passes_luhn
-from finetune_jobs.dataset.pii.findings import without_overlaps
+from finetune_jobs.dataset.pii.findings import Recognizer, without_overlaps
+from finetune_jobs.dataset.pii.identifiers import IDENTIFIERS
 from finetune_jobs.dataset.pii.masking import Pseudonyms, counts, map_arguments
 from finetune_jobs.dataset.pii.recognition import DEFAULT, ON_REQUEST
 from finetune_jobs.errors import StageError
@@ -213,6 +214,17 @@ def test_of_overlapping_findings_the_surest_and_longest_stays(places: list[tuple
     for lost in set(findings) - set(kept):
         rivals = [k for k in kept if k.start < lost.end and lost.start < k.end]
         assert any((r.score, r.end - r.start) >= (lost.score, lost.end - lost.start) for r in rivals)
+
+
+LATIN = st.characters(max_codepoint=0x24F, exclude_characters="ſıİK")
+
+
+@pytest.mark.parametrize("recognizer", IDENTIFIERS, ids=lambda recognizer: str(recognizer.entity))
+@given(data=st.data())
+def test_hints_are_in_every_text_with_a_word_of_the_context(recognizer: Recognizer, data: st.DataObject) -> None:
+    context = recognizer.find.args[-1]  # type: ignore[attr-defined]
+    text = data.draw(st.from_regex(context.words, alphabet=LATIN))
+    assert context.within(text) is True
 
 
 def test_nothing_reaches_for_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,10 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer
-
-_TRIGGER: Final = re.compile(r"\d.{0,3}?\d", re.DOTALL)
-"""All of these numbers hold two digits near each other."""
+from finetune_jobs.dataset.pii.findings import SEVEN_DIGITS, Context, Finding, Recognizer
 
 
 def _whole(pattern: str) -> re.Pattern[str]:
@@ -28,23 +25,30 @@ def _find(
                 yield Finding(*match.span(), entity, 0.6)
 
 
-def _identifier(entity: str, pattern: str, context: Context, grouped: str | None = None) -> Recognizer:
+def _identifier(
+    entity: str,
+    pattern: str,
+    context: Context,
+    *,
+    grouped: str | None = None,
+    trigger: re.Pattern[str] = SEVEN_DIGITS,
+) -> Recognizer:
     known = _whole(grouped) if grouped else None
-    return Recognizer(entity, _TRIGGER, partial(_find, entity, known, _whole(pattern), context))
+    return Recognizer(entity, trigger, partial(_find, entity, known, _whole(pattern), context))
 
 
 # Area 001 to 899 without 666, group 01 to 99, serial 0001 to 9999 (SSA: Social Security Number Randomization, 2011).
 _SSN: Final = _identifier(
     "US_SSN",
     r"(?!000|666|9)\d{3}[- ]?(?!00)\d\d[- ]?(?!0000)\d{4}",
-    Context("ssns?", r"ss ?(?:no|number|\#)", "social ?sec(?:urity)?", "soc sec", "social"),
+    Context("ssns?", r"ss ?(?:no|number|\#)", "social", "social ?sec(?:urity)?", "soc sec", hints=("ss", "soc")),
     grouped=r"(?!000|666|9)\d{3}([-.\ ])(?!00)\d\d\1(?!0000)\d{4}",
 )
 # Area 900 to 999 and the groups that the tax office uses (IRS: Internal Revenue Manual 3.21.263).
 _ITIN: Final = _identifier(
     "US_ITIN",
     r"9\d\d[- ]?(?:5\d|6[0-5]|7\d|8[0-8]|9[0-24-9])[- ]?\d{4}",
-    Context("itin", "tin", "tax ?payers?", "tax ?ids?", "tax (?:identification )?number"),
+    Context("itin", "tin", "tax ?payers?", "tax ?ids?", "tax (?:identification )?number", hints=("tin", "tax")),
     grouped=r"9\d\d([-\ ])(?:5\d|6[0-5]|7\d|8[0-8]|9[0-24-9])\1\d{4}",
 )
 # The forms of the states, letters and digits joined, and as the cards of some states group them.
@@ -52,32 +56,37 @@ _DRIVER_LICENSE: Final = _identifier(
     "US_DRIVER_LICENSE",
     "|".join(
         (
-            r"[A-Z]\d{3,14}|[A-Z]\d{18}|[A-Z]{2}\d{2,7}[A-Z]?|[A-Z]{3}\d{6}|\d{6,14}|\d{16}",  # most states
+            r"[A-Z]\d{4,14}|[A-Z]\d{18}|[A-Z]{2}\d{4,7}[A-Z]?|[A-Z]{3}\d{6}|\d{6,14}|\d{16}",  # most states
             r"\d{7,9}[A-Z]{1,2}|\d{2}[A-Z]{3}\d{5,6}|\d{3}[A-Z]{2}\d{4}|[A-Z]\d{6}R",  # IA, VT; NH; MO
-            r"[A-Z]\d[A-Z]\d[A-Z]|(?=[A-Z*]{0,9}\d)[A-Z*]{3,7}[A-Z\d*]{5,9}",  # KS; WA
-            r"[A-Z]\d{2,4}(?:[- ]\d{2,4}){1,4}(?:-\d)?|\d{2,3}(?:[- ]\d{2,3}){1,3}",  # FL, IL, WI; NY, PA
+            r"[A-Z]\d{2,4}(?:[- ]\d{2,4}){1,4}(?:-\d)?|\d{2,3}(?:[- ]\d{2,3}){2,3}",  # FL, IL, WI; NY, PA
         )
     ),
     Context(
         *(
-            r"driver'?s?'?’?s? ?(?:licen[cs]es?|permits?|ids?)",
-            r"driving (?:licen[cs]es?|permits?)",
+            "driver['’]?s?['’]? ?(?:licen[cs]es?|permits?|ids?)",
+            "driving (?:licen[cs]es?|permits?)",
             "dl",
             "dln",
             "cdl",
         ),
-        *(r"licen[cs]e ?(?:\#|numbers?|no)", "licen[cs]es?", "führerschein(?:nummer)?", "permis de conduire"),
+        *(r"(?:my|your|his|her|their) licen[cs]e", r"licen[cs]e ?(?:\#|numbers?|no)"),
+        *("führerschein(?:nummer)?", "permis de conduire"),
+        hints=("driv", "dl", "licen", "führer", "permis"),
     ),
+    trigger=re.compile(r"\d\d[- ]?\d\d"),
 )
 # Nine digits, or a letter and eight digits since 2021 (U.S. Department of State: Next Generation Passport).
-_PASSPORT: Final = _identifier("US_PASSPORT", r"[A-Z]?\d{8}|\d{9}", Context("passports?", "reisepass", "passeport"))
-# Four to seventeen digits (Nacha Operating Rules); fewer than six are too often something else.
+_PASSPORT: Final = _identifier(
+    "US_PASSPORT", r"[A-Z]?\d{8}|\d{9}", Context("passports?", "reisepass", "passeport", hints=("pass",))
+)
+# Four to seventeen digits (Nacha Operating Rules); fewer than seven are too often something else.
 _BANK_NUMBER: Final = _identifier(
     "US_BANK_NUMBER",
-    r"\d{6,17}|\d{2,6}(?:[- ]\d{2,6}){1,3}",
+    r"\d{7,17}|(?=(?:\d[- ]?){7})\d{2,6}(?:[- ]\d{2,6}){1,3}",
     Context(
         *("(?:bank|checking|savings?|current|deposit) accounts?", r"accounts? ?(?:\#|numbers?|nos?)", "acct", "acc no"),
         *("routing(?: number)?", "sort code", "kontonummer", "direct deposit"),
+        hints=("acc", "routing", "sort", "konto", "deposit"),
     ),
 )
 _MONTH: Final = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
@@ -85,6 +94,10 @@ _BIRTH: Final = _identifier(
     "DATE_OF_BIRTH",
     rf"""(?:19|20)\d\d[-/.]\d?\d[-/.]\d?\d | \d?\d[-/.]\d?\d[-/.](?:(?:19|20)\d\d|\d\d)
       | \d?\d(?:st|nd|rd|th)?\ (?:of\ )?{_MONTH},?\ (?:19|20)\d\d | {_MONTH}\ \d?\d(?:st|nd|rd|th)?,?\ (?:19|20)\d\d""",
-    Context("dob", r"d\.o\.b", "date of birth", "birth ?dates?", "birth ?days?", "born", "geboren", "geburtsdatum"),
+    Context(
+        *("dob", r"d\.o\.b", "date of birth", "birth ?dates?", "birth ?days?", "born", "geboren", "geburtsdatum"),
+        hints=("dob", "d.o.b", "birth", "born", "geb"),
+    ),
+    trigger=re.compile(r"(?:19|20)\d\d|\d[-/.]\d\d?[-/.]\d"),
 )
 IDENTIFIERS: Final = (_SSN, _ITIN, _DRIVER_LICENSE, _PASSPORT, _BANK_NUMBER, _BIRTH)

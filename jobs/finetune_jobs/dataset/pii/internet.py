@@ -21,6 +21,7 @@ _LOCAL: Final = r"\w[\w.!#$%&'*+^{|}~-]{0,63}"
 """The part before the @, 64 characters at most (RFC 5321, 4.5.3.1.1), without what programs write around addresses."""
 
 _EMAIL: Final = re.compile(rf"(?<!\w)({_LOCAL})@({_HOST})(?![\w@])")
+_SPELLED_AT: Final = re.compile(r"[\[(] ?at ?[\])]", re.IGNORECASE)
 _SPELLED: Final = re.compile(
     rf"(?<!\w)({_LOCAL}) ?[\[(] ?at ?[\])] ?({_LABEL}(?:(?:\.| ?[\[(] ?dot ?[\])] ?){_LABEL})+)(?!\w)", re.IGNORECASE
 )
@@ -29,8 +30,9 @@ _SPELLED: Final = re.compile(
 def _emails(text: str) -> Iterator[Finding]:
     for match in _EMAIL.finditer(text):
         yield Finding(*match.span(), "EMAIL_ADDRESS", 1.0 if _suffix(match[2]) else 0.6)
-    for match in _SPELLED.finditer(text):
-        yield Finding(*match.span(), "EMAIL_ADDRESS", 0.6)
+    if _SPELLED_AT.search(text):
+        for match in _SPELLED.finditer(text):
+            yield Finding(*match.span(), "EMAIL_ADDRESS", 0.6)
 
 
 _URL: Final = re.compile(

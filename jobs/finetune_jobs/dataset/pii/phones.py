@@ -11,16 +11,15 @@ from typing import Final
 
 import phonenumbers
 
-from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer
+from finetune_jobs.dataset.pii.findings import SEPARATOR, SEVEN_DIGITS, Context, Finding, Recognizer
 
-_SEPARATOR: Final = r"[ .\-/()\u2010-\u2015]"
 _OPEN: Final = r"(?:\((?=\d{1,5}\)))?"
 _BEGIN: Final = r"(?<![\w+$€£¥])(?<!\d[.,:/\-])"
 _EXTENSION: Final = r"(?:[ ,]{0,2}(?:x|ext(?:ension|n)?\.?|#|;ext=|durchwahl|poste)[ :.]{0,2}\d{1,6})?"
 _END: Final = rf"{_EXTENSION}(?!\w)(?![.,:/\-]\d)(?! ?[%€$£°])"
 
 _INTERNATIONAL: Final = re.compile(
-    rf"(?<![\w+])(?P<core>(?:\+ ?|(?<!\d )(?:00[ \-]?|011[ \-])){_OPEN}[1-9](?:{_SEPARATOR}{{0,3}}\d){{6,16}}){_END}",
+    rf"(?<![\w+])(?P<core>(?:\+ ?|(?<!\d )(?:00[ \-]?|011[ \-])){_OPEN}[1-9](?:{SEPARATOR}{{0,3}}\d){{6,16}}){_END}",
     re.IGNORECASE,
 )
 _AMERICAN: Final = re.compile(
@@ -29,7 +28,7 @@ _AMERICAN: Final = re.compile(
     re.IGNORECASE,
 )
 _NATIONAL: Final = re.compile(
-    rf"{_BEGIN}(?<!\d )(?P<core>{_OPEN}\d(?:{_SEPARATOR}{{0,2}}\d){{6,12}}){_END}(?!{_SEPARATOR}{{1,2}}\d)",
+    rf"{_BEGIN}(?<!\d )(?P<core>{_OPEN}\d(?:{SEPARATOR}{{0,2}}\d){{6,12}}){_END}(?!{SEPARATOR}{{1,2}}\d)",
     re.IGNORECASE,
 )
 
@@ -97,7 +96,7 @@ def _international_score(number: str) -> float:
         return 0.0
     if phonenumbers.is_valid_number(parsed):
         return 0.8
-    return 0.5 if phonenumbers.is_possible_number(parsed) or re.search(rf"\d{_SEPARATOR}", number) else 0.0
+    return 0.5 if phonenumbers.is_possible_number(parsed) or re.search(rf"\d{SEPARATOR}", number) else 0.0
 
 
 def _national_score(text: str, match: re.Match[str]) -> float:
@@ -136,4 +135,4 @@ def _names_something_else(text: str, match: re.Match[str]) -> bool:
     return _OTHER_WORD.search(text[max(0, match.start() - 30) : match.start()]) is not None
 
 
-PHONES: Final = Recognizer("PHONE_NUMBER", re.compile(rf"\d(?:{_SEPARATOR}{{0,3}}\d){{6}}"), _phones)
+PHONES: Final = Recognizer("PHONE_NUMBER", SEVEN_DIGITS, _phones)

@@ -10,7 +10,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final
 
-from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer
+from finetune_jobs.dataset.pii.findings import SEVEN_DIGITS, Context, Finding, Recognizer
 
 
 @cache
@@ -28,19 +28,19 @@ def _find(entity: str, name: str, context: Context | None, text: str) -> Iterato
             yield Finding(start, end, entity, result.score)
 
 
-def _presidio(entity: str, name: str, trigger: str, context: Context | None = None) -> Recognizer:
+def _presidio(entity: str, name: str, trigger: str | re.Pattern[str], context: Context | None = None) -> Recognizer:
     return Recognizer(entity, re.compile(trigger), partial(_find, entity, name, context))
 
 
 DEFAULT: Final = (
     _presidio("IBAN_CODE", "IbanRecognizer", r"[A-Z]{2}\d{2}[ -]?[A-Z\d]{4}"),
-    _presidio("CRYPTO", "CryptoRecognizer", r"\w{26}"),
-    _presidio("MAC_ADDRESS", "MacAddressRecognizer", r"\w\w[:-]\w\w[:-]\w\w[:-]|\w{4}\.\w{4}\.\w{4}"),
+    _presidio("CRYPTO", "CryptoRecognizer", r"[13]\w{25}"),
+    _presidio("MAC_ADDRESS", "MacAddressRecognizer", r"[:-]\w\w[:-]\w\w[:-]|\.\w{4}\.\w{4}"),
     # a check digit alone lets every tenth order number pass
     _presidio(
         "MEDICAL_LICENSE",
         "MedicalLicenseRecognizer",
-        r"\w\d{7}",
+        SEVEN_DIGITS,
         Context(
             "dea", "medical", "prescri(?:ber|bed|ption|bing)", "physicians?", "doctors?", "dr", "certificate", "license"
         ),
@@ -48,7 +48,7 @@ DEFAULT: Final = (
     _presidio(
         "UK_NHS",
         "NhsRecognizer",
-        r"\d{3}[- ]?\d{3}[- ]?\d{4}",
+        SEVEN_DIGITS,
         Context("nhs", "national health", "health (?:service|authority|number)", "patients?", "gp"),
     ),
 )
