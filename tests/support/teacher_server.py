@@ -92,6 +92,9 @@ class TeacherServer:
                 with suppress(ConnectionError):  # a client that has given up
                     teacher._serve(self, content)
 
+            def do_GET(self) -> None:
+                teacher._send(self, Reply(body=b"{}"))
+
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
                 pass
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +26,7 @@ from finetune_jobs.distillation.prompts import questions, recipe
 from finetune_jobs.distillation.teacher import API_KEY_VARIABLE, Teacher
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.store import Store
-from tests.support.distilling import KEY, config, echo, failure, prompts, run
+from tests.support.distilling import KEY, QUICK, config, echo, failure, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import RUN
 from tests.support.teacher_server import Reply, TeacherServer, says
@@ -176,12 +177,12 @@ def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the
 
     def behaviour(prompt: str, nth: int) -> Reply:
         stopping.set()
-        return says("the only one")
+        return says("on its way", delay=1.5)
 
     with TeacherServer.running(behaviour) as server:
-        spec = config(server.url, requests_per_minute=100, concurrency=8)
+        spec = config(server.url, requests_per_minute=120, concurrency=8)
         with pytest.raises(StoppedError):
-            run(store, prompts(20), spec, stopping=stopping)
+            run(store, prompts(20), spec, stopping=stopping, patience=replace(QUICK, grace=3.0))
         assert Journal.of(store, RUN, spec).spent == Tokens(10 * len(server.received), 5 * len(server.received))
     assert len(server.received) <= 2
 

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Final
 
@@ -40,6 +41,9 @@ class Inquiry:
         self._config, self._teacher, self._journal, self._patience = config, teacher, journal, patience
         self._pacer = Pacer(config.requests_per_minute)
         self._breaker = Breaker(teacher.url, config.concurrency, patience)
+        self._in_flight = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._closing = False
         self._not_kept: tuple[StageError, float] | None = None
         self.budget = Budget(config.prices, Decimal(config.max_cost), journal.spent)
@@ -82,8 +86,14 @@ class Inquiry:
                 report(self.answered + len(self.given_up), count)
             if running and (stopping.is_set() or (deadline and time.monotonic() > deadline)):
                 self._closing = True
-                await asyncio.wait(running, timeout=self._patience.grace)
+                await self._arrivals()
                 raise self._interrupted(count, stopping.is_set())
+
+    async def _arrivals(self) -> None:
+        """Give answers that are on their way a moment to arrive."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.grace):
+                await self._quiet.wait()
 
     def _interrupted(self, count: int, stopped: bool) -> BaseException:
         state = f"the teacher has answered {self.answered} of {count} prompts; the answers are kept"
@@ -145,7 +155,7 @@ class Inquiry:
             if self._closing:
                 return None
             used = Tokens.guessed(most.input, most.output)  # what a request costs whose answer never comes is not known
-            answer = await self._teacher.ask(text)
+            answer = await self._ask(text)
             used = answer.tokens
         except AttemptError as error:
             used = used if error.charged else Tokens()
@@ -157,6 +167,16 @@ class Inquiry:
             self.budget.settle(most, used)
             self._note(question, answer, used)
         return None
+
+    async def _ask(self, text: str) -> Answer:
+        self._in_flight += 1
+        self._quiet.clear()
+        try:
+            return await self._teacher.ask(text)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._quiet.set()
 
     def _note(self, question: Question, answer: Answer | None, used: Tokens) -> None:
         if answer is not None:
