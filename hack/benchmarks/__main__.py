@@ -12,7 +12,7 @@ from hack.benchmarks.result import DIRECTORY, Result
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY
 
-NAMES = ("operator_latency", "overhead", "demo_time")
+NAMES = ("operator_latency", "overhead", "demo_time", "prepare_throughput", "pii")
 
 
 def main(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.dataset import Cleaning, Duplicates, Pii, Split
+from finetune_api.dataset import Duplicates
 from hack.benchmarks.pii import presidio
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say
@@ -81,44 +81,34 @@ def in_a_process(way: str, rows: Path) -> Usage:
 
 
 def prepare_rows(rows: Path) -> dict[str, int]:
-    """Our way, function by function, as the stage calls them."""
-    from finetune_jobs.dataset import leakage
-    from finetune_jobs.dataset.cleaning import Cleaner
-    from finetune_jobs.dataset.near_duplicates import NearDuplicates, compared_text
-    from finetune_jobs.dataset.pii.masking import Pseudonyms
-    from finetune_jobs.dataset.pii.recognition import Recognition
-    from finetune_jobs.dataset.split import Part, assign, unite
+    """Our way: the passes of the stage, without the tokenizer, which the plain way does not have either."""
+    from finetune_api.dataset import DataFormat, Source, Task, TaskType
+    from finetune_api.stages import PrepareParams
+    from finetune_jobs.dataset.collect import Copy, collect
+    from finetune_jobs.dataset.division import divide
+    from finetune_jobs.dataset.sources import SourceFile
+    from finetune_jobs.dataset.tokens import Encoded, Encoder
     from finetune_jobs.dataset.validation import Example
+    from finetune_jobs.modelling import chat
 
-    cleaner, recognition, near = Cleaner(Cleaning()), Recognition(Pii()), NearDuplicates(Duplicates().near_percent)
-    labels: dict[str, str] = {}
-    findings = 0
-    spool = rows.with_suffix(".spool")
-    with rows.open("rb") as source, spool.open("w") as out:
-        for line in source:
-            pseudonyms, messages, before = Pseudonyms(), [], ""
-            for message in json.loads(line)["messages"]:
-                text = cleaner.text(message["content"])
-                found = recognition.find(text, before)
-                findings += len(found)
-                messages.append({"role": message["role"], "content": pseudonyms.mask(text, found) if found else text})
-                before = text
-            example = Example(messages)
-            if example.identity not in labels:
-                labels[example.identity] = ""
-                near.add(example.identity, compared_text(messages))
-                out.write(json.dumps([example.identity, compared_text(messages)]) + "\n")
-    clusters = near.clusters()
-    parts = assign(labels, Split(), unite(clusters.items()))
+    class Untokenised(Encoder):
+        def encode(self, example: Example, place: str) -> list[Encoded]:
+            return [Encoded(example, [chat.Encoded([], [])])]
 
-    def texts(part: Part) -> Iterator[tuple[str, str]]:
-        with spool.open() as lines:
-            for identity, text in map(json.loads, lines):
-                if parts[identity] is part:
-                    yield identity, text
+    source = Source(uri="s3://bench/rows.jsonl")
+    params = PrepareParams(sources=[source], task=Task(type=TaskType.TEXT))
+    file = SourceFile(source, str(source.uri), rows.stat().st_size, "", DataFormat.JSONL, False, lambda path: None)
+    made = collect([Copy(file, rows)], params, Untokenised(None, 0, params), rows.with_suffix(".spool"), _silent)
+    division = divide(made.ledger, made.clusters, made.texts, params)
+    return {
+        "examples": len(division.parts),
+        "findings": made.intake.personal.total(),
+        "nearDuplicates": len(made.clusters),
+    }
 
-    leaks = leakage.find(texts(Part.TRAIN), texts(Part.TEST), Duplicates().near_percent)
-    return {"examples": len(labels), "findings": findings, "nearDuplicates": len(clusters), "leaks": len(leaks)}
+
+def _silent(_done: int, _total: int) -> None:
+    """Nobody looks at the progress."""
 
 
 def prepare_rows_plainly(rows: Path) -> dict[str, float]:

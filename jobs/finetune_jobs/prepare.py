@@ -58,7 +58,7 @@ def prepare(context: Context) -> Made:
     own.encoder.require_short()
     require_learnable(own.ledger, params)
     context.progress.report(0.75, "looking for near duplicates, dividing")
-    division = divide(own.ledger, own.near, own.texts, params)
+    division = divide(own.ledger, own.clusters, own.texts, params)
     require_enough(own.ledger, division)
     general = _replay(context, params, copies, own, division)
     folder = context.scratch / "dataset"

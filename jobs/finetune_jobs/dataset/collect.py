@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from finetune_jobs.dataset.readers import Fault, Row, read_rows
 from finetune_jobs.dataset.sources import SourceFile
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.spool import Spooled, SpoolWriter, read_spool
-from finetune_jobs.dataset.tokens import Encoded, Encoder
+from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.validation import Example
 from finetune_jobs.progress import Report
 
@@ -38,8 +38,9 @@ class Collected:
     ledger: Ledger
     intake: Intake
     encoder: Encoder
-    near: NearDuplicates
     spool: Path
+    clusters: dict[str, str] = field(default_factory=dict)
+    """The cluster of every example that has near duplicates."""
     added: int = 0
     """Examples that are pieces of longer ones, beyond the first."""
 
@@ -71,7 +72,7 @@ def collect(
     ``report`` is told how many bytes are read. Raises StageError as ``read_rows``, ``Intake`` and ``Encoder``.
     """
     ledger, near = Ledger(params.task.type), NearDuplicates(params.duplicates.near_percent)
-    made = Collected(ledger, Intake(params), encoder, near, spool)
+    made = Collected(ledger, Intake(params), encoder, spool)
     total, done = sum(copy.file.size for copy in copies), 0
     with SpoolWriter(spool) as out:
         for copy in copies:
@@ -82,13 +83,17 @@ def collect(
 
             for row in _rows(copy, params, read):
                 ledger.read += 1
-                _take(made, row, copy.file, params, out, benchmark)
+                for example in _take(made, row, copy.file, params, out, benchmark):
+                    near.add(example.identity, compared_text(example.messages))
             done += copy.file.size
+    made.clusters = near.clusters()
     return made
 
 
 def _rows(copy: Copy, params: PrepareParams, report: Report) -> Iterator[Row | Fault]:
     file, columns = copy.file, params.columns.names if params.columns else []
+    if columns and params.group_by:
+        columns = [*columns, params.group_by]
     return read_rows(copy.path, file.uri, file.format, columns, report=report, may_be_empty=file.one_of_many)
 
 
@@ -99,8 +104,8 @@ def _take(
     params: PrepareParams,
     out: SpoolWriter,
     benchmark: Reference | None,
-) -> None:
-    """One row: it becomes an example, a fault, or is left out; each is counted once."""
+) -> Iterator[Example]:
+    """One row: it becomes an example (or several), a fault, or is left out; each is counted once."""
     ledger = made.ledger
     example = row if isinstance(row, Fault) else made.intake.take(row)
     if isinstance(example, Fault):
@@ -124,15 +129,10 @@ def _take(
     for number, piece in enumerate(pieces):
         if piece.example is not example and not ledger.is_new(piece.example, place):
             continue
-        _keep(made, piece, place, part, out)
+        index = ledger.keep(piece.example, place, piece.tokens, part)
+        out.add(Spooled(index, _line(piece.example), piece.pieces))
         made.added += number > 0
-
-
-def _keep(made: Collected, piece: Encoded, place: Place, part: Part | None, out: SpoolWriter) -> None:
-    example = piece.example
-    index = made.ledger.keep(example, place, piece.tokens, part)
-    made.near.add(example.identity, compared_text(example.messages))
-    out.add(Spooled(index, _line(example), piece.pieces))
+        yield piece.example
 
 
 def benchmark_texts(copies: list[Copy]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset import leakage, sampling
 from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.near_duplicates import NearDuplicates
 from finetune_jobs.dataset.split import Part, assign, unite
 
 Texts = Callable[[set[str]], Iterable[tuple[str, str]]]
@@ -30,8 +29,8 @@ class Division:
     """Training examples that a pilot leaves aside."""
 
 
-def divide(ledger: Ledger, near: NearDuplicates, texts: Texts, params: PrepareParams) -> Division:
-    """The division that the spec asks for.
+def divide(ledger: Ledger, near: Mapping[str, str], texts: Texts, params: PrepareParams) -> Division:
+    """The division that the spec asks for; ``near`` are the clusters of near duplicates.
 
     Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is nearly the same.
     """
@@ -52,10 +51,10 @@ def divide(ledger: Ledger, near: NearDuplicates, texts: Texts, params: PreparePa
     return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen))
 
 
-def _clusters(near: NearDuplicates, labels: Mapping[str, str]) -> list[list[str]]:
+def _clusters(near: Mapping[str, str], labels: Mapping[str, str]) -> list[list[str]]:
     """Near duplicates that are still there, the one to keep first."""
     members: dict[str, list[str]] = defaultdict(list)
-    for identity, cluster in sorted(near.clusters().items()):
+    for identity, cluster in sorted(near.items()):
         if identity in labels:
             members[cluster].append(identity)
     return [identities for identities in members.values() if len(identities) > 1]

@@ -106,6 +106,8 @@ _RANDOM_BITS: Final = 3.0
 def find_secrets(text: str) -> list[Finding]:
     """What must not be learnt, by place, without overlaps; the entity is the kind, e.g. GITHUB_TOKEN or PASSWORD."""
     lower = text.lower()
+    if not _ANY_HINT.search(lower):
+        return []
     found = [
         Finding(*match.span("secret"), kind.name)
         for kind in _hinted(_TOKENS, lower)
@@ -118,6 +120,10 @@ def find_secrets(text: str) -> list[Finding]:
             if _looks_secret(kind, match["secret"])
         ]
     return without_overlaps(found)
+
+
+_ANY_HINT: Final = re.compile("|".join({re.escape(hint) for kind in (*_TOKENS, *_BY_NAME) for hint in kind.hints}))
+"""One search tells most texts apart, which have none of them."""
 
 
 def _hinted(kinds: Iterable[_Kind], lower: str) -> Iterator[_Kind]:

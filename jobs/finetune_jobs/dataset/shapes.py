@@ -232,6 +232,8 @@ def _text(line: int, place: str, value: Any) -> str | Fault:
         return Fault(line, place, "empty", "is empty")
     if "\0" in text:
         return Fault(line, place, "nulByte", f"holds a NUL byte at character {text.index(chr(0)) + 1}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return Fault(line, place, "loneSurrogate", "holds half a surrogate pair, which is no text")
     return text
