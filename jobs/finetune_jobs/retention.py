@@ -19,7 +19,7 @@ from finetune_jobs.store import Store
 log = logging.getLogger(__name__)
 
 _CHECKPOINT: Final = re.compile(r"(?P<folder>(?P<training>[0-9a-f]{16})/(.+/)?checkpoint-(?P<step>[0-9]+))/.+")
-_SECONDS: Final = 30.0
+_SECONDS: Final = 10.0
 """Longest that a finished training waits for old checkpoints to be deleted."""
 
 

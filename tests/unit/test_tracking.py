@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from prometheus_client import CollectorRegistry, generate_latest
+from pydantic import ValidationError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -101,6 +103,26 @@ def download(store: Store, folder: Path) -> EventAccumulator:
 
 def series(events: EventAccumulator, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)}
+
+
+# The spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "valid"),
+    [
+        ({"url": "http://mlflow.tracking.svc:5000"}, True),
+        ({"url": "https://mlflow.example.org/team/a", "experiment": "Support answers/v2"}, True),
+        ({"url": "https://user:secret@mlflow.example.org"}, False),
+        ({"url": "file:///tmp/mlruns"}, False),
+        ({"url": "databricks"}, False),
+        ({"url": "http://mlflow:5000?token=x"}, False),
+        ({"url": "http://mlflow:5000", "experiment": "' OR '1'='1"}, False),
+    ],
+)
+def test_a_server_is_named_by_a_plain_url(fields: dict[str, str], valid: bool) -> None:
+    with nullcontext() if valid else pytest.raises(ValidationError):
+        Mlflow(**fields)
 
 
 # What is measured
@@ -358,4 +380,4 @@ def test_nothing_but_the_tracking_server_is_contacted(mlflow_url: str, tmp_path:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, mlflow_url], env=environment, capture_output=True, timeout=120, check=True
     )
-    assert json.loads(ended.stdout.splitlines()[-1]) == [True, ["127.0.0.1"]]
+    assert json.loads(ended.stdout) == [True, ["127.0.0.1"]], "and nothing else is printed where the result may go"

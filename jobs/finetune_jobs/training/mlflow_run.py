@@ -103,6 +103,7 @@ def _client(url: str) -> Any:
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # where the stage's result may go
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_TIMEOUT_SECONDS),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # Repeating tries again
     }
