@@ -19,6 +19,7 @@ from finetune_jobs.dataset.pii.cards import passes_luhn
 from finetune_jobs.dataset.pii.findings import Recognizer, without_overlaps
 from finetune_jobs.dataset.pii.identifiers import IDENTIFIERS
 from finetune_jobs.dataset.pii.masking import Pseudonyms, counts, map_arguments
+from finetune_jobs.dataset.pii.ner import package_folder
 from finetune_jobs.dataset.pii.recognition import DEFAULT, ON_REQUEST
 from finetune_jobs.errors import StageError
 
@@ -128,7 +129,7 @@ def test_other_numbers_are_found_where_a_word_says_what_they_are(entity: str, te
         "DE89 3704 0044 0532 0130 01 has a wrong check digit",
         "edit readme.md and main.py, then obj.id or user.name and log.info(x), e.g. this. Then.That",
         "lodash@4.17.21, @decorator, a@b, x @ y",
-        "version 1.2.3.4, 127.0.0.1, ::1, 256.1.1.1, std::vector<int>, 12:30:45",
+        "version 1.2.3.4, 127.0.0.1, ::1, 256.1.1.1, std::vector<int>, x[1::2], add::bad, 12:30:45",
         "sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         "123e4567-e89b-12d3-a456-426614174000 at 1700000000",
         "A1234567 and 912803456 and 000123456789 and 12/03/1980",
@@ -360,6 +361,18 @@ def test_a_pipeline_of_spacy_finds_names_beside_the_patterns(pipeline: Path) -> 
     names = Pseudonyms()
     assert names.mask(text, recognition.find(text)).startswith("<PERSON_1> of Acme in <LOCATION_1>")
     assert recognition.find(text) == recognition.find_unfiltered(text)
+
+
+def test_a_pipeline_may_be_an_installed_package(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "en_names").symlink_to(pipeline)
+    (pipeline / "__init__.py").write_text("raise AssertionError('the package must not be run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ("PERSON", "Jane Miller") in found("Jane Miller", Recognition(Pii(), ner=package_folder("en_names")))
+    for name in ("en_missing", "os.path", "../en_names"):
+        with pytest.raises(StageError, match="no such package is installed"):
+            package_folder(name)
 
 
 def test_long_texts_are_read_to_their_end(pipeline: Path) -> None:

@@ -92,20 +92,26 @@ _IP: Final = re.compile(
     r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:/\d{1,2})?(?![\w/])(?!\.\d)"
     r"|(?<![\w:.])(?=[0-9A-Fa-f:]*:[0-9A-Fa-f]*:)[0-9A-Fa-f:]{2,39}(?:(?<=:)(?:\d{1,3}\.){3}\d{1,3})?(?:/\d{1,3})?(?![\w:])(?!\.\d)"
 )
+_LONG_GROUP: Final = re.compile(r"(?=[A-Fa-f]*\d)[0-9A-Fa-f]{3}")
 _VERSION: Final = re.compile(r"(?:version|release|build|firmware|ver\.?|v\.?)\s*:?\s*$", re.IGNORECASE)
 
 
 def _ips(text: str) -> Iterator[Finding]:
     for match in _IP.finditer(text):
-        try:
-            address = ipaddress.ip_interface(match.group()).ip
-        except ValueError:
-            continue
-        if address.is_loopback or address.is_unspecified or not any(map(str.isdigit, match.group())):
-            continue
-        if _VERSION.search(text[: match.start()][-12:]):
-            continue
-        yield Finding(*match.span(), "IP_ADDRESS", 0.6)
+        is_version = _VERSION.search(text[max(0, match.start() - 12) : match.start()])
+        if not is_version and _is_of_a_machine(match.group()):
+            yield Finding(*match.span(), "IP_ADDRESS", 0.6)
+
+
+def _is_of_a_machine(value: str) -> bool:
+    """Whether a text is an address of some other machine: not this one's, no slice of a list, no name of C++."""
+    try:
+        address = ipaddress.ip_interface(value).ip
+    except ValueError:
+        return False
+    if address.is_loopback or address.is_unspecified:
+        return False
+    return address.version == 4 or _LONG_GROUP.search(value) is not None
 
 
 EMAILS: Final = Recognizer("EMAIL_ADDRESS", re.compile(r"@|[\[(] ?at ?[\])]", re.IGNORECASE), _emails)
