@@ -73,7 +73,7 @@ class Tally:
 
 
 def run() -> Result:
-    """Measure both sides on the same texts; the value is our recall in percent over the types that patterns can find."""
+    """Measure both sides; the value is our recall in percent, over the types that patterns can find."""
     texts = read(Path(os.environ.get("FINETUNE_PII_DATA", DATA)))
     ours, theirs = tally(texts, Recognition(Pii()).find), tally(texts, presidio())
     details = {
