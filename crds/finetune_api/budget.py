@@ -11,13 +11,13 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Message, WireModel
+from finetune_api.base import ApiModel, WireModel
 from finetune_api.training import Training
 
 CURRENCY: Final = "USD"
 _CENT: Final = Number("0.01")
 
-Usd = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,2})?$", min_length=1, max_length=10)]
+Usd = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,2})?$", max_length=16)]
 """An amount of money as text, e.g. ``12.50``."""
 
 
@@ -34,8 +34,8 @@ class Budget(ApiModel):
     max_cost: Usd
     """Most that a run's GPUs may cost, in US dollars, e.g. 25.00."""
     on_exceeded: OnExceeded = OnExceeded.CHECKPOINT
-    """Checkpoint: training stops in time, and its best checkpoint is exported, evaluated and published. Fail: the run
-    fails with BudgetExceeded, before training when the forecast is too high already."""
+    """Checkpoint: training stops in time, its best checkpoint is exported, evaluated and published. Fail: the run ends
+    with BudgetExceeded, before training when the forecast is too high already."""
 
 
 class HardwareFacts(WireModel):
@@ -87,8 +87,6 @@ class FitStatus(WireModel):
     """Estimated speed of training."""
     load_seconds: Annotated[str, Field(max_length=16)] = ""
     """Estimated time that a stage needs to start and to get the model."""
-    message: Message = ""
-    """The same for people, or why nothing can be said."""
 
 
 class Basis(StrEnum):

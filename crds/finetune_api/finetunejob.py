@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel
+from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.storage import MODEL_URI, S3Uri, Storage
 from finetune_api.training import Training
@@ -75,6 +76,8 @@ class FineTuneJobSpec(ApiModel):
     """How to judge it."""
     output: Output
     """Where to publish."""
+    budget: Budget | None = None
+    """What a run's GPUs may cost; left out: no limit."""
     storage: Storage = Storage()
     """How to reach S3; used for sources, base model and output."""
     suspend: bool = False
@@ -262,6 +265,10 @@ class FineTuneJobStatus(WireModel):
     """Finished stages of all, e.g. 3/5."""
     progress: Progress | None = None
     """How far the running stage is."""
+    fit: FitStatus | None = None
+    """What preflight found out about memory and time."""
+    cost: CostStatus | None = None
+    """What the run's GPUs cost; absent for a profile without a price."""
     dataset: DatasetStatus | None = None
     """The data of the run."""
     evaluation: EvaluationStatus | None = None

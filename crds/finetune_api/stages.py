@@ -12,7 +12,9 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.base import WireModel
+from finetune_api.budget import HardwareFacts
 from finetune_api.dataset import Cleaning, Columns, Duplicates, Pii, Pilot, Replay, Source, Split, Task
+from finetune_api.distillation import Distillation
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
@@ -63,6 +65,7 @@ class PrepareParams(WireModel):
     split: Split = Split()
     benchmarks: list[Source] = []
     replay: Replay | None = None
+    distillation: Distillation | None = None
     pilot: Pilot | None = None
     task: Task = Task()
     max_length: int = 512
@@ -190,6 +193,12 @@ class StageInput(WireModel):
     reuse: bool = True
     upstream: Upstream = Upstream()
     params: Params = Params()
+    hardware: HardwareFacts | None = None
+    """Of resolve: what the profile's pods with a model have; with the next two fields no part of any key."""
+    alternatives: list[HardwareFacts] = []
+    """Of resolve: the platform's other profiles, to name one that would fit."""
+    allowance_seconds: int | None = None
+    """Of train: stop in time and keep the best checkpoint after so many seconds, over all attempts; None: no limit."""
     operator_version: str = ""
     """Lineage only."""
 

@@ -1,7 +1,8 @@
 """Stage resolve: what only the store knows, asked before any other resource is taken.
 
 For a FineTuneJob: can the output be written, safely and under this name; which files are the sources and the base
-model; which stages have been done before for exactly this input. For an AdapterDeployment: what the artifact is.
+model; which stages have been done before for exactly this input; does a training that is still to be done fit the
+profile. For an AdapterDeployment: what the artifact is.
 """
 
 import logging
@@ -17,6 +18,7 @@ from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, need
+from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.folders import read_record, require_manifest
 from finetune_jobs.publish import read_channel, require_owner
 from finetune_jobs.runner import Context, Made, run_stage
@@ -46,9 +48,11 @@ def _finetunejob(context: Context) -> Made:
     model = find_base_model(store, given.base_model_uri)
     context.progress.report(0.9, "looking for results to reuse")
     found = _find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
+    trained = any(entry.stage is Stage.TRAIN for entry in found)
+    admission = preflight(given, store, model, context.scratch, trained=trained)
     context.progress.report(1, "done")
-    scalars = {"sourceDigest": sources, "modelDigest": model.digest}
-    return Made(scalars=scalars, found=found, message=_message(found))
+    scalars = {"sourceDigest": sources, "modelDigest": model.digest, **facts(admission, given.hardware)}
+    return Made(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
 
 
 def probe_writes(store: Store, path: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api import adapterdeployment, crdgen, finetunejob, meta, storage
+from finetune_api import adapterdeployment, budget, crdgen, finetunejob, meta, storage
 
 Object = dict[str, Any]
 Path = tuple[str | int, ...]
@@ -73,6 +73,10 @@ PATTERNS = {
             f"abc/artifacts/{DIGEST}",
         ),
         lambda n: f"s3://abc/{'a' * (n - 84)}/artifacts/{DIGEST}",
+    ),
+    # 10 characters are the longest amount of money, so that its length bound (16) cannot be reached.
+    _pattern_of(budget.Budget, "max_cost"): Pattern(
+        ("0", "25", "12.5", "9999999.99"), ("", "-1", ".5", "1.", "1.234", "1e3", "1,50", "12345678", "5 USD")
     ),
     # 19 characters are the longest number, so that its length bound (20) cannot be reached.
     "^[0-9]{1,6}(\\.[0-9]{1,8})?([eE]-?[0-9]{1,2})?$": Pattern(

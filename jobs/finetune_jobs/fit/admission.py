@@ -178,5 +178,10 @@ def _gib(memory: Memory) -> str:
 
 
 def _parts(memory: Memory) -> str:
-    parts = (("weights", memory.weights), ("optimiser", memory.state), ("activations", memory.activations))
+    parts = (
+        ("weights", memory.weights),
+        ("optimiser", memory.state),
+        ("activations", memory.activations),
+        ("other", memory.workspace + memory.overhead),
+    )
     return ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)

@@ -93,8 +93,7 @@ def peak_memory(shape: Shape, training: Training, step: Step) -> Memory:
     weights = _weights(shape, training)
     state, activations = _state(shape, training), _activations(shape, training, step)
     if training.method is Method.FULL:
-        # Adam's foreach kernel needs one more copy of the weights, when the activations are gone already.
-        activations = max(activations, FP32 * shape.parameters - _casts(shape))
+        activations = max(activations, _after_backward(shape) - _casts(shape))
     workspace = _workspace(shape, training)
     tensors = weights + state + activations + workspace
     overhead = CUDA_CONTEXT + FRAGMENTATION * tensors if step.on_gpu else PROCESS
@@ -130,6 +129,15 @@ def _state(shape: Shape, training: Training) -> float:
     return (4 * FP32 + BF16) * trained
 
 
+def _after_backward(shape: Shape) -> float:
+    """What full fine-tuning needs once the activations are gone.
+
+    A tied output layer's gradient comes in two halves that are added up, or Adam's foreach kernel copies the weights.
+    """
+    halves = 3 * shape.vocab * shape.hidden if shape.tied else 0
+    return float(FP32 * max(halves, shape.parameters))
+
+
 def _casts(shape: Shape) -> float:
     """Autocast keeps 16-bit copies of float32 matrices until the forward pass is over."""
     return BF16 * (shape.linear_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
@@ -148,10 +156,8 @@ def _activations(shape: Shape, training: Training, step: Step) -> float:
     tokens, masked = examples * length, step.padded and examples > 1
     layer = tokens * _layer_bytes(shape, training, masked=masked)
     mask = 2 * BF16 * examples * length * length if masked else 0
-    backward = tokens * _backward_bytes(shape)
-    head = _head(shape, tokens, step)
-    if training.method is Method.FULL:
-        head += FP32 * shape.vocab * shape.hidden  # the output layer's gradient beside the one of the pass before
+    backward = tokens * _backward_bytes(shape) + (_output_gradient(shape, training) if shape.tied else 0)
+    head = _head(shape, tokens, step) + _output_gradient(shape, training)
     if step.checkpointing:
         boundary = FP32 if training.method is Method.FULL else BF16
         return boundary * shape.layers * tokens * shape.hidden + mask + max(head, layer + backward)
@@ -183,6 +189,11 @@ def _input_bytes(shape: Shape, training: Training) -> float:
 def _backward_bytes(shape: Shape) -> float:
     """Gradients that are alive at once around the feed-forward part, per token (fitted to PyTorch's memory tracker)."""
     return BF16 * (4 * shape.intermediate + 6 * shape.hidden)
+
+
+def _output_gradient(shape: Shape, training: Training) -> float:
+    """The output layer's gradient, beside the one of the pass before; where tied, it waits for the embedding's."""
+    return FP32 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
 
 
 def _head(shape: Shape, tokens: int, step: Step) -> float:

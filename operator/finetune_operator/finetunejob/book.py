@@ -1,8 +1,11 @@
 """The account of a run: its stage table, the addresses made so far, and the facts for people."""
 
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
+from finetune_api.budget import FitStatus, Verdict
 from finetune_api.finetunejob import (
     ArtifactStatus,
     DatasetStatus,
@@ -18,8 +21,10 @@ from finetune_api.finetunejob import (
 )
 from finetune_api.layout import READINESS_PAGE, output_folder
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
+from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.observe import StageJob
 
+_NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
 DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
@@ -33,6 +38,7 @@ class Book:
         self.run = run
         written = {row.name: row for row in status.stages} if same else {}
         self.rows = {stage: written.get(stage.value, StageStatus(name=stage.value)) for stage in STAGES}
+        self.fit = status.fit if same else None
         self.dataset = status.dataset if same else None
         self.evaluation = status.evaluation if same else None
         self.artifact = status.artifact
@@ -73,6 +79,12 @@ class Book:
         """Note what the sources and the model are."""
         identity = {"source_digest": scalars.get("sourceDigest", ""), "model_digest": scalars.get("modelDigest", "")}
         self.run = self.run.model_copy(update=identity)
+        self.fit = _fit(scalars)
+
+    def close(self, stage: Stage, state: StageState, message: str, now: datetime) -> None:
+        """Note that a stage goes no further, for a reason that is not its Job's."""
+        end = {"state": state, "finished_at": timestamp(now), "message": message[:1024]}
+        self.rows[stage] = self.rows[stage].model_copy(update=end)
 
     def finish(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         """Note the result of a stage that was entered."""
@@ -101,6 +113,19 @@ class Book:
         elif stage is Stage.PUBLISH:
             self.artifact = _artifact(output_digest, uri, self._spec.export.format, scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
+
+
+def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
+    verdict = scalars.get("fitVerdict", "")
+    if verdict not in set(Verdict):
+        return None
+    return FitStatus(
+        verdict=Verdict(verdict),
+        memory_gib=_number(scalars, "fitGib"),
+        available_gib=_number(scalars, "fitAvailableGib"),
+        tokens_per_second=_number(scalars, "fitTokensPerSecond"),
+        load_seconds=_number(scalars, "fitLoadSeconds"),
+    )
 
 
 def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus:
@@ -147,6 +172,12 @@ def _scores(scalars: Mapping[str, str], measure: str) -> Scores:
         tuned=scalars.get(f"{measure}Tuned", ""),
         artifact=scalars.get(f"{measure}Artifact", ""),
     )
+
+
+def _number(scalars: Mapping[str, str], name: str) -> str:
+    """A decimal number as text; what a pod says is not trusted to be one."""
+    text = scalars.get(name, "")
+    return text if _NUMBER.fullmatch(text) else ""
 
 
 def _count(scalars: Mapping[str, str], name: str) -> int:

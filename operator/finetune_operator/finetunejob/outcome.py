@@ -62,7 +62,7 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
     ordered = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
     facts = {
         "attempts": sum(status.get(count, 0) for count in ("active", "succeeded", "failed")),
-        "started_at": status.get("startTime"),
+        "started_at": _started(status, ordered),
     }
     if _condition(status, "Complete"):
         return _completed(job, ordered, facts | {"finished_at": status.get("completionTime")})
@@ -92,6 +92,14 @@ def parse_result(message: str | None) -> StageResult | None:
         return StageResult.model_validate_json(message or "")
     except ValidationError:
         return None
+
+
+def _started(status: Object, pods: Sequence[Object]) -> str | None:
+    """When the first pod got a node, None while all wait for one; of pods that are gone, when their Job started."""
+    starts = [pod["status"]["startTime"] for pod in pods if pod["status"].get("startTime")]
+    waiting = bool(pods) and all(pod["status"].get("phase") in ("Pending", None) for pod in pods)
+    began: str | None = min(starts) if starts else None if waiting else status.get("startTime")
+    return began
 
 
 def _completed(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:

@@ -17,6 +17,7 @@ from finetune_operator.actions import CONFIG_MAPS, JOBS, Action, Create, Delete,
 from finetune_operator.apply import NameTaken
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
+from finetune_operator.finetunejob.cost import allowance_seconds, within_budget
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.outcome import NOT_STARTED, State, refusal
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
@@ -53,14 +54,16 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
     if run.outcome is not Phase.RUNNING:
         headline = Headline(run.outcome, Reason(run.reason), run.message)
         return _told(observed, compose(observed, headline, book, now), upkeep)
-    match next_step(spec, observed.jobs, book):
+    match within_budget(observed, spec, book, next_step(spec, observed.jobs, book), now):
         case Start(stage, recovers):
             return _start(observed, spec, book, stage, recovers, upkeep, now)
         case Watch(stage, job):
             return _watch(observed, spec, book, stage, job, upkeep, now)
         case Fail(stage, reason, message):
             headline = Headline(Phase.FAILED, reason, f"{stage}: {message}")
-            return _told(observed, compose(observed, headline, book, now), upkeep)
+            told = _told(observed, compose(observed, headline, book, now), upkeep)
+            # A Job that is still under way goes in the next turn, when the status says that the run has ended.
+            return replace(told, requeue_after=0.0) if any(job.unfinished for job in observed.jobs) else told
         case Finish():
             headline = Headline(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED, _success(book))
             return _told(observed, compose(observed, headline, book, now), upkeep)
@@ -106,7 +109,7 @@ def _start(
     if waits := _waits(observed, spec, stage):
         status = compose(observed, waits, book if begun else None, now)
         return replace(_told(observed, status, upkeep), requeue_after=HINDRANCE_SECONDS)
-    request = stage_request(observed, spec, book.run.id, stage, book.upstream, recovers)
+    request = _request(observed, spec, book, stage, recovers)
     actions = (*upkeep, Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, stage_job(request)))
     if not begun:
         return Plan(status=observed.status, actions=actions, requeue_after=0.0, tell=False)
@@ -116,6 +119,11 @@ def _start(
         book.enter(stage, job, StageState.RUNNING, job.verdict.message, request.input.input_key)
     status = compose(observed, _under_way(subject, job), book, now)
     return replace(_told(observed, status, actions), requeue_after=START_SECONDS)
+
+
+def _request(observed: Observed, spec: FineTuneJobSpec, book: Book, stage: Stage, recovers: str) -> StageRequest:
+    allowance = allowance_seconds(observed, spec, book)
+    return stage_request(observed, spec, book.run.id, stage, book.upstream, recovers, allowance)
 
 
 def _waits(observed: Observed, spec: FineTuneJobSpec, stage: Stage) -> Headline | None:
@@ -189,7 +197,7 @@ def _restore_input(observed: Observed, spec: FineTuneJobSpec, book: Book, job: S
     """Somebody deleted the ConfigMap that the stage's pod waits for."""
     if not job.input_missing or _hindrance(observed, spec):
         return ()
-    request = stage_request(observed, spec, book.run.id, Stage(job.stage), book.upstream, job.recovers)
+    request = _request(observed, spec, book, Stage(job.stage), job.recovers)
     # A Job of another version has another input, which cannot be made again: it goes, and the stage starts anew.
     return (
         (Create(CONFIG_MAPS, input_config_map(request)),)

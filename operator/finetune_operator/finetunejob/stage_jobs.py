@@ -15,6 +15,7 @@ from finetune_api.stages import (
     Upstream,
     input_key,
 )
+from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS, Observed
 from finetune_operator.resources.pods import QUEUE_LABEL, StageRequest
 from finetune_operator.settings import PodShape, Profile
@@ -23,13 +24,21 @@ _ACCELERATED = frozenset({Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE})
 
 
 def stage_request(
-    observed: Observed, spec: FineTuneJobSpec, run: str, stage: Stage, upstream: Upstream, recovers: str = ""
+    observed: Observed,
+    spec: FineTuneJobSpec,
+    run: str,
+    stage: Stage,
+    upstream: Upstream,
+    recovers: str = "",
+    allowance: int | None = None,
 ) -> StageRequest:
-    """What to run for a stage. A resolve that recovers another stage's result may always look at what exists."""
+    """What to run for a stage. A resolve that recovers another stage's result may always look at what exists, and asks
+    not again whether the training fits. ``allowance``: seconds that train may take."""
     profile = observed.settings.profiles[spec.profile]
     params = params_of(spec)
     reuse = spec.reuse is Reuse.ALLOWED or bool(recovers)
     owner = observed.owner
+    preflight = stage is Stage.RESOLVE and not recovers
     return StageRequest(
         owner=owner,
         input=StageInput(
@@ -42,6 +51,9 @@ def stage_request(
             reuse=reuse,
             upstream=upstream,
             params=params,
+            hardware=hardware_facts(spec.profile, profile) if preflight else None,
+            alternatives=other_facts(observed.settings, spec.profile) if preflight else [],
+            allowance_seconds=allowance if stage is Stage.TRAIN else None,
             operator_version=__version__,
         ),
         image=observed.settings.images.of(stage),
@@ -73,6 +85,7 @@ def params_of(spec: FineTuneJobSpec) -> Params:
             split=data.split,
             benchmarks=data.benchmarks,
             replay=data.replay,
+            distillation=data.distillation,
             pilot=data.pilot,
             task=spec.task,
             max_length=spec.training.max_length,

@@ -11,6 +11,7 @@ from finetune_api.stages import Stage
 from finetune_operator.actions import Event
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions, timestamp
 from finetune_operator.finetunejob.book import Book
+from finetune_operator.finetunejob.cost import cost_status
 from finetune_operator.finetunejob.observe import Observed
 from finetune_operator.finetunejob.progress import Sample
 
@@ -49,6 +50,8 @@ def _account(observed: Observed, headline: Headline, book: Book, now: datetime) 
         "stages": list(book.rows.values()),
         "stages_done": book.stages_done,
         "progress": _progress(observed.status.progress, _current(book), observed.sample, now) if _open(run) else None,
+        "fit": book.fit,
+        "cost": cost_status(observed, book, now, ended=not _open(run)),
         "dataset": book.dataset,
         "evaluation": book.evaluation,
         "artifact": book.artifact,

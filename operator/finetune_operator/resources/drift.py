@@ -53,10 +53,11 @@ def holds(live: Any, desired: Any) -> bool:
 
 def _same_quantity(live: Any, desired: Any) -> bool:
     """The API server rewrites quantities to their canonical form, e.g. 1024Mi to 1Gi."""
-    have, want = _quantity(live), _quantity(desired)
+    have, want = quantity(live), quantity(desired)
     return have is not None and have == want
 
 
-def _quantity(value: Any) -> Decimal | None:
+def quantity(value: Any) -> Decimal | None:
+    """A Kubernetes quantity, e.g. 500m or 8Gi, as a number; None for anything else."""
     match = _QUANTITY.match(str(value))
     return Decimal(match[1]) * _UNITS[match[2] or ""] if match else None

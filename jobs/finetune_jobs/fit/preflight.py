@@ -1,0 +1,63 @@
+"""The part of preflight that reads: the base model's config.json, and what it means for the stage's answer.
+
+Fail-open: a config.json that cannot be read here costs the estimate, never the run; the stage that loads the model says
+what is wrong with it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from finetune_api.budget import HardwareFacts, Verdict
+from finetune_api.stages import StageInput
+from finetune_jobs.basemodel import BaseModel
+from finetune_jobs.errors import StageError, need
+from finetune_jobs.fit.admission import Admission, admit
+from finetune_jobs.hub import CLIENT_ERROR
+from finetune_jobs.store import Store
+
+CONFIG: Final = "config.json"
+
+
+def preflight(given: StageInput, store: Store, model: BaseModel, scratch: Path, *, trained: bool = False) -> Admission:
+    """Whether the run's training fits its profile; nothing where it has been done. Raises StageError (FitRefused)."""
+    if given.hardware is None or trained:
+        return Admission(None, None, "")
+    config = _read_config(store, model, scratch)
+    if config is None:
+        return Admission(None, None, f"Memory and time are unknown: {model.uri} has no {CONFIG} that can be read.")
+    training = need(given.params.train, "params.train").training
+    samples = given.params.evaluate.evaluation.max_samples if given.params.evaluate else 0
+    return admit(config, training, given.hardware, given.alternatives, samples=samples)
+
+
+def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str]:
+    """The admission as scalars of resolve (docs/reference/stages.md)."""
+    if hardware is None or not admission.message:
+        return {}
+    found = {"fitVerdict": (Verdict.FITS if admission.memory else Verdict.UNKNOWN).value}
+    if admission.memory:
+        found["fitGib"] = f"{admission.memory.gib:.2f}"
+        found["fitAvailableGib"] = f"{hardware.memory_gib:.2f}" if hardware.memory_gib else ""
+    if admission.forecast:
+        found["fitTokensPerSecond"] = f"{admission.forecast.tokens_per_second:.1f}"
+        found["fitLoadSeconds"] = f"{admission.forecast.load_seconds:.0f}"
+    return {name: value for name, value in found.items() if value}
+
+
+def _read_config(store: Store, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:
+    try:
+        content = _from_hub(model, scratch) if model.revision else store.at(model.uri).get(CONFIG)
+        found = json.loads(content or b"null")
+    except (StageError, OSError, ValueError, RecursionError, CLIENT_ERROR, OfflineModeIsEnabled):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _from_hub(model: BaseModel, scratch: Path) -> bytes:
+    repo = model.uri.removeprefix("hf://").partition("@")[0]
+    return Path(HfApi().hf_hub_download(repo, CONFIG, revision=model.revision, local_dir=scratch)).read_bytes()

@@ -1,0 +1,191 @@
+"""What a run's GPUs cost: spent, forecast, and what follows when the budget is not enough. Pure.
+
+Spent is the time in which stages with a model had a pod, times the profile's price. The forecast adds what the stages
+to come will take: from the spec's limits before the data are known, from the data set's tokens after prepare, and from
+the measured speed while the training runs.
+"""
+
+from datetime import datetime
+from typing import Final
+
+from finetune_api.budget import (
+    Basis,
+    CostStatus,
+    OnExceeded,
+    dollars,
+    most_tokens,
+    remaining_seconds,
+    trained_tokens,
+)
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, StageState, StageStatus
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_operator.conditions import parse_timestamp
+from finetune_operator.finetunejob.book import Book
+from finetune_operator.finetunejob.hardware import hardware_facts
+from finetune_operator.finetunejob.observe import Observed
+from finetune_operator.finetunejob.pipeline import Fail, Start, Step, Watch
+
+PRICED: Final = (Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE)
+"""The stages that run on a profile's GPUs."""
+SHORTEST_TRAINING: Final = 60.0
+"""Seconds of training below which there is no checkpoint to keep."""
+STEADY_SHARE: Final = 0.01
+"""Share of the forecast by which the money spent must grow before the status says so."""
+
+
+def cost_status(observed: Observed, book: Book, now: datetime, *, ended: bool) -> CostStatus | None:
+    """The run's money for the status; None for a profile without a price. Once it has ended, the sum is final."""
+    before = observed.status.cost if _same_run(observed.status, book) else None
+    final = before is not None and before.basis is Basis.FINISHED
+    spec, price = observed.spec, _price(observed)
+    if spec is None or price is None or (ended and final):
+        return before
+    spent = _spent_seconds(book, now) * price
+    basis, left = (Basis.FINISHED, 0.0) if ended else _left_seconds(observed, spec, book)
+    fresh = CostStatus(
+        spent=dollars(spent),
+        forecast="" if left is None else dollars(spent + left * price),
+        basis=basis,
+        max_cost=spec.budget.max_cost if spec.budget else "",
+    )
+    return before if before is not None and _steady(before, fresh, book) else fresh
+
+
+def allowance_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> int | None:
+    """How long training may take so that export and evaluation are still paid for; None without such a limit."""
+    price = _price(observed)
+    if spec.budget is None or spec.budget.on_exceeded is not OnExceeded.CHECKPOINT or not price:
+        return None
+    reserve = _after_training(spec, book) or 0.0
+    return max(0, int(round(float(spec.budget.max_cost) / price - reserve, 3)))  # 27.9999… are 28
+
+
+def within_budget(observed: Observed, spec: FineTuneJobSpec, book: Book, step: Step, now: datetime) -> Step:
+    """The step, or the run's end (BudgetExceeded) where it would cost more than it may."""
+    price = _price(observed)
+    if spec.budget is None or not price:
+        return step
+    match step:
+        case Start(Stage.TRAIN, ""):
+            problem = _too_dear(observed, spec, book, price)
+        case Watch(stage, _) if stage in PRICED and spec.budget.on_exceeded is OnExceeded.FAIL:
+            problem = _overspent(spec, book, price, now)
+        case _:
+            return step
+    if not problem:
+        return step
+    stage = step.stage
+    book.close(stage, StageState.FAILED, problem, now)
+    return Fail(stage, Reason.BUDGET_EXCEEDED, problem)
+
+
+def _too_dear(observed: Observed, spec: FineTuneJobSpec, book: Book, price: float) -> str:
+    """Why a training is not begun; empty where it is."""
+    allowance = allowance_seconds(observed, spec, book)
+    limit = spec.budget.max_cost if spec.budget else ""
+    if allowance is not None:
+        if allowance >= SHORTEST_TRAINING:
+            return ""
+        return f"spec.budget.maxCost {limit} USD leaves {allowance} s for training beside export and evaluation."
+    basis, left = _left_seconds(observed, spec, book)
+    if basis is not Basis.TOKENS or left is None or left * price <= float(limit):
+        return ""
+    return f"The forecast is {dollars(left * price)} USD ({left / 3600:.1f} h), spec.budget.maxCost is {limit} USD."
+
+
+def _overspent(spec: FineTuneJobSpec, book: Book, price: float, now: datetime) -> str:
+    limit = spec.budget.max_cost if spec.budget else ""
+    spent = _spent_seconds(book, now) * price
+    return f"The run has cost {dollars(spent)} USD, spec.budget.maxCost is {limit} USD." if spent > float(limit) else ""
+
+
+def _price(observed: Observed) -> float | None:
+    """US dollars per second of a pod; None where nothing is known or nothing is charged."""
+    profile = observed.settings.profiles.get(observed.spec.profile) if observed.spec else None
+    return hardware_facts("", profile).usd_per_second or None if profile else None
+
+
+def _same_run(status: FineTuneJobStatus, book: Book) -> bool:
+    return status.run is not None and status.run.id == book.run.id
+
+
+def _spent_seconds(book: Book, now: datetime) -> float:
+    return sum(_pod_seconds(book.rows[stage], now) for stage in PRICED)
+
+
+def _pod_seconds(row: StageStatus, now: datetime) -> float:
+    if row.started_at is None or row.state is StageState.REUSED:
+        return 0.0
+    end = parse_timestamp(row.finished_at) if row.finished_at else now
+    return max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
+
+
+def _left_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> tuple[Basis | None, float | None]:
+    """GPU time that is still to come, and how that is known; None where it is not."""
+    if all(book.done(stage) for stage in PRICED):
+        return Basis.FINISHED, 0.0
+    after = _after_training(spec, book)
+    if book.done(Stage.TRAIN):
+        return (None, None) if after is None else (Basis.SPEED, after)
+    if book.rows[Stage.TRAIN].state is StageState.RUNNING and (eta := _eta(observed)) is not None:
+        return Basis.SPEED, eta + (after or 0.0)
+    tokens, basis = _tokens(spec, book)
+    speed, load = _speed(book)
+    if tokens is None or after is None or not speed:
+        return None, None
+    ahead = remaining_seconds(tokens=tokens, samples=0, max_length=0, speed=speed, load=load, stages=1)
+    return basis, max(0.0, ahead - _running_seconds(observed, book)) + after
+
+
+def _running_seconds(observed: Observed, book: Book) -> float:
+    """What of a training without a measured speed has passed already, as the status knew it last."""
+    cost = observed.status.cost if _same_run(observed.status, book) else None
+    price = _price(observed)
+    return float(cost.spent) / price if cost and price else 0.0
+
+
+def _after_training(spec: FineTuneJobSpec, book: Book) -> float | None:
+    """Seconds of export and evaluation, as far as they are not done; None where the model's size is unknown."""
+    speed, load = _speed(book)
+    if not speed:
+        return None
+    left = [stage for stage in (Stage.EXPORT, Stage.EVALUATE) if not book.done(stage)]
+    samples = spec.evaluation.max_samples if Stage.EVALUATE in left else 0
+    length = spec.training.max_length
+    return remaining_seconds(tokens=0, samples=samples, max_length=length, speed=speed, load=load, stages=len(left))
+
+
+def _tokens(spec: FineTuneJobSpec, book: Book) -> tuple[float | None, Basis]:
+    """What the training will see: counted by prepare, or bounded by the spec and the number of examples."""
+    dataset, training = book.dataset, spec.training
+    if dataset is None:
+        return most_tokens(training), Basis.LIMITS
+    if dataset.tokens:
+        return trained_tokens(training, dataset.rows.train, dataset.tokens), Basis.TOKENS
+    return trained_tokens(training, dataset.rows.train, dataset.rows.train * training.max_length), Basis.LIMITS
+
+
+def _speed(book: Book) -> tuple[float, float]:
+    """Tokens per second and seconds to load, as resolve estimated them; 0 where unknown."""
+    fit = book.fit
+    return (float(fit.tokens_per_second or 0), float(fit.load_seconds or 0)) if fit else (0.0, 0.0)
+
+
+def _eta(observed: Observed) -> float | None:
+    """Time left of the running training, as measured by itself now or at the last look."""
+    sample, progress = observed.sample, observed.status.progress
+    if sample is not None and sample.stage == Stage.TRAIN and sample.eta_seconds is not None:
+        return float(sample.eta_seconds)
+    known = progress is not None and progress.stage == Stage.TRAIN and progress.eta_seconds is not None
+    return float(progress.eta_seconds) if known and progress and progress.eta_seconds is not None else None
+
+
+def _steady(before: CostStatus, after: CostStatus, book: Book) -> bool:
+    """Whether a new status would say nothing new: every look would write it otherwise."""
+    running = any(book.rows[stage].state is StageState.RUNNING for stage in PRICED)
+    if not running or (before.basis, before.max_cost) != (after.basis, after.max_cost):
+        return False
+    step = max(0.01, STEADY_SHARE * float(after.forecast or after.spent))
+    pairs = ((before.spent, after.spent), (before.forecast, after.forecast))
+    return all(abs(float(new or 0) - float(old or 0)) < step for old, new in pairs)

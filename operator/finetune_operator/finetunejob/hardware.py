@@ -1,0 +1,32 @@
+"""The admin's profiles as facts for the stages: what their pods with a model have, and what that costs."""
+
+from typing import Final
+
+from finetune_api.budget import HardwareFacts
+from finetune_operator.resources.drift import quantity
+from finetune_operator.settings import Profile, Settings
+
+_GIB: Final = 1 << 30
+
+
+def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
+    """What a profile's pods with a model have."""
+    limits, gpu = profile.accelerator.limits, profile.gpu
+    cpus = float(quantity(limits.get("cpu", "0")) or 0)
+    if gpu is None:
+        memory = float(quantity(limits.get("memory", "0")) or 0) / _GIB
+        return HardwareFacts(profile=name, memory_gib=memory, cpus=cpus)
+    return HardwareFacts(
+        profile=name,
+        name=gpu.name,
+        count=gpu.count,
+        memory_gib=gpu.memory_gib,
+        peak_tflops=gpu.peak_tflops,
+        usd_per_hour=gpu.usd_per_hour,
+        cpus=cpus,
+    )
+
+
+def other_facts(settings: Settings, name: str) -> list[HardwareFacts]:
+    """The same of the platform's other profiles."""
+    return [hardware_facts(other, profile) for other, profile in sorted(settings.profiles.items()) if other != name]

@@ -1,0 +1,135 @@
+"""The part of preflight that reads: a real store, a base model's config.json, and what resolve answers of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.budget import HardwareFacts
+from finetune_api.finetunejob import Output
+from finetune_api.layout import MANIFEST, StageRecord, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult, Upstream, input_key
+from finetune_jobs.basemodel import BaseModel, find_base_model
+from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.errors import StageError
+from finetune_jobs.fit.preflight import preflight
+from finetune_jobs.folders import publish_record
+from finetune_jobs.resolve import resolve
+from finetune_jobs.runner import execute
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.stages import context, pipeline_params, stage_input
+from tests.unit.test_fit import A100, CPU, L4, LLAMA_8B, SMOLLM
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    """A place with a source."""
+    found = Store.connect(s3.storage, place)
+    found.put("rows.csv", b"text,label\na,b\n")
+    found.put("model/model.safetensors", b"weights")
+    return found
+
+
+def asked(s3: SeaweedFS, store: Store, config: bytes | dict[str, Any], **fields: Any) -> StageInput:
+    """Input of resolve for a base model with this config.json."""
+    store.put("model/config.json", config if isinstance(config, bytes) else json.dumps(config).encode())
+    output = Output(uri=store.uri("out"), name="transactions")
+    params = pipeline_params([store.uri("rows.csv")], output)
+    return stage_input(Stage.RESOLVE, s3.storage, output, params, base_model_uri=store.uri("model"), **fields)
+
+
+def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """Numbers as scalars, a sentence for people."""
+    result = execute(context(asked(s3, store, LLAMA_8B, hardware=L4), tmp_path), resolve)
+    found = {name: value for name, value in result.scalars.items() if name.startswith("fit")}
+    assert found.keys() == {"fitVerdict", "fitGib", "fitAvailableGib", "fitTokensPerSecond", "fitLoadSeconds"}
+    assert (found["fitVerdict"], found["fitAvailableGib"]) == ("Fits", "22.00")
+    assert 8 < float(found["fitGib"]) < 22
+    assert " GiB of the 22 GiB of NVIDIA L4." in result.message
+
+
+def test_what_does_not_fit_is_refused_before_a_gpu_is_asked_for(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """With the reason, the change and the profile that would do."""
+    small = L4.model_copy(update={"memory_gib": 10})
+    advice = r"It fits with batchSize: .* As it is, it fits profile gpu-a100-40\."
+    given = asked(s3, store, LLAMA_8B, hardware=small, alternatives=[A100])
+    with pytest.raises(StageError, match=advice) as refusal:
+        execute(context(given, tmp_path), resolve)
+    assert refusal.value.reason is Reason.FIT_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("config", "hardware", "says"),
+    [
+        (LLAMA_8B, None, ""),
+        (LLAMA_8B | {"model_type": "mamba"}, L4, "model_type 'mamba' is none of"),
+        (b"{", L4, "has no config.json that can be read"),
+        (b"[]", L4, "has no config.json that can be read"),
+        (b"[" * 100_000, L4, "has no config.json that can be read"),
+        (SMOLLM, CPU, "of the pod's 8 GiB."),
+    ],
+    ids=["older operator", "unknown family", "no JSON", "no object", "too deep", "no GPU"],
+)
+def test_the_run_goes_on(
+    s3: SeaweedFS,
+    store: Store,
+    tmp_path: Path,
+    config: bytes | dict[str, Any],
+    hardware: HardwareFacts | None,
+    says: str,
+) -> None:
+    """What is not known costs the estimate only."""
+    result = execute(context(asked(s3, store, config, hardware=hardware), tmp_path), resolve)
+    assert says in result.message
+    verdict = None if hardware is None else "Fits" if hardware is CPU else "Unknown"
+    assert result.scalars.get("fitVerdict") == verdict
+
+
+def test_a_training_that_is_done_is_not_judged(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """Its result is reused, whatever the profile is now."""
+    given = asked(s3, store, LLAMA_8B, hardware=L4.model_copy(update={"memory_gib": 1}))
+    sources = source_digest(find_sources(store, given.params.prepare.sources if given.params.prepare else []))
+    upstream = Upstream(source=sources, model=find_base_model(store, store.uri("model")).digest)
+    for stage, output in ((Stage.PREPARE, "7" * 64), (Stage.TRAIN, "8" * 64)):
+        made = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output)
+        results = store.below("out")
+        results.put(f"{output_folder(stage, output)}/{MANIFEST}", b"{}")
+        publish_record(results, stage, input_key(stage, upstream, given.params), StageRecord(result=made))
+        upstream = upstream.with_output(stage, output)
+    result = execute(context(given, tmp_path), resolve)
+    assert [entry.stage for entry in result.found] == [Stage.PREPARE, Stage.TRAIN]
+    assert "fitVerdict" not in result.scalars
+
+
+def test_the_hub_is_asked_for_one_file(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the commit that the run began with; a hub that does not answer costs the estimate only."""
+    asked_for = []
+
+    def download(_: object, repo: str, name: str, *, revision: str, local_dir: Path) -> str:
+        asked_for.append((repo, name, revision))
+        path = local_dir / name
+        path.write_text(json.dumps(LLAMA_8B))
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", download)
+    given = asked(s3, store, SMOLLM, hardware=L4)
+    model = BaseModel("hf://org/name@main", "d" * 64, ["config.json"], "c" * 40)
+    admission = preflight(given, store, model, tmp_path)
+    assert asked_for == [("org/name", "config.json", "c" * 40)]
+    assert admission.memory is not None
+    assert admission.memory.gib > 8
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", unreachable)
+    assert preflight(given, store, model, tmp_path).memory is None

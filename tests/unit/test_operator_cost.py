@@ -1,0 +1,292 @@
+"""What a run's GPUs cost: spent and forecast by where the run stands, and the budget's end of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.budget import Basis, Budget, CostStatus, FitStatus, HardwareFacts, OnExceeded, Verdict
+from finetune_api.finetunejob import FineTuneJobSpec, Phase, StageState
+from finetune_api.reasons import Reason
+from finetune_api.stages import PIPELINE, Found, Stage, StageInput
+from finetune_operator.actions import JOBS, Delete
+from finetune_operator.conditions import timestamp
+from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
+from finetune_operator.finetunejob.observe import Observed, StageJob
+from finetune_operator.finetunejob.outcome import State
+from finetune_operator.finetunejob.outcome import Verdict as JobVerdict
+from finetune_operator.finetunejob.plan import current_run, plan
+from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.settings import Gpu, PodShape, Profile, Settings
+from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+L4 = Gpu(name="NVIDIA L4", count=2, memory_gib=22, peak_tflops=121, usd_per_hour=1.8)
+"""Two of them cost a dollar in 1,000 seconds."""
+SHAPE = PodShape(limits={"cpu": "8", "memory": "28Gi", "nvidia.com/gpu": "2"})
+PROFILES = {
+    "small": Profile(accelerator=SHAPE, gpu=L4),
+    "cpu": Profile(accelerator=PodShape(limits={"cpu": "500m", "memory": "2Gi"})),
+    "unlimited": Profile(),
+}
+PRICED = Settings(images=SETTINGS.images, profiles=PROFILES)
+FIT = {
+    "fitVerdict": "Fits",
+    "fitGib": "7.90",
+    "fitAvailableGib": "22.00",
+    "fitTokensPerSecond": "100.0",
+    "fitLoadSeconds": "100",
+}
+RESOLVED = done(Stage.RESOLVE, scalars=IDENTITY | FIT)
+PREPARED = done(Stage.PREPARE, scalars={"rowsTrain": "1000", "tokens": "50000"})
+"""Three epochs of it are 150,000 tokens, or 1,500 seconds."""
+AFTER = 2 * 100 + 3 * 200 * 512 / 100
+"""Seconds of export and evaluation: two loads, three answers to 200 examples of 512 tokens."""
+
+
+def seen(*jobs: StageJob, spec: FineTuneJobSpec = SPEC, **more: Any) -> Observed:
+    """What is observed on a platform with prices."""
+    return replace(observed(spec, jobs=jobs, **more), settings=PRICED)
+
+
+def running(stage: Stage, seconds: float) -> StageJob:
+    """A Job whose pod has run for so long."""
+    begin = timestamp(NOW - timedelta(seconds=seconds))
+    return job(stage, verdict=JobVerdict(State.RUNNING, Reason.STAGE_STARTED, attempts=1, started_at=begin))
+
+
+def ended(stage: Stage, seconds: float) -> StageJob:
+    """A Job that took so long."""
+    whole = done(stage)
+    begin = timestamp(NOW - timedelta(seconds=seconds))
+    return replace(whole, verdict=replace(whole.verdict, started_at=begin, finished_at=timestamp(NOW)))
+
+
+def cost(*jobs: StageJob, **more: Any) -> CostStatus | None:
+    """The cost that is told."""
+    return plan(seen(*jobs, **more), NOW).status.cost
+
+
+def limited(amount: str, how: OnExceeded, **training: Any) -> FineTuneJobSpec:
+    """A spec with a budget."""
+    changed = SPEC.training.model_copy(update=training)
+    return SPEC.model_copy(update={"budget": Budget(max_cost=amount, on_exceeded=how), "training": changed})
+
+
+def own(spec: FineTuneJobSpec, jobs: tuple[StageJob, ...]) -> tuple[StageJob, ...]:
+    """The same Jobs, of the run that works on this spec."""
+    return tuple(replace(each, run=current_run(observed(spec), spec, NOW).id) for each in jobs)
+
+
+def test_facts_of_a_profile() -> None:
+    """A GPU's own memory, or the pod's limit where there is none; unlimited is unknown."""
+    assert hardware_facts("small", PROFILES["small"]) == HardwareFacts(
+        profile="small", name="NVIDIA L4", count=2, memory_gib=22, peak_tflops=121, usd_per_hour=1.8, cpus=8
+    )
+    assert hardware_facts("cpu", PROFILES["cpu"]) == HardwareFacts(profile="cpu", memory_gib=2, cpus=0.5)
+    assert hardware_facts("x", PROFILES["unlimited"]) == HardwareFacts(profile="x")
+    assert [each.profile for each in other_facts(PRICED, "small")] == ["cpu", "unlimited"]
+    assert HardwareFacts(count=2, usd_per_hour=1.8).usd_per_second == pytest.approx(0.001)
+
+
+def test_resolve_is_told_the_hardware_and_no_key_changes() -> None:
+    """Facts and prices go to resolve alone; the keys of what is made do not depend on them."""
+    given = started(plan(seen(), NOW))[0]
+    assert given.hardware == hardware_facts("small", PROFILES["small"])
+    assert len(given.alternatives) == 2
+    dear = {**PROFILES, "small": Profile(accelerator=SHAPE, gpu=L4.model_copy(update={"usd_per_hour": 99}))}
+    keys = []
+    for profiles in (PROFILES, dear):
+        there = replace(seen(RESOLVED), settings=PRICED.model_copy(update={"profiles": profiles}))
+        prepare = started(plan(there, NOW))[0]
+        assert (prepare.hardware, prepare.alternatives) == (None, [])
+        keys.append((prepare.input_key, prepare))
+    assert keys[0] == keys[1]
+
+
+def test_an_older_operators_input_is_read() -> None:
+    """It says nothing of hardware."""
+    written = started(plan(seen(), NOW))[0].model_dump(mode="json", by_alias=True)
+    older = {name: value for name, value in written.items() if name not in ("hardware", "alternatives")}
+    older.pop("allowanceSeconds")
+    read = StageInput.model_validate(older)
+    assert (read.hardware, read.alternatives, read.allowance_seconds) == (None, [], None)
+
+
+def test_the_fit_is_told() -> None:
+    """What resolve found out goes to the status and stays there; what is no number is left out."""
+    status = plan(seen(RESOLVED, job(Stage.PREPARE)), NOW).status
+    assert status.fit == FitStatus(
+        verdict=Verdict.FITS,
+        memory_gib="7.90",
+        available_gib="22.00",
+        tokens_per_second="100.0",
+        load_seconds="100",
+    )
+    assert plan(seen(job(Stage.PREPARE), status=status), NOW).status.fit == status.fit
+    odd = done(Stage.RESOLVE, scalars=IDENTITY | {"fitVerdict": "Unknown", "fitGib": "NaN", "fitLoadSeconds": "-1"})
+    assert plan(seen(odd, job(Stage.PREPARE)), NOW).status.fit == FitStatus()
+    assert plan(seen(done(Stage.RESOLVE), job(Stage.PREPARE)), NOW).status.fit is None
+
+
+TRAINED = ended(Stage.TRAIN, 1000)
+STEPS = SPEC.model_copy(update={"training": SPEC.training.model_copy(update={"max_steps": 10})})
+SAMPLE = Sample("train", 50, eta_seconds=400)
+FORECASTS = {
+    "before the data, without a limit": (SPEC, (RESOLVED, job(Stage.PREPARE)), None, None, 0.0, None),
+    "before the data": (
+        STEPS,
+        (RESOLVED, job(Stage.PREPARE)),
+        None,
+        Basis.LIMITS,
+        0.0,
+        100 + 10 * 16 * 512 / 100 + AFTER,
+    ),
+    "tokens unknown": (
+        SPEC,
+        (RESOLVED, done(Stage.PREPARE, scalars={"rowsTrain": "1000"})),
+        None,
+        Basis.LIMITS,
+        0.0,
+        100 + 3 * 1000 * 512 / 100 + AFTER,
+    ),
+    "prepared": (SPEC, (RESOLVED, PREPARED), None, Basis.TOKENS, 0.0, 100 + 1500 + AFTER),
+    "training": (
+        SPEC,
+        (RESOLVED, PREPARED, running(Stage.TRAIN, 600)),
+        SAMPLE,
+        Basis.SPEED,
+        600.0,
+        600 + 400 + AFTER,
+    ),
+    "trained": (SPEC, (RESOLVED, PREPARED, TRAINED, job(Stage.EXPORT)), None, Basis.SPEED, None, None),
+    "published": (
+        SPEC,
+        (RESOLVED, PREPARED, TRAINED, ended(Stage.EXPORT, 50), ended(Stage.EVALUATE, 150), done(Stage.PUBLISH)),
+        None,
+        Basis.FINISHED,
+        1200.0,
+        1200.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORECASTS.values(), ids=FORECASTS.keys())
+def test_forecast(case: tuple[FineTuneJobSpec, tuple[StageJob, ...], Sample | None, Any, Any, Any]) -> None:
+    """Seconds times a tenth of a cent."""
+    spec, jobs, sample, basis, spent, whole = case
+    found = cost(*own(spec, jobs), spec=spec, sample=sample)
+    assert found is not None
+    assert found.basis is basis
+    if spent is not None:
+        assert float(found.spent) == pytest.approx(spent / 1000, abs=0.006)
+    if whole is not None:
+        assert float(found.forecast) == pytest.approx(whole / 1000, abs=0.006)
+    else:
+        assert bool(found.forecast) == (basis is not None)
+
+
+def test_no_price_no_cost() -> None:
+    """CPUs cost nothing here, and a budget does not stand in their way."""
+    spec = limited("0.01", OnExceeded.FAIL).model_copy(update={"profile": "cpu"})
+    result = plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW)
+    assert result.status.cost is None
+    assert [given.stage for given in started(result)] == [Stage.TRAIN]
+    assert started(result)[0].allowance_seconds is None
+
+
+def test_reused_stages_cost_nothing() -> None:
+    """What was found is not paid for again, and only what is left is forecast."""
+    found = [Found(stage=stage, output_digest="7" * 64) for stage in PIPELINE[:2]]
+    resolved = done(Stage.RESOLVE, scalars=IDENTITY | FIT, found=found)
+    told_cost = cost(resolved)
+    assert told_cost is not None
+    assert told_cost.spent == "0.00"
+    assert float(told_cost.forecast) == pytest.approx(AFTER / 1000, abs=0.006)
+
+
+def test_a_training_that_would_cost_too_much_is_not_begun() -> None:
+    """onExceeded Fail: the forecast from the counted tokens is above the budget."""
+    spec = limited("4.00", OnExceeded.FAIL)
+    result = plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW)
+    assert started(result) == []
+    assert told(result) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
+    assert "train: The forecast is 4.87 USD (1.4 h), spec.budget.maxCost is 4.00 USD." in (
+        result.status.run.message if result.status.run else ""
+    )
+    row = next(row for row in result.status.stages if row.name == "train")
+    assert (row.state, row.started_at) == (StageState.FAILED, None)
+    assert result.status.cost == CostStatus(spent="0.00", forecast="0.00", basis=Basis.FINISHED, max_cost="4.00")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "amount"),
+    [(PREPARED, "5.00"), (done(Stage.PREPARE, scalars={"rowsTrain": "1000"}), "4.00")],
+    ids=["enough", "only an upper bound is known"],
+)
+def test_a_training_that_may_be_paid_for_is_begun(prepare: StageJob, amount: str) -> None:
+    """An upper bound refuses nothing: the money that is really spent does."""
+    spec = limited(amount, OnExceeded.FAIL)
+    result = plan(seen(*own(spec, (RESOLVED, prepare)), spec=spec), NOW)
+    assert [given.stage for given in started(result)] == [Stage.TRAIN]
+    assert started(result)[0].allowance_seconds is None
+
+
+def test_a_run_that_has_cost_too_much_ends() -> None:
+    """onExceeded Fail: the run fails first, then its Job goes."""
+    spec = limited("0.50", OnExceeded.FAIL)
+    jobs = own(spec, (RESOLVED, done(Stage.PREPARE), running(Stage.TRAIN, 600)))
+    result = plan(seen(*jobs, spec=spec), NOW)
+    assert told(result) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
+    assert result.requeue_after == 0.0
+    assert not any(isinstance(action, Delete) for action in result.actions)
+    assert result.status.cost is not None
+    assert result.status.cost.spent == "0.60"
+    later = plan(seen(*jobs, spec=spec, status=result.status), NOW + timedelta(hours=1))
+    assert [action.name for action in later.actions if isinstance(action, Delete) and action.resource == JOBS] == [
+        jobs[-1].name
+    ]
+    assert later.status.cost == result.status.cost
+    cheap = plan(seen(*own(spec, (*jobs[:2], running(Stage.TRAIN, 400))), spec=spec), NOW)
+    assert told(cheap)[0] is Phase.RUNNING
+
+
+def test_a_training_gets_what_the_rest_leaves() -> None:
+    """onExceeded Checkpoint: its allowance is the budget less export and evaluation; without any, it is not begun."""
+    spec = limited("4.00", OnExceeded.CHECKPOINT)
+    given = started(plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW))[0]
+    assert (given.stage, given.allowance_seconds) == (Stage.TRAIN, int(4000 - AFTER))
+    spec = limited("3.30", OnExceeded.CHECKPOINT)
+    poor = plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW)
+    assert told(poor) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
+    assert "leaves 28 s for training" in (poor.status.run.message if poor.status.run else "")
+    jobs = own(limited("0.50", OnExceeded.CHECKPOINT), (RESOLVED, PREPARED, running(Stage.TRAIN, 600)))
+    assert told(plan(seen(*jobs, spec=limited("0.50", OnExceeded.CHECKPOINT)), NOW))[0] is Phase.RUNNING
+
+
+def test_the_status_is_steady() -> None:
+    """Cents that come by themselves are not written at every look, only a hundredth of the whole."""
+    jobs = (RESOLVED, PREPARED, running(Stage.TRAIN, 600))
+    first = plan(seen(*jobs, sample=SAMPLE), NOW).status
+    for seconds, same in ((10, True), (200, False)):
+        sample = replace(SAMPLE, eta_seconds=400 - seconds)
+        again = plan(seen(*jobs, status=first, sample=sample), NOW + timedelta(seconds=seconds)).status
+        assert (again.cost == first.cost) is same
+
+
+def test_the_sum_of_an_ended_run_is_final() -> None:
+    """A new price does not change what was spent; a new run begins at nothing."""
+    jobs = FORECASTS["published"][1]
+    whole = plan(seen(*jobs), NOW).status
+    dear = {**PROFILES, "small": Profile(accelerator=SHAPE, gpu=L4.model_copy(update={"usd_per_hour": 99}))}
+    later = replace(seen(status=whole), settings=PRICED.model_copy(update={"profiles": dear}))
+    assert plan(later, NOW + timedelta(days=1)).status.cost == whole.cost
+    again = SPEC.model_copy(update={"rerun": "2"})
+    second = current_run(observed(again, status=whole), again, NOW).id
+    fresh = plan(seen(job(Stage.RESOLVE, run=second), spec=again, status=whole), NOW).status
+    assert fresh.cost == CostStatus()
