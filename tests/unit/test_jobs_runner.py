@@ -32,6 +32,7 @@ from finetune_api.stages import (
 from finetune_jobs.commandline import example_input
 from finetune_jobs.progress import Measurement, Progress
 from finetune_jobs.store import Store
+from finetune_operator.finetunejob.progress import Sample, parse
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import DEPLOYMENT
 
@@ -328,6 +329,17 @@ def test_followers_hear_of_every_measurement() -> None:
     assert f"{telemetry.STEP_LOSS} 1.5" in lines
     assert f"{telemetry.EVAL_LOSS} 1.75" in lines
     assert f"# HELP {telemetry.STEP} {telemetry.HELP[telemetry.STEP]}" in lines
+
+
+def test_the_operator_reads_a_page_with_every_metric() -> None:
+    seconds = iter(range(0, 1000, 10))
+    progress = Progress("train", clock=lambda: next(seconds))
+    progress.report(0.2, "step 1 of 9")
+    progress.report(0.4, "step 2 of 9")
+    every = dict.fromkeys(("loss", "learning_rate", "gradient_norm", "tokens_per_second"), 1e-9)
+    progress.record(Measurement(2, 9, validation_loss=float("nan"), tokens=10, gpu_memory_bytes=2**40, **every))
+    assert all(name in scrape(progress) for name in telemetry.HELP)
+    assert parse(scrape(progress), "train") == Sample("train", 40, 30, "step 2 of 9")
 
 
 def test_metrics_have_names_that_the_operator_and_prometheus_read() -> None:
