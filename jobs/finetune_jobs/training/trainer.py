@@ -152,9 +152,7 @@ def _attempt(
             encode_split(tokenizer, files.dataset, split, stop, training.max_length, training.loss)
             for split in ("train", "validation")
         )
-        longest = max(len(example.input_ids) for example in [*train, *validation])
-        if device() == "cpu" and longest <= PLAIN_ATTENTION_TOKENS:
-            model.set_attn_implementation("eager")
+        suit_attention(model, [*train, *validation])
         trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch)
         trainer.add_callback(Measuring(progress))
         trainer.add_callback(Reporting(progress))
@@ -167,7 +165,7 @@ def _attempt(
                 save=lambda: trainer._save_checkpoint(trainer.model, trial=None),
             )
         )
-        _train(trainer, resume, progress)
+        run_steps(trainer, resume, progress)
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None
@@ -175,7 +173,8 @@ def _attempt(
     return _summary(trainer, training, batch)
 
 
-def _train(trainer: "LabelLossTrainer", resume: Path | None, progress: Progress) -> None:
+def run_steps(trainer: "LabelLossTrainer", resume: Path | None, progress: Progress) -> None:
+    """All steps that are left after the checkpoint ``resume``, under the watch for those that hang."""
     if resume:
         log.info("training goes on from %s", resume.name)
     progress.report(FIRST, "training")
@@ -251,7 +250,7 @@ def build_trainer(
     rate = learning_rate(training, model.num_parameters())
     trainer = LabelLossTrainer(
         model=model,
-        args=_configuration(training, work, batch, planned_steps(len(train), training), rate),
+        args=configuration(training, work, batch, planned_steps(len(train), training), rate),
         train_dataset=_columns(train),
         eval_dataset=_columns(validation),
         processing_class=tokenizer,
@@ -266,7 +265,14 @@ def build_trainer(
     return trainer
 
 
-def _configuration(training: Training, work: Path, batch: Batch, steps: int, rate: float) -> SFTConfig:
+def suit_attention(model: Any, examples: list[chat.Encoded]) -> None:
+    """Choose the attention that is fastest for the longest of these examples."""
+    if device() == "cpu" and max(len(example.input_ids) for example in examples) <= PLAIN_ATTENTION_TOKENS:
+        model.set_attn_implementation("eager")
+
+
+def configuration(training: Training, work: Path, batch: Batch, steps: int, rate: float) -> SFTConfig:
+    """All settings of the trainer; ``steps`` are planned, ``rate`` is the peak learning rate."""
     on_gpu = device() != "cpu"
     interval = min(training.checkpoint_steps, steps)
     return SFTConfig(

@@ -1,0 +1,164 @@
+"""What it costs a training to be safe: the CPU time of checkpoints, and the time until a new pod trains again.
+
+A QLoRA training of SmolLM2-135M over short examples keeps its checkpoints in a real S3 server on this machine. The cost
+of a checkpoint is the training thread's CPU time in saving and handing over, and all CPU time of the other threads,
+which hash and upload; its share is taken of the 25 steps that lie between two checkpoints by default. Then a fresh
+process with an empty disk resumes; the time runs from its start, imports included, to the end of its first step, less
+the time of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.training import Training
+from hack.benchmarks.result import Result
+from hack.benchmarks.train_throughput import SHORT, fresh_process, messages
+from hack.cluster.console import step
+from hack.cluster.layout import cache_directory
+from hack.models import ensure_smollm2
+
+EVERY = 3
+"""Steps between two checkpoints of this benchmark."""
+STEPS = 9
+DEFAULT_INTERVAL = Training().checkpoint_steps
+EXAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one process measured, in seconds."""
+
+    until_first_step: float
+    """Wall time from the process's start."""
+    step_wall: float
+    step_cpu: float
+    """Of a step's forward and backward passes, in the training's thread."""
+    saving_cpu: float
+    """Of a checkpoint, in the training's thread."""
+    saving_wall: float
+    uploading_cpu: float
+    """Of a checkpoint, in all other threads."""
+    checkpoint_bytes: int
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the time of a function, in the thread that calls it."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            cpu, wall = time.thread_time(), time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.cpu += time.thread_time() - cpu
+                self.wall += time.perf_counter() - wall
+
+        return timed
+
+
+def run() -> Result:
+    """Measure; the value is the share of the steps' CPU time in per cent."""
+    from tests.support.seaweedfs import ADMIN, SeaweedFS
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the processes start
+    os.environ.update(ADMIN.environment())
+    model = ensure_smollm2(cache_directory())
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-checkpoints-") as scratch,
+        SeaweedFS.running(Path(scratch)) as server,
+    ):
+        dataset = write_examples(Path(scratch) / "dataset")
+        endpoint = server.storage.endpoint
+        with step(f"{STEPS} steps with {STEPS // EVERY} checkpoints"):
+            first = fresh_process(train, model, dataset, Path(scratch) / "first", endpoint, STEPS, time.time())
+        with step("a new process resumes"):
+            second = fresh_process(train, model, dataset, Path(scratch) / "second", endpoint, STEPS + 2, time.time())
+    resume = second.until_first_step - second.step_wall
+    cost = first.saving_cpu + first.uploading_cpu
+    return Result(
+        name="checkpoint_cost",
+        value=100 * cost / (DEFAULT_INTERVAL * first.step_cpu),
+        unit="%",
+        baseline=None,
+        goal="≤ 3 % of the steps' CPU time with a checkpoint every 25 steps; details.resumeSeconds ≤ 30",
+        details={
+            "resumeSeconds": round(resume, 1),
+            "stepCpuSeconds": round(first.step_cpu, 2),
+            "savingCpuSeconds": round(first.saving_cpu, 3),
+            "blockedWallSeconds": round(first.saving_wall, 3),
+            "uploadingCpuSeconds": round(first.uploading_cpu, 3),
+            "checkpointBytes": first.checkpoint_bytes,
+            "stepsBetween": DEFAULT_INTERVAL,
+        },
+    )
+
+
+def write_examples(folder: Path) -> Path:
+    """A prepared data set of short examples."""
+    folder.mkdir(parents=True)
+    for split, seeds in {"train": range(EXAMPLES), "validation": range(EXAMPLES, EXAMPLES + 8)}.items():
+        rows = (json.dumps({"messages": messages(SHORT, seed)}) + "\n" for seed in seeds)
+        (folder / f"{split}.jsonl").write_text("".join(rows))
+    return folder
+
+
+def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, started: float) -> Costs:
+    """Train until so many steps are done, by the stage's own function; ``started`` is when the process was."""
+    import torch
+
+    from finetune_api.storage import Storage
+    from finetune_jobs.progress import Measurement, Progress
+    from finetune_jobs.store import Store
+    from finetune_jobs.training import trainer as training_module
+    from finetune_jobs.training.callbacks import Checkpointing
+    from finetune_jobs.training.checkpoints import Checkpoints
+
+    torch.set_num_threads(1)
+    store = Store.connect(Storage(endpoint=endpoint, path_style=True), "s3://data/checkpoints")
+    settings = Training(
+        batch_size=SHORT.batch, gradient_accumulation=SHORT.passes, epochs=50, max_steps=steps, checkpoint_steps=EVERY
+    )
+    saving, passing = Stopwatch(), Stopwatch()
+    steps_class = training_module.LabelLossTrainer
+    steps_class._save_checkpoint = saving.around(steps_class._save_checkpoint)
+    Checkpointing.on_save = saving.around(Checkpointing.on_save)  # type: ignore[method-assign]
+    steps_class.training_step = passing.around(steps_class.training_step)
+    first_step: list[float] = []
+
+    class Noticing(Progress):
+        def record(self, measurement: Measurement) -> None:
+            if measurement.loss is not None:
+                first_step.append(time.time())
+
+    files = training_module.Files(model, dataset, folder / "tuned", folder / "work", "s3://data/model")
+    others = time.process_time() - time.thread_time()
+    training_module.train_model(
+        files, settings, checkpoints=Checkpoints(store), progress=Noticing("train"), stopping=threading.Event()
+    )
+    others = time.process_time() - time.thread_time() - others
+    done, saved = len(first_step), -(-len(first_step) // EVERY)
+    newest = max((folder / "work").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return Costs(
+        until_first_step=first_step[0] - started,
+        step_wall=passing.wall / done,
+        step_cpu=passing.cpu / done,
+        saving_cpu=saving.cpu / saved,
+        saving_wall=saving.wall / saved,
+        uploading_cpu=others / saved,
+        checkpoint_bytes=sum(file.stat().st_size for file in newest.iterdir()),
+    )

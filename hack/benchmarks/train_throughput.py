@@ -1,0 +1,223 @@
+"""Tokens that a training handles in a second of one CPU, against TRL's SFTTrainer as it comes.
+
+Same model (SmolLM2-135M, nf4), adapter, examples, order and batches on both sides, without validation and checkpoints;
+the baseline gets every setting of ours that TRL has, with its own loss, attention and precision of adapters. Each side
+runs in a fresh process with one thread; CPU time, since it is steadier than wall time on a machine with other work.
+Short examples are those of a classification, long ones a letter with an answer of some 60 tokens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.training import Training
+from hack.benchmarks.result import Result
+from hack.cluster.console import say, step
+from hack.cluster.layout import cache_directory
+from hack.models import ensure_smollm2
+
+WORDS = """account address amount answer balance bank bill book branch card change check city client code company
+contract copy cost credit customer date day debit deposit detail email error fee file form hour house invoice item
+letter line list loan mail market message minute money month name notice number offer office order page paper payment
+person phone plan policy price problem product question rate reason record refund rent report request response service
+shipment state statement store street support system tax team term ticket time total transfer year"""
+GOAL = 1.7
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Examples of one kind, and how they are batched."""
+
+    name: str
+    prompt_words: tuple[int, int]
+    """Fewest and most words of a question."""
+    answer_words: tuple[int, int]
+    batch: int
+    passes: int
+    steps: int
+    """The first one warms up and is not measured."""
+
+    @property
+    def training(self) -> Training:
+        """As a spec would say it."""
+        return Training(
+            batch_size=self.batch,
+            gradient_accumulation=self.passes,
+            max_steps=self.steps,
+            epochs=50,
+            max_length=1024,
+            patience=0,
+        )
+
+
+SHORT = Workload("short", (8, 24), (1, 1), batch=8, passes=2, steps=9)
+LONG = Workload("long", (380, 430), (50, 60), batch=4, passes=1, steps=4)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run."""
+
+    tokens_per_cpu_second: float
+    losses: list[float]
+    tokens_per_example: float
+
+
+def run() -> Result:
+    """Measure; the value is the rate of the workload with the smaller gain."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the processes start
+    model = ensure_smollm2(cache_directory())
+    figures: dict[str, dict[str, Any]] = {}
+    for workload in (SHORT, LONG):
+        sides = {}
+        for side in ("ours", "stock"):
+            with step(f"{workload.name} examples, {side}"):
+                sides[side] = fresh_process(measure, side, workload, model)
+        ours, stock = sides["ours"], sides["stock"]
+        figures[workload.name] = compared(workload, ours, stock)
+        say(f"  {workload.name}: {figures[workload.name]['ratio']} times the tokens per CPU second")
+    worst = min(figures.values(), key=lambda figure: figure["ratio"])
+    return Result(
+        name="train_throughput",
+        value=worst["ours"],
+        unit="tokens/CPU-s",
+        baseline=worst["stock"],
+        goal=f"≥ {GOAL} times TRL's on short and on long examples, with the same losses",
+        details=figures,
+    )
+
+
+def compared(workload: Workload, ours: Measured, stock: Measured) -> dict[str, Any]:
+    """Both sides of a workload, and how far apart their losses are."""
+    apart = [abs(a - b) / b for a, b in zip(ours.losses, stock.losses, strict=True)]
+    return {
+        "ours": round(ours.tokens_per_cpu_second, 1),
+        "stock": round(stock.tokens_per_cpu_second, 1),
+        "ratio": round(ours.tokens_per_cpu_second / stock.tokens_per_cpu_second, 3),
+        "tokensPerExample": round(ours.tokens_per_example),
+        "batch": f"{workload.batch} x {workload.passes}",
+        "firstLossApart": round(apart[0], 5),
+        "medianLossApart": round(statistics.median(apart), 5),
+        "losses": {"ours": ours.losses, "stock": stock.losses},
+    }
+
+
+def fresh_process(function: Any, *arguments: Any) -> Any:
+    """The function's answer, computed in a process that nothing else has touched."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def messages(workload: Workload, seed: int) -> list[dict[str, str]]:
+    """A conversation of made-up words, the same on every machine."""
+    chosen, words = random.Random(seed), WORDS.split()
+
+    def text(length: tuple[int, int]) -> str:
+        return " ".join(chosen.choice(words) for _ in range(chosen.randint(*length)))
+
+    return [
+        {"role": "user", "content": text(workload.prompt_words)},
+        {"role": "assistant", "content": text(workload.answer_words)},
+    ]
+
+
+def measure(side: str, workload: Workload, model: Path) -> Measured:
+    """One training, in this process."""
+    import torch
+
+    from finetune_jobs.modelling import chat
+    from finetune_jobs.modelling.loading import load_tokenizer
+    from finetune_jobs.progress import Progress
+    from finetune_jobs.training.trainer import run_steps
+
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(model)
+    rows = workload.batch * workload.passes * workload.steps
+    examples = [chat.encode(tokenizer, messages(workload, seed), tokenizer.eos_token_id) for seed in range(rows)]
+    with tempfile.TemporaryDirectory(prefix="finetune-throughput-") as folder:
+        trainer = (our_trainer if side == "ours" else stock_trainer)(model, tokenizer, examples, workload, Path(folder))
+        clock = stepping_clock(trainer)
+        if side == "ours":
+            run_steps(trainer, None, Progress("train"))
+        else:
+            trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(example.input_ids) for example in examples)
+    measured = tokens * (workload.steps - 1) / workload.steps
+    return Measured(measured / (clock[-1] - clock[0]), losses, tokens / len(examples))
+
+
+def stepping_clock(trainer: Any) -> list[float]:
+    """CPU seconds of this process at the end of each step, filled while the training runs."""
+    from transformers import TrainerCallback
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc] # transformers has no types
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.process_time())
+
+    trainer.add_callback(Clock())
+    return times
+
+
+def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Workload, folder: Path) -> Any:
+    """As the stage train builds it, without validation and checkpoints."""
+    from finetune_jobs.modelling.loading import load_base
+    from finetune_jobs.training.recipe import Batch
+    from finetune_jobs.training.trainer import build_trainer, suit_attention
+
+    training = workload.training
+    base = load_base(model, training.base_quantization)
+    suit_attention(base, examples)
+    trainer = build_trainer(base, tokenizer, examples, examples[:1], training, folder, Batch.of(training))
+    return without_interruptions(trainer)
+
+
+def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Workload, folder: Path) -> Any:
+    """SFTTrainer with the same settings, as its documentation has it."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
+    from transformers.utils import logging
+    from trl import SFTTrainer
+
+    from finetune_jobs.modelling.loading import DTYPE, device, rounding
+    from finetune_jobs.training.adapter import adapter_config
+    from finetune_jobs.training.recipe import Batch, learning_rate, planned_steps
+    from finetune_jobs.training.trainer import configuration
+
+    logging.disable_progress_bar()
+    training = workload.training
+    quantization = rounding(training.quantization)
+    base = AutoModelForCausalLM.from_pretrained(
+        model, dtype=DTYPE, device_map={"": device()}, quantization_config=quantization
+    )
+    rate, steps = learning_rate(training, base.num_parameters()), planned_steps(len(examples), training)
+    rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
+    set_seed(training.seed)
+    trainer = SFTTrainer(
+        model=base,
+        args=configuration(training, folder, Batch.of(training), steps, rate),
+        train_dataset=rows,
+        eval_dataset=rows.select([0]),
+        processing_class=tokenizer,
+        peft_config=adapter_config(base, training),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return without_interruptions(trainer)
+
+
+def without_interruptions(trainer: Any) -> Any:
+    """Nothing but steps: neither validation nor checkpoints."""
+    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+    trainer.args.load_best_model_at_end = False
+    return trainer
