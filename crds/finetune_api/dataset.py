@@ -7,8 +7,9 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel, Decimal
+from finetune_api.distillation import Distillation
 from finetune_api.rules import Rule, exactly_one_of
-from finetune_api.storage import SECRET_NAME
+from finetune_api.storage import SECRET_NAME, S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -170,6 +171,23 @@ class Cleaning(ApiModel):
     """Keys, tokens and passwords that the scan finds: Mask them, Drop the row, Report only, or Off."""
 
 
+class NamesModel(ApiModel):
+    """A spaCy pipeline that recognises named entities: exactly one of uri and package."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "package"))
+
+    uri: S3Uri | None = None
+    """S3 prefix of the pipeline's folder, which holds config.cfg."""
+    package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", min_length=1, max_length=64)] | None = None
+    """Name of a package that is installed in the platform's image for prepare."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "NamesModel":
+        if (self.uri is None) == (self.package is None):
+            raise ValueError("exactly one of uri and package must be set")
+        return self
+
+
 class Pii(ApiModel):
     """Personal data in the examples. What is found is counted and never stored."""
 
@@ -179,6 +197,8 @@ class Pii(ApiModel):
         list[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]{1,39}$", max_length=40)]], Field(max_length=40)
     ] = []
     """What to look for, e.g. EMAIL_ADDRESS; left out: all that the recognisers know (docs/how-to/prepare-data.md)."""
+    ner: NamesModel | None = None
+    """A language model that finds names and places, which no pattern does; left out: nothing looks for them."""
     min_score_percent: Annotated[int, Field(ge=1, le=100)] = 35
     """Findings that the recognisers are less sure of are ignored."""
 
@@ -208,8 +228,17 @@ class Replay(ApiModel):
     """Share of the training examples that they make; 5 to 10 is usual."""
 
 
+_COLUMNS_OR_TEACHER: Final = Rule(
+    "!(has(self.columns) && has(self.distillation))",
+    "columns and distillation exclude each other: a row that a teacher answers has a prompt and no answer yet "
+    "(distillation.column names the prompt)",
+)
+
+
 class Dataset(ApiModel):
     """Examples and how to read them."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_COLUMNS_OR_TEACHER.as_schema()]})
 
     sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
     """Files that are read one after the other."""
@@ -233,8 +262,16 @@ class Dataset(ApiModel):
     """Texts of benchmarks that the model shall be measured with: training examples that hold them are left out."""
     replay: Replay | None = None
     """General data against forgetting."""
+    distillation: Distillation | None = None
+    """The rows hold prompts, and a teacher model answers them."""
     pilot: Pilot | None = None
     """Train on a sample, for a quick first signal."""
+
+    @model_validator(mode="after")
+    def _columns_or_teacher(self) -> "Dataset":
+        if self.columns and self.distillation:
+            raise ValueError(_COLUMNS_OR_TEACHER.message)
+        return self
 
 
 class TaskType(StrEnum):

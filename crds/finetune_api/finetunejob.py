@@ -9,6 +9,7 @@ from finetune_api.base import ApiModel, Condition, Digest, Message, Name, Object
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.storage import MODEL_URI, S3Uri, Storage
+from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Training
 
 
@@ -80,6 +81,10 @@ class FineTuneJobSpec(ApiModel):
     """What a run's GPUs may cost; left out: no limit."""
     storage: Storage = Storage()
     """How to reach S3; used for sources, base model and output."""
+    tracking: Tracking = Tracking()
+    """Where the measurements of the training go."""
+    retention: Retention = Retention()
+    """What stays of the state of runs."""
     suspend: bool = False
     """True stops the running stage's pod and keeps everything finished; false goes on."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""

@@ -19,6 +19,7 @@ from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
+from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
 
 MAX_RESULT_BYTES: Final = 3072
@@ -193,6 +194,10 @@ class StageInput(WireModel):
     reuse: bool = True
     upstream: Upstream = Upstream()
     params: Params = Params()
+    tracking: Tracking = Tracking()
+    """Where measurements go; no part of any key."""
+    retention: Retention = Retention()
+    """What stays of the run's state; no part of any key."""
     hardware: HardwareFacts | None = None
     """Of resolve: what the profile's pods with a model have; with the next two fields no part of any key."""
     alternatives: list[HardwareFacts] = []

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, WireModel
+from finetune_api.base import ApiModel
 from finetune_api.storage import SECRET_NAME
 
 MLFLOW_SECRET_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -46,10 +46,3 @@ class Retention(ApiModel):
 
     checkpoints: Annotated[int, Field(ge=0, le=100)] = 2
     """Newest checkpoints that stay once their training has succeeded; those of trainings before it go."""
-
-
-class Keeping(WireModel):
-    """The fields of a stage's input that this module defines, as the runner reads them from the same document."""
-
-    tracking: Tracking = Tracking()
-    retention: Retention = Retention()

@@ -84,8 +84,9 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     """Our way: the passes of the stage, without the tokenizer, which the plain way does not have either."""
     from finetune_api.dataset import DataFormat, Source, Task, TaskType
     from finetune_api.stages import PrepareParams
-    from finetune_jobs.dataset.collect import Copy, collect
+    from finetune_jobs.dataset.collect import Collector, Copy
     from finetune_jobs.dataset.division import divide
+    from finetune_jobs.dataset.intake import Intake
     from finetune_jobs.dataset.sources import SourceFile
     from finetune_jobs.dataset.tokens import Encoded, Encoder
     from finetune_jobs.dataset.validation import Example
@@ -98,7 +99,9 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     source = Source(uri="s3://bench/rows.jsonl")
     params = PrepareParams(sources=[source], task=Task(type=TaskType.TEXT))
     file = SourceFile(source, str(source.uri), rows.stat().st_size, "", DataFormat.JSONL, False, lambda path: None)
-    made = collect([Copy(file, rows)], params, Untokenised(None, 0, params), rows.with_suffix(".spool"), _silent)
+    with Collector(params, Intake(params), Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
+        collector.read([Copy(file, rows)], _silent)
+    made = collector.made
     division = divide(made.ledger, made.clusters, made.texts, params)
     return {
         "examples": len(division.parts),

@@ -14,22 +14,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.dataset import Task, TaskType
+from finetune_api.dataset import NamesModel, Task, TaskType
 from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
 from finetune_jobs.basemodel import fetch_tokenizer
 from finetune_jobs.dataset import leakage, sampling
 from finetune_jobs.dataset.account import Account, require_enough, require_learnable, require_valid
-from finetune_jobs.dataset.collect import Collected, Copy, benchmark_texts, collect
+from finetune_jobs.dataset.collect import Collected, Collector, Copy, benchmark_texts
 from finetune_jobs.dataset.contamination import Reference
+from finetune_jobs.dataset.distilled import collect_distilled
 from finetune_jobs.dataset.division import Division, divide
+from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.pii.ner import package_folder
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.writing import DatasetWriter
-from finetune_jobs.errors import StageError, need
+from finetune_jobs.distillation.distil import Distilled
+from finetune_jobs.errors import StageError, StoppedError, need
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.progress import Report
 from finetune_jobs.readiness.page import render
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
@@ -53,7 +58,7 @@ def prepare(context: Context) -> Made:
     """The stage. Raises StageError: DatasetInvalid, DatasetTooSmall, DatasetNotFound, ModelUnsupported, as Store."""
     params = need(context.input.params.prepare, "params.prepare")
     copies = _download(context, params)
-    own = _collect(context, params, [copy for copy in copies if copy.file.number < len(params.sources)], copies)
+    own, distilled = _collect(context, params, copies)
     require_valid(own.ledger, params)
     own.encoder.require_short()
     require_learnable(own.ledger, params)
@@ -67,14 +72,15 @@ def prepare(context: Context) -> Made:
     _write(folder, own, division, general)
     account = Account.of(own, division, len(general.chosen) if general else 0, params, context.input.upstream.source)
     _write_json(folder / LABELS, account.labels)
-    _write_json(folder / REPORT, account.report())
+    report = account.report() | ({"distillation": distilled.report()} if distilled else {})
+    _write_json(folder / REPORT, report)
     (folder / READINESS_PAGE).write_text(
         render(account.facts, account.items, own.ledger.faults.stored()), encoding="utf-8"
     )
     return Made(
         folder=folder,
-        scalars=account.scalars(),
-        message=account.message(),
+        scalars=account.scalars() | (distilled.scalars() if distilled else {}),
+        message=" ".join([*([distilled.message()] if distilled else []), account.message()]),
         tools=versions("transformers", "presidio-analyzer", "rensa", "pyarrow", "py3langid"),
     )
 
@@ -98,15 +104,30 @@ def _download(context: Context, params: PrepareParams) -> list[Copy]:
     return copies
 
 
-def _collect(context: Context, params: PrepareParams, own: list[Copy], copies: list[Copy]) -> Collected:
+def _collect(context: Context, params: PrepareParams, copies: list[Copy]) -> tuple[Collected, Distilled | None]:
+    own = [copy for copy in copies if copy.file.number < len(params.sources)]
     base = context.scratch / "tokenizer"
     fetch_tokenizer(context, base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
     benchmarks = [c for c in copies if 0 <= c.file.number - len(params.sources) < len(params.benchmarks)]
     benchmark = Reference(benchmark_texts(benchmarks)) if benchmarks else None
-    report = context.progress.part(0.2, 0.75, "reading and checking rows")
-    return collect(own, params, encoder, context.scratch / "examples.arrow", report, benchmark)
+    intake = Intake(params, _names_model(context, params.pii.ner))
+    with Collector(params, intake, encoder, context.scratch / "examples.arrow", benchmark) as collector:
+        if params.distillation is None:
+            collector.read(own, _stoppable(context, context.progress.part(0.2, 0.75, "reading and checking rows")))
+            return collector.made, None
+        distilled = collect_distilled(
+            own,
+            params,
+            params.distillation,
+            collector,
+            store=context.store,
+            run=context.input.run,
+            report=context.progress.part(0.2, 0.75, "the teacher answers"),
+            stopping=context.stopping,
+        )
+    return collector.made, distilled
 
 
 def _replay(
@@ -121,15 +142,46 @@ def _replay(
     general = params.model_copy(
         update={"sources": [params.replay.source], "columns": None, "instruction": "", "group_by": None, "task": _FREE}
     )
-    report = context.progress.part(0.8, 0.85, "reading general data")
+    report = _stoppable(context, context.progress.part(0.8, 0.85, "reading general data"))
     spool = context.scratch / "replay.arrow"
-    found = collect(asked, general, replace(own.encoder, params=general), spool, report)
+    intake = Intake(general, _names_model(context, params.pii.ner))
+    with Collector(general, intake, replace(own.encoder, params=general), spool) as collector:
+        collector.read(asked, report)
+    found = collector.made
     require_valid(found.ledger, params)
     tested = {identity for identity, part in division.parts.items() if part is not Part.TRAIN}
     leaks = leakage.find(found.texts(set(found.ledger.labels)), own.texts(tested), params.duplicates.near_percent)
     usable = found.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
     trained = sum(part is Part.TRAIN for part in division.parts.values())
     return Replayed(found, sampling.replay(usable, trained, params.replay.percent, params.split.seed))
+
+
+def _names_model(context: Context, asked: NamesModel | None) -> Path | None:
+    """The folder of the pipeline that finds names. Raises StageError: SpecInvalid, ModelNotFound, as Store."""
+    if asked is None:
+        return None
+    if asked.package:
+        return package_folder(asked.package)
+    place, folder = context.store.at(asked.uri or ""), context.scratch / "names"
+    entries = [entry for entry in place.list() if not folder.exists() and entry.size]
+    for entry in entries:
+        target = folder / entry.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place.download(entry.key, target)
+    if not folder.exists():
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{asked.uri} holds no files: spec.dataset.pii.ner needs a pipeline.")
+    return folder
+
+
+def _stoppable(context: Context, report: Report) -> Report:
+    """As ``report``, but it raises StoppedError once the pod is told to stop: nothing here is worth saving."""
+
+    def tell(done: int, total: int) -> None:
+        if context.stopping.is_set():
+            raise StoppedError("The pod was told to stop before the rows were read.")
+        report(done, total)
+
+    return tell
 
 
 def _write(folder: Path, own: Collected, division: Division, general: Replayed | None) -> None:
@@ -148,7 +200,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def main() -> None:
     """``python -m finetune_jobs.prepare``"""
-    run_stage(Stage.PREPARE, prepare)
+    run_stage(Stage.PREPARE, prepare, graceful=True)
 
 
 if __name__ == "__main__":

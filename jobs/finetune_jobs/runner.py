@@ -36,7 +36,6 @@ from finetune_api.stages import (
     StageResult,
     input_key,
 )
-from finetune_api.tracking import Keeping
 from finetune_jobs import commandline, folders, logs, retention
 from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, StoppedError, need
@@ -65,8 +64,6 @@ class Context:
     """Where fetch puts models and the server reads them."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
-    keeping: Keeping = field(default_factory=Keeping)
-    """Where measurements are tracked, and what stays of the run's state."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def execute(context: Context, work: Work, after: After | None = None) -> StageRe
     if after:
         after(context, result.output_digest)
     if given.stage is Stage.TRAIN:
-        retention.remove_checkpoints(context.store, given.run, given.input_key, context.keeping.retention)
+        retention.remove_checkpoints(context.store, given.run, given.input_key, given.retention)
     return result
 
 
@@ -178,7 +175,7 @@ def _tracked(context: Context) -> AbstractContextManager[None]:
     from finetune_jobs.training.tracking import tracked
 
     folder = context.scratch / "tracking"
-    return tracked(context.input, context.keeping.tracking, context.store, folder, context.progress)
+    return tracked(context.input, context.input.tracking, context.store, folder, context.progress)
 
 
 def _publish(context: Context, made: Made) -> StageResult:
@@ -227,7 +224,7 @@ def _guarded(
 ) -> tuple[StageResult, ExitCode]:
     """Whatever happens becomes a result and an exit code; tracebacks go to the log only."""
     try:
-        given, keeping = _read_input(stage, options.input)
+        given = _read_input(stage, options.input)
         progress = Progress(stage, show=terminal)
         progress.serve(options.metrics_port)
         stopping = _on_sigterm(graceful)
@@ -235,7 +232,7 @@ def _guarded(
             store = Store.connect(given.storage, results_root(given))
             if given.output:  # who serves an artifact may only read what its FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, stage))
-            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping, keeping)
+            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
             return execute(context, work, after), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)
@@ -261,7 +258,7 @@ def _naming_log(result: StageResult, uri: str) -> StageResult:
     return result.model_copy(update={"message": message})
 
 
-def _read_input(stage: Stage, path: str) -> tuple[StageInput, Keeping]:
+def _read_input(stage: Stage, path: str) -> StageInput:
     place = f"the input {path}"
     try:
         content = Path(path).read_bytes()
@@ -270,7 +267,7 @@ def _read_input(stage: Stage, path: str) -> tuple[StageInput, Keeping]:
     given = parse_json(content, StageInput, place, Reason.SPEC_INVALID)
     if given.stage != stage:
         raise StageError(Reason.SPEC_INVALID, f"{place} is for stage {given.stage}, this is {stage}.")
-    return _with_key(given, place), parse_json(content, Keeping, place, Reason.SPEC_INVALID)
+    return _with_key(given, place)
 
 
 def _with_key(given: StageInput, place: str) -> StageInput:

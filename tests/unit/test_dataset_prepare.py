@@ -6,11 +6,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import spacy
 
 from finetune_api.dataset import (
     Cleaning,
     Columns,
     Duplicates,
+    NamesModel,
     OnFinding,
     Pii,
     Pilot,
@@ -20,11 +22,13 @@ from finetune_api.dataset import (
     Task,
     TaskType,
 )
+from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_jobs.basemodel import find_base_model
+from finetune_jobs.dataset.distilled import NearAnswers
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling.chat import IGNORED
@@ -34,6 +38,7 @@ from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.teacher_server import Reply, TeacherServer, says
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -240,3 +245,59 @@ def test_languages_and_short_answers_are_left_out_and_counted(prepared: Prepared
     )
     assert prepared.report["filters"] == {"answerTooShort": 1, "otherLanguage": 1}
     assert json.loads(prepared.file("labels.json")) == []
+
+
+def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared) -> None:
+    """Prompts become examples; what is refused, or has no prompt, is counted and left out."""
+
+    def answer(prompt: str, _nth: int) -> Reply:
+        if prompt.endswith("7?"):
+            return says("I'm sorry, but I can't help with that.")
+        return says(f"In short, it is about {prompt.removeprefix('What is ')}")
+
+    prompts = [{"prompt": f"What is {text(n)}?"} for n in range(200)]
+    prompts += [{"prompt": "Who is ana@example.org?"}, {"question": "no prompt"}, prompts[0]]
+    with TeacherServer.running(answer) as server:
+        teacher = TeacherRef(url=server.url, model="large")
+        result = prepared.run(
+            prepared.put("prompts.jsonl", prompts),
+            columns=None,
+            task=Task(type=TaskType.TEXT),
+            distillation=Distillation(teacher=teacher),
+        )
+        asked = [received.prompt for received in server.received]
+    assert len(asked) == 201
+    assert "Who is <EMAIL_ADDRESS_1>?" in asked
+    assert prepared.report["filters"] == {"missingColumn": 1, "refusal": 20}
+    assert prepared.report["rows"]["duplicates"] == 1
+    assert prepared.report["distillation"]["answered"] == 201
+    scalars = result.scalars
+    assert sum(int(scalars[f"rows{part}"]) for part in ("Train", "Validation", "Test")) == 181
+    assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == ("203", "1", "20")
+    assert "The teacher gave 201 of 201 answers" in result.message
+    example = json.loads(prepared.file("train.jsonl").splitlines()[0])["messages"]
+    assert example[1]["content"] == f"In short, it is about {example[0]['content'].removeprefix('What is ')}"
+
+
+def test_near_answers_are_found_as_they_come() -> None:
+    near = NearAnswers(80)
+    words = " ".join(f"word{n}" for n in range(30))
+    assert [near(words), near(f"{words} too"), near("something else"), near("something else")] == [
+        *(False, True, False, True)
+    ]
+    assert not any(map(NearAnswers(0), ["same", "same"]))
+
+
+def test_a_pipeline_in_s3_finds_names(prepared: Prepared, tmp_path: Path) -> None:
+    pipeline = spacy.blank("en")
+    ruler: Any = pipeline.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "PERSON", "pattern": "Ana Novak"}])
+    pipeline.to_disk(tmp_path / "pipeline")
+    for file in (tmp_path / "pipeline").rglob("*"):
+        if file.is_file():
+            prepared.store.put(f"names/{file.relative_to(tmp_path / 'pipeline')}", file.read_bytes())
+    source = prepared.put("rows.jsonl", [*rows(), {"text": "Is Ana Novak there?", "label": "a"}])
+    prepared.run(source, pii=Pii(ner=NamesModel(uri=prepared.store.uri("names"))))
+    assert prepared.report["pii"]["counts"] == {"PERSON": 1}
+    with pytest.raises(StageError, match="holds no files"):
+        prepared.run(source, pii=Pii(ner=NamesModel(uri=prepared.store.uri("nothing"))))

@@ -17,10 +17,11 @@ import yaml
 
 from finetune_api.dataset import DataFormat, Task, TaskType
 from finetune_api.distillation import Distillation
+from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_jobs.dataset.readers import read_rows
 from finetune_jobs.dataset.validation import Example, Faults, Rules
 from finetune_jobs.distillation.prompts import prompt_column, read_prompts
-from finetune_jobs.distillation.teacher import API_KEY_VARIABLE, Teacher
+from finetune_jobs.distillation.teacher import Teacher
 from finetune_jobs.store import Store
 from hack.cluster.layout import REPOSITORY
 from tests.support.distilling import KEY, SOURCE, run
@@ -55,7 +56,7 @@ def sections() -> dict[str, str]:
 
 
 def example_spec() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((EXAMPLE / "finetunejob.yaml.draft").read_text())["spec"]
+    content: dict[str, Any] = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())["spec"]
     return content
 
 
@@ -97,7 +98,7 @@ def test_the_example_works_from_prompts_to_examples(store: Store, example_prompt
         rows = read_rows(example_prompts, SOURCE, DataFormat.JSONL, [prompt_column(distillation)])
         faults = Faults()
         asked = list(read_prompts(SOURCE, rows, distillation, faults, keep=["topic"]))
-        teacher = Teacher.from_environment(distillation, {API_KEY_VARIABLE: KEY})
+        teacher = Teacher.from_environment(distillation, {TEACHER_KEY_VARIABLE: KEY})
         outcome = run(store, asked, distillation, teacher)
     result = outcome.result
     assert (len(asked), faults.total, result.prompts, result.repeated) == (600, 0, 588, 12)

@@ -18,12 +18,13 @@ from unittest import mock
 import pytest
 
 from finetune_api.distillation import Distillation
+from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.distillation.answers import Answer
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.prompts import questions, recipe
-from finetune_jobs.distillation.teacher import API_KEY_VARIABLE, Teacher
+from finetune_jobs.distillation.teacher import Teacher
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.store import Store
 from tests.support.distilling import KEY, QUICK, config, echo, failure, prompts, run
@@ -213,7 +214,7 @@ def test_the_key_goes_to_the_teacher_and_nowhere_else(store: Store, caplog: pyte
     caplog.set_level(logging.DEBUG)
     with TeacherServer.running(echo, key=KEY) as server:
         spec = secured(server.url)
-        right = Teacher.from_environment(spec, {API_KEY_VARIABLE: f"{KEY}\n"})
+        right = Teacher.from_environment(spec, {TEACHER_KEY_VARIABLE: f"{KEY}\n"})
         assert run(store, prompts(1), spec, right).answers == ["answer to question 0"]
         with pytest.raises(StageError) as error:
             run(store, prompts(2), spec, Teacher(spec, f"{KEY}-wrong"))
@@ -226,7 +227,7 @@ def test_the_key_goes_to_the_teacher_and_nowhere_else(store: Store, caplog: pyte
 def test_a_server_that_asks_for_no_key_is_told_none(store: Store) -> None:
     with TeacherServer.running(echo) as server:
         spec = config(server.url)
-        run(store, prompts(1), spec, Teacher.from_environment(spec, {API_KEY_VARIABLE: KEY}))
+        run(store, prompts(1), spec, Teacher.from_environment(spec, {TEACHER_KEY_VARIABLE: KEY}))
     assert KEY not in json.dumps(server.received[0].headers)
 
 
@@ -252,5 +253,5 @@ def test_a_server_that_asks_for_no_key_is_told_none(store: Store) -> None:
 )
 def test_a_key_that_is_none(value: str, reason: Reason, message: str) -> None:
     with pytest.raises(StageError) as error:
-        Teacher.from_environment(secured("http://host/v1"), {API_KEY_VARIABLE: value})
+        Teacher.from_environment(secured("http://host/v1"), {TEACHER_KEY_VARIABLE: value})
     assert (error.value.reason, error.value.message) == (reason, message)

@@ -269,7 +269,7 @@ def test_a_key_that_does_not_follow_is_an_error(fields: dict[str, Any], message:
 def test_the_input_says_what_is_tracked_and_kept(tmp_path: Path) -> None:
     document = json.loads(GIVEN.model_dump_json(by_alias=True))
     document |= {"tracking": {"mlflow": {"url": "http://mlflow:5000"}}, "retention": {"checkpoints": 7}}
-    body = "return Made(message=f'{context.keeping.tracking.mlflow.url} {context.keeping.retention.checkpoints}')"
+    body = "return Made(message=f'{context.input.tracking.mlflow.url} {context.input.retention.checkpoints}')"
     assert ended(start(tmp_path, body, given=json.dumps(document)), tmp_path)[1].message == "http://mlflow:5000 7"
     document["tracking"]["mlflow"]["url"] = "http://user:secret@mlflow:5000"
     code, result = ended(start(tmp_path, body, given=json.dumps(document)), tmp_path)

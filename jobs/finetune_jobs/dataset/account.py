@@ -110,7 +110,12 @@ class Account:
                 over=own.encoder.over,
                 longest=own.encoder.longest,
             ),
-            pii=Findings(params.pii.mode, dict(sorted(own.intake.personal.items()))),
+            pii=Findings(
+                params.pii.mode,
+                dict(sorted(own.intake.personal.items())),
+                params.pii.entities,
+                own.intake.looks_for_names,
+            ),
             secrets=Findings(params.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
             labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
             split_provided=bool(ledger.given),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from finetune_api.dataset import SourcePart
@@ -59,80 +60,83 @@ class Collected:
                 yield names[example.index], example
 
 
-def collect(
-    copies: list[Copy],
-    params: PrepareParams,
-    encoder: Encoder,
-    spool: Path,
-    report: Report,
-    benchmark: Reference | None = None,
-) -> Collected:
-    """Read ``copies``; what may be learnt is in the spool afterwards.
+class Collector:
+    """Takes rows one after the other; a context manager that completes what it has collected."""
 
-    ``report`` is told how many bytes are read. Raises StageError as ``read_rows``, ``Intake`` and ``Encoder``.
-    """
-    ledger, near = Ledger(params.task.type), NearDuplicates(params.duplicates.near_percent)
-    made = Collected(ledger, Intake(params), encoder, spool)
-    total, done = sum(copy.file.size for copy in copies), 0
-    with SpoolWriter(spool) as out:
+    def __init__(
+        self,
+        params: PrepareParams,
+        intake: Intake,
+        encoder: Encoder,
+        spool: Path,
+        benchmark: Reference | None = None,
+    ) -> None:
+        """Examples that may be learnt go to the file ``spool``."""
+        self.made = Collected(Ledger(params.task.type), intake, encoder, spool)
+        self._params, self._benchmark = params, benchmark
+        self._near = NearDuplicates(params.duplicates.near_percent)
+        self._out = SpoolWriter(spool)
+
+    def __enter__(self) -> "Collector":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.__exit__(kind, error, trace)
+        if kind is None:
+            self.made.clusters = self._near.clusters()
+
+    def read(self, copies: list[Copy], report: Report) -> None:
+        """Take every row of some files. ``report`` is told how many bytes are read.
+
+        Raises StageError as ``read_rows`` and ``Encoder``.
+        """
+        total, done = sum(copy.file.size for copy in copies), 0
+        columns = self._params.columns.names if self._params.columns else []
+        if columns and self._params.group_by:
+            columns = [*columns, self._params.group_by]
         for copy in copies:
             begin = done
 
-            def read(now: int, of: int, begin: int = begin, size: int = copy.file.size) -> None:
+            def tell(now: int, of: int, begin: int = begin, size: int = copy.file.size) -> None:
                 report(begin + (size * now // of if of else 0), total)
 
-            for row in _rows(copy, params, read):
-                ledger.read += 1
-                for example in _take(made, row, copy.file, params, out, benchmark):
-                    near.add(example.identity, compared_text(example.messages))
-            done += copy.file.size
-    made.clusters = near.clusters()
-    return made
+            file = copy.file
+            for row in read_rows(copy.path, file.uri, file.format, columns, report=tell, may_be_empty=file.one_of_many):
+                self.take(file.number, file.uri, row)
+            done += file.size
 
+    def take(self, source: int, file: str, row: Row | Fault) -> None:
+        """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once."""
+        self.made.ledger.read += 1
+        example = row if isinstance(row, Fault) else self.made.intake.take(row)
+        if isinstance(example, Fault):
+            self.made.ledger.faults.add(file, example)
+        elif isinstance(example, Dropped):
+            self.made.ledger.dropped[example.kind] += 1
+        else:
+            self._take_example(example, Place(source, file, row.line))
 
-def _rows(copy: Copy, params: PrepareParams, report: Report) -> Iterator[Row | Fault]:
-    file, columns = copy.file, params.columns.names if params.columns else []
-    if columns and params.group_by:
-        columns = [*columns, params.group_by]
-    return read_rows(copy.path, file.uri, file.format, columns, report=report, may_be_empty=file.one_of_many)
-
-
-def _take(
-    made: Collected,
-    row: Row | Fault,
-    file: SourceFile,
-    params: PrepareParams,
-    out: SpoolWriter,
-    benchmark: Reference | None,
-) -> Iterator[Example]:
-    """One row: it becomes an example (or several), a fault, or is left out; each is counted once."""
-    ledger = made.ledger
-    example = row if isinstance(row, Fault) else made.intake.take(row)
-    if isinstance(example, Fault):
-        ledger.faults.add(file.uri, example)
-        return
-    if isinstance(example, Dropped):
-        ledger.dropped[example.kind] += 1
-        return
-    place = Place(file.number, file.uri, row.line)
-    if not ledger.is_new(example, place):
-        return
-    if benchmark and benchmark.overlaps(_said(example)):
-        ledger.dropped["inBenchmark"] += 1
-        return
-    pieces = made.encoder.encode(example, f"{file.uri} line {row.line}")
-    if not pieces:
-        ledger.dropped["tooLong"] += 1
-        return
-    provided = params.sources[file.number].part
-    part = _PARTS[provided] if provided else None
-    for number, piece in enumerate(pieces):
-        if piece.example is not example and not ledger.is_new(piece.example, place):
-            continue
-        index = ledger.keep(piece.example, place, piece.tokens, part)
-        out.add(Spooled(index, _line(piece.example), piece.pieces))
-        made.added += number > 0
-        yield piece.example
+    def _take_example(self, example: Example, place: Place) -> None:
+        ledger = self.made.ledger
+        if not ledger.is_new(example, place):
+            return
+        if self._benchmark and self._benchmark.overlaps(_said(example)):
+            ledger.dropped["inBenchmark"] += 1
+            return
+        pieces = self.made.encoder.encode(example, f"{place.file} line {place.line}")
+        if not pieces:
+            ledger.dropped["tooLong"] += 1
+            return
+        provided = self._params.sources[place.source].part
+        for number, piece in enumerate(pieces):
+            if piece.example is not example and not ledger.is_new(piece.example, place):
+                continue
+            index = ledger.keep(piece.example, place, piece.tokens, _PARTS[provided] if provided else None)
+            self._out.add(Spooled(index, _line(piece.example), piece.pieces))
+            self._near.add(piece.example.identity, compared_text(piece.example.messages))
+            self.made.added += number > 0
 
 
 def benchmark_texts(copies: list[Copy]) -> Iterator[str]:

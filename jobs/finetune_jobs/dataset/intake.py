@@ -36,11 +36,13 @@ class Intake:
     """Takes rows as the spec asks."""
 
     def __init__(self, params: PrepareParams, ner: Path | None = None) -> None:
-        """``ner``: as ``Recognition``. Raises StageError (SpecInvalid) as ``Recognition``."""
+        """``ner``: as ``Recognition``. Raises StageError (SpecInvalid) as ``Recognition`` and ``LanguageFilter``."""
         self._rules = Rules(params.columns, params.task, params.group_by or "")
         self._instruction = params.instruction
         self._classes = params.task.type is TaskType.CLASSIFICATION
         self._cleaner = Cleaner(params.cleaning)
+        self.looks_for_names = ner is not None
+        """Whether a language model looks for names and places."""
         self._languages = LanguageFilter(params.cleaning.languages) if params.cleaning.languages else None
         self._scans: list[tuple[OnFinding, Counter[str], Find, str]] = []
         self.secrets: Counter[str] = Counter()
@@ -73,6 +75,11 @@ class Intake:
         system = [{"role": "system", "content": self._instruction}] if self._instruction else []
         return replace(found, messages=[*system, *masked])
 
+    def text(self, text: str) -> str:
+        """One text by itself: cleaned and masked, or empty where a rule leaves it out."""
+        masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
+        return "" if isinstance(masked, Dropped) else str(masked[0]["content"])
+
     def _clean(self, message: Message) -> str:
         return self._cleaner.text(message["content"]).strip()
 
@@ -83,9 +90,9 @@ class Intake:
         said = " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
         return "otherLanguage" if self._languages and not self._languages.allows(said) else ""
 
-    def _scan(self, messages: list[Message]) -> list[Message] | Dropped:
+    def _scan(self, messages: list[Message], *, whole: bool = False) -> list[Message] | Dropped:
         """The messages without what the scans mask. The label of a classification is the user's own word."""
-        scanned = messages[:-1] if self._classes else messages
+        scanned = messages if whole or not self._classes else messages[:-1]
         rest = messages[len(scanned) :]
         for mode, counts, find, kind in self._scans:
             scan = _Scan(find, Pseudonyms(), Counter())

@@ -92,6 +92,11 @@ class Faults:
         if len(self.first) < _STORED:
             self.first.append((file, fault))
 
+    def merge(self, other: "Faults") -> None:
+        """Count those of another collection too."""
+        self.kinds.update(other.kinds)
+        self.first = (self.first + other.first)[:_STORED]
+
     @property
     def total(self) -> int:
         """Rows that are wrong."""

@@ -19,13 +19,12 @@ import httpx2
 import openai
 
 from finetune_api.distillation import Distillation
+from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
 from finetune_jobs.distillation.money import Tokens, estimate_tokens
 from finetune_jobs.errors import StageError
 
-API_KEY_VARIABLE: Final = "TEACHER_API_KEY"
-"""Environment variable that holds the key."""
 MAX_BODY: Final = 8 << 20
 """Most bytes of an answer that are read."""
 _NO_KEY: Final = "none"
@@ -62,18 +61,18 @@ class Teacher:
     @classmethod
     def from_environment(cls, config: Distillation, environment: Mapping[str, str] = os.environ) -> "Teacher":
         """The teacher with its key from TEACHER_API_KEY. Raises StageError (SecretMissing)."""
-        key = environment.get(API_KEY_VARIABLE, "").strip()  # Secrets made from files end in a line break
+        key = environment.get(TEACHER_KEY_VARIABLE, "").strip()  # Secrets made from files end in a line break
         credentials = config.teacher.credentials
         if credentials and not key:
             raise StageError(
                 Reason.SECRET_MISSING,
-                f"{API_KEY_VARIABLE} is empty: Secret {credentials.secret_name!r} must hold the API key of the teacher "
-                f"under {credentials.key!r}.",
+                f"{TEACHER_KEY_VARIABLE} is empty: Secret {credentials.secret_name!r} must hold the API key of the "
+                f"teacher under {credentials.key!r}.",
             )
         if not (key.isascii() and key.isprintable()):
             raise StageError(
                 Reason.TEACHER_REFUSED,
-                f"{API_KEY_VARIABLE} holds characters that no HTTP header may hold: it is not an API key.",
+                f"{TEACHER_KEY_VARIABLE} holds characters that no HTTP header may hold: it is not an API key.",
             )
         return cls(config, key if credentials else "")
 

@@ -51,6 +51,8 @@ def stage_request(
             reuse=reuse,
             upstream=upstream,
             params=params,
+            tracking=spec.tracking,
+            retention=spec.retention,
             hardware=hardware_facts(spec.profile, profile) if preflight else None,
             alternatives=other_facts(observed.settings, spec.profile) if preflight else [],
             allowance_seconds=allowance if stage is Stage.TRAIN else None,

@@ -15,6 +15,7 @@ from finetune_api.dataset import ConfigMapKey
 from finetune_api.hashing import canonical_json, short
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
+from finetune_api.tracking import MLFLOW_SECRET_KEYS
 from finetune_operator.actions import Object
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Images, PodShape
@@ -120,7 +121,13 @@ def stage_container(request: StageRequest) -> Object:
         request.image,
         request.images,
         request.shape,
-        env=[*credentials_env(request.input.storage), *scratch_env(), *cpu_env(request.shape)],
+        env=[
+            *credentials_env(request.input.storage),
+            *_teacher_env(request),
+            *_tracking_env(request),
+            *scratch_env(),
+            *cpu_env(request.shape),
+        ],
         mounts=[{"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True}, *_source_mounts(request)],
     )
     body["command"] = argv
@@ -214,6 +221,28 @@ def credentials_env(storage: Storage) -> list[Object]:
     return [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret_name, "key": key}}}
         for name, key in keys.items()
+    ]
+
+
+def _teacher_env(request: StageRequest) -> list[Object]:
+    """The API key of the teacher that answers prompts, for the one stage that asks it."""
+    prepare = request.input.params.prepare if request.stage is Stage.PREPARE else None
+    credentials = prepare.distillation.teacher.credentials if prepare and prepare.distillation else None
+    if credentials is None:
+        return []
+    reference = {"name": credentials.secret_name, "key": credentials.key}
+    return [{"name": meta.TEACHER_KEY_VARIABLE, "valueFrom": {"secretKeyRef": reference}}]
+
+
+def _tracking_env(request: StageRequest) -> list[Object]:
+    """How the training logs in to its tracking server; a Secret that has only some of the keys will do."""
+    mlflow = request.input.tracking.mlflow if request.stage is Stage.TRAIN else None
+    if mlflow is None or mlflow.credentials is None:
+        return []
+    secret = mlflow.credentials.secret_name
+    return [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
+        for key in MLFLOW_SECRET_KEYS
     ]
 
 

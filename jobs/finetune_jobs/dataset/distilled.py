@@ -1,0 +1,97 @@
+"""The first pass of a distillation: rows are prompts, and what a teacher answers to them becomes the examples."""
+
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+import rensa
+
+from finetune_api.distillation import Distillation
+from finetune_api.stages import PrepareParams, RunRef
+from finetune_jobs.dataset.collect import Collector, Copy
+from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.near_duplicates import shingles
+from finetune_jobs.dataset.readers import Fault, Row, read_rows
+from finetune_jobs.dataset.validation import Faults
+from finetune_jobs.distillation.distil import Distilled, distil
+from finetune_jobs.distillation.journal import Journal
+from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts
+from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.progress import Report
+from finetune_jobs.store import Store
+
+_VALUES: Final = 128
+_BANDS: Final = 16
+_SEED: Final = 0xA15
+
+
+def collect_distilled(
+    copies: list[Copy],
+    params: PrepareParams,
+    config: Distillation,
+    collector: Collector,
+    *,
+    store: Store,
+    run: RunRef,
+    report: Report,
+    stopping: threading.Event,
+) -> Distilled:
+    """Have the rows of ``copies`` answered and give ``collector`` the conversations.
+
+    Prompts are cleaned and masked before they leave for the teacher. Rows without a prompt count as invalid; prompts
+    without a good answer are left out and counted. Raises StageError and StoppedError as ``distil``.
+    """
+    ledger, numbers = collector.made.ledger, {copy.file.uri: copy.file.number for copy in copies}
+    faults = Faults()
+
+    def take(uri: str, row: Row | Fault) -> None:
+        if isinstance(row, Fault):
+            ledger.read += 1
+            ledger.dropped[row.kind] += 1
+        else:
+            collector.take(numbers[uri], uri, row)
+
+    prompts = _prompts(copies, config, params, collector.made.intake, faults)
+    journal = Journal.of(store, run, config)
+    near = NearAnswers(params.duplicates.near_percent)
+    teacher = Teacher.from_environment(config)
+    made = distil(prompts, config, teacher, journal, take, report=report, stopping=stopping, near=near)
+    ledger.faults.merge(faults)
+    ledger.dropped.update({"promptNotAsked": made.unasked} if made.unasked else {})
+    ledger.duplicates += made.repeated
+    ledger.read += faults.total + made.unasked + made.repeated
+    return made
+
+
+def _prompts(
+    copies: list[Copy], config: Distillation, params: PrepareParams, intake: Intake, faults: Faults
+) -> Iterator[Prompt]:
+    keep = [params.group_by] if params.group_by else []
+    for copy in copies:
+        file = copy.file
+        rows = read_rows(
+            copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
+        )
+        yield from read_prompts(file.uri, rows, config, faults, clean=intake.text, keep=keep)
+
+
+class NearAnswers:
+    """Tells whether a text is nearly the same as one before. Memory: about 1 kB a text."""
+
+    def __init__(self, near_percent: int) -> None:
+        """``near_percent``: as spec.dataset.duplicates.nearPercent; 0: nothing is near to anything."""
+        self._threshold = near_percent / 100
+        self._index = rensa.RMinHashLSH(threshold=max(0.01, self._threshold), num_perm=_VALUES, num_bands=_BANDS)
+        self._known: list[rensa.RMinHash] = []
+
+    def __call__(self, text: str) -> bool:
+        """Whether it is; if not, it is one of the known ones from now on."""
+        if not self._threshold:
+            return False
+        found = rensa.RMinHash(num_perm=_VALUES, seed=_SEED)
+        found.update(shingles(text))
+        if any(self._known[number].jaccard(found) >= self._threshold for number in self._index.query(found)):
+            return True
+        self._index.insert(len(self._known), found)
+        self._known.append(found)
+        return False
