@@ -321,8 +321,9 @@ def test_pods_without_a_gpu() -> None:
     assert told.message.endswith("of the pod's 8 GiB: shorter ones fit, or a smaller batchSize.")
     with pytest.raises(StageError, match=r"at least about 1\d\.\d GiB .* more than the 8 GiB of a pod .* It fits with"):
         admit(LLAMA_8B, Training(method=Method.LORA), CPU)
+    small = CPU.model_copy(update={"memory_gib": 4})
     with pytest.raises(StageError, match=r"at least .* It fits profile gpu-l4 or gpu-a100-40\."):
-        admit(LLAMA_8B, Training(method=Method.LORA), CPU.model_copy(update={"memory_gib": 4}), [L4, A100])
+        admit(LLAMA_8B, Training(method=Method.LORA, batch_size=1), small, [L4, A100])
 
 
 def test_hardware_that_says_nothing() -> None:
@@ -380,3 +381,15 @@ def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:
     """SmolLM2-135M: measured 470 MB for the imports alone and 105 MB of nf4 weights."""
     floor = floor_memory(shape_of(SMOLLM), Training(), ON_CPU)
     assert 0.5 * GIB < floor.total < 1.5 * GIB
+
+
+@pytest.mark.parametrize("method", [Method.QLORA, Method.FULL])
+def test_the_estimate_holds_against_pytorchs_memory_tracker(method: Method) -> None:
+    """A step of a small model over fake tensors; hack/benchmarks/fit_estimate.py has more and larger ones."""
+    from hack.benchmarks.fit_estimate import HIGHEST, LOWEST
+    from hack.benchmarks.memory_tracker import tracked_peak
+
+    config = SMALL | {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 2, "intermediate_size": 1408}
+    training = Training(method=method, batch_size=8, max_length=512)
+    measured = tracked_peak(config, training, checkpointing=True)
+    assert LOWEST <= peak_memory(shape_of(config), training, ON_GPU).tensors / measured - 1 <= HIGHEST

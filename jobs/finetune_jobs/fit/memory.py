@@ -21,13 +21,15 @@ MASK: Final = 1
 NF4: Final = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Bytes per weight in NF4 with double quantisation: a byte for 64 weights, a float for 256 of those bytes (QLoRA)."""
 INT8: Final = 1.0
-CUDA_CONTEXT: Final = 1.0 * GIB
-"""Kernels, handles and workspaces of a process on a GPU: the one constant that was fitted, to what published
-measurements have beyond their tensors (docs/concepts/fit.md)."""
+CUDA_CONTEXT: Final = 1.35 * GIB
+"""Kernels, handles and workspaces of a process on a GPU: the one constant that was fitted, to what the published
+measurements have beyond their tensors. Newer versions of CUDA, which load kernels when they are needed, take less."""
 PROCESS: Final = 0.7 * GIB
 """Python with torch, transformers and trl, without a model."""
 FRAGMENTATION: Final = 0.05
 """Share of the GPU's memory that the allocator holds and cannot use."""
+DORA_PER_OUTPUT, DORA_PER_WEIGHT = 6, 7
+"""Bytes that DoRA takes per output of a token and per weight of one layer (PEFT 0.21; fitted to the memory tracker)."""
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
 """Part of the logits that TRL 1.16's fused output layer has in memory at a time."""
 
@@ -154,9 +156,10 @@ def _workspace(shape: Shape, training: Training) -> float:
 def _activations(shape: Shape, training: Training, step: Step) -> float:
     examples, length = training.batch_size, training.max_length
     tokens, masked = examples * length, step.padded and examples > 1
-    layer = tokens * _layer_bytes(shape, training, masked=masked)
+    layer = tokens * _layer_bytes(shape, training, masked=masked) + _dora_kept(shape, training)
     mask = 2 * BF16 * examples * length * length if masked else 0
-    backward = tokens * _backward_bytes(shape) + (_output_gradient(shape, training) if shape.tied else 0)
+    backward = tokens * _backward_bytes(shape) + _dora_passing(shape, training)
+    backward += _output_gradient(shape, training) if shape.tied else 0
     head = _head(shape, tokens, step) + _output_gradient(shape, training)
     if step.checkpointing:
         boundary = FP32 if training.method is Method.FULL else BF16
@@ -181,9 +184,27 @@ def _input_bytes(shape: Shape, training: Training) -> float:
         return FP32 * norms + BF16 * sum(matrix.inputs for matrix in shape.matrices)
     adapted = shape.adapted(tuple(training.target_modules))
     inner = BF16 * training.rank * len(adapted)
+    if training.dora:
+        inner += DORA_PER_OUTPUT * sum(matrix.outputs for matrix in adapted)
     if float(training.dropout) == 0:
         return inner + BF16 * (norms + product)
     return inner + (BF16 + MASK) * sum(matrix.inputs for matrix in adapted)  # each adapter has its own dropout
+
+
+def _dora_kept(shape: Shape, training: Training) -> float:
+    """DoRA multiplies with a 16-bit copy of each rounded matrix of a layer, and autograd keeps it."""
+    return BF16 * _dora_parameters(shape, training) if training.base_quantization else 0
+
+
+def _dora_passing(shape: Shape, training: Training) -> float:
+    """What DoRA computes the lengths of a layer's weights from."""
+    return DORA_PER_WEIGHT * _dora_parameters(shape, training)
+
+
+def _dora_parameters(shape: Shape, training: Training) -> int:
+    if not training.dora or training.method is Method.FULL:
+        return 0
+    return sum(matrix.parameters for matrix in shape.adapted(tuple(training.target_modules)))
 
 
 def _backward_bytes(shape: Shape) -> float:
@@ -198,7 +219,7 @@ def _output_gradient(shape: Shape, training: Training) -> float:
 
 def _head(shape: Shape, tokens: int, step: Step) -> float:
     """From the last hidden state to its gradient, with the last normalisation."""
-    hidden = (2 * FP32 + 3 * BF16) * tokens * shape.hidden
+    hidden = (3 * FP32 + 3 * BF16) * tokens * shape.hidden
     if step.head is Head.FUSED:
         return hidden + BF16 * min(tokens, TILE_TOKENS) * TILE_VOCABULARY
     return hidden + 4 * FP32 * tokens * shape.vocab

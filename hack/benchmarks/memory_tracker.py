@@ -1,0 +1,164 @@
+"""A training step in PyTorch's own memory tracker, with fake tensors: real operators and sizes, no memory, no GPU.
+
+What runs is the model of transformers, PEFT's adapters, TRL's fused output layer, bitsandbytes' 4-bit product and
+AdamW, under autocast with accumulated gradients, as jobs/finetune_jobs/training does it on a GPU. A CPU build of
+PyTorch cannot run autograd for fake CUDA tensors; so the tensors are CPU's, and where CUDA works in place or in
+another kernel, the operator is replaced by one that takes the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from bitsandbytes.autograd._functions import MatMul4Bit
+from bitsandbytes.functional import QuantState
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl.kernels import chunked_logprob
+
+from finetune_api.training import Method, Training
+
+DEVICE = "cpu"
+TILE_VOCABULARY = 32768
+
+
+def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: bool) -> int:
+    """Peak bytes of all tensors in an optimiser step of two passes, after a first step that made Adam's moments."""
+    with _as_on_cuda(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(DEVICE):
+        model = _model(config, training)
+        base = model if training.method is Method.FULL else model.get_base_model()
+        if checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.enable_input_require_grads()
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
+        tracker = _Tracker()
+        tracker.track_external(model, optimiser)
+        with disable_input_dtype_casting(model), tracker:
+            for passes in (1, 2):
+                for _ in range(passes):
+                    _pass(base, training)
+                    tracker.reset_mod_stats()
+                optimiser.step()
+                optimiser.zero_grad()
+        return int(tracker.get_tracker_snapshot("peak")[torch.device(DEVICE)]["Total"])
+
+
+class _Tracker(MemTracker):  # type: ignore[misc] # torch is not typed here
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+        """Frozen parameters refuse the tracker's gradient hooks (PyTorch 2.13), which only tell gradients apart."""
+        sizes: tuple[int, int] = super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+        return sizes
+
+
+def _model(config: dict[str, Any], training: Training) -> Any:
+    """The model as train loads it, made of fake tensors."""
+    full = training.method is Method.FULL
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config),
+            dtype=torch.float32 if full else torch.bfloat16,
+            attn_implementation="sdpa",
+        )
+        head = model.get_output_embeddings()
+        if not full:
+            model = get_peft_model(model, _adapter(training))
+    tied = model.config.tie_word_embeddings
+    for module in list(model.modules()):
+        _materialise(module)
+    if tied:
+        head.weight = model.get_input_embeddings().weight
+    if training.method is Method.QLORA:
+        for module in list(model.modules()):
+            if hasattr(module, "base_layer"):
+                module.base_layer = _FourBit(module.base_layer)
+    return model.train()
+
+
+def _adapter(training: Training) -> LoraConfig:
+    return LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=float(training.dropout),
+        use_dora=training.dora,
+        target_modules=list(training.target_modules) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _materialise(module: nn.Module) -> None:
+    """Fake tensors in place of meta ones; what is trained is float32."""
+    for name, value in module.named_parameters(recurse=False):
+        dtype = torch.float32 if value.requires_grad else value.dtype
+        fresh = nn.Parameter(torch.empty(value.shape, dtype=dtype), requires_grad=value.requires_grad)
+        setattr(module, name, fresh)
+    for name, buffer in module.named_buffers(recurse=False):
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+class _FourBit(nn.Module):  # type: ignore[misc] # torch is not typed here
+    """A frozen linear layer in NF4 with double quantisation: bitsandbytes' product over its own state."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        weight = linear.weight
+        blocks = weight.numel() // 64
+        second = QuantState(
+            absmax=torch.empty(max(1, blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32
+        )
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = nn.Parameter(torch.empty((weight.numel() // 2, 1), dtype=torch.uint8), requires_grad=False)
+        self.state = QuantState(
+            absmax=torch.empty(blocks, dtype=torch.uint8),
+            shape=weight.shape,
+            code=torch.empty(16),
+            blocksize=64,
+            quant_type="nf4",
+            dtype=torch.bfloat16,
+            offset=torch.empty(()),
+            state2=second,
+        )
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return MatMul4Bit.apply(inputs.to(torch.bfloat16), self.weight.t(), None, None, self.state)
+
+
+def _pass(base: Any, training: Training) -> None:
+    """Forward and backward of a micro-batch of examples of ``max_length``, every position with a label."""
+    examples, length = training.batch_size, training.max_length
+    tokens = torch.zeros((examples, length), dtype=torch.long)
+    mask = torch.ones((examples, 1, length, length), dtype=torch.bool) if examples > 1 else None
+    with torch.autocast(DEVICE, torch.bfloat16):
+        hidden = base.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        head = base.get_output_embeddings()
+        labelled = hidden.reshape(-1, hidden.size(-1)).clone()  # TRL gathers the positions with a label
+        loss = chunked_logprob.ChunkedLogProbFunction.apply(
+            labelled, head.weight, head.bias, tokens.reshape(-1), 1.0, TILE_VOCABULARY, None, 1.0, ("log_probs",)
+        )[0].sum()
+    loss.backward()
+
+
+@contextmanager
+def _as_on_cuda() -> Iterator[None]:
+    """CUDA's way: dropout that keeps one byte per number, and Triton kernels that work in a tile's own memory."""
+
+    def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
+
+    def in_place(*_: Any, **__: Any) -> None:
+        return None
+
+    with (
+        mock.patch.object(nn.functional, "dropout", dropout),
+        mock.patch.object(chunked_logprob, "_forward_tile", in_place),
+        mock.patch.object(chunked_logprob, "_backward_tile", in_place),
+        mock.patch.object(chunked_logprob, "_addmm_fp32", in_place),
+    ):
+        yield
