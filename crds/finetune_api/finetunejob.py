@@ -259,7 +259,8 @@ class FineTuneJobStatus(WireModel):
     phase: Phase | None = None
     """Pending, Running, Suspended, Succeeded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16)] = []
-    """Ready, Reconciling, Stalled (kstatus), Complete, Failed and Suspended (as batch Jobs say it)."""
+    """Ready, Reconciling, Stalled (kstatus), Complete, Failed and Suspended (as batch Jobs say it); Discouraged where
+    settings are known to do badly."""
     run: RunStatus | None = None
     """The run that is active, or the last one."""
     runs: Annotated[list[RunStatus], Field(max_length=10)] = []

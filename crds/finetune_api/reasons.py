@@ -35,6 +35,7 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     OUTPUT_NAME_CONFLICT = "OutputNameConflict"
     SPEC_INVALID = "SpecInvalid"
+    SETTINGS_DISCOURAGED = "SettingsDiscouraged"
 
     # What the data or the store lacks
     DATASET_INVALID = "DatasetInvalid"

@@ -21,6 +21,7 @@ class ConditionType(StrEnum):
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    DISCOURAGED = "Discouraged"
 
 
 @dataclass(frozen=True)

@@ -382,3 +382,18 @@ def test_reused_and_done_stages_count() -> None:
         StageState.PENDING,
         StageState.PENDING,
     ]
+
+
+def test_settings_that_do_badly_are_taken_and_said_once() -> None:
+    training = {"learningRate": "3e-5", "targetModules": ["q_proj", "v_proj"]}
+    asked = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True) | {"training": training})
+    jobs = (job(Stage.RESOLVE, run=current_run(observed(asked), asked, NOW).id),)
+    first = plan(observed(asked, jobs=jobs), NOW)
+    [advice] = [each for each in first.status.conditions if each.type == "Discouraged"]
+    assert (advice.status, advice.reason) == ("True", Reason.SETTINGS_DISCOURAGED)
+    assert "spec.training.learningRate 3e-5 underfits with QLoRA" in advice.message
+    assert "attention layers only (q_proj, v_proj)" in advice.message
+    assert [e.message for e in first.events if e.reason is Reason.SETTINGS_DISCOURAGED] == [advice.message]
+    second = plan(observed(asked, status=first.status, jobs=jobs), NOW)
+    assert not [e for e in second.events if e.reason is Reason.SETTINGS_DISCOURAGED]
+    assert all(each.type != "Discouraged" for each in plan(observed(jobs=(job(Stage.RESOLVE),)), NOW).status.conditions)

@@ -8,6 +8,7 @@ from typing import Final
 from finetune_api.finetunejob import FineTuneJobStatus, Phase, Progress, RunStatus, StageState, StageStatus
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
+from finetune_api.training import training_warnings
 from finetune_operator.actions import Event
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions, timestamp
 from finetune_operator.finetunejob.book import Book
@@ -36,7 +37,7 @@ def compose(observed: Observed, headline: Headline, book: Book | None, now: date
         update={
             "observed_generation": generation,
             "phase": headline.phase,
-            "conditions": merge_conditions(before.conditions, _findings(headline), generation, now),
+            "conditions": merge_conditions(before.conditions, _findings(observed, headline), generation, now),
         }
     )
     return status if book is None else status.model_copy(update=_account(observed, headline, book, now))
@@ -58,7 +59,7 @@ def _account(observed: Observed, headline: Headline, book: Book, now: datetime) 
     }
 
 
-def _findings(headline: Headline) -> list[Finding]:
+def _findings(observed: Observed, headline: Headline) -> list[Finding]:
     phase, reason = headline.phase, headline.reason
     succeeded, failed = phase is Phase.SUCCEEDED, phase is Phase.FAILED
     working = phase in (Phase.RUNNING, Phase.PENDING) and not headline.stalled
@@ -70,7 +71,16 @@ def _findings(headline: Headline) -> list[Finding]:
         Finding(ConditionType.COMPLETE, succeeded, reason),
         Finding(ConditionType.FAILED, failed, reason, headline.message if failed else ""),
         Finding(ConditionType.SUSPENDED, phase is Phase.SUSPENDED, reason),
+        *_advice(observed),
     ]
+
+
+def _advice(observed: Observed) -> list[Finding]:
+    """What the spec may ask for, and is known to do badly; no condition where there is nothing to say."""
+    warnings = training_warnings(observed.spec.training) if observed.spec else []
+    if not warnings:
+        return []
+    return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, " ".join(warnings))]
 
 
 def _open(run: RunStatus) -> bool:
@@ -129,6 +139,7 @@ def edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, .
         *_stage_edges(before, after),
         *_phase_edges(before, after),
         *_trouble_edges(before, after),
+        *_advice_edges(before, after),
     )
 
 
@@ -174,6 +185,13 @@ def _trouble_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Itera
     if now is not None and open_phase and now in REMEDIES and now != then:
         message = next(each.message for each in after.conditions if each.type == ConditionType.READY)
         yield Event("Warning", now, message)
+
+
+def _advice_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    known = {each.message for each in before.conditions if each.type == ConditionType.DISCOURAGED}
+    for each in after.conditions:
+        if each.type == ConditionType.DISCOURAGED and each.message not in known:
+            yield Event("Warning", Reason.SETTINGS_DISCOURAGED, each.message)
 
 
 def _ready(status: FineTuneJobStatus) -> Reason | None:
