@@ -12,7 +12,16 @@ from hack.benchmarks.result import DIRECTORY, Result
 from hack.cluster.console import ClusterError, say
 from hack.cluster.layout import REPOSITORY
 
-NAMES = ("operator_latency", "overhead", "demo_time", "prepare_throughput", "pii")
+NAMES = (
+    "operator_latency",
+    "overhead",
+    "demo_time",
+    "prepare_throughput",
+    "pii",
+    "train_throughput",
+    "checkpoint_cost",
+    "fit_estimate",
+)
 
 
 def main(arguments: list[str]) -> int:
