@@ -232,7 +232,9 @@ class RunStatus(WireModel):
     number: int
     """1 for the first run of this resource."""
     spec_hash: Annotated[str, Field(max_length=64)]
-    """Identity of the spec (without suspend) that this run works on."""
+    """Identity of the spec (without suspend) that this run works on, as this version of the operator computes it."""
+    generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = 0
+    """The newest generation of the resource whose spec this is: no upgrade makes a finished run of it begin again."""
     started_at: Timestamp
     """When it began."""
     finished_at: Timestamp | None = None

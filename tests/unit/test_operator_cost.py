@@ -287,6 +287,6 @@ def test_the_sum_of_an_ended_run_is_final() -> None:
     later = replace(seen(status=whole), settings=PRICED.model_copy(update={"profiles": dear}))
     assert plan(later, NOW + timedelta(days=1)).status.cost == whole.cost
     again = SPEC.model_copy(update={"rerun": "2"})
-    second = current_run(observed(again, status=whole), again, NOW).id
-    fresh = plan(seen(job(Stage.RESOLVE, run=second), spec=again, status=whole), NOW).status
+    second = current_run(observed(again, status=whole, generation=4), again, NOW).id
+    fresh = plan(seen(job(Stage.RESOLVE, run=second), spec=again, status=whole, generation=4), NOW).status
     assert fresh.cost == CostStatus()

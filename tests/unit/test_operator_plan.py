@@ -43,7 +43,8 @@ IDENTITY = {"sourceDigest": "5" * 64, "modelDigest": "6" * 64}
 
 def observed(spec: FineTuneJobSpec | None = SPEC, **more: Any) -> Observed:
     """A FineTuneJob; new and unhindered unless told otherwise."""
-    metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=3, labels=more.pop("labels", {}))
+    labels, generation = more.pop("labels", {}), more.pop("generation", 3)
+    metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation, labels=labels)
     owner = Owner.of(FINETUNEJOBS, metadata)
     status = more.pop("status", FineTuneJobStatus())
     return Observed(owner=owner, metadata=metadata, spec=spec, status=status, settings=SETTINGS, **more)
@@ -397,3 +398,21 @@ def test_settings_that_do_badly_are_taken_and_said_once() -> None:
     second = plan(observed(asked, status=first.status, jobs=jobs), NOW)
     assert not [e for e in second.events if e.reason is Reason.SETTINGS_DISCOURAGED]
     assert all(each.type != "Discouraged" for each in plan(observed(jobs=(job(Stage.RESOLVE),)), NOW).status.conditions)
+
+
+@pytest.mark.parametrize(("generation", "same"), [(3, True), (2, False)])
+def test_an_upgrade_begins_no_finished_run_again(generation: int, same: bool) -> None:
+    """Another version computes another hash of the same spec; only another generation is another spec."""
+    run = RunStatus(
+        id=RUN,
+        number=1,
+        spec_hash="as an older version had it",
+        generation=generation,
+        started_at=THEN,
+        finished_at=THEN,
+        outcome=Phase.SUCCEEDED,
+    )
+    found = observed(status=FineTuneJobStatus(phase=Phase.SUCCEEDED, run=run))
+    current = current_run(found, SPEC, NOW)
+    assert (current.number == 1) is same
+    assert (current.spec_hash, current.generation) == (spec_hash(SPEC), 3)

@@ -87,13 +87,15 @@ def current_run(observed: Observed, spec: FineTuneJobSpec, now: datetime) -> Run
     Its id follows from resource, spec and number alone: if the operator dies between creating the first Job and
     writing the status, the next attempt finds that Job under the same id.
     """
-    last, wanted = observed.status.run, spec_hash(spec)
-    # The API server freezes the spec in phase Running; another hash is then another version's way to compute it.
-    if last is not None and (last.spec_hash == wanted or observed.status.phase is Phase.RUNNING):
-        return last
+    last, wanted, generation = observed.status.run, spec_hash(spec), observed.metadata.generation
+    # A spec changes with its generation only, and not at all in phase Running, where the API server freezes it. Another
+    # hash is otherwise another version's way to compute it: with other defaults, say.
+    same = last is not None and (last.generation == generation or observed.status.phase is Phase.RUNNING)
+    if last is not None and (same or last.spec_hash == wanted):
+        return last.model_copy(update={"spec_hash": wanted, "generation": generation})
     number = 1 if last is None else last.number + 1
     identity = short([observed.owner.uid, wanted, number])
-    return RunStatus(id=identity, number=number, spec_hash=wanted, started_at=timestamp(now))
+    return RunStatus(id=identity, number=number, spec_hash=wanted, generation=generation, started_at=timestamp(now))
 
 
 def _start(
