@@ -74,6 +74,7 @@ class Stopwatch:
 def run() -> Result:
     """Measure; the value is the share of the steps' CPU time in per cent."""
     from tests.support.seaweedfs import ADMIN, SeaweedFS
+    from tests.support.training import tokenise
 
     os.environ["OMP_NUM_THREADS"] = "1"  # before the processes start
     os.environ.update(ADMIN.environment())
@@ -82,7 +83,7 @@ def run() -> Result:
         tempfile.TemporaryDirectory(prefix="finetune-checkpoints-") as scratch,
         SeaweedFS.running(Path(scratch)) as server,
     ):
-        dataset = write_examples(Path(scratch) / "dataset")
+        dataset = tokenise(model, write_examples(Path(scratch) / "dataset"))
         endpoint = server.storage.endpoint
         with step(f"{STEPS} steps with {STEPS // EVERY} checkpoints"):
             first = fresh_process(train, model, dataset, Path(scratch) / "first", endpoint, STEPS, time.time())

@@ -135,7 +135,7 @@ def measure(side: str, workload: Workload, model: Path) -> Measured:
     import torch
 
     from finetune_jobs.modelling import chat
-    from finetune_jobs.modelling.loading import load_tokenizer
+    from finetune_jobs.modelling.tokenizer import load_tokenizer
     from finetune_jobs.progress import Progress
     from finetune_jobs.training.trainer import run_steps
 
@@ -172,14 +172,17 @@ def stepping_clock(trainer: Any) -> list[float]:
 
 def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Workload, folder: Path) -> Any:
     """As the stage train builds it, without validation and checkpoints."""
+    from datasets import Dataset
+
     from finetune_jobs.modelling.loading import load_base
     from finetune_jobs.training.recipe import Batch
-    from finetune_jobs.training.trainer import build_trainer, suit_attention
+    from finetune_jobs.training.trainer import build_trainer, longest, suit_attention
 
     training = workload.training
     base = load_base(model, training.base_quantization)
-    suit_attention(base, examples)
-    trainer = build_trainer(base, tokenizer, examples, examples[:1], training, folder, Batch.of(training))
+    rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    suit_attention(base, longest(rows))
+    trainer = build_trainer(base, tokenizer, rows, rows.select([0]), training, folder, Batch.of(training))
     return without_interruptions(trainer)
 
 

@@ -18,8 +18,8 @@ from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split
-from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint, load_tokenizer
-from finetune_jobs.modelling.tokenizer import stop_token
+from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.runner import Context, Made, run_stage

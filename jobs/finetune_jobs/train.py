@@ -37,6 +37,7 @@ def train(context: Context) -> Made:
         checkpoints=Checkpoints(context.store.below(f"{run_folder(given.run)}/checkpoints/{given.input_key[:16]}")),
         progress=context.progress,
         stopping=context.stopping,
+        allowance=given.allowance_seconds,
     )
     return Made(
         scalars=trained.scalars(),

@@ -10,7 +10,8 @@ from finetune_api.storage import Storage
 from finetune_jobs.artifact import ANSWERS, METRICS, Answer, write_answers
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.folders import publish_folder
-from finetune_jobs.modelling.loading import load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.loading import load_checkpoint
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.publish import publish
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store

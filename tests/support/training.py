@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from finetune_api.stages import Stage, Upstream
-from finetune_api.training import Method, Training
+from finetune_api.training import Loss, Method, Training
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.folders import publish_folder
+from finetune_jobs.modelling.encoding import encode_conversation
+from finetune_jobs.modelling.examples import read_split, read_tokens
 from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.store import Store
@@ -53,6 +60,22 @@ def write_dataset(folder: Path, **splits: list[dict[str, Any]]) -> Path:
     return folder
 
 
+def tokenise(base: Path, dataset: Path, loss: Loss = Loss.ANSWER) -> Path:
+    """Add to a data set the tokens that prepare writes for this base model."""
+    tokenizer = load_tokenizer(base)
+    stop = stop_token(base, tokenizer)
+    for split in ("train", "validation"):
+        pieces = [p for e in read_split(dataset, split) for p in encode_conversation(tokenizer, e, stop, loss)]
+        columns = {"input_ids": [p.input_ids for p in pieces], "labels": [p.labels for p in pieces]}
+        pq.write_table(pa.table(columns), dataset / f"{split}.parquet")
+    return dataset
+
+
+def read_examples(base: Path, dataset: Path, split: str) -> Dataset:
+    """A split as the trainer takes it."""
+    return Dataset(InMemoryTable(read_tokens(tokenise(base, dataset), split)))
+
+
 def settings(method: Method = Method.QLORA, **changes: Any) -> Training:
     """Settings with which the tiny model learns ``rows`` by heart in a second."""
     fast: dict[str, Any] = {
@@ -84,7 +107,7 @@ def publish_inputs(store: Store, base: Path, dataset: Path) -> Upstream:
     for file in base.iterdir():
         store.upload(f"{BASE}/{file.name}", file)
     model = find_base_model(store, store.uri(BASE))
-    digest = publish_folder(store, dataset, Stage.PREPARE)
+    digest = publish_folder(store, tokenise(base, dataset), Stage.PREPARE)
     return Upstream(source="sources", model=model.digest, dataset=digest)
 
 
@@ -97,12 +120,15 @@ def run_training(
     *,
     progress: Progress | None = None,
     stopping: threading.Event | None = None,
+    allowance: int | None = None,
 ) -> Trained:
     """Train below ``folder``: the adapter in ``adapter``, local checkpoints in ``work``."""
+    tokenise(base, dataset, training.loss)
     return train_model(
         Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
         training,
         checkpoints=Checkpoints(checkpoints),
         progress=progress or Progress("train"),
         stopping=stopping or threading.Event(),
+        allowance=allowance,
     )

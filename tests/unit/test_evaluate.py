@@ -17,7 +17,8 @@ from finetune_jobs.evaluate import evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.modelling.examples import read_split
-from finetune_jobs.modelling.loading import load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.loading import load_base, load_checkpoint
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.progress import Progress
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora

@@ -22,7 +22,8 @@ from finetune_jobs.exporting.merge import merge
 from finetune_jobs.folders import fetch_folder, publish_folder
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split
-from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint, load_tokenizer
+from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.store import Store
 from hack.cluster.layout import cache_directory

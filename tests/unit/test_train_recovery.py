@@ -1,5 +1,6 @@
 """Work that is never lost: memory that runs out, pods that are stopped in the middle of a step, attempts that meet."""
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from finetune_api.training import Method, Quantization
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.progress import Measurement, Progress
 from finetune_jobs.store import Store
+from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.ownership import STATE, RunState
@@ -244,3 +246,31 @@ def test_each_kind_of_adapter_resumes_exactly(
 
     assert resumed == whole
     assert_same_weights(tmp_path / "second", tmp_path / "whole")
+
+
+def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
+    base: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What earlier pods took counts: a second one stops after its first step."""
+    dataset = write_dataset(tmp_path / "dataset")
+    ages = iter(range(0, 10_000, 5))  # asked once a step and once a checkpoint
+
+    def limited(seconds: int, checkpoints: Checkpoints) -> Allowance:
+        return Allowance(seconds, checkpoints, age=lambda: float(next(ages)))
+
+    monkeypatch.setattr("finetune_jobs.training.trainer.Allowance", limited)
+    training = settings(max_steps=50, checkpoint_steps=5, patience=0)
+    first = run_training(base, dataset, tmp_path / "first", training, store, allowance=100)
+    assert first.ending.reason is Reason.BUDGET_EXCEEDED
+    assert first.ending.message.startswith("spec.budget.maxCost pays for 100 s of training, which are over. ")
+    assert 5 < first.steps < 50
+    assert first.validation_loss == min(
+        entry["eval_loss"]
+        for entry in map(json.loads, (tmp_path / "first" / "adapter" / "train_log.jsonl").read_text().splitlines())
+        if "eval_loss" in entry
+    )
+    assert Checkpoints(store).seconds >= 100
+    again = run_training(base, dataset, tmp_path / "second", training, store, allowance=100)
+    assert again.steps == first.steps + 1
+    unlimited = run_training(base, dataset, tmp_path / "third", settings(max_steps=3), store.below("other"))
+    assert unlimited.ending.reason is Reason.TRAINING_COMPLETED

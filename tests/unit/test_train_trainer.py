@@ -16,11 +16,10 @@ from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.examples import read_split
-from finetune_jobs.modelling.loading import load_tokenizer
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.progress import Measurement, Progress
 from finetune_jobs.store import Store
 from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.encoding import encode_split
 from finetune_jobs.training.ownership import STATE
 from finetune_jobs.training.recipe import Batch
 from finetune_jobs.training.trainer import LabelLossTrainer, build_trainer
@@ -29,7 +28,7 @@ from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import (
     load_for_training,
     load_tuned,
-    row,
+    read_examples,
     rows,
     run_training,
     settings,
@@ -92,7 +91,7 @@ def test_a_few_rows_are_learnt_by_heart(method: Method, base: Path, store: Store
     assert trained.steps == 60
     assert trained.validation_loss == min(log_of(adapter, "eval_loss")) < 0.2
     assert trained.train_loss == pytest.approx(sum(log_of(adapter, "loss")[-20:]) / 20)
-    tokens = sum(len(e.input_ids) for e in encode_split(tokenizer, dataset, "train", tokenizer.eos_token_id, 512))
+    tokens = sum(map(len, read_examples(base, dataset, "train")["input_ids"]))
     assert trained.tokens == 20 * tokens
     assert trained.trainable_parameters == sum(tensor.numel() for tensor in weights(adapter).values())
 
@@ -145,10 +144,9 @@ def trainer_and_batch(method: Method, base: Path, folder: Path, **config: Any) -
     for name, value in config.items():
         setattr(model.config, name, value)
     dataset = write_dataset(folder / "dataset")
-    examples = encode_split(tokenizer, dataset, "train", tokenizer.eos_token_id, 512)
+    examples = read_examples(base, dataset, "train")
     trainer = build_trainer(model, tokenizer, examples, examples, training, folder / "work", Batch.of(training))
-    rows = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples[:3]]
-    return trainer, trainer._prepare_inputs(trainer.data_collator(rows))
+    return trainer, trainer._prepare_inputs(trainer.data_collator(examples.select(range(3)).to_list()))
 
 
 def gradients_of(trainer: LabelLossTrainer, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -178,7 +176,7 @@ def test_the_validation_loss_is_that_per_token_whatever_the_batch(size: int, bas
     tokenizer, training = load_tokenizer(base), settings(Method.LORA, batch_size=size)
     answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
     dataset = write_dataset(tmp_path / "dataset", validation=rows(5, labels=answers))
-    examples = encode_split(tokenizer, dataset, "validation", tokenizer.eos_token_id, 512)
+    examples = read_examples(base, dataset, "validation")
     model = load_for_training(base, training)
     trainer = build_trainer(model, tokenizer, examples, examples, training, tmp_path / "work", Batch.of(training))
 
@@ -187,8 +185,8 @@ def test_the_validation_loss_is_that_per_token_whatever_the_batch(size: int, bas
     total, tokens = 0.0, 0
     for example in examples:
         with torch.no_grad(), trainer.accelerator.autocast():
-            logits = trainer.model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1].float()
-        labels = torch.tensor(example.labels[1:])
+            logits = trainer.model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1].float()
+        labels = torch.tensor(example["labels"][1:])
         total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         tokens += int((labels != chat.IGNORED).sum())
     assert found == pytest.approx(total / tokens, rel=2e-3)
@@ -199,7 +197,7 @@ def test_adapters_train_in_float32(method: Method, base: Path, tmp_path: Path) -
     """In bfloat16 small updates round to nothing: with this rate most weights would not move at all."""
     dataset = write_dataset(tmp_path / "dataset")
     tokenizer = load_tokenizer(base)
-    examples = encode_split(tokenizer, dataset, "train", tokenizer.eos_token_id, 512)
+    examples = read_examples(base, dataset, "train")
     training = settings(method, learning_rate="1e-5", max_steps=3)
     model = load_for_training(base, training)
     trainer = build_trainer(model, tokenizer, examples, examples, training, tmp_path / "work", Batch.of(training))
@@ -318,30 +316,6 @@ def test_the_seed_decides_the_weights(base: Path, store: Store, tmp_path: Path) 
     first, same, other = (weights(tmp_path / name / "adapter") for name in "abc")
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
-
-
-@pytest.mark.parametrize(
-    ("splits", "max_length", "reason", "says"),
-    [
-        (
-            {"train": [*rows(2), row("long " * 60, "refund"), *rows(3), row("long " * 70, "refund")]},
-            128,
-            Reason.DATASET_INVALID,
-            r"2 of 7 examples of the train split are longer than spec.training.maxLength 128 tokens "
-            r"\(row 3 has \d+, row 7 has (\d+)\).*set maxLength to \1\.",
-        ),
-        ({"validation": [row("long " * 60, "refund")]}, 128, Reason.DATASET_INVALID, "validation split.*row 1 has"),
-        ({"validation": []}, 128, Reason.DATASET_TOO_SMALL, "The validation split has no examples."),
-    ],
-    ids=["train", "validation", "empty"],
-)
-def test_what_cannot_be_trained_on_is_named(
-    splits: dict[str, Any], max_length: int, reason: Reason, says: str, base: Path, store: Store, tmp_path: Path
-) -> None:
-    dataset = write_dataset(tmp_path / "dataset", **splits)
-    with pytest.raises(StageError, match=says) as raised:
-        run_training(base, dataset, tmp_path, settings(max_length=max_length), store)
-    assert raised.value.reason is reason
 
 
 def test_progress_tells_step_and_losses(base: Path, store: Store, tmp_path: Path) -> None:

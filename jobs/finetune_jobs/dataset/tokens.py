@@ -11,8 +11,8 @@ from finetune_jobs.dataset.shapes import Message
 from finetune_jobs.dataset.validation import Example
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.encoding import encode_conversation, require_system_message
 from finetune_jobs.modelling.examples import Example as Conversation
-from finetune_jobs.training.encoding import encode_conversation, require_system_message
 
 _NAMED: Final = 5
 _SHORTEST: Final = 8

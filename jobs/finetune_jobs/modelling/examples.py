@@ -1,4 +1,4 @@
-"""The prepared data set: ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` with one conversation a line."""
+"""The prepared data set: conversations (``<split>.jsonl``, one a line), and tokens to train on (Parquet)."""
 
 import json
 from dataclasses import dataclass, field
@@ -31,3 +31,10 @@ def read_split(dataset: Path, split: str) -> list[Example]:
     """All examples of ``train``, ``validation`` or ``test``, in the order of the file."""
     with (dataset / f"{split}.jsonl").open(encoding="utf-8") as lines:
         return [Example(**json.loads(line)) for line in lines if line.strip()]
+
+
+def read_tokens(dataset: Path, split: str) -> Any:
+    """``train`` or ``validation`` as a table of ``input_ids`` and ``labels`` (pyarrow), in the order of the file."""
+    import pyarrow.parquet as pq  # serving and publishing do without it
+
+    return pq.read_table(dataset / f"{split}.parquet")

@@ -10,12 +10,13 @@ from typing import Any, Final
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
 from finetune_jobs.errors import StageError
+from finetune_jobs.modelling.tokenizer import unsupported
 
 DTYPE: Final = torch.bfloat16
 """Precision of everything that is not quantised, and of the computation."""
@@ -40,19 +41,6 @@ def rounding(quantization: Quantization) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=DTYPE,
     )
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint. Raises StageError(ModelUnsupported)."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unsupported("tokenizer", error) from error
-    if tokenizer.eos_token_id is None:
-        raise _unsupported("tokenizer", "it names no eos_token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # harmless: labels and attention masks are explicit everywhere
-    return tokenizer
 
 
 def load_base(folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype = DTYPE) -> Any:
@@ -113,7 +101,7 @@ def _load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     config = json.loads((folder / "config.json").read_text())
     if "auto_map" in config and "model_type" not in config:
-        raise _unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
+        raise unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -124,7 +112,7 @@ def _load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             **options,
         )
     except (OSError, ValueError) as error:
-        raise _unsupported("weights", error) from error
+        raise unsupported("weights", error) from error
     # Of a checkpoint's generation settings only its tokens are kept: transformers and vLLM would otherwise sample or
     # penalise repetition wherever a caller leaves that open, so that served, evaluated and greedy answers differ.
     settings = model.generation_config
@@ -132,8 +120,3 @@ def _load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id
     )
     return model
-
-
-def _unsupported(what: str, why: object) -> StageError:
-    first_line = next(iter(str(why).splitlines()), "")[:300]
-    return StageError(Reason.MODEL_UNSUPPORTED, f"The base model's {what} cannot be read: {first_line}")

@@ -72,6 +72,15 @@ class Checkpoints:
         """Let later attempts begin with this batch."""
         self._owner.update(batch_size=batch.size, gradient_accumulation=batch.passes)
 
+    @property
+    def seconds(self) -> float:
+        """What the attempts so far took, as ``remember_seconds`` was told."""
+        return self._owner.state.seconds
+
+    def remember_seconds(self, seconds: float) -> None:
+        """Let later attempts know how long the training has taken."""
+        self._owner.update(seconds=round(seconds, 1))
+
     def restore(self, work: Path) -> Path | None:
         """Bring the store's checkpoints below ``work``; the newest of them, or None where there is none.
 

@@ -33,6 +33,8 @@ class RunState(WireModel):
     """Examples per pass that the GPU's memory was found to hold; 0: the spec's."""
     gradient_accumulation: int = 0
     """Passes per step that go with it."""
+    seconds: float = 0.0
+    """What the attempts so far took, where the training has an allowance."""
     checkpoints: list[str] = []
     """Folders of the complete checkpoints; anything else in the place is left over."""
 

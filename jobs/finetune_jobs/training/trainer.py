@@ -10,12 +10,14 @@ import json
 import logging
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.compute as compute
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
@@ -25,14 +27,16 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, device, load_base, load_tokenizer
+from finetune_jobs.modelling.examples import read_tokens
+from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, device, load_base
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training.adapter import adapter_config
+from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.encoding import encode_split
 from finetune_jobs.training.recipe import MAX_GRAD_NORM, WARM_UP, Batch, learning_rate, planned_steps
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.tracking import Measuring
@@ -110,18 +114,21 @@ def train_model(
     checkpoints: Checkpoints,
     progress: Progress,
     stopping: threading.Event,
+    allowance: int | None = None,
 ) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
 
     A GPU whose memory does not hold a pass gets half the examples at a time, and twice the passes: the same training.
+    ``allowance``: seconds that the stage may take over all attempts; then the best weights so far are the result.
 
-    Raises StageError: DatasetInvalid or DatasetTooSmall (the examples), ModelUnsupported, SpecInvalid (layers, rank),
-    LossNotFinite, LossDiverged, CudaOutOfMemory (one example is too much), StepHung, Superseded, and as Store. Raises
-    StoppedError when ``stopping`` ended it, after a last checkpoint.
+    Raises StageError: ModelUnsupported, SpecInvalid (layers, rank), LossNotFinite, LossDiverged, CudaOutOfMemory (one
+    example is too much), StepHung, Superseded, and as Store. Raises StoppedError when ``stopping`` ended it, after a
+    last checkpoint.
     """
     resume = checkpoints.restore(files.work)
     batch = checkpoints.batch(Batch.of(training))
-    while (trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping)) is None:
+    limit = Allowance(allowance, checkpoints) if allowance is not None else None
+    while (trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping, limit)) is None:
         batch = _smaller(batch, training)
         checkpoints.remember_batch(batch)
         gc.collect()  # the model that is gone may sit in reference cycles
@@ -140,6 +147,7 @@ def _attempt(
     checkpoints: Checkpoints,
     progress: Progress,
     stopping: threading.Event,
+    allowance: Allowance | None,
 ) -> Trained | None:
     """The whole training with this batch, from the base model's files on; None when the memory did not hold it."""
     progress.report(0.0, "loading the base model")
@@ -147,12 +155,8 @@ def _attempt(
         tokenizer = load_tokenizer(files.base)
         dtype = torch.float32 if training.method is Method.FULL else DTYPE
         model = load_base(files.base, training.base_quantization, dtype=dtype)
-        stop = chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, model.generation_config))
-        train, validation = (
-            encode_split(tokenizer, files.dataset, split, stop, training.max_length, training.loss)
-            for split in ("train", "validation")
-        )
-        suit_attention(model, [*train, *validation])
+        train, validation = (Dataset(InMemoryTable(read_tokens(files.dataset, s))) for s in ("train", "validation"))
+        suit_attention(model, longest(train, validation))
         trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch)
         trainer.add_callback(Measuring(progress))
         trainer.add_callback(Reporting(progress))
@@ -165,12 +169,15 @@ def _attempt(
                 save=lambda: trainer._save_checkpoint(trainer.model, trial=None),
             )
         )
+        if allowance:
+            trainer.add_callback(allowance)
         run_steps(trainer, resume, progress)
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None
     _save(trainer, training, files)
-    return _summary(trainer, training, batch)
+    summary = _summary(trainer, training, batch)
+    return replace(summary, ending=allowance.ending(summary.ending)) if allowance else summary
 
 
 def run_steps(trainer: "LabelLossTrainer", resume: Path | None, progress: Progress) -> None:
@@ -236,14 +243,15 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
 def build_trainer(
     model: Any,
     tokenizer: Any,
-    train: list[chat.Encoded],
-    validation: list[chat.Encoded],
+    train: Dataset,
+    validation: Dataset,
     training: Training,
     work: Path,
     batch: Batch,
 ) -> LabelLossTrainer:
     """The trainer of ``model``, with a fresh adapter unless all of it is trained; its checkpoints go below ``work``.
 
+    ``train`` and ``validation`` have the columns ``input_ids`` and ``labels``.
     Raises StageError (SpecInvalid) as ``adapter_config``.
     """
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
@@ -251,24 +259,36 @@ def build_trainer(
     trainer = LabelLossTrainer(
         model=model,
         args=configuration(training, work, batch, planned_steps(len(train), training), rate),
-        train_dataset=_columns(train),
-        eval_dataset=_columns(validation),
+        train_dataset=train,
+        eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=None if training.method is Method.FULL else adapter_config(model, training),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=training.patience)] if training.patience else [],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.labels_per_example = sum(label != chat.IGNORED for e in validation for label in e.labels) / len(validation)
+    trainer.labels_per_example = _labelled(validation) / len(validation)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
 
 
-def suit_attention(model: Any, examples: list[chat.Encoded]) -> None:
-    """Choose the attention that is fastest for the longest of these examples."""
-    if device() == "cpu" and max(len(example.input_ids) for example in examples) <= PLAIN_ATTENTION_TOKENS:
+def suit_attention(model: Any, tokens: int) -> None:
+    """Choose the attention that is fastest for examples of so many tokens."""
+    if device() == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
+
+
+def longest(*splits: Dataset) -> int:
+    """Tokens of the longest example."""
+    lengths = (compute.list_value_length(split.data.column("input_ids")) for split in splits)
+    return int(max(compute.max(each).as_py() for each in lengths))
+
+
+def _labelled(split: Dataset) -> int:
+    """Tokens that carry loss."""
+    labels = compute.list_flatten(split.data.column("labels"))
+    return int(compute.sum(compute.not_equal(labels, chat.IGNORED)).as_py())
 
 
 def configuration(training: Training, work: Path, batch: Batch, steps: int, rate: float) -> SFTConfig:
@@ -290,7 +310,7 @@ def configuration(training: Training, work: Path, batch: Batch, steps: int, rate
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         gradient_checkpointing=on_gpu,  # memory for time: worth it on GPUs only
-        max_length=None,  # encode_split has refused what is too long; TRL would cut it without a word
+        max_length=None,  # prepare has decided what becomes of long examples; TRL would cut them without a word
         seed=training.seed,
         data_seed=training.seed,
         eval_strategy="steps",
@@ -307,10 +327,6 @@ def configuration(training: Training, work: Path, batch: Batch, steps: int, rate
         report_to="none",
         disable_tqdm=True,
     )
-
-
-def _columns(examples: list[chat.Encoded]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
 
 
 def _save(trainer: LabelLossTrainer, training: Training, files: Files) -> None:

@@ -14,10 +14,10 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Loss
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.encoding import encode_conversation, require_system_message
 from finetune_jobs.modelling.examples import Example
-from finetune_jobs.training.encoding import encode_conversation, encode_split
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
-from tests.support.training import row, write_dataset
+from tests.support.training import row
 
 pytestmark = pytest.mark.unit
 
@@ -129,14 +129,9 @@ def test_the_stop_token_is_trained_in_the_batch_that_the_model_gets(base: Path, 
     assert torch.equal(batch["attention_mask"].sum(1), torch.tensor([len(part.input_ids) for part in encoded]))
 
 
-def test_a_template_that_drops_the_system_message_is_refused(base: Path, tmp_path: Path) -> None:
-    tokenizer, stop = tokenizer_of(base, DEAF), 3
-    dataset = write_dataset(tmp_path / "dataset", train=[row("where is my parcel?", "refund")])
+def test_a_template_that_drops_the_system_message_is_refused(base: Path) -> None:
+    tokenizer = tokenizer_of(base, DEAF)
     with pytest.raises(StageError, match=r"drops the system message.*without spec.dataset.instruction") as raised:
-        encode_split(tokenizer, dataset, "train", stop, 128)
+        require_system_message(tokenizer, row("where is my parcel?", "refund")["messages"])
     assert raised.value.reason is Reason.MODEL_UNSUPPORTED
-
-    without = row("where is my parcel?", "refund")
-    without["messages"] = without["messages"][1:]
-    write_dataset(dataset, train=[without])
-    assert len(encode_split(tokenizer, dataset, "train", stop, 128)) == 1
+    require_system_message(tokenizer_of(base, CHAT_TEMPLATE), row("where is my parcel?", "refund")["messages"])
