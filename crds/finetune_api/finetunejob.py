@@ -134,6 +134,8 @@ class StageStatus(WireModel):
     """When it ended."""
     message: Message = ""
     """What it found, or why it waits."""
+    ended: Annotated[str, Field(max_length=63)] = ""
+    """Of train: why it ended, e.g. TrainingCompleted, Plateau, Overfitting or BudgetExceeded."""
 
 
 class Progress(WireModel):

@@ -416,3 +416,14 @@ def test_an_upgrade_begins_no_finished_run_again(generation: int, same: bool) ->
     current = current_run(found, SPEC, NOW)
     assert (current.number == 1) is same
     assert (current.spec_hash, current.generation) == (spec_hash(SPEC), 3)
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"), [("Overfitting", True), ("BudgetExceeded", True), ("TrainingCompleted", False)]
+)
+def test_an_early_end_of_the_training_is_an_event(ended: str, told: bool) -> None:
+    before = plan(observed(jobs=(done(Stage.RESOLVE), done(Stage.PREPARE), job(Stage.TRAIN))), NOW).status
+    jobs = (done(Stage.RESOLVE), done(Stage.PREPARE), done(Stage.TRAIN, scalars={"ended": ended}))
+    after = plan(observed(jobs=jobs, status=before), NOW)
+    assert next(row for row in after.status.stages if row.name == "train").ended == ended
+    assert any(event.reason == ended and event.type == "Warning" for event in after.events) is told

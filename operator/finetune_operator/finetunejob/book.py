@@ -88,7 +88,8 @@ class Book:
 
     def finish(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         """Note the result of a stage that was entered."""
-        self.rows[stage] = self.rows[stage].model_copy(update={"output_digest": output_digest})
+        ended = scalars.get("ended", "")[:63]
+        self.rows[stage] = self.rows[stage].model_copy(update={"output_digest": output_digest, "ended": ended})
         self._facts(stage, output_digest, scalars)
 
     def reuse(self, found: Found, input_key: str, moment: str | None) -> None:

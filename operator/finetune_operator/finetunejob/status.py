@@ -17,6 +17,8 @@ from finetune_operator.finetunejob.observe import Observed
 from finetune_operator.finetunejob.progress import Sample
 
 MAX_RUNS: Final = 10
+_EARLY_ENDS: Final = frozenset({Reason.OVERFITTING, Reason.PLATEAU, Reason.BUDGET_EXCEEDED})
+"""Ends of a training that people want to hear of, though its best weights are good."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def _stage_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
             succeeded = row.state is StageState.SUCCEEDED
             reason = Reason.STAGE_SUCCEEDED if succeeded else Reason.STAGE_REUSED
             yield Event("Normal", reason, f"{row.name}: {row.message or row.output_digest}")
+            if succeeded and row.ended in _EARLY_ENDS:
+                yield Event("Warning", Reason(row.ended), f"{row.name}: {row.message}")
         if row.job == old.job and 1 <= old.attempts < row.attempts and row.state is StageState.RUNNING:
             yield Event("Warning", Reason.STAGE_RETRIED, f"{row.name}: attempt {row.attempts}. {row.message}")
 
