@@ -58,25 +58,31 @@ def test_any_page_is_survived(served: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failing", "seconds", "reads"),
-    [(False, 5, 1), (False, 10, 2), (True, 10, 1), (True, 10 * FAILURE_PAUSE, 2)],
-    ids=["too early", "due", "pausing after a failure", "after the pause"],
+    ("answers", "expected"),
+    [
+        ("ok ok ok", [0, 10, 20]),
+        ("no ok ok", [0, 10, 20]),
+        ("no no ok ok", [0, 10, 10 + 10 * FAILURE_PAUSE, 20 + 10 * FAILURE_PAUSE]),
+        ("ok no ok no", [0, 10, 20, 30]),
+    ],
+    ids=["every turn", "a stage that starts", "out of reach", "now and then"],
 )
-def test_a_pod_is_not_asked_too_often(monkeypatch: pytest.MonkeyPatch, failing: bool, seconds: int, reads: int) -> None:
-    asked: list[str] = []
+def test_a_pod_is_not_asked_too_often(monkeypatch: pytest.MonkeyPatch, answers: str, expected: list[int]) -> None:
+    """Asked every second; after two failures in a row it is left alone for a while."""
+    asked: list[int] = []
+    script = iter(answers.split())
 
     def fetch(address: str) -> str:
-        asked.append(address)
-        if failing:
+        asked.append(second)
+        if next(script, "ok") == "no":
             raise ConnectionRefusedError
         return page(0.5)
 
     monkeypatch.setattr(progress, "fetch", fetch)
     reader = ProgressReader(INTERVAL)
-    first = reader.read("job", "train", "10.0.0.1", NOW)
-    assert first == (None if failing else Sample("train", 50))
-    reader.read("job", "train", "10.0.0.1", NOW + timedelta(seconds=seconds))
-    assert len(asked) == reads
+    for second in range(expected[-1] + 1):
+        reader.read("job", "train", "10.0.0.1", NOW + timedelta(seconds=second))
+    assert asked == expected
 
 
 def test_an_unreachable_pod_costs_nothing_but_the_progress() -> None:

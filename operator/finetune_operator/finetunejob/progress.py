@@ -12,7 +12,7 @@ from finetune_api import meta, telemetry
 TIMEOUT: Final = 2.0
 MAX_BYTES: Final = 262_144
 FAILURE_PAUSE: Final = 6
-"""After a failure (a network policy, a mesh) this many turns are left out."""
+"""After two failures in a row (a network policy, a mesh) this many turns are left out; one is a stage that starts."""
 _LINE: Final = re.compile(r"^(?P<name>[a-z_]+)(\{(?P<labels>.*)\})? (?P<value>\S+)$", re.MULTILINE)
 _MESSAGE: Final = re.compile(r'message="((?:[^"\\]|\\.)*)"')
 _ESCAPES: Final = {"\\\\": "\\", '\\"': '"', "\\n": " "}
@@ -34,6 +34,7 @@ class ProgressReader:
     def __init__(self, interval: timedelta) -> None:
         self._interval = interval
         self._next: dict[str, datetime] = {}
+        self._failed: set[str] = set()
         self._lock = threading.Lock()
 
     def read(self, job_uid: str, stage: str, address: str, now: datetime) -> Sample | None:
@@ -44,11 +45,16 @@ class ProgressReader:
             self._next = {uid: due for uid, due in self._next.items() if due > now - FAILURE_PAUSE * self._interval}
             self._next[job_uid] = now + self._interval
         try:
-            return parse(fetch(address), stage)
+            sample = parse(fetch(address), stage)
         except (OSError, http.client.HTTPException, ValueError):
             with self._lock:
-                self._next[job_uid] = now + FAILURE_PAUSE * self._interval
+                again = job_uid in self._failed
+                self._failed = (self._failed & self._next.keys()) | {job_uid}
+                self._next[job_uid] = now + (FAILURE_PAUSE if again else 1) * self._interval
             return None
+        with self._lock:
+            self._failed.discard(job_uid)
+        return sample
 
 
 def fetch(address: str, port: int = meta.METRICS_PORT) -> str:
