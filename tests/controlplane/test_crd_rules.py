@@ -1,7 +1,8 @@
 """What the API server itself refuses, and what it shows: every bound, enum, pattern and CEL rule of both CRDs.
 
 Bounds, enums and patterns are walked from the generated schema (tests/support/crd_cases.py), so that a new field is
-covered the day it appears. CEL rules have tables of their own.
+covered the day it appears. CEL rules have tables of their own. What the API server refuses of a spec, the models refuse
+too, and they take what it takes: the operator reads every object that was let in, and the jobs run outside a cluster.
 """
 
 from __future__ import annotations
@@ -9,30 +10,32 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from kubernetes import client, config
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from finetune_api import adapterdeployment, crdgen, finetunejob, meta
 from hack.cluster.controlplane import ControlPlane
 from tests.support.crd_cases import (
-    DIGEST,
-    KINDS,
-    SCHEMAS,
+    ABSENT,
+    DATASET,
+    DISTILLATION,
+    ONLY_THE_API_SERVER,
+    RULE_CASES,
     SPEC_CASES,
     STATUS_CASES,
     TIME,
     Case,
     changed,
-    valid,
+    dotted,
+    rules,
     valid_object,
 )
+from tests.support.crd_patterns import DIGEST, KINDS, SCHEMAS, Object
 
 pytestmark = pytest.mark.controlplane
 
-Object = dict[str, Any]
 NAMESPACE = "default"
 
 
@@ -97,9 +100,41 @@ def judge(answer: Object | str, complaint: str | None) -> None:
         assert complaint in answer
 
 
+def complaint_of_the_model(body: Object) -> str | None:
+    """What the model says to a spec; None: it accepts."""
+    try:
+        KINDS[body["kind"]].spec.model_validate(body["spec"])
+    except ValidationError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("case", SPEC_CASES, ids=str)
 def test_bounds_of_the_spec(api: Api, case: Case) -> None:
-    judge(api.create(changed(case)), case.complaint)
+    body = changed(case)
+    judge(api.create(body), case.complaint)
+    assert (complaint_of_the_model(body) is None) == (case.complaint is None)
+
+
+@pytest.mark.parametrize("case", RULE_CASES, ids=str)
+def test_cel_rules(api: Api, case: Case) -> None:
+    """The API server's only complaint is the rule's message, at its place; the model says the same."""
+    body = changed(case)
+    answer, model = api.create(body), complaint_of_the_model(body)
+    judge(answer, case.complaint)
+    if case.complaint is None:
+        assert model is None
+    else:
+        assert f'"valid" is invalid: {dotted(case.path)}: Invalid value: ' in str(answer)
+        assert str(answer).endswith(f": {case.complaint}")
+        assert case.complaint in str(model) or case.complaint in ONLY_THE_API_SERVER
+
+
+def test_every_cel_rule_is_kept_and_broken() -> None:
+    every = {rule for kind in KINDS for rule in rules(kind, ("spec",), SCHEMAS[kind]["properties"]["spec"])}
+    assert {(case.kind, case.path, case.complaint) for case in RULE_CASES if case.complaint} == every
+    kept = {(case.kind, case.path) for case in RULE_CASES if not case.complaint}
+    assert kept == {(kind, path) for kind, path, _ in every}
 
 
 @pytest.fixture(scope="module")
@@ -131,27 +166,11 @@ def test_name_rule(api: Api, kind: str, name: str, accepted: bool) -> None:
     judge(api.create(body), None if accepted else "begin with a letter, and have at most 40 characters")
 
 
-@pytest.mark.parametrize(
-    ("validation", "test", "accepted"), [(40, 20, True), (20, 40, True), (40, 21, False), (40, 40, False)]
-)
-def test_split_rule(api: Api, validation: int, test: int, accepted: bool) -> None:
-    body = valid_object(meta.FINETUNEJOB)
-    body["spec"]["dataset"]["split"] = {"validationPercent": validation, "testPercent": test}
-    judge(api.create(body), None if accepted else "together may be 60 at most: training needs the rest")
-
-
-@pytest.mark.parametrize(
-    ("chosen", "accepted"),
-    [(("fineTuneJob",), True), (("artifact",), True), ((), False), (("fineTuneJob", "artifact"), False)],
-)
-def test_one_source_rule(api: Api, chosen: tuple[str, ...], accepted: bool) -> None:
-    body = valid_object(meta.ADAPTERDEPLOYMENT)
-    every = valid(SCHEMAS[meta.ADAPTERDEPLOYMENT]["properties"]["spec"]["properties"]["source"])
-    body["spec"]["source"] = {name: every[name] for name in chosen}
-    judge(api.create(body), None if accepted else "exactly one of fineTuneJob and artifact must be set")
-
-
 FREE = "suspend"
+FROZEN = (
+    "spec is frozen while a run is active (only suspend may change): suspend the job first, or wait for the run to "
+    "end; a change after that starts a new run"
+)
 CHANGES: Object = {
     "profile": "other",
     "model": {"uri": "s3://abc/other"},
@@ -161,7 +180,10 @@ CHANGES: Object = {
     "export": None,
     "evaluation": {"maxSamples": 99},
     "output": {"uri": "s3://abc/other", "name": "other"},
+    "budget": {"maxCost": "1"},
     "storage": {"region": "other"},
+    "tracking": {"mlflow": {"url": "http://other"}},
+    "retention": {"checkpoints": 9},
     "suspend": True,
     "rerun": "other",
     "reuse": "Never",
@@ -181,7 +203,39 @@ def test_spec_is_frozen_while_a_run_is_active(api: Api, phase: finetunejob.Phase
     job = api.fresh(body)
     job["spec"][field] = CHANGES[field]
     allowed = phase is not finetunejob.Phase.RUNNING or field == FREE
-    judge(api.replace(job), None if allowed else "spec is frozen while a run is active (only suspend may change)")
+    judge(api.replace(job), None if allowed else FROZEN)
+
+
+DEEP_CHANGES = [
+    Case(meta.FINETUNEJOB, path, value, FROZEN)
+    for path, value in (
+        ((*DATASET, "sources", 0), {"configMap": {"name": "rows", "key": "rows.csv"}}),
+        ((*DATASET, "columns", "template"), "{other}"),
+        ((*DATASET, "pii", "ner"), ABSENT),
+        ((*DATASET, "pilot", "examples"), 99),
+        ((*DISTILLATION, "teacher", "model"), "other"),
+        ((*DISTILLATION, "questionTemplate"), ABSENT),
+        (("spec", "training", "targetModules"), []),
+        (("spec", "budget"), ABSENT),
+        (("spec", "budget", "onExceeded"), "Fail"),
+        (("spec", "tracking", "mlflow", "credentials"), ABSENT),
+        (("spec", "retention", "checkpoints"), 9),
+    )
+]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("case", DEEP_CHANGES, ids=str)
+def test_the_freeze_reaches_every_depth(api: Api, case: Case, back: bool) -> None:
+    """What is set, changed or left out below the spec is refused until the run is suspended."""
+    before, after = valid_object(case.kind, case.path), changed(case)
+    if back:
+        before, after = after, before
+    job = api.fresh(before | {"status": {"phase": "Running"}})
+    judge(api.replace(job | {"spec": after["spec"]}), case.complaint)
+    suspended = api.replace_status(job | {"status": {"phase": "Suspended"}})
+    assert isinstance(suspended, dict), suspended
+    judge(api.replace(suspended | {"spec": after["spec"]}), None)
 
 
 def test_labels_and_status_stay_free_while_a_run_is_active(api: Api) -> None:
@@ -206,17 +260,41 @@ def test_a_new_object_has_an_empty_status_of_generation_minus_one(api: Api, kind
     assert answer["status"] == status.model_dump(mode="json", exclude_none=True)
 
 
-def test_defaults_are_written_into_the_object(api: Api) -> None:
+SHORT: Object = {
+    "profile": "cpu-small",
+    "model": {"uri": "s3://abc/model"},
+    "dataset": {"sources": [{"uri": "s3://abc/d.csv"}]},
+    "output": {"uri": "s3://abc/out", "name": "out"},
+}
+SHORT_BLOCKS: Object = {
+    "dataset": {
+        "sources": [{"configMap": {"name": "rows", "key": "rows.csv"}}],
+        "cleaning": {},
+        "pii": {"ner": {"package": "en_core_web_sm"}},
+        "duplicates": {},
+        "split": {"testPercent": 5},
+        "benchmarks": [{"uri": "s3://abc/b.jsonl"}],
+        "replay": {"source": {"uri": "s3://abc/r.jsonl"}},
+        "distillation": {
+            "teacher": {"url": "http://t/v1", "model": "m", "credentials": {"secretName": "s"}},
+            "prices": {"usdPerMillionInputTokens": "1"},
+        },
+        "pilot": {},
+    },
+    "budget": {"maxCost": "25"},
+    "storage": {"credentials": {"secretName": "s"}},
+    "tracking": {"mlflow": {"url": "http://mlflow", "credentials": {"secretName": "s"}}},
+    "retention": {},
+}
+"""Every optional block, as short as it may be."""
+
+
+@pytest.mark.parametrize("spec", [SHORT, SHORT | SHORT_BLOCKS], ids=["short", "with every block"])
+def test_defaults_are_written_into_the_object(api: Api, spec: Object) -> None:
     """``kubectl get -o yaml`` tells what will be done: the stored object equals what the models fill in."""
-    minimal = {
-        "profile": "cpu-small",
-        "model": {"uri": "s3://abc/model"},
-        "dataset": {"sources": [{"uri": "s3://abc/d.csv"}]},
-        "output": {"uri": "s3://abc/out", "name": "out"},
-    }
-    answer = api.create(valid_object(meta.FINETUNEJOB) | {"spec": minimal})
+    answer = api.create(valid_object(meta.FINETUNEJOB) | {"spec": spec})
     assert isinstance(answer, dict), answer
-    model = finetunejob.FineTuneJobSpec.model_validate(minimal)
+    model = finetunejob.FineTuneJobSpec.model_validate(spec)
     assert answer["spec"] == model.model_dump(mode="json", exclude_none=True)
 
 

@@ -3,87 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from finetune_api import adapterdeployment, budget, crdgen, finetunejob, meta, storage
+from finetune_api import meta
+from tests.support.crd_patterns import KINDS, PATTERNS, SCHEMAS, Object
 
-Object = dict[str, Any]
 Path = tuple[str | int, ...]
 
-KINDS = {kind.kind: kind for kind in crdgen.KINDS}
-SCHEMAS = {name: crdgen.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for name, kind in KINDS.items()}
-TIME = "2026-01-31T12:00:00Z"
-DIGEST = "0123456789abcdef" * 4
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Texts that a pattern accepts and refuses, and one accepted text of any given length."""
-
-    accepted: tuple[str, ...]
-    refused: tuple[str, ...]
-    long: Callable[[int], str] | None = None
-
-
-def _pattern_of(model: Any, field: str) -> str:
-    return str(next(part.pattern for part in model.model_fields[field].metadata if getattr(part, "pattern", None)))
-
-
-PATTERNS = {
-    meta.NAME_PATTERN: Pattern(("a", "a-1", "abc"), ("1a", "A", "a-", "a.b", "a_b", "ä", "a\n"), lambda n: "a" * n),
-    storage.S3_URI: Pattern(
-        ("s3://abc", "s3://abc/", "s3://a.b-c/d/e_f=1.csv"),
-        (
-            "https://abc/d",
-            "s3://ab",
-            "s3://Abc/d",
-            "s3://abc/d e",
-            "s3://abc/d?x=1",
-            "s3://-abc/d",
-            "file:///etc/passwd",
-        ),
-        lambda n: "s3://abc/" + "a" * (n - 9),
-    ),
-    storage.MODEL_URI: Pattern(
-        ("s3://abc/model", "hf://org/name@main", "hf://org/na.me@0123abc"),
-        ("s3://abc", "s3://abc/", "hf://org/name", "hf://name@main", "org/name", "hf://o/n@a b", "s3://abc/$(x)"),
-        lambda n: "s3://abc/" + "a" * (n - 9),
-    ),
-    storage.SECRET_NAME: Pattern(("a", "1", "a.b-c"), ("A", "a_b", "-a", "a/", "team-a/secret"), lambda n: "a" * n),
-    _pattern_of(storage.Credentials, "access_key_id_key"): Pattern(
-        ("a", "AWS_ACCESS_KEY_ID", "x.y-z"), ("a b", "a/b", "a=b", "ä"), lambda n: "a" * n
-    ),
-    _pattern_of(storage.Storage, "endpoint"): Pattern(
-        ("", "http://s3", "https://s3.example.com:8333"),
-        ("s3", "ftp://s3", "http://s3/path", "http://user:pw@s3", "http://s3:123456", "http://s3?x"),
-        lambda n: "http://" + "a" * (n - 7),
-    ),
-    _pattern_of(storage.Storage, "region"): Pattern(("a", "eu-central-1"), ("EU", "eu_1", "eu 1"), lambda n: "a" * n),
-    _pattern_of(finetunejob.FineTuneJobSpec, "rerun"): Pattern(
-        ("", "2026-01-31T12:00:00Z", "a.b_c"), ("a b", "a/b", "$x", "ä"), lambda n: "a" * n
-    ),
-    adapterdeployment.ARTIFACT_URI: Pattern(
-        (f"s3://abc/artifacts/{DIGEST}", f"s3://abc/x/y/artifacts/{DIGEST}"),
-        (
-            "s3://abc/artifacts/0",
-            f"s3://abc/models/{DIGEST}",
-            f"s3://abc/artifacts/{DIGEST}/",
-            f"abc/artifacts/{DIGEST}",
-        ),
-        lambda n: f"s3://abc/{'a' * (n - 84)}/artifacts/{DIGEST}",
-    ),
-    # 10 characters are the longest amount of money, so that its length bound (16) cannot be reached.
-    _pattern_of(budget.Budget, "max_cost"): Pattern(
-        ("0", "25", "12.5", "9999999.99"), ("", "-1", ".5", "1.", "1.234", "1e3", "1,50", "12345678", "5 USD")
-    ),
-    # 19 characters are the longest number, so that its length bound (20) cannot be reached.
-    "^[0-9]{1,6}(\\.[0-9]{1,8})?([eE]-?[0-9]{1,2})?$": Pattern(
-        ("0", "2e-4", "0.05", "123456.12345678e-10"), ("", "-1", ".5", "1.", "1e", "0,5", "NaN", "1234567", "1 ")
-    ),
-    "^[0-9a-f]{64}$": Pattern((DIGEST,), (DIGEST.upper(), "g" * 64), lambda n: DIGEST if n == 64 else "0" * n),
-}
+TIME: Final = "2026-01-31T12:00:00Z"
+ABSENT: Final = "(absent)"
+"""As a case's value: the field is left out."""
+_EXCLUSIVE: Final = re.compile(r"\[has\(self\.\w+\)(, has\(self\.\w+\))+]\.exists_one\(set, set\)|!\(has\(.*\)\)")
+"""CEL rules by which fields exclude each other: exactly one of them, or not both."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +36,21 @@ class Case:
         )
 
 
-def valid(schema: Object) -> Any:
-    """A value with every field set, which the schema accepts."""
+def valid(schema: Object, path: Path = ()) -> Any:
+    """A value with every field set, which the schema accepts. Of fields that exclude each other it has the one that
+    ``path`` goes through, or else the first."""
     if "enum" in schema:
         return schema["enum"][0]
     match schema["type"]:
         case "object" if "properties" in schema:
-            return {name: valid(child) for name, child in schema["properties"].items()}
+            left_out = _left_out(schema, path)
+            return {
+                name: valid(child, path[1:] if path[:1] == (name,) else ())
+                for name, child in schema["properties"].items()
+                if name not in left_out
+            }
         case "array":
-            return [valid(schema["items"])]
+            return [valid(schema["items"], path[1:])]
         case "integer":
             return schema.get("minimum", 0)
         case "boolean":
@@ -122,69 +62,97 @@ def valid(schema: Object) -> Any:
     raise AssertionError(f"no value for {schema}")
 
 
+def _left_out(schema: Object, path: Path) -> set[str]:
+    left_out: set[str] = set()
+    for names in exclusive_fields(schema):
+        left_out |= set(names) - {path[0] if path and path[0] in names else names[0]}
+    return left_out
+
+
+def exclusive_fields(schema: Object) -> list[list[str]]:
+    """Groups of an object's fields of which no two may be set, as its CEL rules have it."""
+    rules = [rule["rule"] for rule in schema.get("x-kubernetes-validations", [])]
+    return [re.findall(r"has\(self\.(\w+)\)", rule) for rule in rules if _EXCLUSIVE.fullmatch(rule)]
+
+
 def valid_object(kind: str, path: Path = ()) -> Object:
     """A valid object in which ``path`` exists."""
     schema = SCHEMAS[kind]["properties"]
-    result = {
+    return {
         "apiVersion": meta.API_VERSION,
         "kind": kind,
         "metadata": {"name": "valid"},
-        "spec": valid(schema["spec"]),
-        "status": valid(schema["status"]),
+        **{part: valid(schema[part], path[1:] if path[:1] == (part,) else ()) for part in ("spec", "status")},
     }
-    if kind == meta.ADAPTERDEPLOYMENT:  # one-of
-        result["spec"]["source"].pop("fineTuneJob" if path[1:3] == ("source", "artifact") else "artifact")
-    return result
 
 
 def changed(case: Case) -> Object:
+    """The valid object with the case's change."""
     result = valid_object(case.kind, case.path)
     target: Any = result
     for step in case.path[:-1]:
         target = target[step]
-    target[case.path[-1]] = case.value
+    if case.value == ABSENT:
+        del target[case.path[-1]]
+    else:
+        target[case.path[-1]] = case.value
     return result
 
 
+def dotted(path: Path) -> str:
+    """A path as the API server writes it: ``spec.dataset.sources[0].uri``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
 def cases(kind: str, path: Path, schema: Object) -> Iterator[Case]:
-    """At each bound, and one beyond it."""
-
-    def accepted(value: Any) -> Case:
-        return Case(kind, path, value, None)
-
-    def refused(value: Any, complaint: str) -> Case:
-        return Case(kind, path, value, complaint)
-
-    if "enum" in schema:
-        yield from (accepted(value) for value in schema["enum"])
-        yield refused("Nonsense", 'Unsupported value: "Nonsense": supported values: ')
-    if "minimum" in schema:
-        yield accepted(schema["minimum"])
-        yield refused(schema["minimum"] - 1, f"should be greater than or equal to {schema['minimum']}")
-    if "maximum" in schema:
-        yield accepted(schema["maximum"])
-        yield refused(schema["maximum"] + 1, f"should be less than or equal to {schema['maximum']}")
-    pattern = PATTERNS[schema["pattern"]] if "pattern" in schema else None
-    if pattern:
-        yield from (accepted(text) for text in pattern.accepted)
-        yield from (refused(text, f"should match '{schema['pattern']}'") for text in pattern.refused)
-    long = pattern.long if pattern else lambda length: "a" * length
-    if long and schema.get("maxLength"):
-        yield accepted(long(schema["maxLength"]))
-        yield refused(long(schema["maxLength"] + 1), f"may not be more than {schema['maxLength']} bytes")
-    if schema.get("minLength"):
-        yield refused(
-            "" if schema["minLength"] == 1 else "s3://", f"should be at least {schema['minLength']} chars long"
-        )
+    """At each bound of a field and of all below it, one beyond it, and without what is required."""
+    yield from (Case(kind, path, value, None) for value in _accepted(schema))
+    yield from (Case(kind, path, value, complaint) for value, complaint in _refused(schema))
+    for name in schema.get("required", []):
+        yield Case(kind, (*path, name), ABSENT, f"{dotted((*path, name))}: Required value")
     if schema["type"] == "array":
-        item = valid(schema["items"])
-        yield accepted(_many(item, schema["maxItems"]))
-        yield refused(_many(item, schema["maxItems"] + 1), f"must have at most {schema['maxItems']} items")
-        if "minItems" in schema:
-            yield refused([], f"should have at least {schema['minItems']} items")
         yield from cases(kind, (*path, 0), schema["items"])
     for name, child in schema.get("properties", {}).items():
         yield from cases(kind, (*path, name), child)
+
+
+def _accepted(schema: Object) -> Iterator[Any]:
+    yield from schema.get("enum", [])
+    yield from (schema[bound] for bound in ("minimum", "maximum") if bound in schema)
+    if "pattern" in schema:
+        yield from PATTERNS[schema["pattern"]].accepted
+    elif "maxLength" in schema:
+        yield "ä" * schema["maxLength"]  # characters count, not bytes
+    if long := _of_length(schema, 0):
+        yield long
+    if schema["type"] == "array":
+        yield _many(valid(schema["items"]), schema["maxItems"])
+
+
+def _refused(schema: Object) -> Iterator[tuple[Any, str]]:
+    if "enum" in schema:
+        yield "Nonsense", 'Unsupported value: "Nonsense": supported values: '
+    if "minimum" in schema:
+        yield schema["minimum"] - 1, f"should be greater than or equal to {schema['minimum']}"
+    if "maximum" in schema:
+        yield schema["maximum"] + 1, f"should be less than or equal to {schema['maximum']}"
+    if "pattern" in schema:
+        yield from ((text, f"should match '{schema['pattern']}'") for text in PATTERNS[schema["pattern"]].refused)
+    if long := _of_length(schema, 1):
+        yield long, f"may not be more than {schema['maxLength']} bytes"
+    if "minLength" in schema:
+        yield "a" * (schema["minLength"] - 1), f"should be at least {schema['minLength']} chars long"
+    if schema["type"] == "array":
+        item = valid(schema["items"])
+        yield _many(item, schema["maxItems"] + 1), f"must have at most {schema['maxItems']} items"
+        if "minItems" in schema:
+            yield [], f"should have at least {schema['minItems']} items"
+
+
+def _of_length(schema: Object, beyond: int) -> str | None:
+    """A text of the greatest length, or so many characters beyond it, that is right otherwise."""
+    long = PATTERNS[schema["pattern"]].long if "pattern" in schema else lambda length: "a" * length
+    return long(schema["maxLength"] + beyond) if long and "maxLength" in schema else None
 
 
 def _many(item: Any, count: int) -> list[Any]:
@@ -196,3 +164,91 @@ def _many(item: Any, count: int) -> list[Any]:
 
 SPEC_CASES = [case for kind in KINDS for case in cases(kind, ("spec",), SCHEMAS[kind]["properties"]["spec"])]
 STATUS_CASES = [case for kind in KINDS for case in cases(kind, ("status",), SCHEMAS[kind]["properties"]["status"])]
+
+
+# CEL rules: each with what it accepts and what it refuses, and the message in full. ---------------------------------
+
+DATASET: Final = ("spec", "dataset")
+DISTILLATION: Final = (*DATASET, "distillation")
+_ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
+    (meta.FINETUNEJOB, (*DATASET, "sources", 0), ("uri", "configMap")),
+    (meta.FINETUNEJOB, (*DATASET, "benchmarks", 0), ("uri", "configMap")),
+    (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMap")),
+    (meta.FINETUNEJOB, (*DATASET, "columns"), ("input", "template")),
+    (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source"), ("fineTuneJob", "artifact")),
+]
+_COLUMNS_OR_TEACHER: Final = (
+    "columns and distillation exclude each other: a row that a teacher answers has a prompt and no answer yet "
+    "(distillation.column names the prompt)"
+)
+_SPLIT: Final = "validationPercent and testPercent together may be 60 at most: training needs the rest"
+ONLY_THE_API_SERVER: Final = frozenset({_SPLIT})
+"""Rules that the models do not repeat: a job that runs outside a cluster takes such a spec, and splits as it says."""
+_COST: Final = "maxCost needs prices: without them nothing is ever too expensive"
+_SAMPLES: Final = "samplesPerPrompt above 1 needs a temperature above 0: all answers to a prompt would be the same"
+_WARM: Final = "temperature may be 2 at most"
+_WORDS: Final = "minAnswerWords must not be above maxAnswerWords"
+_SPLITS: Final[list[tuple[Object, str | None]]] = [
+    ({"validationPercent": 40, "testPercent": 20}, None),
+    ({"validationPercent": 20, "testPercent": 40}, None),
+    ({"validationPercent": 40}, None),
+    ({"validationPercent": 40, "testPercent": 21}, _SPLIT),
+    ({"validationPercent": 40, "testPercent": 40}, _SPLIT),
+]
+_FREE: Final = {"usdPerMillionInputTokens": "0", "usdPerMillionOutputTokens": "0.0"}
+_DISTILLATIONS: Final[list[tuple[Object, str | None]]] = [
+    ({}, None),
+    ({"maxCost": "0e9", "prices": _FREE}, None),
+    ({"maxCost": "5", "prices": {"usdPerMillionInputTokens": "0.15"}}, None),
+    ({"maxCost": "5", "prices": {"usdPerMillionOutputTokens": "6e-1"}}, None),
+    ({"maxCost": "5"}, _COST),
+    ({"maxCost": "1e-9", "prices": _FREE}, _COST),
+    ({"samplesPerPrompt": 1, "temperature": "0"}, None),
+    ({"samplesPerPrompt": 2}, None),
+    ({"samplesPerPrompt": 2, "temperature": "1e-2"}, None),
+    ({"samplesPerPrompt": 2, "temperature": "0.0"}, _SAMPLES),
+    ({"temperature": "2"}, None),
+    ({"temperature": "20e-1"}, None),
+    ({"temperature": "2.00000001"}, _WARM),
+    ({"temperature": "1e1"}, _WARM),
+    ({"minAnswerWords": 5, "maxAnswerWords": 5}, None),
+    ({"minAnswerWords": 5, "maxAnswerWords": 0}, None),
+    ({"minAnswerWords": 5, "maxAnswerWords": 4}, _WORDS),
+]
+
+
+def rules(kind: str, path: Path, schema: Object) -> Iterator[tuple[str, Path, str]]:
+    """Every CEL rule of a schema: where it is, and its message."""
+    yield from ((kind, path, rule["message"]) for rule in schema.get("x-kubernetes-validations", []))
+    if schema["type"] == "array":
+        yield from rules(kind, (*path, 0), schema["items"])
+    for name, child in schema.get("properties", {}).items():
+        yield from rules(kind, (*path, name), child)
+
+
+def _rule_cases() -> Iterator[Case]:
+    teacher = {"teacher": {"url": "http://t/v1", "model": "m"}}
+    yield from (Case(meta.FINETUNEJOB, (*DATASET, "split"), value, message) for value, message in _SPLITS)
+    yield from (Case(meta.FINETUNEJOB, DISTILLATION, teacher | value, message) for value, message in _DISTILLATIONS)
+    for kind, path, fields in _ONE_OF:
+        yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
+    *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)
+    yield from (Case(neither.kind, DATASET, neither.value, None), both)
+
+
+def _choices(kind: str, path: Path, fields: tuple[str, str], message: str) -> Iterator[Case]:
+    """Either of two fields that exclude each other, none of them, and both."""
+    one, other = (_at(valid_object(kind, (*path, field)), path) for field in fields)
+    none = {name: value for name, value in one.items() if name not in fields}
+    yield from (Case(kind, path, value, None) for value in (one, other))
+    yield from (Case(kind, path, value, message) for value in (none, one | other))
+
+
+def _at(body: Any, path: Path) -> Any:
+    for step in path:
+        body = body[step]
+    return body
+
+
+RULE_CASES = list(_rule_cases())

@@ -1,0 +1,204 @@
+"""Texts that each pattern of the CRDs' schemas accepts and refuses; the API server and the models must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import adapterdeployment, crdgen, dataset, distillation, meta, storage
+
+Object = dict[str, Any]
+
+KINDS = {kind.kind: kind for kind in crdgen.KINDS}
+SCHEMAS = {name: crdgen.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for name, kind in KINDS.items()}
+DIGEST = "0123456789abcdef" * 4
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Texts that a pattern accepts and refuses, and one accepted text of any given length.
+
+    The last accepted text stands in every valid object.
+    """
+
+    accepted: tuple[str, ...]
+    refused: tuple[str, ...]
+    long: Callable[[int], str] | None = None
+    """None where no accepted text is as long as the length bound."""
+
+
+def _pattern_of(path: str) -> str:
+    """The pattern of a FineTuneJob's field, or of its items."""
+    node = SCHEMAS[meta.FINETUNEJOB]
+    for name in path.split("."):
+        node = node["properties"][name]
+        node = node.get("items", node)
+    return str(node["pattern"])
+
+
+_URIS = {
+    storage.S3_URI: Pattern(
+        ("s3://abc", "s3://abc/", "s3://a.b-c/d/e_f=1.csv"),
+        (
+            "https://abc/d",
+            "s3://ab",
+            "s3://Abc/d",
+            "s3://abc/d e",
+            "s3://abc/d?x=1",
+            "s3://-abc/d",
+            "file:///etc/passwd",
+        ),
+        lambda n: "s3://abc/" + "a" * (n - 9),
+    ),
+    storage.MODEL_URI: Pattern(
+        ("s3://abc/model", "hf://org/name@main", "hf://org/na.me@0123abc"),
+        ("s3://abc", "s3://abc/", "hf://org/name", "hf://name@main", "org/name", "hf://o/n@a b", "s3://abc/$(x)"),
+        lambda n: "s3://abc/" + "a" * (n - 9),
+    ),
+    dataset.DATA_URI: Pattern(
+        (
+            "s3://abc/",
+            "s3://abc/folder/",
+            "s3://abc/*.jsonl",
+            "s3://a.b-c/x/part-*.parquet",
+            "hf://datasets/org/na.me@0123abc/",
+            "hf://datasets/org/name@refs/convert/parquet/default/train/*.parquet",
+            "hf://datasets/org/name@main/data.csv",
+            "s3://abc/rows.csv",
+        ),
+        (
+            "s3://abc",
+            "s3://ab/rows.csv",
+            "s3://abc/*/rows.csv",
+            "s3://abc/a b.csv",
+            "s3://abc/rows.csv?x=1",
+            "s3://abc/$(x)",
+            "s3://abc/rows.csv\n",
+            "hf://org/name@main/data.csv",
+            "hf://datasets/org/name/data.csv",
+            "hf://datasets/org/name@main",
+            "hf://datasets/name@main/data.csv",
+            "hf://datasets/org/name@main/*/data.csv",
+            "https://abc/rows.csv",
+            "file:///etc/passwd",
+        ),
+        lambda n: "s3://abc/" + "a" * (n - 9),
+    ),
+    adapterdeployment.ARTIFACT_URI: Pattern(
+        (f"s3://abc/artifacts/{DIGEST}", f"s3://abc/x/y/artifacts/{DIGEST}"),
+        (
+            "s3://abc/artifacts/0",
+            f"s3://abc/models/{DIGEST}",
+            f"s3://abc/artifacts/{DIGEST}/",
+            f"abc/artifacts/{DIGEST}",
+        ),
+        lambda n: f"s3://abc/{'a' * (n - 84)}/artifacts/{DIGEST}",
+    ),
+    _pattern_of("spec.storage.endpoint"): Pattern(
+        ("", "http://s3", "https://s3.example.com:8333"),
+        ("s3", "ftp://s3", "http://s3/path", "http://user:pw@s3", "http://s3:123456", "http://s3?x"),
+        lambda n: "http://" + "a" * (n - 7),
+    ),
+    distillation.TEACHER_URL: Pattern(
+        ("http://t/v1", "http://vllm.models.svc:8000/v1", "https://t/a/~b/v1", "https://api.openai.com/v1"),
+        (
+            "http://teacher",
+            "http://teacher/v2",
+            "http://teacher/v1/",
+            "http://teacher//v1",
+            "http:///teacher/v1",
+            "ftp://teacher/v1",
+            "https://user:pw@teacher/v1",
+            "https://teacher:123456/v1",
+            "https://teacher/v1?key=x",
+            "https://teacher/v1#x",
+        ),
+        lambda n: f"http://{'a' * (n - 10)}/v1",
+    ),
+    _pattern_of("spec.tracking.mlflow.url"): Pattern(
+        ("http://ml", "https://m/", "https://m.example.com/path/x", "http://mlflow.tracking.svc:5000"),
+        (
+            "mlflow.tracking",
+            "file:///mlruns",
+            "sqlite:///x.db",
+            "http://user:pw@mlflow",
+            "http://mlflow:123456",
+            "http://mlflow?x=1",
+            "http://mlflow/a b",
+        ),
+        lambda n: "http://" + "a" * (n - 7),
+    ),
+}
+
+_NAMES = {
+    meta.NAME_PATTERN: Pattern(("a", "a-1", "abc"), ("1a", "A", "a-", "a.b", "a_b", "ä", "a\n"), lambda n: "a" * n),
+    storage.SECRET_NAME: Pattern(("a", "1", "a.b-c"), ("A", "a_b", "-a", "a/", "team-a/secret"), lambda n: "a" * n),
+    _pattern_of("spec.storage.credentials.accessKeyIdKey"): Pattern(
+        ("a", "AWS_ACCESS_KEY_ID", "x.y-z"), ("", "a b", "a/b", "a=b", "ä"), lambda n: "a" * n
+    ),
+    dataset.CONFIG_MAP_KEY: Pattern(
+        ("a", ".hidden", "_x-1.JSONL.gz", "rows.csv"),
+        (".", "..", "..a", "../a", "a/b", "a b", "ä", "a\n"),
+        lambda n: "a" * n,
+    ),
+    _pattern_of("spec.storage.region"): Pattern(("a", "eu-central-1"), ("EU", "eu_1", "eu 1"), lambda n: "a" * n),
+    _pattern_of("spec.rerun"): Pattern(
+        ("", "2026-01-31T12:00:00Z", "a.b_c"), ("a b", "a/b", "$x", "ä"), lambda n: "a" * n
+    ),
+    distillation.MODEL_NAME: Pattern(
+        ("m", "llama3:8b", "a@1+x", "Qwen/Qwen3-30B-A3B-Instruct-2507"),
+        ("-m", "/m", ".m", "m n", "m,n", "$(m)", "ä", "m\n"),
+        lambda n: "a" * n,
+    ),
+    _pattern_of("spec.tracking.mlflow.experiment"): Pattern(
+        ("", "7", "Team A/model_1.x-y"), (" a", "/a", "-a", "a:b", "a\tb", "ä", "a\n"), lambda n: "a" * n
+    ),
+    _pattern_of("spec.dataset.pii.ner.package"): Pattern(
+        ("a", "7", "en_core_web-sm.x"), ("En", "_a", "-a", "../a", "a/b", "a b", "a==1"), lambda n: "a" * n
+    ),
+    _pattern_of("spec.dataset.pii.entities"): Pattern(
+        ("AB", "PERSON", "EMAIL_ADDRESS"), ("", "A", "email", "_AB", "A-B", "A1", "A B"), lambda n: "A" * n
+    ),
+    _pattern_of("spec.dataset.cleaning.languages"): Pattern(
+        ("de", "en"), ("", "e", "EN", "e1", "e-"), lambda n: "a" * n
+    ),
+    _pattern_of("spec.training.targetModules"): Pattern(
+        ("q", "layers.0.mlp", "q_proj"), ("q-proj", "q proj", "q*", "(q|k)_proj", "ä"), lambda n: "a" * n
+    ),
+    _pattern_of("status.dataset.digest"): Pattern(
+        (DIGEST,), (DIGEST.upper(), "g" * 64), lambda n: DIGEST if n == 64 else "0" * n
+    ),
+}
+
+_TEMPLATES = {
+    _pattern_of("spec.dataset.columns.template"): Pattern(
+        ("{a}", "{first name}", "{{a}}", "Subject: {subject}\n\n{body}"),
+        ("text", "{}text", "{text", "text}", "{{}}", "}text{"),
+        lambda n: "{a}" + "a" * (n - 3),
+    ),
+    _pattern_of("spec.dataset.distillation.questionTemplate"): Pattern(
+        ("{document}", "{document}{document}", "Ask one question about:\n{document}"),
+        ("the document", "{documents}", "{ document }", "{Document}", "{the document}"),
+        lambda n: "{document}" + "a" * (n - 10),
+    ),
+}
+
+_NUMBERS = {
+    # 10 characters are the longest amount of money, so that its length bound (16) cannot be reached.
+    _pattern_of("spec.budget.maxCost"): Pattern(
+        ("0", "25", "12.5", "9999999.99"), ("", "-1", ".5", "1.", "1.234", "1e3", "1,50", "12345678", "5 USD")
+    ),
+    # 19 characters are the longest number, so that its length bound (20) cannot be reached.
+    _pattern_of("spec.training.learningRate"): Pattern(
+        ("0", "2e-4", "0.05", "123456.12345678e-10"), ("", "-1", ".5", "1.", "1e", "0,5", "NaN", "1234567", "1 ")
+    ),
+    _pattern_of("spec.training.dropout"): Pattern(
+        ("0", "0.5", "0.05"),
+        ("", "1", "1.0", ".5", "0.", "00.5", "-0.5", "0,5", "5e-1", "0.5 "),
+        lambda n: "0." + "1" * (n - 2),
+    ),
+}
+
+PATTERNS = _URIS | _NAMES | _TEMPLATES | _NUMBERS
+"""By the pattern."""
