@@ -137,7 +137,7 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
     saving, passing = Stopwatch(), Stopwatch()
     steps_class = training_module.LabelLossTrainer
     steps_class._save_checkpoint = saving.around(steps_class._save_checkpoint)
-    Checkpointing.on_save = saving.around(Checkpointing.on_save)  # type: ignore[method-assign]
+    Checkpointing.on_save = saving.around(Checkpointing.on_save)  # type: ignore[method-assign] # timed from outside
     steps_class.training_step = passing.around(steps_class.training_step)
     first_step: list[float] = []
 

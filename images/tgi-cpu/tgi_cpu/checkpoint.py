@@ -104,7 +104,7 @@ def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:
 def _load_adapters(args: Args, model: Any) -> tuple[Any, dict[str, str]]:
     # peft would import bitsandbytes, and with it torch's compiler (seconds), for layers that this server never has;
     # None in sys.modules is Python's way to say that a module is not there. Other artifacts need no peft at all.
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # as said above
     from peft import PeftModel
 
     # peft keeps adapters in a module dictionary, whose keys may not hold a dot; a public id may.

@@ -176,7 +176,7 @@ class Engine:
         self._metrics.observe("tgi_batch_inference_duration", time.monotonic() - start, method=method)
         batch.keep_live()
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @torch.inference_mode()  # type: ignore[untyped-decorator] # torch has no type for it
     def _forward(self, batch: _Batch, now: float) -> Any:
         """Logits (sequences x positions x vocabulary): of the last position, of all where prompt details are wanted."""
         self._checkpoint.activate(batch.adapter_id)

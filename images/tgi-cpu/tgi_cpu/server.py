@@ -100,10 +100,10 @@ async def _infer_error(request: Request, error: Exception) -> Response:
 
 
 async def _rejection(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BodyError)  # noqa: S101
+    assert isinstance(error, BodyError)  # noqa: S101 - as above
     return PlainTextResponse(str(error), error.status)
 
 
 async def _no_body(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
     return Response(status_code=error.status_code, headers=error.headers)

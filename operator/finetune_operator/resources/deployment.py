@@ -131,7 +131,7 @@ def _server(runtime: Runtime, plan: ServingPlan, images: Images) -> Object:
         *({"name": name, "mountPath": path} for name, path in _writable(plan).items()),
     ]
     if plan.shared_memory:
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - as above
     env = [*cpu_env(runtime.pod), *({"name": name, "value": value} for name, value in plan.env.items())]
     return {
         **container(SERVER, runtime.image, images, runtime.pod, env, mounts),

@@ -34,7 +34,7 @@ def render(runtime: Runtime, model_path: str) -> ServingPlan:
             "USAGE_STATS": "off",
             # Both would be below /root or /data, which an unprivileged server cannot write.
             "HOME": "/tmp",  # noqa: S108 - the pod's own volume
-            "HF_HOME": "/tmp/huggingface",  # noqa: S108
+            "HF_HOME": "/tmp/huggingface",  # noqa: S108 - as above
         },
         # The port is closed until the model is loaded and warm: a refused connection means "still starting".
         startup=_health(_STARTUP_PERIOD_SECONDS, _startup_failures(runtime), timeout=5),
