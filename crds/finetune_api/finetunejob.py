@@ -8,6 +8,7 @@ from pydantic import Field
 from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
+from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.storage import MODEL_URI, S3Uri, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Training
@@ -183,8 +184,9 @@ class DatasetStatus(WireModel):
     """Number of different labels."""
     tokens: int = 0
     """Tokens that one epoch trains."""
-    readiness: Annotated[str, Field(max_length=128)] = ""
-    """The checklist in short, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed."""
+    readiness: Annotated[str, Field(max_length=MAX_SUMMARY)] = ""
+    """The checklist in short, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed; after the evaluation with the
+    base model's score, which settles the item baseline."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
     """The readiness report, a page for a browser."""
 

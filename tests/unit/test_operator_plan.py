@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api.base import ObjectMeta
+from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, Reuse, RunStatus, StageState
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult
@@ -427,3 +428,62 @@ def test_an_early_end_of_the_training_is_an_event(ended: str, told: bool) -> Non
     after = plan(observed(jobs=jobs, status=before), NOW)
     assert next(row for row in after.status.stages if row.name == "train").ended == ended
     assert any(event.reason == ended and event.type == "Warning" for event in after.events) is told
+
+
+PENDING_BASELINE = "8 passed, 2 warnings (balance, baseline), 0 failed"
+
+
+@pytest.mark.parametrize(
+    ("task", "told", "scalars", "expected"),
+    [
+        pytest.param(
+            TaskType.CLASSIFICATION,
+            PENDING_BASELINE,
+            {"accuracyBase": "0.1200", "samples": "200"},
+            "9 passed, 1 warning (balance), 0 failed; base model: accuracy 12.0 % on 200 test examples",
+            id="measured",
+        ),
+        pytest.param(
+            TaskType.CLASSIFICATION,
+            PENDING_BASELINE,
+            {"accuracyBase": "0.9700", "samples": "1200"},
+            "8 passed, 2 warnings (balance, baseline), 0 failed; base model: accuracy 97.0 % on 1,200 test examples",
+            id="little left to win",
+        ),
+        pytest.param(
+            TaskType.TEXT,
+            "9 passed, 1 warning (baseline), 1 failed (leakage)",
+            {"accuracyBase": "0.0000", "f1Base": "0.2140", "samples": "60"},
+            "10 passed, 0 warnings, 1 failed (leakage); base model: F1 21.4 % on 60 test examples",
+            id="free text",
+        ),
+        pytest.param(TaskType.TEXT, PENDING_BASELINE, {}, PENDING_BASELINE, id="nothing measured"),
+        pytest.param(TaskType.EXTRACTION, PENDING_BASELINE, {"accuracyBase": "nan"}, PENDING_BASELINE, id="no number"),
+        pytest.param(
+            TaskType.CLASSIFICATION, "all is well", {"accuracyBase": "0.5"}, "all is well", id="no summary of ours"
+        ),
+    ],
+)
+def test_the_evaluation_completes_the_readiness(
+    task: TaskType, told: str, scalars: dict[str, str], expected: str
+) -> None:
+    """By a Job that ends, in later turns, and where all results are found in the store."""
+    spec = SPEC.model_copy(update={"task": Task(type=task)})
+    run = current_run(observed(spec), spec, NOW).id
+    prepared = replace(done(Stage.PREPARE, scalars={"readiness": told}), run=run)
+    jobs = [replace(RESOLVED, run=run), prepared]
+    before = plan(observed(spec, jobs=tuple(jobs)), NOW).status
+    assert before.dataset is not None
+    assert before.dataset.readiness == told
+
+    jobs += [replace(done(stage), run=run) for stage in (Stage.TRAIN, Stage.EXPORT)]
+    jobs += [replace(done(Stage.EVALUATE, scalars=scalars), run=run)]
+    evaluated = plan(observed(spec, status=before, jobs=tuple(jobs)), NOW).status
+    again = plan(observed(spec, status=evaluated, jobs=tuple(jobs)), NOW).status
+    results = {Stage.PREPARE: {"readiness": told}, Stage.EVALUATE: scalars}
+    found = [Found(stage=s, output_digest="7" * 64, scalars=results.get(s, {})) for s in PIPELINE]
+    reused = plan(observed(spec, jobs=(replace(done(Stage.RESOLVE, found=found), run=run),)), NOW).status
+
+    for status in (evaluated, again, reused):
+        assert status.dataset is not None
+        assert status.dataset.readiness == expected

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from finetune_api.dataset import OnFinding, TooLong
+from finetune_api.readiness import MAX_SUMMARY, Readiness, completed
 from finetune_jobs.dataset.readers import Fault
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.validation import Faults
@@ -553,3 +554,27 @@ def test_nobody_extrapolates_beyond_two_doublings(size: int) -> None:
     assert fitted().predict(3200).error > 0
     with pytest.raises(ValueError, match="measured up to 800 speaks of 1 to 3200"):
         fitted().predict(size)
+
+
+# The summary, and what completes it
+
+
+NAMES = st.lists(st.from_regex(r"[a-z]{1,12}", fullmatch=True), max_size=13, unique=True).map(tuple)
+
+
+@given(st.integers(0, 20), NAMES, NAMES)
+def test_a_summary_is_read_as_it_was_written(passed: int, warned: tuple[str, ...], failed: tuple[str, ...]) -> None:
+    written = Readiness(passed, warned, failed)
+    assert Readiness.parse(str(written)) == written
+
+
+def test_the_longest_summary_fits_the_status() -> None:
+    """Every item warns, and the base model's score is known."""
+    names = tuple(each.name for each in check(GOOD))
+    assert len(completed(str(Readiness(0, names)), "accuracy", 0.991, 100_000)) <= MAX_SUMMARY
+
+
+def test_a_summary_is_completed_once() -> None:
+    once = completed(summary(check(replace(GOOD, baseline=None))), "accuracy", 0.42, 100)
+    assert once == f"{summary(check(GOOD))}; base model: accuracy 42.0 % on 100 test examples"
+    assert completed(once, "accuracy", 0.42, 100) == once

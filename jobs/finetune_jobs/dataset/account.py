@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.dataset import TaskType
 from finetune_api.hashing import digest
+from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset.collect import Collected
@@ -152,7 +153,7 @@ class Account:
             "tokens": self.tokens,
             "longest": self.facts.lengths.longest,
         }
-        return {name: str(count) for name, count in counts.items()} | {"readiness": summary(self.items)[:128]}
+        return {name: str(count) for name, count in counts.items()} | {"readiness": summary(self.items)[:MAX_SUMMARY]}
 
     def report(self) -> dict[str, Any]:
         """``report.json``. It names files, lines and fields, and never holds a value of a row."""

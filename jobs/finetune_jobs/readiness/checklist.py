@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from finetune_api.dataset import OnFinding, TooLong
+from finetune_api.readiness import BASELINE, EASY_BASELINE, Readiness
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.validation import shorten
 from finetune_jobs.evaluation.metrics import wilson
@@ -36,8 +37,6 @@ MAX_IMBALANCE: Final = 10.0
 """Largest to smallest class: above it the small ones are learnt late or never, and accuracy hides it."""
 MIN_CLASS: Final = 10
 """Fewest examples of a class: with the default split one of them is in the test."""
-EASY_BASELINE: Final = 0.95
-"""Share of right answers of the base model above which tuning has little left to win (own judgement)."""
 _SHOWN: Final = 3
 """Labels and kinds that a sentence names before it says "and more"."""
 
@@ -75,13 +74,8 @@ def check(facts: Facts) -> list[Item]:
 
 def summary(items: Sequence[Item]) -> str:
     """For the status, e.g. ``8 passed, 1 warning (balance), 0 failed``."""
-    names = {state: [item.name for item in items if item.state is state] for state in State}
-    warned, failed = names[State.WARN], names[State.FAIL]
-    warnings = "warning" if len(warned) == 1 else "warnings"
-    return (
-        f"{len(names[State.PASS])} passed, {len(warned)} {warnings}{_in_brackets(warned)}, "
-        f"{len(failed)} failed{_in_brackets(failed)}"
-    )
+    names = {state: tuple(item.name for item in items if item.state is state) for state in State}
+    return str(Readiness(len(names[State.PASS]), names[State.WARN], names[State.FAIL]))
 
 
 def verdict(items: Sequence[Item]) -> State:
@@ -291,7 +285,7 @@ def _baseline(facts: Facts) -> Item:
     trivial = _trivial_baseline(facts)
     if facts.baseline is None:
         evidence = f"{trivial}What the base model scores is not known yet."
-        return Item("baseline", State.WARN, evidence, "Nothing now: the stage evaluate measures it after training.")
+        return Item(BASELINE, State.WARN, evidence, "Nothing now: the stage evaluate measures it after training.")
     known = facts.baseline
     evidence = f"{trivial}The base model scores {known.measure} {_score(known, known.value)}"
     if known.interval:
@@ -300,8 +294,8 @@ def _baseline(facts: Facts) -> Item:
     evidence += f" on {count_of(known.samples, 'test example')}."
     if known.share and known.value >= EASY_BASELINE:
         remedy = "Ask whether tuning is worth it, or make the examples harder."
-        return Item("baseline", State.WARN, f"{evidence} There is little left to win.", remedy)
-    return Item("baseline", State.PASS, evidence)
+        return Item(BASELINE, State.WARN, f"{evidence} There is little left to win.", remedy)
+    return Item(BASELINE, State.PASS, evidence)
 
 
 def _score(baseline: Baseline, value: float) -> str:
@@ -351,7 +345,3 @@ def percent(part: int, whole: int) -> str:
     if 0 < share < 0.001:
         return "< 0.1 %"
     return "> 99.9 %" if 0.999 < share < 1 else f"{share * 100:.1f} %"
-
-
-def _in_brackets(names: list[str]) -> str:
-    return f" ({', '.join(names)})" if names else ""

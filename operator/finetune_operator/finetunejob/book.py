@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.budget import FitStatus, Verdict
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import (
     ArtifactStatus,
     DatasetStatus,
@@ -20,6 +21,7 @@ from finetune_api.finetunejob import (
     StageStatus,
 )
 from finetune_api.layout import READINESS_PAGE, output_folder
+from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.observe import StageJob
@@ -111,6 +113,7 @@ class Book:
             self.dataset = _dataset(output_digest, uri, scalars)
         elif stage is Stage.EVALUATE:
             self.evaluation = _evaluation(uri, scalars)
+            self.dataset = _with_baseline(self.dataset, self._spec.task.type, scalars)
         elif stage is Stage.PUBLISH:
             self.artifact = _artifact(output_digest, uri, self._spec.export.format, scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
@@ -144,9 +147,19 @@ def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus
         rows=rows,
         labels=_count(scalars, "labels"),
         tokens=_count(scalars, "tokens"),
-        readiness=scalars.get("readiness", "")[:128],
+        readiness=scalars.get("readiness", "")[:MAX_SUMMARY],
         report_uri=f"{uri}/{READINESS_PAGE}",
     )
+
+
+def _with_baseline(dataset: DatasetStatus | None, task: TaskType, scalars: Mapping[str, str]) -> DatasetStatus | None:
+    """The data set, its readiness completed with what the base model scored; as it is where that is not known."""
+    name, measure = ("f1Base", "F1") if task is TaskType.TEXT else ("accuracyBase", "accuracy")
+    score = _number(scalars, name)
+    if dataset is None or not score:
+        return dataset
+    readiness = completed(dataset.readiness, measure, float(score), _count(scalars, "samples"))
+    return dataset.model_copy(update={"readiness": readiness[:MAX_SUMMARY]})
 
 
 def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
