@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Columns, Source, Split, Task
+from finetune_api.dataset import Columns, Source, Split, Task, TaskType
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.readers import Fault, Row
@@ -93,6 +93,28 @@ def test_the_instruction_comes_first_and_numbers_may_be_labels() -> None:
             {"role": "assistant", "content": "3"},
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("record", "learnt"),
+    [
+        ('{"phone": "202-555-0123"}', '{"phone": "<PHONE_NUMBER_1>"}'),
+        ('{"call": null}', '{"call": null}'),
+        ('{"phone": 2025550123}', None),
+    ],
+)
+def test_a_record_stays_json_when_it_is_masked_or_is_a_fault(record: str, learnt: str | None) -> None:
+    params = PrepareParams(
+        sources=[Source(uri="s3://data/rows.jsonl")], columns=COLUMNS, task=Task(type=TaskType.EXTRACTION)
+    )
+    found = Intake(params).take(Row(3, {"text": "Call me.", "label": record}))
+    if learnt is None:
+        assert isinstance(found, Fault)
+        assert (found.line, found.field, found.kind, found.value) == (3, "label", "answerNotJson", "")
+        assert found.problem.startswith("is no JSON any more once personal data and secrets are masked")
+    else:
+        assert isinstance(found, Example)
+        assert found.label == learnt
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from finetune_jobs.dataset.pii.recognition import Recognition
 from finetune_jobs.dataset.rows import Fault, Row
 from finetune_jobs.dataset.secrets import find_secrets
 from finetune_jobs.dataset.shapes import Message
-from finetune_jobs.dataset.validation import Example, Rules
+from finetune_jobs.dataset.validation import Example, Rules, json_problem
 
 Find = Callable[[str, str], list[Finding]]
 """Findings in a text (first), given what was said just before (second)."""
@@ -40,6 +40,7 @@ class Intake:
         self._rules = Rules(params.columns, params.task, params.group_by or "")
         self._instruction = params.instruction
         self._classes = params.task.type is TaskType.CLASSIFICATION
+        self._records = params.task.type is TaskType.EXTRACTION
         self._cleaner = Cleaner(params.cleaning)
         self.looks_for_names = ner is not None
         """Whether a language model looks for names and places."""
@@ -73,7 +74,18 @@ class Intake:
         if isinstance(masked, Dropped):
             return masked
         system = [{"role": "system", "content": self._instruction}] if self._instruction else []
-        return replace(found, messages=[*system, *masked])
+        made = replace(found, messages=[*system, *masked])
+        return self._broken_record(row, made) or made
+
+    def _broken_record(self, row: Row, made: Example) -> Fault | None:
+        """A pseudonym in place of a number, outside quotation marks, leaves no JSON."""
+        if not self._records or not json_problem(made.label):
+            return None
+        problem = (
+            "is no JSON any more once personal data and secrets are masked: write such values as text, or leave their "
+            "kind out of spec.dataset.pii.entities"
+        )
+        return Fault(row.line, self._rules.answer_field, "answerNotJson", problem)
 
     def text(self, text: str) -> str:
         """One text by itself: cleaned and masked, or empty where a rule leaves it out."""

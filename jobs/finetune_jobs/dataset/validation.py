@@ -49,6 +49,11 @@ class Rules:
     task: Task = field(default_factory=Task)
     group_by: str = ""
 
+    @property
+    def answer_field(self) -> str:
+        """Where people find the answer of a row."""
+        return self.columns.label if self.columns else "messages"
+
     def example(self, row: Row) -> Example | Fault:
         """The example that a row gives, or what is wrong with it."""
         made = shape(row, self.columns)
@@ -69,12 +74,11 @@ class Rules:
         return str(value)
 
     def _answer_fault(self, row: Row, example: Example) -> Fault | None:
-        where = self.columns.label if self.columns else "messages"
-        label, labels = example.label, self.task.labels
+        where, label, labels = self.answer_field, example.label, self.task.labels
         if self.task.type is TaskType.CLASSIFICATION and labels and label not in labels:
             hint = did_you_mean(label, labels)
             return Fault(row.line, where, "unknownLabel", f"is not one of spec.task.labels.{hint}", label)
-        if self.task.type is TaskType.EXTRACTION and (problem := _json_problem(label)):
+        if self.task.type is TaskType.EXTRACTION and (problem := json_problem(label)):
             return Fault(row.line, where, "answerNotJson", problem, label)
         return None
 
@@ -125,7 +129,8 @@ def shorten(value: str, limit: int = 40) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def _json_problem(text: str) -> str:
+def json_problem(text: str) -> str:
+    """Why a text is no JSON, or an empty string."""
     try:
         json.loads(text)
     except (ValueError, RecursionError) as error:
