@@ -55,12 +55,13 @@ def require_enough(ledger: Ledger, division: Division) -> None:
     """Raises StageError (DatasetTooSmall) when a part has too few examples."""
     sizes = Counter(division.parts.values())
     small = [f"{sizes[part]} for {part}" for part in Part if sizes[part] < MIN_PART]
+    by_rules = ledger.dropped.total() + division.near_dropped
     if small:
         raise StageError(
             Reason.DATASET_TOO_SMALL,
             f"{', '.join(small)}: each part needs {MIN_PART} examples at least. Of {ledger.read} rows, "
-            f"{ledger.faults.total} were invalid, {ledger.duplicates} duplicates and {ledger.dropped.total()} left out "
-            f"by rules; {len(ledger.labels)} examples are left.",
+            f"{ledger.faults.total} were invalid, {ledger.duplicates} duplicates and {by_rules} left out by rules; "
+            f"{len(ledger.labels)} examples are left.",
         )
 
 
@@ -103,6 +104,7 @@ class Account:
                 near_dropped=division.near_dropped,
                 outside_pilot=division.outside_pilot,
                 added=own.added + replayed + extra,
+                repeated_pieces=own.repeated_pieces,
             ),
             lengths=Lengths(
                 max_length=params.max_length,
@@ -163,7 +165,7 @@ class Account:
             | {"nearDuplicates": rows.near_duplicates, "nearDropped": rows.near_dropped}
             | {"outsidePilot": rows.outside_pilot, "added": rows.added}
             | {part.value: rows.parts.get(part, 0) for part in Part},
-            "filters": dict(sorted({**rows.invalid, **rows.dropped}.items())),
+            "filters": dict(sorted((Counter(rows.invalid) + Counter(rows.dropped)).items())),
             "labels": {label: {part.value: n for part, n in parts.items()} for label, parts in facts.labels.items()},
             "tokens": {"train": self.tokens, "longest": facts.lengths.longest, "over": facts.lengths.over},
             "pii": {"mode": facts.pii.mode.value, "counts": facts.pii.counts},

@@ -43,7 +43,9 @@ class Collected:
     clusters: dict[str, str] = field(default_factory=dict)
     """The cluster of every example that has near duplicates."""
     added: int = 0
-    """Examples that are pieces of longer ones, beyond the first."""
+    """Pieces of longer examples, beyond the first of each."""
+    repeated_pieces: int = 0
+    """Those of them that were not new."""
 
     def texts(self, identities: set[str]) -> Iterator[tuple[str, str]]:
         """Identity and compared text of those examples."""
@@ -131,12 +133,13 @@ class Collector:
             return
         provided = self._params.sources[place.source].part
         for number, piece in enumerate(pieces):
+            self.made.added += number > 0
             if piece.example is not example and not ledger.is_new(piece.example, place):
+                self.made.repeated_pieces += number > 0
                 continue
-            index = ledger.keep(piece.example, place, piece.tokens, _PARTS[provided] if provided else None)
+            index = ledger.keep(piece.example, place, piece.tokens, _PARTS[provided] if provided else None, example)
             self._out.add(Spooled(index, _line(piece.example), piece.pieces))
             self._near.add(piece.example.identity, compared_text(piece.example.messages))
-            self.made.added += number > 0
 
 
 def benchmark_texts(copies: list[Copy]) -> Iterator[str]:

@@ -45,6 +45,8 @@ class Ledger:
     """Length as it is trained."""
     _indexes: dict[str, int] = field(default_factory=dict)
     _answers: dict[str, int] = field(default_factory=dict)
+    _kept_as: dict[str, list[str]] = field(default_factory=dict)
+    """The pieces or the shorter form that stay for an example that was too long."""
     _copies: Counter[str] = field(default_factory=Counter)
     _conflicting: set[str] = field(default_factory=set)
     _sources: "array[int]" = field(default_factory=lambda: array("H"))
@@ -55,7 +57,8 @@ class Ledger:
         """Count a valid example; True when it is the first of its prompt and may stay.
 
         Of equal prompts with different answers, those of a free text are other ways to say it: the first one stays. In
-        a classification or an extraction they teach nothing: all of them are invalid, the first one too.
+        a classification or an extraction they teach nothing: all of them are invalid, the first one too, unless a rule
+        has left it out already.
         """
         identity, answer = example.identity, example.label
         if identity in self._conflicting:
@@ -71,13 +74,17 @@ class Ledger:
         self._conflicting.add(identity)
         copies = self._copies.pop(identity, 0)
         self.duplicates -= copies
-        self.faults.add(place.file, _conflict(place.line, answer, self.labels.get(identity, "")), count=2 + copies)
-        self._forget(identity)
+        earlier = {each for each in self._kept_as.get(identity, [identity]) if each in self.labels}
+        known = _conflict(place.line, answer, self.labels.get(identity, ""))
+        self.faults.add(place.file, known, count=1 + copies + len(earlier))
+        self.leave_out(earlier)
         return False
 
-    def keep(self, example: Example, place: Place, tokens: int, part: Part | None) -> int:
-        """Take an example that ``is_new``; its number."""
+    def keep(self, example: Example, place: Place, tokens: int, part: Part | None, whole: Example | None = None) -> int:
+        """Take an example that ``is_new``; its number. ``whole``: the too long example of which it is what stays."""
         identity = example.identity
+        if whole and whole is not example:
+            self._kept_as.setdefault(whole.identity, []).append(identity)
         label = example.label if self.task is TaskType.CLASSIFICATION else ""
         self.labels[identity] = sys.intern(label)
         self.tokens[identity] = tokens
@@ -94,11 +101,8 @@ class Ledger:
     def leave_out(self, identities: set[str]) -> None:
         """Forget examples after all; who calls this counts them."""
         for identity in identities:
-            self._forget(identity)
-
-    def _forget(self, identity: str) -> None:
-        for known in (self.labels, self.given, self.groups, self.tokens):
-            known.pop(identity, None)
+            for known in (self.labels, self.given, self.groups, self.tokens):
+                known.pop(identity, None)
 
     def identities(self) -> list[str]:
         """The identity of every example by its number; examples that were left out later included."""

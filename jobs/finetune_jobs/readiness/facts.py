@@ -41,6 +41,8 @@ class Rows:
     """Training examples that the sample of a pilot leaves aside."""
     added: int = 0
     """Examples that are no row: pieces of long ones, repetitions by weight, replayed general data."""
+    repeated_pieces: int = 0
+    """Those of them that were left out again, because an earlier one is the same."""
 
     @property
     def kept(self) -> int:
@@ -50,7 +52,7 @@ class Rows:
     @property
     def distinct(self) -> int:
         """Examples of the task without those that were added, and with those that a pilot leaves aside."""
-        return max(0, self.kept + self.outside_pilot - self.added)
+        return max(0, self.kept + self.outside_pilot + self.repeated_pieces - self.added)
 
     @property
     def unexplained(self) -> int:

@@ -1,0 +1,154 @@
+"""Every row that goes in comes out once: as an example of a part, or as one of the named ways out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune_api.dataset import Cleaning, Duplicates, OnFinding, Pii, Pilot, Source, Task, TaskType, TooLong
+from finetune_api.stages import PrepareParams
+from finetune_jobs.dataset.account import Account, require_enough
+from finetune_jobs.dataset.collect import Collected, Collector
+from finetune_jobs.dataset.contamination import Reference
+from finetune_jobs.dataset.division import divide
+from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.readers import Row
+from finetune_jobs.dataset.tokens import Encoder
+from finetune_jobs.errors import StageError
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from tests.support.tiny_model import build_tiny_llama
+
+pytestmark = pytest.mark.unit
+
+MAX_LENGTH = 220
+BENCHMARK = " ".join(f"bench{n}" for n in range(14))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
+    base = build_tiny_llama(tmp_path_factory.mktemp("account") / "base")
+    found = load_tokenizer(base)
+    return found, stop_token(base, found)
+
+
+def params_of(**fields: Any) -> PrepareParams:
+    sources = [Source(uri="s3://data/often.jsonl", weight="1.5"), Source(uri="s3://data/seldom.jsonl", weight="0.5")]
+    return PrepareParams(**{"sources": sources, "max_length": MAX_LENGTH, "task": Task(type=TaskType.TEXT)} | fields)
+
+
+def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows: list[Any]) -> Collected:
+    """Rows alternate between the sources."""
+    benchmark = Reference([BENCHMARK])
+    with Collector(params, Intake(params), Encoder(*tokenizer, params), spool, benchmark) as collector:
+        for number, fields in enumerate(rows):
+            collector.take(number % 2, f"s3://data/{number % 2}.jsonl", Row(number + 1, fields))
+    return collector.made
+
+
+def account_of(made: Collected, params: PrepareParams) -> Account:
+    return Account.of(made, divide(made.ledger, made.clusters, made.texts, params), 0, params, "")
+
+
+def chat(*turns: str) -> dict[str, Any]:
+    return {"messages": [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]}
+
+
+def words(name: str, count: int = 12) -> str:
+    return " ".join(f"{name}{n}" for n in range(count))
+
+
+NAMES = st.sampled_from([*"abcdef", *(f"row{n}" for n in range(90))])
+ANSWERS = st.sampled_from(["yes", "no", "maybe not"])
+ROWS = st.one_of(
+    st.builds(lambda name, answer: chat(words(name), answer), NAMES, ANSWERS),
+    st.builds(lambda name, answer: chat(f"{words(name, 20)} {answer}", answer), NAMES, ANSWERS),
+    st.builds(lambda name, answer: chat(words(name, 90), answer), st.sampled_from("abc"), ANSWERS),
+    st.builds(
+        lambda names, answer: chat(*(text for name in names for text in (words(name), answer))),
+        st.lists(st.sampled_from("abcdef"), min_size=2, max_size=9),
+        ANSWERS,
+    ),
+    st.sampled_from([chat(f"As they ask: {BENCHMARK}?", "yes"), chat("Write to ana@example.org", "no"), {}, chat("q")]),
+)
+
+
+@given(
+    rows=st.lists(ROWS, max_size=120),
+    task=st.sampled_from(list(TaskType)),
+    too_long=st.sampled_from(list(TooLong)),
+    pii=st.sampled_from(list(OnFinding)),
+    duplicates=st.builds(Duplicates, near_percent=st.sampled_from([0, 85]), drop_near=st.booleans()),
+    pilot=st.sampled_from([None, Pilot(examples=50)]),
+    least=st.integers(1, 2),
+)
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_row_is_lost_or_counted_twice(
+    tokenizer: tuple[Any, int],
+    tmp_path: Path,
+    rows: list[Any],
+    task: TaskType,
+    too_long: TooLong,
+    pii: OnFinding,
+    duplicates: Duplicates,
+    pilot: Pilot | None,
+    least: int,
+) -> None:
+    params = params_of(
+        task=Task(type=task),
+        cleaning=Cleaning(too_long=too_long, min_answer_words=least),
+        pii=Pii(mode=pii),
+        duplicates=duplicates,
+        pilot=pilot,
+    )
+    made = collect(tokenizer, tmp_path / "spool.arrow", params, rows)
+    counted = account_of(made, params).facts.rows
+    assert counted.read == len(rows)
+    assert counted.unexplained == 0
+    assert sum(counted.parts.values()) >= counted.distinct - counted.outside_pilot >= 0
+    assert min([counted.added, counted.duplicates, counted.near_dropped, counted.outside_pilot]) >= 0
+
+
+def test_a_contradiction_of_what_a_rule_left_out_counts_each_row_once(
+    tokenizer: tuple[Any, int], tmp_path: Path
+) -> None:
+    params = params_of(task=Task(), cleaning=Cleaning(too_long=TooLong.DROP))
+    rows = [chat(words("long", 90), answer) for answer in ("yes", "yes", "no", "yes")]
+    ledger = collect(tokenizer, tmp_path / "spool.arrow", params, rows).ledger
+    assert (dict(ledger.dropped), dict(ledger.faults.kinds), ledger.duplicates) == (
+        {"tooLong": 1},
+        {"conflictingLabels": 3},
+        0,
+    )
+
+
+def test_what_was_cut_goes_too_when_its_row_is_contradicted(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
+    params = params_of(task=Task(), cleaning=Cleaning(too_long=TooLong.TRUNCATE))
+    rows = [chat(words("long", 90), answer) for answer in ("yes", "no")]
+    ledger = collect(tokenizer, tmp_path / "spool.arrow", params, rows).ledger
+    assert (ledger.faults.total, ledger.labels) == (2, {})
+
+
+def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
+    tokenizer: tuple[Any, int], tmp_path: Path
+) -> None:
+    sources = [Source(uri="s3://data/rows.jsonl")] * 2
+    params = params_of(
+        sources=sources, cleaning=Cleaning(too_long=TooLong.SPLIT), duplicates=Duplicates(near_percent=0)
+    )
+    turns = [(words(f"row{n}", 25), "first", words("same", 25), "second", words("end", 25), "third") for n in range(4)]
+    made = collect(tokenizer, tmp_path / "spool.arrow", params, [chat(*each) for each in turns])
+    assert (made.added, made.repeated_pieces, made.ledger.duplicates, len(made.ledger.labels)) == (8, 6, 6, 6)
+    assert account_of(made, params).facts.rows.distinct == 4
+
+
+def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
+    params = params_of(duplicates=Duplicates(drop_near=True))
+    rows = [chat(f"{words('near', 20)} {end}", "yes") for end in ("now", "then", "now")] + [{}]
+    ledger = (made := collect(tokenizer, tmp_path / "spool.arrow", params, rows)).ledger
+    with pytest.raises(StageError) as caught:
+        require_enough(ledger, divide(ledger, made.clusters, made.texts, params))
+    assert caught.value.message.endswith(
+        "Of 4 rows, 1 were invalid, 1 duplicates and 1 left out by rules; 1 examples are left."
+    )
