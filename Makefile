@@ -17,8 +17,8 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 
 env: $(STAMP) ## Make the virtual environment from the lock file
 
-demo: $(STAMP) cluster-up images ## The main job, from nothing: cluster, operator, S3, training, verified endpoint
-	@$(VENV)/python -m hack.demo
+demo: $(STAMP) cluster-up images ## The main job: cluster, operator, S3, training, verified endpoint; FRESH=1 begins anew
+	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
 test: $(STAMP) ## Every test, from nothing: unit, control plane, cluster
 	@$(PYTHON) -m hack.environments quantize

@@ -1,6 +1,7 @@
 """``make demo``: the main job on a real cluster, from a CSV file to a verified, answering endpoint.
 
-Steps can be repeated: what is there already is used, and a finished job answers at once. ``--fresh`` begins anew.
+Steps can be repeated: what is there already is used, a finished job answers at once, and a failed one is tried again
+from the stage that failed. ``--fresh`` begins anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import yaml
@@ -20,14 +22,15 @@ from rich.console import Console
 from rich.text import Text
 
 from finetune_api.adapterdeployment import AdapterDeployment, ServingPhase
-from finetune_api.finetunejob import FineTuneJob, Phase
+from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
 from hack.cluster.console import ClusterError, say, step
 from hack.cluster.layout import REPOSITORY, cache_directory
-from hack.demo import display, report
+from hack.demo import display, outcome, report
 from hack.models import ensure_smollm2
 from hack.platform import local, object_store
-from hack.platform.kubectl import Kubectl
+from hack.platform.kubectl import Kubectl, Object
 
+R = TypeVar("R", FineTuneJob, AdapterDeployment)
 T = TypeVar("T")
 
 EXAMPLE = REPOSITORY / "examples" / "transactions"
@@ -52,16 +55,17 @@ def main() -> int:
         with clock.measure("upload"):
             upload_inputs(kubectl)
         kubectl = kubectl.within(NAMESPACE)
-        job_name, deployment_name = names()
         with clock.measure("job"):
-            kubectl.apply(EXAMPLE / "finetunejob.yaml", EXAMPLE / "adapterdeployment.yaml")
-            job = follow_job(kubectl, job_name)
+            job_name = apply_example(kubectl, "finetunejob", FineTuneJob)
+            deployment_name = apply_example(kubectl, "adapterdeployment", AdapterDeployment)
+            job, artifact = follow_job(kubectl, job_name)
         with clock.measure("rollout"):
-            deployment = follow_deployment(kubectl, deployment_name)
+            deployment = follow_deployment(kubectl, deployment_name, artifact.digest)
         with clock.measure("ask"):
             question, answer = ask(kubectl, deployment_name)
     except ClusterError as error:
         say(f"error: {error}")
+        say("`make demo` goes on from what is finished; `make demo FRESH=1` begins from nothing.")
         return 1
     figures = report.make(job, deployment, clock.seconds | {"total": clock.total()})
     report.write(figures, BUILD / "report.json")
@@ -89,13 +93,10 @@ class Clock:
         return time.monotonic() - self._begin
 
 
-def names() -> tuple[str, str]:
-    """Names of the example's FineTuneJob and AdapterDeployment."""
-    job, deployment = (
-        yaml.safe_load((EXAMPLE / f"{kind}.yaml").read_text())["metadata"]["name"]
-        for kind in ("finetunejob", "adapterdeployment")
-    )
-    return job, deployment
+def example(kind: str) -> Object:
+    """The example's object of this kind."""
+    content: Object = yaml.safe_load((EXAMPLE / f"{kind}.yaml").read_text())
+    return content
 
 
 def clear(kubectl: Kubectl) -> None:
@@ -118,33 +119,44 @@ def upload_inputs(kubectl: Kubectl) -> None:
         local.prepare_namespace(kubectl, NAMESPACE)
 
 
-def follow_job(kubectl: Kubectl, name: str) -> FineTuneJob:
-    """Show the FineTuneJob until it ends; raises ClusterError with its own words when it fails."""
+def apply_example(kubectl: Kubectl, kind: str, model: type[FineTuneJob | AdapterDeployment]) -> str:
+    """Create or update the example's object of this kind and return its name; one that has failed is tried again."""
+    wanted = example(kind)
+    name: str = wanted["metadata"]["name"]
+    if kubectl.exists(kind, name):
+        before = model.model_validate(kubectl.get(kind, name))
+        if rerun := outcome.rerun_of(before, datetime.now(UTC)):
+            wanted["spec"]["rerun"] = rerun
+        if rerun != before.spec.rerun:
+            say(f"  … {model.__name__} {name} has failed before: tried again with spec.rerun={rerun}, reusing results")
+    kubectl.apply(wanted)
+    return name
+
+
+def follow_job(kubectl: Kubectl, name: str) -> tuple[FineTuneJob, ArtifactStatus]:
+    """Show the FineTuneJob until it has published; raises ClusterError with its own words when it fails."""
     say("  … FineTuneJob (kubectl get ftj -w shows the same)")
 
-    def show(screen: display.Screen, job: FineTuneJob) -> bool:
+    def show(screen: display.Screen, job: FineTuneJob) -> tuple[FineTuneJob, ArtifactStatus] | None:
         phase = job.status.phase or Phase.PENDING
         title = f"FineTuneJob {name}: {phase.value} {job.status.stages_done}"
         screen.show(title, lambda: display.job_table(job.status), display.job_lines(job.status))
-        if phase is Phase.FAILED:
-            raise ClusterError(f"the FineTuneJob failed: {_ready_message(job.status.conditions)}")
-        return phase is Phase.SUCCEEDED
+        artifact = outcome.artifact_of(job)
+        return (job, artifact) if artifact else None
 
     return _follow(lambda: FineTuneJob.model_validate(kubectl.get("ftj", name)), show, JOB_TIMEOUT)
 
 
-def follow_deployment(kubectl: Kubectl, name: str) -> AdapterDeployment:
-    """Show the AdapterDeployment until it serves; raises ClusterError when it cannot."""
+def follow_deployment(kubectl: Kubectl, name: str, digest: str) -> AdapterDeployment:
+    """Show the AdapterDeployment until it serves the artifact of this digest; raises ClusterError when it cannot."""
     say("  … AdapterDeployment (kubectl get adep -w shows the same)")
 
-    def show(screen: display.Screen, deployment: AdapterDeployment) -> bool:
+    def show(screen: display.Screen, deployment: AdapterDeployment) -> AdapterDeployment | None:
         status = deployment.status
         phase = status.phase or ServingPhase.PENDING
         lines = display.deployment_lines(status)
         screen.show(f"AdapterDeployment {name}: {phase.value}", lambda: Text("\n".join(lines)), lines)
-        if phase is ServingPhase.FAILED:
-            raise ClusterError(f"the AdapterDeployment failed: {_ready_message(status.conditions)}")
-        return phase is ServingPhase.READY and status.candidate is None
+        return deployment if outcome.serves(deployment, digest) else None
 
     return _follow(lambda: AdapterDeployment.model_validate(kubectl.get("adep", name)), show, ROLLOUT_TIMEOUT)
 
@@ -160,7 +172,7 @@ def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
 
 def conversation(question: str) -> list[dict[str, Any]]:
     """A question as the model was trained on it: behind the job's instruction."""
-    spec = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())["spec"]
+    spec = example("finetunejob")["spec"]
     return [
         {"role": "system", "content": spec["dataset"]["instruction"]},
         {"role": "user", "content": question},
@@ -181,20 +193,17 @@ def next_commands(kubectl: Kubectl, name: str) -> list[str]:
     ]
 
 
-def _follow(read: Callable[[], T], show: Callable[[display.Screen, T], bool], timeout: float) -> T:
+def _follow(read: Callable[[], R], show: Callable[[display.Screen, R], T | None], timeout: float) -> T:
+    """Show a resource, whenever its status speaks of its present spec, until ``show`` has an answer."""
     deadline = time.monotonic() + timeout
     with display.Screen() as screen:
         while True:
             current = read()
-            if show(screen, current):
-                return current
+            if outcome.is_current(current) and (answer := show(screen, current)):
+                return answer
             if time.monotonic() > deadline:
                 raise ClusterError(f"not finished within {timeout / 60:.0f} minutes")
             time.sleep(1)
-
-
-def _ready_message(conditions: list[Any]) -> str:
-    return next((f"{each.reason}: {each.message}" for each in conditions if each.type == "Ready"), "no reason given")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,13 +12,16 @@ from rich.console import Console
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Progress, StageState, StageStatus
 from hack.benchmarks.result import Result, percentile
-from hack.demo import display, report
+from hack.cluster.console import ClusterError
+from hack.demo import display, outcome, report
 from hack.demo.timing import seconds_between
 from hack.platform.tiny import tiny_job
 
 pytestmark = pytest.mark.unit
 
 DIGEST = "0" * 64
+EARLIER = "1" * 64
+NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 
 def stage(name: str, state: StageState, message: str = "") -> StageStatus:
@@ -107,6 +112,89 @@ def test_the_report_holds_what_both_resources_say() -> None:
     assert figures["seconds"] == {"prepare": 90.0, "total": 600.0}
     assert figures["rows"]["read"] == 10
     assert figures["endpoint"] == "http://demo.team.svc:80"
+
+
+def revision(state: str, digest: str = DIGEST) -> dict[str, Any]:
+    """A revision of an AdapterDeployment's status."""
+    base = {"revision": "r", "state": state, "artifactDigest": digest, "since": "2026-01-01T00:00:00Z"}
+    words = {"reason": "VerificationFailed", "message": "2 of 8 answers differ."}
+    return base | words | {"artifactUri": f"s3://bucket/artifacts/{digest}", "deployment": "demo-r"}
+
+
+def serving(**status: Any) -> AdapterDeployment:
+    """An AdapterDeployment with this status."""
+    _, deployment = finished()
+    return AdapterDeployment.model_validate(deployment.model_dump(by_alias=True) | {"status": status})
+
+
+def ran(**status: Any) -> FineTuneJob:
+    """A FineTuneJob with this status."""
+    return FineTuneJob.model_validate(tiny_job("demo", rerun="mine") | {"status": status})
+
+
+FAILURE = {
+    "type": "Ready",
+    "status": "False",
+    "reason": "S3AccessDenied",
+    "message": "No access.",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"phase": "Ready", "stable": revision("Serving")}, True),
+        ({"phase": "Ready", "stable": revision("Serving", EARLIER)}, False),
+        ({"phase": "Progressing", "stable": revision("Serving", EARLIER), "candidate": revision("Starting")}, False),
+        ({"phase": "Ready", "stable": revision("Serving"), "candidate": revision("Starting", EARLIER)}, False),
+        ({"phase": "Degraded", "stable": revision("Serving")}, False),
+        ({"phase": "Failed", "candidate": revision("Failed", EARLIER)}, False),
+        ({"phase": "Pending"}, False),
+        ({}, False),
+    ],
+)
+def test_an_endpoint_counts_when_it_serves_what_was_just_published(status: dict[str, Any], expected: bool) -> None:
+    assert outcome.serves(serving(**status), DIGEST) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"phase": "Failed", "candidate": revision("Failed")}, "VerificationFailed: 2 of 8 answers differ."),
+        (
+            {"phase": "Degraded", "stable": revision("Serving", EARLIER), "candidate": revision("Failed")},
+            "VerificationFailed: 2 of 8 answers differ.",
+        ),
+        ({"phase": "Failed", "conditions": [FAILURE]}, "S3AccessDenied: No access."),
+    ],
+)
+def test_a_rollout_that_failed_is_told_in_the_operators_words(status: dict[str, Any], words: str) -> None:
+    with pytest.raises(ClusterError, match=words):
+        outcome.serves(serving(**status), DIGEST)
+
+
+def test_a_failed_job_is_told_in_the_operators_words() -> None:
+    with pytest.raises(ClusterError, match="S3AccessDenied"):
+        outcome.artifact_of(ran(phase="Failed", conditions=[FAILURE]))
+    assert outcome.artifact_of(ran(phase="Running")) is None
+
+
+@pytest.mark.parametrize(
+    ("resource", "rerun"),
+    [
+        (ran(), "mine"),
+        (ran(phase="Running"), "mine"),
+        (ran(phase="Succeeded"), "mine"),
+        (ran(phase="Failed"), "2026-01-31T12:00:00Z"),
+        (serving(phase="Ready", stable=revision("Serving")), ""),
+        (serving(phase="Failed"), "2026-01-31T12:00:00Z"),
+        (serving(phase="Degraded", candidate=revision("Failed")), "2026-01-31T12:00:00Z"),
+        (serving(phase="Progressing", candidate=revision("Verifying")), ""),
+    ],
+)
+def test_only_what_has_failed_is_tried_again(resource: FineTuneJob | AdapterDeployment, rerun: str) -> None:
+    assert outcome.rerun_of(resource, NOW) == rerun
 
 
 def test_no_report_before_the_end() -> None:
