@@ -47,7 +47,7 @@ MODELS_DIR: Final = "/models"
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the stage containers; ``podFailurePolicy`` and ``docs/reference/exit-codes.md`` follow them.
+    """Exit codes of the stage containers; ``podFailurePolicy`` and ``docs/reference/stages.md`` follow them.
 
     The numbers are those of BSD's sysexits, which no shell and no signal uses.
     """

@@ -9,7 +9,15 @@ from typing import Final
 
 from finetune_api.dataset import Columns, Source, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
-from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, INPUT_FILE, METRICS_PORT, MODELS_DIR, ExitCode
+from finetune_api.meta import (
+    ADAPTERDEPLOYMENT,
+    FINETUNEJOB,
+    INPUT_FILE,
+    METRICS_PORT,
+    MODELS_DIR,
+    TEACHER_KEY_VARIABLE,
+    ExitCode,
+)
 from finetune_api.stages import (
     DEPENDS_ON,
     EvaluateParams,
@@ -38,8 +46,8 @@ _WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
     ),
     Stage.PREPARE: (
         "Reads, checks and divides the examples.",
-        "the sources",
-        "datasets/<digest>/",
+        "the sources, the base model's tokenizer; with a teacher runs/<name>/<uid>/distillation/",
+        "datasets/<digest>/; with a teacher runs/<name>/<uid>/distillation/",
     ),
     Stage.TRAIN: (
         "Trains the model on a prepared data set; started again, it goes on from its newest checkpoint.",
@@ -94,10 +102,16 @@ example:
   kubectl get configmap JOB -o jsonpath='{{.data.input\\.json}}' > input.json
   python -m finetune_jobs.{stage} --input input.json --result -
 """
-_MLFLOW: Final = """\
+_MORE: Final[Mapping[Stage, str]] = {
+    Stage.PREPARE: f"""\
+  {TEACHER_KEY_VARIABLE:42}API key of the teacher, where the input's distillation has one that asks for it
+""",
+    Stage.TRAIN: """\
   MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN
                                             login for the server that the input's tracking.mlflow names
-"""
+""",
+}
+"""Further variables of a stage's environment."""
 
 
 def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
@@ -110,7 +124,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
             stage=stage,
             reads=reads,
             writes=writes,
-            more=_MLFLOW if stage is Stage.TRAIN else "",
+            more=_MORE.get(stage, ""),
             ok=ExitCode.OK,
             fatal=ExitCode.FATAL,
             retriable=ExitCode.RETRIABLE,

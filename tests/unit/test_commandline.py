@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_api.meta import ExitCode
+from finetune_api.meta import TEACHER_KEY_VARIABLE, ExitCode
 from finetune_api.stages import PIPELINE, Stage, StageInput, input_key
 from finetune_jobs.commandline import example_input, parse
 
@@ -22,6 +22,7 @@ def test_help_says_what_a_stage_needs_and_gives(stage: Stage, capsys: pytest.Cap
     assert f"python -m finetune_jobs.{stage} --input input.json" in text
     assert r"-o jsonpath='{.data.input\.json}'" in text
     assert all(f"\n  {code.value:2d}  " in text for code in ExitCode)
+    assert (TEACHER_KEY_VARIABLE in text) is (stage is Stage.PREPARE)
     assert ("MLFLOW_TRACKING_TOKEN" in text) is (stage is Stage.TRAIN)
 
 

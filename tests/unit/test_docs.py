@@ -1,0 +1,268 @@
+"""The documentation against the code: links, YAML, commands, fields, reasons, and the names of what stages write."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.meta import API_VERSION
+from finetune_api.reasons import Reason
+from hack.benchmarks.__main__ import NAMES as BENCHMARKS
+from hack.cluster.layout import REPOSITORY
+
+pytestmark = pytest.mark.unit
+
+KINDS: Final[dict[str, type[FineTuneJob | AdapterDeployment]]] = {
+    "FineTuneJob": FineTuneJob,
+    "AdapterDeployment": AdapterDeployment,
+}
+FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^ *```$", re.DOTALL | re.MULTILINE)
+CODE: Final = re.compile(r"`([^`\n]+)`")
+LINK: Final = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+HEADING: Final = re.compile(r"^#+ (.+)$", re.MULTILINE)
+PATH: Final = re.compile(r"(?:spec|status)(?:\.[a-z]\w*(?:\[\])?)+")
+"""A field of a custom resource, as the reference writes it: spec.dataset.sources[].part."""
+MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)\b")
+
+
+def pages() -> list[Path]:
+    """Every Markdown file of the repository, as git knows it or would take it."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    names = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    return [REPOSITORY / name for name in sorted(names.split()) if (REPOSITORY / name).exists()]
+
+
+PAGES: Final = pages()
+
+
+def identify(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=identify)
+
+
+@cache
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """The anchors of a page's headings, as GitHub makes them: lower case, signs away, gaps as hyphens."""
+    headings = (LINK.sub(lambda link: link[0].partition("](")[0][1:], text) for text in HEADING.findall(prose(page)))
+    return frozenset(re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The code blocks of a page in some languages, without their indentation."""
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [
+        re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
+        for match in found
+        if match["language"] in languages
+    ]
+
+
+# Links
+
+
+def links(page: Path) -> Iterator[re.Match[str]]:
+    """The links of a page; what stands in code is none."""
+    return LINK.finditer(CODE.sub("code", prose(page)))
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    for match in links(page):
+        target, _, anchor = match["target"].partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        if not path.is_relative_to(REPOSITORY) or not path.exists():
+            yield f"{match['target']}: no such file"
+        elif anchor and path.suffix == ".md" and anchor not in anchors(path):
+            yield f"{match['target']}: no such heading"
+
+
+@every_page
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert list(broken_links(page)) == []
+
+
+def test_a_new_user_finds_every_page_from_the_readme() -> None:
+    found, waiting = set[Path](), [REPOSITORY / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in found or page.suffix != ".md":
+            continue
+        found.add(page)
+        targets = (match["target"].partition("#")[0] for match in links(page))
+        linked = [(page.parent / target).resolve() for target in targets if target and "://" not in target]
+        waiting += [path for path in linked if path.is_file()]
+        waiting += [inner for path in linked if path.is_dir() for inner in path.glob("*.md")]
+    docs = {page for page in PAGES if page.is_relative_to(REPOSITORY / "docs")}
+    assert sorted(identify(page) for page in docs - found) == []
+
+
+# YAML
+
+
+@every_page
+def test_every_yaml_block_can_be_read(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        list(yaml.safe_load_all(block))
+
+
+@every_page
+def test_every_custom_resource_is_valid(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        for document in yaml.safe_load_all(block):
+            if isinstance(document, dict) and document.get("apiVersion") == API_VERSION:
+                KINDS[document["kind"]].model_validate(document)
+
+
+@every_page
+def test_every_part_of_a_spec_names_fields_that_exist(page: Path) -> None:
+    """A block that shows a part of a resource begins with ``spec`` or with one of its fields."""
+    parts = {name for path in fields() if (name := path.removeprefix("spec.")) and "." not in name and path != name}
+    for block in blocks(page, "yaml"):
+        for document in yaml.safe_load_all(block):
+            if not isinstance(document, dict) or "apiVersion" in document:
+                continue
+            shown = document.get("spec", document)
+            if set(shown) <= parts:
+                assert [path for path in leaves(shown, "spec") if path not in fields()] == []
+
+
+def leaves(value: Any, path: str) -> Iterator[str]:
+    """The path of every field of a YAML document."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield f"{path}.{name}"
+            yield from leaves(inner, f"{path}.{name}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, f"{path}[]")
+
+
+# Names
+
+
+@cache
+def fields() -> frozenset[str]:
+    """The path of every field of both kinds, from their CRDs, e.g. spec.dataset.sources[].part."""
+    return frozenset(
+        path
+        for kind in KINDS
+        for part in ("spec", "status")
+        for path in described(schema(kind)["properties"][part], part)
+    )
+
+
+def schema(kind: str) -> dict[str, Any]:
+    crd = yaml.load((REPOSITORY / "crds" / f"finetune.dev_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
+    content: dict[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return content
+
+
+def described(node: dict[str, Any], path: str) -> Iterator[str]:
+    yield path
+    for name, inner in node.get("properties", {}).items():
+        yield from described(inner, f"{path}.{name}")
+    if "items" in node:
+        yield from described(node["items"], f"{path}[]")
+
+
+@every_page
+def test_every_field_that_is_named_exists(page: Path) -> None:
+    code = [*CODE.findall(prose(page)), *blocks(page, "console", "sh")]
+    known = fields() | {path.replace("[]", "") for path in fields()}
+    assert sorted({path for text in code for path in PATH.findall(text)} - known) == []
+
+
+@every_page
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    code = [*CODE.findall(prose(page)), *blocks(page, "console", "sh", "")]
+    named = {target for text in code for target in MAKE.findall(text)}
+    assert sorted(named - targets) == []
+
+
+@every_page
+def test_every_benchmark_that_is_named_exists(page: Path) -> None:
+    named = re.findall(r"NAME=([a-z_]+)", page.read_text(encoding="utf-8"))
+    assert sorted(set(named) - set(BENCHMARKS)) == []
+
+
+def test_the_page_of_benchmarks_has_them_all() -> None:
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert [name for name in BENCHMARKS if f"`{name}`" not in page] == []
+
+
+@every_page
+def test_every_file_of_this_repository_that_is_named_exists(page: Path) -> None:
+    folders = ("charts", "crds", "docs", "examples", "hack", "images", "jobs", "operator", "tests")
+    named = {
+        code.partition(" ")[0]
+        for code in CODE.findall(prose(page))
+        if code.startswith(tuple(f"{folder}/" for folder in folders)) and not set(code) & set("<>*{}…$")
+    }
+    assert sorted(name for name in named if not (REPOSITORY / name.partition("::")[0]).exists()) == []
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    """Docstrings and messages send readers to pages."""
+    code = [
+        path
+        for folder in ("charts", "crds", "hack", "images", "jobs", "operator")
+        for ending in ("*.py", "*.yaml", "Dockerfile")
+        for path in sorted((REPOSITORY / folder).rglob(ending))
+    ]
+    named = {name for path in code for name in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))}
+    assert sorted(name for name in named if not (REPOSITORY / name).exists()) == []
+
+
+# What the stages write
+
+
+def source(*folders: str) -> str:
+    """The code of some packages of the jobs."""
+    home = REPOSITORY / "jobs" / "finetune_jobs"
+    return "".join(
+        path.read_text(encoding="utf-8") for folder in folders for path in sorted((home / folder).glob("*.py"))
+    )
+
+
+def test_every_fault_of_a_row_is_explained() -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "prepare-data.md").read_text(encoding="utf-8")
+    kinds = set(re.findall(r'Fault\([^()]*(?:\([^()]*\)[^()]*)*?"([a-z]+[A-Z]\w+|empty|ragged)"', source("dataset")))
+    assert {"missingColumn", "ragged", "unknownLabel", "wrongToolCall"} <= kinds
+    assert sorted(kind for kind in kinds if f"`{kind}`" not in page) == []
+
+
+def test_every_way_out_of_a_row_is_explained() -> None:
+    page = (REPOSITORY / "docs" / "concepts" / "data.md").read_text(encoding="utf-8")
+    kinds = set(re.findall(r'dropped\["(\w+)"\] \+=', source("dataset")))
+    assert {"inBenchmark", "tooLong", "sourceWeight"} <= kinds
+    assert sorted(kind for kind in kinds if f"`{kind}`" not in page) == []
+
+
+def test_every_reason_is_one() -> None:
+    """CamelCase words that end like reasons, in code: a reason that was renamed would stay in the pages."""
+    reasons = {reason.value for reason in Reason}
+    looks_like_one = re.compile(
+        r"[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:Unavailable|Refused|Exceeded|Invalid|Unknown|Missing|Denied|Hung|Diverged|Finite)"
+    )
+    for page in PAGES:
+        named = {code for code in CODE.findall(prose(page)) if looks_like_one.fullmatch(code)}
+        assert (page.name, sorted(named - reasons)) == (page.name, [])
