@@ -29,6 +29,9 @@ test: $(STAMP) ## Every test, from nothing: unit, control plane, cluster
 	@$(VENV)/python -m pytest -m cluster
 
 test-unit: $(STAMP) ## Unit tests only (seconds to minutes, no cluster)
+	@$(PYTHON) -m hack.environments quantize
+	@$(PYTHON) -m hack.cluster build helm
+	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m unit
 
 test-controlplane: $(STAMP) ## The operator against a real API server, no node

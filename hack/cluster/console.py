@@ -45,7 +45,7 @@ def run(
             command, input=stdin, env=env, cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
-        remedy = "run `python3 -m hack.cluster build`" if command[0].startswith("/") else "install it"
+        remedy = "run `make cluster-tools`" if command[0].startswith("/") else "install it"
         raise ClusterError(f"{command[0]}: not found; {remedy}") from error
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{' '.join(command[:3])}: no end after {timeout:.0f} s") from error

@@ -53,7 +53,7 @@ class NativeCluster:
             ClusterError: the parts that do this do not run.
         """
         if dead := [part.name for part in self.node.runtime() if part.record() is None]:
-            raise ClusterError(f"{', '.join(dead)}: not running; run `python3 -m hack.cluster up` first")
+            raise ClusterError(f"{', '.join(dead)}: not running; run `make cluster-up` first")
         return NodeImages(self.node)
 
     def daemons(self) -> list[Daemon]:

@@ -131,7 +131,7 @@ class Daemon:
                     start_new_session=True,
                 )
             except FileNotFoundError as error:
-                raise ClusterError(f"{self.argv[0]}: not built; run `python3 -m hack.cluster build`") from error
+                raise ClusterError(f"{self.argv[0]}: not built; run `make cluster-tools`") from error
         identity = Identity.of(process.pid)
         if identity is None:
             raise self._failure("ended at once")

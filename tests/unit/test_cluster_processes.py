@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hack.cluster.console import ClusterError
+from hack.cluster.native import NativeCluster
 from hack.cluster.processes import Daemon, Identity, Record, tail
 
 pytestmark = pytest.mark.unit
@@ -114,8 +115,13 @@ def test_a_part_that_does_not_come_up_is_explained_by_its_log(tmp_path: Path, co
 
 def test_a_missing_program_says_how_to_get_it(tmp_path: Path) -> None:
     daemon = Daemon("part", (str(tmp_path / "kubelet"),), tmp_path, lambda: True)
-    with pytest.raises(ClusterError, match=r"kubelet: not built; run `python3 -m hack\.cluster build`"):
+    with pytest.raises(ClusterError, match=r"kubelet: not built; run `make cluster-tools`"):
         daemon.start()
+
+
+def test_without_a_cluster_images_say_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="containerd, buildkitd: not running; run `make cluster-up` first"):
+        NativeCluster(tmp_path).images()
 
 
 def test_a_part_that_ignores_the_polite_request_is_killed(tmp_path: Path) -> None:

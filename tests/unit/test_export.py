@@ -146,7 +146,7 @@ def quantize_python() -> Path:
     """Python with llm-compressor, whose pins exclude those of the tests' own environment."""
     python = Path(os.environ.get("FINETUNE_QUANTIZE_PYTHON", cache_directory() / "venvs/quantize/bin/python"))
     if not python.exists():
-        pytest.fail(f"{python} is missing: python3 -m hack.environments quantize makes it")
+        pytest.fail(f"{python} is missing: `python3 -m hack.environments quantize` makes it")
     return python
 
 

@@ -31,7 +31,7 @@ from finetune_jobs.prepare import prepare
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from hack.cluster.layout import REPOSITORY, cache_directory
-from hack.models import SMOLLM2
+from hack.models import ensure_smollm2
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 
@@ -187,9 +187,7 @@ def test_masking_takes_what_is_personal_and_leaves_every_record_alone(
 def test_the_stage_takes_every_invoice_and_tears_no_supplier_apart(
     s3: SeaweedFS, place: str, tmp_path: Path, file: Path, spec: FineTuneJobSpec
 ) -> None:
-    base = cache_directory() / "models" / SMOLLM2
-    if not base.exists():
-        pytest.skip("needs the tokenizer of the test model: python -m hack.models")
+    base = ensure_smollm2(cache_directory())
     store = Store.connect(s3.storage, place)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         store.put(f"model/{name}", (base / name).read_bytes())
