@@ -208,9 +208,10 @@ class EvaluationStatus(WireModel):
     samples: int
     """Test examples that were answered."""
     accuracy: Scores
-    """Share of answers that are exactly the label."""
+    """Share of right answers: exactly the label (Classification), the same JSON value (Extraction), the same words
+    (Text)."""
     f1: Scores
-    """Mean of the labels' F1 (macro)."""
+    """Mean F1 of the labels (Classification), or of the examples by their fields (Extraction) or words (Text)."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
     """Where the details are."""
 

@@ -430,6 +430,14 @@ def test_an_early_end_of_the_training_is_an_event(ended: str, told: bool) -> Non
     assert any(event.reason == ended and event.type == "Warning" for event in after.events) is told
 
 
+def test_a_reused_training_says_how_it_ended_but_that_is_no_news() -> None:
+    results = {Stage.TRAIN: {"ended": "Overfitting"}}
+    found = [Found(stage=s, output_digest="7" * 64, scalars=results.get(s, {})) for s in PIPELINE[:2]]
+    made = plan(observed(jobs=(done(Stage.RESOLVE, found=found),)), NOW)
+    assert [row.ended for row in made.status.stages if row.ended] == ["Overfitting"]
+    assert not any(event.reason == "Overfitting" for event in made.events)
+
+
 PENDING_BASELINE = "8 passed, 2 warnings (balance, baseline), 0 failed"
 
 

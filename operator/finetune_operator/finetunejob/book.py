@@ -90,8 +90,8 @@ class Book:
 
     def finish(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         """Note the result of a stage that was entered."""
-        ended = scalars.get("ended", "")[:63]
-        self.rows[stage] = self.rows[stage].model_copy(update={"output_digest": output_digest, "ended": ended})
+        end = {"output_digest": output_digest, "ended": _ended(scalars)}
+        self.rows[stage] = self.rows[stage].model_copy(update=end)
         self._facts(stage, output_digest, scalars)
 
     def reuse(self, found: Found, input_key: str, moment: str | None) -> None:
@@ -104,6 +104,7 @@ class Book:
             started_at=moment,
             finished_at=moment,
             message="The result for this input exists already.",
+            ended=_ended(found.scalars),
         )
         self._facts(found.stage, found.output_digest, found.scalars)
 
@@ -117,6 +118,11 @@ class Book:
         elif stage is Stage.PUBLISH:
             self.artifact = _artifact(output_digest, uri, self._spec.export.format, scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
+
+
+def _ended(scalars: Mapping[str, str]) -> str:
+    """Why a training ended; empty for other stages."""
+    return scalars.get("ended", "")[:63]
 
 
 def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
