@@ -29,7 +29,7 @@ def _kind(kind: crdgen.Kind) -> Iterator[str]:
     root = crdgen.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     yield f"## {kind.kind} (`{kind.short_name}`)"
     yield ""
-    yield root["description"]
+    yield _prose(root["description"])
     for part in ("spec", "status"):
         yield from _object(part, root["properties"][part])
     yield ""
@@ -44,14 +44,14 @@ def _object(path: str, schema: Schema) -> Iterator[str]:
     yield ""
     yield f"### {path}"
     yield ""
-    yield schema["description"]
+    yield _prose(schema["description"])
     yield ""
     yield "| field | type | default | description |"
     yield "| --- | --- | --- | --- |"
     required = set(schema.get("required", []))
     for name, field in schema["properties"].items():
         default = "required" if name in required else _default(field)
-        yield f"| `{name}` | {_type(field)} | {default} | {_cell(field['description'] + _bounds(field))} |"
+        yield f"| `{name}` | {_type(field)} | {default} | {_cell(_prose(field['description']) + _bounds(field))} |"
     for name, field in schema["properties"].items():
         inner, suffix = (field["items"], "[]") if field["type"] == "array" else (field, "")
         if "properties" in inner:
@@ -91,6 +91,11 @@ def _range(low: float | None, high: float | None, unit: str) -> str:
     if high is None:
         return f"at least {low:g}{unit}"
     return f"{low:g}{unit}" if low == high else f"{low:g} to {high:g}{unit}"
+
+
+def _prose(description: str) -> str:
+    """On one line, since a table's row is one; what stands in angle brackets is text and no tag."""
+    return " ".join(description.split()).replace("<", "&lt;")
 
 
 def _cell(text: str) -> str:

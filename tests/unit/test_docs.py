@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,6 +113,21 @@ def test_a_new_user_finds_every_page_from_the_readme() -> None:
         waiting += [inner for path in linked if path.is_dir() for inner in path.glob("*.md")]
     docs = {page for page in PAGES if page.is_relative_to(REPOSITORY / "docs")}
     assert sorted(identify(page) for page in docs - found) == []
+
+
+@every_page
+def test_every_table_has_a_cell_for_each_column(page: Path) -> None:
+    """A line that breaks off, or a sign for a column within a cell, makes a table unreadable."""
+    lines = prose(page).splitlines()
+    broken = []
+    for number, (above, line) in enumerate(pairwise(["", *lines]), start=1):
+        if above.startswith("|") and line and (not line.startswith("|") or columns(above) != columns(line)):
+            broken.append(f"line {number} of the prose: {line[:60]}")
+    assert broken == []
+
+
+def columns(row: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", row)) - 1
 
 
 # YAML
