@@ -1,8 +1,12 @@
 """The forms of rows, and what is said about a row that has none of them."""
 
+import json
+from datetime import date
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.dataset import Columns, Task, TaskType
@@ -20,6 +24,16 @@ TOOL: list[dict[str, Any]] = [
     {"role": "tool", "content": "12", "tool_call_id": "1"},
     {"role": "assistant", "content": "12 euros."},
 ]
+
+
+def calling(arguments: Any) -> list[dict[str, Any]]:
+    """A conversation that calls a tool with these arguments."""
+    call = {**CALL, "function": {"name": "balance", "arguments": arguments}}
+    return [TOOL[0], {**TOOL[1], "tool_calls": [call]}, *TOOL[2:]]
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"inner": nested(levels - 1)} if levels > 1 else {}
 
 
 def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -89,6 +103,28 @@ def test_tool_calls_stay_with_their_arguments_as_objects() -> None:
             "not a JSON object",
         ),
         ({"messages": TWO, "tools": ["balance"]}, "tools", "notTools", "list of objects"),
+        (
+            {"messages": TWO, "tools": [{"since": date(2024, 1, 1)}]},
+            "tools",
+            "notTools",
+            "holds date, which is no JSON",
+        ),
+        ({"messages": TWO, "tools": [{"at\0": 1}]}, "tools", "notTools", "holds a NUL byte at character 3"),
+        (
+            {"messages": calling({"rate": float("nan")})},
+            "messages[1].tool_calls[0]",
+            "wrongToolCall",
+            "holds NaN, which",
+        ),
+        ({"messages": calling('{"x": "\\ud800"}')}, "messages[1].tool_calls[0]", "wrongToolCall", "half a surrogate"),
+        ({"messages": calling(nested(64))}, "messages[1].tool_calls[0]", "wrongToolCall", "more than 64 levels deep"),
+        ({"messages": [{**TWO[0], "name": 7}, TWO[1]]}, "messages[0].name", "notText", "is int, must be text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]},
+            "messages[0].content",
+            "notText",
+            "is list, must be text: join the texts of its parts to one",
+        ),
         ({"prompt": "q", "completion": " "}, "completion", "empty", "is empty"),
         ({"conversations": []}, "conversations", "missingMessages", "list of turns"),
         ({"conversations": turns(("human", "q"))}, "conversations", "noAnswer", "no answer"),
@@ -128,6 +164,9 @@ def test_an_extraction_needs_json() -> None:
     assert isinstance(fault, Fault)
     assert (fault.field, fault.kind) == ("messages", "answerNotJson")
     assert isinstance(rules.example(Row(2, {"prompt": "q", "completion": '{"a": 1}'})), Example)
+    no_number = rules.example(Row(2, {"prompt": "q", "completion": '{"a": NaN}'}))
+    assert isinstance(no_number, Fault)
+    assert no_number.problem == "is not JSON (NaN is no JSON), which spec.task.type Extraction asks for"
 
 
 def test_a_group_is_taken_from_its_column() -> None:
@@ -135,6 +174,48 @@ def test_a_group_is_taken_from_its_column() -> None:
     found = rules.example(Row(1, {"text": "q", "label": "a", "ticket": 12}))
     assert isinstance(found, Example)
     assert found.group == "12"
-    missing = rules.example(Row(1, {"text": "q", "label": "a"}))
-    assert isinstance(missing, Fault)
-    assert missing.kind == "missingGroup"
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [
+        ({}, "missingGroup"),
+        ({"ticket": float("nan")}, "missingGroup"),
+        ({"ticket": [1]}, "notText"),
+        ({"ticket": "\ud800"}, "loneSurrogate"),
+    ],
+)
+def test_a_row_of_no_group_is_a_fault(group: dict[str, Any], kind: str) -> None:
+    rules = Rules(Columns(input="text", label="label"), group_by="ticket")
+    found = rules.example(Row(1, {"text": "q", "label": "a"} | group))
+    assert isinstance(found, Fault)
+    assert (found.field, found.kind) == ("ticket", kind)
+
+
+@pytest.mark.parametrize(("label", "shown"), [(float("nan"), "NaN"), (float("-inf"), "-Infinity")])
+def test_a_number_that_stands_for_a_missing_label_is_none(label: float, shown: str) -> None:
+    found = shape(Row(3, {"text": "q", "label": label}), Columns(input="text", label="label"))
+    assert found == Fault(3, "label", "notText", f"is {shown}, must be text or a finite number")
+
+
+SCALARS = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=3), st.dates()),
+    st.text(st.characters(), max_size=5) | st.just("half \ud800 of one"),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+)
+
+
+@given(VALUES, VALUES, VALUES, VALUES, VALUES)
+def test_what_a_row_gives_can_be_written_as_json(name: Any, arguments: Any, key: Any, tools: Any, group: Any) -> None:
+    messages = calling(arguments)
+    messages[0] = {**messages[0], "name": name}
+    messages[2] = {**messages[2], "tool_call_id": key}
+    rules = Rules(task=Task(type=TaskType.TEXT), group_by="group")
+    for row in ({"messages": messages, "tools": [tools], "group": group}, {"messages": calling(arguments), "group": 1}):
+        found = rules.example(Row(1, row))
+        if isinstance(found, Example):
+            json.dumps([found.messages, found.tools], ensure_ascii=False, allow_nan=False).encode()
+            assert found.identity
+            assert found.group.encode()

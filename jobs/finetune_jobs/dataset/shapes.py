@@ -8,6 +8,7 @@
 """
 
 import json
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ _SPEAKERS: Final = {
     "bot": "assistant",
 }
 """Names of speakers in raw dialogues (ShareGPT's, and plain ones)."""
+_LEVELS: Final = 64
+"""Objects and lists within each other in what tools are called with: JSON schemas have a dozen."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
             return Fault(row.line, name, "missingColumn", f"does not exist; the row has {have or 'nothing'}.{hint}")
         value = row.fields[name]
         if name != columns.input and isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, float) and not math.isfinite(value):
+                return Fault(row.line, name, "notText", f"is {json.dumps(value)}, must be text or a finite number")
             value = json.dumps(value)
-        made = _text(row.line, name, value)
+        made = text_or_fault(row.line, name, value)
         if isinstance(made, Fault):
             return made
         values[name] = made
@@ -84,7 +89,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def _pair(row: Row, first: str, second: str) -> Shaped | Fault:
-    texts = [_text(row.line, name, row.fields[name]) for name in (first, second)]
+    texts = [text_or_fault(row.line, name, row.fields[name]) for name in (first, second)]
     for each in texts:
         if isinstance(each, Fault):
             return each
@@ -96,7 +101,7 @@ def _instruction(row: Row) -> Shaped | Fault:
     context = row.fields.get("input")
     if isinstance(made, Fault) or not context:
         return made
-    text = _text(row.line, "input", context)
+    text = text_or_fault(row.line, "input", context)
     if isinstance(text, Fault):
         return text
     return _two(f"{made.messages[0]['content']}\n\n{text}", made.messages[1]["content"])
@@ -117,7 +122,7 @@ def _dialogue(row: Row) -> Shaped | Fault:
         if role is None:
             allowed = ", ".join(_SPEAKERS)
             return Fault(row.line, f"{place}.from", "unknownRole", f"must be one of {allowed}", str(turn.get("from")))
-        text = _text(row.line, f"{place}.value", turn.get("value"))
+        text = text_or_fault(row.line, f"{place}.value", turn.get("value"))
         if isinstance(text, Fault):
             return text
         if made and made[-1]["role"] == role:
@@ -150,6 +155,8 @@ def _chat(row: Row) -> Shaped | Fault:
     tools = row.fields.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         return Fault(row.line, "tools", "notTools", "must be a list of objects, one for each function")
+    if problem := _json_problem(tools):
+        return Fault(row.line, "tools", "notTools", problem)
     return _ordered(row.line, "messages", Shaped(made, tools))
 
 
@@ -168,10 +175,13 @@ def _message(line: int, place: str, message: Any) -> Message | Fault:
         if isinstance(checked, Fault):
             return checked
         given["tool_calls"] = checked
+    for key in ("name", "tool_call_id"):
+        if given.get(key) and isinstance(wrong := text_or_fault(line, f"{place}.{key}", given[key]), Fault):
+            return wrong
     if calls and not given.get("content"):
         given["content"] = ""
         return given
-    content = _text(line, f"{place}.content", given.get("content"))
+    content = text_or_fault(line, f"{place}.content", given.get("content"))
     return content if isinstance(content, Fault) else given | {"content": content}
 
 
@@ -190,6 +200,8 @@ def _tool_calls(line: int, place: str, calls: Any) -> list[dict[str, Any]] | Fau
                 arguments = None
         if not isinstance(arguments, dict):
             return Fault(line, f"{place}[{index}].function.arguments", "wrongToolCall", "is not a JSON object")
+        if problem := _json_problem([call, arguments]):
+            return Fault(line, f"{place}[{index}]", "wrongToolCall", problem)
         made.append(call | {"type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return made
 
@@ -223,17 +235,41 @@ def _two(prompt: str, answer: str) -> Shaped:
     return Shaped([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
 
 
-def _text(line: int, place: str, value: Any) -> str | Fault:
+def text_or_fault(line: int, place: str, value: Any) -> str | Fault:
     """A text without surrounding white space, in Unicode NFC."""
     if not isinstance(value, str):
-        return Fault(line, place, "notText", f"is {type(value).__name__}, must be text")
+        parts = ": join the texts of its parts to one" if isinstance(value, list) else ""
+        return Fault(line, place, "notText", f"is {type(value).__name__}, must be text{parts}")
     text = unicodedata.normalize("NFC", value).strip()
     if not text:
         return Fault(line, place, "empty", "is empty")
+    kind, problem = _character_problem(text)
+    return Fault(line, place, kind, problem) if problem else text
+
+
+def _character_problem(text: str) -> tuple[str, str]:
+    """Kind of fault and problem of a text that holds what no text may hold; two empty strings for another one."""
     if "\0" in text:
-        return Fault(line, place, "nulByte", f"holds a NUL byte at character {text.index(chr(0)) + 1}")
+        return "nulByte", f"holds a NUL byte at character {text.index(chr(0)) + 1}"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return Fault(line, place, "loneSurrogate", "holds half a surrogate pair, which is no text")
-    return text
+        return "loneSurrogate", "holds half a surrogate pair, which is no text"
+    return "", ""
+
+
+def _json_problem(value: Any, levels: int = _LEVELS) -> str:
+    """Why a value cannot be written as JSON (RFC 8259) and given to a model, or an empty string.
+
+    Rows of JSON may hold NaN and half surrogate pairs, those of Parquet dates and bytes.
+    """
+    if isinstance(value, str):
+        return _character_problem(value)[1]
+    if isinstance(value, dict | list):
+        if not levels:
+            return f"is nested more than {_LEVELS} levels deep"
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((problem for each in inner if (problem := _json_problem(each, levels - 1))), "")
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return ""
+    return f"holds {json.dumps(value) if isinstance(value, float) else type(value).__name__}, which is no JSON"

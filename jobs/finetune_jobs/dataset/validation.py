@@ -11,7 +11,7 @@ from typing import Any, Final
 from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.hashing import canonical_json
 from finetune_jobs.dataset.readers import Fault, Row, did_you_mean
-from finetune_jobs.dataset.shapes import Message, shape
+from finetune_jobs.dataset.shapes import Message, shape, text_or_fault
 
 _SHOWN: Final = 5
 _STORED: Final = 100
@@ -69,9 +69,13 @@ class Rules:
         if not self.group_by:
             return ""
         value = row.fields.get(self.group_by)
-        if value is None or value == "":
+        if value is None or value == "" or value != value:  # NaN, as tables have it where a value is missing
             return Fault(row.line, self.group_by, "missingGroup", "is empty, but spec.dataset.groupBy names it")
-        return str(value)
+        if isinstance(value, dict | list | bytes):
+            problem = f"is {type(value).__name__}, must be one value, for spec.dataset.groupBy names it"
+            return Fault(row.line, self.group_by, "notText", problem)
+        wrong = text_or_fault(row.line, self.group_by, str(value))
+        return wrong if isinstance(wrong, Fault) else str(value)
 
     def _answer_fault(self, row: Row, example: Example) -> Fault | None:
         where, label, labels = self.answer_field, example.label, self.task.labels
@@ -132,10 +136,14 @@ def shorten(value: str, limit: int = 40) -> str:
 def json_problem(text: str) -> str:
     """Why a text is no JSON, or an empty string."""
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({str(error)[:80]}), which spec.task.type Extraction asks for"
     return ""
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _plain(text: str) -> str:
