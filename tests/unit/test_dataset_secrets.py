@@ -2,6 +2,7 @@
 
 import random
 import string
+import time
 from itertools import pairwise
 
 import pytest
@@ -109,6 +110,16 @@ def test_findings_lie_in_the_text_and_do_not_overlap(text: str) -> None:
     findings = find_secrets(f"password={text}")
     assert all(0 <= f.start < f.end <= len(text) + 9 for f in findings)
     assert all(first.end <= second.start for first, second in pairwise(findings))
+
+
+@pytest.mark.parametrize(
+    "piece", ["sk-", "sk-a", "eyJa-", "eyJaaaaaaaa.", "key: ", "://a:", "-----BEGIN PRIVATE KEY-----"]
+)
+def test_cost_grows_with_the_length_only(piece: str) -> None:
+    text = piece * (200_000 // len(piece))
+    begin = time.process_time()
+    find_secrets(text)
+    assert time.process_time() - begin < 5
 
 
 def test_entropy_in_bits_a_character() -> None:

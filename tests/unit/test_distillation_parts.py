@@ -224,6 +224,10 @@ def test_answers(content: bytes, answer: Answer) -> None:
         (body(choices=[{"text": "old API"}]), "answered JSON without choices[0].message"),
         (body(choices=[{"message": {"content": 7}}]), "answered JSON without a text in choices[0].message.content"),
         (says("\ud800").body, "answered half a surrogate pair, which is no text"),
+        (
+            body(choices=[{"message": {"content": "a"}, "finish_reason": "\ud800"}]),
+            "answered half a surrogate pair, which is no text",
+        ),
     ],
 )
 def test_rubbish_is_told_apart_and_never_quoted(content: bytes, problem: str) -> None:
@@ -250,6 +254,7 @@ def test_no_body_is_a_surprise(content: bytes) -> None:
         ({"retry-after": "Thu, 01 Jan 1970 00:16:45 GMT"}, 5.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "Thu, 01 Jan 99999999999999 00:00:00 GMT"}, None),
         ({"retry-after": "-3"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
@@ -294,6 +299,9 @@ def judge(text: str, finish: str = "stop", **fields: Any) -> str:
         ('{"code": "x@example.com"}', {"answer_schema": OBJECT},
          "answerSchema: does not match answerSchema: properties/code/type"),
         ("{}", {"answer_schema": OBJECT}, "answerSchema: does not match answerSchema: required"),
+        ('``` \n\n{"code": 7}```', {"answer_schema": OBJECT}, '{"code": 7}'),
+        ("```json" + "\n" * 20_000 + "x", {"answer_schema": OBJECT},
+         "answerNotJson: is not JSON, which answerSchema asks for"),
     ],
 )  # fmt: skip
 def test_what_an_answer_must_be(text: str, fields: dict[str, Any], verdict: str) -> None:

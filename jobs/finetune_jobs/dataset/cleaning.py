@@ -22,7 +22,7 @@ _INVISIBLE: Final = re.compile(
 _LATIN: Final = r"[\x00-\u036f\u1e00-\u1eff]"
 _JOINERS: Final = re.compile(rf"(?:(?<={_LATIN})|\A)[\u200c\u200d]+|[\u200c\u200d]+(?={_LATIN}|\Z)")
 """Joiners beside Latin letters join nothing; other scripts and emoji need them."""
-_TRAILING: Final = re.compile(r"[ \t]+$", re.MULTILINE)
+_TRAILING: Final = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
 _SUSPECT: Final = re.compile(r"[^\n\t\x20-\x7e]|[ \t]$|\A\n|\n\Z", re.MULTILINE)
 """A text without any of these is clean as far as characters go."""
 

@@ -42,7 +42,7 @@ _TOKENS: Final = (
     _token(
         "STRIPE_KEY", "k_live_ k_test_ whsec_", r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,250}|whsec_[A-Za-z0-9+/]{24,250}=*"
     ),
-    _token("OPENAI_KEY", "sk-", r"sk-(?!ant-)(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{32,250}"),
+    _token("OPENAI_KEY", "sk-", r"sk-(?!ant-)(?=[\w-]{0,249}\d)(?=[\w-]{0,249}[A-Z])[\w-]{32,250}"),
     _token("ANTHROPIC_KEY", "sk-ant-", r"sk-ant-[\w-]{20,250}"),
     _token("GOOGLE_KEY", "aiza ya29. gocspx-", r"AIza[\w-]{35}|ya29\.[\w-]{20,500}|GOCSPX-[\w-]{28}"),
     _token("HUGGING_FACE_TOKEN", "hf_", r"hf_[A-Za-z0-9]{30,60}"),

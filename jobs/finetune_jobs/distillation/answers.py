@@ -73,9 +73,9 @@ def read_answer(content: bytes, estimate: Tokens) -> Answer:
         text = ""  # with content_filter, and where tools were called
     if not isinstance(text, str):
         raise _wrong_shape("a text in choices[0].message.content")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise AttemptError("teacherRubbish", "answered half a surrogate pair, which is no text", charged=True)
     finish = REFUSED if refusal else str(choice.get("finish_reason") or "stop")[:40]
+    if any("\ud800" <= character <= "\udfff" for character in text + finish):
+        raise AttemptError("teacherRubbish", "answered half a surrogate pair, which is no text", charged=True)
     return Answer(text, finish, _tokens(body, text, estimate))
 
 

@@ -21,7 +21,7 @@ Near = Callable[[str], bool]
 ANSWER: Final = "answer"
 """Field of the faults of answers."""
 
-_FENCE: Final = re.compile(r"```[a-zA-Z]*\s*\n(.*?)\n?\s*```", re.DOTALL)
+_FENCE: Final = re.compile(r"```[a-zA-Z]*[^\S\n]*\n(.*)```", re.DOTALL)
 _CANNOT: Final = r"(?:i|we) ?(?:can ?not|can't|won't|will not|(?:am|'m|are|'re) (?:not able|unable|not allowed) to)"
 _HELP: Final = r"(?:help|assist|comply|fulfil|do (?:that|this)|answer (?:that|this)|discuss|engage|continue)\b"
 _REFUSAL: Final = re.compile(

@@ -173,7 +173,7 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
             return seconds
     try:
         date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
