@@ -10,7 +10,7 @@ from . import toolchain
 from .console import ClusterError, say
 from .images import IMAGES, build_images
 from .layout import cache_directory
-from .provider import provider
+from .provider import choice, provider
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     match options.command:
         case "up":
+            name, why = choice()
+            say(f"{name} cluster: {why}")
             cluster = provider()
             cluster.up()
             say(f"kubeconfig: {cluster.kubeconfig}")

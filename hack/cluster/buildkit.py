@@ -23,18 +23,29 @@ def build_image(
 ) -> None:
     """Build one Dockerfile into an image of the node (``reference``; several are separated by commas).
 
-    The machine's CA bundle is the build secret ``ca``, because a proxy may re-sign TLS; it never stays in an image.
     A ``FROM`` that the node holds is taken from there: nothing asks a registry for it.
 
     Raises:
         ClusterError: the build failed; carries the end of its output.
     """
-    bundle = Path(os.environ.get("SSL_CERT_FILE") or CA_BUNDLE)
     argv: list[str | Path] = [toolchain.program("buildctl"), "--addr", address, "build", "--progress=plain"]
     argv += ["--frontend=dockerfile.v0", f"--local=context={context}", f"--local=dockerfile={dockerfile.parent}"]
     argv += [f"--opt=filename={dockerfile.name}", "--opt=image-resolve-mode=local"]
-    proxies = {name: os.environ[name] for name in PROXIES if name in os.environ}
-    argv += [f"--opt=build-arg:{name}={value}" for name, value in {**proxies, **(arguments or {})}.items()]
-    argv += [f"--secret=id=ca,src={bundle}"] if bundle.exists() else []
+    argv += [f"--opt=build-arg:{name}={value}" for name, value in {**proxies(), **(arguments or {})}.items()]
+    argv += ca_secret()
     argv.append(f'--output=type=image,"name={reference}",unpack=true,compression=uncompressed')
     run(argv, timeout=timeout)
+
+
+def ca_secret() -> list[str]:
+    """The option of a build that gives it the machine's CA bundle, because a proxy may re-sign TLS; none without one.
+
+    As a secret it never stays in an image.
+    """
+    bundle = Path(os.environ.get("SSL_CERT_FILE") or CA_BUNDLE)
+    return [f"--secret=id=ca,src={bundle}"] if bundle.exists() else []
+
+
+def proxies() -> dict[str, str]:
+    """The machine's proxies, as arguments of a build."""
+    return {name: os.environ[name] for name in PROXIES if name in os.environ}

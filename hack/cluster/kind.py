@@ -9,17 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .console import run, succeeds
+from . import toolchain
+from .buildkit import ca_secret, proxies
+from .console import ClusterError, run, succeeds
 from .images import KEPT_BUILDS
 from .layout import IMAGE_PREFIX, REPOSITORY, cluster_directory
 
 NAME = "finetune"
+CLIENTS = tuple(toolchain.tool_of(name) for name in ("kubectl", "helm"))
 BASE_IMAGE = "python:3.11-slim-bookworm"
 
 
 def docker_answers() -> bool:
     """Whether there is a Docker engine to run kind on."""
     return shutil.which("docker") is not None and succeeds(["docker", "info"])
+
+
+def kind_installed() -> bool:
+    """Whether there is a kind to run on Docker."""
+    return shutil.which("kind") is not None
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,23 @@ class KindCluster:
         return self.directory / "admin.kubeconfig"
 
     def up(self) -> None:
-        """Create the cluster unless it is there.
+        """Create the cluster unless it is there. kubectl and helm are those of the native cluster.
 
         Raises:
             ClusterError: kind is not installed, or failed.
         """
+        if not kind_installed():
+            raise ClusterError(
+                "kind is not on the PATH: install it (https://kind.sigs.k8s.io/docs/user/quick-start/#installation)"
+            )
+        toolchain.build(CLIENTS)
         self.directory.mkdir(parents=True, exist_ok=True)
         if NAME not in run(["kind", "get", "clusters"]).split():
             run(["kind", "create", "cluster", "--name", NAME, "--wait", "120s", "--kubeconfig", self.kubeconfig])
         else:
             run(["kind", "export", "kubeconfig", "--name", NAME, "--kubeconfig", self.kubeconfig])
+        for name in ("kubectl", "helm"):
+            toolchain.write_command(self.directory / "bin", name, f"KUBECONFIG={self.kubeconfig}")
 
     def down(self, purge: bool = False) -> None:
         """Delete the cluster; ``purge`` removes the project's images from Docker too."""
@@ -59,7 +74,7 @@ class KindCluster:
     def status(self) -> str:
         if NAME not in run(["kind", "get", "clusters"]).split():
             return f"kind cluster {NAME}: not there"
-        return run(["kubectl", "--kubeconfig", self.kubeconfig, "get", "nodes", "--output", "wide"])
+        return run([toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, "get", "nodes", "--output", "wide"])
 
     def images(self) -> DockerImages:
         return DockerImages()
@@ -76,10 +91,7 @@ class DockerImages:
         return succeeds(["docker", "image", "inspect", reference])
 
     def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
-        argv: list[str | Path] = ["docker", "build", "--tag", reference, "--file", dockerfile]
-        for name, value in arguments.items():
-            argv += ["--build-arg", f"{name}={value}"]
-        run([*argv, REPOSITORY], env={**os.environ, "DOCKER_BUILDKIT": "1"})
+        run(build_command(reference, dockerfile, arguments), env={**os.environ, "DOCKER_BUILDKIT": "1"})
 
     def tag(self, reference: str, alias: str) -> None:
         run(["docker", "tag", reference, alias])
@@ -97,3 +109,9 @@ class DockerImages:
         if name.endswith(("/base", "/build", "/torch")):
             return  # no pod runs these
         run(["kind", "load", "docker-image", "--name", NAME, reference, f"{name}:dev"])
+
+
+def build_command(reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> list[str | Path]:
+    """The command by which Docker builds an image, with what the machine adds to every build."""
+    given = [f"--build-arg={name}={value}" for name, value in {**proxies(), **arguments}.items()]
+    return ["docker", "build", "--tag", reference, "--file", dockerfile, *ca_secret(), *given, REPOSITORY]

@@ -91,7 +91,7 @@ class NativeCluster:
                 self._start_agents()
             with step("cluster DNS"):
                 self._wait_for_dns()
-            self._write_wrappers()
+            self._write_commands()
 
     def down(self, purge: bool = False) -> None:
         """Take everything down and back: processes, containers, mounts, bridge, firewall rules, kernel settings.
@@ -159,19 +159,15 @@ class NativeCluster:
         self.plane.kubectl("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=90s", timeout=100)
         _wait(dns.answers_for_kubernetes, "cluster DNS to answer at its service address", 30, self.node.agents()[1])
 
-    def _write_wrappers(self) -> None:
-        """Small commands that need no environment: ``bin/kubectl``, ``bin/helm``, ``bin/ctr``."""
+    def _write_commands(self) -> None:
+        """What people use of the cluster: ``bin/kubectl``, ``bin/helm``, ``bin/ctr`` and ``bin/buildctl``."""
         folder = self.directory / "bin"
-        folder.mkdir(exist_ok=True)
-        for name, variables, arguments in (
-            ("kubectl", f"KUBECONFIG={self.plane.kubeconfig}", ""),
-            ("helm", f"KUBECONFIG={self.plane.kubeconfig}", ""),
-            ("ctr", f"CONTAINERD_ADDRESS={self.node.containerd_socket}", "--namespace k8s.io"),
-            ("buildctl", f"BUILDKIT_HOST={self.node.buildkit_address}", ""),
-        ):
-            wrapper = folder / name
-            wrapper.write_text(f'#!/bin/sh\nexport {variables}\nexec {toolchain.program(name)} {arguments} "$@"\n')
-            wrapper.chmod(0o755)
+        for name in ("kubectl", "helm"):
+            toolchain.write_command(folder, name, f"KUBECONFIG={self.kubeconfig}")
+        toolchain.write_command(
+            folder, "ctr", f"CONTAINERD_ADDRESS={self.node.containerd_socket}", "--namespace k8s.io"
+        )
+        toolchain.write_command(folder, "buildctl", f"BUILDKIT_HOST={self.node.buildkit_address}")
 
 
 def _wait(condition: Callable[[], bool], what: str, seconds: float, culprit: Daemon) -> None:
@@ -186,6 +182,6 @@ def _wait(condition: Callable[[], bool], what: str, seconds: float, culprit: Dae
 def _require_root_on_linux() -> None:
     if platform.system() != "Linux" or os.geteuid() != 0:
         raise ClusterError(
-            "the native cluster needs Linux and root (it makes this machine a node); elsewhere, start a Docker engine "
-            "and kind is used instead"
+            "the native cluster needs Linux and root (it makes this machine a node); elsewhere, start a Docker engine, "
+            "install kind, and kind is used instead"
         )

@@ -128,6 +128,14 @@ def program(name: str) -> Path:
     return tool_of(name).directory() / name
 
 
+def write_command(folder: Path, name: str, variables: str, arguments: str = "") -> None:
+    """Write ``folder/name``: the program with its variables and arguments, for people whose shell has neither."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = folder / name
+    command.write_text(f'#!/bin/sh\nexport {variables}\nexec {program(name)} {arguments} "$@"\n')
+    command.chmod(0o755)
+
+
 def build(tools: Sequence[Tool]) -> None:
     """Build what is not stored yet. Safe to interrupt and to call from two places at once."""
     if all(tool.built() for tool in tools):
