@@ -259,7 +259,7 @@ class Dataset(ApiModel):
     split: Split = Split()
     """Division into training, validation and test."""
     benchmarks: Annotated[list[Source], Field(max_length=4)] = []
-    """Texts of benchmarks that the model shall be measured with: training examples that hold them are left out."""
+    """Texts of benchmarks that the model shall be measured with: examples that hold them are left out."""
     replay: Replay | None = None
     """General data against forgetting."""
     distillation: Distillation | None = None
