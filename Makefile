@@ -8,42 +8,20 @@ PYTHON ?= python3
 VENV := .venv/bin
 STAMP := .venv/.synced
 
-help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help:
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	    /^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): uv.lock pyproject.toml hack/environments.py
 	@$(PYTHON) -m hack.environments dev
 	@touch $@
 
-env: $(STAMP) ## Make the virtual environment from the lock file
-
-demo: $(STAMP) cluster-up images ## The main job: cluster, operator, S3, training, verified endpoint; FRESH=1 begins anew
+##@ Use (as root, on Debian or Ubuntu)
+demo: $(STAMP) cluster-up images ## The main job, from data to a verified endpoint (10 minutes, the first time 40); FRESH=1 begins anew
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
-test: $(STAMP) ## Every test, from nothing: unit, control plane, cluster
-	@$(PYTHON) -m hack.environments quantize
-	@$(PYTHON) -m hack.cluster build
-	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -m "unit or controlplane"
-	@$(MAKE) --no-print-directory cluster-up images
-	@$(VENV)/python -m pytest -m cluster
-
-test-unit: $(STAMP) ## Unit tests only (seconds to minutes, no cluster)
-	@$(PYTHON) -m hack.environments quantize
-	@$(PYTHON) -m hack.cluster build helm
-	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -m unit
-
-test-controlplane: $(STAMP) ## The operator against a real API server, no node
-	@$(PYTHON) -m hack.cluster build
-	@$(VENV)/python -m pytest -m controlplane
-
-test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster
-	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -m cluster
-
-bench: $(STAMP) cluster-up ## Benchmarks; NAME=... for one of hack/benchmarks
-	@$(VENV)/python -m hack.benchmarks $(NAME)
+##@ Develop
+env: $(STAMP) ## Make the virtual environment from the lock file
 
 lint: $(STAMP) ## ruff and mypy, and that generated files are up to date
 	@$(VENV)/ruff check .
@@ -58,21 +36,48 @@ format: $(STAMP) ## Format the code
 manifests: $(STAMP) ## Generate CRDs, the chart's copies, schema and API reference from the models
 	@$(VENV)/python -m hack.manifests
 
-images: ## Build all images into the local cluster
-	@$(PYTHON) -m hack.cluster images
-
-cluster-tools: ## Build the local cluster's programs (20 minutes once, then cached)
+test: $(STAMP) ## Every test, from nothing: unit, control plane, cluster (as root; about an hour)
+	@$(PYTHON) -m hack.environments quantize
 	@$(PYTHON) -m hack.cluster build
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m "unit or controlplane"
+	@$(MAKE) --no-print-directory cluster-up images
+	@$(VENV)/python -m pytest -m cluster
 
+test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
+	@$(PYTHON) -m hack.environments quantize
+	@$(PYTHON) -m hack.cluster build helm
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m unit
+
+test-controlplane: $(STAMP) ## The operator against a real API server, no node (minutes)
+	@$(PYTHON) -m hack.cluster build
+	@$(VENV)/python -m pytest -m controlplane
+
+test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour)
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m cluster
+
+bench: $(STAMP) cluster-up ## Benchmarks; NAME=... for one of hack/benchmarks
+	@$(VENV)/python -m hack.benchmarks $(NAME)
+
+##@ Cluster (as root)
 cluster-up: ## Start or repair the local cluster
 	@$(PYTHON) -m hack.cluster up
 
 cluster-status: ## What of the local cluster runs
 	@$(PYTHON) -m hack.cluster status
 
+images: ## Build all images into the local cluster
+	@$(PYTHON) -m hack.cluster images
+
 cluster-down: ## Stop the local cluster and undo what it changed on this machine
 	@$(PYTHON) -m hack.cluster down
 
+cluster-tools: ## Build the local cluster's programs (20 minutes once, then cached)
+	@$(PYTHON) -m hack.cluster build
+
+##@ Clean
 clean: ## Remove what builds left in this checkout
 	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
