@@ -1,10 +1,9 @@
 """Recall and false alarms of the recognisers of personal data, beside Presidio's no-op engine as it comes.
 
-The texts and labels are a file of synthetic sentences that the recognisers were never fitted to (FINETUNE_PII_DATA, by
-default shared/data/pii/dev.jsonl beside the checkout), one a line: {"full_text", "spans": [{"entity_type",
-"start_position", "end_position"}]}. A labelled span is found when a finding overlaps it, and covered when findings hide
-all of it; a false alarm is a finding that overlaps no labelled span. With FINETUNE_PII_NER (the folder of a spaCy
-pipeline) all labelled types are measured too.
+The texts and labels are a file of synthetic sentences that the recognisers were never fitted to (``pii/dev.jsonl`` of
+hack/data.py), one a line: {"full_text", "spans": [{"entity_type", "start_position", "end_position"}]}. A labelled span
+is found when a finding overlaps it, and covered when findings hide all of it; a false alarm is a finding that overlaps
+no labelled span. With FINETUNE_PII_NER (the folder of a spaCy pipeline) all labelled types are measured too.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from finetune_jobs.dataset.pii.ner import ENTITIES as NAMES
 from finetune_jobs.dataset.pii.recognition import DEFAULT
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say
-from hack.cluster.layout import REPOSITORY
+from hack.data import data_file, missing
 
-DATA = REPOSITORY.parent / "shared" / "data" / "pii" / "dev.jsonl"
+DATA = "pii/dev.jsonl"
 TYPES = (
     *("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "IP_ADDRESS", "PHONE_NUMBER", "US_SSN", "US_DRIVER_LICENSE"),
     "DOMAIN_NAME",
@@ -74,7 +73,9 @@ class Tally:
 
 def run() -> Result:
     """Measure both sides; the value is our recall in percent, over the types that patterns can find."""
-    texts = read(Path(os.environ.get("FINETUNE_PII_DATA", DATA)))
+    if not data_file(DATA).is_file():
+        raise ClusterError(missing(DATA))
+    texts = read(data_file(DATA))
     ours, theirs = tally(texts, Recognition(Pii()).find), tally(texts, presidio())
     details = {
         "ours": ours.summary(TYPES),
@@ -93,9 +94,7 @@ def run() -> Result:
 
 
 def read(path: Path) -> list[Labelled]:
-    """The labelled texts. Raises ClusterError where the file is not there."""
-    if not path.is_file():
-        raise ClusterError(f"no labelled texts at {path}: name a file with FINETUNE_PII_DATA")
+    """The labelled texts of a file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [
         Labelled(

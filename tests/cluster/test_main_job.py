@@ -17,6 +17,7 @@ from finetune_api.finetunejob import FineTuneJob, Phase, StageState
 from finetune_api.meta import FINETUNEJOB, LABEL_OWNER_KIND, LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_jobs.evaluation.metrics import wilson
 from hack.cluster.layout import REPOSITORY
+from hack.data import data_file, missing
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, wait_for
 
@@ -27,7 +28,7 @@ JOBS = f"{LABEL_OWNER_KIND}={FINETUNEJOB},{LABEL_OWNER_NAME}=transactions"
 """Selects the FineTuneJob's Jobs: the AdapterDeployment of the same name has a verification Job."""
 SAMPLES = 50
 """spec.verification.samples of the example."""
-BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77" / "train.csv"
+BANKING77 = "banking77/train.csv"
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +93,11 @@ def test_serving_goes_on_meanwhile(demo: Kubectl) -> None:
     assert deployment.status.candidate is None
 
 
-@pytest.mark.skipif(not BANKING77.exists(), reason="the public banking77 data set is not beside this checkout")
+@pytest.mark.skipif(not data_file(BANKING77).exists(), reason=missing(BANKING77))
 def test_banking77_on_a_sample(team: Kubectl, demo: Kubectl, tmp_path: Path) -> None:
     """The YAML of examples/banking77, on a sample of ten intents, with few steps: it learns."""
     sample = tmp_path / "banking77.csv"
-    with BANKING77.open(newline="") as source, sample.open("w", newline="") as target:
+    with data_file(BANKING77).open(newline="") as source, sample.open("w", newline="") as target:
         rows = list(csv.DictReader(source))
         intents = sorted({row["category"] for row in rows})[:10]
         writer = csv.DictWriter(target, fieldnames=["text", "category"])
