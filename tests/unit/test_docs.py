@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,10 +14,14 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from finetune_api import layout, meta
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.meta import API_VERSION
 from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_api.tracking import MLFLOW_SECRET_KEYS
+from finetune_jobs import artifact, commandline
+from finetune_jobs.modelling.tuning import TUNING
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY
 
@@ -143,7 +148,7 @@ def test_every_yaml_block_can_be_read(page: Path) -> None:
 def test_every_custom_resource_is_valid(page: Path) -> None:
     for block in blocks(page, "yaml"):
         for document in yaml.safe_load_all(block):
-            if isinstance(document, dict) and document.get("apiVersion") == API_VERSION:
+            if isinstance(document, dict) and document.get("apiVersion") == meta.API_VERSION:
                 KINDS[document["kind"]].model_validate(document)
 
 
@@ -282,3 +287,41 @@ def test_every_reason_is_one() -> None:
     for page in PAGES:
         named = {code for code in CODE.findall(prose(page)) if looks_like_one.fullmatch(code)}
         assert (page.name, sorted(named - reasons)) == (page.name, [])
+
+
+def scalars_in(tree: ast.AST) -> Iterator[str]:
+    """Keys of the dictionaries that a module makes for ``StageResult.scalars``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name in ("scalars", "_scalars", "facts"):
+            yield from keys_in(node)
+        if isinstance(node, ast.keyword) and node.arg == "scalars":
+            yield from keys_in(node.value)
+
+
+def keys_in(tree: ast.AST) -> Iterator[str]:
+    """Constant keys of dictionaries, written at once or one by one."""
+    for node in ast.walk(tree):
+        keys = node.keys if isinstance(node, ast.Dict) else [node.slice] if isinstance(node, ast.Subscript) else []
+        yield from (key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+
+
+def test_every_scalar_is_in_the_table_of_the_stages() -> None:
+    page = (REPOSITORY / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
+    modules = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "jobs").rglob("*.py")]
+    named = {name for module in modules if "scalars" in module for name in scalars_in(ast.parse(module))}
+    assert {"rowsRead", "ended", "fitGib", "teacherCostUsd", "agreementPercent", "samples"} <= named
+    assert sorted(name for name in named if f"`{name}`" not in page) == []
+
+
+def test_every_file_variable_and_option_is_on_the_page_of_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (REPOSITORY / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
+    files = [layout.MANIFEST, layout.READINESS_PAGE, TUNING, artifact.GOLDEN, artifact.SAMPLE, artifact.MODEL_REF]
+    files += [artifact.MODEL_CARD, artifact.ANSWERS, artifact.METRICS]
+    variables = [meta.TEACHER_KEY_VARIABLE, *MLFLOW_SECRET_KEYS]
+    with pytest.raises(SystemExit):
+        commandline.parse(Stage.TRAIN, ["--help"])
+    options = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    codes = [f"| {code.value} |" for code in meta.ExitCode]
+    assert [name for name in [*files, *variables, *options] if f"`{name}`" not in page] == []
+    assert [stage for stage in Stage if f"| `{stage}` |" not in page] == []
+    assert [code for code in codes if code not in page] == []
