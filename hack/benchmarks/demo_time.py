@@ -1,26 +1,30 @@
-"""How long the demo takes, warm: `python -m hack.demo --fresh` with images, binaries and models in the cache."""
+"""How long `make demo` takes, warm: programs, images and models are in the cache, the demo's own results are not.
+
+A cold figure is the time of `make demo` in a new clone with ``XDG_CACHE_HOME`` naming an empty folder, on a machine
+without a running cluster; it takes too long for a benchmark that is run again and again.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
+import time
 
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError
 from hack.cluster.layout import REPOSITORY
+from hack.demo.__main__ import clear
+from hack.platform import local
 
 
 def run() -> Result:
-    """Run the demo from an empty namespace and an empty store; the value is its total in minutes."""
-    if subprocess.run([sys.executable, "-m", "hack.demo", "--fresh"], cwd=REPOSITORY, check=False).returncode:
+    """Run the demo in a new namespace and over an empty store; the value is the command's wall time in minutes."""
+    clear(local.kubectl())  # not part of what a user waits for
+    begin = time.monotonic()
+    if subprocess.run(["make", "--no-print-directory", "demo"], cwd=REPOSITORY, check=False).returncode:
         raise ClusterError("the demo failed; its output is above")
+    minutes = (time.monotonic() - begin) / 60
     report = json.loads((REPOSITORY / "build" / "demo" / "report.json").read_text())
     return Result(
-        name="demo_time",
-        value=round(report["seconds"]["total"] / 60, 2),
-        unit="min",
-        baseline=None,
-        goal="≤ 15 min warm",
-        details=report,
+        name="demo_time", value=round(minutes, 2), unit="min", baseline=None, goal="≤ 15 min warm", details=report
     )
