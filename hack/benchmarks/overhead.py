@@ -25,9 +25,11 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJob, Phase
 from finetune_api.meta import LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_api.stages import PIPELINE, Stage, StageInput, StageResult, input_key
+from finetune_operator.conditions import parse_timestamp
 from hack import environments
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say, step
+from hack.demo import outcome
 from hack.demo.timing import seconds_between
 from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
@@ -88,9 +90,7 @@ def one_run(kubectl: Kubectl, name: str) -> list[StageTimes]:
 def finished(kubectl: Kubectl, name: str) -> FineTuneJob | None:
     """The FineTuneJob once it has succeeded; raises ClusterError when it failed."""
     job = FineTuneJob.model_validate(kubectl.get("ftj", name))
-    if job.status.phase is Phase.FAILED:
-        raise ClusterError(f"{name} failed: {job.status.run.message if job.status.run else ''}")
-    return job if job.status.phase is Phase.SUCCEEDED else None
+    return job if outcome.artifact_of(job) else None
 
 
 def stage_times(kubectl: Kubectl, stage: str, job: Object, pod: Object) -> StageTimes:
@@ -101,11 +101,11 @@ def stage_times(kubectl: Kubectl, stage: str, job: Object, pod: Object) -> Stage
     state = pod["status"]["containerStatuses"][0]["state"]["terminated"]
     return StageTimes(
         stage=stage,
-        job_created=datetime.fromisoformat(job["metadata"]["creationTimestamp"]),
-        scheduled=datetime.fromisoformat(scheduled["lastTransitionTime"]),
-        container_started=datetime.fromisoformat(state["startedAt"]),
-        first_line=datetime.fromisoformat(lines[0]["time"]),
-        last_line=datetime.fromisoformat(lines[-1]["time"]),
+        job_created=parse_timestamp(job["metadata"]["creationTimestamp"]),
+        scheduled=parse_timestamp(scheduled["lastTransitionTime"]),
+        container_started=parse_timestamp(state["startedAt"]),
+        first_line=parse_timestamp(lines[0]["time"]),
+        last_line=parse_timestamp(lines[-1]["time"]),
         startup=age,
     )
 
@@ -136,7 +136,7 @@ def against_by_hand(kubectl: Kubectl) -> dict[str, Any]:
     job = FineTuneJob.model_validate(found[0])
     current = job.status.run
     if not current or any(stage.state.value == "Reused" for stage in job.status.stages):
-        return {"note": "the demo's last run reused results: run `python -m hack.demo --fresh` first"}
+        return {"note": "the demo's last run reused results: run `make demo FRESH=1` first"}
     platform = seconds_between(current.started_at, current.finished_at) or 0.0
     inputs = stage_inputs(kubectl, job.metadata.name, current.id)
     say("  the demo's stages by hand:")

@@ -10,6 +10,7 @@ from datetime import datetime
 from finetune_api.adapterdeployment import AdapterDeployment, RevisionState, ServingPhase
 from finetune_api.base import Condition
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
+from finetune_operator.conditions import timestamp
 from hack.cluster.console import ClusterError
 
 
@@ -54,7 +55,7 @@ def rerun_of(resource: FineTuneJob | AdapterDeployment, now: datetime) -> str:
     failed = status.phase in (Phase.FAILED, ServingPhase.FAILED)
     if isinstance(resource, AdapterDeployment) and (candidate := resource.status.candidate):
         failed |= candidate.state is RevisionState.FAILED
-    return f"{now:%Y-%m-%dT%H:%M:%SZ}" if failed else resource.spec.rerun
+    return timestamp(now) if failed else resource.spec.rerun
 
 
 def _why(conditions: list[Condition]) -> str:
