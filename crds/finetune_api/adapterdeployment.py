@@ -102,6 +102,10 @@ class RevisionStatus(WireModel):
     """Where that is."""
     deployment: Annotated[str, Field(max_length=63)]
     """Name of its Deployment."""
+    runtime: Annotated[str, Field(max_length=63)] = ""
+    """Model server that it runs on."""
+    storage: Storage | None = None
+    """How its pods reach the artifact; known also when the FineTuneJob that published it is gone."""
     since: Timestamp
     """When it came into this state."""
     accuracy: Annotated[str, Field(max_length=16)] = ""

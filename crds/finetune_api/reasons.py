@@ -75,6 +75,7 @@ class Reason(StrEnum):
 
     # Serving
     SOURCE_NOT_READY = "SourceNotReady"
+    SOURCE_NOT_FOUND = "SourceNotFound"
     CANDIDATE_STARTING = "CandidateStarting"
     CANDIDATE_FAILED = "CandidateFailed"
     VERIFYING = "Verifying"
@@ -123,6 +124,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.BUDGET_EXCEEDED: "Raise the maxCost that is named here, or ask for less; what is done is kept.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
     Reason.RESULT_LOST: "Set spec.rerun to a new value: finished stages are reused.",
+    Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to that URI.",
     Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format.",
     Reason.VERIFICATION_FAILED: "Compare the runtime's version with the one the artifact was evaluated for; the old revision still serves.",
     Reason.CANDIDATE_FAILED: "Read the candidate pod's log; the old revision still serves.",

@@ -284,6 +284,31 @@ def test_the_source_is_followed(serving: Serving) -> None:
     wait(followed, "the second artifact", 90)
 
 
+def test_a_source_that_is_deleted_leaves_its_artifact_served_and_looked_after(serving: Serving) -> None:
+    """Nothing goes on forever, what serves is healed, and the job's return makes all well without a new revision."""
+    serving.start()
+    serving.create({"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu"})
+    serving.team.create("intents")
+    revision = serving.until(ServingPhase.READY).last_good_revision
+    serving.until_only(revision)
+    serving.team.delete("intents")
+    status = serving.until(ServingPhase.DEGRADED)
+    assert {each.type: (each.status, each.reason) for each in status.conditions} == {
+        "Ready": ("True", Reason.SERVING),
+        "Reconciling": ("False", Reason.SERVING),
+        "Stalled": ("True", Reason.SOURCE_NOT_FOUND),
+    }
+    for kind in (CONFIG_MAPS, DEPLOYMENTS):
+        for name, child in serving.children(kind).items():
+            serving.team.api.delete(kind, serving.team.namespace, name, child["metadata"]["uid"])
+    wait(lambda: f"demo-{revision}" in serving.children(DEPLOYMENTS), "the Deployment")
+    wait(lambda: any("-fetch-" in name for name in serving.children(CONFIG_MAPS)), "the input of fetch")
+    wait(lambda: serving.status().ready_replicas == 1, "its pod")
+    serving.team.create("intents")
+    assert serving.until(ServingPhase.READY).last_good_revision == revision
+    assert serving.traffic() == revision
+
+
 def test_a_strangers_service_is_never_taken_over(serving: Serving) -> None:
     theirs = serving.team.api.create(SERVICES, _service(serving.team.namespace, NAME))
     serving.start()

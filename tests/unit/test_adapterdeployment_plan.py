@@ -20,6 +20,7 @@ from finetune_operator.actions import (
     Action,
     Apply,
     Create,
+    Object,
     Patch,
     Resource,
 )
@@ -136,7 +137,7 @@ class TestBlocked:
         [
             (lambda cluster: cluster.spec.update(runtime="vllm"), ServingPhase.DEGRADED),
             (lambda cluster: setattr(cluster, "service_account", False), ServingPhase.DEGRADED),
-            (lambda cluster: setattr(cluster, "spec", following()), ServingPhase.PROGRESSING),
+            (lambda cluster: setattr(cluster, "spec", following()), ServingPhase.DEGRADED),
         ],
     )
     def test_what_serves_goes_on_serving(self, breaks: Callable[[ServingCluster], None], phase: ServingPhase) -> None:
@@ -356,13 +357,118 @@ class TestRollout:
         cluster.settle()
         assert cluster.status.stable.artifact_digest == BETTER
 
-    def test_a_job_that_is_gone_leaves_its_artifact_served(self) -> None:
+
+class TestSourceGone:
+    """The FineTuneJob was deleted: its artifact is published all the same, and what serves it is kept whole."""
+
+    @staticmethod
+    def orphan() -> ServingCluster:
         cluster = ServingCluster(spec=following(), source=published(GOOD))
         cluster.settle()
-        served, cluster.source = cluster.traffic(), None
+        cluster.source = None
+        cluster.settle()
+        return cluster
+
+    def test_it_goes_on_serving_and_says_what_to_do(self) -> None:
+        cluster = self.orphan()
+        status = cluster.status
+        assert status.stable is not None
+        assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()} == {status.stable.revision}
+        assert status.phase is ServingPhase.DEGRADED
+        assert shown(status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
+        [stalled] = [each for each in status.conditions if each.type == "Stalled"]
+        assert stalled.reason == Reason.SOURCE_NOT_FOUND
+        assert stalled.message == (
+            f"FineTuneJob 'intents' does not exist in this namespace; revision {status.stable.revision} goes on "
+            f"serving {uri(GOOD)}. Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to "
+            "that URI."
+        )
+        assert cluster.plan().actions == ()
+
+    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
+    def test_what_is_deleted_comes_back(self, kind: Resource) -> None:
+        cluster = self.orphan()
+        before = {name: child for name, child in cluster.objects[kind].items() if "-verify-" not in name}
+        cluster.objects[kind].clear()
+        cluster.settle()
+        assert {name: _wanted(child) for name, child in cluster.objects[kind].items()} == {
+            name: _wanted(child) for name, child in before.items()
+        }
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+    def test_it_still_follows_the_rest_of_the_spec(self) -> None:
+        cluster = self.orphan()
+        old = cluster.traffic()
+        cluster.spec |= {"replicas": 2, "runtime": "tgi"}
+        cluster.settle()
+        assert cluster.traffic() != old
+        assert cluster.status.stable is not None
+        assert (cluster.status.stable.artifact_digest, cluster.status.stable.runtime) == (GOOD, "tgi")
+        assert cluster.status.ready_replicas == 2
+
+    @pytest.mark.parametrize("served", [True, False])
+    def test_a_candidate_under_way_is_finished(self, served: bool) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD) if served else published(BETTER))
+        if served:
+            cluster.settle()
+            cluster.source = published(BETTER)
+        cluster.reconcile()
+        cluster.source = None
+        cluster.reconcile()
+        assert cluster.status.phase is ServingPhase.PROGRESSING
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
+        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
+
+    def test_a_candidate_that_fails_is_told_and_let_go(self) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        old, cluster.source = cluster.traffic(), published(INACTIVE)
+        cluster.reconcile()
+        cluster.source = None
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is None
+        assert Reason.ADAPTER_INACTIVE in [event.reason for event in cluster.events]
+        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
+
+    def test_a_candidate_of_another_source_goes(self) -> None:
+        cluster = serving()
+        old, cluster.spec = cluster.traffic(), pinned(BETTER)
+        cluster.reconcile()
+        cluster.spec = following()
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is None
+
+    @pytest.mark.parametrize(
+        ("source", "phase", "reconciling"),
+        [
+            (published(GOOD), ServingPhase.READY, "False"),
+            (Source("Running", None, Storage()), ServingPhase.PROGRESSING, "True"),
+            (Source("Failed", None, Storage()), ServingPhase.DEGRADED, "False"),
+        ],
+    )
+    def test_the_job_comes_back(self, source: Source, phase: ServingPhase, reconciling: str) -> None:
+        cluster = self.orphan()
+        served, cluster.source = cluster.traffic(), source
+        cluster.objects[DEPLOYMENTS].clear()
+        cluster.settle()
+        assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()} == {served}
+        assert cluster.status.phase is phase
+        assert condition(cluster.status, "Reconciling")[0] == reconciling
+
+    def test_a_resource_without_status_says_so_too(self) -> None:
+        cluster = self.orphan()
+        served, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
         cluster.settle()
         assert cluster.traffic() == served
-        assert condition(cluster.status, "Reconciling") == ("True", Reason.SOURCE_NOT_READY)
+        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
+        cluster.source = published(GOOD)
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.storage == published(GOOD).storage
 
 
 class TestFailure:
@@ -486,6 +592,13 @@ class TestReplicas:
     def test_the_old_revision_is_scaled_too_while_a_new_one_starts(self) -> None:
         cluster = serving(replicas=1)
         cluster.spec = pinned(BETTER, replicas=3)
+        cluster.reconcile()
+        assert cluster.status.stable is not None
+        assert cluster.objects[DEPLOYMENTS][cluster.status.stable.deployment]["spec"]["replicas"] == 3
+
+    def test_nothing_but_the_number_changes_of_pods_that_the_values_would_make_otherwise_now(self) -> None:
+        cluster = serving(replicas=1)
+        cluster.spec["replicas"], cluster.settings = 3, _with_runtime(image="images/tgi-cpu:2")
         made = cluster.reconcile()
         assert cluster.status.stable is not None
         patches = [action for action in made.actions if isinstance(action, Patch)]
@@ -514,6 +627,20 @@ class TestRepair:
         lasting = {name for name in before if "-verify-" not in name}
         assert set(cluster.objects[kind]) == lasting
         assert cluster.status.phase is ServingPhase.READY
+
+    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
+    @pytest.mark.parametrize("spec", [pinned(INACTIVE), pinned(GOOD, runtime="unknown")])
+    def test_it_comes_back_also_while_another_revision_cannot_serve(self, kind: Resource, spec: dict[str, Any]) -> None:
+        cluster = serving()
+        served, cluster.spec = cluster.traffic(), spec
+        cluster.settle()
+        before = {name for name, child in cluster.objects[kind].items() if _revision(child) == served}
+        lasting = {name for name in before if "-verify-" not in name}
+        cluster.objects[kind].clear()
+        cluster.settle()
+        assert lasting <= set(cluster.objects[kind])
+        assert cluster.traffic() == served
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
 
     @pytest.mark.parametrize(
         ("kind", "path", "value"),
@@ -561,6 +688,14 @@ class TestRepair:
         cluster.settle()
         assert cluster.traffic() == served
         assert cluster.revisions(DEPLOYMENTS) == {served}
+
+
+def _wanted(child: Object) -> Any:
+    return {key: value for key, value in child.items() if key in ("spec", "data")}
+
+
+def _revision(child: Object) -> str:
+    return str(child["metadata"]["labels"][meta.LABEL_REVISION])
 
 
 def _with_runtime(**fields: Any) -> Settings:

@@ -27,7 +27,7 @@ from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Tr
 from finetune_operator.adapterdeployment.observe import Invalid, Observed
 from finetune_operator.adapterdeployment.retire import leftovers
 from finetune_operator.adapterdeployment.status import compose, invalid
-from finetune_operator.adapterdeployment.target import Blocked, Target, find_target
+from finetune_operator.adapterdeployment.target import Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
 from finetune_operator.conditions import parse_timestamp, timestamp
 from finetune_operator.finetunejob.outcome import State, Verdict
@@ -74,7 +74,7 @@ def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentS
     if isinstance(target, Blocked):
         step = _hold(observed, target, stable)
     elif stable is not None and stable.revision == target.revision:
-        step = Step(stable, actions=_serve(observed, target))
+        step = Step(recorded(stable, target), actions=_serve(observed, target))
     else:
         step = _roll_out(observed, target, stable, now)
     retirement = leftovers(observed, target, step.stable, step.candidate, now)
@@ -125,6 +125,12 @@ def _hold(observed: Observed, blocked: Blocked, stable: RevisionStatus | None) -
     return Step(stable, actions=_keep(observed, stable), look_again=None if blocked.waiting else BLOCKED_RETRY_SECONDS)
 
 
+def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
+    """The revision with all that it takes to make its pods again; one that was found by its Service lacks it."""
+    serving = target.serving
+    return stable.model_copy(update={"runtime": serving.runtime_name, "storage": serving.storage})
+
+
 def _serve(observed: Observed, target: Target) -> tuple[Action, ...]:
     """The target serves: its objects are as they should be, with as many pods as the spec asks for."""
     return (
@@ -134,9 +140,16 @@ def _serve(observed: Observed, target: Target) -> tuple[Action, ...]:
 
 
 def _keep(observed: Observed, stable: RevisionStatus | None) -> tuple[Action, ...]:
-    """Another revision than the target serves: its pods stay as they were proved, but as many as the spec wants."""
+    """Another revision than the target serves: its pods stay as they were proved, but as many as the spec wants.
+
+    What somebody deleted or changed comes back, unless the platform's settings have changed since: what they would
+    make now has not been proved, so that only the number of pods is seen to.
+    """
     if stable is None:
         return ()
+    proved = recorded_target(observed, stable)
+    if proved is not None:
+        return _serve(observed, proved)
     live, replicas = observed.child(DEPLOYMENTS, stable.deployment), observed.resource.spec.replicas
     outnumbered = live is not None and live["spec"].get("replicas") != replicas
     scale = Patch(DEPLOYMENTS, stable.deployment, {"spec": {"replicas": replicas}})
@@ -218,6 +231,8 @@ def _candidate(observed: Observed, target: Target, now: datetime) -> tuple[Revis
         artifact_digest=target.serving.artifact_digest,
         artifact_uri=target.serving.artifact_uri,
         deployment=deployment_name(observed.owner, target.revision),
+        runtime=target.serving.runtime_name,
+        storage=target.serving.storage,
         since=timestamp(now),
         spec_hash=target.spec_hash,
         reason=Reason.CANDIDATE_STARTING,

@@ -25,13 +25,18 @@ class _Scene:
     ready: int
 
     @property
+    def lack(self) -> Blocked | None:
+        """Why there is no target, or only the one from before."""
+        return self.target if isinstance(self.target, Blocked) else self.target.lacks
+
+    @property
     def failure(self) -> tuple[Reason, str] | None:
         """What somebody has to act on."""
-        if isinstance(self.target, Blocked):
-            return None if self.target.waiting else (self.target.reason, self.target.message)
         if self.candidate and self.candidate.state is RevisionState.FAILED:
             message = f"Revision {self.candidate.revision} is not served: {self.candidate.message}"
             return Reason(self.candidate.reason), message
+        if self.lack and not self.lack.waiting and not self.candidate:
+            return self.lack.reason, self.lack.message
         return None
 
     @property
@@ -39,10 +44,10 @@ class _Scene:
         """What passes by itself."""
         if self.failure:
             return None
-        if isinstance(self.target, Blocked):
-            return self.target.reason, self.target.message
         if self.candidate:
             return Reason(self.candidate.reason), f"Revision {self.candidate.revision}: {self.candidate.message}"
+        if self.lack:
+            return self.lack.reason, self.lack.message
         if self.stable and self.ready < self.wanted:
             return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods answer."
         return None
@@ -131,7 +136,7 @@ def _stalled(scene: _Scene) -> Finding:
 
 
 def _phase(scene: _Scene) -> ServingPhase:
-    waiting = isinstance(scene.target, Blocked) and scene.target.waiting
+    waiting = scene.lack is not None and scene.lack.waiting and scene.candidate is None
     if scene.stable is None:
         if scene.failure:
             return ServingPhase.FAILED

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, RevisionStatus
+from finetune_api.finetunejob import Phase
 from finetune_api.hashing import digest, short
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -12,6 +13,16 @@ from finetune_operator.finetunejob.outcome import refusal
 from finetune_operator.resources.deployment import Serving, pod_template
 
 REVISION_LENGTH: Final = 8
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Why there is no target."""
+
+    reason: Reason
+    message: str
+    waiting: bool = False
+    """True: it passes without anybody changing this resource; False: somebody has to act."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +35,17 @@ class Target:
     """What is served and how."""
     spec_hash: str
     """Identity of the spec without replicas: a failed revision is tried again when it changes."""
+    lacks: Blocked | None = None
+    """Why the source has no artifact, so that the one which is known from before stays the target."""
 
 
 @dataclass(frozen=True)
-class Blocked:
-    """Why there is no target."""
+class _Artifact:
+    """What is to be served, how it is reached, and ``lacks`` as in Target."""
 
-    reason: Reason
-    message: str
-    waiting: bool = False
-    """True: it passes without anybody changing this resource; False: somebody has to act."""
+    uri: str
+    storage: Storage
+    lacks: Blocked | None = None
 
 
 def find_target(observed: Observed) -> Target | Blocked:
@@ -48,18 +60,29 @@ def find_target(observed: Observed) -> Target | Blocked:
         return Blocked(Reason.NAME_TAKEN, f"{taken} exists already and does not belong to this AdapterDeployment.")
     if observed.refusal:
         return Blocked(*refusal(observed.refusal))
-    source = _source(observed)
-    if isinstance(source, Blocked):
-        return source
+    artifact = _artifact(observed)
+    if isinstance(artifact, Blocked):
+        return artifact
     if not observed.service_account:
         return Blocked(
             Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
             f"ServiceAccount {runtime.service_account_name!r} of runtime {spec.runtime!r} "
             f"does not exist in namespace {observed.resource.metadata.namespace!r}.",
         )
-    uri, storage = source
-    serving = Serving(artifact_uri=uri, storage=storage, runtime_name=spec.runtime, runtime=runtime)
-    return Target(revision_of(observed, serving), serving, spec_hash(spec))
+    serving = Serving(artifact_uri=artifact.uri, storage=artifact.storage, runtime_name=spec.runtime, runtime=runtime)
+    return Target(revision_of(observed, serving), serving, spec_hash(spec), artifact.lacks)
+
+
+def recorded_target(observed: Observed, known: RevisionStatus) -> Target | None:
+    """A revision as its status recorded it; None if the platform's settings make other pods of it by now."""
+    runtime = observed.settings.runtimes.get(known.runtime)
+    if runtime is None or known.storage is None:
+        return None
+    serving = Serving(
+        artifact_uri=known.artifact_uri, storage=known.storage, runtime_name=known.runtime, runtime=runtime
+    )
+    revision = revision_of(observed, serving)
+    return Target(revision, serving, spec_hash(observed.resource.spec)) if revision == known.revision else None
 
 
 def revision_of(observed: Observed, serving: Serving) -> str:
@@ -81,17 +104,38 @@ def spec_hash(spec: AdapterDeploymentSpec) -> str:
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"}))
 
 
-def _source(observed: Observed) -> tuple[str, Storage] | Blocked:
-    """URI of the artifact and how to reach it."""
+def _artifact(observed: Observed) -> _Artifact | Blocked:
+    """The artifact that the source names. Where its FineTuneJob has none, the one that is known from before stays."""
     source, job = observed.resource.spec.source, observed.source
     if source.artifact is not None:
-        return source.artifact.uri, source.artifact.storage
-    name = source.fine_tune_job.name if source.fine_tune_job else ""
-    if job is None:
-        return Blocked(Reason.SOURCE_NOT_READY, f"FineTuneJob {name!r} does not exist in this namespace.", waiting=True)
-    if job.artifact is None:
+        return _Artifact(source.artifact.uri, source.artifact.storage)
+    if job is not None and job.artifact is not None:
+        return _Artifact(job.artifact.uri, job.storage)
+    lacks = _lacks(observed, source.fine_tune_job.name if source.fine_tune_job else "")
+    known = _known(observed)
+    if known is None or known.storage is None:
+        return lacks
+    return _Artifact(known.artifact_uri, known.storage, lacks)
+
+
+def _lacks(observed: Observed, name: str) -> Blocked:
+    """Why the FineTuneJob has no artifact. Before anything serves, it may not have been applied yet."""
+    job, stable = observed.source, observed.resource.status.stable
+    if job is not None:
         phase = f"its phase is {job.phase}" if job.phase else "it has not begun"
-        return Blocked(
-            Reason.SOURCE_NOT_READY, f"FineTuneJob {name!r} has not published an artifact; {phase}.", waiting=True
-        )
-    return job.artifact.uri, job.storage
+        message = f"FineTuneJob {name!r} has not published an artifact; {phase}."
+        return Blocked(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED)
+    message = f"FineTuneJob {name!r} does not exist in this namespace"
+    if stable is None:
+        return Blocked(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True)
+    message = f"{message}; revision {stable.revision} goes on serving {stable.artifact_uri}."
+    return Blocked(Reason.SOURCE_NOT_FOUND, message)
+
+
+def _known(observed: Observed) -> RevisionStatus | None:
+    """What the spec asked for while its source had an artifact: the candidate under way, or else what serves."""
+    status, wanted = observed.resource.status, spec_hash(observed.resource.spec)
+    candidate = status.candidate
+    if candidate and candidate.state is not RevisionState.FAILED and candidate.spec_hash == wanted:
+        return candidate
+    return status.stable
