@@ -315,6 +315,11 @@ def test_a_strangers_service_is_never_taken_over(serving: Serving) -> None:
     serving.create(pinned(GOOD))
     status = serving.until(ServingPhase.FAILED)
     assert {each.type: each.reason for each in status.conditions}["Stalled"] == Reason.NAME_TAKEN
+    wait(
+        lambda: serving.events() == [("Warning", Reason.NAME_TAKEN)],
+        "the event",
+        describe=lambda: str(serving.events()),
+    )
     assert not any(serving.children(resource) for resource in CHILDREN)
     found = serving.get(SERVICES, NAME)
     assert found is not None

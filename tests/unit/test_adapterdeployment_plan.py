@@ -20,6 +20,7 @@ from finetune_operator.actions import (
     Action,
     Apply,
     Create,
+    Event,
     Object,
     Patch,
     Resource,
@@ -551,6 +552,62 @@ class TestFailure:
         assert cluster.status.phase is ServingPhase.READY
         assert cluster.status.stable is not None
         assert cluster.status.stable.artifact_digest == BETTER
+
+
+class TestEvents:
+    """What somebody can act on is told when it appears, once."""
+
+    @pytest.mark.parametrize(
+        ("cluster", "reason"),
+        [
+            (ServingCluster(spec=pinned(GOOD, runtime="vllm")), Reason.RUNTIME_UNKNOWN),
+            (ServingCluster(service_account=False), Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
+        ],
+    )
+    def test_what_blocks_is_told_once_with_the_words_of_the_condition(
+        self, cluster: ServingCluster, reason: Reason
+    ) -> None:
+        cluster.settle()
+        [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+        assert cluster.events == [Event("Warning", reason, stalled.message)]
+        cluster.spec["replicas"] = 3
+        cluster.settle()
+        assert len(cluster.events) == 1
+
+    def test_what_a_candidate_waits_for_is_told_before_it_fails_of_it(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
+        labels = cluster.objects[DEPLOYMENTS][cluster.status.candidate.deployment]["spec"]["template"]["metadata"]
+        pod = {"metadata": {"name": "p", **labels}, "status": {"conditions": [unschedulable]}}
+        cluster.pods[cluster.status.candidate.deployment] = [pod]
+        for _ in range(2):
+            cluster.reconcile()
+        assert [(event.type, event.reason) for event in cluster.events[-2:]] == [
+            ("Normal", Reason.CANDIDATE_STARTING),
+            ("Warning", Reason.UNSCHEDULABLE),
+        ]
+
+    def test_trouble_that_goes_and_comes_back_is_told_again(self) -> None:
+        cluster = serving()
+        for runtime in ("vllm", "tgi-cpu", "vllm"):
+            cluster.spec["runtime"] = runtime
+            cluster.settle()
+        told = [event for event in cluster.events if event.reason is Reason.RUNTIME_UNKNOWN]
+        assert len(told) == 2
+
+    def test_what_comes_on_top_of_a_failed_candidate_is_told(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(INACTIVE)
+        cluster.settle()
+        cluster.service_account = False
+        cluster.settle()
+        assert [event.reason for event in cluster.events[-2:]] == [
+            Reason.ADAPTER_INACTIVE,
+            Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
+        ]
 
 
 class TestReplicas:

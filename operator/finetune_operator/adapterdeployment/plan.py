@@ -26,7 +26,7 @@ from finetune_operator.actions import (
 from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Trouble, candidate_trouble, is_available
 from finetune_operator.adapterdeployment.observe import Invalid, Observed
 from finetune_operator.adapterdeployment.retire import leftovers
-from finetune_operator.adapterdeployment.status import compose, invalid
+from finetune_operator.adapterdeployment.status import compose, edges, invalid
 from finetune_operator.adapterdeployment.target import Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
 from finetune_operator.conditions import parse_timestamp, timestamp
@@ -68,7 +68,8 @@ class Step:
 def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentStatus]:
     """Actions, the new status, events, and when to look again without an event."""
     if isinstance(observed, Invalid):
-        return Plan(invalid(observed, now))
+        status = invalid(observed, now)
+        return Plan(status, events=edges(observed.status, status))
     target = find_target(observed)
     stable = serving_revision(observed, target, now)
     if isinstance(target, Blocked):
@@ -79,10 +80,11 @@ def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentS
         step = _roll_out(observed, target, stable, now)
     retirement = leftovers(observed, target, step.stable, step.candidate, now)
     looks = [seconds for seconds in (step.look_again, retirement.due_after) if seconds is not None]
+    status = compose(observed, target, step.stable, step.candidate, now)
     return Plan(
-        status=compose(observed, target, step.stable, step.candidate, now),
+        status=status,
         actions=step.actions + retirement.actions,
-        events=step.events,
+        events=step.events + edges(observed.resource.status, status),
         requeue_after=min(looks, default=None),
     )
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
-from finetune_api.reasons import Reason
-from finetune_operator.actions import DEPLOYMENTS
+from finetune_api.base import Condition
+from finetune_api.reasons import REMEDIES, Reason
+from finetune_operator.actions import DEPLOYMENTS, Event
 from finetune_operator.adapterdeployment.observe import Invalid, Observed
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
@@ -109,6 +110,28 @@ def invalid(observed: Invalid, now: datetime) -> AdapterDeploymentStatus:
             "conditions": merge_conditions(before.conditions, findings, generation, now),
         }
     )
+
+
+def edges(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
+    """An event for what a person can act on, when it appears. What happens to a candidate tells the rollout itself."""
+    now, then = _trouble(after), _trouble(before)
+    if now is None or (then is not None and then.reason == now.reason):
+        return ()
+    waits = now.reason == Reason.SOURCE_NOT_READY and now.type != ConditionType.STALLED
+    return (Event("Normal" if waits else "Warning", Reason(now.reason), now.message),)
+
+
+def _trouble(status: AdapterDeploymentStatus) -> Condition | None:
+    """The condition that says what stands in the way, or what a candidate waits for; None if nothing does.
+
+    That some pods of the stable revision do not answer is no trouble yet: they may be new.
+    """
+    candidate, shown = status.candidate, {condition.type: condition for condition in status.conditions}
+    told = candidate.reason if candidate and candidate.state is RevisionState.FAILED else ""
+    speaking = [(ConditionType.STALLED, "True"), (ConditionType.READY, "False")]
+    speaking += [(ConditionType.RECONCILING, "True")] if candidate else []
+    found = [condition for kind, value in speaking if (condition := shown.get(kind)) and condition.status == value]
+    return next((each for each in found if each.reason in REMEDIES and each.reason != told), None)
 
 
 def _ready(scene: _Scene) -> Finding:
