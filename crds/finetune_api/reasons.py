@@ -5,6 +5,9 @@ that says what happened; the remedy says what to do next and is appended where t
 """
 
 from enum import StrEnum
+from typing import Final
+
+from finetune_api.meta import ADAPTERDEPLOYMENT
 
 
 class Reason(StrEnum):
@@ -18,7 +21,6 @@ class Reason(StrEnum):
     STAGE_REUSED = "StageReused"
     STAGE_RETRIED = "StageRetried"
     RUN_SUCCEEDED = "RunSucceeded"
-    RUN_FAILED = "RunFailed"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     SPEC_CHANGED = "SpecChanged"
@@ -87,11 +89,11 @@ class Reason(StrEnum):
     SERVER_UNAVAILABLE = "ServerUnavailable"
 
 
-# One sentence a line reads best here.
+# One remedy a line reads best here.
 # ruff: noqa: E501
-REMEDIES: dict[Reason, str] = {
+REMEDIES: Final[dict[Reason, str]] = {
+    # The run waits, and goes on by itself
     Reason.PROFILE_UNKNOWN: "Choose a profile that the platform offers, or ask its admin to add one to the chart's values.",
-    Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask its admin to add one to the chart's values.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "Ask the admin to create the runner ServiceAccount in this namespace.",
     Reason.SECRET_MISSING: "Create the Secret with the keys that spec.storage.credentials names; the pod starts by itself then.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, free resources in the namespace, or choose a smaller profile.",
@@ -100,42 +102,80 @@ REMEDIES: dict[Reason, str] = {
     Reason.POD_REJECTED: "Ask the admin which admission policy refused the pod.",
     Reason.NAME_TAKEN: "Delete or rename the object that is in the way, or rename this resource.",
     Reason.OUTPUT_NAME_CONFLICT: "Give one of the two a different spec.output.name or spec.output.uri.",
-    Reason.DATASET_INVALID: "Correct the rows named here, or raise spec.dataset.maxInvalidPercent.",
-    Reason.DATASET_TOO_SMALL: "Add examples: 500 to 5,000 good ones are a sound size.",
-    Reason.DATASET_NOT_FOUND: "Upload the file, or correct spec.dataset.sources.",
-    Reason.MODEL_NOT_FOUND: "Upload the model, or correct spec.model.uri.",
-    Reason.MODEL_UNSUPPORTED: "Use a model whose weights are safetensors and whose architecture transformers knows.",
+    # The run has failed: a change of the spec begins another
+    Reason.SPEC_INVALID: "Correct the field that is named here.",
+    Reason.MODEL_UNSUPPORTED: "Name a model in spec.model.uri whose weights are safetensors and whose architecture transformers knows.",
     Reason.FIT_REFUSED: "Make the change that is named here, or choose a profile with more memory.",
-    Reason.GATED_MODEL_UNAUTHORIZED: "Accept the model's terms and provide a token, or mirror the model to S3.",
-    Reason.BUCKET_NOT_FOUND: "Create the bucket, or correct the URI.",
-    Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
-    Reason.S3_UNREACHABLE: "Check spec.storage.endpoint and the network policies between the pod and the store.",
-    Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Use a store that honours If-None-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
-    Reason.ARTIFACT_CORRUPT: "Delete the damaged object and set spec.rerun of the FineTuneJob to a new value.",
-    Reason.ARTIFACT_NOT_FOUND: "Check that the artifact's URI exists and that the credentials may read it.",
-    Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies; its answers are kept, a new spec.rerun goes on.",
-    Reason.TEACHER_REFUSED: "Correct the key in the Secret, the teacher's model or its parameters; its answers so far are kept.",
-    Reason.OUT_OF_MEMORY: "Choose a profile with more memory, or lower spec.training.batchSize or maxLength.",
-    Reason.CUDA_OUT_OF_MEMORY: "Lower spec.training.batchSize or maxLength, or choose a profile with a larger GPU.",
+    Reason.GATED_MODEL_UNAUTHORIZED: "Copy the model to your store, with an account that has accepted its terms, and name that s3:// URI in spec.model.uri: pods hold no token of the hub.",
+    Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Name a store in spec.storage.endpoint that honours If-None-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
+    Reason.OUT_OF_MEMORY: "Choose a profile with more memory, or lower spec.training.batchSize or spec.training.maxLength.",
+    Reason.CUDA_OUT_OF_MEMORY: "Lower spec.training.batchSize or spec.training.maxLength, or choose a profile with a larger GPU.",
     Reason.LOSS_NOT_FINITE: "Lower spec.training.learningRate, and look for broken rows in the data.",
     Reason.LOSS_DIVERGED: "Lower spec.training.learningRate to a half or less.",
-    Reason.STEP_HUNG: "The pod is started again and goes on from its newest checkpoint; if it hangs again, look at the node's GPU.",
-    Reason.DEADLINE_EXCEEDED: "Choose a faster profile or raise the profile's deadline, then set spec.rerun to a new value.",
     Reason.BUDGET_EXCEEDED: "Raise the maxCost that is named here, or ask for less; what is done is kept.",
+    # The run has failed for a cause outside the spec: spec.rerun begins another, which reuses what is finished
+    Reason.DATASET_INVALID: "Correct what is named here in spec.dataset; or correct the data, then set spec.rerun to a new value.",
+    Reason.DATASET_TOO_SMALL: "Add examples, 500 to 5,000 good ones are a sound size, then set spec.rerun to a new value.",
+    Reason.DATASET_NOT_FOUND: "Correct spec.dataset.sources; or upload the file, then set spec.rerun to a new value.",
+    Reason.MODEL_NOT_FOUND: "Correct spec.model.uri; or upload the model, then set spec.rerun to a new value.",
+    Reason.BUCKET_NOT_FOUND: "Correct the URI; or create the bucket, then set spec.rerun to a new value.",
+    Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
+    Reason.S3_UNREACHABLE: "Check spec.storage.endpoint and the network policies between the pod and the store; if the run has failed, set spec.rerun to a new value.",
+    Reason.ARTIFACT_CORRUPT: "Delete the object that is named here, and manifest.json of its folder, then set spec.rerun to a new value: it is made again.",
+    Reason.ARTIFACT_NOT_FOUND: "Check that nobody deletes what is below spec.output.uri, then set spec.rerun to a new value: it is made again.",
+    Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value: its answers so far are kept.",
+    Reason.TEACHER_REFUSED: "Correct the teacher's model or its parameters; or correct the key in the Secret, then set spec.rerun to a new value: its answers so far are kept.",
+    Reason.STEP_HUNG: "The pod is started again and goes on from its newest checkpoint; if the run has failed, look at the node's GPU, then set spec.rerun to a new value.",
+    Reason.SUPERSEDED: "Find out what else works on this run; if the run has failed, set spec.rerun to a new value.",
+    Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or let the admin raise the profile's deadline, then set spec.rerun to a new value.",
+    Reason.PREEMPTED: "The pod is started again elsewhere; if the run has failed, find out why nodes go, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
-    Reason.RESULT_LOST: "Set spec.rerun to a new value: finished stages are reused.",
-    Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to that URI.",
-    Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format.",
-    Reason.VERIFICATION_FAILED: "Compare the runtime's version with the one the artifact was evaluated for; the old revision still serves.",
-    Reason.CANDIDATE_FAILED: "Read the candidate pod's log; the old revision still serves.",
+    Reason.RESULT_LOST: "Finished stages are reused: set spec.rerun to a new value.",
+    Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",
 }
-"""What to do next, for the reasons that a person can act on."""
+"""What to do next, for the reasons of a FineTuneJob that a person can act on."""
+
+SERVING_REMEDIES: Final[dict[Reason, str]] = {
+    # It waits, and goes on by itself
+    Reason.SOURCE_NOT_READY: "It is served once the FineTuneJob has published: look at the status of that one.",
+    Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to that URI.",
+    Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask its admin to add one to the chart's values.",
+    Reason.SERVER_UNAVAILABLE: "Look at the events and logs of the serving pods.",
+    # It waits for a while; then the revision has failed, and is not tried again by itself
+    Reason.SECRET_MISSING: "Create the Secret with the keys that the storage's credentials name; if the revision has failed, set spec.rerun to a new value.",
+    Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; if the revision has failed, set spec.rerun to a new value.",
+    Reason.UNSCHEDULABLE: "Free or add a node that fits the runtime; if the revision has failed, set spec.rerun to a new value.",
+    Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values; if the revision has failed, set spec.rerun to a new value.",
+    Reason.POD_REJECTED: "Ask the admin which admission policy refused the pod; if the revision has failed, set spec.rerun to a new value.",
+    Reason.S3_UNREACHABLE: "Check the storage's endpoint and the network policies between the pod and the store; if the revision has failed, set spec.rerun to a new value.",
+    Reason.PREEMPTED: "The pod is started again elsewhere; if the revision has failed, set spec.rerun to a new value.",
+    # The revision has failed
+    Reason.MODEL_UNSUPPORTED: "Serve an artifact that a FineTuneJob has published.",
+    Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
+    Reason.BUCKET_NOT_FOUND: "Correct the artifact's URI; or create the bucket, then set spec.rerun to a new value.",
+    Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or let its FineTuneJob publish it again, then set spec.rerun to a new value.",
+    Reason.ARTIFACT_CORRUPT: "Delete the object that is named here, and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, do the same here.",
+    Reason.OUT_OF_MEMORY: "Ask the admin to give the runtime more memory in the chart's values: that is another revision, which is tried by itself.",
+    Reason.DEADLINE_EXCEEDED: "Find out from the pod's log what takes so long, or ask the admin to raise the runtime's startupTimeoutSeconds, then set spec.rerun to a new value.",
+    Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
+    Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",
+    Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format, then set spec.rerun to a new value.",
+    Reason.VERIFICATION_FAILED: "Compare the runtime's version with the one the artifact was evaluated for, then set spec.rerun to a new value.",
+    Reason.CANDIDATE_FAILED: "Read the log of the candidate's pod, then set spec.rerun to a new value to try again.",
+}
+"""The same for an AdapterDeployment, where it has other fields, other limits or reasons of its own."""
 
 
-def with_remedy(reason: Reason, message: str, limit: int = 1024) -> str:
+def remedy(reason: Reason, kind: str) -> str:
+    """What to do next about a resource of a kind; empty where nobody can act."""
+    shared = REMEDIES.get(reason, "")
+    return SERVING_REMEDIES.get(reason, shared) if kind == ADAPTERDEPLOYMENT else shared
+
+
+def with_remedy(reason: Reason, message: str, kind: str, limit: int = 1024) -> str:
     """``message`` followed by the reason's remedy, cut to ``limit`` characters (the message gives way first)."""
-    remedy = REMEDIES.get(reason, "")
-    if not remedy or remedy in message:
+    advice = remedy(reason, kind)
+    if not advice or advice in message:
         return message[:limit]
-    room = limit - len(remedy) - 1
-    return f"{message[:room].rstrip()} {remedy}"
+    room = limit - len(advice) - 1
+    return f"{message[:room].rstrip()} {advice}"

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Final
 
 from finetune_api.layout import Lineage, StageRecord
-from finetune_api.meta import ExitCode
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
 from finetune_api.reasons import Reason, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
@@ -247,7 +247,8 @@ def _guarded(
 
 
 def _failure(stage: Stage, reason: Reason, message: str) -> StageResult:
-    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message))
+    kind = ADAPTERDEPLOYMENT if stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
+    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message, kind))
 
 
 def _naming_log(result: StageResult, uri: str) -> StageResult:

@@ -46,9 +46,12 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def merge_conditions(
-    current: Sequence[Condition], findings: Iterable[Finding], generation: int, now: datetime
+    current: Sequence[Condition], findings: Iterable[Finding], kind: str, generation: int, now: datetime
 ) -> list[Condition]:
-    """The findings as conditions. One whose status stays keeps its time; conditions without a finding go."""
+    """The findings as conditions of a resource of a kind: its remedies are appended.
+
+    One whose status stays keeps its time; conditions without a finding go.
+    """
     before = {condition.type: condition for condition in current}
     merged = []
     for finding in findings:
@@ -60,7 +63,7 @@ def merge_conditions(
                 type=finding.type,
                 status=status,
                 reason=finding.reason,
-                message=with_remedy(finding.reason, finding.message) if finding.message else "",
+                message=with_remedy(finding.reason, finding.message, kind) if finding.message else "",
                 last_transition_time=timestamp(now) if known is None or moved else known.last_transition_time,
                 observed_generation=generation,
             )

@@ -27,7 +27,7 @@ def event_object(owner: Owner, event: Event, resource_version: str, now: datetim
         },
         "type": event.type,
         "reason": event.reason,
-        "message": with_remedy(event.reason, event.message),
+        "message": with_remedy(event.reason, event.message, owner.resource.kind),
         "firstTimestamp": moment,
         "lastTimestamp": moment,
         "count": 1,

@@ -562,6 +562,7 @@ class TestEvents:
         [
             (ServingCluster(spec=pinned(GOOD, runtime="vllm")), Reason.RUNTIME_UNKNOWN),
             (ServingCluster(service_account=False), Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
+            (ServingCluster(spec=following(), source=Source("Failed", None, Storage())), Reason.SOURCE_NOT_READY),
         ],
     )
     def test_what_blocks_is_told_once_with_the_words_of_the_condition(
@@ -589,6 +590,18 @@ class TestEvents:
             ("Normal", Reason.CANDIDATE_STARTING),
             ("Warning", Reason.UNSCHEDULABLE),
         ]
+
+    def test_that_the_source_is_not_ready_yet_is_no_warning(self) -> None:
+        cluster = ServingCluster(spec=following())
+        cluster.settle()
+        assert [(event.type, event.reason) for event in cluster.events] == [("Normal", Reason.SOURCE_NOT_READY)]
+
+    def test_pods_that_stop_answering_are_told(self) -> None:
+        cluster = serving()
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        deployment["status"] |= {"readyReplicas": 0, "availableReplicas": 0}
+        cluster.reconcile()
+        assert (cluster.events[-1].type, cluster.events[-1].reason) == ("Warning", Reason.SERVER_UNAVAILABLE)
 
     def test_trouble_that_goes_and_comes_back_is_told_again(self) -> None:
         cluster = serving()

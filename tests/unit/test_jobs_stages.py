@@ -14,14 +14,14 @@ from finetune_api.dataset import Columns, DataFormat, Source, Task
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, READINESS_PAGE, ChannelPointer, channel_object, output_folder
-from finetune_api.meta import ExitCode
+from finetune_api.meta import FINETUNEJOB, ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
 from finetune_api.storage import Storage
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError
-from finetune_jobs.folders import require_manifest
+from finetune_jobs.folders import fetch_folder, require_manifest
 from finetune_jobs.prepare import REPORT, prepare
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runner import Context, Made, execute
@@ -157,6 +157,26 @@ def test_work_is_done_once(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     assert (forced.reused, forced.output_digest) == (False, first.output_digest)
 
 
+def test_a_damaged_folder_is_made_again_once_its_remedy_is_followed(
+    s3: SeaweedFS, store: Store, tmp_path: Path
+) -> None:
+    asked, out = given(store, Stage.PREPARE, s3.storage), store.below("out")
+    made = execute(context(asked, tmp_path), prepare)
+    folder = output_folder(Stage.PREPARE, made.output_digest)
+    out.put(f"{folder}/train.jsonl", b"cut off")
+    with pytest.raises(StageError) as caught:
+        fetch_folder(out, folder, tmp_path / "damaged")
+    assert caught.value.reason is Reason.ARTIFACT_CORRUPT
+    assert out.uri(f"{folder}/train.jsonl") in caught.value.message
+    assert execute(context(asked, tmp_path), _never).reused, "a rerun alone would take the damaged folder again"
+    assert "manifest.json" in REMEDIES[Reason.ARTIFACT_CORRUPT]
+    out.delete(f"{folder}/train.jsonl")
+    out.delete(f"{folder}/{MANIFEST}")
+    again = execute(context(asked, tmp_path), prepare)
+    assert (again.reused, again.output_digest) == (False, made.output_digest)
+    assert fetch_folder(out, folder, tmp_path / "healed").content_digest() == made.output_digest
+
+
 def _never(_: Context) -> Made:
     raise AssertionError("the work was done again")
 
@@ -209,7 +229,12 @@ def test_a_source_that_changes_under_a_run_fails_it(s3: SeaweedFS, store: Store,
             rows() + b"bad \xff,a\n" * 20,
             {},
             Reason.DATASET_INVALID,
-            ["20 of 320 rows are invalid, 5 % are allowed", "rows.csv line 302 is not UTF-8 at byte", "('0xff')"],
+            [
+                "20 of 320 rows are invalid, 5 % are allowed",
+                "rows.csv line 302 is not UTF-8 at byte",
+                "('0xff')",
+                ". Correct these rows, or raise spec.dataset.maxInvalidPercent. ",
+            ],
         ),
         (
             b'{"text": "x" "label": "a"}\n',
@@ -266,7 +291,7 @@ def test_bad_data_is_named_with_place_value_and_remedy(
         execute(context(given(store, Stage.PREPARE, s3.storage, **fields), tmp_path), prepare)
     assert error.value.reason is reason
     assert not error.value.retriable
-    message = with_remedy(error.value.reason, error.value.message)
+    message = with_remedy(error.value.reason, error.value.message, FINETUNEJOB)
     assert all(fragment in message for fragment in fragments), message
     assert message.endswith(REMEDIES[reason])
 

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, RunRef, Stage, StageInput, Upstream
 from finetune_api.storage import Credentials, Storage
@@ -151,10 +152,15 @@ def test_events_are_written_once() -> None:
 
 def test_conditions_keep_their_time_until_they_turn() -> None:
     """A new message or reason alone is no transition."""
-    waiting = merge_conditions([], [Finding(ConditionType.READY, False, Reason.WAITING, "a")], 1, NOW)
+    kind = FINETUNEJOB
+    waiting = merge_conditions([], [Finding(ConditionType.READY, False, Reason.WAITING, "a")], kind, 1, NOW)
     later = NOW + timedelta(hours=1)
-    still = merge_conditions(waiting, [Finding(ConditionType.READY, False, Reason.UNSCHEDULABLE, "b")], 2, later)
-    turned = merge_conditions(still, [Finding(ConditionType.READY, True, Reason.RUN_SUCCEEDED, "c")], 2, later)
+    still = merge_conditions(
+        waiting, [Finding(ConditionType.READY, False, Reason.UNSCHEDULABLE, "b")], FINETUNEJOB, 2, later
+    )
+    turned = merge_conditions(
+        still, [Finding(ConditionType.READY, True, Reason.RUN_SUCCEEDED, "c")], FINETUNEJOB, 2, later
+    )
     times = [conditions[0].last_transition_time for conditions in (waiting, still, turned)]
     assert times == ["2026-01-01T12:00:00Z", "2026-01-01T12:00:00Z", "2026-01-01T13:00:00Z"]
     assert still[0].observed_generation == 2

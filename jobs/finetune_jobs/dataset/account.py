@@ -27,7 +27,7 @@ def require_valid(ledger: Ledger, params: PrepareParams) -> None:
         raise StageError(
             Reason.DATASET_INVALID,
             f"{wrong} of {ledger.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
-            f"{shorten(ledger.faults.sentences(), 800)}.",
+            f"{shorten(ledger.faults.sentences(), 750)}. Correct these rows, or raise spec.dataset.maxInvalidPercent.",
         )
 
 

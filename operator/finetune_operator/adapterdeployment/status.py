@@ -5,7 +5,8 @@ from datetime import datetime
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.base import Condition
-from finetune_api.reasons import REMEDIES, Reason
+from finetune_api.meta import ADAPTERDEPLOYMENT
+from finetune_api.reasons import Reason, remedy
 from finetune_operator.actions import DEPLOYMENTS, Event
 from finetune_operator.adapterdeployment.observe import Invalid, Observed
 from finetune_operator.adapterdeployment.target import Blocked, Target
@@ -77,7 +78,7 @@ def compose(
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(scene),
-        conditions=merge_conditions(before.conditions, findings, generation, now),
+        conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, now),
         endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
         stable=stable,
         candidate=candidate,
@@ -107,7 +108,7 @@ def invalid(observed: Invalid, now: datetime) -> AdapterDeploymentStatus:
         update={
             "observed_generation": generation,
             "phase": ServingPhase.DEGRADED if before.stable else ServingPhase.FAILED,
-            "conditions": merge_conditions(before.conditions, findings, generation, now),
+            "conditions": merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, now),
         }
     )
 
@@ -131,7 +132,8 @@ def _trouble(status: AdapterDeploymentStatus) -> Condition | None:
     speaking = [(ConditionType.STALLED, "True"), (ConditionType.READY, "False")]
     speaking += [(ConditionType.RECONCILING, "True")] if candidate else []
     found = [condition for kind, value in speaking if (condition := shown.get(kind)) and condition.status == value]
-    return next((each for each in found if each.reason in REMEDIES and each.reason != told), None)
+    news = [each for each in found if each.reason != told and remedy(Reason(each.reason), ADAPTERDEPLOYMENT)]
+    return news[0] if news else None
 
 
 def _ready(scene: _Scene) -> Finding:

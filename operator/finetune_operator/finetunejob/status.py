@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.finetunejob import FineTuneJobStatus, Phase, Progress, RunStatus, StageState, StageStatus
+from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
@@ -39,7 +40,9 @@ def compose(observed: Observed, headline: Headline, book: Book | None, now: date
         update={
             "observed_generation": generation,
             "phase": headline.phase,
-            "conditions": merge_conditions(before.conditions, _findings(observed, headline), generation, now),
+            "conditions": merge_conditions(
+                before.conditions, _findings(observed, headline), FINETUNEJOB, generation, now
+            ),
         }
     )
     return status if book is None else status.model_copy(update=_account(observed, headline, book, now))

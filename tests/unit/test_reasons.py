@@ -1,0 +1,98 @@
+"""What people are told to do next: every reason that stands for trouble has a remedy, and it fits its kind."""
+
+import re
+import types
+import typing
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
+from finetune_api.reasons import REMEDIES, SERVING_REMEDIES, Reason, remedy, with_remedy
+
+pytestmark = pytest.mark.unit
+
+NO_TROUBLE = {
+    *(Reason.WAITING, Reason.RUN_STARTED, Reason.STAGE_STARTED, Reason.STAGE_SUCCEEDED, Reason.STAGE_REUSED),
+    *(Reason.STAGE_RETRIED, Reason.RUN_SUCCEEDED, Reason.SUSPENDED, Reason.RESUMED, Reason.SPEC_CHANGED),
+    *(Reason.TRAINING_COMPLETED, Reason.OVERFITTING, Reason.PLATEAU, Reason.SETTINGS_DISCOURAGED),
+    *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
+}
+"""What passes by itself or is well; a discouraged setting's message is itself the advice."""
+RUN_WAITS = {
+    *(Reason.PROFILE_UNKNOWN, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED),
+    *(Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED, Reason.NAME_TAKEN),
+    Reason.OUTPUT_NAME_CONFLICT,
+}
+"""What a FineTuneJob waits for: the run goes on by itself."""
+SPEC_CHANGES = {
+    *(Reason.SPEC_INVALID, Reason.MODEL_UNSUPPORTED, Reason.FIT_REFUSED, Reason.GATED_MODEL_UNAUTHORIZED),
+    *(Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED, Reason.OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY),
+    *(Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.BUDGET_EXCEEDED),
+}
+"""What a change of a FineTuneJob's spec puts right; that begins a new run as it is."""
+SERVING_WAITS = {
+    *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
+    *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID),
+}
+"""What an AdapterDeployment waits for as long as it takes."""
+OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.MODEL_UNSUPPORTED}
+"""What another runtime or artifact puts right; that makes another revision, which is tried as it is."""
+RERUN = "set spec.rerun to a new value"
+BY_KIND = [(FINETUNEJOB, reason) for reason in REMEDIES] + [
+    (ADAPTERDEPLOYMENT, reason) for reason in sorted(SERVING_REMEDIES.keys() | SERVING_WAITS)
+]
+
+
+def test_every_trouble_has_a_remedy() -> None:
+    assert set(Reason) - REMEDIES.keys() - SERVING_REMEDIES.keys() == NO_TROUBLE
+    assert not (REMEDIES.keys() | SERVING_REMEDIES.keys()) & NO_TROUBLE
+
+
+@pytest.mark.parametrize("reason", REMEDIES)
+def test_a_failed_run_is_told_to_begin_again_unless_the_spec_changes(reason: Reason) -> None:
+    """And one that waits is not: it would lose what it has done."""
+    assert (RERUN in remedy(reason, FINETUNEJOB)) is (reason not in RUN_WAITS | SPEC_CHANGES)
+
+
+@pytest.mark.parametrize("reason", sorted(SERVING_REMEDIES.keys() | SERVING_WAITS))
+def test_a_failed_revision_is_told_to_begin_again_unless_another_takes_its_place(reason: Reason) -> None:
+    """Candidates never try again by themselves."""
+    text = remedy(reason, ADAPTERDEPLOYMENT)
+    again = RERUN in text or "set spec.rerun of the FineTuneJob to a new value" in text
+    assert again is (reason not in SERVING_WAITS | OTHER_REVISION)
+
+
+@pytest.mark.parametrize(("kind", "reason"), BY_KIND)
+def test_a_remedy_speaks_of_fields_and_things_that_its_kind_has(kind: str, reason: Reason) -> None:
+    text = remedy(reason, kind)
+    model = FineTuneJobSpec if kind == FINETUNEJOB else AdapterDeploymentSpec
+    for path in re.findall(r"spec((?:\.[a-zA-Z]+)+)", text):
+        assert has_field(model, path.strip(".").split(".")), f"{kind} has no spec{path}"
+    strange = ("runtime", "revision") if kind == FINETUNEJOB else ("profile", "the run ")
+    assert not [word for word in strange if word in text]
+    assert "still serves" not in text, "whether anything serves, the message says"
+
+
+@pytest.mark.parametrize(("kind", "reason"), BY_KIND)
+def test_a_remedy_survives_a_long_message_and_is_said_once(kind: str, reason: Reason) -> None:
+    text = remedy(reason, kind)
+    long = with_remedy(reason, "x" * 2000, kind)
+    assert len(long) == 1024
+    assert long.endswith(f"x {text}")
+    assert with_remedy(reason, long, kind) == long
+
+
+def has_field(model: Any, path: list[str]) -> bool:
+    """Whether a model, or one of a union or list of models, has a field of this path, by its names on the wire."""
+    if not path:
+        return True
+    if typing.get_origin(model) in (typing.Union, types.UnionType, list, typing.Annotated):
+        return any(has_field(part, path) for part in typing.get_args(model))
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return False
+    found = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    return path[0] in found and has_field(found[path[0]], path[1:])
