@@ -31,23 +31,24 @@ CHANGED_BY_KUBELET = (
 )
 
 
-def _sysctl(name: str) -> Path:
+def sysctl(name: str) -> Path:
+    """The file that holds a kernel setting."""
     return Path("/proc/sys") / name.replace(".", "/")
 
 
 def apply_settings(memory: Path) -> None:
     """Set what pods need; ``memory`` keeps the values found before, once per boot."""
-    if not _sysctl("net.bridge.bridge-nf-call-iptables").exists():
+    if not sysctl("net.bridge.bridge-nf-call-iptables").exists():
         run(["modprobe", "br_netfilter"])
     boot = BOOT_ID.read_text().strip()
     if not memory.exists() or json.loads(memory.read_text())["boot"] != boot:
         names = (*WANTED, *CHANGED_BY_KUBELET)
-        found = {name: _sysctl(name).read_text().strip() for name in names if _sysctl(name).exists()}
+        found = {name: sysctl(name).read_text().strip() for name in names if sysctl(name).exists()}
         memory.write_text(json.dumps({"boot": boot, "values": found}, indent=1))
     for name, value in WANTED.items():
-        current = _sysctl(name).read_text().strip()
+        current = sysctl(name).read_text().strip()
         if int(current) < int(value):
-            _sysctl(name).write_text(value)
+            sysctl(name).write_text(value)
 
 
 def restore_settings(memory: Path) -> None:
@@ -57,8 +58,8 @@ def restore_settings(memory: Path) -> None:
     kept = json.loads(memory.read_text())
     if kept["boot"] == BOOT_ID.read_text().strip():
         for name, value in kept["values"].items():
-            if _sysctl(name).read_text().strip() != value:
-                _sysctl(name).write_text(value)
+            if sysctl(name).read_text().strip() != value:
+                sysctl(name).write_text(value)
     memory.unlink()
 
 
@@ -71,8 +72,8 @@ def remove_network() -> None:
     for family, table in (("ip", configuration.NAT_TABLE), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
         _quietly("nft", "delete", "table", family, table)
     _quietly("ip", "link", "delete", BRIDGE)
-    for tool in ("iptables", "ip6tables"):
-        _remove_chains(tool)
+    for tool, family in (("iptables", "ip"), ("ip6tables", "ip6")):
+        _remove_chains(tool, family)
     with contextlib.suppress(ClusterError):
         for name in run(["ipset", "list", "-name"]).split():
             if name.startswith(("KUBE-", "kube-router-", "inet6:KUBE-", "inet6:kube-router-")):
@@ -104,13 +105,15 @@ def _glob(pattern: str) -> list[Path]:
     return list(Path("/").glob(pattern.lstrip("/")))
 
 
-def _remove_chains(tool: str) -> None:
-    """Load the filter table again without kube-router's chains and the jumps to them."""
+def _remove_chains(tool: str, family: str) -> None:
+    """Load the filter table again without kube-router's chains and the jumps to them, or drop one that only it used."""
     with contextlib.suppress(ClusterError):
         table = run([f"{tool}-save", "-t", "filter"]).splitlines(keepends=True)
         rest = [line for line in table if "KUBE-" not in line]
         if rest != table:
             run([f"{tool}-restore", "-T", "filter"], stdin="".join(rest))
+            if not any(line.startswith("-A") or (line.startswith(":") and " ACCEPT " not in line) for line in rest):
+                _quietly("nft", "delete", "table", family, "filter")
 
 
 def mounts_below(directory: Path, table: str) -> list[str]:
