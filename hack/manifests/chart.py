@@ -133,6 +133,7 @@ def _known(settings: Schema, images: Schema) -> dict[Path, Schema]:
         ("operator", "workers"): settings["workers"],
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
         ("operator", "progressSeconds"): settings["progressSeconds"],
+        ("operator", "policySeconds"): settings["policySeconds"],
         ("operator", "logFormat"): {"enum": ["plain", "json"]},
         ("operator", "resources"): {"$ref": "#/$defs/Resources"},
         ("operator", "nodeSelector"): _STRINGS,

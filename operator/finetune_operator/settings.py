@@ -143,6 +143,8 @@ class Settings(ApiModel):
     """Every resource is looked at again after this time, event or not."""
     progress_seconds: Annotated[int, Field(ge=1)] = 10
     """How often the progress of a running stage is read."""
+    policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10
+    """How long the cluster's network plugin is given to follow a NetworkPolicy before a Service relies on it."""
 
 
 def load_settings(path: Path) -> Settings:

@@ -106,6 +106,7 @@ class Team:
             "namespaces": [self.namespace],
             "workers": 4,
             "progress_seconds": 1,
+            "policy_seconds": 1,
         }
         return Settings(**(base | changes))
 

@@ -26,7 +26,7 @@ from finetune_operator.actions import (
     Resource,
 )
 from finetune_operator.adapterdeployment.observe import Invalid, Source
-from finetune_operator.adapterdeployment.plan import POLICY_SECONDS, plan
+from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.settings import Settings
 from tests.support.serving import (
     BETTER,
@@ -45,6 +45,8 @@ from tests.support.serving import (
 )
 
 pytestmark = pytest.mark.unit
+
+POLICY_SECONDS = SETTINGS.policy_seconds
 
 
 def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:

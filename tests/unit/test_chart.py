@@ -199,12 +199,13 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
             },
         },
         "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
-        "operator": {"workers": 3, "resyncSeconds": 60, "progressSeconds": 5},
+        "operator": {"workers": 3, "resyncSeconds": 60, "progressSeconds": 5, "policySeconds": 7},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     rendered = settings(render("--values", str(tmp_path / "values.yaml")))
     mine, runtime = rendered.profiles["mine"], rendered.runtimes["tgi-cpu"]
-    assert (rendered.workers, rendered.resync_seconds, rendered.progress_seconds) == (3, 60, 5)
+    assert (rendered.workers, rendered.resync_seconds) == (3, 60)
+    assert (rendered.progress_seconds, rendered.policy_seconds) == (5, 7)
     assert (rendered.images.pull_policy, rendered.images.pull_secrets) == ("Never", ["registry"])
     assert "gpu-l4" not in rendered.profiles
     assert rendered.runtimes.keys() == {"tgi-cpu"}

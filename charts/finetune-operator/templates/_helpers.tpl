@@ -59,6 +59,7 @@ namespaces: {{ toJson .Values.watchNamespaces }}
 workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ .Values.operator.resyncSeconds }}
 progressSeconds: {{ .Values.operator.progressSeconds }}
+policySeconds: {{ .Values.operator.policySeconds }}
 {{- end -}}
 
 {{/* The IPv4 (false) or IPv6 (true) part of a list of CIDRs. */}}

@@ -45,9 +45,6 @@ from finetune_operator.resources.service import candidate_service, public_servic
 
 BLOCKED_RETRY_SECONDS: Final = 30.0
 """How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
-POLICY_SECONDS: Final = 10.0
-"""How long network plugins are given to follow a NetworkPolicy."""
-
 MESSAGE_LIMIT: Final = 1024
 """What the API takes; a scheduler that speaks of many nodes says more."""
 SCORE_LIMIT: Final = 16
@@ -201,11 +198,12 @@ def _closed_for(observed: Observed, target: Target, candidate: RevisionStatus, n
     closed door. The clock starts when the policy is written, which the status tells: not when the proof ended, for the
     operator may have been down since then.
     """
+    seconds = float(observed.settings.policy_seconds)
     policy = serving_policy(observed.owner, target.revision)
     live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
     if candidate.state is not RevisionState.PROMOTING or ensure(NETWORK_POLICIES, policy, live):
-        return POLICY_SECONDS
-    return max(0.0, POLICY_SECONDS - (now - parse_timestamp(candidate.since)).total_seconds())
+        return seconds
+    return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
 
 
 def _waiting(candidate: RevisionStatus, proved: bool, trouble: Trouble | None, now: datetime) -> RevisionStatus:
