@@ -7,9 +7,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from hack.cluster.native import NativeCluster
+from hack.cluster.provider import provider
 from hack.platform import local
 from hack.platform.kubectl import Kubectl
 from hack.platform.tiny import upload_tiny_inputs
+
+
+@pytest.fixture(scope="session")
+def native() -> NativeCluster:
+    """The native cluster, for tests of what kind does in its own way."""
+    found = provider()
+    if not isinstance(found, NativeCluster):
+        pytest.skip("the cluster is kind's, which looks after its own processes and leaves the machine alone")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from hack.cluster.layout import KUBERNETES_SERVICE_IP
 from hack.cluster.native import NativeCluster
 from hack.cluster.node import processes_with
 from hack.cluster.processes import Record
-from hack.cluster.provider import provider
 from hack.platform.kubectl import Kubectl, wait_for
 from tests.support.restricted import CONNECT, LOOKUP, message_of, python_pod, restricted_namespace, serve
 
@@ -22,14 +21,6 @@ pytestmark = pytest.mark.cluster
 
 CLIENTS = {"controller-manager", "scheduler", "kubelet", "kube-proxy", "kube-router"}
 PARTS = {"etcd", "apiserver", "containerd", *CLIENTS}
-
-
-@pytest.fixture
-def native() -> NativeCluster:
-    cluster = provider()
-    if not isinstance(cluster, NativeCluster):
-        pytest.skip("kind's node looks after its own processes")
-    return cluster
 
 
 @pytest.fixture

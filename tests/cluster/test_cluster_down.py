@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from hack.cluster.native import NativeCluster
 from tests.support.host_changes import Traces, observe
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Traces, Traces, Traces]:
+def observed(native: NativeCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Traces, Traces, Traces]:
     """The traces before `up`, between `up` and `down`, and after `down`."""
     return observe(tmp_path_factory.mktemp("down"))
 
