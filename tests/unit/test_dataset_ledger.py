@@ -40,6 +40,15 @@ def test_of_contradicting_rows_none_stays_and_every_row_is_counted_once(task: Ta
     assert ledger.read == ledger.duplicates + ledger.faults.total + len(ledger.labels)
 
 
+def test_contradictions_quote_no_personal_data() -> None:
+    ledger = Ledger(TaskType.CLASSIFICATION)
+    take(ledger, ("q", "ana@example.org"), ("q", "ben@example.org"))
+    assert ledger.faults.sentences() == (
+        "a.csv line 2, label: is not the answer of an equal row before ('***************'): equal inputs need one "
+        "answer ('***************')"
+    )
+
+
 def test_another_answer_in_free_text_is_another_way_to_say_it() -> None:
     ledger = Ledger(TaskType.TEXT)
     assert take(ledger, ("q", "a"), ("q", "b")) == [True, False]

@@ -16,7 +16,7 @@ from finetune_api.dataset import Columns, DataFormat
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset import json_list
 from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
-from finetune_jobs.dataset.validation import Rules
+from finetune_jobs.dataset.validation import Faults, Rules
 from finetune_jobs.errors import StageError
 
 pytestmark = pytest.mark.unit
@@ -78,6 +78,42 @@ def test_a_row_that_cannot_be_read_is_a_fault_with_its_place(
 ) -> None:
     first = next(row for row in read(tmp_path, content, kind) if isinstance(row, Fault))
     assert (first.line, first.problem, first.value) == (line, problem, value)
+
+
+SECRET = "hunter2-" + "aB3x" * 3
+PRIVATE = f"ana@example.org,password={SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "sentence"),
+    [
+        (
+            "CSV",
+            HEADER + f"{PRIVATE},x\n".encode(),
+            "has 3 fields, the header has 2 ('***************,password=**************…')",
+        ),
+        ("JSONL", f'["{PRIVATE}"]\n'.encode(), "is not a JSON object ('[\"***************,password=************…')"),
+        (
+            "JSONL",
+            f'{{"text": "a", "password": {SECRET}}}\n'.encode(),
+            "is not JSON at column 27: Expecting value ('assword\": ********************}')",
+        ),
+    ],
+)
+def test_what_is_quoted_of_a_row_is_neither_private_nor_secret(
+    tmp_path: Path, kind: str, content: bytes, sentence: str
+) -> None:
+    (fault,) = read(tmp_path, content, kind)
+    assert isinstance(fault, Fault)
+    faults = Faults()
+    faults.add("s3://data/rows", fault)
+    assert faults.sentences() == f"s3://data/rows line {fault.line} {sentence}"
+
+
+def test_a_row_in_place_of_a_header_is_not_quoted_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as error:
+        read(tmp_path, f"Write to ana@example.org,{SECRET}\n".encode())
+    assert "the file has 'Write to ***************'," in error.value.message
 
 
 def test_reading_goes_on_after_a_fault(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from finetune_jobs.dataset.collect import Collected
 from finetune_jobs.dataset.division import Division
 from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.validation import shorten
+from finetune_jobs.dataset.validation import shorten, shown
 from finetune_jobs.errors import StageError
 from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
 from finetune_jobs.readiness.facts import Facts, Findings, Lengths, Rows
@@ -39,11 +39,11 @@ def require_learnable(ledger: Ledger, params: PrepareParams) -> None:
     if len(labels) == 1:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"All {examples} examples have the label {shorten(labels[0])!r}: a classification needs two labels at "
+            f"All {examples} examples have the label {shown(labels[0])!r}: a classification needs two labels at "
             "least. Check spec.dataset.columns.label.",
         )
     if examples >= len(Part) * MIN_PART and len(labels) * 2 > examples:
-        some = ", ".join(repr(shorten(label)) for label in labels[:3])
+        some = ", ".join(repr(shown(label)) for label in labels[:3])
         raise StageError(
             Reason.DATASET_INVALID,
             f"{examples} examples have {len(labels)} different labels ({some}, …): nothing can be learnt from labels "

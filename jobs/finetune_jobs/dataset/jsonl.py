@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from finetune_jobs.dataset.lines import Lines
 from finetune_jobs.dataset.rows import Fault, Row
+
+_BEFORE: Final = 10
+"""Characters that are shown before a mistake."""
+_CONTEXT: Final = 200
+"""Characters around them in which a secret is recognised."""
 
 
 def read_jsonl(lines: Lines) -> Iterator[Row | Fault]:
@@ -42,14 +47,16 @@ def _second_opinion(lines: Lines, raw: bytes) -> Row | Fault | None:
     except UnicodeDecodeError as error:
         return lines.not_utf8(raw, error)
     except json.JSONDecodeError as error:
-        return Fault(lines.number, "", *_malformed(text, error))
+        return _malformed(lines.number, text, error)
     except (RecursionError, ValueError) as error:
         problem = f"is not JSON that can be read: {type(error).__name__}"
         return Fault(lines.number, "", "malformedJson", problem)
 
 
-def _malformed(text: str, error: json.JSONDecodeError) -> tuple[str, str, str]:
-    """Kind, problem and value of a fault."""
+def _malformed(number: int, text: str, error: json.JSONDecodeError) -> Fault:
     if "\0" in text:
-        return "nulByte", f"holds a NUL byte at column {text.index(chr(0)) + 1}", ""
-    return "malformedJson", f"is not JSON at column {error.colno}: {error.msg}", text[max(0, error.pos - 10) :]
+        return Fault(number, "", "nulByte", f"holds a NUL byte at column {text.index(chr(0)) + 1}")
+    begin = max(0, error.pos - _BEFORE)
+    context = text[max(0, begin - _CONTEXT) : error.pos + _CONTEXT]
+    problem = f"is not JSON at column {error.colno}: {error.msg}"
+    return Fault(number, "", "malformedJson", problem, context, min(begin, _CONTEXT))

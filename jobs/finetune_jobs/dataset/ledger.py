@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from finetune_api.dataset import TaskType
 from finetune_jobs.dataset.rows import Fault
 from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.validation import Example, Faults, shorten
+from finetune_jobs.dataset.validation import Example, Faults, shown
 
 
 @dataclass(frozen=True)
@@ -119,5 +119,5 @@ class Ledger:
 
 
 def _conflict(line: int, label: str, other: str = "") -> Fault:
-    problem = f"is not the answer of an equal row before ({shorten(other)!r})" if other else "is one of several answers"
+    problem = f"is not the answer of an equal row before ({shown(other)!r})" if other else "is one of several answers"
     return Fault(line, "label", "conflictingLabels", f"{problem}: equal inputs need one answer", label)

@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with a row. ``value`` is shown to people in short, and never stored."""
+    """Something wrong with a row."""
 
     line: int
     """As ``Row.line``."""
@@ -40,6 +40,9 @@ class Fault:
     """Name of the class of faults, for counting."""
     problem: str
     value: str = ""
+    """Part of the row; shown to people in short, and never stored."""
+    begin: int = 0
+    """Where in ``value`` the part begins that is shown; what stands before tells whether that is a secret."""
 
 
 def too_long(line: int, subject: str, field: str = "") -> Fault:
@@ -78,8 +81,10 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Names for people: at most twelve, each cut to 40 characters."""
-    shown = ", ".join(repr(name[:40]) for name in names[:12])
+    """Names for people: at most twelve, each cut to 40 characters; without a header they are the data of a row."""
+    from finetune_jobs.dataset.hiding import starred  # other stages share this module in images without Presidio
+
+    shown = ", ".join(repr(starred(name[:200])[:40]) for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 

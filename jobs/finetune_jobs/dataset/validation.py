@@ -15,6 +15,8 @@ from finetune_jobs.dataset.shapes import Message, shape, text_or_fault
 
 _SHOWN: Final = 5
 _STORED: Final = 100
+_LOOKED_AT: Final = 500
+"""Characters of a value in which personal data and secrets are looked for: more than are shown."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,16 @@ class Faults:
 
 
 def _sentence(file: str, fault: Fault) -> str:
-    value = f" ({shorten(fault.value)!r})" if fault.value else ""
+    value = f" ({shown(fault.value, fault.begin)!r})" if fault.value else ""
     subject = f", {fault.field}:" if fault.field else ""
     return f"{file} line {fault.line}{subject} {fault.problem.rstrip('.')}{value}"
+
+
+def shown(value: str, begin: int = 0) -> str:
+    """A part of a row for people: from ``begin`` on, in short, with stars in place of personal data and secrets."""
+    from finetune_jobs.dataset.hiding import starred  # other stages share this module in images without Presidio
+
+    return shorten(starred(value[: begin + _LOOKED_AT])[begin:])
 
 
 def shorten(value: str, limit: int = 40) -> str:
