@@ -59,6 +59,7 @@ class Reason(StrEnum):
     # What went wrong while running
     OUT_OF_MEMORY = "OutOfMemory"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    SCRATCH_FULL = "ScratchFull"
     LOSS_NOT_FINITE = "LossNotFinite"
     LOSS_DIVERGED = "LossDiverged"
     STEP_HUNG = "StepHung"
@@ -125,6 +126,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "Check that nobody deletes what is below spec.output.uri, then set spec.rerun to a new value: it is made again.",
     Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value: its answers so far are kept.",
     Reason.TEACHER_REFUSED: "Correct the teacher's model or its parameters; or correct the key in the Secret, then set spec.rerun to a new value: its answers so far are kept.",
+    Reason.SCRATCH_FULL: "Choose a profile with more scratch space; or let the admin raise its scratchSize in the chart's values, then set spec.rerun to a new value.",
     Reason.STEP_HUNG: "The pod is started again and goes on from its newest checkpoint; if the run has failed, look at the node's GPU, then set spec.rerun to a new value.",
     Reason.SUPERSEDED: "Find out what else works on this run; if the run has failed, set spec.rerun to a new value.",
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or let the admin raise the profile's deadline, then set spec.rerun to a new value.",
@@ -156,6 +158,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or let its FineTuneJob publish it again, then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object that is named here, and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, do the same here.",
     Reason.OUT_OF_MEMORY: "Ask the admin to give the runtime more memory in the chart's values: that is another revision, which is tried by itself.",
+    Reason.SCRATCH_FULL: "Ask the admin to raise the runtime's scratchSize in the chart's values: that is another revision, which is tried by itself.",
     Reason.DEADLINE_EXCEEDED: "Find out from the pod's log what takes so long, or ask the admin to raise the runtime's startupTimeoutSeconds, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
     Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",

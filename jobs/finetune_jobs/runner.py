@@ -8,6 +8,7 @@ record that lets the next run with the same input skip the work. Failures are ra
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -242,8 +243,20 @@ def _guarded(
         return _failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
     except Exception as error:
         log.exception("the stage crashed")
+        if _is_disk_full(error):
+            text = f"The disk that holds {tempfile.gettempdir()} is full."
+            return _failure(stage, Reason.SCRATCH_FULL, text), ExitCode.RETRIABLE
         text = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
         return _failure(stage, Reason.INTERNAL_ERROR, text), ExitCode.RETRIABLE
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception comes from a full disk; closing what could not be written may have raised another one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _failure(stage: Stage, reason: Reason, message: str) -> StageResult:

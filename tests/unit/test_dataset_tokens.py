@@ -1,5 +1,7 @@
 """Examples as tokens: what is too long is refused, left out, cut or split, and an answer is never cut."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import pytest
 from finetune_api.dataset import Cleaning, Source, Task, TaskType, TooLong
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams
+from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.spool import BATCH, Spooled, SpoolWriter, read_spool
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.validation import Example
+from finetune_jobs.dataset.writing import DatasetWriter
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -107,3 +111,17 @@ def test_a_spool_gives_back_what_it_was_given(tokenizer: tuple[Any, int], tmp_pa
         for example in examples:
             out.add(example)
     assert list(read_spool(tmp_path / "spool")) == examples
+
+
+@pytest.mark.parametrize("file", ["train.jsonl", "train.parquet"])
+def test_a_full_disk_is_told_as_what_it_is(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).symlink_to("/dev/full")
+    spooled = Spooled(0, b"x" * 1000, [chat.Encoded(list(range(1000)), list(range(1000)))])
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write(tmp_path, spooled)
+
+
+def write(folder: Path, spooled: Spooled) -> None:
+    with DatasetWriter(folder) as out:
+        for _ in range(3000):
+            out.add(Part.TRAIN, spooled)

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from finetune_api import telemetry
 from finetune_api.finetunejob import Output
 from finetune_api.layout import run_folder
-from finetune_api.meta import ExitCode
-from finetune_api.reasons import Reason
+from finetune_api.meta import ADAPTERDEPLOYMENT, ExitCode
+from finetune_api.reasons import Reason, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
     Outcome,
@@ -42,7 +42,7 @@ GIVEN = StageInput(stage=Stage.VERIFY, run=DEPLOYMENT, artifact_uri=f"s3://data/
 PROGRAM = """
 import sys, time
 from finetune_api.stages import Stage
-from finetune_api.reasons import Reason
+from finetune_api.reasons import Reason, with_remedy
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.runner import Made, run_stage
 
@@ -89,19 +89,26 @@ def ended(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[int, StageR
             "raise StageError(Reason.ADAPTER_INACTIVE, 'No.')",
             ExitCode.FATAL,
             Reason.ADAPTER_INACTIVE,
-            "No. The server answers like the base model: check the runtime's version and the artifact's format.",
+            "No.",
         ),
         (
             "raise StageError(Reason.S3_UNREACHABLE, 'Away.', retriable=True)",
             ExitCode.RETRIABLE,
             Reason.S3_UNREACHABLE,
-            "Away. Check spec.storage.endpoint and the network policies between the pod and the store.",
+            "Away.",
         ),
         (
             "raise ValueError('first line' + chr(10) + 'second line')",
             ExitCode.RETRIABLE,
             Reason.INTERNAL_ERROR,
             "ValueError: first line",
+        ),
+        (
+            "import pyarrow; writer = pyarrow.ipc.new_file('/dev/full', pyarrow.schema({'a': pyarrow.binary()})); "
+            "writer.write_batch(pyarrow.record_batch({'a': [b'x' * 9999]}))",
+            ExitCode.RETRIABLE,
+            Reason.SCRATCH_FULL,
+            "The disk that holds {scratch} is full.",
         ),
         ("raise StoppedError('At step 5.')", ExitCode.RETRIABLE, Reason.PREEMPTED, "At step 5."),
     ],
@@ -110,14 +117,15 @@ def test_an_ending_becomes_an_exit_code_and_a_result(
     tmp_path: Path, body: str, code: int, reason: Reason, message: str
 ) -> None:
     found, result = ended(start(tmp_path, body), tmp_path)
-    assert (found, result.reason, result.message) == (code, reason, message)
+    said = message.replace("{scratch}", str(tmp_path))
+    assert (found, result.reason, result.message) == (code, reason, with_remedy(reason, said, ADAPTERDEPLOYMENT))
     assert (result.outcome is Outcome.SUCCEEDED) is (code == ExitCode.OK)
     assert not list(tmp_path.glob("finetune-*")), "the scratch folder stays behind"
 
 
 def test_a_traceback_is_in_the_log_only(tmp_path: Path) -> None:
     _, result = ended(start(tmp_path, "raise RuntimeError('boom')"), tmp_path)
-    assert result.message == "RuntimeError: boom"
+    assert result.message == with_remedy(Reason.INTERNAL_ERROR, "RuntimeError: boom", ADAPTERDEPLOYMENT)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert any("Traceback" in line.get("traceback", "") for line in lines)
 
@@ -167,7 +175,8 @@ def test_sigterm_ends_a_stage_with_a_result(tmp_path: Path, body: str, graceful:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code, result = ended(process, tmp_path)
-    assert (code, result.reason, result.message) == (ExitCode.RETRIABLE, Reason.PREEMPTED, message)
+    told = with_remedy(Reason.PREEMPTED, message, ADAPTERDEPLOYMENT)
+    assert (code, result.reason, result.message) == (ExitCode.RETRIABLE, Reason.PREEMPTED, told)
 
 
 def test_a_taken_metrics_port_costs_only_the_progress(tmp_path: Path) -> None:
@@ -201,8 +210,9 @@ def test_a_failure_names_the_log_that_is_kept(s3: SeaweedFS, store: Store, tmp_p
     body = "raise StageError(Reason.INTERNAL_ERROR, 'Broken.')"
     _, result = ended(start(tmp_path, body, given=kept_given(s3, store)), tmp_path)
     uri, messages = kept_log(store)
-    assert result.message == f"Broken. Log: {uri}"
-    assert (messages[0].startswith("stage starts"), messages[-1]) == (True, "InternalError: Broken.")
+    told = with_remedy(Reason.INTERNAL_ERROR, "Broken.", ADAPTERDEPLOYMENT)
+    assert result.message == f"{told} Log: {uri}"
+    assert (messages[0].startswith("stage starts"), messages[-1]) == (True, f"InternalError: {told}")
 
 
 def test_a_success_keeps_its_log_too(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
@@ -247,7 +257,7 @@ def test_an_input_without_a_key_gets_the_one_that_follows(tmp_path: Path) -> Non
     given = example_input(Stage.PUBLISH)
     body = "raise StageError(Reason.INTERNAL_ERROR, context.input.input_key)"
     _, result = ended(start(tmp_path, body, given=by_hand(), stage=Stage.PUBLISH), tmp_path)
-    assert result.message == input_key(Stage.PUBLISH, given.upstream, given.params)
+    assert result.message.startswith(input_key(Stage.PUBLISH, given.upstream, given.params))
 
 
 @pytest.mark.parametrize(

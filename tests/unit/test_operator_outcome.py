@@ -182,6 +182,13 @@ CASES = {
         Reason.PREEMPTED,
         "low on resource: memory",
     ),
+    "evicted for its own limit": Case(
+        FAILED,
+        (pod("Failed", reason="Evicted", message='Usage of EmptyDir volume "scratch" exceeds the limit "20Gi". '),),
+        State.FAILED,
+        Reason.SCRATCH_FULL,
+        'more scratch space than its profile allows: Usage of EmptyDir volume "scratch" exceeds',
+    ),
     "suspended": Case(job(spec={"suspend": True}), (), State.SUSPENDED, Reason.SUSPENDED),
 }
 

@@ -58,8 +58,11 @@ class _TokenWriter:
     def __enter__(self) -> "_TokenWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._flush()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
         self._writer.close()
 
     def add(self, piece: Encoded) -> None:

@@ -17,6 +17,10 @@ from finetune_operator.resources.pods import STAGE_CONTAINER
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _IMAGE_PROBLEMS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+_OWN_LIMIT: Final = re.compile(
+    r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
+)
+"""What the kubelet says of a pod that it evicts for the pod's own limits, not for what its node lacks."""
 
 
 class State(StrEnum):
@@ -190,9 +194,12 @@ def _pod_failure(pod: Object) -> tuple[Reason, str] | None:
     result = read_result(pod)
     if result is not None and result.outcome is Outcome.FAILED:
         return result.reason, result.message
+    said = status.get("message", "")
+    if status.get("reason") == "Evicted" and _OWN_LIMIT.search(said):
+        return Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its profile allows: {said}"
     disrupted = _condition(status, "DisruptionTarget")
     if disrupted or status.get("reason") in ("Evicted", "Preempting"):
-        said = status.get("message") or (disrupted or {}).get("message") or "the node needed its place"
+        said = said or (disrupted or {}).get("message") or "the node needed its place"
         return Reason.PREEMPTED, f"Pod {name} was evicted: {said}"
     ended = _terminated(pod)
     if ended is None:
