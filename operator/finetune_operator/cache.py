@@ -8,7 +8,7 @@ existing object checks its owner, status writes are conditional on the resource 
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from finetune_operator.actions import ADAPTERDEPLOYMENTS, DEPLOYMENTS, FINETUNEJOBS, JOBS, PODS, Object, Resource
 from finetune_operator.resources.ownership import Key, owner_key
@@ -90,8 +90,8 @@ class Cache:
             if uid not in present:
                 self.forget(resource, gone)
 
-    def publishers(self, output: tuple[str, str]) -> list[Object]:
-        """The FineTuneJobs of all namespaces that publish to an output (see ``output_of``)."""
+    def publishers(self, output: "Output") -> list[Object]:
+        """The FineTuneJobs of all namespaces that publish to an output."""
         with self._lock:
             return [self._objects[place] for place in self._groups.get(output, ())]
 
@@ -108,10 +108,22 @@ def _groups(place: _Place, found: Object) -> tuple[Hashable, Hashable]:
     return kind, output_of(found) if kind == FINETUNEJOBS.kind else (owner_key(found), kind)
 
 
-def output_of(job: Object) -> tuple[str, str]:
-    """Where a FineTuneJob publishes: URI and name."""
-    output = job["spec"].get("output") or {}
-    return str(output.get("uri", "")).rstrip("/"), str(output.get("name", ""))
+class Output(NamedTuple):
+    """Where a FineTuneJob publishes. Buckets of one name in different stores are different buckets."""
+
+    endpoint: str
+    uri: str
+    name: str
+
+
+def output_of(job: Object) -> Output:
+    """A FineTuneJob's output, from its stored spec."""
+    storage, output = job["spec"].get("storage") or {}, job["spec"].get("output") or {}
+    return Output(
+        endpoint=str(storage.get("endpoint", "")),
+        uri=str(output.get("uri", "")).rstrip("/"),
+        name=str(output.get("name", "")),
+    )
 
 
 def _version(found: Object) -> int:

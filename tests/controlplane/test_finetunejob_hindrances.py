@@ -57,14 +57,17 @@ def test_missing_service_account(team: Team) -> None:
 def test_two_jobs_of_one_output_name(team: Team) -> None:
     """The older one publishes, the younger one waits and says for whom, and goes on when the older one has gone."""
     output = {"uri": "s3://artifacts/team", "name": "shared"}
-    older = team.create("older", output=output)
+    team.create("older", output=output)
     time.sleep(1.1)  # creation times are whole seconds; of two in the same one, the uid decides
     team.create("younger", output=output)
     team.start()
     team.until("older", Phase.SUCCEEDED)
     team.until("younger", Reason.OUTPUT_NAME_CONFLICT)
-    assert f"{team.namespace}/{older['metadata']['name']}" in message(team, "younger")
+    said = "The older FineTuneJob 'older' publishes 'shared' under s3://artifacts/team already."
+    assert said in message(team, "younger")
     assert not team.jobs("younger")
+    team.create("elsewhere", output=output, storage={"endpoint": "http://another.store:8333"})
+    team.until("elsewhere", Phase.SUCCEEDED)
     team.delete("older")
     team.until("younger", Phase.SUCCEEDED)
     assert team.node.store.executed == list(PIPELINE), "the same inputs: everything is reused"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from finetune_api import meta
 from finetune_operator.actions import FINETUNEJOBS, JOBS, Object
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, Output, output_of
+from finetune_operator.finetunejob.observe import find_rival
 from finetune_operator.reconcile import merge_patch
 from finetune_operator.resources.ownership import Key, Owner
 from tests.support.memory_cluster import merged
@@ -28,10 +29,17 @@ def child(version: int, uid: str = "a", owner: str = "ft") -> Object:
     return {"metadata": metadata | {"uid": uid, "resourceVersion": str(version), "managedFields": ["much"]}}
 
 
-def publisher(name: str, version: int, output: str) -> Object:
+def publisher(name: str, version: int, output: str, endpoint: str = "", namespace: str = "team") -> Object:
     """A FineTuneJob with an output."""
-    metadata = {"name": name, "namespace": "team", "uid": name, "resourceVersion": str(version)}
-    return {"metadata": metadata, "spec": {"output": {"uri": output, "name": "n"}}}
+    metadata = {"name": name, "namespace": namespace, "uid": name, "resourceVersion": str(version)}
+    metadata["creationTimestamp"] = f"2026-01-01T00:00:{version:02}Z"
+    storage = {"storage": {"endpoint": endpoint}} if endpoint else {}
+    return {"metadata": metadata, "spec": {"output": {"uri": output, "name": "n"}} | storage}
+
+
+def leaving(job: Object) -> Object:
+    """The same FineTuneJob, being deleted."""
+    return job | {"metadata": job["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:09Z"}}
 
 
 def test_only_newer_versions_are_news() -> None:
@@ -71,12 +79,36 @@ def test_publishers_follow_the_spec() -> None:
     cache = Cache()
     cache.record(FINETUNEJOBS, publisher("one", 1, "s3://b/x/"))
     cache.record(FINETUNEJOBS, publisher("two", 2, "s3://b/x"))
-    assert len(cache.publishers(("s3://b/x", "n"))) == 2
+    assert len(cache.publishers(Output("", "s3://b/x", "n"))) == 2
     cache.record(FINETUNEJOBS, publisher("one", 3, "s3://b/y"))
-    assert [each["metadata"]["name"] for each in cache.publishers(("s3://b/x", "n"))] == ["two"]
+    assert [each["metadata"]["name"] for each in cache.publishers(Output("", "s3://b/x", "n"))] == ["two"]
     cache.forget(FINETUNEJOBS, publisher("two", 4, "s3://b/x"))
-    assert cache.publishers(("s3://b/x", "n")) == []
+    assert cache.publishers(Output("", "s3://b/x", "n")) == []
     assert len(cache.all(FINETUNEJOBS)) == 1
+
+
+def test_a_bucket_of_the_same_name_in_another_store_is_another_bucket() -> None:
+    cache = Cache()
+    places = (publisher("aws", 1, "s3://b/x"), publisher("minio", 2, "s3://b/x", "http://minio.a.svc:9000"))
+    for each in places:
+        cache.record(FINETUNEJOBS, each)
+    for each in places:
+        assert cache.publishers(output_of(each)) == [each]
+
+
+@pytest.mark.parametrize(
+    ("others", "rival"),
+    [
+        ([], ""),
+        ([publisher("younger", 9, "s3://b/x")], ""),
+        ([leaving(publisher("gone soon", 1, "s3://b/x"))], ""),
+        ([publisher("third", 4, "s3://b/x"), publisher("second", 3, "s3://b/x")], "The older FineTuneJob 'second'"),
+        ([publisher("secret", 2, "s3://b/x", namespace="other")], "An older FineTuneJob of another namespace"),
+    ],
+)
+def test_the_oldest_publishes_and_is_named_only_in_its_own_namespace(others: list[Object], rival: str) -> None:
+    mine = publisher("mine", 5, "s3://b/x")
+    assert find_rival(mine, [*others, mine]) == rival
 
 
 def test_strangers_are_nobodys_children() -> None:

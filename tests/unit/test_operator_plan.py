@@ -158,9 +158,9 @@ CASES = {
         in_words="'finetune-runner' of profile 'small' does not exist in namespace 'team'",
     ),
     "rival": Case(
-        observed(rival="other/older"),
+        observed(rival="The older FineTuneJob 'first'"),
         says=(Phase.PENDING, Reason.OUTPUT_NAME_CONFLICT),
-        in_words="The older FineTuneJob other/older publishes 'ft' under s3://artifacts/team already.",
+        in_words="The older FineTuneJob 'first' publishes 'ft' under s3://artifacts/team already.",
     ),
     "refused by a quota on Jobs": Case(
         observed(refusal='jobs.batch "x" is forbidden: exceeded quota: few'),

@@ -72,7 +72,7 @@ class Observed:
     service_account: bool = True
     """Whether the profile's ServiceAccount exists; True where the profile is unknown."""
     rival: str = ""
-    """An older FineTuneJob (namespace/name) that publishes under the same name."""
+    """The older FineTuneJob that publishes to the same output, in words: its name is for its own namespace only."""
     stranger: str = ""
     """An object, as "Kind name", that has a name which we need and another owner."""
     refusal: str = ""
@@ -110,7 +110,7 @@ class Observer:
             jobs=jobs,
             strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=spec is None or self._has_account(owner.namespace, spec.profile),
-            rival=self._rival(resource) if spec else "",
+            rival=find_rival(resource, self._cache.publishers(output_of(resource))) if spec else "",
             sample=self._sample(jobs, now),
         )
 
@@ -143,18 +143,6 @@ class Observer:
         known = self._settings.profiles.get(profile)
         return known is None or self._accounts.exists(namespace, known.service_account_name)
 
-    def _rival(self, resource: Object) -> str:
-        """The oldest other FineTuneJob with the same output, if it is older than this one."""
-        elders = [
-            other
-            for other in self._cache.publishers(output_of(resource))
-            if _seniority(other) < _seniority(resource) and not other["metadata"].get("deletionTimestamp")
-        ]
-        if not elders:
-            return ""
-        eldest = min(elders, key=_seniority)["metadata"]
-        return f"{eldest['namespace']}/{eldest['name']}"
-
     def _sample(self, jobs: Sequence[StageJob], now: datetime) -> Sample | None:
         for job in jobs:
             if job.verdict.pod_ip and job.stage in set(Stage):
@@ -165,6 +153,23 @@ class Observer:
 def spec_hash(spec: FineTuneJobSpec) -> str:
     """Identity of what a run makes. Without defaults, so that a field which a later version adds changes nothing."""
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend"}))
+
+
+def find_rival(resource: Object, publishers: Sequence[Object]) -> str:
+    """The oldest FineTuneJob with the same output, if it is older than this one, in words; empty if there is none.
+
+    Another namespace is another tenant's: what is in it is not told.
+    """
+    elders = [
+        other
+        for other in publishers
+        if _seniority(other) < _seniority(resource) and not other["metadata"].get("deletionTimestamp")
+    ]
+    if not elders:
+        return ""
+    eldest = min(elders, key=_seniority)["metadata"]
+    at_home = eldest["namespace"] == resource["metadata"]["namespace"]
+    return f"The older FineTuneJob {eldest['name']!r}" if at_home else "An older FineTuneJob of another namespace"
 
 
 def _owners(pod: Object) -> set[str]:

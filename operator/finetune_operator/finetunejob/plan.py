@@ -224,7 +224,7 @@ def _hindrance(observed: Observed, spec: FineTuneJobSpec) -> Headline | None:
     if observed.rival:
         return _stuck(
             Reason.OUTPUT_NAME_CONFLICT,
-            f"The older FineTuneJob {observed.rival} publishes {spec.output.name!r} under {spec.output.uri} already.",
+            f"{observed.rival} publishes {spec.output.name!r} under {spec.output.uri} already.",
         )
     if observed.stranger:
         return _stuck(Reason.NAME_TAKEN, f"{observed.stranger} exists already and does not belong to this FineTuneJob.")
