@@ -68,9 +68,4 @@ class ObjectMeta(WireModel):
     namespace: str = ""
     uid: str = ""
     generation: int = 1
-    resource_version: str = ""
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
     labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    finalizers: list[str] = []

@@ -22,7 +22,7 @@ LABEL_RUN: Final = f"{GROUP}/run"
 LABEL_STAGE: Final = f"{GROUP}/stage"
 LABEL_REVISION: Final = f"{GROUP}/revision"
 LABEL_ROLE: Final = f"{GROUP}/role"
-"""Role of a pod, which NetworkPolicies select: stage, server, verifier."""
+"""Role of a pod, which NetworkPolicies select: stage or server."""
 
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """DNS-1035: what a Service, and so a custom resource of ours, may be called."""

@@ -188,7 +188,7 @@ class StageInput(WireModel):
     """Where a FineTuneJob's results go."""
     base_model_uri: str = ""
     artifact_uri: str = ""
-    """What fetch and verify work on; resolve of an AdapterDeployment reads its manifest."""
+    """What fetch and verify work on."""
     input_key: str = ""
     """Identity of this stage's work; empty for resolve, fetch and verify."""
     reuse: bool = True

@@ -63,10 +63,6 @@ class Kubectl:
         """Whether there is such an object."""
         return bool(self("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
-    def namespace_exists(self) -> bool:
-        """Whether the namespace is there (it may be terminating)."""
-        return self.exists("namespace", self.namespace)
-
     @contextmanager
     def port_forward(self, target: str, port: int, timeout: float = 30) -> Iterator[int]:
         """A local port on loopback that leads to a port of a pod or Service, e.g. ``service/transactions``."""

@@ -1,25 +1,21 @@
 """Stage resolve: what only the store knows, asked before any other resource is taken.
 
-For a FineTuneJob: can the output be written, safely and under this name; which files are the sources and the base
-model; which stages have been done before for exactly this input; does a training that is still to be done fit the
-profile. For an AdapterDeployment: what the artifact is.
+Can the output be written, safely and under this name; which files are the sources and the base model; which stages
+have been done before for exactly this input; does a training that is still to be done fit the profile.
 """
 
 import logging
 import uuid
 from typing import Final
 
-from finetune_api.layout import channel_object, output_folder, run_folder
-from finetune_api.meta import ADAPTERDEPLOYMENT
+from finetune_api.layout import channel_object, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
-from finetune_jobs import artifact
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.sources import find_sources, source_digest
-from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.fit.preflight import facts, preflight
-from finetune_jobs.folders import read_record, require_manifest
+from finetune_jobs.folders import read_record
 from finetune_jobs.publish import read_channel, require_owner
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.store import Store
@@ -32,10 +28,6 @@ _NEVER: Final = '"00000000000000000000000000000000"'
 
 def resolve(context: Context) -> Made:
     """The stage. Raises StageError with the reason that a person can act on."""
-    return _deployment(context) if context.input.run.kind == ADAPTERDEPLOYMENT else _finetunejob(context)
-
-
-def _finetunejob(context: Context) -> Made:
     given, store = context.input, context.store
     prepare = need(given.params.prepare, "params.prepare")
     context.progress.report(0, "checking the output")
@@ -114,28 +106,6 @@ def _is_current(context: Context, digest: str) -> bool:
 def _message(found: list[Found]) -> str:
     names = ", ".join(entry.stage for entry in found)
     return f"Sources and base model are there; results to reuse: {names or 'none'}."
-
-
-def _deployment(context: Context) -> Made:
-    digest = artifact.artifact_digest(context.input.artifact_uri)
-    folder = output_folder(Stage.PUBLISH, digest)
-    require_manifest(context.store, folder)
-    path = f"{folder}/{artifact.MODEL_REF}"
-    content = context.store.get(path)
-    if content is None:
-        raise StageError(Reason.ARTIFACT_CORRUPT, f"{context.store.uri(path)} is missing, but its manifest names it.")
-    model = parse_json(content, artifact.ModelRef, context.store.uri(path))
-    require_manifest(context.store, model.folder)
-    return Made(
-        output_digest=digest,
-        scalars={
-            "artifactDigest": digest,
-            "format": model.format,
-            "sizeBytes": str(model.size_bytes),
-            "baseModelUri": model.base_model_uri,
-        },
-        message=f"{context.input.artifact_uri} is complete: {model.format}, {model.size_bytes} bytes.",
-    )
 
 
 def main() -> None:

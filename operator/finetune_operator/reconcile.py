@@ -40,8 +40,8 @@ class Kind(Generic[O, S]):
     """Pure."""
     blocked: Callable[[O, NameTaken], O]
     """What was observed, together with a stranger's object that an action ran into. Its plan has no actions."""
-    refused: Callable[[O, str], O] | None = None
-    """The same for an action that the API server refused (a quota, a policy), with its words; None: try again."""
+    refused: Callable[[O, str], O]
+    """The same for an action that the API server refused (a quota, a policy), with its words."""
 
 
 class Reconciler:
@@ -83,7 +83,7 @@ class Reconciler:
         except NameTaken as taken:
             return kind.plan(kind.blocked(observed, taken), now)
         except ApiError as error:
-            if kind.refused is None or error.status not in REFUSALS:
+            if error.status not in REFUSALS:
                 raise
             return kind.plan(kind.refused(observed, error.message), now)
         return plan

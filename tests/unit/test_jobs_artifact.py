@@ -20,7 +20,6 @@ from finetune_jobs.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.folders import publish_folder
 from finetune_jobs.publish import choose_golden, move_channel, publish, read_channel
-from finetune_jobs.resolve import resolve
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from finetune_jobs.verify import Verdict, judge, require_proof, verify
@@ -187,23 +186,6 @@ def test_fetch_takes_safetensors_only(s3: SeaweedFS, store: Store, upstream: Ups
     with pytest.raises(StageError, match=r"holds pytorch_model\.bin, which may run code") as error:
         execute(context(deployment_input(s3, made.scalars["artifactUri"], Stage.FETCH), tmp_path), fetch)
     assert error.value.reason is Reason.MODEL_UNSUPPORTED
-
-
-def test_resolve_of_a_deployment_reads_the_artifact(
-    s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
-) -> None:
-    asked = deployment_input(s3, published.scalars["artifactUri"], Stage.RESOLVE)
-    result = execute(context(asked, tmp_path), resolve)
-    assert result.scalars == {
-        "artifactDigest": published.output_digest,
-        "format": "INT8",
-        "sizeBytes": str(len(WEIGHTS) + 2),
-        "baseModelUri": "s3://data/model",
-    }
-    store.delete(f"{output_folder(Stage.EXPORT, upstream.export)}/manifest.json")
-    with pytest.raises(StageError) as error:
-        execute(context(asked, tmp_path), resolve)
-    assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
 
 
 GOLD = [answer(f"golden {n}", "a", base="b", artifact="a") for n in range(8)]
