@@ -39,8 +39,8 @@ SERVING_WAITS = {
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID),
 }
 """What an AdapterDeployment waits for as long as it takes."""
-OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.MODEL_UNSUPPORTED}
-"""What another runtime or artifact puts right; that makes another revision, which is tried as it is."""
+OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED}
+"""What another runtime, its values or another artifact put right; that makes another revision, which is tried as it is."""
 RERUN = "set spec.rerun to a new value"
 BY_KIND = [(FINETUNEJOB, reason) for reason in REMEDIES] + [
     (ADAPTERDEPLOYMENT, reason) for reason in sorted(SERVING_REMEDIES.keys() | SERVING_WAITS)
