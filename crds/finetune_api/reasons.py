@@ -178,7 +178,8 @@ def remedy(reason: Reason, kind: str) -> str:
 def with_remedy(reason: Reason, message: str, kind: str, limit: int = 1024) -> str:
     """``message`` followed by the reason's remedy, cut to ``limit`` characters (the message gives way first)."""
     advice = remedy(reason, kind)
-    if not advice or advice in message:
+    if not advice or (advice in message and len(message) <= limit):
         return message[:limit]
+    message = message.partition(advice)[0]
     room = limit - len(advice) - 1
     return f"{message[:room].rstrip()} {advice}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api.finetunejob import FineTuneJob, Phase
-from finetune_api.reasons import Reason
+from finetune_api.reasons import REMEDIES, Reason
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from hack.platform.tiny import tiny_job
@@ -32,8 +32,8 @@ class Case:
 
     name: str
     reason: Reason
-    says: tuple[str, ...]
-    """Words of the message: place, value, remedy."""
+    message: str
+    """How the message begins: stage, place, value. The reason's remedy follows."""
     changes: Spec = field(default_factory=dict)
     upload: tuple[str, bytes] | None = None
     """Object of the bucket ``datasets`` that the case needs."""
@@ -43,53 +43,56 @@ FAILS = (
     Case(
         "unknown-column",
         Reason.DATASET_INVALID,
-        ("tiny.csv", "memo", "text"),
+        "prepare: s3://datasets/tiny.csv: column 'memo' does not exist; the file has 'text', 'label'.",
         {"dataset": dataset("s3://datasets/tiny.csv", columns={"input": "memo", "label": "label"})},
     ),
     Case(
         "empty-file",
         Reason.DATASET_INVALID,
-        ("empty.csv", "empty"),
+        "prepare: s3://datasets/empty.csv: the file is empty: it holds no header and no row.",
         {"dataset": dataset("s3://datasets/empty.csv")},
         ("empty.csv", b""),
     ),
     Case(
         "bad-utf8",
         Reason.DATASET_INVALID,
-        ("latin1.csv", "UTF-8"),
+        "prepare: 20 of 39 rows are invalid, 5 % are allowed: s3://datasets/latin1.csv line 2 is not UTF-8 at byte 14 "
+        "of the file, 4 of the line ('0xe9'); ",
         {"dataset": dataset("s3://datasets/latin1.csv")},
         ("latin1.csv", "text,label\ncafé au lait,FEES\n".encode("latin-1") * 20),
     ),
     Case(
         "malformed-jsonl",
         Reason.DATASET_INVALID,
-        ("broken.jsonl", "2"),
+        "prepare: 10 of 20 rows are invalid, 5 % are allowed: s3://datasets/broken.jsonl line 2 is not JSON at column "
+        "15: Expecting property name enclosed in double quotes (",
         {"dataset": dataset("s3://datasets/broken.jsonl")},
         ("broken.jsonl", b'{"text": "a", "label": "FEES"}\n{"text": "b", \n' * 10),
     ),
     Case(
         "one-class",
         Reason.DATASET_INVALID,
-        ("two labels", "FEES"),
+        "prepare: All 200 examples have the label 'FEES': a classification needs two labels at least. Check "
+        "spec.dataset.columns.label.",
         {"dataset": dataset("s3://datasets/one-class.csv")},
         ("one-class.csv", b"text,label\n" + b"".join(b"payment %d,FEES\n" % n for n in range(200))),
     ),
     Case(
         "no-such-file",
         Reason.DATASET_NOT_FOUND,
-        ("s3://datasets/nowhere.csv",),
+        "resolve: s3://datasets/nowhere.csv does not exist.",
         {"dataset": dataset("s3://datasets/nowhere.csv")},
     ),
     Case(
         "no-such-bucket",
         Reason.BUCKET_NOT_FOUND,
-        ("no-such-bucket",),
+        "resolve: s3://no-such-bucket/out: bucket 'no-such-bucket' does not exist.",
         {"output": {"uri": "s3://no-such-bucket/out", "name": "no-such-bucket"}},
     ),
     Case(
         "no-such-model",
         Reason.MODEL_NOT_FOUND,
-        ("s3://base-models/nothing",),
+        "resolve: s3://base-models/nothing holds no files.",
         {"model": {"uri": "s3://base-models/nothing"}},
     ),
 )
@@ -105,7 +108,8 @@ def test_what_cannot_succeed_fails_once_and_says_why(team: Kubectl, case: Case) 
     failed = condition(job, "Failed")
     assert job.status.phase is Phase.FAILED
     assert failed["reason"] == case.reason.value
-    assert all(word in failed["message"] for word in case.says), failed["message"]
+    assert failed["message"].startswith(case.message), failed["message"]
+    assert f" {REMEDIES[case.reason]}" in failed["message"], failed["message"]
     pods = team.items("pods")
     assert sum(each["status"]["phase"] == "Failed" for each in pods) == 1, "tried again in vain"
     assert [each["reason"] for each in team.items("events") if each["reason"] == case.reason.value]
@@ -116,7 +120,9 @@ def test_wrong_credentials_then_rerun(team: Kubectl) -> None:
     wrong = object_store.Key("nobody", "nobody", "wrong-secret", ())
     team.apply(wrong.secret("s3-credentials"), tiny_job(name))
     job = wait_for("the end of the run", lambda: ended(team, name), 120)
-    assert condition(job, "Failed")["reason"] == Reason.S3_ACCESS_DENIED.value
+    failed = condition(job, "Failed")
+    assert failed["reason"] == Reason.S3_ACCESS_DENIED.value
+    assert f" {REMEDIES[Reason.S3_ACCESS_DENIED]}" in failed["message"]
     assert "wrong-secret" not in json.dumps(team.get("ftj", name))
     team.apply(object_store.OWNER.secret("s3-credentials"))
     team("patch", "ftj", name, "--type=merge", "-p", json.dumps({"spec": {"rerun": "1"}}))
@@ -132,23 +138,35 @@ class Wait:
     name: str
     reason: Reason
     says: tuple[str, ...]
+    """Parts of the message: place and value. It ends in the reason's remedy."""
     prepare: Callable[[Kubectl], object]
     changes: Spec = field(default_factory=dict)
 
 
 WAITS = (
-    Wait("profile", Reason.PROFILE_UNKNOWN, ("gpu-moon", "cpu-small"), lambda _: None, {"profile": "gpu-moon"}),
+    Wait(
+        "profile",
+        Reason.PROFILE_UNKNOWN,
+        ("spec.profile is 'gpu-moon'; the platform offers: ", "cpu-small"),
+        lambda _: None,
+        {"profile": "gpu-moon"},
+    ),
     Wait(
         "runner",
         Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
-        ("finetune-runner",),
+        ("ServiceAccount 'finetune-runner' of profile 'cpu-small' does not exist in namespace ",),
         lambda team: team("delete", "serviceaccount", "finetune-runner"),
     ),
-    Wait("quota", Reason.QUOTA_EXCEEDED, ("exceeded quota",), lambda team: team.apply(quota())),
+    Wait(
+        "quota",
+        Reason.QUOTA_EXCEEDED,
+        ("exceeded quota: nothing, requested: pods=1, used: pods=0, limited: pods=0.",),
+        lambda team: team.apply(quota()),
+    ),
     Wait(
         "secret",
         Reason.SECRET_MISSING,
-        ("s3-credentials",),
+        ('cannot start: secret "s3-credentials" not found.',),
         lambda team: team("delete", "secret", "s3-credentials"),
     ),
 )
@@ -175,7 +193,8 @@ def test_what_an_admin_can_put_right_is_waited_for(team: Kubectl, wait: Wait) ->
         return found if found.get("status") == "True" and found["reason"] == wait.reason.value else None
 
     message = wait_for(f"Stalled with {wait.reason}", stalled, 60)["message"]
-    assert all(word in message for word in wait.says), message
+    assert all(part in message for part in wait.says), message
+    assert message.endswith(f" {REMEDIES[wait.reason]}"), message
     assert not [pod for pod in team.items("pods") if pod["status"]["phase"] in ("Running", "Failed")]
 
 

@@ -40,7 +40,7 @@ SERVING_WAITS = {
 }
 """What an AdapterDeployment waits for as long as it takes."""
 OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED}
-"""What another runtime, its values or another artifact put right; that makes another revision, which is tried as it is."""
+"""What another artifact or other values of the runtime put right: another revision, which is tried as it is."""
 RERUN = "set spec.rerun to a new value"
 BY_KIND = [(FINETUNEJOB, reason) for reason in REMEDIES] + [
     (ADAPTERDEPLOYMENT, reason) for reason in sorted(SERVING_REMEDIES.keys() | SERVING_WAITS)
@@ -84,6 +84,7 @@ def test_a_remedy_survives_a_long_message_and_is_said_once(kind: str, reason: Re
     assert len(long) == 1024
     assert long.endswith(f"x {text}")
     assert with_remedy(reason, long, kind) == long
+    assert with_remedy(reason, f"stage: {long} Log: s3://b/l", kind).endswith(f"x {text}"), "a stage's own words"
 
 
 def has_field(model: Any, path: list[str]) -> bool:
