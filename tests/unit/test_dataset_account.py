@@ -14,7 +14,7 @@ from finetune_jobs.dataset.collect import Collected, Collector
 from finetune_jobs.dataset.contamination import Reference
 from finetune_jobs.dataset.division import divide
 from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.readers import Row
+from finetune_jobs.dataset.readers import Fault, Row
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -141,6 +141,13 @@ def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
     made = collect(tokenizer, tmp_path / "spool.arrow", params, [chat(*each) for each in turns])
     assert (made.added, made.repeated_pieces, made.ledger.duplicates, len(made.ledger.labels)) == (8, 6, 6, 6)
     assert account_of(made, params).facts.rows.distinct == 4
+
+
+def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
+    params = params_of()
+    with Collector(params, Intake(params), Encoder(*tokenizer, params), tmp_path / "spool.arrow") as collector:
+        collector.take(0, "s3://data/rows.csv", Fault(3, "", "malformedCsv", "opens a quotation mark", rows=51))
+    assert (collector.made.ledger.read, collector.made.ledger.faults.total) == (51, 51)
 
 
 def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, int], tmp_path: Path) -> None:

@@ -125,9 +125,25 @@ def test_reading_goes_on_after_a_fault(tmp_path: Path) -> None:
 
 def test_a_quote_that_is_never_closed_costs_a_megabyte_of_rows_and_no_more(tmp_path: Path) -> None:
     content = HEADER + b'"never closed,a\n' + b"some text,b\n" * (2 * MAX_LINE // 12)
-    rows = read(tmp_path, content)
-    assert [type(row) for row in rows[:2]] == [Fault, Row]
-    assert len(rows) > MAX_LINE // 12
+    fault, *rows = read(tmp_path, content)
+    assert isinstance(fault, Fault)
+    assert (fault.kind, fault.rows) == ("lineTooLong", 87382)
+    assert [row.line for row in rows] == list(range(fault.line + 1, len(rows) + fault.line + 1))
+    assert fault.rows + len(rows) == 1 + 2 * MAX_LINE // 12
+
+
+def test_every_line_that_a_wrong_quote_takes_in_counts(tmp_path: Path) -> None:
+    """It may be half of the data, which must not pass as one wrong row."""
+    content = HEADER + b"good,a\n" + b'"never closed,a\n' + b"some text,b\n" * 50
+    assert read(tmp_path, content) == [
+        Row(2, {"text": "good", "label": "a"}),
+        Fault(3, "", "malformedCsv", "opens a quotation mark that is never closed", rows=51),
+    ]
+    two_lines = read(tmp_path, HEADER + b'"one,a\n"two,b\ngood,a\n')
+    assert two_lines == [
+        Fault(2, "", "malformedCsv", "is not CSV: ',' expected after '\"'", rows=2),
+        Row(4, {"text": "good", "label": "a"}),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["CSV", "JSONL"])
@@ -239,6 +255,8 @@ def test_one_file_of_many_may_be_empty(tmp_path: Path, kind: str, content: bytes
 def test_a_csv_needs_columns_or_those_of_a_known_form(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"needs spec\.dataset\.columns; the file has the columns 'text', 'label'"):
         read(tmp_path, HEADER + b"a,b\n", columns=None)
+    with pytest.raises(StageError, match="column 'prompt' exists more than once"):
+        read(tmp_path, b"prompt,completion,prompt\na,b,c\n", columns=None)
     row = Row(2, {"prompt": "a", "completion": "b"})
     assert read(tmp_path, b"prompt,completion\na,b\n", columns=None) == [row]
     assert list(read_rows(tmp_path / "source", "s3://data/rows", DataFormat.CSV)) == [row]
@@ -324,6 +342,12 @@ def test_a_line_means_what_python_reads_in_it(tmp_path: Path, fields: dict[str, 
     """The fast parser is an implementation detail: large numbers, NaN and half surrogate pairs come out the same."""
     line = json.dumps(fields, ensure_ascii=ascii_only).encode(errors="replace")
     assert repr(read(tmp_path, line, "JSONL")) == repr([Row(1, json.loads(line))])
+
+
+def test_large_numbers_that_tools_are_called_with_stay_what_they_are(tmp_path: Path) -> None:
+    call = {"function": {"name": "balance", "arguments": {"account": 10**25 + 1}}}
+    row = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+    assert read(tmp_path, json.dumps(row).encode(), "JSONL") == [Row(1, row)]
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1), st.sampled_from([None, 2]))

@@ -111,8 +111,8 @@ class Collector:
 
     def take(self, source: int, file: str, row: Row | Fault) -> None:
         """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once."""
-        self.made.ledger.read += 1
         example = row if isinstance(row, Fault) else self.made.intake.take(row)
+        self.made.ledger.read += example.rows if isinstance(example, Fault) else 1
         if isinstance(example, Fault):
             self.made.ledger.faults.add(file, example)
         elif isinstance(example, Dropped):

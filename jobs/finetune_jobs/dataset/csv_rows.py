@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune_jobs.dataset.lines import Lines
@@ -18,14 +19,14 @@ def read_csv(lines: Lines, uri: str, columns: Sequence[str] | None) -> Iterator[
     reader = csv.reader(feed, strict=True)
     header = _header(reader, feed, uri, columns)
     while True:
-        begin = reader.line_num + 1
+        begin = lines.number + 1
         feed.begin_row()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield feed.fault or Fault(begin, "", "malformedCsv", f"is not CSV: {error}")
+            yield replace(feed.fault or _malformed(begin, error), rows=lines.number - begin + 1)
             continue
         if feed.fault:
             yield feed.fault
@@ -33,6 +34,13 @@ def read_csv(lines: Lines, uri: str, columns: Sequence[str] | None) -> Iterator[
             yield Fault(begin, "", "ragged", f"has {len(cells)} fields, the header has {len(header)}", ",".join(cells))
         elif cells:
             yield Row(begin, dict(zip(header, cells, strict=True)))
+
+
+def _malformed(begin: int, error: csv.Error) -> Fault:
+    problem = (
+        "opens a quotation mark that is never closed" if "unexpected end" in str(error) else f"is not CSV: {error}"
+    )
+    return Fault(begin, "", "malformedCsv", problem)
 
 
 def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str] | None) -> list[str]:

@@ -9,6 +9,8 @@ import orjson
 from finetune_jobs.dataset.lines import Lines
 from finetune_jobs.dataset.rows import Fault, Row
 
+_TOOLS: Final = b'"tool'
+"""In rows with ``tools`` or ``tool_calls``, the only values of a conversation that may hold numbers."""
 _BEFORE: Final = 10
 """Characters that are shown before a mistake."""
 _CONTEXT: Final = 200
@@ -33,7 +35,7 @@ def read_jsonl(lines: Lines) -> Iterator[Row | Fault]:
 def _row(number: int, raw: bytes, value: Any) -> Row | Fault:
     if not isinstance(value, dict):
         return Fault(number, "", "notAnObject", "is not a JSON object", raw.decode().strip())
-    if float in map(type, value.values()):
+    if float in map(type, value.values()) or _TOOLS in raw:
         value = json.loads(raw)  # orjson makes floats of integers past 64 bits, and an identifier would change
     return Row(number, value)
 

@@ -6,7 +6,7 @@ Memory an example: about 0.5 KiB, most of it the identity as text and its place 
 import sys
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from finetune_api.dataset import TaskType
 from finetune_jobs.dataset.rows import Fault
@@ -75,8 +75,8 @@ class Ledger:
         copies = self._copies.pop(identity, 0)
         self.duplicates -= copies
         earlier = {each for each in self._kept_as.get(identity, [identity]) if each in self.labels}
-        known = _conflict(place.line, answer, self.labels.get(identity, ""))
-        self.faults.add(place.file, known, count=1 + copies + len(earlier))
+        conflict = _conflict(place.line, answer, self.labels.get(identity, ""))
+        self.faults.add(place.file, replace(conflict, rows=1 + copies + len(earlier)))
         self.leave_out(earlier)
         return False
 

@@ -43,6 +43,8 @@ class Fault:
     """Part of the row; shown to people in short, and never stored."""
     begin: int = 0
     """Where in ``value`` the part begins that is shown; what stands before tells whether that is a secret."""
+    rows: int = 1
+    """Rows that are lost with it: a wrong quotation mark in CSV takes in lines that may all be rows."""
 
 
 def too_long(line: int, subject: str, field: str = "") -> Fault:
@@ -58,15 +60,16 @@ def invalid(uri: str, problem: str) -> StageError:
 def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[str] | None) -> None:
     """Raises StageError (DatasetInvalid) unless a table has each needed column once.
 
-    When none is needed it must have the columns of one of ``CHAT_FORMS``; None: any columns will do. ``kind`` names the
-    format for people.
+    When none is needed it must have the columns of one of ``CHAT_FORMS``, each once; None: any columns will do.
+    ``kind`` names the format for people.
     """
     if needed is None:
         return
-    if not needed and not any(set(form) <= set(have) for form in CHAT_FORMS):
+    form = next((form for form in CHAT_FORMS if set(form) <= set(have)), ())
+    if not needed and not form:
         problem = f"a {kind} needs spec.dataset.columns; the file has the columns {quoted(have)}."
         raise invalid(uri, problem)
-    for name in needed:
+    for name in needed or form:
         if name not in have:
             hint = did_you_mean(name, have)
             raise invalid(uri, f"column {name!r} does not exist; the file has {quoted(have)}.{hint}")

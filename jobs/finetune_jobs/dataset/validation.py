@@ -96,9 +96,9 @@ class Faults:
     kinds: Counter[str] = field(default_factory=Counter)
     first: list[tuple[str, Fault]] = field(default_factory=list)
 
-    def add(self, file: str, fault: Fault, count: int = 1) -> None:
-        """Count a fault of a file."""
-        self.kinds[fault.kind] += count
+    def add(self, file: str, fault: Fault) -> None:
+        """Count a fault of a file, with all rows that are lost by it."""
+        self.kinds[fault.kind] += fault.rows
         if len(self.first) < _STORED:
             self.first.append((file, fault))
 
