@@ -1,6 +1,7 @@
 """What the spec of a data set asks for, through the real stage and a real S3 server."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,25 @@ def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared
     assert "The teacher gave 201 of 201 answers" in result.message
     example = json.loads(prepared.file("train.jsonl").splitlines()[0])["messages"]
     assert example[1]["content"] == f"In short, it is about {example[0]['content'].removeprefix('What is ')}"
+
+
+@pytest.mark.parametrize("near_percent", [0, 85])
+def test_every_good_answer_to_a_prompt_is_learnt_and_all_are_in_one_part(prepared: Prepared, near_percent: int) -> None:
+    prompts = [{"prompt": f"What is {text(n)}?"} for n in range(60)]
+    with TeacherServer.running(lambda prompt, nth: says(f"{prompt} Answer {nth}.")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"), samples_per_prompt=3)
+        prepared.run(
+            prepared.put("prompts.jsonl", prompts),
+            columns=None,
+            task=Task(type=TaskType.TEXT),
+            distillation=config,
+            duplicates=Duplicates(near_percent=near_percent),
+        )
+    parts = {part: Counter(prepared.texts(part)) for part in ("train", "validation", "test")}
+    assert sum(parts.values(), Counter()) == {row["prompt"]: 3 for row in prompts}
+    assert not parts["train"].keys() & parts["test"].keys()
+    assert prepared.report["rows"]["duplicates"] == 0
+    assert not prepared.report["rows"]["nearDuplicates"]
 
 
 def test_near_answers_are_found_as_they_come() -> None:

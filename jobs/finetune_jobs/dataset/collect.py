@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -109,8 +109,11 @@ class Collector:
                 self.take(file.number, file.uri, row)
             done += file.size
 
-    def take(self, source: int, file: str, row: Row | Fault) -> None:
-        """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once."""
+    def take(self, source: int, file: str, row: Row | Fault, sample: int | None = None) -> None:
+        """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once.
+
+        ``sample``: number of the answer, where a prompt has several. Each is learnt, and they stay together.
+        """
         example = row if isinstance(row, Fault) else self.made.intake.take(row)
         self.made.ledger.read += example.rows if isinstance(example, Fault) else 1
         if isinstance(example, Fault):
@@ -118,7 +121,8 @@ class Collector:
         elif isinstance(example, Dropped):
             self.made.ledger.dropped[example.kind] += 1
         else:
-            self._take_example(example, Place(source, file, row.line))
+            numbered = example if sample is None else _numbered(example, sample)
+            self._take_example(numbered, Place(source, file, row.line))
 
     def _take_example(self, example: Example, place: Place) -> None:
         ledger = self.made.ledger
@@ -139,7 +143,12 @@ class Collector:
                 continue
             index = ledger.keep(piece.example, place, piece.tokens, _PARTS[provided] if provided else None, example)
             self._out.add(Spooled(index, _line(piece.example), piece.pieces))
-            self._near.add(piece.example.identity, compared_text(piece.example.messages))
+            if not piece.example.sample:
+                self._near.add(piece.example.identity, compared_text(piece.example.messages))
+
+
+def _numbered(example: Example, sample: int) -> Example:
+    return replace(example, sample=sample, group=example.group or f"prompt {example.identity}")
 
 
 def benchmark_texts(copies: list[Copy]) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """The first pass of a distillation: rows are prompts, and what a teacher answers to them becomes the examples."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 import rensa
 
+from finetune_api.dataset import TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams, RunRef
 from finetune_jobs.dataset.collect import Collector, Copy
@@ -39,17 +41,22 @@ def collect_distilled(
     """Have the rows of ``copies`` answered and give ``collector`` the conversations.
 
     Prompts are cleaned and masked before they leave for the teacher. Rows without a prompt count as invalid; prompts
-    without a good answer are left out and counted. Raises StageError and StoppedError as ``distil``.
+    without a good answer are left out and counted. Of a free text all good answers to a prompt are learnt; where only
+    one can be right, answers that differ contradict each other (``Ledger.is_new``). Raises StageError and StoppedError
+    as ``distil``.
     """
     ledger, numbers = collector.made.ledger, {copy.file.uri: copy.file.number for copy in copies}
     faults = Faults()
+    several = config.samples_per_prompt > 1 and params.task.type is TaskType.TEXT
+    taken: Counter[tuple[str, int]] = Counter()
 
     def take(uri: str, row: Row | Fault) -> None:
         if isinstance(row, Fault):
             ledger.read += 1
             ledger.dropped[row.kind] += 1
-        else:
-            collector.take(numbers[uri], uri, row)
+            return
+        collector.take(numbers[uri], uri, row, taken[uri, row.line] if several else None)
+        taken[uri, row.line] += several
 
     prompts = _prompts(copies, config, params, collector.made.intake, faults)
     journal = Journal.of(store, run, config)

@@ -28,6 +28,8 @@ class Example:
     """What the conversation may call."""
     group: str = ""
     """Examples of one group stay together; empty: none."""
+    sample: int = 0
+    """Number of the answer, where a prompt has several that are all learnt."""
 
     @property
     def label(self) -> str:
@@ -37,9 +39,11 @@ class Example:
 
     @cached_property
     def identity(self) -> str:
-        """Equal for prompts that people would call the same: Unicode NFC, white space and letter case do not count."""
+        """Equal for prompts that people would call the same: Unicode NFC, white space and letter case do not count.
+        Answers that have a ``sample`` are examples of their own."""
         parts = [f"{m['role']}\0{_plain(m['content'])}{_calls(m)}" for m in self.messages[:-1]]
         parts += [_calls({"tool_calls": self.tools})] if self.tools else []
+        parts += [f"answer\0{self.sample}"] if self.sample else []
         return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()[:32]
 
 
