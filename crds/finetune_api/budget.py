@@ -123,7 +123,8 @@ def dollars(amount: float) -> str:
 
 
 def trained_tokens(training: Training, examples: int, tokens: int) -> float:
-    """Tokens that a whole training sees: ``tokens`` of ``examples`` in each epoch, until ``maxSteps`` ends it.
+    """Tokens that a whole training sees: ``tokens`` of ``examples`` in each epoch, until ``maxSteps`` ends it, and what
+    the parts of a learning curve add.
 
     Early stopping may end it sooner, so that this is what the training may take, not what it will.
     """
@@ -131,14 +132,15 @@ def trained_tokens(training: Training, examples: int, tokens: int) -> float:
     if training.max_steps and examples:
         step = training.batch_size * training.gradient_accumulation * tokens / examples
         seen = min(seen, training.max_steps * step)
-    return seen
+    return seen * training.work
 
 
 def most_tokens(training: Training) -> float | None:
     """Upper bound of the trained tokens before the data are known; None where the spec has no ``maxSteps``."""
     if not training.max_steps:
         return None
-    return float(training.max_steps * training.batch_size * training.gradient_accumulation * training.max_length)
+    step = training.batch_size * training.gradient_accumulation * training.max_length
+    return training.max_steps * step * training.work
 
 
 def remaining_seconds(

@@ -6,7 +6,7 @@
 ``models/<digest>/quantized/``                  output of export
 ``evaluations/<digest>/``                       output of evaluate
 ``artifacts/<digest>/``                         output of publish
-``runs/<name>/<uid>/``                          state of runs: checkpoints/, logs/, tracking/
+``runs/<name>/<uid>/``                          state of runs: checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 
 Every folder holds ``manifest.json``, written last.

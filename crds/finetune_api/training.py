@@ -37,6 +37,19 @@ Fraction = Annotated[str, Field(pattern=r"^0(\.[0-9]{1,8})?$", max_length=10)]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
 
 
+class LearningCurve(ApiModel):
+    """Shorter trainings on parts of the examples, to forecast what more examples would bring."""
+
+    percents: Annotated[list[Annotated[int, Field(ge=5, le=90)]], Field(min_length=2, max_length=6)] = [10, 25, 50]
+    """Parts of the training examples, in percent, that a model is trained on each, beside the one of them all. The
+    training then takes so much longer: 85 % for 10, 25 and 50."""
+
+    @property
+    def extra_work(self) -> float:
+        """What the parts cost, as a share of the training of all examples."""
+        return sum(set(self.percents)) / 100
+
+
 class Training(ApiModel):
     """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
 
@@ -79,6 +92,14 @@ class Training(ApiModel):
     """A further checkpoint when the last one is so old, for slow steps; 0: none."""
     patience: Annotated[int, Field(ge=0, le=1000)] = 3
     """Stop after this many validations without a better loss; 0: never. The best weights are kept either way."""
+
+    learning_curve: LearningCurve | None = None
+    """Train on parts of the examples too and forecast what more of them would bring; left out: do not."""
+
+    @property
+    def work(self) -> float:
+        """All that is trained, as a multiple of the one training whose weights are kept."""
+        return 1 + (self.learning_curve.extra_work if self.learning_curve else 0)
 
     @property
     def base_quantization(self) -> Quantization | None:

@@ -115,6 +115,13 @@ class Progress(Collector):
 
         return report
 
+    def within(self, begin: float, end: float, prefix: str = "") -> "Progress":
+        """A Progress for a piece of the work, which takes the share from ``begin`` to ``end``.
+
+        ``prefix`` goes before its messages.
+        """
+        return _Piece(self, begin, end, prefix)
+
     def measure(
         self, *, loss: float | None = None, validation_loss: float | None = None, tokens: int | None = None
     ) -> None:
@@ -169,3 +176,19 @@ class Progress(Collector):
             sys.stderr.flush()
         else:
             log.info("%s %% %s", percent, self._message)
+
+
+class _Piece(Progress):
+    """A piece of the work: what it reports, the whole shows in its proportion."""
+
+    def __init__(self, whole: Progress, begin: float, end: float, prefix: str) -> None:
+        super().__init__(whole._stage)
+        self._whole, self._begin, self._end, self._prefix = whole, begin, end, prefix
+
+    def report(self, ratio: float, message: str = "") -> None:
+        share = min(1.0, max(0.0, ratio))
+        text = f"{self._prefix}{message}" if message else ""
+        self._whole.report(self._begin + (self._end - self._begin) * share, text)
+
+    def record(self, measurement: Measurement) -> None:
+        self._whole.record(measurement)

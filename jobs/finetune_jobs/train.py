@@ -10,7 +10,9 @@ from finetune_jobs.basemodel import fetch_base_model
 from finetune_jobs.errors import need
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
+from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.learning_curve import Parts, measure_curve
 from finetune_jobs.training.trainer import Files, train_model
 
 log = logging.getLogger(__name__)
@@ -31,17 +33,27 @@ def train(context: Context) -> Made:
     fetch_base_model(context, files.base)
     for warning in training_warnings(params.training):
         log.warning("%s", warning)
+    state = context.store.below(run_folder(given.run))
+    checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"))
+    limit = Allowance(given.allowance_seconds, checkpoints) if given.allowance_seconds is not None else None
     trained = train_model(
         files,
         params.training,
-        checkpoints=Checkpoints(context.store.below(f"{run_folder(given.run)}/checkpoints/{given.input_key[:16]}")),
-        progress=context.progress,
+        checkpoints=checkpoints,
+        progress=context.progress.within(0.0, 1 / params.training.work),
         stopping=context.stopping,
         allowance=given.allowance_seconds,
     )
+    scalars = trained.scalars()
+    message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
+    if params.training.learning_curve:
+        place = state.below(f"curves/{given.input_key[:16]}")
+        parts = Parts(files, params.training, trained.batch, place, context.stopping, limit)
+        forecast = measure_curve(parts, trained, context.progress)
+        scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"
     return Made(
-        scalars=trained.scalars(),
-        message=f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}",
+        scalars=scalars,
+        message=message,
         folder=files.out,
         tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes"),
     )

@@ -8,12 +8,15 @@ such a curve, so that an extrapolation without an interval would be a guess that
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Final
 
 MIN_SIZES: Final = 3
 """Different sizes that a curve with three unknowns needs."""
 MAX_REACH: Final = 4.0
 """How many times the largest measured size a prediction may be: two doublings."""
+NOISE: Final = 0.02
+"""Share of an error by which another seed changes it at least (own judgement): so few points cannot tell themselves."""
 RESAMPLES: Final = 400
 """Curves behind an interval; its ends then lie on the 10th curve from either side."""
 _EXPONENTS: Final = tuple(0.05 * 40 ** (step / 40) for step in range(41))
@@ -83,11 +86,11 @@ class LearningCurve:
 def fit(points: Sequence[Point], *, seed: int = 0) -> LearningCurve:
     """The curve through measured points; several points of one size (other seeds) make it surer.
 
-    The interval comes from a bootstrap over the points (Efron 1979). A resample with only two sizes fits any exponent
-    exactly; it takes one by chance, so that few points give a wide interval instead of none. In simulations (3 to 25
-    points, errors of 0.005 and 0.02) the interval held the truth in 85 to 95 % of the cases: it is a little too narrow.
-    Equal points and seed give an equal curve. Raises ValueError for fewer than three sizes, a size below 1 and an
-    error below 0.
+    The interval comes from a parametric bootstrap (Efron 1979): curves through points that scatter around the best one
+    as the measured ones do, by NOISE at least. In simulations with 3 to 5 points, predicting twice the largest size, it
+    held the truth in 93 to 100 % of the cases where errors scattered by 1 or 2 %, and in 76 to 92 % with 4 %: where so
+    few points scatter more than they show, it is too narrow. Equal points and seed give an equal curve. Raises
+    ValueError for fewer than three sizes, a size below 1 and an error below 0.
     """
     for point in points:
         if point.examples < 1 or not 0 <= point.error < float("inf"):
@@ -97,15 +100,21 @@ def fit(points: Sequence[Point], *, seed: int = 0) -> LearningCurve:
         raise ValueError(f"{len(sizes)} sizes: a learning curve needs {MIN_SIZES} different ones. Measure more.")
     ordered = tuple(sorted(points, key=lambda point: (point.examples, point.error)))
     chance = random.Random(seed)  # noqa: S311 - statistics, no secret
-    return LearningCurve(ordered, _fit(ordered), tuple(_fit_resample(ordered, chance) for _ in range(RESAMPLES)))
+    best = _fit(ordered)
+    noise = max(NOISE, _scatter(ordered, best))
+    return LearningCurve(ordered, best, tuple(_fit_resample(ordered, best, noise, chance) for _ in range(RESAMPLES)))
 
 
-def _fit_resample(points: Sequence[Point], chance: random.Random) -> PowerLaw:
-    drawn = points[:1]
-    while len(sizes := {point.examples for point in drawn}) < MIN_SIZES - 1:
-        drawn = chance.choices(points, k=len(points))
-    if len(sizes) < MIN_SIZES:
-        return _fit_linear(drawn, chance.choice(_EXPONENTS))[1]
+def _scatter(points: Sequence[Point], law: PowerLaw) -> float:
+    """Standard deviation of the points around a law with three fitted unknowns, as a share of the error."""
+    spare = len(points) - 3
+    squares = sum((point.error / law.at(point.examples) - 1) ** 2 for point in points if law.at(point.examples) > 0)
+    return sqrt(squares / spare) if spare > 0 else 0.0
+
+
+def _fit_resample(points: Sequence[Point], law: PowerLaw, noise: float, chance: random.Random) -> PowerLaw:
+    """A curve through what might have been measured, were ``law`` the truth; the exponent comes from the grid."""
+    drawn = [Point(p.examples, max(0.0, law.at(p.examples) * (1 + noise * chance.gauss(0, 1)))) for p in points]
     return min((_fit_linear(drawn, c) for c in _EXPONENTS), key=lambda fitted: fitted[0])[1]
 
 

@@ -27,6 +27,15 @@ class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         """Seconds so far, over all attempts."""
         return self._earlier + self._age()
 
+    @property
+    def left(self) -> float:
+        """Seconds that are left of the allowance; 0 once it is used up."""
+        return max(0.0, self._seconds - self.spent)
+
+    def remember(self) -> None:
+        """Let later attempts know what this one has used. Raises StageError as ``Checkpoints``."""
+        self._checkpoints.remember_seconds(self.spent)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer; may end the training."""
         if self.spent >= self._seconds and state.global_step < state.max_steps:
@@ -34,8 +43,7 @@ class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no ty
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Later attempts must know what this one has used. Raises StageError as ``Checkpoints``."""
-        self._checkpoints.remember_seconds(self.spent)
+        self.remember()
 
     def ending(self, otherwise: Ending) -> Ending:
         """How the training came to its end; ``otherwise`` is what its losses say."""

@@ -153,8 +153,7 @@ def _attempt(
     progress.report(0.0, "loading the base model")
     try:
         tokenizer = load_tokenizer(files.base)
-        dtype = torch.float32 if training.method is Method.FULL else DTYPE
-        model = load_base(files.base, training.base_quantization, dtype=dtype)
+        model = load_trainable(files.base, training)
         train, validation = (Dataset(InMemoryTable(read_tokens(files.dataset, s))) for s in ("train", "validation"))
         suit_attention(model, longest(train, validation))
         trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch)
@@ -271,6 +270,12 @@ def build_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
+
+
+def load_trainable(base: Path, training: Training) -> Any:
+    """The base model as it is trained: all of its weights in float32, or under an adapter, rounded where asked for."""
+    dtype = torch.float32 if training.method is Method.FULL else DTYPE
+    return load_base(base, training.base_quantization, dtype=dtype)
 
 
 def suit_attention(model: Any, tokens: int) -> None:
