@@ -10,6 +10,7 @@ Reads every row (``dataset.collect``), decides which part each example belongs t
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -50,8 +51,27 @@ class Replayed:
     """General examples that are mixed into the training."""
 
     collected: Collected
+    usable: int
+    """Examples that could be mixed in."""
     chosen: list[str]
     """Identities."""
+
+    def report(self) -> dict[str, Any]:
+        """The figures for the report."""
+        ledger = self.collected.ledger
+        lost = Counter(ledger.faults.kinds) + Counter(ledger.dropped) + Counter(duplicates=ledger.duplicates)
+        return {
+            "read": ledger.read,
+            "usable": self.usable,
+            "chosen": len(self.chosen),
+            "filters": dict(sorted(lost.items())),
+        }
+
+    def message(self) -> str:
+        """The figures for people."""
+        lost = ", ".join(f"{kind} {count}" for kind, count in self.report()["filters"].items())
+        text = f"Of {self.collected.ledger.read} rows of general data, {self.usable} can be mixed in"
+        return f"{text} (left out: {lost}), {len(self.chosen)} are." if lost else f"{text}, {len(self.chosen)} are."
 
 
 def prepare(context: Context) -> Made:
@@ -72,7 +92,9 @@ def prepare(context: Context) -> Made:
     _write(folder, own, division, general)
     account = Account.of(own, division, len(general.chosen) if general else 0, params, context.input.upstream.source)
     _write_json(folder / LABELS, account.labels)
-    report = account.report() | ({"distillation": distilled.report()} if distilled else {})
+    report = account.report()
+    report |= {"distillation": distilled.report()} if distilled else {}
+    report |= {"replay": general.report()} if general else {}
     _write_json(folder / REPORT, report)
     (folder / READINESS_PAGE).write_text(
         render(account.facts, account.items, own.ledger.faults.stored()), encoding="utf-8"
@@ -80,7 +102,7 @@ def prepare(context: Context) -> Made:
     return Made(
         folder=folder,
         scalars=account.scalars() | (distilled.scalars() if distilled else {}),
-        message=" ".join([*([distilled.message()] if distilled else []), account.message()]),
+        message=" ".join(part.message() for part in (distilled, account, general) if part),
         tools=versions("transformers", "presidio-analyzer", "rensa", "pyarrow", "py3langid"),
     )
 
@@ -153,7 +175,8 @@ def _replay(
     leaks = leakage.find(found.texts(set(found.ledger.labels)), own.texts(tested), params.duplicates.near_percent)
     usable = found.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
     trained = sum(part is Part.TRAIN for part in division.parts.values())
-    return Replayed(found, sampling.replay(usable, trained, params.replay.percent, params.split.seed))
+    chosen = sampling.replay(usable, trained, params.replay.percent, params.split.seed)
+    return Replayed(found, len(usable), chosen)
 
 
 def _names_model(context: Context, asked: NamesModel | None) -> Path | None:

@@ -215,6 +215,7 @@ def test_weights_repeat_and_thin_out_training_examples_only(prepared: Prepared, 
 
 def test_general_data_is_mixed_in_unless_it_is_in_the_test(prepared: Prepared) -> None:
     general = [{"prompt": f"Say {text(n)}", "completion": f"{text(n)}!"} for n in range(5000, 5100)]
+    general += [general[0], {"text": "of no form"}, {"prompt": "word " * 5000, "completion": "too long"}]
     source = prepared.put("own.jsonl", rows())
     replay = Replay(source=prepared.put("general.jsonl", general), percent=20)
     scalars = prepared.run(source, replay=replay, instruction="Classify.").scalars
@@ -222,6 +223,16 @@ def test_general_data_is_mixed_in_unless_it_is_in_the_test(prepared: Prepared) -
     mixed = [json.loads(line)["messages"] for line in prepared.file("train.jsonl").splitlines()][-40:]
     assert all([m["role"] for m in messages] == ["user", "assistant"] for messages in mixed)
     assert prepared.report["rows"]["added"] == 40
+    assert prepared.report["replay"] == {
+        "read": 103,
+        "usable": 100,
+        "chosen": 40,
+        "filters": {"duplicates": 1, "missingMessages": 1, "tooLong": 1},
+    }
+    assert prepared.result.message.endswith(
+        "Of 103 rows of general data, 100 can be mixed in (left out: duplicates 1, missingMessages 1, tooLong 1), "
+        "40 are."
+    )
 
 
 def test_what_a_benchmark_asks_is_not_trained(prepared: Prepared) -> None:

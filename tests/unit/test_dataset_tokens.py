@@ -88,6 +88,13 @@ def test_truncation_cuts_the_longest_question_and_nothing_else(tokenizer: tuple[
     assert cut
 
 
+@pytest.mark.parametrize("limit", range(LIMIT, LIMIT + 4))
+def test_truncation_cuts_between_characters(tokenizer: tuple[Any, int], limit: int) -> None:
+    text = "こんにちは" * 20
+    [encoded] = encoder(tokenizer, TooLong.TRUNCATE, limit).encode(conversation(text, "an answer"), "")
+    assert text.startswith(encoded.example.messages[0]["content"])
+
+
 def test_an_answer_that_does_not_fit_is_left_out_rather_than_cut(tokenizer: tuple[Any, int]) -> None:
     for rule in (TooLong.TRUNCATE, TooLong.SPLIT):
         assert encoder(tokenizer, rule).encode(conversation("why?", LONG), "") == []

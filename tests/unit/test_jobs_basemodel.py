@@ -1,11 +1,5 @@
 """Base models from S3 and from a hub. The hub here is a small server with the same HTTP interface on loopback."""
 
-import hashlib
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,12 +12,12 @@ from finetune_jobs.basemodel import fetch_base_model, find_base_model
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Store
 from hack.cluster.layout import free_port
+from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 
 pytestmark = pytest.mark.unit
 
-COMMIT = "5e" * 20
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "model.safetensors": b"weights",
@@ -65,74 +59,10 @@ def test_a_model_that_changed_since_the_run_began(s3: SeaweedFS, store: Store, t
     assert error.value.reason is Reason.MODEL_NOT_FOUND
 
 
-@contextmanager
-def hub(monkeypatch: pytest.MonkeyPatch, *, gated: bool = False) -> Iterator[None]:
-    """A hub that holds ``org/model`` at revision main."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            file = path.removeprefix(f"/org/model/resolve/{COMMIT}/")
-            if not path.removeprefix("/api/models").startswith("/org/model"):
-                self._answer(401, b"", {"X-Error-Code": "RepoNotFound"})
-            elif gated:
-                self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
-            elif path == "/api/models/org/model/auth-check":
-                self._answer(200, b"")
-            elif path in {f"/api/models/org/model/revision/{revision}" for revision in ("main", COMMIT)}:
-                self._answer(200, _info())
-            elif path.startswith(f"/api/models/org/model/tree/{COMMIT}"):
-                self._answer(200, _tree())
-            elif file in FILES:
-                etag = hashlib.sha1(FILES[file], usedforsecurity=False).hexdigest()
-                self._answer(200, FILES[file], {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-            else:
-                self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-
-        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def _info() -> bytes:
-    return json.dumps(
-        {"id": "org/model", "sha": COMMIT, "private": False, "siblings": [{"rfilename": name} for name in FILES]}
-    ).encode()
-
-
-def _tree() -> bytes:
-    return json.dumps(
-        [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in FILES.items()]
-    ).encode()
-
-
 def test_a_model_of_the_hub_is_pinned_to_its_commit(
     s3: SeaweedFS, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with hub(monkeypatch):
+    with fake_hub(monkeypatch, "model", "org/model", FILES):
         found = find_base_model(store, "hf://org/model@main")
         assert found.revision == COMMIT
         assert find_base_model(store, f"hf://org/model@{COMMIT}").digest == found.digest
@@ -158,7 +88,7 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(
 def test_a_model_that_the_hub_does_not_give(
     store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, reason: Reason, message: str
 ) -> None:
-    with hub(monkeypatch, gated=gated), pytest.raises(StageError) as error:
+    with fake_hub(monkeypatch, "model", "org/model", FILES, gated=gated), pytest.raises(StageError) as error:
         find_base_model(store, uri)
     assert (error.value.reason, error.value.retriable) == (reason, False)
     assert uri in error.value.message

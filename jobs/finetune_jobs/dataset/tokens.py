@@ -1,5 +1,6 @@
 """Examples as the tokens that are trained, and what becomes of those that are too long (pure)."""
 
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -17,6 +18,8 @@ from finetune_jobs.modelling.examples import Example as Conversation
 _NAMED: Final = 5
 _SHORTEST: Final = 8
 """Tokens of a message that truncation leaves at least: of less nothing can be understood."""
+_CUT_END: Final = f"{string.whitespace}\N{REPLACEMENT CHARACTER}"
+"""What a cut may leave at the end: tokens of bytes end within a character."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Encoder:
         excess = self._encode(example).tokens - self.params.max_length
         room = lengths[longest] - excess
         while room >= _SHORTEST:  # text that is cut may be tokenised a little longer than it was
-            text = self.tokenizer.decode(self._ids(messages[longest])[:room]).rstrip()
+            text = self.tokenizer.decode(self._ids(messages[longest])[:room]).rstrip(_CUT_END)
             shorter = [m | {"content": text} if n == longest else m for n, m in enumerate(messages)]
             made = self._encode(replace(example, messages=shorter))
             if made.tokens <= self.params.max_length:
