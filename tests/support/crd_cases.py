@@ -50,7 +50,7 @@ def valid(schema: Object, path: Path = ()) -> Any:
                 if name not in left_out
             }
         case "array":
-            return [valid(schema["items"], path[1:])]
+            return _many(valid(schema["items"], path[1:]), schema.get("minItems", 1))
         case "integer":
             return schema.get("minimum", 0)
         case "boolean":
