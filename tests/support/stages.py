@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from finetune_api.dataset import Columns, Source, Task
@@ -87,13 +89,26 @@ class Ended:
     """JSON lines of its standard error; what libraries write past the logs is left out."""
 
 
-def run_process(given: StageInput, folder: Path, user: User, *arguments: str, python: Path = PYTHON) -> Ended:
-    """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` only."""
-    return wait_for(start_process(given, folder, user, *arguments, python=python), folder)
+def run_process(
+    given: StageInput,
+    folder: Path,
+    user: User,
+    *arguments: str,
+    python: Path = PYTHON,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Ended:
+    """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` and
+    ``variables`` only."""
+    return wait_for(start_process(given, folder, user, *arguments, python=python, variables=variables), folder)
 
 
 def start_process(
-    given: StageInput, folder: Path, user: User, *arguments: str, python: Path = PYTHON
+    given: StageInput,
+    folder: Path,
+    user: User,
+    *arguments: str,
+    python: Path = PYTHON,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> "subprocess.Popen[bytes]":
     """As ``run_process``, but returns the running process, for ``wait_for`` with the same ``folder``."""
     input_file, result_file = folder / "input.json", folder / "result.json"
@@ -102,7 +117,7 @@ def start_process(
     command += ["--result", str(result_file), "--metrics-port", "0", *arguments]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, env=environment | user.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env=environment | user.environment() | dict(variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 

@@ -142,6 +142,28 @@ def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path
     }
 
 
+def test_another_process_on_another_machine_gives_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """Seeds of hashes, clocks, locales and threads differ; the reports and the page must not."""
+    dirty = [f"Zahlung Nr. {n} an Café {n % 9}: ana{n}@example.org,{'äbc'[n % 3]}" for n in range(60)]
+    dirty += [f"{'same words in a long row ' * 3}{n % 20},{'äbc'[n % 2]}" for n in range(60)] + ["empty,", '"open']
+    store.put("rows.csv", rows() + "\n".join(dirty).encode())
+    asked = given(store, Stage.PREPARE, s3.storage, max_invalid_percent=50)
+    machines = [
+        {"PYTHONHASHSEED": "1", "TZ": "UTC", "LC_ALL": "C.UTF-8", "RAYON_NUM_THREADS": "1"},
+        {"PYTHONHASHSEED": "2", "TZ": "Asia/Kolkata", "OMP_NUM_THREADS": "3", "RAYON_NUM_THREADS": "3"}
+        | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ]
+    results = []
+    for number, machine in enumerate(machines):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        fresh = asked.model_copy(update={"reuse": False})
+        results.append(run_process(fresh, folder, ADMIN, variables=machine).result)
+    assert [each.output_digest for each in results] == [results[0].output_digest] * 2
+    assert results[0].message == results[1].message
+    assert results[0].scalars["rowsInvalid"] == "2"
+
+
 def need_prepare(found: StageInput) -> PrepareParams:
     assert found.params.prepare
     return found.params.prepare
