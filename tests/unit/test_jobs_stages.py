@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tests.support.tiny_model import build_tiny_llama
 pytestmark = pytest.mark.unit
 
 
-def rows(count: int = 300, labels: str = "abc") -> bytes:
+def rows(count: int = 300, labels: Sequence[str] = "abc") -> bytes:
     """A CSV with ``count`` different examples."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -111,10 +111,13 @@ def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: 
     assert "3 invalid rows were left out (conflictingLabels 2, empty 1)" in result.message
 
 
-def test_labels_that_differ_only_in_case_are_named(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
-    store.put("rows.csv", rows(labels="abA"))
+@pytest.mark.parametrize(("labels", "named"), [("abA", "'A', 'a'"), (["1", "2", "1.0"], "'1', '1.0'")])
+def test_labels_that_hardly_differ_are_named(
+    s3: SeaweedFS, store: Store, tmp_path: Path, labels: Sequence[str], named: str
+) -> None:
+    store.put("rows.csv", rows(labels=labels))
     result = execute(context(given(store, Stage.PREPARE, s3.storage), tmp_path), prepare)
-    assert result.message.endswith("Labels differ only in letter case: 'A', 'a'.")
+    assert result.message.endswith(f"Labels differ only in letter case, or in how a number is written: {named}.")
 
 
 def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

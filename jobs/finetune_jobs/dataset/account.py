@@ -1,9 +1,10 @@
 """What became of the rows: sets that are refused, figures for the status, reports (pure)."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.hashing import digest
@@ -18,6 +19,8 @@ from finetune_jobs.dataset.validation import shorten, shown
 from finetune_jobs.errors import StageError
 from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
 from finetune_jobs.readiness.facts import Facts, Findings, Lengths, Rows
+
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
 def require_valid(ledger: Ledger, params: PrepareParams) -> None:
@@ -201,10 +204,17 @@ class Account:
         """What is allowed, but seldom meant."""
         alike: dict[str, list[str]] = defaultdict(list)
         for label in self.labels:
-            alike[label.casefold()].append(label)
+            alike[_plain(label)].append(label)
         return [
-            f"Labels differ only in letter case: {', '.join(map(repr, some))}." for some in alike.values() if some[1:]
+            f"Labels differ only in letter case, or in how a number is written: {', '.join(map(repr, some))}."
+            for some in alike.values()
+            if some[1:]
         ]
+
+
+def _plain(label: str) -> str:
+    """Equal for labels that hardly mean two classes: Sales and sales, 1 and 1.0 (as tables with gaps write it)."""
+    return str(float(label)) if _NUMBER.fullmatch(label) else label.casefold()
 
 
 def _counted(kinds: Mapping[str, int]) -> str:
