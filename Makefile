@@ -17,7 +17,7 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 	@touch $@
 
 ##@ Use (as root, on Debian or Ubuntu)
-demo: $(STAMP) cluster-up images ## The main job, from data to a verified endpoint (10 minutes, the first time 40); FRESH=1 begins anew
+demo: $(STAMP) cluster-up images ## The main job, from data to a verified endpoint (10 minutes, the first time an hour); FRESH=1 begins anew
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
 ##@ Develop
