@@ -33,6 +33,7 @@ from finetune_api.stages import (
     VerifyParams,
 )
 from finetune_api.storage import Storage
+from finetune_api.tracking import WANDB_KEY_VARIABLE
 from finetune_api.training import Training
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
@@ -106,9 +107,10 @@ _MORE: Final[Mapping[Stage, str]] = {
     Stage.PREPARE: f"""\
   {TEACHER_KEY_VARIABLE:42}API key of the teacher, where the input's distillation has one that asks for it
 """,
-    Stage.TRAIN: """\
+    Stage.TRAIN: f"""\
   MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN
                                             login for the server that the input's tracking.mlflow names
+  {WANDB_KEY_VARIABLE:42}login for the one that its tracking.wandb names
 """,
 }
 """Further variables of a stage's environment."""

@@ -34,7 +34,8 @@ class Redaction:
     """Takes out of a text what must not be read in a log: secret values of the environment, passwords in URLs."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        secrets = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
+        # Secrets made from files end in a line break, which whoever uses them leaves out.
+        secrets = {value.strip() for name, value in environment.items() if _SECRET_NAME.search(name)}
         longest_first = sorted((s for s in secrets if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -170,7 +170,7 @@ def _lookup(context: Context) -> StageResult | None:
 
 
 def _tracked(context: Context) -> AbstractContextManager[None]:
-    """Only a training has something to track; what that needs (TensorBoard, MLflow) is in its image alone."""
+    """Only a training has something to track; what that needs (TensorBoard, MLflow, W&B) is in its image alone."""
     if context.input.stage is not Stage.TRAIN:
         return nullcontext()
     from finetune_jobs.training.tracking import tracked
@@ -229,7 +229,8 @@ def _guarded(
         progress = Progress(stage, show=terminal)
         progress.serve(options.metrics_port)
         stopping = _on_sigterm(graceful)
-        with tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-") as scratch:
+        # A tracker's process may still write there; what is left goes with the pod.
+        with tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-", ignore_cleanup_errors=True) as scratch:
             store = Store.connect(given.storage, results_root(given))
             if given.output:  # who serves an artifact may only read what its FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, stage))

@@ -219,6 +219,7 @@ DEEP_CHANGES = [
         (("spec", "budget"), ABSENT),
         (("spec", "budget", "onExceeded"), "Fail"),
         (("spec", "tracking", "mlflow", "credentials"), ABSENT),
+        (("spec", "tracking", "wandb", "project"), "other"),
         (("spec", "retention", "checkpoints"), 9),
     )
 ]
@@ -283,7 +284,10 @@ SHORT_BLOCKS: Object = {
     },
     "budget": {"maxCost": "25"},
     "storage": {"credentials": {"secretName": "s"}},
-    "tracking": {"mlflow": {"url": "http://mlflow", "credentials": {"secretName": "s"}}},
+    "tracking": {
+        "mlflow": {"url": "http://mlflow", "credentials": {"secretName": "s"}},
+        "wandb": {"credentials": {"secretName": "s"}},
+    },
     "retention": {},
 }
 """Every optional block, as short as it may be."""

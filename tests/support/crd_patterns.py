@@ -154,6 +154,14 @@ _NAMES = {
     _pattern_of("spec.tracking.mlflow.experiment"): Pattern(
         ("", "7", "Team A/model_1.x-y"), (" a", "/a", "-a", "a:b", "a\tb", "ä", "a\n"), lambda n: "a" * n
     ),
+    _pattern_of("spec.tracking.wandb.entity"): Pattern(
+        ("", "7", "acme.research_a-1"), (" a", "-a", ".a", "a b", "a/b", "a:b", "ä", "a\n"), lambda n: "a" * n
+    ),
+    _pattern_of("spec.tracking.wandb.project"): Pattern(
+        ("", "7", "Support answers_1.x-y"),
+        (" a", "-a", "a/b", "a#b", "a?", "a%b", "a:b", "ä", "a\n"),
+        lambda n: "a" * n,
+    ),
     _pattern_of("spec.dataset.pii.ner.package"): Pattern(
         ("a", "7", "en_core_web-sm.x"), ("En", "_a", "-a", "../a", "a/b", "a b", "a==1"), lambda n: "a" * n
     ),

@@ -4,6 +4,7 @@ import pytest
 
 from finetune_api.meta import TEACHER_KEY_VARIABLE, ExitCode
 from finetune_api.stages import PIPELINE, Stage, StageInput, input_key
+from finetune_api.tracking import WANDB_KEY_VARIABLE
 from finetune_jobs.commandline import example_input, parse
 
 pytestmark = pytest.mark.unit
@@ -23,7 +24,8 @@ def test_help_says_what_a_stage_needs_and_gives(stage: Stage, capsys: pytest.Cap
     assert r"-o jsonpath='{.data.input\.json}'" in text
     assert all(f"\n  {code.value:2d}  " in text for code in ExitCode)
     assert (TEACHER_KEY_VARIABLE in text) is (stage is Stage.PREPARE)
-    assert ("MLFLOW_TRACKING_TOKEN" in text) is (stage is Stage.TRAIN)
+    for key in ("MLFLOW_TRACKING_TOKEN", WANDB_KEY_VARIABLE):
+        assert (key in text) is (stage is Stage.TRAIN)
 
 
 @STAGES

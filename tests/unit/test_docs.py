@@ -19,7 +19,7 @@ from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_api.tracking import MLFLOW_SECRET_KEYS
+from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_jobs import artifact, commandline
 from finetune_jobs.modelling.tuning import TUNING
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
@@ -317,7 +317,7 @@ def test_every_file_variable_and_option_is_on_the_page_of_the_stages(capsys: pyt
     page = (REPOSITORY / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
     files = [layout.MANIFEST, layout.READINESS_PAGE, TUNING, artifact.GOLDEN, artifact.SAMPLE, artifact.MODEL_REF]
     files += [artifact.MODEL_CARD, artifact.ANSWERS, artifact.METRICS]
-    variables = [meta.TEACHER_KEY_VARIABLE, *MLFLOW_SECRET_KEYS]
+    variables = [meta.TEACHER_KEY_VARIABLE, *MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE]
     with pytest.raises(SystemExit):
         commandline.parse(Stage.TRAIN, ["--help"])
     options = re.findall(r"--[a-z-]+", capsys.readouterr().out)

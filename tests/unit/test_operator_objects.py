@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, RunRef, Stage, StageInput, Upstream
 from finetune_api.storage import Credentials, Storage
+from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, MlflowCredentials, Tracking, Wandb, WandbCredentials
 from finetune_operator.actions import FINETUNEJOBS, Event
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.events import event_object
@@ -100,6 +102,30 @@ def test_credentials_are_references() -> None:
     others = {variable["name"]: variable.get("value") for variable in variables[2:]}
     assert others.items() >= {"HOME": "/scratch", "TMPDIR": "/scratch", "HF_HOME": "/scratch/huggingface"}.items()
     assert "OMP_NUM_THREADS" in others
+
+
+def test_trackers_keys_are_references_of_the_training_alone() -> None:
+    """Optional ones: a key that is missing costs the tracking, and keeps no pod from starting."""
+    tracking = Tracking(
+        mlflow=Mlflow(url="http://mlflow:5000", credentials=MlflowCredentials(secret_name="m")),
+        wandb=Wandb(credentials=WandbCredentials(secret_name="w", api_key_key="key")),
+    )
+    found = {}
+    for stage in PIPELINE:
+        given = request(stage)
+        given = replace(given, input=given.input.model_copy(update={"tracking": tracking}))
+        (body,) = stage_job(given)["spec"]["template"]["spec"]["containers"]
+        found[stage] = {
+            variable["name"]: variable["valueFrom"]["secretKeyRef"]
+            for variable in body["env"]
+            if variable["name"].startswith(("MLFLOW", "WANDB"))
+        }
+        assert "envFrom" not in body
+    assert found.pop(Stage.TRAIN) == {
+        **{name: {"name": "m", "key": name, "optional": True} for name in MLFLOW_SECRET_KEYS},
+        "WANDB_API_KEY": {"name": "w", "key": "key", "optional": True},
+    }
+    assert not any(found.values())
 
 
 def test_exit_codes_decide_about_retries() -> None:

@@ -23,26 +23,22 @@ from finetune_api import telemetry
 from finetune_api.finetunejob import Output
 from finetune_api.layout import run_folder
 from finetune_api.meta import ExitCode
-from finetune_api.stages import Params, RunRef, Stage, StageInput, TrainParams, Upstream
+from finetune_api.stages import Stage, TrainParams
 from finetune_api.tracking import Mlflow, Tracking
-from finetune_api.training import Training
 from finetune_jobs.errors import StoppedError
-from finetune_jobs.progress import Measurement, Progress
+from finetune_jobs.progress import Progress
 from finetune_jobs.store import Store
 from finetune_jobs.training import tracking as tracking_module
 from finetune_jobs.training.tracking import Measuring, hyperparameters, lineage_facts, tracked
 from hack.cluster.layout import free_port
-from tests.support import mlflow_server
+from tests.support import mlflow_server, wandb_server
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN, pipeline_params, stage_input, wait_for
 from tests.support.tiny_model import build_tiny_llama
+from tests.support.tracking import DATASET, LOSSES, VALIDATIONS, given, learn
 from tests.support.training import BASE, publish_inputs, run_training, settings, write_dataset
 
 pytestmark = pytest.mark.unit
-
-DATASET = "d" * 64
-LOSSES = {1: 2.5, 2: 2.0, 3: 1.5, 4: 1.25}
-VALIDATIONS = {2: 2.25, 4: 1.75}
 
 
 @pytest.fixture
@@ -63,31 +59,6 @@ PATIENT = pytest.mark.usefixtures("patience")
 def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with mlflow_server.running(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
-
-
-def given(run: RunRef = RUN, **training: Any) -> StageInput:
-    return StageInput(
-        stage=Stage.TRAIN,
-        run=run,
-        output=Output(uri="s3://data/out", name="transactions"),
-        base_model_uri="s3://data/model",
-        input_key="a" * 64,
-        upstream=Upstream(model="c" * 64, dataset=DATASET),
-        params=Params(train=TrainParams(training=Training(**training))),
-        operator_version="1.2.3",
-    )
-
-
-def learn(progress: Progress, first: int = 1, last: int = 4) -> None:
-    """What a training of four steps with two validations records."""
-    for step in range(first, last + 1):
-        progress.record(
-            Measurement(
-                step, 4, loss=LOSSES[step], learning_rate=2.0**-step, gradient_norm=float(step), tokens=100 * step
-            )
-        )
-        if step in VALIDATIONS:
-            progress.record(Measurement(step, 4, validation_loss=VALIDATIONS[step], tokens=100 * step))
 
 
 def download(store: Store, folder: Path) -> EventAccumulator:
@@ -297,25 +268,33 @@ def test_a_second_pod_goes_on_with_the_same_mlflow_run(mlflow_url: str, store: S
 
 
 def test_the_stage_is_tracked_as_its_input_says(mlflow_url: str, s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
-    """The whole of it, as a container runs it: event files, MLflow run, log, and one checkpoint that stays."""
+    """The whole of it, as a container runs it: event files, runs of both trackers, log, one checkpoint that stays."""
     upstream = publish_inputs(store, build_tiny_llama(tmp_path / "base"), write_dataset(tmp_path / "dataset"))
     output = Output(uri=store.uri(), name="transactions")
     training = settings(max_steps=4, checkpoint_steps=2)
     params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=training)})
     asked = stage_input(Stage.TRAIN, s3.storage, output, params, upstream, base_model_uri=store.uri(BASE))
     document = json.loads(asked.model_dump_json(by_alias=True))
-    document["tracking"] = {"mlflow": {"url": mlflow_url, "experiment": "stage"}}
     document["retention"] = {"checkpoints": 1}
 
-    (tmp_path / "input.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "finetune_jobs.train", "--input", str(tmp_path / "input.json")]
     command += ["--result", str(tmp_path / "result.json"), "--metrics-port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}
-    )
-    ended = wait_for(process, tmp_path)
+    environment = os.environ | {"TMPDIR": str(tmp_path), "WANDB_API_KEY": "0123456789" * 4}
+    with wandb_server.running() as wandb:
+        document["tracking"] = {
+            "mlflow": {"url": mlflow_url, "experiment": "stage"},
+            "wandb": {"baseUrl": wandb.url, "credentials": {"secretName": "wandb"}},
+        }
+        (tmp_path / "input.json").write_text(json.dumps(document))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        ended = wait_for(process, tmp_path)
 
     assert ended.code == ExitCode.OK, ended.log
+    assert environment["WANDB_API_KEY"] not in str(ended.log)
+    (tracked_run,) = wandb.runs.values()
+    assert tracked_run.config["finetune"]["dataset_digest"] == upstream.dataset
+    assert set(tracked_run.series("train/loss")) == {1, 2, 3, 4}
+    assert tracked_run.exit_codes == [0]
     (run,) = runs_of(mlflow_url, "stage")
     assert run.data.tags["finetune.dataset_digest"] == upstream.dataset
     assert run.data.metrics["validation/loss"] == pytest.approx(float(ended.result.scalars["validationLoss"]), abs=1e-4)

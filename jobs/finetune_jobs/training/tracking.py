@@ -1,8 +1,9 @@
 """Tracking of a training: what is measured at every step, and who is told.
 
 ``Measuring`` turns what the trainer logs into measurements, which the stage's Progress shows as Prometheus metrics.
-``tracked`` adds the followers of a run: TensorBoard event files, which always are kept beside the results, and an
-MLflow run where the spec names a server. Tracking is fail-open: whatever goes wrong with it costs the figures only.
+``tracked`` adds the followers of a run: TensorBoard event files, which always are kept beside the results, and runs of
+MLflow and Weights & Biases where the spec names them. Tracking is fail-open: whatever goes wrong with it costs the
+figures only.
 """
 
 import json
@@ -25,11 +26,12 @@ from finetune_jobs.store import Store
 from finetune_jobs.training.event_files import EventFiles
 from finetune_jobs.training.figures import End, Facts, Settings
 from finetune_jobs.training.mlflow_run import MlflowRun
+from finetune_jobs.training.wandb_run import WandbRun
 
 _SPEED_STEPS: Final = 20
 """The speed is that of so many last steps: one step says little where examples differ in length."""
 LAST_WORDS_SECONDS: Final = 2.0
-"""Longest that the end of a training waits for all its followers together."""
+"""Longest that the end of a training waits for all its followers together; W&B takes longer to close a run."""
 
 
 class Measuring(TrainerCallback):  # type: ignore[misc] # transformers has no types
@@ -82,11 +84,13 @@ def tracked(given: StageInput, tracking: Tracking, store: Store, folder: Path, p
     """
     settings, facts = hyperparameters(given), lineage_facts(given)
     place = store.below(f"{run_folder(given.run)}/tracking/{given.run.id}")
-    followers: list[EventFiles | MlflowRun] = [EventFiles(folder, place, settings, facts)]
+    followers: list[EventFiles | MlflowRun | WandbRun] = [EventFiles(folder, place, settings, facts)]
+    name = f"{given.run.name}-{given.run.id}"
     if tracking.mlflow:
         experiment = tracking.mlflow.experiment or f"{given.run.namespace}/{given.run.name}"
-        name = f"{given.run.name}-{given.run.id}"
         followers.append(MlflowRun(tracking.mlflow.url, experiment, name, settings, facts))
+    if tracking.wandb:
+        followers.append(WandbRun(tracking.wandb, name, settings, facts, folder / "wandb"))
     for follower in followers:
         progress.follow(follower)
     end = End.FAILED

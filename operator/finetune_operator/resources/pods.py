@@ -15,7 +15,7 @@ from finetune_api.dataset import ConfigMapKey
 from finetune_api.hashing import canonical_json, short
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
-from finetune_api.tracking import MLFLOW_SECRET_KEYS
+from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.actions import Object
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Images, PodShape
@@ -235,14 +235,18 @@ def _teacher_env(request: StageRequest) -> list[Object]:
 
 
 def _tracking_env(request: StageRequest) -> list[Object]:
-    """How the training logs in to its tracking server; a Secret that has only some of the keys will do."""
-    mlflow = request.input.tracking.mlflow if request.stage is Stage.TRAIN else None
-    if mlflow is None or mlflow.credentials is None:
+    """How the training logs in to its trackers. A key that a Secret lacks costs the tracking only, hence optional."""
+    if request.stage is not Stage.TRAIN:
         return []
-    secret = mlflow.credentials.secret_name
+    mlflow, wandb = request.input.tracking.mlflow, request.input.tracking.wandb
+    references: dict[str, Object] = {}
+    if mlflow and mlflow.credentials:
+        references |= {name: {"name": mlflow.credentials.secret_name, "key": name} for name in MLFLOW_SECRET_KEYS}
+    if wandb:
+        references[WANDB_KEY_VARIABLE] = {"name": wandb.credentials.secret_name, "key": wandb.credentials.api_key_key}
     return [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
-        for key in MLFLOW_SECRET_KEYS
+        {"name": name, "valueFrom": {"secretKeyRef": reference | {"optional": True}}}
+        for name, reference in references.items()
     ]
 
 

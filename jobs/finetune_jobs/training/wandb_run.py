@@ -1,0 +1,169 @@
+"""A training as a run of Weights & Biases: settings and lineage as its config, figures as its history.
+
+Everything goes through a bounded queue and a thread of its own, as for MLflow: a server that is slow, away or wrong
+costs the figures, never a step. W&B's client has a process beside the training (wandb-core), which sends what that
+thread hands over, and tries again by itself while a server that has answered before is away.
+
+The client is told to send what is said here and no more: no code, no list of packages, nothing about the machine, no
+output of the program, no files, no usage statistics or crash reports. Hence nothing but the server is contacted.
+https://docs.wandb.ai/ref/python/
+"""
+
+import logging
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.hashing import digest
+from finetune_api.reasons import Reason
+from finetune_api.tracking import WANDB_KEY_VARIABLE, Wandb, WandbCredentials
+from finetune_jobs.background import Repeating
+from finetune_jobs.errors import StageError
+from finetune_jobs.progress import Measurement
+from finetune_jobs.training.figures import End, Facts, Settings, figures
+
+log = logging.getLogger(__name__)
+
+_DELIVER_SECONDS: Final = 5.0
+"""Time between two deliveries to wandb-core."""
+_QUEUE: Final = 5_000
+"""Measurements that wait at most while there is no run (some 5 MB); beyond, the oldest are lost."""
+_REQUEST_SECONDS: Final = 5
+"""Longest that the server may take for an answer."""
+_OPEN_SECONDS: Final = 15.0
+"""Longest that opening a run may take, wandb-core's start included."""
+_FINISH_SECONDS: Final = 10.0
+"""Longest that closing a run may take. One that is not closed looks crashed, hence it gets its time."""
+
+
+class WandbRun:
+    """Follows a training into a run of W&B. The API key comes from the environment; ``folder`` is for W&B's files."""
+
+    def __init__(self, spec: Wandb, name: str, settings: Settings, facts: Facts, folder: Path) -> None:
+        self._spec, self._name = spec, name
+        self._settings, self._facts = settings, facts
+        self._client = _client(folder)
+        self._folder = folder
+        self._run: Any = None
+        self._end: End | None = None
+        self._waiting: deque[tuple[int, dict[str, float]]] = deque(maxlen=_QUEUE)
+        self._lost = 0
+        name = f"tracking with Weights & Biases at {spec.base_url}"
+        self._delivering = Repeating(self._deliver, name=name, pause=_DELIVER_SECONDS)
+        self._delivering.soon()  # so that the run is there from the beginning
+
+    def measured(self, measurement: Measurement) -> None:
+        """Queue what is known of a step."""
+        self._lost += len(self._waiting) == _QUEUE
+        self._waiting.append((measurement.step, dict(figures(measurement))))
+
+    def end(self, end: End) -> None:
+        """Have the rest delivered and the run closed. A stopped one is opened again by the pod that goes on."""
+        self._end = end
+        self._delivering.end()
+
+    def wait(self, seconds: float) -> bool:
+        """After ``end``: whether the server has everything, within ``seconds``; more for a server that has answered."""
+        done = self._delivering.wait(max(seconds, _FINISH_SECONDS) if self._run else seconds)
+        missing = self._lost + len(self._waiting)
+        if missing or not done:
+            log.warning("not all figures reached Weights & Biases")
+        return done and not missing
+
+    def _deliver(self) -> None:
+        """In the thread: whatever fails here is tried again."""
+        self._run = self._run or self._open()
+        while self._waiting:
+            step, row = self._waiting[0]
+            # What is done again after a restart is there already, with the same values; the client leaves it out.
+            self._run.log(row, step=step)
+            self._waiting.popleft()
+        if self._end:
+            if self._end is End.KILLED:
+                self._run.mark_preempting()
+            self._run.finish(exit_code=0 if self._end is End.FINISHED else 1)
+
+    def _open(self) -> Any:
+        """This training's run, whose id follows from the lineage: a pod that goes on finds that of the one before."""
+        if not os.environ[WANDB_KEY_VARIABLE]:
+            raise StageError(Reason.SPEC_INVALID, _no_key(self._spec.credentials))
+        job = self._facts["finetune.job"]
+        return self._client.init(
+            entity=self._spec.entity or None,
+            project=self._spec.project or job.replace("/", "."),
+            group=job,
+            job_type="train",
+            name=self._name,
+            id=digest(self._facts)[:32],
+            resume="allow",
+            reinit="create_new",  # beside whatever else of this process: no library takes it for its own
+            config=_nested({**self._settings, **self._facts}),
+            settings=self._client.Settings(
+                mode="online",
+                base_url=self._spec.base_url,
+                root_dir=str(self._folder),
+                program="finetune_jobs.train",  # instead of its path
+                host="",
+                silent=True,
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                ignore_globs=("*",),  # its files repeat config and summary; they would go to another host
+                stop_fn=_stop_asked,
+                init_timeout=_OPEN_SECONDS,
+                finish_timeout=_FINISH_SECONDS,
+                finish_timeout_raises=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                x_disable_viewer=True,
+                x_save_requirements=False,
+                x_skip_transaction_log=True,
+                x_graphql_retry_max=1,
+                x_graphql_timeout_seconds=_REQUEST_SECONDS,
+            ),
+        )
+
+
+def _client(folder: Path) -> Any:
+    """W&B's client, told to be quiet, to keep its caches below ``folder``, and to send no reports about itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ |= {
+        WANDB_KEY_VARIABLE: os.environ.get(
+            WANDB_KEY_VARIABLE, ""
+        ).strip(),  # Secrets made from files end in a line break
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_CACHE_DIR": str(folder / "cache"),
+        "WANDB_CONFIG_DIR": str(folder / "config"),
+        "WANDB_DATA_DIR": str(folder / "data"),
+    }
+    import wandb
+
+    return wandb
+
+
+def _no_key(secret: WandbCredentials) -> str:
+    return (
+        f"{WANDB_KEY_VARIABLE} is empty: Secret {secret.secret_name!r} must hold the API key under "
+        f"{secret.api_key_key!r}."
+    )
+
+
+def _stop_asked() -> None:
+    """Somebody has pressed Stop in W&B; the client would interrupt the process."""
+    log.warning("W&B asks to stop the run; the training goes on. To stop it, set spec.suspend of the FineTuneJob.")
+
+
+def _nested(flat: dict[str, str | float]) -> dict[str, Any]:
+    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``: W&B's pages show, sort and filter by nested names."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return nested
