@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_jobs.dataset.components import join
 from finetune_jobs.dataset.near_duplicates import (
     SEED,
     WINDOW,
@@ -15,7 +16,6 @@ from finetune_jobs.dataset.near_duplicates import (
     Sketches,
     band_rows,
     compared_text,
-    join,
     shingles,
     words,
 )

@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import rensa
 
-Rows = npt.NDArray[np.intp]
-"""Numbers of rows, from 0."""
+from finetune_jobs.dataset.components import Rows, join
 
 WIDTH: Final = 128
 """MinHash values a text. The error (one standard deviation) of an estimate s is sqrt(s (1 - s) / 128)."""
@@ -116,21 +115,6 @@ def band_rows(percent: int) -> int:
     threshold = percent / 100
     enough = (rows for rows in range(WIDTH, 1, -1) if (1 - threshold**rows) ** (WIDTH // rows) <= _MISSED)
     return next(enough, 1)
-
-
-def join(roots: Rows, left: Rows, right: Rows) -> Rows:
-    """Union-find for many pairs at once: the smallest member of each row's set after ``left[i]`` joins ``right[i]``.
-
-    ``roots`` holds the smallest member before. Each round hooks the larger root of every pair to the smaller one.
-    """
-    while True:
-        lower, upper = np.minimum(roots[left], roots[right]), np.maximum(roots[left], roots[right])
-        if np.array_equal(lower, upper):
-            return roots
-        roots = roots.copy()
-        np.minimum.at(roots, upper, lower)
-        while not np.array_equal(roots, above := roots[roots]):
-            roots = above
 
 
 class Sketches:

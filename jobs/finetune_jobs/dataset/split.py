@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from finetune_api import dataset
-from finetune_jobs.dataset.near_duplicates import join
+from finetune_jobs.dataset.components import join
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 

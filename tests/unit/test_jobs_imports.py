@@ -1,0 +1,93 @@
+"""Each stage runs with the packages of its own image: what another image's extra brings is not there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from finetune_api.stages import Stage
+from hack.cluster.layout import REPOSITORY
+
+pytestmark = pytest.mark.unit
+
+EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+EXTRA_OF = {
+    Stage.RESOLVE: "data",
+    Stage.PREPARE: "prepare",
+    Stage.TRAIN: "jobs",
+    Stage.EVALUATE: "jobs",
+    Stage.PUBLISH: "data",
+    Stage.FETCH: "data",
+    Stage.VERIFY: "data",
+}
+"""The extra that each stage's Dockerfile installs. Export's has pins of its own, which this environment lacks."""
+PROGRAM = """
+import importlib, sys
+from importlib.machinery import PathFinder
+
+class Present(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
+
+sys.meta_path = [Present if finder is PathFinder else finder for finder in sys.meta_path]
+importlib.import_module("finetune_jobs.{stage}")
+"""
+"""Imports a stage where some modules are not installed."""
+
+
+def test_the_table_names_what_the_dockerfiles_install() -> None:
+    for extra in set(EXTRA_OF.values()):
+        assert f"--extra {extra} " in (REPOSITORY / "images" / extra / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("stage", EXTRA_OF, ids=str)
+def test_a_stage_needs_no_package_of_another_image(stage: Stage) -> None:
+    extra = EXTRA_OF[stage]
+    others = {name for each in ("prepare", "jobs", "operator", "cli") for name in direct(each)}
+    absent = others - closure(frozenset(direct(extra)))
+    assert absent
+    modules = sorted(name for name, owners in packages_distributions().items() if absent & normal(owners))
+    program = PROGRAM.format(absent=set(modules), stage=stage.value)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def normal(names: Iterable[str]) -> set[str]:
+    return {canonicalize_name(name) for name in names}
+
+
+def direct(extra: str) -> set[str]:
+    """Distributions that an extra names, by itself or by another extra of ours."""
+    found: set[str] = set()
+    for line in EXTRAS[extra]:
+        own = re.fullmatch(r"finetune-operator\[(.+)\]", line)
+        found |= {n for each in own[1].split(",") for n in direct(each)} if own else normal([Requirement(line).name])
+    return found
+
+
+@cache
+def closure(names: frozenset[str]) -> set[str]:
+    """These distributions and all that they need, as far as they are installed."""
+    seen: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        needed = (Requirement(line) for line in requires(name) or [])
+        always = (each for each in needed if not each.marker or each.marker.evaluate({"extra": ""}))
+        waiting |= normal(each.name for each in always) - seen
+    return seen
