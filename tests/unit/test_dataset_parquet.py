@@ -159,6 +159,15 @@ def test_progress_counts_the_bytes_that_are_read(tmp_path: Path) -> None:
     assert told == [(size * 1000 // 2500, size), (size * 2000 // 2500, size)]
 
 
+@pytest.mark.parametrize(
+    "column", [pa.array([2**60], pa.timestamp("ms")), pa.array([1], pa.timestamp("s", tz="Nowhere/City"))]
+)
+def test_a_cell_that_python_cannot_hold_costs_no_conversation(tmp_path: Path, column: Any) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    raw = parquet_bytes(pa.table({"messages": [messages], "at": column}))
+    assert read(tmp_path, raw, []) == [Row(1, {"messages": messages, "at": None})]
+
+
 def test_any_columns_will_do_where_none_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "source"
     path.write_bytes(parquet_bytes({"question": ["a"], "choices": [["b", "c"]], "when": pa.array([0], pa.date32())}))

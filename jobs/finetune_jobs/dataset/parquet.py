@@ -22,6 +22,8 @@ _PAGES: Final = 1 << 20
 _REPORTED: Final = 1000
 """Rows between two reports of progress."""
 _ERRORS: Final = (pa.ArrowException, OSError)
+_NO_VALUE: Final = (pa.ArrowException, ValueError, OverflowError)
+"""What Arrow raises for cells that Python cannot hold, such as dates beyond the year 9999."""
 
 
 def read_parquet(
@@ -95,9 +97,10 @@ def _long_texts(column: Any, name: str, number: int) -> dict[int, Fault]:
 
 
 def _values(column: Any, name: str, number: int, faults: dict[int, Fault]) -> list[Any]:
-    """The cells of a batch; adds the fault of each that is not UTF-8, for which Arrow does not look before."""
+    """The cells of a batch; adds the fault of each that is not UTF-8, for which Arrow does not look before. What Python
+    cannot hold is None: all columns of a conversation are read, and none of these is part of it."""
     if not faults:
-        with suppress(UnicodeDecodeError):
+        with suppress(*_NO_VALUE):
             values: list[Any] = column.to_pylist()
             return [_without_nulls(value) for value in values] if pa.types.is_nested(column.type) else values
     return [None if index in faults else _value(column, name, number, index, faults) for index in range(len(column))]
@@ -109,6 +112,8 @@ def _value(column: Any, name: str, number: int, index: int, faults: dict[int, Fa
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 at byte {error.start + 1} of a text"
         faults[index] = Fault(number + index, name, "notUtf8", problem, f"0x{error.object[error.start]:02x}")
+        return None
+    except _NO_VALUE:
         return None
 
 
