@@ -87,6 +87,25 @@ def test_two_pods_write_beside_each_other(store: Store) -> None:
     assert len(list(store.list())) == 3
 
 
+def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) -> None:
+    spec = config()
+    asked = [q for prompt in prompts(2) for q in questions(prompt, spec, recipe(spec))]
+    journal = Journal(store)
+    write = Store.put_if_absent
+
+    def lost(self: Store, path: str, content: bytes) -> bool:
+        write(self, path, content)
+        raise StageError(Reason.S3_UNREACHABLE, "The connection broke.", retriable=True)
+
+    journal.add(asked[0].identity, Answer("answer 0", "stop", Tokens(1, 2)))
+    with mock.patch.object(Store, "put_if_absent", lost), pytest.raises(StageError):
+        journal.flush()
+    journal.add(asked[1].identity, Answer("answer 1", "stop", Tokens(1, 2)))
+    journal.flush()
+    again = Journal(store)
+    assert (again.found, again.spent) == (2, Tokens(2, 4))
+
+
 def test_answers_that_cannot_be_kept_end_the_asking(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in READER.environment().items():
         monkeypatch.setenv(name, value)

@@ -56,6 +56,8 @@ class Journal:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 # lives as long as the journal
         self._positions: dict[bytes, int] = {}
         self._pending: list[bytes] = []
+        self._chunk = b""
+        """What is being written."""
         self._next = 0
         self.spent = Tokens()
         """All that the requests of this journal used."""
@@ -92,18 +94,22 @@ class Journal:
     def flush(self) -> None:
         """Write what is new to the store. Raises StageError as Store; what was not written stays for the next time."""
         with self._flushing:
+            if self._chunk:
+                self._write_chunk()
             with self._lock:
-                lines, self._pending = self._pending, []
-            if not lines:
-                return
-            try:
-                while not self._store.put_if_absent(f"{self._next:06}.jsonl", b"".join(lines)):
-                    self._next += 1
-            except BaseException:
-                with self._lock:
-                    self._pending = lines + self._pending
-                raise
+                self._chunk, self._pending = b"".join(self._pending), []
+            if self._chunk:
+                self._write_chunk()
+
+    def _write_chunk(self) -> None:
+        """Under the first number that is free. A write that failed may have arrived all the same: it is repeated as it
+        was, and found again, so that nothing is counted twice."""
+        while not self._store.put_if_absent(name := f"{self._next:06}.jsonl", self._chunk):
+            if self._store.get(name) == self._chunk:
+                break
             self._next += 1
+        self._next += 1
+        self._chunk = b""
 
     def _note(self, identity: str, text: str | None, finish: str, tokens: Tokens) -> None:
         entry = Entry(
