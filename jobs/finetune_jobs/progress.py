@@ -122,18 +122,6 @@ class Progress(Collector):
         """
         return _Piece(self, begin, end, prefix)
 
-    def measure(
-        self, *, loss: float | None = None, validation_loss: float | None = None, tokens: int | None = None
-    ) -> None:
-        """The newest training loss, the newest validation loss, all tokens trained on so far."""
-        with self._lock:
-            if loss is not None:
-                self._gauges[telemetry.STEP_LOSS] = loss
-            if validation_loss is not None:
-                self._gauges[telemetry.EVAL_LOSS] = validation_loss
-            if tokens is not None:
-                self._tokens = tokens
-
     @property
     def eta_seconds(self) -> float | None:
         """Seconds left, or None while unknown."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_api import layout, meta
+from finetune_api import layout, meta, telemetry
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.reasons import Reason
@@ -325,3 +325,13 @@ def test_every_file_variable_and_option_is_on_the_page_of_the_stages(capsys: pyt
     assert [name for name in [*files, *variables, *options] if f"`{name}`" not in page] == []
     assert [stage for stage in Stage if f"| `{stage}` |" not in page] == []
     assert [code for code in codes if code not in page] == []
+
+
+def test_every_metric_is_on_the_page_of_tracking_and_its_pod_monitor_finds_the_pods() -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "track.md").read_text(encoding="utf-8")
+    assert [name for name in telemetry.HELP if f"`{name}`" not in page] == []
+    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "PodMonitor" in block)
+    spec = yaml.safe_load(example)["spec"]
+    assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
+    assert set(spec["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_RUN, meta.LABEL_STAGE}
+    assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["metrics"]

@@ -303,7 +303,7 @@ def test_progress_shows_what_is_known() -> None:
     assert telemetry.ETA_SECONDS not in scrape(progress)
     progress.report(0.2, "step 2 of 10")
     progress.report(0.4, "step 4 of 10")
-    progress.measure(loss=1.5, tokens=4096)
+    progress.record(Measurement(4, 10, loss=1.5, tokens=4096))
     lines = scrape(progress).splitlines()
     assert f"{telemetry.PROGRESS_RATIO} 0.4" in lines
     assert f"{telemetry.ETA_SECONDS} 30.0" in lines
@@ -311,6 +311,18 @@ def test_progress_shows_what_is_known() -> None:
     assert f"{telemetry.STEP_LOSS} 1.5" in lines
     assert f"{telemetry.TOKENS} 4096.0" in lines
     assert not any(line.startswith(telemetry.EVAL_LOSS) for line in lines)
+
+
+def test_every_metric_has_its_help_and_its_type() -> None:
+    progress = Progress("train", clock=iter(range(9)).__next__)
+    progress.report(0.2)
+    progress.report(0.4)
+    progress.record(Measurement(1, 9, 2.0, 2.5, 1e-4, 0.5, tokens=64, tokens_per_second=8.0, gpu_memory_bytes=1024))
+    lines = scrape(progress).splitlines()
+    for name, help_text in telemetry.HELP.items():
+        assert f"# HELP {name} {help_text}" in lines
+        assert f"# TYPE {name} {'counter' if name == telemetry.TOKENS else 'gauge'}" in lines
+        assert any(line.startswith((f"{name} ", f"{name}{{")) for line in lines), name
 
 
 def test_a_part_of_the_work_moves_its_share() -> None:
