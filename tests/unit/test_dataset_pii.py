@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding, Pii
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.pii import Finding, Recognition, internet
+from finetune_jobs.dataset.pii import Finding, Recognition, cards, identifiers, internet, phones, presidio
 from finetune_jobs.dataset.pii.cards import passes_luhn
 from finetune_jobs.dataset.pii.findings import Recognizer, without_overlaps
-from finetune_jobs.dataset.pii.identifiers import IDENTIFIERS
 from finetune_jobs.dataset.pii.masking import Pseudonyms, counts, map_arguments
 from finetune_jobs.dataset.pii.ner import package_folder
 from finetune_jobs.dataset.pii.recognition import DEFAULT, ON_REQUEST
+from finetune_jobs.dataset.pii.text import Text
 from finetune_jobs.errors import StageError
 
 pytestmark = pytest.mark.unit
@@ -214,6 +214,51 @@ def _seconds(text: str) -> float:
     return time.process_time() - begin
 
 
+def patterns_of(recognizer: Recognizer) -> list[re.Pattern[str]]:
+    """What one of IDENTIFIERS looks for in long numbers."""
+    arguments = recognizer.find.args  # type: ignore[attr-defined]  # a functools.partial
+    return [each for each in arguments if isinstance(each, re.Pattern)]
+
+
+IN_NUMBERS = [
+    *(phones._INTERNATIONAL, phones._AMERICAN, phones._NATIONAL, cards._RUN, presidio._MEDICAL_LICENSE),
+    *(pattern for each in identifiers.NUMBERS for pattern in patterns_of(each)),
+]
+NUMBERS = st.lists(
+    st.one_of(
+        st.text(st.sampled_from("0123456789 -./()+x\u2010٣a\n"), max_size=12),
+        st.sampled_from(
+            ["212-555-0188", "4111 1111 1111 1111", "+1 (212) 555 0188", "00 49", "536-90-4399", "9127012345"]
+        ),
+        st.sampled_from(
+            [" ext. 12", "x123456", " durchwahl 1234567", ";ext=12345678", "%", " €", "    ", "A1234567", "#1 "]
+        ),
+    ),
+    max_size=8,
+).map("".join)
+
+
+@pytest.mark.parametrize("pattern", IN_NUMBERS, ids=lambda pattern: str(pattern.pattern[:40]))
+@settings(deadline=None, max_examples=150)
+@given(NUMBERS, st.one_of(st.just(""), NUMBERS))
+def test_around_long_numbers_everything_is_found_that_is_anywhere(
+    pattern: re.Pattern[str], text: str, before: str
+) -> None:
+    whole = Text(text, before)
+    anywhere = [match.span() for match in pattern.finditer(before + text) if match.start() >= len(before)]
+    assert [match.span() for match in whole.in_numbers(pattern) if match.start() >= len(before)] == anywhere
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.sampled_from("ab.@ \n\t/:"), max_size=40), st.text(st.sampled_from("ab.@ \n"), max_size=8))
+def test_in_words_with_an_anchor_everything_is_found_that_is_anywhere(text: str, before: str) -> None:
+    whole = Text(text, before)
+    for pattern, anchor in ((r"\w+@[\w.]+", "@"), (r"[\w:/]*\w\.\w[^\s]*(?!@)", r"\.(?<=\w\.)\w")):
+        anywhere = [match.span() for match in re.finditer(pattern, before + text) if match.start() >= len(before)]
+        found_here = [match.span() for match in whole.in_words(re.compile(pattern), re.compile(anchor))]
+        assert [span for span in found_here if span[0] >= len(before)] == anywhere
+
+
 @settings(deadline=None, max_examples=200)
 @given(TEXTS)
 def test_masked_texts_keep_nothing_that_was_found_and_everything_else(text: str) -> None:
@@ -239,12 +284,19 @@ def test_of_overlapping_findings_the_surest_and_longest_stays(places: list[tuple
 LATIN = st.characters(max_codepoint=0x24F, exclude_characters="ſıİK")
 
 
-@pytest.mark.parametrize("recognizer", IDENTIFIERS, ids=lambda recognizer: str(recognizer.entity))
+WITH_CONTEXT = [
+    *identifiers.IDENTIFIERS,
+    *(each for each in presidio.DEFAULT if each.find.args[-1]),  # type: ignore[attr-defined]  # a functools.partial
+]
+
+
+@pytest.mark.parametrize("recognizer", WITH_CONTEXT, ids=lambda recognizer: str(recognizer.entity))
 @given(data=st.data())
 def test_hints_are_in_every_text_with_a_word_of_the_context(recognizer: Recognizer, data: st.DataObject) -> None:
     context = recognizer.find.args[-1]  # type: ignore[attr-defined]
     text = data.draw(st.from_regex(context.words, alphabet=LATIN))
     assert context.within(text) is True
+    assert context.hinted(Text(text)) is True
 
 
 def test_nothing_reaches_for_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -256,6 +308,7 @@ def test_nothing_reaches_for_the_network(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     internet._extractor.cache_clear()
+    internet._suffix_of_name.cache_clear()
     text = "jane@example.com, www.example.co.uk, DE89 3704 0044 0532 0130 00, +1 212-555-0188"
     assert len(EVERYTHING.find_unfiltered(text)) == 4
     assert list(tmp_path.iterdir()) == []

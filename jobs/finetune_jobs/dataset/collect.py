@@ -21,6 +21,7 @@ from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.validation import Example
 from finetune_jobs.progress import Report
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 _PARTS: Final = {SourcePart.TRAIN: Part.TRAIN, SourcePart.VALIDATION: Part.VALIDATION, SourcePart.TEST: Part.TEST}
 
 
@@ -175,4 +176,4 @@ def _line(example: Example) -> bytes:
     content: dict[str, Any] = {"messages": example.messages}
     if example.tools:
         content["tools"] = example.tools
-    return json.dumps(content, ensure_ascii=False).encode()
+    return _ENCODER.encode(content).encode()

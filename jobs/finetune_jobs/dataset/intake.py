@@ -109,8 +109,10 @@ class Intake:
         for mode, counts, find, kind in self._scans:
             scan = _Scan(find, Pseudonyms(), Counter())
             masked = [scan.message(message) for message in scanned]
+            if not scan.counts:
+                continue
             counts.update(scan.counts)
-            if scan.counts and mode is OnFinding.DROP:
+            if mode is OnFinding.DROP:
                 return Dropped(kind)
             if mode is OnFinding.MASK:
                 scanned = masked

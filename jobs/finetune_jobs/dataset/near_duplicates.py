@@ -12,7 +12,7 @@ Everything depends on the texts and their identities only: not on the order of t
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Final
@@ -68,7 +68,7 @@ def shingles(text: str) -> list[str]:
     found = words(text) or text.split()
     if len(found) < _SHINGLE:
         return [" ".join(found)]
-    return [" ".join(triple) for triple in zip(found, found[1:], found[2:], strict=False)]
+    return list(map(" ".join, zip(found, found[1:], found[2:], strict=False)))
 
 
 class NearDuplicates:
@@ -146,13 +146,14 @@ class Sketches:
         if not self._waiting:
             return
         lengths = np.array([len(each) for each in self._waiting], dtype=np.int64)
-        hashes = np.array([each for text in rensa.RMinHash.hash_token_sets(self._waiting) for each in text], np.uint64)
+        hashes = np.frombuffer(_joined("Q", rensa.RMinHash.hash_token_sets(self._waiting)), dtype=np.uint64)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets.astype(np.uint64), WIDTH, self._seed
         )
         # 16 of 32 bits are enough (b-bit minwise hashing: Li and König, 2010): one value in 65,536 is equal by chance.
-        self._signatures += np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint16).tobytes()
+        signatures = np.frombuffer(_joined("I", matrix.to_rows()), dtype=np.uint32)
+        self._signatures += signatures.astype(np.uint16).tobytes()
         self._keep_smallest(hashes, lengths)
         self._waiting, self._shingles = [], 0
 
@@ -243,6 +244,14 @@ class Frozen:
             for column in range(begin, begin + rows_a_band):
                 keys = _mixed(keys + self.signatures[:, column])
             yield keys
+
+
+def _joined(typecode: str, rows: Iterable[list[int]]) -> "array[int]":
+    """All numbers of some lists, one after the other: a third of the time that numpy.array takes."""
+    joined: array[int] = array(typecode)
+    for row in rows:
+        joined.fromlist(row)
+    return joined
 
 
 def distinct(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer
+from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer, has_long_number
+from finetune_jobs.dataset.pii.text import Text
 
 _NETWORKS: Final = re.compile(
     r"""
@@ -33,15 +34,15 @@ _CONTEXT: Final = Context(
 )
 
 
-def _cards(text: str) -> Iterator[Finding]:
+def _cards(text: Text) -> Iterator[Finding]:
     """Cards in every run of digits, which may hold more than one, or a card and the month in which it ends."""
-    for run in _RUN.finditer(text):
+    for run in text.in_numbers(_RUN):
         groups = [(run.start() + match.start(), run.start() + match.end()) for match in _GROUP.finditer(run.group())]
         place = 0
         while place < len(groups):
             for count in range(min(_MOST_GROUPS, len(groups) - place), 0, -1):
                 window = groups[place : place + count]
-                score = _score(text, window) if _is_printed_so(window, is_all=count == len(groups)) else 0.0
+                score = _score(text.whole, window) if _is_printed_so(window, is_all=count == len(groups)) else 0.0
                 if score:
                     yield Finding(window[0][0], window[-1][1], "CREDIT_CARD", score)
                     place += count - 1
@@ -74,4 +75,4 @@ def passes_luhn(digits: str) -> bool:
     return (sum(int(digit) for digit in digits[-1::-2]) + sum(d - 9 if d > 9 else d for d in doubled)) % 10 == 0
 
 
-CARDS: Final = Recognizer("CREDIT_CARD", re.compile(r"\d(?:[ -]?\d){11}"), _cards)
+CARDS: Final = Recognizer("CREDIT_CARD", has_long_number, _cards)

@@ -4,7 +4,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+
+from finetune_jobs.dataset.pii.text import Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Finding:
     """How sure the recogniser is, 0 to 1. From 0.35 on a finding counts by default."""
 
 
-Find = Callable[[str], Iterable[Finding]]
+Trigger = Callable[[Text], bool]
+Find = Callable[[Text], Iterable[Finding]]
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,24 @@ class Recognizer:
     """Finds one kind of data."""
 
     entity: str
-    trigger: re.Pattern[str]
-    """A cheap test: a text in which this matches nowhere holds nothing for ``find``."""
+    trigger: Trigger
+    """A cheap test: a text that does not pass it holds nothing for ``find``."""
     find: Find
 
 
-SEPARATOR: Final = r"[ .\-/()\u2010-\u2015]"
-"""What people put between the digits of a number."""
-SEVEN_DIGITS: Final = re.compile(rf"\d(?:{SEPARATOR}{{0,3}}\d){{6}}")
-"""A trigger that most texts do not have, and all texts with a long number do."""
+def has_long_number(text: Text) -> bool:
+    """A trigger that few texts pass, and all texts with a number of seven digits or more."""
+    return bool(text.numbers)
+
+
+def matches(*patterns: str) -> Trigger:
+    """A trigger that texts pass in which one of the patterns matches.
+
+    A pattern that begins with a character, and looks back at what stands before it, is found several times as fast as
+    one that begins with a class of characters.
+    """
+    searches = [re.compile(pattern).search for pattern in patterns]
+    return lambda text: any(search(text.whole, text.begin) for search in searches)
 
 
 class Context:
@@ -48,19 +59,27 @@ class Context:
     def __init__(self, *words: str, hints: Sequence[str] = ()) -> None:
         """``words`` are regular expressions of whole words; letter case does not count.
 
-        ``hints`` are parts of words in lower case: every text with one of the words has one of these. They are looked
-        for first, which is fast.
+        ``hints`` are parts of words, of the letters a to z: every text with one of the words has one of these. They are
+        looked for first, which is fast.
         """
         self.words = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(words)})(?![^\W\d_])", re.IGNORECASE)
         self.hints = hints
 
-    def within(self, text: str) -> bool:
-        """Whether any of the words is in the text at all."""
+    def hinted(self, text: Text) -> bool:
+        """Whether one of the hints is in the text or before: a trigger."""
+        return any(map(text.lower.__contains__, self.hints))
+
+    def anywhere(self, text: Text) -> bool:
+        """Whether one of the words is in the text or before."""
+        return self.hinted(text) and self.words.search(text.whole) is not None
+
+    def within(self, piece: str) -> bool:
+        """Whether one of the words is in a piece of a text."""
         if self.hints:
-            lower = text.lower()
+            lower = piece.lower()
             if not any(hint in lower for hint in self.hints):
                 return False
-        return self.words.search(text) is not None
+        return self.words.search(piece) is not None
 
     def near(self, text: str, start: int, end: int) -> bool:
         """Whether one of the words stands shortly before or after."""
@@ -69,6 +88,9 @@ class Context:
 
 def without_overlaps(findings: Iterable[Finding]) -> list[Finding]:
     """The findings that remain when of two that share characters the surer one stays, then the longer one; by place."""
+    findings = list(findings)
+    if len(findings) < 2:
+        return findings
     kept: list[Finding] = []
     starts: list[int] = []
     for finding in sorted(findings, key=lambda f: (-f.score, f.start - f.end, f.start, f.entity)):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.pii.findings import Finding, Recognizer
+from finetune_jobs.dataset.pii.findings import Finding, Recognizer, matches
+from finetune_jobs.dataset.pii.text import Text
 from finetune_jobs.errors import StageError
 
 _LABELS: Final = {
@@ -52,7 +53,8 @@ def recognizers(folder: Path) -> tuple[list[Recognizer], list[Recognizer]]:
     Raises StageError (SpecInvalid) for a folder without a pipeline, and for one that finds no entities by itself.
     """
     pipeline = _Pipeline(folder)
-    made = {entity: Recognizer(entity, _WORD, partial(pipeline.find, entity)) for entity in ENTITIES}
+    has_word = matches(_WORD.pattern)
+    made = {entity: Recognizer(entity, has_word, partial(pipeline.find, entity)) for entity in ENTITIES}
     return (
         [recognizer for entity, recognizer in made.items() if entity in _BY_DEFAULT],
         [recognizer for entity, recognizer in made.items() if entity not in _BY_DEFAULT],
@@ -66,9 +68,9 @@ class _Pipeline:
         self._nlp = _load(folder)
         self._last: tuple[str, list[Finding]] = ("", [])
 
-    def find(self, entity: str, text: str) -> Iterator[Finding]:
-        if text != self._last[0]:
-            self._last = (text, list(self._entities(text)))
+    def find(self, entity: str, text: Text) -> Iterator[Finding]:
+        if text.whole != self._last[0]:
+            self._last = (text.whole, list(self._entities(text.whole)))
         return (finding for finding in self._last[1] if finding.entity == entity)
 
     def _entities(self, text: str) -> Iterator[Finding]:

@@ -11,7 +11,8 @@ from typing import Final
 
 import phonenumbers
 
-from finetune_jobs.dataset.pii.findings import SEPARATOR, SEVEN_DIGITS, Context, Finding, Recognizer
+from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer, has_long_number
+from finetune_jobs.dataset.pii.text import SEPARATOR, Text
 
 _OPEN: Final = r"(?:\((?=\d{1,5}\)))?"
 _BEGIN: Final = r"(?<![\w+$€£¥])(?<!\d[.,:/\-])"
@@ -76,18 +77,19 @@ _PLANS: Final = (
 """Countries whose national numbers are known without a country code."""
 
 
-def _phones(text: str) -> Iterator[Finding]:
-    for match in _INTERNATIONAL.finditer(text):
+def _phones(text: Text) -> Iterator[Finding]:
+    for match in text.in_numbers(_INTERNATIONAL):
         if score := _international_score(match["core"]):
             yield Finding(*match.span(), "PHONE_NUMBER", score)
-    for match in _AMERICAN.finditer(text):
-        if not _names_something_else(text, match):
+    for match in text.in_numbers(_AMERICAN):
+        if not _names_something_else(text.whole, match):
             yield Finding(*match.span(), "PHONE_NUMBER", 0.5)
-    for match in _NATIONAL.finditer(text):
-        if score := _national_score(text, match):
+    for match in text.in_numbers(_NATIONAL):
+        if score := _national_score(text.whole, match):
             yield Finding(*match.span(), "PHONE_NUMBER", score)
 
 
+@lru_cache(maxsize=1 << 16)
 def _international_score(number: str) -> float:
     """A country code and 15 digits at most. Fictitious numbers keep the length, so that a possible one counts too."""
     try:
@@ -135,4 +137,4 @@ def _names_something_else(text: str, match: re.Match[str]) -> bool:
     return _OTHER_WORD.search(text[max(0, match.start() - 30) : match.start()]) is not None
 
 
-PHONES: Final = Recognizer("PHONE_NUMBER", SEVEN_DIGITS, _phones)
+PHONES: Final = Recognizer("PHONE_NUMBER", has_long_number, _phones)

@@ -11,7 +11,8 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final
 
-from finetune_jobs.dataset.pii.findings import SEVEN_DIGITS, Context, Finding, Recognizer
+from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer, Trigger, has_long_number, matches
+from finetune_jobs.dataset.pii.text import Text
 
 
 @cache
@@ -20,60 +21,85 @@ def _recognizer(name: str) -> Any:
     return getattr(import_module("presidio_analyzer.predefined_recognizers"), name)()
 
 
-def _find(entity: str, name: str, context: Context | None, text: str) -> Iterator[Finding]:
-    if context is not None and not context.within(text):
+def _find(entity: str, name: str, context: Context | None, text: Text) -> Iterator[Finding]:
+    if context is not None and not context.anywhere(text):
         return
-    for result in _recognizer(name).analyze(text, [entity], None):
+    for result in _recognizer(name).analyze(text.whole, [entity], None):
         start, end = result.start, result.end
-        is_part = (start > 0 and text[start - 1].isalnum()) or (end < len(text) and text[end].isalnum())
-        if not is_part and (context is None or context.near(text, start, end)):
+        is_part = text.whole[max(0, start - 1) : start].isalnum() or text.whole[end : end + 1].isalnum()
+        if not is_part and (context is None or context.near(text.whole, start, end)):
             yield Finding(start, end, entity, result.score)
 
 
-def _presidio(entity: str, name: str, trigger: str | re.Pattern[str], context: Context | None = None) -> Recognizer:
-    return Recognizer(entity, re.compile(trigger), partial(_find, entity, name, context))
+def _presidio(entity: str, name: str, trigger: Trigger, context: Context | None = None) -> Recognizer:
+    return Recognizer(entity, trigger, partial(_find, entity, name, context))
+
+
+def _may_have_iban(text: Text) -> bool:
+    return b"AA00" in text.outline
+
+
+def _may_have_medical_license(text: Text) -> bool:
+    return next(text.in_numbers(_MEDICAL_LICENSE), None) is not None
+
+
+_MEDICAL_LICENSE: Final = re.compile(r"[^\W_][^\W_]\d{7}")
+_has_digit: Final = matches(r"\d")
 
 
 DEFAULT: Final = (
-    _presidio("IBAN_CODE", "IbanRecognizer", r"[A-Z]{2}\d{2}[ -]?[A-Z\d]{4}"),
-    _presidio("CRYPTO", "CryptoRecognizer", r"[13]\w{25}"),
-    _presidio("MAC_ADDRESS", "MacAddressRecognizer", r"[:-]\w\w[:-]\w\w[:-]|\.\w{4}\.\w{4}"),
+    _presidio("IBAN_CODE", "IbanRecognizer", _may_have_iban),
+    _presidio("CRYPTO", "CryptoRecognizer", matches(r"[13]\w{25}")),
+    _presidio("MAC_ADDRESS", "MacAddressRecognizer", matches(r":\w\w:\w\w:", r"-\w\w-\w\w-", r"\.\w{4}\.\w{4}")),
     # a check digit alone lets every tenth order number pass
     _presidio(
         "MEDICAL_LICENSE",
         "MedicalLicenseRecognizer",
-        SEVEN_DIGITS,
+        _may_have_medical_license,
         Context(
-            "dea", "medical", "prescri(?:ber|bed|ption|bing)", "physicians?", "doctors?", "dr", "certificate", "license"
+            *(
+                "dea",
+                "medical",
+                "prescri(?:ber|bed|ption|bing)",
+                "physicians?",
+                "doctors?",
+                "dr",
+                "certificate",
+                "license",
+            ),
+            hints=("dea", "med", "pre", "phy", "doctor", "dr", "cert", "cen"),
         ),
     ),
     _presidio(
         "UK_NHS",
         "NhsRecognizer",
-        SEVEN_DIGITS,
-        Context("nhs", "national health", "health (?:service|authority|number)", "patients?", "gp"),
+        has_long_number,
+        Context(
+            *("nhs", "national health", "health (?:service|authority|number)", "patients?", "gp"),
+            hints=("nh", "health", "pat", "gp"),
+        ),
     ),
 )
 """Looked for unless others are named."""
 
 ON_REQUEST: Final = (
-    _presidio("DATE_TIME", "DateRecognizer", r"\d"),
-    _presidio("UUID", "UuidRecognizer", r"\w{8}-\w{4}-"),
-    _presidio("AU_MEDICARE", "AuMedicareRecognizer", r"\d"),
-    _presidio("AU_TFN", "AuTfnRecognizer", r"\d"),
-    _presidio("CA_SIN", "CaSinRecognizer", r"\d"),
-    _presidio("DE_ID_CARD", "DeIdCardRecognizer", r"\d"),
-    _presidio("DE_SOCIAL_SECURITY", "DeSocialSecurityRecognizer", r"\d"),
-    _presidio("DE_TAX_ID", "DeTaxIdRecognizer", r"\d"),
-    _presidio("ES_NIE", "EsNieRecognizer", r"\d"),
-    _presidio("ES_NIF", "EsNifRecognizer", r"\d"),
-    _presidio("FI_PERSONAL_IDENTITY_CODE", "FiPersonalIdentityCodeRecognizer", r"\d"),
-    _presidio("IN_AADHAAR", "InAadhaarRecognizer", r"\d"),
-    _presidio("IT_FISCAL_CODE", "ItFiscalCodeRecognizer", r"\w{6}"),
-    _presidio("PL_PESEL", "PlPeselRecognizer", r"\d"),
-    _presidio("SE_PERSONNUMMER", "SePersonnummerRecognizer", r"\d"),
-    _presidio("SG_NRIC_FIN", "SgFinRecognizer", r"\d"),
-    _presidio("UK_DRIVING_LICENCE", "UkDrivingLicenceRecognizer", r"\d"),
-    _presidio("UK_NINO", "UkNinoRecognizer", r"\d"),
+    _presidio("DATE_TIME", "DateRecognizer", _has_digit),
+    _presidio("UUID", "UuidRecognizer", matches(r"\w{8}-\w{4}-")),
+    _presidio("AU_MEDICARE", "AuMedicareRecognizer", _has_digit),
+    _presidio("AU_TFN", "AuTfnRecognizer", _has_digit),
+    _presidio("CA_SIN", "CaSinRecognizer", _has_digit),
+    _presidio("DE_ID_CARD", "DeIdCardRecognizer", _has_digit),
+    _presidio("DE_SOCIAL_SECURITY", "DeSocialSecurityRecognizer", _has_digit),
+    _presidio("DE_TAX_ID", "DeTaxIdRecognizer", _has_digit),
+    _presidio("ES_NIE", "EsNieRecognizer", _has_digit),
+    _presidio("ES_NIF", "EsNifRecognizer", _has_digit),
+    _presidio("FI_PERSONAL_IDENTITY_CODE", "FiPersonalIdentityCodeRecognizer", _has_digit),
+    _presidio("IN_AADHAAR", "InAadhaarRecognizer", _has_digit),
+    _presidio("IT_FISCAL_CODE", "ItFiscalCodeRecognizer", matches(r"\w{6}")),
+    _presidio("PL_PESEL", "PlPeselRecognizer", _has_digit),
+    _presidio("SE_PERSONNUMMER", "SePersonnummerRecognizer", _has_digit),
+    _presidio("SG_NRIC_FIN", "SgFinRecognizer", _has_digit),
+    _presidio("UK_DRIVING_LICENCE", "UkDrivingLicenceRecognizer", _has_digit),
+    _presidio("UK_NINO", "UkNinoRecognizer", _has_digit),
 )
 """Looked for only where Pii.entities names them: most dates are not personal, most numbers of another country."""

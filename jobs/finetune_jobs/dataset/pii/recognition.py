@@ -1,6 +1,5 @@
 """Which recognisers look at a text, and what they find together."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ from finetune_api.reasons import Reason
 from finetune_jobs.dataset.pii import ner as names
 from finetune_jobs.dataset.pii import presidio
 from finetune_jobs.dataset.pii.cards import CARDS
-from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer, without_overlaps
+from finetune_jobs.dataset.pii.findings import Context, Finding, Recognizer, Trigger, without_overlaps
 from finetune_jobs.dataset.pii.identifiers import IDENTIFIERS
 from finetune_jobs.dataset.pii.internet import EMAILS, IPS, URLS
 from finetune_jobs.dataset.pii.phones import PHONES
+from finetune_jobs.dataset.pii.text import Text
 from finetune_jobs.dataset.readers import did_you_mean
 from finetune_jobs.errors import StageError
 
@@ -31,7 +31,7 @@ class Recognition:
         Raises StageError (SpecInvalid) for an entity that nothing here finds, or for a pipeline that cannot be used.
         """
         self._least = config.min_score_percent / 100
-        self._by_trigger: dict[re.Pattern[str], list[Recognizer]] = defaultdict(list)
+        self._by_trigger: dict[Trigger, list[Recognizer]] = defaultdict(list)
         if config.mode is not OnFinding.OFF:
             for recognizer in _chosen(config.entities, ner):
                 self._by_trigger[recognizer.trigger].append(recognizer)
@@ -42,19 +42,25 @@ class Recognition:
         ``before`` is what was said just before (the end of the last message, the key of a value): its words may tell
         what a number is, but nothing is looked for in it.
         """
-        recognizers = [r for trigger, group in self._by_trigger.items() if trigger.search(text) for r in group]
-        return self._found_by(recognizers, text, before) if recognizers else []
+        whole = Text(text, _context(before))
+        recognizers = [r for trigger, group in self._by_trigger.items() if trigger(whole) for r in group]
+        return self._found_by(recognizers, whole) if recognizers else []
 
     def find_unfiltered(self, text: str, before: str = "") -> list[Finding]:
         """As ``find``, but every recogniser looks at every text: slower, with the same result."""
-        return self._found_by([r for group in self._by_trigger.values() for r in group], text, before)
+        recognizers = [r for group in self._by_trigger.values() for r in group]
+        return self._found_by(recognizers, Text(text, _context(before)))
 
-    def _found_by(self, recognizers: Iterable[Recognizer], text: str, before: str) -> list[Finding]:
-        context = f"{before[-Context.BEFORE :]}\n" if before else ""
-        found = [finding for recognizer in recognizers for finding in recognizer.find(context + text)]
-        sure = [finding for finding in found if finding.score >= self._least and finding.start >= len(context)]
-        shifted = [Finding(f.start - len(context), f.end - len(context), f.entity, f.score) for f in sure]
-        return without_overlaps(shifted if context else sure)
+    def _found_by(self, recognizers: Iterable[Recognizer], whole: Text) -> list[Finding]:
+        begin = whole.begin
+        found = [finding for recognizer in recognizers for finding in recognizer.find(whole)]
+        sure = [finding for finding in found if finding.score >= self._least and finding.start >= begin]
+        shifted = [Finding(f.start - begin, f.end - begin, f.entity, f.score) for f in sure] if begin else sure
+        return without_overlaps(shifted)
+
+
+def _context(before: str) -> str:
+    return f"{before[-Context.BEFORE :]}\n" if before else ""
 
 
 def _chosen(entities: Sequence[str], ner: Path | None) -> list[Recognizer]:
