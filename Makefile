@@ -1,7 +1,7 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-unit test-controlplane test-cluster bench lint format manifests images \
+.PHONY: help env demo demo-full test test-unit test-controlplane test-cluster bench lint format manifests images \
         cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
@@ -19,6 +19,9 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 ##@ Use (as root, on Debian or Ubuntu)
 demo: $(STAMP) cluster-up images ## The main job, from data to a verified endpoint (10 minutes, the first time an hour); FRESH=1 begins anew
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
+
+demo-full: demo ## What else it does, after the demo: extraction with a learning curve, answers written by a teacher
+	@$(VENV)/python -m hack.demo.full
 
 ##@ Develop
 env: $(STAMP) ## Make the virtual environment from the lock file

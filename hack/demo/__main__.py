@@ -10,34 +10,26 @@ import argparse
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from huggingface_hub import InferenceClient
 from rich.console import Console
-from rich.text import Text
 
-from finetune_api.adapterdeployment import AdapterDeployment, ServingPhase
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
+from finetune_api.adapterdeployment import AdapterDeployment
+from finetune_api.finetunejob import FineTuneJob
 from hack.cluster.console import ClusterError, say, step
 from hack.cluster.layout import REPOSITORY, cache_directory
-from hack.demo import display, outcome, report
+from hack.demo import report
+from hack.demo.follow import apply, follow_deployment, follow_job
+from hack.demo.timing import Clock
 from hack.models import ensure_smollm2
 from hack.platform import local, object_store
 from hack.platform.kubectl import Kubectl, Object
 
-R = TypeVar("R", FineTuneJob, AdapterDeployment)
-T = TypeVar("T")
-
 EXAMPLE = REPOSITORY / "examples" / "transactions"
 BUILD = REPOSITORY / "build" / "demo"
 NAMESPACE = "demo"
-JOB_TIMEOUT = 3600
-ROLLOUT_TIMEOUT = 1200
 
 
 def main() -> int:
@@ -56,8 +48,8 @@ def main() -> int:
             upload_inputs(kubectl)
         kubectl = kubectl.within(NAMESPACE)
         with clock.measure("job"):
-            job_name = apply_example(kubectl, "finetunejob", FineTuneJob)
-            deployment_name = apply_example(kubectl, "adapterdeployment", AdapterDeployment)
+            job_name = apply(kubectl, example("finetunejob"), FineTuneJob)
+            deployment_name = apply(kubectl, example("adapterdeployment"), AdapterDeployment)
             job, artifact = follow_job(kubectl, job_name)
         with clock.measure("rollout"):
             deployment = follow_deployment(kubectl, deployment_name, artifact.digest)
@@ -72,25 +64,6 @@ def main() -> int:
     report.show(figures, question, answer, next_commands(kubectl, deployment_name), Console())
     say(f"\nreport: {(BUILD / 'report.json').relative_to(REPOSITORY)}")
     return 0
-
-
-class Clock:
-    """Seconds per step of the demo."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._begin = time.monotonic()
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add a step's time."""
-        begin = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - begin
-
-    def total(self) -> float:
-        """Seconds since the beginning."""
-        return time.monotonic() - self._begin
 
 
 def example(kind: str) -> Object:
@@ -117,48 +90,6 @@ def upload_inputs(kubectl: Kubectl) -> None:
         object_store.upload(kubectl, ensure_smollm2(cache_directory()), "base-models", "smollm2-135m-instruct")
         object_store.upload(kubectl, data, "datasets", "transactions.csv")
         local.prepare_namespace(kubectl, NAMESPACE)
-
-
-def apply_example(kubectl: Kubectl, kind: str, model: type[FineTuneJob | AdapterDeployment]) -> str:
-    """Create or update the example's object of this kind and return its name; one that has failed is tried again."""
-    wanted = example(kind)
-    name: str = wanted["metadata"]["name"]
-    if kubectl.exists(kind, name):
-        before = model.model_validate(kubectl.get(kind, name))
-        if rerun := outcome.rerun_of(before, datetime.now(UTC)):
-            wanted["spec"]["rerun"] = rerun
-        if rerun != before.spec.rerun:
-            say(f"  … {model.__name__} {name} has failed before: tried again with spec.rerun={rerun}, reusing results")
-    kubectl.apply(wanted)
-    return name
-
-
-def follow_job(kubectl: Kubectl, name: str) -> tuple[FineTuneJob, ArtifactStatus]:
-    """Show the FineTuneJob until it has published; raises ClusterError with its own words when it fails."""
-    say("  … FineTuneJob (kubectl get ftj -w shows the same)")
-
-    def show(screen: display.Screen, job: FineTuneJob) -> tuple[FineTuneJob, ArtifactStatus] | None:
-        phase = job.status.phase or Phase.PENDING
-        title = f"FineTuneJob {name}: {phase.value} {job.status.stages_done}"
-        screen.show(title, lambda: display.job_table(job.status), display.job_lines(job.status))
-        artifact = outcome.artifact_of(job)
-        return (job, artifact) if artifact else None
-
-    return _follow(lambda: FineTuneJob.model_validate(kubectl.get("ftj", name)), show, JOB_TIMEOUT)
-
-
-def follow_deployment(kubectl: Kubectl, name: str, digest: str) -> AdapterDeployment:
-    """Show the AdapterDeployment until it serves the artifact of this digest; raises ClusterError when it cannot."""
-    say("  … AdapterDeployment (kubectl get adep -w shows the same)")
-
-    def show(screen: display.Screen, deployment: AdapterDeployment) -> AdapterDeployment | None:
-        status = deployment.status
-        phase = status.phase or ServingPhase.PENDING
-        lines = display.deployment_lines(status)
-        screen.show(f"AdapterDeployment {name}: {phase.value}", lambda: Text("\n".join(lines)), lines)
-        return deployment if outcome.serves(deployment, digest) else None
-
-    return _follow(lambda: AdapterDeployment.model_validate(kubectl.get("adep", name)), show, ROLLOUT_TIMEOUT)
 
 
 def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
@@ -191,19 +122,6 @@ def next_commands(kubectl: Kubectl, name: str) -> list[str]:
         f"{namespace} port-forward service/{name} 8080:80 & sleep 2; "
         f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
     ]
-
-
-def _follow(read: Callable[[], R], show: Callable[[display.Screen, R], T | None], timeout: float) -> T:
-    """Show a resource, whenever its status speaks of its present spec, until ``show`` has an answer."""
-    deadline = time.monotonic() + timeout
-    with display.Screen() as screen:
-        while True:
-            current = read()
-            if outcome.is_current(current) and (answer := show(screen, current)):
-                return answer
-            if time.monotonic() > deadline:
-                raise ClusterError(f"not finished within {timeout / 60:.0f} minutes")
-            time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,6 @@ def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, flo
     evaluation, dataset, stable = job.status.evaluation, job.status.dataset, deployment.status.stable
     if not (evaluation and dataset and stable):
         raise ValueError("the FineTuneJob or the AdapterDeployment has not finished")
-    stages = {
-        stage.name: round(seconds_between(stage.started_at, stage.finished_at) or 0.0, 1) for stage in job.status.stages
-    }
     scores = evaluation.accuracy
     return Report(
         accuracy={
@@ -50,9 +47,16 @@ def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, flo
             "servedExpected": float(stable.expected_accuracy),
         },
         rows=dataset.rows.model_dump(by_alias=True),
-        seconds={key: round(value, 1) for key, value in (stages | seconds).items()},
+        seconds={key: round(value, 1) for key, value in (stage_seconds(job) | seconds).items()},
         endpoint=deployment.status.endpoint,
     )
+
+
+def stage_seconds(job: FineTuneJob) -> dict[str, float]:
+    """Seconds of each stage, from its first pod to its result; 0 for one that did not run."""
+    return {
+        stage.name: round(seconds_between(stage.started_at, stage.finished_at) or 0.0, 1) for stage in job.status.stages
+    }
 
 
 def write(report: Report, path: Path) -> None:

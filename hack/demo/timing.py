@@ -1,10 +1,32 @@
-"""Seconds between Kubernetes timestamps."""
+"""How long things took: by the demo's own clock, and between Kubernetes timestamps."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from finetune_operator.conditions import parse_timestamp
+
+
+class Clock:
+    """Seconds per step of a demo."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begin = time.monotonic()
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add a step's time."""
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - begin
+
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._begin
 
 
 def seconds_between(begin: str | None, end: str | None) -> float | None:

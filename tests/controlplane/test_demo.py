@@ -14,7 +14,8 @@ from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from hack.cluster import toolchain
 from hack.cluster.controlplane import ControlPlane
-from hack.demo.__main__ import apply_example, follow_deployment, follow_job
+from hack.demo.__main__ import example
+from hack.demo.follow import apply, follow_deployment, follow_job
 from hack.platform.kubectl import Kubectl
 
 pytestmark = pytest.mark.controlplane
@@ -57,9 +58,9 @@ def served(digest: str) -> dict[str, Any]:
 def test_a_failed_job_is_tried_again_and_one_that_runs_is_left_alone(
     namespace: Kubectl, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = apply_example(namespace, "finetunejob", FineTuneJob)
+    name = apply(namespace, example("finetunejob"), FineTuneJob)
     report(namespace, "ftj", name, phase="Failed")
-    apply_example(namespace, "finetunejob", FineTuneJob)
+    apply(namespace, example("finetunejob"), FineTuneJob)
     tried = namespace.get("ftj", name)
     assert tried["spec"]["rerun"]
     assert tried["metadata"]["generation"] == 2
@@ -67,13 +68,13 @@ def test_a_failed_job_is_tried_again_and_one_that_runs_is_left_alone(
 
     for phase in ("Running", "Succeeded"):
         report(namespace, "ftj", name, phase=phase)
-        apply_example(namespace, "finetunejob", FineTuneJob)
+        apply(namespace, example("finetunejob"), FineTuneJob)
         assert namespace.get("ftj", name)["metadata"]["generation"] == 2, "nothing to do again, nothing is changed"
 
 
 def test_what_an_earlier_spec_came_to_is_no_answer(namespace: Kubectl) -> None:
-    job = apply_example(namespace, "finetunejob", FineTuneJob)
-    deployment = apply_example(namespace, "adapterdeployment", AdapterDeployment)
+    job = apply(namespace, example("finetunejob"), FineTuneJob)
+    deployment = apply(namespace, example("adapterdeployment"), AdapterDeployment)
     report(namespace, "ftj", job, **published(EARLIER))
     report(namespace, "adep", deployment, **served(EARLIER))
     for kind, name, change in (("ftj", job, {"rerun": "again"}), ("adep", deployment, {"replicas": 2})):

@@ -1,0 +1,76 @@
+"""What every demo does with a resource: apply it, and show it until it has done what it is for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from rich.text import Text
+
+from finetune_api.adapterdeployment import AdapterDeployment, ServingPhase
+from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
+from hack.cluster.console import ClusterError, say
+from hack.demo import display, outcome
+from hack.platform.kubectl import Kubectl, Object
+
+R = TypeVar("R", FineTuneJob, AdapterDeployment)
+T = TypeVar("T")
+
+JOB_TIMEOUT = 3600
+ROLLOUT_TIMEOUT = 1200
+
+
+def apply(kubectl: Kubectl, wanted: Object, model: type[FineTuneJob | AdapterDeployment]) -> str:
+    """Create or update a resource and return its name; one that has failed is tried again."""
+    kind, name = wanted["kind"].lower(), str(wanted["metadata"]["name"])
+    if kubectl.exists(kind, name):
+        before = model.model_validate(kubectl.get(kind, name))
+        if rerun := outcome.rerun_of(before, datetime.now(UTC)):
+            wanted = wanted | {"spec": wanted["spec"] | {"rerun": rerun}}
+        if rerun != before.spec.rerun:
+            say(f"  … {model.__name__} {name} has failed before: tried again with spec.rerun={rerun}, reusing results")
+    kubectl.apply(wanted)
+    return name
+
+
+def follow_job(kubectl: Kubectl, name: str) -> tuple[FineTuneJob, ArtifactStatus]:
+    """Show the FineTuneJob until it has published; raises ClusterError with its own words when it fails."""
+    say("  … FineTuneJob (kubectl get ftj -w shows the same)")
+
+    def show(screen: display.Screen, job: FineTuneJob) -> tuple[FineTuneJob, ArtifactStatus] | None:
+        phase = job.status.phase or Phase.PENDING
+        title = f"FineTuneJob {name}: {phase.value} {job.status.stages_done}"
+        screen.show(title, lambda: display.job_table(job.status), display.job_lines(job.status))
+        artifact = outcome.artifact_of(job)
+        return (job, artifact) if artifact else None
+
+    return _follow(lambda: FineTuneJob.model_validate(kubectl.get("ftj", name)), show, JOB_TIMEOUT)
+
+
+def follow_deployment(kubectl: Kubectl, name: str, digest: str) -> AdapterDeployment:
+    """Show the AdapterDeployment until it serves the artifact of this digest; raises ClusterError when it cannot."""
+    say("  … AdapterDeployment (kubectl get adep -w shows the same)")
+
+    def show(screen: display.Screen, deployment: AdapterDeployment) -> AdapterDeployment | None:
+        status = deployment.status
+        phase = status.phase or ServingPhase.PENDING
+        lines = display.deployment_lines(status)
+        screen.show(f"AdapterDeployment {name}: {phase.value}", lambda: Text("\n".join(lines)), lines)
+        return deployment if outcome.serves(deployment, digest) else None
+
+    return _follow(lambda: AdapterDeployment.model_validate(kubectl.get("adep", name)), show, ROLLOUT_TIMEOUT)
+
+
+def _follow(read: Callable[[], R], show: Callable[[display.Screen, R], T | None], timeout: float) -> T:
+    """Show a resource, whenever its status speaks of its present spec, until ``show`` has an answer."""
+    deadline = time.monotonic() + timeout
+    with display.Screen() as screen:
+        while True:
+            current = read()
+            if outcome.is_current(current) and (answer := show(screen, current)):
+                return answer
+            if time.monotonic() > deadline:
+                raise ClusterError(f"not finished within {timeout / 60:.0f} minutes")
+            time.sleep(1)

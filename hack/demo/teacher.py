@@ -1,0 +1,98 @@
+"""A teacher without a model: it speaks OpenAI's chat API and answers from the manual in its instruction.
+
+    python teacher.py PORT
+
+It takes the section (``## name`` and its text) that has the most telling words in common with the question, and quotes
+its first sentences; in three of ten it takes the wrong one. Standard library only: on the cluster this file runs from a
+ConfigMap, in an image that is there.
+"""
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+MODEL: Final = "manual-reader"
+"""Name that it gives itself."""
+_SENTENCES: Final = 2
+_HEADING: Final = re.compile(r"^## +(.+)$", re.MULTILINE)
+_STEM: Final = re.compile(r"\b[a-z0-9_]{3,4}")
+"""The first letters of a word: labels and labelled are alike."""
+_END: Final = re.compile(r"(?<=[.?!])\s+(?=[A-Z0-9`])")
+
+
+def sections(instruction: str) -> dict[str, str]:
+    """The manual's sections by name, each on one line."""
+    _, *parts = _HEADING.split(instruction)
+    return {name.strip(): " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def answer(instruction: str, question: str) -> str:
+    """The first sentences of the section that fits best; of a manual without sections, an apology."""
+    manual = sections(instruction)
+    if not manual:
+        return "The manual does not say."
+    words = {name: Counter(_STEM.findall(f"{name} {name} {text}".lower())) for name, text in manual.items()}
+    known = Counter(word for counts in words.values() for word in counts)
+    asked = set(_STEM.findall(question.lower()))
+
+    def fit(name: str) -> float:
+        """Words in common, those that few sections have counting more (inverse document frequency)."""
+        return sum(math.log(1 + len(manual) / known[word]) for word in asked & words[name].keys())
+
+    best = max(sorted(manual), key=fit)
+    return " ".join(_END.split(manual[best])[:_SENTENCES])
+
+
+def completion(request: dict[str, Any]) -> dict[str, Any]:
+    """The response to a chat completion request. Raises KeyError or TypeError for what is none."""
+    texts = {message["role"]: str(message["content"]) for message in request["messages"]}
+    said = answer(texts.get("system", ""), texts["user"])
+    read, written = (sum(len(text.split()) for text in each) for each in (texts.values(), [said]))
+    return {
+        "id": "answer",
+        "object": "chat.completion",
+        "created": 0,
+        "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}],
+        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+    }
+
+
+class Handler(BaseHTTPRequestHandler):
+    """POST /v1/chat/completions, and GET on anything for probes."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Says that it is there."""
+        self._send(200, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        """Answers; 404 and 400 as OpenAI's API has them."""
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path != "/v1/chat/completions":
+            self._send(404, {"error": {"message": f"no such path: {self.path}"}})
+            return
+        try:
+            self._send(200, completion(json.loads(content)))
+        except (ValueError, KeyError, TypeError) as error:
+            self._send(400, {"error": {"message": f"not a chat completion request: {error}"}})
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+        """Says nothing: prompts belong in no log."""
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()

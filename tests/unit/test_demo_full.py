@@ -1,0 +1,114 @@
+"""What ``make demo-full`` applies and reports, and the teacher that it brings along."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+import openai
+import pytest
+import yaml
+from rich.console import Console
+
+from finetune_api.finetunejob import FineTuneJob
+from hack.demo import full, teacher
+from hack.demo.full import EXAMPLES, Example, merged
+from tests.unit.test_demo import finished
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "expected"),
+    [
+        ({"a": 1}, {}, {"a": 1}),
+        ({"a": 1}, {"a": 2, "b": 3}, {"a": 2, "b": 3}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"a": {"b": 3, "c": 2}}),
+        ({"a": {"b": 1}}, {"a": [2]}, {"a": [2]}),
+        ({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+    ],
+)
+def test_changes_go_in_at_every_depth(base: Any, changes: Any, expected: Any) -> None:
+    assert merged(base, changes) == expected
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.folder)
+def test_an_example_stays_what_it_is(example: Example) -> None:
+    """Task, model and instructions are the example's own, and its generator makes the file that the job reads."""
+    job = FineTuneJob.model_validate(example.job())
+    own = FineTuneJob.model_validate(yaml.safe_load((example.path / "finetunejob.yaml").read_text()))
+    assert job.metadata == own.metadata
+    assert (job.spec.task, job.spec.model, job.spec.output) == (own.spec.task, own.spec.model, own.spec.output)
+    assert job.spec.dataset.instruction == own.spec.dataset.instruction
+    assert job.spec.training.max_steps == 10
+    assert [source.uri for source in job.spec.dataset.sources] == [f"s3://datasets/{example.data}"]
+    assert (example.path / "generate.py").exists()
+
+
+@pytest.fixture
+def client() -> Iterator[openai.OpenAI]:
+    """OpenAI's own client, with the teacher behind it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), teacher.Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield openai.OpenAI(base_url=f"http://127.0.0.1:{server.server_address[1]}/v1", api_key="any", max_retries=0)
+    server.shutdown()
+    server.server_close()
+
+
+MANUAL = full.EXAMPLES[1].job()["spec"]["dataset"]["distillation"]["instruction"]
+
+
+def ask(client: openai.OpenAI, instruction: str, question: str) -> str:
+    said = client.chat.completions.create(
+        model=teacher.MODEL,
+        messages=[{"role": "system", "content": instruction}, {"role": "user", "content": question}],
+    )
+    assert said.usage
+    assert said.usage.total_tokens > said.usage.completion_tokens > 0
+    return said.choices[0].message.content or ""
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("What does 402 balance_low mean, was anything bought?", "402 `balance_low` means"),
+        ("The nightly import ends with lots of 429 answers.", "120 requests a minute and key."),
+        ("Changing the address gives 409 parcel_locked.", "409 `parcel_locked` means"),
+    ],
+)
+def test_the_teacher_answers_from_the_manual(client: openai.OpenAI, question: str, words: str) -> None:
+    said = ask(client, MANUAL, question)
+    assert said.startswith(words)
+    assert re.sub(r"\s+", " ", said) in re.sub(r"\s+", " ", MANUAL)
+
+
+def test_the_teacher_refuses_what_it_does_not_know(client: openai.OpenAI) -> None:
+    assert ask(client, "Answer briefly.", "Why?") == "The manual does not say."
+    with pytest.raises(openai.BadRequestError, match="not a chat completion request"):
+        client.chat.completions.create(model=teacher.MODEL, messages=[{"role": "system", "content": "alone"}])
+    with pytest.raises(openai.NotFoundError, match="no such path"):
+        client.completions.create(model=teacher.MODEL, prompt="x")
+
+
+def test_the_report_says_what_the_job_says() -> None:
+    job, _ = finished()
+    content = job.model_dump(by_alias=True)
+    content["status"]["dataset"]["readiness"] = "8 passed [really], 1 warning (balance), 0 failed"
+    content["status"]["artifact"] = {"digest": "0" * 64, "uri": "s3://a/artifacts/0", "format": "INT8"}
+    made = full.figures(FineTuneJob.model_validate(content))
+    assert (made["rows"]["read"], made["accuracy"]["tuned"], made["seconds"]) == (10, "0.9000", {"prepare": 90.0})
+    output = io.StringIO()
+    full.show({"support": made}, Console(file=output, width=200))
+    assert made["readiness"] in output.getvalue(), "brackets are text, no markup"
+    assert full.NOTE in output.getvalue()
+
+
+def test_no_figures_of_an_unfinished_job() -> None:
+    job, _ = finished()
+    with pytest.raises(ValueError, match="has not finished"):
+        full.figures(job.model_copy(update={"status": type(job.status)()}))
