@@ -1,6 +1,7 @@
 """The layout of results under a FineTuneJob's output URI (``s3://bucket/prefix``), and the manifest of a folder.
 
 ``keys/<stage>/<inputKey>``                     StageRecord, written once (If-None-Match: *)
+``keys/train/<inputKey>.cut/<maxCost>``         the same of a training that this budget ended, e.g. ``25.00``
 ``datasets/<digest>/``                          output of prepare
 ``models/<digest>/adapter/``                    output of train
 ``models/<digest>/quantized/``                  output of export
@@ -15,6 +16,7 @@ Every folder holds ``manifest.json``, written last.
 from typing import Final
 
 from finetune_api.base import Timestamp, WireModel
+from finetune_api.budget import dollars
 from finetune_api.hashing import digest
 from finetune_api.stages import RunRef, Stage, StageResult, Upstream
 
@@ -39,6 +41,16 @@ def output_folder(stage: Stage, output_digest: str) -> str:
 def key_object(stage: Stage, input_key: str) -> str:
     """Object that points from a stage's input to its output, relative to the output URI."""
     return f"keys/{stage}/{input_key}"
+
+
+def cut_folder(stage: Stage, input_key: str) -> str:
+    """Where the records of results that a budget ended early are, relative to the output URI."""
+    return f"{key_object(stage, input_key)}.cut"
+
+
+def cut_object(stage: Stage, input_key: str, max_cost: str) -> str:
+    """As ``key_object``, for the result that a budget of ``max_cost`` US dollars ended early."""
+    return f"{cut_folder(stage, input_key)}/{dollars(float(max_cost))}"
 
 
 def run_folder(run: RunRef) -> str:
@@ -90,7 +102,7 @@ class Manifest(WireModel):
 
 
 class StageRecord(WireModel):
-    """Content of ``keys/<stage>/<inputKey>``: which output that input gave."""
+    """Content of ``keys/<stage>/<inputKey>`` and ``….cut/<maxCost>``: which output that input gave."""
 
     schema_version: int = 1
     result: StageResult

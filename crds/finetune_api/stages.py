@@ -204,6 +204,9 @@ class StageInput(WireModel):
     """Of resolve: the platform's other profiles, to name one that would fit."""
     allowance_seconds: int | None = None
     """Of train: stop in time and keep the best checkpoint after so many seconds, over all attempts; None: no limit."""
+    max_cost: str = ""
+    """Of resolve and train: the spec.budget.maxCost that may end a training in time; no part of any key. What it or a
+    higher one has ended is reused; empty: only what no budget has ended."""
     operator_version: str = ""
     """Lineage only."""
 

@@ -12,7 +12,17 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import MANIFEST, FileEntry, Lineage, Manifest, StageRecord, key_object, output_folder
+from finetune_api.layout import (
+    MANIFEST,
+    FileEntry,
+    Lineage,
+    Manifest,
+    StageRecord,
+    cut_folder,
+    cut_object,
+    key_object,
+    output_folder,
+)
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.documents import M, parse_json
@@ -21,6 +31,7 @@ from finetune_jobs.progress import Report
 from finetune_jobs.store import Store
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
+_AMOUNT: Final = re.compile(r"[0-9]+\.[0-9]{2}", re.ASCII)
 
 
 def describe_folder(
@@ -113,24 +124,34 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
     return manifest
 
 
-def read_record(store: Store, stage: Stage, input_key: str) -> StageRecord | None:
-    """What is known for a stage's input: its record, if the output that it names is still published."""
-    record = _read_model(store, key_object(stage, input_key), StageRecord)
-    if record is None or not store.exists(f"{output_folder(stage, record.result.output_digest)}/{MANIFEST}"):
-        return None
-    return record
+def read_record(store: Store, stage: Stage, input_key: str, max_cost: str = "") -> StageRecord | None:
+    """What is known for a stage's input: its record, if the output that it names is still published.
+
+    With ``max_cost``, where there is none: what a budget of so many US dollars or more ended early; of several results
+    the one of the highest budget.
+    """
+    whole = _standing(store, key_object(stage, input_key))
+    if whole or not max_cost:
+        return whole
+    folder = cut_folder(stage, input_key)
+    amounts = [entry.key for entry in store.list(folder) if _AMOUNT.fullmatch(entry.key)]
+    enough = sorted((amount for amount in amounts if float(amount) >= float(max_cost)), key=float, reverse=True)
+    return next(filter(None, (_standing(store, f"{folder}/{amount}") for amount in enough)), None)
 
 
-def publish_record(store: Store, stage: Stage, input_key: str, record: StageRecord) -> StageRecord:
+def publish_record(
+    store: Store, stage: Stage, input_key: str, record: StageRecord, *, ended_by: str = ""
+) -> StageRecord:
     """Write a stage's record once; returns the record that stands, which is another's where that one came first.
 
-    A record whose output was deleted is replaced, so that deleting a damaged folder heals by itself.
+    A record whose output was deleted is replaced, so that deleting a damaged folder heals by itself. ``ended_by``: the
+    budget in US dollars that ended the stage early, for whose sake alone the result may be reused.
     """
-    path = key_object(stage, input_key)
+    path = cut_object(stage, input_key, ended_by) if ended_by else key_object(stage, input_key)
     content = canonical_json(record)
     if store.put_if_absent(path, content):
         return record
-    if (standing := read_record(store, stage, input_key)) is not None:
+    if (standing := _standing(store, path)) is not None:
         return standing
     found = store.get_tagged(path)
     if found is not None and store.replace(path, content, found[1]):
@@ -142,6 +163,16 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _standing(store: Store, path: str) -> StageRecord | None:
+    """The record at ``path``, if its output is still published."""
+    record = _read_model(store, path, StageRecord)
+    if record is None or not store.exists(
+        f"{output_folder(record.result.stage, record.result.output_digest)}/{MANIFEST}"
+    ):
+        return None
+    return record
 
 
 def _fault(path: Path, expected: FileEntry) -> str:

@@ -88,7 +88,8 @@ def _find_results(context: Context, upstream: Upstream) -> list[Found]:
     """Results of the pipeline's stages, in order, up to the first that was never made for this input."""
     found: list[Found] = []
     for stage in PIPELINE:
-        record = read_record(context.store, stage, input_key(stage, upstream, context.input.params))
+        key = input_key(stage, upstream, context.input.params)
+        record = read_record(context.store, stage, key, context.input.max_cost)
         if record is None or (stage is Stage.PUBLISH and not _is_current(context, record.result.output_digest)):
             break
         output = record.result.output_digest

@@ -77,6 +77,8 @@ class Made:
     """The files to publish, for the stages of the pipeline."""
     output_digest: str = ""
     """Content address, for stages that publish no folder."""
+    cut: bool = False
+    """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give another result."""
     found: list[Found] = field(default_factory=list)
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that made it (lineage)."""
@@ -165,7 +167,8 @@ def _lookup(context: Context) -> StageResult | None:
     given = context.input
     if given.stage not in PIPELINE or not given.reuse:
         return None
-    record = folders.read_record(context.store, given.stage, need(given.input_key or None, "inputKey"))
+    key = need(given.input_key or None, "inputKey")
+    record = folders.read_record(context.store, given.stage, key, given.max_cost)
     return _reused(record) if record else None
 
 
@@ -192,8 +195,11 @@ def _publish(context: Context, made: Made) -> StageResult:
         report=context.progress.part(0.95, 1.0, "publishing"),
     )
     result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
-    key = need(given.input_key or None, "inputKey")
-    standing = folders.publish_record(context.store, given.stage, key, StageRecord(result=result, lineage=history))
+    if made.cut and not given.max_cost:
+        return result  # the input names no budget for which it could be kept
+    key, record = need(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
+    ended_by = given.max_cost if made.cut else ""
+    standing = folders.publish_record(context.store, given.stage, key, record, ended_by=ended_by)
     # Without reuse the record may be an older one: this run then goes on with what it has made itself.
     return result if standing.result == result or not given.reuse else _reused(standing)
 

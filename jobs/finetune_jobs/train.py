@@ -3,6 +3,7 @@
 import logging
 
 from finetune_api.layout import output_folder, run_folder
+from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
 from finetune_jobs import folders
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def train(context: Context) -> Made:
-    """Train as ``params.train`` says; goes on from this run's newest checkpoint after a restart of the pod."""
+    """Train as ``params.train`` says; goes on from this FineTuneJob's newest checkpoint after a restart of the pod, or
+    where an earlier run ended too soon."""
     given = context.input
     params = need(given.params.train, "params.train")
     files = Files(
@@ -34,7 +36,7 @@ def train(context: Context) -> Made:
     for warning in training_warnings(params.training):
         log.warning("%s", warning)
     state = context.store.below(run_folder(given.run))
-    checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"))
+    checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"), given.run.id)
     limit = Allowance(given.allowance_seconds, checkpoints) if given.allowance_seconds is not None else None
     trained = train_model(
         files,
@@ -55,6 +57,7 @@ def train(context: Context) -> Made:
         scalars=scalars,
         message=message,
         folder=files.out,
+        cut=trained.ending.reason is Reason.BUDGET_EXCEEDED,
         tools=versions("torch", "transformers", "peft", "trl", "bitsandbytes"),
     )
 

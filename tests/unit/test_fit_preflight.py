@@ -95,17 +95,33 @@ def test_the_run_goes_on(
 def test_a_training_that_is_done_is_not_judged(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     """Its result is reused, whatever the profile is now."""
     given = asked(s3, store, LLAMA_8B, hardware=L4.model_copy(update={"memory_gib": 1}))
+    pretend_trained(given, store)
+    result = execute(context(given, tmp_path), resolve)
+    assert [entry.stage for entry in result.found] == [Stage.PREPARE, Stage.TRAIN]
+    assert "fitVerdict" not in result.scalars
+
+
+@pytest.mark.parametrize(("max_cost", "found"), [("4", True), ("3.99", True), ("4.01", False), ("", False)])
+def test_a_training_that_its_budget_ended_is_found_by_no_higher_one(
+    s3: SeaweedFS, store: Store, tmp_path: Path, max_cost: str, found: bool
+) -> None:
+    given = asked(s3, store, SMOLLM, hardware=L4)
+    pretend_trained(given, store, ended_by="4.00")
+    result = execute(context(given.model_copy(update={"max_cost": max_cost}), tmp_path), resolve)
+    assert [entry.stage for entry in result.found] == [Stage.PREPARE, *([Stage.TRAIN] if found else [])]
+
+
+def pretend_trained(given: StageInput, store: Store, ended_by: str = "") -> None:
+    """Records of prepare and train, the latter of a training that a budget ended where one is named."""
     sources = source_digest(find_sources(store, given.params.prepare.sources if given.params.prepare else []))
     upstream = Upstream(source=sources, model=find_base_model(store, store.uri("model")).digest)
     for stage, output in ((Stage.PREPARE, "7" * 64), (Stage.TRAIN, "8" * 64)):
         made = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output)
         results = store.below("out")
         results.put(f"{output_folder(stage, output)}/{MANIFEST}", b"{}")
-        publish_record(results, stage, input_key(stage, upstream, given.params), StageRecord(result=made))
+        cut, key = ended_by if stage is Stage.TRAIN else "", input_key(stage, upstream, given.params)
+        publish_record(results, stage, key, StageRecord(result=made), ended_by=cut)
         upstream = upstream.with_output(stage, output)
-    result = execute(context(given, tmp_path), resolve)
-    assert [entry.stage for entry in result.found] == [Stage.PREPARE, Stage.TRAIN]
-    assert "fitVerdict" not in result.scalars
 
 
 def test_the_hub_is_asked_for_one_file(

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.layout import MANIFEST, FileEntry, Lineage, Manifest, StageRecord, key_object, output_folder
+from finetune_api.layout import (
+    MANIFEST,
+    FileEntry,
+    Lineage,
+    Manifest,
+    StageRecord,
+    cut_folder,
+    key_object,
+    output_folder,
+)
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
@@ -234,3 +243,28 @@ def test_the_first_record_stands_until_its_output_is_deleted(store: Store, folde
     assert read_record(store, Stage.PREPARE, "k" * 64) is None
     assert publish_record(store, Stage.PREPARE, "k" * 64, second) == second
     assert b'"second"' in (store.get(key_object(Stage.PREPARE, "k" * 64)) or b"")
+
+
+def test_what_a_budget_ended_is_found_by_that_budget_and_lower_ones(store: Store, folder: Path) -> None:
+    key, digest = "k" * 64, publish_folder(store, folder, Stage.PREPARE)
+
+    def found(max_cost: str) -> str:
+        record = read_record(store, Stage.PREPARE, key, max_cost)
+        return record.lineage.operator_version if record else ""
+
+    for budget in ("9", "25.0"):
+        record = _record(digest, f"cut at {budget}")
+        assert publish_record(store, Stage.PREPARE, key, record, ended_by=budget) == record
+    assert publish_record(store, Stage.PREPARE, key, _record(digest, "again"), ended_by="9.00") == _record(
+        digest, "cut at 9"
+    )
+    store.put(f"{cut_folder(Stage.PREPARE, key)}/note.txt", b"somebody else's")
+    assert [found(budget) for budget in ("", "8.5", "9.00", "10", "25", "25.01", "100")] == [
+        *("", "cut at 25.0", "cut at 25.0", "cut at 25.0", "cut at 25.0", "", "")
+    ]
+    whole = _record(digest, "whole")
+    assert publish_record(store, Stage.PREPARE, key, whole) == whole
+    assert [found(budget) for budget in ("", "9", "100")] == ["whole"] * 3
+    store.delete(key_object(Stage.PREPARE, key))
+    store.delete(f"{output_folder(Stage.PREPARE, digest)}/{MANIFEST}")
+    assert found("9") == ""

@@ -114,8 +114,9 @@ def test_an_older_operators_input_is_read() -> None:
     written = started(plan(seen(), NOW))[0].model_dump(mode="json", by_alias=True)
     older = {name: value for name, value in written.items() if name not in ("hardware", "alternatives")}
     older.pop("allowanceSeconds")
+    older.pop("maxCost")
     read = StageInput.model_validate(older)
-    assert (read.hardware, read.alternatives, read.allowance_seconds) == (None, [], None)
+    assert (read.hardware, read.alternatives, read.allowance_seconds, read.max_cost) == (None, [], None, "")
 
 
 def test_the_fit_is_told() -> None:
@@ -267,6 +268,38 @@ def test_a_training_gets_what_the_rest_leaves() -> None:
     assert "leaves 28 s for training" in (poor.status.run.message if poor.status.run else "")
     jobs = own(limited("0.50", OnExceeded.CHECKPOINT), (RESOLVED, PREPARED, running(Stage.TRAIN, 600)))
     assert told(plan(seen(*jobs, spec=limited("0.50", OnExceeded.CHECKPOINT)), NOW))[0] is Phase.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("spec", "told_cost"),
+    [
+        (limited("4.00", OnExceeded.CHECKPOINT), "4.00"),
+        (limited("9.00", OnExceeded.FAIL), ""),
+        (SPEC, ""),
+        (limited("4.00", OnExceeded.CHECKPOINT).model_copy(update={"profile": "cpu"}), ""),
+    ],
+    ids=["ends the training", "ends the run", "none", "without a price"],
+)
+def test_who_looks_for_results_knows_the_budget(spec: FineTuneJobSpec, told_cost: str) -> None:
+    """Only one that may end a training early; a resolve that recovers a lost result is told too, other stages not."""
+    asked = [
+        started(plan(seen(*own(spec, jobs), spec=spec), NOW))[0] for jobs in ((), (RESOLVED,), (RESOLVED, PREPARED))
+    ]
+    assert [(given.stage, given.max_cost) for given in asked] == [
+        (Stage.RESOLVE, told_cost),
+        (Stage.PREPARE, ""),
+        (Stage.TRAIN, told_cost),
+    ]
+    lost = job(Stage.TRAIN, verdict=JobVerdict(State.SUCCEEDED, Reason.STAGE_SUCCEEDED))
+    search = started(plan(seen(*own(spec, (RESOLVED, PREPARED, lost)), spec=spec), NOW))[0]
+    assert (search.stage, search.max_cost) == (Stage.RESOLVE, told_cost)
+
+
+def test_a_budget_changes_no_key() -> None:
+    keys = set()
+    for spec in (SPEC, limited("4.00", OnExceeded.CHECKPOINT), limited("9.00", OnExceeded.FAIL)):
+        keys.add(started(plan(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), NOW))[0].input_key)
+    assert len(keys) == 1
 
 
 def test_the_status_is_steady() -> None:

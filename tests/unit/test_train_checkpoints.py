@@ -213,6 +213,18 @@ def test_what_memory_was_found_to_hold_is_remembered(store: Gate) -> None:
     assert later.batch(Batch(4, 2)) == Batch(4, 2)  # of another step size: not what was found out
 
 
+def test_a_new_run_pays_for_itself_and_goes_on_from_what_is_there(store: Gate, tmp_path: Path) -> None:
+    """What a training may cost is said for one run; its pods share that, a later run begins anew."""
+    checkpoints = Checkpoints(store, "r1")
+    checkpoint(tmp_path, 5)
+    checkpoints.keep(tmp_path)
+    assert checkpoints.flush(30)
+    checkpoints.remember_seconds(40.0)
+    assert Checkpoints(store, "r1").seconds == 40.0
+    later = Checkpoints(store, "r2")
+    assert (later.seconds, later.newest_step) == (0.0, 5)
+
+
 def test_a_state_that_cannot_be_read_costs_time_only(store: Gate, caplog: pytest.LogCaptureFixture) -> None:
     store.put(STATE, b'{"attempt": "many"}')
     assert Checkpoints(store).attempt == 1

@@ -1,9 +1,11 @@
 """The stage train as its container runs it."""
 
 import json
+import logging
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +13,14 @@ from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, output_folder, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.stages import Outcome, Stage, StageInput, TrainParams
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.training import LearningCurve
 from finetune_jobs.folders import read_manifest, read_record
+from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
+from finetune_jobs.train import train
 from tests.support.seaweedfs import ADMIN, SeaweedFS
-from tests.support.stages import RUN, pipeline_params, run_process, stage_input, start_process, wait_for
+from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input, start_process, wait_for
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, rows, settings, write_dataset
 
@@ -88,3 +92,34 @@ def test_a_learning_curve_is_part_of_the_result(given: StageInput, s3: SeaweedFS
     assert (store.get(f"{folder}/learning_curve.html") or b"").startswith(b"<!doctype html>")
     parts = [entry.key for entry in store.below(f"{run_folder(RUN)}/curves/{changed.input_key[:16]}").list()]
     assert parts == ["30.json", "60.json"]
+
+
+def test_a_training_that_its_budget_ended_is_not_paid_for_twice_and_a_higher_budget_goes_on(
+    given: StageInput, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def run(name: str, **budget: Any) -> StageResult:
+        asked = given.model_copy(update={"run": RUN.model_copy(update={"id": name})} | budget)
+        return execute(context(asked, tmp_path), train)
+
+    cut = run("r1", allowance_seconds=0, max_cost="4.00")
+    assert (cut.reused, cut.scalars["ended"], cut.scalars["steps"]) == (False, Reason.BUDGET_EXCEEDED, "1")
+    assert read_record(store, Stage.TRAIN, given.input_key) is None
+    for name, budget in (("r2", "4"), ("r3", "3.50")):
+        again = run(name, allowance_seconds=0, max_cost=budget)
+        assert (again.reused, again.output_digest, again.scalars) == (True, cut.output_digest, cut.scalars)
+    whole = run("r4", allowance_seconds=3600, max_cost="400.00")
+    assert (whole.reused, whole.scalars["ended"]) == (False, Reason.TRAINING_COMPLETED)
+    assert "training goes on from checkpoint-1" in caplog.messages
+    for name, limits in (("r5", {}), ("r6", {"allowance_seconds": 0, "max_cost": "4.00"})):
+        assert (run(name, **limits).reused, run(name, **limits).output_digest) == (True, whole.output_digest)
+
+
+def test_what_ended_by_a_budget_without_a_name_is_kept_for_nobody(
+    given: StageInput, store: Store, tmp_path: Path
+) -> None:
+    """An input by hand, or by an operator that knew no maxCost."""
+    cut = execute(context(given.model_copy(update={"allowance_seconds": 0}), tmp_path), train)
+    assert read_manifest(store, output_folder(Stage.TRAIN, cut.output_digest)) is not None
+    assert list(store.list("keys")) == []

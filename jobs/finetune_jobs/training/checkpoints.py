@@ -40,14 +40,15 @@ _SNAPSHOTS: Final = ".snapshots"
 
 
 class Checkpoints:
-    """The checkpoints of one training in ``store``, a place of its own that this attempt takes over.
+    """The checkpoints of one training in ``store``, a place of its own that this attempt takes over for the run with
+    the id ``run``.
 
     Raises StageError as Store. Later methods raise StageError (Superseded) when a newer attempt has the place.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, run: str = "") -> None:
         self._store = store
-        self._owner = Ownership(store)
+        self._owner = Ownership(store, run)
         self._wake = threading.Condition()
         self._pending: Path | None = None
         self._busy = False
@@ -74,7 +75,7 @@ class Checkpoints:
 
     @property
     def seconds(self) -> float:
-        """What the attempts so far took, as ``remember_seconds`` was told."""
+        """What the attempts of this run so far took, as ``remember_seconds`` was told."""
         return self._owner.state.seconds
 
     def remember_seconds(self, seconds: float) -> None:

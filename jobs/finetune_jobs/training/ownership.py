@@ -33,8 +33,10 @@ class RunState(WireModel):
     """Examples per pass that the GPU's memory was found to hold; 0: the spec's."""
     gradient_accumulation: int = 0
     """Passes per step that go with it."""
+    run: str = ""
+    """Id of the run to which that attempt belongs."""
     seconds: float = 0.0
-    """What the attempts so far took, where the training has an allowance."""
+    """What the run's attempts so far took, where the training has an allowance."""
     checkpoints: list[str] = []
     """Folders of the complete checkpoints; anything else in the place is left over."""
 
@@ -42,9 +44,9 @@ class RunState(WireModel):
 class Ownership:
     """The right of one attempt to write ``state.json`` in a place of the store; thread-safe."""
 
-    def __init__(self, store: Store) -> None:
-        """Take the place over from whatever attempt had it."""
-        self._store = store
+    def __init__(self, store: Store, run: str = "") -> None:
+        """Take the place over from whatever attempt had it, for a run with the id ``run``."""
+        self._store, self._run = store, run
         self._lock = threading.Lock()
         self._state, self._etag = self._take()
 
@@ -65,7 +67,8 @@ class Ownership:
         for _ in range(_TRIES):
             found = self._store.get_tagged(STATE)
             before = self._parse(found[0]) if found else RunState()
-            state = before.model_copy(update={"attempt": before.attempt + 1})
+            seconds = before.seconds if before.run == self._run else 0.0
+            state = before.model_copy(update={"attempt": before.attempt + 1, "run": self._run, "seconds": seconds})
             content = _content(state)
             if self._store.replace(STATE, content, found[1]) if found else self._store.put_if_absent(STATE, content):
                 return self._written(state)

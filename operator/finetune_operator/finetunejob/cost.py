@@ -52,13 +52,20 @@ def cost_status(observed: Observed, book: Book, now: datetime, *, ended: bool) -
     return before if before is not None and _steady(before, fresh, book) else fresh
 
 
+def ending_budget(observed: Observed, spec: FineTuneJobSpec) -> str:
+    """The spec.budget.maxCost that ends a training in time and keeps its best weights; empty where none does."""
+    if spec.budget is None or spec.budget.on_exceeded is not OnExceeded.CHECKPOINT or not _price(observed):
+        return ""
+    return spec.budget.max_cost
+
+
 def allowance_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> int | None:
     """How long training may take so that export and evaluation are still paid for; None without such a limit."""
-    price = _price(observed)
-    if spec.budget is None or spec.budget.on_exceeded is not OnExceeded.CHECKPOINT or not price:
+    limit, price = ending_budget(observed, spec), _price(observed)
+    if not limit or not price:
         return None
     reserve = _after_training(spec, book) or 0.0
-    return max(0, int(round(float(spec.budget.max_cost) / price - reserve, 3)))  # 27.9999… are 28
+    return max(0, int(round(float(limit) / price - reserve, 3)))  # 27.9999… are 28
 
 
 def within_budget(observed: Observed, spec: FineTuneJobSpec, book: Book, step: Step, now: datetime) -> Step:

@@ -17,7 +17,7 @@ from finetune_operator.actions import CONFIG_MAPS, JOBS, Action, Create, Delete,
 from finetune_operator.apply import NameTaken
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
-from finetune_operator.finetunejob.cost import allowance_seconds, within_budget
+from finetune_operator.finetunejob.cost import allowance_seconds, ending_budget, within_budget
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.outcome import NOT_STARTED, State, refusal
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
@@ -124,8 +124,8 @@ def _start(
 
 
 def _request(observed: Observed, spec: FineTuneJobSpec, book: Book, stage: Stage, recovers: str) -> StageRequest:
-    allowance = allowance_seconds(observed, spec, book)
-    return stage_request(observed, spec, book.run.id, stage, book.upstream, recovers, allowance)
+    allowance, max_cost = allowance_seconds(observed, spec, book), ending_budget(observed, spec)
+    return stage_request(observed, spec, book.run.id, stage, book.upstream, recovers, allowance, max_cost)
 
 
 def _waits(observed: Observed, spec: FineTuneJobSpec, stage: Stage) -> Headline | None:

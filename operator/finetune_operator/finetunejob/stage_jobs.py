@@ -31,9 +31,11 @@ def stage_request(
     upstream: Upstream,
     recovers: str = "",
     allowance: int | None = None,
+    max_cost: str = "",
 ) -> StageRequest:
     """What to run for a stage. A resolve that recovers another stage's result may always look at what exists, and asks
-    not again whether the training fits. ``allowance``: seconds that train may take."""
+    not again whether the training fits. ``allowance``: seconds that train may take; ``max_cost``: the budget behind it,
+    whose earlier results may be reused."""
     profile = observed.settings.profiles[spec.profile]
     params = params_of(spec)
     reuse = spec.reuse is Reuse.ALLOWED or bool(recovers)
@@ -56,6 +58,7 @@ def stage_request(
             hardware=hardware_facts(spec.profile, profile) if preflight else None,
             alternatives=other_facts(observed.settings, spec.profile) if preflight else [],
             allowance_seconds=allowance if stage is Stage.TRAIN else None,
+            max_cost=max_cost if stage in (Stage.RESOLVE, Stage.TRAIN) else "",
             operator_version=__version__,
         ),
         image=observed.settings.images.of(stage),
