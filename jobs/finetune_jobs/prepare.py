@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.dataset import NamesModel, Task, TaskType
+from finetune_api.dataset import NamesModel, SourcePart, Task, TaskType
 from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
@@ -27,6 +27,7 @@ from finetune_jobs.dataset.contamination import Reference
 from finetune_jobs.dataset.distilled import collect_distilled
 from finetune_jobs.dataset.division import Division, divide
 from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.pii.ner import package_folder
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.dataset.split import Part
@@ -44,6 +45,14 @@ LABELS: Final = "labels.json"
 REPORT: Final = "report.json"
 _FREE: Final = Task(type=TaskType.TEXT)
 """General data is not of the job's task."""
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Texts that must not be trained on, and the rows from which they come."""
+
+    reference: Reference
+    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -78,27 +87,29 @@ def prepare(context: Context) -> Made:
     """The stage. Raises StageError: DatasetInvalid, DatasetTooSmall, DatasetNotFound, ModelUnsupported, as Store."""
     params = need(context.input.params.prepare, "params.prepare")
     copies = _download(context, params)
-    own, distilled = _collect(context, params, copies)
+    benchmarks = _benchmarks(params, copies)
+    own, distilled = _collect(context, params, copies, benchmarks)
     require_valid(own.ledger, params)
     own.encoder.require_short()
     require_learnable(own.ledger, params)
     context.progress.report(0.75, "looking for near duplicates, dividing")
     division = divide(own.ledger, own.clusters, own.texts, params)
     require_enough(own.ledger, division)
-    general = _replay(context, params, copies, own, division)
+    general = _replay(context, params, copies, own, division, benchmarks)
     folder = context.scratch / "dataset"
     folder.mkdir()
     context.progress.report(0.85, "writing")
     _write(folder, own, division, general)
-    account = Account.of(own, division, len(general.chosen) if general else 0, params, context.input.upstream.source)
+    beside = {"replay": general.collected.ledger} if general else {}
+    beside |= {"benchmarks": benchmarks.ledger} if benchmarks else {}
+    replayed = len(general.chosen) if general else 0
+    account = Account.of(own, division, replayed, params, context.input.upstream.source, beside)
     _write_json(folder / LABELS, account.labels)
     report = account.report()
     report |= {"distillation": distilled.report()} if distilled else {}
     report |= {"replay": general.report()} if general else {}
     _write_json(folder / REPORT, report)
-    (folder / READINESS_PAGE).write_text(
-        render(account.facts, account.items, own.ledger.faults.stored()), encoding="utf-8"
-    )
+    (folder / READINESS_PAGE).write_text(render(account.facts, account.items, account.errors), encoding="utf-8")
     return Made(
         folder=folder,
         scalars=account.scalars() | (distilled.scalars() if distilled else {}),
@@ -126,16 +137,25 @@ def _download(context: Context, params: PrepareParams) -> list[Copy]:
     return copies
 
 
-def _collect(context: Context, params: PrepareParams, copies: list[Copy]) -> tuple[Collected, Distilled | None]:
+def _benchmarks(params: PrepareParams, copies: list[Copy]) -> Benchmarks | None:
+    asked = [c for c in copies if 0 <= c.file.number - len(params.sources) < len(params.benchmarks)]
+    if not asked:
+        return None
+    ledger = Ledger()
+    return Benchmarks(Reference(benchmark_texts(asked, ledger)), ledger)
+
+
+def _collect(
+    context: Context, params: PrepareParams, copies: list[Copy], benchmarks: Benchmarks | None
+) -> tuple[Collected, Distilled | None]:
     own = [copy for copy in copies if copy.file.number < len(params.sources)]
     base = context.scratch / "tokenizer"
     fetch_tokenizer(context, base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
-    benchmarks = [c for c in copies if 0 <= c.file.number - len(params.sources) < len(params.benchmarks)]
-    benchmark = Reference(benchmark_texts(benchmarks)) if benchmarks else None
     intake = Intake(params, _names_model(context, params.pii.ner))
-    with Collector(params, intake, encoder, context.scratch / "examples.arrow", benchmark) as collector:
+    reference = benchmarks.reference if benchmarks else None
+    with Collector(params, intake, encoder, context.scratch / "examples.arrow", reference) as collector:
         if params.distillation is None:
             collector.read(own, _stoppable(context, context.progress.part(0.2, 0.75, "reading and checking rows")))
             return collector.made, None
@@ -153,21 +173,28 @@ def _collect(context: Context, params: PrepareParams, copies: list[Copy]) -> tup
 
 
 def _replay(
-    context: Context, params: PrepareParams, copies: list[Copy], own: Collected, division: Division
+    context: Context,
+    params: PrepareParams,
+    copies: list[Copy],
+    own: Collected,
+    division: Division,
+    benchmarks: Benchmarks | None,
 ) -> Replayed | None:
     """General data, checked and cleaned like the rest: as much of it as the spec's share asks for, and nothing that is
-    (nearly) in the test."""
+    (nearly) in the test or in a benchmark."""
     if params.replay is None:
         return None
     number = len(params.all_sources) - 1
     asked = [Copy(replace(copy.file, number=0), copy.path) for copy in copies if copy.file.number == number]
+    source = params.replay.source.model_copy(update={"part": SourcePart.TRAIN})
     general = params.model_copy(
-        update={"sources": [params.replay.source], "columns": None, "instruction": "", "group_by": None, "task": _FREE}
+        update={"sources": [source], "columns": None, "instruction": "", "group_by": None, "task": _FREE}
     )
     report = _stoppable(context, context.progress.part(0.8, 0.85, "reading general data"))
     spool = context.scratch / "replay.arrow"
     intake = Intake(general, _names_model(context, params.pii.ner))
-    with Collector(general, intake, replace(own.encoder, params=general), spool) as collector:
+    reference = benchmarks.reference if benchmarks else None
+    with Collector(general, intake, replace(own.encoder, params=general), spool, reference) as collector:
         collector.read(asked, report)
     found = collector.made
     require_valid(found.ledger, params)

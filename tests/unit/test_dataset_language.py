@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.language import LanguageFilter
+from finetune_jobs.dataset.language import UNKNOWN, LanguageFilter
 from finetune_jobs.errors import StageError
 
 pytestmark = pytest.mark.unit
@@ -52,6 +52,16 @@ def test_several_languages_and_none() -> None:
 
 def test_code_around_prose_does_not_hide_its_language() -> None:
     assert not LanguageFilter(["de"]).allows("```\nwenn und aber nicht oder doch\n```\n" + SENTENCES["en"][0])
+
+
+def test_what_was_looked_at_is_counted_by_language() -> None:
+    both = LanguageFilter(["en", "de"])
+    for text in (*SENTENCES["en"], *SENTENCES["de"], SENTENCES["fr"][0], "4711", "https://example.com/mon-colis"):
+        both.allows(text)
+    assert both.seen == {"en": 2, "de": 2, "fr": 1, UNKNOWN: 2}
+    everything = LanguageFilter([])
+    everything.allows(SENTENCES["fr"][0])
+    assert not everything.seen
 
 
 def test_norwegian_has_two_codes() -> None:

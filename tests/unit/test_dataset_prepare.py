@@ -243,6 +243,57 @@ def test_what_a_benchmark_asks_is_not_trained(prepared: Prepared) -> None:
     assert prepared.report["filters"] == {"inBenchmark": 1}
 
 
+def test_a_benchmark_as_your_own_test_stays_whole(prepared: Prepared) -> None:
+    """Training and validation hold none of it, general data neither; that nobody learns from, the test may."""
+    questions = [" ".join(f"{word}q{n}" for word in WORDS) for n in range(30)]
+    benchmark = prepared.put("benchmark.jsonl", [{"question": question} for question in questions])
+    tested = [{"text": question, "label": "ab"[n % 2]} for n, question in enumerate(questions)]
+    sources = [
+        prepared.put("own.jsonl", [*rows(), *tested[:2], tested[0]]),
+        prepared.put("validation.jsonl", [*rows(30, 900), tested[2]], part=SourcePart.VALIDATION),
+        prepared.put("test.jsonl", tested, part=SourcePart.TEST),
+    ]
+    general = [{"prompt": f"Say {text(n)}", "completion": f"{text(n)}!"} for n in range(5000, 5010)]
+    general += [{"prompt": f"Say {question}", "completion": "No."} for question in questions]
+    replay = Replay(source=prepared.put("general.jsonl", general), percent=50)
+    prepared.run(*sources, benchmarks=[benchmark], replay=replay)
+    assert prepared.texts("test") == questions
+    assert not any(
+        question in each for part in ("train", "validation") for each in prepared.texts(part) for question in questions
+    )
+    assert prepared.report["filters"] == {"inBenchmark": 4}
+    assert (prepared.report["rows"]["duplicates"], prepared.report["rows"]["added"]) == (0, 10)
+    assert prepared.report["benchmarks"] == {"read": 30, "filters": {}, "ownTest": 30}
+    assert prepared.report["replay"]["filters"] == {"inBenchmark": 30}
+    leakage = next(item for item in prepared.report["readiness"] if item["name"] == "leakage")
+    assert leakage["evidence"].endswith("left out. 30 examples of your own test do; they stay in the test.")
+
+
+def test_invalid_rows_beside_the_sources_are_told(prepared: Prepared) -> None:
+    general: list[Row] = [{"prompt": f"Say {text(n)}", "completion": f"{text(n)}!"} for n in range(5000, 5100)]
+    replay = Replay(source=prepared.put("general.jsonl", [*general, {"prompt": "no answer"}]))
+    benchmark = prepared.put("benchmark.jsonl", [{"question": "What is it?"}])
+    prepared.store.put("benchmark.jsonl", (prepared.store.get("benchmark.jsonl") or b"") + b"{\n")
+    source = prepared.put("own.jsonl", rows())
+    result = prepared.run(source, replay=replay, benchmarks=[benchmark])
+    report = prepared.report
+    assert [(each["file"], each["line"]) for each in report["errors"]] == [(replay.source.uri, 101), (benchmark.uri, 2)]
+    assert report["replay"]["filters"] == {"missingMessages": 1}
+    assert report["benchmarks"]["filters"] == {"malformedJson": 1}
+    assert report["rows"]["invalid"] == 0
+    assert [warning.split(" (")[0] for warning in report["warnings"]] == [
+        "1 of 101 rows of spec.dataset.replay are invalid and were left out",
+        "1 of 2 rows of spec.dataset.benchmarks are invalid and were left out",
+    ]
+    assert f"{replay.source.uri} line 101" in result.message
+    assert f"{benchmark.uri} line 2" in result.message
+    states = {item["name"]: item["state"] for item in report["readiness"]}
+    assert (states["structured"], states["leakage"]) == ("Warn", "Warn")
+    assert b"general.<wbr>jsonl" in prepared.file("readiness.html")
+    with pytest.raises(StageError, match="1 of 101 rows are invalid, 0 % are allowed"):
+        prepared.run(source, replay=replay, max_invalid_percent=0)
+
+
 def test_languages_and_short_answers_are_left_out_and_counted(prepared: Prepared) -> None:
     task = Task(type=TaskType.TEXT)
     texts = [{"prompt": f"What about {text(n)}?", "completion": f"It is about {text(n)}."} for n in range(200)]
@@ -256,6 +307,9 @@ def test_languages_and_short_answers_are_left_out_and_counted(prepared: Prepared
         cleaning=Cleaning(languages=["en"], min_answer_words=2),
     )
     assert prepared.report["filters"] == {"answerTooShort": 1, "otherLanguage": 1}
+    assert prepared.report["languages"]["de"] == 1
+    assert sum(prepared.report["languages"].values()) == 201
+    assert b"<h2>Languages</h2>" in prepared.file("readiness.html")
     assert json.loads(prepared.file("labels.json")) == []
 
 

@@ -23,7 +23,7 @@ from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.readiness import charts, learning_curve, page
 from finetune_jobs.readiness.charts import Bins
 from finetune_jobs.readiness.checklist import Item, State, check, quantile, summary, verdict
-from finetune_jobs.readiness.facts import Baseline, Facts, Findings, Lengths, Rows
+from finetune_jobs.readiness.facts import Baseline, Beside, Facts, Findings, Lengths, Rows
 from finetune_jobs.readiness.learning_curve import LearningCurve, Point, PowerLaw
 from finetune_jobs.readiness.style import STYLE
 
@@ -127,6 +127,25 @@ CASES: Sequence[tuple[str, Facts, State, str]] = [
     ("leakage", replace(GOOD, leaks=None), State.WARN, "Nobody compared"),
     ("leakage", replace(GOOD, contaminated=0), State.PASS, "None shares 13 words"),
     ("leakage", replace(GOOD, contaminated=3), State.WARN, "3 examples share 13 words"),
+    (
+        "leakage",
+        replace(GOOD, contaminated=0, tests_in_benchmark=9),
+        State.PASS,
+        "9 examples of your own test do; they",
+    ),
+    (
+        "leakage",
+        replace(GOOD, contaminated=0, benchmarks=Beside(4, {"empty": 1})),
+        State.WARN,
+        "Of the benchmark 1 of 4 rows (25.0 %) cannot be used: empty 1; nobody looked for their texts.",
+    ),
+    ("structured", replace(GOOD, replay=Beside(1000)), State.PASS, "10 of 1,070 rows (0.9 %): empty 10."),
+    (
+        "structured",
+        replace(GOOD, replay=Beside(1000, {"empty": 1})),
+        State.WARN,
+        "Of the general data 1 of 1,000 rows (0.1 %) cannot be used: empty 1.",
+    ),
     ("balance", replace(GOOD, labels={"a": by_part(90, 5, 5), "b": by_part(8, 1, 1)}), State.PASS, "10.0 : 1"),
     ("balance", replace(GOOD, labels={"a": by_part(91, 5, 5), "b": by_part(8, 1, 1)}), State.WARN, "10.1 : 1"),
     (

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
@@ -18,7 +19,7 @@ from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.validation import shorten, shown
 from finetune_jobs.errors import StageError
 from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
-from finetune_jobs.readiness.facts import Facts, Findings, Lengths, Rows
+from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
 
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
@@ -76,16 +77,23 @@ class Account:
     items: list[Item]
     errors: list[dict[str, str | int]]
     """The first faults, without values."""
-    first_errors: str
-    """The first faults for people."""
+    first_errors: Mapping[str, str]
+    """The first faults for people, of ``sources`` and of what is read beside them (keys of spec.dataset)."""
     tokens: int
     """Tokens that one epoch trains."""
 
     @classmethod
     def of(
-        cls, own: Collected, division: Division, replayed: int, params: PrepareParams, source_digest: str
+        cls,
+        own: Collected,
+        division: Division,
+        replayed: int,
+        params: PrepareParams,
+        source_digest: str,
+        beside: Mapping[str, Ledger] = MappingProxyType({}),
     ) -> "Account":
-        """Count what was collected and divided; ``replayed`` general examples were added."""
+        """Count what was collected and divided; ``replayed`` general examples were added. ``beside``: the rows of
+        ``replay`` and ``benchmarks``."""
         ledger, trained = own.ledger, division.parts
         sizes = Counter(trained.values())
         extra = sum(times - 1 for times in division.repeats.values() if times)
@@ -124,10 +132,14 @@ class Account:
             ),
             secrets=Findings(params.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
             labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
+            languages=dict(sorted(own.intake.languages.items())),
             split_provided=bool(ledger.given),
             seed=params.split.seed,
             leaks=0 if params.duplicates.near_percent else None,
             contaminated=ledger.dropped["inBenchmark"] if params.benchmarks else None,
+            tests_in_benchmark=own.tests_in_benchmark,
+            benchmarks=_beside(beside.get("benchmarks")),
+            replay=_beside(beside.get("replay")),
             source_digest=source_digest,
             dataset_digest=digest(sorted(f"{part} {identity}" for identity, part in trained.items())),
         )
@@ -136,7 +148,10 @@ class Account:
             for identity, part in trained.items()
             if part is Part.TRAIN
         )
-        return cls(facts, check(facts), ledger.faults.stored(), ledger.faults.sentences(), tokens)
+        faults = {"sources": ledger.faults} | {name: each.faults for name, each in beside.items()}
+        errors = [entry for each in faults.values() for entry in each.stored()]
+        first = {name: each.sentences() for name, each in faults.items() if each.total}
+        return cls(facts, check(facts), errors, first, tokens)
 
     @property
     def labels(self) -> list[str]:
@@ -163,7 +178,7 @@ class Account:
     def report(self) -> dict[str, Any]:
         """``report.json``. It names files, lines and fields, and never holds a value of a row."""
         facts, rows = self.facts, self.facts.rows
-        return {
+        report = {
             "rows": {"read": rows.read, "invalid": sum(rows.invalid.values()), "duplicates": rows.duplicates}
             | {"nearDuplicates": rows.near_duplicates, "nearDropped": rows.near_dropped}
             | {"outsidePilot": rows.outside_pilot, "added": rows.added}
@@ -180,6 +195,11 @@ class Account:
             "errors": self.errors,
             "warnings": self._warnings(),
         }
+        if facts.languages:
+            report["languages"] = facts.languages
+        if known := facts.benchmarks:
+            report["benchmarks"] = {"read": known.read, "filters": known.invalid, "ownTest": facts.tests_in_benchmark}
+        return report
 
     def message(self) -> str:
         """What happened, in sentences for the status."""
@@ -196,12 +216,27 @@ class Account:
         if rows.invalid:
             wrong = sum(rows.invalid.values())
             text += (
-                f" {wrong} invalid rows were left out ({_counted(rows.invalid)}): {shorten(self.first_errors, 400)}."
+                f" {wrong} invalid rows were left out ({_counted(rows.invalid)}): "
+                f"{shorten(self.first_errors['sources'], 400)}."
             )
-        return " ".join([text, *self._warnings()])
+        for name, sentence in self._invalid_beside().items():
+            text += f" {sentence}: {shorten(self.first_errors[name], 200)}."
+        return " ".join([text, *self._alike()])
+
+    def _invalid_beside(self) -> dict[str, str]:
+        """What cannot be used of the rows beside the sources, in a sentence without values and stop."""
+        return {
+            name: f"{each.wrong} of {each.read} rows of spec.dataset.{name} are invalid and were left out "
+            f"({_counted(each.invalid)})"
+            for name, each in (("replay", self.facts.replay), ("benchmarks", self.facts.benchmarks))
+            if each and each.wrong
+        }
 
     def _warnings(self) -> list[str]:
         """What is allowed, but seldom meant."""
+        return [*(f"{sentence}." for sentence in self._invalid_beside().values()), *self._alike()]
+
+    def _alike(self) -> list[str]:
         alike: dict[str, list[str]] = defaultdict(list)
         for label in self.labels:
             alike[_plain(label)].append(label)
@@ -215,6 +250,10 @@ class Account:
 def _plain(label: str) -> str:
     """Equal for labels that hardly mean two classes: Sales and sales, 1 and 1.0 (as tables with gaps write it)."""
     return str(float(label)) if _NUMBER.fullmatch(label) else label.casefold()
+
+
+def _beside(ledger: Ledger | None) -> Beside | None:
+    return Beside(ledger.read, dict(sorted(ledger.faults.kinds.items()))) if ledger else None
 
 
 def _counted(kinds: Mapping[str, int]) -> str:

@@ -47,6 +47,8 @@ class Collected:
     """Pieces of longer examples, beyond the first of each."""
     repeated_pieces: int = 0
     """Those of them that were not new."""
+    tests_in_benchmark: int = 0
+    """Examples of a test that a source provides which hold texts of a benchmark."""
 
     def texts(self, identities: set[str]) -> Iterator[tuple[str, str]]:
         """Identity and compared text of those examples."""
@@ -126,17 +128,18 @@ class Collector:
             self._take_example(numbered, Place(source, file, row.line))
 
     def _take_example(self, example: Example, place: Place) -> None:
-        ledger = self.made.ledger
+        ledger, provided = self.made.ledger, self._params.sources[place.source].part
+        in_benchmark = self._benchmark is not None and self._benchmark.overlaps(_said(example))
+        if in_benchmark and provided is not SourcePart.TEST:
+            ledger.dropped["inBenchmark"] += 1  # before it is known: an equal row of the user's own test may follow
+            return
         if not ledger.is_new(example, place):
             return
-        if self._benchmark and self._benchmark.overlaps(_said(example)):
-            ledger.dropped["inBenchmark"] += 1
-            return
+        self.made.tests_in_benchmark += in_benchmark
         pieces = self.made.encoder.encode(example, f"{place.file} line {place.line}")
         if not pieces:
             ledger.dropped["tooLong"] += 1
             return
-        provided = self._params.sources[place.source].part
         for number, piece in enumerate(pieces):
             self.made.added += number > 0
             if piece.example is not example and not ledger.is_new(piece.example, place):
@@ -152,11 +155,14 @@ def _numbered(example: Example, sample: int) -> Example:
     return replace(example, sample=sample, group=example.group or f"prompt {example.identity}")
 
 
-def benchmark_texts(copies: list[Copy]) -> Iterator[str]:
-    """Every text of the rows of benchmarks, whatever its name."""
+def benchmark_texts(copies: list[Copy], ledger: Ledger) -> Iterator[str]:
+    """Every text of the rows of benchmarks, whatever its name; ``ledger`` counts the rows and those that are faults."""
     for copy in copies:
         for row in read_rows(copy.path, copy.file.uri, copy.file.format, may_be_empty=copy.file.one_of_many):
-            if isinstance(row, Row):
+            ledger.read += row.rows if isinstance(row, Fault) else 1
+            if isinstance(row, Fault):
+                ledger.faults.add(copy.file.uri, row)
+            else:
                 yield from _strings(row.fields)
 
 

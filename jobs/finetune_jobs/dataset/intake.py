@@ -44,7 +44,7 @@ class Intake:
         self._cleaner = Cleaner(params.cleaning)
         self.looks_for_names = ner is not None
         """Whether a language model looks for names and places."""
-        self._languages = LanguageFilter(params.cleaning.languages) if params.cleaning.languages else None
+        self._languages = LanguageFilter(params.cleaning.languages)
         self._scans: list[tuple[OnFinding, Counter[str], Find, str]] = []
         self.secrets: Counter[str] = Counter()
         """Secrets by kind."""
@@ -55,6 +55,11 @@ class Intake:
         if params.pii.mode is not OnFinding.OFF:
             recognition = Recognition(params.pii, ner)
             self._scans.append((params.pii.mode, self.personal, recognition.find, "personalData"))
+
+    @property
+    def languages(self) -> Counter[str]:
+        """Rows that the language filter looked at, those that it left out included, by code; empty where none ran."""
+        return self._languages.seen
 
     def take(self, row: Row) -> Example | Fault | Dropped:
         """The example that a row gives, what is wrong with it, or why it is left out."""
@@ -100,7 +105,7 @@ class Intake:
         if not self._classes and not last.get("tool_calls") and (problem := self._cleaner.problem(last["content"])):
             return problem
         said = " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
-        return "otherLanguage" if self._languages and not self._languages.allows(said) else ""
+        return "" if self._languages.allows(said) else "otherLanguage"
 
     def _scan(self, messages: list[Message], *, whole: bool = False) -> list[Message] | Dropped:
         """The messages without what the scans mask. The label of a classification is the user's own word."""

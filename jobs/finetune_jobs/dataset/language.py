@@ -1,6 +1,7 @@
 """Which languages stay: a classifier of words' letters, as far as a text says anything about its language."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
@@ -33,12 +34,18 @@ _NONE: Final = "zxx"
 """Its answer for what is no language."""
 
 
+UNKNOWN: Final = "und"
+"""The code of a language that is not known (ISO 639-2)."""
+
+
 class LanguageFilter:
     """Keeps texts in the languages that the spec names."""
 
     def __init__(self, codes: Sequence[str]) -> None:
         """``codes`` are ISO 639-1; none at all allows everything. Raises StageError (SpecInvalid) for unknown ones."""
         self._codes = frozenset(same for code in codes for same in _SAME.get(code, (code,)))
+        self.seen: Counter[str] = Counter()
+        """Texts that were looked at, by code; ``UNKNOWN`` where too little or too mixed a text says nothing."""
         if not codes:
             return
         known = set(_identifier().labels)
@@ -53,11 +60,18 @@ class LanguageFilter:
         """Whether a text stays: it is in one of the languages, or too short or too mixed to say."""
         if not self._codes:
             return True
-        words = _NO_LANGUAGE.sub(" ", text[:_READ])
-        if len(_LETTER.findall(words)) < _CERTAIN:
-            return True
-        language, probability = _identifier().classify(words)
-        return language in self._codes or language == _NONE or probability < _SURE
+        language = _language(text)
+        self.seen[language] += 1
+        return language == UNKNOWN or language in self._codes
+
+
+def _language(text: str) -> str:
+    """The classifier's code of a text's language, as far as it is sure."""
+    words = _NO_LANGUAGE.sub(" ", text[:_READ])
+    if len(_LETTER.findall(words)) < _CERTAIN:
+        return UNKNOWN
+    language, probability = _identifier().classify(words)
+    return UNKNOWN if language == _NONE or probability < _SURE else str(language)
 
 
 @cache

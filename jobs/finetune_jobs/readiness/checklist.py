@@ -15,7 +15,7 @@ from finetune_api.readiness import BASELINE, EASY_BASELINE, Readiness
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.validation import shorten
 from finetune_jobs.evaluation.metrics import wilson
-from finetune_jobs.readiness.facts import Baseline, Facts, Findings
+from finetune_jobs.readiness.facts import Baseline, Beside, Facts, Findings
 
 MIN_EXAMPLES: Final = 500
 """Fewest examples that suit an adapter: the usual advice is 500 to 5,000 good ones."""
@@ -37,6 +37,7 @@ MAX_IMBALANCE: Final = 10.0
 """Largest to smallest class: above it the small ones are learnt late or never, and accuracy hides it."""
 MIN_CLASS: Final = 10
 """Fewest examples of a class: with the default split one of them is in the test."""
+_NAMED: Final = "report.json names file, line and field of the first faults"
 _SHOWN: Final = 3
 """Labels and kinds that a sentence names before it says "and more"."""
 
@@ -101,6 +102,21 @@ def _examples(facts: Facts) -> Item:
 
 
 def _structured(facts: Facts) -> Item:
+    item, replay = _structured_sources(facts), facts.replay
+    if replay is None or not replay.wrong:
+        return item
+    evidence = f"{item.evidence} Of the general data {_left_out(replay)}."
+    if item.state is not State.PASS:
+        return Item(item.name, item.state, evidence, item.remedy)
+    return Item(item.name, State.WARN, evidence, f"Correct the file of spec.dataset.replay; {_NAMED}.")
+
+
+def _left_out(beside: Beside) -> str:
+    wrong = f"{beside.wrong:,} of {count_of(beside.read, 'row')} ({percent(beside.wrong, beside.read)})"
+    return f"{wrong} cannot be used: {_kinds(beside.invalid)}"
+
+
+def _structured_sources(facts: Facts) -> Item:
     read, invalid = facts.rows.read, sum(facts.rows.invalid.values())
     if not read:
         return Item("structured", State.FAIL, "The sources hold no row.", "Check spec.dataset.sources.")
@@ -210,10 +226,23 @@ def _leakage(facts: Facts) -> Item:
     evidence = "No test example says nearly the same as a training example."
     if facts.contaminated is None:
         return Item("leakage", State.PASS, f"{evidence} No benchmark was given to compare with.")
-    if facts.contaminated:
-        evidence += f" {count_of(facts.contaminated, 'example')} share 13 words in a row with the benchmark given."
-        return Item("leakage", State.WARN, evidence, "Do not report scores on that benchmark for this model.")
-    return Item("leakage", State.PASS, f"{evidence} None shares 13 words in a row with the benchmark given.")
+    return _contamination(facts, facts.contaminated, evidence)
+
+
+def _contamination(facts: Facts, left_out: int, evidence: str) -> Item:
+    """The item ``leakage`` where benchmarks are given and the parts hold nothing of each other."""
+    remedies = []
+    if left_out:
+        evidence += f" {count_of(left_out, 'example')} share 13 words in a row with the benchmark given: left out."
+        remedies.append("Look at their source before you report a score on that benchmark: paraphrases are not found.")
+    else:
+        evidence += " None shares 13 words in a row with the benchmark given."
+    if facts.tests_in_benchmark:
+        evidence += f" {count_of(facts.tests_in_benchmark, 'example')} of your own test do; they stay in the test."
+    if facts.benchmarks and facts.benchmarks.wrong:
+        evidence += f" Of the benchmark {_left_out(facts.benchmarks)}; nobody looked for their texts."
+        remedies.append(f"Correct the files of spec.dataset.benchmarks; {_NAMED}.")
+    return Item("leakage", State.WARN if remedies else State.PASS, evidence, " ".join(remedies))
 
 
 def _balance(facts: Facts) -> Item:

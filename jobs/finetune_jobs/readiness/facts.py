@@ -62,6 +62,21 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Rows that are read beside those of the sources and are no part of their account."""
+
+    read: int
+    """Invalid ones included."""
+    invalid: Counts = field(default_factory=dict)
+    """By kind of fault; these are left out."""
+
+    @property
+    def wrong(self) -> int:
+        """Invalid rows."""
+        return sum(self.invalid.values())
+
+
+@dataclass(frozen=True)
 class Lengths:
     """Tokens of the examples as they are trained, instruction and answer included."""
 
@@ -129,7 +144,8 @@ class Facts:
     labels: Mapping[str, Mapping[Part, int]] = field(default_factory=dict)
     """Examples by label and part; empty for a task without classes."""
     languages: Counts = field(default_factory=dict)
-    """Examples by ISO 639-1 code; ``und`` where a text is too short to tell."""
+    """Rows by ISO 639-1 code, those of other languages than the spec's included; ``und`` where a text says too little.
+    Empty where no languages were asked for: nobody looked."""
     split_provided: bool = False
     """Whether the sources say which part a row belongs to."""
     seed: int = 0
@@ -137,7 +153,13 @@ class Facts:
     leaks: int | None = None
     """Pairs of a test and a training example that say nearly the same, after the division; None: nobody compared."""
     contaminated: int | None = None
-    """Examples that share 13 words in a row with the reference benchmark; None: no reference was given."""
+    """Examples left out because they share 13 words in a row with a benchmark; None: no benchmark was given."""
+    tests_in_benchmark: int = 0
+    """Those of a test that a source provides: they stay, for nothing is learnt from them."""
+    benchmarks: Beside | None = None
+    """Rows of the benchmarks."""
+    replay: Beside | None = None
+    """Rows of general data."""
     source_digest: str = ""
     """Identity of the source files (dataset.sources.source_digest)."""
     dataset_digest: str = ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from finetune_api.dataset import OnFinding
+from finetune_jobs.dataset.language import UNKNOWN
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.readiness import charts
 from finetune_jobs.readiness.charts import Kind, Segment
@@ -188,8 +189,9 @@ def _finding(what: str, findings: Findings) -> str:
 def _languages(facts: Facts) -> str:
     if not facts.languages:
         return ""
-    named = {("too short to tell" if code == "und" else code): count for code, count in facts.languages.items()}
-    return section("Languages", _count_table("Examples by ISO 639-1 code", "language", "examples", named, Kind.ASIDE))
+    named = {("too little to tell" if code == UNKNOWN else code): count for code, count in facts.languages.items()}
+    caption = "Rows by ISO 639-1 code, those left out for their language included"
+    return section("Languages", _count_table(caption, "language", "rows", named, Kind.ASIDE))
 
 
 def _faults(facts: Facts, faults: Sequence[Mapping[str, str | int]]) -> str:
