@@ -153,7 +153,7 @@ def _classes(facts: Facts) -> str:
         return ""
     totals = {label: sum(counts.values()) for label, counts in facts.labels.items()}
     ordered = sorted(totals, key=lambda label: (-totals[label], label))
-    largest = max(totals.values())
+    largest = max(1, *totals.values())
     lines = [
         Row(
             label,
