@@ -27,6 +27,15 @@ class Credentials(ApiModel):
     """Key of the Secret that holds the secret access key."""
 
 
+class CaBundle(ApiModel):
+    """Certificate authorities in PEM, in a ConfigMap of the same namespace."""
+
+    config_map_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
+    """Name of the ConfigMap, in the namespace of this resource."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)] = "ca.crt"
+    """Its key that holds the certificates."""
+
+
 class Storage(ApiModel):
     """How to reach S3. Empty means AWS with the pod's own identity (IRSA, workload identity)."""
 
@@ -38,3 +47,5 @@ class Storage(ApiModel):
     """Address buckets in the path (most S3-compatible stores) rather than in the host name."""
     credentials: Credentials | None = None
     """Secret with the keys; leave it out when the pod's service account carries the identity."""
+    ca_bundle: CaBundle | None = None
+    """Whom to trust when the store's certificate is of a private authority; leave it out for the public ones."""

@@ -96,7 +96,7 @@ def _status(error: BaseException) -> int:
 def _connection_cause(error: BaseException) -> str:
     match error:
         case boto.SSLError():
-            return "the TLS certificate of the endpoint is not trusted"
+            return "the TLS certificate of the endpoint is not trusted; a private authority goes into storage.caBundle"
         case boto.ConnectTimeoutError() | boto.ReadTimeoutError():
             return "the endpoint did not answer in time"
         case boto.EndpointConnectionError():

@@ -3,6 +3,7 @@
 boto3's "classic" transfer client is chosen on purpose: the CRT one ignores ``endpoint_url`` and always speaks TLS.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from finetune_api.meta import CA_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_jobs.errors import PUT_CONDITIONAL, STORE_ERRORS, StageError, error_code, store_error
@@ -57,7 +59,10 @@ class Store:
 
     @classmethod
     def connect(cls, storage: Storage, uri: str) -> "Store":
-        """A place reached as ``storage`` says; keys come from the environment or the pod's identity."""
+        """A place reached as ``storage`` says; keys come from the environment or the pod's identity, and so does the
+        file with its certificate authorities. Raises StageError (SpecInvalid) where it asks for some that are missing.
+        """
+        _require_authorities(storage)
         config = Config(
             connect_timeout=10,
             read_timeout=60,
@@ -208,6 +213,17 @@ class _MissingError(Exception):
 
 class _LostError(Exception):
     """The condition of a conditional write does not hold."""
+
+
+def _require_authorities(storage: Storage) -> None:
+    bundle, file = storage.ca_bundle, os.environ.get(CA_VARIABLE, "")
+    if bundle is not None and not Path(file).is_file():
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"storage.caBundle: ConfigMap {bundle.config_map_name!r} does not exist in this namespace, or has no key "
+            f"{bundle.key!r} (there is no file {file!r}, which {CA_VARIABLE} names). Create it, then set "
+            "spec.rerun to a new value.",
+        )
 
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:

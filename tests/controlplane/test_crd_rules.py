@@ -283,7 +283,7 @@ SHORT_BLOCKS: Object = {
         "pilot": {},
     },
     "budget": {"maxCost": "25"},
-    "storage": {"credentials": {"secretName": "s"}},
+    "storage": {"credentials": {"secretName": "s"}, "caBundle": {"configMapName": "ca"}},
     "tracking": {
         "mlflow": {"url": "http://mlflow", "credentials": {"secretName": "s"}},
         "wandb": {"credentials": {"secretName": "s"}},

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_api import meta
 from finetune_api.stages import StageInput
-from finetune_api.storage import Credentials, Storage
+from finetune_api.storage import CaBundle, Credentials, Storage
 from finetune_operator.actions import ADAPTERDEPLOYMENTS, SERVICES, Apply, Create
 from finetune_operator.resources.deployment import Serving, deployment, fetch_request
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
@@ -71,6 +72,17 @@ def test_only_fetch_has_the_keys_and_only_as_references() -> None:
     assert all(variable["valueFrom"]["secretKeyRef"]["name"] == "s3-read" for variable in keys.values())
     assert not [variable for variable in server["env"] if variable["name"].startswith("AWS_")]
     assert "envFrom" not in fetch | server
+
+
+def test_only_fetch_trusts_the_stores_private_authority() -> None:
+    storage = STORAGE.model_copy(update={"ca_bundle": CaBundle(config_map_name="corp")})
+    asked = replace(serving(), storage=storage)
+    spec = deployment(OWNER, asked, SETTINGS.images, REVISION, 1)["spec"]["template"]["spec"]
+    assert [each["configMap"]["name"] for each in spec["volumes"] if each["name"] == "store-ca"] == ["corp"]
+    [fetch], [server] = spec["initContainers"], spec["containers"]
+    assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in fetch["env"]
+    assert "store-ca" in {mount["name"] for mount in fetch["volumeMounts"]}
+    assert "store-ca" not in {mount["name"] for mount in server["volumeMounts"]}
 
 
 def test_fetch_runs_its_stage_on_an_immutable_input() -> None:

@@ -14,7 +14,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, RunRef, Stage, StageInput, Upstream
-from finetune_api.storage import Credentials, Storage
+from finetune_api.storage import CaBundle, Credentials, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, MlflowCredentials, Tracking, Wandb, WandbCredentials
 from finetune_operator.actions import FINETUNEJOBS, Event
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
@@ -126,6 +126,21 @@ def test_trackers_keys_are_references_of_the_training_alone() -> None:
         "WANDB_API_KEY": {"name": "w", "key": "key", "optional": True},
     }
     assert not any(found.values())
+
+
+def test_a_private_authority_is_mounted_where_the_variable_says() -> None:
+    """One key of the ConfigMap that the resource names; without one, nothing of it."""
+    plain = request()
+    storage = plain.input.storage.model_copy(update={"ca_bundle": CaBundle(config_map_name="corp", key="root.pem")})
+    asked = replace(plain, input=plain.input.model_copy(update={"storage": storage}))
+    pod = stage_job(asked)["spec"]["template"]["spec"]
+    [volume] = [each for each in pod["volumes"] if each["name"] == "store-ca"]
+    items = [{"key": "root.pem", "path": "ca.crt"}]
+    assert volume["configMap"] == {"name": "corp", "items": items, "optional": True}
+    [stage] = pod["containers"]
+    assert {"name": "store-ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in stage["volumeMounts"]
+    assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in stage["env"]
+    assert "store-ca" not in str(stage_job(plain))
 
 
 def test_exit_codes_decide_about_retries() -> None:

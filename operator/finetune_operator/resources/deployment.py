@@ -7,6 +7,7 @@ from finetune_api import meta
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.actions import Object
+from finetune_operator.resources.authorities import ca_volumes
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest, container, cpu_env, pod_spec, stage_container
 from finetune_operator.runtimes import serving_plan
@@ -108,6 +109,7 @@ def pod_template(owner: Owner, serving: Serving, images: Images, revision: str) 
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["volumes"] += [
         {"name": "input", "configMap": {"name": fetch.name}},
+        *ca_volumes(serving.storage),
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
     ]

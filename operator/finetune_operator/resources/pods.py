@@ -17,6 +17,7 @@ from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.actions import Object
+from finetune_operator.resources.authorities import ca_env, ca_mounts, ca_volumes
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Images, PodShape
 
@@ -84,6 +85,7 @@ def stage_job(request: StageRequest) -> Object:
     pod["restartPolicy"] = "Never"
     pod["terminationGracePeriodSeconds"] = 60
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
+    pod["volumes"] += ca_volumes(request.input.storage)
     template_labels = request.owner.labels | request.all_labels
     queue = {QUEUE_LABEL: request.queue} if request.queue else {}
     return {
@@ -123,12 +125,17 @@ def stage_container(request: StageRequest) -> Object:
         request.shape,
         env=[
             *credentials_env(request.input.storage),
+            *ca_env(request.input.storage),
             *_teacher_env(request),
             *_tracking_env(request),
             *scratch_env(),
             *cpu_env(request.shape),
         ],
-        mounts=[{"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True}, *_source_mounts(request)],
+        mounts=[
+            {"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True},
+            *_source_mounts(request),
+            *ca_mounts(request.input.storage),
+        ],
     )
     body["command"] = argv
     body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]

@@ -1,0 +1,32 @@
+"""The certificate authorities that a pod trusts when it speaks to its store: a key of a ConfigMap, as a file."""
+
+from pathlib import PurePosixPath
+from typing import Final
+
+from finetune_api import meta
+from finetune_api.storage import Storage
+from finetune_operator.actions import Object
+
+_FILE: Final = PurePosixPath(meta.CA_FILE)
+_VOLUME: Final = "store-ca"
+
+
+def ca_volumes(storage: Storage) -> list[Object]:
+    """Optional, so that a ConfigMap that is missing does not keep the pod waiting: the stage then says which one."""
+    if storage.ca_bundle is None:
+        return []
+    items = [{"key": storage.ca_bundle.key, "path": _FILE.name}]
+    source = {"name": storage.ca_bundle.config_map_name, "items": items, "optional": True}
+    return [{"name": _VOLUME, "configMap": source}]
+
+
+def ca_mounts(storage: Storage) -> list[Object]:
+    """Where the container finds them."""
+    if storage.ca_bundle is None:
+        return []
+    return [{"name": _VOLUME, "mountPath": str(_FILE.parent), "readOnly": True}]
+
+
+def ca_env(storage: Storage) -> list[Object]:
+    """What tells boto3 of them."""
+    return [{"name": meta.CA_VARIABLE, "value": meta.CA_FILE}] if storage.ca_bundle else []

@@ -1,0 +1,72 @@
+"""A store whose certificate is of a private authority: refused until that is named, then used like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.meta import CA_VARIABLE
+from finetune_api.reasons import Reason
+from finetune_api.storage import CaBundle, Storage
+from finetune_jobs.errors import StageError
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.tls_store import PrivateAuthority, encrypted, private_authority
+
+pytestmark = pytest.mark.unit
+
+BUNDLE = CaBundle(config_map_name="corp-ca")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> PrivateAuthority:
+    """Nobody trusts it by default."""
+    return private_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def endpoint(s3: SeaweedFS, authority: PrivateAuthority) -> Iterator[str]:
+    """The store of the tests, behind TLS."""
+    with encrypted(s3.endpoint, authority.certificate) as url:
+        yield url
+
+
+def test_the_authority_that_is_named_is_trusted(
+    endpoint: str, place: str, authority: PrivateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CA_VARIABLE, str(authority.authority))
+    store = Store.connect(Storage(endpoint=endpoint, ca_bundle=BUNDLE), place)
+    (tmp_path / "large").write_bytes(b"x" * 3_000_000)
+    store.upload("large", tmp_path / "large")
+    assert store.download("large", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "large").read_bytes()
+    assert store.put_if_absent("once", b"a")
+    assert not store.put_if_absent("once", b"b")
+    assert store.get("once") == b"a"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_certificate_of_anybody_else_is_refused(
+    endpoint: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """Without a bundle, and with the bundle of another authority."""
+    if named:
+        monkeypatch.setenv(CA_VARIABLE, str(private_authority(tmp_path, "another authority").authority))
+    store = Store.connect(Storage(endpoint=endpoint, ca_bundle=BUNDLE if named else None), place)
+    with pytest.raises(StageError) as caught:
+        store.get("once")
+    assert (caught.value.reason, caught.value.message) == (
+        Reason.S3_UNREACHABLE,
+        f"reading {place}/once failed: the TLS certificate of the endpoint is not trusted; a private authority goes "
+        "into storage.caBundle.",
+    )
+
+
+def test_a_bundle_that_is_missing_is_named(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CA_VARIABLE, "/etc/finetune-ca/ca.crt")
+    with pytest.raises(StageError) as caught:
+        Store.connect(Storage(ca_bundle=BUNDLE), place)
+    assert (caught.value.reason, caught.value.retriable) == (Reason.SPEC_INVALID, False)
+    assert "ConfigMap 'corp-ca' does not exist in this namespace, or has no key 'ca.crt'" in caught.value.message
