@@ -80,7 +80,7 @@ def schema(values: Values) -> str:
     models["Runtime"]["properties"]["image"] = {"$ref": "#/$defs/Image"}
     settings = models.pop("Settings")["properties"]
     images = models.pop("Images")["properties"]
-    known = _known(settings, images)
+    known = _known(settings, images, models.pop("Proxy")["properties"])
     root = _infer(values.defaults, (), values.comments, known)
     root["properties"]["global"] = {"description": "Values of a parent chart; unused here.", "type": "object"}
     document = {
@@ -117,7 +117,7 @@ _OWN_DEFINITIONS: dict[str, Schema] = {
 }
 
 
-def _known(settings: Schema, images: Schema) -> dict[Path, Schema]:
+def _known(settings: Schema, images: Schema, proxy: Schema) -> dict[Path, Schema]:
     """Shapes that a default value does not tell."""
     namespaces = {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/Namespace"}}
     image = {"$ref": "#/$defs/Image"}
@@ -130,6 +130,7 @@ def _known(settings: Schema, images: Schema) -> dict[Path, Schema]:
         ("runner", "namespaces"): namespaces,
         ("runner", "serviceAccountName"): {"type": "string", "pattern": _NAME},
         ("runner", "annotations"): _STRINGS,
+        **{("proxy", each): proxy[each] for each in ("httpProxy", "httpsProxy")},
         ("operator", "workers"): settings["workers"],
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
         ("operator", "progressSeconds"): settings["progressSeconds"],

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import Field
@@ -126,6 +126,20 @@ class Images(ApiModel):
         return own.get(stage, self.data)
 
 
+_PROXY_URL: Final = r"^(https?://[^\s@]+)?$"
+
+
+class Proxy(ApiModel):
+    """The way out of the cluster, for stages and downloads. Without login: a pod's environment is no secret."""
+
+    http_proxy: Annotated[str, Field(pattern=_PROXY_URL)] = ""
+    """Proxy for http URLs; empty: none."""
+    https_proxy: Annotated[str, Field(pattern=_PROXY_URL)] = ""
+    """Proxy for https URLs; empty: none."""
+    no_proxy: str = ""
+    """Hosts, domains and addresses that are reached directly, separated by commas."""
+
+
 class Settings(ApiModel):
     """The operator's configuration (``/etc/finetune-operator/config.yaml``)."""
 
@@ -135,6 +149,8 @@ class Settings(ApiModel):
     """Hardware by name."""
     runtimes: dict[str, Runtime] = {}
     """Model servers by name."""
+    proxy: Proxy = Proxy()
+    """The way out of the cluster."""
     namespaces: list[str] = []
     """Namespaces to watch; empty means all."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8

@@ -17,7 +17,7 @@ from finetune_operator.resources.network_policy import candidate_policy, serving
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import input_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
-from finetune_operator.settings import PodShape
+from finetune_operator.settings import PodShape, Proxy
 from tests.support.serving import GOOD, SETTINGS, uri
 
 pytestmark = pytest.mark.unit
@@ -33,7 +33,7 @@ def serving(**runtime: Any) -> Serving:
 
 
 def pod(**runtime: Any) -> dict[str, Any]:
-    made: dict[str, Any] = deployment(OWNER, serving(**runtime), SETTINGS.images, REVISION, 2)["spec"]["template"]
+    made: dict[str, Any] = deployment(OWNER, serving(**runtime), SETTINGS, REVISION, 2)["spec"]["template"]
     return made
 
 
@@ -77,7 +77,7 @@ def test_only_fetch_has_the_keys_and_only_as_references() -> None:
 def test_only_fetch_trusts_the_stores_private_authority() -> None:
     storage = STORAGE.model_copy(update={"ca_bundle": CaBundle(config_map_name="corp")})
     asked = replace(serving(), storage=storage)
-    spec = deployment(OWNER, asked, SETTINGS.images, REVISION, 1)["spec"]["template"]["spec"]
+    spec = deployment(OWNER, asked, SETTINGS, REVISION, 1)["spec"]["template"]["spec"]
     assert [each["configMap"]["name"] for each in spec["volumes"] if each["name"] == "store-ca"] == ["corp"]
     [fetch], [server] = spec["initContainers"], spec["containers"]
     assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in fetch["env"]
@@ -85,8 +85,19 @@ def test_only_fetch_trusts_the_stores_private_authority() -> None:
     assert "store-ca" not in {mount["name"] for mount in server["volumeMounts"]}
 
 
+def test_only_fetch_goes_through_the_proxy() -> None:
+    proxy = Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
+    settings = SETTINGS.model_copy(update={"proxy": proxy})
+    spec = deployment(OWNER, serving(), settings, REVISION, 1)["spec"]["template"]["spec"]
+    [fetch], [server] = spec["initContainers"], spec["containers"]
+    found = {variable["name"]: variable.get("value") for variable in fetch["env"]}
+    assert found.items() >= {"HTTPS_PROXY": "http://proxy.corp:3128", "NO_PROXY": ".svc"}.items()
+    assert "HTTP_PROXY" not in found
+    assert "PROXY" not in str(server["env"])
+
+
 def test_fetch_runs_its_stage_on_an_immutable_input() -> None:
-    request = fetch_request(OWNER, serving(), SETTINGS.images, REVISION)
+    request = fetch_request(OWNER, serving(), SETTINGS, REVISION)
     config_map = input_config_map(request)
     assert config_map["immutable"]
     [volume] = [each for each in pod()["spec"]["volumes"] if each["name"] == "input"]
@@ -135,7 +146,7 @@ def test_the_runtimes_shape_and_account_are_the_pods() -> None:
 
 
 def test_selectors_agree() -> None:
-    made = deployment(OWNER, serving(), SETTINGS.images, REVISION, 1)
+    made = deployment(OWNER, serving(), SETTINGS, REVISION, 1)
     labels = made["spec"]["template"]["metadata"]["labels"]
     assert made["spec"]["selector"]["matchLabels"] == labels
     for service in (public_service(OWNER, REVISION), candidate_service(OWNER, REVISION)):
@@ -149,9 +160,9 @@ def test_the_longest_names_fit() -> None:
     names = [
         public_service(OWNER, REVISION)["metadata"]["name"],
         candidate_service(OWNER, REVISION)["metadata"]["name"],
-        fetch_request(OWNER, serving(), SETTINGS.images, REVISION).name,
+        fetch_request(OWNER, serving(), SETTINGS, REVISION).name,
         # The Deployment controller's ReplicaSet: a hyphen and a hash of ten characters.
-        deployment(OWNER, serving(), SETTINGS.images, REVISION, 1)["metadata"]["name"] + "-0123456789",
+        deployment(OWNER, serving(), SETTINGS, REVISION, 1)["metadata"]["name"] + "-0123456789",
     ]
     assert max(map(len, names)) <= 63
     assert service_url(OWNER, "x") == "http://x.team.svc:80"

@@ -12,7 +12,7 @@ import yaml
 
 from finetune_api import meta
 from finetune_operator.rbac import RULES
-from finetune_operator.settings import Gpu, Settings
+from finetune_operator.settings import Gpu, Proxy, Settings
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
@@ -199,6 +199,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
             },
         },
         "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
+        "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
         "operator": {"workers": 3, "resyncSeconds": 60, "progressSeconds": 5, "policySeconds": 7},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
@@ -207,6 +208,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert (rendered.workers, rendered.resync_seconds) == (3, 60)
     assert (rendered.progress_seconds, rendered.policy_seconds) == (5, 7)
     assert (rendered.images.pull_policy, rendered.images.pull_secrets) == ("Never", ["registry"])
+    assert rendered.proxy == Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
     assert "gpu-l4" not in rendered.profiles
     assert rendered.runtimes.keys() == {"tgi-cpu"}
     assert (runtime.env, runtime.num_shard) == ({"CUDA_GRAPHS": "0"}, 2)

@@ -22,7 +22,7 @@ from finetune_operator.events import event_object
 from finetune_operator.finetunejob.stage_jobs import params_of
 from finetune_operator.resources.ownership import Key, Owner, owner_key
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
-from finetune_operator.settings import Images, PodShape
+from finetune_operator.settings import Images, PodShape, Proxy
 from tests.unit.test_operator_plan import NOW, SPEC
 
 pytestmark = pytest.mark.unit
@@ -141,6 +141,24 @@ def test_a_private_authority_is_mounted_where_the_variable_says() -> None:
     assert {"name": "store-ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in stage["volumeMounts"]
     assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in stage["env"]
     assert "store-ca" not in str(stage_job(plain))
+
+
+@pytest.mark.parametrize(
+    ("proxy", "variables"),
+    [
+        (Proxy(no_proxy=".svc"), {}),
+        (Proxy(http_proxy="http://p:1"), {"HTTP_PROXY": "http://p:1"}),
+        (
+            Proxy(http_proxy="http://p:1", https_proxy="http://p:2", no_proxy=".svc,10.0.0.0/8"),
+            {"HTTP_PROXY": "http://p:1", "HTTPS_PROXY": "http://p:2", "NO_PROXY": ".svc,10.0.0.0/8"},
+        ),
+    ],
+)
+def test_the_proxy_is_in_the_environment(proxy: Proxy, variables: dict[str, str]) -> None:
+    """Exceptions without a proxy say nothing."""
+    [stage] = stage_job(request(proxy=proxy))["spec"]["template"]["spec"]["containers"]
+    found = {variable["name"]: variable["value"] for variable in stage["env"] if "PROXY" in variable["name"]}
+    assert found == variables
 
 
 def test_exit_codes_decide_about_retries() -> None:

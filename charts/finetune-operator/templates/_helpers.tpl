@@ -55,6 +55,7 @@ runtimes:
     {{- omit $runtime "image" | toYaml | nindent 4 }}
   {{- else }} {}
   {{- end }}
+proxy: {{ toJson .Values.proxy }}
 namespaces: {{ toJson .Values.watchNamespaces }}
 workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ .Values.operator.resyncSeconds }}

@@ -166,7 +166,7 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
     trouble = candidate_trouble(live, observed.server_pods(target.revision), age)
     if trouble is not None and trouble.fatal:
         return _fail(stable, candidate, trouble, keep, now)
-    verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings.images)
+    verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
     verdict = find_verdict(observed, verification.name)
     if verdict is not None and verdict.state is State.FAILED:
         return _fail(stable, candidate, Trouble(verdict.reason, verdict.message), keep, now)
@@ -289,9 +289,9 @@ def _start(observed: Observed, target: Target, replicas: int, *, is_open: bool) 
 
 
 def _pods(observed: Observed, target: Target, replicas: int) -> tuple[Action, ...]:
-    owner, images = observed.owner, observed.settings.images
-    fetch = fetch_request(owner, target.serving, images, target.revision)
-    wanted = deployment(owner, target.serving, images, target.revision, replicas)
+    owner, settings = observed.owner, observed.settings
+    fetch = fetch_request(owner, target.serving, settings, target.revision)
+    wanted = deployment(owner, target.serving, settings, target.revision, replicas)
     return (
         *ensure_exists(CONFIG_MAPS, input_config_map(fetch), observed.child(CONFIG_MAPS, fetch.name)),
         *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, wanted["metadata"]["name"])),

@@ -46,9 +46,7 @@ def leftovers(
     starting = candidate.revision if candidate and candidate.state is not RevisionState.FAILED else ""
     services = {owner.name} | ({candidate_service_name(owner, starting)} if starting else set())
     verification = (
-        verify_request(owner, target, spec, observed.settings.images).name
-        if isinstance(target, Target) and candidate
-        else ""
+        verify_request(owner, target, spec, observed.settings).name if isinstance(target, Target) and candidate else ""
     )
     drain = _drain_left(observed, stable, now)
 

@@ -92,7 +92,7 @@ def revision_of(observed: Observed, serving: Serving) -> str:
     count too. The uid of the custom resource does not, so that a restored one has the same revisions.
     """
     owner = replace(observed.owner, uid="")
-    template = pod_template(owner, serving, observed.settings.images, revision="")
+    template = pod_template(owner, serving, observed.settings, revision="")
     return short([serving.artifact_digest, serving.runtime_name, template], REVISION_LENGTH)
 
 

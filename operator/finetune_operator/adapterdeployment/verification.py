@@ -12,7 +12,7 @@ from finetune_operator.finetunejob.outcome import State, Verdict, judge
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest
 from finetune_operator.resources.service import candidate_service_name, service_url
-from finetune_operator.settings import Images, PodShape
+from finetune_operator.settings import PodShape, Settings
 
 ANSWER_SECONDS: Final = 10
 """What one answer may take: 20 tokens or so, on a CPU."""
@@ -23,7 +23,7 @@ _SHAPE: Final = PodShape(
 )
 
 
-def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, images: Images) -> StageRequest:
+def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, settings: Settings) -> StageRequest:
     """The stage that proves a candidate. Its name changes with what is to be proved and with ``spec.rerun``."""
     seconds = 600 + ANSWER_SECONDS * spec.verification.samples
     params = VerifyParams(
@@ -49,8 +49,9 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, im
             artifact_uri=serving.artifact_uri,
             params=Params(verify=params),
         ),
-        image=images.of(Stage.VERIFY),
-        images=images,
+        image=settings.images.of(Stage.VERIFY),
+        images=settings.images,
+        proxy=settings.proxy,
         shape=_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={LABEL_REVISION: target.revision},

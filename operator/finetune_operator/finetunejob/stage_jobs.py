@@ -63,6 +63,7 @@ def stage_request(
         ),
         image=observed.settings.images.of(stage),
         images=observed.settings.images,
+        proxy=observed.settings.proxy,
         shape=_shape(profile, stage),
         service_account=profile.service_account_name,
         labels={meta.LABEL_RUN: run} | ({LABEL_RECOVERS: recovers} if recovers else {}),

@@ -7,12 +7,12 @@ from finetune_api import meta
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.actions import Object
-from finetune_operator.resources.authorities import ca_volumes
+from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest, container, cpu_env, pod_spec, stage_container
 from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServingPlan
-from finetune_operator.settings import Images, PodShape, Runtime
+from finetune_operator.settings import Images, PodShape, Runtime, Settings
 
 SERVER: Final = "server"
 """Name of the model server's container, and its pods' role."""
@@ -61,21 +61,22 @@ def server_labels(owner: Owner, revision: str) -> dict[str, str]:
     return {**owner.labels, meta.LABEL_ROLE: SERVER, meta.LABEL_REVISION: revision}
 
 
-def fetch_request(owner: Owner, serving: Serving, images: Images, revision: str) -> StageRequest:
+def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: str) -> StageRequest:
     """The stage that fills the model volume; runs as an init container, not as a Job."""
     run = RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=revision)
     return StageRequest(
         owner=owner,
         input=StageInput(stage=Stage.FETCH, run=run, storage=serving.storage, artifact_uri=serving.artifact_uri),
-        image=images.of(Stage.FETCH),
-        images=images,
+        image=settings.images.of(Stage.FETCH),
+        images=settings.images,
+        proxy=settings.proxy,
         shape=_FETCH_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={meta.LABEL_REVISION: revision},
     )
 
 
-def deployment(owner: Owner, serving: Serving, images: Images, revision: str, replicas: int) -> Object:
+def deployment(owner: Owner, serving: Serving, settings: Settings, revision: str, replicas: int) -> Object:
     """The Deployment of a revision."""
     labels = server_labels(owner, revision)
     return {
@@ -95,14 +96,15 @@ def deployment(owner: Owner, serving: Serving, images: Images, revision: str, re
             "revisionHistoryLimit": 1,
             # Only a repair (somebody changed the template) or `kubectl rollout restart` ever rolls within a revision.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": pod_template(owner, serving, images, revision),
+            "template": pod_template(owner, serving, settings, revision),
         },
     }
 
 
-def pod_template(owner: Owner, serving: Serving, images: Images, revision: str) -> Object:
+def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: str) -> Object:
     """The pods of a revision, whatever their number."""
-    runtime, fetch = serving.runtime, fetch_request(owner, serving, images, revision)
+    runtime, images = serving.runtime, settings.images
+    fetch = fetch_request(owner, serving, settings, revision)
     plan = serving_plan(runtime, serving.model_path)
     pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
     pod["initContainers"] = [_fetch(fetch)]

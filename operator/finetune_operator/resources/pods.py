@@ -17,9 +17,9 @@ from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.actions import Object
-from finetune_operator.resources.authorities import ca_env, ca_mounts, ca_volumes
+from finetune_operator.resources.egress import ca_env, ca_mounts, ca_volumes, proxy_env
 from finetune_operator.resources.ownership import Owner
-from finetune_operator.settings import Images, PodShape
+from finetune_operator.settings import Images, PodShape, Proxy
 
 USER: Final = 65532
 """Numeric, so that the kubelet can check runAsNonRoot; the group owns the writable volumes."""
@@ -42,6 +42,7 @@ class StageRequest:
     images: Images
     shape: PodShape
     service_account: str
+    proxy: Proxy = field(default_factory=Proxy)
     labels: Mapping[str, str] = field(default_factory=dict)
     """On ConfigMap, Job and pod, besides the owner's and the stage's."""
     attempt: str = ""
@@ -126,6 +127,7 @@ def stage_container(request: StageRequest) -> Object:
         env=[
             *credentials_env(request.input.storage),
             *ca_env(request.input.storage),
+            *proxy_env(request.proxy),
             *_teacher_env(request),
             *_tracking_env(request),
             *scratch_env(),

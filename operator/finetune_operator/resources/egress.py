@@ -1,4 +1,4 @@
-"""The certificate authorities that a pod trusts when it speaks to its store: a key of a ConfigMap, as a file."""
+"""How a stage's pod gets out: the certificate authorities that it trusts its store by, and the platform's proxy."""
 
 from pathlib import PurePosixPath
 from typing import Final
@@ -6,6 +6,7 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.storage import Storage
 from finetune_operator.actions import Object
+from finetune_operator.settings import Proxy
 
 _FILE: Final = PurePosixPath(meta.CA_FILE)
 _VOLUME: Final = "store-ca"
@@ -30,3 +31,11 @@ def ca_mounts(storage: Storage) -> list[Object]:
 def ca_env(storage: Storage) -> list[Object]:
     """What tells boto3 of them."""
     return [{"name": meta.CA_VARIABLE, "value": meta.CA_FILE}] if storage.ca_bundle else []
+
+
+def proxy_env(proxy: Proxy) -> list[Object]:
+    """What Python's HTTP clients go by; nothing where no proxy is set."""
+    if not (proxy.http_proxy or proxy.https_proxy):
+        return []
+    values = {"HTTP_PROXY": proxy.http_proxy, "HTTPS_PROXY": proxy.https_proxy, "NO_PROXY": proxy.no_proxy}
+    return [{"name": name, "value": value} for name, value in values.items() if value]
