@@ -120,7 +120,7 @@ class Team:
         return self.writes_log.read_text().splitlines() if self.writes_log.exists() else []
 
     def start(
-        self, *, faults: tuple[Fault, ...] = (), crash_after_writes: int = 0, version: str = "", **changes: Any
+        self, *, faults: tuple[Fault, ...] = (), crash_after_writes: int = 0, newer: bool = False, **changes: Any
     ) -> Running:
         """Start an operator process; it need not be ready yet."""
         how = Start(
@@ -129,7 +129,7 @@ class Team:
             log=self.directory / "operator.log",
             faults=faults,
             crash_after_writes=crash_after_writes,
-            version=version,
+            newer=newer,
             writes_log=self.writes_log,
         )
         operator = start(how)

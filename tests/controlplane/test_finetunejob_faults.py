@@ -6,12 +6,15 @@ children tampered with.
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import finetune_api
 from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import Reason
@@ -21,7 +24,7 @@ from finetune_operator.kube import KubeClient
 from hack.cluster.controlplane import ControlPlane
 from tests.controlplane.conftest import Team, prepared_team, wait
 from tests.support.fake_node import Ending
-from tests.support.operator_process import CRASH_EXIT, Fault
+from tests.support.operator_process import CRASH_EXIT, NEWER_VERSION, Fault
 
 pytestmark = pytest.mark.controlplane
 
@@ -112,7 +115,10 @@ def test_every_call_fails(team: Team, undisturbed: dict[str, Any]) -> None:
 
 
 def test_another_version_takes_over(team: Team, undisturbed: dict[str, Any]) -> None:
-    """A newer operator, whose stage inputs differ, finishes the run without a second Job for any stage."""
+    """A newer operator, with another StageInput and another recipe of a stage that is done, finishes what was begun.
+
+    No stage gets a second Job: neither the one that is under way, nor the one whose input would have another key now.
+    """
     held: list[StageInput] = []
 
     def hold(given: StageInput) -> Ending | None:
@@ -120,22 +126,73 @@ def test_another_version_takes_over(team: Team, undisturbed: dict[str, Any]) -> 
         return None
 
     team.node.scripts[Stage.TRAIN] = hold
-    old = team.start(version="0.1.0")
+    old = team.start()
     create(team)
     wait(lambda: held, "train to run")
     old.stop()
-    team.start(version="9.9.9")
+    team.start(newer=True)
     del team.node.scripts[Stage.TRAIN]
     team.until("storm", Phase.SUCCEEDED)
     assert end_state(team, "storm") == undisturbed
-    versions = {stage: _input(team, stage).operator_version for stage in (Stage.TRAIN, Stage.EXPORT)}
-    assert versions == {Stage.TRAIN: "0.1.0", Stage.EXPORT: "9.9.9"}
+    assert team.node.store.executed == list(PIPELINE)
+    assert len(team.node.started) == 1 + len(PIPELINE)
+    before, after = _input(team, Stage.TRAIN), _input(team, Stage.EXPORT)
+    assert (before["operatorVersion"], before.get("addedLater")) == (finetune_api.__version__, None)
+    assert (after["operatorVersion"], after["addedLater"]) == (NEWER_VERSION, "by the newer version")
 
 
-def _input(team: Team, stage: Stage) -> StageInput:
+def _input(team: Team, stage: Stage) -> dict[str, Any]:
     selector = f"{meta.LABEL_OWNER_NAME}=storm,{meta.LABEL_STAGE}={stage}"
-    found = team.api.select(CONFIG_MAPS, team.namespace, selector)
-    return StageInput.model_validate_json(found[0]["data"]["input.json"])
+    [found] = team.api.select(CONFIG_MAPS, team.namespace, selector)
+    given: dict[str, Any] = json.loads(found["data"]["input.json"])
+    return given
+
+
+def test_deleted_in_the_middle_and_applied_again(team: Team, undisturbed: dict[str, Any]) -> None:
+    """The training's pod takes its time to end: until then nothing of the next life may write to the same place."""
+    together: list[str] = []
+
+    def admit(pod: Object) -> Object | None:
+        """Every pod starts; one that starts beside another is noted."""
+        pods = team.api.select(PODS, team.namespace, f"{meta.LABEL_OWNER_NAME}=storm")
+        alive = [each["metadata"]["name"] for each in pods if each["status"].get("phase") == "Running"]
+        together.extend(f"{name} beside {pod['metadata']['name']}" for name in alive)
+        return None
+
+    team.node.admit = admit
+    team.node.scripts[Stage.TRAIN] = lambda given: None
+    team.start()
+    create(team)
+    wait(lambda: _running(team, Stage.TRAIN), "train to run")
+    pod = _running(team, Stage.TRAIN)[0]["metadata"]
+    lingers = {"metadata": {"finalizers": [*pod.get("finalizers", []), "finetune.dev/saving-a-checkpoint"]}}
+    team.api.patch(PODS, team.namespace, pod["name"], lingers)
+    first = team.api.get(FINETUNEJOBS, team.namespace, "storm")
+    assert first is not None
+    team.api.delete(FINETUNEJOBS, team.namespace, "storm", first["metadata"]["uid"])
+    del team.node.scripts[Stage.TRAIN]
+    create(team)
+    wait(lambda: f"pod {pod['name']}" in _message(team), "the new run to say what it waits for", 60)
+    wait(lambda: not team.jobs("storm"), "the Jobs of the first life to go")
+    time.sleep(2)
+    assert not team.jobs("storm"), "something was started while the old pod could still write"
+    team.api.patch(PODS, team.namespace, pod["name"], {"metadata": {"finalizers": []}})
+    team.until("storm", Phase.SUCCEEDED)
+    assert together == []
+    assert team.node.store.executed == list(PIPELINE), "what the first life finished is reused"
+    status = end_state(team, "storm")["status"]
+    for result in ("artifact", "dataset", "evaluation"):
+        assert status[result] == undisturbed["status"][result]
+
+
+def _running(team: Team, stage: Stage) -> list[Object]:
+    pods = team.api.select(PODS, team.namespace, f"{meta.LABEL_OWNER_NAME}=storm,{meta.LABEL_STAGE}={stage}")
+    return [pod for pod in pods if pod["status"].get("phase") == "Running"]
+
+
+def _message(team: Team) -> str:
+    """What the Ready condition says."""
+    return next((each.message for each in team.status("storm").conditions if each.type == "Ready"), "")
 
 
 def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict[str, Any]) -> None:

@@ -21,15 +21,18 @@ from typing import Any
 
 from kubernetes import client, config
 
-import finetune_api
+from finetune_api import stages
+from finetune_api.stages import Stage, StageInput
 from finetune_operator import __main__ as program
 from finetune_operator.actions import Object, Resource
+from finetune_operator.finetunejob import stage_jobs
 from finetune_operator.kube import ApiError, HttpKubeClient, KubeClient
 from finetune_operator.settings import Settings
 from hack.cluster.layout import free_port
 
 WRITES = frozenset({"create", "apply", "patch", "patch_status", "delete"})
 CRASH_EXIT = 86
+NEWER_VERSION = "9.9.9"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 
@@ -56,8 +59,8 @@ class Start:
     faults: tuple[Fault, ...] = ()
     crash_after_writes: int = 0
     """Kill the process right after this many successful writes; 0: never."""
-    version: str = ""
-    """Let the process believe that it is this version: its stage inputs then differ."""
+    newer: bool = False
+    """Start a later version of the operator (``become_newer``)."""
     writes_log: Path | None = None
     """Gets a line for each successful write."""
 
@@ -173,17 +176,27 @@ def running(how: Start) -> Iterator[Running]:
         operator.stop()
 
 
+class NewerStageInput(StageInput):
+    """The contract of a later version: one more field, which those who know it read and others leave out."""
+
+    added_later: str = "by the newer version"
+
+
+def become_newer() -> None:
+    """Make this process a later version: another number, a larger StageInput, another recipe of preparing data."""
+    recipe = stages.RECIPE_VERSIONS[Stage.PREPARE] + 1
+    vars(stages)["RECIPE_VERSIONS"] = {**stages.RECIPE_VERSIONS, Stage.PREPARE: recipe}
+    vars(stage_jobs).update({"__version__": NEWER_VERSION, "StageInput": NewerStageInput})
+
+
 def _main(how: Start, port: int) -> None:
     output = how.log.open("a", buffering=1)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output
     os.environ["KUBECONFIG"] = str(how.kubeconfig)
-    if how.version:
-        finetune_api.__version__ = how.version
-        from finetune_operator.finetunejob import stage_jobs
-
-        stage_jobs.__version__ = how.version  # type: ignore[attr-defined]
+    if how.newer:
+        become_newer()
     configuration = client.Configuration()
     config.load_kube_config(str(how.kubeconfig), client_configuration=configuration)
     inner = HttpKubeClient(configuration, how.settings.workers + 2)
