@@ -55,11 +55,18 @@ class HardwareFacts(WireModel):
     """Price of one GPU for one hour."""
     cpus: float = 0
     """CPUs of the pod; 0: not limited, so not known."""
+    nodes: int = 1
+    """Pods that train together; the other stages run in one."""
 
     @property
     def has_gpu(self) -> bool:
         """Whether a GPU does the work."""
         return self.count > 0
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together, one per GPU, or one per pod without GPUs."""
+        return max(1, self.count) * self.nodes
 
     @property
     def usd_per_second(self) -> float:
@@ -84,7 +91,7 @@ class FitStatus(WireModel):
     available_gib: Annotated[str, Field(max_length=16)] = ""
     """Memory of the GPU, or of the pod, in GiB."""
     tokens_per_second: Annotated[str, Field(max_length=16)] = ""
-    """Estimated speed of training."""
+    """Estimated speed of training, on all GPUs together."""
     load_seconds: Annotated[str, Field(max_length=16)] = ""
     """Estimated time that a stage needs to start and to get the model."""
 
@@ -143,10 +150,8 @@ def most_tokens(training: Training) -> float | None:
     return training.max_steps * step * training.work
 
 
-def remaining_seconds(
-    *, tokens: float, samples: int, max_length: int, speed: float, load: float, stages: int = 3
-) -> float:
-    """GPU time of ``stages`` stages (train, export, evaluate): each gets the model, then the data go through it.
+def remaining_seconds(*, tokens: float, samples: int, max_length: int, speed: float, load: float, stages: int) -> float:
+    """Time of ``stages`` stages (of train, export, evaluate): each gets the model, then the data go through it.
 
     ``tokens`` are those left to train, at ``speed`` per second. Three models answer ``samples`` examples in the
     evaluation; reading one is taken to be as slow as training on one of ``max_length`` tokens.

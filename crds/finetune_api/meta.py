@@ -21,6 +21,9 @@ LABEL_OWNER_NAME: Final = f"{GROUP}/owner-name"
 LABEL_RUN: Final = f"{GROUP}/run"
 LABEL_STAGE: Final = f"{GROUP}/stage"
 LABEL_REVISION: Final = f"{GROUP}/revision"
+LABEL_JOB: Final = "batch.kubernetes.io/job-name"
+LABEL_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+"""On pods, set by Kubernetes: their Job, and their number in an Indexed one."""
 LABEL_ROLE: Final = f"{GROUP}/role"
 """Role of a pod, which NetworkPolicies select: stage or server."""
 
@@ -31,6 +34,12 @@ MAX_NAME: Final = 40
 
 METRICS_PORT: Final = 9400
 """Where a stage's pod shows its progress as Prometheus metrics."""
+TRAINING_PORT: Final = 29400
+"""Where the first of several pods that train together waits for the others."""
+INDEX_VARIABLE: Final = "JOB_COMPLETION_INDEX"
+"""Where a pod of an Indexed Job finds its number (set by Kubernetes)."""
+POD_VARIABLE: Final = "POD_NAME"
+"""Where a pod of an Indexed Job finds its name: its host's is that of every pod with its number."""
 SERVING_PORT: Final = 8080
 """Where a model server listens inside its pod."""
 
@@ -62,3 +71,5 @@ class ExitCode(IntEnum):
     """What was asked cannot succeed as it is (EX_DATAERR): the Job fails at once, no retry."""
     RETRIABLE = 75
     """A temporary failure, e.g. the object store did not answer (EX_TEMPFAIL): the Job tries again."""
+    REGROUP = 76
+    """Of a training over several pods: another one was lost, so that all begin again. Does not count as a failure."""

@@ -64,6 +64,7 @@ class Reason(StrEnum):
     LOSS_DIVERGED = "LossDiverged"
     STEP_HUNG = "StepHung"
     SUPERSEDED = "Superseded"
+    PEER_LOST = "PeerLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     BUDGET_EXCEEDED = "BudgetExceeded"
     PREEMPTED = "Preempted"
@@ -129,6 +130,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.SCRATCH_FULL: "Choose a profile with more scratch space; or let the admin raise its scratchSize in the chart's values, then set spec.rerun to a new value.",
     Reason.STEP_HUNG: "The pod is started again and goes on from its newest checkpoint; if the run has failed, look at the node's GPU, then set spec.rerun to a new value.",
     Reason.SUPERSEDED: "Find out what else works on this run; if the run has failed, set spec.rerun to a new value.",
+    Reason.PEER_LOST: "All pods are started again and go on from the newest checkpoint; if the run has failed, look for the pod that was lost first, then set spec.rerun to a new value.",
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or let the admin raise the profile's deadline, then set spec.rerun to a new value.",
     Reason.PREEMPTED: "The pod is started again elsewhere; if the run has failed, find out why nodes go, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",

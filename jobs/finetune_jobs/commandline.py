@@ -12,10 +12,12 @@ from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.meta import (
     ADAPTERDEPLOYMENT,
     FINETUNEJOB,
+    INDEX_VARIABLE,
     INPUT_FILE,
     METRICS_PORT,
     MODELS_DIR,
     TEACHER_KEY_VARIABLE,
+    TRAINING_PORT,
     ExitCode,
 )
 from finetune_api.stages import (
@@ -97,6 +99,7 @@ exit codes:
   {ok:2d}  done: the result is written, and what it names is complete in the store
   {fatal:2d}  cannot succeed as it is: the result's reason and message say what to change
   {retriable:2d}  may succeed later: the store or the pod's node was away, or the stage was told to stop
+  {regroup:2d}  of several pods that train together, another one was lost: all begin again from the last checkpoint
 
 example:
   python -m finetune_jobs.{stage} --example > input.json    # then put in your own URIs, or take a pod's input:
@@ -130,6 +133,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
             ok=ExitCode.OK,
             fatal=ExitCode.FATAL,
             retriable=ExitCode.RETRIABLE,
+            regroup=ExitCode.REGROUP,
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -154,11 +158,49 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--example", action="store_true", help="print an input for this stage, to be filled in, and end"
     )
+    parser.add_argument(
+        "--scratch", metavar="DIR", help="a folder for the files of this attempt (default: a temporary one)"
+    )
+    if stage is Stage.TRAIN:
+        _add_together(parser)
     options = parser.parse_args(argv)
     if options.example:
         sys.stdout.write(example_input(stage).model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
         sys.exit(ExitCode.OK)
     return options
+
+
+def _add_together(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes",
+        "The effective batch stays the one of the input: each process takes its part of every step's examples.",
+    )
+    group.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes here, one per GPU (default: %(default)s)"
+    )
+    group.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="pods or machines that train together (default: %(default)s)"
+    )
+    group.add_argument(
+        "--node",
+        type=int,
+        default=int(os.environ.get(INDEX_VARIABLE, "0")),
+        metavar="I",
+        help=f"number of this one, from 0 (default: {INDEX_VARIABLE}, else 0)",
+    )
+    group.add_argument(
+        "--coordinator",
+        default="localhost",
+        metavar="HOST",
+        help="how all reach number 0 (default: %(default)s); every port between them must be open",
+    )
+    group.add_argument(
+        "--coordinator-port",
+        type=int,
+        default=TRAINING_PORT,
+        metavar="PORT",
+        help="where number 0 waits for the others (default: %(default)s)",
+    )
 
 
 def example_input(stage: Stage) -> StageInput:

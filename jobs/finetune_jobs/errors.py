@@ -13,12 +13,14 @@ T = TypeVar("T")
 class StageError(Exception):
     """A stage cannot give its result. ``message`` names place, value and cause, and never holds a secret."""
 
-    def __init__(self, reason: Reason, message: str, *, retriable: bool = False) -> None:
+    def __init__(self, reason: Reason, message: str, *, retriable: bool = False, blameless: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retriable = retriable
         """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
+        self.blameless = blameless
+        """True when another pod is the cause, or all agreed to begin again: ExitCode.REGROUP, which does not count."""
 
 
 class StoppedError(BaseException):

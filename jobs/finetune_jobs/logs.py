@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.layout import run_folder
+from finetune_api.meta import POD_VARIABLE
 from finetune_api.stages import RunRef
 from finetune_jobs.background import Repeating
 from finetune_jobs.store import Store
@@ -140,7 +141,7 @@ class KeptLog:
 
 def log_object(run: RunRef, stage: str, host: str = "") -> str:
     """Where a stage's log is kept, relative to the output URI. The host is the pod, so that attempts stay apart."""
-    name = re.sub(r"[^A-Za-z0-9.-]", "-", host or socket.gethostname())
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", host or os.environ.get(POD_VARIABLE) or socket.gethostname())
     return f"{run_folder(run)}/logs/{stage}-{run.id}-{name}.jsonl"
 
 

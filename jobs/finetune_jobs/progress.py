@@ -67,8 +67,11 @@ class Follower(Protocol):
 class Progress(Collector):
     """Share done, time left and a sentence; thread-safe. A value that is not known yet is not shown."""
 
-    def __init__(self, stage: str, *, show: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stage, self._show, self._clock = stage, show, clock
+    def __init__(
+        self, stage: str, *, show: bool = False, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``show`` a bar rather than lines; ``quiet``: neither."""
+        self._stage, self._show, self._quiet, self._clock = stage, show, quiet, clock
         self._lock = threading.Lock()
         self._started: tuple[float, float] | None = None
         self._ratio = 0.0
@@ -153,7 +156,7 @@ class Progress(Collector):
     def _display(self) -> None:
         percent = int(self._ratio * 100)
         step = percent if self._show else percent // 10
-        if step == self._shown:
+        if self._quiet or step == self._shown:
             return
         self._shown = step
         if self._show:

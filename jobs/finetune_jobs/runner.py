@@ -94,21 +94,25 @@ def run_stage(
     *,
     after: After | None = None,
     graceful: bool = False,
+    helper: bool = False,
     argv: list[str] | None = None,
 ) -> None:
     """Run a stage and exit the process with an ExitCode.
 
     ``after`` is called with the output's digest when the output is there, made or reused, before the result is written.
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
+    ``helper``: one of several processes whose first one answers for all: it works, and reuses and publishes nothing.
     """
     options = commandline.parse(stage, argv)
     terminal = sys.stderr.isatty()
     kept_log = logs.KeptLog(logs.set_up(stage, terminal=terminal))
     log.info("stage starts, %.2f s after its process", logs.process_age())
-    result, code = _guarded(stage, work, after, graceful, options, terminal, kept_log)
+    run = _help if helper else execute
+    kept = None if helper else kept_log
+    result, code = _guarded(stage, lambda context: run(context, work, after), graceful, options, terminal, kept)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
     log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
-    _write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
+    write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
     # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -130,6 +134,10 @@ def execute(context: Context, work: Work, after: After | None = None) -> StageRe
     if given.stage is Stage.TRAIN:
         retention.remove_checkpoints(context.store, given.run, given.input_key, given.retention)
     return result
+
+
+def _help(context: Context, work: Work, _after: After | None) -> StageResult:
+    return _answer(context.input.stage, work(context))
 
 
 def results_root(given: StageInput) -> str:
@@ -222,39 +230,51 @@ def _reused(record: StageRecord) -> StageResult:
 
 def _guarded(
     stage: Stage,
-    work: Work,
-    after: After | None,
+    run: Callable[[Context], StageResult],
     graceful: bool,
     options: argparse.Namespace,
     terminal: bool,
-    kept_log: logs.KeptLog,
+    kept_log: logs.KeptLog | None,
 ) -> tuple[StageResult, ExitCode]:
-    """Whatever happens becomes a result and an exit code; tracebacks go to the log only."""
+    """Whatever happens becomes a result and an exit code; tracebacks go to the log only. Without ``kept_log`` the
+    process is a helper, whose progress and log are not shown either."""
     try:
         given = _read_input(stage, options.input)
-        progress = Progress(stage, show=terminal)
-        progress.serve(options.metrics_port)
+        progress = Progress(stage, show=terminal, quiet=kept_log is None)
+        if kept_log:
+            progress.serve(options.metrics_port)
         stopping = _on_sigterm(graceful)
-        # A tracker's process may still write there; what is left goes with the pod.
-        with tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-", ignore_cleanup_errors=True) as scratch:
+        with _scratch(stage, options.scratch) as scratch:
             store = Store.connect(given.storage, results_root(given))
-            if given.output:  # who serves an artifact may only read what its FineTuneJob wrote
+            if given.output and kept_log:  # who serves an artifact may only read what its FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, stage))
             context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
-            return execute(context, work, after), ExitCode.OK
+            return run(context), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)
-        code = ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
-        return _failure(stage, error.reason, error.message), code
+        return failure(stage, error.reason, error.message), _exit_code(error)
     except StoppedError as error:
-        return _failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
+        return failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
     except Exception as error:
         log.exception("the stage crashed")
         if _is_disk_full(error):
             text = f"The disk that holds {tempfile.gettempdir()} is full."
-            return _failure(stage, Reason.SCRATCH_FULL, text), ExitCode.RETRIABLE
+            return failure(stage, Reason.SCRATCH_FULL, text), ExitCode.RETRIABLE
         text = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
-        return _failure(stage, Reason.INTERNAL_ERROR, text), ExitCode.RETRIABLE
+        return failure(stage, Reason.INTERNAL_ERROR, text), ExitCode.RETRIABLE
+
+
+def _scratch(stage: Stage, given: str | None) -> AbstractContextManager[str]:
+    if given:
+        return nullcontext(given)
+    # A tracker's process may still write there; what is left goes with the pod.
+    return tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-", ignore_cleanup_errors=True)
+
+
+def _exit_code(error: StageError) -> ExitCode:
+    if error.blameless:
+        return ExitCode.REGROUP
+    return ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -266,7 +286,8 @@ def _is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _failure(stage: Stage, reason: Reason, message: str) -> StageResult:
+def failure(stage: Stage, reason: Reason, message: str) -> StageResult:
+    """The result of a stage that failed, with what to do next."""
     kind = ADAPTERDEPLOYMENT if stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
     return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message, kind))
 
@@ -316,7 +337,7 @@ def _on_sigterm(graceful: bool) -> threading.Event:
     return stopping
 
 
-def _write_result(path: str, result: StageResult) -> None:
+def write_result(path: str, result: StageResult) -> None:
     """Write the result, cut to what a termination message may hold; the message gives way first."""
     text = result.model_dump_json(by_alias=True)
     while len(text.encode()) > MAX_RESULT_BYTES and result.message:

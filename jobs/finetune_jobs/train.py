@@ -1,20 +1,22 @@
-"""Stage train: base model and prepared data set in, adapter or tuned model out."""
+"""Stage train: base model and prepared data set in, adapter or tuned model out.
+
+With several GPUs or pods this program starts itself once for each (``training.launcher``); the first of these processes
+is the stage, the others help it.
+"""
 
 import logging
+import os
 
 from finetune_api.layout import output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
-from finetune_jobs import folders
+from finetune_jobs import commandline, folders
 from finetune_jobs.basemodel import fetch_base_model
 from finetune_jobs.errors import need
 from finetune_jobs.runner import Context, Made, run_stage
 from finetune_jobs.tools import versions
-from finetune_jobs.training.allowance import Allowance
-from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.learning_curve import Parts, measure_curve
-from finetune_jobs.training.trainer import Files, train_model
+from finetune_jobs.training import launcher
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,14 @@ log = logging.getLogger(__name__)
 def train(context: Context) -> Made:
     """Train as ``params.train`` says; goes on from this FineTuneJob's newest checkpoint after a restart of the pod, or
     where an earlier run ended too soon."""
-    given = context.input
+    # What starts the processes of a pod needs none of these, and would hold their memory all the time.
+    from finetune_jobs.training.allowance import Allowance
+    from finetune_jobs.training.checkpoints import Checkpoints
+    from finetune_jobs.training.learning_curve import Parts, measure_curve
+    from finetune_jobs.training.team import Team, peers_needed
+    from finetune_jobs.training.trainer import Files, train_model
+
+    given, team = context.input, Team.of(os.environ)
     params = need(given.params.train, "params.train")
     files = Files(
         base=context.scratch / "base",
@@ -31,24 +40,32 @@ def train(context: Context) -> Made:
         work=context.scratch / "work",
         base_uri=given.base_model_uri,
     )
-    folders.fetch_folder(context.store, output_folder(Stage.PREPARE, given.upstream.dataset), files.dataset)
-    fetch_base_model(context, files.base)
-    for warning in training_warnings(params.training):
+    if team.first_of_pod:
+        folders.fetch_folder(context.store, output_folder(Stage.PREPARE, given.upstream.dataset), files.dataset)
+        fetch_base_model(context, files.base)
+    for warning in training_warnings(params.training) if team.first else ():
         log.warning("%s", warning)
+    team.join()
     state = context.store.below(run_folder(given.run))
-    checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"), given.run.id)
-    limit = Allowance(given.allowance_seconds, checkpoints) if given.allowance_seconds is not None else None
-    trained = train_model(
-        files,
-        params.training,
-        checkpoints=checkpoints,
-        progress=context.progress.within(0.0, 1 / params.training.work),
-        stopping=context.stopping,
-        allowance=given.allowance_seconds,
-    )
+    with peers_needed(team):
+        checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"), given.run.id, team)
+        limit = None
+        if given.allowance_seconds is not None:
+            limit = Allowance(given.allowance_seconds, checkpoints, team=team)
+        trained = train_model(
+            files,
+            params.training,
+            checkpoints=checkpoints,
+            progress=context.progress.within(0.0, 1 / params.training.work),
+            stopping=context.stopping,
+            allowance=given.allowance_seconds,
+            team=team,
+        )
     scalars = trained.scalars()
     message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
-    if params.training.learning_curve:
+    if params.training.learning_curve and team.size > 1:
+        message += " The learning curve is measured by one process only: it was left out here."
+    elif params.training.learning_curve:
         place = state.below(f"curves/{given.input_key[:16]}")
         parts = Parts(files, params.training, trained.batch, place, context.stopping, limit)
         forecast = measure_curve(parts, trained, context.progress)
@@ -64,7 +81,11 @@ def train(context: Context) -> Made:
 
 def main() -> None:
     """Entry point of ``python -m finetune_jobs.train``."""
-    run_stage(Stage.TRAIN, train, graceful=True)
+    options = commandline.parse(Stage.TRAIN, None)
+    rank = launcher.own_rank(os.environ)
+    if rank is None and options.processes * options.nodes > 1:
+        launcher.launch(options)
+    run_stage(Stage.TRAIN, train, graceful=True, helper=bool(rank))
 
 
 if __name__ == "__main__":

@@ -345,11 +345,15 @@ def test_duration() -> None:
 
 
 def test_cost() -> None:
-    """An upper bound with maxSteps, none without; twice the GPUs cost twice as much."""
+    """An upper bound with maxSteps, none without. Twice the GPUs train 1.8 times as fast at twice the price; export and
+    evaluation use one of them all the same. A second pod costs what the first one does, while it trains."""
     shape = shape_of(LLAMA_8B)
     open_end = forecast(shape, Training(), ON_GPU, A100, 100)
     bounded = forecast(shape, Training(max_steps=100), ON_GPU, A100, 100)
-    double = forecast(shape, Training(max_steps=100), ON_GPU, A100.model_copy(update={"count": 2}), 100)
+    double, pair = (
+        forecast(shape, Training(max_steps=100), ON_GPU, A100.model_copy(update={field: 2}), 100)
+        for field in ("count", "nodes")
+    )
     assert open_end is not None
     assert open_end.most_usd is None
     assert bounded is not None
@@ -357,7 +361,16 @@ def test_cost() -> None:
     assert bounded.most_seconds is not None
     assert bounded.most_usd == pytest.approx(bounded.most_seconds * 2.1 / 3600)
     assert double is not None
-    assert double.most_usd == pytest.approx(2 * bounded.most_usd)
+    assert double.most_seconds is not None
+    assert double.tokens_per_second == pytest.approx(1.8 * bounded.tokens_per_second)
+    training, asking = (tokens / bounded.tokens_per_second for tokens in (100 * 16 * 512, 3 * 100 * 512))
+    shared = training / 1.8 + asking / 0.9  # a share of the common speed stands for that of one GPU alone
+    assert double.most_seconds == pytest.approx(bounded.most_seconds - training - asking + shared)
+    assert double.most_usd == pytest.approx(2 * double.most_seconds * 2.1 / 3600)
+    assert pair is not None
+    assert pair.most_seconds is not None
+    assert pair.most_seconds == pytest.approx(double.most_seconds + bounded.load_seconds + training / 1.8)
+    assert pair.most_usd == pytest.approx(pair.most_seconds * 2.1 / 3600)
 
 
 def test_tokens() -> None:
@@ -368,7 +381,7 @@ def test_tokens() -> None:
     assert trained_tokens(limited, 0, 0) == 0
     assert most_tokens(limited) == 5 * 8 * 512
     assert most_tokens(Training()) is None
-    assert remaining_seconds(tokens=1000, samples=10, max_length=100, speed=10, load=60) == 180 + 100 + 300
+    assert remaining_seconds(tokens=1000, samples=10, max_length=100, speed=10, load=60, stages=3) == 180 + 100 + 300
 
 
 @given(amount=st.floats(0, 1e6))

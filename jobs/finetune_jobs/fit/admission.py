@@ -16,7 +16,7 @@ from finetune_jobs.errors import StageError
 from finetune_jobs.fit.cost import Forecast, forecast
 from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Memory, floor_memory, peak_memory
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
-from finetune_jobs.training.recipe import Batch
+from finetune_jobs.training.recipe import Batch, indivisible
 
 USABLE: Final = 0.92
 """Share of a GPU's memory that an estimate may take: it errs by up to a fifth, mostly to the safe side."""
@@ -46,19 +46,23 @@ def admit(
     """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
 
     ``others`` are the platform's other profiles; ``samples`` of the test split are asked in the evaluation. Raises
-    StageError (FitRefused) that names the numbers and the smallest change that fits.
+    StageError (FitRefused) that names the numbers and the smallest change that fits, and SpecInvalid where a step's
+    examples do not divide among the profile's processes.
     """
+    part = per_process(training, hardware)
+    if part is None:
+        raise StageError(Reason.SPEC_INVALID, indivisible(training, hardware.processes))
     try:
         shape = read_shape(config)
     except UnknownShapeError as unknown:
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
     step = ON_GPU if hardware.has_gpu else ON_CPU
-    memory = peak_memory(shape, training, step)
+    memory = peak_memory(shape, part, step)
     expected = forecast(shape, training, step, hardware, samples)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; what the profile has is unknown.")
     if not hardware.has_gpu:
-        _require_pod_memory(shape, training, hardware, others)
+        _require_pod_memory(shape, part, hardware, others)
         return Admission(memory, expected, _pod_message(memory, hardware))
     if not fits(memory, hardware):
         raise _refused(shape, training, hardware, others)
@@ -68,6 +72,14 @@ def admit(
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
     """Whether a GPU holds it, with a margin for what the estimate does not know."""
     return memory.gib <= USABLE * hardware.memory_gib
+
+
+def per_process(training: Training, hardware: HardwareFacts) -> Training | None:
+    """What each of the profile's processes trains; None where a step's examples do not divide among them."""
+    part = Batch.of(training).divided(hardware.processes)
+    if part is None:
+        return None
+    return training.model_copy(update={"batch_size": part.size, "gradient_accumulation": part.passes})
 
 
 def smallest_change(shape: Shape, training: Training, hardware: HardwareFacts) -> Training | None:
@@ -111,15 +123,20 @@ def _shorter(length: int) -> Iterator[int]:
 
 
 def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    return fits(peak_memory(shape, training, ON_GPU), hardware)
+    return per_process(training, hardware) is not None and fits(_peak(shape, training, hardware), hardware)
+
+
+def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
+    """Of one GPU."""
+    return peak_memory(shape, per_process(training, hardware) or training, ON_GPU)
 
 
 def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> StageError:
-    memory = peak_memory(shape, training, ON_GPU)
+    memory = _peak(shape, training, hardware)
     changed = smallest_change(shape, training, hardware)
     advice = []
     if changed is not None:
-        advice.append(f"It fits with {_difference(training, changed)} ({_gib(peak_memory(shape, changed, ON_GPU))}).")
+        advice.append(f"It fits with {_difference(training, changed)} ({_gib(_peak(shape, changed, hardware))}).")
     if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
         advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
     if not advice:

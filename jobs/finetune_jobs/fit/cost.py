@@ -14,11 +14,11 @@ class Forecast:
     """What can be said of a run's time and money."""
 
     tokens_per_second: float
-    """Speed of training."""
+    """Speed of training, on all GPUs together."""
     load_seconds: float
     """What each stage with the model needs before it begins."""
     most_seconds: float | None
-    """Upper bound of the GPU time of all stages; None without ``spec.training.maxSteps``."""
+    """Upper bound of the time of all stages' pods; None without ``spec.training.maxSteps``."""
     most_usd: float | None
     """Upper bound of what they cost."""
 
@@ -30,8 +30,9 @@ def forecast(shape: Shape, training: Training, step: Step, hardware: HardwareFac
         return None
     tokens, seconds = most_tokens(training), None
     if tokens is not None:
-        seconds = remaining_seconds(
-            tokens=tokens, samples=samples, max_length=training.max_length, speed=speed, load=load
-        )
+        length, alone = training.max_length, speed / hardware.processes
+        seconds = hardware.nodes * remaining_seconds(
+            tokens=tokens, samples=0, max_length=length, speed=speed, load=load, stages=1
+        ) + remaining_seconds(tokens=0, samples=samples, max_length=length, speed=alone, load=load, stages=2)
     usd = None if seconds is None else seconds * hardware.usd_per_second
     return Forecast(speed, load, seconds, usd)

@@ -16,6 +16,9 @@ from finetune_jobs.fit.shapes import Shape
 UTILISATION: Final = 0.35
 """Share of a GPU's dense bfloat16 peak that trainings reach: 0.30 to 0.46 from 1,024 to 16,384 tokens on an A100
 (LLaMA-Factory's published speeds, Llama-2-7B with QLoRA)."""
+SCALING: Final = 0.9
+"""Share of their speed that several processes keep while they exchange gradients, most of which happens beside the
+backward pass (PyTorch DDP, Li et al. 2020, arXiv 2006.15704). An assumption for links of GPUs; Ethernet is slower."""
 CPU_FLOPS: Final = 130e9
 """Operations per second of one CPU with AVX512-BF16: SmolLM2-135M with QLoRA, 239 tokens per CPU second (measured)."""
 START_SECONDS: Final = 90.0
@@ -31,9 +34,10 @@ def flops_per_token(shape: Shape, training: Training, step: Step) -> float:
 
 
 def tokens_per_second(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> float | None:
-    """Speed of training on one GPU (a training uses one), or on the pod's CPUs; None where the hardware is unknown."""
+    """Speed of training on all GPUs that take part, or on their pods' CPUs; None where the hardware is unknown."""
     speed = hardware.peak_tflops * 1e12 * UTILISATION if hardware.has_gpu else hardware.cpus * CPU_FLOPS
-    return speed / flops_per_token(shape, training, step) if speed > 0 else None
+    together = 1 if hardware.processes == 1 else SCALING * hardware.processes
+    return together * speed / flops_per_token(shape, training, step) if speed > 0 else None
 
 
 def load_seconds(shape: Shape) -> float:

@@ -23,8 +23,8 @@ DTYPE: Final = torch.bfloat16
 
 
 def device() -> str:
-    """Where models run: the first GPU if there is one."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """Where models run: this process's GPU (the first one, unless several processes train together), or the CPU."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def rounding(quantization: Quantization) -> BitsAndBytesConfig:

@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from finetune_api.reasons import Reason
 from finetune_jobs.logs import process_age
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.watchdogs import Ending
 
 
@@ -15,9 +16,11 @@ class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no ty
     """Ends the training after the step in which its seconds ran out, over all attempts: what costs is the pod, so
     loading counts too. The last step is validated, so that its weights can be the best."""
 
-    def __init__(self, seconds: int, checkpoints: Checkpoints, age: Callable[[], float] = process_age) -> None:
+    def __init__(
+        self, seconds: int, checkpoints: Checkpoints, age: Callable[[], float] = process_age, team: Team = ALONE
+    ) -> None:
         """``seconds`` for the whole stage; ``age`` tells how long this attempt has been there."""
-        self._seconds, self._checkpoints, self._age = seconds, checkpoints, age
+        self._seconds, self._checkpoints, self._age, self._team = seconds, checkpoints, age, team
         self._earlier = checkpoints.seconds
         self.used_up = False
         """Whether that was the end."""
@@ -38,7 +41,8 @@ class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer; may end the training."""
-        if self.spent >= self._seconds and state.global_step < state.max_steps:
+        (over,) = self._team.any(self.spent >= self._seconds)
+        if over and state.global_step < state.max_steps:
             self.used_up = True
             control.should_evaluate = control.should_save = control.should_training_stop = True
 

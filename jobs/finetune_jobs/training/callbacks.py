@@ -17,6 +17,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.progress import Progress
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.watchdogs import diverged, not_finite, overfits
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
 class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has no types
     """Keeps checkpoints safe outside the pod, by validations and by minutes; once ``stopping`` is set, saves a last
-    time and ends the training, in the middle of a step if need be."""
+    time and ends the training, in the middle of a step if need be. Processes that train together decide together."""
 
     def __init__(
         self,
@@ -83,10 +84,12 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         minutes: int = 0,
         save: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        team: Team = ALONE,
     ) -> None:
         """``minutes``: age of the last checkpoint at which another one is due, 0 for never; ``save`` writes one."""
         self._checkpoints, self._work, self._stopping = checkpoints, work, stopping
-        self._save, self._clock = save, clock
+        self._save, self._clock, self._team = save, clock, team
+        self._ends = False
         self._interval = 60.0 * minutes
         self._saved = clock()
         self._before: _Moment | None = None
@@ -105,7 +108,8 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step may take longer than the pod has left: the begun one is given up, and repeated by the next pod."""
-        if not self._stopping.is_set():
+        (self._ends,) = self._team.any(self._stopping.is_set())
+        if not self._ends:
             return
         if self._before:
             self._before.restore(state)
@@ -118,19 +122,25 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         self._checkpoints.check()
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
-        due = self._interval and self._clock() - self._saved >= self._interval
-        control.should_save = bool(control.should_save or due or self._stopping.is_set())
+        late = self._interval > 0 and self._clock() - self._saved >= self._interval
+        self._ends, due = self._team.any(self._stopping.is_set(), late)
+        control.should_save = control.should_save or due or self._ends
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raises StoppedError once the checkpoint of a training that must stop is safe."""
+        """Raises StoppedError once the checkpoint of a training that must stop is safe, or StageError (PeerLost) where
+        it is another pod that must."""
         self._saved = self._clock()
         self._checkpoints.keep(self._work)
-        if not self._stopping.is_set() or state.global_step >= state.max_steps:
+        if not self._ends or state.global_step >= state.max_steps:
             return
-        here = f"The pod was told to stop; step {state.global_step} of {state.max_steps}"
-        if self._checkpoints.flush(FLUSH_SECONDS) and self._checkpoints.newest_step == state.global_step:
-            raise StoppedError(f"{here} is saved.")
-        raise StoppedError(f"{here} could not be saved in time, step {self._checkpoints.newest_step} is.")
+        saved = f"step {state.global_step} of {state.max_steps} is saved."
+        if not self._checkpoints.flush(FLUSH_SECONDS) or self._checkpoints.newest_step < state.global_step:
+            newest = self._checkpoints.newest_step
+            saved = f"step {state.global_step} could not be saved in time, step {newest} is."
+        if self._stopping.is_set():
+            raise StoppedError(f"The pod was told to stop; {saved}")
+        message = f"Another pod of this training was told to stop; {saved} All begin again from there."
+        raise StageError(Reason.PEER_LOST, message, retriable=True, blameless=True)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     <place>/state.json                        which checkpoints count, and which attempt may say so (``ownership``)
     <place>/attempt-<n>/checkpoint-<step>/    one checkpoint with its manifest
+    <place>/too-large/<examples>              a pass that the memory of one of several GPUs did not hold
 
 A checkpoint counts from the moment ``state.json`` names it: it was uploaded whole by then and its sizes were looked
 up. It is verified by its hashes when it comes back. Nothing in it is unpickled without ``weights_only`` (transformers
@@ -27,8 +28,9 @@ from finetune_api.stages import Stage
 from finetune_jobs import folders
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Store
-from finetune_jobs.training.ownership import STATE, Ownership
+from finetune_jobs.training.ownership import STATE, Following, Ownership, RunState
 from finetune_jobs.training.recipe import Batch
+from finetune_jobs.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ _PATTERN: Final = "checkpoint-*"
 _NOT_NEEDED: Final = ("training_args.bin", "README.md")
 """A pickle that only the writing process may read, and a model card."""
 _STATE: Final = "trainer_state.json"
+_TOO_LARGE: Final = "too-large"
 _SNAPSHOTS: Final = ".snapshots"
 
 
@@ -43,12 +46,14 @@ class Checkpoints:
     """The checkpoints of one training in ``store``, a place of its own that this attempt takes over for the run with
     the id ``run``.
 
+    Of several processes that train together, only the first one writes; the others read what it names. All of them must
+    make and use it at the same points of their work.
     Raises StageError as Store. Later methods raise StageError (Superseded) when a newer attempt has the place.
     """
 
-    def __init__(self, store: Store, run: str = "") -> None:
-        self._store = store
-        self._owner = Ownership(store, run)
+    def __init__(self, store: Store, run: str = "", team: Team = ALONE) -> None:
+        self._store, self._team = store, team
+        self._owner: Ownership | Following = _take(store, run, team)
         self._wake = threading.Condition()
         self._pending: Path | None = None
         self._busy = False
@@ -63,11 +68,23 @@ class Checkpoints:
         return self._owner.state.attempt
 
     def batch(self, otherwise: Batch) -> Batch:
-        """The batch that the GPU's memory was found to hold, or ``otherwise``."""
+        """The batch that the GPUs' memory was found to hold, or ``otherwise``."""
         state = self._owner.state
         found = Batch(state.batch_size, state.gradient_accumulation)
         same = found.size * found.passes == otherwise.size * otherwise.passes
-        return found if found.size and same else otherwise
+        batch = found if found.size and same else otherwise
+        if self._team.first:
+            limit = min(
+                (int(entry.key.rpartition("/")[2]) for entry in self._store.list(_TOO_LARGE)), default=batch.size + 1
+            )
+            while batch.size >= limit and (smaller := batch.smaller()):
+                batch = smaller
+        size, passes = json.loads(self._team.share(json.dumps([batch.size, batch.passes]).encode()))
+        return Batch(size, passes)
+
+    def remember_too_large(self, batch: Batch) -> None:
+        """Let later attempts begin with fewer examples a pass; any process of a team may have found it out."""
+        self._store.put(f"{_TOO_LARGE}/{batch.size}", b"")
 
     def remember_batch(self, batch: Batch) -> None:
         """Let later attempts begin with this batch."""
@@ -83,10 +100,22 @@ class Checkpoints:
         self._owner.update(seconds=round(seconds, 1))
 
     def restore(self, work: Path) -> Path | None:
-        """Bring the store's checkpoints below ``work``; the newest of them, or None where there is none.
+        """Bring the store's checkpoints below ``work``, once per pod; the newest, or None where there is none.
 
         A damaged one is dropped with a warning: an older one, or the beginning, costs time and nothing else.
         """
+        if self._team.first:
+            self._fetch(work)
+        places = json.loads(self._team.share(json.dumps(self._owner.state.checkpoints).encode()))
+        if self._team.first_of_pod and not self._team.first:
+            for place in places:
+                folders.fetch_folder(self._store, place, work / place.rpartition("/")[2])
+        if self._team.first_of_pod:
+            newest(work)  # what it changes in the files must not happen twice at a time
+        self._team.wait()
+        return newest(work)
+
+    def _fetch(self, work: Path) -> None:
         whole = []
         for place in self._owner.state.checkpoints:
             folder = work / place.rpartition("/")[2]
@@ -100,7 +129,6 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
         if whole != self._owner.state.checkpoints:
             self._owner.update(checkpoints=whole)
-        return newest(work)
 
     # Keeping new ones
 
@@ -109,6 +137,8 @@ class Checkpoints:
 
         Returns at once; raises what made an earlier upload fail for good.
         """
+        if not self._team.first:
+            return
         self.check()
         snapshot = _snapshot(work)
         with self._wake:
@@ -140,7 +170,7 @@ class Checkpoints:
 
     @property
     def newest_step(self) -> int:
-        """Step of the newest checkpoint that is safe in the store; 0 where there is none."""
+        """Step of the newest checkpoint that is safe in the store; 0 where there is none. The first process knows."""
         return max((_step(place) for place in self._owner.state.checkpoints), default=0)
 
     def _serve(self) -> None:
@@ -194,8 +224,16 @@ class Checkpoints:
         for entry in self._store.list():
             number = entry.key.partition("/")[0].rpartition("-")[2]
             newer = number.isdecimal() and int(number) > self.attempt
-            if entry.key != STATE and not newer and not entry.key.startswith(kept or "/"):
+            foreign = entry.key == STATE or entry.key.startswith(f"{_TOO_LARGE}/")
+            if not foreign and not newer and not entry.key.startswith(kept or "/"):
                 self._store.delete(entry.key)
+
+
+def _take(store: Store, run: str, team: Team) -> Ownership | Following:
+    """The place's state: the first process takes it over, the others are told what it found."""
+    owner = Ownership(store, run) if team.first else None
+    content = team.share(owner.state.model_dump_json().encode() if owner else b"")
+    return owner or Following(RunState.model_validate_json(content))
 
 
 def newest(work: Path) -> Path | None:
@@ -225,8 +263,10 @@ def _relocate(checkpoint: Path) -> None:
     """The trainer's state names the best checkpoint by an absolute path, which is another one in this pod."""
     path = checkpoint / _STATE
     state = json.loads(path.read_text(encoding="utf-8"))
-    if best := state.get("best_model_checkpoint"):
-        state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
+    best = state.get("best_model_checkpoint")
+    here = str(checkpoint.parent / Path(best).name) if best else None
+    if best != here:
+        state["best_model_checkpoint"] = here
         changed = path.with_suffix(".new")  # never in place: a snapshot that is being uploaded may share the file
         changed.write_text(json.dumps(state), encoding="utf-8")
         changed.replace(path)

@@ -99,5 +99,16 @@ class Ownership:
         )
 
 
+class Following:
+    """The state as the other processes of a training see it, which leave the writing to the first."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+
+    def update(self, **changes: Any) -> None:
+        """What the first process writes at this point."""
+        self.state = self.state.model_copy(update=changes)
+
+
 def _content(state: RunState) -> bytes:
     return state.model_dump_json(by_alias=True, indent=1).encode()

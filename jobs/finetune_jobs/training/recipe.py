@@ -37,11 +37,30 @@ class Batch:
         """As the spec says."""
         return cls(training.batch_size, training.gradient_accumulation)
 
+    def divided(self, processes: int) -> "Batch | None":
+        """Each process's part of the same examples per step, in passes of at most this size; None where some would be
+        left over."""
+        examples, rest = divmod(self.size * self.passes, processes)
+        if rest:
+            return None
+        size = next(size for size in range(min(self.size, examples), 0, -1) if examples % size == 0)
+        return Batch(size, examples // size)
+
     def smaller(self) -> "Batch | None":
         """The same examples per step in passes of at most half the size; None when a pass is one example already."""
         examples = self.size * self.passes
         size = next((size for size in range(self.size // 2, 0, -1) if examples % size == 0), None)
         return None if size is None else Batch(size, examples // size)
+
+
+def indivisible(training: Training, processes: int) -> str:
+    """What to say where a step's examples do not divide among the processes that train together."""
+    batch = Batch.of(training)
+    nearest = math.ceil(batch.size * batch.passes / processes) * processes
+    return (
+        f"spec.training.batchSize {batch.size} × gradientAccumulation {batch.passes} examples a step do not divide "
+        f"among the {processes} processes of the profile. Make their product a multiple of {processes}, e.g. {nearest}."
+    )
 
 
 def planned_steps(examples: int, training: Training) -> int:

@@ -37,8 +37,10 @@ from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.recipe import MAX_GRAD_NORM, WARM_UP, Batch, learning_rate, planned_steps
+from finetune_jobs.training.division import FilledSampler, missing, with_blanks
+from finetune_jobs.training.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
 from finetune_jobs.training.stall import StallWatch
+from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tracking import Measuring
 from finetune_jobs.training.watchdogs import Ending, ending
 
@@ -115,21 +117,27 @@ def train_model(
     progress: Progress,
     stopping: threading.Event,
     allowance: int | None = None,
+    team: Team = ALONE,
 ) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
 
     A GPU whose memory does not hold a pass gets half the examples at a time, and twice the passes: the same training.
     ``allowance``: seconds that the stage may take over all attempts; then the best weights so far are the result.
+    ``team``: the processes that call this together, each with its part of every batch; the first writes the result.
 
     Raises StageError: ModelUnsupported, SpecInvalid (layers, rank), LossNotFinite, LossDiverged, CudaOutOfMemory (one
     example is too much), StepHung, Superseded, and as Store. Raises StoppedError when ``stopping`` ended it, after a
     last checkpoint.
     """
     resume = checkpoints.restore(files.work)
-    batch = checkpoints.batch(Batch.of(training))
-    limit = Allowance(allowance, checkpoints) if allowance is not None else None
-    while (trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping, limit)) is None:
-        batch = _smaller(batch, training)
+    batch = checkpoints.batch(_share_of(training, team))
+    limit = Allowance(allowance, checkpoints, team=team) if allowance is not None else None
+    while (trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping, limit, team)) is None:
+        smaller = _smaller(batch, training)
+        if team.size > 1:
+            checkpoints.remember_too_large(batch)
+            raise _all_with_less(batch, team)
+        batch = smaller
         checkpoints.remember_batch(batch)
         gc.collect()  # the model that is gone may sit in reference cycles
         torch.cuda.empty_cache()
@@ -148,6 +156,7 @@ def _attempt(
     progress: Progress,
     stopping: threading.Event,
     allowance: Allowance | None,
+    team: Team,
 ) -> Trained | None:
     """The whole training with this batch, from the base model's files on; None when the memory did not hold it."""
     progress.report(0.0, "loading the base model")
@@ -156,7 +165,7 @@ def _attempt(
         model = load_trainable(files.base, training)
         train, validation = (Dataset(InMemoryTable(read_tokens(files.dataset, s))) for s in ("train", "validation"))
         suit_attention(model, longest(train, validation))
-        trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch)
+        trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch, team)
         trainer.add_callback(Measuring(progress))
         trainer.add_callback(Reporting(progress))
         trainer.add_callback(
@@ -166,6 +175,7 @@ def _attempt(
                 stopping,
                 minutes=training.checkpoint_minutes,
                 save=lambda: trainer._save_checkpoint(trainer.model, trial=None),
+                team=team,
             )
         )
         if allowance:
@@ -174,7 +184,8 @@ def _attempt(
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None
-    _save(trainer, training, files)
+    if team.first:
+        _save(trainer, training, files)
     summary = _summary(trainer, training, batch)
     return replace(summary, ending=allowance.ending(summary.ending)) if allowance else summary
 
@@ -191,6 +202,22 @@ def run_steps(trainer: "LabelLossTrainer", resume: Path | None, progress: Progre
         disable_input_dtype_casting(trainer.model),  # PEFT would copy every input to float32 for nothing
     ):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+
+def _share_of(training: Training, team: Team) -> Batch:
+    """This process's part of a step. Raises StageError (SpecInvalid) when a step's examples do not divide evenly."""
+    batch = Batch.of(training).divided(team.size)
+    if batch is None:
+        raise StageError(Reason.SPEC_INVALID, indivisible(training, team.size))
+    return batch
+
+
+def _all_with_less(batch: Batch, team: Team) -> StageError:
+    """The others wait for this process's gradients: it ends, and with it all, to begin again with smaller passes."""
+    message = (
+        f"The GPU of process {team.rank} did not hold {batch.size} examples at a time; all begin again with fewer."
+    )
+    return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, blameless=True)
 
 
 def _smaller(batch: Batch, training: Training) -> Batch:
@@ -215,6 +242,9 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
 
     labels_per_example = 0.0
     """Of the validation split, on average."""
+    team = ALONE
+    order: FilledSampler | None = None
+    """Of the training examples, where several processes divide them."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -222,7 +252,10 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
         """Cross entropy per labelled token, over ``num_items_in_batch`` tokens or those of this batch."""
         if num_items_in_batch is None and not model.training:
             # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
-            num_items_in_batch = self.labels_per_example * len(inputs["input_ids"])
+            # Several processes' loss is multiplied by their number, since gradients are averaged over them.
+            num_items_in_batch = self.labels_per_example * len(inputs["input_ids"]) * self.team.size
+        if self.team.size > 1:  # gradients are exchanged by the outer model's forward only
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
         config = causal.config.get_text_config()
         scaled = any(getattr(config, name, None) is not None for name in SCALED_LOGITS)
@@ -238,6 +271,19 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
         return loss / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order or super()._get_train_sampler(train_dataset)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every pod's copy of a checkpoint holds the random states of all processes: the store's is the first pod's."""
+        super()._save_rng_state(output_dir)
+        if self.team.size == 1:
+            return
+        own = Path(output_dir, f"rng_state_{self.team.rank}.pth")
+        for rank, content in enumerate(self.team.collect(own.read_bytes())):
+            if self.team.first_of_pod:
+                own.with_name(f"rng_state_{rank}.pth").write_bytes(content)
+
 
 def build_trainer(
     model: Any,
@@ -247,17 +293,23 @@ def build_trainer(
     training: Training,
     work: Path,
     batch: Batch,
+    team: Team = ALONE,
 ) -> LabelLossTrainer:
     """The trainer of ``model``, with a fresh adapter unless all of it is trained; its checkpoints go below ``work``.
 
-    ``train`` and ``validation`` have the columns ``input_ids`` and ``labels``.
+    ``train`` and ``validation`` have the columns ``input_ids`` and ``labels``; ``batch`` is this process's part.
     Raises StageError (SpecInvalid) as ``adapter_config``.
     """
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
     rate = learning_rate(training, model.num_parameters())
+    steps, examples, together = planned_steps(len(train), training), len(train), batch.size * team.size
+    if team.size > 1:
+        blank = tokenizer.pad_token_id
+        train = with_blanks(train, missing(len(train), together), blank)
+        validation = with_blanks(validation, missing(len(validation), together), blank)
     trainer = LabelLossTrainer(
         model=model,
-        args=configuration(training, work, batch, planned_steps(len(train), training), rate),
+        args=configuration(training, work, batch, steps, rate),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -266,6 +318,8 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
+    if team.size > 1:
+        trainer.team, trainer.order = team, FilledSampler(examples, len(train) - examples, training.seed)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -323,6 +377,8 @@ def configuration(training: Training, work: Path, batch: Batch, steps: int, rate
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=2,  # the best and the newest
+        save_on_each_node=True,  # where several pods train together, each loads the best one from its own disk
+        ddp_find_unused_parameters=False,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         restore_callback_states_from_checkpoint=True,

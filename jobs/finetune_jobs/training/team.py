@@ -1,0 +1,145 @@
+"""The processes that train together, one per GPU, and the few words that they exchange beside the gradients.
+
+Each is told its place by torchrun's environment variables (the launcher sets them). Weights and gradients are
+accelerate's business; what stands here goes over CPUs (gloo) on GPU machines too, so that no word waits for a kernel.
+Words are bytes, never pickles.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import torch
+from torch import distributed
+
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+
+log = logging.getLogger(__name__)
+
+GATHERING_SECONDS: Final = 3600.0
+"""How long the processes wait for each other at the beginning: a pod may wait for a node, then fetches files."""
+SILENCE_SECONDS: Final = 900.0
+"""How long one waits for another's word or gradients: a node that lost its power closes no connection."""
+_PAUSE: Final = 1.0
+_LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
+"""What the errors say by which torch reports that another process is gone."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The place of this process among those that train together."""
+
+    rank: int = 0
+    """From 0; the first one alone writes checkpoints, measurements and the result."""
+    size: int = 1
+    local_rank: int = 0
+    """Among those of this pod; the number of its GPU."""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Team":
+        """As torchrun's variables say; alone without them."""
+        names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+        return cls(**{field: int(environment[name]) for field, name in names.items() if name in environment})
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    @property
+    def first_of_pod(self) -> bool:
+        """Whether this process fetches what all of its pod read."""
+        return self.local_rank == 0
+
+    def join(self, environment: Mapping[str, str] = os.environ) -> None:
+        """Find the others; returns once all are there. Raises StageError (PeerLost) when they do not come in time."""
+        if self.size == 1:
+            return
+        host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+        with peers_needed(self):
+            if not self.first:
+                _await(host, port, GATHERING_SECONDS)
+            log.info("process %s of %s waits for the others at %s:%s", self.rank + 1, self.size, host, port)
+            limit = timedelta(seconds=GATHERING_SECONDS)
+            store = distributed.TCPStore(host, port, self.size, self.first, timeout=limit)
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=SILENCE_SECONDS),
+            )
+        log.info("all %s processes are there", self.size)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set in any process. All must ask at the same point of their work."""
+        if self.size == 1:
+            return flags
+        said = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(said, distributed.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in said)
+
+    def share(self, content: bytes = b"") -> bytes:
+        """The first process's ``content``, for all."""
+        return self.collect(content)[0]
+
+    def collect(self, content: bytes) -> list[bytes]:
+        """Everybody's ``content``, by rank."""
+        if self.size == 1:
+            return [content]
+        length = torch.tensor([len(content)])
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        distributed.all_gather(lengths, length)
+        padded = torch.zeros(max(int(each) for each in lengths), dtype=torch.uint8)
+        padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else padded[:0]
+        contents = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(contents, padded)
+        return [bytes(each[: int(size)].numpy()) for each, size in zip(contents, lengths, strict=True)]
+
+    def wait(self) -> None:
+        """Returns once all are here."""
+        self.any(False)
+
+
+ALONE: Final = Team()
+
+
+@contextmanager
+def peers_needed(team: Team) -> Iterator[None]:
+    """Turns torch's errors about a process that is gone into StageError (PeerLost), after which all begin again."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reported = isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in _LOST)
+        if team.size == 1 or not reported or isinstance(error, torch.OutOfMemoryError):
+            raise
+        log.warning("another process was lost: %s", str(error).splitlines()[0][:300])
+        raise StageError(
+            Reason.PEER_LOST,
+            "Another process of this training was lost; all begin again and go on from the last checkpoint.",
+            retriable=True,
+            blameless=True,
+        ) from error
+
+
+def _await(host: str, port: int, seconds: float) -> None:
+    """Wait until the first process listens: its pod's name has no address before, and another one after a restart."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"timed out waiting for {host}:{port}") from error
+            time.sleep(_PAUSE)
+        else:
+            return

@@ -1,0 +1,245 @@
+"""Several processes that train together: real ones, over gloo, through the stage's own entry point."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given as each
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from finetune_api.finetunejob import Output
+from finetune_api.layout import MANIFEST, output_folder, run_folder
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
+from finetune_api.training import Method, Training
+from finetune_jobs.errors import StageError
+from finetune_jobs.store import Store
+from finetune_jobs.training.callbacks import Checkpointing
+from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.launcher import Ended, supervise, verdict
+from finetune_jobs.training.recipe import Batch
+from finetune_jobs.training.team import Team
+from hack.cluster.layout import free_port
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.stages import RUN, pipeline_params, run_process, stage_input, start_process, wait_for
+from tests.support.tiny_model import build_tiny_llama
+from tests.support.training import BASE, publish_inputs, rows, run_training, settings, write_dataset
+
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("together") / "base")
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+def train_input(base: Path, dataset: Path, store: Store, s3: SeaweedFS, training: Training) -> StageInput:
+    """A training whose inputs and results lie in a place of their own."""
+    upstream = publish_inputs(store, base, dataset)
+    output = Output(uri=store.uri(), name="together")
+    params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=training)})
+    return stage_input(Stage.TRAIN, s3.storage, output, params, upstream, base_model_uri=store.uri(BASE))
+
+
+def weights(store: Store, result: StageResult) -> dict[str, torch.Tensor]:
+    folder = output_folder(Stage.TRAIN, result.output_digest)
+    (name,) = (entry.key for entry in store.list(folder) if entry.key.endswith(".safetensors"))
+    return dict(load(store.get(f"{folder}/{name}") or b""))
+
+
+def losses(lines: str, key: str = "loss") -> list[float]:
+    entries = [json.loads(line) for line in lines.splitlines()]
+    return [entry[key] for entry in entries if key in entry]
+
+
+def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS, tmp_path: Path) -> None:
+    """The same steps over the same examples, whose answers differ in length, with as many passes as it takes: thirteen
+    examples fill neither the last step of an epoch nor three a validation of two processes."""
+    answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
+    dataset = write_dataset(tmp_path / "dataset", train=rows(13, labels=answers), validation=rows(3, labels=answers))
+    training = settings(
+        Method.LORA,
+        epochs=3,
+        batch_size=2,
+        gradient_accumulation=2,
+        checkpoint_steps=5,
+        dropout="0",
+        learning_rate="1e-3",
+    )
+    alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
+
+    together = run_process(
+        train_input(base, dataset, store.below("together"), s3, training), tmp_path, ADMIN, "--processes", "2"
+    )
+
+    assert together.code == ExitCode.OK, together.log
+    scalars = together.result.scalars
+    assert (scalars["steps"], scalars["batchSize"], scalars["gradientAccumulation"]) == (str(alone.steps), "2", "1")
+    folder = output_folder(Stage.TRAIN, together.result.output_digest)
+    log = (store.below("together").get(f"{folder}/train_log.jsonl") or b"").decode()
+    reference = (tmp_path / "adapter/train_log.jsonl").read_text()
+    # One process alone computes the loss of the labelled positions only, in bfloat16 as well: see docs/benchmarks.md.
+    assert losses(log) == pytest.approx(losses(reference), rel=2e-3)
+    assert losses(log, "eval_loss") == pytest.approx(losses(reference, "eval_loss"), rel=2e-3)
+    found = weights(store.below("together"), together.result)
+    (file,) = (tmp_path / "adapter").glob("*.safetensors")
+    for name, expected in load(file.read_bytes()).items():
+        torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def start_node(given: StageInput, folder: Path, node: int, port: int) -> "subprocess.Popen[bytes]":
+    """One of two pods that train together."""
+    folder.mkdir(exist_ok=True)
+    place = ("--nodes", "2", "--node", str(node), "--coordinator", "127.0.0.1", "--coordinator-port", str(port))
+    return start_process(given, folder, ADMIN, *place)
+
+
+def kill_pod(launcher: "subprocess.Popen[bytes]") -> None:
+    """What the kernel does to a container: every process at once, without a word."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for pid in (launcher.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    launcher.communicate()
+
+
+def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
+    base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+) -> None:
+    """With dropout, so that the random states of both processes have to come back too: bit for bit."""
+    dataset = write_dataset(tmp_path / "dataset", train=rows(12))
+    training = settings(Method.LORA, epochs=5, batch_size=1, gradient_accumulation=2, checkpoint_steps=6, dropout="0.1")
+    undisturbed = run_process(
+        train_input(base, dataset, store.below("whole"), s3, training), tmp_path, ADMIN, "--processes", "2"
+    )
+    place = store.below("killed")
+    given = train_input(base, dataset, place, s3, training)
+    folders = [tmp_path / "pod-0", tmp_path / "pod-1"]
+    port = free_port()
+    pods = [start_node(given, folder, node, port) for node, folder in enumerate(folders)]
+    checkpoints = place.below(f"{run_folder(RUN)}/checkpoints")
+    while not any(entry.key.endswith(MANIFEST) for entry in checkpoints.list()):
+        assert pods[0].poll() is None, wait_for(pods[0], folders[0]).log
+        time.sleep(0.05)
+    kill_pod(pods[1])
+    left = wait_for(pods[0], folders[0])
+
+    assert (left.code, left.result.outcome, left.result.reason) == (
+        ExitCode.REGROUP,
+        Outcome.FAILED,
+        Reason.PEER_LOST,
+    )
+    assert "Another process of this training was lost" in left.result.message
+
+    pods = [start_node(given, folder, node, port) for node, folder in enumerate(folders)]
+    ended = wait_for(pods[0], folders[0])
+    pods[1].communicate()
+
+    assert (ended.code, pods[1].returncode) == (ExitCode.OK, ExitCode.OK), ended.log
+    assert not (folders[1] / "result.json").exists()
+    expected = weights(store.below("whole"), undisturbed.result)
+    for name, tensor in weights(place, ended.result).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+class _OneOfTwo(Team):
+    """The first of two processes; the other one has been told to stop."""
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        return (True, *flags[1:])
+
+
+def test_all_stop_with_a_checkpoint_when_one_is_told_to(store: Store, tmp_path: Path) -> None:
+    """The one that was not told ends blamelessly: its end must not count as a failure of the Job."""
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3/trainer_state.json").write_text("{}")
+    checkpoints = Checkpoints(store)
+    ending = Checkpointing(checkpoints, tmp_path, threading.Event(), save=lambda: None, team=_OneOfTwo(rank=0, size=2))
+    state, control = SimpleNamespace(global_step=3, max_steps=9), SimpleNamespace(should_save=False)
+
+    ending.on_step_end(None, state, control)
+    assert control.should_save
+    with pytest.raises(StageError, match="Another pod of this training was told to stop; step 3 of 9 is saved") as told:
+        ending.on_save(None, state, control)
+
+    assert (told.value.reason, told.value.blameless) == (Reason.PEER_LOST, True)
+    assert checkpoints.newest_step == 3
+
+
+@each(size=st.integers(1, 64), passes=st.integers(1, 64), processes=st.integers(1, 64))
+def test_a_batch_is_divided_without_rest_or_not_at_all(size: int, passes: int, processes: int) -> None:
+    part = Batch(size, passes).divided(processes)
+    assert (part is None) == ((size * passes) % processes > 0)
+    if part:
+        assert part.size * part.passes * processes == size * passes
+        assert part.size <= size
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "part"),
+    [((8, 2), 1, (8, 2)), ((8, 2), 2, (8, 1)), ((8, 2), 4, (4, 1)), ((4, 6), 2, (4, 3)), ((5, 4), 2, (5, 2))],
+)
+def test_passes_give_way_before_their_size(batch: tuple[int, int], processes: int, part: tuple[int, int]) -> None:
+    assert Batch(*batch).divided(processes) == Batch(*part)
+
+
+def failed(reason: Reason) -> StageResult:
+    return StageResult(stage=Stage.TRAIN, outcome=Outcome.FAILED, reason=reason, message=f"said {reason}")
+
+
+DONE = StageResult(stage=Stage.TRAIN, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED)
+LOST = failed(Reason.PEER_LOST)
+CRASH = "Process 1 of the training was killed by signal 9 and without a result"
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "says"),
+    [
+        pytest.param([Ended(1, 0, DONE), Ended(0, 0, DONE)], ExitCode.OK, "", id="all done"),
+        pytest.param([Ended(0, 0, DONE), Ended(1, -9, None)], ExitCode.OK, "", id="a helper that ends late"),
+        pytest.param(
+            [Ended(1, 76, LOST), Ended(0, 65, failed(Reason.LOSS_NOT_FINITE))],
+            ExitCode.FATAL,
+            "said LossNotFinite",
+            id="the cause, not who noticed",
+        ),
+        pytest.param([Ended(1, 76, LOST), Ended(0, 76, LOST)], ExitCode.REGROUP, "said PeerLost", id="another pod's"),
+        pytest.param([Ended(1, -9, None), Ended(0, 76, LOST)], ExitCode.RETRIABLE, CRASH, id="killed"),
+        pytest.param([Ended(1, 1, None), Ended(0, 76, LOST)], ExitCode.RETRIABLE, "exit code 1", id="crashed"),
+    ],
+)
+def test_the_pod_ends_as_the_process_that_is_the_cause(ended: list[Ended], code: ExitCode, says: str) -> None:
+    result, found = verdict(ended)
+    assert found == code
+    assert result is not None
+    assert says in result.message
+
+
+def test_a_pod_of_helpers_has_no_result_of_its_own() -> None:
+    assert verdict([Ended(3, 0, DONE), Ended(2, 0, DONE)]) == (None, ExitCode.OK)
+
+
+def test_who_does_not_end_when_another_has_failed_is_killed() -> None:
+    hung = subprocess.Popen(["sleep", "60"])
+    broken = subprocess.Popen(["false"])
+    assert supervise({0: hung, 1: broken}, last_words=0.5) == [(1, 1), (0, -signal.SIGKILL)]
+
+
+def test_what_one_of_several_gpus_does_not_hold_is_left_out_by_the_next_attempt(store: Store) -> None:
+    """The process that finds it out cannot tell the others, and is not always the one that owns the state."""
+    Checkpoints(store).remember_too_large(Batch(4, 2))
+    assert Checkpoints(store).batch(Batch(8, 1)) == Batch(2, 4)
+    assert Checkpoints(store).batch(Batch(2, 4)) == Batch(2, 4)
