@@ -17,6 +17,7 @@ RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
 RUNNER = "finetune-runner"
 CHART = REPOSITORY / "charts" / "finetune-operator"
+VALUES = REPOSITORY / "hack" / "platform" / "values.yaml"
 RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize")
 
 
@@ -45,6 +46,7 @@ def install_operator(kubectl: Kubectl, values: tuple[str, ...] = ()) -> None:
     with step(f"operator from its chart (namespace {NAMESPACE})"):
         helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
+            *("--values", str(VALUES)),
             *(argument for setting in settings for argument in ("--set-string", setting)),
             *("--wait", "--timeout", "180s"),
             kubeconfig=kubectl.kubeconfig,

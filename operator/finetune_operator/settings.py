@@ -62,6 +62,8 @@ class Profile(ApiModel):
     """Shape of the stages with a model: train, export, evaluate."""
     gpu: Gpu | None = None
     """The GPU, where there is one."""
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pods of the accelerator's shape that train together; the other stages run in one."""
 
 
 class Engine(StrEnum):

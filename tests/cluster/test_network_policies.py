@@ -52,8 +52,15 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
     rendered = run([toolchain.program("helm"), "template", *release, *choice])
     policies = [each for each in yaml.safe_load_all(rendered) if each["kind"] == "NetworkPolicy"]
     labels = {meta.LABEL_MANAGED_BY: meta.MANAGED_BY, meta.LABEL_ROLE: "stage"}
-    kubectl.apply(*policies, pod("stage", labels, meta.METRICS_PORT, OTHER_PORT), pod("stranger", {}, OTHER_PORT))
-    kubectl("wait", "--for=condition=Ready", "pod/stage", "pod/stranger", "--timeout=60s")
+    training = labels | {meta.LABEL_STAGE: "train"}
+    kubectl.apply(
+        *policies,
+        pod("stage", labels, meta.METRICS_PORT, OTHER_PORT),
+        pod("stranger", {}, OTHER_PORT),
+        *(pod(name, training, OTHER_PORT) for name in ("trainer", "trainer-2")),
+    )
+    names = ("pod/stage", "pod/stranger", "pod/trainer", "pod/trainer-2")
+    kubectl("wait", "--for=condition=Ready", *names, "--timeout=60s")
     yield kubectl
     cluster("delete", "namespace", name, "--wait=false")
 
@@ -70,6 +77,9 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
         ("stranger", "store", object_store.PORT, True),
         ("stage", "store", object_store.PORT, True),
         ("stage", "stranger", OTHER_PORT, True),
+        ("trainer", "trainer-2", OTHER_PORT, True),
+        ("stage", "trainer", OTHER_PORT, False),
+        ("stranger", "trainer", OTHER_PORT, False),
     ],
 )
 def test_who_reaches_what(cluster: Kubectl, stage: Kubectl, source: str, target: str, port: int, reached: bool) -> None:

@@ -173,7 +173,7 @@ def test_default_profiles_and_runtimes_are_complete() -> None:
     rendered = settings(render())
     assert rendered.profiles.keys() == {
         "cpu-small",
-        *(f"gpu-{gpu}" for gpu in ("l4", "a10g", "a100-40", "a100-80", "h100-80")),
+        *(f"gpu-{gpu}" for gpu in ("l4", "a10g", "a100-40", "a100-80", "a100-80x8", "h100-80")),
     }
     assert rendered.runtimes.keys() == {"tgi-cpu", "tgi"}
     for name, profile in rendered.profiles.items():
@@ -297,6 +297,9 @@ def test_runner_namespaces_get_an_account_and_policies() -> None:
     assert policies["finetune-stages"]["podSelector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
     (ingress,) = policies["finetune-stages"]["ingress"]
     assert ingress["ports"] == [{"protocol": "TCP", "port": meta.METRICS_PORT}]
+    training = {meta.LABEL_ROLE: "stage", meta.LABEL_STAGE: "train"}
+    assert policies["finetune-training"]["podSelector"] == {"matchLabels": training}
+    assert policies["finetune-training"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": training}}]}]
     assert policies["finetune-egress"]["policyTypes"] == ["Egress"]
     blocks = [to["ipBlock"] for rule in policies["finetune-egress"]["egress"] for to in rule["to"] if "ipBlock" in to]
     assert blocks == [

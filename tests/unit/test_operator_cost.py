@@ -26,9 +26,9 @@ from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, o
 pytestmark = pytest.mark.unit
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-L4 = Gpu(name="NVIDIA L4", count=2, memory_gib=22, peak_tflops=121, usd_per_hour=1.8)
-"""Two of them cost a dollar in 1,000 seconds."""
-SHAPE = PodShape(limits={"cpu": "8", "memory": "28Gi", "nvidia.com/gpu": "2"})
+L4 = Gpu(name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121, usd_per_hour=3.6)
+"""It costs a dollar in 1,000 seconds."""
+SHAPE = PodShape(limits={"cpu": "8", "memory": "28Gi", "nvidia.com/gpu": "1"})
 PROFILES = {
     "small": Profile(accelerator=SHAPE, gpu=L4),
     "cpu": Profile(accelerator=PodShape(limits={"cpu": "500m", "memory": "2Gi"})),
@@ -86,7 +86,7 @@ def own(spec: FineTuneJobSpec, jobs: tuple[StageJob, ...]) -> tuple[StageJob, ..
 def test_facts_of_a_profile() -> None:
     """A GPU's own memory, or the pod's limit where there is none; unlimited is unknown."""
     assert hardware_facts("small", PROFILES["small"]) == HardwareFacts(
-        profile="small", name="NVIDIA L4", count=2, memory_gib=22, peak_tflops=121, usd_per_hour=1.8, cpus=8
+        profile="small", name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121, usd_per_hour=3.6, cpus=8
     )
     assert hardware_facts("cpu", PROFILES["cpu"]) == HardwareFacts(profile="cpu", memory_gib=2, cpus=0.5)
     assert hardware_facts("x", PROFILES["unlimited"]) == HardwareFacts(profile="x")
@@ -323,3 +323,12 @@ def test_the_sum_of_an_ended_run_is_final() -> None:
     second = current_run(observed(again, status=whole, generation=4), again, NOW).id
     fresh = plan(seen(job(Stage.RESOLVE, run=second), spec=again, status=whole, generation=4), NOW).status
     assert fresh.cost == CostStatus()
+
+
+def test_a_training_in_three_pods_costs_three_times_as_much_a_second() -> None:
+    """1,000 seconds of a pod are a dollar: 600 of training in three pods are 1.80, then 300 of export in one 0.30."""
+    three = {"small": PROFILES["small"].model_copy(update={"nodes": 3})}
+    steps = (RESOLVED, PREPARED, ended(Stage.TRAIN, 600), running(Stage.EXPORT, 300))
+    told = plan(replace(seen(*steps), settings=PRICED.model_copy(update={"profiles": three})), NOW).status.cost
+    assert told is not None
+    assert told.spent == "2.10"

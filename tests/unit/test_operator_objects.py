@@ -19,11 +19,12 @@ from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, MlflowCredentials,
 from finetune_operator.actions import FINETUNEJOBS, Event
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.events import event_object
-from finetune_operator.finetunejob.stage_jobs import params_of
+from finetune_operator.finetunejob.stage_jobs import params_of, stage_request
 from finetune_operator.resources.ownership import Key, Owner, owner_key
+from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
-from finetune_operator.settings import Images, PodShape, Proxy
-from tests.unit.test_operator_plan import NOW, SPEC
+from finetune_operator.settings import Gpu, Images, PodShape, Profile, Proxy
+from tests.unit.test_operator_plan import NOW, SETTINGS, SPEC, observed
 
 pytestmark = pytest.mark.unit
 
@@ -171,6 +172,54 @@ def test_exit_codes_decide_about_retries() -> None:
     assert spec["podReplacementPolicy"] == "Failed"
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert "ttlSecondsAfterFinished" not in spec
+
+
+def test_several_pods_are_one_indexed_job() -> None:
+    """The first one decides; an end that only followed another pod's is no failure; each has a name that is known."""
+    given = request(nodes=2, retries=3)
+    job, service = stage_job(given), peers_service(given)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert spec["backoffLimit"] == 6
+    *_, last = spec["podFailurePolicy"]["rules"]
+    assert (last["action"], last["onExitCodes"]["values"]) == ("Ignore", [meta.ExitCode.REGROUP])
+    assert pod["subdomain"] == service["metadata"]["name"] == given.name
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": given.name}
+    assert OWNER.owns(service)
+    command = pod["containers"][0]["command"]
+    assert command[7:] == [
+        *("--processes", "1", "--nodes", "2"),
+        *("--coordinator", f"{given.name}-0.{given.name}"),
+    ]
+    assert len(f"{given.name}-63") <= 63, "a pod's host name is a label"
+    name = {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    assert pod["containers"][0]["env"][-1] == name, "hosts of one number have one name, whose logs would be one"
+
+
+def test_several_gpus_of_one_pod_are_as_many_processes() -> None:
+    job = stage_job(request(processes=8))
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][7:] == ["--processes", "8"]
+    assert not {"completionMode", "completions", "parallelism", "successPolicy"} & job["spec"].keys()
+    assert "subdomain" not in job["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "nodes", "processes"), [(Stage.TRAIN, 2, 4), (Stage.EXPORT, 1, 1), (Stage.EVALUATE, 1, 1)]
+)
+@pytest.mark.parametrize("known", [True, False], ids=["by its facts", "by its limit"])
+def test_only_training_is_shared(stage: Stage, nodes: int, processes: int, known: bool) -> None:
+    gpu = Gpu(name="NVIDIA L4", count=4, memory_gib=22, peak_tflops=121, usd_per_hour=1)
+    shape = PodShape(limits={} if known else {"nvidia.com/gpu": "4"})
+    profile = Profile(accelerator=shape, nodes=2, gpu=gpu if known else None)
+    seen = replace(observed(), settings=SETTINGS.model_copy(update={"profiles": {"small": profile}}))
+    upstream = Upstream(source="s", model="m", dataset="d", adapter="a", export="e")
+    made = stage_request(seen, SPEC, "run", stage, upstream)
+    assert (made.nodes, made.processes) == (nodes, processes)
+    alone = stage_request(observed(), SPEC, "run", stage, upstream)
+    assert made.name == alone.name, "how many share the work changes no identity"
 
 
 @pytest.mark.parametrize("stage", [Stage.RESOLVE, *PIPELINE])

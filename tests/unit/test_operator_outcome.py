@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from finetune_api.stages import Stage
 from finetune_operator.actions import Object
 from finetune_operator.finetunejob.outcome import State, judge, read_result
 from tests.support.stage_objects import (
+    CREATED,
     disrupted,
     ended,
     failed_create,
@@ -46,7 +48,71 @@ class Case:
     events: tuple[Object, ...] = ()
 
 
+INDEXED: Object = {"spec": {"completionMode": "Indexed", "completions": 2}}
+REGROUP = terminated(76, message=failure(Reason.PEER_LOST, "another process was lost"))
+
+
+def numbered(index: int, phase: str, **more: Any) -> Object:
+    """One of several pods that work together."""
+    made = pod(phase, name=f"pod-{index}-{more.get('created', CREATED)}", **more)
+    made["metadata"]["labels"] = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return made
+
+
 CASES = {
+    "the result of the first of two pods": Case(
+        job(**INDEXED, **ended("Complete")),
+        (
+            numbered(0, "Succeeded", **terminated(0, message=success())),
+            numbered(1, "Succeeded", **terminated(0)),
+        ),
+        State.SUCCEEDED,
+        Reason.STAGE_SUCCEEDED,
+    ),
+    "both pods train": Case(
+        job(**INDEXED, active=2),
+        (numbered(1, "Running", podIP="10.0.0.2"), numbered(0, "Running", podIP="10.0.0.1")),
+        State.RUNNING,
+        Reason.STAGE_STARTED,
+    ),
+    "one of two pods has no node": Case(
+        job(**INDEXED, active=2),
+        (numbered(0, "Running"), numbered(1, "Pending", **unschedulable("0/3 nodes are available"))),
+        State.WAITING,
+        Reason.UNSCHEDULABLE,
+        "pod-1",
+    ),
+    "one of two pods starts": Case(
+        job(**INDEXED, active=2),
+        (numbered(0, "Running"), numbered(1, "Pending")),
+        State.WAITING,
+        Reason.WAITING,
+        "pod-1",
+    ),
+    "both begin again after one was lost": Case(
+        job(**INDEXED, active=2),
+        (
+            numbered(0, "Failed", created=EARLIER, **REGROUP),
+            numbered(1, "Failed", created=EARLIER, **terminated(137, "Error")),
+            numbered(0, "Running", created=LATER),
+            numbered(1, "Running", created=LATER),
+        ),
+        State.RUNNING,
+        Reason.STAGE_STARTED,
+        "An earlier attempt ended: Pod pod-1",
+    ),
+    "the pod that is the cause, not the one that followed": Case(
+        job(**INDEXED, **ended("Failed", "PodFailurePolicy")),
+        (
+            numbered(
+                1, "Failed", created=EARLIER, **terminated(65, message=failure(Reason.S3_ACCESS_DENIED, "refused"))
+            ),
+            numbered(0, "Failed", created=LATER, **REGROUP),
+        ),
+        State.FAILED,
+        Reason.S3_ACCESS_DENIED,
+        "refused",
+    ),
     "a result": Case(
         COMPLETE, (pod("Succeeded", **terminated(0, message=success())),), State.SUCCEEDED, Reason.STAGE_SUCCEEDED
     ),
@@ -224,3 +290,11 @@ def test_facts_of_the_stage_table() -> None:
 def test_no_termination_message_breaks_the_reader(message: str) -> None:
     """Containers may write what they like; it is a result or nothing."""
     assert read_result(pod("Succeeded", **terminated(0, message=message))) is None
+
+
+def test_progress_and_attempts_are_those_of_the_first_of_several_pods() -> None:
+    """Two pods that were begun twice are two attempts; the first one alone shows how far the training is."""
+    earlier = [numbered(index, "Failed", created=EARLIER, **REGROUP) for index in (0, 1)]
+    later = [numbered(index, "Running", created=LATER, podIP=f"10.0.0.{index}") for index in (0, 1)]
+    verdict = judge(job(**INDEXED, active=2), [*later, *earlier])
+    assert (verdict.pod_ip, verdict.attempts) == ("10.0.0.0", 2)

@@ -1,8 +1,9 @@
 """What a run's GPUs cost: spent, forecast, and what follows when the budget is not enough. Pure.
 
-Spent is the time in which stages with a model had a pod, times the profile's price. The forecast adds what the stages
-to come will take: from the spec's limits before the data are known, from the data set's tokens after prepare, and from
-the measured speed while the training runs.
+Spent is the time in which stages with a model had a pod, times the profile's price; all times here are those of pods,
+so that a training in several counts several times. The forecast adds what the stages to come will take: from the spec's
+limits before the data are known, from the data set's tokens after prepare, and from the measured speed while the
+training runs.
 """
 
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Final
 from finetune_api.budget import (
     Basis,
     CostStatus,
+    HardwareFacts,
     OnExceeded,
     dollars,
     most_tokens,
@@ -41,7 +43,7 @@ def cost_status(observed: Observed, book: Book, now: datetime, *, ended: bool) -
     spec, price = observed.spec, _price(observed)
     if spec is None or price is None or (ended and final):
         return before
-    spent = _spent_seconds(book, now) * price
+    spent = _spent_seconds(observed, book, now) * price
     basis, left = (Basis.FINISHED, 0.0) if ended else _left_seconds(observed, spec, book)
     fresh = CostStatus(
         spent=dollars(spent),
@@ -64,8 +66,9 @@ def allowance_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> 
     limit, price = ending_budget(observed, spec), _price(observed)
     if not limit or not price:
         return None
-    reserve = _after_training(spec, book) or 0.0
-    return max(0, int(round(float(limit) / price - reserve, 3)))  # 27.9999… are 28
+    reserve = _after_training(observed, spec, book) or 0.0
+    left = float(limit) / price - reserve
+    return max(0, int(round(left / _pods(observed, Stage.TRAIN), 3)))  # 27.9999… are 28
 
 
 def within_budget(observed: Observed, spec: FineTuneJobSpec, book: Book, step: Step, now: datetime) -> Step:
@@ -77,7 +80,7 @@ def within_budget(observed: Observed, spec: FineTuneJobSpec, book: Book, step: S
         case Start(Stage.TRAIN, ""):
             problem = _too_dear(observed, spec, book, price)
         case Watch(stage, _) if stage in PRICED and spec.budget.on_exceeded is OnExceeded.FAIL:
-            problem = _overspent(spec, book, price, now)
+            problem = _overspent(observed, spec, book, price, now)
         case _:
             return step
     if not problem:
@@ -101,24 +104,33 @@ def _too_dear(observed: Observed, spec: FineTuneJobSpec, book: Book, price: floa
     return f"The forecast is {dollars(left * price)} USD ({left / 3600:.1f} h), spec.budget.maxCost is {limit} USD."
 
 
-def _overspent(spec: FineTuneJobSpec, book: Book, price: float, now: datetime) -> str:
+def _overspent(observed: Observed, spec: FineTuneJobSpec, book: Book, price: float, now: datetime) -> str:
     limit = spec.budget.max_cost if spec.budget else ""
-    spent = _spent_seconds(book, now) * price
+    spent = _spent_seconds(observed, book, now) * price
     return f"The run has cost {dollars(spent)} USD, spec.budget.maxCost is {limit} USD." if spent > float(limit) else ""
 
 
 def _price(observed: Observed) -> float | None:
     """US dollars per second of a pod; None where nothing is known or nothing is charged."""
+    return _hardware(observed).usd_per_second or None
+
+
+def _hardware(observed: Observed) -> HardwareFacts:
     profile = observed.settings.profiles.get(observed.spec.profile) if observed.spec else None
-    return hardware_facts("", profile).usd_per_second or None if profile else None
+    return hardware_facts("", profile) if profile else HardwareFacts()
+
+
+def _pods(observed: Observed, stage: Stage) -> int:
+    """Pods that a stage runs in."""
+    return _hardware(observed).nodes if stage is Stage.TRAIN else 1
 
 
 def _same_run(status: FineTuneJobStatus, book: Book) -> bool:
     return status.run is not None and status.run.id == book.run.id
 
 
-def _spent_seconds(book: Book, now: datetime) -> float:
-    return sum(_pod_seconds(book.rows[stage], now) for stage in PRICED)
+def _spent_seconds(observed: Observed, book: Book, now: datetime) -> float:
+    return sum(_pod_seconds(book.rows[stage], now) * _pods(observed, stage) for stage in PRICED)
 
 
 def _pod_seconds(row: StageStatus, now: datetime) -> float:
@@ -132,17 +144,17 @@ def _left_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> tupl
     """GPU time that is still to come, and how that is known; None where it is not."""
     if all(book.done(stage) for stage in PRICED):
         return Basis.FINISHED, 0.0
-    after = _after_training(spec, book)
+    after, pods = _after_training(observed, spec, book), _pods(observed, Stage.TRAIN)
     if book.done(Stage.TRAIN):
         return (None, None) if after is None else (Basis.SPEED, after)
     if book.rows[Stage.TRAIN].state is StageState.RUNNING and (eta := _eta(observed)) is not None:
-        return Basis.SPEED, eta + (after or 0.0)
+        return Basis.SPEED, eta * pods + (after or 0.0)
     tokens, basis = _tokens(spec, book)
     speed, load = _speed(book)
     if tokens is None or after is None or not speed:
         return None, None
     ahead = remaining_seconds(tokens=tokens, samples=0, max_length=0, speed=speed, load=load, stages=1)
-    return basis, max(0.0, ahead - _running_seconds(observed, book)) + after
+    return basis, max(0.0, ahead * pods - _running_seconds(observed, book)) + after
 
 
 def _running_seconds(observed: Observed, book: Book) -> float:
@@ -152,11 +164,12 @@ def _running_seconds(observed: Observed, book: Book) -> float:
     return float(cost.spent) / price if cost and price else 0.0
 
 
-def _after_training(spec: FineTuneJobSpec, book: Book) -> float | None:
+def _after_training(observed: Observed, spec: FineTuneJobSpec, book: Book) -> float | None:
     """Seconds of export and evaluation, as far as they are not done; None where the model's size is unknown."""
     speed, load = _speed(book)
     if not speed:
         return None
+    speed /= _hardware(observed).processes  # these stages use one GPU, or the CPUs of one pod
     left = [stage for stage in (Stage.EXPORT, Stage.EVALUATE) if not book.done(stage)]
     samples = spec.evaluation.max_samples if Stage.EVALUATE in left else 0
     length = spec.training.max_length

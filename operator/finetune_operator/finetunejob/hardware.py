@@ -7,6 +7,7 @@ from finetune_operator.resources.drift import quantity
 from finetune_operator.settings import Profile, Settings
 
 _GIB: Final = 1 << 30
+_GPUS: Final = "nvidia.com/gpu"
 
 
 def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
@@ -15,7 +16,7 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
     cpus = float(quantity(limits.get("cpu", "0")) or 0)
     if gpu is None:
         memory = float(quantity(limits.get("memory", "0")) or 0) / _GIB
-        return HardwareFacts(profile=name, memory_gib=memory, cpus=cpus)
+        return HardwareFacts(profile=name, memory_gib=memory, cpus=cpus, nodes=profile.nodes)
     return HardwareFacts(
         profile=name,
         name=gpu.name,
@@ -24,7 +25,13 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
         peak_tflops=gpu.peak_tflops,
         usd_per_hour=gpu.usd_per_hour,
         cpus=cpus,
+        nodes=profile.nodes,
     )
+
+
+def processes(profile: Profile) -> int:
+    """Processes that train in one pod: one per GPU, or one on its CPUs."""
+    return profile.gpu.count if profile.gpu else int(quantity(profile.accelerator.limits.get(_GPUS, "1")) or 1)
 
 
 def other_facts(settings: Settings, name: str) -> list[HardwareFacts]:

@@ -64,8 +64,8 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
     """The verdict on a Job. ``pods`` are the Job's own, in any order."""
     status = job.get("status") or {}
     ordered = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
-    facts = {
-        "attempts": sum(status.get(count, 0) for count in ("active", "succeeded", "failed")),
+    facts: dict[str, Any] = {
+        "attempts": _attempts(job, ordered),
         "started_at": _started(status, ordered),
     }
     if _condition(status, "Complete"):
@@ -98,6 +98,29 @@ def parse_result(message: str | None) -> StageResult | None:
         return None
 
 
+def _attempts(job: Object, pods: Sequence[Object]) -> int:
+    """How often the stage was begun: pods, of several that work together the first ones."""
+    status = job.get("status") or {}
+    if job["spec"].get("completionMode") == "Indexed":
+        return sum(_is_first(pod) for pod in pods)
+    return sum(status.get(count, 0) for count in ("active", "succeeded", "failed"))
+
+
+def _is_first(pod: Object) -> bool:
+    """Whether a pod has the number 0 among those that work together, or works alone: it speaks for all."""
+    return _number(pod) == 0
+
+
+def _number(pod: Object) -> int:
+    return int((pod["metadata"].get("labels") or {}).get(meta.LABEL_INDEX, 0))
+
+
+def _cause(pods: Sequence[Object]) -> tuple[Reason, str] | None:
+    """Why the stage's newest pod failed that did not merely follow another; of all others, why the newest did."""
+    failures = [found for pod in reversed(pods) if (found := _pod_failure(pod))]
+    return min(failures, key=lambda failure: failure[0] is Reason.PEER_LOST, default=None)
+
+
 def _started(status: Object, pods: Sequence[Object]) -> str | None:
     """When the first pod got a node, None while all wait for one; of pods that are gone, when their Job started."""
     starts = [pod["status"]["startTime"] for pod in pods if pod["status"].get("startTime")]
@@ -116,7 +139,7 @@ def _completed(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Ve
 
 
 def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
-    cause = next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None)
+    cause = _cause(pods)
     if condition.get("reason") == "DeadlineExceeded":
         hindrance = next((found[1] for pod in reversed(pods) if (found := pod_hindrance(pod))), "")
         last = hindrance or (cause[1] if cause else "")
@@ -132,17 +155,22 @@ def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[st
     alive = [pod for pod in pods if pod["status"].get("phase") in ("Pending", "Running", None)]
     if not alive:
         return _without_pod(pods, events, facts)
-    newest = alive[-1]
-    hindrance = pod_hindrance(newest)
-    if hindrance:
+    newest = _newest_of_each(alive)
+    if hindrance := next((found for pod in newest if (found := pod_hindrance(pod))), None):
         return Verdict(State.WAITING, hindrance[0], hindrance[1], **facts)
-    if newest["status"].get("phase") != "Running":
-        return Verdict(State.WAITING, Reason.WAITING, f"Pod {newest['metadata']['name']} is starting.", **facts)
+    if starting := next((pod for pod in newest if pod["status"].get("phase") != "Running"), None):
+        return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
     message = ""
-    if earlier := next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None):
+    if earlier := _cause(pods):
         message = f"An earlier attempt ended: {earlier[1]}"
-    address = newest["status"].get("podIP", "")
+    address = next((pod["status"].get("podIP", "") for pod in newest if _is_first(pod)), "")
     return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
+
+
+def _newest_of_each(pods: Sequence[Object]) -> list[Object]:
+    """Of those that work together, the newest with each number, by number."""
+    newest = {_number(pod): pod for pod in pods}
+    return [newest[number] for number in sorted(newest)]
 
 
 def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
@@ -151,7 +179,7 @@ def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[s
         newest = max(refusals, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
         reason, message = refusal(newest.get("message") or "")
         return Verdict(State.WAITING, reason, message, needs_events=True, **facts)
-    if earlier := next((found for pod in reversed(pods) if (found := _pod_failure(pod))), None):
+    if earlier := _cause(pods):
         message = f"Trying again; the last attempt ended: {earlier[1]}"
         return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
     return replace(NOT_STARTED, **facts)

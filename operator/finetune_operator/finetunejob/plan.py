@@ -13,7 +13,7 @@ from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, 
 from finetune_api.hashing import short
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_operator.actions import CONFIG_MAPS, JOBS, Action, Create, Delete, Object, Patch, Plan
+from finetune_operator.actions import CONFIG_MAPS, JOBS, SERVICES, Action, Create, Delete, Object, Patch, Plan
 from finetune_operator.apply import NameTaken
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
@@ -23,6 +23,7 @@ from finetune_operator.finetunejob.outcome import NOT_STARTED, State, refusal
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
+from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
 
 HINDRANCE_SECONDS: Final = 10.0
@@ -112,7 +113,7 @@ def _start(
         status = compose(observed, waits, book if begun else None, now)
         return replace(_told(observed, status, upkeep), requeue_after=HINDRANCE_SECONDS)
     request = _request(observed, spec, book, stage, recovers)
-    actions = (*upkeep, Create(CONFIG_MAPS, input_config_map(request)), Create(JOBS, stage_job(request)))
+    actions = (*upkeep, *_creations(request))
     if not begun:
         return Plan(status=observed.status, actions=actions, requeue_after=0.0, tell=False)
     job = _just_made(request, recovers)
@@ -121,6 +122,12 @@ def _start(
         book.enter(stage, job, StageState.RUNNING, job.verdict.message, request.input.input_key)
     status = compose(observed, _under_way(subject, job), book, now)
     return replace(_told(observed, status, actions), requeue_after=START_SECONDS)
+
+
+def _creations(request: StageRequest) -> tuple[Create, ...]:
+    """A stage's objects, the Job last: its pods need the others."""
+    peers = (Create(SERVICES, peers_service(request)),) if request.nodes > 1 else ()
+    return (Create(CONFIG_MAPS, input_config_map(request)), *peers, Create(JOBS, stage_job(request)))
 
 
 def _request(observed: Observed, spec: FineTuneJobSpec, book: Book, stage: Stage, recovers: str) -> StageRequest:

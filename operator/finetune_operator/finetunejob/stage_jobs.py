@@ -15,7 +15,7 @@ from finetune_api.stages import (
     Upstream,
     input_key,
 )
-from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
+from finetune_operator.finetunejob.hardware import hardware_facts, other_facts, processes
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS, Observed
 from finetune_operator.resources.pods import QUEUE_LABEL, StageRequest
 from finetune_operator.settings import PodShape, Profile
@@ -71,6 +71,8 @@ def stage_request(
         queue=observed.metadata.labels.get(QUEUE_LABEL, ""),
         retries=profile.retries,
         deadline_seconds=profile.deadline_seconds,
+        nodes=profile.nodes if stage is Stage.TRAIN else 1,
+        processes=processes(profile) if stage is Stage.TRAIN else 1,
     )
 
 

@@ -51,11 +51,20 @@ class StageRequest:
     """Kueue's local queue for the Job; empty: none."""
     retries: int = 2
     deadline_seconds: int = 3600
+    nodes: int = 1
+    """Pods that work together, as an Indexed Job."""
+    processes: int = 1
+    """Processes of each pod that work together."""
 
     @property
     def stage(self) -> Stage:
         """The stage."""
         return self.input.stage
+
+    @property
+    def together(self) -> bool:
+        """Whether several processes do this stage's work."""
+        return self.nodes * self.processes > 1
 
     @cached_property
     def name(self) -> str:
@@ -87,6 +96,8 @@ def stage_job(request: StageRequest) -> Object:
     pod["terminationGracePeriodSeconds"] = 60
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     pod["volumes"] += ca_volumes(request.input.storage)
+    if request.nodes > 1:
+        pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
     queue = {QUEUE_LABEL: request.queue} if request.queue else {}
     return {
@@ -94,7 +105,8 @@ def stage_job(request: StageRequest) -> Object:
         "kind": "Job",
         "metadata": request.owner.metadata(request.name, request.all_labels | queue),
         "spec": {
-            "backoffLimit": request.retries,
+            **_indexed(request),
+            "backoffLimit": request.retries * request.nodes,
             "activeDeadlineSeconds": request.deadline_seconds,
             # A pod that is still saving its checkpoint and its replacement must not run at the same time.
             "podReplacementPolicy": "Failed",
@@ -109,11 +121,32 @@ def stage_job(request: StageRequest) -> Object:
                             "values": [meta.ExitCode.FATAL.value],
                         },
                     },
+                    *_blameless_exits(request),
                 ]
             },
             "template": {"metadata": {"labels": template_labels}, "spec": pod},
         },
     }
+
+
+def _indexed(request: StageRequest) -> Object:
+    """Several pods, each with a number. The first answers for all: once it has succeeded, so has the Job."""
+    if request.nodes == 1:
+        return {}
+    return {
+        "completionMode": "Indexed",
+        "completions": request.nodes,
+        "parallelism": request.nodes,
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+    }
+
+
+def _blameless_exits(request: StageRequest) -> list[Object]:
+    """When one pod is lost, the others end too, to begin again with it: only its own end may count as a failure."""
+    if not request.together:
+        return []
+    exits = {"containerName": STAGE_CONTAINER, "operator": "In", "values": [meta.ExitCode.REGROUP.value]}
+    return [{"action": "Ignore", "onExitCodes": exits}]
 
 
 def stage_container(request: StageRequest) -> Object:
@@ -132,6 +165,7 @@ def stage_container(request: StageRequest) -> Object:
             *_tracking_env(request),
             *scratch_env(),
             *cpu_env(request.shape),
+            *_name_env(request),
         ],
         mounts=[
             {"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True},
@@ -139,9 +173,17 @@ def stage_container(request: StageRequest) -> Object:
             *ca_mounts(request.input.storage),
         ],
     )
-    body["command"] = argv
+    body["command"] = [*argv, *_together_arguments(request)]
     body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
     return body
+
+
+def _together_arguments(request: StageRequest) -> list[str]:
+    """How many share the work, and where the first pod is found; a pod's number is in its environment."""
+    arguments = ["--processes", str(request.processes)] if request.together else []
+    if request.nodes > 1:
+        arguments += ["--nodes", str(request.nodes), "--coordinator", f"{request.name}-0.{request.name}"]
+    return arguments
 
 
 def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
@@ -257,6 +299,13 @@ def _tracking_env(request: StageRequest) -> list[Object]:
         {"name": name, "valueFrom": {"secretKeyRef": reference | {"optional": True}}}
         for name, reference in references.items()
     ]
+
+
+def _name_env(request: StageRequest) -> list[Object]:
+    """The name by which the attempts of one number stay apart."""
+    if request.nodes == 1:
+        return []
+    return [{"name": meta.POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
 
 
 def scratch_env() -> list[Object]:
