@@ -32,7 +32,7 @@ class CaBundle(ApiModel):
 
     config_map_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
     """Name of the ConfigMap, in the namespace of this resource."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)] = "ca.crt"
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "ca.crt"
     """Its key that holds the certificates."""
 
 

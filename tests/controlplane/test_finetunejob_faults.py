@@ -65,9 +65,9 @@ def undisturbed(
         return end_state(calm, "storm")
 
 
-def create(team: Team) -> None:
+def create(team: Team) -> Object:
     """The same resource for each test."""
-    team.create("storm")
+    return team.create("storm")
 
 
 def test_killed_after_every_write(team: Team, undisturbed: dict[str, Any]) -> None:
@@ -160,19 +160,17 @@ def test_deleted_in_the_middle_and_applied_again(team: Team, undisturbed: dict[s
         return None
 
     team.node.admit = admit
-    team.node.scripts[Stage.TRAIN] = lambda given: None
     team.start()
-    create(team)
+    first = create(team)
+    uid = first["metadata"]["uid"]
+    team.node.scripts[Stage.TRAIN] = lambda given: None if given.run.uid == uid else team.node.store.run(given)
     wait(lambda: _running(team, Stage.TRAIN), "train to run")
     pod = _running(team, Stage.TRAIN)[0]["metadata"]
     lingers = {"metadata": {"finalizers": [*pod.get("finalizers", []), "finetune.dev/saving-a-checkpoint"]}}
     team.api.patch(PODS, team.namespace, pod["name"], lingers)
-    first = team.api.get(FINETUNEJOBS, team.namespace, "storm")
-    assert first is not None
-    team.api.delete(FINETUNEJOBS, team.namespace, "storm", first["metadata"]["uid"])
-    del team.node.scripts[Stage.TRAIN]
+    team.api.delete(FINETUNEJOBS, team.namespace, "storm", uid)
     create(team)
-    wait(lambda: f"pod {pod['name']}" in _message(team), "the new run to say what it waits for", 60)
+    wait(lambda: f"pod {pod['name']}" in _message(team), "the new run to say what it waits for")
     wait(lambda: not team.jobs("storm"), "the Jobs of the first life to go")
     time.sleep(2)
     assert not team.jobs("storm"), "something was started while the old pod could still write"
