@@ -21,6 +21,7 @@ from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.ownership import STATE, RunState
 from finetune_jobs.training.recipe import Batch
+from finetune_jobs.training.team import Team
 from finetune_jobs.training.trainer import LabelLossTrainer
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
@@ -255,8 +256,8 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
     dataset = write_dataset(tmp_path / "dataset")
     ages = iter(range(0, 10_000, 5))  # asked once a step and once a checkpoint
 
-    def limited(seconds: int, checkpoints: Checkpoints) -> Allowance:
-        return Allowance(seconds, checkpoints, age=lambda: float(next(ages)))
+    def limited(seconds: int, checkpoints: Checkpoints, team: Team) -> Allowance:
+        return Allowance(seconds, checkpoints, age=lambda: float(next(ages)), team=team)
 
     monkeypatch.setattr("finetune_jobs.training.trainer.Allowance", limited)
     training = settings(max_steps=50, checkpoint_steps=5, patience=0)
