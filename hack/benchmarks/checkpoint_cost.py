@@ -128,6 +128,7 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
     from finetune_jobs.training import trainer as training_module
     from finetune_jobs.training.callbacks import Checkpointing
     from finetune_jobs.training.checkpoints import Checkpoints
+    from finetune_jobs.training.label_loss import LabelLossTrainer
 
     torch.set_num_threads(1)
     store = Store.connect(Storage(endpoint=endpoint, path_style=True), "s3://data/checkpoints")
@@ -135,7 +136,7 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
         batch_size=SHORT.batch, gradient_accumulation=SHORT.passes, epochs=50, max_steps=steps, checkpoint_steps=EVERY
     )
     saving, passing = Stopwatch(), Stopwatch()
-    steps_class = training_module.LabelLossTrainer
+    steps_class = LabelLossTrainer
     steps_class._save_checkpoint = saving.around(steps_class._save_checkpoint)
     Checkpointing.on_save = saving.around(Checkpointing.on_save)  # type: ignore[method-assign] # timed from outside
     steps_class.training_step = passing.around(steps_class.training_step)

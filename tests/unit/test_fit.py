@@ -216,6 +216,35 @@ def test_memory_grows_with_what_it_has_to_hold(config: dict[str, Any], training:
 
 
 @settings(max_examples=60, deadline=None)
+@given(config=CONFIGS, training=TRAININGS, step=STEPS, processes=st.integers(2, 64))
+def test_processes_divide_a_whole_model_and_no_other(
+    config: dict[str, Any], training: Training, step: Step, processes: int
+) -> None:
+    """Weights, gradients and Adam's moments, 16 bytes a parameter, are divided evenly; adapters' bases are not."""
+    shape = shape_of(config)
+    alone, one = peak_memory(shape, training, step), peak_memory(shape, training, step, processes)
+    if training.method is Method.FULL:
+        assert one.weights + one.state == pytest.approx(16 * shape.parameters / processes)
+        assert one.workspace == peak_memory(shape, training, step, 2 * processes).workspace > 0
+    else:
+        assert one == alone
+
+
+def test_a_whole_model_that_fits_no_gpu_fits_eight_together() -> None:
+    """Llama-3-8B has 120 GiB of weights, gradients and moments: 15 of them on each of eight."""
+    training = Training(method=Method.FULL, batch_size=8, max_length=1024)
+    eight = A100.model_copy(update={"profile": "gpu-a100-40x8", "count": 8})
+    with pytest.raises(StageError, match=r"As it is, it fits profile gpu-a100-40x8\."):
+        admit(LLAMA_8B, training, A100, [eight])
+
+    admission = admit(LLAMA_8B, training, eight)
+
+    assert admission.memory is not None
+    assert "of the 39 GiB of each NVIDIA A100 40GB (8 train together)." in admission.message
+    assert admission.memory.weights + admission.memory.state == pytest.approx(15 * GIB, rel=0.01)
+
+
+@settings(max_examples=60, deadline=None)
 @given(config=CONFIGS, training=TRAININGS)
 def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training: Training) -> None:
     """Checkpointing saves activations; nf4 saves weights over int8, int8 over 16 bits."""

@@ -25,8 +25,9 @@ from finetune_jobs.readiness.learning_curve import Point, PowerLaw
 from finetune_jobs.store import Store
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.learning_curve import CURVE, CURVE_PAGE, Parts, divide, measure_curve, proportional
-from finetune_jobs.training.trainer import Files, LabelLossTrainer
+from finetune_jobs.training.trainer import Files
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, run_training, settings, write_dataset

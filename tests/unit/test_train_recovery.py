@@ -19,10 +19,10 @@ from finetune_jobs.store import Store
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
 from finetune_jobs.training.recipe import Batch
 from finetune_jobs.training.team import Team
-from finetune_jobs.training.trainer import LabelLossTrainer
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import run_training, settings, write_dataset

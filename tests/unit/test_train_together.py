@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given as each
 from hypothesis import strategies as st
-from safetensors.torch import load
+from safetensors.torch import load, load_file, save_file
 
 from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, output_folder, run_folder
@@ -32,14 +33,27 @@ from hack.cluster.layout import free_port
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import RUN, pipeline_params, run_process, stage_input, start_process, wait_for
 from tests.support.tiny_model import build_tiny_llama
-from tests.support.training import BASE, publish_inputs, rows, run_training, settings, write_dataset
+from tests.support.training import BASE, publish_inputs, row, rows, run_training, settings, write_dataset
 
+HELD = re.compile(r"FSDP: process (\d) holds (\d+) of the model's \d+ weights")
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llama(tmp_path_factory.mktemp("together") / "base")
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose output layer is its embedding, as small models mostly have it."""
+    path = build_tiny_llama(tmp_path_factory.mktemp("tied") / "base")
+    config = json.loads((path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (path / "config.json").write_text(json.dumps(config))
+    kept = load_file(path / "model.safetensors")
+    del kept["lm_head.weight"]
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    return path
 
 
 @pytest.fixture
@@ -116,12 +130,15 @@ def kill_pod(launcher: "subprocess.Popen[bytes]") -> None:
     launcher.communicate()
 
 
+@pytest.mark.parametrize(("method", "kind"), [(Method.LORA, "base"), (Method.FULL, "tied")])
 def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
-    base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+    method: Method, kind: str, store: Store, s3: SeaweedFS, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """With dropout, so that the random states of both processes have to come back too: bit for bit."""
+    """An adapter with dropout, so that the random states of both processes have to come back too, and a model of which
+    each holds a half: bit for bit."""
+    base = request.getfixturevalue(kind)
     dataset = write_dataset(tmp_path / "dataset", train=rows(12))
-    training = settings(Method.LORA, epochs=5, batch_size=1, gradient_accumulation=2, checkpoint_steps=6, dropout="0.1")
+    training = settings(method, epochs=5, batch_size=1, gradient_accumulation=2, checkpoint_steps=6, dropout="0.1")
     undisturbed = run_process(
         train_input(base, dataset, store.below("whole"), s3, training), tmp_path, ADMIN, "--processes", "2"
     )
@@ -153,6 +170,75 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
     expected = weights(store.below("whole"), undisturbed.result)
     for name, tensor in weights(place, ended.result).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def assert_as_alone(found: dict[str, torch.Tensor], folder: Path, base: Path) -> None:
+    """The training moved all weights of ``base`` as in ``folder``, up to a twentieth and bfloat16's rounding: sums in
+    another order turn a few of Adam's steps."""
+    (file,) = folder.glob("*.safetensors")
+    expected, start = load_file(file), load_file(base / "model.safetensors")
+    assert found.keys() == expected.keys() == start.keys()
+    for name, tensor in expected.items():
+        apart, moved = (found[name] - tensor).float().norm(), (tensor - start[name]).norm()
+        assert apart <= moved / 20 + tensor.float().norm() / 512, name
+
+
+def test_a_whole_model_is_divided_among_two_processes_and_trained_as_by_one(
+    base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+) -> None:
+    """Each holds a half (FSDP). The validation's answers are wrong, so that an early checkpoint is the best one and is
+    loaded at the end."""
+    place = store.below("together")
+    wrong = [row("refund my parcel 99", "other fox"), row("what is the capital 99", "refund")]
+    dataset = write_dataset(tmp_path / "dataset", train=rows(13), validation=wrong)
+    training = settings(Method.FULL, epochs=6, batch_size=2, gradient_accumulation=4, checkpoint_steps=6)
+    alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
+
+    together = run_process(train_input(base, dataset, place, s3, training), tmp_path, ADMIN, "--processes", "2")
+
+    assert together.code == ExitCode.OK, together.log
+    told = [held for entry in together.log if (held := HELD.fullmatch(entry["message"]))]
+    half = alone.trainable_parameters / 2
+    assert {held[1]: int(held[2]) for held in told} == {"0": half, "1": half}
+    assert "the weights of step 6 are kept" in together.result.message
+    log = (place.get(f"{output_folder(Stage.TRAIN, together.result.output_digest)}/train_log.jsonl") or b"").decode()
+    reference = (tmp_path / "adapter/train_log.jsonl").read_text()
+    for figure, tolerance in (("loss", 0.03), ("eval_loss", 0.03), ("grad_norm", 0.1)):
+        assert losses(log, figure) == pytest.approx(losses(reference, figure), rel=tolerance), figure
+    assert_as_alone(weights(place, together.result), tmp_path / "adapter", base)
+
+
+def test_any_number_of_processes_goes_on_from_what_another_number_left(
+    tied: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+) -> None:
+    """One alone begins, two go on, one ends it; the first two are told to stop in the middle."""
+    dataset = write_dataset(tmp_path / "dataset", train=rows(12))
+    training = settings(
+        Method.FULL, epochs=40, batch_size=2, gradient_accumulation=4, checkpoint_steps=10, learning_rate="1e-4"
+    )
+    run_training(tied, dataset, tmp_path, training, store.below("alone"))
+    place = store.below("changing")
+    given = train_input(tied, dataset, place, s3, training)
+    for processes in ("1", "2"):
+        before = newest_step(place)
+        stage = start_process(given, tmp_path, ADMIN, "--processes", processes)
+        while newest_step(place) == before:
+            assert stage.poll() is None, wait_for(stage, tmp_path).log
+            time.sleep(0.02)
+        stage.terminate()
+        stopped = wait_for(stage, tmp_path)
+        assert stopped.result.reason is Reason.PREEMPTED, stopped.log
+
+    ended = run_process(given, tmp_path, ADMIN)
+
+    assert ended.code == ExitCode.OK, ended.log
+    assert_as_alone(weights(place, ended.result), tmp_path / "adapter", tied)
+
+
+def newest_step(place: Store) -> int:
+    """Of the checkpoints of a training in the store; 0 where there is none."""
+    keys = [entry.key for entry in place.below(f"{run_folder(RUN)}/checkpoints").list()]
+    return max((int(key.split("checkpoint-")[1].split("/")[0]) for key in keys if key.endswith(MANIFEST)), default=0)
 
 
 class _OneOfTwo(Team):

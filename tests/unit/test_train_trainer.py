@@ -20,9 +20,10 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.progress import Measurement, Progress
 from finetune_jobs.store import Store
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE
 from finetune_jobs.training.recipe import Batch
-from finetune_jobs.training.trainer import LabelLossTrainer, build_trainer
+from finetune_jobs.training.trainer import build_trainer
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import (

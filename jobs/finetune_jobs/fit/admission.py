@@ -57,7 +57,7 @@ def admit(
     except UnknownShapeError as unknown:
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
     step = ON_GPU if hardware.has_gpu else ON_CPU
-    memory = peak_memory(shape, part, step)
+    memory = peak_memory(shape, part, step, hardware.processes)
     expected = forecast(shape, training, step, hardware, samples)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; what the profile has is unknown.")
@@ -66,7 +66,8 @@ def admit(
         return Admission(memory, expected, _pod_message(memory, hardware))
     if not fits(memory, hardware):
         raise _refused(shape, training, hardware, others)
-    return Admission(memory, expected, f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {hardware.name}.")
+    message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
+    return Admission(memory, expected, message)
 
 
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
@@ -128,7 +129,7 @@ def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool
 
 def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
     """Of one GPU."""
-    return peak_memory(shape, per_process(training, hardware) or training, ON_GPU)
+    return peak_memory(shape, per_process(training, hardware) or training, ON_GPU, hardware.processes)
 
 
 def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> StageError:
@@ -145,7 +146,7 @@ def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: 
         Reason.FIT_REFUSED,
         f"{training.method.value} with batchSize {training.batch_size} and maxLength {training.max_length} needs "
         f"{_gib(memory)} ({_parts(memory)}), more than {USABLE:.0%} of the {hardware.memory_gib:g} GiB of "
-        f"{hardware.name} in profile {hardware.profile}. {' '.join(advice)}",
+        f"{_name(hardware)} in profile {hardware.profile}. {' '.join(advice)}",
     )
 
 
@@ -168,13 +169,13 @@ def _require_pod_memory(
     shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
 ) -> None:
     """Off GPUs only what no data can change is refused: examples are mostly far shorter than maxLength."""
-    floor = floor_memory(shape, training, ON_CPU)
+    floor = floor_memory(shape, training, ON_CPU, hardware.processes)
     if floor.gib <= hardware.memory_gib:
         return
     names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]
     rounded = _rounded(training)
     advice = ["Choose a profile with more memory."]
-    if rounded and floor_memory(shape, rounded, ON_CPU).gib <= hardware.memory_gib:
+    if rounded and floor_memory(shape, rounded, ON_CPU, hardware.processes).gib <= hardware.memory_gib:
         advice = [f"It fits with {_difference(training, rounded)}."]
     elif names:
         advice = [f"It fits profile {' or '.join(names[:3])}."]
@@ -188,6 +189,11 @@ def _require_pod_memory(
 def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:
     most = f"Batches of examples of maxLength need {_gib(memory)} of the pod's {hardware.memory_gib:g} GiB"
     return f"{most}." if memory.gib <= hardware.memory_gib else f"{most}: shorter ones fit, or a smaller batchSize."
+
+
+def _name(hardware: HardwareFacts) -> str:
+    """Of its GPUs: the estimate is for one of them."""
+    return hardware.name if hardware.processes == 1 else f"each {hardware.name} ({hardware.processes} train together)"
 
 
 def _gib(memory: Memory) -> str:

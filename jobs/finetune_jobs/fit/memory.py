@@ -3,6 +3,8 @@
 A step's peak is what stays (weights, adapter, optimiser) plus the larger of two moments: the output layer's loss, while
 every layer waits for its backward pass, and the backward pass of one layer. The terms count what PyTorch's autograd
 keeps; ``hack/benchmarks/fit_estimate.py`` holds them against PyTorch's own memory tracker and published measurements.
+Processes that train a whole model together hold an equal part each of weights, gradients and optimiser (ZeRO's stage 3,
+Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that compute (PyTorch's FSDP2).
 Method and the constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured there on a Tesla T4.
 """
 
@@ -70,7 +72,7 @@ class Memory:
     activations: float
     """What the backward pass needs of the longest batch, at the worst moment."""
     workspace: float
-    """One matrix, when it is not rounded for a moment."""
+    """What is whole for a moment: one rounded matrix, or the layers that a divided model has gathered."""
     overhead: float
     """The process itself and what the allocator wastes."""
 
@@ -90,21 +92,23 @@ class Memory:
         return self.total / GIB
 
 
-def peak_memory(shape: Shape, training: Training, step: Step) -> Memory:
-    """The peak for batches whose examples all have ``training.max_length`` tokens."""
-    weights = _weights(shape, training)
-    state, activations = _state(shape, training), _activations(shape, training, step)
-    if training.method is Method.FULL:
+def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:
+    """The peak of one of so many processes, for batches whose examples all have ``training.max_length`` tokens."""
+    weights, state = _weights(shape, training), _state(shape, training)
+    activations, workspace = _activations(shape, training, step), _workspace(shape, training)
+    if training.method is Method.FULL and processes > 1:
+        weights, state = weights / processes, 3 * FP32 * shape.parameters / processes
+        activations, workspace = max(activations, weights), _gathered(shape)  # Adam copies its part of the weights
+    elif training.method is Method.FULL:
         activations = max(activations, _after_backward(shape) - _casts(shape))
-    workspace = _workspace(shape, training)
     tensors = weights + state + activations + workspace
     overhead = CUDA_CONTEXT + FRAGMENTATION * tensors if step.on_gpu else PROCESS
     return Memory(weights, state, activations, workspace, overhead)
 
 
-def floor_memory(shape: Shape, training: Training, step: Step) -> Memory:
+def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:
     """What even the shortest examples need, one at a time: the part of the peak that data cannot change."""
-    return peak_memory(shape, training.model_copy(update={"batch_size": 1, "max_length": 1}), step)
+    return peak_memory(shape, training.model_copy(update={"batch_size": 1, "max_length": 1}), step, processes)
 
 
 def trained_parameters(shape: Shape, training: Training) -> int:
@@ -143,6 +147,14 @@ def _after_backward(shape: Shape) -> float:
 def _casts(shape: Shape) -> float:
     """Autocast keeps 16-bit copies of float32 matrices until the forward pass is over."""
     return BF16 * (shape.linear_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
+
+
+def _gathered(shape: Shape) -> float:
+    """The most that FSDP2 has whole at a time: the layer that computes, its gradient and its 16-bit copy, the next one
+    as it arrives and as it is laid out, the gradient of the one before, which is being summed up; and the output layer
+    with its copy. Counted from how torch 2.13 works, not measured."""
+    layer = (shape.parameters - shape.embedding_parameters - shape.outer_vectors) / shape.layers
+    return (5 * FP32 + BF16) * layer + (FP32 + BF16) * shape.vocab * shape.hidden
 
 
 def _workspace(shape: Shape, training: Training) -> float:

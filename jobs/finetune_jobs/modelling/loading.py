@@ -43,11 +43,16 @@ def rounding(quantization: Quantization) -> BitsAndBytesConfig:
     )
 
 
-def load_base(folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype = DTYPE) -> Any:
-    """The base model, rounded where asked for; the rest in ``dtype``. Raises StageError(ModelUnsupported)."""
+def load_base(
+    folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype = DTYPE, where: str | None = None
+) -> Any:
+    """The base model, rounded where asked for; the rest in ``dtype``; on ``device()`` unless ``where`` is another one.
+
+    Raises StageError(ModelUnsupported).
+    """
     if quantization is None:
-        return _load(folder, dtype)
-    model = _load(folder, dtype, quantization_config=rounding(quantization))
+        return _load(folder, dtype, where)
+    model = _load(folder, dtype, where, quantization_config=rounding(quantization))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
@@ -97,7 +102,7 @@ def cuda_memory(load: str) -> Iterator[None]:
         raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory did not hold {load}.") from error
 
 
-def _load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     config = json.loads((folder / "config.json").read_text())
     if "auto_map" in config and "model_type" not in config:
@@ -106,7 +111,7 @@ def _load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            device_map={"": device()},
+            device_map={"": where or device()},
             use_safetensors=True,
             trust_remote_code=False,
             **options,

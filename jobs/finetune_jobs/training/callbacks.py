@@ -113,7 +113,9 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
             return
         if self._before:
             self._before.restore(state)
-        if state.global_step and not (self._work / f"checkpoint-{state.global_step}").exists():
+        # All look before any of them writes: they save together, or none does.
+        (due,) = self._team.any(not (self._work / f"checkpoint-{state.global_step}").exists())
+        if state.global_step and due:
             self._save()
         self.on_save(args, state, control)
 

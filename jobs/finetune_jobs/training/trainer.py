@@ -1,8 +1,7 @@
 """Training with TRL's SFTTrainer: an adapter (LoRA, QLoRA) or the whole model.
 
-Why the trainer is subclassed at all (TRL 1.16): off CUDA its loss projects every position through the LM head, though
-only the answer's few tokens carry a label; and it casts QLoRA adapters to bfloat16, where small updates round to
-nothing. Both, and what they cost, are described in docs/concepts/training.md.
+What is trained is kept in float32: TRL 1.16 casts QLoRA adapters to bfloat16, where small updates round to nothing
+(docs/concepts/training.md).
 """
 
 import gc
@@ -18,10 +17,9 @@ import pyarrow.compute as compute
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
@@ -33,11 +31,13 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.training import checkpoints as kept
+from finetune_jobs.training import sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.division import FilledSampler, missing, with_blanks
+from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
@@ -48,14 +48,6 @@ log = logging.getLogger(__name__)
 
 PLAIN_ATTENTION_TOKENS: Final = 128
 """On CPUs, plain attention is a fifth faster than the fused kernel up to here; its memory grows as the square."""
-SCALED_LOGITS: Final = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
-"""Settings by which a few architectures change the LM head's output; TRL's own loss knows them all."""
 MAX_SHARD: Final = "5GB"
 """Largest weight file of a whole model."""
 
@@ -162,7 +154,7 @@ def _attempt(
     progress.report(0.0, "loading the base model")
     try:
         tokenizer = load_tokenizer(files.base)
-        model = load_trainable(files.base, training)
+        model = load_trainable(files.base, training, team)
         train, validation = (Dataset(InMemoryTable(read_tokens(files.dataset, s))) for s in ("train", "validation"))
         suit_attention(model, longest(train, validation))
         trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch, team)
@@ -184,13 +176,14 @@ def _attempt(
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None
+    weights = trainer.weights(DTYPE) if training.method is Method.FULL else {}
     if team.first:
-        _save(trainer, training, files)
+        _save(trainer, weights, training, files)
     summary = _summary(trainer, training, batch)
     return replace(summary, ending=allowance.ending(summary.ending)) if allowance else summary
 
 
-def run_steps(trainer: "LabelLossTrainer", resume: Path | None, progress: Progress) -> None:
+def run_steps(trainer: LabelLossTrainer, resume: Path | None, progress: Progress) -> None:
     """All steps that are left after the checkpoint ``resume``, under the watch for those that hang."""
     if resume:
         log.info("training goes on from %s", resume.name)
@@ -233,58 +226,6 @@ def _smaller(batch: Batch, training: Training) -> Batch:
     return smaller
 
 
-class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
-    """SFTTrainer that, off CUDA, projects only the positions with a label through the LM head. The loss is the same.
-
-    In a validation, the loss is that per token of the whole split, however it is divided: a mean of batches' means
-    would change with the batch, and with it which weights are the best.
-    """
-
-    labels_per_example = 0.0
-    """Of the validation split, on average."""
-    team = ALONE
-    order: FilledSampler | None = None
-    """Of the training examples, where several processes divide them."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Cross entropy per labelled token, over ``num_items_in_batch`` tokens or those of this batch."""
-        if num_items_in_batch is None and not model.training:
-            # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
-            # Several processes' loss is multiplied by their number, since gradients are averaged over them.
-            num_items_in_batch = self.labels_per_example * len(inputs["input_ids"]) * self.team.size
-        if self.team.size > 1:  # gradients are exchanged by the outer model's forward only
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        causal = model.get_base_model() if isinstance(model, PeftModel) else model
-        config = causal.config.get_text_config()
-        scaled = any(getattr(config, name, None) is not None for name in SCALED_LOGITS)
-        if return_outputs or scaled or self.aux_loss_enabled or inputs["input_ids"].is_cuda:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][:, 1:]
-        labelled = labels != chat.IGNORED
-        with self.accelerator.autocast():  # which accelerate puts around the outer model's forward only
-            hidden = causal.base_model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).last_hidden_state
-            logits = causal.get_output_embeddings()(hidden[:, :-1][labelled])
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
-        return loss / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.order or super()._get_train_sampler(train_dataset)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Every pod's copy of a checkpoint holds the random states of all processes: the store's is the first pod's."""
-        super()._save_rng_state(output_dir)
-        if self.team.size == 1:
-            return
-        own = Path(output_dir, f"rng_state_{self.team.rank}.pth")
-        for rank, content in enumerate(self.team.collect(own.read_bytes())):
-            if self.team.first_of_pod:
-                own.with_name(f"rng_state_{rank}.pth").write_bytes(content)
-
-
 def build_trainer(
     model: Any,
     tokenizer: Any,
@@ -307,9 +248,9 @@ def build_trainer(
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
         validation = with_blanks(validation, missing(len(validation), together), blank)
-    trainer = LabelLossTrainer(
+    trainer = (sharding.ShardedTrainer if sharded(training, team) else LabelLossTrainer)(
         model=model,
-        args=configuration(training, work, batch, steps, rate),
+        args=configuration(training, work, batch, steps, rate, sharded=sharded(training, team)),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -326,10 +267,18 @@ def build_trainer(
     return trainer
 
 
-def load_trainable(base: Path, training: Training) -> Any:
-    """The base model as it is trained: all of its weights in float32, or under an adapter, rounded where asked for."""
+def sharded(training: Training, team: Team) -> bool:
+    """Whether the model is divided among the processes; under an adapter each has its own, which is only read."""
+    return training.method is Method.FULL and team.size > 1
+
+
+def load_trainable(base: Path, training: Training, team: Team = ALONE) -> Any:
+    """The base model as it is trained: all of its weights in float32, or under an adapter, rounded where asked for.
+
+    One that is going to be divided need not fit a GPU: it is loaded into the host's memory.
+    """
     dtype = torch.float32 if training.method is Method.FULL else DTYPE
-    return load_base(base, training.base_quantization, dtype=dtype)
+    return load_base(base, training.base_quantization, dtype=dtype, where="cpu" if sharded(training, team) else None)
 
 
 def suit_attention(model: Any, tokens: int) -> None:
@@ -350,7 +299,9 @@ def _labelled(split: Dataset) -> int:
     return int(compute.sum(compute.not_equal(labels, chat.IGNORED)).as_py())
 
 
-def configuration(training: Training, work: Path, batch: Batch, steps: int, rate: float) -> SFTConfig:
+def configuration(
+    training: Training, work: Path, batch: Batch, steps: int, rate: float, *, sharded: bool = False
+) -> SFTConfig:
     """All settings of the trainer; ``steps`` are planned, ``rate`` is the peak learning rate."""
     on_gpu = device() != "cpu"
     interval = min(training.checkpoint_steps, steps)
@@ -387,14 +338,16 @@ def configuration(training: Training, work: Path, batch: Batch, steps: int, rate
         include_num_input_tokens_seen="non_padding",
         report_to="none",
         disable_tqdm=True,
+        **(sharding.settings() if sharded else {}),
     )
 
 
-def _save(trainer: LabelLossTrainer, training: Training, files: Files) -> None:
-    """The result without what only concerns this machine, with the base model's own tokenizer."""
+def _save(trainer: LabelLossTrainer, weights: dict[str, torch.Tensor], training: Training, files: Files) -> None:
+    """The result without what only concerns this machine, with the base model's own tokenizer; ``weights`` are those of
+    a whole model."""
     files.out.mkdir(parents=True, exist_ok=True)
-    if training.method is Method.FULL:
-        trainer.model.to(DTYPE).save_pretrained(files.out, safe_serialization=True, max_shard_size=MAX_SHARD)
+    if weights:
+        trainer.model.save_pretrained(files.out, state_dict=weights, safe_serialization=True, max_shard_size=MAX_SHARD)
     else:
         _save_adapter(trainer.model, files)
     copy_tokenizer(files.base, files.out)
