@@ -28,6 +28,7 @@ class Reason(StrEnum):
     # What the admin or the namespace lacks
     PROFILE_UNKNOWN = "ProfileUnknown"
     RUNTIME_UNKNOWN = "RuntimeUnknown"
+    NOT_ALLOWED = "NotAllowed"
     RUNNER_SERVICE_ACCOUNT_MISSING = "RunnerServiceAccountMissing"
     SECRET_MISSING = "SecretMissing"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -96,6 +97,7 @@ class Reason(StrEnum):
 REMEDIES: Final[dict[Reason, str]] = {
     # The run waits, and goes on by itself
     Reason.PROFILE_UNKNOWN: "Choose a profile that the platform offers, or ask its admin to add one to the chart's values.",
+    Reason.NOT_ALLOWED: "Ask for what this namespace may have; or let the platform's admin extend tenancy.rules in the chart's values: it goes on by itself then.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "Ask the admin to create the runner ServiceAccount in this namespace.",
     Reason.SECRET_MISSING: "Create the Secret with the keys that spec.storage.credentials names; the pod starts by itself then.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, free resources in the namespace, or choose a smaller profile.",

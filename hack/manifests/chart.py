@@ -80,7 +80,7 @@ def schema(values: Values) -> str:
     models["Runtime"]["properties"]["image"] = {"$ref": "#/$defs/Image"}
     settings = models.pop("Settings")["properties"]
     images = models.pop("Images")["properties"]
-    known = _known(settings, images, models.pop("Proxy")["properties"])
+    known = _known(settings, images, models.pop("Proxy")["properties"], models.pop("Tenancy")["properties"])
     root = _infer(values.defaults, (), values.comments, known)
     root["properties"]["global"] = {"description": "Values of a parent chart; unused here.", "type": "object"}
     document = {
@@ -117,7 +117,7 @@ _OWN_DEFINITIONS: dict[str, Schema] = {
 }
 
 
-def _known(settings: Schema, images: Schema, proxy: Schema) -> dict[Path, Schema]:
+def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> dict[Path, Schema]:
     """Shapes that a default value does not tell."""
     namespaces = {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/Namespace"}}
     image = {"$ref": "#/$defs/Image"}
@@ -131,6 +131,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema) -> dict[Path, Schema
         ("runner", "serviceAccountName"): {"type": "string", "pattern": _NAME},
         ("runner", "annotations"): _STRINGS,
         **{("proxy", each): proxy[each] for each in ("httpProxy", "httpsProxy")},
+        ("tenancy", "rules"): tenancy["rules"],
         ("operator", "workers"): settings["workers"],
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
         ("operator", "progressSeconds"): settings["progressSeconds"],
@@ -188,8 +189,8 @@ def reference(values: Values) -> str:
         "<!-- Generated from charts/finetune-operator/values.yaml by `make manifests`; do not edit. -->",
         "# Values of the chart",
         "",
-        "The fields of profiles and runtimes are described in `operator/finetune_operator/settings.py` and in",
-        "`values.schema.json`, which Helm checks on every command.",
+        "The fields of profiles, runtimes and tenancy rules are described in `settings.py` and `tenancy.py` of",
+        "`operator/finetune_operator/` and in `values.schema.json`, which Helm checks on every command.",
         "",
         "| key | default | what it is |",
         "| --- | --- | --- |",

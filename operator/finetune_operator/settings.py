@@ -9,6 +9,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Name
 from finetune_api.stages import Stage
+from finetune_operator.tenancy import Tenancy
 
 
 class PodShape(ApiModel):
@@ -153,6 +154,8 @@ class Settings(ApiModel):
     """Model servers by name."""
     proxy: Proxy = Proxy()
     """The way out of the cluster."""
+    tenancy: Tenancy = Tenancy()
+    """Which namespaces may use what."""
     namespaces: list[str] = []
     """Namespaces to watch; empty means all."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8

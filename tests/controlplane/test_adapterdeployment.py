@@ -25,6 +25,7 @@ from finetune_operator.actions import (
     Object,
     Resource,
 )
+from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.controlplane.conftest import Team, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
@@ -165,6 +166,27 @@ def test_first_rollout(serving: Serving) -> None:
     [policy] = serving.children(NETWORK_POLICIES).values()
     assert "from" not in policy["spec"]["ingress"][0]
     assert serving.events() == [("Normal", "CandidateStarting"), ("Normal", "Promoted")]
+
+
+def test_what_the_namespace_may_not_have(serving: Serving) -> None:
+    """No pod starts for it; what serves when the rules change goes on serving."""
+
+    def restart(**limits: Any) -> None:
+        for operator in serving.team.operators:
+            operator.stop()
+        serving.start(tenancy=Tenancy(rules=[TenancyRule(namespaces=["team-*"], **limits)]))
+
+    restart(runtimes=["tgi-cpu"], inputs=["s3://models/{namespace}"])
+    serving.create(pinned(GOOD))
+    status = serving.until(ServingPhase.FAILED)
+    assert {each.type: each.reason for each in status.conditions}["Stalled"] == Reason.NOT_ALLOWED
+    assert not serving.children(DEPLOYMENTS)
+    restart(runtimes=["tgi-cpu"], inputs=["s3://models"])
+    revision = serving.until(ServingPhase.READY).last_good_revision
+    restart(runtimes=[])
+    status = serving.until(ServingPhase.DEGRADED)
+    assert {each.type: each.status for each in status.conditions}["Ready"] == "True"
+    assert (serving.traffic(), set(serving.children(DEPLOYMENTS))) == (revision, {f"demo-{revision}"})
 
 
 def test_at_rest_nothing_is_written(serving: Serving) -> None:

@@ -13,6 +13,7 @@ from finetune_api.finetunejob import Phase
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
 from finetune_operator.actions import PODS, SERVICE_ACCOUNTS, Object
+from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.controlplane.conftest import RUNNER, Team, account, condition, wait
 from tests.support.fake_node import Ending
 
@@ -37,6 +38,27 @@ def test_unknown_profile(team: Team) -> None:
     assert not team.jobs("big")
     team.change("big", profile="small")
     team.until("big", Phase.SUCCEEDED)
+
+
+def test_what_the_namespace_may_not_have(team: Team) -> None:
+    """Told before any pod starts; it goes on when the spec asks for what is allowed, or the admin allows it."""
+    own = f"s3://artifacts/{team.namespace}"
+    rule = TenancyRule(namespaces=["team-*"], profiles=["small"], outputs=["s3://artifacts/{namespace}"])
+    team.start(tenancy=Tenancy(rules=[rule]))
+    team.create("corrected", output={"uri": f"{own}0", "name": "corrected"})
+    team.create("permitted", output={"uri": f"{own}/../elsewhere", "name": "permitted"})
+    for name in ("corrected", "permitted"):
+        status = team.until(name, Reason.NOT_ALLOWED)
+        assert (status.phase, condition(status, "Stalled")) == (Phase.PENDING, "True")
+        assert f"namespace '{team.namespace}' may have what is below {own}." in message(team, name)
+        assert ("Warning", "NotAllowed") in team.events(name)
+        assert not team.jobs(name)
+    team.change("corrected", output={"uri": f"{own}/results", "name": "corrected"})
+    team.until("corrected", Phase.SUCCEEDED)
+    team.operators[0].stop()
+    more = rule.model_copy(update={"outputs": ["s3://artifacts"]})
+    team.start(tenancy=Tenancy(rules=[rule, more]))
+    team.until("permitted", Phase.SUCCEEDED)
 
 
 def test_missing_service_account(team: Team) -> None:

@@ -28,6 +28,7 @@ from finetune_operator.actions import (
 from finetune_operator.adapterdeployment.observe import Invalid, Source
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.settings import Settings
+from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.support.serving import (
     BETTER,
     CORRUPT,
@@ -55,6 +56,12 @@ def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:
     cluster.settle()
     assert cluster.status.phase is ServingPhase.READY
     return cluster
+
+
+def limited(**limits: Any) -> Settings:
+    """Settings whose only rule of tenancy is for the namespace of the tests."""
+    rules = [TenancyRule(namespaces=["team"], **limits)]
+    return SETTINGS.model_copy(update={"tenancy": Tenancy(rules=rules)})
 
 
 def wrote(action: Action) -> tuple[str, Resource, str]:
@@ -91,6 +98,37 @@ class TestBlocked:
                 False,
             ),
             (
+                ServingCluster(settings=limited(runtimes=["vllm"])),
+                Reason.NOT_ALLOWED,
+                "spec.runtime is 'tgi-cpu'; namespace 'team' may have vllm.",
+                False,
+            ),
+            (
+                ServingCluster(spec=following(), settings=limited(runtimes=["vllm"])),
+                Reason.NOT_ALLOWED,
+                "spec.runtime is 'tgi-cpu'",  # also before the source has published
+                False,
+            ),
+            (
+                ServingCluster(settings=limited(inputs=["s3://models/other"])),
+                Reason.NOT_ALLOWED,
+                f"spec.source.artifact.uri is '{uri(GOOD)}'; namespace 'team' may have what is below s3://models/other.",
+                False,
+            ),
+            (
+                ServingCluster(spec=following(), source=published(GOOD), settings=limited(inputs=[])),
+                Reason.NOT_ALLOWED,
+                f"The artifact of FineTuneJob 'intents' is '{uri(GOOD)}'",
+                False,
+            ),
+            (
+                ServingCluster(spec=following(), source=published(GOOD), settings=limited(endpoints=[""])),
+                Reason.NOT_ALLOWED,
+                "The endpoint in spec.storage of FineTuneJob 'intents' is 'http://s3.storage.svc:8333'; "
+                "namespace 'team' may have none (AWS).",
+                False,
+            ),
+            (
                 ServingCluster(service_account=False),
                 Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
                 "ServiceAccount 'finetune-runner' of runtime 'tgi-cpu' does not exist in namespace 'team'.",
@@ -119,6 +157,24 @@ class TestBlocked:
         ready = made.status.conditions[0]
         assert ready.reason == reason
         assert says in ready.message
+
+    def test_new_rules_end_a_candidate_and_leave_alone_what_serves(self) -> None:
+        cluster = serving()
+        before = cluster.status.stable
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        cluster.settings = limited(runtimes=["tgi"])
+        cluster.settle()
+        assert condition(cluster.status, "Stalled") == ("True", Reason.NOT_ALLOWED)
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+        assert (cluster.status.stable, cluster.status.candidate) == (before, None)
+        assert before is not None
+        assert set(cluster.objects[DEPLOYMENTS]) == {before.deployment}
+        cluster.settings = limited(runtimes=["tgi*"])
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
 
     def test_a_foreign_service_of_the_name_is_left_alone(self) -> None:
         cluster = ServingCluster()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic.alias_generators import to_camel
 
 from finetune_api import meta
 from finetune_operator.rbac import RULES
 from finetune_operator.settings import Gpu, Proxy, Settings
+from finetune_operator.tenancy import TenancyRule
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
@@ -200,6 +203,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
         },
         "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
         "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
+        "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
         "operator": {"workers": 3, "resyncSeconds": 60, "progressSeconds": 5, "policySeconds": 7},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
@@ -209,6 +213,8 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert (rendered.progress_seconds, rendered.policy_seconds) == (5, 7)
     assert (rendered.images.pull_policy, rendered.images.pull_secrets) == ("Never", ["registry"])
     assert rendered.proxy == Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
+    team = TenancyRule(namespaces=["team-*"], outputs=["s3://models/{namespace}"], max_usd_per_run=1e8)
+    assert rendered.tenancy.rules == [team]
     assert "gpu-l4" not in rendered.profiles
     assert rendered.runtimes.keys() == {"tgi-cpu"}
     assert (runtime.env, runtime.num_shard) == ({"CUDA_GRAPHS": "0"}, 2)
@@ -226,6 +232,16 @@ def test_the_example_of_the_installation_guide(tmp_path: Path) -> None:
     profiles = settings(render("--values", str(tmp_path / "values.yaml"))).profiles
     assert profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
     assert "gpu-h100-80" not in profiles
+
+
+def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:
+    guide = (REPOSITORY / "docs" / "how-to" / "share-a-cluster.md").read_text()
+    example = guide.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "values.yaml").write_text(example)
+    rules = settings(render("--values", str(tmp_path / "values.yaml"))).tenancy.rules
+    assert [rule.max_usd_per_run for rule in rules] == [50, 2000]
+    named = re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE)
+    assert named == [to_camel(name) for name in TenancyRule.model_fields]
 
 
 def test_a_changed_configuration_restarts_the_operator() -> None:
@@ -263,6 +279,8 @@ def test_a_changed_configuration_restarts_the_operator() -> None:
         ("operator.logFormat=xml", "/operator/logFormat", "value must be one of 'plain', 'json'"),
         ("watchNamespaces={Team}", "/watchNamespaces/0", "does not match pattern"),
         ("runner.namespaces={a,a}", "/runner/namespaces", "items at 0 and 1 are equal"),
+        ("tenancy.rules[0].profiles={gpu-l4}", "/tenancy/rules/0", "missing property 'namespaces'"),
+        ("tenancy.rules[0].namespaces={Team}", "/tenancy/rules/0/namespaces/0", "does not match pattern"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
         ("replicas=2", "", "additional properties 'replicas' not allowed"),
     ],

@@ -23,6 +23,7 @@ from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
+from finetune_operator.tenancy import Tenancy, TenancyRule
 
 pytestmark = pytest.mark.unit
 
@@ -104,6 +105,7 @@ class Case:
 
 
 RESOLVED = done(Stage.RESOLVE)
+TENANCY = Tenancy(rules=[TenancyRule(namespaces=["*"], outputs=["s3://models/{namespace}"])])
 CASES = {
     "new": Case(observed(), Stage.RESOLVE),
     "resolving": Case(observed(jobs=(job(Stage.RESOLVE),)), says=(Phase.RUNNING, Reason.STAGE_STARTED)),
@@ -151,6 +153,20 @@ CASES = {
         observed(SPEC.model_copy(update={"profile": "huge"})),
         says=(Phase.PENDING, Reason.PROFILE_UNKNOWN),
         in_words="spec.profile is 'huge'; the platform offers: small.",
+    ),
+    "not for this namespace": Case(
+        replace(observed(), settings=SETTINGS.model_copy(update={"tenancy": TENANCY})),
+        says=(Phase.PENDING, Reason.NOT_ALLOWED),
+        in_words="spec.output.uri is 's3://artifacts/team'; namespace 'team' may have what is below s3://models/team. "
+        f"{REMEDIES[Reason.NOT_ALLOWED]}",
+    ),
+    "no longer for this namespace": Case(
+        replace(observed(jobs=(RESOLVED,)), settings=SETTINGS.model_copy(update={"tenancy": TENANCY})),
+        says=(Phase.PENDING, Reason.NOT_ALLOWED),
+    ),
+    "what runs may end though it is no longer for this namespace": Case(
+        replace(observed(jobs=(job(Stage.RESOLVE),)), settings=SETTINGS.model_copy(update={"tenancy": TENANCY})),
+        says=(Phase.RUNNING, Reason.STAGE_STARTED),
     ),
     "no service account": Case(
         observed(service_account=False),

@@ -56,6 +56,7 @@ runtimes:
   {{- else }} {}
   {{- end }}
 proxy: {{ toJson .Values.proxy }}
+tenancy: {{ toJson .Values.tenancy }}
 namespaces: {{ toJson .Values.watchNamespaces }}
 workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ .Values.operator.resyncSeconds }}

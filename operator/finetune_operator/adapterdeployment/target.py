@@ -1,5 +1,6 @@
 """What should serve: the spec, its source and the platform's settings, resolved to one revision."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,6 +12,7 @@ from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import Observed
 from finetune_operator.finetunejob.outcome import refusal
 from finetune_operator.resources.deployment import Serving, pod_template
+from finetune_operator.tenancy import Claim, Subject, objection
 
 REVISION_LENGTH: Final = 8
 
@@ -54,13 +56,15 @@ def find_target(observed: Observed) -> Target | Blocked:
     if spec.runtime not in settings.runtimes:
         known = ", ".join(sorted(settings.runtimes)) or "none"
         return Blocked(Reason.RUNTIME_UNKNOWN, f"spec.runtime is {spec.runtime!r}; the platform offers: {known}.")
-    runtime = settings.runtimes[spec.runtime]
+    runtime, artifact = settings.runtimes[spec.runtime], _artifact(observed)
+    claims = _claims(spec, artifact)
+    if forbidden := objection(settings.tenancy, observed.resource.metadata.namespace, claims):
+        return Blocked(Reason.NOT_ALLOWED, forbidden)
     if observed.strangers:
         taken = ", ".join(observed.strangers)
         return Blocked(Reason.NAME_TAKEN, f"{taken} exists already and does not belong to this AdapterDeployment.")
     if observed.refusal:
         return Blocked(*refusal(observed.refusal))
-    artifact = _artifact(observed)
     if isinstance(artifact, Blocked):
         return artifact
     if not observed.service_account:
@@ -102,6 +106,18 @@ def spec_hash(spec: AdapterDeploymentSpec) -> str:
     Without defaults, so that a field which a later version adds changes nothing.
     """
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"}))
+
+
+def _claims(spec: AdapterDeploymentSpec, artifact: _Artifact | Blocked) -> Iterator[Claim]:
+    """What the spec asks for that the platform's tenancy may limit, as far as it is known."""
+    yield Claim(Subject.RUNTIME, "spec.runtime", spec.runtime)
+    if isinstance(artifact, _Artifact):
+        job = spec.source.fine_tune_job
+        uri, storage = ("spec.source.artifact.uri", "spec.source.artifact.storage")
+        if job is not None:
+            uri, storage = f"The artifact of FineTuneJob {job.name!r}", f"spec.storage of FineTuneJob {job.name!r}"
+        yield Claim(Subject.INPUT, uri, artifact.uri)
+        yield Claim(Subject.ENDPOINT, f"The endpoint in {storage}", artifact.storage.endpoint)
 
 
 def _artifact(observed: Observed) -> _Artifact | Blocked:

@@ -17,6 +17,7 @@ from finetune_operator.actions import CONFIG_MAPS, JOBS, SERVICES, Action, Creat
 from finetune_operator.apply import NameTaken
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
+from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.finetunejob.cost import allowance_seconds, ending_budget, within_budget
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.outcome import NOT_STARTED, State, refusal
@@ -25,6 +26,7 @@ from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
+from finetune_operator.tenancy import objection
 
 HINDRANCE_SECONDS: Final = 10.0
 """How often it is checked whether what stands in the way has gone."""
@@ -221,6 +223,9 @@ def _hindrance(observed: Observed, spec: FineTuneJobSpec) -> Headline | None:
     if spec.profile not in profiles:
         known = ", ".join(sorted(profiles)) or "none"
         return _stuck(Reason.PROFILE_UNKNOWN, f"spec.profile is {spec.profile!r}; the platform offers: {known}.")
+    claims = claims_of(spec, profiles[spec.profile])
+    if forbidden := objection(observed.settings.tenancy, observed.owner.namespace, claims):
+        return _stuck(Reason.NOT_ALLOWED, forbidden)
     if not observed.service_account:
         account = profiles[spec.profile].service_account_name
         return _stuck(

@@ -1,0 +1,296 @@
+"""Tenancy: which namespaces may use what. Rules against claims as tables, prefixes as properties, and all claims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_operator.finetunejob.claims import claims_of
+from finetune_operator.settings import Gpu, Profile
+from finetune_operator.tenancy import Claim, Subject, Tenancy, TenancyRule, lies_below, objection
+
+pytestmark = pytest.mark.unit
+
+PRICED = Profile(gpu=Gpu(name="L4", memory_gib=22, peak_tflops=121, usd_per_hour=0.8))
+ASKED = {
+    Subject.PROFILE: Claim(Subject.PROFILE, "spec.profile", "gpu-l4"),
+    Subject.RUNTIME: Claim(Subject.RUNTIME, "spec.runtime", "tgi"),
+    Subject.OUTPUT: Claim(Subject.OUTPUT, "spec.output.uri", "s3://models/team-a/v2"),
+    Subject.INPUT: Claim(Subject.INPUT, "spec.model.uri", "hf://acme/base@v1"),
+    Subject.ENDPOINT: Claim(Subject.ENDPOINT, "spec.storage.endpoint", "https://S3.example"),
+    Subject.COST: Claim(Subject.COST, "spec.budget.maxCost", "25.00"),
+}
+
+
+def rule(*namespaces: str, **limits: Any) -> TenancyRule:
+    return TenancyRule(namespaces=list(namespaces) or ["team-a"], **limits)
+
+
+def said(*rules: TenancyRule, claims: list[Claim] | None = None) -> str:
+    """What the rules have against team-a's claims."""
+    return objection(Tenancy(rules=list(rules)), "team-a", [*ASKED.values()] if claims is None else claims)
+
+
+ALLOWED = {
+    "no rules": [],
+    "nothing limited": [rule()],
+    "a glob": [rule("team-*", profiles=["gpu-*"])],
+    "everybody": [rule("*")],
+    "all of it": [
+        rule(
+            profiles=["cpu-small", "gpu-l4"],
+            runtimes=["tgi"],
+            outputs=["s3://models/{namespace}"],
+            inputs=["s3://data", "hf://acme"],
+            endpoints=["", "https://s3.example"],
+            max_usd_per_run=25,
+        )
+    ],
+    "the second rule": [rule(profiles=["cpu-small"]), rule(profiles=["gpu-l4"])],
+    "the rule for others is no obstacle": [rule("team-b", profiles=[]), rule()],
+}
+REFUSED = {
+    "no rule for this namespace": (
+        [rule("team-b"), rule("team-a-*")],
+        "Namespace 'team-a' may not run anything: no rule of the platform's tenancy is for it.",
+    ),
+    "profile": (
+        [rule(profiles=["cpu-small", "gpu-a*"])],
+        "spec.profile is 'gpu-l4'; namespace 'team-a' may have cpu-small or gpu-a*.",
+    ),
+    "no profile at all": ([rule(profiles=[])], "spec.profile is 'gpu-l4'; namespace 'team-a' may have none."),
+    "runtime": ([rule(runtimes=["vllm"])], "spec.runtime is 'tgi'; namespace 'team-a' may have vllm."),
+    "output": (
+        [rule(outputs=["s3://models/team-b", "s3://{namespace}"])],
+        "spec.output.uri is 's3://models/team-a/v2'; namespace 'team-a' may have what is below s3://models/team-b or "
+        "s3://team-a.",
+    ),
+    "input": (
+        [rule(inputs=["s3://data"], outputs=["s3://models"])],
+        "spec.model.uri is 'hf://acme/base@v1'; namespace 'team-a' may have what is below s3://data or s3://models.",
+    ),
+    "store": (
+        [rule(endpoints=["", "http://s3.example"])],
+        "spec.storage.endpoint is 'https://S3.example'; namespace 'team-a' may have none (AWS) or http://s3.example.",
+    ),
+    "money": (
+        [rule(max_usd_per_run=24.99)],
+        "spec.budget.maxCost is '25.00'; namespace 'team-a' may have at most 24.99 USD a run.",
+    ),
+    "two of them": (
+        [rule(profiles=["cpu-small"], runtimes=["vllm"])],
+        "spec.profile is 'gpu-l4'; namespace 'team-a' may have cpu-small. "
+        "spec.runtime is 'tgi'; namespace 'team-a' may have vllm.",
+    ),
+    "rules do not add up": (
+        [rule(profiles=["gpu-l4"], max_usd_per_run=10), rule(profiles=["cpu-small"], max_usd_per_run=99)],
+        "spec.budget.maxCost is '25.00'; namespace 'team-a' may have at most 10.00 USD a run. "
+        "Of 2 rules for this namespace, that is the nearest.",
+    ),
+    "the nearest of several": (
+        [rule(profiles=["cpu-small"], runtimes=["vllm"]), rule("*", runtimes=["vllm"])],
+        "spec.runtime is 'tgi'; namespace 'team-a' may have vllm. Of 2 rules for this namespace, that is the nearest.",
+    ),
+}
+
+
+@pytest.mark.parametrize("rules", ALLOWED.values(), ids=ALLOWED.keys())
+def test_allowed(rules: list[TenancyRule]) -> None:
+    assert said(*rules) == ""
+
+
+@pytest.mark.parametrize(("rules", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_with_field_value_and_what_is_allowed(rules: list[TenancyRule], words: str) -> None:
+    assert said(*rules) == words
+
+
+def test_what_may_be_written_may_be_read() -> None:
+    own = Claim(Subject.INPUT, "spec.source.artifact.uri", "s3://models/team-a/artifacts/" + "0" * 64)
+    assert said(rule(inputs=[], outputs=["s3://models/{namespace}"]), claims=[own]) == ""
+    assert said(rule(inputs=["s3://models"], outputs=[]), claims=[own]) == ""
+
+
+def test_a_limit_on_money_asks_for_a_budget() -> None:
+    unlimited = Claim(Subject.COST, "spec.budget.maxCost", "")
+    expected = "spec.budget.maxCost is empty; namespace 'team-a' may have at most 50.00 USD a run."
+    assert said(rule(max_usd_per_run=50), claims=[unlimited]) == expected
+    assert said(rule(), claims=[unlimited]) == ""
+
+
+# Prefixes
+
+BELOW = [
+    ("s3://a/team1", "s3://a/team1"),
+    ("s3://a/team1/", "s3://a/team1"),
+    ("s3://a/team1", "s3://a/team1/"),
+    ("s3://a/team1/x/y.csv", "s3://a/team1"),
+    ("s3://a/team1/*.csv", "s3://a/team1"),
+    ("s3://a/team1/x/../y", "s3://a/team1"),
+    ("s3://a/team1/./x//y", "s3://a/team1"),
+    ("s3://a/team1/x", "s3://a//team1/z/.."),
+    ("s3://a/x", "s3://a"),
+    ("s3://a/x", "s3://"),
+    ("hf://acme/base@v1", "hf://"),
+    ("hf://acme/base@v1", "hf://acme"),
+    ("hf://acme/base@v1", "hf://acme/base"),
+    ("hf://acme/base@v1", "hf://acme/base@v1"),
+    ("hf://datasets/acme/rows@v1/a.csv", "hf://datasets/acme/rows"),
+]
+NOT_BELOW = [
+    ("s3://a/team10/x", "s3://a/team1"),
+    ("s3://a/team1.csv", "s3://a/team1"),
+    ("s3://a/*", "s3://a/team1"),
+    ("s3://a/team*", "s3://a/team1"),
+    ("s3://a", "s3://a/team1"),
+    ("s3://a/", "s3://a/team1"),
+    ("s3://ab/team1", "s3://a"),
+    ("s3://b/a/team1", "s3://a/team1"),
+    ("s3://a/Team1/x", "s3://a/team1"),
+    ("s3://a/team1/../team10/x", "s3://a/team1"),  # is in team10 for a store that resolves ".."
+    ("s3://a/team10/../team1/x", "s3://a/team1"),  # is in team10 for a store that does not
+    ("s3://a//team1/x", "s3://a/team1"),  # a key may begin with a slash
+    ("s3://a/x//team1/../../team1", "s3://a/team1"),
+    ("s3://a/team1//../../team1/x", "s3://a/team1/x"),
+    ("s3://a/../b/x", "s3://"),
+    ("s3://a/team1/../../b/x", "s3://a"),
+    ("s3://a/..", "s3://a"),
+    ("s3://a/x", "s3://a/../a"),
+    ("hf://acme/base@v1", "s3://acme"),
+    ("hf://acme/base@v1", "hf://acme/base@v2"),
+    ("hf://acme/base2@v1", "hf://acme/base"),
+    ("hf://acme-evil/base@v1", "hf://acme"),
+]
+
+
+@pytest.mark.parametrize(("uri", "prefix"), BELOW)
+def test_below(uri: str, prefix: str) -> None:
+    assert lies_below(uri, prefix)
+
+
+@pytest.mark.parametrize(("uri", "prefix"), NOT_BELOW)
+def test_not_below(uri: str, prefix: str) -> None:
+    assert not lies_below(uri, prefix)
+
+
+NAMES = st.text("ab1-", min_size=1, max_size=3)
+PATHS = st.lists(NAMES, max_size=4).map("/".join)
+WILD_PATHS = st.lists(st.one_of(NAMES, st.sampled_from(["", ".", "..", "*"])), max_size=6).map("/".join)
+
+
+@given(PATHS, WILD_PATHS)
+def test_whatever_the_path_it_ends_below_the_prefix_in_both_readings(prefix: str, path: str) -> None:
+    """The oracles are a store's own: a key begins with the prefix and a slash; a file system has the path inside."""
+    below = lies_below(f"s3://bucket/{path}", f"s3://bucket/{prefix}")
+    if below and prefix:
+        assert f"{path.strip('/')}/".startswith(f"{prefix}/")
+        assert f"{_walk(path)}/".startswith(f"/bucket/{prefix}/")
+    elif below:
+        assert f"{_walk(path)}/".startswith("/bucket/")
+
+
+@given(PATHS, PATHS)
+def test_all_that_is_below_is_found_to_be(prefix: str, path: str) -> None:
+    assert lies_below(f"s3://bucket/{prefix}/{path}", f"s3://bucket/{prefix}")
+
+
+@given(PATHS.filter(bool), NAMES, PATHS)
+def test_a_name_that_goes_on_is_another_one(prefix: str, more: str, path: str) -> None:
+    assert not lies_below(f"s3://bucket/{prefix}{more}/{path}", f"s3://bucket/{prefix}")
+
+
+def _walk(path: str) -> str:
+    """Where a file system gets by walking down a path from the bucket's folder, step by step."""
+    place = ["bucket"]
+    for step in path.split("/"):
+        if step == "..":
+            place = place[:-1]
+        elif step not in ("", "."):
+            place = [*place, step]
+    return "/" + "/".join(place)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"namespaces": []},
+        {"namespaces": ["Team"]},
+        {"namespaces": ["a"], "outputs": ["s3://models/*"]},
+        {"namespaces": ["a"], "outputs": ["models/team"]},
+        {"namespaces": ["a"], "outputs": ["s3://models/{name}"]},
+        {"namespaces": ["a"], "endpoints": ["s3.example"]},
+        {"namespaces": ["a"], "maxUsdPerRun": -1},
+        {"namespaces": ["a"], "profile": ["cpu-small"]},
+    ],
+)
+def test_a_rule_that_means_nothing_is_no_rule(limits: dict[str, Any]) -> None:
+    """Wildcards and other placeholders in a prefix, or a misspelt limit, would allow something else than is meant."""
+    with pytest.raises(ValidationError):
+        TenancyRule.model_validate(limits)
+
+
+# Claims
+
+FULL = FineTuneJobSpec.model_validate(
+    {
+        "profile": "gpu-l4",
+        "model": {"uri": "s3://models/base"},
+        "dataset": {
+            "sources": [{"uri": "s3://data/a.csv"}, {"configMap": {"name": "rows", "key": "b.csv"}}],
+            "benchmarks": [{"uri": "hf://datasets/acme/bench@v1/c.csv"}],
+            "replay": {"source": {"uri": "s3://data/d.jsonl"}},
+            "pii": {"ner": {"uri": "s3://models/ner"}},
+        },
+        "output": {"uri": "s3://artifacts/team", "name": "ft"},
+        "storage": {"endpoint": "http://store:8333"},
+        "budget": {"maxCost": "12.50"},
+    }
+)
+
+
+def test_all_that_a_job_asks_for() -> None:
+    assert {claim.field: (claim.subject, claim.value) for claim in claims_of(FULL, PRICED)} == {
+        "spec.profile": (Subject.PROFILE, "gpu-l4"),
+        "spec.output.uri": (Subject.OUTPUT, "s3://artifacts/team"),
+        "spec.storage.endpoint": (Subject.ENDPOINT, "http://store:8333"),
+        "spec.model.uri": (Subject.INPUT, "s3://models/base"),
+        "spec.dataset.sources[0].uri": (Subject.INPUT, "s3://data/a.csv"),
+        "spec.dataset.benchmarks[0].uri": (Subject.INPUT, "hf://datasets/acme/bench@v1/c.csv"),
+        "spec.dataset.replay.source.uri": (Subject.INPUT, "s3://data/d.jsonl"),
+        "spec.dataset.pii.ner.uri": (Subject.INPUT, "s3://models/ner"),
+        "spec.budget.maxCost": (Subject.COST, "12.50"),
+    }
+
+
+def test_hardware_without_a_price_costs_nothing() -> None:
+    assert Subject.COST not in {claim.subject for claim in claims_of(FULL, Profile())}
+
+
+def test_no_place_in_a_store_is_forgotten() -> None:
+    """Every field of the API that takes an s3:// URI is claimed, also one that is added later."""
+    asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claims_of(FULL, PRICED)}
+    assert {f"spec{path}" for path in _store_fields(FineTuneJobSpec.model_json_schema())} <= asked
+
+
+def _store_fields(schema: dict[str, Any]) -> Iterator[str]:
+    """Paths of the fields whose pattern takes an s3:// URI."""
+
+    def walk(node: Any, path: str) -> Iterator[str]:
+        if reference := node.get("$ref"):
+            node = schema["$defs"][reference.rpartition("/")[2]]
+        if "s3://" in node.get("pattern", ""):
+            yield path
+        for option in node.get("anyOf", []):
+            yield from walk(option, path)
+        for name, child in node.get("properties", {}).items():
+            yield from walk(child, f"{path}.{name}")
+        if "items" in node:
+            yield from walk(node["items"], f"{path}[]")
+
+    return walk(schema, "")
