@@ -52,6 +52,7 @@ class Reason(StrEnum):
     S3_ACCESS_DENIED = "S3AccessDenied"
     S3_UNREACHABLE = "S3Unreachable"
     S3_CONDITIONAL_WRITES_UNSUPPORTED = "S3ConditionalWritesUnsupported"
+    S3_ENCRYPTION_REFUSED = "S3EncryptionRefused"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     TEACHER_UNAVAILABLE = "TeacherUnavailable"
@@ -125,6 +126,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.BUCKET_NOT_FOUND: "Correct the URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
     Reason.S3_UNREACHABLE: "Check spec.storage.endpoint and the network policies between the pod and the store; if the run has failed, set spec.rerun to a new value.",
+    Reason.S3_ENCRYPTION_REFUSED: "Correct spec.storage.encryption; or let the keys in the Secret use that encryption key (kms:GenerateDataKey, kms:Decrypt), then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object that is named here, and manifest.json of its folder, then set spec.rerun to a new value: it is made again.",
     Reason.ARTIFACT_NOT_FOUND: "Check that nobody deletes what is below spec.output.uri, then set spec.rerun to a new value: it is made again.",
     Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value: its answers so far are kept.",
@@ -158,6 +160,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     # The revision has failed
     Reason.MODEL_UNSUPPORTED: "Serve an artifact that a FineTuneJob has published.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
+    Reason.S3_ENCRYPTION_REFUSED: "Let the keys in the Secret use the key by which the artifact is encrypted (kms:Decrypt), then set spec.rerun to a new value.",
     Reason.BUCKET_NOT_FOUND: "Correct the artifact's URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or let its FineTuneJob publish it again, then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object that is named here, and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, do the same here.",

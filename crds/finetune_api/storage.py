@@ -1,10 +1,12 @@
 """Where data lives: an S3 endpoint, and which Secret of the same namespace opens it."""
 
+from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel
+from finetune_api.rules import Rule
 
 S3_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@/-]*)?$"
 MODEL_URI: Final = (
@@ -36,6 +38,37 @@ class CaBundle(ApiModel):
     """Its key that holds the certificates."""
 
 
+class EncryptionAlgorithm(StrEnum):
+    """Who keeps the key by which the store encrypts; the names are S3's own (``x-amz-server-side-encryption``)."""
+
+    KMS = "aws:kms"
+    AES256 = "AES256"
+
+
+_KEY_ONLY_FOR_KMS: Final = Rule(
+    f"self.algorithm == '{EncryptionAlgorithm.KMS}' || self.kmsKeyId == ''",
+    f"kmsKeyId needs algorithm {EncryptionAlgorithm.KMS}: with {EncryptionAlgorithm.AES256} the store uses a key of "
+    "its own",
+)
+
+
+class Encryption(ApiModel):
+    """How the store encrypts what is written. Left out, the bucket's own setting decides."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_KEY_ONLY_FOR_KMS.as_schema()]})
+
+    algorithm: EncryptionAlgorithm
+    """aws:kms (a key of the store's key management) or AES256 (a key of the store's own)."""
+    kms_key_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9:/_.-]*$", max_length=2048)] = ""
+    """Id, ARN or alias of the key for aws:kms, e.g. alias/models; left out, the store's default key."""
+
+    @model_validator(mode="after")
+    def _key_only_for_kms(self) -> "Encryption":
+        if self.kms_key_id and self.algorithm is not EncryptionAlgorithm.KMS:
+            raise ValueError(_KEY_ONLY_FOR_KMS.message)
+        return self
+
+
 class Storage(ApiModel):
     """How to reach S3. Empty means AWS with the pod's own identity (IRSA, workload identity)."""
 
@@ -49,3 +82,10 @@ class Storage(ApiModel):
     """Secret with the keys; leave it out when the pod's service account carries the identity."""
     ca_bundle: CaBundle | None = None
     """Whom to trust when the store's certificate is of a private authority; leave it out for the public ones."""
+    encryption: Encryption | None = None
+    """How the store encrypts what stages write; reading needs no setting. No part of any key: results stay valid."""
+
+    @property
+    def for_reading(self) -> "Storage":
+        """What it takes to read: how objects were encrypted, the store knows."""
+        return self.model_copy(update={"encryption": None})

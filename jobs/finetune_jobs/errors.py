@@ -46,6 +46,8 @@ _DENIED: Final = frozenset(
     | {"SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
 )
 _ELSEWHERE: Final = frozenset({"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
+_KMS: Final = "KMS."
+"""How the codes of S3 begin when its key management refuses, e.g. KMS.DisabledException."""
 _CONDITION_UNKNOWN: Final = frozenset({"501", "NotImplemented"})
 
 
@@ -63,6 +65,8 @@ def store_error(error: BaseException, action: str, uri: str) -> StageError:
     failed = f"{action} {uri} failed"
     if isinstance(error, _NO_IDENTITY):
         return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the pod has no S3 credentials, or only half of them.")
+    if code.startswith(_KMS):
+        return StageError(Reason.S3_ENCRYPTION_REFUSED, f"{failed}: the encryption key cannot be used ({code}).")
     if code in _DENIED or status in (401, 403):
         return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the store refused the credentials ({code or status}).")
     if code == "NoSuchBucket":

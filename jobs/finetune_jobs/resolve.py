@@ -11,6 +11,7 @@ from typing import Final
 from finetune_api.layout import channel_object, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
+from finetune_api.storage import Encryption
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError, need
@@ -48,12 +49,14 @@ def resolve(context: Context) -> Made:
 
 
 def probe_writes(store: Store, path: str) -> None:
-    """Prove that the store keeps its promises about conditional writes, on an object that is removed again.
+    """Prove that the store encrypts as it is asked to, and keeps its promises about conditional writes, on an object
+    that is removed again.
 
-    Raises StageError: S3ConditionalWritesUnsupported, S3AccessDenied, as Store.
+    Raises StageError: S3EncryptionRefused, S3ConditionalWritesUnsupported, S3AccessDenied, as Store.
     """
-    created = store.put_if_absent(path, b"probe")
+    created = _create(store, path)
     try:
+        _require_encryption(store, path)
         if store.put_if_absent(path, b"again"):
             raise _unsupported(store, "If-None-Match: *")
         if store.replace(path, b"again", _NEVER):
@@ -61,6 +64,47 @@ def probe_writes(store: Store, path: str) -> None:
     finally:
         if created:
             _remove(store, path)
+
+
+def _create(store: Store, path: str) -> bool:
+    """Write the probe. Whether it is the encryption that stands in the way, shows in a write without it."""
+    try:
+        return store.put_if_absent(path, b"probe")
+    except StageError as error:
+        if store.encryption is None or not _takes_plain(store.unencrypted(), path):
+            raise
+        raise StageError(
+            Reason.S3_ENCRYPTION_REFUSED,
+            f"The store of {store.uri()} takes objects, but none with {_asked(store.encryption)}: {error.message}",
+        ) from error
+
+
+def _takes_plain(store: Store, path: str) -> bool:
+    try:
+        created = store.put_if_absent(path, b"probe")
+    except StageError:
+        return False
+    if created:
+        _remove(store, path)
+    return True
+
+
+def _require_encryption(store: Store, path: str) -> None:
+    """Raises StageError (S3EncryptionRefused) where the store took the probe and did not encrypt it as asked."""
+    if store.encryption is None:
+        return
+    found = store.algorithm(path)
+    if found != store.encryption.algorithm:
+        raise StageError(
+            Reason.S3_ENCRYPTION_REFUSED,
+            f"The store of {store.uri()} ignores {_asked(store.encryption)}: what it wrote is encrypted by "
+            f"{found or 'nothing that it tells of'}.",
+        )
+
+
+def _asked(encryption: Encryption) -> str:
+    key = f", kmsKeyId {encryption.kms_key_id!r}" if encryption.kms_key_id else ""
+    return f"storage.encryption (algorithm {encryption.algorithm}{key})"
 
 
 def _remove(store: Store, path: str) -> None:

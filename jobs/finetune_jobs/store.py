@@ -4,7 +4,7 @@ boto3's "classic" transfer client is chosen on purpose: the CRT one ignores ``en
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from finetune_api.meta import CA_VARIABLE
 from finetune_api.reasons import Reason
-from finetune_api.storage import Storage
+from finetune_api.storage import Encryption, Storage
 from finetune_jobs.errors import PUT_CONDITIONAL, STORE_ERRORS, StageError, error_code, store_error
 
 _MIB: Final = 1 << 20
@@ -53,9 +53,11 @@ class Store:
     missing object is not an error but None or False.
     """
 
-    def __init__(self, client: Any, uri: str) -> None:
+    def __init__(self, client: Any, uri: str, encryption: Encryption | None = None) -> None:
         self._client = client
         self.bucket, self.prefix = parse_s3_uri(uri)
+        self.encryption = encryption
+        """How the store is to encrypt what is written here; None: as the bucket is set."""
 
     @classmethod
     def connect(cls, storage: Storage, uri: str) -> "Store":
@@ -74,11 +76,15 @@ class Store:
         endpoint = storage.endpoint or None
         session = boto3.session.Session()  # boto3's default one would keep the first credentials of the process
         client = session.client("s3", region_name=storage.region, endpoint_url=endpoint, config=config)
-        return cls(client, uri)
+        return cls(client, uri, storage.encryption)
 
     def at(self, uri: str) -> "Store":
         """Another place, over the same connection."""
-        return Store(self._client, uri)
+        return Store(self._client, uri, self.encryption)
+
+    def unencrypted(self) -> "Store":
+        """The same place, where the bucket's own setting decides how writes are encrypted."""
+        return Store(self._client, self.uri())
 
     def below(self, path: str) -> "Store":
         """A folder of this place."""
@@ -98,6 +104,15 @@ class Store:
         except _MissingError:
             return None
         return Entry(self.uri(path), path, int(found["ContentLength"]), str(found["ETag"]).strip('"'))
+
+    def algorithm(self, path: str) -> str:
+        """How the store says that it encrypted an object (S3's names); empty where it says nothing, or has no such."""
+        try:
+            with self._errors("reading", path):
+                found = self._client.head_object(Bucket=self.bucket, Key=self._key(path))
+        except _MissingError:
+            return ""
+        return str(found.get("ServerSideEncryption", ""))
 
     def exists(self, path: str = "") -> bool:
         """Whether the object is there."""
@@ -163,7 +178,7 @@ class Store:
     def put(self, path: str, content: bytes) -> None:
         """Write a small object, whatever was there."""
         with self._errors("writing", path):
-            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content)
+            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content, **self._encryption)
 
     def put_if_absent(self, path: str, content: bytes) -> bool:
         """Write a small object unless there is one (``If-None-Match: *``); False when there was."""
@@ -176,7 +191,14 @@ class Store:
     def upload(self, path: str, source: Path, advance: Advance | None = None) -> None:
         """Copy a file into an object, in parts where it is large."""
         with self._errors("writing", path):
-            self._client.upload_file(str(source), self.bucket, self._key(path), Config=_TRANSFER, Callback=advance)
+            self._client.upload_file(
+                str(source),
+                self.bucket,
+                self._key(path),
+                ExtraArgs=dict(self._encryption),
+                Config=_TRANSFER,
+                Callback=advance,
+            )
 
     def delete(self, path: str) -> None:
         """Remove an object; nothing happens where there is none."""
@@ -186,10 +208,20 @@ class Store:
     def _put_on_condition(self, path: str, content: bytes, condition: dict[str, str]) -> bool:
         try:
             with self._errors(PUT_CONDITIONAL, path):
-                self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content, **condition)
+                self._client.put_object(
+                    Bucket=self.bucket, Key=self._key(path), Body=content, **condition, **self._encryption
+                )
         except (_LostError, _MissingError):  # If-Match on an object that is gone answers 404
             return False
         return True
+
+    @property
+    def _encryption(self) -> Mapping[str, str]:
+        """Parameters of boto3 for everything that makes an object."""
+        if self.encryption is None:
+            return {}
+        key = {"SSEKMSKeyId": self.encryption.kms_key_id} if self.encryption.kms_key_id else {}
+        return {"ServerSideEncryption": self.encryption.algorithm.value, **key}
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)

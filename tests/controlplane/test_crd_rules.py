@@ -220,6 +220,7 @@ DEEP_CHANGES = [
         (("spec", "budget", "onExceeded"), "Fail"),
         (("spec", "tracking", "mlflow", "credentials"), ABSENT),
         (("spec", "tracking", "wandb", "project"), "other"),
+        (("spec", "storage", "encryption"), ABSENT),
         (("spec", "retention", "checkpoints"), 9),
     )
 ]
@@ -283,7 +284,11 @@ SHORT_BLOCKS: Object = {
         "pilot": {},
     },
     "budget": {"maxCost": "25"},
-    "storage": {"credentials": {"secretName": "s"}, "caBundle": {"configMapName": "ca"}},
+    "storage": {
+        "credentials": {"secretName": "s"},
+        "caBundle": {"configMapName": "ca"},
+        "encryption": {"algorithm": "aws:kms"},
+    },
     "tracking": {
         "mlflow": {"url": "http://mlflow", "credentials": {"secretName": "s"}},
         "wandb": {"credentials": {"secretName": "s"}},

@@ -218,6 +218,20 @@ _DISTILLATIONS: Final[list[tuple[Object, str | None]]] = [
 ]
 
 
+_KEY: Final = "kmsKeyId needs algorithm aws:kms: with AES256 the store uses a key of its own"
+_ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
+    ({"algorithm": "AES256"}, None),
+    ({"algorithm": "AES256", "kmsKeyId": ""}, None),
+    ({"algorithm": "aws:kms"}, None),
+    ({"algorithm": "aws:kms", "kmsKeyId": "alias/models"}, None),
+    ({"algorithm": "AES256", "kmsKeyId": "alias/models"}, _KEY),
+]
+_STORAGES: Final[list[tuple[str, Path]]] = [
+    (meta.FINETUNEJOB, ("spec", "storage")),
+    (meta.ADAPTERDEPLOYMENT, ("spec", "source", "artifact", "storage")),
+]
+
+
 def rules(kind: str, path: Path, schema: Object) -> Iterator[tuple[str, Path, str]]:
     """Every CEL rule of a schema: where it is, and its message."""
     yield from ((kind, path, rule["message"]) for rule in schema.get("x-kubernetes-validations", []))
@@ -231,6 +245,8 @@ def _rule_cases() -> Iterator[Case]:
     teacher = {"teacher": {"url": "http://t/v1", "model": "m"}}
     yield from (Case(meta.FINETUNEJOB, (*DATASET, "split"), value, message) for value, message in _SPLITS)
     yield from (Case(meta.FINETUNEJOB, DISTILLATION, teacher | value, message) for value, message in _DISTILLATIONS)
+    for kind, path in _STORAGES:
+        yield from (Case(kind, (*path, "encryption"), value, message) for value, message in _ENCRYPTIONS)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)

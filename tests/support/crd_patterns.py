@@ -151,6 +151,12 @@ _NAMES = {
         ("-m", "/m", ".m", "m n", "m,n", "$(m)", "ä", "m\n"),
         lambda n: "a" * n,
     ),
+    # The last one, which valid objects have, goes with either algorithm.
+    _pattern_of("spec.storage.encryption.kmsKeyId"): Pattern(
+        ("alias/models", "arn:aws:kms:eu-west-1:111122223333:key/1234-ab", "my.key_1", ""),
+        ("a b", "a@b", "$(a)", "ä", "a\n"),
+        lambda n: "a" * n,
+    ),
     _pattern_of("spec.tracking.mlflow.experiment"): Pattern(
         ("", "7", "Team A/model_1.x-y"), (" a", "/a", "-a", "a:b", "a\tb", "ä", "a\n"), lambda n: "a" * n
     ),

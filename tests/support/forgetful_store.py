@@ -1,4 +1,4 @@
-"""A proxy before a real S3 server that drops the headers of conditional writes, as stores do that do not know them.
+"""A proxy before a real S3 server that drops headers, as stores do that do not know them.
 
 A signature covers those headers, so each request is signed again with the server's own keys.
 """
@@ -6,7 +6,7 @@ A signature covers those headers, so each request is signed again with the serve
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,21 +16,21 @@ from botocore.credentials import Credentials
 
 from tests.support.seaweedfs import User
 
-_DROPPED = frozenset(
-    {"if-none-match", "if-match", "authorization", "host", "connection", "x-amz-date", "content-length"}
-)
+CONDITIONS = ("if-none-match", "if-match")
+_OF_THE_CONNECTION = frozenset({"authorization", "host", "connection", "x-amz-date", "content-length"})
 
 
 @contextmanager
-def forgetful(endpoint: str, user: User) -> Iterator[str]:
-    """Endpoint of a store that ignores If-None-Match and If-Match, in front of the one at ``endpoint``."""
+def forgetful(endpoint: str, user: User, ignores: Sequence[str] = CONDITIONS) -> Iterator[str]:
+    """Endpoint of a store that ignores some headers, in lower case, in front of the one at ``endpoint``."""
+    dropped = _OF_THE_CONNECTION | set(ignores)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in _DROPPED}
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
             signed = AWSRequest(self.command, endpoint + self.path, headers, body)
             S3SigV4Auth(Credentials(user.key, user.secret), "s3", "us-east-1").add_auth(signed)
             request = urllib.request.Request(signed.url, body or None, dict(signed.headers), method=self.command)

@@ -45,6 +45,9 @@ WRITER = User("testwriter", "testwritersecret", ("Read", "Write", "List"))
 READER = User("testreader", "testreadersecret", ("Read", "List"))
 STRANGER = User("nobody", "wrong-secret", ())
 """Not known to the server."""
+KMS_KEY = "alias/seaweedfs-default"
+"""The only key of the server's key management, which keeps it in memory."""
+_KEY_MANAGEMENT = {"default_provider": "local", "providers": {"local": {"type": "local"}}}
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,19 @@ class SeaweedFS:
     def running(cls, directory: Path, buckets: Sequence[str] = ("data",)) -> Iterator["SeaweedFS"]:
         """Start a server whose data lie in ``directory``, make the buckets, stop it at the end."""
         users = directory / "identities.json"
-        users.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, WRITER, READER)]}))
+        identities = [_identity(user) for user in (ADMIN, WRITER, READER)]
+        users.write_text(json.dumps({"identities": identities, "kms": _KEY_MANAGEMENT}))
         data = directory / "data"
         data.mkdir()
         port = free_port()
         with (directory / "weed.log").open("wb") as log:
             process = subprocess.Popen(
-                _command(data, users, port), stdout=log, stderr=log, cwd=directory, start_new_session=True
+                _command(data, users, port),
+                stdout=log,
+                stderr=log,
+                cwd=directory,
+                env=os.environ | {"WEED_S3_SSE_KEY": "of the tests"},
+                start_new_session=True,
             )
         server = cls(f"http://127.0.0.1:{port}")
         try:

@@ -10,7 +10,7 @@ import pytest
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
-from finetune_api.storage import Storage
+from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
 from finetune_operator.actions import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -679,6 +679,19 @@ class TestEvents:
             Reason.ADAPTER_INACTIVE,
             Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
         ]
+
+
+class TestEncryption:
+    def test_how_the_source_writes_makes_no_other_revision(self) -> None:
+        """Whoever reads need not know, so that the pods are the same."""
+        source = published(GOOD)
+        cluster = ServingCluster(spec=following(), source=source)
+        cluster.settle()
+        before = cluster.status
+        encrypted = source.storage.model_copy(update={"encryption": Encryption(algorithm=EncryptionAlgorithm.AES256)})
+        cluster.source = replace(source, storage=encrypted)
+        cluster.settle()
+        assert cluster.status == before
 
 
 class TestReplicas:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from finetune_api.layout import (
     MANIFEST,
@@ -17,14 +18,14 @@ from finetune_api.layout import (
 )
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
-from finetune_api.storage import Storage
-from finetune_jobs.errors import StageError
+from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_jobs.errors import StageError, store_error
 from finetune_jobs.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
 from finetune_jobs.resolve import probe_writes
 from finetune_jobs.store import Store
 from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful
-from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
+from tests.support.seaweedfs import ADMIN, KMS_KEY, READER, STRANGER, SeaweedFS, User
 
 pytestmark = pytest.mark.unit
 
@@ -115,6 +116,80 @@ def test_a_store_that_ignores_conditions_is_refused(s3: SeaweedFS, place: str, s
     assert error.value.reason is Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED
     assert f"The store of {place} ignores If-None-Match: * on PUT" in error.value.message
     assert list(store.list()) == []
+
+
+KMS = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)
+AES256 = Encryption(algorithm=EncryptionAlgorithm.AES256)
+
+
+@pytest.mark.parametrize("encryption", [KMS, AES256, None], ids=["kms", "aes256", "none"])
+def test_everything_that_is_written_is_encrypted_as_asked(
+    s3: SeaweedFS, place: str, folder: Path, tmp_path: Path, encryption: Encryption | None
+) -> None:
+    """Small and large objects, whatever the condition, in every place that is reached from the first one."""
+    store = Store.connect(s3.storage.model_copy(update={"encryption": encryption}), place)
+    probe_writes(store, "probe")
+    store.put("put", b"one")
+    assert store.put_if_absent("key", b"first")
+    assert not store.put_if_absent("key", b"second")
+    assert store.replace("key", b"third", (store.get_tagged("key") or (b"", ""))[1])
+    assert not store.replace("key", b"fourth", '"another"')
+    store.upload("small", folder / "a.txt")
+    store.upload("in parts", _file(tmp_path / "big", 70 << 20))
+    digest = publish_folder(store.at(place), folder, Stage.PREPARE)
+    publish_record(store, Stage.PREPARE, "k" * 64, _record(digest, "first"))
+    written = [entry.key for entry in store.list()]
+    assert {"put", "key", "small", "in parts", key_object(Stage.PREPARE, "k" * 64)} < set(written)
+    assert {store.algorithm(key) for key in written} == {encryption.algorithm.value if encryption else ""}
+    plain = Store.connect(s3.storage, place)
+    assert plain.get("key") == b"third", "reading needs no setting"
+    fetch_folder(plain, output_folder(Stage.PREPARE, digest), tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("encryption", "asked"),
+    [
+        (KMS.model_copy(update={"kms_key_id": "unknown"}), "algorithm aws:kms, kmsKeyId 'unknown'"),
+        (KMS.model_copy(update={"kms_key_id": ""}), "algorithm aws:kms"),  # the server has no default key
+    ],
+)
+def test_a_store_that_cannot_encrypt_as_asked_is_refused(
+    s3: SeaweedFS, place: str, encryption: Encryption, asked: str
+) -> None:
+    store = Store(s3.client(), place, encryption)  # without retries: SeaweedFS calls it an error of its own
+    with pytest.raises(StageError) as error:
+        probe_writes(store, "probe")
+    assert (error.value.reason, error.value.retriable) == (Reason.S3_ENCRYPTION_REFUSED, False)
+    assert error.value.message.startswith(
+        f"The store of {place} takes objects, but none with storage.encryption ({asked}): conditional put of {place}/"
+    )
+    assert list(store.list()) == []
+
+
+def test_a_store_that_ignores_the_encryption_is_refused(s3: SeaweedFS, place: str) -> None:
+    headers = ("x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id")
+    with forgetful(s3.endpoint, ADMIN, ignores=headers) as endpoint, pytest.raises(StageError) as error:
+        probe_writes(Store.connect(Storage(endpoint=endpoint, encryption=AES256), place), "probe")
+    assert error.value.reason is Reason.S3_ENCRYPTION_REFUSED
+    assert error.value.message == (
+        f"The store of {place} ignores storage.encryption (algorithm AES256): what it wrote is encrypted by nothing "
+        "that it tells of."
+    )
+    assert list(Store.connect(s3.storage, place).list()) == []
+
+
+def test_what_refuses_any_write_is_not_blamed_on_the_encryption(s3: SeaweedFS, place: str) -> None:
+    with pytest.raises(StageError) as error:
+        probe_writes(Store(s3.client(READER), place, AES256), "probe")
+    assert error.value.reason is Reason.S3_ACCESS_DENIED
+
+
+def test_a_key_that_was_disabled_later_says_so() -> None:
+    """The answer of AWS, which no store here gives: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"""
+    answer = {"Error": {"Code": "KMS.DisabledException"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    error = store_error(ClientError(answer, "PutObject"), "writing", "s3://models/x")
+    assert (error.reason, error.retriable) == (Reason.S3_ENCRYPTION_REFUSED, False)
+    assert error.message == ("writing s3://models/x failed: the encryption key cannot be used (KMS.DisabledException).")
 
 
 def _file(path: Path, size: int) -> Path:

@@ -12,14 +12,17 @@ import pytest
 from finetune_api.base import ObjectMeta
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, Reuse, RunStatus, StageState
+from finetune_api.hashing import digest
 from finetune_api.reasons import REMEDIES, Reason
-from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
+from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
 from finetune_operator.actions import FINETUNEJOBS, JOBS, Create, Delete, Patch, Plan
 from finetune_operator.apply import NameTaken
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.outcome import State, Verdict
 from finetune_operator.finetunejob.plan import blocked, current_run, plan
 from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.finetunejob.stage_jobs import params_of
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
@@ -32,14 +35,13 @@ THEN = "2026-01-01T10:00:00Z"
 SETTINGS = Settings(
     images=Images(data="data", prepare="prepare", jobs="jobs", quantize="quantize"), profiles={"small": Profile()}
 )
-SPEC = FineTuneJobSpec.model_validate(
-    {
-        "profile": "small",
-        "model": {"uri": "s3://models/base"},
-        "dataset": {"sources": [{"uri": "s3://data/rows.csv"}]},
-        "output": {"uri": "s3://artifacts/team", "name": "ft"},
-    }
-)
+GIVEN = {
+    "profile": "small",
+    "model": {"uri": "s3://models/base"},
+    "dataset": {"sources": [{"uri": "s3://data/rows.csv"}]},
+    "output": {"uri": "s3://artifacts/team", "name": "ft"},
+}
+SPEC = FineTuneJobSpec.model_validate(GIVEN)
 IDENTITY = {"sourceDigest": "5" * 64, "modelDigest": "6" * 64}
 
 
@@ -381,10 +383,22 @@ def test_long_messages_fit() -> None:
 
 def test_spec_hash_knows_no_defaults() -> None:
     """A field that a later version adds with a default, or writes out, starts no run again; suspend never does."""
+    assert spec_hash(SPEC) == digest(GIVEN), "what was written, and nothing else"
     explicit = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True))
     assert spec_hash(explicit) == spec_hash(SPEC)
     assert spec_hash(SPEC.model_copy(update={"suspend": True})) == spec_hash(SPEC)
     assert spec_hash(SPEC.model_copy(update={"rerun": "1"})) != spec_hash(SPEC)
+
+
+def test_how_the_store_encrypts_is_no_part_of_a_stages_identity() -> None:
+    """It reaches every stage, and what was made before is reused."""
+    storage = Storage(encryption=Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id="alias/models"))
+    encrypted = SPEC.model_copy(update={"storage": storage})
+    [given] = started(plan(observed(encrypted), NOW))
+    assert given.storage == storage
+    upstream = Upstream(source="1", model="2", dataset="3", adapter="4", export="5", evaluation="6")
+    for stage in PIPELINE:
+        assert input_key(stage, upstream, params_of(encrypted)) == input_key(stage, upstream, params_of(SPEC))
 
 
 def test_reused_and_done_stages_count() -> None:

@@ -124,9 +124,9 @@ def _artifact(observed: Observed) -> _Artifact | Blocked:
     """The artifact that the source names. Where its FineTuneJob has none, the one that is known from before stays."""
     source, job = observed.resource.spec.source, observed.source
     if source.artifact is not None:
-        return _Artifact(source.artifact.uri, source.artifact.storage)
+        return _Artifact(source.artifact.uri, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
-        return _Artifact(job.artifact.uri, job.storage)
+        return _Artifact(job.artifact.uri, job.storage.for_reading)
     lacks = _lacks(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
     if known is None or known.storage is None:
