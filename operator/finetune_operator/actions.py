@@ -93,5 +93,6 @@ class Plan(Generic[S]):
     requeue_after: float | None = None
     """Seconds after which to reconcile again; None waits for an event or the resync."""
     tell: bool = True
-    """False: neither status nor events in this turn; the next one, which should come at once, tells what was done.
-    In a burst, every resource gets its first Job before any gets its status."""
+    """False: neither status nor events in this turn. What was done is told in a turn of its own, for which all others
+    go first: in a burst, every resource gets its first Job before any gets its status, whose write costs the API server
+    as much as ConfigMap and Job together."""

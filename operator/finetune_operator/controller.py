@@ -80,7 +80,7 @@ class Controller:
     def _work(self) -> None:
         while (key := self.queue.take()) is not None:
             try:
-                self.queue.done(key, self._reconciler.reconcile(key))
+                self.queue.done(key, *self._reconciler.reconcile(key))
             except ApiError as error:
                 delay = self.queue.failed(key, error.retry_after or 0.0)
                 logger.warning("%s: %s; again in %.1f s", "/".join(key), error, delay)

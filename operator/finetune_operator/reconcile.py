@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -44,6 +44,15 @@ class Kind(Generic[O, S]):
     """The same for an action that the API server refused (a quota, a policy), with its words."""
 
 
+class NextTurn(NamedTuple):
+    """When a custom resource is to be looked at again without an event."""
+
+    after: float | None = None
+    """Seconds; None waits for an event or the resync."""
+    behind: bool = False
+    """Whether all others go first."""
+
+
 class Reconciler:
     """Reconciles keys of all kinds; safe for many threads as long as each has another key."""
 
@@ -59,21 +68,22 @@ class Reconciler:
         self._kinds = kinds
         self._clock = clock
 
-    def reconcile(self, key: Key) -> float | None:
-        """One pass; returns the seconds after which to come again without an event. Raises ApiError."""
+    def reconcile(self, key: Key) -> NextTurn:
+        """One pass; returns when to come again. Raises ApiError."""
         kind = self._kinds[key.kind]
         resource = self._cache.get(kind.resource, key.namespace, key.name)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
-            return None  # children go by their owner references, data in the store stays
+            return NextTurn()  # children go by their owner references, data in the store stays
         now = self._clock()
         observed = kind.observe(resource, now)
         plan = kind.plan(observed, now)
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
         plan = self._apply(kind, owner, observed, plan, now)
-        if plan.tell:
-            version = self._write_status(kind, resource, plan.status)
-            self._write_events(owner, plan.events, version, now)
-        return plan.requeue_after
+        if not plan.tell:
+            return NextTurn(after=0.0, behind=True)
+        version = self._write_status(kind, resource, plan.status)
+        self._write_events(owner, plan.events, version, now)
+        return NextTurn(plan.requeue_after)
 
     def _apply(self, kind: Kind[O, S], owner: Owner, observed: O, plan: Plan[S], now: datetime) -> Plan[S]:
         """Carry the plan out; the plan whose status is true afterwards."""

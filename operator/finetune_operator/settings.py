@@ -158,8 +158,9 @@ class Settings(ApiModel):
     """Which namespaces may use what."""
     namespaces: list[str] = []
     """Namespaces to watch; empty means all."""
-    workers: Annotated[int, Field(ge=1, le=64)] = 8
-    """Resources that are reconciled at the same time."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 32
+    """Resources that are reconciled at the same time. A worker does little but wait for the API server, so that many
+    cost little, and in a burst no resource waits for a worker."""
     resync_seconds: Annotated[int, Field(ge=10)] = 600
     """Every resource is looked at again after this time, event or not."""
     progress_seconds: Annotated[int, Field(ge=1)] = 10

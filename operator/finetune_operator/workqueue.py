@@ -1,7 +1,9 @@
 """A work queue of keys, in the manner of client-go's: each key at most once in line and at most once in work.
 
 ``add`` during a key's work is remembered and gives it another turn afterwards. Failures come back with exponential
-backoff and jitter. The queue holds no thread and reads no clock of its own but the one it is given.
+backoff and jitter. A key may step behind the others: its next turn comes when no other key has had one for a moment, so
+that in a burst what is urgent for each comes before what can wait. The queue holds no thread and reads no clock of its
+own but the one it is given.
 """
 
 import heapq
@@ -19,6 +21,10 @@ BACKOFF_LIMIT: Final = 120.0
 """Seconds before the first repetition, which double with each failure, up to the limit."""
 JITTER: Final = 0.2
 """Delays vary by up to this share, so that what failed together does not come back together."""
+QUIET: Final = 0.25
+"""Seconds without a turn of any other key after which those that stepped behind have theirs."""
+PATIENCE: Final = 5.0
+"""Seconds that a key which stepped behind waits at most, however busy the queue is."""
 
 
 @dataclass
@@ -27,6 +33,8 @@ class _Entry:
 
     due: float | None = None
     """When its next turn is; None: no turn is planned."""
+    behind: bool = False
+    """Whether its next turn is behind those of all others."""
     since: float = 0.0
     """When it became due, to measure the queue's age."""
     working: bool = False
@@ -43,6 +51,9 @@ class WorkQueue(Generic[K]):
         self._jitter = jitter
         self._entries: dict[K, _Entry] = {}
         self._heap: list[tuple[float, int, K]] = []
+        self._behind: list[tuple[float, int, K]] = []
+        self._busy = -QUIET
+        """When a key last had a turn that was not behind."""
         self._sequence = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -73,10 +84,13 @@ class WorkQueue(Generic[K]):
         with self._changed:
             return self._next()[0]
 
-    def done(self, key: K, again_after: float | None = None) -> None:
-        """The work on the key succeeded. ``again_after`` plans its next turn, with jitter towards later."""
+    def done(self, key: K, again_after: float | None = None, behind: bool = False) -> None:
+        """The work on the key succeeded. ``again_after`` plans its next turn, with jitter towards later.
+
+        ``behind``: it steps behind all others for that turn, whatever else asks for one meanwhile.
+        """
         with self._changed:
-            entry = self._release(key)
+            entry = self._release(key, behind)
             entry.failures = 0
             if again_after is not None:
                 self._plan(key, entry, again_after * (1 + JITTER * self._jitter()))
@@ -109,22 +123,36 @@ class WorkQueue(Generic[K]):
     def _next(self) -> tuple[K | None, float | None]:
         """A due key, else how long until the next one is."""
         now = self._clock()
-        while self._heap:
-            due, _, key = self._heap[0]
-            entry = self._entries.get(key)
-            if entry is None or entry.working or entry.due != due:
-                heapq.heappop(self._heap)
-                continue
-            if due > now:
-                return None, due - now
-            heapq.heappop(self._heap)
-            entry.working, entry.due = True, None
-            return key, None
-        return None, None
+        due = self._first(self._heap)
+        if due is not None and due <= now:
+            self._busy = now
+            return self._begin(self._heap), None
+        behind = self._first(self._behind)
+        if behind is not None:
+            behind = max(behind, min(self._busy + QUIET, behind + PATIENCE))
+            if behind <= now:
+                return self._begin(self._behind), None
+        return None, min((moment - now for moment in (due, behind) if moment is not None), default=None)
 
-    def _release(self, key: K) -> _Entry:
+    def _first(self, heap: list[tuple[float, int, K]]) -> float | None:
+        """When the first key of a heap is due; drops what is outdated."""
+        while heap:
+            due, _, key = heap[0]
+            entry = self._entries.get(key)
+            if entry is not None and not entry.working and entry.due == due and heap is self._heap_of(entry):
+                return due
+            heapq.heappop(heap)
+        return None
+
+    def _begin(self, heap: list[tuple[float, int, K]]) -> K:
+        key = heapq.heappop(heap)[2]
         entry = self._entries[key]
-        entry.working = False
+        entry.working, entry.due, entry.behind = True, None, False
+        return key
+
+    def _release(self, key: K, behind: bool = False) -> _Entry:
+        entry = self._entries[key]
+        entry.working, entry.behind = False, behind
         if entry.due is not None:
             self._push(entry.due, key)
         return entry
@@ -141,5 +169,8 @@ class WorkQueue(Generic[K]):
 
     def _push(self, due: float, key: K) -> None:
         self._sequence += 1
-        heapq.heappush(self._heap, (due, self._sequence, key))
+        heapq.heappush(self._heap_of(self._entries[key]), (due, self._sequence, key))
         self._changed.notify()
+
+    def _heap_of(self, entry: _Entry) -> list[tuple[float, int, K]]:
+        return self._behind if entry.behind else self._heap

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from finetune_operator.workqueue import BACKOFF_LIMIT, BACKOFF_START, WorkQueue
+from finetune_operator.workqueue import BACKOFF_LIMIT, BACKOFF_START, PATIENCE, QUIET, WorkQueue
 
 pytestmark = pytest.mark.unit
 
@@ -114,6 +115,57 @@ def test_jitter_only_delays(clock: Clock) -> None:
     queue.add("a")
     queue.poll()
     assert BACKOFF_START < queue.failed("a") <= BACKOFF_START * 1.5
+
+
+def step_behind(queue: WorkQueue[str], key: str) -> None:
+    """A key whose first turn is over and whose second can wait."""
+    queue.add(key)
+    assert queue.poll() == key
+    queue.done(key, again_after=0.0, behind=True)
+
+
+def test_a_key_that_steps_behind_lets_all_others_go_first(queue: WorkQueue[str], clock: Clock) -> None:
+    for key in "abc":
+        step_behind(queue, key)
+        clock.now += QUIET / 2
+        assert queue.poll() is None, "another key had its turn just now"
+    clock.now += QUIET / 2
+    assert drain(queue) == ["a", "b", "c"]
+
+
+def test_no_event_brings_a_key_forward_that_stepped_behind(queue: WorkQueue[str], clock: Clock) -> None:
+    step_behind(queue, "a")
+    queue.add("a")
+    assert queue.poll() is None
+    queue.add("b")
+    queue.poll()
+    queue.add("b")  # while it is in work
+    queue.done("b", again_after=0.0, behind=True)
+    assert queue.poll() is None
+    clock.now += QUIET
+    assert drain(queue) == ["a", "b"]
+    queue.add("a")
+    assert drain(queue) == ["a"], "that was for one turn only"
+
+
+def test_a_busy_queue_does_not_make_a_key_wait_for_ever(queue: WorkQueue[str], clock: Clock) -> None:
+    step_behind(queue, "a")
+    waited = 0.0
+    while waited < PATIENCE:
+        queue.add("b")
+        assert drain(queue) == ["b"]
+        clock.now += QUIET / 2
+        waited += QUIET / 2
+    queue.add("b")
+    assert drain(queue) == ["b", "a"]
+
+
+def test_take_wakes_for_a_key_that_stepped_behind() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    step_behind(queue, "a")
+    started = time.monotonic()
+    assert queue.take() == "a"
+    assert time.monotonic() - started >= QUIET * 0.9
 
 
 def test_its_age_is_that_of_the_longest_wait(queue: WorkQueue[str], clock: Clock) -> None:

@@ -117,7 +117,7 @@ def _start(
     request = _request(observed, spec, book, stage, recovers)
     actions = (*upkeep, *_creations(request))
     if not begun:
-        return Plan(status=observed.status, actions=actions, requeue_after=0.0, tell=False)
+        return Plan(status=observed.status, actions=actions, tell=False)
     job = _just_made(request, recovers)
     subject = Stage(recovers) if recovers else stage
     if not recovers:
