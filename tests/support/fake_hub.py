@@ -52,7 +52,8 @@ def fake_hub(
             elif content := files.get(path.removeprefix(resolve)):
                 self._answer(200, content, {"ETag": f'"{_git_hash(content)}"', "X-Repo-Commit": COMMIT})
             else:
-                self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                known = path.startswith(resolve)
+                self._answer(404, b"", {"X-Error-Code": "EntryNotFound" if known else "RevisionNotFound"})
 
         def _tree(self, folder: str, *, recursive: bool) -> None:
             below = f"{folder}/" if folder else ""

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding, Pii
-from finetune_api.reasons import Reason
 from finetune_jobs.dataset.pii import Finding, Recognition, cards, identifiers, internet, phones, presidio
 from finetune_jobs.dataset.pii.cards import passes_luhn
 from finetune_jobs.dataset.pii.findings import Recognizer, without_overlaps
@@ -327,21 +326,6 @@ def test_entities_scores_and_modes_are_the_users_choice() -> None:
     assert found(text, Recognition(Pii(mode=OnFinding.OFF))) == []
 
 
-@pytest.mark.parametrize(
-    ("entity", "message"),
-    [
-        ("EMAIL", "spec.dataset.pii.entities: nothing finds 'EMAIL'. There are: AU_MEDICARE, "),
-        ("EMAIL_ADRESS", "nothing finds 'EMAIL_ADRESS'. Did you mean 'EMAIL_ADDRESS'? There are: "),
-        ("PERSON", "nothing finds 'PERSON'. Names and places need a spaCy pipeline"),
-    ],
-)
-def test_an_entity_that_nothing_finds_is_refused(entity: str, message: str) -> None:
-    with pytest.raises(StageError) as caught:
-        Recognition(Pii(entities=[entity]))
-    assert caught.value.reason is Reason.SPEC_INVALID
-    assert message in caught.value.message
-
-
 def test_pseudonyms_are_the_same_for_the_same_value_however_it_is_written() -> None:
     names = Pseudonyms()
 
@@ -461,31 +445,6 @@ def test_a_pipeline_may_be_an_installed_package(
 def test_long_texts_are_read_to_their_end(pipeline: Path) -> None:
     text = "filler words " * 8000 + "Jane Miller"
     assert found(text, Recognition(Pii(entities=["PERSON"]), ner=pipeline)) == [("PERSON", "Jane Miller")]
-
-
-@pytest.mark.parametrize(
-    ("config", "problem"),
-    [
-        (None, "there is no config.cfg in the folder"),
-        ("[nlp]\nlang = ", "config.cfg is no pipeline of spaCy"),
-        ('[nlp]\nlang = "en"\npipeline = []\n[components]\n', "it finds no entities: it has no component"),
-        (
-            '[nlp]\nlang = "en"\npipeline = ["bert"]\n[components]\n[components.bert]\nfactory = "transformer"\n',
-            "it finds no entities: it has transformer, and needs one of",
-        ),
-        (
-            '[nlp]\nlang = "en"\npipeline = ["ner"]\n[components]\n[components.ner]\nfactory = "ner"\n',
-            "spaCy cannot load it",
-        ),
-    ],
-)
-def test_a_pipeline_that_cannot_be_used_is_refused(tmp_path: Path, config: str | None, problem: str) -> None:
-    if config is not None:
-        (tmp_path / "config.cfg").write_text(config)
-    with pytest.raises(StageError) as caught:
-        Recognition(Pii(), ner=tmp_path)
-    assert problem in caught.value.message
-    assert caught.value.message.endswith("Give a spaCy 3 pipeline with a component ner.")
 
 
 def test_cards_among_other_digits() -> None:

@@ -31,13 +31,14 @@ from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.distilled import NearAnswers
 from finetune_jobs.dataset.sources import find_sources, source_digest
-from finetune_jobs.errors import StageError
+from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.modelling.chat import IGNORED
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.prepare import prepare
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from tests.support.seaweedfs import SeaweedFS
+from tests.support.sentences import unsaid
 from tests.support.stages import context, pipeline_params, stage_input
 from tests.support.teacher_server import Reply, TeacherServer, says
 from tests.support.tiny_model import build_tiny_llama
@@ -79,8 +80,8 @@ class Prepared:
             model=find_base_model(self.store, self.store.uri("model")).digest,
         )
         model = self.store.uri("model")
-        given = stage_input(Stage.PREPARE, self.s3.storage, output, params, upstream, base_model_uri=model)
-        self.result = execute(context(given, self.folder), prepare)
+        self.given = stage_input(Stage.PREPARE, self.s3.storage, output, params, upstream, base_model_uri=model)
+        self.result = execute(context(self.given, self.folder), prepare)
         return self.result
 
     def file(self, name: str) -> bytes:
@@ -384,5 +385,45 @@ def test_a_pipeline_in_s3_finds_names(prepared: Prepared, tmp_path: Path) -> Non
     source = prepared.put("rows.jsonl", [*rows(), {"text": "Is Ana Novak there?", "label": "a"}])
     prepared.run(source, pii=Pii(ner=NamesModel(uri=prepared.store.uri("names"))))
     assert prepared.report["pii"]["counts"] == {"PERSON": 1}
-    with pytest.raises(StageError, match="holds no files"):
-        prepared.run(source, pii=Pii(ner=NamesModel(uri=prepared.store.uri("nothing"))))
+    nothing = prepared.store.uri("nothing")
+    with pytest.raises(StageError) as caught:
+        prepared.run(source, pii=Pii(ner=NamesModel(uri=nothing)))
+    assert caught.value.message == f"{nothing}{NO_PIPELINE}"
+
+
+NO_PIPELINE = " holds no files: spec.dataset.pii.ner needs a pipeline."
+CHANGED = (
+    "The version of {uri} that this run began with is gone: a file was overwritten meanwhile. Set spec.rerun to a new "
+    "value to use the new version."
+)
+STOPPED = "The pod was told to stop before the rows were read."
+
+
+def test_a_source_that_is_overwritten_under_a_run(prepared: Prepared) -> None:
+    source = prepared.put("rows.jsonl", rows())
+    prepared.run(source)
+    prepared.put("rows.jsonl", rows(199))
+    again = prepared.given.model_copy(update={"reuse": False})
+    with pytest.raises(StageError) as caught:
+        execute(context(again, prepared.folder), prepare)
+    assert (caught.value.reason, caught.value.message) == (
+        Reason.DATASET_NOT_FOUND,
+        CHANGED.format(uri=source.uri),
+    )
+
+
+def test_a_pod_that_is_told_to_stop_reads_no_further(prepared: Prepared) -> None:
+    prepared.run(prepared.put("rows.jsonl", rows(1000)))
+    told = context(prepared.given.model_copy(update={"reuse": False}), prepared.folder)
+    told.stopping.set()
+    with pytest.raises(StoppedError) as caught:
+        execute(told, prepare)
+    assert str(caught.value) == STOPPED
+
+
+def test_every_sentence_of_the_stage_is_tested() -> None:
+    mixed = [
+        "Of {} rows of general data, {} can be mixed in",
+        "{} (left out: {}), {} are.",
+    ]  # what is said of general data that is taken, see above
+    assert unsaid("finetune_jobs.prepare", [NO_PIPELINE, CHANGED, STOPPED]) == mixed

@@ -1,7 +1,6 @@
 """The forms of rows, and what is said about a row that has none of them."""
 
 import json
-from datetime import date
 from typing import Any
 
 import pytest
@@ -30,10 +29,6 @@ def calling(arguments: Any) -> list[dict[str, Any]]:
     """A conversation that calls a tool with these arguments."""
     call = {**CALL, "function": {"name": "balance", "arguments": arguments}}
     return [TOOL[0], {**TOOL[1], "tool_calls": [call]}, *TOOL[2:]]
-
-
-def nested(levels: int) -> dict[str, Any]:
-    return {"inner": nested(levels - 1)} if levels > 1 else {}
 
 
 def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -76,69 +71,6 @@ def test_tool_calls_stay_with_their_arguments_as_objects() -> None:
     messages = [TOOL[0], {"role": "assistant", "content": None, "tool_calls": [as_text]}, *TOOL[2:]]
     tools = [{"type": "function", "function": {"name": "balance"}}]
     assert shape(Row(1, {"messages": messages, "tools": tools}), None) == Shaped(TOOL, tools)
-
-
-@pytest.mark.parametrize(
-    ("fields", "place", "kind", "problem"),
-    [
-        ({"text": "q"}, "messages", "missingMessages", "must be a list of messages; the row has 'text'"),
-        ({"messages": TWO[:1]}, "messages", "wrongOrder", "must end with the assistant's answer"),
-        ({"messages": [TWO[1], *TWO]}, "messages", "wrongOrder", "must alternate"),
-        ({"messages": [*TOOL[:2], *TWO]}, "messages", "wrongOrder", "tools answer after"),
-        ({"messages": [TOOL[2], TWO[1]]}, "messages", "wrongOrder", "beginning with user"),
-        ({"messages": [{"role": "user", "content": "q", "weight": 1}]}, "messages[0]", "unknownKey", "for user"),
-        ({"messages": [{"role": "critic", "content": "q"}]}, "messages[0].role", "unknownRole", "tool"),
-        ({"messages": [{"content": "q"}]}, "messages[0].role", "unknownRole", "must be one of"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "notText", "must be text"),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
-            "messages[0].tool_calls[0]",
-            "wrongToolCall",
-            "function.name",
-        ),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
-            "messages[0].tool_calls[0].function.arguments",
-            "wrongToolCall",
-            "not a JSON object",
-        ),
-        ({"messages": TWO, "tools": ["balance"]}, "tools", "notTools", "list of objects"),
-        (
-            {"messages": TWO, "tools": [{"since": date(2024, 1, 1)}]},
-            "tools",
-            "notTools",
-            "holds date, which is no JSON",
-        ),
-        ({"messages": TWO, "tools": [{"at\0": 1}]}, "tools", "notTools", "holds a NUL byte at character 3"),
-        (
-            {"messages": calling({"rate": float("nan")})},
-            "messages[1].tool_calls[0]",
-            "wrongToolCall",
-            "holds NaN, which",
-        ),
-        ({"messages": calling('{"x": "\\ud800"}')}, "messages[1].tool_calls[0]", "wrongToolCall", "half a surrogate"),
-        ({"messages": calling(nested(64))}, "messages[1].tool_calls[0]", "wrongToolCall", "more than 64 levels deep"),
-        ({"messages": [{**TWO[0], "name": 7}, TWO[1]]}, "messages[0].name", "notText", "is int, must be text"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]},
-            "messages[0].content",
-            "notText",
-            "is list, must be text: join the texts of its parts to one",
-        ),
-        ({"prompt": "q", "completion": " "}, "completion", "empty", "is empty"),
-        ({"conversations": []}, "conversations", "missingMessages", "list of turns"),
-        ({"conversations": turns(("human", "q"))}, "conversations", "noAnswer", "no answer"),
-        ({"conversations": turns(("narrator", "q"))}, "conversations[0].from", "unknownRole", "human"),
-        ({"conversations": ["q"]}, "conversations[0]", "notAMessage", "from and value"),
-    ],
-)
-def test_a_row_of_no_form_is_a_fault_with_its_place(
-    fields: dict[str, Any], place: str, kind: str, problem: str
-) -> None:
-    found = shape(Row(9, fields), None)
-    assert isinstance(found, Fault)
-    assert (found.line, found.field, found.kind) == (9, place, kind)
-    assert problem in found.problem
 
 
 def test_a_template_names_its_columns_and_never_fills_what_a_value_says() -> None:

@@ -1,6 +1,7 @@
 """The files that sources stand for: in S3 (a real server), on a hub (a small one on loopback), in ConfigMaps."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from pydantic import ValidationError
 from finetune_api.dataset import ConfigMapKey, DataFormat, Source
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset import sources
+from finetune_jobs.dataset.hub_files import hub_place
 from finetune_jobs.dataset.sources import SourceFile, find_sources, source_digest
 from finetune_jobs.errors import StageError
 from finetune_jobs.store import Store
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
+from tests.support.sentences import unsaid
 
 pytestmark = pytest.mark.unit
 
@@ -141,29 +144,29 @@ def test_the_identity_follows_names_order_and_content(store: Store) -> None:
     assert identity("set/") != whole
 
 
-@pytest.mark.parametrize(
-    ("uri", "reason", "problem"),
-    [
-        ("none.csv", Reason.DATASET_NOT_FOUND, " does not exist."),
-        (
-            "none/",
-            Reason.DATASET_NOT_FOUND,
-            " stands for no file (empty ones, hidden ones and manifest.json do not count).",
-        ),
-        (
-            "set/_*",
-            Reason.DATASET_NOT_FOUND,
-            " stands for no file (empty ones, hidden ones and manifest.json do not count).",
-        ),
-        (
-            "rows",
-            Reason.SPEC_INVALID,
-            ": the name ends with none of .csv, .jsonl, .ndjson, .json, .parquet (each also with .gz or .zst). Set "
-            "spec.dataset.sources[].format, or leave the file out.",
-        ),
-        ("set/*", Reason.SPEC_INVALID, " stands for more than 1 files. Join them into fewer, larger ones."),
-    ],
-)
+NO_FILES = [
+    ("none.csv", Reason.DATASET_NOT_FOUND, " does not exist."),
+    (
+        "none/",
+        Reason.DATASET_NOT_FOUND,
+        " stands for no file (empty ones, hidden ones and manifest.json do not count).",
+    ),
+    (
+        "set/_*",
+        Reason.DATASET_NOT_FOUND,
+        " stands for no file (empty ones, hidden ones and manifest.json do not count).",
+    ),
+    (
+        "rows",
+        Reason.SPEC_INVALID,
+        ": the name ends with none of .csv, .jsonl, .ndjson, .json, .parquet (each also with .gz or .zst). Set "
+        "spec.dataset.sources[].format, or leave the file out.",
+    ),
+    ("set/*", Reason.SPEC_INVALID, " stands for more than 1 files. Join them into fewer, larger ones."),
+]
+
+
+@pytest.mark.parametrize(("uri", "reason", "problem"), NO_FILES)
 def test_a_source_that_stands_for_no_files(
     store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, reason: Reason, problem: str
 ) -> None:
@@ -180,12 +183,18 @@ def test_a_bucket_that_does_not_exist(store: Store, uri: str) -> None:
     assert error.value.reason is Reason.BUCKET_NOT_FOUND
 
 
+DELETED = " was deleted while it was being copied."
+
+
 def test_a_file_that_is_deleted_meanwhile(store: Store, tmp_path: Path) -> None:
     [file] = find_sources(store, [Source(uri=store.uri("a.csv"))])
     store.delete("a.csv")
-    with pytest.raises(StageError, match=r"a\.csv was deleted while it was being copied\.$") as error:
+    with pytest.raises(StageError) as error:
         file.copy_to(tmp_path / "copy")
-    assert error.value.reason is Reason.DATASET_NOT_FOUND
+    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, f"{file.uri}{DELETED}")
+
+
+NO_KEY = "ConfigMap 'rows' has no key 'rows.csv'."
 
 
 def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) -> None:
@@ -202,10 +211,7 @@ def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) 
     mounted.unlink()
     with pytest.raises(StageError) as error:
         find_sources(store, given, tmp_path)
-    assert (error.value.reason, error.value.message) == (
-        Reason.DATASET_NOT_FOUND,
-        "ConfigMap 'rows' has no key 'rows.csv'.",
-    )
+    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, NO_KEY)
 
 
 HUB = {
@@ -256,25 +262,25 @@ def test_the_identity_on_the_hub_follows_the_content_and_not_the_commit(
     assert identity(HUB) != identity(HUB | {"data/train-1.parquet": b"2"})
 
 
-@pytest.mark.parametrize(
-    ("uri", "gated", "message"),
-    [
-        (f"{REPO}@main/a.csv", True, f"{REPO}@main is gated, and the pod has no token that may read it."),
-        (
-            "hf://datasets/org/none@main/a.csv",
-            False,
-            "hf://datasets/org/none@main does not exist on the hub, or is private.",
-        ),
-        (f"{REPO}@v9/a.csv", False, f"{REPO}@v9: the data set has no such revision."),
-        (f"{REPO}@main/a.csv", False, f"{REPO}@main/a.csv does not exist."),
-        (f"{REPO}@main/no/a.csv", False, f"{REPO}@main/no/a.csv does not exist."),
-        (
-            f"{REPO}@main/no/*.csv",
-            False,
-            f"{REPO}@main/no/*.csv stands for no file (empty ones, hidden ones and manifest.json do not count).",
-        ),
-    ],
-)
+NOT_ON_THE_HUB = [
+    (f"{REPO}@main/a.csv", True, f"{REPO}@main is gated, and the pod has no token that may read it."),
+    (
+        "hf://datasets/org/none@main/a.csv",
+        False,
+        "hf://datasets/org/none@main does not exist on the hub, or is private.",
+    ),
+    (f"{REPO}@v9/a.csv", False, f"{REPO}@v9: the data set has no such revision."),
+    (f"{REPO}@main/a.csv", False, f"{REPO}@main/a.csv does not exist."),
+    (f"{REPO}@main/no/a.csv", False, f"{REPO}@main/no/a.csv does not exist."),
+    (
+        f"{REPO}@main/no/*.csv",
+        False,
+        f"{REPO}@main/no/*.csv stands for no file (empty ones, hidden ones and manifest.json do not count).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("uri", "gated", "message"), NOT_ON_THE_HUB)
 def test_files_that_the_hub_does_not_give(
     store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, message: str
 ) -> None:
@@ -284,13 +290,48 @@ def test_files_that_the_hub_does_not_give(
     assert not error.value.retriable
 
 
+GONE = f"{REPO}@main: a file is gone from the hub."
+
+
+def test_a_file_that_leaves_the_hub_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with fake_hub(monkeypatch, "dataset", "org/set", HUB):
+        [file] = find_sources(store, [Source(uri=f"{REPO}@main/data/test.jsonl")])
+    with fake_hub(monkeypatch, "dataset", "org/set", {"README.md": b"a card"}), pytest.raises(StageError) as error:
+        file.copy_to(tmp_path / "copy")
+    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, GONE)
+
+
+AWAY = "the hub at {hub} cannot be reached ({cause}). Without a way to the hub, copy the files to S3."
+
+
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = Source(uri=f"{REPO}@main/data/test.jsonl")
     with fake_hub(monkeypatch, "dataset", "org/set", HUB):
         [file] = find_sources(store, [source])
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the client's own retries
-    for action in (lambda: find_sources(store, [source]), lambda: file.copy_to(tmp_path / "copy")):
-        with pytest.raises(StageError, match=r"cannot be reached .* copy the files to S3") as error:
+    actions: dict[str, Callable[[], object]] = {
+        "ConnectError": lambda: find_sources(store, [source]),
+        "LocalEntryNotFoundError": lambda: file.copy_to(tmp_path / "copy"),
+    }
+    for cause, action in actions.items():
+        with pytest.raises(StageError) as error:
             action()
-        assert error.value.retriable
+        message = f"{REPO}@main: {AWAY.format(hub=constants.ENDPOINT, cause=cause)}"
+        assert (error.value.message, error.value.retriable) == (message, True)
+
+
+NO_URI = "'hf://datasets/set/a.csv' is not of the form hf://datasets/organisation/name@revision/path."
+
+
+def test_what_is_no_place_on_the_hub() -> None:
+    """The API server refuses it before; a stage may be run without one."""
+    with pytest.raises(StageError) as error:
+        hub_place("hf://datasets/set/a.csv")
+    assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, NO_URI)
+
+
+@pytest.mark.parametrize("module", ["sources", "hub_files"])
+def test_every_sentence_about_a_source_is_tested(module: str) -> None:
+    tables = [*(problem for *_, problem in NO_FILES), *(message for *_, message in NOT_ON_THE_HUB)]
+    assert unsaid(f"finetune_jobs.dataset.{module}", [*tables, DELETED, NO_KEY, GONE, f"x: {AWAY}", NO_URI]) == []

@@ -281,7 +281,10 @@ def test_the_budget_stops_before_it_is_exceeded(store: Store) -> None:
     assert len(server.received) == 9  # after nine, 4.50 are spent, and another could cost 1.00
     assert (result.cost, result.unasked, result.examples) == (Decimal("4.5"), 21, 9)
     assert result.scalars()["teacherCostUsd"] == "4.5000"
-    assert "21 were not asked for: they could have led beyond maxCost." in result.message()
+    assert result.message() == (
+        "The teacher gave 9 of 30 answers for 4.50 USD; 9 became examples. 21 were not asked for: they could have led "
+        "beyond maxCost."
+    )
 
 
 def test_a_budget_counts_what_earlier_runs_have_spent(store: Store) -> None:

@@ -379,7 +379,9 @@ def test_repeated_answers(mode: str, kept: list[str]) -> None:
     given_answers = [("a", "Yes."), ("a", "yes."), ("b", "Yes."), ("c", "Yes!"), ("c", "No.")]
     judged = [rules.judge(Answer(t, "stop", Tokens()), Prompt(p, SOURCE, 1)) for p, t in given_answers]
     assert [each for each in judged if isinstance(each, str)] == kept
-    kinds = {each.kind for each in judged if isinstance(each, Fault)}
-    assert kinds == {"Keep": set(), "WithinPrompt": {"repeatedAnswer"}}.get(
-        mode, {"repeatedAnswer", "nearlyRepeatedAnswer"}
+    equal, near_one = (
+        ("repeatedAnswer", "was given before"),
+        ("nearlyRepeatedAnswer", "is nearly the same as one before"),
     )
+    told = {(each.kind, each.problem) for each in judged if isinstance(each, Fault)}
+    assert told == {"Keep": set(), "WithinPrompt": {equal}}.get(mode, {equal, near_one})

@@ -14,6 +14,7 @@ from finetune_jobs.store import Store
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
+from tests.support.sentences import unsaid
 from tests.support.stages import context, pipeline_params, stage_input
 
 pytestmark = pytest.mark.unit
@@ -54,9 +55,59 @@ def test_a_model_that_changed_since_the_run_began(s3: SeaweedFS, store: Store, t
     uri = store.uri("model")
     given = train_input(s3, store, uri, find_base_model(store, uri).digest)
     store.put("model/model.safetensors", b"other weights")
-    with pytest.raises(StageError, match="that this run began with is gone") as error:
+    with pytest.raises(StageError) as error:
         fetch_base_model(context(given, tmp_path), tmp_path / "base")
-    assert error.value.reason is Reason.MODEL_NOT_FOUND
+    assert (error.value.reason, error.value.message) == (Reason.MODEL_NOT_FOUND, CHANGED.format(uri=uri))
+
+
+CHANGED = (
+    "The version of {uri} that this run began with is gone: its files were changed meanwhile. Set spec.rerun to a new "
+    "value to use the new version."
+)
+
+
+def test_a_model_that_is_deleted_while_it_is_copied(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    uri = store.uri("model")
+    given = context(train_input(s3, store, uri, find_base_model(store, uri).digest), tmp_path)
+    given.progress.report = lambda *_: store.delete("model/tokenizer.json")  # type: ignore[method-assign] # in between
+    with pytest.raises(StageError) as error:
+        fetch_base_model(given, tmp_path / "base")
+    assert (error.value.reason, error.value.message) == (Reason.MODEL_NOT_FOUND, f"{uri}/tokenizer.json{DELETED}")
+
+
+DELETED = " was deleted while the model was being copied."
+REFUSED = [
+    ([], Reason.MODEL_NOT_FOUND, " holds no files."),
+    (
+        ["model.safetensors", "tokenizer.json"],
+        Reason.MODEL_NOT_FOUND,
+        " holds no config.json, so it is no model (found: model.safetensors, tokenizer.json).",
+    ),
+    (["config.json", "tokenizer.json"], Reason.MODEL_UNSUPPORTED, " holds no weights; *.safetensors are needed."),
+    (
+        ["config.json", "pytorch_model.bin", "model.pt"],
+        Reason.MODEL_UNSUPPORTED,
+        " holds only pickles (model.pt, pytorch_model.bin), which can run code when opened; *.safetensors are needed.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "reason", "problem"), REFUSED)
+def test_a_folder_without_a_usable_model(store: Store, files: list[str], reason: Reason, problem: str) -> None:
+    for name in files:
+        store.put(f"other/{name}", b"content")
+    with pytest.raises(StageError) as error:
+        find_base_model(store, store.uri("other"))
+    assert (error.value.reason, error.value.message) == (reason, f"{store.uri('other')}{problem}")
+
+
+NO_URI = "'hf://org/model' is neither s3://bucket/prefix nor hf://organisation/name@revision."
+
+
+def test_what_is_no_place_of_a_model(store: Store) -> None:
+    with pytest.raises(StageError) as error:
+        find_base_model(store, "hf://org/model")
+    assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, NO_URI)
 
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(
@@ -72,31 +123,38 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(
     assert copied == {name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
 
 
-@pytest.mark.parametrize(
-    ("uri", "gated", "reason", "message"),
-    [
-        (
-            "hf://org/model@main",
-            True,
-            Reason.GATED_MODEL_UNAUTHORIZED,
-            "is gated, and the pod has no token that may read it.",
-        ),
-        ("hf://org/none@main", False, Reason.MODEL_NOT_FOUND, "does not exist on the hub, or is private."),
-        ("hf://org/model@v9", False, Reason.MODEL_NOT_FOUND, "hf://org/model@v9: the model has no such revision."),
-    ],
-)
+NOT_GIVEN = [
+    (
+        "hf://org/model@main",
+        True,
+        Reason.GATED_MODEL_UNAUTHORIZED,
+        " is gated, and the pod has no token that may read it.",
+    ),
+    ("hf://org/none@main", False, Reason.MODEL_NOT_FOUND, " does not exist on the hub, or is private."),
+    ("hf://org/model@v9", False, Reason.MODEL_NOT_FOUND, ": the model has no such revision."),
+]
+
+
+@pytest.mark.parametrize(("uri", "gated", "reason", "problem"), NOT_GIVEN)
 def test_a_model_that_the_hub_does_not_give(
-    store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, reason: Reason, message: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, reason: Reason, problem: str
 ) -> None:
     with fake_hub(monkeypatch, "model", "org/model", FILES, gated=gated), pytest.raises(StageError) as error:
         find_base_model(store, uri)
-    assert (error.value.reason, error.value.retriable) == (reason, False)
-    assert uri in error.value.message
-    assert error.value.message.endswith(message)
+    assert (error.value.reason, error.value.message, error.value.retriable) == (reason, f"{uri}{problem}", False)
 
 
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(StageError, match="mirror the model to S3") as error:
+    with pytest.raises(StageError) as error:
         find_base_model(store, "hf://org/model@main")
-    assert error.value.retriable
+    message = f"hf://org/model@main{AWAY.format(hub=constants.ENDPOINT)}"
+    assert (error.value.message, error.value.retriable) == (message, True)
+
+
+AWAY = ": the hub at {hub} cannot be reached (ConnectError). Without a way to the hub, mirror the model to S3."
+
+
+def test_every_sentence_about_a_place_of_a_model_is_tested() -> None:
+    messages = [*(problem for *_, problem in REFUSED), *(problem for *_, problem in NOT_GIVEN)]
+    assert unsaid("finetune_jobs.basemodel", [*messages, CHANGED, DELETED, NO_URI, AWAY]) == []

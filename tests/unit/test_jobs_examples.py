@@ -18,65 +18,12 @@ pytestmark = pytest.mark.unit
 COLUMNS = Columns(input="text", label="label")
 
 
-@pytest.mark.parametrize(
-    ("fields", "field", "kind", "problem"),
-    [
-        ({"label": "a"}, "text", "missingColumn", "does not exist; the row has 'label'."),
-        ({"text": " \t", "label": "a"}, "text", "empty", "is empty"),
-        ({"text": "x", "label": ""}, "label", "empty", "is empty"),
-        ({"text": "x\0y", "label": "a"}, "text", "nulByte", "holds a NUL byte at character 2"),
-        (
-            {"text": "x", "label": "Fod"},
-            "label",
-            "unknownLabel",
-            "is not one of spec.task.labels. Did you mean 'Food'?",
-        ),
-        ({"text": None, "label": "a"}, "text", "notText", "is NoneType, must be text"),
-        ({"text": 7, "label": "a"}, "text", "notText", "is int, must be text"),
-        ({"text": "x", "label": True}, "label", "notText", "is bool, must be text"),
-        (
-            {"text": "\ud800", "label": "a"},
-            "text",
-            "loneSurrogate",
-            "holds half a surrogate pair, which is no text",
-        ),
-    ],
-)
-def test_a_row_that_is_no_example_is_a_fault(fields: dict[str, object], field: str, kind: str, problem: str) -> None:
-    rules = Rules(COLUMNS, task=Task(labels=["Food", "a", "7"]))
-    found = rules.example(Row(9, fields))
-    assert isinstance(found, Fault)
-    assert (found.line, found.field, found.kind, found.problem) == (9, field, kind, problem)
-
-
 def intake(columns: Columns | None, instruction: str) -> Intake:
     return Intake(PrepareParams(sources=[Source(uri="s3://data/rows.jsonl")], columns=columns, instruction=instruction))
 
 
 def turns(*roles: str) -> list[dict[str, str]]:
     return [{"role": role, "content": f"text {index}"} for index, role in enumerate(roles)]
-
-
-@pytest.mark.parametrize(
-    ("messages", "instruction", "kind"),
-    [
-        (None, "", "missingMessages"),
-        ([], "", "missingMessages"),
-        (["hello"], "", "notAMessage"),
-        ([{"role": "user", "content": "x", "tool_calls": []}], "", "unknownKey"),
-        ([{"role": "bot", "content": "x"}], "", "unknownRole"),
-        ([{"role": "user", "content": ""}], "", "empty"),
-        (turns("user"), "", "wrongOrder"),
-        (turns("assistant"), "", "wrongOrder"),
-        (turns("user", "user", "assistant"), "", "wrongOrder"),
-        (turns("user", "system", "assistant"), "", "wrongOrder"),
-        (turns("system", "user", "assistant"), "Be brief.", "wrongOrder"),
-    ],
-)
-def test_a_chat_that_is_no_example_is_a_fault(messages: object, instruction: str, kind: str) -> None:
-    found = intake(None, instruction).take(Row(1, {"messages": messages}))
-    assert isinstance(found, Fault)
-    assert found.kind == kind
 
 
 @pytest.mark.parametrize("roles", [("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 3])

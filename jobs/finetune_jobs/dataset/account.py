@@ -16,7 +16,7 @@ from finetune_jobs.dataset.collect import Collected
 from finetune_jobs.dataset.division import Division
 from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.validation import shorten, shown
+from finetune_jobs.dataset.validation import ended, shorten, shown
 from finetune_jobs.errors import StageError
 from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
 from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
@@ -31,7 +31,8 @@ def require_valid(ledger: Ledger, params: PrepareParams) -> None:
         raise StageError(
             Reason.DATASET_INVALID,
             f"{wrong} of {ledger.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
-            f"{shorten(ledger.faults.sentences(), 750)}. Correct these rows, or raise spec.dataset.maxInvalidPercent.",
+            f"{ended(shorten(ledger.faults.sentences(), 750))} Correct these rows, or raise "
+            "spec.dataset.maxInvalidPercent.",
         )
 
 
@@ -217,10 +218,10 @@ class Account:
             wrong = sum(rows.invalid.values())
             text += (
                 f" {wrong} invalid rows were left out ({_counted(rows.invalid)}): "
-                f"{shorten(self.first_errors['sources'], 400)}."
+                f"{ended(shorten(self.first_errors['sources'], 400))}"
             )
         for name, sentence in self._invalid_beside().items():
-            text += f" {sentence}: {shorten(self.first_errors[name], 200)}."
+            text += f" {sentence}: {ended(shorten(self.first_errors[name], 200))}"
         return " ".join([text, *self._alike()])
 
     def _invalid_beside(self) -> dict[str, str]:

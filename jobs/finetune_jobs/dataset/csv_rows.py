@@ -80,7 +80,7 @@ class _Feed:
             return "\n"
         self._size += len(raw)
         if self._size > MAX_LINE:  # a quote that is never closed would gather the whole file
-            self.fault = self.fault or too_long(self._lines.number, "the row that ends here")
+            self.fault = self.fault or too_long(self._lines.number, verb="ends a row that is")
             raise csv.Error(self.fault.problem)
         try:
             return raw.decode()

@@ -38,7 +38,7 @@ class Lines:
             if len(raw) > MAX_LINE:
                 while not raw.endswith(b"\n") and (raw := read(MAX_LINE)):
                     end += len(raw)
-                yield too_long(self.number, "the line")
+                yield too_long(self.number)
             else:
                 yield raw
             if self._report and self.number % _REPORTED == 0:

@@ -93,7 +93,7 @@ def _long_texts(column: Any, name: str, number: int) -> dict[int, Fault]:
     if (pc.max(lengths).as_py() or 0) <= MAX_LINE:
         return {}
     sizes = enumerate(lengths.to_pylist())
-    return {index: too_long(number + index, "the text", name) for index, size in sizes if (size or 0) > MAX_LINE}
+    return {index: too_long(number + index, name) for index, size in sizes if (size or 0) > MAX_LINE}
 
 
 def _values(column: Any, name: str, number: int, faults: dict[int, Fault]) -> list[Any]:

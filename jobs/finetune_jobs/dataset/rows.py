@@ -45,11 +45,13 @@ class Fault:
     """Where in ``value`` the part begins that is shown; what stands before tells whether that is a secret."""
     rows: int = 1
     """Rows that are lost with it: a wrong quotation mark in CSV takes in lines that may all be rows."""
+    hint: str = ""
+    """What may have been meant, as ``did_you_mean`` says it."""
 
 
-def too_long(line: int, subject: str, field: str = "") -> Fault:
-    """The fault of something that is longer than ``MAX_LINE``."""
-    return Fault(line, field, "lineTooLong", f"{subject} is longer than {MAX_LINE} bytes")
+def too_long(line: int, field: str = "", verb: str = "is") -> Fault:
+    """The fault of a line or field that ``verb`` longer than ``MAX_LINE``."""
+    return Fault(line, field, "lineTooLong", f"{verb} longer than {MAX_LINE} bytes")
 
 
 def invalid(uri: str, problem: str) -> StageError:

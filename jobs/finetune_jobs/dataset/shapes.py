@@ -68,8 +68,8 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
     for name in columns.names:
         if name not in row.fields:
             have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12])
-            hint = did_you_mean(name, row.fields)
-            return Fault(row.line, name, "missingColumn", f"does not exist; the row has {have or 'nothing'}.{hint}")
+            problem, hint = f"does not exist; the row has {have or 'nothing'}", did_you_mean(name, row.fields)
+            return Fault(row.line, name, "missingColumn", problem, hint=hint)
         value = row.fields[name]
         if name != columns.input and isinstance(value, int | float) and not isinstance(value, bool):
             if isinstance(value, float) and not math.isfinite(value):
@@ -143,8 +143,10 @@ def _dialogue(row: Row) -> Shaped | Fault:
 def _chat(row: Row) -> Shaped | Fault:
     messages = row.fields.get("messages")
     if not isinstance(messages, list) or not messages:
-        have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12])
-        problem = f"must be a list of messages; the row has {have}. Without it, set spec.dataset.columns"
+        have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12]) or "nothing"
+        problem = f"does not exist; the row has {have}: without messages, set spec.dataset.columns"
+        if "messages" in row.fields:
+            problem = "must be a list of messages, one at least"
         return Fault(row.line, "messages", "missingMessages", problem)
     made: list[Message] = []
     for index, message in enumerate(messages):
@@ -239,12 +241,29 @@ def text_or_fault(line: int, place: str, value: Any) -> str | Fault:
     """A text without surrounding white space, in Unicode NFC."""
     if not isinstance(value, str):
         parts = ": join the texts of its parts to one" if isinstance(value, list) else ""
-        return Fault(line, place, "notText", f"is {type(value).__name__}, must be text{parts}")
+        return Fault(line, place, "notText", f"is {kind_of(value)}, must be text{parts}")
     text = unicodedata.normalize("NFC", value).strip()
     if not text:
         return Fault(line, place, "empty", "is empty")
     kind, problem = _character_problem(text)
     return Fault(line, place, kind, problem) if problem else text
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of JSON; of what only Parquet has, the name of its type."""
+    match value:
+        case None:
+            return "missing or null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return type(value).__name__
 
 
 def _character_problem(text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.hashing import canonical_json
 from finetune_jobs.dataset.readers import Fault, Row, did_you_mean
-from finetune_jobs.dataset.shapes import Message, shape, text_or_fault
+from finetune_jobs.dataset.shapes import Message, kind_of, shape, text_or_fault
 
 _SHOWN: Final = 5
 _STORED: Final = 100
@@ -78,7 +78,7 @@ class Rules:
         if value is None or value == "" or value != value:  # NaN, as tables have it where a value is missing
             return Fault(row.line, self.group_by, "missingGroup", "is empty, but spec.dataset.groupBy names it")
         if isinstance(value, dict | list | bytes):
-            problem = f"is {type(value).__name__}, must be one value, for spec.dataset.groupBy names it"
+            problem = f"is {kind_of(value)}, must be one value, for spec.dataset.groupBy names it"
             return Fault(row.line, self.group_by, "notText", problem)
         wrong = text_or_fault(row.line, self.group_by, str(value))
         return wrong if isinstance(wrong, Fault) else str(value)
@@ -87,7 +87,7 @@ class Rules:
         where, label, labels = self.answer_field, example.label, self.task.labels
         if self.task.type is TaskType.CLASSIFICATION and labels and label not in labels:
             hint = did_you_mean(label, labels)
-            return Fault(row.line, where, "unknownLabel", f"is not one of spec.task.labels.{hint}", label)
+            return Fault(row.line, where, "unknownLabel", "is not one of spec.task.labels", label, hint=hint)
         if self.task.type is TaskType.EXTRACTION and (problem := json_problem(label)):
             return Fault(row.line, where, "answerNotJson", problem, label)
         return None
@@ -130,7 +130,13 @@ class Faults:
 def _sentence(file: str, fault: Fault) -> str:
     value = f" ({shown(fault.value, fault.begin)!r})" if fault.value else ""
     subject = f", {fault.field}:" if fault.field else ""
-    return f"{file} line {fault.line}{subject} {fault.problem.rstrip('.')}{value}"
+    hint = f".{fault.hint}" if fault.hint else ""
+    return f"{file} line {fault.line}{subject} {fault.problem}{value}{hint}"
+
+
+def ended(text: str) -> str:
+    """A text with a full stop, unless it ends with a question."""
+    return text if text.endswith("?") else f"{text}."
 
 
 def shown(value: str, begin: int = 0) -> str:

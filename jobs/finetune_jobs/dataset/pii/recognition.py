@@ -78,5 +78,5 @@ def _chosen(entities: Sequence[str], ner: Path | None) -> list[Recognizer]:
 def _unknown(entity: str, known: Iterable[str]) -> str:
     problem = f"spec.dataset.pii.entities: nothing finds {entity!r}."
     if entity in names.ENTITIES:
-        return f"{problem} Names and places need a spaCy pipeline, and none is given."
+        return f"{problem} Names and places need a spaCy pipeline: name one in spec.dataset.pii.ner."
     return f"{problem}{did_you_mean(entity, known)} There are: {', '.join(sorted(known))}."

@@ -1,0 +1,62 @@
+"""The sentences of which a module's messages are made, as its source has them: none must be without a test."""
+
+import ast
+import re
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+_WORDS: Final = re.compile(r"[A-Za-z]+,? [A-Za-z]+")
+"""At least two words: what is less is a name, a key or a unit."""
+_NOT_FOR_USERS: Final = frozenset({"debug", "info", "warning", "report", "part", "ValueError", "RuntimeError"})
+"""Calls whose texts are for the log, the progress bar, or the programmer who has made a mistake."""
+
+
+def unsaid(module: str, messages: Collection[str]) -> list[str]:
+    """The sentences of ``module`` that none of the messages holds; ``{}`` stands for what a sentence leaves open."""
+    spec = find_spec(module)
+    assert spec
+    assert spec.origin
+    said = sentences(Path(spec.origin))
+    return [each for each in said if not any(_pattern(each).search(message) for message in messages)]
+
+
+def sentences(file: Path) -> list[str]:
+    """Every sentence in a file of Python, docstrings apart; ``{}`` stands for what an f-string leaves open."""
+    return list(_sentences(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def _sentences(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In):
+        return  # words that are looked for in what others say
+    if isinstance(node, ast.Call) and _name(node.func) in _NOT_FOR_USERS:
+        return
+    text = _text(node)
+    if _WORDS.search(text):
+        yield text
+    elif not text:
+        for each in ast.iter_child_nodes(node):
+            yield from () if _is_docstring(each) else _sentences(each)
+
+
+def _text(node: ast.AST) -> str:
+    """The text of a literal; empty for everything else."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return ""
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _pattern(sentence: str) -> re.Pattern[str]:
+    """A full stop at the end may give way where a sentence goes on."""
+    return re.compile(".*?".join(map(re.escape, sentence.removesuffix(".").split("{}"))), re.DOTALL)
