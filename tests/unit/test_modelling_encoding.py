@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from finetune_api.reasons import Reason
 from finetune_api.training import Loss
-from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.encoding import encode_conversation, require_system_message
+from finetune_jobs.modelling.encoding import encode_conversation
 from finetune_jobs.modelling.examples import Example
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
-from tests.support.training import row
 
 pytestmark = pytest.mark.unit
 
@@ -27,11 +24,6 @@ FORGETFUL = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """As reasoning models do it: of an answer that is past, what stands before the ``!`` is left out."""
-DEAF = (
-    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Some early instruction-tuned models: a system message is neither refused nor rendered."""
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +119,3 @@ def test_the_stop_token_is_trained_in_the_batch_that_the_model_gets(base: Path, 
     answers = torch.tensor([2 if loss is Loss.ALL_ANSWERS else 1, 1, 1])
     assert torch.equal((batch["labels"] == stop).sum(1), answers)
     assert torch.equal(batch["attention_mask"].sum(1), torch.tensor([len(part.input_ids) for part in encoded]))
-
-
-def test_a_template_that_drops_the_system_message_is_refused(base: Path) -> None:
-    tokenizer = tokenizer_of(base, DEAF)
-    with pytest.raises(StageError, match=r"drops the system message.*without spec.dataset.instruction") as raised:
-        require_system_message(tokenizer, row("where is my parcel?", "refund")["messages"])
-    assert raised.value.reason is Reason.MODEL_UNSUPPORTED
-    require_system_message(tokenizer_of(base, CHAT_TEMPLATE), row("where is my parcel?", "refund")["messages"])

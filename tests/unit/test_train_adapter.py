@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling.loading import load_base
@@ -54,28 +53,7 @@ def test_the_spec_decides_the_kind(changes: dict[str, Any], expected: dict[str, 
     assert {name: getattr(config, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            {"target_modules": ["q_proj", "query_key_value"]},
-            "spec.training.targetModules names 'query_key_value', which is no linear layer of LlamaForCausalLM that "
-            "can get an adapter. There are: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj. Left out, "
-            "all of them are trained.",
-        ),
-        ({"target_modules": ["lm_head"]}, "names 'lm_head', which is no linear layer"),
-        ({"target_modules": ["proj"]}, "names 'proj', which is no linear layer"),
-        (
-            {"rank": 128},
-            "spec.training.rank 128 is more than any linear layer can use, whose smaller side is 64: set it to 64 at "
-            "most; 16 suits most tasks.",
-        ),
-        ({"rank": 64, "target_modules": ["up_proj", "k_proj"]}, "rank 64 is more than k_proj can use"),
-    ],
-)
-def test_what_the_model_does_not_have_is_refused(changes: dict[str, Any], says: str, base: Path) -> None:
-    with pytest.raises(StageError) as raised:
-        adapter_config(load_base(base), settings(**changes))
-    assert says in raised.value.message
-    assert raised.value.reason is Reason.SPEC_INVALID
-    assert not raised.value.retriable
+@pytest.mark.parametrize("target", ["lm_head", "proj"])
+def test_the_output_layer_and_parts_of_names_get_no_adapter(target: str, base: Path) -> None:
+    with pytest.raises(StageError, match=f"names '{target}', which is no linear layer"):
+        adapter_config(load_base(base), settings(target_modules=[target]))

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
-from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 from tests.support.training import row
@@ -67,35 +65,12 @@ def test_an_example_is_the_rendered_conversation_up_to_the_stop_token(base: Path
     assert tokenizer.decode(chat.encode(tokenizer, messages, stop_of(tokenizer)).input_ids) == rendered
 
 
-@pytest.mark.parametrize(
-    ("template", "says"),
-    [
-        (CHAT_TEMPLATE.replace("'<|im_end|>'", "'<end>'"), "'<'"),
-        (CHAT_TEMPLATE.replace("'<|im_end|>'", "'<|bos|>'"), "'<|bos|>'"),
-        (CHAT_TEMPLATE.replace("+ '<|im_end|>' + '\n'", ""), "nothing"),
-        (None, "no chat template"),
-    ],
-    ids=["text", "another token", "open end", "no template"],
-)
-def test_a_model_that_would_never_stop_is_refused(base: Path, template: str | None, says: str) -> None:
-    with pytest.raises(StageError, match=says) as raised:
-        stop_of(tokenizer_of(base, template))
-    assert raised.value.reason is Reason.MODEL_UNSUPPORTED
-
-
 def test_any_stop_token_of_the_generation_config_will_do(base: Path) -> None:
     tokenizer = tokenizer_of(base, CHAT_TEMPLATE.replace("'<|im_end|>'", "'<|bos|>'"))
     stops = chat.stop_ids(tokenizer, GenerationConfig(eos_token_id=[tokenizer.bos_token_id, tokenizer.pad_token_id]))
 
     assert stops == {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
     assert chat.end_of_turn(tokenizer, stops) == tokenizer.bos_token_id
-
-
-def test_a_template_that_refuses_a_role_says_which_conversation(base: Path) -> None:
-    tokenizer = tokenizer_of(base, "{{ raise_exception('System role not supported') }}")
-    with pytest.raises(StageError, match="system, user: System role not supported") as raised:
-        chat.prompt_ids(tokenizer, row("x", "y")["messages"][:-1])
-    assert raised.value.reason is Reason.MODEL_UNSUPPORTED
 
 
 TOOL_TEMPLATE = (
@@ -129,11 +104,3 @@ def test_an_answer_that_calls_a_tool_is_learnt_in_the_form_of_the_template(base:
     assert learnt.endswith("</call><|im_end|>")
     assert chat.answer_text(tokenizer, CALLING, stop, tools) == learnt.removesuffix("<|im_end|>")
     assert chat.answer_text(tokenizer, row("a", "refund my order")["messages"], stop) == "refund my order"
-
-
-def test_a_template_without_a_form_for_tool_calls_is_refused(base: Path) -> None:
-    tokenizer = tokenizer_of(base, CHAT_TEMPLATE)
-    with pytest.raises(StageError) as caught:
-        chat.encode(tokenizer, CALLING, stop_of(tokenizer))
-    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
-    assert "no form for an answer with tool_calls" in caught.value.message

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
 from finetune_jobs.errors import StageError
-from finetune_jobs.modelling.tokenizer import unsupported
+from finetune_jobs.modelling.tokenizer import readable, unsupported
 
 DTYPE: Final = torch.bfloat16
 """Precision of everything that is not quantised, and of the computation."""
@@ -104,20 +104,22 @@ def cuda_memory(load: str) -> Iterator[None]:
 
 def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
-    config = json.loads((folder / "config.json").read_text())
-    if "auto_map" in config and "model_type" not in config:
-        raise unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with readable("config.json", folder):
+        config = json.loads((folder / "config.json").read_text())
+        if "auto_map" in config and "model_type" not in config:
+            raise unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
+    with readable("weights", folder):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": where or device()},
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError) as error:
-        raise unsupported("weights", error) from error
+    _require_all(loaded)
     # Of a checkpoint's generation settings only its tokens are kept: transformers and vLLM would otherwise sample or
     # penalise repetition wherever a caller leaves that open, so that served, evaluated and greedy answers differ.
     settings = model.generation_config
@@ -125,3 +127,15 @@ def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options:
         bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id
     )
     return model
+
+
+def _require_all(loaded: dict[str, Any]) -> None:
+    """transformers makes up what a checkpoint lacks, at random and with a warning."""
+    if lacking := sorted(loaded["missing_keys"]):
+        raise unsupported("weights", f"the files do not hold {_some(lacking)}, which config.json asks for")
+    if others := sorted(name for name, *_ in loaded["mismatched_keys"]):
+        raise unsupported("weights", f"config.json says another size of {_some(others)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]

@@ -1,5 +1,7 @@
 """The tokenizer of a checkpoint, without its weights and without torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,10 @@ from finetune_jobs.modelling import chat
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises StageError(ModelUnsupported)."""
-    try:
+    with readable("tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise unsupported("tokenizer", error) from error
     if tokenizer.eos_token_id is None:
-        raise unsupported("tokenizer", "it names no eos_token")
+        raise unsupported("tokenizer", "it names no eos_token. Add one to its tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels and attention masks are explicit everywhere
     return tokenizer
@@ -29,12 +29,28 @@ def stop_token(folder: Path, tokenizer: Any) -> int:
 
     Raises StageError(ModelUnsupported) as ``chat.end_of_turn``.
     """
-    has_settings = (folder / GENERATION_CONFIG_NAME).exists()
-    settings = GenerationConfig.from_pretrained(folder) if has_settings else GenerationConfig()
+    settings = GenerationConfig()
+    if (folder / GENERATION_CONFIG_NAME).exists():
+        with readable(GENERATION_CONFIG_NAME, folder):
+            settings = GenerationConfig.from_pretrained(folder)
     return chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, settings))
 
 
-def unsupported(what: str, why: object) -> StageError:
+@contextmanager
+def readable(what: str, folder: Path) -> Iterator[None]:
+    """Turns whatever a library says of files in ``folder`` that are damaged into StageError(ModelUnsupported).
+
+    RuntimeErrors stay: they are PyTorch's about the machine, such as the end of the GPU's memory.
+    """
+    try:
+        yield
+    except (StageError, RuntimeError):
+        raise
+    except Exception as error:  # of damaged files, Rust and Python raise anything, bare Exception too
+        raise unsupported(what, str(error).replace(f"{folder}/", "").replace(str(folder), ".")) from error
+
+
+def unsupported(what: str, why: str) -> StageError:
     """The error of a base model of which a part cannot be used."""
-    first_line = next(iter(str(why).splitlines()), "")[:300]
-    return StageError(Reason.MODEL_UNSUPPORTED, f"The base model's {what} cannot be read: {first_line}")
+    first_line = next(iter(why.splitlines()), "")[:300].rstrip(".: ")
+    return StageError(Reason.MODEL_UNSUPPORTED, f"The base model's {what} cannot be read: {first_line}.")

@@ -1,0 +1,102 @@
+"""Every module that can tell a user what is wrong with the input has a test with its exact messages.
+
+The sentences are read from the source (``tests.support.sentences``): a new one without a test fails, and so does a new
+module that makes errors and is named nowhere here.
+"""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import finetune_jobs
+from tests.support.sentences import sentences, unsaid
+
+pytestmark = pytest.mark.unit
+
+HERE: Final = Path(__file__).parent
+JOBS: Final = Path(finetune_jobs.__path__[0])
+MAKES_ERRORS: Final = re.compile(r"\b(StageError|Fault|AttemptError)\(")
+
+PATTERN: Final = re.compile(r"\\b|\(\?:")
+"""Of a regular expression, which is no sentence."""
+
+TABLES: Final = {
+    "test_messages_rows": [
+        *("dataset.shapes", "dataset.validation", "dataset.intake", "dataset.ledger", "distillation.prompts"),
+    ],
+    "test_messages_files": [
+        *("dataset.content", "dataset.csv_rows", "dataset.formats", "dataset.json_list", "dataset.jsonl"),
+        *("dataset.lines", "dataset.parquet", "dataset.readers", "dataset.rows"),
+    ],
+    "test_messages_datasets": [
+        *("dataset.account", "dataset.leakage", "dataset.tokens", "dataset.language", "dataset.pii.recognition"),
+        "dataset.pii.ner",
+    ],
+    "test_messages_models": [
+        *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),
+    ],
+    "test_messages_fit": ["fit.admission", "training.recipe"],
+    "test_dataset_sources": ["dataset.sources", "dataset.hub_files"],
+    "test_dataset_prepare": ["prepare"],
+    "test_jobs_basemodel": ["basemodel"],
+}
+"""Test modules with exact messages, and the modules of the jobs whose sentences they look for."""
+TEACHER: Final = ["answers", "distil", "filters", "inquiry", "pace", "teacher"]
+"""Modules of the distillation: their exact messages are in several tests."""
+UNSEEN: Final = ("keeping the teacher's answers", "takes no {}")
+"""The name of a thread, and what is answered by another request at once."""
+NOT_OF_THE_INPUT: Final = {
+    "errors": "the store: test_jobs_store",
+    "store": "the store: test_jobs_store",
+    "folders": "results: test_jobs_artifact",
+    "documents": "results: test_jobs_runner",
+    "runner": "the operator's input, the pod: test_jobs_runner",
+    "resolve": "the store: test_jobs_stages",
+    "publish": "results: test_jobs_artifact",
+    "fetch": "results: test_jobs_serving",
+    "verify": "a server: test_jobs_serving, test_jobs_artifact",
+    "training.callbacks": "the training itself: test_train_watchdogs",
+    "training.checkpoints": "the store: test_train_checkpoints",
+    "training.learning_curve": "the training itself: test_learning_curve",
+    "training.ownership": "another pod: test_train_checkpoints",
+    "training.stall": "the training itself: test_train_watchdogs",
+    "training.team": "another pod: test_train_together",
+    "training.trainer": "the GPU's memory: test_train_recovery",
+    "training.wandb_run": "a Secret: test_tracking_wandb",
+}
+"""What else may go wrong, and where that is tested."""
+
+
+def test_every_module_that_makes_errors_is_known() -> None:
+    makers = {
+        ".".join(path.relative_to(JOBS).with_suffix("").parts)
+        for path in JOBS.rglob("*.py")
+        if MAKES_ERRORS.search(path.read_text())
+    }
+    known = [module for modules in TABLES.values() for module in modules]
+    known += [f"distillation.{name}" for name in TEACHER] + list(NOT_OF_THE_INPUT)
+    assert len(known) == len(set(known))
+    assert makers - set(known) == set()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_held_against_its_modules(name: str) -> None:
+    text = (HERE / f"{name}.py").read_text()
+    assert "unsaid(" in text
+    last = [module.removeprefix("dataset.").removeprefix("finetune_jobs.") for module in TABLES[name]]
+    assert [module for module in last if module not in text] == []
+
+
+@pytest.mark.parametrize("name", TEACHER)
+def test_every_sentence_about_a_teacher_is_tested(name: str) -> None:
+    tested = [each for path in sorted(HERE.glob("test_distillation*.py")) for each in sentences(path)]
+    untested = [each for each in unsaid(f"finetune_jobs.distillation.{name}", tested) if each not in UNSEEN]
+    assert [each for each in untested if not PATTERN.search(each)] == []
+
+
+@pytest.mark.parametrize("reference", NOT_OF_THE_INPUT.values())
+def test_what_is_tested_elsewhere_is(reference: str) -> None:
+    for name in reference.partition(": ")[2].split(", "):
+        assert (HERE / f"{name}.py").is_file()
