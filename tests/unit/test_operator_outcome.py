@@ -125,6 +125,40 @@ CASES = {
         State.SUCCEEDED,
         Reason.STAGE_SUCCEEDED,
     ),
+    "a result that the Job has not counted yet": Case(
+        ACTIVE, (pod("Succeeded", **terminated(0, message=success())),), State.SUCCEEDED, Reason.STAGE_SUCCEEDED
+    ),
+    "a result of a pod that still holds its node": Case(
+        ACTIVE, (pod("Running", **terminated(0, message=success())),), State.RUNNING, Reason.STAGE_STARTED
+    ),
+    "no result, not counted yet": Case(
+        ACTIVE, (pod("Succeeded", **terminated(0, message="done!")),), State.WAITING, Reason.WAITING
+    ),
+    "the first of two pods is done": Case(
+        job(**INDEXED, active=2),
+        (numbered(0, "Succeeded", **terminated(0, message=success())), numbered(1, "Running")),
+        State.RUNNING,
+        Reason.STAGE_STARTED,
+    ),
+    "a failure for good that the Job has not counted yet": Case(
+        ACTIVE,
+        (pod("Failed", **terminated(65, message=failure(Reason.DATASET_INVALID, "row 3: no label"))),),
+        State.FAILED,
+        Reason.DATASET_INVALID,
+        "row 3: no label",
+    ),
+    "a failure for good of a pod that was evicted": Case(
+        ACTIVE,
+        (pod("Failed", **terminated(65, message=failure(Reason.DATASET_INVALID, "no")), **disrupted("a drain")),),
+        State.WAITING,
+        Reason.STAGE_RETRIED,
+    ),
+    "a result, and the Job is suspended": Case(
+        job(spec={"suspend": True}, active=1),
+        (pod("Succeeded", **terminated(0, message=success())),),
+        State.SUSPENDED,
+        Reason.SUSPENDED,
+    ),
     "complete, pod gone": Case(COMPLETE, (), State.LOST, Reason.RESULT_LOST, "the pod with its result is gone"),
     "complete, message not a result": Case(
         COMPLETE, (pod("Succeeded", **terminated(0, message="done!")),), State.LOST, Reason.RESULT_LOST
@@ -284,6 +318,12 @@ def test_facts_of_the_stage_table() -> None:
         "2026-01-01T00:00:00Z",
         "2026-01-01T00:10:00Z",
     )
+
+
+def test_a_stage_ends_with_its_container_not_when_the_job_has_counted_it() -> None:
+    over = terminated(0, message=success())
+    over["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = EARLIER
+    assert judge(ACTIVE, (pod("Succeeded", **over),)).finished_at == EARLIER
 
 
 @given(st.text())

@@ -76,7 +76,7 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
         return Verdict(State.TERMINATING, Reason.WAITING, f"Job {job['metadata']['name']} is being deleted.", **facts)
     if job["spec"].get("suspend"):
         return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts)
-    return _unfinished(ordered, events, facts)
+    return _foretold(job, ordered, facts) or _unfinished(ordered, events, facts)
 
 
 def read_result(pod: Object) -> StageResult | None:
@@ -129,13 +129,36 @@ def _started(status: Object, pods: Sequence[Object]) -> str | None:
     return began
 
 
+def _foretold(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
+    """What a Job with one pod at a time is going to say, as its pod has ended; None if the pod does not settle it.
+
+    The Job's controller counts ended pods in batches and takes a second or more to say so.
+    """
+    ended = _terminated(pods[-1]) if pods else None
+    if ended is None or job["spec"].get("completionMode") == "Indexed":
+        return None
+    newest, facts = pods[-1], facts | {"finished_at": ended.get("finishedAt")}
+    if newest["status"].get("phase") == "Succeeded":
+        return _succeeded(job, [newest], facts)
+    fatal = ended.get("exitCode") == meta.ExitCode.FATAL and not _condition(newest["status"], "DisruptionTarget")
+    if newest["status"].get("phase") == "Failed" and fatal and (cause := _pod_failure(newest)):
+        return Verdict(State.FAILED, cause[0], cause[1], **facts)
+    return None
+
+
 def _completed(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    lost = Verdict(State.LOST, Reason.RESULT_LOST, "The Job completed, but the pod with its result is gone.", **facts)
+    return _succeeded(job, pods, facts) or lost
+
+
+def _succeeded(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
+    """The newest result that a pod left; None if none did."""
     stage = job["metadata"]["labels"].get(meta.LABEL_STAGE)
     for pod in reversed(pods):
         result = read_result(pod)
         if result is not None and result.stage == stage and result.outcome is Outcome.SUCCEEDED:
             return Verdict(State.SUCCEEDED, result.reason, result.message, result, **facts)
-    return Verdict(State.LOST, Reason.RESULT_LOST, "The Job completed, but the pod with its result is gone.", **facts)
+    return None
 
 
 def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
