@@ -17,7 +17,7 @@ from finetune_api.layout import MANIFEST, READINESS_PAGE, ChannelPointer, channe
 from finetune_api.meta import FINETUNEJOB, ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
-from finetune_api.storage import Storage
+from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
 from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError
@@ -409,6 +409,17 @@ def test_resolve_refuses_a_store_that_forgets_conditions(s3: SeaweedFS, store: S
         execute(context(given(store, Stage.RESOLVE, Storage(endpoint=endpoint)), tmp_path), resolve)
     assert error.value.reason is Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED
     assert list(store.list("out")) == []
+
+
+def test_resolve_refuses_an_encryption_that_the_store_does_not_give(
+    s3: SeaweedFS, store: Store, tmp_path: Path
+) -> None:
+    encryption = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id="unknown")
+    storage = s3.storage.model_copy(update={"encryption": encryption})
+    ended = run_process(given(store, Stage.RESOLVE, storage), tmp_path, ADMIN)
+    assert (ended.code, ended.result.reason) == (ExitCode.FATAL, Reason.S3_ENCRYPTION_REFUSED)
+    assert "none with storage.encryption (algorithm aws:kms, kmsKeyId 'unknown')" in ended.result.message
+    assert ended.result.message.endswith(REMEDIES[Reason.S3_ENCRYPTION_REFUSED])
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,20 @@ from finetune_api.layout import MANIFEST, output_folder, run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
+from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_api.training import LearningCurve
 from finetune_jobs.folders import read_manifest, read_record
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from finetune_jobs.train import train
-from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.seaweedfs import ADMIN, KMS_KEY, SeaweedFS
 from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input, start_process, wait_for
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, rows, settings, write_dataset
 
 pytestmark = pytest.mark.unit
+
+ENCRYPTION = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)
 
 
 @pytest.fixture
@@ -34,12 +37,13 @@ def store(s3: SeaweedFS, place: str) -> Store:
 
 @pytest.fixture
 def given(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
-    """A training of 60 steps, whose first checkpoint comes long before its end."""
+    """A training of 60 steps, whose first checkpoint comes long before its end; the store encrypts what it writes."""
+    storage = s3.storage.model_copy(update={"encryption": ENCRYPTION})
     upstream = publish_inputs(store, build_tiny_llama(tmp_path / "base"), write_dataset(tmp_path / "dataset"))
     output = Output(uri=store.uri(), name="transactions")
     training = settings(epochs=5, batch_size=1, checkpoint_steps=5)
     params = pipeline_params([], output).model_copy(update={"train": TrainParams(training=training)})
-    return stage_input(Stage.TRAIN, s3.storage, output, params, upstream, base_model_uri=store.uri(BASE))
+    return stage_input(Stage.TRAIN, storage, output, params, upstream, base_model_uri=store.uri(BASE))
 
 
 def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, store: Store, tmp_path: Path) -> None:
@@ -71,6 +75,10 @@ def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, 
     assert manifest.lineage.tools.keys() == {"torch", "transformers", "peft", "trl", "bitsandbytes"}
     config = json.loads(store.get(f"{folder}/adapter_config.json") or b"")
     assert config["base_model_name_or_path"] == store.uri(BASE)
+    written = [entry.key for entry in store.list() if entry.key.startswith(("keys/", "models/", "runs/"))]
+    kinds = ("/checkpoints/", "/logs/", "/tracking/", "/adapter/", "keys/")
+    assert all(any(kind in key for key in written) for kind in kinds)
+    assert {store.algorithm(key) for key in written} == {ENCRYPTION.algorithm}
 
 
 def test_a_learning_curve_is_part_of_the_result(given: StageInput, s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
