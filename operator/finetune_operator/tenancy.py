@@ -157,7 +157,8 @@ def _by_place(prefixes: list[str] | None, namespace: str, value: str) -> _Allowe
     if prefixes is None:
         return _Allowed(True)
     own = [prefix.replace(NAMESPACE_PLACEHOLDER, namespace) for prefix in prefixes]
-    return _Allowed(any(lies_below(value, prefix) for prefix in own), f"what is below {_one_of(own)}")
+    words = f"what is below {_one_of(own)}" if own else "none"
+    return _Allowed(any(lies_below(value, prefix) for prefix in own), words)
 
 
 def _by_cost(most: float | None, value: str) -> _Allowed:

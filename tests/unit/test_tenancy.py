@@ -76,6 +76,10 @@ REFUSED = {
         [rule(inputs=["s3://data"], outputs=["s3://models"])],
         "spec.model.uri is 'hf://acme/base@v1'; namespace 'team-a' may have what is below s3://data or s3://models.",
     ),
+    "nowhere": (
+        [rule(outputs=[])],
+        "spec.output.uri is 's3://models/team-a/v2'; namespace 'team-a' may have none.",
+    ),
     "store": (
         [rule(endpoints=["", "http://s3.example"])],
         "spec.storage.endpoint is 'https://S3.example'; namespace 'team-a' may have none (AWS) or http://s3.example.",
