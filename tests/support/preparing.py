@@ -1,18 +1,27 @@
-"""Reading small data sets in tests, file by file and as prepare does it, without a store."""
+"""Preparing small data sets in tests: one file by itself without a store, or sources in S3 through the real stage."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from finetune_api.dataset import DataFormat, Source, Task, TaskType
-from finetune_api.stages import PrepareParams
+from finetune_api.finetunejob import Output
+from finetune_api.layout import output_folder
+from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
+from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.account import require_enough, require_learnable, require_valid
 from finetune_jobs.dataset.collect import Collected, Collector, Copy
 from finetune_jobs.dataset.division import divide
 from finetune_jobs.dataset.formats import format_of
 from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.sources import SourceFile
+from finetune_jobs.dataset.sources import SourceFile, find_sources, source_digest
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.prepare import prepare
+from finetune_jobs.runner import execute
+from finetune_jobs.store import Store
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.stages import context, pipeline_params, stage_input
 
 
 class Reader:
@@ -48,3 +57,48 @@ def params_of(name: str = "rows.jsonl", kind: DataFormat | None = None, **fields
     """What prepare is asked for: one source, of which no row may be invalid."""
     defaults = {"task": Task(type=TaskType.TEXT), "max_invalid_percent": 0}
     return PrepareParams(sources=[Source(uri=f"s3://data/{name}", format=kind)], **defaults | fields)
+
+
+class Prepared:
+    """A place with a base model, and what the stage made there."""
+
+    def __init__(self, s3: SeaweedFS, place: str, base: Path, folder: Path) -> None:
+        self.s3, self.base, self.folder = s3, base, folder
+        self.store = Store.connect(s3.storage, place)
+        for file in base.glob("*.json"):
+            self.store.put(f"model/{file.name}", file.read_bytes())
+        self.store.put("model/model.safetensors", b"weights")
+
+    def put(self, name: str, rows: list[dict[str, Any]], **fields: Any) -> Source:
+        """A source of these rows, as JSON lines."""
+        self.store.put(name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        return Source(uri=self.store.uri(name), **fields)
+
+    def run(self, *sources: Source, **prepare_fields: Any) -> StageResult:
+        """Prepare the sources; by default with the columns text and label."""
+        output = Output(uri=self.store.uri("out"), name="trial")
+        fields = {"sources": list(sources)} | prepare_fields
+        params = pipeline_params([], output, **fields)
+        assert params.prepare
+        upstream = Upstream(
+            source=source_digest(find_sources(self.store, params.prepare.all_sources)),
+            model=find_base_model(self.store, self.store.uri("model")).digest,
+        )
+        model = self.store.uri("model")
+        self.given = stage_input(Stage.PREPARE, self.s3.storage, output, params, upstream, base_model_uri=model)
+        self.result = execute(context(self.given, self.folder), prepare)
+        return self.result
+
+    def file(self, name: str) -> bytes:
+        """A file of the data set that was made last."""
+        folder = output_folder(Stage.PREPARE, self.result.output_digest)
+        return self.store.get(f"out/{folder}/{name}") or b""
+
+    def texts(self, part: str) -> list[str]:
+        """What the model is asked in the examples of a part."""
+        return [json.loads(line)["messages"][-2]["content"] for line in self.file(f"{part}.jsonl").splitlines()]
+
+    @property
+    def report(self) -> Any:
+        """report.json."""
+        return json.loads(self.file("report.json"))

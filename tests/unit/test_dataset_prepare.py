@@ -18,28 +18,23 @@ from finetune_api.dataset import (
     Pii,
     Pilot,
     Replay,
-    Source,
     SourcePart,
+    Split,
     Task,
     TaskType,
 )
 from finetune_api.distillation import Distillation, TeacherRef
-from finetune_api.finetunejob import Output
-from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, StageResult, Upstream
-from finetune_jobs.basemodel import find_base_model
 from finetune_jobs.dataset.distilled import NearAnswers
-from finetune_jobs.dataset.sources import find_sources, source_digest
 from finetune_jobs.errors import StageError, StoppedError
 from finetune_jobs.modelling.chat import IGNORED
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.prepare import prepare
 from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from tests.support.preparing import Prepared
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import unsaid
-from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.stages import context
 from tests.support.teacher_server import Reply, TeacherServer, says
 from tests.support.tiny_model import build_tiny_llama
 
@@ -54,46 +49,6 @@ WORDS = NAMES.split(" ")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llama(tmp_path_factory.mktemp("base") / "model")
-
-
-class Prepared:
-    """A place with a base model, and what the stage made there."""
-
-    def __init__(self, s3: SeaweedFS, place: str, base: Path, folder: Path) -> None:
-        self.s3, self.base, self.folder = s3, base, folder
-        self.store = Store.connect(s3.storage, place)
-        for file in base.glob("*.json"):
-            self.store.put(f"model/{file.name}", file.read_bytes())
-        self.store.put("model/model.safetensors", b"weights")
-
-    def put(self, name: str, rows: list[Row], **fields: Any) -> Source:
-        self.store.put(name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        return Source(uri=self.store.uri(name), **fields)
-
-    def run(self, *sources: Source, **prepare_fields: Any) -> StageResult:
-        output = Output(uri=self.store.uri("out"), name="trial")
-        fields = {"columns": COLUMNS, "sources": list(sources)} | prepare_fields
-        params = pipeline_params([], output, **fields)
-        assert params.prepare
-        upstream = Upstream(
-            source=source_digest(find_sources(self.store, params.prepare.all_sources)),
-            model=find_base_model(self.store, self.store.uri("model")).digest,
-        )
-        model = self.store.uri("model")
-        self.given = stage_input(Stage.PREPARE, self.s3.storage, output, params, upstream, base_model_uri=model)
-        self.result = execute(context(self.given, self.folder), prepare)
-        return self.result
-
-    def file(self, name: str) -> bytes:
-        folder = output_folder(Stage.PREPARE, self.result.output_digest)
-        return self.store.get(f"out/{folder}/{name}") or b""
-
-    def texts(self, part: str) -> list[str]:
-        return [json.loads(line)["messages"][-2]["content"] for line in self.file(f"{part}.jsonl").splitlines()]
-
-    @property
-    def report(self) -> Any:
-        return json.loads(self.file("report.json"))
 
 
 @pytest.fixture
@@ -122,6 +77,28 @@ def test_tokens_are_those_of_the_conversations(prepared: Prepared, tmp_path: Pat
         learnt = tokenizer.decode([i for i in row["labels"] if i != IGNORED])
         assert learnt == f"{messages[-1]['content']}<|im_end|>"
     assert prepared.result.scalars["tokens"] == str(sum(len(row["input_ids"]) for row in table))
+
+
+def test_the_digest_is_that_of_rows_and_rules(prepared: Prepared) -> None:
+    """Any row and any rule that matters give another data set; a rule that changes nothing gives the same one, which
+    nobody trains on again (test_input_keys: its key is another one all the same)."""
+    given = [*rows(), {"text": "An invalid row.", "label": ""}]
+
+    def digest(content: list[Row], **rules: Any) -> str:
+        return prepared.run(prepared.put("rows.jsonl", content), **rules).output_digest
+
+    same = digest(given)
+    assert digest(given, max_invalid_percent=6) == same
+    others = [
+        digest([{**given[0], "text": "Another text."}, *given[1:]]),
+        digest([{**given[0], "label": "b"}, *given[1:]]),
+        digest([given[1], given[0], *given[2:]]),
+        digest([*given[:-1], {"text": "Another invalid row.", "label": ""}]),
+        digest(given, split=Split(seed=1)),
+        digest(given, instruction="Classify."),
+        digest(given, pii=Pii(mode=OnFinding.REPORT)),
+    ]
+    assert len({same, *others}) == 8
 
 
 def test_texts_are_cleaned_and_personal_data_gets_pseudonyms(prepared: Prepared) -> None:

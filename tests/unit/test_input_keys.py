@@ -1,0 +1,156 @@
+"""What a result depends on is in its key: every field of the spec, changed alone, changes the keys of its stages.
+
+The fields and their values come from the CRD's schema, so that a new field is tried too: where it does not reach the
+key of its stage, or nobody has said of which, a test fails.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api import meta
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.stages import DEPENDS_ON, PIPELINE, RECIPE_VERSIONS, Stage, StageInput, Upstream, input_key
+from finetune_operator.finetunejob.stage_jobs import params_of
+from tests.support.crd_cases import ABSENT, Case, Path, cases, changed, valid_object
+from tests.support.crd_patterns import SCHEMAS, Object
+
+pytestmark = pytest.mark.unit
+
+PREPARE, TRAIN, EXPORT, EVALUATE, PUBLISH = PIPELINE
+NO_STAGE: Final = frozenset[Stage]()
+KEYS: Final[dict[str, frozenset[Stage]]] = {
+    "dataset": frozenset({PREPARE}),
+    "task": frozenset({PREPARE, EVALUATE}),
+    "training": frozenset({TRAIN}),
+    "training.method": frozenset({TRAIN, EXPORT, EVALUATE}),
+    "training.maxLength": frozenset({PREPARE, TRAIN}),
+    "training.loss": frozenset({PREPARE, TRAIN}),
+    "export": frozenset({EXPORT}),
+    "export.format": frozenset({EXPORT, PUBLISH}),
+    "evaluation": frozenset({EVALUATE}),
+    "output": frozenset({PUBLISH}),
+    # The identity of the model's files is an address upstream, as is that of the sources' files.
+    "model": NO_STAGE,
+    # Where and how the work is done, what it may cost, what is told of it: the result is the same.
+    "profile": NO_STAGE,
+    "budget": NO_STAGE,
+    "storage": NO_STAGE,
+    "tracking": NO_STAGE,
+    "retention": NO_STAGE,
+    "suspend": NO_STAGE,
+    "rerun": NO_STAGE,
+    "reuse": NO_STAGE,
+}
+"""Fields of the spec with all below them, and the stages whose results depend on them; the longest path counts."""
+LINEAGE: Final = {
+    *("schemaVersion", "run", "storage", "output", "baseModelUri", "artifactUri", "inputKey", "reuse", "tracking"),
+    *("retention", "hardware", "alternatives", "allowanceSeconds", "maxCost", "operatorVersion"),
+}
+"""Fields of a StageInput on which no result depends: who asks, where, what with, and what is done with the result."""
+ONLY_ONE_VALUE: Final = {"export.format"}
+"""Fields that cannot be changed."""
+CHAIN: Final = Upstream(source="1", model="2", dataset="3", adapter="4", export="5", evaluation="6")
+
+
+def leaves(path: Path, schema: Object) -> Iterator[tuple[Path, Object, bool]]:
+    """Every field below a path that is no object itself, with its schema, and whether it can be left out; of lists
+    also the items."""
+    if schema["type"] == "array":
+        yield from leaves((*path, 0), schema["items"])
+    for name, child in schema.get("properties", {}).items():
+        if child["type"] != "object":
+            yield (*path, name), child, name not in schema.get("required", [])
+        yield from leaves((*path, name), child)
+
+
+def changes(path: Path, schema: Object, optional: bool) -> Iterator[tuple[FineTuneJobSpec, FineTuneJobSpec]]:
+    """A spec before and after the field has another value, for each value at a bound, and for none."""
+    before = FineTuneJobSpec.model_validate(valid_object(meta.FINETUNEJOB, path)["spec"])
+    values = [case.value for case in cases(meta.FINETUNEJOB, path, schema) if case.path == path and not case.complaint]
+    values += [True] if schema["type"] == "boolean" else []
+    for value in [*values, *([ABSENT] if optional else [])]:
+        try:
+            after = FineTuneJobSpec.model_validate(changed(Case(meta.FINETUNEJOB, path, value, None))["spec"])
+        except ValidationError:  # it does not go with the other fields
+            continue
+        if after != before:
+            yield before, after
+
+
+FIELDS: Final = {
+    ".".join(str(step) for step in path[1:]): (path, schema, optional)
+    for path, schema, optional in leaves(("spec",), SCHEMAS[meta.FINETUNEJOB]["properties"]["spec"])
+}
+
+
+def keys(spec: FineTuneJobSpec) -> dict[Stage, str]:
+    """The keys of all stages of a spec, made of the same things upstream."""
+    return {stage: input_key(stage, CHAIN, params_of(spec)) for stage in PIPELINE}
+
+
+def expected(field: str) -> frozenset[Stage]:
+    """The stages whose keys a field changes. Raises KeyError for one that nobody has decided on."""
+    names = field.split(".")
+    known = (".".join(names[:end]) for end in range(len(names), 1, -1))
+    return next((KEYS[each] for each in known if each in KEYS), KEYS[names[0]])
+
+
+def test_the_fields_are_those_of_all_depths() -> None:
+    assert len(FIELDS) > 100
+    assert {
+        *("suspend", "dataset.split.seed", "dataset.sources.0.weight", "dataset.distillation.teacher.credentials.key"),
+        *("dataset.replay.source.configMap.key", "dataset.pii.ner.package", "training.learningCurve.percents"),
+    } <= FIELDS.keys()
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_of_the_spec_changes_the_keys_of_its_stages_and_no_others(field: str) -> None:
+    found = [(keys(before), keys(after)) for before, after in changes(*FIELDS[field])]
+    assert bool(found) is (field not in ONLY_ONE_VALUE), "no other value of this field was tried"
+    for before, after in found:
+        assert {stage for stage in PIPELINE if before[stage] != after[stage]} == expected(field)
+
+
+def test_every_parameter_of_a_stage_comes_from_the_spec() -> None:
+    """None keeps its default whatever the spec says."""
+    moved = set()
+    for field in FIELDS:
+        for before, after in changes(*FIELDS[field]):
+            old, new = (params_of(spec).model_dump() for spec in (before, after))
+            moved |= {
+                (stage, name) for stage in PIPELINE for name in new[stage] if old[stage][name] != new[stage][name]
+            }
+    parameters: dict[str, Any] = {stage: getattr(params_of(SPEC), stage) for stage in PIPELINE}
+    declared = {
+        (stage, field.alias) for stage, each in parameters.items() for field in type(each).model_fields.values()
+    }
+    assert declared - moved == {(EXPORT, "export"), (PUBLISH, "format")}, "of formats there is one"
+
+
+SPEC: Final = FineTuneJobSpec.model_validate(valid_object(meta.FINETUNEJOB)["spec"])
+
+
+@pytest.mark.parametrize("address", Upstream.model_fields)
+def test_an_address_changes_the_keys_of_those_that_build_on_it(address: str) -> None:
+    params, other = params_of(SPEC), CHAIN.model_copy(update={address: "7"})
+    differ = {each for each in PIPELINE if input_key(each, other, params) != input_key(each, CHAIN, params)}
+    assert differ == {each for each in PIPELINE if address in DEPENDS_ON[each]}
+    for each in differ:
+        with pytest.raises(ValueError, match=f"no {address} yet"):
+            input_key(each, CHAIN.model_copy(update={address: ""}), params)
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_another_recipe_gives_another_key(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = input_key(stage, CHAIN, params_of(SPEC))
+    monkeypatch.setattr("finetune_api.stages.RECIPE_VERSIONS", {**RECIPE_VERSIONS, stage: RECIPE_VERSIONS[stage] + 1})
+    assert input_key(stage, CHAIN, params_of(SPEC)) != before
+
+
+def test_everything_else_that_a_stage_is_given_is_lineage() -> None:
+    """A field that is added to StageInput is either a parameter, an address, or said to be lineage here."""
+    given = {str(field.alias) for field in StageInput.model_fields.values()}
+    assert given - {"stage", "upstream", "params"} == LINEAGE
