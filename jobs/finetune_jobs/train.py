@@ -49,16 +49,15 @@ def train(context: Context) -> Made:
     state = context.store.below(run_folder(given.run))
     with peers_needed(team):
         checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"), given.run.id, team)
-        limit = None
-        if given.allowance_seconds is not None:
-            limit = Allowance(given.allowance_seconds, checkpoints, team=team)
+        seconds = given.allowance_seconds
+        allowance = None if seconds is None else Allowance(seconds, checkpoints, team=team)
         trained = train_model(
             files,
             params.training,
             checkpoints=checkpoints,
             progress=context.progress.within(0.0, 1 / params.training.work),
             stopping=context.stopping,
-            allowance=given.allowance_seconds,
+            allowance=allowance,
             team=team,
         )
     scalars = trained.scalars()
@@ -67,7 +66,7 @@ def train(context: Context) -> Made:
         message += " The learning curve is measured by one process only: it was left out here."
     elif params.training.learning_curve:
         place = state.below(f"curves/{given.input_key[:16]}")
-        parts = Parts(files, params.training, trained.batch, place, context.stopping, limit)
+        parts = Parts(files, params.training, trained.batch, place, context.stopping, allowance)
         forecast = measure_curve(parts, trained, context.progress)
         scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"
     return Made(

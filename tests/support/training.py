@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.progress import Progress
 from finetune_jobs.store import Store
+from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.trainer import Files, Trained, train_model
 
@@ -120,15 +121,16 @@ def run_training(
     *,
     progress: Progress | None = None,
     stopping: threading.Event | None = None,
-    allowance: int | None = None,
+    limit: Callable[[Checkpoints], Allowance] | None = None,
 ) -> Trained:
-    """Train below ``folder``: the adapter in ``adapter``, local checkpoints in ``work``."""
+    """Train below ``folder``: the adapter in ``adapter``, checkpoints in ``work``; ``limit`` makes the allowance."""
     tokenise(base, dataset, training.loss)
+    kept = Checkpoints(checkpoints)
     return train_model(
         Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
         training,
-        checkpoints=Checkpoints(checkpoints),
+        checkpoints=kept,
         progress=progress or Progress("train"),
         stopping=stopping or threading.Event(),
-        allowance=allowance,
+        allowance=limit(kept) if limit else None,
     )

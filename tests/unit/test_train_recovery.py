@@ -22,7 +22,6 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
 from finetune_jobs.training.recipe import Batch
-from finetune_jobs.training.team import Team
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import run_training, settings, write_dataset
@@ -250,18 +249,17 @@ def test_each_kind_of_adapter_resumes_exactly(
 
 
 def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
-    base: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, store: Store, tmp_path: Path
 ) -> None:
     """What earlier pods took counts: a second one stops after its first step."""
     dataset = write_dataset(tmp_path / "dataset")
     ages = iter(range(0, 10_000, 5))  # asked once a step and once a checkpoint
 
-    def limited(seconds: int, checkpoints: Checkpoints, team: Team) -> Allowance:
-        return Allowance(seconds, checkpoints, age=lambda: float(next(ages)), team=team)
+    def limit(checkpoints: Checkpoints) -> Allowance:
+        return Allowance(100, checkpoints, age=lambda: float(next(ages)))
 
-    monkeypatch.setattr("finetune_jobs.training.trainer.Allowance", limited)
     training = settings(max_steps=50, checkpoint_steps=5, patience=0)
-    first = run_training(base, dataset, tmp_path / "first", training, store, allowance=100)
+    first = run_training(base, dataset, tmp_path / "first", training, store, limit=limit)
     assert first.ending.reason is Reason.BUDGET_EXCEEDED
     assert first.ending.message.startswith("spec.budget.maxCost pays for 100 s of training, which are over. ")
     assert 5 < first.steps < 50
@@ -271,7 +269,7 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
         if "eval_loss" in entry
     )
     assert Checkpoints(store).seconds >= 100
-    again = run_training(base, dataset, tmp_path / "second", training, store, allowance=100)
+    again = run_training(base, dataset, tmp_path / "second", training, store, limit=limit)
     assert again.steps == first.steps + 1
     unlimited = run_training(base, dataset, tmp_path / "third", settings(max_steps=3), store.below("other"))
     assert unlimited.ending.reason is Reason.TRAINING_COMPLETED

@@ -108,13 +108,13 @@ def train_model(
     checkpoints: Checkpoints,
     progress: Progress,
     stopping: threading.Event,
-    allowance: int | None = None,
+    allowance: Allowance | None = None,
     team: Team = ALONE,
 ) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
 
     A GPU whose memory does not hold a pass gets half the examples at a time, and twice the passes: the same training.
-    ``allowance``: seconds that the stage may take over all attempts; then the best weights so far are the result.
+    ``allowance``: time that the stage may take over all attempts; then the best weights so far are the result.
     ``team``: the processes that call this together, each with its part of every batch; the first writes the result.
 
     Raises StageError: ModelUnsupported, SpecInvalid (layers, rank), LossNotFinite, LossDiverged, CudaOutOfMemory (one
@@ -123,8 +123,9 @@ def train_model(
     """
     resume = checkpoints.restore(files.work)
     batch = checkpoints.batch(_share_of(training, team))
-    limit = Allowance(allowance, checkpoints, team=team) if allowance is not None else None
-    while (trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping, limit, team)) is None:
+    while (
+        trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping, allowance, team)
+    ) is None:
         smaller = _smaller(batch, training)
         if team.size > 1:
             checkpoints.remember_too_large(batch)
