@@ -1,4 +1,4 @@
-"""What the watch streams and our own writes have shown: custom resources and their Jobs, pods and Deployments.
+"""What the watch streams and our own writes have shown: custom resources, their Jobs, pods, Deployments, endpoints.
 
 A cache may lag; nothing here is trusted to be complete. Children have deterministic names, a create that meets an
 existing object checks its owner, status writes are conditional on the resource version, and a periodic LIST
@@ -10,12 +10,21 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Final, NamedTuple
 
-from finetune_operator.actions import ADAPTERDEPLOYMENTS, DEPLOYMENTS, FINETUNEJOBS, JOBS, PODS, Object, Resource
+from finetune_operator.actions import (
+    ADAPTERDEPLOYMENTS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    FINETUNEJOBS,
+    JOBS,
+    PODS,
+    Object,
+    Resource,
+)
 from finetune_operator.resources.ownership import Key, owner_key
 
 CUSTOM_RESOURCES: Final = (FINETUNEJOBS, ADAPTERDEPLOYMENTS)
-CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS)
-"""The kinds of children that are watched; others are read when needed."""
+CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES)
+"""The kinds of children that are watched; others are read when needed. An EndpointSlice has its Service's labels."""
 _TOMBSTONES: Final = 10_000
 _Place = tuple[str, str, str]
 """Kind, namespace and name."""

@@ -11,6 +11,7 @@ from finetune_operator.actions import (
     ADAPTERDEPLOYMENTS,
     CONFIG_MAPS,
     DEPLOYMENTS,
+    ENDPOINT_SLICES,
     EVENTS,
     FINETUNEJOBS,
     JOBS,
@@ -60,6 +61,8 @@ RULES: Final = (
     # Serving; patch is server-side apply.
     Rule(DEPLOYMENTS, ("get", "list", "watch", "create", "patch", "delete")),
     Rule(SERVICES, ("get", "list", "create", "patch", "delete")),
+    # Whether clients reach what serves.
+    Rule(ENDPOINT_SLICES, ("list", "watch")),
     Rule(NETWORK_POLICIES, ("get", "list", "create", "patch", "delete")),
     # Whether the runner's ServiceAccount is there.
     Rule(SERVICE_ACCOUNTS, ("get",)),

@@ -24,6 +24,7 @@ from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
 from tests.support.fake_node import FakeNode
+from tests.support.fake_servers import NODE
 from tests.support.operator_process import Fault, Running, Start, start
 
 CONTROLLERS = (
@@ -34,6 +35,7 @@ CONTROLLERS = (
     "resourcequota-controller",
     "deployment-controller",
     "replicaset-controller",
+    "endpointslice-controller",
 )
 T = TypeVar("T")
 PROFILE = "small"
@@ -46,6 +48,8 @@ def plane() -> Iterator[ControlPlane]:
     """API server, etcd, and the controllers whose objects the operator makes or relies on."""
     with ControlPlane.temporary(controllers=CONTROLLERS) as control_plane:
         control_plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+        control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
         wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")
         yield control_plane
 

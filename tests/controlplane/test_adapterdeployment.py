@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from kubernetes import client, config
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
@@ -17,6 +18,7 @@ from finetune_operator.actions import (
     ADAPTERDEPLOYMENTS,
     CONFIG_MAPS,
     DEPLOYMENTS,
+    ENDPOINT_SLICES,
     EVENTS,
     JOBS,
     NETWORK_POLICIES,
@@ -112,6 +114,13 @@ class Serving:
         service = self.get(SERVICES, NAME)
         return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
 
+    def reached(self) -> set[str]:
+        """Revisions of the pods that the public Service sends clients to."""
+        slices = self.team.api.select(ENDPOINT_SLICES, self.team.namespace, f"kubernetes.io/service-name={NAME}")
+        endpoints = [each for found in slices for each in found["endpoints"] or [] if each["conditions"]["ready"]]
+        pods = [self.get(PODS, each["targetRef"]["name"]) for each in endpoints]
+        return {pod["metadata"]["labels"][meta.LABEL_REVISION] for pod in pods if pod}
+
     def events(self) -> list[tuple[str, str]]:
         selector = f"involvedObject.kind={meta.ADAPTERDEPLOYMENT},involvedObject.name={NAME}"
         found = self.team.api.select(EVENTS, self.team.namespace, fields=selector)
@@ -139,7 +148,8 @@ class Serving:
 @pytest.fixture
 def serving(team: Team) -> Iterator[Serving]:
     """Nothing is deployed yet, no operator runs."""
-    with FakeServers(team.api, team.namespace) as servers:
+    pods = client.CoreV1Api(config.new_client_from_config(str(team.plane.kubeconfig)))
+    with FakeServers(team.api, pods, team.namespace) as servers:
         servers.fates[CORRUPT] = Reason.ARTIFACT_CORRUPT
         context = Serving(team, servers)
         team.node.scripts[Stage.VERIFY] = context.verify
@@ -156,6 +166,7 @@ def test_first_rollout(serving: Serving) -> None:
     assert (status.replicas, status.ready_replicas) == (2, 2)
     assert status.endpoint == f"http://demo.{serving.team.namespace}.svc:80"
     assert serving.traffic() == status.stable.revision
+    assert serving.reached() == {status.stable.revision}
     [asked] = serving.asked
     assert asked.params.verify is not None
     assert (
@@ -403,14 +414,28 @@ def test_a_deleted_child_comes_back_or_is_not_needed(serving: Serving, kind: Res
 
 
 def test_tampering_is_put_right(serving: Serving) -> None:
-    """A Deployment at once, because it is watched; the Service at the next resync."""
-    serving.start(resync_seconds=10)
+    """At once: a Deployment because it is watched, the Service because its endpoints are."""
+    serving.start()
     revision = serving.serve(GOOD)
     api, namespace = serving.team.api, serving.team.namespace
     api.patch(DEPLOYMENTS, namespace, f"demo-{revision}", {"spec": {"replicas": 5}})
     wait(lambda: serving.children(DEPLOYMENTS)[f"demo-{revision}"]["spec"]["replicas"] == 1, "one pod")
     api.patch(SERVICES, namespace, NAME, {"spec": {"selector": {meta.LABEL_REVISION: "00000000"}}})
     wait(lambda: serving.traffic() == revision, "the selector", 40)
+    wait(lambda: serving.reached() == {revision}, "its endpoints")
+
+
+def test_a_service_that_is_deleted_comes_back_and_ready_is_not_said_without_it(serving: Serving) -> None:
+    serving.start()
+    revision = serving.serve(GOOD)
+    deleted = serving.get(SERVICES, NAME)
+    assert deleted is not None
+    serving.team.api.delete(SERVICES, serving.team.namespace, NAME, deleted["metadata"]["uid"])
+    status = serving.until(ServingPhase.PROGRESSING)
+    assert [(each.status, each.reason) for each in status.conditions if each.type == "Ready"] == [("False", "Waiting")]
+    serving.until(ServingPhase.READY)
+    assert serving.traffic() == revision
+    assert serving.reached() == {revision}
 
 
 @pytest.mark.parametrize("crash", range(1, 16))

@@ -1,33 +1,45 @@
-"""The test plays kubelet for serving pods: what happens to a pod depends on the artifact that it was to serve.
+"""The test plays scheduler and kubelet for serving pods: what happens to one depends on the artifact it is to serve.
 
-The API server and the controllers of Deployments and ReplicaSets are real.
+The API server and the controllers of Deployments, ReplicaSets and endpoints are real.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
+from datetime import UTC, datetime
 from typing import Any
+
+from kubernetes import client
+from kubernetes.client.exceptions import NotFoundException
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_operator.actions import PODS, Object
+from finetune_operator.actions import PODS, Object, Resource
+from finetune_operator.conditions import timestamp
 from finetune_operator.kube import ApiError, KubeClient
 from finetune_operator.resources.deployment import SERVER
 from tests.support.serving import pod_status, served
 
+NODE = "servers"
+"""Where the pods run. The controller of endpoints wants a Node of the name to exist."""
+_BINDINGS = Resource("v1", "Binding", "bindings")
 _REPORTED = {"image": "example/image", "imageID": ""}
 
 
 class FakeServers:
     """Runs the serving pods of one namespace in a thread of its own. Use as a context manager."""
 
-    def __init__(self, client: KubeClient, namespace: str) -> None:
+    def __init__(self, api: KubeClient, pods: client.CoreV1Api, namespace: str) -> None:
         self.fates: dict[str, Reason | None] = {}
         """Why pods with an artifact fail, by its digest; others become ready."""
         self.loading: set[str] = set()
         """Digests of artifacts whose servers never finish loading."""
-        self._client = client
+        self._api = api
+        self._pods = pods
         self._namespace = namespace
+        self._addresses = (f"10.9.{number // 200}.{number % 200 + 1}" for number in itertools.count())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.trouble: BaseException | None = None
@@ -45,22 +57,37 @@ class FakeServers:
     def _run(self) -> None:
         try:
             while not self._stop.wait(0.05):
-                for pod in self._client.select(PODS, self._namespace, f"{meta.LABEL_ROLE}={SERVER}"):
-                    if "containerStatuses" not in pod["status"]:
+                for pod in self._api.select(PODS, self._namespace, f"{meta.LABEL_ROLE}={SERVER}"):
+                    if "deletionTimestamp" in pod["metadata"]:
+                        self._end(pod)
+                    elif "containerStatuses" not in pod["status"]:
                         self._begin(pod)
         except BaseException as error:  # noqa: BLE001 - told to the test when it leaves the context
             self.trouble = error
+
+    def _end(self, pod: Object) -> None:
+        with contextlib.suppress(NotFoundException):  # one that no node had is gone by itself
+            self._pods.delete_namespaced_pod(pod["metadata"]["name"], self._namespace, grace_period_seconds=0)
 
     def _begin(self, pod: Object) -> None:
         digest = served(pod["spec"])
         if digest in self.loading:
             return
         fate = self.fates.get(digest)
+        name, status = pod["metadata"]["name"], _complete(fate) | {"podIP": next(self._addresses)}
         try:
-            self._client.patch_status(PODS, self._namespace, pod["metadata"]["name"], {"status": _complete(fate)})
+            if not pod["spec"].get("nodeName"):
+                self._api.create(_BINDINGS, _binding(self._namespace, name))
+            self._api.patch_status(PODS, self._namespace, name, {"status": status})
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+
+
+def _binding(namespace: str, pod: str) -> Object:
+    target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
+    metadata = {"name": pod, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": target}
 
 
 def _complete(fate: Reason | None) -> Object:
@@ -71,5 +98,5 @@ def _complete(fate: Reason | None) -> Object:
         kind: [_REPORTED | {"ready": ready} | each for each in status.get(kind, [])]
         for kind in ("initContainerStatuses", "containerStatuses")
     }
-    condition = {"type": "Ready", "status": str(ready)}
+    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": timestamp(datetime.now(UTC))}
     return containers | {"phase": "Running", "conditions": [condition]}

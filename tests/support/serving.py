@@ -6,6 +6,7 @@ API server (tests/controlplane).
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,8 +32,9 @@ from finetune_operator.actions import (
     Plan,
     Resource,
 )
-from finetune_operator.adapterdeployment.observe import Observed, Source
+from finetune_operator.adapterdeployment.observe import Observed, Source, controller_uid
 from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.conditions import timestamp
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -80,6 +82,8 @@ class ServingCluster:
     objects: dict[Resource, dict[str, Object]] = field(default_factory=dict)
     pods: dict[str, list[Object]] = field(default_factory=dict)
     """Pods by the name of their Deployment or Job."""
+    slices: dict[str, Object] = field(default_factory=dict)
+    """EndpointSlices by the name of their Service."""
     events: list[Event] = field(default_factory=list)
     watch: Callable[["ServingCluster"], None] = lambda _: None
     """Called after every change of an object: the place for what must always hold."""
@@ -98,7 +102,12 @@ class ServingCluster:
             service_account=self.service_account,
             children=copy.deepcopy(self.objects),
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
+            slices=self._endpoints_of(self.objects.get(SERVICES, {}).get("demo")),
         )
+
+    def _endpoints_of(self, service: Object | None) -> tuple[Object, ...]:
+        known = self.slices.get("demo")
+        return (known,) if service and known and controller_uid(known) == service["metadata"]["uid"] else ()
 
     def plan(self) -> Plan[AdapterDeploymentStatus]:
         """What the operator would do now."""
@@ -120,11 +129,11 @@ class ServingCluster:
         """Let operator, controllers and time go on until two passes in a row change nothing."""
         quiet = 0
         for _ in range(passes):
-            before = (copy.deepcopy(self.objects), self.status)
+            before = copy.deepcopy((self.objects, self.slices, self.status))
             made = self.reconcile()
             self.run_controllers()
-            self.now += timedelta(seconds=made.requeue_after or 0)
-            quiet = quiet + 1 if before == (self.objects, self.status) and not made.actions else 0
+            self.now += timedelta(seconds=math.ceil(made.requeue_after or 0))
+            quiet = quiet + 1 if before == (self.objects, self.slices, self.status) and not made.actions else 0
             if quiet == 2:
                 return
         raise AssertionError(f"not quiescent after {passes} passes: {self.plan().actions}")
@@ -151,16 +160,35 @@ class ServingCluster:
     # What the cluster does
 
     def run_controllers(self) -> None:
-        """Deployment and Job controllers and the kubelet, until they have nothing to do."""
+        """The controllers of Deployments, endpoints and Jobs, and the kubelet, until they have nothing to do."""
         self.run_deployments()
+        self.run_endpoints()
         for name, job in self.objects.get(JOBS, {}).items():
             if not job.get("status"):
                 self._run_job(name, job)
 
     def run_deployments(self) -> None:
-        """The same without Jobs: a verification takes its time."""
+        """Deployments alone: a verification takes its time."""
         for name, deployment in self.objects.get(DEPLOYMENTS, {}).items():
             self._run_deployment(name, deployment)
+
+    def run_endpoints(self) -> None:
+        """The controller of endpoints: each Service's are the pods that it selects."""
+        pods = [pod for name in self.objects.get(DEPLOYMENTS, {}) for pod in self.pods.get(name, [])]
+        services = self.objects.get(SERVICES, {})
+        self.slices = {name: self._endpoints(name, service, pods) for name, service in services.items()}
+
+    def _endpoints(self, name: str, service: Object, pods: list[Object]) -> Object:
+        known, owner = self.slices.get(name), {"uid": service["metadata"]["uid"], "controller": True}
+        metadata = {"creationTimestamp": timestamp(self.now), "ownerReferences": [owner]}
+        if known is not None and controller_uid(known) == owner["uid"]:
+            metadata = known["metadata"]
+        selected = [pod for pod in pods if service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()]
+        endpoints = [
+            {"targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}, "conditions": {"ready": _is_ready(pod)}}
+            for pod in selected
+        ]
+        return {"metadata": metadata, "endpoints": endpoints}
 
     def _run_deployment(self, name: str, deployment: Object) -> None:
         fate, wanted = FATES[served(deployment["spec"]["template"]["spec"])], deployment["spec"]["replicas"]
@@ -173,9 +201,11 @@ class ServingCluster:
             "availableReplicas": ready,
         }
         labels = deployment["spec"]["template"]["metadata"]["labels"]
-        self.pods[name] = [
-            {"metadata": {"name": f"{name}-{number}", "labels": labels}, "status": pod_status(fate)}
-            for number in range(wanted)
+        condition = {"type": "Ready", "status": str(ready > 0), "lastTransitionTime": timestamp(self.now)}
+        status, before = pod_status(fate) | {"conditions": [condition]}, self.pods.get(name, [])[:wanted]
+        self.pods[name] = before + [
+            {"metadata": {"name": f"{name}-{number}", "labels": labels}, "status": status}
+            for number in range(len(before), wanted)
         ]
 
     def _run_job(self, name: str, job: Object) -> None:
@@ -187,7 +217,7 @@ class ServingCluster:
         ended = "Complete" if fate is None else "Failed"
         job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
         if fate is None:
-            job["status"]["completionTime"] = self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+            job["status"]["completionTime"] = timestamp(self.now)
         result = StageResult(
             stage=Stage.VERIFY,
             outcome=Outcome.SUCCEEDED if fate is None else Outcome.FAILED,
@@ -203,7 +233,7 @@ class ServingCluster:
         stored["metadata"] |= {
             "uid": f"uid-{self._sequence}",
             "generation": 1,
-            "creationTimestamp": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "creationTimestamp": timestamp(self.now),
         }
         return stored
 
@@ -276,6 +306,11 @@ def job_pod(job: Object, result: StageResult) -> Object:
             "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}],
         },
     }
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 def served(pod: Object) -> str:

@@ -301,6 +301,7 @@ class TestRollout:
         assert new != old
         assert cluster.revisions(DEPLOYMENTS) == {old, new}
         assert made.requeue_after == 5  # the drain of tgi-cpu
+        cluster.run_controllers()
         cluster.now += timedelta(seconds=4)
         assert cluster.reconcile().requeue_after == 1
         assert cluster.revisions(DEPLOYMENTS) == {old, new}

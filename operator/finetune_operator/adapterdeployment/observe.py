@@ -13,6 +13,7 @@ from finetune_operator.actions import (
     ADAPTERDEPLOYMENTS,
     CONFIG_MAPS,
     DEPLOYMENTS,
+    ENDPOINT_SLICES,
     FINETUNEJOBS,
     JOBS,
     NETWORK_POLICIES,
@@ -70,6 +71,8 @@ class Observed:
     """Objects that the resource owns, by kind and name."""
     pods: tuple[Object, ...] = ()
     """Pods of its Deployments and Jobs."""
+    slices: tuple[Object, ...] = ()
+    """EndpointSlices of its public Service."""
     strangers: tuple[str, ...] = ()
     """Objects, as "Kind name", that have a name which we need and another owner."""
     refusal: str = ""
@@ -96,7 +99,7 @@ class Observed:
 
     def job_pods(self, job: Object) -> list[Object]:
         """Pods of a Job, oldest first."""
-        owned = [pod for pod in self.pods if owner_uid(pod) == job["metadata"]["uid"]]
+        owned = [pod for pod in self.pods if controller_uid(pod) == job["metadata"]["uid"]]
         return sorted(owned, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
 
@@ -125,6 +128,7 @@ class Observer:
             service_account=self._has_account(owner.namespace, spec.runtime),
             children=children,
             pods=self._pods(owner, children[JOBS].values()),
+            slices=self._slices(owner, children[SERVICES].get(owner.name)),
             strangers=() if owner.name in children[SERVICES] else self._strangers(owner),
         )
 
@@ -141,11 +145,18 @@ class Observer:
         """Pods from the cache; those of a finished Job live, should the pod's last news come after the Job's."""
         pods = {pod["metadata"]["name"]: pod for pod in self._cache.children(owner.key, PODS)}
         for job in jobs:
-            own = [pod for pod in pods.values() if owner_uid(pod) == job["metadata"]["uid"]]
+            own = [pod for pod in pods.values() if controller_uid(pod) == job["metadata"]["uid"]]
             if is_finished(job) and not any(map(read_result, own)):
                 labels = f"{JOB_NAME_LABEL}={job['metadata']['name']}"
                 pods |= {pod["metadata"]["name"]: pod for pod in self._client.select(PODS, owner.namespace, labels)}
         return tuple(pods.values())
+
+    def _slices(self, owner: Owner, service: Object | None) -> tuple[Object, ...]:
+        """Those of this very Service: the ones of an earlier Service of its name are about to go."""
+        if service is None:
+            return ()
+        found = self._cache.children(owner.key, ENDPOINT_SLICES)
+        return tuple(each for each in found if controller_uid(each) == service["metadata"]["uid"])
 
     def _source(self, namespace: str, spec: AdapterDeploymentSpec) -> Source | None:
         if spec.source.fine_tune_job is None:
@@ -167,9 +178,9 @@ class Observer:
         return known is None or self._accounts.exists(namespace, known.service_account_name)
 
 
-def owner_uid(pod: Object) -> str:
-    """Uid of the ReplicaSet or Job that made the pod."""
-    references = pod["metadata"].get("ownerReferences") or []
+def controller_uid(child: Object) -> str:
+    """Uid of the object on whose behalf it was made: a pod's ReplicaSet or Job, an EndpointSlice's Service."""
+    references = child["metadata"].get("ownerReferences") or []
     return next((str(reference["uid"]) for reference in references if reference.get("controller")), "")
 
 

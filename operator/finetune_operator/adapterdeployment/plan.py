@@ -25,6 +25,7 @@ from finetune_operator.actions import (
 )
 from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Trouble, candidate_trouble, is_available
 from finetune_operator.adapterdeployment.observe import Invalid, Observed
+from finetune_operator.adapterdeployment.reach import find_reach
 from finetune_operator.adapterdeployment.retire import leftovers
 from finetune_operator.adapterdeployment.status import compose, edges, invalid
 from finetune_operator.adapterdeployment.target import Blocked, Target, find_target, recorded_target
@@ -75,9 +76,10 @@ def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentS
         step = Step(recorded(stable, target), actions=_serve(observed, target))
     else:
         step = _roll_out(observed, target, stable, now)
-    retirement = leftovers(observed, target, step.stable, step.candidate, now)
-    looks = [seconds for seconds in (step.look_again, retirement.due_after) if seconds is not None]
-    status = compose(observed, target, step.stable, step.candidate, now)
+    reach = find_reach(observed, step.stable, now)
+    retirement = leftovers(observed, target, step.stable, step.candidate, reach, now)
+    looks = [seconds for seconds in (step.look_again, retirement.due_after, reach.due_after) if seconds is not None]
+    status = compose(observed, target, step.stable, step.candidate, reach, now)
     return Plan(
         status=status,
         actions=step.actions + retirement.actions,

@@ -15,6 +15,7 @@ from finetune_operator.actions import (
     Resource,
 )
 from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.adapterdeployment.reach import Reach
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.conditions import parse_timestamp
@@ -34,12 +35,14 @@ def leftovers(
     target: Target | Blocked,
     stable: RevisionStatus | None,
     candidate: RevisionStatus | None,
+    reach: Reach,
     now: datetime,
 ) -> Retirement:
     """Delete what belongs to no revision in use.
 
-    Pods go last, once the drain of the newest promotion is over: until then clients may be connected to the revision
-    before. Of a failed candidate its verification stays, so that the log can be read.
+    Pods go last, once the drain of the newest promotion is over and none of them is an endpoint of the Service: until
+    then clients may be connected to the revision before. Of a failed candidate its verification stays, so that the
+    log can be read.
     """
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
@@ -65,8 +68,8 @@ def leftovers(
         if unused(resource, name, (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]
     ]
-    due = tuple(delete for delete in gone if not drain or delete.resource in (JOBS, SERVICES))
-    return Retirement(due, drain if len(due) < len(gone) else None)
+    due = tuple(delete for delete in gone if not (drain or reach.elsewhere) or delete.resource in (JOBS, SERVICES))
+    return Retirement(due, drain or None if len(due) < len(gone) else None)
 
 
 def _drain_left(observed: Observed, stable: RevisionStatus | None, now: datetime) -> float:

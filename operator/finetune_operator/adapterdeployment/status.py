@@ -9,6 +9,7 @@ from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
 from finetune_operator.actions import DEPLOYMENTS, Event
 from finetune_operator.adapterdeployment.observe import Invalid, Observed
+from finetune_operator.adapterdeployment.reach import Reach
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.resources.deployment import server_labels
@@ -22,6 +23,7 @@ class _Scene:
     target: Target | Blocked
     stable: RevisionStatus | None
     candidate: RevisionStatus | None
+    reach: Reach
     wanted: int
     existing: int
     ready: int
@@ -52,6 +54,8 @@ class _Scene:
             return self.lack.reason, self.lack.message
         if self.stable and self.ready < self.wanted:
             return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods answer."
+        if self.stable and self.wanted and not self.reach.settled:
+            return Reason.WAITING, _spreading(self.stable)
         return None
 
 
@@ -60,6 +64,7 @@ def compose(
     target: Target | Blocked,
     stable: RevisionStatus | None,
     candidate: RevisionStatus | None,
+    reach: Reach,
     now: datetime,
 ) -> AdapterDeploymentStatus:
     """The whole status."""
@@ -70,6 +75,7 @@ def compose(
         target=target,
         stable=stable,
         candidate=candidate,
+        reach=reach,
         wanted=observed.resource.spec.replicas,
         existing=pods.get("replicas", 0),
         ready=pods.get("readyReplicas", 0),
@@ -144,10 +150,20 @@ def _ready(scene: _Scene) -> Finding:
     if scene.ready == 0 and scene.wanted > 0:
         message = f"None of the {scene.wanted} pods of revision {scene.stable.revision} answers."
         return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
-    message = f"Revision {scene.stable.revision} serves artifact {scene.stable.artifact_digest[:12]}; " + (
-        f"{scene.ready} of {scene.wanted} pods answer." if scene.wanted else "it is scaled to zero."
-    )
-    return Finding(ConditionType.READY, True, Reason.SERVING, message)
+    if scene.wanted and not scene.reach.answers:
+        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(scene.stable))
+    return Finding(ConditionType.READY, True, Reason.SERVING, _serving(scene, scene.stable))
+
+
+def _serving(scene: _Scene, stable: RevisionStatus) -> str:
+    if scene.wanted and not scene.reach.settled:
+        return f"Until every node knows revision {stable.revision}, some clients get answers of the revision before."
+    serves = f"Revision {stable.revision} serves artifact {stable.artifact_digest[:12]}"
+    return f"{serves}; {f'{scene.ready} of {scene.wanted} pods answer' if scene.wanted else 'it is scaled to zero'}."
+
+
+def _spreading(stable: RevisionStatus) -> str:
+    return f"Revision {stable.revision} is deployed: waiting for the Service's endpoints to reach every node."
 
 
 def _reconciling(scene: _Scene) -> Finding:
@@ -170,7 +186,9 @@ def _phase(scene: _Scene) -> ServingPhase:
         return ServingPhase.DEGRADED
     if scene.candidate or waiting:
         return ServingPhase.PROGRESSING
-    return ServingPhase.READY if scene.ready >= scene.wanted else ServingPhase.DEGRADED
+    if scene.ready < scene.wanted:
+        return ServingPhase.DEGRADED
+    return ServingPhase.READY if scene.reach.settled or not scene.wanted else ServingPhase.PROGRESSING
 
 
 def _selector(labels: dict[str, str]) -> str:

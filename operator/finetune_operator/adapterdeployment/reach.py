@@ -1,0 +1,76 @@
+"""Whom clients of the public Service reach: its EndpointSlices tell, and the nodes follow them a moment later."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from finetune_api.adapterdeployment import RevisionStatus
+from finetune_operator.actions import Object
+from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.conditions import ConditionType, parse_timestamp
+
+SETTLING_SECONDS: Final = 2.5
+"""How long nodes are given to follow an EndpointSlice. kube-proxy does so once a second (``minSyncPeriod``); until then
+it refuses connections to a Service without endpoints. Objects tell whole seconds: 1.5 to 2.5 s really pass."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where connections to the public Service end."""
+
+    answers: bool = False
+    """Clients get answers, from whatever revision."""
+    settled: bool = False
+    """They get them from the revision that serves: every node can be expected to know its pods."""
+    elsewhere: bool = False
+    """They may still be sent to pods of another revision."""
+    due_after: float | None = None
+    """Seconds until it is settled, if nothing else happens."""
+
+
+def find_reach(observed: Observed, stable: RevisionStatus | None, now: datetime) -> Reach:
+    """Where connections end, by the endpoints that are ready.
+
+    Whoever got answers before goes on getting them while there is any such endpoint: nodes that do not know it yet
+    send clients to the pods of before, which are told to stop only later, and wait for their clients.
+    """
+    if stable is None:
+        return Reach()
+    pods = {pod["metadata"]["name"]: pod for pod in observed.server_pods(stable.revision)}
+    ready = [(name, endpoints) for endpoints in observed.slices for name in _ready_pods(endpoints)]
+    conditions = observed.resource.status.conditions
+    answered = any(each.type == ConditionType.READY and each.status == "True" for each in conditions)
+    waits = [
+        _settling([stable.since] if answered else [stable.since, *_known_since(endpoints, pods[name])], now)
+        for name, endpoints in ready
+        if name in pods
+    ]
+    left = min(waits, default=None)
+    return Reach(
+        answers=left == 0 or (answered and bool(ready)),
+        settled=left == 0,
+        elsewhere=any(name not in pods for name, _ in ready),
+        due_after=left or None,
+    )
+
+
+def _ready_pods(endpoints: Object) -> Iterator[str]:
+    """Names of the pods that take connections; by the API's definition, one that says nothing does."""
+    for endpoint in endpoints.get("endpoints") or []:
+        if (endpoint.get("conditions") or {}).get("ready") is not False:
+            yield (endpoint.get("targetRef") or {}).get("name", "")
+
+
+def _known_since(endpoints: Object, pod: Object) -> Iterator[str]:
+    """Before which times no node can have known the pod as an endpoint."""
+    yield endpoints["metadata"]["creationTimestamp"]
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition["type"] == "Ready" and condition.get("lastTransitionTime"):
+            yield condition["lastTransitionTime"]
+
+
+def _settling(times: list[str], now: datetime) -> float:
+    """Seconds left since the latest of the times. One that lies ahead is that of a wrong clock, and tells nothing."""
+    ages = [(now - parse_timestamp(time)).total_seconds() for time in times]
+    return max(0.0, SETTLING_SECONDS - min((age for age in ages if age >= 0), default=SETTLING_SECONDS))

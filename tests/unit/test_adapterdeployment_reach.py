@@ -1,0 +1,201 @@
+"""Ready is said only of what clients reach: endpoints of the Service, and nodes that have had time to hear of them."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import ServingPhase
+from finetune_api.base import Condition
+from finetune_api.reasons import Reason
+from finetune_operator.actions import DEPLOYMENTS, SERVICES, Create, Object
+from finetune_operator.adapterdeployment.reach import SETTLING_SECONDS, Reach, find_reach
+from finetune_operator.conditions import timestamp
+from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned
+
+pytestmark = pytest.mark.unit
+
+LONG_AGO = timestamp(START - timedelta(hours=1))
+JUST_NOW = timestamp(START - timedelta(seconds=1))
+AHEAD = timestamp(START + timedelta(hours=1))
+OTHER: Object = {"targetRef": {"kind": "Pod", "name": "demo-of-before"}}
+LEFT = SETTLING_SECONDS - 1
+"""What is left of the time for settling when something happened ``JUST_NOW``."""
+
+
+def ready(cluster: ServingCluster) -> tuple[str, str]:
+    """Status and message of the condition."""
+    found = next(each for each in cluster.status.conditions if each.type == "Ready")
+    return found.status, found.message
+
+
+def promoted(cluster: ServingCluster) -> ServingCluster:
+    """Up to the pass that moves the Service, before anybody else has seen it."""
+    before = cluster.traffic()
+    while cluster.traffic() == before:
+        cluster.run_controllers()
+        cluster.now += timedelta(seconds=SETTINGS.policy_seconds)
+        cluster.reconcile()
+    return cluster
+
+
+def serving(**spec: Any) -> ServingCluster:
+    """At rest."""
+    cluster = ServingCluster(spec=pinned(GOOD, **spec))
+    cluster.settle()
+    return cluster
+
+
+class TestFindReach:
+    """What the endpoints of the Service say, given what clients could rely on before."""
+
+    @staticmethod
+    def reach(*endpoints: Object, answered: bool = False, **times: str) -> Reach:
+        """With these endpoints: ``{}`` is a pod that serves, ``OTHER`` one of another revision."""
+        cluster = serving()
+        stable = cluster.status.stable
+        assert stable is not None
+        since, made, began = (times.get(name, LONG_AGO) for name in ("promoted", "slice_made", "pod_ready"))
+        [pod] = cluster.pods[stable.deployment]
+        pod["status"]["conditions"] = [{"type": "Ready", "status": "True", "lastTransitionTime": began}]
+        own = {"targetRef": {"kind": "Pod", "name": pod["metadata"]["name"]}}
+        metadata = cluster.slices["demo"]["metadata"] | {"creationTimestamp": made}
+        cluster.slices["demo"] = {"metadata": metadata, "endpoints": [own | each for each in endpoints] or None}
+        before = Condition(type="Ready", status=str(answered), reason=Reason.WAITING, last_transition_time=LONG_AGO)
+        cluster.status = cluster.status.model_copy(update={"conditions": [before]})
+        return find_reach(cluster.observe(), stable.model_copy(update={"since": since}), START)
+
+    @pytest.mark.parametrize("answered", [True, False])
+    @pytest.mark.parametrize("conditions", [{"ready": True}, {}, None])
+    def test_a_ready_endpoint_of_the_revision(self, answered: bool, conditions: Object | None) -> None:
+        """One that says nothing of itself is ready: so the API defines it."""
+        reach = self.reach({"conditions": conditions}, answered=answered)
+        assert reach == Reach(answers=True, settled=True)
+
+    @pytest.mark.parametrize("answered", [True, False])
+    def test_no_endpoint(self, answered: bool) -> None:
+        assert self.reach(answered=answered) == Reach()
+        assert self.reach({"conditions": {"ready": False}}, answered=answered) == Reach()
+
+    @pytest.mark.parametrize("answered", [True, False])
+    def test_only_pods_of_another_revision(self, answered: bool) -> None:
+        """Whoever has been told of an endpoint goes on being answered; nobody is told of a first one by it."""
+        assert self.reach(OTHER, answered=answered) == Reach(answers=answered, elsewhere=True)
+
+    def test_pods_of_both(self) -> None:
+        assert self.reach({}, OTHER) == Reach(answers=True, settled=True, elsewhere=True)
+
+    @pytest.mark.parametrize(
+        ("times", "answered", "expected"),
+        [
+            ({"promoted": JUST_NOW}, False, Reach(due_after=LEFT)),
+            ({"slice_made": JUST_NOW}, False, Reach(due_after=LEFT)),
+            ({"pod_ready": JUST_NOW}, False, Reach(due_after=LEFT)),
+            # The Service has moved: nodes that have not heard of it send to the pods before.
+            ({"promoted": JUST_NOW}, True, Reach(answers=True, due_after=LEFT)),
+            # A pod or a slice that is replaced while another one answers.
+            ({"slice_made": JUST_NOW}, True, Reach(answers=True, settled=True)),
+            ({"pod_ready": JUST_NOW}, True, Reach(answers=True, settled=True)),
+            # Clocks of others.
+            ({"pod_ready": AHEAD}, False, Reach(answers=True, settled=True)),
+            ({"pod_ready": AHEAD, "slice_made": JUST_NOW}, False, Reach(due_after=LEFT)),
+        ],
+    )
+    def test_nodes_hear_of_it_a_moment_later(self, times: dict[str, str], answered: bool, expected: Reach) -> None:
+        assert self.reach({}, answered=answered, **times) == expected
+
+    def test_nothing_serves(self) -> None:
+        assert find_reach(ServingCluster().observe(), None, START) == Reach()
+
+
+class TestFirstRevision:
+    def test_ready_is_said_once_the_nodes_know_the_endpoints(self) -> None:
+        cluster = promoted(ServingCluster())
+        revision = cluster.traffic()
+        for _ in range(2):
+            assert cluster.status.phase is ServingPhase.PROGRESSING
+            assert ready(cluster) == (
+                "False",
+                f"Revision {revision} is deployed: waiting for the Service's endpoints to reach every node.",
+            )
+            assert cluster.plan().requeue_after is None  # the endpoints come with an event
+            cluster.now += timedelta(minutes=5)
+            cluster.reconcile()
+        cluster.run_controllers()
+        made = cluster.reconcile()
+        assert (cluster.status.phase, made.requeue_after) == (ServingPhase.PROGRESSING, SETTLING_SECONDS)
+        cluster.now += timedelta(seconds=SETTLING_SECONDS)
+        made = cluster.reconcile()
+        assert (cluster.status.phase, made.requeue_after) == (ServingPhase.READY, None)
+        assert ready(cluster) == ("True", f"Revision {revision} serves artifact {GOOD[:12]}; 1 of 1 pods answer.")
+
+    def test_waiting_for_endpoints_is_no_warning(self) -> None:
+        cluster = promoted(ServingCluster())
+        cluster.settle()
+        assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.PROMOTED]
+
+    def test_endpoints_of_an_earlier_service_of_the_name_do_not_count(self) -> None:
+        cluster = serving()
+        cluster.objects[SERVICES].clear()
+        cluster.reconcile()  # makes it again
+        assert cluster.traffic() != ""
+        assert ready(cluster)[0] == "False"
+        cluster.settle()
+        assert ready(cluster)[0] == "True"
+
+
+class TestMove:
+    """From one revision to the next, clients get answers all the time, and Ready says so."""
+
+    def test_until_the_nodes_know_the_new_revision(self) -> None:
+        cluster = serving()
+        old, cluster.spec = cluster.traffic(), pinned(BETTER)
+        promoted(cluster)
+        new = cluster.traffic()
+        said = f"Until every node knows revision {new}, some clients get answers of the revision before."
+        assert (cluster.status.phase, ready(cluster)) == (ServingPhase.PROGRESSING, ("True", said))
+        cluster.run_controllers()
+        cluster.reconcile()
+        assert (cluster.status.phase, ready(cluster)) == (ServingPhase.PROGRESSING, ("True", said))
+        assert cluster.revisions(DEPLOYMENTS) == {old, new}
+        cluster.now += timedelta(seconds=SETTLING_SECONDS)
+        cluster.reconcile()
+        assert cluster.status.phase is ServingPhase.READY
+        assert ready(cluster)[1].startswith(f"Revision {new} serves")
+
+    def test_the_old_pods_stay_as_long_as_the_service_names_them(self) -> None:
+        """However long the drain: whoever writes the endpoints may be down."""
+        cluster = serving()
+        old, cluster.spec = cluster.traffic(), pinned(BETTER)
+        promoted(cluster)
+        new = cluster.traffic()
+        cluster.now += timedelta(hours=1)
+        cluster.reconcile()
+        assert cluster.revisions(DEPLOYMENTS) == {old, new}
+        assert ready(cluster)[0] == "True"
+        cluster.run_controllers()
+        cluster.reconcile()
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+
+
+class TestOutage:
+    def test_a_service_without_endpoints_is_not_ready(self) -> None:
+        cluster = serving()
+        cluster.slices["demo"]["endpoints"] = []
+        cluster.reconcile()
+        assert ready(cluster)[0] == "False"
+        cluster.settle()
+        assert (ready(cluster)[0], cluster.status.phase) == ("True", ServingPhase.READY)
+
+    def test_a_service_that_somebody_deletes_comes_back_before_ready_does(self) -> None:
+        cluster = serving()
+        cluster.objects[SERVICES].clear()
+        [action] = cluster.plan().actions
+        assert isinstance(action, Create)
+        assert cluster.plan().status.phase is ServingPhase.PROGRESSING
+
+    def test_without_pods_there_is_nothing_to_reach(self) -> None:
+        cluster = serving(replicas=0)
+        assert cluster.slices["demo"]["endpoints"] == []
+        assert cluster.status.phase is ServingPhase.READY
+        assert ready(cluster)[1].endswith("it is scaled to zero.")
