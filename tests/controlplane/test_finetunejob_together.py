@@ -9,7 +9,8 @@ from finetune_api.finetunejob import Phase
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
-from finetune_operator.actions import CONFIG_MAPS, JOBS, PODS, SERVICES
+from finetune_operator.actions import CONFIG_MAPS, ENDPOINT_SLICES, JOBS, PODS, SERVICES, Object
+from finetune_operator.finetunejob.observe import LABEL_SERVICE
 from finetune_operator.settings import PodShape, Profile
 from tests.controlplane.conftest import PROFILE, Team, wait
 from tests.support.fake_node import Ending, failed
@@ -56,6 +57,29 @@ def test_two_pods_train_and_the_operator_dies_after_every_write(team: Team) -> N
     selector = service["spec"]["selector"]
     assert all(selector.items() <= pod["metadata"]["labels"].items() for pod in pods)
     assert team.node.store.executed == list(PIPELINE)
+
+
+def test_the_service_by_which_pods_find_each_other_comes_back(team: Team) -> None:
+    """At once, because its endpoints are watched: the next look at the pods' progress is far away."""
+    team.node.scripts[Stage.TRAIN] = lambda _: None
+    team.start(profiles=PAIR, progress_seconds=600)
+    team.create(NAME)
+    wait(lambda: {stage for stage, _ in team.node.started} >= {Stage.TRAIN}, "the training")
+    deleted = _service(team)
+    assert deleted is not None
+    slices = f"{LABEL_SERVICE}={deleted['metadata']['name']}"
+    wait(lambda: team.api.select(ENDPOINT_SLICES, team.namespace, slices), "its endpoints")
+    team.api.delete(SERVICES, team.namespace, deleted["metadata"]["name"], deleted["metadata"]["uid"])
+    restored = wait(lambda: _service(team, apart_from=deleted["metadata"]["uid"]), "the Service", 30)
+    for field in ("name", "labels", "ownerReferences"):
+        assert restored["metadata"][field] == deleted["metadata"][field]
+    assert restored["spec"] == deleted["spec"]
+    assert len(team.jobs(NAME, Stage.TRAIN)) == 1
+
+
+def _service(team: Team, apart_from: str = "") -> Object | None:
+    found = team.api.select(SERVICES, team.namespace, f"{meta.LABEL_OWNER_NAME}={NAME}")
+    return next((each for each in found if each["metadata"]["uid"] != apart_from), None)
 
 
 def _ended(team: Team) -> bool:

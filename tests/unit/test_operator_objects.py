@@ -177,7 +177,7 @@ def test_exit_codes_decide_about_retries() -> None:
 def test_several_pods_are_one_indexed_job() -> None:
     """The first one decides; an end that only followed another pod's is no failure; each has a name that is known."""
     given = request(nodes=2, retries=3)
-    job, service = stage_job(given), peers_service(given)
+    job, service = stage_job(given), peers_service(OWNER, given.name, given.input.run.id, given.stage)
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
     assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}

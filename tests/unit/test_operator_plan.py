@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import meta
 from finetune_api.base import ObjectMeta
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, Reuse, RunStatus, StageState
@@ -16,7 +17,7 @@ from finetune_api.hashing import digest
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
-from finetune_operator.actions import FINETUNEJOBS, JOBS, Create, Delete, Patch, Plan
+from finetune_operator.actions import FINETUNEJOBS, JOBS, SERVICES, Create, Delete, Patch, Plan
 from finetune_operator.apply import NameTaken
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.outcome import State, Verdict
@@ -369,6 +370,17 @@ def test_the_input_that_somebody_deleted_is_made_again() -> None:
     assert [action.object["kind"] for action in ours.actions if isinstance(action, Create)] == ["ConfigMap"]
     theirs = plan(observed(jobs=(job(Stage.RESOLVE, verdict=waiting, name="other", input_missing=True),)), NOW)
     assert [type(action) for action in theirs.actions] == [Delete]
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.RUNNING])
+def test_the_service_of_pods_that_train_together_is_made_again(state: State) -> None:
+    """Of any version's Job, which goes on: the Service follows from its name."""
+    verdict = Verdict(state, Reason.STAGE_STARTED, attempts=1, started_at=THEN)
+    training = job(Stage.TRAIN, verdict=verdict, name="of-another-version", peers_missing=True)
+    [action] = plan(observed(jobs=(RESOLVED, done(Stage.PREPARE), training)), NOW).actions
+    assert isinstance(action, Create)
+    assert (action.resource, action.object["metadata"]["name"]) == (SERVICES, "of-another-version")
+    assert action.object["spec"]["selector"] == {meta.LABEL_JOB: "of-another-version"}
 
 
 def test_long_messages_fit() -> None:

@@ -10,7 +10,7 @@ from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.hashing import digest
 from finetune_api.stages import Stage
-from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, PODS, Object
+from finetune_operator.actions import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES, Object
 from finetune_operator.cache import Cache, output_of
 from finetune_operator.conditions import parse_timestamp
 from finetune_operator.finetunejob.outcome import UNFINISHED, State, Verdict, judge
@@ -22,6 +22,8 @@ from finetune_operator.settings import Settings
 
 LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"
 """On a resolve Job that looks up the result of a stage whose pod is gone: the name of that stage."""
+LABEL_SERVICE: Final = "kubernetes.io/service-name"
+"""Names the Service of an EndpointSlice."""
 NO_POD_GRACE: Final = timedelta(seconds=8)
 """How old a Job without a pod is before its events are asked for the reason."""
 STARTED_GRACE: Final = timedelta(seconds=60)
@@ -46,6 +48,8 @@ class StageJob:
     """Since it was created."""
     input_missing: bool = False
     """Its ConfigMap is gone, so that its pod cannot start."""
+    peers_missing: bool = False
+    """The Service is gone by which its pods find each other when they start."""
 
     @property
     def unfinished(self) -> bool:
@@ -98,7 +102,7 @@ class Observer:
         spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
         pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
-        jobs = tuple(self._stage_job(job, pods, now) for job in live)
+        jobs = tuple(self._stage_job(owner, job, pods, now) for job in live)
         uids = {job["metadata"]["uid"] for job in live}
         return Observed(
             owner=owner,
@@ -114,7 +118,7 @@ class Observer:
             sample=self._sample(jobs, now),
         )
 
-    def _stage_job(self, job: Object, pods: Sequence[Object], now: datetime) -> StageJob:
+    def _stage_job(self, owner: Owner, job: Object, pods: Sequence[Object], now: datetime) -> StageJob:
         metadata = job["metadata"]
         own = [pod for pod in pods if metadata["uid"] in _owners(pod)]
         verdict = judge(job, own)
@@ -137,7 +141,17 @@ class Observer:
             verdict=verdict,
             age=age,
             input_missing=missing,
+            peers_missing=verdict.state in (State.WAITING, State.RUNNING) and self._lacks_peers(owner, job),
         )
+
+    def _lacks_peers(self, owner: Owner, job: Object) -> bool:
+        """Whether the Service of a Job of several pods is gone: while it has watched endpoints, it is not asked for."""
+        service = job["spec"]["template"]["spec"].get("subdomain")
+        slices = self._cache.children(owner.key, ENDPOINT_SLICES)
+        known = {(each["metadata"].get("labels") or {}).get(LABEL_SERVICE) for each in slices}
+        if not service or service in known:
+            return False
+        return self._client.get(SERVICES, owner.namespace, service) is None
 
     def _has_account(self, namespace: str, profile: str) -> bool:
         known = self._settings.profiles.get(profile)

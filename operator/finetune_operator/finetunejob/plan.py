@@ -128,7 +128,8 @@ def _start(
 
 def _creations(request: StageRequest) -> tuple[Create, ...]:
     """A stage's objects, the Job last: its pods need the others."""
-    peers = (Create(SERVICES, peers_service(request)),) if request.nodes > 1 else ()
+    service = peers_service(request.owner, request.name, request.input.run.id, request.stage)
+    peers = (Create(SERVICES, service),) if request.nodes > 1 else ()
     return (Create(CONFIG_MAPS, input_config_map(request)), *peers, Create(JOBS, stage_job(request)))
 
 
@@ -174,7 +175,7 @@ def _watch(
     upkeep: tuple[Action, ...],
     now: datetime,
 ) -> Plan[FineTuneJobStatus]:
-    actions = (*upkeep, *_restore_input(observed, spec, book, job))
+    actions = (*upkeep, *_restore_peers(observed, job), *_restore_input(observed, spec, book, job))
     headline = _suspended(stage) if spec.suspend else _under_way(stage, job)
     status = compose(observed, headline, book, now)
     return replace(_told(observed, status, actions), requeue_after=_next_look(observed, job))
@@ -215,6 +216,12 @@ def _restore_input(observed: Observed, spec: FineTuneJobSpec, book: Book, job: S
         if request.name == job.name
         else (Delete(JOBS, job.name, job.uid),)
     )
+
+
+def _restore_peers(observed: Observed, job: StageJob) -> tuple[Action, ...]:
+    """Somebody deleted the Service by which the Job's pods find each other: one that begins again would find nobody."""
+    service = peers_service(observed.owner, job.name, job.run, job.stage)
+    return (Create(SERVICES, service),) if job.peers_missing else ()
 
 
 def _hindrance(observed: Observed, spec: FineTuneJobSpec) -> Headline | None:

@@ -5,19 +5,19 @@ https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
 
 from finetune_api import meta
 from finetune_operator.actions import Object
-from finetune_operator.resources.pods import StageRequest
+from finetune_operator.resources.ownership import Owner
 
 
-def peers_service(request: StageRequest) -> Object:
-    """Names like ``<job>-0.<job>`` for the pods of the stage's Job, also before they are ready."""
+def peers_service(owner: Owner, job: str, run: str, stage: str) -> Object:
+    """Names like ``<job>-0.<job>`` for the pods of a Job of a run's stage, also before they are ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": request.owner.metadata(request.name, request.all_labels),
+        "metadata": owner.metadata(job, {meta.LABEL_RUN: run, meta.LABEL_STAGE: stage}),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {meta.LABEL_JOB: request.name},
+            "selector": {meta.LABEL_JOB: job},
             "ports": [{"name": "training", "port": meta.TRAINING_PORT, "protocol": "TCP"}],
         },
     }
