@@ -312,6 +312,23 @@ def test_the_status_is_steady() -> None:
         assert (again.cost == first.cost) is same
 
 
+def test_pods_that_a_suspension_ended_have_cost_their_time() -> None:
+    """Neither does the sum fall, nor does it grow meanwhile."""
+    suspended = job(Stage.TRAIN, suspended=True, verdict=JobVerdict(State.SUSPENDED, Reason.SUSPENDED, attempts=1))
+    spec = SPEC.model_copy(update={"suspend": True})
+    jobs, going = (RESOLVED, PREPARED), plan(seen(RESOLVED, PREPARED, running(Stage.TRAIN, 600)), NOW).status
+    for moment, spent in ((0, "0.60"), (3600, "0.60")):
+        then = NOW + timedelta(seconds=moment)
+        going = plan(seen(*jobs, suspended, spec=spec, status=going), then).status
+        assert going.cost is not None
+        assert (going.cost.spent, going.stages[2].earlier_seconds, going.stages[2].started_at) == (spent, 600, None)
+    resumed = replace(running(Stage.TRAIN, 0), verdict=replace(suspended.verdict, started_at=timestamp(then)))
+    going = plan(seen(*jobs, resumed, status=going), then).status
+    later = plan(seen(*jobs, resumed, status=going), then + timedelta(seconds=400)).status
+    assert later.cost is not None
+    assert (later.cost.spent, later.stages[2].earlier_seconds) == ("1.00", 600)
+
+
 def test_the_sum_of_an_ended_run_is_final() -> None:
     """A new price does not change what was spent; a new run begins at nothing."""
     jobs = FORECASTS["published"][1]

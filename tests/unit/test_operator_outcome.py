@@ -320,6 +320,16 @@ def test_facts_of_the_stage_table() -> None:
     )
 
 
+def test_times_are_those_of_pods_since_the_last_suspension() -> None:
+    """The Job's controller sets its start anew when it goes on; a failed pod from before may still be there."""
+    before = pod("Failed", name="a", created=CREATED, startTime=CREATED, **terminated(1))
+    after = pod("Running", name="b", created=LATER, startTime=LATER)
+    stopped = job(spec={"suspend": True}, startTime=CREATED)
+    assert judge(stopped, (before, pod("Running", startTime=EARLIER))).started_at == CREATED
+    assert judge(stopped, (before,)).started_at is None
+    assert judge(job(active=1, startTime=EARLIER), (before, after)).started_at == LATER
+
+
 def test_a_stage_ends_with_its_container_not_when_the_job_has_counted_it() -> None:
     over = terminated(0, message=success())
     over["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = EARLIER

@@ -23,7 +23,7 @@ from finetune_api.finetunejob import (
 from finetune_api.layout import READINESS_PAGE, output_folder
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
-from finetune_operator.conditions import timestamp
+from finetune_operator.conditions import parse_timestamp, timestamp
 from finetune_operator.finetunejob.observe import StageJob
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
@@ -34,9 +34,10 @@ DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 class Book:
     """Starts from what the status says of the run and takes in what its Jobs answered."""
 
-    def __init__(self, spec: FineTuneJobSpec, status: FineTuneJobStatus, run: RunStatus) -> None:
+    def __init__(self, spec: FineTuneJobSpec, status: FineTuneJobStatus, run: RunStatus, now: datetime) -> None:
         same = status.run is not None and status.run.id == run.id
         self._spec = spec
+        self._now = now
         self.run = run
         written = {row.name: row for row in status.stages} if same else {}
         self.rows = {stage: written.get(stage.value, StageStatus(name=stage.value)) for stage in STAGES}
@@ -65,7 +66,7 @@ class Book:
 
     def enter(self, stage: Stage, job: StageJob, state: StageState, message: str, input_key: str = "") -> None:
         """Note where a stage's Job stands."""
-        verdict = job.verdict
+        verdict, before = job.verdict, self.rows[stage]
         self.rows[stage] = StageStatus(
             name=stage.value,
             state=state,
@@ -73,6 +74,7 @@ class Book:
             input_key=input_key,
             attempts=verdict.attempts,
             started_at=verdict.started_at,
+            earlier_seconds=before.earlier_seconds + self._gone_seconds(before.started_at, verdict.started_at),
             finished_at=verdict.finished_at,
             message=message[:1024],
         )
@@ -83,9 +85,9 @@ class Book:
         self.run = self.run.model_copy(update=identity)
         self.fit = _fit(scalars)
 
-    def close(self, stage: Stage, state: StageState, message: str, now: datetime) -> None:
+    def close(self, stage: Stage, state: StageState, message: str) -> None:
         """Note that a stage goes no further, for a reason that is not its Job's."""
-        end = {"state": state, "finished_at": timestamp(now), "message": message[:1024]}
+        end = {"state": state, "finished_at": timestamp(self._now), "message": message[:1024]}
         self.rows[stage] = self.rows[stage].model_copy(update=end)
 
     def finish(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
@@ -107,6 +109,16 @@ class Book:
             ended=_ended(found.scalars),
         )
         self._facts(found.stage, found.output_digest, found.scalars)
+
+    def _gone_seconds(self, before: str | None, after: str | None) -> int:
+        """What the pods took that the status knew, and that are gone since: a suspension ends them, and it costs.
+
+        Until when they ran is not known; they count until those that are there now began, or until now.
+        """
+        if before is None:
+            return 0
+        end = parse_timestamp(after) if after else self._now
+        return max(0, round((end - parse_timestamp(before)).total_seconds()))
 
     def _facts(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         uri = f"{self._spec.output.uri.rstrip('/')}/{output_folder(stage, output_digest)}"

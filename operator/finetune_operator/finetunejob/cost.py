@@ -86,7 +86,7 @@ def within_budget(observed: Observed, spec: FineTuneJobSpec, book: Book, step: S
     if not problem:
         return step
     stage = step.stage
-    book.close(stage, StageState.FAILED, problem, now)
+    book.close(stage, StageState.FAILED, problem)
     return Fail(stage, Reason.BUDGET_EXCEEDED, problem)
 
 
@@ -135,9 +135,9 @@ def _spent_seconds(observed: Observed, book: Book, now: datetime) -> float:
 
 def _pod_seconds(row: StageStatus, now: datetime) -> float:
     if row.started_at is None or row.state is StageState.REUSED:
-        return 0.0
+        return float(row.earlier_seconds)
     end = parse_timestamp(row.finished_at) if row.finished_at else now
-    return max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
+    return row.earlier_seconds + max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
 
 
 def _left_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> tuple[Basis | None, float | None]:

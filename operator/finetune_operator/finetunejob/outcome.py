@@ -75,7 +75,8 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
     if job["metadata"].get("deletionTimestamp"):
         return Verdict(State.TERMINATING, Reason.WAITING, f"Job {job['metadata']['name']} is being deleted.", **facts)
     if job["spec"].get("suspend"):
-        return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts)
+        stopped = {} if any(map(_alive, ordered)) else {"started_at": None}
+        return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts | stopped)
     return _foretold(job, ordered, facts) or _unfinished(ordered, events, facts)
 
 
@@ -122,11 +123,14 @@ def _cause(pods: Sequence[Object]) -> tuple[Reason, str] | None:
 
 
 def _started(status: Object, pods: Sequence[Object]) -> str | None:
-    """When the first pod got a node, None while all wait for one; of pods that are gone, when their Job started."""
-    starts = [pod["status"]["startTime"] for pod in pods if pod["status"].get("startTime")]
+    """When the first pod got a node, None while all wait for one; of pods that are gone, when their Job started.
+
+    A Job that goes on after a suspension starts anew: pods from before do not count.
+    """
+    began: str | None = status.get("startTime")
+    starts = [start for pod in pods if (start := pod["status"].get("startTime")) and start >= (began or "")]
     waiting = bool(pods) and all(pod["status"].get("phase") in ("Pending", None) for pod in pods)
-    began: str | None = min(starts) if starts else None if waiting else status.get("startTime")
-    return began
+    return min(starts) if starts else None if waiting else began
 
 
 def _foretold(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
@@ -175,7 +179,7 @@ def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) ->
 
 
 def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
-    alive = [pod for pod in pods if pod["status"].get("phase") in ("Pending", "Running", None)]
+    alive = [pod for pod in pods if _alive(pod)]
     if not alive:
         return _without_pod(pods, events, facts)
     newest = _newest_of_each(alive)
@@ -188,6 +192,10 @@ def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[st
         message = f"An earlier attempt ended: {earlier[1]}"
     address = next((pod["status"].get("podIP", "") for pod in newest if _is_first(pod)), "")
     return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
+
+
+def _alive(pod: Object) -> bool:
+    return pod["status"].get("phase") in ("Pending", "Running", None)
 
 
 def _newest_of_each(pods: Sequence[Object]) -> list[Object]:

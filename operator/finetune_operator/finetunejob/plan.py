@@ -53,7 +53,7 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
         return _told(observed, compose(observed, headline, None, now))
     run = current_run(observed, spec, now)
     upkeep = _upkeep(observed, spec, run)
-    book = Book(spec, observed.status, run)
+    book = Book(spec, observed.status, run, now)
     if run.outcome is not Phase.RUNNING:
         headline = Headline(run.outcome, Reason(run.reason), run.message)
         return _told(observed, compose(observed, headline, book, now), upkeep)
