@@ -28,10 +28,10 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.learning_curve import CURVE, CURVE_PAGE, Parts, divide, measure_curve, proportional
 from finetune_jobs.training.trainer import Files
+from tests.support.readiness import assert_accessible, parsed_page
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, run_training, settings, write_dataset
-from tests.unit.test_readiness import assert_accessible, parsed_page
 from tests.unit.test_train_recovery import assert_same_weights
 
 pytestmark = pytest.mark.unit
