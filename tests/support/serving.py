@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentStatus
+from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentStatus, ServingPhase
 from finetune_api.finetunejob import ArtifactStatus, ExportFormat
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
@@ -318,6 +318,25 @@ def served(pod: Object) -> str:
     server = pod["containers"][0]
     path = next(variable["value"] for variable in server["env"] if variable["name"] == "MODEL_ID")
     return str(path).split("/")[2]
+
+
+def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:
+    """A cluster whose resource serves an artifact, at rest."""
+    cluster = ServingCluster(spec=pinned(digest, **spec))
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+    return cluster
+
+
+def condition(status: AdapterDeploymentStatus, kind: str) -> tuple[str, str]:
+    """Status and reason of a condition."""
+    found = next(each for each in status.conditions if each.type == kind)
+    return found.status, found.reason
+
+
+def shown(status: AdapterDeploymentStatus) -> dict[str, str]:
+    """Conditions as they stand in a row: True, False."""
+    return {each.type: each.status for each in status.conditions}
 
 
 def _merge(live: Any, body: Any) -> Any:

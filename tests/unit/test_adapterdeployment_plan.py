@@ -1,4 +1,4 @@
-"""AdapterDeployment, one rule after the other: what was observed, and what the plan makes of it."""
+"""AdapterDeployment, one rule after the other: what was observed, and what the plan makes of it while all goes well."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
-from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_operator.actions import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -20,28 +20,22 @@ from finetune_operator.actions import (
     Action,
     Apply,
     Create,
-    Event,
-    Object,
     Patch,
     Resource,
 )
-from finetune_operator.adapterdeployment.observe import Invalid, Source
-from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.settings import Settings
-from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.support.serving import (
     BETTER,
-    CORRUPT,
-    CRASHING,
-    FATES,
     GOOD,
     INACTIVE,
     SETTINGS,
-    START,
     ServingCluster,
+    condition,
     following,
     pinned,
     published,
+    serving,
+    shown,
     uri,
 )
 
@@ -50,181 +44,9 @@ pytestmark = pytest.mark.unit
 POLICY_SECONDS = SETTINGS.policy_seconds
 
 
-def serving(digest: str = GOOD, **spec: Any) -> ServingCluster:
-    """A cluster whose resource serves an artifact, at rest."""
-    cluster = ServingCluster(spec=pinned(digest, **spec))
-    cluster.settle()
-    assert cluster.status.phase is ServingPhase.READY
-    return cluster
-
-
-def limited(**limits: Any) -> Settings:
-    """Settings whose only rule of tenancy is for the namespace of the tests."""
-    rules = [TenancyRule(namespaces=["team"], **limits)]
-    return SETTINGS.model_copy(update={"tenancy": Tenancy(rules=rules)})
-
-
 def wrote(action: Action) -> tuple[str, Resource, str]:
     name = action.object["metadata"]["name"] if isinstance(action, Create | Apply) else action.name
     return type(action).__name__, action.resource, name
-
-
-def condition(status: AdapterDeploymentStatus, kind: str) -> tuple[str, str]:
-    found = next(each for each in status.conditions if each.type == kind)
-    return found.status, found.reason
-
-
-def shown(status: AdapterDeploymentStatus) -> dict[str, str]:
-    """Conditions as they stand in a row: True, False."""
-    return {each.type: each.status for each in status.conditions}
-
-
-class TestBlocked:
-    """Without a target nothing is started, and the status says what is missing and whether it comes by itself."""
-
-    @pytest.mark.parametrize(
-        ("cluster", "reason", "says", "waiting"),
-        [
-            (
-                ServingCluster(spec=pinned(GOOD, runtime="vllm")),
-                Reason.RUNTIME_UNKNOWN,
-                "spec.runtime is 'vllm'; the platform offers: tgi, tgi-cpu.",
-                False,
-            ),
-            (
-                ServingCluster(settings=SETTINGS.model_copy(update={"runtimes": {}})),
-                Reason.RUNTIME_UNKNOWN,
-                "the platform offers: none.",
-                False,
-            ),
-            (
-                ServingCluster(settings=limited(runtimes=["vllm"])),
-                Reason.NOT_ALLOWED,
-                "spec.runtime is 'tgi-cpu'; namespace 'team' may have vllm.",
-                False,
-            ),
-            (
-                ServingCluster(spec=following(), settings=limited(runtimes=["vllm"])),
-                Reason.NOT_ALLOWED,
-                "spec.runtime is 'tgi-cpu'",  # also before the source has published
-                False,
-            ),
-            (
-                ServingCluster(settings=limited(inputs=["s3://models/other"])),
-                Reason.NOT_ALLOWED,
-                f"spec.source.artifact.uri is '{uri(GOOD)}'; namespace 'team' may have what is below s3://models/other.",
-                False,
-            ),
-            (
-                ServingCluster(spec=following(), source=published(GOOD), settings=limited(inputs=[])),
-                Reason.NOT_ALLOWED,
-                f"The artifact of FineTuneJob 'intents' is '{uri(GOOD)}'",
-                False,
-            ),
-            (
-                ServingCluster(spec=following(), source=published(GOOD), settings=limited(endpoints=[""])),
-                Reason.NOT_ALLOWED,
-                "The endpoint in spec.storage of FineTuneJob 'intents' is 'http://s3.storage.svc:8333'; "
-                "namespace 'team' may have none (AWS).",
-                False,
-            ),
-            (
-                ServingCluster(service_account=False),
-                Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
-                "ServiceAccount 'finetune-runner' of runtime 'tgi-cpu' does not exist in namespace 'team'.",
-                False,
-            ),
-            (ServingCluster(spec=following()), Reason.SOURCE_NOT_READY, "FineTuneJob 'intents' does not exist", True),
-            (
-                ServingCluster(spec=following(), source=Source("Running", None, Storage())),
-                Reason.SOURCE_NOT_READY,
-                "has not published an artifact; its phase is Running.",
-                True,
-            ),
-            (
-                ServingCluster(spec=following(), source=Source("", None, Storage())),
-                Reason.SOURCE_NOT_READY,
-                "it has not begun.",
-                True,
-            ),
-        ],
-    )
-    def test_before_anything_serves(self, cluster: ServingCluster, reason: Reason, says: str, waiting: bool) -> None:
-        made = cluster.plan()
-        assert made.actions == ()
-        assert made.status.phase is (ServingPhase.PENDING if waiting else ServingPhase.FAILED)
-        assert shown(made.status) == {"Ready": "False", "Reconciling": str(waiting), "Stalled": str(not waiting)}
-        ready = made.status.conditions[0]
-        assert ready.reason == reason
-        assert says in ready.message
-
-    def test_new_rules_end_a_candidate_and_leave_alone_what_serves(self) -> None:
-        cluster = serving()
-        before = cluster.status.stable
-        cluster.spec = pinned(BETTER)
-        cluster.reconcile()
-        cluster.settings = limited(runtimes=["tgi"])
-        cluster.settle()
-        assert condition(cluster.status, "Stalled") == ("True", Reason.NOT_ALLOWED)
-        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
-        assert (cluster.status.stable, cluster.status.candidate) == (before, None)
-        assert before is not None
-        assert set(cluster.objects[DEPLOYMENTS]) == {before.deployment}
-        cluster.settings = limited(runtimes=["tgi*"])
-        cluster.settle()
-        assert cluster.status.phase is ServingPhase.READY
-        assert cluster.status.stable is not None
-        assert cluster.status.stable.artifact_digest == BETTER
-
-    def test_a_foreign_service_of_the_name_is_left_alone(self) -> None:
-        cluster = ServingCluster()
-        made = plan(replace(cluster.observe(), strangers=("Service demo",)), START)
-        assert made.actions == ()
-        assert condition(made.status, "Stalled") == ("True", Reason.NAME_TAKEN)
-        assert made.requeue_after is not None  # nobody tells when the stranger goes
-
-    def test_what_the_api_server_refuses_is_told_in_its_words(self) -> None:
-        cluster = ServingCluster()
-        said = 'deployments.apps "demo" is forbidden: exceeded quota: few, requested: count/deployments.apps=1'
-        made = plan(replace(cluster.observe(), refusal=said), START)
-        assert condition(made.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
-        assert any("exceeded quota: few" in each.message for each in made.status.conditions)
-        assert made.requeue_after is not None  # nobody tells when the quota grows
-
-    @pytest.mark.parametrize(
-        ("breaks", "phase"),
-        [
-            (lambda cluster: cluster.spec.update(runtime="vllm"), ServingPhase.DEGRADED),
-            (lambda cluster: setattr(cluster, "service_account", False), ServingPhase.DEGRADED),
-            (lambda cluster: setattr(cluster, "spec", following()), ServingPhase.DEGRADED),
-        ],
-    )
-    def test_what_serves_goes_on_serving(self, breaks: Callable[[ServingCluster], None], phase: ServingPhase) -> None:
-        cluster = serving()
-        before = cluster.traffic()
-        breaks(cluster)
-        cluster.reconcile()
-        assert cluster.traffic() == before
-        assert cluster.revisions(DEPLOYMENTS) == {before}
-        assert cluster.status.phase is phase
-        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
-
-    def test_a_candidate_of_an_earlier_target_goes(self) -> None:
-        cluster = ServingCluster()
-        cluster.reconcile()
-        cluster.spec["runtime"] = "vllm"
-        cluster.reconcile()
-        assert not any(cluster.objects.values())
-        assert cluster.status.candidate is None
-
-    def test_a_spec_that_cannot_be_read_changes_only_the_status(self) -> None:
-        cluster = serving()
-        observed = cluster.observe()
-        made = plan(Invalid(observed.resource.metadata, cluster.status, "spec.runtime: too long"), START)
-        assert made.actions == ()
-        assert condition(made.status, "Stalled") == ("True", Reason.SPEC_INVALID)
-        assert made.status.stable == cluster.status.stable
-        assert condition(made.status, "Ready")[0] == "True"
 
 
 class TestRollout:
@@ -418,283 +240,6 @@ class TestRollout:
         assert cluster.status.stable.artifact_digest == BETTER
 
 
-class TestSourceGone:
-    """The FineTuneJob was deleted: its artifact is published all the same, and what serves it is kept whole."""
-
-    @staticmethod
-    def orphan() -> ServingCluster:
-        cluster = ServingCluster(spec=following(), source=published(GOOD))
-        cluster.settle()
-        cluster.source = None
-        cluster.settle()
-        return cluster
-
-    def test_it_goes_on_serving_and_says_what_to_do(self) -> None:
-        cluster = self.orphan()
-        status = cluster.status
-        assert status.stable is not None
-        assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()} == {status.stable.revision}
-        assert status.phase is ServingPhase.DEGRADED
-        assert shown(status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
-        [stalled] = [each for each in status.conditions if each.type == "Stalled"]
-        assert stalled.reason == Reason.SOURCE_NOT_FOUND
-        assert stalled.message == (
-            f"FineTuneJob 'intents' does not exist in this namespace; revision {status.stable.revision} goes on "
-            f"serving {uri(GOOD)}. Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to "
-            "that URI."
-        )
-        assert cluster.plan().actions == ()
-
-    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
-    def test_what_is_deleted_comes_back(self, kind: Resource) -> None:
-        cluster = self.orphan()
-        before = {name: child for name, child in cluster.objects[kind].items() if "-verify-" not in name}
-        cluster.objects[kind].clear()
-        cluster.settle()
-        assert {name: _wanted(child) for name, child in cluster.objects[kind].items()} == {
-            name: _wanted(child) for name, child in before.items()
-        }
-        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
-
-    def test_it_still_follows_the_rest_of_the_spec(self) -> None:
-        cluster = self.orphan()
-        old = cluster.traffic()
-        cluster.spec |= {"replicas": 2, "runtime": "tgi"}
-        cluster.settle()
-        assert cluster.traffic() != old
-        assert cluster.status.stable is not None
-        assert (cluster.status.stable.artifact_digest, cluster.status.stable.runtime) == (GOOD, "tgi")
-        assert cluster.status.ready_replicas == 2
-
-    @pytest.mark.parametrize("served", [True, False])
-    def test_a_candidate_under_way_is_finished(self, served: bool) -> None:
-        cluster = ServingCluster(spec=following(), source=published(GOOD) if served else published(BETTER))
-        if served:
-            cluster.settle()
-            cluster.source = published(BETTER)
-        cluster.reconcile()
-        cluster.source = None
-        cluster.reconcile()
-        assert cluster.status.phase is ServingPhase.PROGRESSING
-        cluster.settle()
-        assert cluster.status.stable is not None
-        assert cluster.status.stable.artifact_digest == BETTER
-        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
-
-    def test_a_candidate_that_fails_is_told_and_let_go(self) -> None:
-        cluster = ServingCluster(spec=following(), source=published(GOOD))
-        cluster.settle()
-        old, cluster.source = cluster.traffic(), published(INACTIVE)
-        cluster.reconcile()
-        cluster.source = None
-        cluster.settle()
-        assert cluster.traffic() == old
-        assert cluster.status.candidate is None
-        assert Reason.ADAPTER_INACTIVE in [event.reason for event in cluster.events]
-        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
-
-    def test_a_candidate_of_another_source_goes(self) -> None:
-        cluster = serving()
-        old, cluster.spec = cluster.traffic(), pinned(BETTER)
-        cluster.reconcile()
-        cluster.spec = following()
-        cluster.settle()
-        assert cluster.traffic() == old
-        assert cluster.status.candidate is None
-
-    @pytest.mark.parametrize(
-        ("source", "phase", "reconciling"),
-        [
-            (published(GOOD), ServingPhase.READY, "False"),
-            (Source("Running", None, Storage()), ServingPhase.PROGRESSING, "True"),
-            (Source("Failed", None, Storage()), ServingPhase.DEGRADED, "False"),
-        ],
-    )
-    def test_the_job_comes_back(self, source: Source, phase: ServingPhase, reconciling: str) -> None:
-        cluster = self.orphan()
-        served, cluster.source = cluster.traffic(), source
-        cluster.objects[DEPLOYMENTS].clear()
-        cluster.settle()
-        assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()} == {served}
-        assert cluster.status.phase is phase
-        assert condition(cluster.status, "Reconciling")[0] == reconciling
-
-    def test_a_resource_without_status_says_so_too(self) -> None:
-        cluster = self.orphan()
-        served, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
-        cluster.settle()
-        assert cluster.traffic() == served
-        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
-        cluster.source = published(GOOD)
-        cluster.settle()
-        assert cluster.status.stable is not None
-        assert cluster.status.stable.storage == published(GOOD).storage
-
-
-class TestFailure:
-    @pytest.mark.parametrize("digest", [INACTIVE, CORRUPT, CRASHING])
-    def test_the_old_revision_goes_on_serving(self, digest: str) -> None:
-        cluster = serving()
-        old, cluster.spec = cluster.traffic(), pinned(digest)
-        before = cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]
-        cluster.settle()
-        assert cluster.traffic() == old
-        assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"] == before
-        assert cluster.revisions(DEPLOYMENTS) == {old}
-        assert cluster.status.phase is ServingPhase.DEGRADED
-        assert shown(cluster.status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
-        assert condition(cluster.status, "Stalled")[1] == FATES[digest]
-        assert cluster.status.candidate is not None
-        assert cluster.status.candidate.state is RevisionState.FAILED
-        assert cluster.events[-1].type == "Warning"
-        assert cluster.events[-1].reason == FATES[digest]
-
-    @pytest.mark.parametrize("digest", [INACTIVE, CORRUPT, CRASHING])
-    def test_without_an_old_one_nothing_serves(self, digest: str) -> None:
-        cluster = ServingCluster(spec=pinned(digest))
-        cluster.settle()
-        assert cluster.traffic() == ""
-        assert cluster.status.phase is ServingPhase.FAILED
-        assert shown(cluster.status) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
-        assert cluster.objects[DEPLOYMENTS] == {}
-
-    def test_the_log_of_a_failed_verification_stays(self) -> None:
-        cluster = ServingCluster(spec=pinned(INACTIVE))
-        cluster.settle()
-        assert len(cluster.objects[JOBS]) == 1
-        assert len(cluster.objects[CONFIG_MAPS]) == 1
-
-    def test_the_cause_is_told_once(self) -> None:
-        cluster = ServingCluster(spec=pinned(CORRUPT))
-        cluster.settle()
-        cluster.settle()
-        assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.ARTIFACT_CORRUPT]
-
-    @pytest.mark.parametrize(
-        ("spec", "again"),
-        [
-            ({"replicas": 3}, False),
-            ({"rerun": "credentials-are-right-now"}, True),
-            ({"verification": {"minAgreementPercent": 10}}, True),
-        ],
-    )
-    def test_it_is_tried_again_only_when_asked_for(self, spec: dict[str, Any], again: bool) -> None:
-        cluster = serving()
-        cluster.spec = pinned(INACTIVE)
-        cluster.settle()
-        failed = set(cluster.objects[JOBS])
-        cluster.spec |= spec
-        cluster.reconcile()
-        assert cluster.status.candidate is not None
-        assert (cluster.status.candidate.state is RevisionState.STARTING) is again
-        cluster.settle()
-        assert cluster.status.candidate.state is RevisionState.FAILED
-        assert (set(cluster.objects[JOBS]) == failed) is not again
-
-    def test_long_words_of_others_fit_into_the_status(self) -> None:
-        cluster = ServingCluster()
-        cluster.reconcile()
-        [deployment] = cluster.objects[DEPLOYMENTS].values()
-        refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: " + "x" * 5000}
-        deployment["status"] = {"conditions": [refused]}
-        status = cluster.plan().status
-        assert AdapterDeploymentStatus.model_validate(status.model_dump()) == status
-        assert status.candidate is not None
-        assert status.candidate.reason == Reason.QUOTA_EXCEEDED
-
-    def test_other_artifact_other_try(self) -> None:
-        cluster = serving()
-        cluster.spec = pinned(CORRUPT)
-        cluster.settle()
-        cluster.spec = pinned(BETTER)
-        cluster.settle()
-        assert cluster.status.phase is ServingPhase.READY
-        assert cluster.status.stable is not None
-        assert cluster.status.stable.artifact_digest == BETTER
-
-
-class TestEvents:
-    """What somebody can act on is told when it appears, once."""
-
-    @pytest.mark.parametrize(
-        ("cluster", "reason"),
-        [
-            (ServingCluster(spec=pinned(GOOD, runtime="vllm")), Reason.RUNTIME_UNKNOWN),
-            (ServingCluster(service_account=False), Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
-            (ServingCluster(spec=following(), source=Source("Failed", None, Storage())), Reason.SOURCE_NOT_READY),
-        ],
-    )
-    def test_what_blocks_is_told_once_with_the_words_of_the_condition(
-        self, cluster: ServingCluster, reason: Reason
-    ) -> None:
-        cluster.settle()
-        [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
-        assert cluster.events == [Event("Warning", reason, stalled.message)]
-        cluster.spec["replicas"] = 3
-        cluster.settle()
-        assert len(cluster.events) == 1
-
-    def test_what_a_candidate_waits_for_is_told_before_it_fails_of_it(self) -> None:
-        cluster = serving()
-        cluster.spec = pinned(BETTER)
-        cluster.reconcile()
-        assert cluster.status.candidate is not None
-        unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
-        labels = cluster.objects[DEPLOYMENTS][cluster.status.candidate.deployment]["spec"]["template"]["metadata"]
-        pod = {"metadata": {"name": "p", **labels}, "status": {"conditions": [unschedulable]}}
-        cluster.pods[cluster.status.candidate.deployment] = [pod]
-        for _ in range(2):
-            cluster.reconcile()
-        assert [(event.type, event.reason) for event in cluster.events[-2:]] == [
-            ("Normal", Reason.CANDIDATE_STARTING),
-            ("Warning", Reason.UNSCHEDULABLE),
-        ]
-
-    def test_that_the_source_is_not_ready_yet_is_no_warning(self) -> None:
-        cluster = ServingCluster(spec=following())
-        cluster.settle()
-        assert [(event.type, event.reason) for event in cluster.events] == [("Normal", Reason.SOURCE_NOT_READY)]
-
-    def test_pods_that_stop_answering_are_told(self) -> None:
-        cluster = serving()
-        [deployment] = cluster.objects[DEPLOYMENTS].values()
-        deployment["status"] |= {"readyReplicas": 0, "availableReplicas": 0}
-        cluster.reconcile()
-        assert (cluster.events[-1].type, cluster.events[-1].reason) == ("Warning", Reason.SERVER_UNAVAILABLE)
-
-    def test_trouble_that_goes_and_comes_back_is_told_again(self) -> None:
-        cluster = serving()
-        for runtime in ("vllm", "tgi-cpu", "vllm"):
-            cluster.spec["runtime"] = runtime
-            cluster.settle()
-        told = [event for event in cluster.events if event.reason is Reason.RUNTIME_UNKNOWN]
-        assert len(told) == 2
-
-    def test_what_comes_on_top_of_a_failed_candidate_is_told(self) -> None:
-        cluster = serving()
-        cluster.spec = pinned(INACTIVE)
-        cluster.settle()
-        cluster.service_account = False
-        cluster.settle()
-        assert [event.reason for event in cluster.events[-2:]] == [
-            Reason.ADAPTER_INACTIVE,
-            Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
-        ]
-
-
-class TestEncryption:
-    def test_how_the_source_writes_makes_no_other_revision(self) -> None:
-        """Whoever reads need not know, so that the pods are the same."""
-        source = published(GOOD)
-        cluster = ServingCluster(spec=following(), source=source)
-        cluster.settle()
-        before = cluster.status
-        encrypted = source.storage.model_copy(update={"encryption": Encryption(algorithm=EncryptionAlgorithm.AES256)})
-        cluster.source = replace(source, storage=encrypted)
-        cluster.settle()
-        assert cluster.status == before
-
-
 class TestReplicas:
     @pytest.mark.parametrize("wanted", [0, 1, 3])
     def test_they_follow_the_spec(self, wanted: int) -> None:
@@ -759,85 +304,17 @@ class TestReplicas:
         assert cluster.status.ready_replicas == ready
 
 
-class TestRepair:
-    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
-    def test_a_child_that_was_deleted_comes_back(self, kind: Resource) -> None:
-        cluster = serving()
-        before = set(cluster.objects[kind])
-        cluster.objects[kind].clear()
+class TestEncryption:
+    def test_how_the_source_writes_makes_no_other_revision(self) -> None:
+        """Whoever reads need not know, so that the pods are the same."""
+        source = published(GOOD)
+        cluster = ServingCluster(spec=following(), source=source)
         cluster.settle()
-        lasting = {name for name in before if "-verify-" not in name}
-        assert set(cluster.objects[kind]) == lasting
-        assert cluster.status.phase is ServingPhase.READY
-
-    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
-    @pytest.mark.parametrize("spec", [pinned(INACTIVE), pinned(GOOD, runtime="unknown")])
-    def test_it_comes_back_also_while_another_revision_cannot_serve(self, kind: Resource, spec: dict[str, Any]) -> None:
-        cluster = serving()
-        served, cluster.spec = cluster.traffic(), spec
+        before = cluster.status
+        encrypted = source.storage.model_copy(update={"encryption": Encryption(algorithm=EncryptionAlgorithm.AES256)})
+        cluster.source = replace(source, storage=encrypted)
         cluster.settle()
-        before = {name for name, child in cluster.objects[kind].items() if _revision(child) == served}
-        lasting = {name for name in before if "-verify-" not in name}
-        cluster.objects[kind].clear()
-        cluster.settle()
-        assert lasting <= set(cluster.objects[kind])
-        assert cluster.traffic() == served
-        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
-
-    @pytest.mark.parametrize(
-        ("kind", "path", "value"),
-        [
-            (SERVICES, ("spec", "selector", meta.LABEL_REVISION), "00000000"),
-            (SERVICES, ("spec", "selector", "added"), "by somebody"),
-            (DEPLOYMENTS, ("spec", "replicas"), 7),
-            (DEPLOYMENTS, ("spec", "template", "spec", "containers"), []),
-            (NETWORK_POLICIES, ("spec", "ingress"), []),
-        ],
-    )
-    def test_what_somebody_changed_is_put_right(self, kind: Resource, path: tuple[str, ...], value: Any) -> None:
-        cluster = serving()
-        [found] = cluster.objects[kind].values()
-        for step in path[:-1]:
-            found = found[step]
-        before, found[path[-1]] = found.get(path[-1]), value
-        [action] = cluster.plan().actions
-        assert isinstance(action, Apply)
-        wanted = action.object
-        for step in path[:-1]:
-            wanted = wanted[step]
-        assert wanted.get(path[-1]) == before
-
-    def test_what_others_added_stays(self) -> None:
-        cluster = serving()
-        [deployment] = cluster.objects[DEPLOYMENTS].values()
-        deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "1"
-        deployment["spec"]["template"]["metadata"]["annotations"] = {"kubectl.kubernetes.io/restartedAt": "now"}
-        deployment["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/termination-log"
-        assert cluster.plan().actions == ()
-
-    def test_a_resource_without_status_finds_what_it_serves(self) -> None:
-        cluster = serving()
-        served, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
-        made = cluster.plan()
-        assert made.actions == ()
-        assert made.status.stable is not None
-        assert made.status.stable.revision == served
-        assert made.status.stable.artifact_uri == uri(GOOD)
-
-    def test_a_resource_without_status_and_with_another_spec_goes_on_serving(self) -> None:
-        cluster = serving()
-        served, cluster.status, cluster.spec = cluster.traffic(), AdapterDeploymentStatus(), pinned(CORRUPT)
-        cluster.settle()
-        assert cluster.traffic() == served
-        assert cluster.revisions(DEPLOYMENTS) == {served}
-
-
-def _wanted(child: Object) -> Any:
-    return {key: value for key, value in child.items() if key in ("spec", "data")}
-
-
-def _revision(child: Object) -> str:
-    return str(child["metadata"]["labels"][meta.LABEL_REVISION])
+        assert cluster.status == before
 
 
 def _with_runtime(**fields: Any) -> Settings:

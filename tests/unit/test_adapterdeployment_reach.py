@@ -1,7 +1,6 @@
 """Ready is said only of what clients reach: endpoints of the Service, and nodes that have had time to hear of them."""
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.actions import DEPLOYMENTS, SERVICES, Create, Object
 from finetune_operator.adapterdeployment.reach import SETTLING_SECONDS, Reach, find_reach
 from finetune_operator.conditions import timestamp
-from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned
+from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned, serving
 
 pytestmark = pytest.mark.unit
 
@@ -36,13 +35,6 @@ def promoted(cluster: ServingCluster) -> ServingCluster:
         cluster.run_controllers()
         cluster.now += timedelta(seconds=SETTINGS.policy_seconds)
         cluster.reconcile()
-    return cluster
-
-
-def serving(**spec: Any) -> ServingCluster:
-    """At rest."""
-    cluster = ServingCluster(spec=pinned(GOOD, **spec))
-    cluster.settle()
     return cluster
 
 

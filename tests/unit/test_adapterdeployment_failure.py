@@ -1,0 +1,315 @@
+"""AdapterDeployment in trouble: a source that is gone, revisions that fail, children that somebody touches."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_api.storage import Storage
+from finetune_operator.actions import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Apply,
+    Object,
+    Resource,
+)
+from finetune_operator.adapterdeployment.observe import Source
+from tests.support.serving import (
+    BETTER,
+    CORRUPT,
+    CRASHING,
+    FATES,
+    GOOD,
+    INACTIVE,
+    ServingCluster,
+    condition,
+    following,
+    pinned,
+    published,
+    serving,
+    shown,
+    uri,
+)
+
+pytestmark = pytest.mark.unit
+
+
+class TestSourceGone:
+    """The FineTuneJob was deleted: its artifact is published all the same, and what serves it is kept whole."""
+
+    @staticmethod
+    def orphan() -> ServingCluster:
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        cluster.source = None
+        cluster.settle()
+        return cluster
+
+    def test_it_goes_on_serving_and_says_what_to_do(self) -> None:
+        cluster = self.orphan()
+        status = cluster.status
+        assert status.stable is not None
+        assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()} == {status.stable.revision}
+        assert status.phase is ServingPhase.DEGRADED
+        assert shown(status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
+        [stalled] = [each for each in status.conditions if each.type == "Stalled"]
+        assert stalled.reason == Reason.SOURCE_NOT_FOUND
+        assert stalled.message == (
+            f"FineTuneJob 'intents' does not exist in this namespace; revision {status.stable.revision} goes on "
+            f"serving {uri(GOOD)}. Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to "
+            "that URI."
+        )
+        assert cluster.plan().actions == ()
+
+    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
+    def test_what_is_deleted_comes_back(self, kind: Resource) -> None:
+        cluster = self.orphan()
+        before = {name: child for name, child in cluster.objects[kind].items() if "-verify-" not in name}
+        cluster.objects[kind].clear()
+        cluster.settle()
+        assert {name: _wanted(child) for name, child in cluster.objects[kind].items()} == {
+            name: _wanted(child) for name, child in before.items()
+        }
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+    def test_it_still_follows_the_rest_of_the_spec(self) -> None:
+        cluster = self.orphan()
+        old = cluster.traffic()
+        cluster.spec |= {"replicas": 2, "runtime": "tgi"}
+        cluster.settle()
+        assert cluster.traffic() != old
+        assert cluster.status.stable is not None
+        assert (cluster.status.stable.artifact_digest, cluster.status.stable.runtime) == (GOOD, "tgi")
+        assert cluster.status.ready_replicas == 2
+
+    @pytest.mark.parametrize("served", [True, False])
+    def test_a_candidate_under_way_is_finished(self, served: bool) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD) if served else published(BETTER))
+        if served:
+            cluster.settle()
+            cluster.source = published(BETTER)
+        cluster.reconcile()
+        cluster.source = None
+        cluster.reconcile()
+        assert cluster.status.phase is ServingPhase.PROGRESSING
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
+        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
+
+    def test_a_candidate_that_fails_is_told_and_let_go(self) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        old, cluster.source = cluster.traffic(), published(INACTIVE)
+        cluster.reconcile()
+        cluster.source = None
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is None
+        assert Reason.ADAPTER_INACTIVE in [event.reason for event in cluster.events]
+        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
+
+    def test_a_candidate_of_another_source_goes(self) -> None:
+        cluster = serving()
+        old, cluster.spec = cluster.traffic(), pinned(BETTER)
+        cluster.reconcile()
+        cluster.spec = following()
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is None
+
+    @pytest.mark.parametrize(
+        ("source", "phase", "reconciling"),
+        [
+            (published(GOOD), ServingPhase.READY, "False"),
+            (Source("Running", None, Storage()), ServingPhase.PROGRESSING, "True"),
+            (Source("Failed", None, Storage()), ServingPhase.DEGRADED, "False"),
+        ],
+    )
+    def test_the_job_comes_back(self, source: Source, phase: ServingPhase, reconciling: str) -> None:
+        cluster = self.orphan()
+        served, cluster.source = cluster.traffic(), source
+        cluster.objects[DEPLOYMENTS].clear()
+        cluster.settle()
+        assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()} == {served}
+        assert cluster.status.phase is phase
+        assert condition(cluster.status, "Reconciling")[0] == reconciling
+
+    def test_a_resource_without_status_says_so_too(self) -> None:
+        cluster = self.orphan()
+        served, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
+        cluster.settle()
+        assert cluster.traffic() == served
+        assert condition(cluster.status, "Stalled") == ("True", Reason.SOURCE_NOT_FOUND)
+        cluster.source = published(GOOD)
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.storage == published(GOOD).storage
+
+
+class TestFailure:
+    @pytest.mark.parametrize("digest", [INACTIVE, CORRUPT, CRASHING])
+    def test_the_old_revision_goes_on_serving(self, digest: str) -> None:
+        cluster = serving()
+        old, cluster.spec = cluster.traffic(), pinned(digest)
+        before = cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"] == before
+        assert cluster.revisions(DEPLOYMENTS) == {old}
+        assert cluster.status.phase is ServingPhase.DEGRADED
+        assert shown(cluster.status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
+        assert condition(cluster.status, "Stalled")[1] == FATES[digest]
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.state is RevisionState.FAILED
+        assert cluster.events[-1].type == "Warning"
+        assert cluster.events[-1].reason == FATES[digest]
+
+    @pytest.mark.parametrize("digest", [INACTIVE, CORRUPT, CRASHING])
+    def test_without_an_old_one_nothing_serves(self, digest: str) -> None:
+        cluster = ServingCluster(spec=pinned(digest))
+        cluster.settle()
+        assert cluster.traffic() == ""
+        assert cluster.status.phase is ServingPhase.FAILED
+        assert shown(cluster.status) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+        assert cluster.objects[DEPLOYMENTS] == {}
+
+    def test_the_log_of_a_failed_verification_stays(self) -> None:
+        cluster = ServingCluster(spec=pinned(INACTIVE))
+        cluster.settle()
+        assert len(cluster.objects[JOBS]) == 1
+        assert len(cluster.objects[CONFIG_MAPS]) == 1
+
+    def test_the_cause_is_told_once(self) -> None:
+        cluster = ServingCluster(spec=pinned(CORRUPT))
+        cluster.settle()
+        cluster.settle()
+        assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.ARTIFACT_CORRUPT]
+
+    @pytest.mark.parametrize(
+        ("spec", "again"),
+        [
+            ({"replicas": 3}, False),
+            ({"rerun": "credentials-are-right-now"}, True),
+            ({"verification": {"minAgreementPercent": 10}}, True),
+        ],
+    )
+    def test_it_is_tried_again_only_when_asked_for(self, spec: dict[str, Any], again: bool) -> None:
+        cluster = serving()
+        cluster.spec = pinned(INACTIVE)
+        cluster.settle()
+        failed = set(cluster.objects[JOBS])
+        cluster.spec |= spec
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.state is RevisionState.STARTING) is again
+        cluster.settle()
+        assert cluster.status.candidate.state is RevisionState.FAILED
+        assert (set(cluster.objects[JOBS]) == failed) is not again
+
+    def test_long_words_of_others_fit_into_the_status(self) -> None:
+        cluster = ServingCluster()
+        cluster.reconcile()
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: " + "x" * 5000}
+        deployment["status"] = {"conditions": [refused]}
+        status = cluster.plan().status
+        assert AdapterDeploymentStatus.model_validate(status.model_dump()) == status
+        assert status.candidate is not None
+        assert status.candidate.reason == Reason.QUOTA_EXCEEDED
+
+    def test_other_artifact_other_try(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(CORRUPT)
+        cluster.settle()
+        cluster.spec = pinned(BETTER)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
+
+
+class TestRepair:
+    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
+    def test_a_child_that_was_deleted_comes_back(self, kind: Resource) -> None:
+        cluster = serving()
+        before = set(cluster.objects[kind])
+        cluster.objects[kind].clear()
+        cluster.settle()
+        lasting = {name for name in before if "-verify-" not in name}
+        assert set(cluster.objects[kind]) == lasting
+        assert cluster.status.phase is ServingPhase.READY
+
+    @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])
+    @pytest.mark.parametrize("spec", [pinned(INACTIVE), pinned(GOOD, runtime="unknown")])
+    def test_it_comes_back_also_while_another_revision_cannot_serve(self, kind: Resource, spec: dict[str, Any]) -> None:
+        cluster = serving()
+        served, cluster.spec = cluster.traffic(), spec
+        cluster.settle()
+        before = {name for name, child in cluster.objects[kind].items() if _revision(child) == served}
+        lasting = {name for name in before if "-verify-" not in name}
+        cluster.objects[kind].clear()
+        cluster.settle()
+        assert lasting <= set(cluster.objects[kind])
+        assert cluster.traffic() == served
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+
+    @pytest.mark.parametrize(
+        ("kind", "path", "value"),
+        [
+            (SERVICES, ("spec", "selector", meta.LABEL_REVISION), "00000000"),
+            (SERVICES, ("spec", "selector", "added"), "by somebody"),
+            (DEPLOYMENTS, ("spec", "replicas"), 7),
+            (DEPLOYMENTS, ("spec", "template", "spec", "containers"), []),
+            (NETWORK_POLICIES, ("spec", "ingress"), []),
+        ],
+    )
+    def test_what_somebody_changed_is_put_right(self, kind: Resource, path: tuple[str, ...], value: Any) -> None:
+        cluster = serving()
+        [found] = cluster.objects[kind].values()
+        for step in path[:-1]:
+            found = found[step]
+        before, found[path[-1]] = found.get(path[-1]), value
+        [action] = cluster.plan().actions
+        assert isinstance(action, Apply)
+        wanted = action.object
+        for step in path[:-1]:
+            wanted = wanted[step]
+        assert wanted.get(path[-1]) == before
+
+    def test_what_others_added_stays(self) -> None:
+        cluster = serving()
+        [deployment] = cluster.objects[DEPLOYMENTS].values()
+        deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "1"
+        deployment["spec"]["template"]["metadata"]["annotations"] = {"kubectl.kubernetes.io/restartedAt": "now"}
+        deployment["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/termination-log"
+        assert cluster.plan().actions == ()
+
+    def test_a_resource_without_status_finds_what_it_serves(self) -> None:
+        cluster = serving()
+        served, cluster.status = cluster.traffic(), AdapterDeploymentStatus()
+        made = cluster.plan()
+        assert made.actions == ()
+        assert made.status.stable is not None
+        assert made.status.stable.revision == served
+        assert made.status.stable.artifact_uri == uri(GOOD)
+
+    def test_a_resource_without_status_and_with_another_spec_goes_on_serving(self) -> None:
+        cluster = serving()
+        served, cluster.status, cluster.spec = cluster.traffic(), AdapterDeploymentStatus(), pinned(CORRUPT)
+        cluster.settle()
+        assert cluster.traffic() == served
+        assert cluster.revisions(DEPLOYMENTS) == {served}
+
+
+def _wanted(child: Object) -> Any:
+    return {key: value for key, value in child.items() if key in ("spec", "data")}
+
+
+def _revision(child: Object) -> str:
+    return str(child["metadata"]["labels"][meta.LABEL_REVISION])
