@@ -57,6 +57,8 @@ class HardwareFacts(WireModel):
     """CPUs of the pod; 0: not limited, so not known."""
     nodes: int = 1
     """Pods that train together; the other stages run in one."""
+    pod_memory_gib: float = 0
+    """Memory of the pod beside its GPUs; 0: not limited, so not known."""
 
     @property
     def has_gpu(self) -> bool:

@@ -29,6 +29,7 @@ from finetune_jobs.fit.memory import (
     Head,
     Step,
     floor_memory,
+    loading_memory,
     peak_memory,
     trained_parameters,
 )
@@ -371,6 +372,27 @@ def test_duration() -> None:
     speed = tokens_per_second(shape, Training(), ON_GPU, A100)
     assert speed is not None
     assert 2295 < speed < 3542
+
+
+@pytest.mark.parametrize(("method", "faster"), [(Method.QLORA, 7.2), (Method.LORA, 7.2), (Method.FULL, 6.4)])
+def test_eight_gpus_are_not_eight_times_as_fast(method: Method, faster: float) -> None:
+    """Less so where the model is divided: its layers travel too."""
+    shape, training = shape_of(LLAMA_8B), Training(method=method)
+    alone, together = (
+        tokens_per_second(shape, training, ON_GPU, A100.model_copy(update={"count": count})) for count in (1, 8)
+    )
+    assert alone is not None
+    assert together == pytest.approx(faster * alone)
+
+
+@given(processes=st.integers(1, 8), nodes=st.integers(1, 4), method=st.sampled_from(Method))
+def test_a_model_that_is_divided_is_first_loaded_whole(processes: int, nodes: int, method: Method) -> None:
+    """By each process of a pod, however many pods there are; nothing else needs a pod's own memory."""
+    shape, hardware = shape_of(LLAMA_8B), A100.model_copy(update={"count": processes, "nodes": nodes})
+    needed = loading_memory(shape, Training(method=method), hardware)
+    divided = method is Method.FULL and processes * nodes > 1
+    assert needed >= processes * 4 * shape.parameters if divided else needed == 0
+    assert needed <= processes * (4 * shape.parameters + GIB)
 
 
 def test_cost() -> None:

@@ -30,9 +30,13 @@ MIXTRAL: Final = LLAMA_8B | {
 }
 L4: Final = HardwareFacts(profile="gpu-l4", name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121)
 A100: Final = HardwareFacts(profile="gpu-a100", name="NVIDIA A100", count=1, memory_gib=39, peak_tflops=312)
+TIGHT: Final = A100.model_copy(update={"count": 8, "pod_memory_gib": 140})
+ROOMY: Final = TIGHT.model_copy(update={"profile": "gpu-a100x8", "pod_memory_gib": 400})
 PAIR: Final = A100.model_copy(update={"count": 2})
 CPU: Final = HardwareFacts(profile="cpu-small", memory_gib=8, cpus=2)
 LORA: Final = Training(method=Method.LORA, batch_size=1, max_length=8192)
+FULL: Final = Training(method=Method.FULL, batch_size=1, gradient_accumulation=16)
+LOAD: Final = "Full needs about 244.9 GiB of the pod's own memory, where each of its processes"
 FLOOR: Final = (
     "LoRA needs at least about 16.4 GiB for the shortest examples (weights 15.0, optimiser 0.7, activations 0.0, other "
     "0.7), more than"
@@ -78,6 +82,34 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         "QLoRA with batchSize 2 and maxLength 512 needs about 91.8 GiB (weights 85.1, optimiser 0.2, activations 0.8, "
         "other 5.7), more than 92% of the 39 GiB of each NVIDIA A100 (2 train together) in profile gpu-a100. No "
         "smaller setting and no other profile of this platform would hold it.",
+    ),
+    (
+        LLAMA_8B,
+        FULL,
+        TIGHT,
+        [ROOMY],
+        Reason.FIT_REFUSED,
+        f"{LOAD} (8) loads the whole model before it is divided, more than the 140 GiB of profile gpu-a100. It fits "
+        "with method: QLoRA, quantization: NF4. As it is, it fits profile gpu-a100x8.",
+    ),
+    (
+        LLAMA_8B,
+        FULL,
+        TIGHT.model_copy(update={"pod_memory_gib": 2}),
+        [],
+        Reason.FIT_REFUSED,
+        f"{LOAD} (8) loads the whole model before it is divided, more than the 2 GiB of profile gpu-a100. It fits with "
+        "method: QLoRA, quantization: NF4.",
+    ),
+    (
+        LLAMA_8B,
+        FULL,
+        CPU.model_copy(update={"memory_gib": 30, "nodes": 16}),
+        [],
+        Reason.FIT_REFUSED,
+        "Full needs about 30.6 GiB of the pod's own memory, where each of its processes (1) loads the whole model "
+        "before it is divided, more than the 30 GiB of profile cpu-small. Choose a profile whose pods have more "
+        "memory.",
     ),
     (
         LLAMA_8B,

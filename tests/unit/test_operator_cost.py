@@ -86,7 +86,14 @@ def own(spec: FineTuneJobSpec, jobs: tuple[StageJob, ...]) -> tuple[StageJob, ..
 def test_facts_of_a_profile() -> None:
     """A GPU's own memory, or the pod's limit where there is none; unlimited is unknown."""
     assert hardware_facts("small", PROFILES["small"]) == HardwareFacts(
-        profile="small", name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121, usd_per_hour=3.6, cpus=8
+        profile="small",
+        name="NVIDIA L4",
+        count=1,
+        memory_gib=22,
+        peak_tflops=121,
+        usd_per_hour=3.6,
+        cpus=8,
+        pod_memory_gib=28,
     )
     assert hardware_facts("cpu", PROFILES["cpu"]) == HardwareFacts(profile="cpu", memory_gib=2, cpus=0.5)
     assert hardware_facts("x", PROFILES["unlimited"]) == HardwareFacts(profile="x")

@@ -14,7 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.errors import StageError
 from finetune_jobs.fit.cost import Forecast, forecast
-from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Memory, floor_memory, peak_memory
+from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Memory, floor_memory, loading_memory, peak_memory
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
 from finetune_jobs.training.recipe import Batch, indivisible
 
@@ -63,9 +63,12 @@ def admit(
         return Admission(memory, expected, f"Needs {_gib(memory)}; what the profile has is unknown.")
     if not hardware.has_gpu:
         _require_pod_memory(shape, part, hardware, others)
-        return Admission(memory, expected, _pod_message(memory, hardware))
-    if not fits(memory, hardware):
+    elif not fits(memory, hardware):
         raise _refused(shape, training, hardware, others)
+    if not _loads(shape, training, hardware):
+        raise _unloadable(shape, training, hardware, others)
+    if not hardware.has_gpu:
+        return Admission(memory, expected, _pod_message(memory, hardware))
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
     return Admission(memory, expected, message)
 
@@ -73,6 +76,17 @@ def admit(
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
     """Whether a GPU holds it, with a margin for what the estimate does not know."""
     return memory.gib <= USABLE * hardware.memory_gib
+
+
+def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
+    """Whether a pod has the memory to load what is divided among its GPUs; where it is not known, it has."""
+    available = _pod_gib(hardware)
+    return not available or loading_memory(shape, training, hardware) / GIB <= available
+
+
+def _pod_gib(hardware: HardwareFacts) -> float:
+    """A pod's own memory; 0: not known."""
+    return hardware.pod_memory_gib if hardware.has_gpu else hardware.memory_gib
 
 
 def per_process(training: Training, hardware: HardwareFacts) -> Training | None:
@@ -124,7 +138,8 @@ def _shorter(length: int) -> Iterator[int]:
 
 
 def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    return per_process(training, hardware) is not None and fits(_peak(shape, training, hardware), hardware)
+    divides = per_process(training, hardware) is not None
+    return divides and fits(_peak(shape, training, hardware), hardware) and _loads(shape, training, hardware)
 
 
 def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
@@ -147,6 +162,23 @@ def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: 
         f"{training.method.value} with batchSize {training.batch_size} and maxLength {training.max_length} needs "
         f"{_gib(memory)} ({_parts(memory)}), more than {USABLE:.0%} of the {hardware.memory_gib:g} GiB of "
         f"{_name(hardware)} in profile {hardware.profile}. {' '.join(advice)}",
+    )
+
+
+def _unloadable(
+    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
+) -> StageError:
+    """Passes and lengths do not matter here: only an adapter, which is not divided, or another pod."""
+    changed = smallest_change(shape, training, hardware) if hardware.has_gpu else None
+    advice = [f"It fits with {_difference(training, changed)}."] if changed else []
+    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
+        advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
+    return StageError(
+        Reason.FIT_REFUSED,
+        f"{training.method.value} needs about {loading_memory(shape, training, hardware) / GIB:.1f} GiB of the pod's "
+        f"own memory, where each of its processes ({max(1, hardware.count)}) loads the whole model before it is "
+        f"divided, more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
+        f"{' '.join(advice) or 'Choose a profile whose pods have more memory.'}",
     )
 
 

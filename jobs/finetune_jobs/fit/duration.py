@@ -19,6 +19,10 @@ UTILISATION: Final = 0.35
 SCALING: Final = 0.9
 """Share of their speed that several processes keep while they exchange gradients, most of which happens beside the
 backward pass (PyTorch DDP, Li et al. 2020, arXiv 2006.15704). An assumption for links of GPUs; Ethernet is slower."""
+SHARDED_SCALING: Final = 0.8
+"""The same where a whole model is divided: each pass gathers every layer twice, in float32, and adds up its gradients
+(FSDP, Zhao et al. 2023, arXiv 2304.11277); elsewhere only gradients are exchanged, once a step. An assumption for links
+of GPUs, not measured."""
 CPU_FLOPS: Final = 130e9
 """Operations per second of one CPU with AVX512-BF16: SmolLM2-135M with QLoRA, 239 tokens per CPU second (measured)."""
 START_SECONDS: Final = 90.0
@@ -33,10 +37,15 @@ def flops_per_token(shape: Shape, training: Training, step: Step) -> float:
     return float(shape.active_parameters * (passes + (2 if step.checkpointing else 0)))
 
 
+def scaling(training: Training) -> float:
+    """Share of their speed that several processes keep."""
+    return SHARDED_SCALING if training.method is Method.FULL else SCALING
+
+
 def tokens_per_second(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> float | None:
     """Speed of training on all GPUs that take part, or on their pods' CPUs; None where the hardware is unknown."""
     speed = hardware.peak_tflops * 1e12 * UTILISATION if hardware.has_gpu else hardware.cpus * CPU_FLOPS
-    together = 1 if hardware.processes == 1 else SCALING * hardware.processes
+    together = 1 if hardware.processes == 1 else hardware.processes * scaling(training)
     return together * speed / flops_per_token(shape, training, step) if speed > 0 else None
 
 

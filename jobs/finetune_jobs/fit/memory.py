@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from finetune_api.budget import HardwareFacts
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.shapes import Shape
 
@@ -109,6 +110,14 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
 def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:
     """What even the shortest examples need, one at a time: the part of the peak that data cannot change."""
     return peak_memory(shape, training.model_copy(update={"batch_size": 1, "max_length": 1}), step, processes)
+
+
+def loading_memory(shape: Shape, training: Training, hardware: HardwareFacts) -> float:
+    """Bytes of a pod's own memory for the moment before a model is divided: each of the pod's processes has loaded it
+    whole, in float32. Otherwise 0: nothing is divided, and weights go to a GPU one after the other."""
+    if training.method is not Method.FULL or hardware.processes == 1:
+        return 0
+    return max(1, hardware.count) * (FP32 * shape.parameters + PROCESS)
 
 
 def trained_parameters(shape: Shape, training: Training) -> int:

@@ -14,8 +14,8 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
     """What a profile's pods with a model have."""
     limits, gpu = profile.accelerator.limits, profile.gpu
     cpus = float(quantity(limits.get("cpu", "0")) or 0)
+    memory = float(quantity(limits.get("memory", "0")) or 0) / _GIB
     if gpu is None:
-        memory = float(quantity(limits.get("memory", "0")) or 0) / _GIB
         return HardwareFacts(profile=name, memory_gib=memory, cpus=cpus, nodes=profile.nodes)
     return HardwareFacts(
         profile=name,
@@ -26,6 +26,7 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
         usd_per_hour=gpu.usd_per_hour,
         cpus=cpus,
         nodes=profile.nodes,
+        pod_memory_gib=memory,
     )
 
 
