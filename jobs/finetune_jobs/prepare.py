@@ -26,10 +26,11 @@ from finetune_jobs.dataset.collect import Collected, Collector, Copy, benchmark_
 from finetune_jobs.dataset.contamination import Reference
 from finetune_jobs.dataset.distilled import collect_distilled
 from finetune_jobs.dataset.division import Division, divide
+from finetune_jobs.dataset.inputs import find_names_model, inputs_digest
 from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.pii.ner import package_folder
-from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.dataset.sources import find_sources
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.writing import DatasetWriter
@@ -43,6 +44,8 @@ from finetune_jobs.tools import versions
 
 LABELS: Final = "labels.json"
 REPORT: Final = "report.json"
+NAMES_MODEL: Final = "names"
+"""Folder in the scratch space with the pipeline that finds names."""
 _FREE: Final = Task(type=TaskType.TEXT)
 """General data is not of the job's task."""
 
@@ -119,22 +122,33 @@ def prepare(context: Context) -> Made:
 
 
 def _download(context: Context, params: PrepareParams) -> list[Copy]:
-    """Local copies of the sources' files, exactly as they were when the run began."""
+    """Local copies of the sources' files and of the pipeline that finds names, as they were when the run began."""
+    before = context.input.upstream.source or inputs_digest(context.store, params)
     files = find_sources(context.store, params.all_sources)
     copies = []
     for index, file in enumerate(files):
         context.progress.report(0.2 * index / len(files), f"downloading {file.uri}")
         copies.append(Copy(file, context.scratch / f"source-{index}"))
         file.copy_to(copies[-1].path)
-    expected = context.input.upstream.source or source_digest(files)
-    if source_digest(find_sources(context.store, params.all_sources)) != expected:
-        some = ", ".join(file.uri for file in files[:3])
+    pipeline = params.pii.ner.uri if params.pii.ner else None
+    if pipeline:
+        _download_names_model(context, pipeline)
+    if inputs_digest(context.store, params) != before:
+        read = [*([pipeline] if pipeline else []), *(file.uri for file in files)]
         raise StageError(
             Reason.DATASET_NOT_FOUND,
-            f"The version of {some}{', …' if files[3:] else ''} that this run began with is gone: a file was "
-            "overwritten meanwhile. Set spec.rerun to a new value to use the new version.",
+            f"The version of {', '.join(read[:3])}{', …' if read[3:] else ''} that this run began with is gone: a file "
+            "was overwritten meanwhile. Set spec.rerun to a new value to use the new version.",
         )
     return copies
+
+
+def _download_names_model(context: Context, uri: str) -> None:
+    place = context.store.at(uri)
+    for entry in find_names_model(context.store, uri):
+        target = context.scratch / NAMES_MODEL / entry.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place.download(entry.key, target)
 
 
 def _benchmarks(params: PrepareParams, copies: list[Copy]) -> Benchmarks | None:
@@ -207,20 +221,10 @@ def _replay(
 
 
 def _names_model(context: Context, asked: NamesModel | None) -> Path | None:
-    """The folder of the pipeline that finds names. Raises StageError: SpecInvalid, ModelNotFound, as Store."""
+    """The folder of the pipeline that finds names. Raises StageError (SpecInvalid)."""
     if asked is None:
         return None
-    if asked.package:
-        return package_folder(asked.package)
-    place, folder = context.store.at(asked.uri or ""), context.scratch / "names"
-    entries = [entry for entry in place.list() if not folder.exists() and entry.size]
-    for entry in entries:
-        target = folder / entry.key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        place.download(entry.key, target)
-    if not folder.exists():
-        raise StageError(Reason.MODEL_NOT_FOUND, f"{asked.uri} holds no files: spec.dataset.pii.ner needs a pipeline.")
-    return folder
+    return package_folder(asked.package) if asked.package else context.scratch / NAMES_MODEL
 
 
 def _stoppable(context: Context, report: Report) -> Report:

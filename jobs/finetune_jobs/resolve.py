@@ -13,7 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
 from finetune_api.storage import Encryption
 from finetune_jobs.basemodel import find_base_model
-from finetune_jobs.dataset.sources import find_sources, source_digest
+from finetune_jobs.dataset.inputs import inputs_digest
 from finetune_jobs.errors import StageError, need
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.folders import read_record
@@ -36,7 +36,7 @@ def resolve(context: Context) -> Made:
     _require_name(context)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
     context.progress.report(0.3, "looking at the sources")
-    sources = source_digest(find_sources(store, prepare.all_sources))
+    sources = inputs_digest(store, prepare)
     context.progress.report(0.6, "looking at the base model")
     model = find_base_model(store, given.base_model_uri)
     context.progress.report(0.9, "looking for results to reuse")

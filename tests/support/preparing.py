@@ -13,8 +13,9 @@ from finetune_jobs.dataset.account import require_enough, require_learnable, req
 from finetune_jobs.dataset.collect import Collected, Collector, Copy
 from finetune_jobs.dataset.division import divide
 from finetune_jobs.dataset.formats import format_of
+from finetune_jobs.dataset.inputs import inputs_digest
 from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.sources import SourceFile, find_sources, source_digest
+from finetune_jobs.dataset.sources import SourceFile
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.prepare import prepare
@@ -81,7 +82,7 @@ class Prepared:
         params = pipeline_params([], output, **fields)
         assert params.prepare
         upstream = Upstream(
-            source=source_digest(find_sources(self.store, params.prepare.all_sources)),
+            source=inputs_digest(self.store, params.prepare),
             model=find_base_model(self.store, self.store.uri("model")).digest,
         )
         model = self.store.uri("model")

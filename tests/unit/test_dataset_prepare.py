@@ -26,11 +26,13 @@ from finetune_api.dataset import (
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset.distilled import NearAnswers
-from finetune_jobs.errors import StageError, StoppedError
+from finetune_jobs.dataset.inputs import inputs_digest
+from finetune_jobs.errors import StageError, StoppedError, need
 from finetune_jobs.modelling.chat import IGNORED
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.prepare import prepare
 from finetune_jobs.runner import execute
+from finetune_jobs.store import Store
 from tests.support.preparing import Prepared
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import unsaid
@@ -351,16 +353,22 @@ def test_near_answers_are_found_as_they_come() -> None:
     assert not any(map(NearAnswers(0), ["same", "same"]))
 
 
-def test_a_pipeline_in_s3_finds_names(prepared: Prepared, tmp_path: Path) -> None:
+def put_pipeline(store: Store, folder: Path, name: str) -> Pii:
+    """A spaCy pipeline in the store that knows one name."""
     pipeline = spacy.blank("en")
     ruler: Any = pipeline.add_pipe("entity_ruler")
-    ruler.add_patterns([{"label": "PERSON", "pattern": "Ana Novak"}])
-    pipeline.to_disk(tmp_path / "pipeline")
-    for file in (tmp_path / "pipeline").rglob("*"):
+    ruler.add_patterns([{"label": "PERSON", "pattern": name}])
+    pipeline.to_disk(folder)
+    for file in folder.rglob("*"):
         if file.is_file():
-            prepared.store.put(f"names/{file.relative_to(tmp_path / 'pipeline')}", file.read_bytes())
+            store.put(f"names/{file.relative_to(folder)}", file.read_bytes())
+    return Pii(ner=NamesModel(uri=store.uri("names")))
+
+
+def test_a_pipeline_in_s3_finds_names(prepared: Prepared, tmp_path: Path) -> None:
+    pii = put_pipeline(prepared.store, tmp_path, "Ana Novak")
     source = prepared.put("rows.jsonl", [*rows(), {"text": "Is Ana Novak there?", "label": "a"}])
-    prepared.run(source, pii=Pii(ner=NamesModel(uri=prepared.store.uri("names"))))
+    prepared.run(source, pii=pii)
     assert prepared.report["pii"]["counts"] == {"PERSON": 1}
     nothing = prepared.store.uri("nothing")
     with pytest.raises(StageError) as caught:
@@ -389,6 +397,20 @@ def test_a_source_that_is_overwritten_under_a_run(prepared: Prepared) -> None:
     )
 
 
+def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Prepared, tmp_path: Path) -> None:
+    """Between two runs it gives other keys, so that no result is reused; under a run it ends it."""
+    pii = put_pipeline(prepared.store, tmp_path / "first", "Ana Novak")
+    source = prepared.put("rows.jsonl", rows())
+    prepared.run(source, pii=pii)
+    params = need(prepared.given.params.prepare, "params.prepare")
+    before = inputs_digest(prepared.store, params)
+    put_pipeline(prepared.store, tmp_path / "second", "Bo Chen")
+    assert before == prepared.given.upstream.source != inputs_digest(prepared.store, params)
+    with pytest.raises(StageError) as caught:
+        execute(context(prepared.given.model_copy(update={"reuse": False}), prepared.folder), prepare)
+    assert caught.value.message == CHANGED.format(uri=f"{prepared.store.uri('names')}, {source.uri}")
+
+
 def test_a_pod_that_is_told_to_stop_reads_no_further(prepared: Prepared) -> None:
     prepared.run(prepared.put("rows.jsonl", rows(1000)))
     told = context(prepared.given.model_copy(update={"reuse": False}), prepared.folder)
@@ -403,4 +425,5 @@ def test_every_sentence_of_the_stage_is_tested() -> None:
         "Of {} rows of general data, {} can be mixed in",
         "{} (left out: {}), {} are.",
     ]  # what is said of general data that is taken, see above
-    assert unsaid("finetune_jobs.prepare", [NO_PIPELINE, CHANGED, STOPPED]) == mixed
+    assert unsaid("finetune_jobs.prepare", [CHANGED, STOPPED]) == mixed
+    assert not unsaid("finetune_jobs.dataset.inputs", [NO_PIPELINE])

@@ -39,7 +39,7 @@ TABLES: Final = {
     ],
     "test_messages_fit": ["fit.admission", "training.recipe"],
     "test_dataset_sources": ["dataset.sources", "dataset.hub_files"],
-    "test_dataset_prepare": ["prepare"],
+    "test_dataset_prepare": ["prepare", "dataset.inputs"],
     "test_jobs_basemodel": ["basemodel"],
 }
 """Test modules with exact messages, and the modules of the jobs whose sentences they look for."""
