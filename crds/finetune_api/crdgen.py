@@ -110,7 +110,7 @@ def crd(kind: Kind) -> Schema:
             "kind": {"type": "string", "description": "Kind of the object."},
             "metadata": {"type": "object"},
             "spec": structural(kind.spec),
-            "status": structural(kind.status) | {"default": {"observedGeneration": -1}},
+            "status": _sparse(structural(kind.status)) | {"default": {"observedGeneration": -1}},
         },
         "x-kubernetes-validations": [rule.as_schema() for rule in kind.rules],
     }
@@ -206,6 +206,16 @@ def _default_when_optional(schema: Schema) -> None:
         nested = "default" in child and child.get("type") == "object" and "properties" in child
         if nested and "x-kubernetes-validations" not in child:
             child["default"] = {}
+
+
+def _sparse(schema: Schema) -> Schema:
+    """A status holds what there is to say: the API server must not fill in what the operator leaves out as empty."""
+    children = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    for child in children:
+        _sparse(child)
+        if child.get("default") in ("", []):
+            del child["default"]
+    return schema
 
 
 def _described(schema: Schema, path: str) -> Schema:

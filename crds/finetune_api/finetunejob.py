@@ -131,7 +131,7 @@ class StageStatus(WireModel):
     """Pods that were started."""
     started_at: Timestamp | None = None
     """When its first pod ran, or when its result was found; after a suspension, its first pod since then."""
-    earlier_seconds: int = 0
+    earlier_seconds: int | None = None
     """Seconds that pods took which are gone, e.g. those before a suspension."""
     finished_at: Timestamp | None = None
     """When it ended."""

@@ -101,7 +101,7 @@ class Reconciler:
     def _write_status(self, kind: Kind[O, S], resource: Object, status: S) -> str:
         """Write the difference, if there is one and the resource is still the one that was observed."""
         wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        change = merge_patch(resource.get("status") or {}, wanted)
+        change = merge_patch(sparse(resource.get("status") or {}), sparse(wanted))
         metadata = resource["metadata"]
         version: str = metadata["resourceVersion"]
         if not change:
@@ -133,6 +133,18 @@ class Reconciler:
                     logger.warning(
                         "event %s of %s/%s not written: %s", event.reason, owner.namespace, owner.name, error
                     )
+
+
+def sparse(status: Any) -> Any:
+    """A status without empty texts and lists, so that people see what there is to say. Conditions stay whole.
+
+    Compared like this, a field that another version wrote as empty, or a CRD of before filled in, is no difference.
+    """
+    if isinstance(status, list):
+        return [sparse(entry) for entry in status]
+    if not isinstance(status, dict) or "lastTransitionTime" in status:
+        return status
+    return {key: sparse(value) for key, value in status.items() if value not in ("", [])}
 
 
 def merge_patch(current: Any, wanted: Any) -> Object:

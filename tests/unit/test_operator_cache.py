@@ -14,7 +14,7 @@ from finetune_api import meta
 from finetune_operator.actions import FINETUNEJOBS, JOBS, Object
 from finetune_operator.cache import Cache, Output, output_of
 from finetune_operator.finetunejob.observe import find_rival
-from finetune_operator.reconcile import merge_patch
+from finetune_operator.reconcile import merge_patch, sparse
 from finetune_operator.resources.ownership import Key, Owner
 from tests.support.memory_cluster import merged
 
@@ -136,3 +136,16 @@ def test_a_merge_patch_makes_what_is_wanted(current: dict[str, Any], wanted: dic
     assert (patch == {}) is (current == wanted)
     assert current == untouched
     json.dumps(patch)
+
+
+def test_a_status_holds_what_there_is_to_say() -> None:
+    condition = {"type": "Ready", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    rows = [{"name": "train", "job": "", "attempts": 0}, {"name": "export", "message": "INT8"}]
+    status = {"phase": "Running", "runs": [], "conditions": [condition], "stages": rows, "fit": {"gib": ""}}
+    told = {
+        "phase": "Running",
+        "conditions": [condition],
+        "stages": [{"name": "train", "attempts": 0}, {"name": "export", "message": "INT8"}],
+        "fit": {},
+    }
+    assert sparse(status) == sparse(told) == told

@@ -74,7 +74,7 @@ class Book:
             input_key=input_key,
             attempts=verdict.attempts,
             started_at=verdict.started_at,
-            earlier_seconds=before.earlier_seconds + self._gone_seconds(before.started_at, verdict.started_at),
+            earlier_seconds=self._gone_seconds(before, verdict.started_at) or None,
             finished_at=verdict.finished_at,
             message=message[:1024],
         )
@@ -110,15 +110,16 @@ class Book:
         )
         self._facts(found.stage, found.output_digest, found.scalars)
 
-    def _gone_seconds(self, before: str | None, after: str | None) -> int:
-        """What the pods took that the status knew, and that are gone since: a suspension ends them, and it costs.
+    def _gone_seconds(self, before: StageStatus, started_at: str | None) -> int:
+        """What pods took that are gone: those that the status knew of as gone, and those that it knew as running.
 
-        Until when they ran is not known; they count until those that are there now began, or until now.
+        Until when the latter ran is not known: they count until those that are there now began, or until now.
         """
-        if before is None:
-            return 0
-        end = parse_timestamp(after) if after else self._now
-        return max(0, round((end - parse_timestamp(before)).total_seconds()))
+        known = before.earlier_seconds or 0
+        if before.started_at is None:
+            return known
+        end = parse_timestamp(started_at) if started_at else self._now
+        return known + max(0, round((end - parse_timestamp(before.started_at)).total_seconds()))
 
     def _facts(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         uri = f"{self._spec.output.uri.rstrip('/')}/{output_folder(stage, output_digest)}"

@@ -134,10 +134,11 @@ def _spent_seconds(observed: Observed, book: Book, now: datetime) -> float:
 
 
 def _pod_seconds(row: StageStatus, now: datetime) -> float:
+    gone = float(row.earlier_seconds or 0)
     if row.started_at is None or row.state is StageState.REUSED:
-        return float(row.earlier_seconds)
+        return gone
     end = parse_timestamp(row.finished_at) if row.finished_at else now
-    return row.earlier_seconds + max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
+    return gone + max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
 
 
 def _left_seconds(observed: Observed, spec: FineTuneJobSpec, book: Book) -> tuple[Basis | None, float | None]:
