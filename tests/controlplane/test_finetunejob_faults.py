@@ -47,7 +47,7 @@ def end_state(team: Team, name: str) -> dict[str, Any]:
 
 def _normal(value: Any, run: str) -> Any:
     if isinstance(value, dict):
-        return {key: _normal(each, run) for key, each in value.items()}
+        return {key: _normal(each, run) for key, each in value.items() if key != "earlierSeconds"}  # a time, too
     if isinstance(value, list):
         return [_normal(each, run) for each in value]
     return HASHES.sub("-HASH", TIMES.sub("TIME", value.replace(run, "RUN"))) if isinstance(value, str) else value
@@ -71,7 +71,17 @@ def create(team: Team) -> Object:
 
 
 def test_killed_after_every_write(team: Team, undisturbed: dict[str, Any]) -> None:
-    """Each operator process dies right after its first write, from the first ConfigMap to the last event."""
+    """Each operator process dies right after its first write, from the first ConfigMap to the last event.
+
+    A stage goes on until the status tells of it: otherwise the next process would find it done, and write one less.
+    """
+
+    def run(given: StageInput) -> Ending | None:
+        rows = team.status("storm").stages
+        told = any(row.name == given.stage and row.state is StageState.RUNNING for row in rows)
+        return team.node.store.run(given) if told else None
+
+    team.node.scripts = dict.fromkeys(Stage, run)
     create(team)
     deaths = 0
     while team.status("storm").phase is not Phase.SUCCEEDED:

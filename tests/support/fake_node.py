@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import meta
@@ -17,6 +18,7 @@ from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_operator.actions import CONFIG_MAPS, PODS, Object
+from finetune_operator.conditions import timestamp
 from finetune_operator.kube import ApiError, KubeClient
 from finetune_operator.resources.pods import STAGE_CONTAINER
 
@@ -151,7 +153,8 @@ class FakeNode:
                 self._write(pod, hindrance)
                 return
             self.started.append((given.stage, pod["metadata"]["name"]))
-            self._write(pod, {"phase": "Running", "podIP": self._address} | _container({"running": {}}))
+            running = {"phase": "Running", "podIP": self._address, "startTime": _now()}
+            self._write(pod, running | _container({"running": {}}))
         ending = self.scripts.get(given.stage, self.store.run)(given)
         if ending is not None:
             self._end(pod, ending if _answers(pod) or ending.exit_code else Ending())
@@ -159,6 +162,7 @@ class FakeNode:
     def _end(self, pod: Object, ending: Ending) -> None:
         message = ending.result.model_dump_json(by_alias=True) if ending.result else ""
         terminated = {"exitCode": int(ending.exit_code), "reason": ending.reason, "message": message}
+        terminated["finishedAt"] = _now()
         phase = "Succeeded" if ending.exit_code == 0 else "Failed"
         self._write(pod, {"phase": phase} | _container({"terminated": terminated}))
 
@@ -174,6 +178,10 @@ class FakeNode:
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+
+
+def _now() -> str:
+    return timestamp(datetime.now(UTC))
 
 
 def _answers(pod: Object) -> bool:

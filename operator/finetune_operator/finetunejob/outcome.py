@@ -104,7 +104,8 @@ def _attempts(job: Object, pods: Sequence[Object]) -> int:
     status = job.get("status") or {}
     if job["spec"].get("completionMode") == "Indexed":
         return sum(_is_first(pod) for pod in pods)
-    return sum(status.get(count, 0) for count in ("active", "succeeded", "failed"))
+    counted: int = sum(status.get(count, 0) for count in ("active", "succeeded", "failed"))
+    return max(counted, len(pods))  # of the pods some may be gone, and the newest not counted yet
 
 
 def _is_first(pod: Object) -> bool:
@@ -123,13 +124,14 @@ def _cause(pods: Sequence[Object]) -> tuple[Reason, str] | None:
 
 
 def _started(status: Object, pods: Sequence[Object]) -> str | None:
-    """When the first pod got a node, None while all wait for one; of pods that are gone, when their Job started.
+    """When the first pod got a node, None while none has one; of an ended Job whose pods are gone, when it started.
 
     A Job that goes on after a suspension starts anew: pods from before do not count.
     """
     began: str | None = status.get("startTime")
     starts = [start for pod in pods if (start := pod["status"].get("startTime")) and start >= (began or "")]
-    waiting = bool(pods) and all(pod["status"].get("phase") in ("Pending", None) for pod in pods)
+    ended = _condition(status, "Complete") or _condition(status, "Failed")
+    waiting = not ended and all(pod["status"].get("phase") in ("Pending", None) for pod in pods)
     return min(starts) if starts else None if waiting else began
 
 
