@@ -96,4 +96,4 @@ class Plan(Generic[S]):
     tell: bool = True
     """False: neither status nor events in this turn. What was done is told in a turn of its own, for which all others
     go first: in a burst, every resource gets its first Job before any gets its status, whose write costs the API server
-    as much as ConfigMap and Job together."""
+    twice what ConfigMap and Job cost together (docs/benchmarks.md)."""
