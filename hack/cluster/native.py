@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import buildkit, configuration, dns, kernel, packages, toolchain
+from . import buildkit, configuration, dns, kernel, neighbours, packages, toolchain
 from .console import ClusterError, step
 from .controlplane import ControlPlane
 from .layout import NODE_NAME, POD_SUBNET, cluster_directory, node_address
@@ -64,9 +64,10 @@ class NativeCluster:
         """Bring the cluster up, or repair it: what runs as it should is left alone.
 
         Raises:
-            ClusterError: not Linux, not root, or a part did not come up; carries the end of its log.
+            ClusterError: not Linux, not root, another cluster's node, or a part did not come up (with its log's end).
         """
         _require_root_on_linux()
+        neighbours.refuse_foreign_node(self.directory)
         if len(str(self.node.containerd_socket)) > LONGEST_SOCKET_PATH:
             raise ClusterError(
                 f"{self.directory}: too long for sockets in it; set FINETUNE_CLUSTER_DIR to a shorter path"
