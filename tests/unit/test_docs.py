@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -24,6 +23,7 @@ from finetune_jobs import artifact, commandline
 from finetune_jobs.modelling.tuning import TUNING
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY
+from tests.support.pages import CODE, PAGES, anchors, blocks, every_page, identify, links, prose
 
 pytestmark = pytest.mark.unit
 
@@ -31,61 +31,12 @@ KINDS: Final[dict[str, type[FineTuneJob | AdapterDeployment]]] = {
     "FineTuneJob": FineTuneJob,
     "AdapterDeployment": AdapterDeployment,
 }
-FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^ *```$", re.DOTALL | re.MULTILINE)
-CODE: Final = re.compile(r"`([^`\n]+)`")
-LINK: Final = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-HEADING: Final = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PATH: Final = re.compile(r"(?:spec|status)(?:\.[a-z]\w*(?:\[\])?)+")
 """A field of a custom resource, as the reference writes it: spec.dataset.sources[].part."""
 MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)\b")
 
 
-def pages() -> list[Path]:
-    """Every Markdown file of the repository, as git knows it or would take it."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-    names = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
-    return [REPOSITORY / name for name in sorted(names.split()) if (REPOSITORY / name).exists()]
-
-
-PAGES: Final = pages()
-
-
-def identify(page: Path) -> str:
-    return str(page.relative_to(REPOSITORY))
-
-
-every_page = pytest.mark.parametrize("page", PAGES, ids=identify)
-
-
-@cache
-def prose(page: Path) -> str:
-    """A page without its code blocks."""
-    return FENCE.sub("", page.read_text(encoding="utf-8"))
-
-
-@cache
-def anchors(page: Path) -> frozenset[str]:
-    """The anchors of a page's headings, as GitHub makes them: lower case, signs away, gaps as hyphens."""
-    headings = (LINK.sub(lambda link: link[0].partition("](")[0][1:], text) for text in HEADING.findall(prose(page)))
-    return frozenset(re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings)
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """The code blocks of a page in some languages, without their indentation."""
-    found = FENCE.finditer(page.read_text(encoding="utf-8"))
-    return [
-        re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
-        for match in found
-        if match["language"] in languages
-    ]
-
-
 # Links
-
-
-def links(page: Path) -> Iterator[re.Match[str]]:
-    """The links of a page; what stands in code is none."""
-    return LINK.finditer(CODE.sub("code", prose(page)))
 
 
 def broken_links(page: Path) -> Iterator[str]:
