@@ -34,7 +34,7 @@ class ArtifactSource(ApiModel):
     model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact"))
 
     fine_tune_job: FineTuneJobRef | None = None
-    """Follow a FineTuneJob; its storage settings are used."""
+    """Follow a FineTuneJob; the storage settings with which it published are used."""
     artifact: ArtifactRef | None = None
     """Serve one pinned artifact."""
 

@@ -229,6 +229,8 @@ class ArtifactStatus(WireModel):
     """Format of the weights."""
     size_bytes: int = 0
     """Size of the weights."""
+    storage: Storage | None = None
+    """How it is reached: spec.storage as it was when it was published, which a later run may have changed since."""
 
 
 class RunStatus(WireModel):

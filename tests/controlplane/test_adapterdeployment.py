@@ -12,6 +12,7 @@ from kubernetes import client, config
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
 from finetune_operator.actions import (
@@ -315,6 +316,27 @@ def test_the_source_is_followed(serving: Serving) -> None:
         return bool(stable and newest and newest.digest != artifact.digest and stable.artifact_digest == newest.digest)
 
     wait(followed, "the second artifact", 90)
+
+
+def test_an_artifact_is_not_looked_for_in_a_store_to_which_its_job_has_yet_to_publish(serving: Serving) -> None:
+    serving.start()
+    serving.create({"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu"})
+    serving.team.create("intents", storage={"endpoint": "http://first.storage.svc:8333"})
+    old = serving.until(ServingPhase.READY).last_good_revision
+    held = [True]
+    serving.team.node.scripts[Stage.RESOLVE] = lambda given: None if held else serving.team.node.store.run(given)
+    serving.team.change("intents", storage={"endpoint": "http://second.storage.svc:8333"})
+    serving.team.until("intents", Phase.RUNNING)
+    serving.change(rerun="look-now")
+    assert serving.until(ServingPhase.READY).last_good_revision == old
+    assert serving.status().candidate is None
+    held.clear()
+    serving.team.until("intents", Phase.SUCCEEDED)
+    wait(lambda: serving.traffic() != old, "the second store", 90)
+    stable = serving.until(ServingPhase.READY).stable
+    assert stable is not None
+    assert stable.storage is not None
+    assert stable.storage.endpoint == "http://second.storage.svc:8333"
 
 
 def test_a_source_that_is_deleted_leaves_its_artifact_served_and_looked_after(serving: Serving) -> None:

@@ -8,7 +8,7 @@ API server (tests/controlplane).
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,10 +63,17 @@ def uri(digest: str) -> str:
     return f"s3://models/team/artifacts/{digest}"
 
 
-def published(digest: str) -> Source:
-    """A FineTuneJob that has published an artifact."""
-    artifact = ArtifactStatus(digest=digest, uri=uri(digest), format=ExportFormat.INT8)
-    return Source("Succeeded", artifact, Storage(endpoint="http://s3.storage.svc:8333"))
+def published(digest: str, endpoint: str = "http://s3.storage.svc:8333") -> Source:
+    """A FineTuneJob that has published an artifact to a store."""
+    storage = Storage(endpoint=endpoint)
+    artifact = ArtifactStatus(digest=digest, uri=uri(digest), format=ExportFormat.INT8, storage=storage)
+    return Source("Succeeded", artifact, storage)
+
+
+def without_record(source: Source) -> Source:
+    """The same FineTuneJob, published by a version that did not yet note with which storage settings."""
+    assert source.artifact is not None
+    return replace(source, artifact=source.artifact.model_copy(update={"storage": None}))
 
 
 @dataclass

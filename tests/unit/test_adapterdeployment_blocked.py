@@ -87,7 +87,7 @@ class TestBlocked:
             (
                 ServingCluster(spec=following(), source=published(GOOD), settings=limited(endpoints=[""])),
                 Reason.NOT_ALLOWED,
-                "The endpoint in spec.storage of FineTuneJob 'intents' is 'http://s3.storage.svc:8333'; "
+                "The endpoint to which FineTuneJob 'intents' published is 'http://s3.storage.svc:8333'; "
                 "namespace 'team' may have none (AWS).",
                 False,
             ),

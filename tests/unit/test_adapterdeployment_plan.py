@@ -37,6 +37,7 @@ from tests.support.serving import (
     serving,
     shown,
     uri,
+    without_record,
 )
 
 pytestmark = pytest.mark.unit
@@ -304,10 +305,10 @@ class TestReplicas:
         assert cluster.status.ready_replicas == ready
 
 
-class TestEncryption:
+class TestStorage:
     def test_how_the_source_writes_makes_no_other_revision(self) -> None:
         """Whoever reads need not know, so that the pods are the same."""
-        source = published(GOOD)
+        source = without_record(published(GOOD))
         cluster = ServingCluster(spec=following(), source=source)
         cluster.settle()
         before = cluster.status
@@ -315,6 +316,27 @@ class TestEncryption:
         cluster.source = replace(source, storage=encrypted)
         cluster.settle()
         assert cluster.status == before
+
+    def test_an_artifact_is_read_from_the_store_to_which_it_was_published(self) -> None:
+        """The job's spec names another one while the run that will publish there is under way, or fails."""
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        before, moved = cluster.status, published(GOOD, endpoint="http://other.svc:1")
+        cluster.source = replace(published(GOOD), phase="Running", storage=moved.storage)
+        assert (cluster.plan().actions, cluster.plan().status) == ((), before)
+        cluster.source = moved
+        cluster.settle()
+        assert before.stable is not None
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.revision != before.stable.revision
+        assert cluster.status.stable.storage == moved.storage
+
+    def test_a_job_that_has_not_noted_its_store_is_read_by_its_spec(self) -> None:
+        cluster = ServingCluster(spec=following(), source=without_record(published(GOOD)))
+        cluster.settle()
+        noted = ServingCluster(spec=following(), source=published(GOOD))
+        noted.settle()
+        assert cluster.status == noted.status
 
 
 def _with_runtime(**fields: Any) -> Settings:

@@ -413,6 +413,24 @@ def test_how_the_store_encrypts_is_no_part_of_a_stages_identity() -> None:
         assert input_key(stage, upstream, params_of(encrypted)) == input_key(stage, upstream, params_of(SPEC))
 
 
+def test_the_artifact_keeps_the_storage_with_which_it_was_published() -> None:
+    """A run that begins with another store, or fails, has published nothing there; how to encrypt, no reader needs."""
+    storage = Storage(
+        endpoint="http://s3.storage.svc:8333", encryption=Encryption(algorithm=EncryptionAlgorithm.AES256)
+    )
+    stored = SPEC.model_copy(update={"storage": storage})
+    run = current_run(observed(stored), stored, NOW).id
+    jobs = tuple(replace(each, run=run) for each in (RESOLVED, *map(done, PIPELINE)))
+    status = plan(observed(stored, jobs=jobs), NOW).status
+    assert status.artifact is not None
+    assert status.artifact.storage == Storage(endpoint="http://s3.storage.svc:8333")
+    moved = stored.model_copy(update={"storage": Storage(endpoint="http://other.svc:1")})
+    again = current_run(observed(moved, generation=4, status=status), moved, NOW).id
+    begun = plan(observed(moved, generation=4, status=status, jobs=(job(Stage.RESOLVE, run=again),)), NOW).status
+    assert begun.phase is Phase.RUNNING
+    assert begun.artifact == status.artifact
+
+
 def test_reused_and_done_stages_count() -> None:
     """The table says who did what."""
     found = [Found(stage=stage, output_digest="7" * 64) for stage in PIPELINE[:2]]

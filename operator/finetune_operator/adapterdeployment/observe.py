@@ -43,6 +43,7 @@ class Source:
     artifact: ArtifactStatus | None
     """What it has published, if anything."""
     storage: Storage
+    """What its spec says now."""
 
 
 @dataclass(frozen=True)

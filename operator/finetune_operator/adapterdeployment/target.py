@@ -113,11 +113,12 @@ def _claims(spec: AdapterDeploymentSpec, artifact: _Artifact | Blocked) -> Itera
     yield Claim(Subject.RUNTIME, "spec.runtime", spec.runtime)
     if isinstance(artifact, _Artifact):
         job = spec.source.fine_tune_job
-        uri, storage = ("spec.source.artifact.uri", "spec.source.artifact.storage")
+        uri, endpoint = "spec.source.artifact.uri", "The endpoint in spec.source.artifact.storage"
         if job is not None:
-            uri, storage = f"The artifact of FineTuneJob {job.name!r}", f"spec.storage of FineTuneJob {job.name!r}"
+            uri = f"The artifact of FineTuneJob {job.name!r}"
+            endpoint = f"The endpoint to which FineTuneJob {job.name!r} published"
         yield Claim(Subject.INPUT, uri, artifact.uri)
-        yield Claim(Subject.ENDPOINT, f"The endpoint in {storage}", artifact.storage.endpoint)
+        yield Claim(Subject.ENDPOINT, endpoint, artifact.storage.endpoint)
 
 
 def _artifact(observed: Observed) -> _Artifact | Blocked:
@@ -126,7 +127,8 @@ def _artifact(observed: Observed) -> _Artifact | Blocked:
     if source.artifact is not None:
         return _Artifact(source.artifact.uri, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
-        return _Artifact(job.artifact.uri, job.storage.for_reading)
+        # The spec may be that of a run which has yet to publish; an earlier version recorded no storage.
+        return _Artifact(job.artifact.uri, job.artifact.storage or job.storage.for_reading)
     lacks = _lacks(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
     if known is None or known.storage is None:

@@ -11,7 +11,6 @@ from finetune_api.finetunejob import (
     ArtifactStatus,
     DatasetStatus,
     EvaluationStatus,
-    ExportFormat,
     FineTuneJobSpec,
     FineTuneJobStatus,
     Rows,
@@ -129,7 +128,7 @@ class Book:
             self.evaluation = _evaluation(uri, scalars)
             self.dataset = _with_baseline(self.dataset, self._spec.task.type, scalars)
         elif stage is Stage.PUBLISH:
-            self.artifact = _artifact(output_digest, uri, self._spec.export.format, scalars)
+            self.artifact = _artifact(self._spec, output_digest, uri, scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
 
 
@@ -190,12 +189,13 @@ def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
     )
 
 
-def _artifact(digest: str, uri: str, format_: ExportFormat, scalars: Mapping[str, str]) -> ArtifactStatus:
+def _artifact(spec: FineTuneJobSpec, digest: str, uri: str, scalars: Mapping[str, str]) -> ArtifactStatus:
     return ArtifactStatus(
         digest=digest,
         uri=scalars.get("artifactUri", uri),
-        format=format_,
+        format=spec.export.format,
         size_bytes=_count(scalars, "sizeBytes"),
+        storage=spec.storage.for_reading,
     )
 
 
