@@ -21,6 +21,7 @@ from finetune_api.stages import Stage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_jobs import artifact, commandline
 from finetune_jobs.modelling.tuning import TUNING
+from finetune_operator.conditions import ConditionType
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY
 from tests.support.pages import CODE, PAGES, anchors, blocks, every_page, identify, links, prose
@@ -286,3 +287,19 @@ def test_every_metric_is_on_the_page_of_tracking_and_its_pod_monitor_finds_the_p
     assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
     assert set(spec["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_RUN, meta.LABEL_STAGE}
     assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["metrics"]
+
+
+def test_argo_cds_health_checks_read_conditions_that_the_kinds_have() -> None:
+    """They are Lua, which nothing here runs: what could go stale in them are the names."""
+    (block,) = (block for block in blocks(REPOSITORY / "docs/how-to/gitops.md", "yaml") if "kind: ConfigMap" in block)
+    checks = yaml.safe_load(block)["data"]
+    assert set(checks) == {f"resource.customizations.health.{meta.GROUP}_{kind}" for kind in KINDS}
+    for kind in KINDS:
+        check = checks[f"resource.customizations.health.{meta.GROUP}_{kind}"]
+        told = schema(kind)["properties"]["status"]["properties"]["conditions"]["description"]
+        read = set(re.findall(r'(?:is|says)\["(\w+)"\]', check))
+        assert {"Stalled", "Ready"} <= read <= set(ConditionType)
+        assert [name for name in read if name not in told] == []
+        assert {f"obj.{path}" for path in ("status.observedGeneration", "status.conditions")} <= set(
+            re.findall(r"obj(?:\.\w+)+", check)
+        )
