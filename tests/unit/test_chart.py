@@ -229,9 +229,10 @@ def test_the_example_of_the_installation_guide(tmp_path: Path) -> None:
     guide = (REPOSITORY / "docs" / "how-to" / "install.md").read_text()
     example = guide.partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "values.yaml").write_text(example)
-    profiles = settings(render("--values", str(tmp_path / "values.yaml"))).profiles
-    assert profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
-    assert "gpu-h100-80" not in profiles
+    given = settings(render("--values", str(tmp_path / "values.yaml")))
+    assert given.profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    assert "gpu-h100-80" not in given.profiles
+    assert re.fullmatch(r"registry\.example\.com/finetune-operator/data:[0-9a-f]{7}", given.images.data)
 
 
 def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:
