@@ -75,7 +75,7 @@ def evaluate_models(
     ``tuned`` is train's output. The base is asked in the precision in which it was trained (4-bit for QLoRA), the
     artifact exactly as its own files say. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
-    examples = sample(read_split(dataset, "test"), evaluation.max_samples)
+    examples = sample(read_split(dataset, "test"), evaluation.max_samples, task)
     labels = json.loads((dataset / "labels.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(base)
     stop = stop_token(base, tokenizer)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.dataset import TaskType
 from finetune_jobs.evaluation.metrics import LabelScores, compare, confusions, mcnemar, score, wilson
 from finetune_jobs.evaluation.sample import quotas, sample
 from finetune_jobs.modelling.examples import Example
@@ -137,19 +138,31 @@ def examples(count: int) -> list[Example]:
     return [Example(row(f"text {n}", LABELS[0] if n % 5 else LABELS[1])["messages"]) for n in range(count)]
 
 
-@given(st.integers(0, 80), st.integers(1, 60), st.randoms())
-def test_the_sample_depends_on_the_examples_alone(count: int, limit: int, random: Any) -> None:
+@given(st.integers(0, 80), st.integers(1, 60), st.sampled_from(TaskType), st.randoms())
+def test_the_sample_depends_on_the_examples_alone(count: int, limit: int, task: TaskType, random: Any) -> None:
     split = examples(count)
-    chosen = sample(split, limit)
+    chosen = sample(split, limit, task)
     assert len(chosen) == min(limit, count)
     assert chosen == [example for example in split if example in chosen]  # each once, in the order of the split
     shuffled = list(split)
     random.shuffle(shuffled)
-    assert sorted(e.prompt[-1]["content"] for e in sample(shuffled, limit)) == sorted(
+    assert sorted(e.prompt[-1]["content"] for e in sample(shuffled, limit, task)) == sorted(
         e.prompt[-1]["content"] for e in chosen
     )
 
 
 def test_the_sample_keeps_the_shares_of_the_labels() -> None:
-    chosen = [example.label for example in sample(examples(100), 20)]
+    chosen = [example.label for example in sample(examples(100), 20, TaskType.CLASSIFICATION)]
     assert (chosen.count("a"), chosen.count("b")) == (16, 4)
+
+
+@pytest.mark.parametrize("task", [TaskType.TEXT, TaskType.EXTRACTION])
+def test_answers_that_are_no_classes_are_sampled_from_the_whole_alphabet(task: TaskType) -> None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    split = [Example(row(f"text {n}", f"{letters[n % 26]} answer {n}")["messages"]) for n in range(1000)]
+    assert {example.label[0] for example in sample(split, 200, task)} == set(letters)
+
+
+def test_equal_remainders_do_not_favour_the_start_of_the_alphabet() -> None:
+    chosen = quotas({f"label {n:03}": 1 for n in range(100)}, 50)
+    assert 10 < sum(chosen[f"label {n:03}"] for n in range(50)) < 40

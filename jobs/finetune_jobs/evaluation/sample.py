@@ -1,22 +1,24 @@
-"""Which test examples are asked: always the same ones for the same test split, in proportion to their labels."""
+"""Which test examples are asked: always the same ones for the same test split, and like the whole of it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
+from finetune_api.dataset import TaskType
 from finetune_api.hashing import digest
 from finetune_jobs.modelling.examples import Example
 
 
-def sample(examples: Sequence[Example], limit: int) -> list[Example]:
-    """At most ``limit`` examples, each label with its share (largest remainder), in the order of the split.
+def sample(examples: Sequence[Example], limit: int, task: TaskType) -> list[Example]:
+    """At most ``limit`` examples in the order of the split; of a classification each label has its share.
 
-    Within a label the content decides, not the place, so that a reordered split gives the same sample.
+    Where answers are no classes, nearly every answer is its own: shares of those would choose answers by their text.
+    Which ones, the hash of the content decides, not the place: a reordered split gives the same sample.
     """
     if len(examples) <= limit:
         return list(examples)
     by_label: dict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        by_label[example.label].append(index)
+        by_label[example.label if task is TaskType.CLASSIFICATION else ""].append(index)
     chosen: list[int] = []
     for label, quota in quotas({label: len(group) for label, group in by_label.items()}, limit).items():
         ordered = sorted(by_label[label], key=lambda index: digest(examples[index].messages))
@@ -25,10 +27,14 @@ def sample(examples: Sequence[Example], limit: int) -> list[Example]:
 
 
 def quotas(sizes: dict[str, int], limit: int) -> dict[str, int]:
-    """``limit`` places among groups in proportion to ``sizes``, by the method of the largest remainder."""
+    """``limit`` places among groups in proportion to ``sizes``, by the method of the largest remainder.
+
+    Of equal remainders the hash of the name decides: by the name itself, rare labels of the alphabet's end would never
+    be asked.
+    """
     total = sum(sizes.values())
     result = {name: limit * size // total for name, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda name: (-(limit * sizes[name] % total), name))
+    by_remainder = sorted(sizes, key=lambda name: (-(limit * sizes[name] % total), digest(name)))
     for name in by_remainder[: limit - sum(result.values())]:
         result[name] += 1
     return result
