@@ -22,7 +22,7 @@ from finetune_api.stages import PrepareParams, Stage
 from finetune_jobs.basemodel import fetch_tokenizer
 from finetune_jobs.dataset import leakage, sampling
 from finetune_jobs.dataset.account import Account, require_enough, require_learnable, require_valid
-from finetune_jobs.dataset.collect import Collected, Collector, Copy, benchmark_texts
+from finetune_jobs.dataset.collect import Collected, Collector, Copy, benchmark_texts, own_parts_first
 from finetune_jobs.dataset.contamination import Reference
 from finetune_jobs.dataset.distilled import collect_distilled
 from finetune_jobs.dataset.division import Division, divide
@@ -162,7 +162,7 @@ def _benchmarks(params: PrepareParams, copies: list[Copy]) -> Benchmarks | None:
 def _collect(
     context: Context, params: PrepareParams, copies: list[Copy], benchmarks: Benchmarks | None
 ) -> tuple[Collected, Distilled | None]:
-    own = [copy for copy in copies if copy.file.number < len(params.sources)]
+    own = own_parts_first((c for c in copies if c.file.number < len(params.sources)), params.sources)
     base = context.scratch / "tokenizer"
     fetch_tokenizer(context, base)
     tokenizer = load_tokenizer(base)

@@ -168,9 +168,64 @@ def test_a_test_that_is_trained_is_refused(prepared: Prepared) -> None:
         prepared.run(own, test, validation)
     assert caught.value.reason is Reason.DATASET_INVALID
     assert caught.value.message.startswith(
-        "1 test examples are near duplicates of training examples, or in one group with them: "
+        "1 test examples are duplicates of training examples, or nearly, or in one group with them: "
         f"{test.uri} line 31 (test) and {own.uri} line 201 (training). The score would be too good."
     )
+
+
+@pytest.mark.parametrize("test_first", [False, True])
+@pytest.mark.parametrize("task", [TaskType.CLASSIFICATION, TaskType.TEXT])
+def test_your_own_test_stays_whole_when_its_rows_stand_in_another_source_too(
+    prepared: Prepared, test_first: bool, task: TaskType
+) -> None:
+    """As all.csv and test.csv, a part of it: what is in the test is not trained, with the answers that the test has."""
+    tested = [row | ({} if task is TaskType.CLASSIFICATION else {"label": "another way to say it"}) for row in rows(20)]
+    test = prepared.put("test.jsonl", tested, part=SourcePart.TEST)
+    sources = [prepared.put("all.jsonl", rows()), prepared.put("known.jsonl", rows(25, 10), part=SourcePart.VALIDATION)]
+    prepared.run(*([test, *sources] if test_first else [*sources, test]), task=Task(type=task))
+    assert prepared.texts("test") == [row["text"] for row in rows(20)]
+    assert prepared.texts("validation") == [row["text"] for row in rows(15, 20)]
+    assert prepared.texts("train") == [row["text"] for row in rows(165, 35)]
+    assert prepared.report["rows"]["duplicates"] == 45
+    answers = [json.loads(line)["messages"][-1]["content"] for line in prepared.file("test.jsonl").splitlines()]
+    assert answers == [row["label"] for row in tested]
+
+
+@pytest.mark.parametrize("near_percent", [0, 85])
+@pytest.mark.parametrize("test_first", [False, True])
+def test_a_row_for_training_and_for_the_test_is_refused(
+    prepared: Prepared, test_first: bool, near_percent: int
+) -> None:
+    own = prepared.put("own.jsonl", [*rows(), *rows(2, 901)], part=SourcePart.TRAIN)
+    test = prepared.put("test.jsonl", rows(30, 900), part=SourcePart.TEST)
+    with pytest.raises(StageError) as caught:
+        prepared.run(*([test, own] if test_first else [own, test]), duplicates=Duplicates(near_percent=near_percent))
+    assert caught.value.reason is Reason.DATASET_INVALID
+    assert caught.value.message.startswith(
+        "2 test examples are duplicates of training examples, or nearly, or in one group with them: "
+        f"{test.uri} line 2 (test) and {own.uri} line 201 (training); {test.uri} line 3 (test) and"
+    )
+
+
+def test_a_prompt_for_training_and_for_the_test_is_refused_before_it_is_asked(prepared: Prepared) -> None:
+    own = prepared.put("own.jsonl", [{"prompt": f"What is {text(n)}?"} for n in range(40)], part=SourcePart.TRAIN)
+    test = prepared.put("test.jsonl", [{"prompt": f"what is {text(7)}?"}], part=SourcePart.TEST)
+    with TeacherServer.running(lambda _prompt, _nth: says("No.")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        with pytest.raises(StageError) as caught:
+            prepared.run(own, test, columns=None, task=Task(type=TaskType.TEXT), distillation=config)
+        assert server.received == []
+    assert f"{test.uri} line 1 (test) and {own.uri} line 8 (training)" in caught.value.message
+
+
+def test_of_near_duplicates_that_of_your_own_test_is_kept(prepared: Prepared) -> None:
+    long = [" ".join(f"{word}{n}" for word in WORDS) for n in range(30)]
+    own = [{"text": f"{each} now", "label": "a"} for each in long]
+    tested = [{"text": f"{each} then", "label": "a"} for each in long]
+    sources = [prepared.put("own.jsonl", rows() + own), prepared.put("test.jsonl", tested, part=SourcePart.TEST)]
+    prepared.run(*sources, duplicates=Duplicates(drop_near=True))
+    assert prepared.texts("test") == [row["text"] for row in tested]
+    assert prepared.report["rows"]["nearDropped"] == 30
 
 
 def test_a_pilot_trains_on_a_sample_of_each_label(prepared: Prepared) -> None:

@@ -10,7 +10,6 @@ import pytest
 from finetune_api.dataset import Cleaning, Columns, Pii, Task, TaskType
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset import leakage
-from finetune_jobs.dataset.leakage import Leak
 from finetune_jobs.dataset.pii.ner import package_folder
 from finetune_jobs.dataset.pii.recognition import Recognition
 from finetune_jobs.errors import StageError
@@ -131,14 +130,15 @@ LEAKS: Final = [
     (7, f"{'; '.join(['a (test) and b (training)'] * 5)}; and 2 more"),
 ]
 LEAK: Final = (
-    "{count} test examples are near duplicates of training examples, or in one group with them: {pairs}. The score "
-    "would be too good. Put both of a pair into one part, remove one of them, or leave their part to the division."
+    "{count} test examples are duplicates of training examples, or nearly, or in one group with them: {pairs}. The "
+    "score would be too good. Put both of a pair into one part, remove one of them, or leave their part to the "
+    "division."
 )
 
 
 @pytest.mark.parametrize(("count", "pairs"), LEAKS)
 def test_a_test_that_is_trained_names_the_pairs(count: int, pairs: str) -> None:
-    error = leakage.refusal([Leak("b", "a")] * count, str)
+    error = leakage.refusal([("a", "b")] * count)
     assert (error.reason, error.message) == (Reason.DATASET_INVALID, LEAK.format(count=count, pairs=pairs))
 
 

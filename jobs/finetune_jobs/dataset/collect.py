@@ -1,13 +1,13 @@
 """The first pass: every row of every source is read, checked, cleaned and tokenised, and waits in a spool."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from finetune_api.dataset import SourcePart
+from finetune_api.dataset import Source, SourcePart
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset.contamination import Reference
 from finetune_jobs.dataset.intake import Dropped, Intake
@@ -15,7 +15,7 @@ from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.near_duplicates import NearDuplicates, compared_text
 from finetune_jobs.dataset.readers import Fault, Row, read_rows
 from finetune_jobs.dataset.sources import SourceFile
-from finetune_jobs.dataset.split import Part
+from finetune_jobs.dataset.split import CLAIMS, Part
 from finetune_jobs.dataset.spool import Spooled, SpoolWriter, read_spool
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.validation import Example
@@ -31,6 +31,20 @@ class Copy:
 
     file: SourceFile
     path: Path
+
+
+def own_parts_first(copies: Iterable[Copy], sources: Sequence[Source]) -> list[Copy]:
+    """The order in which files are read: the user's own test, validation, training, then what has no part.
+
+    Of equal rows the first one stays. So the user's test stays whole wherever its source stands in the list, and what
+    it shares with a source without a part is not trained.
+    """
+    return sorted(copies, key=lambda copy: CLAIMS.index(provided_part(sources[copy.file.number])))
+
+
+def provided_part(source: Source) -> Part | None:
+    """Where all rows of a source go; None: the division decides."""
+    return _PARTS[source.part] if source.part else None
 
 
 @dataclass
@@ -128,12 +142,12 @@ class Collector:
             self._take_example(numbered, Place(source, file, row.line))
 
     def _take_example(self, example: Example, place: Place) -> None:
-        ledger, provided = self.made.ledger, self._params.sources[place.source].part
+        ledger, part = self.made.ledger, provided_part(self._params.sources[place.source])
         in_benchmark = self._benchmark is not None and self._benchmark.overlaps(_said(example))
-        if in_benchmark and provided is not SourcePart.TEST:
-            ledger.dropped["inBenchmark"] += 1  # before it is known: an equal row of the user's own test may follow
+        if in_benchmark and part is not Part.TEST:
+            ledger.dropped["inBenchmark"] += 1  # whether an equal row of the user's own test was there before, or not
             return
-        if not ledger.is_new(example, place):
+        if not ledger.is_new(example, place, part):
             return
         self.made.tests_in_benchmark += in_benchmark
         pieces = self.made.encoder.encode(example, f"{place.file} line {place.line}")
@@ -142,10 +156,10 @@ class Collector:
             return
         for number, piece in enumerate(pieces):
             self.made.added += number > 0
-            if piece.example is not example and not ledger.is_new(piece.example, place):
+            if piece.example is not example and not ledger.is_new(piece.example, place, part):
                 self.made.repeated_pieces += number > 0
                 continue
-            index = ledger.keep(piece.example, place, piece.tokens, _PARTS[provided] if provided else None, example)
+            index = ledger.keep(piece.example, place, piece.tokens, part, example)
             self._out.add(Spooled(index, _line(piece.example), piece.pieces))
             if not piece.example.sample:
                 self._near.add(piece.example.identity, compared_text(piece.example.messages))

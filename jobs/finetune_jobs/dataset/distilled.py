@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import rensa
@@ -10,11 +10,13 @@ import rensa
 from finetune_api.dataset import TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams, RunRef
-from finetune_jobs.dataset.collect import Collector, Copy
+from finetune_jobs.dataset import leakage
+from finetune_jobs.dataset.collect import Collector, Copy, provided_part
 from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.near_duplicates import shingles
 from finetune_jobs.dataset.readers import Fault, Row, read_rows
-from finetune_jobs.dataset.validation import Faults
+from finetune_jobs.dataset.split import Part
+from finetune_jobs.dataset.validation import Example, Faults
 from finetune_jobs.distillation.distil import Distilled, distil
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts
@@ -58,7 +60,7 @@ def collect_distilled(
         collector.take(numbers[uri], uri, row, taken[uri, row.line] if several else None)
         taken[uri, row.line] += several
 
-    prompts = _prompts(copies, config, params, collector.made.intake, faults)
+    prompts = _apart(_prompts(copies, config, params, collector.made.intake, faults), copies, params)
     journal = Journal.of(store, run, config)
     near = NearAnswers(params.duplicates.near_percent)
     teacher = Teacher.from_environment(config)
@@ -80,6 +82,27 @@ def _prompts(
             copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
         )
         yield from read_prompts(file.uri, rows, config, faults, clean=intake.text, keep=keep)
+
+
+def _apart(prompts: Iterable[Prompt], copies: Iterable[Copy], params: PrepareParams) -> Iterator[Prompt]:
+    """The prompts. Raises StageError (DatasetInvalid) behind the last one, before any is asked, when the sources
+    provide some for training and for the test: ``Ledger.torn`` would say so once they are paid."""
+    part_of = {copy.file.uri: provided_part(params.sources[copy.file.number]) for copy in copies}
+    tested: dict[str, str] = {}
+    torn: list[tuple[str, str]] = []
+    for prompt in prompts:
+        part, place = part_of[prompt.source], f"{prompt.source} line {prompt.line}"
+        if part in (Part.TEST, Part.TRAIN) and Part.TEST in part_of.values():
+            identity = Example(
+                [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": ""}]
+            ).identity
+            if part is Part.TEST:
+                tested.setdefault(identity, place)
+            elif identity in tested:
+                torn.append((tested.pop(identity), place))
+        yield prompt
+    if torn:
+        raise leakage.refusal(torn)
 
 
 class NearAnswers:

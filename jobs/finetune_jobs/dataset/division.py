@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset import leakage, sampling
 from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.split import Part, assign, unite
+from finetune_jobs.dataset.split import CLAIMS, Part, assign, unite
 
 Texts = Callable[[set[str]], Iterable[tuple[str, str]]]
 """Identity and text of the examples that are asked for."""
@@ -32,9 +32,11 @@ class Division:
 def divide(ledger: Ledger, near: Mapping[str, str], texts: Texts, params: PrepareParams) -> Division:
     """The division that the spec asks for; ``near`` are the clusters of near duplicates.
 
-    Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is nearly the same.
+    Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is (nearly) the same.
     """
-    clusters = _clusters(near, ledger.labels)
+    if torn := ledger.torn():
+        raise leakage.refusal(torn)
+    clusters = _clusters(near, ledger)
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
     if params.duplicates.drop_near:
@@ -51,11 +53,11 @@ def divide(ledger: Ledger, near: Mapping[str, str], texts: Texts, params: Prepar
     return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen))
 
 
-def _clusters(near: Mapping[str, str], labels: Mapping[str, str]) -> list[list[str]]:
-    """Near duplicates that are still there, the one to keep first."""
+def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
+    """Near duplicates that are still there, the one to keep first: of the user's own test, if it has any of them."""
     members: dict[str, list[str]] = defaultdict(list)
-    for identity, cluster in sorted(near.items()):
-        if identity in labels:
+    for identity, cluster in sorted(near.items(), key=lambda entry: (CLAIMS.index(ledger.given.get(entry[0])), entry)):
+        if identity in ledger.labels:
             members[cluster].append(identity)
     return [identities for identities in members.values() if len(identities) > 1]
 
@@ -77,7 +79,7 @@ def _without_leaks(
         links = [*links, *((leak.train, leak.test) for leak in leaks)]
         units = unite(links, ledger.groups.items())
         if torn := leakage.across(units, ledger.given):
-            raise leakage.refusal(torn, ledger.place)
+            raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in torn])
         parts = assign(ledger.labels, split, units, ledger.given)
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
@@ -85,7 +87,7 @@ def _without_leaks(
         leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent)
         if not leaks:
             return parts
-    raise leakage.refusal(leaks, ledger.place)
+    raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks])
 
 
 def _repeats(ledger: Ledger, trained: set[str], params: PrepareParams) -> dict[str, int]:

@@ -5,7 +5,7 @@ here it is checked from the texts, by a search that shares neither signatures no
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -90,13 +90,13 @@ def across(units: Mapping[str, str], parts: Mapping[str, Part]) -> list[Leak]:
     return sorted(Leak(trained[unit], test) for unit, tests in tested.items() if unit in trained for test in tests)
 
 
-def refusal(leaks: Sequence[Leak], place: Callable[[str], str]) -> StageError:
-    """The error that names the pairs. ``place`` gives file and line of an identity, e.g. ``s3://data/a.csv line 7``."""
-    pairs = "; ".join(f"{place(leak.test)} (test) and {place(leak.train)} (training)" for leak in leaks[:_NAMED])
+def refusal(leaks: Sequence[tuple[str, str]]) -> StageError:
+    """The error that names pairs of places: that of the test's row (``Ledger.place``), that of the one in training."""
+    pairs = "; ".join(f"{test} (test) and {train} (training)" for test, train in leaks[:_NAMED])
     more = f"; and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
     return StageError(
         Reason.DATASET_INVALID,
-        f"{len(leaks)} test examples are near duplicates of training examples, or in one group with them: "
+        f"{len(leaks)} test examples are duplicates of training examples, or nearly, or in one group with them: "
         f"{pairs}{more}. The score would be too good. Put both of a pair into one part, remove one of them, or leave "
         "their part to the division.",
     )

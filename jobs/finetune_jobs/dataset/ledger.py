@@ -23,6 +23,9 @@ class Place:
     file: str
     line: int
 
+    def __str__(self) -> str:
+        return f"{self.file} line {self.line}"
+
 
 @dataclass
 class Ledger:
@@ -48,13 +51,18 @@ class Ledger:
     _kept_as: dict[str, list[str]] = field(default_factory=dict)
     """The pieces or the shorter form that stay for an example that was too long."""
     _copies: Counter[str] = field(default_factory=Counter)
+    _trained_too: dict[str, Place] = field(default_factory=dict)
+    """Examples of the test, and where a row for training is equal to one."""
     _conflicting: set[str] = field(default_factory=set)
     _sources: "array[int]" = field(default_factory=lambda: array("H"))
     _files: list[str] = field(default_factory=list)
     _lines: "array[int]" = field(default_factory=lambda: array("q"))
 
-    def is_new(self, example: Example, place: Place) -> bool:
+    def is_new(self, example: Example, place: Place, part: Part | None = None) -> bool:
         """Count a valid example; True when it is the first of its prompt and may stay.
+
+        ``part``: the one that its source provides. Rows of the user's test come before all others
+        (``collect.own_parts_first``).
 
         Of equal prompts with different answers, those of a free text are other ways to say it: the first one stays. In
         a classification or an extraction they teach nothing: all of them are invalid, the first one too, unless a rule
@@ -70,11 +78,13 @@ class Ledger:
         if self.task is TaskType.TEXT or self._answers[identity] == hash(answer):
             self._copies[identity] += 1
             self.duplicates += 1
+            if part is Part.TRAIN and self._tested(identity):
+                self._trained_too.setdefault(identity, place)
             return False
         self._conflicting.add(identity)
         copies = self._copies.pop(identity, 0)
         self.duplicates -= copies
-        earlier = {each for each in self._kept_as.get(identity, [identity]) if each in self.labels}
+        earlier = {each for each in self._forms(identity) if each in self.labels}
         conflict = _conflict(place.line, answer, self.labels.get(identity, ""))
         self.faults.add(place.file, replace(conflict, rows=1 + copies + len(earlier)))
         self.leave_out(earlier)
@@ -104,6 +114,11 @@ class Ledger:
             for known in (self.labels, self.given, self.groups, self.tokens):
                 known.pop(identity, None)
 
+    def torn(self) -> list[tuple[str, str]]:
+        """Rows of the test that the sources provide for training too: the places of both, for people."""
+        tests = ((self._tested(identity), place) for identity, place in self._trained_too.items())
+        return [(self.place(test), str(place)) for test, place in tests if test]
+
     def identities(self) -> list[str]:
         """The identity of every example by its number; examples that were left out later included."""
         return list(self._indexes)
@@ -115,7 +130,15 @@ class Ledger:
     def place(self, identity: str) -> str:
         """File and line of an example, for people."""
         number = self._indexes[identity]
-        return f"{self._files[number]} line {self._lines[number]}"
+        return str(Place(self._sources[number], self._files[number], self._lines[number]))
+
+    def _forms(self, identity: str) -> list[str]:
+        """What stays for an example: it, or its pieces or shorter form."""
+        return self._kept_as.get(identity, [identity])
+
+    def _tested(self, identity: str) -> str:
+        """What of an example stands in a test that a source provides, or an empty text."""
+        return next((each for each in self._forms(identity) if self.given.get(each) is Part.TEST), "")
 
 
 def _conflict(line: int, label: str, other: str = "") -> Fault:

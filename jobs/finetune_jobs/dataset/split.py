@@ -35,6 +35,10 @@ class Part(StrEnum):
     TEST = "test"
 
 
+CLAIMS: Final = (Part.TEST, Part.VALIDATION, Part.TRAIN, None)
+"""Parts that sources provide, and none: of rows that say (nearly) the same, the first in this order stays."""
+
+
 def unite(links: Iterable[tuple[str, str]], groups: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
     """The unit of every identity that is linked to another or has a group: connected components over both.
 
