@@ -1,7 +1,8 @@
 """Why something is as it is: one CamelCase word for programs, one sentence of remedy for people.
 
 A reason names the root cause. It appears in conditions, events, stage results and reports, always with a message
-that says what happened; the remedy says what to do next and is appended where there is room.
+that says what happened; the remedy says what to do next and is appended where there is room. What a reason means in
+general stands in docs/reference/reasons.md, which is made from here.
 """
 
 from enum import StrEnum
@@ -93,8 +94,79 @@ class Reason(StrEnum):
     SERVER_UNAVAILABLE = "ServerUnavailable"
 
 
-# One remedy a line reads best here.
+# One sentence a line reads best here.
 # ruff: noqa: E501
+MEANINGS: Final[dict[Reason, str]] = {
+    Reason.WAITING: "Something has to come first: a pod that starts, one of an earlier run that ends, endpoints that spread.",
+    Reason.RUN_STARTED: "A run has begun.",
+    Reason.STAGE_STARTED: "A stage's Job is under way.",
+    Reason.STAGE_SUCCEEDED: "A stage has given its result.",
+    Reason.STAGE_REUSED: "The store holds the result for the same input: nothing was done again.",
+    Reason.STAGE_RETRIED: "A stage's pod failed, and its Job tries again; the message says how the last attempt ended.",
+    Reason.RUN_SUCCEEDED: "The artifact is published.",
+    Reason.SUSPENDED: "spec.suspend is true.",
+    Reason.RESUMED: "spec.suspend is false again.",
+    Reason.SPEC_CHANGED: "A run that another one cut short, since the spec was changed.",
+    Reason.PROFILE_UNKNOWN: "The chart's values have no profile of the name in spec.profile.",
+    Reason.RUNTIME_UNKNOWN: "The chart's values have no runtime of the name in spec.runtime.",
+    Reason.NOT_ALLOWED: "No rule of tenancy.rules in the chart's values allows this namespace what the spec asks for.",
+    Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "The namespace lacks the ServiceAccount that the profile or runtime names.",
+    Reason.SECRET_MISSING: "A Secret that the spec names does not exist in the namespace, or lacks a key. A teacher's key that is empty fails the run.",
+    Reason.QUOTA_EXCEEDED: "The namespace's ResourceQuota leaves no room for the pod, or wants requests or limits that it lacks.",
+    Reason.UNSCHEDULABLE: "No node has room for the pod, or the labels and taints that it asks for.",
+    Reason.IMAGE_PULL_FAILED: "A node cannot get an image: its name, the registry, or the pull secret.",
+    Reason.POD_REJECTED: "The API server or the node refuses the pod: an admission policy, say, or a ConfigMap that is missing.",
+    Reason.NAME_TAKEN: "An object of somebody else has a name that is needed here; it is not taken over.",
+    Reason.OUTPUT_NAME_CONFLICT: "Another FineTuneJob publishes under the same spec.output.name. Where only the store knows of it, the run fails.",
+    Reason.SPEC_INVALID: "The spec asks for something that does not go together, or that only a stage can find to be wrong.",
+    Reason.SETTINGS_DISCOURAGED: "Settings of the training are allowed and known to do badly; the message of the condition Discouraged says what does better.",
+    Reason.DATASET_INVALID: "The data cannot be used as they are: too many rows are wrong, one label only, a test like the training; the message says where.",
+    Reason.DATASET_TOO_SMALL: "Too few examples are left for training, validation and test.",
+    Reason.DATASET_NOT_FOUND: "A source does not exist, holds nothing, or was overwritten while the run was under way. A hub that does not answer is asked again.",
+    Reason.MODEL_NOT_FOUND: "There is no base model at spec.model.uri. A hub that does not answer is asked again.",
+    Reason.MODEL_UNSUPPORTED: "The model has no safetensors or no chat template that fits the examples, or its files cannot be read.",
+    Reason.FIT_REFUSED: "By the estimate the training does not fit the profile's memory; the message has the smallest change that would.",
+    Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms.",
+    Reason.BUCKET_NOT_FOUND: "The store has no such bucket.",
+    Reason.S3_ACCESS_DENIED: "The store refuses the keys, or the pod has none.",
+    Reason.S3_UNREACHABLE: "The store does not answer, breaks off, or is not trusted (TLS).",
+    Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "The store ignores or refuses If-None-Match or If-Match on PUT: two runs could overwrite each other's results.",
+    Reason.S3_ENCRYPTION_REFUSED: "The store does not encrypt as spec.storage.encryption asks, or the encryption key may not be used.",
+    Reason.ARTIFACT_CORRUPT: "What the store holds is not what was written there: a file is missing, damaged or exchanged.",
+    Reason.ARTIFACT_NOT_FOUND: "A result that was published is not there any more.",
+    Reason.TEACHER_UNAVAILABLE: "The teacher does not answer, or asks to wait too long.",
+    Reason.TEACHER_REFUSED: "The teacher refuses: the key, the model, a parameter, or no credit is left.",
+    Reason.OUT_OF_MEMORY: "A container used more memory than its limit and was killed.",
+    Reason.CUDA_OUT_OF_MEMORY: "The GPU's memory did not hold a single example. Before that, smaller passes are tried.",
+    Reason.SCRATCH_FULL: "The pod's own volume, or the disk below it, is full.",
+    Reason.LOSS_NOT_FINITE: "The loss or the gradient became infinite, or no number.",
+    Reason.LOSS_DIVERGED: "The loss of the newest steps is far above that of the first ones.",
+    Reason.STEP_HUNG: "The training showed no sign of life for too long.",
+    Reason.SUPERSEDED: "A newer attempt at the same training has taken over; this one writes nothing more.",
+    Reason.PEER_LOST: "Of several pods that train together another one was lost, or told to stop.",
+    Reason.DEADLINE_EXCEEDED: "The stage took longer than its profile allows (or a distillation than its deadlineMinutes), the server longer than its runtime does.",
+    Reason.BUDGET_EXCEEDED: "More money would be spent than spec.budget or a teacher's maxCost allows. With onExceeded: Checkpoint a training that ends for it has succeeded.",
+    Reason.PREEMPTED: "The pod was told to stop or evicted: its node was drained, or needed the place.",
+    Reason.STAGE_CRASHED: "A pod ended without saying why.",
+    Reason.RESULT_LOST: "A stage has ended well, but its pod is gone with the result, and the store does not hold it.",
+    Reason.INTERNAL_ERROR: "An error that nobody expected.",
+    Reason.TRAINING_COMPLETED: "All steps are done.",
+    Reason.OVERFITTING: "The validation loss rose: the training ended early, and the best weights are kept.",
+    Reason.PLATEAU: "The validation loss did not fall any more: the training ended early, and the best weights are kept.",
+    Reason.SOURCE_NOT_READY: "The FineTuneJob has published nothing yet, or does not exist yet.",
+    Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; what it published goes on being served.",
+    Reason.CANDIDATE_STARTING: "A revision's pods start.",
+    Reason.CANDIDATE_FAILED: "The server of a revision crashed again and again, or did not answer the proof.",
+    Reason.VERIFYING: "A revision is being proved.",
+    Reason.VERIFIED: "A revision is proved; its network opens, and the rest of its pods start.",
+    Reason.ADAPTER_INACTIVE: "The golden prompts are answered as by the base model: the tuning is not on, or nothing was learnt.",
+    Reason.VERIFICATION_FAILED: "The server does not answer like the evaluated artifact, answers for another one, or too slowly.",
+    Reason.PROMOTED: "A revision has taken over.",
+    Reason.SERVING: "A revision serves.",
+    Reason.SERVER_UNAVAILABLE: "No pod of the revision that serves answers.",
+}
+"""What each reason says, whatever the case, for the reference."""
+
 REMEDIES: Final[dict[Reason, str]] = {
     # The run waits, and goes on by itself
     Reason.PROFILE_UNKNOWN: "Choose a profile that the platform offers, or ask its admin to add one to the chart's values.",
@@ -112,7 +184,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.MODEL_UNSUPPORTED: "Name a model in spec.model.uri whose weights are safetensors and whose architecture transformers knows.",
     Reason.FIT_REFUSED: "Make the change that is named here, or choose a profile with more memory.",
     Reason.GATED_MODEL_UNAUTHORIZED: "Copy the model to your store, with an account that has accepted its terms, and name that s3:// URI in spec.model.uri: pods hold no token of the hub.",
-    Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Name a store in spec.storage.endpoint that honours If-None-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
+    Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Name a store in spec.storage.endpoint that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
     Reason.OUT_OF_MEMORY: "Choose a profile with more memory, or lower spec.training.batchSize or spec.training.maxLength.",
     Reason.CUDA_OUT_OF_MEMORY: "Lower spec.training.batchSize or spec.training.maxLength, or choose a profile with a larger GPU.",
     Reason.LOSS_NOT_FINITE: "Lower spec.training.learningRate, and look for broken rows in the data.",

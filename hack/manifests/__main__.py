@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune_api import crdgen
 from hack.cluster.layout import REPOSITORY
-from hack.manifests import api_reference, chart
+from hack.manifests import api_reference, chart, reasons
 
 CHART = Path("charts/finetune-operator")
 
@@ -25,6 +25,7 @@ def generate() -> dict[Path, str]:
         CHART / "values.schema.json": chart.schema(values),
         Path("docs/reference/values.md"): chart.reference(values),
         Path("docs/reference/api.md"): api_reference.page(),
+        Path("docs/reference/reasons.md"): reasons.page(),
     }
 
 

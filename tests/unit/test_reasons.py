@@ -1,5 +1,6 @@
 """What people are told to do next: every reason that stands for trouble has a remedy, and it fits its kind."""
 
+import ast
 import re
 import types
 import typing
@@ -11,7 +12,10 @@ from pydantic import BaseModel
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
-from finetune_api.reasons import REMEDIES, SERVING_REMEDIES, Reason, remedy, with_remedy
+from finetune_api.reasons import MEANINGS, REMEDIES, SERVING_REMEDIES, Reason, remedy, with_remedy
+from hack.cluster.layout import REPOSITORY
+from hack.manifests import reasons as reference
+from hack.manifests.reasons import Then
 
 pytestmark = pytest.mark.unit
 
@@ -85,6 +89,58 @@ def test_a_remedy_survives_a_long_message_and_is_said_once(kind: str, reason: Re
     assert long.endswith(f"x {text}")
     assert with_remedy(reason, long, kind) == long
     assert with_remedy(reason, f"stage: {long} Log: s3://b/l", kind).endswith(f"x {text}"), "a stage's own words"
+
+
+# The page of reasons, which is made from the code
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_what_happens", "troubles", "waits"),
+    [
+        (FINETUNEJOB, reference.FINETUNEJOB, REMEDIES.keys(), RUN_WAITS),
+        (ADAPTERDEPLOYMENT, reference.ADAPTERDEPLOYMENT, SERVING_REMEDIES.keys() | SERVING_WAITS, SERVING_WAITS),
+    ],
+)
+def test_the_page_has_every_reason_of_a_kind_once(
+    kind: str, by_what_happens: dict[Then, tuple[Reason, ...]], troubles: set[Reason], waits: set[Reason]
+) -> None:
+    listed = [reason for then, some in by_what_happens.items() for reason in some if then is not Then.NEWS]
+    assert sorted(listed) == sorted(troubles)
+    assert set(by_what_happens[Then.NEWS]) <= NO_TROUBLE
+    assert set(by_what_happens[Then.WAITS]) == waits
+    part = reference.page().partition(f"## {kind}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+)", part, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted([*listed, *by_what_happens[Then.NEWS]])
+    assert all(MEANINGS[Reason(name)] in row and remedy(Reason(name), kind) in row for name, row in rows)
+
+
+def test_every_reason_is_on_the_page_and_has_a_meaning() -> None:
+    both = (reference.FINETUNEJOB, reference.ADAPTERDEPLOYMENT)
+    assert {reason for kind in both for some in kind.values() for reason in some} == set(Reason) == set(MEANINGS)
+
+
+def test_the_page_says_tried_again_of_what_the_stages_call_retriable() -> None:
+    """Only of a hub that is away is it said in words: that it does not have the model is for good."""
+    tried = {*reference.FINETUNEJOB[Then.TRIES], *reference.FINETUNEJOB[Then.TRIES_FREELY]}
+    told: dict[Reason, set[bool]] = {}
+    for path in sorted((REPOSITORY / "jobs").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "StageError":
+                reason = call.args[0]
+                if isinstance(reason, ast.Attribute) and ast.unparse(reason.value) == "Reason":
+                    told.setdefault(Reason[reason.attr], set()).add(
+                        any(key.arg == "retriable" for key in call.keywords)
+                    )
+    assert {Reason.S3_UNREACHABLE, Reason.STEP_HUNG, Reason.FIT_REFUSED} <= told.keys()
+    assert [reason for reason, ways in told.items() if ways == {True} and reason not in tried] == []
+    # What nobody expected is no StageError and tried again; an answer of the store that no retry changes is one.
+    assert [reason for reason, ways in told.items() if ways == {False} and reason in tried] == [Reason.INTERNAL_ERROR]
+    mixed = {reason for reason, ways in told.items() if len(ways) == 2}
+    assert mixed == {
+        *(Reason.MODEL_NOT_FOUND, Reason.DATASET_NOT_FOUND),  # the meaning says it
+        Reason.CUDA_OUT_OF_MEMORY,  # all begin again with smaller passes, as the meaning says
+        Reason.CANDIDATE_FAILED,  # of verify, at an AdapterDeployment
+    }
 
 
 def has_field(model: Any, path: list[str]) -> bool:

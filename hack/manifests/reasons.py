@@ -1,0 +1,127 @@
+"""``docs/reference/reasons.md``: every reason of both kinds: what it says, what to do, and what happens by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import Final
+
+from finetune_api import meta
+from finetune_api.reasons import MEANINGS, Reason, remedy
+
+
+class Then(StrEnum):
+    """What happens by itself after a reason has come up."""
+
+    NEWS = "nothing has to"
+    WAITS = "waits, goes on by itself"
+    WAITS_A_WHILE = "waits; fails when the time for the start is over"
+    TRIES = "tried again, then failed"
+    TRIES_FREELY = "tried again, which does not count"
+    FAILS = "failed"
+
+
+FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
+    Then.WAITS: (
+        *(Reason.PROFILE_UNKNOWN, Reason.NOT_ALLOWED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING),
+        *(Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED),
+        *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT),
+    ),
+    Then.FAILS: (
+        *(Reason.SPEC_INVALID, Reason.DATASET_INVALID, Reason.DATASET_TOO_SMALL, Reason.DATASET_NOT_FOUND),
+        *(Reason.MODEL_NOT_FOUND, Reason.MODEL_UNSUPPORTED, Reason.FIT_REFUSED, Reason.GATED_MODEL_UNAUTHORIZED),
+        *(Reason.BUCKET_NOT_FOUND, Reason.S3_ACCESS_DENIED, Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED),
+        *(Reason.S3_ENCRYPTION_REFUSED, Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND, Reason.TEACHER_REFUSED),
+        *(Reason.CUDA_OUT_OF_MEMORY, Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.DEADLINE_EXCEEDED),
+        *(Reason.BUDGET_EXCEEDED, Reason.RESULT_LOST),
+    ),
+    Then.TRIES: (
+        *(Reason.S3_UNREACHABLE, Reason.TEACHER_UNAVAILABLE, Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL),
+        *(Reason.STEP_HUNG, Reason.SUPERSEDED, Reason.STAGE_CRASHED, Reason.INTERNAL_ERROR),
+    ),
+    Then.TRIES_FREELY: (Reason.PREEMPTED, Reason.PEER_LOST),
+    Then.NEWS: (
+        *(Reason.WAITING, Reason.RUN_STARTED, Reason.STAGE_STARTED, Reason.STAGE_SUCCEEDED, Reason.STAGE_REUSED),
+        *(Reason.STAGE_RETRIED, Reason.RUN_SUCCEEDED, Reason.SUSPENDED, Reason.RESUMED, Reason.SPEC_CHANGED),
+        *(Reason.SETTINGS_DISCOURAGED, Reason.TRAINING_COMPLETED, Reason.PLATEAU, Reason.OVERFITTING),
+    ),
+}
+"""The reasons of a FineTuneJob, by what happens."""
+
+ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
+    Then.WAITS: (
+        *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.NOT_ALLOWED),
+        *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
+    ),
+    Then.WAITS_A_WHILE: (
+        *(Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED),
+        *(Reason.POD_REJECTED, Reason.S3_UNREACHABLE, Reason.PREEMPTED),
+    ),
+    Then.TRIES: (
+        *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.CANDIDATE_FAILED),
+        *(Reason.STAGE_CRASHED, Reason.INTERNAL_ERROR),
+    ),
+    Then.FAILS: (
+        *(Reason.MODEL_UNSUPPORTED, Reason.BUCKET_NOT_FOUND, Reason.S3_ACCESS_DENIED, Reason.S3_ENCRYPTION_REFUSED),
+        *(Reason.ARTIFACT_NOT_FOUND, Reason.ARTIFACT_CORRUPT, Reason.ADAPTER_INACTIVE, Reason.VERIFICATION_FAILED),
+        Reason.DEADLINE_EXCEEDED,
+    ),
+    Then.NEWS: (
+        *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
+        Reason.SERVING,
+    ),
+}
+"""Those of an AdapterDeployment."""
+
+# Lines of the page.
+# ruff: noqa: E501
+_INTRODUCTION: Final = """\
+<!-- Generated from crds/finetune_api/reasons.py by `make manifests`; do not edit. -->
+# Reasons
+
+One word for the root cause, in the conditions (`kubectl describe`), events and results of stages. The message beside it has the case at hand: the
+place, the value, and where the log is; it ends with what stands here under *what to do*.
+
+| by itself | |
+| --- | --- |
+| waits, goes on by itself | `Stalled` is True until the cause is gone; nothing is lost |
+| waits; fails when the time for the start is over | of a revision: `startupTimeoutSeconds` of the runtime and 15 minutes; an image that cannot be pulled, 5 minutes |
+| tried again, then failed | the stage's Job makes as many further attempts as the profile's `retries` (a revision's container three); then the run, or revision, has failed |
+| tried again, which does not count | as long as the profile's `deadlineSeconds` allow |
+| failed | at once: the same would come out again |
+
+A run that failed begins anew with a change of the spec, or of `spec.rerun` where the cause lay elsewhere; finished stages are reused. A revision that
+failed leaves the earlier one serving."""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [_INTRODUCTION]
+    for kind, reasons in ((meta.FINETUNEJOB, FINETUNEJOB), (meta.ADAPTERDEPLOYMENT, ADAPTERDEPLOYMENT)):
+        lines += ["", f"## {kind}", *_troubles(kind, reasons)]
+        lines += ["", f"### News of {_with_article(kind)}", *_news(reasons[Then.NEWS])]
+    return "\n".join(lines) + "\n"
+
+
+def _troubles(kind: str, reasons: dict[Then, tuple[Reason, ...]]) -> Iterator[str]:
+    yield "| reason | says | what to do | by itself |"
+    yield "| --- | --- | --- | --- |"
+    found = ((reason, then) for then, some in reasons.items() if then is not Then.NEWS for reason in some)
+    for reason, then in sorted(found):
+        yield f"| `{reason}` | {_cell(MEANINGS[reason])} | {_cell(remedy(reason, kind))} | {then} |"
+
+
+def _news(reasons: Iterable[Reason]) -> Iterator[str]:
+    yield "Nobody has to do anything."
+    yield ""
+    yield "| reason | says |"
+    yield "| --- | --- |"
+    yield from (f"| `{reason}` | {_cell(MEANINGS[reason])} |" for reason in reasons)
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind.startswith('A') else 'a'} {kind}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
