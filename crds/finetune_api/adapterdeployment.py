@@ -128,7 +128,7 @@ class AdapterDeploymentStatus(WireModel):
     phase: ServingPhase | None = None
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16)] = []
-    """Ready, Reconciling and Stalled (kstatus)."""
+    """Ready, Reconciling and Stalled (kstatus); Discouraged where what is served may go wrong."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None

@@ -186,6 +186,8 @@ class DatasetStatus(WireModel):
     """Number of different labels."""
     tokens: int = 0
     """Tokens that one epoch trains."""
+    longest: int = 0
+    """Tokens of the longest example, before spec.dataset.cleaning shortened or left out any."""
     readiness: Annotated[str, Field(max_length=MAX_SUMMARY)] = ""
     """The checklist in short, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed; after the evaluation with the
     base model's score, which settles the item baseline."""
@@ -218,6 +220,17 @@ class EvaluationStatus(WireModel):
     """Where the details are."""
 
 
+class ArtifactTokens(WireModel):
+    """How long what the artifact learnt and is asked is, to be compared with what a runtime takes; 0: not counted."""
+
+    golden_prompt: int = 0
+    """Tokens of the longest golden prompt."""
+    answer: int = 0
+    """Tokens that an answer to it may have."""
+    example: int = 0
+    """Tokens of the longest example of the data, prompt and answer, as it was trained."""
+
+
 class ArtifactStatus(WireModel):
     """What was published."""
 
@@ -231,6 +244,8 @@ class ArtifactStatus(WireModel):
     """Size of the weights."""
     storage: Storage | None = None
     """How it is reached: spec.storage as it was when it was published, which a later run may have changed since."""
+    tokens: ArtifactTokens | None = None
+    """How long what it learnt and is asked is."""
 
 
 class RunStatus(WireModel):

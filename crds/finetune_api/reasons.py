@@ -89,6 +89,7 @@ class Reason(StrEnum):
     VERIFIED = "Verified"
     ADAPTER_INACTIVE = "AdapterInactive"
     VERIFICATION_FAILED = "VerificationFailed"
+    PROMPTS_TOO_LONG = "PromptsTooLong"
     PROMOTED = "Promoted"
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
@@ -243,6 +244,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",
     Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format, then set spec.rerun to a new value.",
     Reason.VERIFICATION_FAILED: "Compare the runtime's version with the one the artifact was evaluated for, then set spec.rerun to a new value.",
+    Reason.PROMPTS_TOO_LONG: "Ask the admin to raise the runtime's maxInputTokens and maxTotalTokens in the chart's values, or choose a runtime that takes more: that is another revision, which is tried by itself.",
     Reason.CANDIDATE_FAILED: "Read the log of the candidate's pod, then set spec.rerun to a new value to try again.",
 }
 """The same for an AdapterDeployment, where it has other fields, other limits or reasons of its own."""

@@ -37,6 +37,8 @@ class Answer(WireModel):
     """That of the exported files."""
     max_tokens: int = 64
     """The most tokens that each was allowed to generate."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, for the model's own tokenizer and template; 0: an earlier version did not count them."""
 
     @property
     def tells(self) -> bool:

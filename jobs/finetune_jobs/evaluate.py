@@ -99,7 +99,14 @@ def evaluate_models(
         out / ANSWERS,
         (
             Answer(
-                messages=e.prompt, tools=e.tools, label=right, base=b, tuned=t, artifact=a, max_tokens=questions.limit
+                messages=e.prompt,
+                tools=e.tools,
+                label=right,
+                base=b,
+                tuned=t,
+                artifact=a,
+                max_tokens=questions.limit,
+                prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools)),
             )
             for e, right, b, t, a in rows
         ),

@@ -56,6 +56,8 @@ def publish(context: Context) -> Made:
             "format": model.format,
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
+            "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
+            "answerTokens": str(max(answer.max_tokens for answer in golden)),
         },
         message=f"Published {uri}; {telling} of {len(golden)} golden prompts tell it from its base model.",
     )

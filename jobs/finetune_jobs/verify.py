@@ -2,10 +2,14 @@
 
 Model servers fall back silently (an unknown adapter is answered by the base model), so a server that is healthy proves
 nothing. Three proofs: it names the artifact's digest; it answers the golden prompts as the artifact did and not as the
-base model does; on a sample of the test it is not worse than the evaluation promised.
+base model does; on a sample of the test it is not worse than the evaluation promised. A server that takes no prompts of
+this length cannot be asked, and says so before it is.
 """
 
+import json
 import logging
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +40,30 @@ _REQUEST_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 1.0
 _SIGNIFICANCE: Final = 0.05
 
+_LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
+"""What TGI answers, with status 422, to a conversation that is longer than it takes (router/src/validation.rs)."""
+
 Ask = Callable[[Answer], str]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The tokens that a server takes, as it says itself; 0 where it does not."""
+
+    prompt: int = 0
+    total: int = 0
+    """Prompt and answer together."""
+
+    def take(self, answer: Answer) -> bool:
+        """Whether a question of this length is answered; true where a length is not known."""
+        prompt, both = answer.prompt_tokens, answer.prompt_tokens + answer.max_tokens
+        return not prompt or (prompt <= (self.prompt or math.inf) and both <= (self.total or math.inf))
+
+    def __str__(self) -> str:
+        prompt, total = self.prompt or "so many", self.total or "so many"
+        return (
+            f"it takes {prompt} for a prompt (the runtime's maxInputTokens), {total} with its answer (maxTotalTokens)"
+        )
 
 
 @dataclass(frozen=True)
@@ -64,14 +91,16 @@ class Verdict:
 
 
 def verify(context: Context) -> Made:
-    """The stage. Raises StageError: CandidateFailed, AdapterInactive, VerificationFailed, as fetch_folder."""
+    """The stage. Raises StageError: CandidateFailed, PromptsTooLong, AdapterInactive, VerificationFailed, as
+    fetch_folder."""
     params = need(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
     golden, sample, task = _read_artifact(context, params)
     context.progress.report(0, "waiting for the server")
     _wait_until_healthy(params, deadline)
-    _require_digest(params.endpoint, artifact_digest(context.input.artifact_uri))
-    ask = _client(params, deadline)
+    limits = _require_digest(params.endpoint, artifact_digest(context.input.artifact_uri))
+    require_room([*golden, *sample], limits)
+    ask = _client(params, deadline, limits)
     total = len(golden) + len(sample)
     served: list[str] = []
     for number, answer in enumerate([*golden, *sample]):
@@ -85,6 +114,18 @@ def verify(context: Context) -> Made:
         message=f"{verdict.agreement_percent} % of {len(golden)} golden prompts agree with the artifact; "
         f"{verdict.correct} of {verdict.samples} test examples are right, the evaluation had {verdict.expected}.",
     )
+
+
+def require_room(asked: Sequence[Answer], limits: Limits) -> None:
+    """Raises StageError (PromptsTooLong) when the server would refuse one of the questions for its length."""
+    long = [answer for answer in asked if not limits.take(answer)]
+    if long:
+        longest = max(long, key=lambda answer: answer.prompt_tokens)
+        raise StageError(
+            Reason.PROMPTS_TOO_LONG,
+            f"{len(long)} of {len(asked)} golden prompts and test examples are too long for the server. The longest "
+            f"has {longest.prompt_tokens} tokens, and its answer may have {longest.max_tokens}; {limits}.",
+        )
 
 
 def judge(
@@ -169,10 +210,13 @@ def _wait_until_healthy(params: VerifyParams, deadline: float) -> None:
     )
 
 
-def _require_digest(endpoint: str, digest: str) -> None:
-    """The mount path of the model holds the digest, so ``/info`` says which artifact the server has loaded."""
+def _require_digest(endpoint: str, digest: str) -> Limits:
+    """The mount path of the model holds the digest, so ``/info`` says which artifact the server has loaded; its limits
+    stand there too."""
     try:
-        model = str(get_session().get(f"{endpoint}/info", timeout=10).raise_for_status().json()["model_id"])
+        info = get_session().get(f"{endpoint}/info", timeout=10).raise_for_status().json()
+        model = str(info["model_id"])
+        limits = Limits(int(info.get("max_input_tokens") or 0), int(info.get("max_total_tokens") or 0))
     except (CLIENT_ERROR, KeyError, ValueError, TypeError) as error:
         raise StageError(
             Reason.CANDIDATE_FAILED, f"{endpoint}/info does not say its model ({type(error).__name__})."
@@ -181,9 +225,10 @@ def _require_digest(endpoint: str, digest: str) -> None:
         raise StageError(
             Reason.VERIFICATION_FAILED, f"{endpoint} serves {shorten(model, 120)!r}, not artifact {digest[:12]}."
         )
+    return limits
 
 
-def _client(params: VerifyParams, deadline: float) -> Ask:
+def _client(params: VerifyParams, deadline: float, limits: Limits) -> Ask:
     client = InferenceClient(base_url=params.endpoint, timeout=_REQUEST_SECONDS)
 
     def ask(answer: Answer) -> str:
@@ -196,17 +241,32 @@ def _client(params: VerifyParams, deadline: float) -> Ask:
             found: Any = client.chat_completion(answer.messages, max_tokens=answer.max_tokens, temperature=0.0)
             return str(found.choices[0].message.content or "")
         except (CLIENT_ERROR, InferenceTimeoutError) as error:
-            raise _request_error(params.endpoint, error) from None
+            raise _request_error(params.endpoint, error, limits) from None
 
     return ask
 
 
-def _request_error(endpoint: str, error: Exception) -> StageError:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
-    what = f"answered {status}" if status else f"did not answer ({type(error).__name__})"
+def _request_error(endpoint: str, error: Exception, limits: Limits) -> StageError:
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    status = response.status_code if response is not None else 0
+    said = _said(response.text) if response is not None and status == 422 else ""
+    if _LENGTH.search(said):
+        return StageError(
+            Reason.PROMPTS_TOO_LONG,
+            f"A golden prompt or a test example is too long for {endpoint}, which answered 422 ({said}); {limits}.",
+        )
+    what = f"answered {status}{said and f' ({said})'}" if status else f"did not answer ({type(error).__name__})"
     return StageError(
         Reason.CANDIDATE_FAILED, f"{endpoint} {what} to a golden prompt or a test example.", retriable=status != 422
     )
+
+
+def _said(body: str) -> str:
+    """Why a server refused a request, in its words."""
+    try:
+        return shorten(str(json.loads(body)["error"]), 200)
+    except (ValueError, KeyError, TypeError):
+        return shorten(body, 200)
 
 
 def _same(left: str, right: str) -> bool:

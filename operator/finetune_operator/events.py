@@ -1,13 +1,23 @@
 """Kubernetes Events on the custom resources. They tell people what happened; nothing depends on them."""
 
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from finetune_api import meta
+from finetune_api.base import Condition
 from finetune_api.hashing import short
-from finetune_api.reasons import with_remedy
+from finetune_api.reasons import Reason, with_remedy
 from finetune_operator.actions import Event, Object
-from finetune_operator.conditions import timestamp
+from finetune_operator.conditions import ConditionType, timestamp
 from finetune_operator.resources.ownership import Owner
+
+
+def advice_events(before: Iterable[Condition], after: Iterable[Condition]) -> Iterator[Event]:
+    """What is discouraged, told when it appears."""
+    known = {each.message for each in before if each.type == ConditionType.DISCOURAGED}
+    for each in after:
+        if each.type == ConditionType.DISCOURAGED and each.message not in known:
+            yield Event("Warning", Reason.SETTINGS_DISCOURAGED, each.message)
 
 
 def event_object(owner: Owner, event: Event, resource_version: str, now: datetime) -> Object:

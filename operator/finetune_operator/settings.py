@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune_api.base import ApiModel, Name
 from finetune_api.stages import Stage
@@ -88,11 +88,11 @@ class Runtime(ApiModel):
     """Shape of a serving pod."""
     env: dict[str, str] = {}
     """Further settings of the server, e.g. CUDA_GRAPHS."""
-    max_input_tokens: int = 1024
-    """Longest prompt."""
-    max_total_tokens: int = 2048
-    """Longest prompt and answer together."""
-    num_shard: int = 1
+    max_input_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Longest prompt in tokens; requests with a longer one are refused (422)."""
+    max_total_tokens: Annotated[int, Field(ge=2)] = 2048
+    """Longest prompt and answer together in tokens: more than maxInputTokens."""
+    num_shard: Annotated[int, Field(ge=1)] = 1
     """GPUs that one pod uses."""
     startup_timeout_seconds: int = 1800
     """How long loading may take before the candidate has failed."""
@@ -100,6 +100,15 @@ class Runtime(ApiModel):
     """How long a stopping pod waits for the Service to forget it."""
     termination_grace_seconds: int = 225
     """How long a stopping pod may finish its requests."""
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> "Runtime":
+        if self.max_input_tokens >= self.max_total_tokens:
+            raise ValueError(
+                f"maxInputTokens {self.max_input_tokens} leaves no room for an answer: it must be less than "
+                f"maxTotalTokens {self.max_total_tokens}"
+            )
+        return self
 
 
 class Images(ApiModel):

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentStatus, ServingPhase
-from finetune_api.finetunejob import ArtifactStatus, ExportFormat
+from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportFormat
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
@@ -63,10 +63,12 @@ def uri(digest: str) -> str:
     return f"s3://models/team/artifacts/{digest}"
 
 
-def published(digest: str, endpoint: str = "http://s3.storage.svc:8333") -> Source:
+def published(
+    digest: str, endpoint: str = "http://s3.storage.svc:8333", tokens: ArtifactTokens | None = None
+) -> Source:
     """A FineTuneJob that has published an artifact to a store."""
     storage = Storage(endpoint=endpoint)
-    artifact = ArtifactStatus(digest=digest, uri=uri(digest), format=ExportFormat.INT8, storage=storage)
+    artifact = ArtifactStatus(digest=digest, uri=uri(digest), format=ExportFormat.INT8, storage=storage, tokens=tokens)
     return Source("Succeeded", artifact, storage)
 
 

@@ -16,6 +16,7 @@ from finetune_jobs.artifact import ANSWERS, METRICS, read_answers
 from finetune_jobs.evaluate import evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
+from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -112,6 +113,8 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
         assert [getattr(answer, name) for answer in answers] == expected
     assert all(answer.tuned != answer.base for answer in answers)
     assert {answer.max_tokens for answer in answers} == {limit}
+    tokenizer = load_tokenizer(folder / "artifact")
+    assert [answer.prompt_tokens for answer in answers] == [len(prompt_ids(tokenizer, each)) for each in asked]
     assert [answer.label for answer in answers] == evaluated.truth
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert metrics["goldenPrompts"] == 3

@@ -22,7 +22,7 @@ from finetune_jobs.folders import publish_folder
 from finetune_jobs.publish import choose_golden, move_channel, publish, read_channel
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
-from finetune_jobs.verify import Verdict, judge, require_proof, verify
+from finetune_jobs.verify import Limits, Verdict, judge, require_proof, verify
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import DEPLOYMENT, RUN, context, pipeline_params, stage_input
@@ -32,9 +32,10 @@ pytestmark = pytest.mark.unit
 WEIGHTS = bytes(range(256)) * 512
 
 
-def answer(text: str, label: str, base: str, artifact: str) -> Answer:
+def answer(text: str, label: str, base: str, artifact: str, tokens: int = 30) -> Answer:
     messages = [{"role": "user", "content": text}]
-    return Answer(messages=messages, label=label, base=base, tuned=artifact, artifact=artifact, max_tokens=8)
+    texts = {"label": label, "base": base, "tuned": artifact, "artifact": artifact}
+    return Answer(messages=messages, **texts, max_tokens=8, prompt_tokens=tokens)
 
 
 ANSWERS = [
@@ -98,6 +99,8 @@ def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, publish
         "format": "INT8",
         "sizeBytes": str(len(WEIGHTS) + 2),
         "goldenPrompts": "8",
+        "goldenPromptTokens": "30",
+        "answerTokens": "8",
     }
     folder = store.below(f"artifacts/{digest}")
     manifest = Manifest.model_validate_json(folder.get("manifest.json") or b"")
@@ -244,21 +247,23 @@ def test_a_better_server_is_no_failure() -> None:
 
 
 @contextmanager
-def server(model_id: str, answers: Sequence[Answer], status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def server(
+    model_id: str, answers: Sequence[Answer], status: int = 200, said: str = "", **limits: int
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A model server as far as verify can see it, answering as recorded; also gives the requests that it got."""
     known = {json.dumps(a.messages): a.artifact for a in answers}
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(200, {"model_id": model_id} if self.path == "/info" else {})
+            self._answer(200, {"model_id": model_id, **limits} if self.path == "/info" else {})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append({"path": self.path} | body)
             message = {"role": "assistant", "content": known[json.dumps(body["messages"])] + "\n"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            self._answer(status, {"id": "", "created": 0, "model": "", "choices": [choice]})
+            self._answer(status, {"error": said, "id": "", "created": 0, "model": "", "choices": [choice]})
 
         def _answer(self, code: int, value: dict[str, Any]) -> None:
             body = json.dumps(value).encode()
@@ -296,12 +301,60 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
     assert all((r["path"], r["temperature"], r["max_tokens"]) == ("/v1/chat/completions", 0.0, 8) for r in seen)
 
 
+def test_verify_asks_no_server_that_takes_no_prompts_of_this_length(
+    s3: SeaweedFS, published: StageResult, tmp_path: Path
+) -> None:
+    model = f"/models/{published.output_digest}/model"
+    served = server(model, ANSWERS, max_input_tokens=16, max_total_tokens=24)
+    with served as (endpoint, seen), pytest.raises(StageError) as error:
+        run_verify(s3, published, tmp_path, endpoint)
+    assert not seen
+    assert (error.value.reason, error.value.retriable) == (Reason.PROMPTS_TOO_LONG, False)
+    assert error.value.message == (
+        "28 of 28 golden prompts and test examples are too long for the server. The longest has 30 tokens, and its "
+        "answer may have 8; it takes 16 for a prompt (the runtime's maxInputTokens), 24 with its answer "
+        "(maxTotalTokens)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens", "takes"),
+    [
+        (Limits(30, 38), 30, True),
+        (Limits(29, 38), 30, False),
+        (Limits(30, 37), 30, False),
+        (Limits(), 30, True),
+        (Limits(16, 24), 0, True),
+    ],
+)
+def test_what_a_server_takes(limits: Limits, tokens: int, takes: bool) -> None:
+    """Where a length is not known, of the question or of the server, the server is asked."""
+    assert limits.take(answer("x", "a", "a", "a", tokens)) is takes
+
+
+def test_a_prompt_that_the_server_finds_too_long(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> None:
+    """Nobody counted its tokens, or the server counts otherwise."""
+    said = "Input validation error: `inputs` must have less than 16 tokens. Given: 30"
+    served = server(f"/models/{published.output_digest}/model", ANSWERS, 422, said)
+    with served as (endpoint, _), pytest.raises(StageError) as error:
+        run_verify(s3, published, tmp_path, endpoint)
+    assert (error.value.reason, error.value.retriable) == (Reason.PROMPTS_TOO_LONG, False)
+    assert f"A golden prompt or a test example is too long for {endpoint}, which answered 422" in error.value.message
+    assert said in error.value.message
+
+
 @pytest.mark.parametrize(
     ("model", "status", "reason", "message", "retriable"),
     [
         ("/models/other/model", 200, Reason.VERIFICATION_FAILED, "serves '/models/other/model', not artifact", False),
         ("/models/{digest}/model", 503, Reason.CANDIDATE_FAILED, "answered 503 to a golden prompt", True),
-        ("/models/{digest}/model", 422, Reason.CANDIDATE_FAILED, "answered 422 to a golden prompt", False),
+        (
+            "/models/{digest}/model",
+            422,
+            Reason.CANDIDATE_FAILED,
+            "answered 422 (Template error: template not found) to a golden prompt",
+            False,
+        ),
     ],
 )
 def test_verify_refuses_a_server(
@@ -314,7 +367,7 @@ def test_verify_refuses_a_server(
     message: str,
     retriable: bool,
 ) -> None:
-    served = server(model.format(digest=published.output_digest), ANSWERS, status)
+    served = server(model.format(digest=published.output_digest), ANSWERS, status, "Template error: template not found")
     with served as (endpoint, _), pytest.raises(StageError) as error:
         run_verify(s3, published, tmp_path, endpoint)
     assert (error.value.reason, error.value.retriable) == (reason, retriable)

@@ -55,6 +55,12 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
         "agreementPercent": "100",
         "adapterActive": "true",
     }
+    with (
+        tgi_cpu(model, tmp_path, env={"MAX_INPUT_TOKENS": "3", "MAX_TOTAL_TOKENS": "20"}) as server,
+        pytest.raises(StageError, match="it takes 3 for a prompt") as error,
+    ):
+        run(Stage.VERIFY, server.url)
+    assert error.value.reason is Reason.PROMPTS_TOO_LONG
     for file in base.iterdir():
         shutil.copyfile(file, model / file.name)
     with tgi_cpu(model, tmp_path) as server, pytest.raises(StageError, match="answered like the base model") as error:

@@ -431,6 +431,25 @@ def test_the_artifact_keeps_the_storage_with_which_it_was_published() -> None:
     assert begun.artifact == status.artifact
 
 
+@pytest.mark.parametrize(
+    ("prepared", "published", "tokens"),
+    [
+        ({"longest": "300"}, {"goldenPromptTokens": "270", "answerTokens": "12"}, (270, 12, 300)),
+        ({"longest": "9000"}, {}, (0, 0, SPEC.training.max_length)),  # longer ones were cut or left out
+        ({}, {}, (0, 0, 0)),
+    ],
+)
+def test_the_artifact_knows_how_long_it_is_asked(
+    prepared: dict[str, str], published: dict[str, str], tokens: tuple[int, int, int]
+) -> None:
+    scalars = {Stage.PREPARE: prepared, Stage.PUBLISH: published}
+    jobs = (RESOLVED, *(done(stage, scalars=scalars.get(stage, {})) for stage in PIPELINE))
+    artifact = plan(observed(jobs=jobs), NOW).status.artifact
+    assert artifact is not None
+    assert artifact.tokens is not None
+    assert (artifact.tokens.golden_prompt, artifact.tokens.answer, artifact.tokens.example) == tokens
+
+
 def test_reused_and_done_stages_count() -> None:
     """The table says who did what."""
     found = [Found(stage=stage, output_digest="7" * 64) for stage in PIPELINE[:2]]

@@ -43,7 +43,7 @@ SERVING_WAITS = {
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
 }
 """What an AdapterDeployment waits for as long as it takes."""
-OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED}
+OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG}
 """What another artifact or other values of the runtime put right: another revision, which is tried as it is."""
 RERUN = "set spec.rerun to a new value"
 BY_KIND = [(FINETUNEJOB, reason) for reason in REMEDIES] + [

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from finetune_operator.runtimes import serving_plan
 from finetune_operator.settings import Engine, Runtime
@@ -22,6 +23,12 @@ def test_the_launcher_takes_the_environment() -> None:
     args = parse_args(list(plan.args), plan.env)
     assert (args.model_id, args.port) == (MODEL, 8080)
     assert (args.max_input_tokens, args.max_total_tokens) == (256, 320)
+
+
+def test_limits_that_leave_no_room_for_an_answer_are_refused() -> None:
+    """The server would not start; its pods would crash again and again."""
+    with pytest.raises(ValidationError, match="maxInputTokens 2048 leaves no room for an answer"):
+        runtime(max_input_tokens=2048)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from finetune_operator.adapterdeployment.observe import Invalid, Observed
 from finetune_operator.adapterdeployment.reach import Reach
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
+from finetune_operator.events import advice_events
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.service import service_url
 
@@ -80,7 +81,7 @@ def compose(
         existing=pods.get("replicas", 0),
         ready=pods.get("readyReplicas", 0),
     )
-    findings = (_ready(scene), _reconciling(scene), _stalled(scene))
+    findings = (_ready(scene), _reconciling(scene), _stalled(scene), *_advice(target))
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(scene),
@@ -120,12 +121,13 @@ def invalid(observed: Invalid, now: datetime) -> AdapterDeploymentStatus:
 
 
 def edges(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
-    """An event for what a person can act on, when it appears. What happens to a candidate tells the rollout itself."""
+    """Events for what a person can act on, when it appears. What happens to a candidate tells the rollout itself."""
+    advice = tuple(advice_events(before.conditions, after.conditions))
     now, then = _trouble(after), _trouble(before)
     if now is None or (then is not None and then.reason == now.reason):
-        return ()
+        return advice
     waits = now.reason == Reason.SOURCE_NOT_READY and now.type != ConditionType.STALLED
-    return (Event("Normal" if waits else "Warning", Reason(now.reason), now.message),)
+    return (Event("Normal" if waits else "Warning", Reason(now.reason), now.message), *advice)
 
 
 def _trouble(status: AdapterDeploymentStatus) -> Condition | None:
@@ -174,6 +176,12 @@ def _reconciling(scene: _Scene) -> Finding:
 def _stalled(scene: _Scene) -> Finding:
     reason, message = scene.failure or (Reason.SERVING, "Nothing is in the way.")
     return Finding(ConditionType.STALLED, scene.failure is not None, reason, message)
+
+
+def _advice(target: Target | Blocked) -> list[Finding]:
+    """What can be served, and may go wrong; no condition where there is nothing to say."""
+    warning = target.warning if isinstance(target, Target) else ""
+    return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
 
 
 def _phase(scene: _Scene) -> ServingPhase:

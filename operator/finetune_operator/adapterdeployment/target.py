@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, RevisionStatus
-from finetune_api.finetunejob import Phase
+from finetune_api.finetunejob import ArtifactTokens, Phase
 from finetune_api.hashing import digest, short
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.lengths import refusal_of, warning_of
 from finetune_operator.adapterdeployment.observe import Observed
 from finetune_operator.finetunejob.outcome import refusal
 from finetune_operator.resources.deployment import Serving, pod_template
@@ -39,6 +40,8 @@ class Target:
     """Identity of the spec without replicas: a failed revision is tried again when it changes."""
     lacks: Blocked | None = None
     """Why the source has no artifact, so that the one which is known from before stays the target."""
+    warning: str = ""
+    """What may go wrong with it though it can be served."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class _Artifact:
 
     uri: str
     storage: Storage
+    tokens: ArtifactTokens | None = None
     lacks: Blocked | None = None
 
 
@@ -74,7 +78,12 @@ def find_target(observed: Observed) -> Target | Blocked:
             f"does not exist in namespace {observed.resource.metadata.namespace!r}.",
         )
     serving = Serving(artifact_uri=artifact.uri, storage=artifact.storage, runtime_name=spec.runtime, runtime=runtime)
-    return Target(revision_of(observed, serving), serving, spec_hash(spec), artifact.lacks)
+    revision, stable = revision_of(observed, serving), observed.resource.status.stable
+    too_long = refusal_of(artifact.tokens, spec.runtime, runtime)
+    if too_long and (stable is None or stable.revision != revision):
+        return Blocked(Reason.PROMPTS_TOO_LONG, too_long)
+    warning = warning_of(artifact.tokens, spec.runtime, runtime)
+    return Target(revision, serving, spec_hash(spec), artifact.lacks, warning)
 
 
 def recorded_target(observed: Observed, known: RevisionStatus) -> Target | None:
@@ -128,12 +137,12 @@ def _artifact(observed: Observed) -> _Artifact | Blocked:
         return _Artifact(source.artifact.uri, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
         # The spec may be that of a run which has yet to publish; an earlier version recorded no storage.
-        return _Artifact(job.artifact.uri, job.artifact.storage or job.storage.for_reading)
+        return _Artifact(job.artifact.uri, job.artifact.storage or job.storage.for_reading, job.artifact.tokens)
     lacks = _lacks(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
     if known is None or known.storage is None:
         return lacks
-    return _Artifact(known.artifact_uri, known.storage, lacks)
+    return _Artifact(known.artifact_uri, known.storage, lacks=lacks)
 
 
 def _lacks(observed: Observed, name: str) -> Blocked:

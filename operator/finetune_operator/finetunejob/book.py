@@ -9,6 +9,7 @@ from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import (
     ArtifactStatus,
+    ArtifactTokens,
     DatasetStatus,
     EvaluationStatus,
     FineTuneJobSpec,
@@ -128,7 +129,8 @@ class Book:
             self.evaluation = _evaluation(uri, scalars)
             self.dataset = _with_baseline(self.dataset, self._spec.task.type, scalars)
         elif stage is Stage.PUBLISH:
-            self.artifact = _artifact(self._spec, output_digest, uri, scalars)
+            longest = self.dataset.longest if self.dataset else 0
+            self.artifact = _artifact(self._spec, output_digest, uri, longest, scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
 
 
@@ -165,6 +167,7 @@ def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus
         rows=rows,
         labels=_count(scalars, "labels"),
         tokens=_count(scalars, "tokens"),
+        longest=_count(scalars, "longest"),
         readiness=scalars.get("readiness", "")[:MAX_SUMMARY],
         report_uri=f"{uri}/{READINESS_PAGE}",
     )
@@ -189,13 +192,18 @@ def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
     )
 
 
-def _artifact(spec: FineTuneJobSpec, digest: str, uri: str, scalars: Mapping[str, str]) -> ArtifactStatus:
+def _artifact(spec: FineTuneJobSpec, digest: str, uri: str, longest: int, scalars: Mapping[str, str]) -> ArtifactStatus:
     return ArtifactStatus(
         digest=digest,
         uri=scalars.get("artifactUri", uri),
         format=spec.export.format,
         size_bytes=_count(scalars, "sizeBytes"),
         storage=spec.storage.for_reading,
+        tokens=ArtifactTokens(
+            golden_prompt=_count(scalars, "goldenPromptTokens"),
+            answer=_count(scalars, "answerTokens"),
+            example=min(longest, spec.training.max_length),
+        ),
     )
 
 

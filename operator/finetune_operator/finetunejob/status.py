@@ -12,6 +12,7 @@ from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
 from finetune_operator.actions import Event
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions, timestamp
+from finetune_operator.events import advice_events
 from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.cost import cost_status
 from finetune_operator.finetunejob.observe import Observed
@@ -144,7 +145,7 @@ def edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, .
         *_stage_edges(before, after),
         *_phase_edges(before, after),
         *_trouble_edges(before, after),
-        *_advice_edges(before, after),
+        *advice_events(before.conditions, after.conditions),
     )
 
 
@@ -192,13 +193,6 @@ def _trouble_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Itera
     if now is not None and open_phase and now in REMEDIES and now != then:
         message = next(each.message for each in after.conditions if each.type == ConditionType.READY)
         yield Event("Warning", now, message)
-
-
-def _advice_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
-    known = {each.message for each in before.conditions if each.type == ConditionType.DISCOURAGED}
-    for each in after.conditions:
-        if each.type == ConditionType.DISCOURAGED and each.message not in known:
-            yield Event("Warning", Reason.SETTINGS_DISCOURAGED, each.message)
 
 
 def _ready(status: FineTuneJobStatus) -> Reason | None:
