@@ -19,6 +19,7 @@ from finetune_operator.tenancy import TenancyRule
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
+from tests.support.pages import blocks
 
 pytestmark = pytest.mark.unit
 
@@ -233,6 +234,21 @@ def test_the_example_of_the_installation_guide(tmp_path: Path) -> None:
     assert given.profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
     assert "gpu-h100-80" not in given.profiles
     assert re.fullmatch(r"registry\.example\.com/finetune-operator/data:[0-9a-f]{7}", given.images.data)
+
+
+def test_the_examples_of_the_guide_to_clouds(tmp_path: Path) -> None:
+    guide = REPOSITORY / "docs" / "how-to" / "install-on-eks-and-gke.md"
+    examples = [block for block in blocks(guide, "yaml") if block.startswith("# values.yaml")]
+    rendered = []
+    for number, example in enumerate(examples):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(example)
+        rendered.append(settings(render("--values", str(path))))
+    eks, gke = rendered
+    assert eks.profiles["gpu-l4"].accelerator.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
+    assert eks.runtimes["tgi"].image.endswith(".amazonaws.com/finetune-operator/tgi:3.3.7-nonroot")
+    assert eks.runtimes["tgi"].pod.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
+    assert gke.profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
 
 
 def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.readers import Fault, read_rows
 from finetune_jobs.dataset.validation import Example
+from finetune_jobs.fit.admission import USABLE
+from finetune_jobs.fit.memory import GIB, ON_GPU, peak_memory
+from finetune_jobs.fit.shapes import read_shape
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
 from tests.unit.test_transactions_generator import generator
@@ -67,13 +70,28 @@ def test_is_valid(path: Path) -> None:
     assert (parsed.api_version, parsed.kind) == (content["apiVersion"], content["kind"])
 
 
-@pytest.mark.parametrize("job", of_kind("FineTuneJob"), ids=lambda job: job["metadata"]["name"])
+ON_AWS = document(EXAMPLES / "aws" / "finetunejob.yaml")
+LOCAL = [job for job in of_kind("FineTuneJob") if job != ON_AWS]
+
+
+@pytest.mark.parametrize("job", LOCAL, ids=lambda job: job["metadata"]["name"])
 def test_a_job_names_what_the_local_cluster_has(job: dict[str, Any]) -> None:
     spec = FineTuneJob.model_validate(job).spec
     assert spec.profile in CHART["profiles"]
     assert spec.storage.endpoint == object_store.ENDPOINT
     uris = [spec.model.uri, spec.output.uri, *(source.uri or "" for source in spec.dataset.sources)]
     assert {uri.split("/")[2] for uri in uris} <= set(object_store.BUCKETS)
+
+
+def test_the_job_for_aws_has_no_keys_and_fits_its_gpu_as_its_page_says() -> None:
+    spec = FineTuneJob.model_validate(ON_AWS).spec
+    assert (spec.storage.endpoint, spec.storage.credentials, spec.storage.path_style) == ("", None, False)
+    gpu = CHART["profiles"][spec.profile]["gpu"]
+    qwen = {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28}
+    qwen |= {"num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False}
+    gib = peak_memory(read_shape(qwen), spec.training, ON_GPU).total / GIB
+    assert gib < USABLE * gpu["memoryGib"]
+    assert f"some {gib:.1f} of the L4's {gpu['memoryGib']} GiB" in (EXAMPLES / "aws" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("deployment", of_kind("AdapterDeployment"), ids=lambda each: each["metadata"]["name"])
