@@ -102,11 +102,12 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     with Collector(params, Intake(params), Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
         collector.read([Copy(file, rows)], _silent)
     made = collector.made
-    division = divide(made.ledger, made.clusters, made.texts, params)
+    near = made.near(params.duplicates.near_percent)
+    division = divide(made.ledger, near, made.texts, params)
     return {
         "examples": len(division.parts),
         "findings": made.intake.personal.total(),
-        "nearDuplicates": len(made.clusters),
+        "nearDuplicates": len(near.clusters),
     }
 
 

@@ -29,6 +29,7 @@ from finetune_jobs.dataset.division import Division, divide
 from finetune_jobs.dataset.inputs import find_names_model, inputs_digest
 from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.ledger import Ledger
+from finetune_jobs.dataset.near_duplicates import Hashes
 from finetune_jobs.dataset.pii.ner import package_folder
 from finetune_jobs.dataset.sources import find_sources
 from finetune_jobs.dataset.split import Part
@@ -96,9 +97,10 @@ def prepare(context: Context) -> Made:
     own.encoder.require_short()
     require_learnable(own.ledger, params)
     context.progress.report(0.75, "looking for near duplicates, dividing")
-    division = divide(own.ledger, own.clusters, own.texts, params)
+    near = own.near(params.duplicates.near_percent)
+    division = divide(own.ledger, near, own.texts, params)
     require_enough(own.ledger, division)
-    general = _replay(context, params, copies, own, division, benchmarks)
+    general = _replay(context, params, copies, own, division, near.frame, benchmarks)
     folder = context.scratch / "dataset"
     folder.mkdir()
     context.progress.report(0.85, "writing")
@@ -192,6 +194,7 @@ def _replay(
     copies: list[Copy],
     own: Collected,
     division: Division,
+    frame: Hashes,
     benchmarks: Benchmarks | None,
 ) -> Replayed | None:
     """General data, checked and cleaned like the rest: as much of it as the spec's share asks for, and nothing that is
@@ -213,7 +216,8 @@ def _replay(
     found = collector.made
     require_valid(found.ledger, params)
     tested = {identity for identity, part in division.parts.items() if part is not Part.TRAIN}
-    leaks = leakage.find(found.texts(set(found.ledger.labels)), own.texts(tested), params.duplicates.near_percent)
+    texts = found.texts(set(found.ledger.labels))
+    leaks = leakage.find(texts, own.texts(tested), params.duplicates.near_percent, frame)
     usable = found.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
     trained = sum(part is Part.TRAIN for part in division.parts.values())
     chosen = sampling.replay(usable, trained, params.replay.percent, params.split.seed)

@@ -50,7 +50,7 @@ class Reader:
         require_valid(made.ledger, params)
         encoder.require_short()
         require_learnable(made.ledger, params)
-        require_enough(made.ledger, divide(made.ledger, made.clusters, made.texts, params))
+        require_enough(made.ledger, divide(made.ledger, made.near(params.duplicates.near_percent), made.texts, params))
         return made
 
 

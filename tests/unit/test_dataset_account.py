@@ -48,7 +48,9 @@ def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows
 
 
 def account_of(made: Collected, params: PrepareParams) -> Account:
-    return Account.of(made, divide(made.ledger, made.clusters, made.texts, params), 0, params, "")
+    return Account.of(
+        made, divide(made.ledger, made.near(params.duplicates.near_percent), made.texts, params), 0, params, ""
+    )
 
 
 def chat(*turns: str) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, i
     rows = [chat(f"{words('near', 20)} {end}", "yes") for end in ("now", "then", "now")] + [{}]
     ledger = (made := collect(tokenizer, tmp_path / "spool.arrow", params, rows)).ledger
     with pytest.raises(StageError) as caught:
-        require_enough(ledger, divide(ledger, made.clusters, made.texts, params))
+        require_enough(ledger, divide(ledger, made.near(params.duplicates.near_percent), made.texts, params))
     assert caught.value.message.endswith(
         "Of 4 rows, 1 were invalid, 1 duplicates and 1 left out by rules; 1 examples are left."
     )

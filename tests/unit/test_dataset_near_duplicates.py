@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from finetune_jobs.dataset.near_duplicates import (
     Sketches,
     band_rows,
     compared_text,
+    find,
+    frame,
     shingles,
     words,
 )
@@ -99,6 +102,21 @@ def test_bills_that_differ_in_a_number_do_not_collapse(length: int) -> None:
     """By signatures alone they would: at 12 words (similarity 0.82) one pair in six is estimated over 0.85."""
     words_before = [f"shop{n}" for n in range(length - 1)]
     assert clusters({f"{n:04}": " ".join([*words_before, str(100_000 + 7 * n)]) for n in range(600)}) == {}
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12).map(" ".join), max_size=9))
+def test_the_frame_is_what_more_than_half_of_all_texts_share(texts: list[str]) -> None:
+    counts = Counter(each for text in texts for each in set(shingles(text)))
+    expected = sum(count > len(texts) / 2 for count in counts.values())
+    assert len(frame(texts)) == len(set(frame(texts).tolist())) == expected
+
+
+def test_what_is_nothing_but_frame_is_compared_whole() -> None:
+    shared = " ".join(f"w{n}" for n in range(60))
+    texts = {f"{n}": f"{shared} {' '.join(prose(n, 9))}" for n in range(50)} | {"a": shared, "b": f"{shared}!"}
+    found = find(set(texts), lambda some: ((name, texts[name]) for name in some), 85)
+    assert found.clusters == {"a": "a", "b": "a"}
+    assert clusters(texts) != found.clusters
 
 
 def test_planted_near_duplicates_are_found_and_nothing_else() -> None:

@@ -143,6 +143,41 @@ def test_near_duplicates_stay_together_or_go(prepared: Prepared) -> None:
     assert "Rules left out 40 (nearDuplicate 40)." in prepared.result.message
 
 
+LONG = " ".join(f"rule{n}" for n in range(70))
+
+
+@pytest.mark.parametrize(
+    ("frame", "fields"),
+    [
+        ("template", {"columns": Columns(template=f"{LONG} {{text}} {LONG[::-1]}", label="label")}),
+        ("instruction", {"columns": None}),
+        ("messages", {"columns": None}),
+    ],
+)
+def test_a_text_around_all_rows_makes_none_a_near_duplicate(
+    prepared: Prepared, frame: str, fields: dict[str, Any]
+) -> None:
+    """What varies are a few words, some of which a tenth of the rows shares; only real near duplicates are found."""
+    asked = [f"{text(n)} {'please help me' if n % 10 == 0 else ''}" for n in range(200)]
+    long = [" ".join(f"{word}{n}" for word in (*WORDS, *reversed(WORDS), *WORDS)) for n in range(3)]
+    asked += [f"{each} {end}" for each in long for end in ("now", "then")]
+    given: list[Row] = [{"text": each, "label": "ab"[n % 2]} for n, each in enumerate(asked)]
+    if frame == "instruction":
+        given = [{"instruction": LONG, "input": row["text"], "output": row["label"]} for row in given]
+    elif frame == "messages":
+        turns = [(f"{LONG} {row['text']}", row["label"]) for row in given]
+        roles = ("user", "assistant")
+        given = [
+            {"messages": [{"role": role, "content": each} for role, each in zip(roles, turn, strict=True)]}
+            for turn in turns
+        ]
+    prepared.run(prepared.put("rows.jsonl", given), max_length=2048, **fields)
+    assert prepared.report["rows"]["nearDuplicates"] == 3
+    assert [prepared.report["rows"][part] for part in ("train", "validation", "test")] == [166, 20, 20]
+    prepared.run(prepared.put("rows.jsonl", given), max_length=2048, duplicates=Duplicates(drop_near=True), **fields)
+    assert prepared.report["rows"]["nearDropped"] == 3
+
+
 def test_groups_are_never_torn_apart(prepared: Prepared) -> None:
     grouped = [row | {"ticket": n // 5} for n, row in enumerate(rows(300))]
     prepared.run(prepared.put("rows.jsonl", grouped), group_by="ticket")

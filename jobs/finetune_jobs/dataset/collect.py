@@ -12,11 +12,11 @@ from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset.contamination import Reference
 from finetune_jobs.dataset.intake import Dropped, Intake
 from finetune_jobs.dataset.ledger import Ledger, Place
-from finetune_jobs.dataset.near_duplicates import NearDuplicates, compared_text
+from finetune_jobs.dataset.near_duplicates import Near, compared_text, find
 from finetune_jobs.dataset.readers import Fault, Row, read_rows
 from finetune_jobs.dataset.sources import SourceFile
 from finetune_jobs.dataset.split import CLAIMS, Part
-from finetune_jobs.dataset.spool import Spooled, SpoolWriter, read_spool
+from finetune_jobs.dataset.spool import Spooled, SpoolWriter, read_spool, read_texts
 from finetune_jobs.dataset.tokens import Encoder
 from finetune_jobs.dataset.validation import Example
 from finetune_jobs.progress import Report
@@ -55,8 +55,8 @@ class Collected:
     intake: Intake
     encoder: Encoder
     spool: Path
-    clusters: dict[str, str] = field(default_factory=dict)
-    """The cluster of every example that has near duplicates."""
+    again: set[str] = field(default_factory=set)
+    """Examples whose prompt another one has too: further answers to it."""
     added: int = 0
     """Pieces of longer examples, beyond the first of each."""
     repeated_pieces: int = 0
@@ -64,12 +64,16 @@ class Collected:
     tests_in_benchmark: int = 0
     """Examples of a test that a source provides which hold texts of a benchmark."""
 
+    def near(self, near_percent: int) -> Near:
+        """Which prompts are near duplicates; every different one is looked at once."""
+        return find(self.ledger.labels.keys() - self.again, self.texts, near_percent)
+
     def texts(self, identities: set[str]) -> Iterator[tuple[str, str]]:
         """Identity and compared text of those examples."""
         names = self.ledger.identities()
-        for example in read_spool(self.spool):
-            if names[example.index] in identities:
-                yield names[example.index], compared_text(json.loads(example.text)["messages"])
+        for index, text in read_texts(self.spool):
+            if names[index] in identities:
+                yield names[index], compared_text(json.loads(text)["messages"])
 
     def examples(self, identities: Iterable[str]) -> Iterator[tuple[str, Spooled]]:
         """Those examples in the order of the sources."""
@@ -93,7 +97,6 @@ class Collector:
         """Examples that may be learnt go to the file ``spool``."""
         self.made = Collected(Ledger(params.task.type), intake, encoder, spool)
         self._params, self._benchmark = params, benchmark
-        self._near = NearDuplicates(params.duplicates.near_percent)
         self._out = SpoolWriter(spool)
 
     def __enter__(self) -> "Collector":
@@ -103,8 +106,6 @@ class Collector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._out.__exit__(kind, error, trace)
-        if kind is None:
-            self.made.clusters = self._near.clusters()
 
     def read(self, copies: list[Copy], report: Report) -> None:
         """Take every row of some files. ``report`` is told how many bytes are read.
@@ -161,8 +162,8 @@ class Collector:
                 continue
             index = ledger.keep(piece.example, place, piece.tokens, part, example)
             self._out.add(Spooled(index, _line(piece.example), piece.pieces))
-            if not piece.example.sample:
-                self._near.add(piece.example.identity, compared_text(piece.example.messages))
+            if piece.example.sample:
+                self.made.again.add(piece.example.identity)
 
 
 def _numbered(example: Example, sample: int) -> Example:

@@ -1,16 +1,14 @@
 """Which example is in which part, once all are known: near duplicates and groups stay together, leaks are refused."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset import leakage, sampling
 from finetune_jobs.dataset.ledger import Ledger
+from finetune_jobs.dataset.near_duplicates import Hashes, Near, Texts
 from finetune_jobs.dataset.split import CLAIMS, Part, assign, unite
-
-Texts = Callable[[set[str]], Iterable[tuple[str, str]]]
-"""Identity and text of the examples that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,14 @@ class Division:
     """Training examples that a pilot leaves aside."""
 
 
-def divide(ledger: Ledger, near: Mapping[str, str], texts: Texts, params: PrepareParams) -> Division:
-    """The division that the spec asks for; ``near`` are the clusters of near duplicates.
+def divide(ledger: Ledger, near: Near, texts: Texts, params: PrepareParams) -> Division:
+    """The division that the spec asks for, with the near duplicates that were found.
 
     Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is (nearly) the same.
     """
     if torn := ledger.torn():
         raise leakage.refusal(torn)
-    clusters = _clusters(near, ledger)
+    clusters = _clusters(near.clusters, ledger)
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
     if params.duplicates.drop_near:
@@ -44,7 +42,7 @@ def divide(ledger: Ledger, near: Mapping[str, str], texts: Texts, params: Prepar
         ledger.leave_out(dropped)
         clusters = []
     links = [(members[0], identity) for members in clusters for identity in members[1:]]
-    parts = _without_leaks(ledger, links, texts, params)
+    parts = _without_leaks(ledger, links, near.frame, texts, params)
     trained = {identity: ledger.labels[identity] for identity, part in parts.items() if part is Part.TRAIN}
     chosen = sampling.pilot(trained, params.pilot.examples, params.split.seed) if params.pilot else set(trained)
     stay = {identity: part for identity, part in parts.items() if part is not Part.TRAIN or identity in chosen}
@@ -63,7 +61,7 @@ def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
 
 
 def _without_leaks(
-    ledger: Ledger, links: list[tuple[str, str]], texts: Texts, params: PrepareParams
+    ledger: Ledger, links: list[tuple[str, str]], frame: Hashes, texts: Texts, params: PrepareParams
 ) -> dict[str, Part]:
     """A division of which the test holds nothing that is trained.
 
@@ -84,7 +82,7 @@ def _without_leaks(
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
         )
-        leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent)
+        leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent, frame)
         if not leaks:
             return parts
     raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks])

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.near_duplicates import Frozen, Sketches, band_rows
+from finetune_jobs.dataset.near_duplicates import NO_FRAME, Frozen, Hashes, Sketches, band_rows
 from finetune_jobs.dataset.split import Part
 from finetune_jobs.errors import StageError
 
@@ -31,19 +31,21 @@ class Leak(NamedTuple):
     test: str
 
 
-def find(train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]], near_percent: int) -> list[Leak]:
+def find(
+    train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]], near_percent: int, frame: Hashes = NO_FRAME
+) -> list[Leak]:
     """For each test text that has near duplicates among the training texts, the most similar one.
 
-    Texts come as (identity, text) and are not kept. Memory: as ``NearDuplicates``, for four times the rows of the test;
-    the training texts pass by in chunks.
+    ``frame``: what does not count, as ``near_duplicates.frame`` finds it. Texts come as (identity, text) and are not
+    kept. Memory: as ``NearDuplicates``, for four times the rows of the test; the training texts pass by in chunks.
     """
     if not near_percent:
         return []
-    tested, index = _sketch(test)
+    tested, index = _sketch(test, frame)
     best: dict[str, tuple[float, str]] = {}
     rows = iter(train)
     while tested:
-        trained, chunk = _sketch(islice(rows, max(_CHUNK, len(tested))))
+        trained, chunk = _sketch(islice(rows, max(_CHUNK, len(tested))), frame)
         if not trained:
             break
         for test_row, train_row, similarity in _alike(index, chunk, near_percent):
@@ -52,8 +54,8 @@ def find(train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]], near
     return [Leak(name, identity) for identity, (_, name) in sorted(best.items())]
 
 
-def _sketch(rows: Iterable[tuple[str, str]]) -> tuple[list[str], Frozen]:
-    sketches = Sketches(SEED)
+def _sketch(rows: Iterable[tuple[str, str]], frame: Hashes) -> tuple[list[str], Frozen]:
+    sketches = Sketches(SEED, frame)
     names = []
     for identity, text in rows:
         names.append(identity)

@@ -1,4 +1,4 @@
-"""Near duplicates: texts that share most of their word triples, found in one pass over rows that are not kept (pure).
+"""Near duplicates: texts that share most of their word triples, found in passes over rows that are not kept (pure).
 
 The similarity of two texts is the Jaccard index of their sets of word triples (shingles: Broder, "On the resemblance
 and containment of documents", 1997). Candidates come from MinHash signatures in bands (locality-sensitive hashing:
@@ -6,14 +6,18 @@ Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3) and are
 shingles themselves. Signatures alone are too coarse: their error of three percentage points links a few of a hundred
 pairs that are somewhat alike, and through such links a thousand bills that differ in a number become one cluster.
 
+What more than half of all texts share does not count: it is the frame into which a template or an instruction puts each
+row, and tells none from another. With it, short entries in a long frame would all be one cluster.
+
 Everything depends on the texts and their identities only: not on the order of the rows, the process or the machine.
 """
 
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import nsmallest
 from math import sqrt
 from typing import Final
 
@@ -27,9 +31,17 @@ WIDTH: Final = 128
 """MinHash values a text. The error (one standard deviation) of an estimate s is sqrt(s (1 - s) / 128)."""
 SKETCH: Final = 128
 """Shingles kept a text, those with the smallest hashes (bottom-k sketch: Cohen and Kaplan, 2007)."""
+FRAME_SAMPLE: Final = 256
+"""Texts that tell what most share: what 60 % of all texts hold is in half of these, but for one case in a thousand."""
 WINDOW: Final = 16
 """Rows of one bucket that each row is compared with: a bucket costs its size times this, never its square."""
 SEED: Final = 0x5EED
+
+Texts = Callable[[set[str]], Iterable[tuple[str, str]]]
+"""Identity and text of the examples that are asked for."""
+Hashes = npt.NDArray[np.uint64]
+"""Hashes of shingles."""
+NO_FRAME: Final[Hashes] = np.zeros(0, dtype=np.uint64)
 
 _SHINGLE: Final = 3
 _MISSED: Final = 1e-4
@@ -71,6 +83,37 @@ def shingles(text: str) -> list[str]:
     return list(map(" ".join, zip(found, found[1:], found[2:], strict=False)))
 
 
+@dataclass(frozen=True)
+class Near:
+    """What a search for near duplicates found."""
+
+    clusters: dict[str, str]
+    """The cluster of every text that has near duplicates: the smallest identity in it."""
+    frame: Hashes = field(default_factory=lambda: NO_FRAME)
+    """What most texts share, in order; another search in the same texts must leave it out too."""
+
+
+def find(identities: set[str], texts: Texts, near_percent: int) -> Near:
+    """Near duplicates among some texts. ``near_percent``: as ``NearDuplicates``."""
+    if not near_percent:
+        return Near({})
+    sample = set(nsmallest(FRAME_SAMPLE, identities))  # identities are hashes: these are any texts
+    shared = frame(text for _, text in texts(sample))
+    near = NearDuplicates(near_percent, shared)
+    for identity, text in texts(identities):
+        near.add(identity, text)
+    return Near(near.clusters(), shared)
+
+
+def frame(texts: Iterable[str]) -> Hashes:
+    """The shingles that stand in more than half of some texts, in order. Memory: 16 bytes a word of each text."""
+    found = [distinct(_hashed([shingles(text)])) for text in texts]
+    every = np.sort(np.concatenate(found)) if found else NO_FRAME
+    half = len(found) // 2
+    shared: Hashes = every[half:][every[half:] == every[: len(every) - half]]  # so many places apart: half and one more
+    return distinct(shared)
+
+
 class NearDuplicates:
     """Clusters of texts that are near duplicates, directly or over others.
 
@@ -78,11 +121,11 @@ class NearDuplicates:
     all at most 0.8 kB. One million rows of 60 words need 0.5 GB, and 0.1 GB more while they are compared.
     """
 
-    def __init__(self, near_percent: int) -> None:
+    def __init__(self, near_percent: int, frame: Hashes = NO_FRAME) -> None:
         """``near_percent``: similarity in percent from which two texts are near duplicates; 0: none are."""
         self._percent = near_percent
         self._identities: list[str] = []
-        self._sketches = Sketches(SEED)
+        self._sketches = Sketches(SEED, frame)
 
     def add(self, identity: str, text: str) -> None:
         """Take a row; its text is not kept."""
@@ -118,10 +161,13 @@ def band_rows(percent: int) -> int:
 
 
 class Sketches:
-    """Takes texts, one by one, and keeps of each a MinHash signature and the smallest hashes of its shingles."""
+    """Takes texts, one by one, and keeps of each a MinHash signature and the smallest hashes of its shingles.
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    Those of ``frame`` do not count, unless a text has no others.
+    """
+
+    def __init__(self, seed: int, frame: Hashes = NO_FRAME) -> None:
+        self._seed, self._frame = seed, frame
         self._waiting: list[list[str]] = []
         self._shingles = 0
         self._signatures, self._hashes, self._sizes = bytearray(), bytearray(), array("B")
@@ -146,7 +192,7 @@ class Sketches:
         if not self._waiting:
             return
         lengths = np.array([len(each) for each in self._waiting], dtype=np.int64)
-        hashes = np.frombuffer(_joined("Q", rensa.RMinHash.hash_token_sets(self._waiting)), dtype=np.uint64)
+        hashes, lengths = self._without_frame(_hashed(self._waiting), lengths)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets.astype(np.uint64), WIDTH, self._seed
@@ -157,7 +203,15 @@ class Sketches:
         self._keep_smallest(hashes, lengths)
         self._waiting, self._shingles = [], 0
 
-    def _keep_smallest(self, hashes: npt.NDArray[np.uint64], lengths: npt.NDArray[np.int64]) -> None:
+    def _without_frame(self, hashes: Hashes, lengths: npt.NDArray[np.int64]) -> tuple[Hashes, npt.NDArray[np.int64]]:
+        if not len(self._frame):
+            return hashes, lengths
+        text = np.repeat(np.arange(len(lengths)), lengths)
+        counts = ~np.isin(hashes, self._frame)
+        counts |= (np.bincount(text[counts], minlength=len(lengths)) == 0)[text]
+        return hashes[counts], np.bincount(text[counts], minlength=len(lengths))
+
+    def _keep_smallest(self, hashes: Hashes, lengths: npt.NDArray[np.int64]) -> None:
         count = len(lengths)
         text = np.repeat(np.arange(count, dtype=np.uint64), lengths)
         found = distinct(text << np.uint64(32) | _mixed(hashes) >> np.uint64(32))
@@ -246,6 +300,11 @@ class Frozen:
             yield keys
 
 
+def _hashed(texts: list[list[str]]) -> Hashes:
+    """The hashes of the shingles of some texts, one text after the other."""
+    return np.frombuffer(_joined("Q", rensa.RMinHash.hash_token_sets(texts)), dtype=np.uint64)
+
+
 def _joined(typecode: str, rows: Iterable[list[int]]) -> "array[int]":
     """All numbers of some lists, one after the other: a third of the time that numpy.array takes."""
     joined: array[int] = array(typecode)
@@ -254,11 +313,11 @@ def _joined(typecode: str, rows: Iterable[list[int]]) -> "array[int]":
     return joined
 
 
-def distinct(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def distinct(values: Hashes) -> Hashes:
     """The different values in order; sorts ``values`` in place. Several times as fast as numpy.unique, which hashes."""
     values.sort()
     is_first = np.concatenate([np.ones(min(1, len(values)), dtype=np.bool_), values[1:] != values[:-1]])
-    found: npt.NDArray[np.uint64] = values[is_first]
+    found: Hashes = values[is_first]
     return found
 
 

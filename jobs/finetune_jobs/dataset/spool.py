@@ -66,10 +66,23 @@ class SpoolWriter:
         self._waiting = []
 
 
+def read_texts(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and line of all examples, as ``Spooled`` has them, in their order; tokens are not read."""
+    for rows in _batches(path, ["index", "text"]):
+        for row in rows:
+            yield row["index"], row["text"]
+
+
 def read_spool(path: Path) -> Iterator[Spooled]:
     """All examples of a completed spool, in their order."""
-    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+    for rows in _batches(path, _SCHEMA.names):
+        for row in rows:
+            pieces = zip(row["input_ids"], row["labels"], strict=True)
+            yield Spooled(row["index"], row["text"], [Encoded(*piece) for piece in pieces])
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    options = pa.ipc.IpcReadOptions(included_fields=[_SCHEMA.get_field_index(column) for column in columns])
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
         for number in range(reader.num_record_batches):
-            for row in reader.get_batch(number).to_pylist():
-                pieces = zip(row["input_ids"], row["labels"], strict=True)
-                yield Spooled(row["index"], row["text"], [Encoded(*piece) for piece in pieces])
+            yield reader.get_batch(number).to_pylist()
