@@ -134,6 +134,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("tenancy", "rules"): tenancy["rules"],
         ("operator", "workers"): settings["workers"],
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
+        ("operator", "keepEndedSeconds"): settings["keepEndedSeconds"],
         ("operator", "progressSeconds"): settings["progressSeconds"],
         ("operator", "policySeconds"): settings["policySeconds"],
         ("operator", "logFormat"): {"enum": ["plain", "json"]},

@@ -172,6 +172,8 @@ class Settings(ApiModel):
     cost little, and in a burst no resource waits for a worker."""
     resync_seconds: Annotated[int, Field(ge=10)] = 600
     """Every resource is looked at again after this time, event or not."""
+    keep_ended_seconds: Annotated[int, Field(ge=0)] = 604800
+    """How long Jobs, pods and inputs of a FineTuneJob's run stay when it has ended, for people who read their logs."""
     progress_seconds: Annotated[int, Field(ge=1)] = 10
     """How often the progress of a running stage is read."""
     policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10

@@ -14,7 +14,7 @@ from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
-from finetune_operator.actions import PODS
+from finetune_operator.actions import CONFIG_MAPS, JOBS, PODS
 from finetune_operator.kube import ApiError
 from tests.controlplane.conftest import Team, condition, ready, wait
 from tests.support.fake_node import failed
@@ -119,6 +119,24 @@ def test_a_changed_spec_after_the_end_starts_a_run_that_reuses_what_is_the_same(
         StageState.REUSED,
         StageState.SUCCEEDED,
     ]
+
+
+def test_objects_of_runs_that_are_over_go(team: Team) -> None:
+    """Of two runs: Jobs, pods and inputs. The status keeps both, and nothing is done again."""
+    team.start(keep_ended_seconds=2, resync_seconds=10)
+    team.create("tidy")
+    team.until("tidy", Phase.SUCCEEDED)
+    team.change("tidy", training={"epochs": 5})
+    wait(lambda: (run := team.status("tidy").run) is not None and run.number == 2, "run 2")
+    status = team.until("tidy", Phase.SUCCEEDED)
+    assert team.jobs("tidy")
+    owned = f"{meta.LABEL_OWNER_NAME}=tidy"
+    wait(lambda: not any(team.api.select(kind, team.namespace, owned) for kind in (JOBS, PODS, CONFIG_MAPS)), "it", 60)
+    started = len(team.node.started)
+    time.sleep(12)
+    assert team.status("tidy") == status
+    assert [run.number for run in status.runs] == [1]
+    assert len(team.node.started) == started
 
 
 def test_a_running_spec_is_frozen(team: Team) -> None:

@@ -205,12 +205,18 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
         "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
         "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
         "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
-        "operator": {"workers": 3, "resyncSeconds": 60, "progressSeconds": 5, "policySeconds": 7},
+        "operator": {
+            "workers": 3,
+            "resyncSeconds": 60,
+            "keepEndedSeconds": 1000000,
+            "progressSeconds": 5,
+            "policySeconds": 7,
+        },
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     rendered = settings(render("--values", str(tmp_path / "values.yaml")))
     mine, runtime = rendered.profiles["mine"], rendered.runtimes["tgi-cpu"]
-    assert (rendered.workers, rendered.resync_seconds) == (3, 60)
+    assert (rendered.workers, rendered.resync_seconds, rendered.keep_ended_seconds) == (3, 60, 1000000)
     assert (rendered.progress_seconds, rendered.policy_seconds) == (5, 7)
     assert (rendered.images.pull_policy, rendered.images.pull_secrets) == ("Never", ["registry"])
     assert rendered.proxy == Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")

@@ -17,8 +17,9 @@ from finetune_api.hashing import digest
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
-from finetune_operator.actions import FINETUNEJOBS, JOBS, SERVICES, Create, Delete, Patch, Plan
+from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, SERVICES, Create, Delete, Patch, Plan
 from finetune_operator.apply import NameTaken
+from finetune_operator.finetunejob.leftovers import Leftover, is_over
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.outcome import State, Verdict
 from finetune_operator.finetunejob.plan import blocked, current_run, plan
@@ -274,6 +275,36 @@ def test_nothing_of_another_run_goes_on() -> None:
     result = plan(observed(jobs=(old, replace(finished, run="before", name="older"))), NOW)
     assert result.actions == (Delete(JOBS, "old", "old-uid"),)
     assert told(result) == (Phase.PENDING, Reason.WAITING)
+
+
+@pytest.mark.parametrize(
+    ("run", "ended_at", "over"),
+    [
+        (RUN, None, False),
+        (RUN, "2026-01-01T11:00:01Z", False),
+        (RUN, "2026-01-01T11:00:00Z", True),
+        ("earlier", "2026-01-01T11:00:01Z", False),
+        ("earlier", "2026-01-01T11:00:00Z", True),
+        ("forgotten", THEN, True),
+    ],
+)
+def test_when_a_run_is_over(run: str, ended_at: str | None, over: bool) -> None:
+    """It is kept for an hour here. A resource that has lost its status knows of no end."""
+    known = RunStatus(id=RUN, number=2, spec_hash="x", started_at=THEN, finished_at=ended_at if run == RUN else None)
+    earlier = known.model_copy(update={"id": "earlier", "number": 1, "finished_at": ended_at or THEN})
+    assert is_over(FineTuneJobStatus(run=known, runs=[earlier]), run, timedelta(hours=1), NOW) is over
+    assert not is_over(FineTuneJobStatus(), run, timedelta(), NOW)
+
+
+def test_what_is_left_of_runs_that_are_over_goes() -> None:
+    """The run at hand keeps its own until it has ended, though the status may know nothing of it yet."""
+    old = [Leftover(resource, f"old-{number}", "uid", "before") for number, resource in enumerate((CONFIG_MAPS, JOBS))]
+    own = Leftover(JOBS, "own", "uid", RUN)
+    gone = tuple(Delete(left.resource, left.name, left.uid) for left in old)
+    begun = plan(observed(jobs=(job(Stage.RESOLVE),), leftovers=(*old, own)), NOW)
+    assert begun.actions == gone
+    over = plan(observed(status=ended(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED), leftovers=(*old, own)), NOW)
+    assert over.actions == (*gone, Delete(JOBS, "own", "uid"))
 
 
 @pytest.mark.parametrize(

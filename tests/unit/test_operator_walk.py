@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.stages import PIPELINE
-from finetune_operator.actions import FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS
+from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS
 from finetune_operator.cache import CHILDREN, Cache
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import spec_hash
@@ -40,7 +41,8 @@ STEPS = (
 class Walk:
     """One FineTuneJob, its cluster and its operator."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_ended_seconds: int = SETTINGS.keep_ended_seconds) -> None:
+        self.settings = SETTINGS.model_copy(update={"keep_ended_seconds": keep_ended_seconds})
         self.cluster = MemoryCluster()
         self.cluster.create(SERVICE_ACCOUNTS, runner())
         self.cluster.create(FINETUNEJOBS, fine_tune_job("walk"))
@@ -57,7 +59,7 @@ class Walk:
         self.cache = Cache()
         for resource in (FINETUNEJOBS, *CHILDREN):
             self.cache.replace(resource, {}, cluster.select(resource, None))
-        kind = fine_tune_job_kind(cluster, self.cache, SETTINGS)
+        kind = fine_tune_job_kind(cluster, self.cache, self.settings)
         self.reconciler = Reconciler(cluster, self.cache, {KEY.kind: kind}, lambda: cluster.now)
 
     def watch(self) -> None:
@@ -157,10 +159,10 @@ class Walk:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(STEPS), max_size=60))
-def test_it_ends_with_the_artifact_of_its_spec(steps: list[str]) -> None:
-    """Any walk, then a pause, then rest."""
-    walk = Walk()
+@given(st.lists(st.sampled_from(STEPS), max_size=60), st.sampled_from([0, SETTINGS.keep_ended_seconds]))
+def test_it_ends_with_the_artifact_of_its_spec(steps: list[str], keep_ended_seconds: int) -> None:
+    """Any walk, then a pause, then rest; whether the objects of ended runs stay or go at once."""
+    walk = Walk(keep_ended_seconds)
     for name in steps:
         walk.step(name)
     walk.cluster.crash_in = 0
@@ -179,6 +181,28 @@ def test_it_ends_with_the_artifact_of_its_spec(steps: list[str]) -> None:
     assert Counter(walk.cluster.store.executed).total() == len(made), "no work is done twice"
     keys = {row.name: row.input_key for row in status.stages[1:]}
     assert {name: made[key].stage for name, key in keys.items()} == {stage.value: stage for stage in PIPELINE}
+    if keep_ended_seconds == 0:
+        walk.reconcile()
+        assert not [place for place in walk.cluster.objects if place[0] in (JOBS.kind, PODS.kind)]
+
+
+def test_objects_of_a_run_go_when_it_has_been_over_for_long_enough() -> None:
+    """Jobs with their pods, and inputs, also of a run that was cut short; the status stays, and nothing starts."""
+    walk = Walk(keep_ended_seconds=3600)
+    walk.turn()
+    walk.pause()
+    walk.step("change")
+    status = walk.settle()
+    assert [run.number for run in status.runs] == [1]
+    kept = set(walk.cluster.objects)
+    walk.cluster.now += timedelta(minutes=59)
+    walk.reconcile()
+    assert set(walk.cluster.objects) == kept
+    walk.cluster.now += timedelta(minutes=1)
+    walk.turn()
+    walk.turn()
+    assert not {JOBS.kind, PODS.kind, CONFIG_MAPS.kind} & {kind for kind, _ in walk.cluster.objects}
+    assert walk.status() == status
 
 
 def test_at_rest_nothing_is_written() -> None:

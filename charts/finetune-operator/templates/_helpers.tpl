@@ -59,9 +59,10 @@ proxy: {{ toJson .Values.proxy }}
 tenancy: {{ toJson .Values.tenancy }}
 namespaces: {{ toJson .Values.watchNamespaces }}
 workers: {{ .Values.operator.workers }}
-resyncSeconds: {{ .Values.operator.resyncSeconds }}
-progressSeconds: {{ .Values.operator.progressSeconds }}
-policySeconds: {{ .Values.operator.policySeconds }}
+resyncSeconds: {{ int64 .Values.operator.resyncSeconds }}
+keepEndedSeconds: {{ int64 .Values.operator.keepEndedSeconds }}
+progressSeconds: {{ int64 .Values.operator.progressSeconds }}
+policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{- end -}}
 
 {{/* The IPv4 (false) or IPv6 (true) part of a list of CIDRs. */}}

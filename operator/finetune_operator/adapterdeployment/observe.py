@@ -138,8 +138,7 @@ class Observer:
         if resource in _WATCHED:
             found = self._cache.children(owner.key, resource)
         else:
-            labels = ",".join(f"{name}={value}" for name, value in owner.labels.items())
-            found = self._client.select(resource, owner.namespace, labels)
+            found = self._client.select(resource, owner.namespace, owner.selector)
         return {child["metadata"]["name"]: child for child in found if owner.owns(child)}
 
     def _pods(self, owner: Owner, jobs: Iterable[Object]) -> tuple[Object, ...]:

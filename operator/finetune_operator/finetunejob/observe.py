@@ -1,6 +1,7 @@
 """What is there: one FineTuneJob, its Jobs and pods, and what its namespace offers."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -13,6 +14,7 @@ from finetune_api.stages import Stage
 from finetune_operator.actions import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES, Object
 from finetune_operator.cache import Cache, output_of
 from finetune_operator.conditions import parse_timestamp
+from finetune_operator.finetunejob.leftovers import Leftover, is_over
 from finetune_operator.finetunejob.outcome import UNFINISHED, State, Verdict, judge
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
 from finetune_operator.kube import KubeClient
@@ -83,6 +85,8 @@ class Observed:
     """What the API server said when it did not take a stage's objects."""
     sample: Sample | None = None
     """Progress of the running stage, where it was read now."""
+    leftovers: tuple[Leftover, ...] = ()
+    """What runs have left that are over."""
 
 
 class Observer:
@@ -102,25 +106,30 @@ class Observer:
         spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
         pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
-        jobs = tuple(self._stage_job(owner, job, pods, now) for job in live)
+        by_owner = defaultdict[str, list[Object]](list)
+        for pod in pods:
+            for uid in _owners(pod):
+                by_owner[uid].append(pod)
+        jobs = tuple(self._stage_job(owner, job, by_owner[job["metadata"]["uid"]], now) for job in live)
         uids = {job["metadata"]["uid"] for job in live}
+        status = parse_status(FineTuneJobStatus, resource.get("status") or {})
         return Observed(
             owner=owner,
             metadata=metadata,
             spec=spec,
             spec_error=error,
-            status=parse_status(FineTuneJobStatus, resource.get("status") or {}),
+            status=status,
             settings=self._settings,
             jobs=jobs,
             strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=spec is None or self._has_account(owner.namespace, spec.profile),
             rival=find_rival(resource, self._cache.publishers(output_of(resource))) if spec else "",
             sample=self._sample(jobs, now),
+            leftovers=tuple(self._leftovers(owner, status, jobs, now)),
         )
 
-    def _stage_job(self, owner: Owner, job: Object, pods: Sequence[Object], now: datetime) -> StageJob:
+    def _stage_job(self, owner: Owner, job: Object, own: Sequence[Object], now: datetime) -> StageJob:
         metadata = job["metadata"]
-        own = [pod for pod in pods if metadata["uid"] in _owners(pod)]
         verdict = judge(job, own)
         age = now - parse_timestamp(metadata["creationTimestamp"])
         if verdict.needs_events and age > NO_POD_GRACE:
@@ -152,6 +161,20 @@ class Observer:
         if not service or service in known:
             return False
         return self._client.get(SERVICES, owner.namespace, service) is None
+
+    def _leftovers(
+        self, owner: Owner, status: FineTuneJobStatus, jobs: Sequence[StageJob], now: datetime
+    ) -> Iterator[Leftover]:
+        """Of runs that are over, Jobs last: while there is none, nothing else is asked for."""
+        keep = timedelta(seconds=self._settings.keep_ended_seconds)
+        done = [job for job in jobs if not job.unfinished and is_over(status, job.run, keep, now)]
+        for resource in (CONFIG_MAPS, SERVICES) if done else ():
+            for child in self._client.select(resource, owner.namespace, owner.selector):
+                metadata = child["metadata"]
+                run = metadata["labels"].get(meta.LABEL_RUN, "")
+                if owner.owns(child) and is_over(status, run, keep, now):
+                    yield Leftover(resource, metadata["name"], metadata["uid"], run)
+        yield from (Leftover(JOBS, job.name, job.uid, job.run) for job in done)
 
     def _has_account(self, namespace: str, profile: str) -> bool:
         known = self._settings.profiles.get(profile)

@@ -182,7 +182,10 @@ def _watch(
 
 
 def _upkeep(observed: Observed, spec: FineTuneJobSpec, run: RunStatus) -> tuple[Action, ...]:
-    """What Jobs that are under way need: those of other runs go, and all once the run has ended; spec.suspend holds."""
+    """What Jobs that are under way need: those of other runs go, and all once the run has ended; spec.suspend holds.
+
+    Of runs that are over, everything goes.
+    """
     ended = run.outcome is not Phase.RUNNING
     actions: list[Action] = []
     for job in observed.jobs:
@@ -192,7 +195,8 @@ def _upkeep(observed: Observed, spec: FineTuneJobSpec, run: RunStatus) -> tuple[
             actions.append(Delete(JOBS, job.name, job.uid))
         else:
             actions.extend(_toggle(spec, job))
-    return tuple(actions)
+    over = [left for left in observed.leftovers if ended or left.run != run.id]
+    return (*actions, *(Delete(left.resource, left.name, left.uid) for left in over))
 
 
 def _toggle(spec: FineTuneJobSpec, job: StageJob) -> tuple[Action, ...]:

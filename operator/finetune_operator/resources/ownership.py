@@ -44,6 +44,11 @@ class Owner:
             meta.LABEL_OWNER_NAME: self.name,
         }
 
+    @property
+    def selector(self) -> str:
+        """The same as a label selector."""
+        return ",".join(f"{name}={value}" for name, value in self.labels.items())
+
     def metadata(self, name: str, labels: dict[str, str] | None = None) -> Object:
         """Metadata of a child. ``labels`` come on top of the owner's."""
         return {
