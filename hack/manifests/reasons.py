@@ -87,7 +87,7 @@ place, the value, and where the log is; it ends with what stands here under *wha
 | waits, goes on by itself | `Stalled` is True until the cause is gone; nothing is lost |
 | waits; fails when the time for the start is over | of a revision: `startupTimeoutSeconds` of the runtime and 15 minutes; an image that cannot be pulled, 5 minutes |
 | tried again, then failed | the stage's Job makes as many further attempts as the profile's `retries` (a revision's container three); then the run, or revision, has failed |
-| tried again, which does not count | as long as the profile's `deadlineSeconds` allow |
+| tried again, which does not count | as often as it takes; each attempt may take the profile's `deadlineSeconds` |
 | failed | at once: the same would come out again |
 
 A run that failed begins anew with a change of the spec, or of `spec.rerun` where the cause lay elsewhere; finished stages are reused. A revision that

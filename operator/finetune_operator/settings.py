@@ -53,8 +53,8 @@ class Profile(ApiModel):
     """What it is, for people who choose."""
     service_account_name: Name = "finetune-runner"
     """ServiceAccount of stage pods; the admin creates it in every namespace that may run jobs."""
-    deadline_seconds: Annotated[int, Field(ge=60)] = 86400
-    """Longest time that one stage may take, retries included."""
+    deadline_seconds: Annotated[int, Field(ge=60, lt=1 << 31)] = 86400
+    """Longest time that one attempt at a stage may take, from when its pod has a node; there is none after it."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """How often a stage is tried again after a failure that may pass."""
     cpu: PodShape = PodShape()

@@ -182,6 +182,50 @@ def test_a_quota_refuses_the_job(team: Team) -> None:
     team.until("poor", Phase.SUCCEEDED)
 
 
+def brief(team: Team, seconds: int) -> dict[str, Any]:
+    """Settings in which a stage has little time."""
+    profile = team.settings().profiles["small"].model_copy(update={"deadline_seconds": seconds, "retries": 2})
+    return {"profiles": {"small": profile}}
+
+
+def test_waiting_counts_for_no_deadline(team: Team) -> None:
+    """Neither for a quota nor for a node: the job starts by itself once there is room, however late."""
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    team.kubectl_apply(quota)
+    get_hard = ("-n", team.namespace, "get", "quota", "none", "-o", "jsonpath={.status.hard}")
+    wait(lambda: team.plane.kubectl(*get_hard), "the quota to be enforced")
+    hindered: dict[str, Any] = {"by": POD_CASES["node"].status}
+    team.node.admit = lambda pod: hindered["by"]
+    team.start(**brief(team, 3))
+    team.create("patient")
+    team.until("patient", Reason.QUOTA_EXCEEDED)
+    time.sleep(4)
+    team.plane.kubectl("-n", team.namespace, "delete", "quota", "none")
+    team.until("patient", Reason.UNSCHEDULABLE, 90)
+    time.sleep(4)
+    hindered["by"] = None
+    status = team.until("patient", Phase.SUCCEEDED)
+    assert [row.attempts for row in status.stages] == [1] * 6
+
+
+def test_a_stage_that_takes_too_long(team: Team) -> None:
+    """It has failed for good, retries or not, and its Job goes, which would start another pod."""
+    team.node.scripts[Stage.PREPARE] = lambda given: None
+    team.start(**brief(team, 3))
+    team.create("slow")
+    status = team.until("slow", Phase.FAILED)
+    assert status.run is not None
+    assert status.run.reason == Reason.DEADLINE_EXCEEDED
+    assert message(team, "slow") == (
+        f"prepare: The stage took longer than its profile allows. {REMEDIES[Reason.DEADLINE_EXCEEDED]}"
+    )
+    wait(lambda: not team.jobs("slow", Stage.PREPARE), "the Job to go")
+    assert len(team.jobs("slow")) == 1
+    del team.node.scripts[Stage.PREPARE]
+    team.change("slow", rerun="again")
+    team.until("slow", Phase.SUCCEEDED)
+
+
 FAILURES: dict[str, tuple[Ending, Reason, int]] = {
     "out of memory": (Ending(exit_code=137, reason="OOMKilled"), Reason.OUT_OF_MEMORY, 2),
     "a crash": (Ending(exit_code=1, reason="Error"), Reason.STAGE_CRASHED, 2),

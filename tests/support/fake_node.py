@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api import meta
@@ -18,7 +18,7 @@ from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_operator.actions import CONFIG_MAPS, PODS, Object
-from finetune_operator.conditions import timestamp
+from finetune_operator.conditions import parse_timestamp, timestamp
 from finetune_operator.kube import ApiError, KubeClient
 from finetune_operator.resources.pods import STAGE_CONTAINER
 
@@ -155,16 +155,19 @@ class FakeNode:
             self.started.append((given.stage, pod["metadata"]["name"]))
             running = {"phase": "Running", "podIP": self._address, "startTime": _now()}
             self._write(pod, running | _container({"running": {}}))
+        if _is_late(pod):
+            self._end(pod, Ending(exit_code=137, reason="Error"), {"reason": "DeadlineExceeded"})
+            return
         ending = self.scripts.get(given.stage, self.store.run)(given)
         if ending is not None:
             self._end(pod, ending if _answers(pod) or ending.exit_code else Ending())
 
-    def _end(self, pod: Object, ending: Ending) -> None:
+    def _end(self, pod: Object, ending: Ending, why: Object | None = None) -> None:
         message = ending.result.model_dump_json(by_alias=True) if ending.result else ""
         terminated = {"exitCode": int(ending.exit_code), "reason": ending.reason, "message": message}
         terminated["finishedAt"] = _now()
         phase = "Succeeded" if ending.exit_code == 0 else "Failed"
-        self._write(pod, {"phase": phase} | _container({"terminated": terminated}))
+        self._write(pod, {"phase": phase} | (why or {}) | _container({"terminated": terminated}))
 
     def _input(self, pod: Object) -> StageInput | None:
         """The mounted input; without its ConfigMap, a pod cannot start."""
@@ -182,6 +185,12 @@ class FakeNode:
 
 def _now() -> str:
     return timestamp(datetime.now(UTC))
+
+
+def _is_late(pod: Object) -> bool:
+    """Whether a pod has had its node for as long as it may."""
+    limit, start = pod["spec"].get("activeDeadlineSeconds"), pod["status"].get("startTime")
+    return bool(limit and start) and datetime.now(UTC) >= parse_timestamp(start) + timedelta(seconds=limit)
 
 
 def _answers(pod: Object) -> bool:

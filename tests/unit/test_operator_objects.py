@@ -168,7 +168,9 @@ def test_exit_codes_decide_about_retries() -> None:
     ignore, fail = spec["podFailurePolicy"]["rules"]
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert (fail["action"], fail["onExitCodes"]["values"]) == ("FailJob", [65])
-    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (4, 99)
+    assert spec["backoffLimit"] == 4
+    assert spec["template"]["spec"]["activeDeadlineSeconds"] == 99
+    assert "activeDeadlineSeconds" not in spec, "it would count while there is no pod"
     assert spec["podReplacementPolicy"] == "Failed"
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert "ttlSecondsAfterFinished" not in spec

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.reasons import Reason
+from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_operator.actions import Object
 from finetune_operator.finetunejob.outcome import State, judge, read_result
@@ -201,6 +201,58 @@ CASES = {
         Reason.DEADLINE_EXCEEDED,
         "0/3 nodes are available",
     ),
+    "a pod that was too late": Case(
+        ACTIVE,
+        (
+            pod(
+                "Failed",
+                reason="DeadlineExceeded",
+                **terminated(
+                    75, message=failure(Reason.PREEMPTED, f"Step 5 is saved. {REMEDIES[Reason.PREEMPTED]} Log: s3")
+                ),
+            ),
+        ),
+        State.FAILED,
+        Reason.DEADLINE_EXCEEDED,
+        "The stage took longer than its profile allows. Step 5 is saved. Log: s3",
+    ),
+    "a pod that was too late, and its Job has begun another": Case(
+        ACTIVE,
+        (pod("Failed", name="a", created=EARLIER, reason="DeadlineExceeded"), pod("Running", name="b", created=LATER)),
+        State.FAILED,
+        Reason.DEADLINE_EXCEEDED,
+        "longer than its profile allows",
+    ),
+    "a pod that was too late, and others that train with it": Case(
+        job(**INDEXED, active=2),
+        (numbered(0, "Failed", **REGROUP), numbered(1, "Failed", reason="DeadlineExceeded", **terminated(137))),
+        State.FAILED,
+        Reason.DEADLINE_EXCEEDED,
+        "longer than its profile allows",
+    ),
+    "a pod that was too late to get its image": Case(
+        ACTIVE,
+        (pod("Failed", reason="DeadlineExceeded", **waiting("ImagePullBackOff")),),
+        State.FAILED,
+        Reason.DEADLINE_EXCEEDED,
+        "cannot get image example/jobs:1",
+    ),
+    "too late at every attempt": Case(
+        FAILED,
+        (pod("Failed", reason="DeadlineExceeded", **terminated(137)),),
+        State.FAILED,
+        Reason.DEADLINE_EXCEEDED,
+        "longer than its profile allows",
+    ),
+    "too late, but the next attempt was not": Case(
+        job(**ended("Complete")),
+        (
+            pod("Failed", name="a", created=EARLIER, reason="DeadlineExceeded"),
+            pod("Succeeded", name="b", created=LATER, **terminated(0, message=success())),
+        ),
+        State.SUCCEEDED,
+        Reason.STAGE_SUCCEEDED,
+    ),
     "no pod yet": Case(ACTIVE, (), State.WAITING, Reason.WAITING),
     "quota": Case(
         ACTIVE,
@@ -334,6 +386,12 @@ def test_a_stage_ends_with_its_container_not_when_the_job_has_counted_it() -> No
     over = terminated(0, message=success())
     over["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = EARLIER
     assert judge(ACTIVE, (pod("Succeeded", **over),)).finished_at == EARLIER
+
+
+def test_a_job_goes_on_whose_pod_was_too_late() -> None:
+    """It has to be deleted; one that has failed itself has not."""
+    late = pod("Failed", reason="DeadlineExceeded", **terminated(137))
+    assert [judge(each, (late,)).tries_again for each in (ACTIVE, FAILED)] == [True, False]
 
 
 @given(st.text())

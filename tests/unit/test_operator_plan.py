@@ -277,6 +277,17 @@ def test_nothing_of_another_run_goes_on() -> None:
     assert told(result) == (Phase.PENDING, Reason.WAITING)
 
 
+def test_a_job_that_would_try_in_vain_goes_when_the_run_has_ended() -> None:
+    """First the status says so, or a crash in between would start the stage again."""
+    late = job(Stage.RESOLVE, verdict=Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, "too late.", tries_again=True))
+    first = plan(observed(jobs=(late,)), NOW)
+    assert told(first) == (Phase.FAILED, Reason.DEADLINE_EXCEEDED)
+    assert (first.actions, first.requeue_after) == ((), 0.0)
+    second = plan(observed(jobs=(late,), status=first.status), NOW)
+    assert second.actions == (Delete(JOBS, late.name, late.uid),)
+    assert second.status == first.status
+
+
 @pytest.mark.parametrize(
     ("run", "ended_at", "over"),
     [

@@ -55,7 +55,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         shape=_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={LABEL_REVISION: target.revision},
-        # Twice the time of one attempt: the store may fail for a while, a wrong answer does not become right.
+        # The stage gives up by itself after half of it. The store may fail for a while, a wrong answer stays wrong.
         deadline_seconds=2 * seconds,
         retries=2,
     )

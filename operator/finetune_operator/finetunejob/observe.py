@@ -56,7 +56,7 @@ class StageJob:
     @property
     def unfinished(self) -> bool:
         """Whether it may still start pods."""
-        return self.verdict.state in UNFINISHED
+        return self.verdict.state in UNFINISHED or self.verdict.tries_again
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from finetune_api import meta
-from finetune_api.reasons import Reason
+from finetune_api.reasons import Reason, remedy
 from finetune_api.stages import PIPELINE, Outcome, StageResult
 from finetune_operator.actions import Object
 from finetune_operator.resources.pods import STAGE_CONTAINER
@@ -21,6 +21,8 @@ _OWN_LIMIT: Final = re.compile(
     r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
 )
 """What the kubelet says of a pod that it evicts for the pod's own limits, not for what its node lacks."""
+_TOO_LATE: Final = "DeadlineExceeded"
+"""What the kubelet says of a pod that had its node for as long as it may, and a Job that has a deadline of its own."""
 
 
 class State(StrEnum):
@@ -54,6 +56,8 @@ class Verdict:
     """Address of the running pod."""
     needs_events: bool = False
     """No pod was made: only the Job's events tell why."""
+    tries_again: bool = False
+    """The stage has failed for good, but its Job knows nothing of it and starts another pod."""
 
 
 NOT_STARTED: Final = Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True)
@@ -74,6 +78,9 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
         return _failed(failed, ordered, facts | {"finished_at": failed.get("lastTransitionTime")})
     if job["metadata"].get("deletionTimestamp"):
         return Verdict(State.TERMINATING, Reason.WAITING, f"Job {job['metadata']['name']} is being deleted.", **facts)
+    if late := next(filter(_is_late, reversed(ordered)), None):
+        facts |= {"finished_at": (_terminated(late) or {}).get("finishedAt"), "tries_again": True}
+        return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, _late_message([late]), **facts)
     if job["spec"].get("suspend"):
         stopped = {} if any(map(_alive, ordered)) else {"started_at": None}
         return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts | stopped)
@@ -169,11 +176,8 @@ def _succeeded(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Ve
 
 def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
     cause = _cause(pods)
-    if condition.get("reason") == "DeadlineExceeded":
-        hindrance = next((found[1] for pod in reversed(pods) if (found := pod_hindrance(pod))), "")
-        last = hindrance or (cause[1] if cause else "")
-        message = " ".join(filter(None, ["The stage took longer than its profile allows.", last]))
-        return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, message, **facts)
+    if condition.get("reason") == _TOO_LATE:
+        return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, _late_message(pods), **facts)
     if cause is None:
         message = f"{condition.get('message') or condition.get('reason')}; its pods are gone."
         return Verdict(State.FAILED, Reason.STAGE_CRASHED, message, **facts)
@@ -247,11 +251,33 @@ def pod_hindrance(pod: Object) -> tuple[Reason, str] | None:
     return None
 
 
+def _is_late(pod: Object) -> bool:
+    """Whether a pod had its node for as long as it may: another attempt would take no less."""
+    return (pod["status"].get("phase"), pod["status"].get("reason")) == ("Failed", _TOO_LATE)
+
+
+def _late_message(pods: Sequence[Object]) -> str:
+    """That it took too long, and what the pods waited for or said last."""
+    hindrance = next((found[1] for pod in reversed(pods) if (found := pod_hindrance(pod))), "")
+    return " ".join(filter(None, ["The stage took longer than its profile allows.", hindrance or _last_words(pods)]))
+
+
+def _last_words(pods: Sequence[Object]) -> str:
+    """What the newest pod left that failed. Told to stop, it advises as if it were to go on elsewhere."""
+    for pod in reversed(pods):
+        if (result := read_result(pod)) and result.outcome is Outcome.FAILED:
+            kind = (pod["metadata"].get("labels") or {}).get(meta.LABEL_OWNER_KIND, meta.FINETUNEJOB)
+            return result.message.replace(f" {remedy(result.reason, kind)}", "")
+    return ""
+
+
 def _pod_failure(pod: Object) -> tuple[Reason, str] | None:
     """Why a pod ended without success; None if it did not."""
     name, status = pod["metadata"]["name"], pod["status"]
     if status.get("phase") == "Succeeded":
         return None
+    if _is_late(pod):
+        return Reason.DEADLINE_EXCEEDED, _late_message([pod])
     result = read_result(pod)
     if result is not None and result.outcome is Outcome.FAILED:
         return result.reason, result.message

@@ -72,12 +72,12 @@ def _take(
     """Book one stage's Job; None if its result is known now."""
     key = "" if stage is Stage.RESOLVE else input_key(stage, book.upstream, params)
     verdict = job.verdict
-    if job.unfinished:
-        book.enter(stage, job, StageState.RUNNING, verdict.message, key)
-        return Watch(stage, job)
     if verdict.state is State.FAILED:
         book.enter(stage, job, StageState.FAILED, verdict.message, key)
         return Fail(stage, verdict.reason, verdict.message)
+    if job.unfinished:
+        book.enter(stage, job, StageState.RUNNING, verdict.message, key)
+        return Watch(stage, job)
     if verdict.result is None:
         return _recover(spec, params, jobs, book, stage, job)
     result = verdict.result
@@ -109,12 +109,12 @@ def _recover(
     book.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} Looking the result up in the store.")
     if search is None:
         return Start(Stage.RESOLVE, recovers=stage.value)
-    if search.unfinished:
-        return Watch(stage, search)
     verdict = search.verdict
     if verdict.state is State.FAILED:
         book.enter(stage, lost, StageState.FAILED, verdict.message)
         return Fail(stage, verdict.reason, verdict.message)
+    if search.unfinished:
+        return Watch(stage, search)
     if verdict.result is not None and stage is Stage.RESOLVE:
         book.enter(stage, search, StageState.SUCCEEDED, verdict.result.message)
         return _accept(spec, params, book, stage, verdict.result, verdict.finished_at)

@@ -51,6 +51,7 @@ class StageRequest:
     """Kueue's local queue for the Job; empty: none."""
     retries: int = 2
     deadline_seconds: int = 3600
+    """How long one attempt may have a node."""
     nodes: int = 1
     """Pods that work together, as an Indexed Job."""
     processes: int = 1
@@ -94,6 +95,8 @@ def stage_job(request: StageRequest) -> Object:
     pod = pod_spec([stage_container(request)], request.shape, request.images, request.service_account)
     pod["restartPolicy"] = "Never"
     pod["terminationGracePeriodSeconds"] = 60
+    # The pod's, which counts from when it has a node: a Job's own would end a stage that waits for a quota or for room.
+    pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     pod["volumes"] += ca_volumes(request.input.storage)
     if request.nodes > 1:
@@ -107,7 +110,6 @@ def stage_job(request: StageRequest) -> Object:
         "spec": {
             **_indexed(request),
             "backoffLimit": request.retries * request.nodes,
-            "activeDeadlineSeconds": request.deadline_seconds,
             # A pod that is still saving its checkpoint and its replacement must not run at the same time.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
