@@ -176,6 +176,15 @@ def test_exit_codes_decide_about_retries() -> None:
     assert "ttlSecondsAfterFinished" not in spec
 
 
+@pytest.mark.parametrize(("processes", "size"), [(1, None), (2, "2Gi"), (8, "8Gi")])
+def test_processes_of_one_pod_share_memory(processes: int, size: str | None) -> None:
+    """The container runtime's 64 MiB are too little for NCCL; one process needs none."""
+    pod = stage_job(request(processes=processes))["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume.get("emptyDir") for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert volumes.get(mounts.get("/dev/shm", "")) == (size and {"medium": "Memory", "sizeLimit": size})
+
+
 def test_several_pods_are_one_indexed_job() -> None:
     """The first one decides; an end that only followed another pod's is no failure; each has a name that is known."""
     given = request(nodes=2, retries=3)

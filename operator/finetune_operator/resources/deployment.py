@@ -10,6 +10,7 @@ from finetune_operator.actions import Object
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest, container, cpu_env, pod_spec, stage_container
+from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime, Settings
@@ -114,10 +115,8 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
         *ca_volumes(serving.storage),
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
+        *shared_memory_volumes(plan.shared_memory),
     ]
-    if plan.shared_memory:
-        memory = {"medium": "Memory", "sizeLimit": plan.shared_memory}
-        pod["volumes"].append({"name": "shared-memory", "emptyDir": memory})
     return {"metadata": {"labels": server_labels(owner, revision)}, "spec": pod}
 
 
@@ -133,9 +132,8 @@ def _server(runtime: Runtime, plan: ServingPlan, images: Images) -> Object:
         {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
         {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod, not on this machine
         *({"name": name, "mountPath": path} for name, path in _writable(plan).items()),
+        *shared_memory_mounts(plan.shared_memory),
     ]
-    if plan.shared_memory:
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - as above
     env = [*cpu_env(runtime.pod), *({"name": name, "value": value} for name, value in plan.env.items())]
     return {
         **container(SERVER, runtime.image, images, runtime.pod, env, mounts),

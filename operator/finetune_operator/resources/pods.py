@@ -19,6 +19,7 @@ from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.actions import Object
 from finetune_operator.resources.egress import ca_env, ca_mounts, ca_volumes, proxy_env
 from finetune_operator.resources.ownership import Owner
+from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.settings import Images, PodShape, Proxy
 
 USER: Final = 65532
@@ -67,6 +68,11 @@ class StageRequest:
         """Whether several processes do this stage's work."""
         return self.nodes * self.processes > 1
 
+    @property
+    def shared_memory(self) -> str:
+        """Size of the pod's /dev/shm: ample for NCCL's buffers; empty leaves one process the runtime's own."""
+        return f"{self.processes}Gi" if self.processes > 1 else ""
+
     @cached_property
     def name(self) -> str:
         """Name of both ConfigMap and Job: equal inputs have equal names."""
@@ -98,7 +104,7 @@ def stage_job(request: StageRequest) -> Object:
     # The pod's, which counts from when it has a node: a Job's own would end a stage that waits for a quota or for room.
     pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
-    pod["volumes"] += ca_volumes(request.input.storage)
+    pod["volumes"] += [*ca_volumes(request.input.storage), *shared_memory_volumes(request.shared_memory)]
     if request.nodes > 1:
         pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
@@ -173,6 +179,7 @@ def stage_container(request: StageRequest) -> Object:
             {"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True},
             *_source_mounts(request),
             *ca_mounts(request.input.storage),
+            *shared_memory_mounts(request.shared_memory),
         ],
     )
     body["command"] = [*argv, *_together_arguments(request)]
