@@ -1,8 +1,12 @@
-"""What every model of the API shares: camelCase on the wire, descriptions from docstrings, nothing unknown."""
+"""What every model of the API shares: camelCase on the wire, descriptions from docstrings, nothing unknown.
 
-from typing import Annotated
+What has been stored or comes from another program may be of a newer version: it is read with ``extra="ignore"``, which
+holds at every level, in the models of what people write too.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_api.meta import MAX_NAME, NAME_PATTERN
@@ -23,9 +27,18 @@ class ApiModel(BaseModel):
 
 
 class WireModel(ApiModel):
-    """Base of what programs exchange: unknown fields are ignored, so that an older reader takes a newer writer."""
+    """Base of what programs exchange: its own unknown fields are ignored, those of an ApiModel within it are errors."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+def unknown_fields(model: type[BaseModel], raw: Any) -> list[tuple[str | int, ...]]:
+    """Where ``raw``, which is valid apart from that, has fields that the model does not have, at any level."""
+    try:
+        model.model_validate(raw, extra="forbid")
+    except ValidationError as error:
+        return [fault["loc"] for fault in error.errors() if fault["type"] == "extra_forbidden"]
+    return []
 
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]

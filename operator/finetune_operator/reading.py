@@ -1,14 +1,19 @@
 """How both kinds are read: stored specs and statuses of other versions, and what a namespace offers."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from finetune_api.base import unknown_fields
 from finetune_operator.actions import SERVICE_ACCOUNTS, Object
 from finetune_operator.kube import KubeClient
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,17 +44,31 @@ class Accounts:
 
 
 def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:
-    """A stored spec, or None and what is wrong with it: another version of the CRD may have let it in."""
+    """A stored spec, or None and what is wrong with it: another version of the CRD may have let it in.
+
+    Fields that this version does not know are ignored. The API server keeps only those that its CRD has: they are no
+    slip of a user's but of a newer CRD, which fills in their defaults in every object that it shows.
+    """
     try:
-        return model.model_validate(raw), ""
+        spec = model.model_validate(raw, extra="ignore")
     except ValidationError as error:
         problems = [f"spec.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         return None, "; ".join(problems)
+    for place in unknown_fields(model, raw):
+        _tell_unknown(model.__name__, ".".join(part for part in place if isinstance(part, str)))
+    return spec, ""
 
 
 def parse_status(model: type[M], raw: Object) -> M:
     """A stored status. One that cannot be read is started anew: everything in it can be found again."""
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, extra="ignore")
     except ValidationError:
         return model()
+
+
+@cache
+def _tell_unknown(model: str, field: str) -> None:
+    """Once for each field, and not for each object that has it."""
+    kind = model.removesuffix("Spec")
+    logger.warning("%s: spec.%s is ignored: the CRDs are newer than this operator, which does not know it", kind, field)

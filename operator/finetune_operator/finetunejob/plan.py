@@ -49,8 +49,7 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
     """Actions, new status, events and the time of the next look."""
     spec = observed.spec
     if spec is None:
-        headline = Headline(Phase.PENDING, Reason.SPEC_INVALID, f"{observed.spec_error}.", stalled=True)
-        return _told(observed, compose(observed, headline, None, now))
+        return _told(observed, compose(observed, _unreadable(observed), None, now))
     run = current_run(observed, spec, now)
     upkeep = _upkeep(observed, spec, run)
     book = Book(spec, observed.status, run, now)
@@ -72,6 +71,16 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
             return _told(observed, compose(observed, headline, book, now), upkeep)
         case unknown:
             assert_never(unknown)
+
+
+def _unreadable(observed: Observed) -> Headline:
+    """The spec is not valid for this version. A run that has worked on it, or does, is what it was all the same."""
+    run = observed.status.run
+    mine = run if run is not None and run.generation == observed.metadata.generation else None
+    if mine is not None and mine.outcome is not Phase.RUNNING:
+        return Headline(mine.outcome, Reason(mine.reason), mine.message)
+    phase = observed.status.phase if mine is not None else None
+    return Headline(phase or Phase.PENDING, Reason.SPEC_INVALID, f"{observed.spec_error}.", stalled=True)
 
 
 def blocked(observed: Observed, taken: NameTaken) -> Observed:

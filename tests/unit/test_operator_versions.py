@@ -1,0 +1,116 @@
+"""What an operator makes of resources that a newer version has written to, or whose CRDs are newer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, AdapterDeploymentStatus, RevisionState
+from finetune_api.base import ObjectMeta
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.reasons import Reason
+from finetune_operator import reading
+from finetune_operator.actions import FINETUNEJOBS
+from finetune_operator.finetunejob.observe import Observed
+from finetune_operator.finetunejob.plan import current_run, plan
+from finetune_operator.reading import parse_spec, parse_status
+from finetune_operator.resources.ownership import Owner
+from tests.support.serving import GOOD, SETTINGS, pinned
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+GIVEN: dict[str, Any] = {
+    "profile": "small",
+    "model": {"uri": "s3://models/base"},
+    "dataset": {"sources": [{"uri": "s3://data/a.csv"}, {"uri": "s3://data/b.csv"}]},
+    "output": {"uri": "s3://artifacts/team", "name": "ft"},
+}
+SPEC = FineTuneJobSpec.model_validate(GIVEN)
+UNREADABLE = "spec.export.format: Input should be 'INT8'"
+"""Of a spec with a value that a newer CRD knows."""
+
+
+def test_fields_of_newer_crds_are_ignored_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """At every level, whichever objects have them and however often they are read."""
+    reading._tell_unknown.cache_clear()
+    sources = [source | {"addedLater": 1} for source in GIVEN["dataset"]["sources"]]
+    newer = GIVEN | {"dataset": {"sources": sources}, "storage": {"addedLater": "x"}, "addedLater": None}
+    with caplog.at_level(logging.WARNING):
+        assert [parse_spec(FineTuneJobSpec, newer) for _ in range(2)] == [(SPEC, "")] * 2
+        serving = pinned(GOOD) | {"verification": {"addedLater": {"more": []}}}
+        spec, problem = parse_spec(AdapterDeploymentSpec, serving)
+    assert (spec, problem) == (AdapterDeploymentSpec.model_validate(pinned(GOOD)), "")
+    ignored = "is ignored: the CRDs are newer than this operator, which does not know it"
+    assert caplog.messages == [
+        f"FineTuneJob: spec.dataset.sources.addedLater {ignored}",
+        f"FineTuneJob: spec.storage.addedLater {ignored}",
+        f"FineTuneJob: spec.addedLater {ignored}",
+        f"AdapterDeployment: spec.verification.addedLater {ignored}",
+    ]
+
+
+def test_a_status_with_fields_of_a_newer_version_is_kept() -> None:
+    """What was forgotten would be tried again, such as a candidate that has failed."""
+    revision = {
+        "revision": "1",
+        "artifactDigest": GOOD,
+        "artifactUri": "s3://models/team/artifacts/1",
+        "deployment": "demo-1",
+        "since": "2026-01-01T12:00:00Z",
+        "storage": {"endpoint": "http://store", "addedLater": True},
+    }
+    stable, candidate = revision | {"state": "Serving"}, revision | {"state": "Failed", "addedLater": "x"}
+    status = parse_status(AdapterDeploymentStatus, {"stable": stable, "candidate": candidate})
+    assert status.stable
+    assert status.stable.storage
+    assert status.stable.storage.endpoint == "http://store"
+    assert status.candidate
+    assert status.candidate.state is RevisionState.FAILED
+
+
+@pytest.mark.parametrize("outcome", [Phase.SUCCEEDED, Phase.FAILED])
+def test_a_run_that_has_ended_stays_what_it_is_though_its_spec_cannot_be_read(outcome: Phase) -> None:
+    before = status(outcome, outcome=outcome, reason=Reason.OUT_OF_MEMORY, message="Too large.")
+    made = plan(observed(before), NOW)
+    assert (made.status.phase, made.status.run) == (outcome, before.run)
+    assert conditions(made.status)["Ready"] == (str(outcome is Phase.SUCCEEDED), Reason.OUT_OF_MEMORY)
+    assert conditions(made.status)["Failed"][0] == str(outcome is Phase.FAILED)
+    assert (made.actions, made.events) == ((), ())
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.SUSPENDED])
+def test_a_run_goes_on_though_its_spec_cannot_be_read(phase: Phase) -> None:
+    """The phase holds its spec: the API server freezes what is running."""
+    made = plan(observed(status(phase)), NOW)
+    assert made.status.phase is phase
+    assert conditions(made.status)["Stalled"] == ("True", Reason.SPEC_INVALID)
+    assert made.actions == ()
+
+
+def test_a_spec_that_cannot_be_read_and_is_newer_than_the_last_run_waits() -> None:
+    made = plan(observed(status(Phase.SUCCEEDED, outcome=Phase.SUCCEEDED), generation=4), NOW)
+    assert made.status.phase is Phase.PENDING
+    assert conditions(made.status)["Stalled"] == ("True", Reason.SPEC_INVALID)
+
+
+def observed(before: FineTuneJobStatus, generation: int = 3) -> Observed:
+    """A FineTuneJob whose spec is of a newer version."""
+    metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation)
+    owner = Owner.of(FINETUNEJOBS, metadata)
+    return Observed(owner=owner, metadata=metadata, spec=None, spec_error=UNREADABLE, status=before, settings=SETTINGS)
+
+
+def status(phase: Phase, **run: Any) -> FineTuneJobStatus:
+    """The status of a run of generation 3."""
+    fresh = current_run(replace(observed(FineTuneJobStatus()), spec=SPEC), SPEC, NOW)
+    return FineTuneJobStatus(phase=phase, run=fresh.model_copy(update=run))
+
+
+def conditions(found: FineTuneJobStatus) -> dict[str, tuple[str, str]]:
+    """Status and reason of each condition."""
+    return {each.type: (each.status, each.reason) for each in found.conditions}
