@@ -5,14 +5,21 @@ that says what happened; the remedy says what to do next and is appended where t
 general stands in docs/reference/reasons.md, which is made from here.
 """
 
+import re
 from enum import StrEnum
 from typing import Final
 
 from finetune_api.meta import ADAPTERDEPLOYMENT
 
+_WORD: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9_,:]{0,61}[A-Za-z0-9_])?", re.ASCII)
+"""What metav1.Condition takes as a reason, with the length that a condition of ours has room for."""
+
 
 class Reason(StrEnum):
-    """Reasons of conditions, events and stage results."""
+    """Reasons of conditions, events and stage results.
+
+    Other words are those of newer versions. They are reasons too, ``Reason("AddedLater")``, that have no remedy here.
+    """
 
     # Life of a run
     WAITING = "Waiting"
@@ -93,6 +100,15 @@ class Reason(StrEnum):
     PROMOTED = "Promoted"
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason | None":
+        """A word of a newer version, made as ``enum.Flag`` makes its unnamed members; None for what is no word."""
+        if not isinstance(value, str) or not _WORD.fullmatch(value):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = unknown._value_ = value
+        return unknown
 
 
 # One sentence a line reads best here.

@@ -9,17 +9,25 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, AdapterDeploymentStatus, RevisionState
-from finetune_api.base import ObjectMeta
+from finetune_api.adapterdeployment import (
+    AdapterDeploymentSpec,
+    AdapterDeploymentStatus,
+    RevisionState,
+    ServingPhase,
+)
+from finetune_api.base import Condition, ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.reasons import Reason
 from finetune_operator import reading
 from finetune_operator.actions import FINETUNEJOBS
+from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.observe import Observed
+from finetune_operator.finetunejob.outcome import State, judge, parse_result
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.reading import parse_spec, parse_status
 from finetune_operator.resources.ownership import Owner
-from tests.support.serving import GOOD, SETTINGS, pinned
+from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving
+from tests.support.stage_objects import ended, failure, job, pod, terminated
 
 pytestmark = pytest.mark.unit
 
@@ -42,8 +50,8 @@ def test_fields_of_newer_crds_are_ignored_and_told_of_once(caplog: pytest.LogCap
     newer = GIVEN | {"dataset": {"sources": sources}, "storage": {"addedLater": "x"}, "addedLater": None}
     with caplog.at_level(logging.WARNING):
         assert [parse_spec(FineTuneJobSpec, newer) for _ in range(2)] == [(SPEC, "")] * 2
-        serving = pinned(GOOD) | {"verification": {"addedLater": {"more": []}}}
-        spec, problem = parse_spec(AdapterDeploymentSpec, serving)
+        served = pinned(GOOD) | {"verification": {"addedLater": {"more": []}}}
+        spec, problem = parse_spec(AdapterDeploymentSpec, served)
     assert (spec, problem) == (AdapterDeploymentSpec.model_validate(pinned(GOOD)), "")
     ignored = "is ignored: the CRDs are newer than this operator, which does not know it"
     assert caplog.messages == [
@@ -98,6 +106,60 @@ def test_a_spec_that_cannot_be_read_and_is_newer_than_the_last_run_waits() -> No
     assert conditions(made.status)["Stalled"] == ("True", Reason.SPEC_INVALID)
 
 
+class TestReasons:
+    """A word of a newer version is a reason like any other, without a remedy."""
+
+    def test_of_a_run(self) -> None:
+        before = status(Phase.FAILED, outcome=Phase.FAILED, reason="AddedLater", message="Later.")
+        made = plan(replace(observed(before), spec=SPEC), NOW)
+        assert (made.status.phase, made.status.run) == (Phase.FAILED, before.run)
+        assert conditions(made.status)["Ready"] == ("False", "AddedLater")
+        assert [each.message for each in made.status.conditions if each.type == "Ready"] == ["Later."]
+        again = plan(replace(observed(made.status), spec=SPEC), NOW)
+        assert (again.status, again.events) == (made.status, ())
+
+    def test_of_a_condition(self) -> None:
+        """The edge from a hindrance that only the newer version knows."""
+        hindered = Condition(type="Ready", status="False", reason="AddedLater", last_transition_time=timestamp(NOW))
+        before = status(Phase.PENDING).model_copy(update={"conditions": [hindered]})
+        made = plan(replace(observed(before), spec=SPEC), NOW)
+        assert conditions(made.status)["Ready"] == ("False", Reason.PROFILE_UNKNOWN)
+        assert [each.reason for each in made.events] == [Reason.PROFILE_UNKNOWN]
+
+    def test_of_a_stage(self) -> None:
+        """The root cause that a newer image found reaches the status; what is no word does not."""
+        said = failure(Reason("AddedLater"), "It was too new.")
+        failed = pod("Failed", **terminated(2, message=said))
+        verdict = judge(job(**ended("Failed")), [failed])
+        assert (verdict.state, verdict.reason, verdict.message) == (State.FAILED, "AddedLater", "It was too new.")
+        for word in ("", "Added later", "A" * 64, "Ä"):
+            assert parse_result(said.replace("AddedLater", word)) is None
+
+    def test_of_a_revision_that_has_failed(self) -> None:
+        cluster = serving()
+        cluster.spec = pinned(INACTIVE)
+        cluster.settle()
+        assert cluster.status.candidate
+        newer = cluster.status.candidate.model_copy(update={"reason": "AddedLater"})
+        cluster.status = cluster.status.model_copy(update={"candidate": newer})
+        cluster.settle()
+        assert cluster.status.candidate == newer
+        assert conditions(cluster.status)["Stalled"] == ("True", "AddedLater")
+        cluster.spec = pinned(GOOD)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+
+    def test_of_a_revision_that_is_started(self) -> None:
+        cluster = ServingCluster()
+        cluster.reconcile()
+        assert cluster.status.candidate
+        newer = cluster.status.candidate.model_copy(update={"reason": "AddedLater"})
+        shown = [each.model_copy(update={"reason": "AddedLater"}) for each in cluster.status.conditions]
+        cluster.status = cluster.status.model_copy(update={"candidate": newer, "conditions": shown})
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+
+
 def observed(before: FineTuneJobStatus, generation: int = 3) -> Observed:
     """A FineTuneJob whose spec is of a newer version."""
     metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation)
@@ -111,6 +173,6 @@ def status(phase: Phase, **run: Any) -> FineTuneJobStatus:
     return FineTuneJobStatus(phase=phase, run=fresh.model_copy(update=run))
 
 
-def conditions(found: FineTuneJobStatus) -> dict[str, tuple[str, str]]:
+def conditions(found: FineTuneJobStatus | AdapterDeploymentStatus) -> dict[str, tuple[str, str]]:
     """Status and reason of each condition."""
     return {each.type: (each.status, each.reason) for each in found.conditions}
