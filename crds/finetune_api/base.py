@@ -32,13 +32,13 @@ class WireModel(ApiModel):
     model_config = ConfigDict(extra="ignore")
 
 
-def unknown_fields(model: type[BaseModel], raw: Any) -> list[tuple[str | int, ...]]:
-    """Where ``raw``, which is valid apart from that, has fields that the model does not have, at any level."""
+def unknown_fields(model: type[BaseModel], raw: Any) -> dict[tuple[str | int, ...], Any]:
+    """The fields of ``raw`` that the model does not have, at any level, with their values; ``raw`` is valid else."""
     try:
         model.model_validate(raw, extra="forbid")
     except ValidationError as error:
-        return [fault["loc"] for fault in error.errors() if fault["type"] == "extra_forbidden"]
-    return []
+        return {fault["loc"]: fault["input"] for fault in error.errors() if fault["type"] == "extra_forbidden"}
+    return {}
 
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]

@@ -1,8 +1,9 @@
 """The stages: what each is given (StageInput), what each answers (StageResult), and what identifies its work.
 
 The operator writes a StageInput as JSON into an immutable ConfigMap; the stage's container reads it, and its
-termination message is a StageResult. Both ignore fields that they do not know, so that operator and job images of
-neighbouring versions understand each other; a field is only ever added, with a default.
+termination message is a StageResult. Both are read without the fields that the reader does not know, at any level, so
+that operator and job images of neighbouring versions understand each other; a field is only ever added, with a default.
+One exception: a stage refuses an input with an unknown field among the parameters that are part of a key.
 """
 
 from collections.abc import Mapping

@@ -12,9 +12,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse_json(content: bytes | str, model: type[M], place: str, reason: Reason = Reason.ARTIFACT_CORRUPT) -> M:
-    """A document, of which ``place`` is the name for people. Raises StageError with ``reason``."""
+    """A document, of which ``place`` is the name for people, without what only a newer version knows of it.
+
+    Raises StageError with ``reason``.
+    """
     try:
-        return model.model_validate_json(content)
+        return model.model_validate_json(content, extra="ignore")
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in fault["loc"]) or "the document"

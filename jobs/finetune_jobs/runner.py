@@ -35,12 +35,11 @@ from finetune_api.stages import (
     Stage,
     StageInput,
     StageResult,
-    input_key,
 )
 from finetune_jobs import commandline, folders, logs, retention
-from finetune_jobs.documents import parse_json
 from finetune_jobs.errors import StageError, StoppedError, need
 from finetune_jobs.progress import Progress
+from finetune_jobs.stage_input import read_input
 from finetune_jobs.store import Store
 
 log = logging.getLogger(__name__)
@@ -239,7 +238,7 @@ def _guarded(
     """Whatever happens becomes a result and an exit code; tracebacks go to the log only. Without ``kept_log`` the
     process is a helper, whose progress and log are not shown either."""
     try:
-        given = _read_input(stage, options.input)
+        given = read_input(stage, options.input)
         progress = Progress(stage, show=terminal, quiet=kept_log is None)
         if kept_log:
             progress.serve(options.metrics_port)
@@ -298,31 +297,6 @@ def _naming_log(result: StageResult, uri: str) -> StageResult:
     if not uri or result.outcome is Outcome.SUCCEEDED or len(message) > MAX_MESSAGE:
         return result
     return result.model_copy(update={"message": message})
-
-
-def _read_input(stage: Stage, path: str) -> StageInput:
-    place = f"the input {path}"
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise StageError(Reason.SPEC_INVALID, f"{place} cannot be read: {error.strerror}.") from None
-    given = parse_json(content, StageInput, place, Reason.SPEC_INVALID)
-    if given.stage != stage:
-        raise StageError(Reason.SPEC_INVALID, f"{place} is for stage {given.stage}, this is {stage}.")
-    return _with_key(given, place)
-
-
-def _with_key(given: StageInput, place: str) -> StageInput:
-    """An input written by hand needs no key: it follows from the rest."""
-    if given.stage not in PIPELINE or given.input_key:
-        return given
-    if getattr(given.params, given.stage.value) is None:
-        raise StageError(Reason.SPEC_INVALID, f"{place} has no params.{given.stage}.")
-    try:
-        key = input_key(given.stage, given.upstream, given.params)
-    except ValueError as error:
-        raise StageError(Reason.SPEC_INVALID, f"{place} lacks addresses in upstream: {error}.") from None
-    return given.model_copy(update={"input_key": key})
 
 
 def _on_sigterm(graceful: bool) -> threading.Event:

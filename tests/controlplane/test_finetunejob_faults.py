@@ -149,6 +149,7 @@ def test_another_version_takes_over(team: Team, undisturbed: dict[str, Any]) -> 
     before, after = _input(team, Stage.TRAIN), _input(team, Stage.EXPORT)
     assert (before["operatorVersion"], before.get("addedLater")) == (finetune_api.__version__, None)
     assert (after["operatorVersion"], after["addedLater"]) == (NEWER_VERSION, "by the newer version")
+    assert after["storage"]["addedLater"] == "by the newer version"
 
 
 def _input(team: Team, stage: Stage) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class FakeNode:
         """The mounted input; without its ConfigMap, a pod cannot start."""
         name = next(volume["configMap"]["name"] for volume in pod["spec"]["volumes"] if volume["name"] == "input")
         found = self._client.get(CONFIG_MAPS, self._namespace, name)
-        return StageInput.model_validate_json(found["data"]["input.json"]) if found else None
+        return StageInput.model_validate_json(found["data"]["input.json"], extra="ignore") if found else None
 
     def _write(self, pod: Object, status: Object) -> None:
         try:

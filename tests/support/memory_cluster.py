@@ -111,7 +111,7 @@ class MemoryCluster:
             elif pod["status"]["phase"] == "Running":
                 given = self.objects.get((CONFIG_MAPS.kind, pod["spec"]["volumes"][1]["configMap"]["name"]))
                 if given is not None:
-                    parsed = StageInput.model_validate_json(given["data"]["input.json"])
+                    parsed = StageInput.model_validate_json(given["data"]["input.json"], extra="ignore")
                     self._end(pod, ending or self.store.run(parsed))
 
     def version(self) -> list[str]:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
+from pydantic import field_validator
 
 from finetune_api import stages
 from finetune_api.stages import Stage, StageInput
+from finetune_api.storage import Storage
 from finetune_operator import __main__ as program
 from finetune_operator.actions import Object, Resource
 from finetune_operator.finetunejob import stage_jobs
@@ -176,10 +178,22 @@ def running(how: Start) -> Iterator[Running]:
         operator.stop()
 
 
-class NewerStageInput(StageInput):
-    """The contract of a later version: one more field, which those who know it read and others leave out."""
+class NewerStorage(Storage):
+    """A part of specs and inputs with one more field."""
 
     added_later: str = "by the newer version"
+
+
+class NewerStageInput(StageInput):
+    """The contract of a later version: one more field at two levels, which those who know it read and others do not."""
+
+    added_later: str = "by the newer version"
+    storage: NewerStorage = NewerStorage()
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _of_the_spec(cls, given: Storage) -> NewerStorage:
+        return NewerStorage.model_validate(given.model_dump())
 
 
 def become_newer() -> None:

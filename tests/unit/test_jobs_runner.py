@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from finetune_api import telemetry
+from finetune_api import __version__, telemetry
 from finetune_api.finetunejob import Output
 from finetune_api.layout import run_folder
 from finetune_api.meta import ADAPTERDEPLOYMENT, ExitCode
-from finetune_api.reasons import Reason, with_remedy
+from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
     Outcome,
@@ -274,6 +274,48 @@ def test_a_key_that_does_not_follow_is_an_error(fields: dict[str, Any], message:
     code, result = ended(start(tmp_path, "return Made()", given=by_hand(**fields), stage=Stage.PUBLISH), tmp_path)
     assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
     assert message in result.message
+
+
+NOT_KNOWN = "(3), which version {} of this stage does not know, and which can change its result. If operator 9.9.9 has"
+
+
+def grown(stage: Stage, *places: str, value: object = 3) -> str:
+    """The input that a newer operator writes: with one more field at each of the places."""
+    document = json.loads(example_input(stage).model_dump_json(by_alias=True)) | {"operatorVersion": "9.9.9"}
+    for place in places:
+        within = document
+        for part in place.split("."):
+            within = within[int(part) if isinstance(within, list) else part]
+        within["addedLater"] = value
+    return json.dumps(document)
+
+
+def test_fields_of_a_newer_operator_are_ignored_at_every_level(tmp_path: Path) -> None:
+    """The log names them. Where they are part of the key they may be there, but ask for nothing."""
+    given = json.loads(grown(Stage.PUBLISH, "storage", "run", "tracking"))
+    given["params"]["publish"]["output"] |= {"addedLater": None, "more": []}
+    body = "return Made(message=context.input.storage.endpoint)"
+    code, result = ended(start(tmp_path, body, given=json.dumps(given), stage=Stage.PUBLISH), tmp_path)
+    assert (code, result.message) == (ExitCode.OK, "http://localhost:8333")
+    log = (tmp_path / "log").read_text()
+    for place in ("storage", "run", "tracking", "params.publish.output"):
+        assert f"has {place}.addedLater, which is ignored: version {__version__} does not know it" in log
+
+
+@pytest.mark.parametrize(
+    ("stage", "place"),
+    [
+        (Stage.PUBLISH, "params.publish.output"),
+        (Stage.PREPARE, "params.prepare.sources.0"),
+        (Stage.RESOLVE, "params.train.training"),
+    ],
+)
+def test_an_unknown_field_that_belongs_to_a_key_is_refused(stage: Stage, place: str, tmp_path: Path) -> None:
+    """Else the result without it would be stored, or looked up, under the key of one that has it."""
+    code, result = ended(start(tmp_path, "return Made()", given=grown(stage, place), stage=stage), tmp_path)
+    assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
+    assert f"has {place}.addedLater {NOT_KNOWN.format(__version__)} written it, the images in" in result.message
+    assert result.message.endswith(f"of that version. {REMEDIES[Reason.SPEC_INVALID]}")
 
 
 def test_the_input_says_what_is_tracked_and_kept(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ NOT_OF_THE_INPUT: Final = {
     "folders": "results: test_jobs_artifact",
     "documents": "results: test_jobs_runner",
     "runner": "the operator's input, the pod: test_jobs_runner",
+    "stage_input": "the operator's input: test_jobs_runner",
     "resolve": "the store: test_jobs_stages",
     "publish": "results: test_jobs_artifact",
     "fetch": "results: test_jobs_serving",
