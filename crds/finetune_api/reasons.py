@@ -178,6 +178,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.VERIFIED: "A revision is proved; its network opens, and the rest of its pods start.",
     Reason.ADAPTER_INACTIVE: "The golden prompts are answered as by the base model: the tuning is not on, or nothing was learnt.",
     Reason.VERIFICATION_FAILED: "The server does not answer like the evaluated artifact, answers for another one, or too slowly.",
+    Reason.PROMPTS_TOO_LONG: "The runtime takes fewer tokens than the artifact's prompts and answers have.",
     Reason.PROMOTED: "A revision has taken over.",
     Reason.SERVING: "A revision serves.",
     Reason.SERVER_UNAVAILABLE: "No pod of the revision that serves answers.",

@@ -64,7 +64,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.FAILS: (
         *(Reason.MODEL_UNSUPPORTED, Reason.BUCKET_NOT_FOUND, Reason.S3_ACCESS_DENIED, Reason.S3_ENCRYPTION_REFUSED),
         *(Reason.ARTIFACT_NOT_FOUND, Reason.ARTIFACT_CORRUPT, Reason.ADAPTER_INACTIVE, Reason.VERIFICATION_FAILED),
-        Reason.DEADLINE_EXCEEDED,
+        *(Reason.PROMPTS_TOO_LONG, Reason.DEADLINE_EXCEEDED),
     ),
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
