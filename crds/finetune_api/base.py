@@ -58,7 +58,7 @@ Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class Condition(WireModel):
-    """One condition, as ``metav1.Condition`` defines it."""
+    """One condition, as metav1.Condition defines it."""
 
     type: Annotated[str, Field(max_length=63)]
     """What this condition is about, e.g. Ready."""

@@ -84,7 +84,7 @@ class Verdict(StrEnum):
 
 
 class FitStatus(WireModel):
-    """What preflight found out about memory and time, from the base model's config.json."""
+    """What preflight (in stage resolve) found out about memory and time, from the base model's config.json."""
 
     verdict: Verdict = Verdict.UNKNOWN
     """Fits, or Unknown where nothing can be said; what does not fit is refused (FitRefused)."""

@@ -263,7 +263,7 @@ class RunStatus(WireModel):
     """When it began."""
     finished_at: Timestamp | None = None
     """When it ended."""
-    outcome: Phase = Phase.RUNNING
+    outcome: Annotated[Phase, Field(json_schema_extra={"enum": ["Running", "Succeeded", "Failed"]})] = Phase.RUNNING
     """Running, Succeeded or Failed."""
     reason: Annotated[str, Field(max_length=63)] = ""
     """Root cause of the outcome."""
@@ -298,7 +298,7 @@ class FineTuneJobStatus(WireModel):
     progress: Progress | None = None
     """How far the running stage is."""
     fit: FitStatus | None = None
-    """What preflight found out about memory and time."""
+    """What preflight, the estimate before a GPU is asked for, found out about memory and time."""
     cost: CostStatus | None = None
     """What the run's GPUs cost; absent for a profile without a price."""
     dataset: DatasetStatus | None = None

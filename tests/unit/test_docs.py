@@ -34,7 +34,6 @@ KINDS: Final[dict[str, type[FineTuneJob | AdapterDeployment]]] = {
 }
 PATH: Final = re.compile(r"(?:spec|status)(?:\.[a-z]\w*(?:\[\])?)+")
 """A field of a custom resource, as the reference writes it: spec.dataset.sources[].part."""
-MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)\b")
 
 
 # Links
@@ -161,14 +160,6 @@ def test_every_field_that_is_named_exists(page: Path) -> None:
     code = [*CODE.findall(prose(page)), *blocks(page, "console", "sh")]
     known = fields() | {path.replace("[]", "") for path in fields()}
     assert sorted({path for text in code for path in PATH.findall(text)} - known) == []
-
-
-@every_page
-def test_every_make_target_that_is_named_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    code = [*CODE.findall(prose(page)), *blocks(page, "console", "sh", "")]
-    named = {target for text in code for target in MAKE.findall(text)}
-    assert sorted(named - targets) == []
 
 
 @every_page

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
 import pytest
 import yaml
 
+from finetune_api import crdgen
 from hack.cluster.layout import REPOSITORY
-from tests.support.pages import blocks, commands
+from tests.support.pages import CODE, blocks, commands, every_page, prose
 
 pytestmark = pytest.mark.unit
+
+MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)\b")
+MODULE: Final = re.compile(r"\bpython3? -m ((?:finetune_\w+|hack)(?:\.\w+)*)")
+KUBECTL: Final = re.compile(
+    r"\bkubectl(?: -n \S+)? (?:get|describe|delete|wait|patch|scale|explain)(?: (?:-n|-l|-L) \S+)* ([a-z][\w,./-]*)"
+)
+BUILT_IN: Final = frozenset(
+    {
+        "configmap",
+        "configmaps",
+        "crd",
+        "deployments",
+        "endpointslices",
+        "events",
+        "namespace",
+        "nodes",
+        "pods",
+        "secret",
+    }
+)
+"""Resources of Kubernetes that the pages name."""
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/how-to/install.md"])
@@ -28,3 +57,49 @@ def test_images_are_pushed_under_a_tag_of_their_own_which_the_values_name() -> N
     assert any(line.startswith("VERSION=$(git describe") for line in commands(page))
     values = yaml.safe_load(next(block for block in blocks(page, "yaml") if block.startswith("# values.yaml")))
     assert isinstance(values["images"]["tag"], str)
+
+
+# Names
+
+
+@cache
+def code(page: Path) -> list[str]:
+    """What a page writes as code, in lines of prose and in blocks of commands."""
+    return [*CODE.findall(prose(page)), *commands(page), *blocks(page, "")]
+
+
+@every_page
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = {target for text in code(page) for target in MAKE.findall(text)}
+    assert sorted(named - targets) == []
+
+
+@every_page
+def test_every_module_that_is_started_exists(page: Path) -> None:
+    named = {name for text in code(page) for name in MODULE.findall(text)}
+    assert sorted(name for name in named if find_spec(name) is None) == []
+
+
+@every_page
+def test_every_resource_that_kubectl_is_asked_for_exists(page: Path) -> None:
+    own = {name for kind in crdgen.KINDS for name in (kind.plural, kind.kind.lower(), kind.short_name)}
+    known = BUILT_IN | own | {"finetune"} | {f"{kind.plural}.finetune.dev" for kind in crdgen.KINDS}
+    asked = {name for text in code(page) for match in KUBECTL.findall(text) for name in match.split(",")}
+    assert sorted(name for name in asked if re.split(r"/|\.(?:spec|status)", name)[0] not in known) == []
+
+
+def paths(values: dict[str, Any], place: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{place}{name}"
+        if isinstance(value, dict):
+            yield from paths(value, f"{place}{name}.")
+
+
+@every_page
+def test_every_value_of_the_chart_that_is_named_exists(page: Path) -> None:
+    """Of profiles and runtimes anybody may make more: those are not looked at."""
+    values = yaml.safe_load((REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text(encoding="utf-8"))
+    known, groups = set(paths(values)), "|".join(set(values) - {"profiles", "runtimes"})
+    named = {name for text in code(page) for name in re.findall(rf"(?<![\w./-])(?:{groups})(?:\.[a-zA-Z]+)+", text)}
+    assert sorted(name for name in named - known if not name.endswith((".md", ".py", ".yaml"))) == []
