@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_api import layout, meta, telemetry
+from finetune_api import crdgen, layout, meta, telemetry
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.reasons import Reason
@@ -22,6 +22,7 @@ from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_jobs import artifact, commandline
 from finetune_jobs.modelling.tuning import TUNING
 from finetune_operator.conditions import ConditionType
+from finetune_operator.resources.deployment import SERVER
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY
 from tests.support.pages import CODE, PAGES, anchors, blocks, every_page, identify, links, prose
@@ -273,11 +274,29 @@ def test_every_file_variable_and_option_is_on_the_page_of_the_stages(capsys: pyt
 def test_every_metric_is_on_the_page_of_tracking_and_its_pod_monitor_finds_the_pods() -> None:
     page = (REPOSITORY / "docs" / "how-to" / "track.md").read_text(encoding="utf-8")
     assert [name for name in telemetry.HELP if f"`{name}`" not in page] == []
-    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "PodMonitor" in block)
-    spec = yaml.safe_load(example)["spec"]
-    assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
-    assert set(spec["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_RUN, meta.LABEL_STAGE}
-    assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["metrics"]
+    stages, servers = (
+        yaml.safe_load(block)["spec"]
+        for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        if "PodMonitor" in block
+    )
+    assert stages["selector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
+    assert set(stages["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_RUN, meta.LABEL_STAGE}
+    assert [endpoint["port"] for endpoint in stages["podMetricsEndpoints"]] == ["metrics"]
+    assert servers["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
+    assert set(servers["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_REVISION}
+
+
+def test_alerts_are_about_conditions_that_the_kinds_have() -> None:
+    page = REPOSITORY / "docs" / "how-to" / "track.md"
+    (metrics,) = (yaml.safe_load(block) for block in blocks(page, "yaml") if "CustomResourceStateMetrics" in block)
+    settings = metrics["kube-state-metrics"]
+    followed = [each["groupVersionKind"] for each in settings["customResourceState"]["config"]["spec"]["resources"]]
+    assert [(each["group"], each["version"], each["kind"]) for each in followed] == [
+        (meta.GROUP, meta.VERSION, kind.kind) for kind in crdgen.KINDS
+    ]
+    assert settings["rbac"]["extraRules"][0]["resources"] == [kind.plural for kind in crdgen.KINDS]
+    (rules,) = (block for block in blocks(page, "yaml") if "PrometheusRule" in block)
+    assert set(re.findall(r'[ {]type="(\w+)"', rules)) == {ConditionType.STALLED, ConditionType.READY}
 
 
 def test_argo_cds_health_checks_read_conditions_that_the_kinds_have() -> None:
