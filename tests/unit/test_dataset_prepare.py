@@ -22,6 +22,7 @@ from finetune_api.dataset import (
     Split,
     Task,
     TaskType,
+    TooLong,
 )
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.reasons import Reason
@@ -184,6 +185,20 @@ def test_groups_are_never_torn_apart(prepared: Prepared) -> None:
     part_of = {each: part for part in ("train", "validation", "test") for each in prepared.texts(part)}
     parts = [{part_of[row["text"]] for row in grouped[n : n + 5]} for n in range(0, 300, 5)]
     assert all(len(each) == 1 for each in parts)
+
+
+def test_pieces_of_a_conversation_are_never_torn_apart(prepared: Prepared) -> None:
+    turns = [[f"{text(n)} {turn}" for turn in range(6)] for n in range(120)]
+    given = [
+        {"messages": [{"role": ("user", "assistant")[n % 2], "content": each} for n, each in enumerate(conversation)]}
+        for conversation in turns
+    ]
+    task, cleaning = Task(type=TaskType.TEXT), Cleaning(too_long=TooLong.SPLIT)
+    prepared.run(prepared.put("rows.jsonl", given), columns=None, task=task, cleaning=cleaning, max_length=60)
+    assert prepared.report["rows"]["added"] >= 120
+    words = {part: {asked.split()[0] for asked in prepared.texts(part)} for part in ("train", "validation", "test")}
+    assert not words["train"] & words["test"]
+    assert not words["train"] & words["validation"]
 
 
 def test_parts_that_sources_provide_are_respected(prepared: Prepared) -> None:

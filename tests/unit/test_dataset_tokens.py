@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ def test_a_conversation_is_split_between_questions_and_keeps_its_system_message(
     assert all(piece.tokens <= LIMIT for piece in pieces)
     assert all(piece.example.messages[0] == {"role": "system", "content": "Be brief."} for piece in pieces)
     assert [m["content"] for piece in pieces for m in piece.example.messages[1:]] == turns
+    assert len({piece.example.group for piece in pieces} - {""}) == 1
+    others = found.encode(conversation(*turns[2:], system="Be brief."), "")
+    assert {piece.example.group for piece in others}.isdisjoint(piece.example.group for piece in pieces)
+    grouped = replace(conversation(*turns), group="customer 7")
+    assert {piece.example.group for piece in found.encode(grouped, "")} == {"customer 7"}
 
 
 def test_a_spool_gives_back_what_it_was_given(tokenizer: tuple[Any, int], tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ class Encoder:
 
     def _split(self, example: Example) -> Iterator[Encoded]:
         """The conversation in pieces of whole exchanges, each with the system message; an exchange that is too long by
-        itself is left out."""
+        itself is left out. The pieces are a group: what one says, the others often say again."""
+        example = replace(example, group=example.group or f"conversation {example.identity}")
         system, rest = _system(example.messages)
         piece: list[Message] = []
         best: Encoded | None = None
