@@ -6,23 +6,29 @@ Pure: one row after the other, nothing is kept but counts.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from finetune_api.dataset import OnFinding, TaskType
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset.cleaning import Cleaner
 from finetune_jobs.dataset.language import LanguageFilter
 from finetune_jobs.dataset.pii.findings import Finding
-from finetune_jobs.dataset.pii.masking import Pseudonyms, map_arguments
+from finetune_jobs.dataset.pii.masking import Pseudonyms, map_texts
 from finetune_jobs.dataset.pii.recognition import Recognition
 from finetune_jobs.dataset.rows import Fault, Row
 from finetune_jobs.dataset.secrets import find_secrets
-from finetune_jobs.dataset.shapes import Message
+from finetune_jobs.dataset.shapes import Message, Shaped
 from finetune_jobs.dataset.validation import Example, Rules, json_problem
 
 Find = Callable[[str, str], list[Finding]]
 """Findings in a text (first), given what was said just before (second)."""
+
+_SHORT: Final = 256
+"""Characters of a text whose findings are remembered."""
+_REMEMBERED: Final = 1 << 12
+"""Texts of which that is so."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,10 @@ class Intake:
         self.personal: Counter[str] = Counter()
         """Personal data by entity."""
         if params.cleaning.secrets is not OnFinding.OFF:
-            self._scans.append((params.cleaning.secrets, self.secrets, _secrets, "secret"))
+            self._scans.append((params.cleaning.secrets, self.secrets, _remembering(_secrets), "secret"))
         if params.pii.mode is not OnFinding.OFF:
             recognition = Recognition(params.pii, ner)
-            self._scans.append((params.pii.mode, self.personal, recognition.find, "personalData"))
+            self._scans.append((params.pii.mode, self.personal, _remembering(recognition.find), "personalData"))
 
     @property
     def languages(self) -> Counter[str]:
@@ -75,11 +81,11 @@ class Intake:
             return Fault(row.line, f"messages[{empty}]", "empty", "is empty after cleaning")
         if problem := self._left_out(messages):
             return Dropped(problem)
-        masked = self._scan(messages)
+        masked = self._scan(messages, found.tools)
         if isinstance(masked, Dropped):
             return masked
         system = [{"role": "system", "content": self._instruction}] if self._instruction else []
-        made = replace(found, messages=[*system, *masked])
+        made = replace(found, messages=[*system, *masked.messages], tools=masked.tools)
         return self._broken_record(row, made) or made
 
     def _broken_record(self, row: Row, made: Example) -> Fault | None:
@@ -95,7 +101,7 @@ class Intake:
     def text(self, text: str) -> str:
         """One text by itself: cleaned and masked, or empty where a rule leaves it out."""
         masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
-        return "" if isinstance(masked, Dropped) else str(masked[0]["content"])
+        return "" if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
 
     def _clean(self, message: Message) -> str:
         return self._cleaner.text(message["content"]).strip()
@@ -107,21 +113,26 @@ class Intake:
         said = " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
         return "" if self._languages.allows(said) else "otherLanguage"
 
-    def _scan(self, messages: list[Message], *, whole: bool = False) -> list[Message] | Dropped:
-        """The messages without what the scans mask. The label of a classification is the user's own word."""
-        scanned = messages if whole or not self._classes else messages[:-1]
-        rest = messages[len(scanned) :]
+    def _scan(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]] = (), *, whole: bool = False
+    ) -> Shaped | Dropped:
+        """The conversation without what the scans mask. The label of a classification is the user's own word."""
+        found = Shaped(messages, list(tools))
+        label = len(messages) - 1 if self._classes and not whole else None
         for mode, counts, find, kind in self._scans:
             scan = _Scan(find, Pseudonyms(), Counter())
-            masked = [scan.message(message) for message in scanned]
+            masked = Shaped(
+                [scan.message(message, is_label=n == label) for n, message in enumerate(found.messages)],
+                [scan.tool(tool) for tool in found.tools],
+            )
             if not scan.counts:
                 continue
             counts.update(scan.counts)
             if mode is OnFinding.DROP:
                 return Dropped(kind)
             if mode is OnFinding.MASK:
-                scanned = masked
-        return [*scanned, *rest]
+                found = masked
+        return found
 
 
 @dataclass
@@ -133,12 +144,22 @@ class _Scan:
     counts: Counter[str]
     before: str = ""
 
-    def message(self, message: Message) -> Message:
-        """The message with findings replaced."""
-        changed = message | {"content": self.text(message["content"], self.before)}
+    def message(self, message: Message, *, is_label: bool) -> Message:
+        """The message with findings replaced, in all that it holds. Of a label that only calls tools nothing is."""
+        changed = dict(message)
+        if not is_label:
+            changed["content"] = self.text(message["content"], self.before)
         self.before = message["content"]
-        if calls := message.get("tool_calls"):
-            changed["tool_calls"] = [self._call(call) for call in calls]
+        if is_label and not message["content"]:
+            return changed
+        for part in ("name", "tool_call_id", "tool_calls"):
+            if part in message:
+                changed[part] = map_texts(message[part], self.text)
+        return changed
+
+    def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
+        """What may be called, with findings replaced; the version of JSON Schema that describes it is a URL of none."""
+        changed: dict[str, Any] = map_texts(tool, lambda text, key: text if key == "$schema" else self.text(text, key))
         return changed
 
     def text(self, text: str, before: str) -> str:
@@ -149,9 +170,11 @@ class _Scan:
         self.counts.update(finding.entity for finding in findings)
         return self.pseudonyms.mask(text, findings)
 
-    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
-        return call | {"function": function | {"arguments": map_arguments(function["arguments"], self.text)}}
+
+def _remembering(find: Find) -> Find:
+    """As ``find``, which is not asked again for short texts: names and tools are the same in many rows."""
+    known = lru_cache(maxsize=_REMEMBERED)(find)
+    return lambda text, before: known(text, before) if len(text) + len(before) <= _SHORT else find(text, before)
 
 
 def _secrets(text: str, _before: str) -> list[Finding]:

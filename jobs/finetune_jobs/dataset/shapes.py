@@ -204,7 +204,8 @@ def _tool_calls(line: int, place: str, calls: Any) -> list[dict[str, Any]] | Fau
             return Fault(line, f"{place}[{index}].function.arguments", "wrongToolCall", "is not a JSON object")
         if problem := _json_problem([call, arguments]):
             return Fault(line, f"{place}[{index}]", "wrongToolCall", problem)
-        made.append(call | {"type": "function", "function": {"name": function["name"], "arguments": arguments}})
+        known = {"id": call["id"]} if call.get("id") is not None else {}  # nothing else of it is rendered or scanned
+        made.append(known | {"type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return made
 
 

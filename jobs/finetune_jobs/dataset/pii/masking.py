@@ -1,6 +1,5 @@
 """Pseudonyms in place of personal data: the same value is the same pseudonym within one conversation (pure)."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -56,33 +55,23 @@ def _is_same_phone(first: str, second: str) -> bool:
     return len(short) >= _SAME_ENDING and long.endswith(short) and len(long) - len(short) <= 3
 
 
-def map_strings(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
-    """A JSON value with every string in it changed; keys, numbers and the structure stay.
+def map_texts(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """A JSON value with every text in it changed, the keys of objects too; its structure stays.
 
-    ``change`` is given a string and the key under which it stands: in {"ssn": "…"} the key says what the value is.
+    ``change`` is given a text and the key under which it stands: in {"ssn": "…"} the key says what the value is. A
+    number is changed as a text is, and stays a number where that changes nothing.
     """
     if isinstance(value, str):
         return change(value, key)
     if isinstance(value, list):
-        return [map_strings(item, change, key) for item in value]
+        return [map_texts(item, change, key) for item in value]
     if isinstance(value, dict):
-        return {name: map_strings(item, change, str(name)) for name, item in value.items()}
-    return value
-
-
-def map_arguments(arguments: Any, change: Callable[[str, str], str]) -> Any:
-    """Arguments of a tool call with their strings changed: an object, or the text of one (as OpenAI's API has it).
-
-    What is valid JSON stays valid JSON. A text that is none is changed as a whole.
-    """
-    if not isinstance(arguments, str):
-        return map_strings(arguments, change)
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return change(arguments, "")
-    changed = map_strings(value, change)
-    return arguments if changed == value else json.dumps(changed, ensure_ascii=False)
+        return {change(name, key): map_texts(item, change, name) for name, item in value.items()}
+    if value is None or isinstance(value, bool):
+        return value
+    text = str(int(value)) if value == int(value) else str(value)  # tables have whole numbers as 4111.0
+    changed = change(text, key)
+    return value if changed == text else changed
 
 
 def counts(findings: Iterable[Finding]) -> Counter[str]:

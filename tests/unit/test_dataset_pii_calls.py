@@ -1,0 +1,66 @@
+"""Personal data in what a conversation holds beside its texts: names, calls of tools, what these are called with."""
+
+import json
+
+import pytest
+
+from finetune_api.dataset import OnFinding, Pii, Task, TaskType
+from finetune_jobs.dataset.intake import Dropped, Intake
+from finetune_jobs.dataset.rows import Row
+from finetune_jobs.dataset.shapes import Message
+from finetune_jobs.dataset.validation import Example
+from tests.support.preparing import params_of
+
+pytestmark = pytest.mark.unit
+
+PERSONAL = "jane@example.com"
+CALL = {"id": "1", "type": "function", "function": {"name": "send", "arguments": {"to": "me"}}}
+TOOL = {"type": "function", "function": {"name": "send", "parameters": {"$schema": "http://json-schema.org/schema#"}}}
+
+
+@pytest.mark.parametrize(
+    ("asker", "call", "answer", "tool"),
+    [
+        ({"name": PERSONAL}, {}, {}, {}),
+        ({}, {"id": PERSONAL}, {"tool_call_id": PERSONAL}, {}),
+        ({}, {"function": {"name": PERSONAL, "arguments": {}}}, {"name": PERSONAL}, {}),
+        ({}, {"function": {"name": "send", "arguments": {PERSONAL: 1}}}, {}, {}),
+        ({}, {"function": {"name": "send", "arguments": json.dumps({"a": [{"b": {"c": [PERSONAL]}}]})}}, {}, {}),
+        ({}, {"function": {"name": "send", "arguments": {"card": 4111111111111111}}}, {}, {}),
+        ({}, {}, {}, {"function": {"name": "send", "description": f"Ask {PERSONAL} first."}}),
+    ],
+)
+@pytest.mark.parametrize("mode", [OnFinding.MASK, OnFinding.DROP, OnFinding.REPORT])
+@pytest.mark.parametrize("task", [TaskType.TEXT, TaskType.CLASSIFICATION])
+def test_personal_data_is_found_in_every_part_of_a_conversation(
+    task: TaskType, mode: OnFinding, asker: Message, call: Message, answer: Message, tool: Message
+) -> None:
+    intake = Intake(params_of(task=Task(type=task), pii=Pii(mode=mode)))
+    messages = [
+        {"role": "user", "content": "Send it."} | asker,
+        {"role": "assistant", "content": "", "tool_calls": [CALL | call | {"mail": PERSONAL}]},
+        {"role": "tool", "content": "done"} | answer,
+        {"role": "assistant", "content": "Sent."},
+    ]
+    found = intake.take(Row(1, {"messages": messages, "tools": [TOOL | tool]}))
+    assert intake.personal.total() >= 1
+    if isinstance(found, Dropped):
+        assert mode is OnFinding.DROP
+        return
+    assert isinstance(found, Example)
+    written = json.dumps([found.messages, found.tools])
+    assert ("_1>" in written) is (mode is OnFinding.MASK)
+    assert (PERSONAL in written or "4111111111111111" in written) is (mode is OnFinding.REPORT)
+
+
+def test_a_conversation_that_calls_tools_and_holds_nothing_personal_stays_as_it_is() -> None:
+    intake = Intake(params_of())
+    messages = [
+        {"role": "user", "content": "Send it.", "name": "ana"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "done", "tool_call_id": "1", "name": "send"},
+        {"role": "assistant", "content": "Sent."},
+    ]
+    found = intake.take(Row(1, {"messages": messages, "tools": [TOOL]}))
+    assert isinstance(found, Example)
+    assert (found.messages, found.tools, intake.personal.total()) == (messages, [TOOL], 0)
