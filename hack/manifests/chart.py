@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 from finetune_api.meta import MAX_NAME
 from finetune_operator.rbac import RULES
 from finetune_operator.settings import Profile, Runtime, Settings
+from hack.manifests import fields
 
 Schema = dict[str, Any]
 Path = tuple[str, ...]
@@ -185,13 +186,13 @@ def _plain(model: Any) -> Any:
 
 
 def reference(values: Values) -> str:
-    """``docs/reference/values.md``: every commented key with its default."""
+    """``docs/reference/values.md``: every commented key with its default; fields of profiles, runtimes and rules."""
     lines = [
         "<!-- Generated from charts/finetune-operator/values.yaml by `make manifests`; do not edit. -->",
         "# Values of the chart",
         "",
-        "The fields of profiles, runtimes and tenancy rules are described in `settings.py` and `tenancy.py` of",
-        "`operator/finetune_operator/` and in `values.schema.json`, which Helm checks on every command.",
+        "Helm checks them against the chart's schema on every command. Of profiles, runtimes and rules there may be",
+        "any number; what each consists of stands in the tables below.",
         "",
         "| key | default | what it is |",
         "| --- | --- | --- |",
@@ -202,4 +203,4 @@ def reference(values: Values) -> str:
             default = default[name]
         shown = "see values.yaml" if isinstance(default, dict) and default else f"`{json.dumps(default)}`"
         lines.append(f"| `{'.'.join(path)}` | {shown} | {text.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *fields.tables()]) + "\n"

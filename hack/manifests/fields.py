@@ -1,0 +1,53 @@
+"""What a profile, a runtime and a tenancy rule consist of, as tables for the reference of the chart's values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from finetune_operator.settings import Gpu, PodShape, Profile, Runtime
+from finetune_operator.tenancy import TenancyRule
+
+_PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
+    ("profiles.<name>", Profile),
+    ("profiles.<name>.gpu", Gpu),
+    ("runtimes.<name>", Runtime),
+    ("A pod's shape: cpu and accelerator of a profile, pod of a runtime", PodShape),
+    ("tenancy.rules[]", TenancyRule),
+)
+_BELOW: Final = {
+    "cpu": "a pod's shape, below",
+    "accelerator": "a pod's shape, below",
+    "pod": "a pod's shape, below",
+    "gpu": "none, see below",
+    "image": "required: registry, repository, tag, digest, as in images",
+}
+"""What stands in place of a default that is an object of its own."""
+
+
+def tables() -> Iterator[str]:
+    """The lines of all tables."""
+    for place, model in _PLACES:
+        heading = f"`{place}`" if "." in place else place
+        yield from ("", f"## {heading}", "| field | default | what it is |", "| --- | --- | --- |")
+        schema = model.model_json_schema()
+        for name, field in schema["properties"].items():
+            default = _BELOW.get(name) or _default(field, required=name in schema.get("required", []))
+            text = " ".join(field["description"].split()).replace("|", "\\|")
+            yield f"| `{name}` | {default} | {text}{_bounds(field)} |"
+
+
+def _default(field: dict[str, Any], *, required: bool) -> str:
+    if required:
+        return "required"
+    return "none" if field.get("default") is None else f"`{json.dumps(field['default'])}`"
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    low, high = field.get("minimum"), field.get("maximum")
+    if low is None:
+        return ""
+    return f" ({low:g} or more)" if high is None else f" ({low:g} to {high:g})"
