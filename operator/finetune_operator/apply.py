@@ -12,10 +12,12 @@ from finetune_operator.resources.ownership import Owner
 class NameTaken(Exception):  # noqa: N818 - a finding for the status, not an error of ours
     """An object that the plan needs has the name of one that our owner does not own."""
 
-    def __init__(self, resource: Resource, name: str) -> None:
+    def __init__(self, resource: Resource, name: str, *, outlived: bool = False) -> None:
         super().__init__(f"{resource.kind} {name}")
         self.resource = resource
         self.name = name
+        self.outlived = outlived
+        """It is what an earlier resource of our owner's name left, and goes by itself."""
 
 
 def carry_out(client: KubeClient, cache: Cache, owner: Owner, action: Action) -> None:
@@ -62,7 +64,7 @@ def _patch(client: KubeClient, cache: Cache, owner: Owner, resource: Resource, n
 
 def _refuse_stranger(owner: Owner, resource: Resource, existing: Object | None) -> None:
     if existing is not None and not owner.owns(existing):
-        raise NameTaken(resource, existing["metadata"]["name"])
+        raise NameTaken(resource, existing["metadata"]["name"], outlived=owner.outlived(existing))
 
 
 def _record(cache: Cache, resource: Resource, result: Object) -> None:

@@ -412,6 +412,19 @@ def test_deletion_takes_everything_along(serving: Serving) -> None:
     _delete(serving)
 
 
+def test_one_that_is_deleted_and_applied_again_waits_for_what_the_first_one_left(serving: Serving) -> None:
+    """It has the same names; that they are taken is nobody's fault, and no news."""
+    serving.start()
+    serving.serve(GOOD)
+    found = serving.get(ADAPTERDEPLOYMENTS, NAME)
+    assert found is not None
+    serving.team.api.delete(ADAPTERDEPLOYMENTS, serving.team.namespace, NAME, found["metadata"]["uid"])
+    serving.create(pinned(GOOD))
+    status = serving.until(ServingPhase.READY)
+    assert status.stable is not None
+    assert [kind for kind, _ in serving.events() if kind == "Warning"] == []
+
+
 def test_scaling_by_the_subresource(serving: Serving) -> None:
     """As kubectl scale and autoscalers do it."""
     serving.start()

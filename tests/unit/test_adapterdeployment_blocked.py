@@ -15,6 +15,7 @@ from finetune_operator.actions import (
 )
 from finetune_operator.adapterdeployment.observe import Invalid, Source
 from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.adapterdeployment.target import REMAINS_SECONDS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.support.serving import (
@@ -145,6 +146,38 @@ class TestBlocked:
         assert made.actions == ()
         assert condition(made.status, "Stalled") == ("True", Reason.NAME_TAKEN)
         assert made.requeue_after is not None  # nobody tells when the stranger goes
+
+    def test_what_an_earlier_resource_of_the_name_left_is_waited_for(self) -> None:
+        """The garbage collector takes it: nobody has to act, and nobody is warned."""
+        cluster = ServingCluster()
+        made = plan(replace(cluster.observe(), remains=("Service demo",)), START)
+        assert (made.actions, made.events) == ((), ())
+        assert made.status.phase is ServingPhase.PENDING
+        assert shown(made.status) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+        assert condition(made.status, "Ready") == ("False", Reason.WAITING)
+        assert made.status.conditions[0].message == (
+            "Service demo of an earlier AdapterDeployment of this name is yet to be deleted."
+        )
+        assert made.requeue_after == REMAINS_SECONDS
+
+    @pytest.mark.parametrize(
+        ("reference", "outlived"),
+        [
+            ({}, True),
+            ({"uid": "uid-of-demo"}, False),
+            ({"name": "other"}, False),
+            ({"kind": "FineTuneJob"}, False),
+            ({"apiVersion": "elsewhere.io/v1"}, False),
+            ({"controller": False}, False),
+        ],
+    )
+    def test_what_an_earlier_resource_of_the_name_left_is_told_from_a_strangers(
+        self, reference: dict[str, Any], outlived: bool
+    ) -> None:
+        owner = ServingCluster().observe().owner
+        [theirs] = replace(owner, uid="uid-of-before").metadata("demo")["ownerReferences"]
+        assert owner.outlived({"metadata": {"ownerReferences": [theirs | reference]}}) is outlived
+        assert owner.outlived({"metadata": {}}) is False
 
     def test_what_the_api_server_refuses_is_told_in_its_words(self) -> None:
         cluster = ServingCluster()

@@ -23,6 +23,8 @@ def adapter_deployment_kind(
 def _blocked(observed: Observed | Invalid, taken: NameTaken) -> Observed | Invalid:
     if isinstance(observed, Invalid):
         return observed
+    if taken.outlived:
+        return replace(observed, remains=(*observed.remains, str(taken)))
     return replace(observed, strangers=(*observed.strangers, str(taken)))
 
 

@@ -76,6 +76,8 @@ class Observed:
     """EndpointSlices of its public Service."""
     strangers: tuple[str, ...] = ()
     """Objects, as "Kind name", that have a name which we need and another owner."""
+    remains: tuple[str, ...] = ()
+    """The same of an earlier AdapterDeployment of this name, until the garbage collector has taken them."""
     refusal: str = ""
     """What the API server said when it did not take an object of the plan (a quota, a policy)."""
 
@@ -122,6 +124,7 @@ class Observer:
             return Invalid(metadata, status, problem)
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
         children = {resource: self._children(owner, resource) for resource in (*_WATCHED, *_LISTED)}
+        theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)
         return Observed(
             resource=AdapterDeployment(metadata=metadata, spec=spec, status=status),
             settings=self._settings,
@@ -130,7 +133,8 @@ class Observer:
             children=children,
             pods=self._pods(owner, children[JOBS].values()),
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
-            strangers=() if owner.name in children[SERVICES] else self._strangers(owner),
+            strangers=() if outlived else theirs,
+            remains=theirs if outlived else (),
         )
 
     def _children(self, owner: Owner, resource: Resource) -> dict[str, Object]:
@@ -168,10 +172,12 @@ class Observer:
         status = parse_status(FineTuneJobStatus, raw.get("status") or {})
         return Source(status.phase or "", status.artifact if job else None, job.storage if job else Storage())
 
-    def _strangers(self, owner: Owner) -> tuple[str, ...]:
-        """Whether somebody else has a Service of the name that clients are to use."""
+    def _service_of_others(self, owner: Owner) -> tuple[tuple[str, ...], bool]:
+        """Whether somebody else has a Service of the name that clients are to use, and whether it is about to go."""
         service = self._client.get(SERVICES, owner.namespace, owner.name)
-        return () if service is None or owner.owns(service) else (f"{SERVICES.kind} {owner.name}",)
+        if service is None or owner.owns(service):
+            return (), False
+        return (f"{SERVICES.kind} {owner.name}",), owner.outlived(service)
 
     def _has_account(self, namespace: str, runtime: str) -> bool:
         known = self._settings.runtimes.get(runtime)

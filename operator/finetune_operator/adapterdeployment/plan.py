@@ -44,8 +44,6 @@ from finetune_operator.resources.network_policy import candidate_policy, serving
 from finetune_operator.resources.pods import input_config_map, stage_job
 from finetune_operator.resources.service import candidate_service, public_service
 
-BLOCKED_RETRY_SECONDS: Final = 30.0
-"""How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
 MESSAGE_LIMIT: Final = 1024
 """What the API takes; a scheduler that speaks of many nodes says more."""
 SCORE_LIMIT: Final = 16
@@ -123,7 +121,7 @@ def _unrecorded_promotion(observed: Observed, target: Target | Blocked, revision
 
 def _hold(observed: Observed, blocked: Blocked, stable: RevisionStatus | None) -> Step:
     """Without a target: what serves goes on serving, and a candidate of an earlier target goes."""
-    return Step(stable, actions=_keep(observed, stable), look_again=None if blocked.waiting else BLOCKED_RETRY_SECONDS)
+    return Step(stable, actions=_keep(observed, stable), look_again=blocked.look_again)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:

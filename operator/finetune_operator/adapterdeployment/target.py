@@ -16,6 +16,10 @@ from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.tenancy import Claim, Subject, objection
 
 REVISION_LENGTH: Final = 8
+RETRY_SECONDS: Final = 30.0
+"""How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
+REMAINS_SECONDS: Final = 5.0
+"""The same for what the garbage collector is about to take."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Blocked:
     message: str
     waiting: bool = False
     """True: it passes without anybody changing this resource; False: somebody has to act."""
+    look_again: float | None = RETRY_SECONDS
+    """When to look again; None where a watched object tells."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,9 @@ def find_target(observed: Observed) -> Target | Blocked:
     if observed.strangers:
         taken = ", ".join(observed.strangers)
         return Blocked(Reason.NAME_TAKEN, f"{taken} exists already and does not belong to this AdapterDeployment.")
+    if observed.remains:
+        message = f"{', '.join(observed.remains)} of an earlier AdapterDeployment of this name is yet to be deleted."
+        return Blocked(Reason.WAITING, message, waiting=True, look_again=REMAINS_SECONDS)
     if observed.refusal:
         return Blocked(*refusal(observed.refusal))
     if isinstance(artifact, Blocked):
@@ -151,10 +160,10 @@ def _lacks(observed: Observed, name: str) -> Blocked:
     if job is not None:
         phase = f"its phase is {job.phase}" if job.phase else "it has not begun"
         message = f"FineTuneJob {name!r} has not published an artifact; {phase}."
-        return Blocked(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED)
+        return Blocked(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED, look_again=None)
     message = f"FineTuneJob {name!r} does not exist in this namespace"
     if stable is None:
-        return Blocked(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True)
+        return Blocked(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, look_again=None)
     message = f"{message}; revision {stable.revision} goes on serving {stable.artifact_uri}."
     return Blocked(Reason.SOURCE_NOT_FOUND, message)
 

@@ -69,8 +69,17 @@ class Owner:
 
     def owns(self, child: Object) -> bool:
         """Whether the child's controller is this very resource, and not an earlier one of the same name."""
-        references = child["metadata"].get("ownerReferences") or []
-        return any(reference.get("controller") and reference["uid"] == self.uid for reference in references)
+        return any(reference["uid"] == self.uid for reference in _controllers(child))
+
+    def outlived(self, child: Object) -> bool:
+        """Whether the child is left of an earlier resource of this name: the garbage collector is about to take it."""
+        kind = (meta.GROUP, self.resource.kind, self.name)
+        found = [(each["apiVersion"].partition("/")[0], each["kind"], each["name"]) for each in _controllers(child)]
+        return kind in found and not self.owns(child)
+
+
+def _controllers(child: Object) -> list[Object]:
+    return [each for each in child["metadata"].get("ownerReferences") or [] if each.get("controller")]
 
 
 def owner_key(child: Object) -> Key | None:
