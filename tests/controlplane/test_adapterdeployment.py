@@ -279,6 +279,26 @@ def test_rollback_by_the_spec(serving: Serving) -> None:
     assert serving.until(ServingPhase.READY).last_good_revision == old
 
 
+def test_a_namespace_with_room_for_one_service(serving: Serving) -> None:
+    """The candidate's own makes way for the public one, in time; a second candidate waits without harm."""
+    spec = {"hard": {"services": "1"}}
+    serving.team.kubectl_apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one"}, "spec": spec})
+    get_hard = ("-n", serving.team.namespace, "get", "quota", "one", "-o", "jsonpath={.status.hard}")
+    wait(lambda: serving.team.plane.kubectl(*get_hard), "the quota to be enforced")
+    serving.start(policy_seconds=5)
+    old = serving.serve(GOOD)
+    assert set(serving.children(SERVICES)) == {NAME}
+    serving.update(BETTER)
+    status = serving.until(ServingPhase.DEGRADED)
+    assert {each.type: each.reason for each in status.conditions}["Stalled"] == Reason.QUOTA_EXCEEDED
+    assert serving.traffic() == old
+    serving.team.plane.kubectl("-n", serving.team.namespace, "delete", "quota", "one")
+    serving.change(replicas=2)  # rather than wait for the next look
+    wait(lambda: serving.traffic() != old, "the promotion")
+    serving.until(ServingPhase.READY)
+    assert [reason for kind, reason in serving.events() if kind == "Warning"] == [Reason.QUOTA_EXCEEDED]
+
+
 def test_a_newer_target_replaces_an_unfinished_candidate(serving: Serving) -> None:
     serving.servers.loading.add(BETTER)
     serving.start()

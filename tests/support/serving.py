@@ -96,6 +96,8 @@ class ServingCluster:
     events: list[Event] = field(default_factory=list)
     watch: Callable[["ServingCluster"], None] = lambda _: None
     """Called after every change of an object: the place for what must always hold."""
+    refuse: Callable[["ServingCluster", Action], str] = lambda _cluster, _action: ""
+    """What the API server says of an action that it does not take (a quota, a policy); empty: it takes it."""
     _sequence: int = 0
 
     # What the operator does
@@ -124,10 +126,14 @@ class ServingCluster:
 
     def reconcile(self, crash_after: int | None = None) -> Plan[AdapterDeploymentStatus]:
         """One pass of the operator, which may die after some of its writes."""
-        made = self.plan()
+        observed = self.observe()
+        made = plan(observed, self.now)
         for number, action in enumerate(made.actions):
             if number == crash_after:
                 return made
+            if said := self.refuse(self, action):
+                made = replace(plan(replace(observed, refusal=said), self.now), actions=())
+                break
             self.carry_out(action)
         if crash_after is None or crash_after > len(made.actions):
             self.status = made.status
@@ -262,6 +268,19 @@ class ServingCluster:
         """Revision that the public Service points to; empty without a Service."""
         service = self.objects.get(SERVICES, {}).get("demo")
         return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
+
+
+@dataclass
+class Quota:
+    """Takes only so many objects of a kind: for ``ServingCluster.refuse``."""
+
+    resource: Resource
+    most: int
+
+    def __call__(self, cluster: ServingCluster, action: Action) -> str:
+        full = len(cluster.objects.get(self.resource, {})) >= self.most
+        refused = isinstance(action, Create) and action.resource == self.resource and full
+        return f'{self.resource.plural} "x" is forbidden: exceeded quota: few' if refused else ""
 
 
 def pinned(digest: str, **spec: Any) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class TestRollout:
         assert steps == [
             [("Create", kind) for kind in (NETWORK_POLICIES, SERVICES, CONFIG_MAPS, DEPLOYMENTS)],
             [("Create", CONFIG_MAPS), ("Create", JOBS)],
-            [("Apply", NETWORK_POLICIES)],
-            [("Create", SERVICES), ("Delete", SERVICES)],
+            [("Delete", SERVICES), ("Apply", NETWORK_POLICIES)],
+            [("Create", SERVICES)],
             [],
         ]
         assert [event.reason for event in cluster.events] == [Reason.CANDIDATE_STARTING, Reason.PROMOTED]

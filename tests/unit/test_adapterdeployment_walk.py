@@ -21,6 +21,7 @@ from tests.support.serving import (
     FATES,
     GOOD,
     INACTIVE,
+    Quota,
     ServingCluster,
     following,
     pinned,
@@ -72,6 +73,7 @@ steps = st.one_of(
     st.tuples(st.just("controllers"), st.none()),
     st.tuples(st.just("wait"), st.integers(1, 400)),
     st.tuples(st.just("settle"), st.none()),
+    st.tuples(st.just("quota"), st.builds(Quota, st.sampled_from([DEPLOYMENTS, SERVICES, JOBS]), st.integers(0, 2))),
 )
 
 
@@ -92,6 +94,8 @@ def walk(cluster: ServingCluster, path: list[tuple[str, Any]]) -> None:
                 cluster.now += timedelta(seconds=value)
             case "settle":
                 cluster.settle()
+            case "quota":
+                cluster.refuse = value
 
 
 def facts(cluster: ServingCluster) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def _content(child: Object) -> Any:
 def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]) -> None:
     cluster = start()
     walk(cluster, path)
+    cluster.refuse = Quota(SERVICES, 100)
     served = cluster.traffic()
     cluster.settle()
     straight = ServingCluster(spec=cluster.spec, source=cluster.source)

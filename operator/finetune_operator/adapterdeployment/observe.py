@@ -8,6 +8,7 @@ from typing import Final
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.meta import LABEL_REVISION
 from finetune_api.storage import Storage
 from finetune_operator.actions import (
     ADAPTERDEPLOYMENTS,
@@ -85,6 +86,12 @@ class Observed:
     def owner(self) -> Owner:
         """The custom resource as its children see it."""
         return Owner.of(ADAPTERDEPLOYMENTS, self.resource.metadata)
+
+    @property
+    def traffic(self) -> str:
+        """Revision that the public Service points to; empty without one."""
+        service = self.child(SERVICES, self.owner.name)
+        return str(service["spec"]["selector"].get(LABEL_REVISION, "")) if service else ""
 
     def child(self, resource: Resource, name: str) -> Object | None:
         """One child, if it exists."""

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
-from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_operator.actions import (
     CONFIG_MAPS,
@@ -28,10 +27,10 @@ from finetune_operator.adapterdeployment.observe import Invalid, Observed
 from finetune_operator.adapterdeployment.reach import find_reach
 from finetune_operator.adapterdeployment.retire import leftovers
 from finetune_operator.adapterdeployment.status import compose, edges, invalid
-from finetune_operator.adapterdeployment.target import Blocked, Target, find_target, recorded_target
+from finetune_operator.adapterdeployment.target import RETRY_SECONDS, Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
 from finetune_operator.conditions import parse_timestamp, timestamp
-from finetune_operator.finetunejob.outcome import State, Verdict
+from finetune_operator.finetunejob.outcome import State, Verdict, refusal
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,
@@ -68,7 +67,11 @@ def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentS
         return Plan(status, events=edges(observed.status, status))
     target = find_target(observed)
     stable = serving_revision(observed, target, now)
-    if isinstance(target, Blocked):
+    if isinstance(target, Target) and observed.refusal:
+        # The candidate stays what it is, and what was refused is asked for again: it does not begin anew.
+        step = Step(stable, _known(observed, target), look_again=RETRY_SECONDS)
+        target = Blocked(*refusal(observed.refusal))
+    elif isinstance(target, Blocked):
         step = _hold(observed, target, stable)
     elif stable is not None and stable.revision == target.revision:
         step = Step(recorded(stable, target), actions=_serve(observed, target))
@@ -80,7 +83,7 @@ def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentS
     status = compose(observed, target, step.stable, step.candidate, reach, now)
     return Plan(
         status=status,
-        actions=step.actions + retirement.actions,
+        actions=retirement.first + step.actions + retirement.last,
         events=step.events + edges(observed.resource.status, status),
         requeue_after=min(looks, default=None),
     )
@@ -95,8 +98,7 @@ def serving_revision(observed: Observed, target: Target | Blocked, now: datetime
     status = observed.resource.status
     if status.stable is not None:
         return status.stable
-    service = observed.child(SERVICES, observed.owner.name)
-    revision = service["spec"]["selector"].get(LABEL_REVISION, "") if service else ""
+    revision = observed.traffic
     live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, revision))
     if live is None or _unrecorded_promotion(observed, target, revision):
         return None
@@ -218,10 +220,16 @@ def _waiting(candidate: RevisionStatus, proved: bool, trouble: Trouble | None, n
     return in_state(candidate, state, reason, message, now)
 
 
+def _known(observed: Observed, target: Target) -> RevisionStatus | None:
+    """The target as the candidate that it is already."""
+    known = observed.resource.status.candidate
+    return known if known is not None and known.revision == target.revision else None
+
+
 def _candidate(observed: Observed, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
     """The target as the candidate that it already is, or as a new one."""
-    known = observed.resource.status.candidate
-    if known is not None and known.revision == target.revision:
+    known = _known(observed, target)
+    if known is not None:
         same_spec = known.spec_hash == target.spec_hash
         if same_spec or known.state is not RevisionState.FAILED:
             return known.model_copy(update={"spec_hash": target.spec_hash}), ()
@@ -277,13 +285,17 @@ def in_state(
 
 
 def _start(observed: Observed, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:
-    """The candidate's objects. The policy comes first: before the proof its pods are open to the verifier only."""
+    """The candidate's objects. The policy comes first: before the proof its pods are open to the verifier only.
+
+    The proof is also the end of the candidate's own Service: a namespace with room for one has it for the public one.
+    """
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
     policy = serving_policy(owner, revision) if is_open else candidate_policy(owner, revision)
+    asked = () if is_open else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
-        *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
+        *asked,
         *_pods(observed, target, replicas),
     )
 

@@ -26,7 +26,10 @@ from finetune_operator.resources.service import candidate_service_name
 class Retirement:
     """Deletions that are due, and in how many seconds others will be."""
 
-    actions: tuple[Delete, ...] = ()
+    first: tuple[Delete, ...] = ()
+    """What no client can be connected to: it goes before anything is made, so that a quota has room for that."""
+    last: tuple[Delete, ...] = ()
+    """What the Service pointed to: it goes after the Service has been moved."""
     due_after: float | None = None
 
 
@@ -41,13 +44,14 @@ def leftovers(
     """Delete what belongs to no revision in use.
 
     Pods go last, once the drain of the newest promotion is over and none of them is an endpoint of the Service: until
-    then clients may be connected to the revision before. Of a failed candidate its verification stays, so that the
-    log can be read.
+    then clients may be connected to the revision before. A candidate's own Service goes once it is proved. Of a failed
+    candidate its verification stays, so that the log can be read.
     """
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
     starting = candidate.revision if candidate and candidate.state is not RevisionState.FAILED else ""
-    services = {owner.name} | ({candidate_service_name(owner, starting)} if starting else set())
+    asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
+    services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
     verification = (
         verify_request(owner, target, spec, observed.settings).name if isinstance(target, Target) and candidate else ""
     )
@@ -62,14 +66,18 @@ def leftovers(
         return stale or not in_use
 
     gone = [
-        Delete(resource, name, child["metadata"]["uid"])
+        (Delete(resource, name, child["metadata"]["uid"]), revision)
         for resource in (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS)
         for name, child in observed.children.get(resource, {}).items()
-        if unused(resource, name, (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
+        if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]
     ]
-    due = tuple(delete for delete in gone if not (drain or reach.elsewhere) or delete.resource in (JOBS, SERVICES))
-    return Retirement(due, drain or None if len(due) < len(gone) else None)
+    due = [each for each in gone if not (drain or reach.elsewhere) or each[0].resource in (JOBS, SERVICES)]
+    return Retirement(
+        first=tuple(delete for delete, revision in due if revision != observed.traffic),
+        last=tuple(delete for delete, revision in due if revision == observed.traffic),
+        due_after=drain or None if len(due) < len(gone) else None,
+    )
 
 
 def _drain_left(observed: Observed, stable: RevisionStatus | None, now: datetime) -> float:

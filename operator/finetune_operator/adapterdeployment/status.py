@@ -37,11 +37,13 @@ class _Scene:
     @property
     def failure(self) -> tuple[Reason, str] | None:
         """What somebody has to act on."""
+        # What blocks ends a candidate, unless the API server refused an object: then that is what is to be told.
+        blocks = isinstance(self.target, Blocked) or not self.candidate
+        if self.lack and not self.lack.waiting and blocks:
+            return self.lack.reason, self.lack.message
         if self.candidate and self.candidate.state is RevisionState.FAILED:
             message = f"Revision {self.candidate.revision} is not served: {self.candidate.message}"
             return Reason(self.candidate.reason), message
-        if self.lack and not self.lack.waiting and not self.candidate:
-            return self.lack.reason, self.lack.message
         return None
 
     @property

@@ -11,7 +11,6 @@ from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.lengths import refusal_of, warning_of
 from finetune_operator.adapterdeployment.observe import Observed
-from finetune_operator.finetunejob.outcome import refusal
 from finetune_operator.resources.deployment import Serving, pod_template
 from finetune_operator.tenancy import Claim, Subject, objection
 
@@ -76,8 +75,6 @@ def find_target(observed: Observed) -> Target | Blocked:
     if observed.remains:
         message = f"{', '.join(observed.remains)} of an earlier AdapterDeployment of this name is yet to be deleted."
         return Blocked(Reason.WAITING, message, waiting=True, look_again=REMAINS_SECONDS)
-    if observed.refusal:
-        return Blocked(*refusal(observed.refusal))
     if isinstance(artifact, Blocked):
         return artifact
     if not observed.service_account:
