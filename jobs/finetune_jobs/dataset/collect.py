@@ -1,6 +1,7 @@
 """The first pass: every row of every source is read, checked, cleaned and tokenised, and waits in a spool."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,7 +67,11 @@ class Collected:
 
     def near(self, near_percent: int) -> Near:
         """Which prompts are near duplicates; every different one is looked at once."""
-        return find(self.ledger.labels.keys() - self.again, self.texts, near_percent)
+        by_source = defaultdict[int, set[str]](set)
+        for identity in self.ledger.labels:
+            if identity not in self.again:
+                by_source[self.ledger.source_of(identity)].add(identity)
+        return find(by_source.values(), self.texts, near_percent)
 
     def texts(self, identities: set[str]) -> Iterator[tuple[str, str]]:
         """Identity and compared text of those examples."""

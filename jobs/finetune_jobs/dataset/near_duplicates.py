@@ -6,8 +6,9 @@ Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3) and are
 shingles themselves. Signatures alone are too coarse: their error of three percentage points links a few of a hundred
 pairs that are somewhat alike, and through such links a thousand bills that differ in a number become one cluster.
 
-What more than half of all texts share does not count: it is the frame into which a template or an instruction puts each
-row, and tells none from another. With it, short entries in a long frame would all be one cluster.
+What nearly all texts of a source share does not count: it is the frame into which a template or an instruction puts
+each row, and tells none from another. With it, short entries in a long frame would all be one cluster. What only most
+share counts: those may well be near duplicates of each other.
 
 Everything depends on the texts and their identities only: not on the order of the rows, the process or the machine.
 """
@@ -31,8 +32,12 @@ WIDTH: Final = 128
 """MinHash values a text. The error (one standard deviation) of an estimate s is sqrt(s (1 - s) / 128)."""
 SKETCH: Final = 128
 """Shingles kept a text, those with the smallest hashes (bottom-k sketch: Cohen and Kaplan, 2007)."""
+FRAME_PERCENT: Final = 90
+"""Share of the texts that hold what is a frame."""
 FRAME_SAMPLE: Final = 256
-"""Texts that tell what most share: what 60 % of all texts hold is in half of these, but for one case in a thousand."""
+"""Texts of each source that tell its frame. A share in them has an error (one standard deviation) of two points."""
+FRAME_FEWEST: Final = 20
+"""Texts without which nothing is called a frame: of a handful, nearly all may be near duplicates."""
 WINDOW: Final = 16
 """Rows of one bucket that each row is compared with: a bucket costs its size times this, never its square."""
 SEED: Final = 0x5EED
@@ -90,27 +95,31 @@ class Near:
     clusters: dict[str, str]
     """The cluster of every text that has near duplicates: the smallest identity in it."""
     frame: Hashes = field(default_factory=lambda: NO_FRAME)
-    """What most texts share, in order; another search in the same texts must leave it out too."""
+    """What nearly all texts of a source share, in order; another search in the same texts must leave it out too."""
 
 
-def find(identities: set[str], texts: Texts, near_percent: int) -> Near:
-    """Near duplicates among some texts. ``near_percent``: as ``NearDuplicates``."""
+def find(sources: Iterable[set[str]], texts: Texts, near_percent: int) -> Near:
+    """Near duplicates among the texts of some sources, given by identity. ``near_percent``: as ``NearDuplicates``."""
     if not near_percent:
         return Near({})
-    sample = set(nsmallest(FRAME_SAMPLE, identities))  # identities are hashes: these are any texts
-    shared = frame(text for _, text in texts(sample))
+    every = [identities for identities in sources if identities]
+    samples = [set(nsmallest(FRAME_SAMPLE, identities)) for identities in every]  # identities are hashes: any texts
+    sampled = dict(texts(set().union(*samples)))
+    frames = [frame([sampled[identity] for identity in sample]) for sample in samples]
+    shared = distinct(np.concatenate([NO_FRAME, *frames]))
     near = NearDuplicates(near_percent, shared)
-    for identity, text in texts(identities):
+    for identity, text in texts(set().union(*every)):
         near.add(identity, text)
     return Near(near.clusters(), shared)
 
 
-def frame(texts: Iterable[str]) -> Hashes:
-    """The shingles that stand in more than half of some texts, in order. Memory: 16 bytes a word of each text."""
-    found = [distinct(_hashed([shingles(text)])) for text in texts]
-    every = np.sort(np.concatenate(found)) if found else NO_FRAME
-    half = len(found) // 2
-    shared: Hashes = every[half:][every[half:] == every[: len(every) - half]]  # so many places apart: half and one more
+def frame(texts: Sequence[str]) -> Hashes:
+    """The shingles that nearly all of some texts hold, in order. Memory: 16 bytes a word of each text."""
+    if len(texts) < FRAME_FEWEST:
+        return NO_FRAME
+    every = np.sort(np.concatenate([distinct(_hashed([shingles(text)])) for text in texts]))
+    apart = -(-len(texts) * FRAME_PERCENT // 100) - 1  # places between the first and the last of as many equal ones
+    shared: Hashes = every[apart:][every[apart:] == every[: len(every) - apart]]
     return distinct(shared)
 
 
