@@ -231,6 +231,40 @@ def test_a_state_that_cannot_be_read_costs_time_only(store: Gate, caplog: pytest
     assert f"state left out: {store.uri(STATE)} cannot be read as RunState: attempt" in caplog.text
 
 
+class Deaf(Store):
+    """A store that may lose its answer to a conditional write: botocore repeats it, and may be answered then or not."""
+
+    loses = ""
+
+    def replace(self, path: str, content: bytes, etag: str) -> bool:
+        written = super().replace(path, content, etag)
+        if self.loses == "first":
+            return super().replace(path, content, etag)
+        if self.loses == "all":
+            raise StageError(Reason.S3_UNREACHABLE, "the endpoint did not answer in time.", retriable=True)
+        return written
+
+
+def test_a_lost_answer_is_no_other_attempt(store: Gate) -> None:
+    """Whether a repetition is answered or none: the next write finds what the lost one left."""
+    deaf = Deaf(store._client, store.uri())
+    owner = Ownership(deaf, "r1")
+    deaf.loses = "first"
+    owner.update(seconds=10.0)
+    deaf.loses = "all"
+    with pytest.raises(StageError, match="did not answer"):
+        owner.update(seconds=20.0)
+    deaf.loses = ""
+    owner.update(batch_size=4)
+    assert RunState.model_validate_json(store.get(STATE) or b"") == owner.state
+    assert (owner.state.attempt, owner.state.seconds, owner.state.batch_size) == (1, 10.0, 4)
+
+    Ownership(store, "r1")
+    with pytest.raises(StageError) as raised:
+        owner.update(batch_size=2)
+    assert raised.value.reason is Reason.SUPERSEDED
+
+
 def test_attempts_that_begin_together_get_different_numbers(store: Gate) -> None:
     owners: list[Ownership] = []
     superseded: list[StageError] = []

@@ -4,6 +4,9 @@ A pod that was cut off from its node goes on for a while after its replacement h
 the store, so every attempt begins by raising a number there (compare and swap), and every later write of the state
 is conditional on the object being the one that this attempt wrote last. An attempt that lost the place cannot change
 it any more, and stops (a fencing token, Kleppmann, "How to do distributed locking", 2016).
+
+A write whose answer was lost may have arrived all the same, and its repetition is then refused: a refusal alone says
+nothing, the number in the object does.
 """
 
 import logging
@@ -20,7 +23,7 @@ log = logging.getLogger(__name__)
 
 STATE: Final = "state.json"
 _TRIES: Final = 10
-"""Attempts that may begin at the same moment."""
+"""Attempts that may begin at the same moment; and answers that may be lost one after the other."""
 
 
 class RunState(WireModel):
@@ -59,9 +62,13 @@ class Ownership:
         """Change fields of the state. Raises StageError (Superseded) when a newer attempt owns the place."""
         with self._lock:
             state = self._state.model_copy(update=changes)
-            if not self._store.replace(STATE, _content(state), self._etag):
-                raise self._superseded()
-            self._state, self._etag = self._written(state)
+            for _ in range(_TRIES):
+                written = self._store.replace(STATE, _content(state), self._etag)
+                standing, self._etag = self._own(state)
+                if written or standing == state:
+                    self._state = state
+                    return
+        raise self._contended()
 
     def _take(self) -> tuple[RunState, str]:
         for _ in range(_TRIES):
@@ -71,17 +78,17 @@ class Ownership:
             state = before.model_copy(update={"attempt": before.attempt + 1, "run": self._run, "seconds": seconds})
             content = _content(state)
             if self._store.replace(STATE, content, found[1]) if found else self._store.put_if_absent(STATE, content):
-                return self._written(state)
-        raise StageError(
-            Reason.S3_UNREACHABLE, f"{self._store.uri(STATE)} is being changed by other writers.", retriable=True
-        )
+                return self._own(state)
+        raise self._contended()
 
-    def _written(self, state: RunState) -> tuple[RunState, str]:
-        """The state that was just written with its new tag, unless another attempt was quicker than this look."""
+    def _own(self, state: RunState) -> tuple[RunState, str]:
+        """What the store holds of the attempt that wants ``state``, with its tag. Raises StageError (Superseded) when
+        it is another attempt's by now."""
         found = self._store.get_tagged(STATE)
-        if found is None or found[0] != _content(state):
+        standing = self._parse(found[0]) if found else RunState()
+        if found is None or (standing.attempt, standing.run) != (state.attempt, state.run):
             raise self._superseded()
-        return state, found[1]
+        return standing, found[1]
 
     def _parse(self, content: bytes) -> RunState:
         try:
@@ -89,6 +96,11 @@ class Ownership:
         except StageError as error:  # the training begins anew: that costs time and nothing else
             log.warning("state left out: %s", error.message)
             return RunState()
+
+    def _contended(self) -> StageError:
+        return StageError(
+            Reason.S3_UNREACHABLE, f"{self._store.uri(STATE)} is being changed by other writers.", retriable=True
+        )
 
     def _superseded(self) -> StageError:
         return StageError(
