@@ -48,6 +48,8 @@ _DENIED: Final = frozenset(
 _ELSEWHERE: Final = frozenset({"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
 _KMS: Final = "KMS."
 """How the codes of S3 begin when its key management refuses, e.g. KMS.DisabledException."""
+_UNSENDABLE: Final = "Invalid header value"
+"""What Python's HTTP client says of a key with a line break, inside an exception that looks like a lost connection."""
 _CONDITION_UNKNOWN: Final = frozenset({"501", "NotImplemented"})
 
 
@@ -65,6 +67,10 @@ def store_error(error: BaseException, action: str, uri: str) -> StageError:
     failed = f"{action} {uri} failed"
     if isinstance(error, _NO_IDENTITY):
         return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the pod has no S3 credentials, or only half of them.")
+    if isinstance(error, boto.HTTPClientError) and _UNSENDABLE in str(error.kwargs.get("error")):
+        return StageError(
+            Reason.S3_ACCESS_DENIED, f"{failed}: the S3 access key has a line break in it, which no request can hold."
+        )
     if code.startswith(_KMS):
         return StageError(Reason.S3_ENCRYPTION_REFUSED, f"{failed}: the encryption key cannot be used ({code}).")
     if code in _DENIED or status in (401, 403):

@@ -31,6 +31,9 @@ _TRANSFER: Final = TransferConfig(
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 _LOST: Final = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"})
 
+_KEYS: Final = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+"""Parameters of a session of boto3; in capitals, the variables from which it takes them."""
+
 Advance = Callable[[int], None]
 """Told the number of bytes that were just moved."""
 
@@ -74,7 +77,8 @@ class Store:
             user_agent_extra="finetune-operator",
         )
         endpoint = storage.endpoint or None
-        session = boto3.session.Session()  # boto3's default one would keep the first credentials of the process
+        # boto3's default session would keep the first credentials of the process.
+        session = boto3.session.Session(**_keys(os.environ))
         client = session.client("s3", region_name=storage.region, endpoint_url=endpoint, config=config)
         return cls(client, uri, storage.encryption)
 
@@ -256,6 +260,13 @@ def _require_authorities(storage: Storage) -> None:
             f"{bundle.key!r} (there is no file {file!r}, which {CA_VARIABLE} names). Create it, then set "
             "spec.rerun to a new value.",
         )
+
+
+def _keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment's keys as parameters of a session, without the line break in which Secrets made from files end;
+    nothing where they are not whole, which boto3 then says itself."""
+    found = {name: environment.get(name.upper(), "").strip() for name in _KEYS}
+    return {name: key for name, key in found.items() if key} if all(found[name] for name in _KEYS[:2]) else {}
 
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:

@@ -109,6 +109,19 @@ def test_keys_that_are_missing(s3: SeaweedFS, place: str, monkeypatch: pytest.Mo
     assert error.value.reason is Reason.S3_ACCESS_DENIED
 
 
+def test_a_secret_made_from_a_file_ends_in_a_line_break(
+    s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ADMIN.environment().items():
+        monkeypatch.setenv(name, f"{value}\n")
+    Store.connect(s3.storage, place).put("key", b"content")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"{ADMIN.key[:4]}\n{ADMIN.key[4:]}")
+    with pytest.raises(StageError, match="the S3 access key has a line break in it") as error:
+        Store.connect(s3.storage, place).get("key")
+    assert (error.value.reason, error.value.retriable) == (Reason.S3_ACCESS_DENIED, False)
+    assert ADMIN.key[4:] not in error.value.message
+
+
 def test_a_store_that_ignores_conditions_is_refused(s3: SeaweedFS, place: str, store: Store) -> None:
     probe_writes(store, "probe")
     with forgetful(s3.endpoint, ADMIN) as endpoint, pytest.raises(StageError) as error:
