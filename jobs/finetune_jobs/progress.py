@@ -97,8 +97,16 @@ class Progress(Collector):
         for follower in self._followers:
             follower.measured(measurement)
 
+    def begin(self, ratio: float, message: str = "") -> None:
+        """As ``report``, of work that others have brought so far, or that is unlike the work before: from now on its
+        own speed alone says how much time is left."""
+        with self._lock:
+            self._started = None
+        self.report(ratio, message)
+
     def report(self, ratio: float, message: str = "") -> None:
-        """``ratio``: share of the work done, 0 to 1. The time left follows from the speed since the first call."""
+        """``ratio``: share of the work done, 0 to 1. The time left follows from the speed since the first call, or
+        since ``begin``."""
         with self._lock:
             now = self._clock()
             self._ratio = min(1.0, max(0.0, ratio))
@@ -176,10 +184,17 @@ class _Piece(Progress):
         super().__init__(whole._stage)
         self._whole, self._begin, self._end, self._prefix = whole, begin, end, prefix
 
+    def begin(self, ratio: float, message: str = "") -> None:
+        self._whole.begin(self._of_whole(ratio), self._prefixed(message))
+
     def report(self, ratio: float, message: str = "") -> None:
-        share = min(1.0, max(0.0, ratio))
-        text = f"{self._prefix}{message}" if message else ""
-        self._whole.report(self._begin + (self._end - self._begin) * share, text)
+        self._whole.report(self._of_whole(ratio), self._prefixed(message))
+
+    def _of_whole(self, ratio: float) -> float:
+        return self._begin + (self._end - self._begin) * min(1.0, max(0.0, ratio))
+
+    def _prefixed(self, message: str) -> str:
+        return f"{self._prefix}{message}" if message else ""
 
     def record(self, measurement: Measurement) -> None:
         self._whole.record(measurement)

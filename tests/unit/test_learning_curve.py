@@ -230,7 +230,8 @@ def test_a_piece_of_the_work_moves_the_whole_in_its_proportion() -> None:
     piece.report(0.0, "begins")
     piece.report(0.5)
     piece.report(2.0, "ends")
-    assert shown == [(0.5, "a quarter: begins"), (0.625, ""), (0.75, "a quarter: ends")]
+    piece.begin(0.5, "goes on")
+    assert shown == [(0.5, "a quarter: begins"), (0.625, ""), (0.75, "a quarter: ends"), (0.625, "a quarter: goes on")]
 
 
 # The trainings

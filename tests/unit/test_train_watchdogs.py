@@ -11,6 +11,8 @@ import pytest
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_jobs.errors import StageError
+from finetune_jobs.progress import Progress
+from finetune_jobs.training.callbacks import Reporting
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.watchdogs import diverged, ending, not_finite, overfits
 
@@ -106,6 +108,24 @@ def test_a_training_says_how_it_ended(
     found = ending(history(train, validation), 10 * len(validation), planned)
     assert found.reason is reason
     assert says in found.message
+
+
+def test_the_time_left_after_a_restart_follows_from_the_steps_of_this_pod() -> None:
+    """It has loaded for a minute, and goes on at step 800 with 5 s a step."""
+    now = [0.0]
+    progress = Progress("train", clock=lambda: now[0])
+    reporting = Reporting(progress)
+    state = SimpleNamespace(global_step=800, max_steps=1000, log_history=[], best_metric=None)
+    progress.report(0.0, "loading the base model")
+    now[0] = 60.0
+    reporting.on_train_begin(None, state, None)
+    assert progress.eta_seconds is None
+    for _ in range(2):
+        now[0] += 5.0
+        state.global_step += 1
+        reporting.on_log(SimpleNamespace(learning_rate=1e-4), state, None, {"loss": 1.0})
+        left = 5 * (1000 - state.global_step)
+        assert left <= (progress.eta_seconds or 0) <= 1.3 * left, "the stage's last twentieth is counted too"
 
 
 def alive(watch: StallWatch, step: int) -> None:

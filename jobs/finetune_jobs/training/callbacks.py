@@ -38,8 +38,10 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         self._losses: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A training that goes on judges by its whole history."""
+        """A training that goes on judges by its whole history, but not its speed: the steps of earlier pods took this
+        one no time. Nor did loading, of which the steps say nothing."""
         self._losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        self._progress.begin(_share(state), "training")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """``logs`` hold ``loss`` and ``grad_norm`` of a step, or ``eval_loss`` of a validation."""
@@ -50,7 +52,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
                 self._validation += " and rising (overfitting)"
         if "loss" in logs:
             self._progress.report(
-                FIRST + (LAST - FIRST) * state.global_step / state.max_steps,
+                _share(state),
                 f"step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}{self._validation}",
             )
 
@@ -69,6 +71,11 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
                 f"{here} the loss was {logs['loss']:.2f}, far above the {self._losses[0]:.2f} of the beginning, "
                 f"{rate}.{best}",
             )
+
+
+def _share(state: Any) -> float:
+    """The stage's progress after the steps that are done."""
+    return FIRST + (LAST - FIRST) * float(state.global_step) / float(state.max_steps)
 
 
 class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has no types
