@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def train(context: Context) -> Made:
     """Train as ``params.train`` says; goes on from this FineTuneJob's newest checkpoint after a restart of the pod, or
-    where an earlier run ended too soon."""
+    where an earlier run ended too soon (not without ``reuse``)."""
     # What starts the processes of a pod needs none of these, and would hold their memory all the time.
     from finetune_jobs.training.allowance import Allowance
     from finetune_jobs.training.checkpoints import Checkpoints
@@ -48,7 +48,8 @@ def train(context: Context) -> Made:
     team.join()
     state = context.store.below(run_folder(given.run))
     with peers_needed(team):
-        checkpoints = Checkpoints(state.below(f"checkpoints/{given.input_key[:16]}"), given.run.id, team)
+        place = state.below(f"checkpoints/{given.input_key[:16]}")
+        checkpoints = Checkpoints(place, given.run.id, team, reuse=given.reuse)
         seconds = given.allowance_seconds
         allowance = None if seconds is None else Allowance(seconds, checkpoints, team=team)
         trained = train_model(
@@ -66,7 +67,16 @@ def train(context: Context) -> Made:
         message += " The learning curve is measured by one process only: it was left out here."
     elif params.training.learning_curve:
         place = state.below(f"curves/{given.input_key[:16]}")
-        parts = Parts(files, params.training, trained.batch, place, context.stopping, allowance)
+        parts = Parts(
+            files,
+            params.training,
+            trained.batch,
+            place,
+            context.stopping,
+            allowance,
+            run=given.run.id,
+            reuse=given.reuse,
+        )
         forecast = measure_curve(parts, trained, context.progress)
         scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"
     return Made(

@@ -225,6 +225,25 @@ def test_a_new_run_pays_for_itself_and_goes_on_from_what_is_there(store: Gate, t
     assert (later.seconds, later.newest_step) == (0.0, 5)
 
 
+def test_a_run_that_reuses_nothing_goes_on_from_its_own_checkpoints_only(store: Gate, tmp_path: Path) -> None:
+    """What memory was found to hold is no result: it still counts. What does not count any more is deleted."""
+    earlier = Checkpoints(store, "r1")
+    checkpoint(tmp_path / "r1", 60)
+    earlier.keep(tmp_path / "r1")
+    assert earlier.flush(30)
+    earlier.remember_batch(Batch(2, 8))
+
+    first = Checkpoints(store, "r2", reuse=False)
+    assert first.restore(tmp_path / "first") is None
+    assert first.batch(Batch(8, 2)) == Batch(2, 8)
+    checkpoint(tmp_path / "first", 5)
+    first.keep(tmp_path / "first")
+    assert first.flush(30)
+    assert stored(store) == {"attempt-2/checkpoint-5"}
+    second = Checkpoints(store, "r2", reuse=False)
+    assert second.restore(tmp_path / "second") == tmp_path / "second/checkpoint-5"
+
+
 def test_a_state_that_cannot_be_read_costs_time_only(store: Gate, caplog: pytest.LogCaptureFixture) -> None:
     store.put(STATE, b'{"attempt": "many"}')
     assert Checkpoints(store).attempt == 1

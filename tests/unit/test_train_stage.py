@@ -124,6 +124,23 @@ def test_a_training_that_its_budget_ended_is_not_paid_for_twice_and_a_higher_bud
         assert (run(name, **limits).reused, run(name, **limits).output_digest) == (True, whole.output_digest)
 
 
+def test_a_run_that_reuses_nothing_trains_again(
+    given: StageInput, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training and the parts of its learning curve; the same run's next pod goes on where it was."""
+    caplog.set_level(logging.INFO)
+    training = settings(epochs=5, batch_size=1, max_steps=6, learning_curve=LearningCurve(percents=[30, 60]))
+    params = given.params.model_copy(update={"train": TrainParams(training=training)})
+    part = f"{run_folder(RUN)}/curves/{given.input_key[:16]}/60.json"
+    for name, goes_on in (("r1", False), ("r2", False), ("r2", True)):
+        caplog.clear()
+        run = RUN.model_copy(update={"id": name})
+        asked = given.model_copy(update={"run": run, "params": params, "reuse": name == "r1"})
+        assert not execute(context(asked, tmp_path), train).reused
+        assert ("training goes on from checkpoint-6" in caplog.messages) is goes_on
+        assert json.loads(store.get(part) or b"")["run"] == name
+
+
 def test_what_ended_by_a_budget_without_a_name_is_kept_for_nobody(
     given: StageInput, store: Store, tmp_path: Path
 ) -> None:

@@ -44,16 +44,16 @@ _SNAPSHOTS: Final = ".snapshots"
 
 class Checkpoints:
     """The checkpoints of one training in ``store``, a place of its own that this attempt takes over for the run with
-    the id ``run``.
+    the id ``run``; without ``reuse`` it goes on from those of this run only.
 
     Of several processes that train together, only the first one writes; the others read what it names. All of them must
     make and use it at the same points of their work.
     Raises StageError as Store. Later methods raise StageError (Superseded) when a newer attempt has the place.
     """
 
-    def __init__(self, store: Store, run: str = "", team: Team = ALONE) -> None:
+    def __init__(self, store: Store, run: str = "", team: Team = ALONE, *, reuse: bool = True) -> None:
         self._store, self._team = store, team
-        self._owner: Ownership | Following = _take(store, run, team)
+        self._owner: Ownership | Following = _take(store, run, team, reuse)
         self._wake = threading.Condition()
         self._pending: Path | None = None
         self._busy = False
@@ -229,9 +229,9 @@ class Checkpoints:
                 self._store.delete(entry.key)
 
 
-def _take(store: Store, run: str, team: Team) -> Ownership | Following:
+def _take(store: Store, run: str, team: Team, reuse: bool) -> Ownership | Following:
     """The place's state: the first process takes it over, the others are told what it found."""
-    owner = Ownership(store, run) if team.first else None
+    owner = Ownership(store, run, reuse=reuse) if team.first else None
     content = team.share(owner.state.model_dump_json().encode() if owner else b"")
     return owner or Following(RunState.model_validate_json(content))
 

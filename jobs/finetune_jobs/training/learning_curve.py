@@ -65,6 +65,8 @@ class Measured(WireModel):
     """Content of ``<percent>.json``: what the training of a part came to."""
 
     schema_version: int = 1
+    run: str = ""
+    """Id of the run that measured it."""
     examples: int
     steps: int
     validation_loss: float
@@ -83,6 +85,10 @@ class Parts:
     stopping: threading.Event
     limit: Allowance | None
     """Time that the stage may take; None: no limit."""
+    run: str = ""
+    """Id of the run that trains them."""
+    reuse: bool = True
+    """Whether finished parts of other runs count too."""
 
     def points(self, progress: Progress) -> Iterator[Point]:
         """The size and the loss of each part, the smallest first."""
@@ -101,16 +107,17 @@ class Parts:
                 yield Point(measured.examples, measured.validation_loss)
 
     def _kept(self, percent: int) -> Measured | None:
-        """What an earlier attempt measured; a damaged file counts as none."""
+        """What an earlier attempt measured; a damaged file counts as none, and so may another run's."""
         path = f"{percent}.json"
         content = self.place.get(path)
         if content is None:
             return None
         try:
-            return parse_json(content, Measured, self.place.uri(path))
+            measured = parse_json(content, Measured, self.place.uri(path))
         except StageError as error:
             log.warning("measured again: %s", error.message)
             return None
+        return measured if self.reuse or measured.run == self.run else None
 
     def _worth_trying(self, percent: int, examples: int) -> bool:
         """Whether the part makes a step and the budget pays for it: its share of all that was spent, loading included,
@@ -153,7 +160,10 @@ class Parts:
         trainer.add_callback(_Stopping(self.stopping))
         run_steps(trainer, None, progress)
         return Measured(
-            examples=len(part), steps=trainer.state.global_step, validation_loss=float(trainer.state.best_metric)
+            run=self.run,
+            examples=len(part),
+            steps=trainer.state.global_step,
+            validation_loss=float(trainer.state.best_metric),
         )
 
 

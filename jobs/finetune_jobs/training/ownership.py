@@ -47,9 +47,10 @@ class RunState(WireModel):
 class Ownership:
     """The right of one attempt to write ``state.json`` in a place of the store; thread-safe."""
 
-    def __init__(self, store: Store, run: str = "") -> None:
-        """Take the place over from whatever attempt had it, for a run with the id ``run``."""
-        self._store, self._run = store, run
+    def __init__(self, store: Store, run: str = "", *, reuse: bool = True) -> None:
+        """Take the place over from whatever attempt had it, for a run with the id ``run``; without ``reuse`` the
+        checkpoints of other runs do not count any more."""
+        self._store, self._run, self._reuse = store, run, reuse
         self._lock = threading.Lock()
         self._state, self._etag = self._take()
 
@@ -73,13 +74,18 @@ class Ownership:
     def _take(self) -> tuple[RunState, str]:
         for _ in range(_TRIES):
             found = self._store.get_tagged(STATE)
-            before = self._parse(found[0]) if found else RunState()
-            seconds = before.seconds if before.run == self._run else 0.0
-            state = before.model_copy(update={"attempt": before.attempt + 1, "run": self._run, "seconds": seconds})
+            state = self._after(self._parse(found[0]) if found else RunState())
             content = _content(state)
             if self._store.replace(STATE, content, found[1]) if found else self._store.put_if_absent(STATE, content):
                 return self._own(state)
         raise self._contended()
+
+    def _after(self, before: RunState) -> RunState:
+        """The state with which this attempt begins."""
+        changes: dict[str, Any] = {"attempt": before.attempt + 1, "run": self._run}
+        if before.run != self._run:
+            changes |= {"seconds": 0.0} | ({} if self._reuse else {"checkpoints": []})
+        return before.model_copy(update=changes)
 
     def _own(self, state: RunState) -> tuple[RunState, str]:
         """What the store holds of the attempt that wants ``state``, with its tag. Raises StageError (Superseded) when
