@@ -75,4 +75,5 @@ class Retention(ApiModel):
     """What stays of the state of runs once it is not needed any more. Results are never deleted."""
 
     checkpoints: Annotated[int, Field(ge=0, le=100)] = 2
-    """Newest checkpoints that stay once their training has succeeded; those of trainings before it go."""
+    """Newest checkpoints that stay once their training has succeeded, beside its best one; 0: none. Those of trainings
+    before it go."""

@@ -25,15 +25,17 @@ def checkpoint(training: str, step: int) -> Checkpoint:
 CHECKPOINTS = st.sets(st.builds(checkpoint, st.sampled_from(["a" * 16, "b" * 16, "c" * 16]), st.integers(1, 50)))
 
 
-@given(CHECKPOINTS, st.integers(0, 5))
-def test_the_newest_of_the_training_stay_and_nothing_else(stored: set[Checkpoint], keep: int) -> None:
-    gone = superseded(stored, "a" * 16, keep)
+@given(CHECKPOINTS, st.integers(0, 5), st.integers(0, 50))
+def test_the_newest_and_the_best_of_the_training_stay_and_nothing_else(
+    stored: set[Checkpoint], keep: int, best: int
+) -> None:
+    gone = superseded(stored, "a" * 16, keep, best)
     own = {each for each in stored if each.training == "a" * 16}
     stay = own - set(gone)
     assert set(gone) - own == stored - own
-    assert len(stay) == min(keep, len(own))
-    assert all(kept.step > each.step for kept in stay for each in own & set(gone))
-    assert not superseded(stored - set(gone), "a" * 16, keep), "a second time there is nothing to do"
+    newest = set(sorted(own)[-keep:] if keep else [])
+    assert stay == newest | {each for each in own if keep and each.step == best}
+    assert not superseded(stored - set(gone), "a" * 16, keep, best), "a second time there is nothing to do"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,20 @@ def test_superseded_checkpoints_are_deleted(keep: int, gone: list[int], s3: Seaw
     remove_checkpoints(store, RUN, NOW, Retention(checkpoints=keep))
     deleted = [f"/checkpoint-{step}/" for step in gone] + [BEFORE[:16]]
     assert left(store) == [path for path in paths if not (RUN.uid in path and any(part in path for part in deleted))]
+
+
+@pytest.mark.parametrize(
+    ("state", "gone"),
+    [(b'{"best_global_step": 5}', [10]), (b'{"best_global_step": null}', [5, 10]), (b"[", [5, 10]), (b"[]", [5, 10])],
+)
+def test_the_best_checkpoint_stays_beside_the_newest(state: bytes, gone: list[int], s3: SeaweedFS, place: str) -> None:
+    """Whoever goes on from the newest one may end with the weights of the best."""
+    store = Store.connect(s3.storage, place)
+    fill(store)
+    store.put(f"{run_folder(RUN)}/checkpoints/{NOW[:16]}/attempt-1/checkpoint-100/trainer_state.json", state)
+    remove_checkpoints(store, RUN, NOW, Retention(checkpoints=1))
+    steps = {int(path.split("/checkpoint-")[1].split("/")[0]) for path in left(store) if f"{NOW[:16]}/attempt" in path}
+    assert steps == {5, 10, 100} - set(gone)
 
 
 def test_a_refusal_costs_a_warning(s3: SeaweedFS, place: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -301,6 +301,27 @@ def test_training_ends_when_validation_gets_worse_and_the_best_weights_are_kept(
         assert torch.equal(tensor, checkpoint[name]), name
 
 
+def test_when_the_best_checkpoint_is_lost_what_is_told_is_what_is_kept(
+    base: Path, store: Store, tmp_path: Path
+) -> None:
+    """The best of those that are left or still come: nobody is told the loss of weights that are gone."""
+    contradicting = rows(6, labels=("question", "other fox", "refund"))
+    dataset = write_dataset(tmp_path / "dataset", train=rows(12), validation=contradicting)
+    training = settings(epochs=10, checkpoint_steps=3)
+    before = run_training(base, dataset, tmp_path / "before", training, store)
+    store.delete(f"attempt-1/checkpoint-{before.steps - 9}/manifest.json")
+
+    after = run_training(base, dataset, tmp_path / "after", training, store)
+
+    left = log_of(tmp_path / "after/adapter", "eval_loss")[before.steps // 3 - 1 :]
+    step = before.steps + 3 * left.index(min(left))
+    assert after.validation_loss == min(left) > before.validation_loss
+    assert f"the weights of step {step} are kept (validation loss {min(left):.4f})" in after.ending.message
+    kept = load_file(tmp_path / f"after/work/checkpoint-{step}/adapter_model.safetensors")
+    for name, tensor in weights(tmp_path / "after/adapter").items():
+        assert torch.equal(tensor, kept[name]), name
+
+
 def test_a_loss_that_is_no_number_ends_the_training(base: Path, store: Store, tmp_path: Path) -> None:
     training = settings(learning_rate="1e30", checkpoint_steps=50)
     with pytest.raises(StageError, match=r"At step \d+ of 60 the .* with learning rate 1e\+30") as raised:

@@ -105,7 +105,9 @@ def test_overfitting_is_a_validation_that_rises_while_the_training_falls(
 def test_a_training_says_how_it_ended(
     train: list[float], validation: list[float], planned: int, reason: Reason, says: str
 ) -> None:
-    found = ending(history(train, validation), 10 * len(validation), planned)
+    best = min(validation)
+    kept = (10 * (validation.index(best) + 1), best)
+    found = ending(history(train, validation), 10 * len(validation), planned, kept)
     assert found.reason is reason
     assert says in found.message
 

@@ -19,14 +19,16 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from finetune_api.layout import MANIFEST
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs import folders
 from finetune_jobs.errors import StageError
+from finetune_jobs.retention import TRAINER_STATE
 from finetune_jobs.store import Store
 from finetune_jobs.training.ownership import STATE, Following, Ownership, RunState
 from finetune_jobs.training.recipe import Batch
@@ -37,7 +39,6 @@ log = logging.getLogger(__name__)
 _PATTERN: Final = "checkpoint-*"
 _NOT_NEEDED: Final = ("training_args.bin", "README.md")
 """A pickle that only the writing process may read, and a model card."""
-_STATE: Final = "trainer_state.json"
 _TOO_LARGE: Final = "too-large"
 _SNAPSHOTS: Final = ".snapshots"
 
@@ -260,13 +261,34 @@ def _snapshot(work: Path) -> Path:
 
 
 def _relocate(checkpoint: Path) -> None:
-    """The trainer's state names the best checkpoint by an absolute path, which is another one in this pod."""
-    path = checkpoint / _STATE
+    """The trainer's state names the best checkpoint by an absolute path, which is another one in this pod. Where that
+    checkpoint is gone, the best of those that are left is it: its weights are kept in the end, and its loss told."""
+    path = checkpoint / TRAINER_STATE
     state = json.loads(path.read_text(encoding="utf-8"))
     best = state.get("best_model_checkpoint")
     here = str(checkpoint.parent / Path(best).name) if best else None
-    if best != here:
-        state["best_model_checkpoint"] = here
+    changes: dict[str, Any] = {"best_model_checkpoint": here}
+    if state.get("best_metric") is not None and not (here and Path(here).is_dir()):
+        changes = _best_left(checkpoint.parent, state)
+        left = changes["best_global_step"]
+        log.warning(
+            "the checkpoint of step %s, the best, is lost; %s",
+            state.get("best_global_step"),
+            f"the best that is left is that of step {left}" if left else "none that is left was validated",
+        )
+    if changes != {name: state.get(name) for name in changes}:
         changed = path.with_suffix(".new")  # never in place: a snapshot that is being uploaded may share the file
-        changed.write_text(json.dumps(state), encoding="utf-8")
+        changed.write_text(json.dumps(state | changes), encoding="utf-8")
         changed.replace(path)
+
+
+def _best_left(work: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trainer's state says of the best checkpoint, by the validations of those that are below ``work``."""
+    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    left = [step for step in losses if (work / f"checkpoint-{step}").is_dir()]
+    step = min(left, key=lambda step: losses[step], default=None)
+    return {
+        "best_model_checkpoint": str(work / f"checkpoint-{step}") if step else None,
+        "best_global_step": step,
+        "best_metric": losses[step] if step else None,
+    }

@@ -378,5 +378,7 @@ def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch) -> Tra
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         learning_rate=trainer.args.learning_rate,
         batch=batch,
-        ending=ending(state.log_history, state.global_step, state.max_steps),
+        ending=ending(
+            state.log_history, state.global_step, state.max_steps, (state.best_global_step, state.best_metric)
+        ),
     )

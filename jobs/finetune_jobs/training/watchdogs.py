@@ -50,12 +50,13 @@ def overfits(history: History) -> bool:
     return rises and bool(learnt and since) and _mean(since[-WINDOW:]) < _mean(learnt[-WINDOW:])
 
 
-def ending(history: History, steps: int, planned: int) -> Ending:
-    """Why a training ended after ``steps`` of ``planned`` steps; the best weights are kept in each case."""
+def ending(history: History, steps: int, planned: int, best: tuple[int, float]) -> Ending:
+    """Why a training ended after ``steps`` of ``planned`` steps. In each case the weights of ``best`` are kept, a step
+    and its validation loss: the best of all, unless a restart has found the checkpoint of a better one lost."""
     validations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    step, best = min(validations, key=lambda validation: validation[1])
-    kept = f"the weights of step {step} are kept (validation loss {best:.4f})"
+    kept = f"the weights of step {best[0]} are kept (validation loss {best[1]:.4f})"
     if overfits(history):
+        step, _ = min(validations, key=lambda validation: validation[1])
         return Ending(
             Reason.OVERFITTING,
             f"After step {step} the validation loss rose to {validations[-1][1]:.4f} while the training loss fell; "
