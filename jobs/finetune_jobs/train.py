@@ -6,6 +6,7 @@ is the stage, the others help it.
 
 import logging
 import os
+from contextlib import nullcontext
 
 from finetune_api.layout import output_folder, run_folder
 from finetune_api.reasons import Reason
@@ -50,35 +51,37 @@ def train(context: Context) -> Made:
     with peers_needed(team):
         place = state.below(f"checkpoints/{given.input_key[:16]}")
         checkpoints = Checkpoints(place, given.run.id, team, reuse=given.reuse)
-        seconds = given.allowance_seconds
-        allowance = None if seconds is None else Allowance(seconds, checkpoints, team=team)
-        trained = train_model(
-            files,
-            params.training,
-            checkpoints=checkpoints,
-            progress=context.progress.within(0.0, 1 / params.training.work),
-            stopping=context.stopping,
-            allowance=allowance,
-            team=team,
-        )
-    scalars = trained.scalars()
-    message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
-    if params.training.learning_curve and team.size > 1:
-        message += " The learning curve is measured by one process only: it was left out here."
-    elif params.training.learning_curve:
-        place = state.below(f"curves/{given.input_key[:16]}")
-        parts = Parts(
-            files,
-            params.training,
-            trained.batch,
-            place,
-            context.stopping,
-            allowance,
-            run=given.run.id,
-            reuse=given.reuse,
-        )
-        forecast = measure_curve(parts, trained, context.progress)
-        scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"
+    seconds = given.allowance_seconds
+    allowance = None if seconds is None else Allowance(seconds, checkpoints, team=team)
+    with allowance or nullcontext():
+        with peers_needed(team):
+            trained = train_model(
+                files,
+                params.training,
+                checkpoints=checkpoints,
+                progress=context.progress.within(0.0, 1 / params.training.work),
+                stopping=context.stopping,
+                allowance=allowance,
+                team=team,
+            )
+        scalars = trained.scalars()
+        message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
+        if params.training.learning_curve and team.size > 1:
+            message += " The learning curve is measured by one process only: it was left out here."
+        elif params.training.learning_curve:
+            place = state.below(f"curves/{given.input_key[:16]}")
+            parts = Parts(
+                files,
+                params.training,
+                trained.batch,
+                place,
+                context.stopping,
+                allowance,
+                run=given.run.id,
+                reuse=given.reuse,
+            )
+            forecast = measure_curve(parts, trained, context.progress)
+            scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"
     return Made(
         scalars=scalars,
         message=message,

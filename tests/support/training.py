@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,11 +127,13 @@ def run_training(
     """Train below ``folder``: the adapter in ``adapter``, checkpoints in ``work``; ``limit`` makes the allowance."""
     tokenise(base, dataset, training.loss)
     kept = Checkpoints(checkpoints)
-    return train_model(
-        Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
-        training,
-        checkpoints=kept,
-        progress=progress or Progress("train"),
-        stopping=stopping or threading.Event(),
-        allowance=limit(kept) if limit else None,
-    )
+    allowance = limit(kept) if limit else None
+    with allowance or nullcontext():
+        return train_model(
+            Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
+            training,
+            checkpoints=kept,
+            progress=progress or Progress("train"),
+            stopping=stopping or threading.Event(),
+            allowance=allowance,
+        )

@@ -333,7 +333,6 @@ def test_what_the_budget_does_not_pay_for_is_left_out(
     made = Attempt(base, dataset, tmp_path, store).run(limit)
     assert trainings.sizes == [40, 8]
     assert made.worth is Worth.UNKNOWN
-    assert Checkpoints(store.below("limit")).seconds == 80.0, "later attempts know"
 
 
 def test_a_part_that_cannot_be_trained_costs_the_part_only(

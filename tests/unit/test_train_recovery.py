@@ -253,7 +253,7 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
 ) -> None:
     """What earlier pods took counts: a second one stops after its first step."""
     dataset = write_dataset(tmp_path / "dataset")
-    ages = iter(range(0, 10_000, 5))  # asked once a step and once a checkpoint
+    ages = iter(range(0, 10_000, 5))  # asked once a step, and at the end
 
     def limit(checkpoints: Checkpoints) -> Allowance:
         return Allowance(100, checkpoints, age=lambda: float(next(ages)))
@@ -273,3 +273,46 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
     assert again.steps == first.steps + 1
     unlimited = run_training(base, dataset, tmp_path / "third", settings(max_steps=3), store.below("other"))
     assert unlimited.ending.reason is Reason.TRAINING_COMPLETED
+
+
+def test_a_pod_that_is_stopped_leaves_its_seconds_behind(
+    passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    """In the middle of a step, long before the first regular checkpoint; the next pod is stopped as early."""
+    training = settings(batch_size=1, gradient_accumulation=4, max_steps=6, epochs=2, checkpoint_steps=6)
+    for attempt in (1, 2):
+        stopping = threading.Event()
+        passes.sizes.clear()
+        passes.after = lambda count, told=stopping: told.set() if count == 6 else None  # type: ignore[misc]
+        with pytest.raises(StoppedError):
+            run_training(
+                base,
+                dataset,
+                tmp_path / f"attempt{attempt}",
+                training,
+                store,
+                stopping=stopping,
+                limit=lambda checkpoints: Allowance(100, checkpoints, age=lambda: 40.0),
+            )
+        assert state_of(store).seconds == 40.0 * attempt
+
+
+def test_what_is_spent_is_noted_by_the_clock_and_a_store_that_is_away_costs_the_note(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pod that is killed can say nothing at its end."""
+    monkeypatch.setattr("finetune_jobs.training.allowance.NOTE_SECONDS", 0.01)
+    noted, twice = [], threading.Event()
+
+    def note(seconds: float) -> None:
+        noted.append(seconds)
+        if len(noted) == 1:
+            raise StageError(Reason.S3_UNREACHABLE, "the endpoint did not answer in time.", retriable=True)
+        twice.set()
+
+    checkpoints: Any = SimpleNamespace(seconds=5.0, remember_seconds=note)
+    with Allowance(100, checkpoints, age=lambda: 20.0) as allowance:
+        assert twice.wait(30)
+        assert allowance.left == 75.0
+    assert set(noted) == {25.0}
+    assert "noting what the budget has paid for fails, the stage goes on: the endpoint did not answer" in caplog.text

@@ -1,20 +1,34 @@
 """The end of a training by its budget: the money is gone, the best weights are kept."""
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Final, Self
 
 from transformers import TrainerCallback
 
 from finetune_api.reasons import Reason
+from finetune_jobs.background import Repeating
 from finetune_jobs.logs import process_age
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.watchdogs import Ending
 
+log = logging.getLogger(__name__)
+
+NOTE_SECONDS: Final = 60.0
+"""Time between two notes of what has been spent: as much is forgotten of a pod that is killed."""
+_LAST_NOTE_SECONDS: Final = 5.0
+"""Longest that the end of a pod waits for its last note: after the last checkpoint there is not much time left."""
+
 
 class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no types
     """Ends the training after the step in which its seconds ran out, over all attempts: what costs is the pod, so
-    loading counts too. The last step is validated, so that its weights can be the best."""
+    loading counts too. The last step is validated, so that its weights can be the best.
+
+    A context in which it notes for later attempts what has been spent, from time to time and at the end, however that
+    comes: a store that is away costs the note, never the training.
+    """
 
     def __init__(
         self, seconds: int, checkpoints: Checkpoints, age: Callable[[], float] = process_age, team: Team = ALONE
@@ -22,8 +36,25 @@ class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         """``seconds`` for the whole stage; ``age`` tells how long this attempt has been there."""
         self._seconds, self._checkpoints, self._age, self._team = seconds, checkpoints, age, team
         self._earlier = checkpoints.seconds
+        self._notes: Repeating | None = None
         self.used_up = False
         """Whether that was the end."""
+
+    def __enter__(self) -> Self:
+        if self._team.first:
+            self._notes = Repeating(self._note, name="noting what the budget has paid for", pause=NOTE_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._notes:
+            self._notes.end()
+            if not self._notes.wait(_LAST_NOTE_SECONDS):
+                log.warning("later pods of this run will not know of all seconds that this one took")
+
+    def _note(self) -> None:
+        self._checkpoints.remember_seconds(self.spent)
 
     @property
     def spent(self) -> float:
@@ -35,19 +66,12 @@ class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         """Seconds that are left of the allowance; 0 once it is used up."""
         return max(0.0, self._seconds - self.spent)
 
-    def remember(self) -> None:
-        """Let later attempts know what this one has used. Raises StageError as ``Checkpoints``."""
-        self._checkpoints.remember_seconds(self.spent)
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer; may end the training."""
         (over,) = self._team.any(self.spent >= self._seconds)
         if over and state.global_step < state.max_steps:
             self.used_up = True
             control.should_evaluate = control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.remember()
 
     def ending(self, otherwise: Ending) -> Ending:
         """How the training came to its end; ``otherwise`` is what its losses say."""

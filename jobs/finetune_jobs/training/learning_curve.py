@@ -145,8 +145,6 @@ class Parts:
             gc.collect()  # the model that is gone may sit in reference cycles
             torch.cuda.empty_cache()
         self.place.put(f"{percent}.json", measured.model_dump_json(by_alias=True, indent=1).encode())
-        if self.limit:
-            self.limit.remember()
         return measured
 
     def _train(
