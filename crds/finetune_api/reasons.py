@@ -67,6 +67,7 @@ class Reason(StrEnum):
     TEACHER_REFUSED = "TeacherRefused"
 
     # What went wrong while running
+    GPU_UNUSABLE = "GpuUnusable"
     OUT_OF_MEMORY = "OutOfMemory"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     SCRATCH_FULL = "ScratchFull"
@@ -153,6 +154,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "A result that was published is not there any more.",
     Reason.TEACHER_UNAVAILABLE: "The teacher does not answer, or asks to wait too long.",
     Reason.TEACHER_REFUSED: "The teacher refuses: the key, the model, a parameter, or no credit is left.",
+    Reason.GPU_UNUSABLE: "The profile has a GPU, and CUDA cannot be used in the pod: it does not go on with its CPUs.",
     Reason.OUT_OF_MEMORY: "A container used more memory than its limit and was killed.",
     Reason.CUDA_OUT_OF_MEMORY: "The GPU's memory did not hold a single example. Before that, smaller passes are tried.",
     Reason.SCRATCH_FULL: "The pod's own volume, or the disk below it, is full.",
@@ -221,6 +223,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "Check that nobody deletes what is below spec.output.uri, then set spec.rerun to a new value: it is made again.",
     Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value: its answers so far are kept.",
     Reason.TEACHER_REFUSED: "Correct the teacher's model or its parameters; or correct the key in the Secret, then set spec.rerun to a new value: its answers so far are kept.",
+    Reason.GPU_UNUSABLE: "Let the admin look at the NVIDIA driver and the device plugin of the profile's nodes, and at its runtimeClassName in the chart's values, then set spec.rerun to a new value.",
     Reason.SCRATCH_FULL: "Choose a profile with more scratch space; or let the admin raise its scratchSize in the chart's values, then set spec.rerun to a new value.",
     Reason.STEP_HUNG: "The pod is started again and goes on from its newest checkpoint; if the run has failed, look at the node's GPU, then set spec.rerun to a new value.",
     Reason.SUPERSEDED: "Find out what else works on this run; if the run has failed, set spec.rerun to a new value.",

@@ -200,7 +200,8 @@ class StageInput(WireModel):
     retention: Retention = Retention()
     """What stays of the run's state; no part of any key."""
     hardware: HardwareFacts | None = None
-    """Of resolve: what the profile's pods with a model have; with the next two fields no part of any key."""
+    """Of resolve and the stages with a model: what the profile's pods for those have; with the next two fields no part
+    of any key. None: not known, and a pod without a GPU works on its CPUs."""
     alternatives: list[HardwareFacts] = []
     """Of resolve: the platform's other profiles, to name one that would fit."""
     allowance_seconds: int | None = None

@@ -193,7 +193,8 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     from transformers.utils import logging
     from trl import SFTTrainer
 
-    from finetune_jobs.modelling.loading import DTYPE, device, rounding
+    from finetune_jobs.modelling.device import device
+    from finetune_jobs.modelling.loading import DTYPE, rounding
     from finetune_jobs.training.adapter import adapter_config
     from finetune_jobs.training.recipe import Batch, learning_rate, planned_steps
     from finetune_jobs.training.trainer import configuration

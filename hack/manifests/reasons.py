@@ -33,7 +33,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.BUCKET_NOT_FOUND, Reason.S3_ACCESS_DENIED, Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED),
         *(Reason.S3_ENCRYPTION_REFUSED, Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND, Reason.TEACHER_REFUSED),
         *(Reason.CUDA_OUT_OF_MEMORY, Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.DEADLINE_EXCEEDED),
-        *(Reason.BUDGET_EXCEEDED, Reason.RESULT_LOST),
+        *(Reason.GPU_UNUSABLE, Reason.BUDGET_EXCEEDED, Reason.RESULT_LOST),
     ),
     Then.TRIES: (
         *(Reason.S3_UNREACHABLE, Reason.TEACHER_UNAVAILABLE, Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL),

@@ -17,6 +17,7 @@ from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -32,6 +33,7 @@ BATCH_SIZE: Final = 16
 def evaluate(context: Context) -> Made:
     """Ask and score as ``params.evaluate`` says."""
     given = context.input
+    require_promised(given.hardware)
     params = need(given.params.evaluate, "params.evaluate")
     chain = given.upstream
     base, out = context.scratch / "base", context.scratch / "evaluation"

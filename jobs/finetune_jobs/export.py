@@ -11,6 +11,7 @@ from finetune_jobs.errors import need
 from finetune_jobs.exporting.dialect import speak_v4
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.quantize import quantize_int8
+from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.progress import Progress
@@ -21,6 +22,7 @@ from finetune_jobs.tools import versions
 def export(context: Context) -> Made:
     """Merge and quantise as ``params.export`` says."""
     given = context.input
+    require_promised(given.hardware)
     params = need(given.params.export, "params.export")
     base, adapter, out = (context.scratch / name for name in ("base", "adapter", "quantized"))
     folders.fetch_folder(context.store, output_folder(Stage.TRAIN, given.upstream.adapter), adapter)

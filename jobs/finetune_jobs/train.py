@@ -26,6 +26,7 @@ def train(context: Context) -> Made:
     """Train as ``params.train`` says; goes on from this FineTuneJob's newest checkpoint after a restart of the pod, or
     where an earlier run ended too soon (not without ``reuse``)."""
     # What starts the processes of a pod needs none of these, and would hold their memory all the time.
+    from finetune_jobs.modelling.device import require_promised
     from finetune_jobs.training.allowance import Allowance
     from finetune_jobs.training.checkpoints import Checkpoints
     from finetune_jobs.training.learning_curve import Parts, measure_curve
@@ -33,6 +34,7 @@ def train(context: Context) -> Made:
     from finetune_jobs.training.trainer import Files, train_model
 
     given, team = context.input, Team.of(os.environ)
+    require_promised(given.hardware)
     params = need(given.params.train, "params.train")
     files = Files(
         base=context.scratch / "base",

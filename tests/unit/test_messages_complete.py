@@ -58,6 +58,7 @@ NOT_OF_THE_INPUT: Final = {
     "publish": "results: test_jobs_artifact",
     "fetch": "results: test_jobs_serving",
     "verify": "a server: test_jobs_serving, test_jobs_artifact",
+    "modelling.device": "the pod: test_train_stage",
     "training.callbacks": "the training itself: test_train_watchdogs",
     "training.checkpoints": "the store: test_train_checkpoints",
     "training.learning_curve": "the training itself: test_learning_curve",

@@ -102,7 +102,7 @@ def test_facts_of_a_profile() -> None:
 
 
 def test_resolve_is_told_the_hardware_and_no_key_changes() -> None:
-    """Facts and prices go to resolve alone; the keys of what is made do not depend on them."""
+    """Facts and prices go to resolve and the stages with a model; the keys of what is made do not depend on them."""
     given = started(plan(seen(), NOW))[0]
     assert given.hardware == hardware_facts("small", PROFILES["small"])
     assert len(given.alternatives) == 2
@@ -113,6 +113,8 @@ def test_resolve_is_told_the_hardware_and_no_key_changes() -> None:
         prepare = started(plan(there, NOW))[0]
         assert (prepare.hardware, prepare.alternatives) == (None, [])
         keys.append((prepare.input_key, prepare))
+        train = started(plan(replace(there, jobs=(RESOLVED, PREPARED)), NOW))[0]
+        assert train.hardware == hardware_facts("small", profiles["small"]), "a pod without its GPU must not go on"
     assert keys[0] == keys[1]
 
 

@@ -76,8 +76,8 @@ def test_a_remedy_speaks_of_fields_and_things_that_its_kind_has(kind: str, reaso
     model = FineTuneJobSpec if kind == FINETUNEJOB else AdapterDeploymentSpec
     for path in re.findall(r"spec((?:\.[a-zA-Z]+)+)", text):
         assert has_field(model, path.strip(".").split(".")), f"{kind} has no spec{path}"
-    strange = ("runtime", "revision") if kind == FINETUNEJOB else ("profile", "the run ")
-    assert not [word for word in strange if word in text]
+    strange = ("runtime", "revision") if kind == FINETUNEJOB else ("profile", "the run")
+    assert not [word for word in strange if re.search(rf"\b{word}\b", text)]
     assert "still serves" not in text, "whether anything serves, the message says"
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from finetune_api.budget import HardwareFacts
 from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, output_folder, run_folder
 from finetune_api.meta import ExitCode
@@ -16,7 +18,10 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_api.training import LearningCurve
+from finetune_jobs.errors import StageError
+from finetune_jobs.evaluate import evaluate
 from finetune_jobs.folders import read_manifest, read_record
+from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.runner import execute
 from finetune_jobs.store import Store
 from finetune_jobs.train import train
@@ -27,6 +32,7 @@ from tests.support.training import BASE, publish_inputs, rows, settings, write_d
 
 pytestmark = pytest.mark.unit
 
+MISSING = r"^Profile 'gpu-l4' promises 1 × NVIDIA L4, but CUDA cannot be used in this pod: .+\.$"
 ENCRYPTION = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)
 
 
@@ -79,6 +85,31 @@ def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, 
     kinds = ("/checkpoints/", "/logs/", "/tracking/", "/adapter/", "keys/")
     assert all(any(kind in key for key in written) for kind in kinds)
     assert {store.algorithm(key) for key in written} == {ENCRYPTION.algorithm}
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE])
+def test_a_pod_without_its_gpu_ends_at_once(given: StageInput, stage: Stage, tmp_path: Path) -> None:
+    """Before it fetches anything; as several processes would, and as export's image does."""
+    hardware = HardwareFacts(profile="gpu-l4", name="NVIDIA L4", count=1, memory_gib=22)
+    asked = given.model_copy(update={"hardware": hardware, "stage": stage, "base_model_uri": "s3://data/nowhere"})
+    work = {Stage.TRAIN: train, Stage.EVALUATE: evaluate}.get(stage, lambda made: require_promised(made.input.hardware))
+    with pytest.raises(StageError, match=MISSING) as error:
+        work(context(asked, tmp_path))
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
+
+
+def test_the_log_says_what_models_run_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO)
+    for hardware in (None, HardwareFacts(profile="cpu")):
+        require_promised(hardware)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _number: "NVIDIA L4")
+    require_promised(HardwareFacts(profile="gpu-l4", count=2))
+    assert caplog.messages == [
+        *[f"models run on the CPU, in {torch.get_num_threads()} threads"] * 2,
+        f"models run on 2 × NVIDIA L4, with CUDA {torch.version.cuda}",
+    ]
 
 
 def test_a_learning_curve_is_part_of_the_result(given: StageInput, s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

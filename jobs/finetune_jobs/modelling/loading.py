@@ -16,15 +16,11 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
 from finetune_jobs.errors import StageError
+from finetune_jobs.modelling.device import device
 from finetune_jobs.modelling.tokenizer import readable, unsupported
 
 DTYPE: Final = torch.bfloat16
 """Precision of everything that is not quantised, and of the computation."""
-
-
-def device() -> str:
-    """Where models run: this process's GPU (the first one, unless several processes train together), or the CPU."""
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def rounding(quantization: Quantization) -> BitsAndBytesConfig:

@@ -25,8 +25,9 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.errors import StageError
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.device import device
 from finetune_jobs.modelling.examples import read_tokens
-from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, device, load_base
+from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.progress import Progress

@@ -55,7 +55,7 @@ def stage_request(
             params=params,
             tracking=spec.tracking,
             retention=spec.retention,
-            hardware=hardware_facts(spec.profile, profile) if preflight else None,
+            hardware=hardware_facts(spec.profile, profile) if preflight or stage in _ACCELERATED else None,
             alternatives=other_facts(observed.settings, spec.profile) if preflight else [],
             allowance_seconds=allowance if stage is Stage.TRAIN else None,
             max_cost=max_cost if stage in (Stage.RESOLVE, Stage.TRAIN) else "",

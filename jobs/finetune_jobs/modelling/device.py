@@ -1,0 +1,46 @@
+"""Where models run, and the end of a pod that was promised a GPU and has none."""
+
+import logging
+from collections import Counter
+
+import torch
+
+from finetune_api.budget import HardwareFacts
+from finetune_api.reasons import Reason
+from finetune_jobs.errors import StageError
+
+log = logging.getLogger(__name__)
+
+
+def device() -> str:
+    """Where models run: this process's GPU (the first one, unless several processes train together), or the CPU."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def require_promised(hardware: HardwareFacts | None) -> None:
+    """Say in the log what models run on; ``hardware`` is what the profile has, as far as that is known.
+
+    Raises StageError (GpuUnusable) where it has GPUs and CUDA cannot be used: torch would quietly take the CPUs, and
+    need days at the price of the GPUs.
+    """
+    if torch.cuda.is_available():
+        names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        found = ", ".join(f"{count} × {name}" for name, count in names.items())
+        log.info("models run on %s, with CUDA %s", found, torch.version.cuda)
+        return
+    if hardware is not None and hardware.has_gpu:
+        raise StageError(
+            Reason.GPU_UNUSABLE,
+            f"Profile {hardware.profile!r} promises {hardware.count} × {hardware.name or 'GPU'}, but CUDA cannot be "
+            f"used in this pod: {_why_not()}",
+        )
+    log.info("models run on the CPU, in %s threads", torch.get_num_threads())
+
+
+def _why_not() -> str:
+    """In torch's words, of which the first sentence says it."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"{str(error).splitlines()[0].partition('. ')[0].rstrip('.')}."
+    return "torch gives no reason."
