@@ -5,10 +5,10 @@ import json
 import pytest
 
 from finetune_api.dataset import OnFinding, Pii, Task, TaskType
-from finetune_jobs.dataset.intake import Dropped, Intake
+from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.rows import Row
 from finetune_jobs.dataset.shapes import Message
-from finetune_jobs.dataset.validation import Example
+from finetune_jobs.dataset.validation import Dropped, Example
 from tests.support.preparing import params_of
 
 pytestmark = pytest.mark.unit

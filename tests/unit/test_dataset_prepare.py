@@ -430,6 +430,31 @@ def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared
     assert example[1]["content"] == f"In short, it is about {example[0]['content'].removeprefix('What is ')}"
 
 
+@pytest.mark.parametrize(("wrong", "private", "refused"), [(6, 0, True), (5, 30, False)])
+def test_prompts_are_checked_before_the_teacher_is_paid(
+    prepared: Prepared, wrong: int, private: int, refused: bool
+) -> None:
+    """Many answers to each prompt do not make wrong ones fewer; what a rule leaves out is not wrong."""
+    prompts: list[Row] = [{"prompt": f"What is {text(n)}?"} for n in range(100 - wrong - private)]
+    prompts += [{"question": "no prompt"}] * wrong + [{"prompt": f"Who is ana{n}@example.org?"} for n in range(private)]
+    with TeacherServer.running(lambda prompt, nth: says(f"{prompt} Answer {nth}.")) as server:
+        fields: dict[str, Any] = {
+            "columns": None,
+            "task": Task(type=TaskType.TEXT),
+            "pii": Pii(mode=OnFinding.DROP),
+            "distillation": Distillation(teacher=TeacherRef(url=server.url, model="large"), samples_per_prompt=3),
+        }
+        source = prepared.put("prompts.jsonl", prompts)
+        if refused:
+            with pytest.raises(StageError, match="6 of 100 rows are invalid, 5 % are allowed"):
+                prepared.run(source, **fields)
+            assert server.received == []
+            return
+        scalars = prepared.run(source, **fields).scalars
+    assert prepared.report["filters"] == {"missingColumn": 5, "personalData": 30}
+    assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == (str(35 + 3 * 65), "5", "30")
+
+
 @pytest.mark.parametrize("near_percent", [0, 85])
 def test_every_good_answer_to_a_prompt_is_learnt_and_all_are_in_one_part(prepared: Prepared, near_percent: int) -> None:
     prompts = [{"prompt": f"What is {text(n)}?"} for n in range(60)]

@@ -18,8 +18,9 @@ import yaml
 from finetune_api.dataset import DataFormat, Task, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
+from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.readers import read_rows
-from finetune_jobs.dataset.validation import Example, Faults, Rules
+from finetune_jobs.dataset.validation import Example, Rules
 from finetune_jobs.distillation.prompts import prompt_column, read_prompts
 from finetune_jobs.distillation.teacher import Teacher
 from finetune_jobs.store import Store
@@ -96,12 +97,12 @@ def test_the_example_works_from_prompts_to_examples(store: Store, example_prompt
         given_spec["requestsPerMinute"] = 0
         distillation = Distillation.model_validate(given_spec)
         rows = read_rows(example_prompts, SOURCE, DataFormat.JSONL, [prompt_column(distillation)])
-        faults = Faults()
-        asked = list(read_prompts(SOURCE, rows, distillation, faults, keep=["topic"]))
+        ledger = Ledger()
+        asked = list(read_prompts(SOURCE, rows, distillation, ledger, keep=["topic"]))
         teacher = Teacher.from_environment(distillation, {TEACHER_KEY_VARIABLE: KEY})
         outcome = run(store, asked, distillation, teacher)
     result = outcome.result
-    assert (len(asked), faults.total, result.prompts, result.repeated) == (600, 0, 588, 12)
+    assert (len(asked), ledger.faults.total, result.prompts, result.repeated) == (600, 0, 588, 12)
     assert dict(result.faults.kinds) == {"refusal": 6, "tooShort": 6}
     assert result.examples == 588 - 12
     assert len(server.received) == 588 + 15

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from finetune_api.crdgen import structural
 from finetune_api.distillation import Distillation, TeacherPrices
 from finetune_api.reasons import Reason
+from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.rows import Fault, Row
-from finetune_jobs.dataset.validation import Faults
+from finetune_jobs.dataset.validation import Dropped, Faults
 from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
 from finetune_jobs.distillation.filters import AnswerRules, is_refusal
 from finetune_jobs.distillation.money import Budget, Tokens, estimate_tokens
@@ -84,8 +85,8 @@ def test_the_models_fit_a_crd() -> None:
 
 
 def read(rows: list[Row | Fault], *keep: str, **fields: Any) -> tuple[list[Prompt], Faults]:
-    faults = Faults()
-    return list(read_prompts(SOURCE, rows, config(**fields), faults, keep=keep)), faults
+    ledger = Ledger()
+    return list(read_prompts(SOURCE, rows, config(**fields), ledger, keep=keep)), ledger.faults
 
 
 def test_prompts_come_from_a_column_or_from_documents() -> None:
@@ -109,16 +110,15 @@ def test_a_row_without_a_prompt_is_a_fault_and_the_reading_goes_on() -> None:
 
 
 def test_what_must_not_leave_is_taken_out_before_the_teacher_sees_it() -> None:
-    def clean(text: str) -> str:
-        return "" if "secret" in text else text.replace("Eve", "<PERSON_1>")
+    def clean(text: str) -> str | Dropped:
+        return Dropped("secret") if "secret" in text else text.replace("Eve", "<PERSON_1>").strip("-")
 
-    rows, faults = [Row(1, {"document": "Eve asks"}), Row(2, {"document": "a secret"})], Faults()
+    rows, ledger = [Row(n, {"document": text}) for n, text in enumerate(["Eve asks", "a secret", "---"])], Ledger()
     spec = config(question_template="What does Eve want? {document}")
-    made = list(read_prompts(SOURCE, rows, spec, faults, clean=clean))
+    made = list(read_prompts(SOURCE, rows, spec, ledger, clean=clean))
     assert [prompt.text for prompt in made] == ["What does Eve want? <PERSON_1> asks"]
-    assert faults.sentences() == (
-        f"{SOURCE} line 2, document: may not leave for the teacher, or is empty after cleaning"
-    )
+    assert (ledger.read, dict(ledger.dropped), dict(ledger.faults.kinds)) == (3, {"secret": 1}, {"empty": 1})
+    assert ledger.faults.sentences() == f"{SOURCE} line 2, document: is empty after cleaning"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from finetune_api.dataset import Cleaning, Columns, Markup, Task, TaskType
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.reasons import Reason
 from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.rows import Fault, Row
-from finetune_jobs.dataset.validation import Faults
 from finetune_jobs.distillation.prompts import read_prompts
 from finetune_jobs.errors import StageError
 from tests.support.preparing import Reader, params_of
@@ -263,23 +263,23 @@ def test_rows_that_contradict_each_other(reader: Reader, tmp_path: Path, spec: F
     )
 
 
-UNFIT: Final = "prompt: may not leave for the teacher, or is empty after cleaning"
+EMPTY: Final = "prompt: is empty after cleaning"
 
 
 def test_a_prompt_of_which_nothing_is_left_for_the_teacher() -> None:
-    """What is cleaned away or left out is decided elsewhere: here nothing is left of any text."""
-    faults = Faults()
+    """What is cleaned away is decided elsewhere: here nothing is left of any text."""
+    ledger = Ledger()
     config = Distillation(teacher=TeacherRef(url="http://teacher/v1", model="large"))
     row = Row(7, {"prompt": "Who is ana@example.org?"})
-    assert list(read_prompts("s3://data/rows.jsonl", [row], config, faults, clean=lambda _text: "")) == []
-    assert faults.sentences() == f"s3://data/rows.jsonl line 7, {UNFIT}"
+    assert list(read_prompts("s3://data/rows.jsonl", [row], config, ledger, clean=lambda _text: "")) == []
+    assert ledger.faults.sentences() == f"s3://data/rows.jsonl line 7, {EMPTY}"
 
 
 @pytest.mark.parametrize(
     "module", ["dataset.shapes", "dataset.validation", "dataset.intake", "dataset.ledger", "distillation.prompts"]
 )
 def test_every_sentence_about_a_row_is_in_a_table(module: str) -> None:
-    messages = [*(wrong[-1] for wrong in WRONG), *(split[-1] for split in SPLIT), UNFIT]
+    messages = [*(wrong[-1] for wrong in WRONG), *(split[-1] for split in SPLIT), EMPTY]
     assert unsaid(f"finetune_jobs.{module}", messages) == []
 
 

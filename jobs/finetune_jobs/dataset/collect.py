@@ -11,7 +11,7 @@ from typing import Any, Final
 from finetune_api.dataset import Source, SourcePart
 from finetune_api.stages import PrepareParams
 from finetune_jobs.dataset.contamination import Reference
-from finetune_jobs.dataset.intake import Dropped, Intake
+from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.near_duplicates import Near, compared_text, find
 from finetune_jobs.dataset.readers import Fault, Row, read_rows
@@ -19,7 +19,7 @@ from finetune_jobs.dataset.sources import SourceFile
 from finetune_jobs.dataset.split import CLAIMS, Part
 from finetune_jobs.dataset.spool import Spooled, SpoolWriter, read_spool, read_texts
 from finetune_jobs.dataset.tokens import Encoder
-from finetune_jobs.dataset.validation import Example
+from finetune_jobs.dataset.validation import Dropped, Example
 from finetune_jobs.progress import Report
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import rensa
@@ -11,12 +11,14 @@ from finetune_api.dataset import TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams, RunRef
 from finetune_jobs.dataset import leakage
+from finetune_jobs.dataset.account import require_valid
 from finetune_jobs.dataset.collect import Collector, Copy, provided_part
 from finetune_jobs.dataset.intake import Intake
+from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.near_duplicates import shingles
 from finetune_jobs.dataset.readers import Fault, Row, read_rows
 from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.validation import Example, Faults
+from finetune_jobs.dataset.validation import Example
 from finetune_jobs.distillation.distil import Distilled, distil
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts
@@ -45,10 +47,10 @@ def collect_distilled(
     Prompts are cleaned and masked before they leave for the teacher. Rows without a prompt count as invalid; prompts
     without a good answer are left out and counted. Of a free text all good answers to a prompt are learnt; where only
     one can be right, answers that differ contradict each other (``Ledger.is_new``). Raises StageError and StoppedError
-    as ``distil``.
+    as ``distil``, and StageError (DatasetInvalid) before the first prompt is asked, as ``_prompts``.
     """
     ledger, numbers = collector.made.ledger, {copy.file.uri: copy.file.number for copy in copies}
-    faults = Faults()
+    given = Ledger(params.task.type)
     several = config.samples_per_prompt > 1 and params.task.type is TaskType.TEXT
     taken: Counter[tuple[str, int]] = Counter()
 
@@ -60,49 +62,50 @@ def collect_distilled(
         collector.take(numbers[uri], uri, row, taken[uri, row.line] if several else None)
         taken[uri, row.line] += several
 
-    prompts = _apart(_prompts(copies, config, params, collector.made.intake, faults), copies, params)
+    prompts = _prompts(copies, config, params, collector.made.intake, given)
     journal = Journal.of(store, run, config)
     near = NearAnswers(params.duplicates.near_percent)
     teacher = Teacher.from_environment(config)
     made = distil(prompts, config, teacher, journal, take, report=report, stopping=stopping, near=near)
-    ledger.faults.merge(faults)
+    ledger.faults.merge(given.faults)
+    ledger.dropped.update(given.dropped)
     ledger.dropped.update({"promptNotAsked": made.unasked} if made.unasked else {})
     ledger.duplicates += made.repeated
-    ledger.read += faults.total + made.unasked + made.repeated
+    ledger.read += given.faults.total + given.dropped.total() + made.unasked + made.repeated
     return made
 
 
 def _prompts(
-    copies: list[Copy], config: Distillation, params: PrepareParams, intake: Intake, faults: Faults
+    copies: list[Copy], config: Distillation, params: PrepareParams, intake: Intake, given: Ledger
 ) -> Iterator[Prompt]:
+    """The prompts of all files; ``given`` counts the rows.
+
+    What is wrong with them is known behind the last one, when none is asked yet. Raises StageError (DatasetInvalid) for
+    too many invalid rows, and for prompts that the sources provide for training and for the test: once they are paid,
+    ``Ledger.torn`` would say so.
+    """
     keep = [params.group_by] if params.group_by else []
+    tested: dict[str, str] = {}
+    torn: list[tuple[str, str]] = []
     for copy in copies:
-        file = copy.file
+        file, part = copy.file, provided_part(params.sources[copy.file.number])
         rows = read_rows(
             copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
         )
-        yield from read_prompts(file.uri, rows, config, faults, clean=intake.text, keep=keep)
-
-
-def _apart(prompts: Iterable[Prompt], copies: Iterable[Copy], params: PrepareParams) -> Iterator[Prompt]:
-    """The prompts. Raises StageError (DatasetInvalid) behind the last one, before any is asked, when the sources
-    provide some for training and for the test: ``Ledger.torn`` would say so once they are paid."""
-    part_of = {copy.file.uri: provided_part(params.sources[copy.file.number]) for copy in copies}
-    tested: dict[str, str] = {}
-    torn: list[tuple[str, str]] = []
-    for prompt in prompts:
-        part, place = part_of[prompt.source], f"{prompt.source} line {prompt.line}"
-        if part in (Part.TEST, Part.TRAIN) and Part.TEST in part_of.values():
-            identity = Example(
-                [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": ""}]
-            ).identity
+        for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, keep=keep):
             if part is Part.TEST:
-                tested.setdefault(identity, place)
-            elif identity in tested:
-                torn.append((tested.pop(identity), place))
-        yield prompt
+                tested.setdefault(_identity(prompt), str(Place(file.number, file.uri, prompt.line)))
+            elif part is Part.TRAIN and tested and (test := tested.pop(_identity(prompt), "")):
+                torn.append((test, str(Place(file.number, file.uri, prompt.line))))
+            yield prompt
+    require_valid(given, params)
     if torn:
         raise leakage.refusal(torn)
+
+
+def _identity(prompt: Prompt) -> str:
+    """As an example has it, whatever the answer."""
+    return Example([{"role": "user", "content": prompt.text}, {"role": "assistant", "content": ""}]).identity
 
 
 class NearAnswers:

@@ -20,7 +20,7 @@ from finetune_jobs.dataset.pii.recognition import Recognition
 from finetune_jobs.dataset.rows import Fault, Row
 from finetune_jobs.dataset.secrets import find_secrets
 from finetune_jobs.dataset.shapes import Message, Shaped
-from finetune_jobs.dataset.validation import Example, Rules, json_problem
+from finetune_jobs.dataset.validation import Dropped, Example, Rules, json_problem
 
 Find = Callable[[str, str], list[Finding]]
 """Findings in a text (first), given what was said just before (second)."""
@@ -29,13 +29,6 @@ _SHORT: Final = 256
 """Characters of a text whose findings are remembered."""
 _REMEMBERED: Final = 1 << 12
 """Texts of which that is so."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A valid row that a rule leaves out."""
-
-    kind: str
 
 
 class Intake:
@@ -98,10 +91,10 @@ class Intake:
         )
         return Fault(row.line, self._rules.answer_field, "answerNotJson", problem)
 
-    def text(self, text: str) -> str:
-        """One text by itself: cleaned and masked, or empty where a rule leaves it out."""
+    def text(self, text: str) -> str | Dropped:
+        """One text by itself: cleaned and masked (it may be empty then), or why it is left out."""
         masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
-        return "" if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
+        return masked if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
 
     def _clean(self, message: Message) -> str:
         return self._cleaner.text(message["content"]).strip()

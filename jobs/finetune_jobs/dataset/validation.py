@@ -48,6 +48,13 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A valid row that a rule leaves out."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
 class Rules:
     """What the spec demands of a row."""
 

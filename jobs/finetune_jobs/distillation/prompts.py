@@ -7,16 +7,17 @@ from typing import Any, Final
 from finetune_api.dataset import Columns
 from finetune_api.distillation import Distillation
 from finetune_api.hashing import digest
+from finetune_jobs.dataset.ledger import Ledger
 from finetune_jobs.dataset.rows import Fault, Row
 from finetune_jobs.dataset.shapes import fill, shape
-from finetune_jobs.dataset.validation import Faults
+from finetune_jobs.dataset.validation import Dropped
 
 PROMPT: Final = "prompt"
 DOCUMENT: Final = "document"
 
 
-Clean = Callable[[str], str]
-"""Takes out of a text what the teacher must not see; empty: the row is left out."""
+Clean = Callable[[str], str | Dropped]
+"""Takes out of a text what the teacher must not see, or tells why the row is left out."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +51,42 @@ def read_prompts(
     source: str,
     rows: Iterable[Row | Fault],
     config: Distillation,
-    faults: Faults,
+    ledger: Ledger,
     *,
     clean: Clean | None = None,
     keep: Sequence[str] = (),
 ) -> Iterator[Prompt]:
-    """The prompts of a source's rows; a row that holds none goes to ``faults``.
+    """The prompts of a source's rows; ``ledger`` counts the rows, those that hold none, and those left out.
 
     ``clean`` sees every text before it leaves for the teacher; ``keep`` names other columns for ``Prompt.kept``.
     """
-    name, template = prompt_column(config), config.question_template
     for row in rows:
-        if isinstance(row, Fault):
-            faults.add(source, row)
-            continue
-        text = _text(row, name, clean)
-        if isinstance(text, Fault):
-            faults.add(source, text)
+        made = row if isinstance(row, Fault) else _prompt(source, row, config, clean, keep)
+        ledger.read += made.rows if isinstance(made, Fault) else 1
+        if isinstance(made, Fault):
+            ledger.faults.add(source, made)
+        elif isinstance(made, Dropped):
+            ledger.dropped[made.kind] += 1
         else:
-            kept = {column: row.fields[column] for column in keep if column in row.fields}
-            yield Prompt(fill(template, {DOCUMENT: text}) if template else text, source, row.line, kept)
+            yield made
 
 
-def _text(row: Row, name: str, clean: Clean | None) -> str | Fault:
+def _prompt(
+    source: str, row: Row, config: Distillation, clean: Clean | None, keep: Sequence[str]
+) -> Prompt | Fault | Dropped:
+    name, template = prompt_column(config), config.question_template
     columns = Columns(input=name, label=name)  # a prompt has no label yet; it must be a text all the same
     shaped = shape(row, columns)
     if isinstance(shaped, Fault):
         return shaped
     text = str(shaped.messages[0]["content"])
     cleaned = clean(text) if clean else text
-    return cleaned or Fault(row.line, name, "unfit", "may not leave for the teacher, or is empty after cleaning")
+    if isinstance(cleaned, Dropped):
+        return cleaned
+    if not cleaned:
+        return Fault(row.line, name, "empty", "is empty after cleaning")
+    kept = {column: row.fields[column] for column in keep if column in row.fields}
+    return Prompt(fill(template, {DOCUMENT: cleaned}) if template else cleaned, source, row.line, kept)
 
 
 def recipe(config: Distillation) -> str:
