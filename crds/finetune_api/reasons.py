@@ -45,6 +45,7 @@ class Reason(StrEnum):
     POD_REJECTED = "PodRejected"
     NAME_TAKEN = "NameTaken"
     OUTPUT_NAME_CONFLICT = "OutputNameConflict"
+    API_CALLS_FAIL = "ApiCallsFail"
     SPEC_INVALID = "SpecInvalid"
     SETTINGS_DISCOURAGED = "SettingsDiscouraged"
 
@@ -136,6 +137,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.POD_REJECTED: "The API server or the node refuses the pod: an admission policy, say, or a ConfigMap that is missing.",
     Reason.NAME_TAKEN: "An object of somebody else has a name that is needed here; it is not taken over.",
     Reason.OUTPUT_NAME_CONFLICT: "Another FineTuneJob publishes under the same spec.output.name. Where only the store knows of it, the run fails.",
+    Reason.API_CALLS_FAIL: "For a minute or more the API server has not done what the operator asks of it: it lacks a right, an admission webhook does not answer; the message has the server's words.",
     Reason.SPEC_INVALID: "The spec asks for something that does not go together, or that only a stage can find to be wrong.",
     Reason.SETTINGS_DISCOURAGED: "Settings of the training are allowed and known to do badly; the message of the condition Discouraged says what does better.",
     Reason.DATASET_INVALID: "The data cannot be used as they are: too many rows are wrong, one label only, a test like the training; the message says where.",
@@ -199,6 +201,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.POD_REJECTED: "Ask the admin which admission policy refused the pod.",
     Reason.NAME_TAKEN: "Delete or rename the object that is in the way, or rename this resource.",
     Reason.OUTPUT_NAME_CONFLICT: "Give one of the two a different spec.output.name or spec.output.uri.",
+    Reason.API_CALLS_FAIL: "Ask the admin to look at the operator's roles and at the cluster's admission webhooks: it goes on by itself once its calls succeed.",
     # The run has failed: a change of the spec begins another
     Reason.SPEC_INVALID: "Correct the field that is named here.",
     Reason.MODEL_UNSUPPORTED: "Name a model in spec.model.uri whose weights are safetensors and whose architecture transformers knows.",

@@ -1,7 +1,8 @@
 """One custom resource, brought one step closer to what it asks for: observe, plan, apply, status, events.
 
 Level triggered: what to do follows from what is there, never from what an event said. Actions come before the status
-and are idempotent, so that a crash at any point is made good by the next reconciliation.
+and are idempotent, so that a crash at any point is made good by the next reconciliation. Calls that fail are repeated
+by the queue; where that goes on, the status says so.
 """
 
 import logging
@@ -18,6 +19,7 @@ from finetune_operator.apply import NameTaken, carry_out
 from finetune_operator.cache import Cache
 from finetune_operator.events import event_object
 from finetune_operator.kube import ApiError, KubeClient
+from finetune_operator.outages import Outages
 from finetune_operator.resources.ownership import Key, Owner
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,9 @@ class Kind(Generic[O, S]):
     """What was observed, together with a stranger's object that an action ran into. Its plan has no actions."""
     refused: Callable[[O, str], O]
     """The same for an action that the API server refused (a quota, a policy), with its words."""
+    failing: Callable[[Object, str], O]
+    """What is known of the resource without a call, and what the API says instead of an answer, for a while by now. Its
+    plan has no actions either."""
 
 
 class NextTurn(NamedTuple):
@@ -67,26 +72,33 @@ class Reconciler:
         self._cache = cache
         self._kinds = kinds
         self._clock = clock
+        self._outages = Outages()
 
     def reconcile(self, key: Key) -> NextTurn:
         """One pass; returns when to come again. Raises ApiError."""
         kind = self._kinds[key.kind]
         resource = self._cache.get(kind.resource, key.namespace, key.name)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
+            self._outages.over(key)
             return NextTurn()  # children go by their owner references, data in the store stays
         now = self._clock()
-        observed = kind.observe(resource, now)
-        plan = kind.plan(observed, now)
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
-        plan = self._apply(kind, owner, observed, plan, now)
+        try:
+            plan = self._work(kind, owner, resource, now)
+        except ApiError as error:
+            if self._outages.lasts(key, now):
+                self._tell_failing(kind, owner, resource, error, now)
+            raise
+        self._outages.over(key)
         if not plan.tell:
             return NextTurn(after=0.0, behind=True)
-        version = self._write_status(kind, resource, plan.status)
-        self._write_events(owner, plan.events, version, now)
+        self._tell(kind, owner, resource, plan, now)
         return NextTurn(plan.requeue_after)
 
-    def _apply(self, kind: Kind[O, S], owner: Owner, observed: O, plan: Plan[S], now: datetime) -> Plan[S]:
-        """Carry the plan out; the plan whose status is true afterwards."""
+    def _work(self, kind: Kind[O, S], owner: Owner, resource: Object, now: datetime) -> Plan[S]:
+        """Observe, plan and carry out; the plan whose status is true afterwards."""
+        observed = kind.observe(resource, now)
+        plan = kind.plan(observed, now)
         try:
             for action in plan.actions:
                 carry_out(self._client, self._cache, owner, action)
@@ -97,6 +109,17 @@ class Reconciler:
                 raise
             return kind.plan(kind.refused(observed, error.message), now)
         return plan
+
+    def _tell(self, kind: Kind[O, S], owner: Owner, resource: Object, plan: Plan[S], now: datetime) -> None:
+        version = self._write_status(kind, resource, plan.status)
+        self._write_events(owner, plan.events, version, now)
+
+    def _tell_failing(self, kind: Kind[O, S], owner: Owner, resource: Object, error: ApiError, now: datetime) -> None:
+        """Say what fails; if that fails too, it is the queue that repeats it all."""
+        try:
+            self._tell(kind, owner, resource, kind.plan(kind.failing(resource, str(error)), now), now)
+        except ApiError as unsaid:
+            logger.warning("%s: the status cannot say what fails: %s", "/".join(owner.key), unsaid)
 
     def _write_status(self, kind: Kind[O, S], resource: Object, status: S) -> str:
         """Write the difference, if there is one and the resource is still the one that was observed."""

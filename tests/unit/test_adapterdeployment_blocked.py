@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from finetune_api.adapterdeployment import ServingPhase
-from finetune_api.reasons import Reason
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
+from finetune_api.meta import ADAPTERDEPLOYMENT
+from finetune_api.reasons import Reason, with_remedy
 from finetune_api.storage import Storage
 from finetune_operator.actions import (
     DEPLOYMENTS,
     Event,
 )
-from finetune_operator.adapterdeployment.observe import Invalid, Source
+from finetune_operator.adapterdeployment.observe import Source, Unplanned
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.target import REMAINS_SECONDS
 from finetune_operator.settings import Settings
@@ -213,14 +214,26 @@ class TestBlocked:
         assert not any(cluster.objects.values())
         assert cluster.status.candidate is None
 
-    def test_a_spec_that_cannot_be_read_changes_only_the_status(self) -> None:
+    @pytest.mark.parametrize(
+        ("reason", "problem", "told"),
+        [
+            (Reason.SPEC_INVALID, "spec.runtime: too long", "The spec is not valid: spec.runtime: too long."),
+            (Reason.API_CALLS_FAIL, "500 InternalError: away", "The Kubernetes API fails: 500 InternalError: away."),
+        ],
+    )
+    def test_what_cannot_be_planned_changes_only_the_status(self, reason: Reason, problem: str, told: str) -> None:
         cluster = serving()
-        observed = cluster.observe()
-        made = plan(Invalid(observed.resource.metadata, cluster.status, "spec.runtime: too long"), START)
+        metadata = cluster.observe().resource.metadata
+        made = plan(Unplanned(metadata, cluster.status, reason, problem), START)
         assert made.actions == ()
-        assert condition(made.status, "Stalled") == ("True", Reason.SPEC_INVALID)
+        assert condition(made.status, "Stalled") == ("True", reason)
+        message = next(each.message for each in made.status.conditions if each.type == "Stalled")
+        assert message == with_remedy(reason, told, ADAPTERDEPLOYMENT)
+        assert made.events == (Event("Warning", reason, message),)
         assert made.status.stable == cluster.status.stable
         assert condition(made.status, "Ready")[0] == "True"
+        first = plan(Unplanned(metadata, AdapterDeploymentStatus(), reason, problem), START).status
+        assert (first.phase, condition(first, "Ready")[0]) == (ServingPhase.FAILED, "False")
 
 
 class TestEvents:

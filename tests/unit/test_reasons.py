@@ -29,7 +29,7 @@ NO_TROUBLE = {
 RUN_WAITS = {
     *(Reason.PROFILE_UNKNOWN, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED),
     *(Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED, Reason.NAME_TAKEN),
-    *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED),
+    *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED, Reason.API_CALLS_FAIL),
 }
 """What a FineTuneJob waits for: the run goes on by itself."""
 SPEC_CHANGES = {
@@ -41,6 +41,7 @@ SPEC_CHANGES = {
 SERVING_WAITS = {
     *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
+    Reason.API_CALLS_FAIL,
 }
 """What an AdapterDeployment waits for as long as it takes."""
 OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG}

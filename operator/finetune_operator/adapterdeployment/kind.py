@@ -3,30 +3,38 @@
 from dataclasses import replace
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus
-from finetune_operator.actions import ADAPTERDEPLOYMENTS
-from finetune_operator.adapterdeployment.observe import Invalid, Observed, Observer
+from finetune_api.base import ObjectMeta
+from finetune_api.reasons import Reason
+from finetune_operator.actions import ADAPTERDEPLOYMENTS, Object
+from finetune_operator.adapterdeployment.observe import Observed, Observer, Unplanned
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.apply import NameTaken
 from finetune_operator.cache import Cache
 from finetune_operator.kube import KubeClient
+from finetune_operator.reading import parse_status
 from finetune_operator.reconcile import Kind
 from finetune_operator.settings import Settings
 
 
 def adapter_deployment_kind(
     client: KubeClient, cache: Cache, settings: Settings
-) -> Kind[Observed | Invalid, AdapterDeploymentStatus]:
+) -> Kind[Observed | Unplanned, AdapterDeploymentStatus]:
     """How AdapterDeployments are reconciled."""
-    return Kind(ADAPTERDEPLOYMENTS, Observer(client, cache, settings).observe, plan, _blocked, _refused)
+    return Kind(ADAPTERDEPLOYMENTS, Observer(client, cache, settings).observe, plan, _blocked, _refused, _failing)
 
 
-def _blocked(observed: Observed | Invalid, taken: NameTaken) -> Observed | Invalid:
-    if isinstance(observed, Invalid):
+def _blocked(observed: Observed | Unplanned, taken: NameTaken) -> Observed | Unplanned:
+    if isinstance(observed, Unplanned):
         return observed
     if taken.outlived:
         return replace(observed, remains=(*observed.remains, str(taken)))
     return replace(observed, strangers=(*observed.strangers, str(taken)))
 
 
-def _refused(observed: Observed | Invalid, said: str) -> Observed | Invalid:
-    return observed if isinstance(observed, Invalid) else replace(observed, refusal=said)
+def _refused(observed: Observed | Unplanned, said: str) -> Observed | Unplanned:
+    return observed if isinstance(observed, Unplanned) else replace(observed, refusal=said)
+
+
+def _failing(resource: Object, said: str) -> Unplanned:
+    status = parse_status(AdapterDeploymentStatus, resource.get("status") or {})
+    return Unplanned(ObjectMeta.model_validate(resource["metadata"]), status, Reason.API_CALLS_FAIL, said)

@@ -9,6 +9,7 @@ from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentS
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.meta import LABEL_REVISION
+from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.actions import (
     ADAPTERDEPLOYMENTS,
@@ -48,13 +49,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Invalid:
-    """An AdapterDeployment whose stored spec is not valid for this version of the operator."""
+class Unplanned:
+    """An AdapterDeployment for which nothing can be planned: what serves is left as it is."""
 
     metadata: ObjectMeta
     status: AdapterDeploymentStatus
+    reason: Reason
+    """SpecInvalid: the stored spec is not valid for this version of the operator; ApiCallsFail."""
     problem: str
-    """What is wrong with the spec."""
+    """What is wrong with the spec, or what the API says."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,13 @@ class Observer:
         self._settings = settings
         self._accounts = Accounts(client)
 
-    def observe(self, raw: Object, _: datetime) -> Observed | Invalid:
+    def observe(self, raw: Object, _: datetime) -> Observed | Unplanned:
         """One AdapterDeployment as it is now. Raises ApiError."""
         metadata = ObjectMeta.model_validate(raw["metadata"])
         status = parse_status(AdapterDeploymentStatus, raw.get("status") or {})
         spec, problem = parse_spec(AdapterDeploymentSpec, raw.get("spec") or {})
         if spec is None:
-            return Invalid(metadata, status, problem)
+            return Unplanned(metadata, status, Reason.SPEC_INVALID, problem)
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
         children = {resource: self._children(owner, resource) for resource in (*_WATCHED, *_LISTED)}
         theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)

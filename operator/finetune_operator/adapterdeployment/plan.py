@@ -23,10 +23,10 @@ from finetune_operator.actions import (
     Plan,
 )
 from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Trouble, candidate_trouble, is_available
-from finetune_operator.adapterdeployment.observe import Invalid, Observed
+from finetune_operator.adapterdeployment.observe import Observed, Unplanned
 from finetune_operator.adapterdeployment.reach import find_reach
 from finetune_operator.adapterdeployment.retire import leftovers
-from finetune_operator.adapterdeployment.status import compose, edges, invalid
+from finetune_operator.adapterdeployment.status import compose, edges, unplanned
 from finetune_operator.adapterdeployment.target import RETRY_SECONDS, Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
 from finetune_operator.conditions import parse_timestamp, timestamp
@@ -60,10 +60,10 @@ class Step:
     look_again: float | None = None
 
 
-def plan(observed: Observed | Invalid, now: datetime) -> Plan[AdapterDeploymentStatus]:
+def plan(observed: Observed | Unplanned, now: datetime) -> Plan[AdapterDeploymentStatus]:
     """Actions, the new status, events, and when to look again without an event."""
-    if isinstance(observed, Invalid):
-        status = invalid(observed, now)
+    if isinstance(observed, Unplanned):
+        status = unplanned(observed, now)
         return Plan(status, events=edges(observed.status, status))
     target = find_target(observed)
     stable = serving_revision(observed, target, now)

@@ -8,7 +8,7 @@ from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
 from finetune_operator.actions import DEPLOYMENTS, Event
-from finetune_operator.adapterdeployment.observe import Invalid, Observed
+from finetune_operator.adapterdeployment.observe import Observed, Unplanned
 from finetune_operator.adapterdeployment.reach import Reach
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.conditions import ConditionType, Finding, merge_conditions
@@ -98,20 +98,22 @@ def compose(
     )
 
 
-def invalid(observed: Invalid, now: datetime) -> AdapterDeploymentStatus:
-    """The status of a resource whose spec cannot be read: what serves is left alone, and no news of it is told."""
+def unplanned(observed: Unplanned, now: datetime) -> AdapterDeploymentStatus:
+    """The status of a resource that is left alone with what serves, of which no news is told."""
     before, generation = observed.status, observed.metadata.generation
     known = {condition.type: condition for condition in before.conditions}
     ready = known.get(ConditionType.READY)
+    what = "The spec is not valid" if observed.reason is Reason.SPEC_INVALID else "The Kubernetes API fails"
+    serves = "what served before goes on serving" if before.stable else "nothing serves yet"
     findings = (
         Finding(
             ConditionType.READY,
             ready is not None and ready.status == "True",
-            Reason.SPEC_INVALID,
-            "The spec is not valid; what served before it goes on serving.",
+            observed.reason,
+            f"{what}; {serves}.",
         ),
-        Finding(ConditionType.RECONCILING, False, Reason.SPEC_INVALID, "The spec is not valid."),
-        Finding(ConditionType.STALLED, True, Reason.SPEC_INVALID, observed.problem),
+        Finding(ConditionType.RECONCILING, False, observed.reason, f"{what}."),
+        Finding(ConditionType.STALLED, True, observed.reason, f"{what}: {observed.problem}."),
     )
     return before.model_copy(
         update={

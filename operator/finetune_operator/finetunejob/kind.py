@@ -1,9 +1,10 @@
 """FineTuneJob as the reconciler takes it."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_operator.actions import FINETUNEJOBS
+from finetune_operator.actions import FINETUNEJOBS, Object
 from finetune_operator.cache import Cache
 from finetune_operator.finetunejob.observe import Observed, Observer
 from finetune_operator.finetunejob.plan import blocked, plan, refused
@@ -17,4 +18,10 @@ def fine_tune_job_kind(client: KubeClient, cache: Cache, settings: Settings) -> 
     """How FineTuneJobs are observed and planned."""
     progress = ProgressReader(timedelta(seconds=settings.progress_seconds))
     observer = Observer(client, cache, settings, progress)
-    return Kind(resource=FINETUNEJOBS, observe=observer.observe, plan=plan, blocked=blocked, refused=refused)
+
+    def failing(resource: Object, said: str) -> Observed:
+        return replace(observer.observe_alone(resource), failure=said)
+
+    return Kind(
+        resource=FINETUNEJOBS, observe=observer.observe, plan=plan, blocked=blocked, refused=refused, failing=failing
+    )

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -83,6 +83,8 @@ class Observed:
     """An object, as "Kind name", that has a name which we need and another owner."""
     refusal: str = ""
     """What the API server said when it did not take a stage's objects."""
+    failure: str = ""
+    """What the API says instead of doing what an observation or a plan asks of it."""
     sample: Sample | None = None
     """Progress of the running stage, where it was read now."""
     leftovers: tuple[Leftover, ...] = ()
@@ -101,9 +103,8 @@ class Observer:
 
     def observe(self, resource: Object, now: datetime) -> Observed:
         """One FineTuneJob as it is now. Raises ApiError."""
-        metadata = ObjectMeta.model_validate(resource["metadata"])
-        owner = Owner.of(FINETUNEJOBS, metadata)
-        spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
+        alone = self.observe_alone(resource)
+        owner, spec = alone.owner, alone.spec
         pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
         by_owner = defaultdict[str, list[Object]](list)
@@ -112,20 +113,27 @@ class Observer:
                 by_owner[uid].append(pod)
         jobs = tuple(self._stage_job(owner, job, by_owner[job["metadata"]["uid"]], now) for job in live)
         uids = {job["metadata"]["uid"] for job in live}
-        status = parse_status(FineTuneJobStatus, resource.get("status") or {})
-        return Observed(
-            owner=owner,
-            metadata=metadata,
-            spec=spec,
-            spec_error=error,
-            status=status,
-            settings=self._settings,
+        return replace(
+            alone,
             jobs=jobs,
             strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=spec is None or self._has_account(owner.namespace, spec.profile),
             rival=find_rival(resource, self._cache.publishers(output_of(resource))) if spec else "",
             sample=self._sample(jobs, now),
-            leftovers=tuple(self._leftovers(owner, status, jobs, now)),
+            leftovers=tuple(self._leftovers(owner, alone.status, jobs, now)),
+        )
+
+    def observe_alone(self, resource: Object) -> Observed:
+        """What the resource itself says, for which nothing is asked."""
+        metadata = ObjectMeta.model_validate(resource["metadata"])
+        spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
+        return Observed(
+            owner=Owner.of(FINETUNEJOBS, metadata),
+            metadata=metadata,
+            spec=spec,
+            spec_error=error,
+            status=parse_status(FineTuneJobStatus, resource.get("status") or {}),
+            settings=self._settings,
         )
 
     def _stage_job(self, owner: Owner, job: Object, own: Sequence[Object], now: datetime) -> StageJob:

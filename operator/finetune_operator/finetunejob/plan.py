@@ -48,8 +48,12 @@ _NEEDS_SOMEBODY: Final = frozenset(
 def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
     """Actions, new status, events and the time of the next look."""
     spec = observed.spec
+    if observed.failure:
+        kept = _kept(observed, Reason.API_CALLS_FAIL, f"The Kubernetes API fails: {observed.failure}.")
+        return _told(observed, compose(observed, kept, None, now))
     if spec is None:
-        return _told(observed, compose(observed, _unreadable(observed), None, now))
+        kept = _kept(observed, Reason.SPEC_INVALID, f"{observed.spec_error}.")
+        return _told(observed, compose(observed, kept, None, now))
     run = current_run(observed, spec, now)
     upkeep = _upkeep(observed, spec, run)
     book = Book(spec, observed.status, run, now)
@@ -73,14 +77,14 @@ def plan(observed: Observed, now: datetime) -> Plan[FineTuneJobStatus]:
             assert_never(unknown)
 
 
-def _unreadable(observed: Observed) -> Headline:
-    """The spec is not valid for this version. A run that has worked on it, or does, is what it was all the same."""
+def _kept(observed: Observed, reason: Reason, message: str) -> Headline:
+    """Nothing can be planned. A run that has worked on this spec, or does, is all the same what it was."""
     run = observed.status.run
     mine = run if run is not None and run.generation == observed.metadata.generation else None
     if mine is not None and mine.outcome is not Phase.RUNNING:
         return Headline(mine.outcome, Reason(mine.reason), mine.message)
     phase = observed.status.phase if mine is not None else None
-    return Headline(phase or Phase.PENDING, Reason.SPEC_INVALID, f"{observed.spec_error}.", stalled=True)
+    return Headline(phase or Phase.PENDING, reason, message, stalled=True)
 
 
 def blocked(observed: Observed, taken: NameTaken) -> Observed:
