@@ -96,6 +96,13 @@ def schema(values: Values) -> str:
 _NAME = f"^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$"
 """The API's rule for names and its greatest length in one."""
 _STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+_PEER: Schema = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": False,
+    "properties": {each: {"type": "object"} for each in ("namespaceSelector", "podSelector", "ipBlock")},
+}
+"""A peer of a NetworkPolicy; the API server knows what its parts may be. An empty one would let nobody in."""
 _OWN_DEFINITIONS: dict[str, Schema] = {
     "Image": {
         "type": "object",
@@ -131,6 +138,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("runner", "namespaces"): namespaces,
         ("runner", "serviceAccountName"): {"type": "string", "pattern": _NAME},
         ("runner", "annotations"): _STRINGS,
+        ("runner", "networkPolicy", "metricsFrom"): {"type": "array", "items": _PEER},
         **{("proxy", each): proxy[each] for each in ("httpProxy", "httpsProxy")},
         ("tenancy", "rules"): tenancy["rules"],
         ("operator", "workers"): settings["workers"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,7 @@ from hack.platform.kubectl import Kubectl, Object, wait_for
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 OTHER_PORT = 9401
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
 SERVE = "import socket, sys; server = socket.create_server(('', int(sys.argv[1])))\nwhile True: server.accept()"
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
 
@@ -48,7 +50,9 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
     kubectl = cluster.within(name)
     local.prepare_namespace(cluster, name)
     release = (local.RELEASE, str(local.CHART), "--namespace", local.NAMESPACE)
-    choice = ("--set", f"runner.namespaces={{{name}}}", "--show-only", "templates/runner.yaml")
+    peers = json.dumps([{"podSelector": {"matchLabels": PROMETHEUS}}])
+    values = ("--set", f"runner.namespaces={{{name}}}", "--set-json", f"runner.networkPolicy.metricsFrom={peers}")
+    choice = (*values, "--show-only", "templates/runner.yaml")
     rendered = run([toolchain.program("helm"), "template", *release, *choice])
     policies = [each for each in yaml.safe_load_all(rendered) if each["kind"] == "NetworkPolicy"]
     labels = {meta.LABEL_MANAGED_BY: meta.MANAGED_BY, meta.LABEL_ROLE: "stage"}
@@ -57,9 +61,10 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
         *policies,
         pod("stage", labels, meta.METRICS_PORT, OTHER_PORT),
         pod("stranger", {}, OTHER_PORT),
+        pod("prometheus", PROMETHEUS, OTHER_PORT),
         *(pod(name, training, OTHER_PORT) for name in ("trainer", "trainer-2")),
     )
-    names = ("pod/stage", "pod/stranger", "pod/trainer", "pod/trainer-2")
+    names = ("pod/stage", "pod/stranger", "pod/prometheus", "pod/trainer", "pod/trainer-2")
     kubectl("wait", "--for=condition=Ready", *names, "--timeout=60s")
     yield kubectl
     cluster("delete", "namespace", name, "--wait=false")
@@ -72,6 +77,8 @@ def stage(cluster: Kubectl) -> Iterator[Kubectl]:
         ("operator", "stage", OTHER_PORT, False),
         ("operator", "stranger", OTHER_PORT, False),
         ("operator", "store", object_store.PORT, False),
+        ("prometheus", "stage", meta.METRICS_PORT, True),
+        ("prometheus", "stage", OTHER_PORT, False),
         ("stranger", "stage", meta.METRICS_PORT, False),
         ("stranger", "stage", OTHER_PORT, False),
         ("stranger", "store", object_store.PORT, True),

@@ -302,6 +302,7 @@ def test_a_changed_configuration_restarts_the_operator() -> None:
         ("operator.logFormat=xml", "/operator/logFormat", "value must be one of 'plain', 'json'"),
         ("watchNamespaces={Team}", "/watchNamespaces/0", "does not match pattern"),
         ("runner.namespaces={a,a}", "/runner/namespaces", "items at 0 and 1 are equal"),
+        ("runner.networkPolicy.metricsFrom[0].pod.x=y", "/runner/networkPolicy/metricsFrom/0", "'pod' not allowed"),
         ("tenancy.rules[0].profiles={gpu-l4}", "/tenancy/rules/0", "missing property 'namespaces'"),
         ("tenancy.rules[0].namespaces={Team}", "/tenancy/rules/0/namespaces/0", "does not match pattern"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
@@ -349,6 +350,19 @@ def test_runner_namespaces_get_an_account_and_policies() -> None:
     ]
     open_egress = render(*RUNNERS, "--set-json", "runner.networkPolicy.blockedCidrs=[]")
     assert "finetune-egress" not in {each["metadata"]["name"] for each in of_kind(open_egress, "NetworkPolicy")}
+
+
+def test_prometheus_may_read_the_metrics_of_stages_where_the_values_say_so(tmp_path: Path) -> None:
+    """Beside the operator, on the same port, and as the guide to tracking names it."""
+    guide = (REPOSITORY / "docs" / "how-to" / "track.md").read_text()
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "metricsFrom" in block)
+    (tmp_path / "values.yaml").write_text(example)
+    policies = of_kind(render(*RUNNERS, "--values", str(tmp_path / "values.yaml")), "NetworkPolicy")
+    (policy,) = (each for each in policies if each["metadata"]["name"] == "finetune-stages")
+    (ingress,) = policy["spec"]["ingress"]
+    operator, prometheus = ingress["from"]
+    assert operator["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
+    assert yaml.safe_load(example)["runner"]["networkPolicy"]["metricsFrom"] == [prometheus]
 
 
 def test_the_operator_reaches_dns_api_server_and_progress_only() -> None:
