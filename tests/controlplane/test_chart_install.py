@@ -25,6 +25,7 @@ SYSTEM = "finetune-system"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 EVERYWHERE = ("--set", "runner.namespaces={team-a}")
+POLICIES = tuple(f"networkpolicy.networking.k8s.io/finetune-{name}" for name in ("egress", "stages", "training"))
 TEAM_A_ONLY = (*EVERYWHERE, "--set", "watchNamespaces={team-a}")
 
 
@@ -39,6 +40,10 @@ class Installed:
     def helm(self, *arguments: str) -> str:
         connection = ("--kubeconfig", self.plane.kubeconfig, "--namespace", SYSTEM)
         return run([toolchain.program("helm"), *arguments, *connection], timeout=120)
+
+    def runner_objects(self) -> list[str]:
+        """What the pods that the operator starts need in a namespace of the chart's values."""
+        return self.plane.kubectl("get", "serviceaccounts,networkpolicies", "-n", "team-a", "-o", "name").split()
 
     def allowed(self, user: str, namespace: str, verb: str, group: str, resource: str) -> bool:
         name, _, subresource = resource.partition("/")
@@ -124,9 +129,7 @@ def test_the_operators_pod_passes_restricted_admission(installed: Installed) -> 
 
 
 def test_runner_account_and_policies_are_accepted(installed: Installed) -> None:
-    listed = installed.plane.kubectl("get", "serviceaccounts,networkpolicies", "-n", "team-a", "-o", "name").split()
-    assert "serviceaccount/finetune-runner" in listed
-    assert {f"networkpolicy.networking.k8s.io/{name}" for name in ("finetune-stages", "finetune-egress")} <= set(listed)
+    assert {"serviceaccount/finetune-runner", *POLICIES} <= set(installed.runner_objects())
 
 
 def test_objects_of_users_survive_the_uninstallation(installed: Installed) -> None:
@@ -142,9 +145,26 @@ def test_objects_of_users_survive_the_uninstallation(installed: Installed) -> No
         },
     }
     installed.plane.kubectl("apply", "-n", "team-a", "-f", "-", stdin=json.dumps(job))
+    before = installed.runner_objects()
+    assert set(POLICIES) < set(before)
     installed.helm("uninstall", RELEASE)
     assert "kept" in installed.plane.kubectl("get", "finetunejobs", "-n", "team-a")
     assert installed.plane.kubectl("get", "deployments,serviceaccounts", "-n", SYSTEM, "-o", "name").split() == []
-    # Helm takes the CRDs over again: their ownership annotations are still those of this release.
+    assert installed.runner_objects() == before, "what serving pods need when they are replaced"
+    # Helm takes what stayed over again: its ownership annotations are still those of this release.
     installed.helm("install", RELEASE, str(CHART), *EVERYWHERE)
     assert "kept" in installed.plane.kubectl("get", "finetunejobs", "-n", "team-a")
+    assert installed.runner_objects() == before
+
+
+def test_policies_that_are_turned_off_stay_and_are_named(installed: Installed) -> None:
+    before = installed.runner_objects()
+    said = installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE, "--set", "runner.networkPolicy.enabled=false")
+    assert installed.runner_objects() == before
+    for name in POLICIES:
+        deletion = f"kubectl -n team-a delete networkpolicy {name.rpartition('/')[2]}"
+        assert deletion in said
+        installed.plane.kubectl(*deletion.split()[1:])
+    again = installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE, "--set", "runner.networkPolicy.enabled=false")
+    assert "delete networkpolicy" not in again
+    assert "delete networkpolicy" not in installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE)

@@ -30,6 +30,7 @@ RUNNERS = ("--set", "runner.namespaces={team-a}")
 
 EXPECTED_RULES = {(rule.api_group, rule.name, rule.verbs) for rule in RULES}
 RIGHTS = {"secrets", "roles", "clusterroles", "rolebindings", "clusterrolebindings"}
+KEPT = {"helm.sh/resource-policy": "keep"}
 TGI = "ghcr.io/huggingface/text-generation-inference"
 
 Object = dict[str, Any]
@@ -321,7 +322,7 @@ def test_crds_are_upgraded_with_the_chart_and_outlive_it(arguments: tuple[str, .
     found = of_kind(render(*arguments), "CustomResourceDefinition")
     assert len(found) == expected
     for crd in found:
-        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+        assert crd["metadata"]["annotations"] == KEPT
         committed = yaml.safe_load(
             (REPOSITORY / "crds" / f"{meta.GROUP}_{crd['spec']['names']['plural']}.yaml").read_text()
         )
@@ -334,7 +335,8 @@ def test_runner_namespaces_get_an_account_and_policies() -> None:
     (account,) = of_kind(own, "ServiceAccount")
     policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(own, "NetworkPolicy")}
     assert account["metadata"]["name"] == "finetune-runner"
-    assert account["metadata"]["annotations"] == {"example.com/role": "x"}
+    assert account["metadata"]["annotations"] == KEPT | {"example.com/role": "x"}
+    assert all(each["metadata"]["annotations"] == KEPT for each in of_kind(own, "NetworkPolicy"))
     assert account["automountServiceAccountToken"] is False
     assert policies["finetune-stages"]["podSelector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
     (ingress,) = policies["finetune-stages"]["ingress"]

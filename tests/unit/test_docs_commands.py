@@ -32,9 +32,11 @@ BUILT_IN: Final = frozenset(
         "endpointslices",
         "events",
         "namespace",
+        "networkpolicies",
         "nodes",
         "pods",
         "secret",
+        "serviceaccount",
     }
 )
 """Resources of Kubernetes that the pages name."""
