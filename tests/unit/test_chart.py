@@ -233,6 +233,20 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert mine.gpu == gpu
 
 
+def test_profiles_and_runtimes_use_the_runners_account_unless_they_name_another(tmp_path: Path) -> None:
+    """Whatever its name: the chart makes the account under it."""
+    special: Object = {"serviceAccountName": "special"}
+    values: Object = {"runner": {"namespaces": ["team-a"], "serviceAccountName": "worker"}}
+    values |= {"profiles": {"gpu-l4": special}, "runtimes": {"tgi": special}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    objects = render("--values", str(tmp_path / "values.yaml"))
+    made = {each["metadata"]["name"] for each in of_kind(objects, "ServiceAccount")}
+    found = settings(objects)
+    assert "worker" in made
+    for name, kind in (found.profiles | found.runtimes).items():
+        assert kind.service_account_name == ("special" if name in ("gpu-l4", "tgi") else "worker"), name
+
+
 def test_the_example_of_the_installation_guide(tmp_path: Path) -> None:
     guide = (REPOSITORY / "docs" / "how-to" / "install.md").read_text()
     example = guide.partition("```yaml\n")[2].partition("```")[0]

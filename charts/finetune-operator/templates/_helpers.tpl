@@ -46,13 +46,17 @@ images:
   quantize: {{ include "finetune.image" (list . .Values.images.quantize) }}
   pullPolicy: {{ .Values.images.pullPolicy }}
   pullSecrets: {{ toJson .Values.images.pullSecrets }}
+{{- $account := dict "serviceAccountName" .Values.runner.serviceAccountName }}
 profiles:
-  {{- toYaml .Values.profiles | nindent 2 }}
+  {{- range $name, $profile := .Values.profiles }}
+  {{ $name }}:
+    {{- merge (deepCopy $profile) $account | toYaml | nindent 4 }}
+  {{- end }}
 runtimes:
   {{- range $name, $runtime := .Values.runtimes }}
   {{ $name }}:
     image: {{ include "finetune.image" (list $ $runtime.image) }}
-    {{- omit $runtime "image" | toYaml | nindent 4 }}
+    {{- merge (omit $runtime "image") $account | toYaml | nindent 4 }}
   {{- else }} {}
   {{- end }}
 proxy: {{ toJson .Values.proxy }}
