@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from finetune_operator.controller import Controller
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.kube import HttpKubeClient, KubeClient, load_configuration
 from finetune_operator.reconcile import Kind, Reconciler
-from finetune_operator.settings import Settings, load_settings
+from finetune_operator.settings import Settings, SettingsError, load_settings
+
+logger = logging.getLogger(__name__)
 
 
 def build(client: KubeClient, settings: Settings) -> Controller:
@@ -61,7 +64,11 @@ def main() -> None:
     parser.add_argument("--log-format", choices=[each.name.lower() for each in kopf.LogFormat], default="json")
     arguments = parser.parse_args()
     configure_logging(arguments.log_format)
-    settings = load_settings(arguments.config)
+    try:
+        settings = load_settings(arguments.config)
+    except SettingsError as error:
+        logger.critical("%s", error)
+        sys.exit(1)
     run(HttpKubeClient(load_configuration(), settings.workers + 2), settings, arguments.health)
 
 

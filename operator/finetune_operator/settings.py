@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from finetune_api import __version__
 from finetune_api.base import ApiModel, Name
 from finetune_api.stages import Stage
 from finetune_operator.tenancy import Tenancy
@@ -138,6 +139,8 @@ class Images(ApiModel):
         return own.get(stage, self.data)
 
 
+_UNKNOWN: Final = "extra_forbidden"
+"""Pydantic's word for a field that the model does not have."""
 _PROXY_URL: Final = r"^(https?://[^\s@]+)?$"
 
 
@@ -180,6 +183,31 @@ class Settings(ApiModel):
     """How long the cluster's network plugin is given to follow a NetworkPolicy before a Service relies on it."""
 
 
+class SettingsError(Exception):
+    """The configuration cannot be used; says what is wrong where, and what to do."""
+
+
 def load_settings(path: Path) -> Settings:
-    """Read the configuration; raises ``pydantic.ValidationError`` that names the wrong field."""
-    return Settings.model_validate(yaml.safe_load(path.read_text()))
+    """Read the configuration. Raises SettingsError."""
+    try:
+        return Settings.model_validate(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    """What is wrong. The chart's schema lets through what its own version knows: unknown is what a newer one says."""
+    found = [(".".join(map(str, each["loc"])), each["type"], each["msg"]) for each in error.errors()]
+    text = "; ".join(f"{place}: {message}" for place, kind, message in found if kind != _UNKNOWN)
+    unknown = [place for place, kind, _ in found if kind == _UNKNOWN]
+    if not unknown:
+        return f"{text}."
+    advice = (
+        f"this operator ({__version__}) does not know {', '.join(unknown)}. Its image is older than its chart: set "
+        "images.tag, or images.operator.digest, of the chart's values to the image that was built with the chart."
+    )
+    return f"{text}; {advice}" if text else advice

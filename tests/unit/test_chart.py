@@ -143,6 +143,7 @@ def test_the_operators_pod_is_restricted() -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
     assert all(volume.keys() <= {"name", "configMap", "emptyDir"} for volume in pod["volumes"])
     assert container["resources"].keys() == {"requests", "limits"}
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["path"] == "/healthz"
 
