@@ -20,6 +20,7 @@ from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.room import load_artifact
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.progress import Progress
@@ -92,7 +93,7 @@ def evaluate_models(
         answers = _ask_base_and_tuned(base, tuned, tuning, tokenizer, questions, progress)
         progress.report(0.6, "loading the artifact")
         answers["artifact"] = generate_answers(
-            load_checkpoint(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
+            load_artifact(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
         )
     evaluated = Evaluated.of(task, truth, answers, labels)
     out.mkdir(parents=True, exist_ok=True)

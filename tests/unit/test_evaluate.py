@@ -4,6 +4,7 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
+from finetune_jobs.modelling.room import keep_rounded, place_for
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning
 from finetune_jobs.progress import Progress
@@ -122,6 +124,33 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert metrics["models"]["artifact"]["samples"] == 12
     sample = next(s for m in progress.collect() for s in m.samples if s.name == "finetune_stage_progress_ratio")
     assert sample.value == pytest.approx(0.9)
+
+
+def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:
+    """One layer after the other is unpacked, and none for longer than it computes; in every pass."""
+    tokens = torch.arange(4, 60)[None]
+    unpacked, kept = load_checkpoint(folder / "artifact"), load_checkpoint(folder / "artifact")
+    keep_rounded(kept)
+    for _ in range(2):
+        assert torch.equal(kept(input_ids=tokens).logits, unpacked(input_ids=tokens).logits)
+    for model, dtype in ((kept, torch.int8), (unpacked, torch.bfloat16)):
+        found = {p.dtype for name, p in model.named_parameters() if name.endswith("_proj.weight")}
+        assert found == {dtype}
+    prompts = [example.prompt for example in read_split(folder / "dataset", "test")][:4]
+    assert ask(kept, folder / "base", prompts, 4) == ask(unpacked, folder / "base", prompts, 4)
+
+
+@pytest.mark.parametrize(("gib", "place"), [(1.3, "cpu"), (2.0, None)])
+def test_what_a_gpu_does_not_hold_in_16_bits_goes_to_the_pods_own_memory(
+    gib: float, place: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the GPU's size, which is that of CUDA's own things here: the model is tiny."""
+    assert place_for(folder / "base") is None, "without a GPU there is no other place"
+    properties = SimpleNamespace(total_memory=int(gib * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    assert place_for(folder / "base") == place
 
 
 def test_the_artifact_is_computed_in_its_own_quantisation(folder: Path) -> None:

@@ -17,8 +17,7 @@ from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.readers import Fault, read_rows
 from finetune_jobs.dataset.validation import Example
-from finetune_jobs.fit.admission import USABLE
-from finetune_jobs.fit.memory import GIB, ON_GPU, peak_memory
+from finetune_jobs.fit.memory import GIB, ON_GPU, USABLE, peak_memory
 from finetune_jobs.fit.shapes import read_shape
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store

@@ -18,14 +18,16 @@ from finetune_api.budget import (
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.errors import StageError
-from finetune_jobs.fit.admission import USABLE, admit, fits, smallest_change
+from finetune_jobs.fit.admission import admit, fits, smallest_change
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import flops_per_token, tokens_per_second
 from finetune_jobs.fit.memory import (
+    BF16,
     GIB,
     NF4,
     ON_CPU,
     ON_GPU,
+    USABLE,
     Head,
     Step,
     floor_memory,
@@ -349,11 +351,42 @@ def test_pods_without_a_gpu() -> None:
     assert fine.message.endswith("of the pod's 8 GiB.")
     told = admit(SMOLLM, Training(batch_size=64, max_length=2048), CPU)
     assert told.message.endswith("of the pod's 8 GiB: shorter ones fit, or a smaller batchSize.")
-    with pytest.raises(StageError, match=r"at least about 1\d\.\d GiB .* more than the 8 GiB of a pod .* It fits with"):
-        admit(LLAMA_8B, Training(method=Method.LORA), CPU)
+    sixteen = CPU.model_copy(update={"memory_gib": 16})
+    with pytest.raises(StageError, match=r"at least about 1\d\.\d GiB .* the 16 GiB of a pod .* It fits with"):
+        admit(LLAMA_8B, Training(method=Method.LORA), sixteen)
     small = CPU.model_copy(update={"memory_gib": 4})
     with pytest.raises(StageError, match=r"at least .* It fits profile gpu-l4 or gpu-a100-40\."):
         admit(LLAMA_8B, Training(method=Method.LORA, batch_size=1), small, [L4, A100])
+
+
+LLAMA_70B = LLAMA_8B | {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "intermediate_size": 28672,
+}
+QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "hidden_size": 5120, "vocab_size": 151936}
+QWEN3_32B = QWEN3 | {"num_hidden_layers": 64, "num_attention_heads": 64, "intermediate_size": 25600}
+QWEN3_14B = QWEN3 | {"num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 17408}
+
+
+@pytest.mark.parametrize(
+    ("config", "gpu_gib", "merged_gib"),
+    [(LLAMA_70B, 79, 131.4), (QWEN3_32B, 39, 61.0), (QWEN3_14B, 22, 27.5)],
+    ids=["Llama-70B on an A100-80", "Qwen3-32B on an A100-40", "Qwen3-14B on an L4"],
+)
+def test_what_is_trained_on_4_bits_of_each_weight_is_merged_in_16(
+    config: dict[str, Any], gpu_gib: float, merged_gib: float
+) -> None:
+    """In the memory of a pod that has it, where the GPU has not; otherwise it is refused before the training."""
+    assert BF16 * shape_of(config).parameters / GIB == pytest.approx(merged_gib, abs=0.05)
+    training, gpu = Training(batch_size=1), L4.model_copy(update={"memory_gib": gpu_gib})
+    for pod_gib in (0, merged_gib + 1):
+        assert admit(config, training, gpu.model_copy(update={"pod_memory_gib": pod_gib})).memory is not None
+    tight = gpu.model_copy(update={"pod_memory_gib": merged_gib})
+    roomy = tight.model_copy(update={"profile": "gpu-roomy", "pod_memory_gib": 2 * merged_gib})
+    with pytest.raises(StageError, match=r"^Export needs .* As it is, it fits profile gpu-roomy\.$"):
+        admit(config, training, tight, [roomy])
 
 
 def test_hardware_that_says_nothing() -> None:

@@ -57,7 +57,7 @@ def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_before_a_gpu_is_asked_for(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     """With the reason, the change and the profile that would do."""
-    small = L4.model_copy(update={"memory_gib": 10})
+    small = L4.model_copy(update={"memory_gib": 11.3})
     advice = r"It fits with batchSize: .* As it is, it fits profile gpu-a100-40\."
     given = asked(s3, store, LLAMA_8B, hardware=small, alternatives=[A100])
     with pytest.raises(StageError, match=advice) as refusal:

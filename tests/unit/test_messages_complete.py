@@ -37,7 +37,7 @@ TABLES: Final = {
     "test_messages_models": [
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),
     ],
-    "test_messages_fit": ["fit.admission", "training.recipe"],
+    "test_messages_fit": ["fit.admission", "fit.afterwards", "training.recipe"],
     "test_dataset_sources": ["dataset.sources", "dataset.hub_files"],
     "test_dataset_prepare": ["prepare", "dataset.inputs"],
     "test_jobs_basemodel": ["basemodel"],

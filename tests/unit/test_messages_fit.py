@@ -22,6 +22,12 @@ LLAMA_8B: Final[dict[str, Any]] = {
     "intermediate_size": 14336,
     "vocab_size": 128256,
 }
+LLAMA_70B: Final = LLAMA_8B | {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "intermediate_size": 28672,
+}
 MIXTRAL: Final = LLAMA_8B | {
     "model_type": "mixtral",
     "vocab_size": 32000,
@@ -34,9 +40,11 @@ TIGHT: Final = A100.model_copy(update={"count": 8, "pod_memory_gib": 140})
 ROOMY: Final = TIGHT.model_copy(update={"profile": "gpu-a100x8", "pod_memory_gib": 400})
 PAIR: Final = A100.model_copy(update={"count": 2})
 CPU: Final = HardwareFacts(profile="cpu-small", memory_gib=8, cpus=2)
+SMALL: Final = L4.model_copy(update={"memory_gib": 16})
 LORA: Final = Training(method=Method.LORA, batch_size=1, max_length=8192)
 FULL: Final = Training(method=Method.FULL, batch_size=1, gradient_accumulation=16)
 LOAD: Final = "Full needs about 244.9 GiB of the pod's own memory, where each of its processes"
+EXPORT: Final = "Export needs about 15.7 GiB of the pod's own memory for the tuned model in 16 bits"
 FLOOR: Final = (
     "LoRA needs at least about 16.4 GiB for the shortest examples (weights 15.0, optimiser 0.7, activations 0.0, other "
     "0.7), more than"
@@ -114,10 +122,10 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
     (
         LLAMA_8B,
         LORA,
-        CPU,
+        CPU.model_copy(update={"memory_gib": 16}),
         [],
         Reason.FIT_REFUSED,
-        f"{FLOOR} the 8 GiB of a pod of profile cpu-small. It fits with method: QLoRA, quantization: NF4.",
+        f"{FLOOR} the 16 GiB of a pod of profile cpu-small. It fits with method: QLoRA, quantization: NF4.",
     ),
     (
         LLAMA_8B,
@@ -134,6 +142,32 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         [],
         Reason.FIT_REFUSED,
         f"{FLOOR} the 4 GiB of a pod of profile cpu-small. Choose a profile with more memory.",
+    ),
+    (
+        LLAMA_8B,
+        Training(batch_size=1),
+        CPU,
+        [],
+        Reason.FIT_REFUSED,
+        f"{EXPORT}, more than the 8 GiB of a pod of profile cpu-small. Choose a profile whose pods have more memory.",
+    ),
+    (
+        LLAMA_8B,
+        Training(batch_size=1),
+        SMALL.model_copy(update={"pod_memory_gib": 14}),
+        [A100],
+        Reason.FIT_REFUSED,
+        f"{EXPORT}, which its GPU does not hold, more than the 14 GiB of a pod of profile gpu-l4. As it is, it fits "
+        "profile gpu-a100.",
+    ),
+    (
+        LLAMA_70B,
+        FULL.model_copy(update={"gradient_accumulation": 64}),
+        A100.model_copy(update={"memory_gib": 79, "count": 8, "nodes": 8}),
+        [],
+        Reason.FIT_REFUSED,
+        "Evaluation needs about 139.3 GiB for the largest model that it asks, more than 92% of the 79 GiB of NVIDIA "
+        "A100 in profile gpu-a100. It fits with method: QLoRA, quantization: NF4.",
     ),
     (
         LLAMA_8B,
@@ -160,14 +194,14 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
     (
         LLAMA_8B,
         Training(batch_size=1, max_length=64),
-        CPU,
-        "Batches of examples of maxLength need about 7.4 GiB of the pod's 8 GiB.",
+        CPU.model_copy(update={"memory_gib": 16}),
+        "Batches of examples of maxLength need about 7.4 GiB of the pod's 16 GiB.",
     ),
     (
         LLAMA_8B,
         Training(),
-        CPU,
-        "Batches of examples of maxLength need about 47.7 GiB of the pod's 8 GiB: shorter ones fit, or a smaller "
+        CPU.model_copy(update={"memory_gib": 16}),
+        "Batches of examples of maxLength need about 47.7 GiB of the pod's 16 GiB: shorter ones fit, or a smaller "
         "batchSize.",
     ),
 ]
@@ -197,7 +231,7 @@ def test_a_training_that_may_start(
     assert admit(config, training, hardware).message == message
 
 
-@pytest.mark.parametrize("module", ["fit.admission", "training.recipe"])
+@pytest.mark.parametrize("module", ["fit.admission", "fit.afterwards", "training.recipe"])
 def test_every_sentence_about_the_fit_is_in_a_table(module: str) -> None:
     messages = [*(row[-1] for row in REFUSED), *(row[-1] for row in ADMITTED)]
     assert unsaid(f"finetune_jobs.{module}", messages) == []

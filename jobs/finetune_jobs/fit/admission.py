@@ -1,4 +1,4 @@
-"""Whether a training fits its profile, and if not, the smallest change with which it would.
+"""Whether a training and what comes after it fit its profile, and if not, the smallest change with which they would.
 
 Changes are tried in the order of what they cost: the same optimiser step in more passes (time only), a rounded base
 (a little quality), shorter examples (data), other hardware (money). Activation checkpointing is always on for GPUs, so
@@ -13,13 +13,12 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.errors import StageError
+from finetune_jobs.fit.afterwards import shortage
 from finetune_jobs.fit.cost import Forecast, forecast
-from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Memory, floor_memory, loading_memory, peak_memory
+from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, USABLE, Memory, floor_memory, loading_memory, peak_memory
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
 from finetune_jobs.training.recipe import Batch, indivisible
 
-USABLE: Final = 0.92
-"""Share of a GPU's memory that an estimate may take: it errs by up to a fifth, mostly to the safe side."""
 SHORTEST: Final = 64
 """No shorter examples are proposed, in tokens; proposals are multiples of it."""
 
@@ -67,6 +66,9 @@ def admit(
         raise _refused(shape, training, hardware, others)
     if not _loads(shape, training, hardware):
         raise _unloadable(shape, training, hardware, others)
+    if lacking := shortage(shape, training, hardware):
+        advice = _advice(shape, training, hardware, others) or "Choose a profile whose pods have more memory."
+        raise StageError(Reason.FIT_REFUSED, f"{lacking} {advice}")
     if not hardware.has_gpu:
         return Admission(memory, expected, _pod_message(memory, hardware))
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
@@ -138,8 +140,9 @@ def _shorter(length: int) -> Iterator[int]:
 
 
 def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    divides = per_process(training, hardware) is not None
-    return divides and fits(_peak(shape, training, hardware), hardware) and _loads(shape, training, hardware)
+    if per_process(training, hardware) is None or not fits(_peak(shape, training, hardware), hardware):
+        return False
+    return _loads(shape, training, hardware) and not shortage(shape, training, hardware)
 
 
 def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
@@ -169,17 +172,23 @@ def _unloadable(
     shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
 ) -> StageError:
     """Passes and lengths do not matter here: only an adapter, which is not divided, or another pod."""
-    changed = smallest_change(shape, training, hardware) if hardware.has_gpu else None
-    advice = [f"It fits with {_difference(training, changed)}."] if changed else []
-    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
-        advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
+    advice = _advice(shape, training, hardware, others)
     return StageError(
         Reason.FIT_REFUSED,
         f"{training.method.value} needs about {loading_memory(shape, training, hardware) / GIB:.1f} GiB of the pod's "
         f"own memory, where each of its processes ({max(1, hardware.count)}) loads the whole model before it is "
         f"divided, more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
-        f"{' '.join(advice) or 'Choose a profile whose pods have more memory.'}",
+        f"{advice or 'Choose a profile whose pods have more memory.'}",
     )
+
+
+def _advice(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> str:
+    """What would fit; empty where that is nothing that is known here."""
+    changed = smallest_change(shape, training, hardware) if hardware.has_gpu else None
+    advice = [f"It fits with {_difference(training, changed)}."] if changed else []
+    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
+        advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
+    return " ".join(advice)
 
 
 def _difference(old: Training, new: Training) -> str:
@@ -207,7 +216,7 @@ def _require_pod_memory(
     names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]
     rounded = _rounded(training)
     advice = ["Choose a profile with more memory."]
-    if rounded and floor_memory(shape, rounded, ON_CPU, hardware.processes).gib <= hardware.memory_gib:
+    if rounded and _fits_pod(shape, rounded, hardware):
         advice = [f"It fits with {_difference(training, rounded)}."]
     elif names:
         advice = [f"It fits profile {' or '.join(names[:3])}."]
@@ -216,6 +225,11 @@ def _require_pod_memory(
         f"{training.method.value} needs at least {_gib(floor)} for the shortest examples ({_parts(floor)}), more than "
         f"the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}. {' '.join(advice)}",
     )
+
+
+def _fits_pod(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
+    floor = floor_memory(shape, training, ON_CPU, hardware.processes)
+    return floor.gib <= hardware.memory_gib and not shortage(shape, training, hardware)
 
 
 def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:

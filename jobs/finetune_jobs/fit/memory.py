@@ -37,6 +37,10 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
 """Part of the logits that TRL 1.16's fused output layer has in memory at a time."""
 
 
+USABLE: Final = 0.92
+"""Share of a GPU's memory that an estimate may take: it errs by up to a fifth, mostly to the safe side."""
+
+
 class Head(StrEnum):
     """How the loss is computed from the last hidden state."""
 
@@ -118,6 +122,16 @@ def loading_memory(shape: Shape, training: Training, hardware: HardwareFacts) ->
     if training.method is not Method.FULL or hardware.processes == 1:
         return 0
     return max(1, hardware.count) * (FP32 * shape.parameters + PROCESS)
+
+
+def resident(weights: float) -> float:
+    """Bytes that a GPU must have for a model of so many bytes that answers and is not trained."""
+    return CUDA_CONTEXT + (1 + FRAGMENTATION) * weights
+
+
+def holds(weights: float, memory: float) -> bool:
+    """Whether a GPU with so many bytes of memory holds such a model."""
+    return resident(weights) <= USABLE * memory
 
 
 def trained_parameters(shape: Shape, training: Training) -> int:

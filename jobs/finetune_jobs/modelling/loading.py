@@ -58,9 +58,10 @@ def load_base(
     return model
 
 
-def load_checkpoint(folder: Path) -> Any:
-    """A checkpoint exactly as its files say, e.g. an exported artifact with its own quantisation."""
-    return _load(folder, DTYPE)
+def load_checkpoint(folder: Path, *, where: str | None = None) -> Any:
+    """A checkpoint exactly as its files say, e.g. an exported artifact with its own quantisation; on ``device()``
+    unless ``where`` is another one."""
+    return _load(folder, DTYPE, where)
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

@@ -1,0 +1,79 @@
+"""What becomes of a model whose 16-bit weights are more than the GPU holds, which trained on 4 bits of each.
+
+It is merged and rounded in the pod's own memory, and the result computed from its 8-bit weights, one layer at a time.
+Both give the same as on a larger GPU, more slowly; ``fit.afterwards`` has made sure that there is room for them.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors import decompress_module
+from compressed_tensors.quantization.utils import is_module_quantized
+from safetensors import safe_open
+
+from finetune_jobs.fit.memory import BF16, GIB, holds
+from finetune_jobs.modelling.loading import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def place_for(folder: Path) -> str | None:
+    """Where the model of these files can be whole in 16 bits: on the usual device (None), or on the CPU."""
+    if _gpu_holds(folder):
+        return None
+    log.info("the GPU does not hold %.1f GiB of 16-bit weights: they go to the pod's own memory", _size(folder) / GIB)
+    return "cpu"
+
+
+def load_artifact(folder: Path) -> Any:
+    """An exported artifact, exactly as its files say; its weights stay rounded where the GPU could not hold them in 16
+    bits."""
+    model = load_checkpoint(folder)
+    if not _gpu_holds(folder):
+        log.info("the GPU does not hold %.1f GiB of 16-bit weights: they stay at 8 bits", _size(folder) / GIB)
+        keep_rounded(model)
+    return model
+
+
+def keep_rounded(model: Any) -> None:
+    """Unpack each layer's weights for the moment of its own computation. By itself, compressed-tensors unpacks all of
+    them before the first one, and for good."""
+    model.ct_decompress_hook.remove()
+    for module in model.modules():
+        if is_module_quantized(module):
+            _unpack_in_use(module)
+
+
+def _unpack_in_use(layer: Any) -> None:
+    rounded, status = dict(layer._parameters), layer.quantization_status
+
+    def unpack(_layer: Any, _inputs: Any) -> None:
+        decompress_module(layer)
+
+    def pack(_layer: Any, _inputs: Any, _output: Any) -> None:
+        layer._parameters.clear()
+        layer._parameters.update(rounded)
+        layer.quantization_status = status
+
+    layer.register_forward_pre_hook(unpack)
+    layer.register_forward_hook(pack)
+
+
+def _gpu_holds(folder: Path) -> bool:
+    """Without a GPU the pod's own memory is all there is."""
+    if not torch.cuda.is_available():
+        return True
+    return holds(_size(folder), torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all weights in 16 bits."""
+    return sum(BF16 * _weights(path) for path in folder.glob("*.safetensors"))
+
+
+def _weights(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118 # not a dict
+        return sum(torch.Size(shape).numel() for shape in shapes)
