@@ -1,8 +1,11 @@
 """Stage evaluate: the same test examples put to the base model, the tuned model and the exported artifact."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any, Final
+
+import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
@@ -89,8 +92,9 @@ def evaluate_models(
         BATCH_SIZE,
         [example.tools for example in examples],
     )
-    with cuda_memory(f"a model and {BATCH_SIZE} prompts"):
+    with cuda_memory("a model and one prompt"):
         answers = _ask_base_and_tuned(base, tuned, tuning, tokenizer, questions, progress)
+        _make_room()
         progress.report(0.6, "loading the artifact")
         answers["artifact"] = generate_answers(
             load_artifact(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
@@ -131,9 +135,16 @@ def _ask_base_and_tuned(
         model = load_adapter(model, tuned)
     else:
         del model  # before the other one needs its memory
+        _make_room()
         model = load_checkpoint(tuned)
     after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.6, "tuned model"))
     return {"base": before, "tuned": after}
+
+
+def _make_room() -> None:
+    """A model that is gone may sit in reference cycles, and its memory in the allocator."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def main() -> None:

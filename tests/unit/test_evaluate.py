@@ -61,6 +61,26 @@ def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
     assert len(set(alone)) > 3  # they do tell the prompts apart
 
 
+def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(folder: Path) -> None:
+    """None twice, and each as it would have been; one that is too much alone is an error."""
+    model, sizes = load_base(folder / "base").float(), list[int]()
+    prompts = [row(f"{n} refund", "x")["messages"][:-1] for n in range(12)]
+    expected, generate, most = ask(model, folder / "base", prompts, 8), model.generate, 3
+
+    def limited(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return generate(**inputs)
+
+    model.generate = limited
+    assert ask(model, folder / "base", prompts, 8) == expected
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        ask(model, folder / "base", prompts, 8)
+
+
 def test_padding_goes_left_and_is_masked() -> None:
     inputs = left_padded([[5, 6, 7], [8]], pad=0, device="cpu")
     assert inputs["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]

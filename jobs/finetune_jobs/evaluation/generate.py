@@ -1,5 +1,6 @@
 """Greedy answers of a model in batches."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -8,6 +9,8 @@ import torch
 from transformers import GenerationConfig
 
 from finetune_jobs.modelling import chat
+
+log = logging.getLogger(__name__)
 
 SPARE_TOKENS: Final = 4
 """Tokens beyond the longest right answer: one that goes on after its end must be seen to be wrong."""
@@ -24,7 +27,7 @@ class Questions:
     limit: int
     """Most tokens of an answer."""
     batch_size: int
-    """Prompts that are answered together."""
+    """Prompts that are answered together, as long as the GPU's memory holds them."""
     tools: Sequence[chat.Tools] = ()
     """What each prompt may call; empty: none may call anything."""
 
@@ -38,6 +41,7 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
     """The most likely answer to each prompt, without white space around it.
 
     Prompts of like length share a batch and are padded on the left, so that every answer begins at the same place.
+    Raises torch.OutOfMemoryError when the GPU's memory does not hold one prompt.
     """
     config = GenerationConfig(
         max_new_tokens=questions.limit,
@@ -48,17 +52,33 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
     tools = questions.tools or [()] * len(questions.prompts)
     encoded = [chat.prompt_ids(tokenizer, *each) for each in zip(questions.prompts, tools, strict=True)]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    answers = [""] * len(encoded)
-    for start in range(0, len(order), questions.batch_size):
-        batch = order[start : start + questions.batch_size]
+    answers, size, start = [""] * len(encoded), questions.batch_size, 0
+    while start < len(order):
+        batch = order[start : start + size]
         inputs = left_padded([encoded[index] for index in batch], tokenizer.pad_token_id, model.device)
-        with torch.inference_mode():
-            tokens = model.generate(**inputs, generation_config=config)
+        tokens = _generate(model, inputs, config)
+        if tokens is None:
+            size = len(batch) // 2
+            log.warning("the GPU's memory did not hold %s prompts: going on with %s at a time", len(batch), size)
+            continue
         texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):
             answers[index] = text.strip()
-        answered(start + len(batch), len(order))
+        start += len(batch)
+        answered(start, len(order))
     return answers
+
+
+def _generate(model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig) -> Any:
+    """The prompts with their answers; None when the memory did not hold several of them."""
+    try:
+        with torch.inference_mode():
+            return model.generate(**inputs, generation_config=config)
+    except torch.OutOfMemoryError:
+        if len(inputs["input_ids"]) == 1:
+            raise
+    torch.cuda.empty_cache()  # what the failed attempt held is free by now
+    return None
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, torch.Tensor]:
