@@ -44,7 +44,7 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 """The stages of a FineTuneJob that make something, in order; ``resolve`` runs before them."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 7,
+    Stage.PREPARE: 8,
     Stage.TRAIN: 2,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 2,

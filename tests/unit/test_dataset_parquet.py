@@ -84,6 +84,38 @@ def test_texts_that_are_too_long_or_no_utf8_are_faults(tmp_path: Path) -> None:
     ]
 
 
+def repeated(text: str, count: int) -> bytes:
+    """A small file of rows that all have the same messages, with a text that it holds once."""
+    roles = pa.array(["user", "assistant"] * count)
+    said = pa.DictionaryArray.from_arrays(pa.array([0, 1] * count, pa.int32()), pa.array([text, "y"]))
+    messages = pa.StructArray.from_arrays([roles, said.cast(pa.string())], ["role", "content"])
+    rows = pa.ListArray.from_arrays(pa.array(range(0, 2 * count + 1, 2), pa.int32()), messages)
+    return parquet_bytes(pa.table({"messages": rows}), dictionary_pagesize_limit=1 << 30)
+
+
+def test_a_conversation_that_is_too_long_is_a_fault(tmp_path: Path) -> None:
+    raw = repeated("x" * MAX_LINE, 70)
+    assert len(raw) < MAX_LINE / 4
+    assert read(tmp_path, raw, []) == [
+        Fault(number, "messages", "lineTooLong", f"is longer than {MAX_LINE} bytes") for number in range(1, 71)
+    ]
+    messages = [{"role": "user", "content": "x" * (MAX_LINE // 4 - 8)}, None, {"role": "user", "tags": ["y", None]}]
+    rows = [[*messages, *messages], None, [], messages * 4, messages]
+    found = read(tmp_path, parquet_bytes(pa.table({"messages": rows}).slice(1)), [])
+    assert [type(row) for row in found] == [Row, Row, Fault, Row]
+
+
+def test_a_text_that_all_rows_share_is_in_few_of_them_at_a_time(tmp_path: Path) -> None:
+    """200 rows of 4 MiB out of a file of less than one."""
+    path = tmp_path / "source"
+    path.write_bytes(repeated("x" * (4 << 20), 200))
+    script = _READ.replace('["text", "label"]', "[]")
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
+    count, kib = map(int, ended.stdout.split())
+    assert count == 200
+    assert kib < 160 << 10
+
+
 def test_bytes_that_are_no_utf8_inside_messages_and_categories(tmp_path: Path) -> None:
     text = pa.StringArray.from_buffers(2, *pa.array([b"a", b"\xff"], pa.binary()).buffers()[1:])
     messages = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([text], ["content"]))

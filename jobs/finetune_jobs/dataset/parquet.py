@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,13 +17,16 @@ from finetune_jobs.dataset.content import bomb, open_content, size_limit
 from finetune_jobs.dataset.rows import MAX_LINE, Fault, Row, invalid, require_columns, too_long
 from finetune_jobs.progress import Report
 
-_BATCH: Final = 64
-"""Rows in memory at a time: a dictionary page can make every row of a small file as large as its largest text."""
+_BATCH: Final = 16
+"""Rows in memory at a time: a dictionary page can make every row of a small file as large as its largest text. (To
+leave texts in their dictionaries, Arrow would keep those of all other pages of a row group too.)"""
 _PAGES: Final = 1 << 20
 """Bytes of a column that are read at a time."""
 _REPORTED: Final = 1000
 """Rows between two reports of progress."""
-_ERRORS: Final = (pa.ArrowException, OSError)
+_ERRORS: Final = (pa.ArrowException, OSError, IndexError)
+"""What damaged files raise; the last one where a category is not in its dictionary."""
+Sizes = npt.NDArray[np.int64]
 _NO_VALUE: Final = (pa.ArrowException, ValueError, OverflowError)
 """What Arrow raises for cells that Python cannot hold, such as dates beyond the year 9999."""
 
@@ -50,14 +55,17 @@ def _rows(parquet: Any, uri: str, names: list[str]) -> Iterator[Row | Fault]:
     number = 0
     for group in range(parquet.num_row_groups):
         batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=names, use_threads=False)
-        while (batch := _next(batches, parquet, uri, group, names)) is not None:
-            yield from _batch_rows(batch, number + 1)
-            number += len(batch)
+        while rows := _next(batches, number + 1, parquet, uri, group, names):
+            yield from rows
+            number += len(rows)
 
 
-def _next(batches: Iterator[Any], parquet: Any, uri: str, group: int, names: Sequence[str]) -> Any:
+def _next(
+    batches: Iterator[Any], number: int, parquet: Any, uri: str, group: int, names: Sequence[str]
+) -> list[Row | Fault]:
     try:
-        return next(batches, None)
+        batch = next(batches, None)
+        return [] if batch is None else list(_batch_rows(batch, number))
     except _ERRORS as error:
         column = next((name for name in names if _is_damaged(parquet, group, name)), names[0])
         problem = f"column {column!r} cannot be read in row group {group + 1} of {parquet.num_row_groups}"
@@ -86,14 +94,30 @@ def _batch_rows(batch: Any, number: int) -> Iterator[Row | Fault]:
 
 
 def _long_texts(column: Any, name: str, number: int) -> dict[int, Fault]:
-    """Faults of the texts of a batch that are too long, by their place in the batch."""
-    if not _is_text(column.type):
-        return {}
-    lengths = pc.binary_length(column.cast(pa.large_string()))
-    if (pc.max(lengths).as_py() or 0) <= MAX_LINE:
-        return {}
-    sizes = enumerate(lengths.to_pylist())
-    return {index: too_long(number + index, name) for index, size in sizes if (size or 0) > MAX_LINE}
+    """Faults of the cells of a batch with too much text, by their place in the batch."""
+    long = np.flatnonzero(_text_sizes(column) > MAX_LINE).tolist()
+    return {index: too_long(number + index, name) for index in long}
+
+
+def _text_sizes(column: Any) -> Sizes:
+    """Bytes of text in each cell, at any depth."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        sizes = np.append(_text_sizes(column.dictionary), 0)  # the last one for cells without a value
+        found: Sizes = sizes[column.indices.cast(pa.int64()).fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
+        return found
+    if _is_text(kind):
+        lengths = pc.binary_length(column.cast(pa.large_string())).fill_null(0)
+        return np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
+    if pa.types.is_struct(kind):
+        total = np.zeros(len(column), dtype=np.int64)
+        for each in column.flatten():
+            total += _text_sizes(each)
+        return total
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(_text_sizes(column.values))])
+        return np.diff(before[column.offsets.to_numpy()])
+    return np.zeros(len(column), dtype=np.int64)
 
 
 def _values(column: Any, name: str, number: int, faults: dict[int, Fault]) -> list[Any]:
