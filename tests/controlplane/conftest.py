@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import yaml
 from kubernetes import client, config
 
 from finetune_api import meta
@@ -41,6 +42,8 @@ T = TypeVar("T")
 PROFILE = "small"
 RUNNER = "finetune-runner"
 OPERATOR = "finetune-operator"
+ADDED_LATER = "addedLater"
+"""A field of ``newer_crds``."""
 
 
 @pytest.fixture(scope="session")
@@ -221,6 +224,29 @@ def team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_pa
     """A team for one test."""
     with prepared_team(plane, api, operator_kubeconfig, tmp_path) as prepared:
         yield prepared
+
+
+@contextmanager
+def newer_crds(plane: ControlPlane) -> Iterator[None]:
+    """CRDs of a later version: every object of the specs has one more field, with a default."""
+    manifests = {path: path.read_text() for path in (REPOSITORY / "crds").glob("*.yaml")}
+    crds = [yaml.safe_load(text) for text in manifests.values()]
+    for crd in crds:
+        [version] = crd["spec"]["versions"]
+        _grow(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    try:
+        plane.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": crds}))
+        yield
+    finally:
+        for text in manifests.values():
+            plane.kubectl("apply", "-f", "-", stdin=text)
+
+
+def _grow(schema: dict[str, Any]) -> None:
+    for each in [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]:
+        _grow(each)
+    if "properties" in schema:
+        schema["properties"][ADDED_LATER] = {"type": "boolean", "default": True}
 
 
 def account(namespace: str, name: str = RUNNER) -> Object:

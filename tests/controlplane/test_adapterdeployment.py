@@ -29,7 +29,7 @@ from finetune_operator.actions import (
     Resource,
 )
 from finetune_operator.tenancy import Tenancy, TenancyRule
-from tests.controlplane.conftest import Team, wait
+from tests.controlplane.conftest import ADDED_LATER, Team, newer_crds, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
 from tests.support.operator_process import CRASH_EXIT, Running
@@ -520,6 +520,22 @@ def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(serving
         JOBS: 1,
         CONFIG_MAPS: 2,
     }
+
+
+def test_an_operator_that_is_older_than_the_crds(serving: Serving) -> None:
+    """As after its rollback: what serves is left as it is, and another artifact is rolled out as before."""
+    newer = serving.start()
+    revision = serving.serve(GOOD)
+    serving.until_only(revision)
+    newer.stop()
+    with newer_crds(serving.team.plane):
+        wait(lambda: ADDED_LATER in (serving.get(ADAPTERDEPLOYMENTS, NAME) or {})["spec"]["source"], "the CRDs")
+        before = serving.team.writes()
+        serving.start().wait_ready()
+        time.sleep(4)  # more than the operator needs for a pass
+        assert serving.team.writes() == before
+        serving.update(BETTER)
+        assert serving.until(ServingPhase.READY).last_good_revision != revision
 
 
 def _a_pod(serving: Serving) -> str:

@@ -14,9 +14,9 @@ from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
-from finetune_operator.actions import CONFIG_MAPS, JOBS, PODS
+from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, Object
 from finetune_operator.kube import ApiError
-from tests.controlplane.conftest import Team, condition, ready, wait
+from tests.controlplane.conftest import ADDED_LATER, Team, condition, newer_crds, ready, wait
 from tests.support.fake_node import failed
 
 pytestmark = pytest.mark.controlplane
@@ -188,6 +188,45 @@ def test_a_spec_changed_while_suspended_starts_a_new_run(team: Team) -> None:
     status = team.until("swap", Phase.SUCCEEDED)
     assert [(run.outcome, run.reason) for run in status.runs] == [(Phase.FAILED, "SpecChanged")]
     assert len(team.jobs("swap", Stage.TRAIN)) == 1
+
+
+def test_an_operator_that_is_older_than_the_crds(team: Team) -> None:
+    """As after its rollback: what has ended stays, what runs goes on and stays frozen, what is new is made."""
+    held = threading.Event()
+    team.node.scripts[Stage.TRAIN] = lambda given: (
+        team.node.store.run(given) if given.run.name != "running" or held.is_set() else None
+    )
+    newer = team.start()
+    team.create("finished")
+    finished = team.until("finished", Phase.SUCCEEDED)
+    team.create("running", reuse="Never")
+    wait(lambda: team.jobs("running", Stage.TRAIN), "train to run")
+    team.until("running", Reason.STAGE_STARTED)
+    newer.stop()
+    with newer_crds(team.plane):
+        wait(lambda: ADDED_LATER in _spec(team, "finished")["storage"], "the CRDs")
+        assert all(ADDED_LATER in source for source in _spec(team, "running")["dataset"]["sources"])
+        team.start()
+        team.create("new", storage={"region": "eu-west-1", ADDED_LATER: False}, reuse="Never")
+        team.until("new", Phase.SUCCEEDED)
+        assert team.status("finished") == finished
+        with pytest.raises(ApiError, match="spec is frozen"):
+            team.change("running", rerun="2")
+        team.change("running", suspend=True)
+        team.until("running", Phase.SUSPENDED)
+        held.set()
+        team.change("running", suspend=False)
+        team.until("running", Phase.SUCCEEDED)
+        assert len(team.jobs("running", Stage.TRAIN)) == 1
+    log = (team.directory / "operator.log").read_text()
+    assert log.count("FineTuneJob: spec.storage.addedLater is ignored: the CRDs are newer") == 1
+
+
+def _spec(team: Team, name: str) -> Object:
+    found = team.api.get(FINETUNEJOBS, team.namespace, name)
+    assert found is not None
+    spec: Object = found["spec"]
+    return spec
 
 
 def test_progress_is_read_from_the_pod(team: Team) -> None:
