@@ -116,7 +116,9 @@ def _text_sizes(column: Any) -> Sizes:
         return total
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(_text_sizes(column.values))])
-        return np.diff(before[column.offsets.to_numpy()])
+        ends = before[column.offsets.to_numpy()]
+        cells: Sizes = ends[1:] - ends[:-1]
+        return cells
     return np.zeros(len(column), dtype=np.int64)
 
 
