@@ -1,7 +1,7 @@
 """What goes of a run's state once a training has succeeded: checkpoints that nobody will go on from.
 
 Results (data sets, models, evaluations, artifacts) are not touched: they are shared by content, and a FineTuneJob
-whose resolve has just found one leaves no mark in the store by which its deletion could be held back.
+whose resolve has just found one leaves no mark in the store by which its deletion could be held back (decision 14).
 """
 
 import json
