@@ -17,8 +17,9 @@ from finetune_jobs.dataset.intake import Intake
 from finetune_jobs.dataset.ledger import Ledger, Place
 from finetune_jobs.dataset.readers import Fault, read_rows
 from finetune_jobs.dataset.validation import Example
-from finetune_jobs.fit.memory import GIB, ON_GPU, USABLE, peak_memory
-from finetune_jobs.fit.shapes import read_shape
+from finetune_jobs.fit.admission import admit
+from finetune_operator.finetunejob.hardware import hardware_facts
+from finetune_operator.settings import Profile
 from hack.cluster.layout import REPOSITORY
 from hack.platform import object_store
 from tests.unit.test_transactions_generator import generator
@@ -85,12 +86,14 @@ def test_a_job_names_what_the_local_cluster_has(job: dict[str, Any]) -> None:
 def test_the_job_for_aws_has_no_keys_and_fits_its_gpu_as_its_page_says() -> None:
     spec = FineTuneJob.model_validate(ON_AWS).spec
     assert (spec.storage.endpoint, spec.storage.credentials, spec.storage.path_style) == ("", None, False)
-    gpu = CHART["profiles"][spec.profile]["gpu"]
+    profile = Profile.model_validate(CHART["profiles"][spec.profile])
     qwen = {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28}
     qwen |= {"num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False}
-    gib = peak_memory(read_shape(qwen), spec.training, ON_GPU).total / GIB
-    assert gib < USABLE * gpu["memoryGib"]
-    assert f"some {gib:.1f} of the L4's {gpu['memoryGib']} GiB" in (EXAMPLES / "aws" / "README.md").read_text()
+    admitted = admit(qwen, spec.training, hardware_facts(spec.profile, profile))  # refuses what training or export lack
+    assert admitted.memory is not None
+    assert profile.gpu is not None
+    told = f"some {admitted.memory.gib:.1f} of the L4's {profile.gpu.memory_gib:g} GiB"
+    assert told in (EXAMPLES / "aws" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("deployment", of_kind("AdapterDeployment"), ids=lambda each: each["metadata"]["name"])
