@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,9 +44,9 @@ class Installed:
         connection = ("--kubeconfig", self.plane.kubeconfig, "--namespace", SYSTEM)
         return run([toolchain.program("helm"), *arguments, *connection], timeout=120)
 
-    def runner_objects(self) -> list[str]:
+    def runner_objects(self, namespace: str = "team-a") -> list[str]:
         """What the pods that the operator starts need in a namespace of the chart's values."""
-        return self.plane.kubectl("get", "serviceaccounts,networkpolicies", "-n", "team-a", "-o", "name").split()
+        return self.plane.kubectl("get", "serviceaccounts,networkpolicies", "-n", namespace, "-o", "name").split()
 
     def allowed(self, user: str, namespace: str, verb: str, group: str, resource: str) -> bool:
         name, _, subresource = resource.partition("/")
@@ -168,3 +171,25 @@ def test_policies_that_are_turned_off_stay_and_are_named(installed: Installed) -
     again = installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE, "--set", "runner.networkPolicy.enabled=false")
     assert "delete networkpolicy" not in again
     assert "delete networkpolicy" not in installed.helm("upgrade", RELEASE, str(CHART), *EVERYWHERE)
+
+
+def test_the_steps_of_the_installation_guide_in_their_order(installed: Installed, tmp_path: Path) -> None:
+    """In a namespace of its own, and without --wait: there is no node on which the operator could become ready."""
+    steps = (REPOSITORY / "docs" / "how-to" / "install.md").read_text().replace("team-a", "team-guide")
+    steps = steps.partition("## 2. ")[2].partition("## 5. ")[0]
+    values = tmp_path / "values.yaml"
+    done = []
+    for language, block in re.findall(r"^```(console|yaml)\n(.*?)^```", steps, re.DOTALL | re.MULTILINE):
+        if language == "yaml":
+            values.write_text(block)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            program, *arguments = shlex.split(line)
+            done.append(program)
+            if program == "kubectl":
+                installed.plane.kubectl(*arguments)
+            else:
+                where = {"values.yaml": str(values), "charts/finetune-operator": str(CHART)}
+                installed.helm(*(where.get(each, each) for each in arguments if each != "--wait"))
+    assert done == ["kubectl", "kubectl", "kubectl", "helm"]
+    assert {"serviceaccount/finetune-runner", *POLICIES} <= set(installed.runner_objects("team-guide"))
