@@ -16,10 +16,10 @@ from finetune_operator.actions import JOBS, Delete
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
 from finetune_operator.finetunejob.observe import Observed, StageJob
-from finetune_operator.finetunejob.outcome import State
-from finetune_operator.finetunejob.outcome import Verdict as JobVerdict
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.outcome import State
+from finetune_operator.outcome import Verdict as JobVerdict
 from finetune_operator.settings import Gpu, PodShape, Profile, Settings
 from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 

@@ -21,10 +21,10 @@ from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, SERVICES,
 from finetune_operator.apply import NameTaken
 from finetune_operator.finetunejob.leftovers import Leftover, is_over
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
-from finetune_operator.finetunejob.outcome import State, Verdict
 from finetune_operator.finetunejob.plan import blocked, current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.finetunejob.stage_jobs import params_of
+from finetune_operator.outcome import State, Verdict
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings

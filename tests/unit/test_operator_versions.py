@@ -22,8 +22,8 @@ from finetune_operator import reading
 from finetune_operator.actions import FINETUNEJOBS
 from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.observe import Observed
-from finetune_operator.finetunejob.outcome import State, judge, parse_result
 from finetune_operator.finetunejob.plan import current_run, plan
+from finetune_operator.outcome import State, judge, parse_result
 from finetune_operator.reading import parse_spec, parse_status
 from finetune_operator.resources.ownership import Owner
 from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving

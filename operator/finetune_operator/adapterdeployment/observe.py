@@ -25,8 +25,8 @@ from finetune_operator.actions import (
     Resource,
 )
 from finetune_operator.cache import Cache
-from finetune_operator.finetunejob.outcome import read_result
 from finetune_operator.kube import KubeClient
+from finetune_operator.outcome import read_result
 from finetune_operator.reading import Accounts, parse_spec, parse_status
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.ownership import Owner

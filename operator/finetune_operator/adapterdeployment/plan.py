@@ -30,7 +30,7 @@ from finetune_operator.adapterdeployment.status import compose, edges, unplanned
 from finetune_operator.adapterdeployment.target import RETRY_SECONDS, Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
 from finetune_operator.conditions import parse_timestamp, timestamp
-from finetune_operator.finetunejob.outcome import State, Verdict, refusal
+from finetune_operator.outcome import State, Verdict, refusal
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,

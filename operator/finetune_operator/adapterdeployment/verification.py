@@ -8,7 +8,7 @@ from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
 from finetune_operator.actions import JOBS
 from finetune_operator.adapterdeployment.observe import Observed
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.finetunejob.outcome import State, Verdict, judge
+from finetune_operator.outcome import State, Verdict, judge
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest
 from finetune_operator.resources.service import candidate_service_name, service_url

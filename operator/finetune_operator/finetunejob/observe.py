@@ -15,9 +15,9 @@ from finetune_operator.actions import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, FINE
 from finetune_operator.cache import Cache, output_of
 from finetune_operator.conditions import parse_timestamp
 from finetune_operator.finetunejob.leftovers import Leftover, is_over
-from finetune_operator.finetunejob.outcome import UNFINISHED, State, Verdict, judge
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
 from finetune_operator.kube import KubeClient
+from finetune_operator.outcome import UNFINISHED, State, Verdict, judge
 from finetune_operator.reading import Accounts, parse_spec, parse_status
 from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Settings

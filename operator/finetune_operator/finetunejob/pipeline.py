@@ -14,8 +14,8 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, input_key
 from finetune_operator.finetunejob.book import STAGES, Book
 from finetune_operator.finetunejob.observe import StageJob
-from finetune_operator.finetunejob.outcome import State
 from finetune_operator.finetunejob.stage_jobs import params_of
+from finetune_operator.outcome import State
 
 
 @dataclass(frozen=True)

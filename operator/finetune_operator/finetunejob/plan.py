@@ -20,10 +20,10 @@ from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.finetunejob.cost import allowance_seconds, ending_budget, within_budget
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
-from finetune_operator.finetunejob.outcome import NOT_STARTED, State, refusal
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
+from finetune_operator.outcome import NOT_STARTED, State, refusal
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
 from finetune_operator.tenancy import objection
