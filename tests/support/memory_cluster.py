@@ -79,7 +79,9 @@ class MemoryCluster:
     # What people and the rest of the cluster do.
 
     def remove(self, resource: Resource, name: str) -> None:
-        """An object goes, and what it owns with it."""
+        """An object goes, and what it owns with it. An ended pod is counted by its Job first: a finalizer holds it."""
+        if resource == PODS:
+            self._count(self.objects[PODS.kind, name])
         gone = self.objects.pop((resource.kind, name))
         self.stream.append((resource, True, gone))
         for pod in self._owned_pods(gone["metadata"]["uid"]):
@@ -121,6 +123,13 @@ class MemoryCluster:
     def pods(self) -> list[Object]:
         """All pods."""
         return self.select(PODS, NAMESPACE)
+
+    def _count(self, pod: Object) -> None:
+        uids = {owner["uid"] for owner in pod["metadata"]["ownerReferences"]}
+        jobs = [found for (kind, _), found in self.objects.items() if kind == JOBS.kind]
+        for job in jobs if pod["status"]["phase"] in ("Succeeded", "Failed") else ():
+            if job["metadata"]["uid"] in uids:
+                self._control(copy.deepcopy(job))
 
     def _control(self, job: Object) -> None:
         conditions = {each["type"] for each in job["status"].get("conditions", [])}
