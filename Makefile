@@ -26,10 +26,11 @@ demo-full: demo ## What else it does, after the demo: extraction with a learning
 ##@ Develop
 env: $(STAMP) ## Make the virtual environment from the lock file
 
-lint: $(STAMP) ## ruff and mypy, and that generated files are up to date
+lint: $(STAMP) ## ruff, mypy, the import contracts, and that generated files are up to date
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
+	@$(VENV)/lint-imports --no-logo
 	@$(VENV)/python -m hack.manifests --check
 
 format: $(STAMP) ## Format the code
@@ -82,7 +83,7 @@ cluster-tools: ## Build the local cluster's programs (20 minutes once, then cach
 
 ##@ Clean
 clean: ## Remove what builds left in this checkout
-	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 clean-cache: cluster-down ## Remove the cache that all clones share (binaries, images, models)
 	@$(PYTHON) -m hack.cluster clean-cache

@@ -123,8 +123,8 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
     import torch
 
     from finetune_api.storage import Storage
-    from finetune_jobs.progress import Measurement, Progress
-    from finetune_jobs.store import Store
+    from finetune_jobs.base.progress import Measurement, Progress
+    from finetune_jobs.store.s3 import Store
     from finetune_jobs.training import trainer as training_module
     from finetune_jobs.training.callbacks import Checkpointing
     from finetune_jobs.training.checkpoints import Checkpoints

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.dataset import Pii
-from finetune_jobs.dataset.pii import Finding, Recognition
-from finetune_jobs.dataset.pii.ner import ENTITIES as NAMES
-from finetune_jobs.dataset.pii.recognition import DEFAULT
+from finetune_jobs.text.pii import Finding, Recognition
+from finetune_jobs.text.pii.ner import ENTITIES as NAMES
+from finetune_jobs.text.pii.recognition import DEFAULT
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say
 from hack.data import data_file, missing

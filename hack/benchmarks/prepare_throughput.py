@@ -84,13 +84,13 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     """Our way: the passes of the stage, without the tokenizer, which the plain way does not have either."""
     from finetune_api.dataset import DataFormat, Source, Task, TaskType
     from finetune_api.stages import PrepareParams
-    from finetune_jobs.dataset.collect import Collector, Copy
-    from finetune_jobs.dataset.division import divide
-    from finetune_jobs.dataset.intake import Intake
-    from finetune_jobs.dataset.sources import SourceFile
-    from finetune_jobs.dataset.tokens import Encoded, Encoder
-    from finetune_jobs.dataset.validation import Example
+    from finetune_jobs.examples.validation import Example
     from finetune_jobs.modelling import chat
+    from finetune_jobs.preparation.collect import Collector, Copy
+    from finetune_jobs.preparation.intake import Intake
+    from finetune_jobs.preparation.tokens import Encoded, Encoder
+    from finetune_jobs.reading.sources import SourceFile
+    from finetune_jobs.splitting.division import divide
 
     class Untokenised(Encoder):
         def encode(self, example: Example, place: str) -> list[Encoded]:

@@ -134,9 +134,9 @@ def measure(side: str, workload: Workload, model: Path) -> Measured:
     """One training, in this process."""
     import torch
 
+    from finetune_jobs.base.progress import Progress
     from finetune_jobs.modelling import chat
     from finetune_jobs.modelling.tokenizer import load_tokenizer
-    from finetune_jobs.progress import Progress
     from finetune_jobs.training.trainer import run_steps
 
     torch.set_num_threads(1)
@@ -174,8 +174,8 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
     """As the stage train builds it, without validation and checkpoints."""
     from datasets import Dataset
 
+    from finetune_jobs.fit.recipe import Batch
     from finetune_jobs.modelling.loading import load_base
-    from finetune_jobs.training.recipe import Batch
     from finetune_jobs.training.trainer import build_trainer, longest, suit_attention
 
     training = workload.training
@@ -193,10 +193,10 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     from transformers.utils import logging
     from trl import SFTTrainer
 
+    from finetune_jobs.fit.recipe import Batch, learning_rate, planned_steps
     from finetune_jobs.modelling.device import device
     from finetune_jobs.modelling.loading import DTYPE, rounding
     from finetune_jobs.training.adapter import adapter_config
-    from finetune_jobs.training.recipe import Batch, learning_rate, planned_steps
     from finetune_jobs.training.trainer import configuration
 
     logging.disable_progress_bar()

@@ -12,23 +12,23 @@ from finetune_api.finetunejob import Evaluation
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
-from finetune_jobs import folders
-from finetune_jobs.artifact import ANSWERS, METRICS, Answer, write_answers
-from finetune_jobs.basemodel import fetch_base_model
-from finetune_jobs.errors import need
+from finetune_jobs.artifacts import folders
+from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.base.errors import need
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.base.versions import versions
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.evaluation.sample import sample
+from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
-from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.room import load_artifact
+from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
-from finetune_jobs.progress import Progress
-from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.tools import versions
+from finetune_jobs.runtime.runner import Context, Made, run_stage
 
 BATCH_SIZE: Final = 16
 """Prompts that are answered together."""

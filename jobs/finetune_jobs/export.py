@@ -5,18 +5,18 @@ from pathlib import Path
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
-from finetune_jobs import folders
-from finetune_jobs.basemodel import fetch_base_model
-from finetune_jobs.errors import need
+from finetune_jobs.artifacts import folders
+from finetune_jobs.base.errors import need
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.base.versions import versions
 from finetune_jobs.exporting.dialect import speak_v4
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.quantize import quantize_int8
+from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
-from finetune_jobs.progress import Progress
-from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.tools import versions
+from finetune_jobs.runtime.runner import Context, Made, run_stage
 
 
 def export(context: Context) -> Made:

@@ -6,13 +6,13 @@
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs import artifact
-from finetune_jobs.artifact import artifact_digest
-from finetune_jobs.basemodel import WEIGHTS
-from finetune_jobs.documents import read_json
-from finetune_jobs.errors import StageError
-from finetune_jobs.folders import fetch_folder, require_manifest
-from finetune_jobs.runner import Context, Made, run_stage
+from finetune_jobs.artifacts import artifact
+from finetune_jobs.artifacts.artifact import artifact_digest
+from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.base.documents import read_json
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.base_model import WEIGHTS
+from finetune_jobs.runtime.runner import Context, Made, run_stage
 
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
 

@@ -19,29 +19,29 @@ from finetune_api.dataset import NamesModel, SourcePart, Task, TaskType
 from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
-from finetune_jobs.basemodel import fetch_tokenizer
-from finetune_jobs.dataset import leakage, sampling
-from finetune_jobs.dataset.account import Account, require_enough, require_learnable, require_valid
-from finetune_jobs.dataset.collect import Collected, Collector, Copy, benchmark_texts, own_parts_first
-from finetune_jobs.dataset.contamination import Reference
-from finetune_jobs.dataset.distilled import collect_distilled
-from finetune_jobs.dataset.division import Division, divide
-from finetune_jobs.dataset.inputs import find_names_model, inputs_digest
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.near_duplicates import Hashes
-from finetune_jobs.dataset.pii.ner import package_folder
-from finetune_jobs.dataset.sources import find_sources
-from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.tokens import Encoder
-from finetune_jobs.dataset.writing import DatasetWriter
+from finetune_jobs.base.errors import StageError, StoppedError, need
+from finetune_jobs.base.progress import Report
+from finetune_jobs.base.versions import versions
+from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
-from finetune_jobs.errors import StageError, StoppedError, need
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.modelling.base_model import fetch_tokenizer
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
-from finetune_jobs.progress import Report
+from finetune_jobs.preparation.collect import Collected, Collector, Copy, benchmark_texts, own_parts_first
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.preparation.tokens import Encoder
+from finetune_jobs.preparation.writing import DatasetWriter
 from finetune_jobs.readiness.page import render
-from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.tools import versions
+from finetune_jobs.readiness.preparation_report import Account, require_enough, require_learnable, require_valid
+from finetune_jobs.reading.inputs import find_names_model, inputs_digest
+from finetune_jobs.reading.sources import find_sources
+from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.splitting import leakage, sampling
+from finetune_jobs.splitting.contamination import Reference
+from finetune_jobs.splitting.division import Division, divide
+from finetune_jobs.splitting.near_duplicates import Hashes
+from finetune_jobs.text.pii.ner import package_folder
 
 LABELS: Final = "labels.json"
 REPORT: Final = "report.json"

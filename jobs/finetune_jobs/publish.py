@@ -12,14 +12,15 @@ from finetune_api.dataset import TaskType
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import RunRef, Stage
-from finetune_jobs import artifact, modelcard
-from finetune_jobs.artifact import Answer, Metrics, ModelRef
-from finetune_jobs.documents import parse_json, read_json
-from finetune_jobs.errors import StageError, need
-from finetune_jobs.folders import describe_folder, fetch_folder, require_manifest
-from finetune_jobs.runner import Context, Made, now, run_stage
-from finetune_jobs.store import Store
+from finetune_api.stages import Stage
+from finetune_jobs.artifacts import artifact
+from finetune_jobs.artifacts import model_card as modelcard
+from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
+from finetune_jobs.artifacts.channel import read_channel, require_owner
+from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
+from finetune_jobs.base.documents import read_json
+from finetune_jobs.base.errors import StageError, need
+from finetune_jobs.runtime.runner import Context, Made, now, run_stage
 
 
 def publish(context: Context) -> Made:
@@ -93,28 +94,6 @@ def move_channel(context: Context, digest: str) -> None:
         moved = standing.artifact_digest == digest or store.replace(path, content, etag)
     if not moved:
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
-
-
-def read_channel(store: Store, name: str) -> tuple[ChannelPointer, str] | None:
-    """Where an output name points to, and the ETag for a change; None for a name that was never published."""
-    found = store.get_tagged(channel_object(name))
-    if found is None:
-        return None
-    return parse_json(found[0], ChannelPointer, store.uri(channel_object(name))), found[1]
-
-
-def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
-    """Raises StageError (OutputNameConflict) when the channel at ``uri`` is another resource's than the run's.
-
-    A resource that was deleted and made again (same namespace and name, another UID) is the same owner.
-    """
-    owner = standing.owner
-    if (owner.kind, owner.namespace, owner.name) != (run.kind, run.namespace, run.name):
-        raise StageError(
-            Reason.OUTPUT_NAME_CONFLICT,
-            f"{uri} belongs to {owner.kind} {owner.namespace}/{owner.name}, which published there last; "
-            f"{run.namespace}/{run.name} may not.",
-        )
 
 
 def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:

@@ -12,14 +12,14 @@ from finetune_api.layout import channel_object, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
 from finetune_api.storage import Encryption
-from finetune_jobs.basemodel import find_base_model
-from finetune_jobs.dataset.inputs import inputs_digest
-from finetune_jobs.errors import StageError, need
+from finetune_jobs.artifacts.channel import read_channel, require_owner
+from finetune_jobs.artifacts.folders import read_record
+from finetune_jobs.base.errors import StageError, need
 from finetune_jobs.fit.preflight import facts, preflight
-from finetune_jobs.folders import read_record
-from finetune_jobs.publish import read_channel, require_owner
-from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.store import Store
+from finetune_jobs.modelling.base_model import find_base_model
+from finetune_jobs.reading.inputs import inputs_digest
+from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
 

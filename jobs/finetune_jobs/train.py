@@ -6,17 +6,18 @@ is the stage, the others help it.
 
 import logging
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from finetune_api.layout import output_folder, run_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
-from finetune_jobs import commandline, folders
-from finetune_jobs.basemodel import fetch_base_model
-from finetune_jobs.errors import need
-from finetune_jobs.runner import Context, Made, run_stage
-from finetune_jobs.tools import versions
+from finetune_jobs.artifacts import folders
+from finetune_jobs.base.errors import need
+from finetune_jobs.base.versions import versions
+from finetune_jobs.modelling.base_model import fetch_base_model
+from finetune_jobs.runtime import commandline
+from finetune_jobs.runtime.runner import Context, Made, run_stage
 from finetune_jobs.training import launcher
 
 log = logging.getLogger(__name__)
@@ -93,13 +94,20 @@ def train(context: Context) -> Made:
     )
 
 
+def _tracked(context: Context) -> AbstractContextManager[None]:
+    """TensorBoard, MLflow and W&B follow a training; their libraries are in its image alone."""
+    from finetune_jobs.training.tracking import tracked
+
+    return tracked(context.input, context.input.tracking, context.store, context.scratch / "tracking", context.progress)
+
+
 def main() -> None:
     """Entry point of ``python -m finetune_jobs.train``."""
     options = commandline.parse(Stage.TRAIN, None)
     rank = launcher.own_rank(os.environ)
     if rank is None and options.processes * options.nodes > 1:
         launcher.launch(options)
-    run_stage(Stage.TRAIN, train, graceful=True, helper=bool(rank))
+    run_stage(Stage.TRAIN, train, around=_tracked, graceful=True, helper=bool(rank))
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, VerifyParams
-from finetune_jobs import artifact
-from finetune_jobs.artifact import Answer, ModelRef, artifact_digest
-from finetune_jobs.dataset.validation import shorten
-from finetune_jobs.documents import read_json
-from finetune_jobs.errors import StageError, need
+from finetune_jobs.artifacts import artifact
+from finetune_jobs.artifacts.artifact import Answer, ModelRef, artifact_digest
+from finetune_jobs.artifacts.folders import fetch_folder
+from finetune_jobs.base.documents import read_json
+from finetune_jobs.base.errors import StageError, need
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import Right, right_for
-from finetune_jobs.folders import fetch_folder
-from finetune_jobs.hub import CLIENT_ERROR
-from finetune_jobs.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.store.hub import CLIENT_ERROR
 
 log = logging.getLogger(__name__)
 

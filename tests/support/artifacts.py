@@ -7,14 +7,14 @@ from pathlib import Path
 from finetune_api.finetunejob import Output
 from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_api.storage import Storage
-from finetune_jobs.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.evaluation.generate import Questions, generate_answers
-from finetune_jobs.folders import publish_folder
 from finetune_jobs.modelling.loading import load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.publish import publish
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from tests.support.stages import context, pipeline_params, stage_input
 
 PROMPTS = [[{"role": "user", "content": f"what is number {n} about?"}] for n in range(12)]

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from finetune_api.distillation import Distillation, TeacherRef
-from finetune_jobs.dataset.rows import Fault, Row
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.distil import Distilled, distil
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.pace import Patience
 from finetune_jobs.distillation.prompts import Prompt
 from finetune_jobs.distillation.teacher import Teacher
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.store.s3 import Store
 from tests.support.stages import RUN
 from tests.support.teacher_server import Behaviour, Reply, TeacherServer, says
 

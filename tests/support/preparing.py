@@ -8,19 +8,19 @@ from finetune_api.dataset import DataFormat, Source, Task, TaskType
 from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
-from finetune_jobs.basemodel import find_base_model
-from finetune_jobs.dataset.account import require_enough, require_learnable, require_valid
-from finetune_jobs.dataset.collect import Collected, Collector, Copy
-from finetune_jobs.dataset.division import divide
-from finetune_jobs.dataset.formats import format_of
-from finetune_jobs.dataset.inputs import inputs_digest
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.sources import SourceFile
-from finetune_jobs.dataset.tokens import Encoder
+from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.preparation.collect import Collected, Collector, Copy
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.prepare import prepare
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.readiness.preparation_report import require_enough, require_learnable, require_valid
+from finetune_jobs.reading.formats import format_of
+from finetune_jobs.reading.inputs import inputs_digest
+from finetune_jobs.reading.sources import SourceFile
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.splitting.division import divide
+from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding, TooLong
-from finetune_jobs.dataset.split import Part
+from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness import page
 from finetune_jobs.readiness.checklist import check
 from finetune_jobs.readiness.facts import Baseline, Facts, Findings, Lengths, Rows

@@ -29,9 +29,9 @@ from finetune_api.stages import (
 )
 from finetune_api.storage import Storage
 from finetune_api.training import Training
-from finetune_jobs.progress import Progress
-from finetune_jobs.runner import Context, results_root
-from finetune_jobs.store import Store
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.runtime.runner import Context, results_root
+from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import User
 
 PYTHON = Path(sys.executable)

@@ -5,7 +5,7 @@ from typing import Any
 from finetune_api.finetunejob import Output
 from finetune_api.stages import Params, RunRef, Stage, StageInput, TrainParams, Upstream
 from finetune_api.training import Training
-from finetune_jobs.progress import Measurement, Progress
+from finetune_jobs.base.progress import Measurement, Progress
 from tests.support.stages import RUN
 
 DATASET = "d" * 64

@@ -15,15 +15,15 @@ from datasets.table import InMemoryTable
 
 from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Loss, Method, Training
-from finetune_jobs.basemodel import find_base_model
-from finetune_jobs.folders import publish_folder
+from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.modelling.encoding import encode_conversation
-from finetune_jobs.modelling.examples import read_split, read_tokens
 from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.token_files import read_split, read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
-from finetune_jobs.progress import Progress
-from finetune_jobs.store import Store
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.trainer import Files, Trained, train_model

@@ -5,7 +5,7 @@ import pytest
 from finetune_api.meta import TEACHER_KEY_VARIABLE, ExitCode
 from finetune_api.stages import PIPELINE, Stage, StageInput, input_key
 from finetune_api.tracking import WANDB_KEY_VARIABLE
-from finetune_jobs.commandline import example_input, parse
+from finetune_jobs.runtime.commandline import example_input, parse
 
 pytestmark = pytest.mark.unit
 

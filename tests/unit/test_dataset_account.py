@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Cleaning, Duplicates, OnFinding, Pii, Pilot, Source, Task, TaskType, TooLong
 from finetune_api.stages import PrepareParams
-from finetune_jobs.dataset.account import Account, require_enough
-from finetune_jobs.dataset.collect import Collected, Collector
-from finetune_jobs.dataset.contamination import Reference
-from finetune_jobs.dataset.division import divide
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.readers import Fault, Row
-from finetune_jobs.dataset.tokens import Encoder
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.preparation.collect import Collected, Collector
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.preparation.tokens import Encoder
+from finetune_jobs.readiness.preparation_report import Account, require_enough
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.splitting.contamination import Reference
+from finetune_jobs.splitting.division import divide
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit

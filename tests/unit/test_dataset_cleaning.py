@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.dataset import Cleaning, Markup
-from finetune_jobs.dataset.cleaning import Cleaner
+from finetune_jobs.text.cleaning import Cleaner
 
 pytestmark = pytest.mark.unit
 

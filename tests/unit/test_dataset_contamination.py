@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_jobs.dataset.contamination import GRAM, SHORTEST, Reference
+from finetune_jobs.splitting.contamination import GRAM, SHORTEST, Reference
 
 pytestmark = pytest.mark.unit
 

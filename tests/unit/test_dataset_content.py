@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import DataFormat
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset import content
-from finetune_jobs.dataset.formats import format_of
-from finetune_jobs.dataset.readers import Row, read_rows
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reading import content
+from finetune_jobs.reading.formats import format_of
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.reading.rows import Row
 from tests.support.parquet import parquet_bytes
 
 pytestmark = pytest.mark.unit

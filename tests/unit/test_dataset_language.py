@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_jobs.dataset.language import UNKNOWN, LanguageFilter
+from finetune_jobs.text.language import UNKNOWN, LanguageFilter
 
 pytestmark = pytest.mark.unit
 

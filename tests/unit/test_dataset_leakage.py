@@ -6,10 +6,11 @@ import pytest
 
 from finetune_api.dataset import Split
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset import leakage
-from finetune_jobs.dataset.leakage import Leak, across, find, refusal
-from finetune_jobs.dataset.near_duplicates import NearDuplicates
-from finetune_jobs.dataset.split import Part, assign, unite
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.splitting import leakage
+from finetune_jobs.splitting.leakage import Leak, across, find, refusal
+from finetune_jobs.splitting.near_duplicates import NearDuplicates
+from finetune_jobs.splitting.split import assign, unite
 
 pytestmark = pytest.mark.unit
 

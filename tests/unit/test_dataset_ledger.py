@@ -3,9 +3,9 @@
 import pytest
 
 from finetune_api.dataset import TaskType
-from finetune_jobs.dataset.ledger import Ledger, Place
-from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.validation import Example
+from finetune_jobs.examples.ledger import Ledger, Place
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import Example
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_jobs.dataset.components import join
-from finetune_jobs.dataset.near_duplicates import (
+from finetune_jobs.splitting.components import join
+from finetune_jobs.splitting.near_duplicates import (
     SEED,
     WINDOW,
     NearDuplicates,

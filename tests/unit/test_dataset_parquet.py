@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Columns, DataFormat
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset import content
-from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
-from finetune_jobs.dataset.validation import Rules
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.examples.validation import Rules
+from finetune_jobs.reading import content
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.reading.rows import MAX_LINE, Fault, Row
 from tests.support.parquet import parquet_bytes
 
 pytestmark = pytest.mark.unit
@@ -212,9 +213,9 @@ _READ = """
 import resource, sys
 from pathlib import Path
 from finetune_api.dataset import DataFormat
-from finetune_jobs.dataset import content
-from finetune_jobs.dataset.readers import read_rows
-import finetune_jobs.dataset.parquet
+from finetune_jobs.reading import content
+from finetune_jobs.reading.readers import read_rows
+import finetune_jobs.reading.parquet
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = sum(1 for _ in read_rows(Path(sys.argv[1]), "rows.parquet", DataFormat.PARQUET, ["text", "label"]))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

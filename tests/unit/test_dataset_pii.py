@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding, Pii
-from finetune_jobs.dataset.pii import Finding, Recognition, cards, identifiers, internet, phones, presidio
-from finetune_jobs.dataset.pii.cards import passes_luhn
-from finetune_jobs.dataset.pii.findings import Recognizer, without_overlaps
-from finetune_jobs.dataset.pii.masking import Pseudonyms, counts, map_texts
-from finetune_jobs.dataset.pii.ner import package_folder
-from finetune_jobs.dataset.pii.recognition import DEFAULT, ON_REQUEST
-from finetune_jobs.dataset.pii.text import Text
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.text.pii import Finding, Recognition, cards, identifiers, internet, phones, presidio
+from finetune_jobs.text.pii.cards import passes_luhn
+from finetune_jobs.text.pii.findings import Recognizer, without_overlaps
+from finetune_jobs.text.pii.masking import Pseudonyms, counts, map_texts
+from finetune_jobs.text.pii.ner import package_folder
+from finetune_jobs.text.pii.recognition import DEFAULT, ON_REQUEST
+from finetune_jobs.text.pii.text import Text
 
 pytestmark = pytest.mark.unit
 

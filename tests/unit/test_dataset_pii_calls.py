@@ -5,10 +5,10 @@ import json
 import pytest
 
 from finetune_api.dataset import OnFinding, Pii, Task, TaskType
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.rows import Row
-from finetune_jobs.dataset.shapes import Message
-from finetune_jobs.dataset.validation import Dropped, Example
+from finetune_jobs.examples.shapes import Message
+from finetune_jobs.examples.validation import Dropped, Example
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.reading.rows import Row
 from tests.support.preparing import params_of
 
 pytestmark = pytest.mark.unit

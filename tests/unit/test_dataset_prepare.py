@@ -26,14 +26,14 @@ from finetune_api.dataset import (
 )
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.distilled import NearAnswers
-from finetune_jobs.dataset.inputs import inputs_digest
-from finetune_jobs.errors import StageError, StoppedError, need
+from finetune_jobs.base.errors import StageError, StoppedError, need
+from finetune_jobs.distillation.collect import NearAnswers
 from finetune_jobs.modelling.chat import IGNORED
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.prepare import prepare
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.reading.inputs import inputs_digest
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from tests.support.preparing import Prepared
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import unsaid
@@ -556,4 +556,4 @@ def test_every_sentence_of_the_stage_is_tested() -> None:
         "{} (left out: {}), {} are.",
     ]  # what is said of general data that is taken, see above
     assert unsaid("finetune_jobs.prepare", [CHANGED, STOPPED]) == mixed
-    assert not unsaid("finetune_jobs.dataset.inputs", [NO_PIPELINE])
+    assert not unsaid("finetune_jobs.reading.inputs", [NO_PIPELINE])

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.dataset import Columns, DataFormat
-from finetune_jobs.dataset import json_list
-from finetune_jobs.dataset.readers import MAX_LINE, Fault, Row, read_rows
-from finetune_jobs.dataset.validation import Faults, Rules
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.examples.validation import Faults, Rules
+from finetune_jobs.reading import json_list
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.reading.rows import MAX_LINE, Fault, Row
 
 pytestmark = pytest.mark.unit
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_jobs.dataset.sampling import pilot, repeats, replay
+from finetune_jobs.splitting.sampling import pilot, repeats, replay
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_jobs.dataset.secrets import entropy, find_secrets
+from finetune_jobs.text.secrets import entropy, find_secrets
 
 pytestmark = pytest.mark.unit
 

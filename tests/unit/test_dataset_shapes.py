@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.dataset import Columns, Task, TaskType
-from finetune_jobs.dataset.readers import Fault, Row
-from finetune_jobs.dataset.shapes import Shaped, fill, shape
-from finetune_jobs.dataset.validation import Example, Rules
+from finetune_jobs.examples.shapes import Shaped, fill, shape
+from finetune_jobs.examples.validation import Example, Rules
+from finetune_jobs.reading.rows import Fault, Row
 
 pytestmark = pytest.mark.unit
 

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from finetune_api.dataset import ConfigMapKey, DataFormat, Source
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset import sources
-from finetune_jobs.dataset.hub_files import hub_place
-from finetune_jobs.dataset.sources import SourceFile, find_sources, source_digest
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reading import sources
+from finetune_jobs.reading.hub_files import hub_place
+from finetune_jobs.reading.sources import SourceFile, find_sources, source_digest
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
@@ -301,7 +301,7 @@ def test_a_file_that_leaves_the_hub_meanwhile(store: Store, monkeypatch: pytest.
     assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, GONE)
 
 
-AWAY = "the hub at {hub} cannot be reached ({cause}). Without a way to the hub, copy the files to S3."
+AWAY = "the hub at {hub} cannot be reached ({cause}). Without a way to the hub, copy the data set to S3."
 
 
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_what_is_no_place_on_the_hub() -> None:
     assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, NO_URI)
 
 
-@pytest.mark.parametrize("module", ["sources", "hub_files"])
+@pytest.mark.parametrize("module", ["reading.sources", "reading.hub_files", "store.hub"])
 def test_every_sentence_about_a_source_is_tested(module: str) -> None:
     tables = [*(problem for *_, problem in NO_FILES), *(message for *_, message in NOT_ON_THE_HUB)]
-    assert unsaid(f"finetune_jobs.dataset.{module}", [*tables, DELETED, NO_KEY, GONE, f"x: {AWAY}", NO_URI]) == []
+    assert unsaid(f"finetune_jobs.{module}", [*tables, DELETED, NO_KEY, GONE, f"x: {AWAY}", NO_URI]) == []

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import Split
-from finetune_jobs.dataset.split import Part, allot, assign, unite
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.splitting.split import allot, assign, unite
 
 pytestmark = pytest.mark.unit
 

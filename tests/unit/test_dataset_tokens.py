@@ -11,14 +11,14 @@ import pytest
 from finetune_api.dataset import Cleaning, Source, Task, TaskType, TooLong
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams
-from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.spool import BATCH, Spooled, SpoolWriter, read_spool
-from finetune_jobs.dataset.tokens import Encoder
-from finetune_jobs.dataset.validation import Example
-from finetune_jobs.dataset.writing import DatasetWriter
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import Example
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.preparation.spool import BATCH, Spooled, SpoolWriter, read_spool
+from finetune_jobs.preparation.tokens import Encoder
+from finetune_jobs.preparation.writing import DatasetWriter
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.rows import Row
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.money import Tokens, estimate_tokens
 from finetune_jobs.distillation.pace import Pacer
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.reading.rows import Row
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.distilling import SOURCE, config, distilled, echo, failure, prompts, run
 from tests.support.seaweedfs import SeaweedFS

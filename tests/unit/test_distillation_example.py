@@ -18,12 +18,12 @@ import yaml
 from finetune_api.dataset import DataFormat, Task, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
-from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.readers import read_rows
-from finetune_jobs.dataset.validation import Example, Rules
 from finetune_jobs.distillation.prompts import prompt_column, read_prompts
 from finetune_jobs.distillation.teacher import Teacher
-from finetune_jobs.store import Store
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.validation import Example, Rules
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY
 from tests.support.distilling import KEY, SOURCE, run
 from tests.support.seaweedfs import SeaweedFS

@@ -20,13 +20,13 @@ import pytest
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.distillation.answers import Answer
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.prompts import questions, recipe
 from finetune_jobs.distillation.teacher import Teacher
-from finetune_jobs.errors import StageError, StoppedError
-from finetune_jobs.store import Store
+from finetune_jobs.store.s3 import Store
 from tests.support.distilling import KEY, QUICK, config, echo, failure, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import RUN

@@ -16,15 +16,15 @@ from pydantic import ValidationError
 from finetune_api.crdgen import structural
 from finetune_api.distillation import Distillation, TeacherPrices
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.rows import Fault, Row
-from finetune_jobs.dataset.validation import Dropped, Faults
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
 from finetune_jobs.distillation.filters import AnswerRules, is_refusal
 from finetune_jobs.distillation.money import Budget, Tokens, estimate_tokens
 from finetune_jobs.distillation.prompts import Prompt, questions, read_prompts, recipe
 from finetune_jobs.distillation.teacher import retry_after
-from finetune_jobs.errors import StageError
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.validation import Dropped, Faults
+from finetune_jobs.reading.rows import Fault, Row
 from tests.support.distilling import SOURCE, config, echo, prompts
 from tests.support.teacher_server import TeacherServer, says
 

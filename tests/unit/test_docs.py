@@ -19,8 +19,9 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
-from finetune_jobs import artifact, commandline
+from finetune_jobs.artifacts import artifact
 from finetune_jobs.modelling.tuning import TUNING
+from finetune_jobs.runtime import commandline
 from finetune_operator.conditions import ConditionType
 from finetune_operator.resources.deployment import SERVER
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS

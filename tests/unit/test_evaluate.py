@@ -13,17 +13,17 @@ import torch
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.training import Method, Training
-from finetune_jobs.artifact import ANSWERS, METRICS, read_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, read_answers
+from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
+from finetune_jobs.exporting.offload import keep_rounded, place_for
 from finetune_jobs.modelling.chat import prompt_ids
-from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
-from finetune_jobs.modelling.room import keep_rounded, place_for
+from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning
-from finetune_jobs.progress import Progress
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora
 from tests.support.training import LABELS, row, rows, write_dataset
 

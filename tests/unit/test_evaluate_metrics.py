@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_api.dataset import TaskType
 from finetune_jobs.evaluation.metrics import LabelScores, compare, confusions, mcnemar, score, wilson
 from finetune_jobs.evaluation.sample import quotas, sample
-from finetune_jobs.modelling.examples import Example
+from finetune_jobs.modelling.token_files import Example
 from tests.support.training import row
 
 pytestmark = pytest.mark.unit

@@ -13,11 +13,12 @@ from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.dataset import DataFormat
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.stages import PrepareParams
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.ledger import Ledger, Place
-from finetune_jobs.dataset.readers import Fault, read_rows
-from finetune_jobs.dataset.validation import Example
+from finetune_jobs.examples.ledger import Ledger, Place
+from finetune_jobs.examples.validation import Example
 from finetune_jobs.fit.admission import admit
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.reading.rows import Fault
 from finetune_operator.finetunejob.hardware import hardware_facts
 from finetune_operator.settings import Profile
 from hack.cluster.layout import REPOSITORY

@@ -16,16 +16,16 @@ from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting.dialect import config_v4, speak_v4, tokenizer_config_v4
 from finetune_jobs.exporting.merge import merge
-from finetune_jobs.folders import fetch_folder, publish_folder
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.examples import read_split
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
-from finetune_jobs.store import Store
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import Ended, pipeline_params, run_process, stage_input

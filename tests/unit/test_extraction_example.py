@@ -21,15 +21,15 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, Upstream
-from finetune_jobs.basemodel import find_base_model
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.rows import Row
-from finetune_jobs.dataset.sources import find_sources, source_digest
-from finetune_jobs.dataset.validation import Example
 from finetune_jobs.evaluation.tasks import right_for
+from finetune_jobs.examples.validation import Example
+from finetune_jobs.modelling.base_model import find_base_model
+from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.prepare import prepare
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.reading.rows import Row
+from finetune_jobs.reading.sources import find_sources, source_digest
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
 from tests.support.seaweedfs import SeaweedFS

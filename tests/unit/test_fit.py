@@ -17,7 +17,7 @@ from finetune_api.budget import (
 )
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit, fits, smallest_change
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import flops_per_token, tokens_per_second

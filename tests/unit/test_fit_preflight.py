@@ -13,14 +13,14 @@ from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, Upstream, input_key
-from finetune_jobs.basemodel import BaseModel, find_base_model
-from finetune_jobs.dataset.sources import find_sources, source_digest
-from finetune_jobs.errors import StageError
+from finetune_jobs.artifacts.folders import publish_record
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.preflight import preflight
-from finetune_jobs.folders import publish_record
+from finetune_jobs.modelling.base_model import BaseModel, find_base_model
+from finetune_jobs.reading.sources import find_sources, source_digest
 from finetune_jobs.resolve import resolve
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 from tests.unit.test_fit import A100, CPU, L4, LLAMA_8B, SMOLLM

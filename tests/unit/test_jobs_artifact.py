@@ -15,13 +15,14 @@ from finetune_api.finetunejob import Output
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
-from finetune_jobs.artifact import GOLDEN, SAMPLE, Answer, write_answers
-from finetune_jobs.errors import StageError
+from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, write_answers
+from finetune_jobs.artifacts.channel import read_channel
+from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
-from finetune_jobs.folders import publish_folder
-from finetune_jobs.publish import choose_golden, move_channel, publish, read_channel
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.publish import choose_golden, move_channel, publish
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.verify import Limits, Verdict, judge, require_proof, verify
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
@@ -83,7 +84,7 @@ def publish_input(s3: SeaweedFS, store: Store, upstream: Upstream, **fields: Any
 
 @pytest.fixture
 def published(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> StageResult:
-    return execute(context(publish_input(s3, store, upstream), tmp_path), publish, move_channel)
+    return execute(context(publish_input(s3, store, upstream), tmp_path), publish, after=move_channel)
 
 
 def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: VerifyParams | None = None) -> StageInput:
@@ -119,7 +120,7 @@ def test_a_reused_artifact_moves_the_channel_back(
 ) -> None:
     asked = publish_input(s3, store, upstream)
     move_channel(context(asked, tmp_path), "1" * 64)
-    again = execute(context(asked, tmp_path), publish, move_channel)
+    again = execute(context(asked, tmp_path), publish, after=move_channel)
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (again.reused, channel[0].artifact_digest) == (True, published.output_digest)

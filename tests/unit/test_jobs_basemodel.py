@@ -8,9 +8,9 @@ from huggingface_hub import constants
 from finetune_api.finetunejob import Output
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, Upstream
-from finetune_jobs.basemodel import fetch_base_model, find_base_model
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.base_model import fetch_base_model, find_base_model
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
@@ -152,9 +152,9 @@ def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.M
     assert (error.value.message, error.value.retriable) == (message, True)
 
 
-AWAY = ": the hub at {hub} cannot be reached (ConnectError). Without a way to the hub, mirror the model to S3."
+AWAY = ": the hub at {hub} cannot be reached (ConnectError). Without a way to the hub, copy the model to S3."
 
 
 def test_every_sentence_about_a_place_of_a_model_is_tested() -> None:
     messages = [*(problem for *_, problem in REFUSED), *(problem for *_, problem in NOT_GIVEN)]
-    assert unsaid("finetune_jobs.basemodel", [*messages, CHANGED, DELETED, NO_URI, AWAY]) == []
+    assert unsaid("finetune_jobs.modelling.base_model", [*messages, CHANGED, DELETED, NO_URI, AWAY]) == []

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Columns, Source, Split, Task, TaskType
 from finetune_api.stages import PrepareParams
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.readers import Fault, Row
-from finetune_jobs.dataset.split import Part, assign
-from finetune_jobs.dataset.validation import Example, Rules
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import Example, Rules
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.splitting.split import assign
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from finetune_api.storage import Storage
-from finetune_jobs.logs import JsonLines, KeptLog, PlainLines, Redaction, Tail, log_object
-from finetune_jobs.store import Store
+from finetune_jobs.runtime.logs import JsonLines, KeptLog, PlainLines, Redaction, Tail, log_object
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN

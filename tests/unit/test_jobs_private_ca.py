@@ -10,8 +10,8 @@ import pytest
 from finetune_api.meta import CA_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.storage import CaBundle, Storage
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tls_store import PrivateAuthority, encrypted, private_authority
 

@@ -29,9 +29,9 @@ from finetune_api.stages import (
     Upstream,
     input_key,
 )
-from finetune_jobs.commandline import example_input
-from finetune_jobs.progress import Measurement, Progress
-from finetune_jobs.store import Store
+from finetune_jobs.base.progress import Measurement, Progress
+from finetune_jobs.runtime.commandline import example_input
+from finetune_jobs.store.s3 import Store
 from finetune_operator.finetunejob.progress import Sample, parse
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import DEPLOYMENT
@@ -43,8 +43,8 @@ PROGRAM = """
 import sys, time
 from finetune_api.stages import Stage
 from finetune_api.reasons import Reason, with_remedy
-from finetune_jobs.errors import StageError, StoppedError
-from finetune_jobs.runner import Made, run_stage
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.runtime.runner import Made, run_stage
 
 def work(context):
     {body}

@@ -7,9 +7,9 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, VerifyParams
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
-from finetune_jobs.runner import execute
+from finetune_jobs.runtime.runner import execute
 from finetune_jobs.verify import verify
 from tests.support.artifacts import publish_artifact
 from tests.support.seaweedfs import SeaweedFS

@@ -18,14 +18,14 @@ from finetune_api.meta import FINETUNEJOB, ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
-from finetune_jobs.basemodel import find_base_model
-from finetune_jobs.dataset.sources import find_sources, source_digest
-from finetune_jobs.errors import StageError
-from finetune_jobs.folders import fetch_folder, require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.prepare import REPORT, prepare
+from finetune_jobs.reading.sources import find_sources, source_digest
 from finetune_jobs.resolve import resolve
-from finetune_jobs.runner import Context, Made, execute
-from finetune_jobs.store import Store
+from finetune_jobs.runtime.runner import Context, Made, execute
+from finetune_jobs.store.s3 import Store
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
 from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input

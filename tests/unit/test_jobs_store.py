@@ -19,10 +19,11 @@ from finetune_api.layout import (
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
-from finetune_jobs.errors import StageError, store_error
-from finetune_jobs.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.resolve import probe_writes
-from finetune_jobs.store import Store
+from finetune_jobs.store.errors import store_error
+from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, KMS_KEY, READER, STRANGER, SeaweedFS, User

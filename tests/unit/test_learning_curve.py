@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from finetune_api.budget import most_tokens, trained_tokens
 from finetune_api.training import LearningCurve, Method, Training
-from finetune_jobs.errors import StoppedError
+from finetune_jobs.base.errors import StoppedError
+from finetune_jobs.base.progress import Progress
 from finetune_jobs.modelling.chat import IGNORED
-from finetune_jobs.progress import Progress
 from finetune_jobs.readiness.curve_page import TITLE, render_curve
 from finetune_jobs.readiness.forecast import Forecast, Worth, forecast
 from finetune_jobs.readiness.learning_curve import Point, PowerLaw
-from finetune_jobs.store import Store
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer

@@ -9,10 +9,10 @@ import pytest
 
 from finetune_api.dataset import Cleaning, Columns, Pii, Task, TaskType
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset import leakage
-from finetune_jobs.dataset.pii.ner import package_folder
-from finetune_jobs.dataset.pii.recognition import Recognition
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.splitting import leakage
+from finetune_jobs.text.pii.ner import package_folder
+from finetune_jobs.text.pii.recognition import Recognition
 from tests.support.preparing import Reader
 from tests.support.sentences import unsaid
 from tests.support.tiny_model import build_tiny_llama
@@ -178,11 +178,21 @@ def test_a_package_that_is_not_installed() -> None:
     assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, UNUSABLE.format(problem=NO_PACKAGE))
 
 
-@pytest.mark.parametrize("module", ["account", "leakage", "tokens", "language", "pii.recognition", "pii.ner"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "readiness.preparation_report",
+        "splitting.leakage",
+        "preparation.tokens",
+        "text.language",
+        "text.pii.recognition",
+        "text.pii.ner",
+    ],
+)
 def test_every_sentence_of_a_refusal_is_in_a_table(module: str) -> None:
     refusals = [*(refused[-1] for refused in REFUSED), *(LEAK.format(count=n, pairs=pairs) for n, pairs in LEAKS)]
     refusals += [UNUSABLE.format(problem=problem) for problem in (NO_PACKAGE, *(each for _, each in PIPELINES))]
-    assert [each for each in unsaid(f"finetune_jobs.dataset.{module}", refusals) if each not in TAKEN] == []
+    assert [each for each in unsaid(f"finetune_jobs.{module}", refusals) if each not in TAKEN] == []
 
 
 TAKEN: Final = (

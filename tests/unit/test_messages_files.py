@@ -14,9 +14,9 @@ import zstandard
 
 from finetune_api.dataset import Columns
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset import content
-from finetune_jobs.dataset.rows import MAX_LINE
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reading import content
+from finetune_jobs.reading.rows import MAX_LINE
 from tests.support.parquet import parquet_bytes
 from tests.support.preparing import Reader
 from tests.support.sentences import unsaid
@@ -348,4 +348,4 @@ def test_a_row_that_cannot_be_read(reader: Reader, tmp_path: Path, name: str, ra
 )
 def test_every_sentence_about_a_file_is_in_a_table(module: str) -> None:
     messages = [NO_FORMAT, *(file[-1] for file in FILES), *(row[-1] for row in ROWS)]
-    assert unsaid(f"finetune_jobs.dataset.{module}", messages) == []
+    assert unsaid(f"finetune_jobs.reading.{module}", messages) == []

@@ -7,7 +7,7 @@ import pytest
 from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit
 from tests.support.sentences import unsaid
 
@@ -231,7 +231,7 @@ def test_a_training_that_may_start(
     assert admit(config, training, hardware).message == message
 
 
-@pytest.mark.parametrize("module", ["fit.admission", "fit.afterwards", "training.recipe"])
+@pytest.mark.parametrize("module", ["fit.admission", "fit.afterwards", "fit.recipe"])
 def test_every_sentence_about_the_fit_is_in_a_table(module: str) -> None:
     messages = [*(row[-1] for row in REFUSED), *(row[-1] for row in ADMITTED)]
     assert unsaid(f"finetune_jobs.{module}", messages) == []

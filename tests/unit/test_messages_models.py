@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Loss, Training
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.chat import Message
 from finetune_jobs.modelling.encoding import encode_conversation, require_system_message
-from finetune_jobs.modelling.examples import Example
 from finetune_jobs.modelling.loading import cuda_memory, load_base
+from finetune_jobs.modelling.token_files import Example
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.training.adapter import adapter_config
 from tests.support.sentences import unsaid

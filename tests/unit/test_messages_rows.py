@@ -12,11 +12,11 @@ import pytest
 from finetune_api.dataset import Cleaning, Columns, Markup, Task, TaskType
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.intake import Intake
-from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.rows import Fault, Row
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.prompts import read_prompts
-from finetune_jobs.errors import StageError
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.reading.rows import Fault, Row
 from tests.support.preparing import Reader, params_of
 from tests.support.sentences import unsaid
 from tests.support.tiny_model import build_tiny_llama
@@ -276,7 +276,7 @@ def test_a_prompt_of_which_nothing_is_left_for_the_teacher() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["dataset.shapes", "dataset.validation", "dataset.intake", "dataset.ledger", "distillation.prompts"]
+    "module", ["examples.shapes", "examples.validation", "preparation.intake", "examples.ledger", "distillation.prompts"]
 )
 def test_every_sentence_about_a_row_is_in_a_table(module: str) -> None:
     messages = [*(wrong[-1] for wrong in WRONG), *(split[-1] for split in SPLIT), EMPTY]

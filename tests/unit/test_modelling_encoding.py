@@ -13,7 +13,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from finetune_api.training import Loss
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.encoding import encode_conversation
-from finetune_jobs.modelling.examples import Example
+from finetune_jobs.modelling.token_files import Example
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 
 pytestmark = pytest.mark.unit

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from finetune_api.dataset import OnFinding, TooLong
 from finetune_api.readiness import MAX_SUMMARY, Readiness, completed
-from finetune_jobs.dataset.split import Part
 from finetune_jobs.evaluation.metrics import wilson
+from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness import page
 from finetune_jobs.readiness.checklist import Item, State, check, quantile, summary, verdict
 from finetune_jobs.readiness.facts import Baseline, Beside, Facts, Findings

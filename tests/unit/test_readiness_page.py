@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding
-from finetune_jobs.dataset.readers import Fault
-from finetune_jobs.dataset.validation import Faults
+from finetune_jobs.examples.validation import Faults
 from finetune_jobs.readiness import charts, page
 from finetune_jobs.readiness.charts import Bins
 from finetune_jobs.readiness.checklist import check
 from finetune_jobs.readiness.facts import Facts, Findings, Rows
 from finetune_jobs.readiness.style import STYLE
+from finetune_jobs.reading.rows import Fault
 from tests.support.readiness import GOOD, any_facts, assert_accessible, by_part, histograms, render, rows
 
 pytestmark = pytest.mark.unit

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from finetune_api.layout import run_folder
 from finetune_api.tracking import Retention
-from finetune_jobs.retention import Checkpoint, checkpoints_of, remove_checkpoints, superseded
-from finetune_jobs.store import Store
+from finetune_jobs.artifacts.retention import Checkpoint, checkpoints_of, remove_checkpoints, superseded
+from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import RUN
 

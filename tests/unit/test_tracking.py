@@ -25,9 +25,9 @@ from finetune_api.layout import run_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import Stage, TrainParams
 from finetune_api.tracking import Mlflow, Tracking
-from finetune_jobs.errors import StoppedError
-from finetune_jobs.progress import Progress
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StoppedError
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training import tracking as tracking_module
 from finetune_jobs.training.tracking import Measuring, hyperparameters, lineage_facts, tracked
 from hack.cluster.layout import free_port
@@ -340,7 +340,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 
 import time
-from finetune_jobs.progress import Measurement
+from finetune_jobs.base.progress import Measurement
 from finetune_jobs.training.figures import End
 from finetune_jobs.training.mlflow_run import MlflowRun
 

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from finetune_api.hashing import digest
 from finetune_api.tracking import Tracking, Wandb, WandbCredentials
-from finetune_jobs.progress import Progress
-from finetune_jobs.store import Store
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training import tracking as tracking_module
 from finetune_jobs.training import wandb_run
 from finetune_jobs.training.figures import End
@@ -189,7 +189,7 @@ import sys
 from pathlib import Path
 
 from finetune_api.tracking import Wandb, WandbCredentials
-from finetune_jobs.progress import Measurement
+from finetune_jobs.base.progress import Measurement
 from finetune_jobs.training.figures import End
 from finetune_jobs.training.wandb_run import WandbRun
 

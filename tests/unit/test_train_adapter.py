@@ -7,7 +7,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from finetune_api.training import Quantization
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.loading import load_base
 from finetune_jobs.training.adapter import adapter_config, linear_layers
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama

@@ -9,11 +9,11 @@ import pytest
 
 from finetune_api.layout import MANIFEST
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.ownership import STATE, Ownership, RunState
-from finetune_jobs.training.recipe import Batch
 from tests.support.seaweedfs import SeaweedFS
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.training import Method, Quantization, Training, training_warnings
-from finetune_jobs.training.recipe import Batch, learning_rate, planned_steps
+from finetune_jobs.fit.recipe import Batch, learning_rate, planned_steps
 
 pytestmark = pytest.mark.unit
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization
-from finetune_jobs.errors import StageError, StoppedError
-from finetune_jobs.progress import Measurement, Progress
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.base.progress import Measurement, Progress
+from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
-from finetune_jobs.training.recipe import Batch
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import run_training, settings, write_dataset

@@ -18,12 +18,12 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_api.training import LearningCurve
-from finetune_jobs.errors import StageError
+from finetune_jobs.artifacts.folders import read_manifest, read_record
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate
-from finetune_jobs.folders import read_manifest, read_record
 from finetune_jobs.modelling.device import require_promised
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
 from tests.support.seaweedfs import ADMIN, KMS_KEY, SeaweedFS
 from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input, start_process, wait_for

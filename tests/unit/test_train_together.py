@@ -24,14 +24,14 @@ from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.training import Method, Training
-from finetune_jobs.errors import StageError, StoppedError
-from finetune_jobs.runner import execute
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.launcher import Ended, supervise, verdict
-from finetune_jobs.training.recipe import Batch
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import ADMIN, SeaweedFS

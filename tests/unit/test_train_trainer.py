@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Method
-from finetune_jobs.errors import StageError, StoppedError
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.base.progress import Measurement, Progress
 from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.examples import read_split
+from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
-from finetune_jobs.progress import Measurement, Progress
-from finetune_jobs.store import Store
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE
-from finetune_jobs.training.recipe import Batch
 from finetune_jobs.training.trainer import build_trainer
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama

@@ -10,8 +10,8 @@ import pytest
 
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
-from finetune_jobs.progress import Progress
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Progress
 from finetune_jobs.training.callbacks import Reporting
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.watchdogs import diverged, ending, not_finite, overfits

@@ -17,8 +17,9 @@ from typing import IO, Any
 
 from finetune_api.distillation import Distillation
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.rows import Fault, Row
-from finetune_jobs.dataset.validation import Faults, shorten
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Report
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.distillation.filters import AnswerRules, Near
 from finetune_jobs.distillation.inquiry import Inquiry
 from finetune_jobs.distillation.journal import Journal
@@ -26,8 +27,8 @@ from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.pace import PATIENCE, Patience
 from finetune_jobs.distillation.prompts import Prompt, Question, questions, recipe
 from finetune_jobs.distillation.teacher import Teacher
-from finetune_jobs.errors import StageError
-from finetune_jobs.progress import Report
+from finetune_jobs.examples.validation import Faults
+from finetune_jobs.reading.rows import Fault, Row
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from finetune_api.distillation import AnswerDuplicates, Distillation
 from finetune_api.reasons import Reason
-from finetune_jobs.dataset.rows import Fault, Row
-from finetune_jobs.dataset.shapes import shape
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, Answer
 from finetune_jobs.distillation.prompts import Prompt
-from finetune_jobs.errors import StageError
+from finetune_jobs.examples.shapes import shape
+from finetune_jobs.reading.rows import Fault, Row
 
 Near = Callable[[str], bool]
 """Whether an answer is nearly the same as one that it was asked about before."""

@@ -11,8 +11,9 @@ from typing import Final
 
 from finetune_api.distillation import Distillation
 from finetune_api.reasons import Reason
-from finetune_jobs.background import Repeating
-from finetune_jobs.dataset.rows import Fault
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.base.progress import Report
 from finetune_jobs.distillation.answers import Answer, AttemptError
 from finetune_jobs.distillation.filters import ANSWER
 from finetune_jobs.distillation.journal import Journal
@@ -20,8 +21,7 @@ from finetune_jobs.distillation.money import Budget, Tokens
 from finetune_jobs.distillation.pace import Breaker, Pacer, Patience
 from finetune_jobs.distillation.prompts import Question
 from finetune_jobs.distillation.teacher import Teacher
-from finetune_jobs.errors import StageError, StoppedError
-from finetune_jobs.progress import Report
+from finetune_jobs.reading.rows import Fault
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from finetune_api.stages import RunRef
 from finetune_jobs.distillation.answers import Answer
 from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.prompts import recipe
-from finetune_jobs.store import Store
+from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.answers import AttemptError
-from finetune_jobs.errors import StageError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any, Final
 from finetune_api.dataset import Columns
 from finetune_api.distillation import Distillation
 from finetune_api.hashing import digest
-from finetune_jobs.dataset.ledger import Ledger
-from finetune_jobs.dataset.rows import Fault, Row
-from finetune_jobs.dataset.shapes import fill, shape
-from finetune_jobs.dataset.validation import Dropped
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.shapes import fill, shape
+from finetune_jobs.examples.validation import Dropped
+from finetune_jobs.reading.rows import Fault, Row
 
 PROMPT: Final = "prompt"
 DOCUMENT: Final = "document"

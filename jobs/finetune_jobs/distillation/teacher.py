@@ -21,9 +21,9 @@ import openai
 from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
 from finetune_jobs.distillation.money import Tokens, estimate_tokens
-from finetune_jobs.errors import StageError
 
 MAX_BODY: Final = 8 << 20
 """Most bytes of an answer that are read."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from finetune_api.dataset import TaskType
 from finetune_api.hashing import digest
-from finetune_jobs.modelling.examples import Example
+from finetune_jobs.modelling.token_files import Example
 
 
 def sample(examples: Sequence[Example], limit: int, task: TaskType) -> list[Example]:

@@ -9,8 +9,8 @@ docs/concepts/training.md.
 from pathlib import Path
 from typing import Any
 
+from finetune_jobs.exporting.offload import place_for
 from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.room import place_for
 from finetune_jobs.modelling.tuning import Tuning
 
 

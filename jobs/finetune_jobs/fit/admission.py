@@ -12,12 +12,12 @@ from typing import Any, Final
 from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import shortage
 from finetune_jobs.fit.cost import Forecast, forecast
 from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, USABLE, Memory, floor_memory, loading_memory, peak_memory
+from finetune_jobs.fit.recipe import Batch, indivisible
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
-from finetune_jobs.training.recipe import Batch, indivisible
 
 SHORTEST: Final = 64
 """No shorter examples are proposed, in tokens; proposals are multiples of it."""

@@ -14,11 +14,11 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
 from finetune_api.stages import StageInput
-from finetune_jobs.basemodel import BaseModel
-from finetune_jobs.errors import StageError, need
+from finetune_jobs.base.errors import StageError, need
 from finetune_jobs.fit.admission import Admission, admit
-from finetune_jobs.hub import CLIENT_ERROR
-from finetune_jobs.store import Store
+from finetune_jobs.modelling.base_model import BaseModel
+from finetune_jobs.store.hub import CLIENT_ERROR
+from finetune_jobs.store.s3 import Store
 
 CONFIG: Final = "config.json"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from jinja2.exceptions import TemplateError
 
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 
 IGNORED: Final = -100
 """Label of a token that carries no loss (PyTorch's ``cross_entropy`` and all of transformers)."""

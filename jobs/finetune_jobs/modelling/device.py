@@ -7,7 +7,7 @@ import torch
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Loss
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.examples import Example
+from finetune_jobs.modelling.token_files import Example
 
 _PROBE: Final = " (and something else)"
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.device import device
 from finetune_jobs.modelling.tokenizer import readable, unsupported
 

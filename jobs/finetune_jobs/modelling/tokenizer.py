@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import chat
 
 

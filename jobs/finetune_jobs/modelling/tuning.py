@@ -8,7 +8,7 @@ from typing import Final
 
 from finetune_api.base import WireModel
 from finetune_api.training import Method, Quantization, Training
-from finetune_jobs.documents import parse_json
+from finetune_jobs.base.documents import parse_json
 
 TUNING: Final = "tuning.json"
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from finetune_api.dataset import OnFinding, TooLong
 from finetune_api.readiness import BASELINE, EASY_BASELINE, Readiness
-from finetune_jobs.dataset.split import Part
-from finetune_jobs.dataset.validation import shorten
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import wilson
+from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness.facts import Baseline, Beside, Facts, Findings
 
 MIN_EXAMPLES: Final = 500

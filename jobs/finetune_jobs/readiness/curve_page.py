@@ -3,7 +3,7 @@
 from typing import Final
 
 from finetune_jobs.readiness import charts
-from finetune_jobs.readiness.document import Row, document, section, sentences, table
+from finetune_jobs.readiness.document import TableRow, document, section, sentences, table
 from finetune_jobs.readiness.forecast import Forecast
 from finetune_jobs.readiness.learning_curve import LearningCurve
 
@@ -13,7 +13,7 @@ TITLE: Final = "What more examples would bring"
 def render_curve(forecast: Forecast) -> str:
     """The page. Equal forecasts give equal bytes."""
     header = f'<p class="verdict">{sentences(forecast.sentence())}</p>\n'
-    measured = [Row(f"{point.examples:,}", [f"{point.error:.4f}"]) for point in forecast.points]
+    measured = [TableRow(f"{point.examples:,}", [f"{point.error:.4f}"]) for point in forecast.points]
     text = (
         "Each line is a training of its own with the same recipe, on a part of the examples that holds the smaller "
         "ones. The last one is the training whose weights were kept."
@@ -29,7 +29,8 @@ def _expected(forecast: Forecast, curve: LearningCurve) -> str:
     largest = forecast.points[-1].examples
     sizes = sorted({largest, forecast.target, 2 * largest, curve.reach})
     lines = [
-        Row(f"{p.examples:,}", [f"{p.error:.3g}", f"{p.low:.3g} – {p.high:.3g}"]) for p in map(curve.predict, sizes)
+        TableRow(f"{point.examples:,}", [f"{point.error:.3g}", f"{point.low:.3g} – {point.high:.3g}"])
+        for point in map(curve.predict, sizes)
     ]
     text = (
         f"The dots are the trainings. The power law through them is what it says of up to {curve.reach:,} examples "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from finetune_jobs.dataset.validation import shorten
+from finetune_jobs.base.wording import shorten
 from finetune_jobs.readiness import charts
 from finetune_jobs.readiness.charts import Segment
 from finetune_jobs.readiness.style import STYLE
@@ -28,7 +28,7 @@ _POLICY: Final = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-ur
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of a table with bars."""
 
     name: str
@@ -49,12 +49,12 @@ def document(title: str, header: str, sections: Iterable[str]) -> str:
     )
 
 
-def bar_table(caption: str, head: Sequence[str], rows: Iterable[Row], *, long: bool = False) -> str:
+def bar_table(caption: str, head: Sequence[str], rows: Iterable[TableRow], *, long: bool = False) -> str:
     """A table whose rows have a bar beside their name; a ``long`` one may be broken between pages."""
     return table(caption, head, rows, "bars long" if long else "bars")
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Row], kind: str = "plain") -> str:
+def table(caption: str, head: Sequence[str], rows: Iterable[TableRow], kind: str = "plain") -> str:
     """A table with a caption; ``head`` names its columns, ``kind`` is a class of the style sheet."""
     columns = "".join(f'<th scope="col">{name}</th>' if name else "<td></td>" for name in head)
     lines = "".join(
@@ -68,7 +68,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Row], kind: str = "p
     )
 
 
-def _bar(row: Row) -> str:
+def _bar(row: TableRow) -> str:
     return charts.bar(row.segments) if row.segments else ""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finetune_api.dataset import OnFinding, TooLong
-from finetune_jobs.dataset.split import Part
+from finetune_jobs.examples.parts import Part
 
 Counts = Mapping[str, int]
 """Numbers by kind."""

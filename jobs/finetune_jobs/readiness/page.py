@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from finetune_api.dataset import OnFinding
-from finetune_jobs.dataset.language import UNKNOWN
-from finetune_jobs.dataset.split import Part
+from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness import charts
 from finetune_jobs.readiness.charts import Kind, Segment
 from finetune_jobs.readiness.checklist import Item, State, count_of, percent, quantile, summary, verdict
 from finetune_jobs.readiness.document import (
-    Row,
+    TableRow,
     bar_table,
     breakable,
     document,
@@ -24,6 +23,7 @@ from finetune_jobs.readiness.document import (
     table,
 )
 from finetune_jobs.readiness.facts import Counts, Facts, Findings, Rows
+from finetune_jobs.text.language import UNKNOWN
 
 _CLASSES: Final = 30
 _KINDS: Final = 15
@@ -90,13 +90,13 @@ def _rows(facts: Facts) -> str:
     return section("What became of the rows", body)
 
 
-def _waterfall(rows: Rows) -> list[Row]:
+def _waterfall(rows: Rows) -> list[TableRow]:
     """The rows' way: what is lost stands where the bar above it ends, and the parts fill what is left."""
     whole = max(1, rows.read + rows.added)
 
-    def row(name: str, count: int, kind: Kind, begin: int) -> Row:
+    def row(name: str, count: int, kind: Kind, begin: int) -> TableRow:
         cells = [f"{count:,}", sentences(percent(count, whole)) if count >= 0 else ""]
-        return Row(name, cells, [Segment(kind, max(0, count) / whole, max(0, begin) / whole)])
+        return TableRow(name, cells, [Segment(kind, max(0, count) / whole, max(0, begin) / whole)])
 
     lines = [row("rows read", rows.read, Kind.ASIDE, 0)]
     if rows.added:
@@ -143,7 +143,7 @@ def _lengths(facts: Facts) -> str:
             f"<figure><figcaption>{_NAMES[part].capitalize()}, up to {max(bins.counts(counts)):,} a bar</figcaption>"
             f"{charts.histogram(counts, bins, _KIND_OF[part], limit, described)}</figure>\n"
         )
-        lines.append(Row(_NAMES[part], [f"{counts.total():,}", *(f"{number:,}" for number in numbers)]))
+        lines.append(TableRow(_NAMES[part], [f"{counts.total():,}", *(f"{number:,}" for number in numbers)]))
     head = ["", "examples", "median", "95 %", "longest"]
     return section("Token lengths", f"<p>{text}</p>\n{''.join(figures)}{table('In tokens', head, lines)}")
 
@@ -155,7 +155,7 @@ def _classes(facts: Facts) -> str:
     ordered = sorted(totals, key=lambda label: (-totals[label], label))
     largest = max(1, *totals.values())
     lines = [
-        Row(
+        TableRow(
             label,
             [f"{totals[label]:,}", *(f"{facts.labels[label].get(part, 0):,}" for part in Part)],
             [Segment(_KIND_OF[part], facts.labels[label].get(part, 0) / largest) for part in Part],
@@ -164,7 +164,8 @@ def _classes(facts: Facts) -> str:
     ]
     if rest := ordered[_CLASSES:]:
         by_part = [sum(facts.labels[label].get(part, 0) for label in rest) for part in Part]
-        lines.append(Row(f"{len(rest):,} more classes", [f"{sum(by_part):,}", *(f"{count:,}" for count in by_part)]))
+        cells = [f"{sum(by_part):,}", *(f"{count:,}" for count in by_part)]
+        lines.append(TableRow(f"{len(rest):,} more classes", cells))
     key = "".join(f"<li>{charts.swatch(_KIND_OF[part])}{_NAMES[part]}</li>" for part in Part)
     caption = f"Examples of the {_CLASSES} largest of {len(ordered):,} classes" if rest else "Examples by class"
     head = ["class", "all", "train", "valid.", "test"]
@@ -198,9 +199,9 @@ def _faults(facts: Facts, faults: Sequence[Mapping[str, str | int]]) -> str:
     if not faults:
         return ""
     first = faults[:_FAULTS]
-    by_file: dict[str, list[Row]] = {}
+    by_file: dict[str, list[TableRow]] = {}
     for fault in first:
-        row = Row(f"{fault['line']}", [breakable(shown(f"{fault[key]}")) for key in ("field", "kind")])
+        row = TableRow(f"{fault['line']}", [breakable(shown(f"{fault[key]}")) for key in ("field", "kind")])
         by_file.setdefault(f"{fault['file']}", []).append(row)
     tables = "".join(table(place(file), ["line", "field", "kind"], rows, "places") for file, rows in by_file.items())
     text = (
@@ -226,9 +227,9 @@ def _count_table(caption: str, what: str, unit: str, counts: Counts, kind: Kind)
     """Counts by kind with bars, the largest first."""
     ordered = sorted(((name, n) for name, n in counts.items() if n), key=lambda pair: (-pair[1], pair[0]))
     largest = max((n for _, n in ordered), default=1)
-    lines = [Row(name, [f"{n:,}"], [Segment(kind, n / largest)]) for name, n in ordered[:_KINDS]]
+    lines = [TableRow(name, [f"{n:,}"], [Segment(kind, n / largest)]) for name, n in ordered[:_KINDS]]
     if rest := ordered[_KINDS:]:
-        lines.append(Row(f"{len(rest):,} more", [f"{sum(n for _, n in rest):,}"]))
+        lines.append(TableRow(f"{len(rest):,} more", [f"{sum(n for _, n in rest):,}"]))
     return bar_table(caption, [what, unit], lines)
 
 

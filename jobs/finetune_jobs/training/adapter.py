@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Training
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 
 _SHOWN = 12
 """Names of layers in a message."""

@@ -8,8 +8,8 @@ from typing import Any, Final, Self
 from transformers import TrainerCallback
 
 from finetune_api.reasons import Reason
-from finetune_jobs.background import Repeating
-from finetune_jobs.logs import process_age
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.runtime.logs import process_age
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.watchdogs import Ending

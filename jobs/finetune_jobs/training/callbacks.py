@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError, StoppedError
-from finetune_jobs.progress import Progress
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.base.progress import Progress
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.watchdogs import diverged, not_finite, overfits

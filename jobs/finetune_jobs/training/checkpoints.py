@@ -26,12 +26,12 @@ from typing import Any, Final
 from finetune_api.layout import MANIFEST
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_jobs import folders
-from finetune_jobs.errors import StageError
-from finetune_jobs.retention import TRAINER_STATE
-from finetune_jobs.store import Store
+from finetune_jobs.artifacts import folders
+from finetune_jobs.artifacts.retention import TRAINER_STATE
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.ownership import STATE, Following, Ownership, RunState
-from finetune_jobs.training.recipe import Batch
 from finetune_jobs.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)

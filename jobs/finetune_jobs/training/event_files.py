@@ -9,9 +9,9 @@ from typing import Any, Final
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from finetune_jobs.background import Repeating
-from finetune_jobs.progress import Measurement
-from finetune_jobs.store import Store
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.base.progress import Measurement
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.figures import End, Facts, Settings, figures
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
-from finetune_jobs.progress import Measurement
+from finetune_jobs.base.progress import Measurement
 
 Settings = dict[str, str | float]
 """The training's hyperparameters."""

@@ -24,8 +24,8 @@ from pydantic import ValidationError
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageResult
-from finetune_jobs import logs
-from finetune_jobs.runner import failure, write_result
+from finetune_jobs.runtime import logs
+from finetune_jobs.runtime.runner import failure, write_result
 
 log = logging.getLogger(__name__)
 

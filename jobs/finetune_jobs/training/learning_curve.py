@@ -31,20 +31,20 @@ from finetune_api.base import WireModel
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.training import Training
-from finetune_jobs.dataset import sampling
-from finetune_jobs.documents import parse_json
-from finetune_jobs.errors import StageError, StoppedError
+from finetune_jobs.base.documents import parse_json
+from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.examples import read_tokens
+from finetune_jobs.modelling.token_files import read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
-from finetune_jobs.progress import Progress
 from finetune_jobs.readiness.curve_page import render_curve
 from finetune_jobs.readiness.forecast import Forecast, forecast
 from finetune_jobs.readiness.learning_curve import Point
-from finetune_jobs.store import Store
+from finetune_jobs.splitting import sampling
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import LAST, Reporting
-from finetune_jobs.training.recipe import Batch
 from finetune_jobs.training.trainer import (
     Files,
     Trained,

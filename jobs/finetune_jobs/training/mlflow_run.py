@@ -12,8 +12,8 @@ from collections import deque
 from typing import Any, Final
 
 from finetune_api.hashing import digest
-from finetune_jobs.background import Repeating
-from finetune_jobs.progress import Measurement
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.base.progress import Measurement
 from finetune_jobs.training.figures import End, Facts, Settings, figures
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from finetune_api.base import WireModel
 from finetune_api.reasons import Reason
-from finetune_jobs.documents import parse_json
-from finetune_jobs.errors import StageError
-from finetune_jobs.store import Store
+from finetune_jobs.base.documents import parse_json
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
 

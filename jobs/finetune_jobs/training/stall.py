@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 from finetune_api.layout import run_folder
 from finetune_api.stages import StageInput
 from finetune_api.tracking import Tracking
-from finetune_jobs.errors import StoppedError
-from finetune_jobs.progress import Measurement, Progress
-from finetune_jobs.store import Store
+from finetune_jobs.base.errors import StoppedError
+from finetune_jobs.base.progress import Measurement, Progress
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.event_files import EventFiles
 from finetune_jobs.training.figures import End, Facts, Settings
 from finetune_jobs.training.mlflow_run import MlflowRun

@@ -23,14 +23,15 @@ from trl import SFTConfig
 
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
-from finetune_jobs.errors import StageError
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.fit.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import device
-from finetune_jobs.modelling.examples import read_tokens
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
+from finetune_jobs.modelling.token_files import read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
-from finetune_jobs.progress import Progress
 from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training import sharding
 from finetune_jobs.training.adapter import adapter_config
@@ -39,7 +40,6 @@ from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.division import FilledSampler, missing, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
-from finetune_jobs.training.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tracking import Measuring

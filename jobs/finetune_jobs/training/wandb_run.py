@@ -18,9 +18,9 @@ from typing import Any, Final
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.tracking import WANDB_KEY_VARIABLE, Wandb, WandbCredentials
-from finetune_jobs.background import Repeating
-from finetune_jobs.errors import StageError
-from finetune_jobs.progress import Measurement
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Measurement
 from finetune_jobs.training.figures import End, Facts, Settings, figures
 
 log = logging.getLogger(__name__)

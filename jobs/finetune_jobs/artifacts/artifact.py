@@ -1,0 +1,86 @@
+"""What a published artifact holds, for those who write it (publish) and those who read it (resolve, fetch, verify)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.base import WireModel
+from finetune_api.dataset import TaskType
+from finetune_jobs.base.documents import parse_json
+
+GOLDEN: Final = "golden.jsonl"
+"""Prompts whose answers prove at serving that the tuning is on: one Answer a line."""
+SAMPLE: Final = "sample.jsonl"
+"""Test examples with the artifact's own answers, to compare the server with the evaluation: one Answer a line."""
+MODEL_CARD: Final = "README.md"
+MODEL_REF: Final = "model.json"
+ANSWERS: Final = "answers.jsonl"
+"""Of evaluate's output: one Answer for each test example that was asked."""
+METRICS: Final = "metrics.json"
+"""Of evaluate's output: Metrics."""
+
+
+class Answer(WireModel):
+    """A test example and what three models said to it, each with greedy decoding."""
+
+    messages: list[dict[str, Any]]
+    """The prompt, without the answer."""
+    tools: list[dict[str, Any]] = []
+    """What the prompt allows to call."""
+    label: str
+    """The right answer."""
+    base: str
+    """The base model's answer."""
+    tuned: str
+    """That of base and adapter."""
+    artifact: str
+    """That of the exported files."""
+    max_tokens: int = 64
+    """The most tokens that each was allowed to generate."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, for the model's own tokenizer and template; 0: an earlier version did not count them."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether this prompt tells the artifact from its base model."""
+        return self.base.strip() != self.artifact.strip()
+
+
+class Metrics(WireModel):
+    """``metrics.json``, as far as publish reads it."""
+
+    golden_prompts: int
+    """How many golden prompts the artifact shall have."""
+    scalars: dict[str, str]
+    """Those of evaluate's result, for the model card."""
+    task: TaskType = TaskType.CLASSIFICATION
+    """What the model was measured for."""
+
+
+class ModelRef(WireModel):
+    """``model.json``: which exported model belongs to the artifact."""
+
+    schema_version: int = 1
+    digest: str
+    folder: str
+    """Relative to the results' root."""
+    format: str
+    size_bytes: int
+    base_model_uri: str
+    task: TaskType = TaskType.CLASSIFICATION
+    """What counts as a right answer."""
+
+
+def artifact_digest(uri: str) -> str:
+    """Digest at the end of ``…/artifacts/<digest>``."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def read_answers(lines: Iterable[str], place: str) -> list[Answer]:
+    """Answers, one a line. Raises StageError (ArtifactCorrupt) with the line that is wrong."""
+    return [parse_json(line, Answer, f"{place} line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """The inverse of ``read_answers``."""
+    path.write_text("".join(f"{answer.model_dump_json(by_alias=True)}\n" for answer in answers), encoding="utf-8")

@@ -1,0 +1,210 @@
+"""Content-addressed folders: files first, ``manifest.json`` last, then the record that leads from an input to them.
+
+A folder without a manifest does not exist. A reader takes only the files that the manifest names, verifies size and
+SHA-256 of each, and shows the folder under its final name only when all are right.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from finetune_api.hashing import canonical_json
+from finetune_api.layout import (
+    MANIFEST,
+    FileEntry,
+    Lineage,
+    Manifest,
+    StageRecord,
+    cut_folder,
+    cut_object,
+    key_object,
+    output_folder,
+)
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_jobs.base.documents import M, parse_json
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Report
+from finetune_jobs.store.s3 import Store
+
+_ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
+_AMOUNT: Final = re.compile(r"[0-9]+\.[0-9]{2}", re.ASCII)
+
+
+def describe_folder(
+    folder: Path, stage: Stage, facts: dict[str, str] | None = None, lineage: Lineage | None = None
+) -> Manifest:
+    """The manifest of a local folder: every file below it, sorted by path, with size and SHA-256."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = [
+        FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
+        for path in paths
+    ]
+    return Manifest(stage=stage, files=files, facts=facts or {}, lineage=lineage or Lineage())
+
+
+def publish_folder(
+    store: Store,
+    folder: Path,
+    stage: Stage,
+    *,
+    facts: dict[str, str] | None = None,
+    lineage: Lineage | None = None,
+    report: Report | None = None,
+) -> str:
+    """Upload a stage's output to where its content belongs (``store`` is the output URI); returns its digest.
+
+    Where that content is published already, nothing is uploaded. Two writers of the same content may meet: both write
+    the same bytes, and the manifest is written once.
+    """
+    manifest = describe_folder(folder, stage, facts, lineage)
+    digest = manifest.content_digest()
+    place = store.below(output_folder(stage, digest))
+    if place.exists(MANIFEST):
+        return digest
+    counter = _Counter(sum(file.size for file in manifest.files), report)
+    for file in manifest.files:
+        place.upload(file.path, folder / file.path, counter.advance)
+    place.put_if_absent(MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
+    return digest
+
+
+def read_manifest(store: Store, folder: str) -> Manifest | None:
+    """The manifest of a folder below ``store``, or None where the folder is not published.
+
+    Raises StageError (ArtifactCorrupt) for one that cannot be read.
+    """
+    return _read_model(store, f"{folder}/{MANIFEST}", Manifest)
+
+
+def require_manifest(store: Store, folder: str) -> Manifest:
+    """As ``read_manifest``, but raises StageError where the folder is not published (ArtifactNotFound), and where the
+    manifest is not the one of the folder's address (ArtifactCorrupt)."""
+    manifest = read_manifest(store, folder)
+    if manifest is None:
+        raise StageError(
+            Reason.ARTIFACT_NOT_FOUND, f"{store.uri(folder)} holds no {MANIFEST}: nothing is published there."
+        )
+    address = _ADDRESS.search(folder)
+    if address and manifest.content_digest() != address[0]:
+        raise StageError(
+            Reason.ARTIFACT_CORRUPT,
+            f"{store.uri(folder)}/{MANIFEST} lists other files than the folder's address says: it was changed.",
+        )
+    return manifest
+
+
+def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | None = None) -> Manifest:
+    """Download a published folder to ``target``, verified, all or nothing. A verified copy that is there is kept.
+
+    Raises StageError: ArtifactNotFound, ArtifactCorrupt (names the object and what is wrong with it), or as Store.
+    """
+    manifest = require_manifest(store, folder)
+    place = store.below(folder)
+    for file in manifest.files:
+        _require_inside(place, file.path)
+    if all((target / file.path).is_file() and not _fault(target / file.path, file) for file in manifest.files):
+        return manifest
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    counter = _Counter(sum(file.size for file in manifest.files), report)
+    for file in manifest.files:
+        path = partial / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not place.download(file.path, path, counter.advance):
+            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is missing, but its manifest names it.")
+        if fault := _fault(path, file):
+            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is damaged: {fault}.")
+    (partial / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    return manifest
+
+
+def read_record(store: Store, stage: Stage, input_key: str, max_cost: str = "") -> StageRecord | None:
+    """What is known for a stage's input: its record, if the output that it names is still published.
+
+    With ``max_cost``, where there is none: what a budget of so many US dollars or more ended early; of several results
+    the one of the highest budget.
+    """
+    whole = _standing(store, key_object(stage, input_key))
+    if whole or not max_cost:
+        return whole
+    folder = cut_folder(stage, input_key)
+    amounts = [entry.key for entry in store.list(folder) if _AMOUNT.fullmatch(entry.key)]
+    enough = sorted((amount for amount in amounts if float(amount) >= float(max_cost)), key=float, reverse=True)
+    return next(filter(None, (_standing(store, f"{folder}/{amount}") for amount in enough)), None)
+
+
+def publish_record(
+    store: Store, stage: Stage, input_key: str, record: StageRecord, *, ended_by: str = ""
+) -> StageRecord:
+    """Write a stage's record once; returns the record that stands, which is another's where that one came first.
+
+    A record whose output was deleted is replaced, so that deleting a damaged folder heals by itself. ``ended_by``: the
+    budget in US dollars that ended the stage early, for whose sake alone the result may be reused.
+    """
+    path = cut_object(stage, input_key, ended_by) if ended_by else key_object(stage, input_key)
+    content = canonical_json(record)
+    if store.put_if_absent(path, content):
+        return record
+    if (standing := _standing(store, path)) is not None:
+        return standing
+    found = store.get_tagged(path)
+    if found is not None and store.replace(path, content, found[1]):
+        return record
+    raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} is being changed by another writer.", retriable=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _standing(store: Store, path: str) -> StageRecord | None:
+    """The record at ``path``, if its output is still published."""
+    record = _read_model(store, path, StageRecord)
+    if record is None or not store.exists(
+        f"{output_folder(record.result.stage, record.result.output_digest)}/{MANIFEST}"
+    ):
+        return None
+    return record
+
+
+def _fault(path: Path, expected: FileEntry) -> str:
+    size = path.stat().st_size
+    if size != expected.size:
+        return f"it has {size} bytes, the manifest says {expected.size}"
+    found = sha256(path)
+    if found != expected.sha256:
+        return f"its SHA-256 begins with {found[:12]}, the manifest says {expected.sha256[:12]}"
+    return ""
+
+
+def _require_inside(place: Store, path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+        raise StageError(
+            Reason.ARTIFACT_CORRUPT, f"{place.uri(MANIFEST)} names {path!r}, which lies outside the folder."
+        )
+
+
+def _read_model(store: Store, path: str, model: type[M]) -> M | None:
+    content = store.get(path)
+    return None if content is None else parse_json(content, model, store.uri(path))
+
+
+class _Counter:
+    """Adds up the bytes that the transfer threads report."""
+
+    def __init__(self, total: int, report: Report | None) -> None:
+        self._total, self._done, self._report = total, 0, report
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._report:
+            self._report(self._done, self._total)

@@ -1,0 +1,108 @@
+"""The model card of an artifact, as Markdown with the metadata of Hugging Face's model cards (pure).
+
+Format: https://huggingface.co/docs/hub/model-cards
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from finetune_api.stages import StageInput
+from finetune_jobs.artifacts.artifact import ModelRef
+
+_MEASURES: Final = ("accuracy", "precision", "recall", "f1")
+
+_CARD: Final = """\
+---
+base_model: {base}
+pipeline_tag: text-generation
+tags: [finetune-operator, {format}]
+---
+# {name}
+
+{base} fine-tuned with {method}; weights as {format} safetensors ({size}), merged, so no adapter is loaded at serving.
+
+## Scores on the test split
+{samples} examples that neither training nor the choice of the checkpoint has seen; greedy decoding.
+
+| measure | base | tuned | artifact (what is served) |
+| --- | --- | --- | --- |
+{scores}
+
+## Data
+{train} examples for training, {validation} for validation, {test} for the test, {labels} labels; {read} rows were read,
+{invalid} were invalid and {duplicates} duplicates. Data set `{dataset}`.
+
+## Training
+{steps} steps, {tokens} tokens, {parameters} trainable parameters; training loss {loss}, validation loss
+{validation_loss}.
+
+## Lineage
+| what | digest |
+| --- | --- |
+| data set | `{dataset}` |
+| adapter | `{adapter}` |
+| exported model | `{export}` |
+| evaluation | `{evaluation}` |
+
+Made by {kind} {namespace}/{run}.
+
+## Serving
+```yaml
+apiVersion: finetune.dev/v1alpha1
+kind: AdapterDeployment
+metadata:
+  name: {name}
+spec:
+  runtime: tgi
+  source:
+    fineTuneJob:
+      name: {run}
+```
+"""
+
+
+def render(
+    given: StageInput,
+    model: ModelRef,
+    dataset: Mapping[str, str],
+    adapter: Mapping[str, str],
+    scores: Mapping[str, str],
+) -> str:
+    """The card of the artifact that publish's input asks for; the mappings are the scalars of the stages before."""
+    rows = [
+        f"| {m} | " + " | ".join(scores.get(f"{m}{who}", "–") for who in ("Base", "Tuned", "Artifact")) + " |"
+        for m in _MEASURES
+    ]
+    training = given.params.train.training if given.params.train else None
+    return _CARD.format(
+        name=given.output.name if given.output else given.run.name,
+        base=model.base_model_uri,
+        format=model.format,
+        method=training.method.value if training else "a low-rank adapter",
+        size=_size(model.size_bytes),
+        samples=scores.get("samples", "–"),
+        scores="\n".join(rows),
+        train=dataset.get("rowsTrain", "–"),
+        validation=dataset.get("rowsValidation", "–"),
+        test=dataset.get("rowsTest", "–"),
+        labels=dataset.get("labels", "–"),
+        read=dataset.get("rowsRead", "–"),
+        invalid=dataset.get("rowsInvalid", "–"),
+        duplicates=dataset.get("rowsDuplicates", "–"),
+        steps=adapter.get("steps", "–"),
+        tokens=adapter.get("tokens", "–"),
+        loss=adapter.get("trainLoss", "–"),
+        validation_loss=adapter.get("validationLoss", "–"),
+        parameters=adapter.get("trainableParameters", "–"),
+        dataset=given.upstream.dataset,
+        adapter=given.upstream.adapter,
+        export=given.upstream.export,
+        evaluation=given.upstream.evaluation,
+        kind=given.run.kind,
+        namespace=given.run.namespace,
+        run=given.run.name,
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

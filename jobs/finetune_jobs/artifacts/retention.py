@@ -1,0 +1,90 @@
+"""What goes of a run's state once a training has succeeded: checkpoints that nobody will go on from.
+
+Results (data sets, models, evaluations, artifacts) are not touched: they are shared by content, and a FineTuneJob
+whose resolve has just found one leaves no mark in the store by which its deletion could be held back (decision 14).
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.layout import MANIFEST, run_folder
+from finetune_api.stages import RunRef
+from finetune_api.tracking import Retention
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.store.s3 import Store
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINT: Final = re.compile(r"(?P<folder>(?P<training>[0-9a-f]{16})/(.+/)?checkpoint-(?P<step>[0-9]+))/.+")
+TRAINER_STATE: Final = "trainer_state.json"
+"""Where a checkpoint says how far the training was, and which step was the best."""
+_SECONDS: Final = 10.0
+"""Longest that a finished training waits for old checkpoints to be deleted."""
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """One of a FineTuneJob's checkpoints in the store."""
+
+    training: str
+    """The first 16 digits of the training's input key."""
+    step: int
+    folder: str
+    """Relative to the run's ``checkpoints/``."""
+
+
+def checkpoints_of(paths: Iterable[str]) -> set[Checkpoint]:
+    """The checkpoints to which objects belong, by their paths below ``checkpoints/``; other objects are left out."""
+    found = (_CHECKPOINT.fullmatch(path) for path in paths)
+    return {Checkpoint(match["training"], int(match["step"]), match["folder"]) for match in found if match}
+
+
+def superseded(stored: Iterable[Checkpoint], training: str, keep: int, best: int = 0) -> list[Checkpoint]:
+    """Which go once ``training`` has succeeded: all but its ``keep`` newest and, where any stays, that of its ``best``
+    step; and all of trainings before it.
+
+    A FineTuneJob has one run at a time: when a training succeeds, no other of the same job can still be going on.
+    """
+    checkpoints = sorted(stored)
+    own = [checkpoint for checkpoint in checkpoints if checkpoint.training == training]
+    kept = own[max(0, len(own) - keep) :]
+    if kept:  # who goes on from the newest one may end with the weights of the best
+        kept += [checkpoint for checkpoint in own if checkpoint.step == best]
+    return [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
+
+
+def remove_checkpoints(store: Store, run: RunRef, input_key: str, retention: Retention) -> None:
+    """Delete the superseded checkpoints of ``run``'s FineTuneJob. What fails is logged, and costs storage only."""
+    place = store.below(f"{run_folder(run)}/checkpoints")
+
+    def remove() -> None:
+        stored, training = checkpoints_of(entry.key for entry in place.list()), input_key[:16]
+        best = _best_step(place, stored, training)
+        for checkpoint in superseded(stored, training, retention.checkpoints, best):
+            _delete(place.below(checkpoint.folder))
+            log.info("deleted %s", place.uri(checkpoint.folder))
+
+    removing = Repeating(remove, name="deleting old checkpoints", pause=_SECONDS)
+    removing.end()
+    if not removing.wait(_SECONDS):
+        log.warning("old checkpoints are left below %s", place.uri())
+
+
+def _best_step(place: Store, stored: Iterable[Checkpoint], training: str) -> int:
+    """The best step of a training by its newest checkpoint; 0 where that does not say."""
+    newest = max((each for each in stored if each.training == training), default=None)
+    content = place.get(f"{newest.folder}/{TRAINER_STATE}") if newest else None
+    try:
+        return int(json.loads(content or b"{}").get("best_global_step") or 0)
+    except (ValueError, AttributeError, TypeError):
+        return 0
+
+
+def _delete(folder: Store) -> None:
+    folder.delete(MANIFEST)  # first: what is left is then no checkpoint any more
+    for entry in folder.list():
+        folder.delete(entry.key)

@@ -1,0 +1,34 @@
+"""Failures of a stage: each has a reason of the API, a message for people, and an answer to "would a retry help?"."""
+
+from typing import TypeVar
+
+from finetune_api.reasons import Reason
+
+T = TypeVar("T")
+
+
+class StageError(Exception):
+    """A stage cannot give its result. ``message`` names place, value and cause, and never holds a secret."""
+
+    def __init__(self, reason: Reason, message: str, *, retriable: bool = False, blameless: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retriable = retriable
+        """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
+        self.blameless = blameless
+        """True when another pod is the cause, or all agreed to begin again: ExitCode.REGROUP, which does not count."""
+
+
+class StoppedError(BaseException):
+    """The pod was told to stop (SIGTERM): suspended, drained, preempted. State that can be resumed is saved.
+
+    No ``Exception``, since it may be raised inside a library that would catch one and try again.
+    """
+
+
+def need(value: T | None, field: str) -> T:
+    """The value of a field of StageInput that this stage cannot do without. Raises StageError (SpecInvalid)."""
+    if value is None:
+        raise StageError(Reason.SPEC_INVALID, f"the stage's input has no {field}")
+    return value

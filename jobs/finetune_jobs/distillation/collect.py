@@ -1,0 +1,131 @@
+"""The first pass of a distillation: rows are prompts, and what a teacher answers to them becomes the examples."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import rensa
+
+from finetune_api.dataset import TaskType
+from finetune_api.distillation import Distillation
+from finetune_api.stages import PrepareParams, RunRef
+from finetune_jobs.base.progress import Report
+from finetune_jobs.distillation.distil import Distilled, distil
+from finetune_jobs.distillation.journal import Journal
+from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts
+from finetune_jobs.distillation.teacher import Teacher
+from finetune_jobs.examples.ledger import Ledger, Place
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import Example
+from finetune_jobs.preparation.collect import Collector, Copy, provided_part
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.readiness.preparation_report import require_valid
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.splitting import leakage
+from finetune_jobs.splitting.near_duplicates import shingles
+from finetune_jobs.store.s3 import Store
+
+_VALUES: Final = 128
+_BANDS: Final = 16
+_SEED: Final = 0xA15
+
+
+def collect_distilled(
+    copies: list[Copy],
+    params: PrepareParams,
+    config: Distillation,
+    collector: Collector,
+    *,
+    store: Store,
+    run: RunRef,
+    report: Report,
+    stopping: threading.Event,
+) -> Distilled:
+    """Have the rows of ``copies`` answered and give ``collector`` the conversations.
+
+    Prompts are cleaned and masked before they leave for the teacher. Rows without a prompt count as invalid; prompts
+    without a good answer are left out and counted. Of a free text all good answers to a prompt are learnt; where only
+    one can be right, answers that differ contradict each other (``Ledger.is_new``). Raises StageError and StoppedError
+    as ``distil``, and StageError (DatasetInvalid) before the first prompt is asked, as ``_prompts``.
+    """
+    ledger, numbers = collector.made.ledger, {copy.file.uri: copy.file.number for copy in copies}
+    given = Ledger(params.task.type)
+    several = config.samples_per_prompt > 1 and params.task.type is TaskType.TEXT
+    taken: Counter[tuple[str, int]] = Counter()
+
+    def take(uri: str, row: Row | Fault) -> None:
+        if isinstance(row, Fault):
+            ledger.read += 1
+            ledger.dropped[row.kind] += 1
+            return
+        collector.take(numbers[uri], uri, row, taken[uri, row.line] if several else None)
+        taken[uri, row.line] += several
+
+    prompts = _prompts(copies, config, params, collector.made.intake, given)
+    journal = Journal.of(store, run, config)
+    near = NearAnswers(params.duplicates.near_percent)
+    teacher = Teacher.from_environment(config)
+    made = distil(prompts, config, teacher, journal, take, report=report, stopping=stopping, near=near)
+    ledger.faults.merge(given.faults)
+    ledger.dropped.update(given.dropped)
+    ledger.dropped.update({"promptNotAsked": made.unasked} if made.unasked else {})
+    ledger.duplicates += made.repeated
+    ledger.read += given.faults.total + given.dropped.total() + made.unasked + made.repeated
+    return made
+
+
+def _prompts(
+    copies: list[Copy], config: Distillation, params: PrepareParams, intake: Intake, given: Ledger
+) -> Iterator[Prompt]:
+    """The prompts of all files; ``given`` counts the rows.
+
+    What is wrong with them is known behind the last one, when none is asked yet. Raises StageError (DatasetInvalid) for
+    too many invalid rows, and for prompts that the sources provide for training and for the test: once they are paid,
+    ``Ledger.torn`` would say so.
+    """
+    keep = [params.group_by] if params.group_by else []
+    tested: dict[str, str] = {}
+    torn: list[tuple[str, str]] = []
+    for copy in copies:
+        file, part = copy.file, provided_part(params.sources[copy.file.number])
+        rows = read_rows(
+            copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
+        )
+        for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, keep=keep):
+            if part is Part.TEST:
+                tested.setdefault(_identity(prompt), str(Place(file.number, file.uri, prompt.line)))
+            elif part is Part.TRAIN and tested and (test := tested.pop(_identity(prompt), "")):
+                torn.append((test, str(Place(file.number, file.uri, prompt.line))))
+            yield prompt
+    require_valid(given, params)
+    if torn:
+        raise leakage.refusal(torn)
+
+
+def _identity(prompt: Prompt) -> str:
+    """As an example has it, whatever the answer."""
+    return Example([{"role": "user", "content": prompt.text}, {"role": "assistant", "content": ""}]).identity
+
+
+class NearAnswers:
+    """Tells whether a text is nearly the same as one before. Memory: about 1 kB a text."""
+
+    def __init__(self, near_percent: int) -> None:
+        """``near_percent``: as spec.dataset.duplicates.nearPercent; 0: nothing is near to anything."""
+        self._threshold = near_percent / 100
+        self._index = rensa.RMinHashLSH(threshold=max(0.01, self._threshold), num_perm=_VALUES, num_bands=_BANDS)
+        self._known: list[rensa.RMinHash] = []
+
+    def __call__(self, text: str) -> bool:
+        """Whether it is; if not, it is one of the known ones from now on."""
+        if not self._threshold:
+            return False
+        found = rensa.RMinHash(num_perm=_VALUES, seed=_SEED)
+        found.update(shingles(text))
+        if any(self._known[number].jaccard(found) >= self._threshold for number in self._index.query(found)):
+            return True
+        self._index.insert(len(self._known), found)
+        self._known.append(found)
+        return False

@@ -1,0 +1,146 @@
+"""What is known of every example between reading and dividing: all but its text, which waits in the spool (pure).
+
+Memory an example: about 0.5 KiB, most of it the identity as text and its place in dictionaries.
+"""
+
+import sys
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from finetune_api.dataset import TaskType
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import Example, Faults, shown
+from finetune_jobs.reading.rows import Fault
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an example stands."""
+
+    source: int
+    """Number of the source in the spec."""
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file} line {self.line}"
+
+
+@dataclass
+class Ledger:
+    """Rows that were read, and the examples that they gave."""
+
+    task: TaskType = TaskType.CLASSIFICATION
+    read: int = 0
+    faults: Faults = field(default_factory=Faults)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that a rule left out, by kind."""
+    duplicates: int = 0
+    """Rows left out because an earlier one is the same."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """The answer's class of every example that stays, by identity; empty text where the task has no classes."""
+    given: dict[str, Part] = field(default_factory=dict)
+    """Parts that the sources provide."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Groups that the rows name."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Length as it is trained."""
+    _indexes: dict[str, int] = field(default_factory=dict)
+    _answers: dict[str, int] = field(default_factory=dict)
+    _kept_as: dict[str, list[str]] = field(default_factory=dict)
+    """The pieces or the shorter form that stay for an example that was too long."""
+    _copies: Counter[str] = field(default_factory=Counter)
+    _trained_too: dict[str, Place] = field(default_factory=dict)
+    """Examples of the test, and where a row for training is equal to one."""
+    _conflicting: set[str] = field(default_factory=set)
+    _sources: "array[int]" = field(default_factory=lambda: array("H"))
+    _files: list[str] = field(default_factory=list)
+    _lines: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def is_new(self, example: Example, place: Place, part: Part | None = None) -> bool:
+        """Count a valid example; True when it is the first of its prompt and may stay.
+
+        ``part``: the one that its source provides. Rows of the user's test come before all others
+        (``collect.own_parts_first``).
+
+        Of equal prompts with different answers, those of a free text are other ways to say it: the first one stays. In
+        a classification or an extraction they teach nothing: all of them are invalid, the first one too, unless a rule
+        has left it out already.
+        """
+        identity, answer = example.identity, example.label
+        if identity in self._conflicting:
+            self.faults.add(place.file, _conflict(place.line, answer))
+            return False
+        if identity not in self._answers:
+            self._answers[identity] = hash(answer)
+            return True
+        if self.task is TaskType.TEXT or self._answers[identity] == hash(answer):
+            self._copies[identity] += 1
+            self.duplicates += 1
+            if part is Part.TRAIN and self._tested(identity):
+                self._trained_too.setdefault(identity, place)
+            return False
+        self._conflicting.add(identity)
+        copies = self._copies.pop(identity, 0)
+        self.duplicates -= copies
+        earlier = {each for each in self._forms(identity) if each in self.labels}
+        conflict = _conflict(place.line, answer, self.labels.get(identity, ""))
+        self.faults.add(place.file, replace(conflict, rows=1 + copies + len(earlier)))
+        self.leave_out(earlier)
+        return False
+
+    def keep(self, example: Example, place: Place, tokens: int, part: Part | None, whole: Example | None = None) -> int:
+        """Take an example that ``is_new``; its number. ``whole``: the too long example of which it is what stays."""
+        identity = example.identity
+        if whole and whole is not example:
+            self._kept_as.setdefault(whole.identity, []).append(identity)
+        label = example.label if self.task is TaskType.CLASSIFICATION else ""
+        self.labels[identity] = sys.intern(label)
+        self.tokens[identity] = tokens
+        if part:
+            self.given[identity] = part
+        if example.group:
+            self.groups[identity] = sys.intern(example.group)
+        self._indexes[identity] = len(self._lines)
+        self._sources.append(place.source)
+        self._files.append(place.file)
+        self._lines.append(place.line)
+        return self._indexes[identity]
+
+    def leave_out(self, identities: set[str]) -> None:
+        """Forget examples after all; who calls this counts them."""
+        for identity in identities:
+            for known in (self.labels, self.given, self.groups, self.tokens):
+                known.pop(identity, None)
+
+    def torn(self) -> list[tuple[str, str]]:
+        """Rows of the test that the sources provide for training too: the places of both, for people."""
+        tests = ((self._tested(identity), place) for identity, place in self._trained_too.items())
+        return [(self.place(test), str(place)) for test, place in tests if test]
+
+    def identities(self) -> list[str]:
+        """The identity of every example by its number; examples that were left out later included."""
+        return list(self._indexes)
+
+    def source_of(self, identity: str) -> int:
+        """Number of the source that an example comes from."""
+        return self._sources[self._indexes[identity]]
+
+    def place(self, identity: str) -> str:
+        """File and line of an example, for people."""
+        number = self._indexes[identity]
+        return str(Place(self._sources[number], self._files[number], self._lines[number]))
+
+    def _forms(self, identity: str) -> list[str]:
+        """What stays for an example: it, or its pieces or shorter form."""
+        return self._kept_as.get(identity, [identity])
+
+    def _tested(self, identity: str) -> str:
+        """What of an example stands in a test that a source provides, or an empty text."""
+        return next((each for each in self._forms(identity) if self.given.get(each) is Part.TEST), "")
+
+
+def _conflict(line: int, label: str, other: str = "") -> Fault:
+    problem = f"is not the answer of an equal row before ({shown(other)!r})" if other else "is one of several answers"
+    return Fault(line, "label", "conflictingLabels", f"{problem}: equal inputs need one answer", label)

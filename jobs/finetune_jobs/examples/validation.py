@@ -1,0 +1,170 @@
+"""From a row to an example, and everything that may be wrong with one (pure)."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from finetune_api.dataset import Columns, Task, TaskType
+from finetune_api.hashing import canonical_json
+from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.text.redaction import starred
+
+_SHOWN: Final = 5
+_STORED: Final = 100
+_LOOKED_AT: Final = 500
+"""Characters of a value in which personal data and secrets are looked for: more than are shown."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation that ends with the answer that must be learnt."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """What the conversation may call."""
+    group: str = ""
+    """Examples of one group stay together; empty: none."""
+    sample: int = 0
+    """Number of the answer, where a prompt has several that are all learnt."""
+
+    @property
+    def label(self) -> str:
+        """The answer; of one that only calls tools, the calls as JSON."""
+        last = self.messages[-1]
+        return last["content"] or canonical_json(last["tool_calls"]).decode()
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for prompts that people would call the same: Unicode NFC, white space and letter case do not count.
+        Answers that have a ``sample`` are examples of their own."""
+        parts = [f"{m['role']}\0{_plain(m['content'])}{_calls(m)}" for m in self.messages[:-1]]
+        parts += [_calls({"tool_calls": self.tools})] if self.tools else []
+        parts += [f"answer\0{self.sample}"] if self.sample else []
+        return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A valid row that a rule leaves out."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the spec demands of a row."""
+
+    columns: Columns | None = None
+    task: Task = field(default_factory=Task)
+    group_by: str = ""
+
+    @property
+    def answer_field(self) -> str:
+        """Where people find the answer of a row."""
+        return self.columns.label if self.columns else "messages"
+
+    def example(self, row: Row) -> Example | Fault:
+        """The example that a row gives, or what is wrong with it."""
+        made = shape(row, self.columns)
+        if isinstance(made, Fault):
+            return made
+        group = self._group(row)
+        if isinstance(group, Fault):
+            return group
+        example = Example(made.messages, made.tools, group)
+        return self._answer_fault(row, example) or example
+
+    def _group(self, row: Row) -> str | Fault:
+        if not self.group_by:
+            return ""
+        value = row.fields.get(self.group_by)
+        if value is None or value == "" or value != value:  # NaN, as tables have it where a value is missing
+            return Fault(row.line, self.group_by, "missingGroup", "is empty, but spec.dataset.groupBy names it")
+        if isinstance(value, dict | list | bytes):
+            problem = f"is {kind_of(value)}, must be one value, for spec.dataset.groupBy names it"
+            return Fault(row.line, self.group_by, "notText", problem)
+        wrong = text_or_fault(row.line, self.group_by, str(value))
+        return wrong if isinstance(wrong, Fault) else str(value)
+
+    def _answer_fault(self, row: Row, example: Example) -> Fault | None:
+        where, label, labels = self.answer_field, example.label, self.task.labels
+        if self.task.type is TaskType.CLASSIFICATION and labels and label not in labels:
+            hint = did_you_mean(label, labels)
+            return Fault(row.line, where, "unknownLabel", "is not one of spec.task.labels", label, hint=hint)
+        if self.task.type is TaskType.EXTRACTION and (problem := json_problem(label)):
+            return Fault(row.line, where, "answerNotJson", problem, label)
+        return None
+
+
+@dataclass
+class Faults:
+    """Everything wrong that was found: counted by kind, the first ones kept."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    first: list[tuple[str, Fault]] = field(default_factory=list)
+
+    def add(self, file: str, fault: Fault) -> None:
+        """Count a fault of a file, with all rows that are lost by it."""
+        self.kinds[fault.kind] += fault.rows
+        if len(self.first) < _STORED:
+            self.first.append((file, fault))
+
+    def merge(self, other: "Faults") -> None:
+        """Count those of another collection too."""
+        self.kinds.update(other.kinds)
+        self.first = (self.first + other.first)[:_STORED]
+
+    @property
+    def total(self) -> int:
+        """Rows that are wrong."""
+        return self.kinds.total()
+
+    def sentences(self) -> str:
+        """The first faults for people: file, line, field, what is wrong, and the value in short."""
+        return "; ".join(_sentence(file, fault) for file, fault in self.first[:_SHOWN])
+
+    def stored(self) -> list[dict[str, str | int]]:
+        """The first faults for the report, without values: those may be personal data."""
+        return [
+            {"file": file, "line": fault.line, "field": fault.field, "kind": fault.kind} for file, fault in self.first
+        ]
+
+
+def _sentence(file: str, fault: Fault) -> str:
+    value = f" ({shown(fault.value, fault.begin)!r})" if fault.value else ""
+    subject = f", {fault.field}:" if fault.field else ""
+    hint = f".{fault.hint}" if fault.hint else ""
+    return f"{file} line {fault.line}{subject} {fault.problem}{value}{hint}"
+
+
+def shown(value: str, begin: int = 0) -> str:
+    """A part of a row for people: from ``begin`` on, in short, with stars in place of personal data and secrets."""
+    return shorten(starred(value[: begin + _LOOKED_AT])[begin:])
+
+
+def json_problem(text: str) -> str:
+    """Why a text is no JSON, or an empty string."""
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON ({str(error)[:80]}), which spec.task.type Extraction asks for"
+    return ""
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def _calls(message: Message) -> str:
+    calls = message.get("tool_calls")
+    return f"\0{canonical_json(calls).decode()}" if calls else ""

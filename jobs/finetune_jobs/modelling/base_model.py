@@ -1,0 +1,148 @@
+"""Base models: what they are (identity, without a download) and their files, from S3 or the Hugging Face hub.
+
+Only safetensors are weights here: pickles can run code when they are opened, so they are neither counted nor copied.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import HfApi
+
+from finetune_api.hashing import digest
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.runtime.runner import Context
+from finetune_jobs.store.hub import HUB_ERRORS, hub_error
+from finetune_jobs.store.s3 import Entry, Store
+
+WEIGHTS: Final = ".safetensors"
+_COPIED: Final = (WEIGHTS, ".json", ".model", ".txt", ".jinja")
+"""Endings of the files that a model needs: weights, configuration, tokenizer, chat template."""
+_PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_HUB_URI: Final = re.compile(r"^hf://(?P<repo>[^@]+)@(?P<revision>.+)$")
+_HUB_TIMEOUT: Final = 30.0
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that is there and can be used."""
+
+    uri: str
+    digest: str
+    """Identity of its files."""
+    files: list[str]
+    """Names of the files to copy."""
+    revision: str = ""
+    """Commit of a model of the hub."""
+
+
+def find_base_model(store: Store, uri: str) -> BaseModel:
+    """Look at a model without downloading it; ``store`` lends its connection.
+
+    Raises StageError: ModelNotFound, ModelUnsupported (no config.json, no safetensors), GatedModelUnauthorized, and as
+    Store for a model in S3.
+    """
+    return _find_in_s3(store.at(uri), uri) if uri.startswith("s3://") else _find_on_hub(uri)
+
+
+def fetch_base_model(context: Context, target: Path) -> None:
+    """Put the run's base model into ``target``: configuration, tokenizer and safetensors.
+
+    Raises StageError as ``find_base_model``, and ModelNotFound when it is no longer the model that the run began with.
+    """
+    _fetch(context, find_base_model(context.store, context.input.base_model_uri), target)
+
+
+def _fetch(context: Context, model: BaseModel, target: Path) -> None:
+    _require_same(context, model)
+    if model.revision:
+        _download_from_hub(model, target)  # a commit of the hub never changes
+        return
+    _download_from_s3(context, model, target)
+    _require_same(context, find_base_model(context.store, model.uri))
+
+
+def fetch_tokenizer(context: Context, target: Path) -> None:
+    """As ``fetch_base_model``, without the weights."""
+    model = find_base_model(context.store, context.input.base_model_uri)
+    small = replace(model, files=[name for name in model.files if not name.endswith(WEIGHTS)])
+    _fetch(context, small, target)
+
+
+def _require_same(context: Context, found: BaseModel) -> None:
+    expected = context.input.upstream.model
+    if expected and found.digest != expected:
+        raise StageError(
+            Reason.MODEL_NOT_FOUND,
+            f"The version of {found.uri} that this run began with is gone: its files were changed meanwhile. Set "
+            "spec.rerun to a new value to use the new version.",
+        )
+
+
+def _find_in_s3(place: Store, uri: str) -> BaseModel:
+    entries = sorted((e for e in place.list() if "/" not in e.key), key=lambda e: e.key)
+    if not entries:
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} holds no files.")
+    _require_usable(uri, [entry.key for entry in entries])
+    copied = [entry for entry in entries if entry.key.endswith(_COPIED)]
+    return BaseModel(uri, _s3_digest(copied), [entry.key for entry in copied])
+
+
+def _s3_digest(entries: list[Entry]) -> str:
+    return digest([[entry.key, entry.size, entry.etag] for entry in entries])
+
+
+def _require_usable(uri: str, names: list[str]) -> None:
+    if "config.json" not in names:
+        found = ", ".join(names[:5])
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} holds no config.json, so it is no model (found: {found}).")
+    if not any(name.endswith(WEIGHTS) for name in names):
+        pickles = [name for name in names if name.endswith(_PICKLES)]
+        why = f"only pickles ({', '.join(pickles[:3])}), which can run code when opened" if pickles else "no weights"
+        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} holds {why}; *.safetensors are needed.")
+
+
+def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:
+    place = context.store.at(model.uri)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in model.files:
+        context.progress.report(0, f"downloading {place.uri(name)}")
+        if not place.download(name, target / name):
+            raise StageError(Reason.MODEL_NOT_FOUND, f"{place.uri(name)} was deleted while the model was being copied.")
+
+
+def _find_on_hub(uri: str) -> BaseModel:
+    repo, revision = _hub_name(uri)
+    try:
+        hub = HfApi()
+        hub.auth_check(repo)
+        info = hub.model_info(repo, revision=revision, timeout=_HUB_TIMEOUT)
+    except HUB_ERRORS as error:
+        raise _failed(error, uri) from None
+    names = sorted(file.rfilename for file in info.siblings or [] if "/" not in file.rfilename)
+    _require_usable(uri, names)
+    commit = str(info.sha)
+    return BaseModel(uri, digest(["hf", repo, commit]), [n for n in names if n.endswith(_COPIED)], commit)
+
+
+def _download_from_hub(model: BaseModel, target: Path) -> None:
+    repo, _ = _hub_name(model.uri)
+    try:
+        HfApi().snapshot_download(repo, revision=model.revision, allow_patterns=model.files, local_dir=target)
+    except HUB_ERRORS as error:
+        raise _failed(error, model.uri) from None
+
+
+def _hub_name(uri: str) -> tuple[str, str]:
+    match = _HUB_URI.match(uri)
+    if match is None:
+        raise StageError(
+            Reason.SPEC_INVALID, f"{uri!r} is neither s3://bucket/prefix nor hf://organisation/name@revision."
+        )
+    return match["repo"], match["revision"]
+
+
+def _failed(error: Exception, uri: str) -> StageError:
+    return hub_error(error, uri, "model", missing=Reason.MODEL_NOT_FOUND, gated=Reason.GATED_MODEL_UNAUTHORIZED)

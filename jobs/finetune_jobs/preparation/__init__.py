@@ -1,0 +1,1 @@
+"""The passes of the stage prepare: rows in, a written data set out."""

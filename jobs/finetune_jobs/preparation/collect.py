@@ -1,0 +1,206 @@
+"""The first pass: every row of every source is read, checked, cleaned and tokenised, and waits in a spool."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from finetune_api.dataset import Source, SourcePart
+from finetune_api.stages import PrepareParams
+from finetune_jobs.base.progress import Report
+from finetune_jobs.examples.ledger import Ledger, Place
+from finetune_jobs.examples.parts import CLAIMS, Part
+from finetune_jobs.examples.validation import Dropped, Example
+from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.preparation.spool import Spooled, SpoolWriter, read_spool, read_texts
+from finetune_jobs.preparation.tokens import Encoder
+from finetune_jobs.reading.readers import read_rows
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.reading.sources import SourceFile
+from finetune_jobs.splitting.contamination import Reference
+from finetune_jobs.splitting.near_duplicates import Near, compared_text, find
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
+_PARTS: Final = {SourcePart.TRAIN: Part.TRAIN, SourcePart.VALIDATION: Part.VALIDATION, SourcePart.TEST: Part.TEST}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A source's file on this machine."""
+
+    file: SourceFile
+    path: Path
+
+
+def own_parts_first(copies: Iterable[Copy], sources: Sequence[Source]) -> list[Copy]:
+    """The order in which files are read: the user's own test, validation, training, then what has no part.
+
+    Of equal rows the first one stays. So the user's test stays whole wherever its source stands in the list, and what
+    it shares with a source without a part is not trained.
+    """
+    return sorted(copies, key=lambda copy: CLAIMS.index(provided_part(sources[copy.file.number])))
+
+
+def provided_part(source: Source) -> Part | None:
+    """Where all rows of a source go; None: the division decides."""
+    return _PARTS[source.part] if source.part else None
+
+
+@dataclass
+class Collected:
+    """What a pass over rows gave."""
+
+    ledger: Ledger
+    intake: Intake
+    encoder: Encoder
+    spool: Path
+    again: set[str] = field(default_factory=set)
+    """Examples whose prompt another one has too: further answers to it."""
+    added: int = 0
+    """Pieces of longer examples, beyond the first of each."""
+    repeated_pieces: int = 0
+    """Those of them that were not new."""
+    tests_in_benchmark: int = 0
+    """Examples of a test that a source provides which hold texts of a benchmark."""
+
+    def near(self, near_percent: int) -> Near:
+        """Which prompts are near duplicates; every different one is looked at once."""
+        by_source = defaultdict[int, set[str]](set)
+        for identity in self.ledger.labels:
+            if identity not in self.again:
+                by_source[self.ledger.source_of(identity)].add(identity)
+        return find(by_source.values(), self.texts, near_percent)
+
+    def texts(self, identities: set[str]) -> Iterator[tuple[str, str]]:
+        """Identity and compared text of those examples."""
+        names = self.ledger.identities()
+        for index, text in read_texts(self.spool):
+            if names[index] in identities:
+                yield names[index], compared_text(json.loads(text)["messages"])
+
+    def examples(self, identities: Iterable[str]) -> Iterator[tuple[str, Spooled]]:
+        """Those examples in the order of the sources."""
+        wanted, names = set(identities), self.ledger.identities()
+        for example in read_spool(self.spool):
+            if names[example.index] in wanted:
+                yield names[example.index], example
+
+
+class Collector:
+    """Takes rows one after the other; a context manager that completes what it has collected."""
+
+    def __init__(
+        self,
+        params: PrepareParams,
+        intake: Intake,
+        encoder: Encoder,
+        spool: Path,
+        benchmark: Reference | None = None,
+    ) -> None:
+        """Examples that may be learnt go to the file ``spool``."""
+        self.made = Collected(Ledger(params.task.type), intake, encoder, spool)
+        self._params, self._benchmark = params, benchmark
+        self._out = SpoolWriter(spool)
+
+    def __enter__(self) -> "Collector":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.__exit__(kind, error, trace)
+
+    def read(self, copies: list[Copy], report: Report) -> None:
+        """Take every row of some files. ``report`` is told how many bytes are read.
+
+        Raises StageError as ``read_rows`` and ``Encoder``.
+        """
+        total, done = sum(copy.file.size for copy in copies), 0
+        columns = self._params.columns.names if self._params.columns else []
+        if columns and self._params.group_by:
+            columns = [*columns, self._params.group_by]
+        for copy in copies:
+            begin = done
+
+            def tell(now: int, of: int, begin: int = begin, size: int = copy.file.size) -> None:
+                report(begin + (size * now // of if of else 0), total)
+
+            file = copy.file
+            for row in read_rows(copy.path, file.uri, file.format, columns, report=tell, may_be_empty=file.one_of_many):
+                self.take(file.number, file.uri, row)
+            done += file.size
+
+    def take(self, source: int, file: str, row: Row | Fault, sample: int | None = None) -> None:
+        """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once.
+
+        ``sample``: number of the answer, where a prompt has several. Each is learnt, and they stay together.
+        """
+        example = row if isinstance(row, Fault) else self.made.intake.take(row)
+        self.made.ledger.read += example.rows if isinstance(example, Fault) else 1
+        if isinstance(example, Fault):
+            self.made.ledger.faults.add(file, example)
+        elif isinstance(example, Dropped):
+            self.made.ledger.dropped[example.kind] += 1
+        else:
+            numbered = example if sample is None else _numbered(example, sample)
+            self._take_example(numbered, Place(source, file, row.line))
+
+    def _take_example(self, example: Example, place: Place) -> None:
+        ledger, part = self.made.ledger, provided_part(self._params.sources[place.source])
+        in_benchmark = self._benchmark is not None and self._benchmark.overlaps(_said(example))
+        if in_benchmark and part is not Part.TEST:
+            ledger.dropped["inBenchmark"] += 1  # whether an equal row of the user's own test was there before, or not
+            return
+        if not ledger.is_new(example, place, part):
+            return
+        self.made.tests_in_benchmark += in_benchmark
+        pieces = self.made.encoder.encode(example, f"{place.file} line {place.line}")
+        if not pieces:
+            ledger.dropped["tooLong"] += 1
+            return
+        for number, piece in enumerate(pieces):
+            self.made.added += number > 0
+            if piece.example is not example and not ledger.is_new(piece.example, place, part):
+                self.made.repeated_pieces += number > 0
+                continue
+            index = ledger.keep(piece.example, place, piece.tokens, part, example)
+            self._out.add(Spooled(index, _line(piece.example), piece.pieces))
+            if piece.example.sample:
+                self.made.again.add(piece.example.identity)
+
+
+def _numbered(example: Example, sample: int) -> Example:
+    return replace(example, sample=sample, group=example.group or f"prompt {example.identity}")
+
+
+def benchmark_texts(copies: list[Copy], ledger: Ledger) -> Iterator[str]:
+    """Every text of the rows of benchmarks, whatever its name; ``ledger`` counts the rows and those that are faults."""
+    for copy in copies:
+        for row in read_rows(copy.path, copy.file.uri, copy.file.format, may_be_empty=copy.file.one_of_many):
+            ledger.read += row.rows if isinstance(row, Fault) else 1
+            if isinstance(row, Fault):
+                ledger.faults.add(copy.file.uri, row)
+            else:
+                yield from _strings(row.fields)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def _said(example: Example) -> str:
+    return "\n".join(m["content"] for m in example.messages if m["role"] in ("user", "assistant"))
+
+
+def _line(example: Example) -> bytes:
+    content: dict[str, Any] = {"messages": example.messages}
+    if example.tools:
+        content["tools"] = example.tools
+    return _ENCODER.encode(content).encode()

@@ -1,0 +1,174 @@
+"""From rows to examples that may be learnt: validated, cleaned, in the right language, without what is private.
+
+Pure: one row after the other, nothing is kept but counts.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.dataset import OnFinding, TaskType
+from finetune_api.stages import PrepareParams
+from finetune_jobs.examples.shapes import Message, Shaped
+from finetune_jobs.examples.validation import Dropped, Example, Rules, json_problem
+from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.text.cleaning import Cleaner
+from finetune_jobs.text.language import LanguageFilter
+from finetune_jobs.text.pii.findings import Finding
+from finetune_jobs.text.pii.masking import Pseudonyms, map_texts
+from finetune_jobs.text.pii.recognition import Recognition
+from finetune_jobs.text.secrets import find_secrets
+
+Find = Callable[[str, str], list[Finding]]
+"""Findings in a text (first), given what was said just before (second)."""
+
+_SHORT: Final = 256
+"""Characters of a text whose findings are remembered."""
+_REMEMBERED: Final = 1 << 12
+"""Texts of which that is so."""
+
+
+class Intake:
+    """Takes rows as the spec asks."""
+
+    def __init__(self, params: PrepareParams, ner: Path | None = None) -> None:
+        """``ner``: as ``Recognition``. Raises StageError (SpecInvalid) as ``Recognition`` and ``LanguageFilter``."""
+        self._rules = Rules(params.columns, params.task, params.group_by or "")
+        self._instruction = params.instruction
+        self._classes = params.task.type is TaskType.CLASSIFICATION
+        self._records = params.task.type is TaskType.EXTRACTION
+        self._cleaner = Cleaner(params.cleaning)
+        self.looks_for_names = ner is not None
+        """Whether a language model looks for names and places."""
+        self._languages = LanguageFilter(params.cleaning.languages)
+        self._scans: list[tuple[OnFinding, Counter[str], Find, str]] = []
+        self.secrets: Counter[str] = Counter()
+        """Secrets by kind."""
+        self.personal: Counter[str] = Counter()
+        """Personal data by entity."""
+        if params.cleaning.secrets is not OnFinding.OFF:
+            self._scans.append((params.cleaning.secrets, self.secrets, _remembering(_secrets), "secret"))
+        if params.pii.mode is not OnFinding.OFF:
+            recognition = Recognition(params.pii, ner)
+            self._scans.append((params.pii.mode, self.personal, _remembering(recognition.find), "personalData"))
+
+    @property
+    def languages(self) -> Counter[str]:
+        """Rows that the language filter looked at, those that it left out included, by code; empty where none ran."""
+        return self._languages.seen
+
+    def take(self, row: Row) -> Example | Fault | Dropped:
+        """The example that a row gives, what is wrong with it, or why it is left out."""
+        found = self._rules.example(row)
+        if isinstance(found, Fault):
+            return found
+        if self._instruction and found.messages[0]["role"] == "system":
+            problem = "begin with a system message, but spec.dataset.instruction is set too: keep one of them"
+            return Fault(row.line, "messages", "wrongOrder", problem)
+        messages = [message | {"content": self._clean(message)} for message in found.messages]
+        empty = next((n for n, m in enumerate(messages) if not m["content"] and not m.get("tool_calls")), None)
+        if empty is not None:
+            return Fault(row.line, f"messages[{empty}]", "empty", "is empty after cleaning")
+        if problem := self._left_out(messages):
+            return Dropped(problem)
+        masked = self._scan(messages, found.tools)
+        if isinstance(masked, Dropped):
+            return masked
+        system = [{"role": "system", "content": self._instruction}] if self._instruction else []
+        made = replace(found, messages=[*system, *masked.messages], tools=masked.tools)
+        return self._broken_record(row, made) or made
+
+    def _broken_record(self, row: Row, made: Example) -> Fault | None:
+        """A pseudonym in place of a number, outside quotation marks, leaves no JSON."""
+        if not self._records or not json_problem(made.label):
+            return None
+        problem = (
+            "is no JSON any more once personal data and secrets are masked: write such values as text, or leave their "
+            "kind out of spec.dataset.pii.entities"
+        )
+        return Fault(row.line, self._rules.answer_field, "answerNotJson", problem)
+
+    def text(self, text: str) -> str | Dropped:
+        """One text by itself: cleaned and masked (it may be empty then), or why it is left out."""
+        masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
+        return masked if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
+
+    def _clean(self, message: Message) -> str:
+        return self._cleaner.text(message["content"]).strip()
+
+    def _left_out(self, messages: Sequence[Message]) -> str:
+        last = messages[-1]
+        if not self._classes and not last.get("tool_calls") and (problem := self._cleaner.problem(last["content"])):
+            return problem
+        said = " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
+        return "" if self._languages.allows(said) else "otherLanguage"
+
+    def _scan(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]] = (), *, whole: bool = False
+    ) -> Shaped | Dropped:
+        """The conversation without what the scans mask. The label of a classification is the user's own word."""
+        found = Shaped(messages, list(tools))
+        label = len(messages) - 1 if self._classes and not whole else None
+        for mode, counts, find, kind in self._scans:
+            scan = _Scan(find, Pseudonyms(), Counter())
+            masked = Shaped(
+                [scan.message(message, is_label=n == label) for n, message in enumerate(found.messages)],
+                [scan.tool(tool) for tool in found.tools],
+            )
+            if not scan.counts:
+                continue
+            counts.update(scan.counts)
+            if mode is OnFinding.DROP:
+                return Dropped(kind)
+            if mode is OnFinding.MASK:
+                found = masked
+        return found
+
+
+@dataclass
+class _Scan:
+    """One scan of one conversation."""
+
+    find: Find
+    pseudonyms: Pseudonyms
+    counts: Counter[str]
+    before: str = ""
+
+    def message(self, message: Message, *, is_label: bool) -> Message:
+        """The message with findings replaced, in all that it holds. Of a label that only calls tools nothing is."""
+        changed = dict(message)
+        if not is_label:
+            changed["content"] = self.text(message["content"], self.before)
+        self.before = message["content"]
+        if is_label and not message["content"]:
+            return changed
+        for part in ("name", "tool_call_id", "tool_calls"):
+            if part in message:
+                changed[part] = map_texts(message[part], self.text)
+        return changed
+
+    def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
+        """What may be called, with findings replaced; the version of JSON Schema that describes it is a URL of none."""
+        changed: dict[str, Any] = map_texts(tool, lambda text, key: text if key == "$schema" else self.text(text, key))
+        return changed
+
+    def text(self, text: str, before: str) -> str:
+        """A text with findings replaced."""
+        findings = self.find(text, before)
+        if not findings:
+            return text
+        self.counts.update(finding.entity for finding in findings)
+        return self.pseudonyms.mask(text, findings)
+
+
+def _remembering(find: Find) -> Find:
+    """As ``find``, which is not asked again for short texts: names and tools are the same in many rows."""
+    known = lru_cache(maxsize=_REMEMBERED)(find)
+    return lambda text, before: known(text, before) if len(text) + len(before) <= _SHORT else find(text, before)
+
+
+def _secrets(text: str, _before: str) -> list[Finding]:
+    return find_secrets(text)

@@ -1,0 +1,79 @@
+"""The files of a data set: conversations for people and for evaluation, tokens for training.
+
+The same examples give the same bytes: fixed settings, no times, the order of the sources.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.modelling.chat import Encoded
+from finetune_jobs.preparation.spool import Spooled
+
+TOKENISED: Final = (Part.TRAIN, Part.VALIDATION)
+"""Parts that are trained on, or watched while training."""
+_ROWS: Final = 1024
+"""Rows in memory, and in a row group."""
+_SCHEMA: Final = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+
+
+class DatasetWriter:
+    """Writes ``<part>.jsonl`` for every part, and ``<part>.parquet`` (``input_ids``, ``labels``) for TOKENISED ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._lines: dict[Part, IO[bytes]] = {
+            part: self._stack.enter_context((folder / f"{part}.jsonl").open("wb")) for part in Part
+        }
+        self._tokens = {part: self._stack.enter_context(_TokenWriter(folder / f"{part}.parquet")) for part in TOKENISED}
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, part: Part, example: Spooled, times: int = 1) -> None:
+        """Write an example to its part; a training example perhaps several times, for an epoch holds it so often."""
+        self._lines[part].write(example.text + b"\n")
+        if part in self._tokens:
+            for piece in example.encoded * times:
+                self._tokens[part].add(piece)
+
+
+class _TokenWriter:
+    """One Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, _SCHEMA, compression="zstd", store_schema=False)
+        self._waiting: list[Encoded] = []
+
+    def __enter__(self) -> "_TokenWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, piece: Encoded) -> None:
+        self._waiting.append(piece)
+        if len(self._waiting) == _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns: dict[str, list[Any]] = {
+            "input_ids": [piece.input_ids for piece in self._waiting],
+            "labels": [piece.labels for piece in self._waiting],
+        }
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self._waiting = []

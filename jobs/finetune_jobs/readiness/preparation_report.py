@@ -1,0 +1,276 @@
+"""What became of the rows: sets that are refused, figures for the status, reports (pure)."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from finetune_api.dataset import TaskType
+from finetune_api.hashing import digest
+from finetune_api.readiness import MAX_SUMMARY
+from finetune_api.reasons import Reason
+from finetune_api.stages import PrepareParams
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import ended, shorten
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.parts import Part
+from finetune_jobs.examples.validation import shown
+from finetune_jobs.preparation.collect import Collected
+from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
+from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
+from finetune_jobs.splitting.division import Division
+
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
+
+
+def require_valid(ledger: Ledger, params: PrepareParams) -> None:
+    """Raises StageError (DatasetInvalid) for too many invalid rows."""
+    wrong = ledger.faults.total
+    if wrong * 100 > ledger.read * params.max_invalid_percent:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{wrong} of {ledger.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
+            f"{ended(shorten(ledger.faults.sentences(), 750))} Correct these rows, or raise "
+            "spec.dataset.maxInvalidPercent.",
+        )
+
+
+def require_learnable(ledger: Ledger, params: PrepareParams) -> None:
+    """Raises StageError (DatasetInvalid) for labels from which nothing can be learnt."""
+    if params.task.type is not TaskType.CLASSIFICATION:
+        return
+    labels, examples = sorted(set(ledger.labels.values())), len(ledger.labels)
+    if len(labels) == 1:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"All {examples} examples have the label {shown(labels[0])!r}: a classification needs two labels at "
+            "least. Check spec.dataset.columns.label.",
+        )
+    if examples >= len(Part) * MIN_PART and len(labels) * 2 > examples:
+        some = ", ".join(repr(shown(label)) for label in labels[:3])
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{examples} examples have {len(labels)} different labels ({some}, …): nothing can be learnt from labels "
+            "that hardly repeat. Check spec.dataset.columns.label, or set spec.task.type to Text or Extraction.",
+        )
+
+
+def require_enough(ledger: Ledger, division: Division) -> None:
+    """Raises StageError (DatasetTooSmall) when a part has too few examples."""
+    sizes = Counter(division.parts.values())
+    small = [f"{sizes[part]} for {part}" for part in Part if sizes[part] < MIN_PART]
+    by_rules = ledger.dropped.total() + division.near_dropped
+    if small:
+        raise StageError(
+            Reason.DATASET_TOO_SMALL,
+            f"{', '.join(small)}: each part needs {MIN_PART} examples at least. Of {ledger.read} rows, "
+            f"{ledger.faults.total} were invalid, {ledger.duplicates} duplicates and {by_rules} left out by rules; "
+            f"{len(ledger.labels)} examples are left.",
+        )
+
+
+@dataclass(frozen=True)
+class Account:
+    """The figures of one data set."""
+
+    facts: Facts
+    items: list[Item]
+    errors: list[dict[str, str | int]]
+    """The first faults, without values."""
+    first_errors: Mapping[str, str]
+    """The first faults for people, of ``sources`` and of what is read beside them (keys of spec.dataset)."""
+    tokens: int
+    """Tokens that one epoch trains."""
+
+    @classmethod
+    def of(
+        cls,
+        own: Collected,
+        division: Division,
+        replayed: int,
+        params: PrepareParams,
+        source_digest: str,
+        beside: Mapping[str, Ledger] = MappingProxyType({}),
+    ) -> "Account":
+        """Count what was collected and divided; ``replayed`` general examples were added. ``beside``: the rows of
+        ``replay`` and ``benchmarks``."""
+        ledger, trained = own.ledger, division.parts
+        sizes = Counter(trained.values())
+        extra = sum(times - 1 for times in division.repeats.values() if times)
+        sizes[Part.TRAIN] += replayed + extra
+        unused = sum(times == 0 for times in division.repeats.values())
+        dropped = Counter(ledger.dropped)
+        if unused:
+            dropped["sourceWeight"] += unused
+        facts = Facts(
+            sources=[source.name for source in params.sources],
+            task=params.task.type.value,
+            rows=Rows(
+                read=ledger.read,
+                parts=dict(sizes),
+                invalid=dict(sorted(ledger.faults.kinds.items())),
+                dropped=dict(sorted(dropped.items())),
+                duplicates=ledger.duplicates,
+                near_duplicates=division.near if params.duplicates.near_percent else None,
+                near_dropped=division.near_dropped,
+                outside_pilot=division.outside_pilot,
+                added=own.added + replayed + extra,
+                repeated_pieces=own.repeated_pieces,
+            ),
+            lengths=Lengths(
+                max_length=params.max_length,
+                rule=params.cleaning.too_long,
+                by_part=_lengths(ledger.tokens, trained),
+                over=own.encoder.over,
+                longest=own.encoder.longest,
+            ),
+            pii=Findings(
+                params.pii.mode,
+                dict(sorted(own.intake.personal.items())),
+                params.pii.entities,
+                own.intake.looks_for_names,
+            ),
+            secrets=Findings(params.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
+            labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
+            languages=dict(sorted(own.intake.languages.items())),
+            split_provided=bool(ledger.given),
+            seed=params.split.seed,
+            leaks=0 if params.duplicates.near_percent else None,
+            contaminated=ledger.dropped["inBenchmark"] if params.benchmarks else None,
+            tests_in_benchmark=own.tests_in_benchmark,
+            benchmarks=_beside(beside.get("benchmarks")),
+            replay=_beside(beside.get("replay")),
+            source_digest=source_digest,
+            dataset_digest=digest(sorted(f"{part} {identity}" for identity, part in trained.items())),
+        )
+        tokens = sum(
+            ledger.tokens[identity] * division.repeats.get(identity, 1)
+            for identity, part in trained.items()
+            if part is Part.TRAIN
+        )
+        faults = {"sources": ledger.faults} | {name: each.faults for name, each in beside.items()}
+        errors = [entry for each in faults.values() for entry in each.stored()]
+        first = {name: each.sentences() for name, each in faults.items() if each.total}
+        return cls(facts, check(facts), errors, first, tokens)
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels of a classification, sorted."""
+        return sorted(self.facts.labels)
+
+    def scalars(self) -> dict[str, str]:
+        """The stage's scalars, as docs/reference/stages.md names them."""
+        rows = self.facts.rows
+        counts = {
+            "rowsRead": rows.read,
+            "rowsInvalid": sum(rows.invalid.values()),
+            "rowsDropped": sum(rows.dropped.values()) + rows.near_dropped,
+            "rowsDuplicates": rows.duplicates,
+            "rowsTrain": rows.parts.get(Part.TRAIN, 0),
+            "rowsValidation": rows.parts.get(Part.VALIDATION, 0),
+            "rowsTest": rows.parts.get(Part.TEST, 0),
+            "labels": len(self.labels),
+            "tokens": self.tokens,
+            "longest": self.facts.lengths.longest,
+        }
+        return {name: str(count) for name, count in counts.items()} | {"readiness": summary(self.items)[:MAX_SUMMARY]}
+
+    def report(self) -> dict[str, Any]:
+        """``report.json``. It names files, lines and fields, and never holds a value of a row."""
+        facts, rows = self.facts, self.facts.rows
+        report = {
+            "rows": {"read": rows.read, "invalid": sum(rows.invalid.values()), "duplicates": rows.duplicates}
+            | {"nearDuplicates": rows.near_duplicates, "nearDropped": rows.near_dropped}
+            | {"outsidePilot": rows.outside_pilot, "added": rows.added}
+            | {part.value: rows.parts.get(part, 0) for part in Part},
+            "filters": dict(sorted((Counter(rows.invalid) + Counter(rows.dropped)).items())),
+            "labels": {label: {part.value: n for part, n in parts.items()} for label, parts in facts.labels.items()},
+            "tokens": {"train": self.tokens, "longest": facts.lengths.longest, "over": facts.lengths.over},
+            "pii": {"mode": facts.pii.mode.value, "counts": facts.pii.counts},
+            "secrets": {"mode": facts.secrets.mode.value, "counts": facts.secrets.counts},
+            "readiness": [
+                {"name": item.name, "state": item.state.value, "evidence": item.evidence, "remedy": item.remedy}
+                for item in self.items
+            ],
+            "errors": self.errors,
+            "warnings": self._warnings(),
+        }
+        if facts.languages:
+            report["languages"] = facts.languages
+        if known := facts.benchmarks:
+            report["benchmarks"] = {"read": known.read, "filters": known.invalid, "ownTest": facts.tests_in_benchmark}
+        return report
+
+    def message(self) -> str:
+        """What happened, in sentences for the status."""
+        rows = self.facts.rows
+        text = (
+            f"{rows.read} rows gave {rows.parts.get(Part.TRAIN, 0)} examples for training, "
+            f"{rows.parts.get(Part.VALIDATION, 0)} for validation and {rows.parts.get(Part.TEST, 0)} for the test."
+        )
+        if rows.duplicates:
+            text += f" {rows.duplicates} duplicates were left out."
+        if rows.dropped or rows.near_dropped:
+            kinds = Counter(rows.dropped) + Counter(nearDuplicate=rows.near_dropped)
+            text += f" Rules left out {kinds.total()} ({_counted(kinds)})."
+        if rows.invalid:
+            wrong = sum(rows.invalid.values())
+            text += (
+                f" {wrong} invalid rows were left out ({_counted(rows.invalid)}): "
+                f"{ended(shorten(self.first_errors['sources'], 400))}"
+            )
+        for name, sentence in self._invalid_beside().items():
+            text += f" {sentence}: {ended(shorten(self.first_errors[name], 200))}"
+        return " ".join([text, *self._alike()])
+
+    def _invalid_beside(self) -> dict[str, str]:
+        """What cannot be used of the rows beside the sources, in a sentence without values and stop."""
+        return {
+            name: f"{each.wrong} of {each.read} rows of spec.dataset.{name} are invalid and were left out "
+            f"({_counted(each.invalid)})"
+            for name, each in (("replay", self.facts.replay), ("benchmarks", self.facts.benchmarks))
+            if each and each.wrong
+        }
+
+    def _warnings(self) -> list[str]:
+        """What is allowed, but seldom meant."""
+        return [*(f"{sentence}." for sentence in self._invalid_beside().values()), *self._alike()]
+
+    def _alike(self) -> list[str]:
+        alike: dict[str, list[str]] = defaultdict(list)
+        for label in self.labels:
+            alike[_plain(label)].append(label)
+        return [
+            f"Labels differ only in letter case, or in how a number is written: {', '.join(map(repr, some))}."
+            for some in alike.values()
+            if some[1:]
+        ]
+
+
+def _plain(label: str) -> str:
+    """Equal for labels that hardly mean two classes: Sales and sales, 1 and 1.0 (as tables with gaps write it)."""
+    return str(float(label)) if _NUMBER.fullmatch(label) else label.casefold()
+
+
+def _beside(ledger: Ledger | None) -> Beside | None:
+    return Beside(ledger.read, dict(sorted(ledger.faults.kinds.items()))) if ledger else None
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+
+
+def _lengths(tokens: Mapping[str, int], parts: Mapping[str, Part]) -> dict[Part, dict[int, int]]:
+    counts: dict[Part, Counter[int]] = {part: Counter() for part in Part}
+    for identity, part in parts.items():
+        counts[part][tokens[identity]] += 1
+    return {part: dict(sorted(each.items())) for part, each in counts.items()}
+
+
+def _labels(ledger: Ledger, parts: Mapping[str, Part]) -> dict[str, dict[Part, int]]:
+    counts: dict[str, Counter[Part]] = {label: Counter() for label in sorted(set(ledger.labels.values()))}
+    for identity, part in parts.items():
+        counts[ledger.labels[identity]][part] += 1
+    return {label: dict(sorted(each.items())) for label, each in counts.items()}

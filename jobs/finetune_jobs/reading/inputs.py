@@ -1,0 +1,28 @@
+"""Everything that prepare reads besides the base model, as one identity: the results that it gave are found by it."""
+
+from finetune_api.hashing import digest
+from finetune_api.reasons import Reason
+from finetune_api.stages import PrepareParams
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reading.sources import find_sources, source_digest
+from finetune_jobs.store.s3 import Entry, Store
+
+
+def inputs_digest(store: Store, params: PrepareParams) -> str:
+    """Identity of the sources' files, and of those of the pipeline that finds names where it lies in S3.
+
+    Raises StageError as ``find_sources`` and ``find_names_model``.
+    """
+    sources = source_digest(find_sources(store, params.all_sources))
+    if params.pii.ner is None or params.pii.ner.uri is None:
+        return sources
+    pipeline = find_names_model(store, params.pii.ner.uri)
+    return digest([sources, [[entry.key, entry.size, entry.etag] for entry in pipeline]])
+
+
+def find_names_model(store: Store, uri: str) -> list[Entry]:
+    """The files of a pipeline that finds names. Raises StageError: ModelNotFound, as Store."""
+    entries = [entry for entry in store.at(uri).list() if entry.size]
+    if not entries:
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} holds no files: spec.dataset.pii.ner needs a pipeline.")
+    return entries

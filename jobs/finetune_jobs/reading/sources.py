@@ -1,0 +1,162 @@
+"""Where the examples are: the files that the sources stand for, what they were when a run began, and copies of them."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from finetune_api.dataset import ConfigMapKey, DataFormat, Source
+from finetune_api.hashing import digest
+from finetune_api.meta import SOURCES_DIR
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reading.formats import format_of
+from finetune_jobs.reading.hub_files import fetch_hub_file, hub_place, list_hub_files
+from finetune_jobs.store.s3 import Entry, Store
+
+MAX_FILES: Final = 10_000
+"""Most files of one source: past it, the requests take longer than the reading."""
+_HIDDEN: Final = ("_", ".")
+"""Beginnings of names that writers use for what is not data: _SUCCESS, _temporary, .part-0.crc."""
+_NOT_DATA: Final = "manifest.json"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of examples."""
+
+    source: Source
+    """The source that stands for it."""
+    uri: str
+    size: int
+    """Bytes, as stored."""
+    tag: str
+    """Changes with the content: an ETag of S3, a hash of the content elsewhere."""
+    format: DataFormat
+    one_of_many: bool
+    """It was found in a folder or by a pattern, where some files may hold no row."""
+    copy_to: Callable[[Path], None]
+    """Copy the file to a path. Raises StageError: DatasetNotFound when it is gone meanwhile, as Store."""
+    number: int = 0
+    """Place of that source in the list that was given."""
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """The last part of a path: nothing (a folder with all below it), a pattern with ``*``, or a name."""
+
+    folder: str
+    name: str
+
+    @property
+    def is_file(self) -> bool:
+        return bool(self.name) and "*" not in self.name
+
+    def takes(self, path: str, size: int) -> bool:
+        """Whether a file of the folder is meant; ``path`` is relative to it."""
+        if self.is_file:
+            return path == self.name
+        *_, name = parts = path.split("/")
+        hidden = name == _NOT_DATA or any(part.startswith(_HIDDEN) for part in parts)
+        below = not self.name or (len(parts) == 1 and fnmatchcase(name, self.name))
+        return below and not hidden and size > 0
+
+
+def find_sources(store: Store, sources: Sequence[Source], inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
+    """The files of every source, in order; ``store`` lends its connection.
+
+    Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name that says no format, too many files),
+    BucketNotFound, as Store.
+    """
+    return [
+        replace(file, number=index)
+        for index, source in enumerate(sources)
+        for file in _files(store, source, inputs / str(index))
+    ]
+
+
+def source_digest(files: Iterable[SourceFile]) -> str:
+    """Identity of the files: another order, name, size or content gives another one."""
+    return digest([[file.uri, file.size, file.tag] for file in files])
+
+
+def _files(store: Store, source: Source, mount: Path) -> list[SourceFile]:
+    if source.config_map:
+        return [_in_config_map(source, source.config_map, mount)]
+    uri = source.uri or ""
+    found = _on_hub(source, uri) if uri.startswith("hf://") else _in_s3(source, store.at(uri), uri)
+    files = list(islice(found, MAX_FILES + 1))
+    if not files:
+        raise _missing(uri)
+    if len(files) > MAX_FILES:
+        raise StageError(
+            Reason.SPEC_INVALID, f"{uri} stands for more than {MAX_FILES} files. Join them into fewer, larger ones."
+        )
+    return sorted(files, key=lambda file: file.uri)
+
+
+def _missing(uri: str) -> StageError:
+    if uri.endswith("/") or "*" in uri.rpartition("/")[2]:
+        problem = "stands for no file (empty ones, hidden ones and manifest.json do not count)"
+    else:
+        problem = "does not exist"
+    return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
+
+
+def _in_config_map(source: Source, asked: ConfigMapKey, mount: Path) -> SourceFile:
+    uri = f"configmap://{asked.name}/{asked.key}"
+    try:
+        content = (mount / asked.key).read_bytes()
+    except OSError:
+        raise StageError(Reason.DATASET_NOT_FOUND, f"ConfigMap {asked.name!r} has no key {asked.key!r}.") from None
+    tag = hashlib.sha256(content).hexdigest()
+
+    def copy_to(target: Path) -> None:
+        target.write_bytes(content)  # a mounted ConfigMap follows its object: what was hashed is what is read
+
+    return SourceFile(source, uri, len(content), tag, format_of(uri, source.format), False, copy_to)
+
+
+def _in_s3(source: Source, place: Store, uri: str) -> Iterator[SourceFile]:
+    pattern = _pattern(uri.removeprefix(f"s3://{place.bucket}/"))
+    entries: Iterable[Entry]
+    if pattern.is_file:
+        entry = place.head()
+        entries = [entry] if entry else []
+        if entry is None:
+            place.require_bucket()
+    else:
+        folder = place.at(f"s3://{place.bucket}/{pattern.folder}")
+        entries = (entry for entry in folder.list() if pattern.takes(entry.key, entry.size))
+    for entry in entries:
+        yield _s3_file(source, place, entry, not pattern.is_file)
+
+
+def _s3_file(source: Source, place: Store, entry: Entry, one_of_many: bool) -> SourceFile:
+    def copy_to(target: Path) -> None:
+        if not place.at(entry.uri).download("", target):
+            raise StageError(Reason.DATASET_NOT_FOUND, f"{entry.uri} was deleted while it was being copied.")
+
+    kind = format_of(entry.uri, source.format)
+    return SourceFile(source, entry.uri, entry.size, entry.etag, kind, one_of_many, copy_to)
+
+
+def _on_hub(source: Source, uri: str) -> Iterator[SourceFile]:
+    place = hub_place(uri)
+    pattern = _pattern(place.path)
+    prefix = f"{pattern.folder}/" if pattern.folder else ""
+    for file in list_hub_files(place, pattern.folder, recursive=not pattern.name):
+        if pattern.takes(file.path.removeprefix(prefix), file.size):
+            found = place.uri(file.path)
+            kind = format_of(found, source.format)
+            copy_to = partial(fetch_hub_file, place, file)
+            yield SourceFile(source, found, file.size, file.hash, kind, not pattern.is_file, copy_to)
+
+
+def _pattern(path: str) -> _Pattern:
+    folder, _, name = path.rpartition("/")
+    return _Pattern(folder, name)

@@ -1,0 +1,163 @@
+"""Logs of a stage: JSON lines where a machine reads them, plain lines on a terminal; their end outlives the pod."""
+
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.layout import run_folder
+from finetune_api.meta import POD_VARIABLE
+from finetune_api.stages import RunRef
+from finetune_jobs.base.background import Repeating
+from finetune_jobs.store.s3 import Store
+
+TAIL_BYTES: Final = 256 * 1024
+"""So much of a log's end is kept."""
+KEEP_SECONDS: Final = 15.0
+"""Time between two copies of a log's end; what a killed process (SIGKILL, a lost node) wrote after the last is gone."""
+
+_SECRET_NAME: Final = re.compile(r"(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL)S?(_ID)?$")
+_SHORTEST_SECRET: Final = 6
+"""A shorter value would black out words of ordinary messages."""
+_IN_A_URL: Final = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?i:(?<=signature=)|(?<=security-token=))[^&\s\"']+")
+"""User and password before a host; what makes a presigned URL work (SigV2 and SigV4)."""
+_BLACK: Final = "***"
+
+
+class Redaction:
+    """Takes out of a text what must not be read in a log: secret values of the environment, passwords in URLs."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        # Secrets made from files end in a line break, which whoever uses them leaves out.
+        secrets = {value.strip() for name, value in environment.items() if _SECRET_NAME.search(name)}
+        longest_first = sorted((s for s in secrets if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def __call__(self, text: str) -> str:
+        """The text with ``***`` in their place."""
+        return _IN_A_URL.sub(_BLACK, self._secrets.sub(_BLACK, text))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record: time (RFC 3339, UTC), level, stage, logger, message, and the traceback if any."""
+
+    def __init__(self, stage: str, redaction: Redaction) -> None:
+        super().__init__()
+        self._stage, self._redaction = stage, redaction
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "stage": self._stage,
+            "logger": record.name,
+            "message": self._redaction(record.getMessage()),
+        }
+        if record.exc_info:
+            line["traceback"] = self._redaction(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
+
+
+class PlainLines(logging.Formatter):
+    """Level and message, for people at a terminal."""
+
+    def __init__(self, redaction: Redaction) -> None:
+        super().__init__("%(levelname)s %(message)s")
+        self._redaction = redaction
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as the lines that people read."""
+        return self._redaction(super().format(record))
+
+
+class Tail(logging.Handler):
+    """Holds the newest lines of a log in memory, at most ``limit`` bytes of them."""
+
+    def __init__(self, formatter: logging.Formatter, limit: int = TAIL_BYTES) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._limit = limit
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+        self._written = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a record (logging calls this under the handler's lock); the oldest lines make room for it."""
+        line = (self.format(record) + "\n").encode(errors="replace")
+        self._written += 1
+        self._lines.append(line)
+        self._size += len(line)
+        while self._size > self._limit:
+            self._size -= len(self._lines.popleft())
+
+    def content(self) -> tuple[bytes, int]:
+        """The lines, and how many were ever written: the same number means the same lines."""
+        self.acquire()
+        try:
+            return b"".join(self._lines), self._written
+        finally:
+            self.release()
+
+
+class KeptLog:
+    """Keeps the end of a log in the store while the stage runs, so that it can be read when the pod is gone.
+
+    Fail-open: a store that is away or refuses costs the copy, and ``finish`` a few seconds at most.
+    """
+
+    def __init__(self, tail: Tail, pause: float = KEEP_SECONDS) -> None:
+        self._tail, self._pause = tail, pause
+        self._copied = 0
+        self._uri = ""
+        self._copying: Repeating | None = None
+
+    def begin(self, store: Store, path: str) -> None:
+        """Copy the log's end to this object, now and whenever there is more."""
+        self._uri = store.uri(path)
+        self._copying = Repeating(lambda: self._copy(store, path), name="keeping the log", pause=self._pause)
+        self._copying.soon()
+
+    def finish(self, seconds: float) -> str:
+        """Copy the log's end a last time; its URI if it is there within ``seconds``, else an empty text."""
+        if self._copying is None:
+            return ""
+        self._copying.end()
+        return self._uri if self._copying.wait(seconds) else ""
+
+    def _copy(self, store: Store, path: str) -> None:
+        content, written = self._tail.content()
+        if written > self._copied:
+            store.put(path, content)
+            self._copied = written
+
+
+def log_object(run: RunRef, stage: str, host: str = "") -> str:
+    """Where a stage's log is kept, relative to the output URI. The host is the pod, so that attempts stay apart."""
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", host or os.environ.get(POD_VARIABLE) or socket.gethostname())
+    return f"{run_folder(run)}/logs/{stage}-{run.id}-{name}.jsonl"
+
+
+def set_up(stage: str, *, terminal: bool) -> Tail:
+    """Send this process's logs to stderr in the form that suits the reader; returns their end as JSON lines."""
+    redaction = Redaction(os.environ)
+    lines = JsonLines(stage, redaction)
+    stream, tail = logging.StreamHandler(sys.stderr), Tail(lines)
+    stream.setFormatter(PlainLines(redaction) if terminal else lines)
+    logging.basicConfig(level=logging.INFO, handlers=[stream, tail], force=True)
+    for name in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return tail
+
+
+def process_age() -> float:
+    """Seconds since this process was started: what Python and the imports took (proc(5), field 22 of ``stat``)."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text().split()[0]) - started

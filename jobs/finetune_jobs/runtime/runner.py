@@ -1,0 +1,327 @@
+"""The one way into every stage: read the input, reuse or do the work, publish it, write the result, exit.
+
+    def main() -> None:
+        run_stage(Stage.PREPARE, prepare)
+
+A stage is a function ``(Context) -> Made``. What it leaves in ``Made.folder`` is published by its content, with the
+record that lets the next run with the same input skip the work. Failures are raised (StageError) and never returned.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from finetune_api.layout import Lineage, StageRecord
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
+from finetune_api.reasons import Reason, with_remedy
+from finetune_api.stages import (
+    MAX_RESULT_BYTES,
+    PIPELINE,
+    RECIPE_VERSIONS,
+    Found,
+    Outcome,
+    Stage,
+    StageInput,
+    StageResult,
+)
+from finetune_jobs.artifacts import folders, retention
+from finetune_jobs.base.errors import StageError, StoppedError, need
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.runtime import commandline, logs
+from finetune_jobs.runtime.stage_input import read_input
+from finetune_jobs.store.s3 import Store
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS: Final = 1.5
+"""Longest that the end of a stage waits for the store to take the end of its log."""
+MAX_MESSAGE: Final = 1024
+"""Longest message of a StageResult, in characters."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with."""
+
+    input: StageInput
+    store: Store
+    """The results' root: the FineTuneJob's output URI, or what stands before ``artifacts/<digest>`` of an artifact."""
+    progress: Progress
+    scratch: Path
+    """An empty folder of this attempt, removed at its end."""
+    models: Path
+    """Where fetch puts models and the server reads them."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage answers."""
+
+    scalars: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+    folder: Path | None = None
+    """The files to publish, for the stages of the pipeline."""
+    output_digest: str = ""
+    """Content address, for stages that publish no folder."""
+    cut: bool = False
+    """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give another result."""
+    found: list[Found] = field(default_factory=list)
+    tools: dict[str, str] = field(default_factory=dict)
+    """Versions of the libraries that made it (lineage)."""
+
+
+Work = Callable[[Context], Made]
+After = Callable[[Context, str], None]
+Around = Callable[[Context], AbstractContextManager[None]]
+
+
+def _nothing_around(_context: Context) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def run_stage(
+    stage: Stage,
+    work: Work,
+    *,
+    around: Around = _nothing_around,
+    after: After | None = None,
+    graceful: bool = False,
+    helper: bool = False,
+    argv: list[str] | None = None,
+) -> None:
+    """Run a stage and exit the process with an ExitCode.
+
+    ``around`` is entered for the work itself, and not for a result that is reused.
+    ``after`` is called with the output's digest when the output is there, made or reused, before the result is written.
+    ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
+    ``helper``: one of several processes whose first one answers for all: it works, and reuses and publishes nothing.
+    """
+    options = commandline.parse(stage, argv)
+    terminal = sys.stderr.isatty()
+    kept_log = logs.KeptLog(logs.set_up(stage, terminal=terminal))
+    log.info("stage starts, %.2f s after its process", logs.process_age())
+    run = _help if helper else partial(execute, around=around, after=after)
+    kept = None if helper else kept_log
+    result, code = _guarded(stage, lambda context: run(context, work), graceful, options, terminal, kept)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
+    log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
+    write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
+    # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def execute(
+    context: Context, work: Work, *, around: Around = _nothing_around, after: After | None = None
+) -> StageResult:
+    """The stage itself: reuse what this input gave before, or do the work and publish it. Raises StageError."""
+    given = context.input
+    reused = _lookup(context)
+    if reused is None:
+        with around(context):
+            made = work(context)
+        result = _publish(context, made) if made.folder else _answer(given.stage, made)
+    else:
+        result = reused
+    if after:
+        after(context, result.output_digest)
+    if given.stage is Stage.TRAIN:
+        retention.remove_checkpoints(context.store, given.run, given.input_key, given.retention)
+    return result
+
+
+def _help(context: Context, work: Work) -> StageResult:
+    return _answer(context.input.stage, work(context))
+
+
+def results_root(given: StageInput) -> str:
+    """URI of the place that ``finetune_api.layout`` describes. Raises StageError (SpecInvalid)."""
+    if given.output:
+        return given.output.uri
+    root, separator, _ = given.artifact_uri.rpartition("/artifacts/")
+    if not separator:
+        raise StageError(
+            Reason.SPEC_INVALID, f"the input names neither an output nor an artifact ({given.artifact_uri!r})."
+        )
+    return root
+
+
+def lineage(given: StageInput, tools: dict[str, str]) -> Lineage:
+    """How a result of this input comes to be."""
+    return Lineage(
+        run=given.run,
+        upstream=given.upstream,
+        input_key=given.input_key,
+        recipe_version=RECIPE_VERSIONS[given.stage],
+        base_model_uri=given.base_model_uri,
+        operator_version=given.operator_version,
+        tools=tools,
+        created_at=now(),
+    )
+
+
+def now() -> str:
+    """The time as the API writes it: RFC 3339, UTC, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _lookup(context: Context) -> StageResult | None:
+    given = context.input
+    if given.stage not in PIPELINE or not given.reuse:
+        return None
+    key = need(given.input_key or None, "inputKey")
+    record = folders.read_record(context.store, given.stage, key, given.max_cost)
+    return _reused(record) if record else None
+
+
+def _publish(context: Context, made: Made) -> StageResult:
+    given, folder = context.input, need(made.folder, "folder")
+    history = lineage(given, made.tools)
+    context.progress.report(0.95, "publishing")
+    digest = folders.publish_folder(
+        context.store,
+        folder,
+        given.stage,
+        facts=made.scalars,
+        lineage=history,
+        report=context.progress.part(0.95, 1.0, "publishing"),
+    )
+    result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
+    if made.cut and not given.max_cost:
+        return result  # the input names no budget for which it could be kept
+    key, record = need(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
+    ended_by = given.max_cost if made.cut else ""
+    standing = folders.publish_record(context.store, given.stage, key, record, ended_by=ended_by)
+    # Without reuse the record may be an older one: this run then goes on with what it has made itself.
+    return result if standing.result == result or not given.reuse else _reused(standing)
+
+
+def _answer(stage: Stage, made: Made) -> StageResult:
+    return StageResult(
+        stage=stage,
+        outcome=Outcome.SUCCEEDED,
+        reason=Reason.STAGE_SUCCEEDED,
+        message=made.message[:MAX_MESSAGE],
+        output_digest=made.output_digest,
+        scalars=made.scalars,
+        found=made.found,
+    )
+
+
+def _reused(record: StageRecord) -> StageResult:
+    return record.result.model_copy(update={"reused": True, "reason": Reason.STAGE_REUSED})
+
+
+def _guarded(
+    stage: Stage,
+    run: Callable[[Context], StageResult],
+    graceful: bool,
+    options: argparse.Namespace,
+    terminal: bool,
+    kept_log: logs.KeptLog | None,
+) -> tuple[StageResult, ExitCode]:
+    """Whatever happens becomes a result and an exit code; tracebacks go to the log only. Without ``kept_log`` the
+    process is a helper, whose progress and log are not shown either."""
+    try:
+        given = read_input(stage, options.input)
+        progress = Progress(stage, show=terminal, quiet=kept_log is None)
+        if kept_log:
+            progress.serve(options.metrics_port)
+        stopping = _on_sigterm(graceful)
+        with _scratch(stage, options.scratch) as scratch:
+            store = Store.connect(given.storage, results_root(given))
+            if given.output and kept_log:  # who serves an artifact may only read what its FineTuneJob wrote
+                kept_log.begin(store, logs.log_object(given.run, stage))
+            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
+            return run(context), ExitCode.OK
+    except StageError as error:
+        log.debug("the cause", exc_info=True)
+        return failure(stage, error.reason, error.message), _exit_code(error)
+    except StoppedError as error:
+        return failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
+    except Exception as error:
+        log.exception("the stage crashed")
+        if _is_disk_full(error):
+            text = f"The disk that holds {tempfile.gettempdir()} is full."
+            return failure(stage, Reason.SCRATCH_FULL, text), ExitCode.RETRIABLE
+        text = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+        return failure(stage, Reason.INTERNAL_ERROR, text), ExitCode.RETRIABLE
+
+
+def _scratch(stage: Stage, given: str | None) -> AbstractContextManager[str]:
+    if given:
+        return nullcontext(given)
+    # A tracker's process may still write there; what is left goes with the pod.
+    return tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-", ignore_cleanup_errors=True)
+
+
+def _exit_code(error: StageError) -> ExitCode:
+    if error.blameless:
+        return ExitCode.REGROUP
+    return ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception comes from a full disk; closing what could not be written may have raised another one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def failure(stage: Stage, reason: Reason, message: str) -> StageResult:
+    """The result of a stage that failed, with what to do next."""
+    kind = ADAPTERDEPLOYMENT if stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
+    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message, kind))
+
+
+def _naming_log(result: StageResult, uri: str) -> StageResult:
+    """A failure says where its log is, if there is room for it."""
+    message = f"{result.message} Log: {uri}"
+    if not uri or result.outcome is Outcome.SUCCEEDED or len(message) > MAX_MESSAGE:
+        return result
+    return result.model_copy(update={"message": message})
+
+
+def _on_sigterm(graceful: bool) -> threading.Event:
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        if not graceful:
+            raise StoppedError("The pod was told to stop before the stage had finished.")
+
+    signal.signal(signal.SIGTERM, stop)
+    return stopping
+
+
+def write_result(path: str, result: StageResult) -> None:
+    """Write the result, cut to what a termination message may hold; the message gives way first."""
+    text = result.model_dump_json(by_alias=True)
+    while len(text.encode()) > MAX_RESULT_BYTES and result.message:
+        result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})
+        text = result.model_dump_json(by_alias=True)
+    if path == "-":
+        sys.stdout.write(text + "\n")
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        log.warning("the result cannot be written to %s (%s): %s", path, error.strerror, text)

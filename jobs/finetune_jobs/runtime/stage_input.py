@@ -1,0 +1,68 @@
+"""The input of a stage: read from its file, held against what this version knows, and given its key."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api import __version__
+from finetune_api.base import unknown_fields
+from finetune_api.reasons import Reason
+from finetune_api.stages import PIPELINE, Stage, StageInput, input_key
+from finetune_jobs.base.documents import parse_json
+from finetune_jobs.base.errors import StageError
+
+log = logging.getLogger(__name__)
+
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
+"""Values of a field that ask for nothing."""
+
+
+def read_input(stage: Stage, path: str) -> StageInput:
+    """The input of a stage, with its key. Raises StageError (SpecInvalid)."""
+    place = f"the input {path}"
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise StageError(Reason.SPEC_INVALID, f"{place} cannot be read: {error.strerror}.") from None
+    given = parse_json(content, StageInput, place, Reason.SPEC_INVALID)
+    if given.stage != stage:
+        raise StageError(Reason.SPEC_INVALID, f"{place} is for stage {given.stage}, this is {stage}.")
+    _require_known(given, json.loads(content), place)
+    return _with_key(given, place)
+
+
+def _require_known(given: StageInput, content: Any, place: str) -> None:
+    """Fields that only a newer version knows are ignored, unless what they ask for is part of a key.
+
+    A result without it, stored under that key, would be taken for one that has it by every later run.
+    """
+    for field, value in unknown_fields(StageInput, content).items():
+        name = ".".join(map(str, field))
+        if _is_keyed(given.stage, field) and value not in _NOTHING:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place} has {name} ({value!r}), which version {__version__} of this stage does not know, and which "
+                f"can change its result. If operator {given.operator_version or '(unknown)'} has written it, the "
+                f"images in the chart's values have to be of that version.",
+            )
+        log.warning("%s has %s, which is ignored: version %s does not know it", place, name, __version__)
+
+
+def _is_keyed(stage: Stage, field: tuple[str | int, ...]) -> bool:
+    """Whether a field goes into a key that the stage makes or looks up: resolve looks up those of all stages."""
+    keyed = PIPELINE if stage is Stage.RESOLVE else (stage,) if stage in PIPELINE else ()
+    return field[0] == "params" and field[1] in keyed
+
+
+def _with_key(given: StageInput, place: str) -> StageInput:
+    """An input written by hand needs no key: it follows from the rest."""
+    if given.stage not in PIPELINE or given.input_key:
+        return given
+    if getattr(given.params, given.stage.value) is None:
+        raise StageError(Reason.SPEC_INVALID, f"{place} has no params.{given.stage}.")
+    try:
+        key = input_key(given.stage, given.upstream, given.params)
+    except ValueError as error:
+        raise StageError(Reason.SPEC_INVALID, f"{place} lacks addresses in upstream: {error}.") from None
+    return given.model_copy(update={"input_key": key})

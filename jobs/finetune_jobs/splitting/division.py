@@ -1,0 +1,103 @@
+"""Which example is in which part, once all are known: near duplicates and groups stay together, leaks are refused."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from finetune_api.stages import PrepareParams
+from finetune_jobs.examples.ledger import Ledger
+from finetune_jobs.examples.parts import CLAIMS, Part
+from finetune_jobs.splitting import leakage, sampling
+from finetune_jobs.splitting.near_duplicates import Hashes, Near, Texts
+from finetune_jobs.splitting.split import assign, unite
+
+
+@dataclass(frozen=True)
+class Division:
+    """Where every example goes."""
+
+    parts: dict[str, Part]
+    """The part of every identity that stays."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """How often a training example is used; left out: once."""
+    near: int = 0
+    """Examples that say nearly the same as another."""
+    near_dropped: int = 0
+    """Those of them that were left out."""
+    outside_pilot: int = 0
+    """Training examples that a pilot leaves aside."""
+
+
+def divide(ledger: Ledger, near: Near, texts: Texts, params: PrepareParams) -> Division:
+    """The division that the spec asks for, with the near duplicates that were found.
+
+    Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is (nearly) the same.
+    """
+    if torn := ledger.torn():
+        raise leakage.refusal(torn)
+    clusters = _clusters(near.clusters, ledger)
+    found = sum(len(members) - 1 for members in clusters)
+    dropped: set[str] = set()
+    if params.duplicates.drop_near:
+        dropped = {identity for members in clusters for identity in members[1:]}
+        ledger.leave_out(dropped)
+        clusters = []
+    links = [(members[0], identity) for members in clusters for identity in members[1:]]
+    parts = _without_leaks(ledger, links, near.frame, texts, params)
+    trained = {identity: ledger.labels[identity] for identity, part in parts.items() if part is Part.TRAIN}
+    chosen = sampling.pilot(trained, params.pilot.examples, params.split.seed) if params.pilot else set(trained)
+    stay = {identity: part for identity, part in parts.items() if part is not Part.TRAIN or identity in chosen}
+    repeats = _repeats(ledger, chosen, params)
+    stay = {identity: part for identity, part in stay.items() if repeats.get(identity, 1)}
+    return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen))
+
+
+def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
+    """Near duplicates that are still there, the one to keep first: of the user's own test, if it has any of them."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for identity, cluster in sorted(near.items(), key=lambda entry: (CLAIMS.index(ledger.given.get(entry[0])), entry)):
+        if identity in ledger.labels:
+            members[cluster].append(identity)
+    return [identities for identities in members.values() if len(identities) > 1]
+
+
+def _without_leaks(
+    ledger: Ledger, links: list[tuple[str, str]], frame: Hashes, texts: Texts, params: PrepareParams
+) -> dict[str, Part]:
+    """A division of which the test holds nothing that is trained.
+
+    The search for leaks is another one than that for clusters. What only it finds joins its cluster, and the division
+    is made once more; where the sources decide, that does not help, and the pairs are refused.
+    """
+    provided = set(ledger.given.values())
+    split = params.split.model_copy(
+        update={f"{part}_percent": 0 for part in (Part.VALIDATION, Part.TEST) if part in provided}
+    )
+    leaks: list[leakage.Leak] = []
+    for _ in range(2):
+        links = [*links, *((leak.train, leak.test) for leak in leaks)]
+        units = unite(links, ledger.groups.items())
+        if torn := leakage.across(units, ledger.given):
+            raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in torn])
+        parts = assign(ledger.labels, split, units, ledger.given)
+        train, test = (
+            {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
+        )
+        leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent, frame)
+        if not leaks:
+            return parts
+    raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks])
+
+
+def _repeats(ledger: Ledger, trained: set[str], params: PrepareParams) -> dict[str, int]:
+    """How often the training examples of sources with a weight other than 1 are used."""
+    weights = {number: float(source.weight) for number, source in enumerate(params.sources)}
+    by_source: dict[int, list[str]] = defaultdict(list)
+    for identity in trained:
+        if weights[ledger.source_of(identity)] != 1:
+            by_source[ledger.source_of(identity)].append(identity)
+    return {
+        identity: times
+        for number, identities in sorted(by_source.items())
+        for identity, times in sampling.repeats(identities, weights[number], params.split.seed).items()
+    }

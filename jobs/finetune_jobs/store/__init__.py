@@ -1,0 +1,1 @@
+"""Where everything lies: S3, and the Hugging Face hub."""

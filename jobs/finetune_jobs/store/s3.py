@@ -1,0 +1,279 @@
+"""S3 as the stages use it: a place under a bucket, with conditional writes and verified errors.
+
+boto3's "classic" transfer client is chosen on purpose: the CRT one ignores ``endpoint_url`` and always speaks TLS.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from finetune_api.meta import CA_VARIABLE
+from finetune_api.reasons import Reason
+from finetune_api.storage import Encryption, Storage
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.store.errors import PUT_CONDITIONAL, STORE_ERRORS, error_code, store_error
+
+_MIB: Final = 1 << 20
+_TRANSFER: Final = TransferConfig(
+    preferred_transfer_client="classic",
+    multipart_threshold=64 * _MIB,
+    multipart_chunksize=64 * _MIB,
+    max_concurrency=8,
+    io_chunksize=_MIB,
+)
+_MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+_LOST: Final = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"})
+
+_KEYS: Final = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+"""Parameters of a session of boto3; in capitals, the variables from which it takes them."""
+
+Advance = Callable[[int], None]
+"""Told the number of bytes that were just moved."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object: its URI, size in bytes and ETag (without quotes)."""
+
+    uri: str
+    key: str
+    """Path relative to the place that was asked; empty for the place itself."""
+    size: int
+    etag: str
+
+
+class Store:
+    """A place in S3: ``s3://bucket/prefix``. Paths are relative to it; the empty path is the object of that very name.
+
+    Every method raises StageError with the reason that fits (S3AccessDenied, BucketNotFound, S3Unreachable, …); a
+    missing object is not an error but None or False.
+    """
+
+    def __init__(self, client: Any, uri: str, encryption: Encryption | None = None) -> None:
+        self._client = client
+        self.bucket, self.prefix = parse_s3_uri(uri)
+        self.encryption = encryption
+        """How the store is to encrypt what is written here; None: as the bucket is set."""
+
+    @classmethod
+    def connect(cls, storage: Storage, uri: str) -> "Store":
+        """A place reached as ``storage`` says; keys come from the environment or the pod's identity, and so does the
+        file with its certificate authorities. Raises StageError (SpecInvalid) where it asks for some that are missing.
+        """
+        _require_authorities(storage)
+        config = Config(
+            connect_timeout=10,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 5},
+            max_pool_connections=16,
+            s3={"addressing_style": "path" if storage.path_style else "virtual"},
+            user_agent_extra="finetune-operator",
+        )
+        endpoint = storage.endpoint or None
+        # boto3's default session would keep the first credentials of the process.
+        session = boto3.session.Session(**_keys(os.environ))
+        client = session.client("s3", region_name=storage.region, endpoint_url=endpoint, config=config)
+        return cls(client, uri, storage.encryption)
+
+    def at(self, uri: str) -> "Store":
+        """Another place, over the same connection."""
+        return Store(self._client, uri, self.encryption)
+
+    def unencrypted(self) -> "Store":
+        """The same place, where the bucket's own setting decides how writes are encrypted."""
+        return Store(self._client, self.uri())
+
+    def below(self, path: str) -> "Store":
+        """A folder of this place."""
+        return self.at(self.uri(path))
+
+    def uri(self, path: str = "") -> str:
+        """Full URI of a path."""
+        return f"s3://{self.bucket}/{self._key(path)}".rstrip("/")
+
+    # Reading
+
+    def head(self, path: str = "") -> Entry | None:
+        """Size and ETag, or None where there is no such object (or no such bucket: S3 does not tell them apart)."""
+        try:
+            with self._errors("reading", path):
+                found = self._client.head_object(Bucket=self.bucket, Key=self._key(path))
+        except _MissingError:
+            return None
+        return Entry(self.uri(path), path, int(found["ContentLength"]), str(found["ETag"]).strip('"'))
+
+    def algorithm(self, path: str) -> str:
+        """How the store says that it encrypted an object (S3's names); empty where it says nothing, or has no such."""
+        try:
+            with self._errors("reading", path):
+                found = self._client.head_object(Bucket=self.bucket, Key=self._key(path))
+        except _MissingError:
+            return ""
+        return str(found.get("ServerSideEncryption", ""))
+
+    def exists(self, path: str = "") -> bool:
+        """Whether the object is there."""
+        return self.head(path) is not None
+
+    def get(self, path: str = "") -> bytes | None:
+        """Content of a small object, or None."""
+        found = self.get_tagged(path)
+        return found[0] if found else None
+
+    def get_tagged(self, path: str = "") -> tuple[bytes, str] | None:
+        """Content of a small object and the ETag for ``replace``, or None."""
+        try:
+            with self._errors("reading", path):
+                found = self._client.get_object(Bucket=self.bucket, Key=self._key(path))
+                return found["Body"].read(), str(found["ETag"])
+        except _MissingError:
+            return None
+
+    def list(self, path: str = "") -> Iterator[Entry]:
+        """Every object below a folder, sorted by key."""
+        folder = self._key(path)
+        prefix = f"{folder}/" if folder else ""
+        with self._errors("listing", path):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            for page in pages:
+                for found in page.get("Contents", []):
+                    key = str(found["Key"])
+                    yield Entry(
+                        f"s3://{self.bucket}/{key}",
+                        key.removeprefix(prefix),
+                        int(found["Size"]),
+                        str(found["ETag"]).strip('"'),
+                    )
+
+    def download(self, path: str, target: Path, advance: Advance | None = None) -> bool:
+        """Copy an object into a file; False where there is no such object."""
+        try:
+            with self._errors("reading", path):
+                self._client.download_file(
+                    self.bucket, self._key(path), str(target), Config=_TRANSFER, Callback=advance
+                )
+        except _MissingError:
+            return False
+        return True
+
+    def require_bucket(self) -> None:
+        """Raises StageError (BucketNotFound) when the bucket does not exist.
+
+        Keys that may not ask for it may still be good for objects, and what they refuse says why: no failure here.
+        """
+        try:
+            with self._errors("opening", ""):
+                self._client.head_bucket(Bucket=self.bucket)
+        except _MissingError:
+            raise StageError(Reason.BUCKET_NOT_FOUND, f"{self.uri()}: bucket {self.bucket!r} does not exist.") from None
+        except StageError as error:
+            if error.reason is not Reason.S3_ACCESS_DENIED:
+                raise
+
+    # Writing
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a small object, whatever was there."""
+        with self._errors("writing", path):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content, **self._encryption)
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        """Write a small object unless there is one (``If-None-Match: *``); False when there was."""
+        return self._put_on_condition(path, content, {"IfNoneMatch": "*"})
+
+    def replace(self, path: str, content: bytes, etag: str) -> bool:
+        """Write a small object if it is still the one with this ETag (compare and swap); False when it is not."""
+        return self._put_on_condition(path, content, {"IfMatch": etag})
+
+    def upload(self, path: str, source: Path, advance: Advance | None = None) -> None:
+        """Copy a file into an object, in parts where it is large."""
+        with self._errors("writing", path):
+            self._client.upload_file(
+                str(source),
+                self.bucket,
+                self._key(path),
+                ExtraArgs=dict(self._encryption),
+                Config=_TRANSFER,
+                Callback=advance,
+            )
+
+    def delete(self, path: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+        with self._errors("deleting", path):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+
+    def _put_on_condition(self, path: str, content: bytes, condition: dict[str, str]) -> bool:
+        try:
+            with self._errors(PUT_CONDITIONAL, path):
+                self._client.put_object(
+                    Bucket=self.bucket, Key=self._key(path), Body=content, **condition, **self._encryption
+                )
+        except (_LostError, _MissingError):  # If-Match on an object that is gone answers 404
+            return False
+        return True
+
+    @property
+    def _encryption(self) -> Mapping[str, str]:
+        """Parameters of boto3 for everything that makes an object."""
+        if self.encryption is None:
+            return {}
+        key = {"SSEKMSKeyId": self.encryption.kms_key_id} if self.encryption.kms_key_id else {}
+        return {"ServerSideEncryption": self.encryption.algorithm.value, **key}
+
+    def _key(self, path: str) -> str:
+        return "/".join(part for part in (self.prefix, path) if part)
+
+    @contextmanager
+    def _errors(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except STORE_ERRORS as error:
+            code = error_code(error)
+            if isinstance(error, ClientError) and code in _MISSING:
+                raise _MissingError from None
+            if action == PUT_CONDITIONAL and code in _LOST:
+                raise _LostError from None
+            raise store_error(error, action, self.uri(path)) from error
+
+
+class _MissingError(Exception):
+    """There is no such object."""
+
+
+class _LostError(Exception):
+    """The condition of a conditional write does not hold."""
+
+
+def _require_authorities(storage: Storage) -> None:
+    bundle, file = storage.ca_bundle, os.environ.get(CA_VARIABLE, "")
+    if bundle is not None and not Path(file).is_file():
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"storage.caBundle: ConfigMap {bundle.config_map_name!r} does not exist in this namespace, or has no key "
+            f"{bundle.key!r} (there is no file {file!r}, which {CA_VARIABLE} names). Create it, then set "
+            "spec.rerun to a new value.",
+        )
+
+
+def _keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment's keys as parameters of a session, without the line break in which Secrets made from files end;
+    nothing where they are not whole, which boto3 then says itself."""
+    found = {name: environment.get(name.upper(), "").strip() for name in _KEYS}
+    return {name: key for name, key in found.items() if key} if all(found[name] for name in _KEYS[:2]) else {}
+
+
+def parse_s3_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key (without slashes at its ends) of ``s3://bucket/key``. Raises StageError (SpecInvalid)."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise StageError(Reason.SPEC_INVALID, f"{uri!r} is not of the form s3://bucket/key.")
+    return bucket, key.strip("/")
