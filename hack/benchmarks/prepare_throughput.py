@@ -88,13 +88,13 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     from finetune_jobs.modelling import chat
     from finetune_jobs.preparation.collect import Collector, Copy
     from finetune_jobs.preparation.intake import Intake
-    from finetune_jobs.preparation.tokens import Encoded, Encoder
+    from finetune_jobs.preparation.tokens import EncodedExample, Encoder
     from finetune_jobs.reading.sources import SourceFile
     from finetune_jobs.splitting.division import divide
 
     class Untokenised(Encoder):
-        def encode(self, example: Example, place: str) -> list[Encoded]:
-            return [Encoded(example, [chat.Encoded([], [])])]
+        def encode(self, example: Example, place: str) -> list[EncodedExample]:
+            return [EncodedExample(example, [chat.Encoded([], [])])]
 
     source = Source(uri="s3://bench/rows.jsonl")
     params = PrepareParams(sources=[source], task=Task(type=TaskType.TEXT))

@@ -14,7 +14,7 @@ from finetune_api.stages import Stage
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
-from finetune_jobs.base.errors import need
+from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
@@ -28,17 +28,17 @@ from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
-from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 
 BATCH_SIZE: Final = 16
 """Prompts that are answered together."""
 
 
-def evaluate(context: Context) -> Made:
+def evaluate(context: Context) -> StageOutput:
     """Ask and score as ``params.evaluate`` says."""
     given = context.input
     require_promised(given.hardware)
-    params = need(given.params.evaluate, "params.evaluate")
+    params = require(given.params.evaluate, "params.evaluate")
     chain = given.upstream
     base, out = context.scratch / "base", context.scratch / "evaluation"
     upstream = {Stage.PREPARE: chain.dataset, Stage.TRAIN: chain.adapter, Stage.EXPORT: chain.export}
@@ -56,7 +56,7 @@ def evaluate(context: Context) -> Made:
         evaluation=params.evaluation,
         progress=context.progress,
     )
-    return Made(
+    return StageOutput(
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
         folder=out,

@@ -12,12 +12,12 @@ from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.base_model import WEIGHTS
-from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
 
 
-def fetch(context: Context) -> Made:
+def fetch(context: Context) -> StageOutput:
     """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, ModelUnsupported, as Store."""
     digest = artifact_digest(context.input.artifact_uri)
     home = context.models / digest
@@ -38,7 +38,7 @@ def fetch(context: Context) -> Made:
         report=context.progress.part(0.05, 1, "downloading the model"),
     )
     size = sum(file.size for file in manifest.files)
-    return Made(
+    return StageOutput(
         output_digest=digest,
         scalars={"sizeBytes": str(size)},
         message=f"{len(manifest.files)} files ({size} bytes) are in {home / 'model'}; every hash is right.",

@@ -1,7 +1,7 @@
 """Stage prepare: sources in, a data set out that can be trained on as it is.
 
-Reads every row (``dataset.collect``), decides which part each example belongs to (``dataset.division``) and writes
-(``dataset.writing``, ``dataset.account``):
+Reads every row (``preparation.collect``), decides which part each example belongs to (``splitting.division``), writes
+the parts (``preparation.writing``) and reports what became of the rows (``readiness.preparation_report``):
 
 ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``   a conversation a line: ``{"messages": [...], "tools": [...]}``
 ``train.parquet``, ``validation.parquet``   the same as tokens: ``input_ids`` and ``labels``
@@ -19,7 +19,7 @@ from finetune_api.dataset import NamesModel, SourcePart, Task, TaskType
 from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
-from finetune_jobs.base.errors import StageError, StoppedError, need
+from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Report
 from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
@@ -33,10 +33,15 @@ from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.preparation.writing import DatasetWriter
 from finetune_jobs.readiness.page import render
-from finetune_jobs.readiness.preparation_report import Account, require_enough, require_learnable, require_valid
+from finetune_jobs.readiness.preparation_report import (
+    PreparationReport,
+    require_enough,
+    require_learnable,
+    require_valid,
+)
 from finetune_jobs.reading.inputs import find_names_model, inputs_digest
 from finetune_jobs.reading.sources import find_sources
-from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.splitting import leakage, sampling
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import Division, divide
@@ -87,9 +92,9 @@ class Replayed:
         return f"{text} (left out: {lost}), {len(self.chosen)} are." if lost else f"{text}, {len(self.chosen)} are."
 
 
-def prepare(context: Context) -> Made:
+def prepare(context: Context) -> StageOutput:
     """The stage. Raises StageError: DatasetInvalid, DatasetTooSmall, DatasetNotFound, ModelUnsupported, as Store."""
-    params = need(context.input.params.prepare, "params.prepare")
+    params = require(context.input.params.prepare, "params.prepare")
     copies = _download(context, params)
     benchmarks = _benchmarks(params, copies)
     own, distilled = _collect(context, params, copies, benchmarks)
@@ -100,7 +105,7 @@ def prepare(context: Context) -> Made:
     near = own.near(params.duplicates.near_percent)
     division = divide(own.ledger, near, own.texts, params)
     require_enough(own.ledger, division)
-    general = _replay(context, params, copies, own, division, near.frame, benchmarks)
+    general = _replay(context, params, copies, own, division, near.boilerplate, benchmarks)
     folder = context.scratch / "dataset"
     folder.mkdir()
     context.progress.report(0.85, "writing")
@@ -108,17 +113,19 @@ def prepare(context: Context) -> Made:
     beside = {"replay": general.collected.ledger} if general else {}
     beside |= {"benchmarks": benchmarks.ledger} if benchmarks else {}
     replayed = len(general.chosen) if general else 0
-    account = Account.of(own, division, replayed, params, context.input.upstream.source, beside)
-    _write_json(folder / LABELS, account.labels)
-    report = account.report()
+    preparation = PreparationReport.of(own, division, replayed, params, context.input.upstream.source, beside)
+    _write_json(folder / LABELS, preparation.labels)
+    report = preparation.report()
     report |= {"distillation": distilled.report()} if distilled else {}
     report |= {"replay": general.report()} if general else {}
     _write_json(folder / REPORT, report)
-    (folder / READINESS_PAGE).write_text(render(account.facts, account.items, account.errors), encoding="utf-8")
-    return Made(
+    (folder / READINESS_PAGE).write_text(
+        render(preparation.facts, preparation.items, preparation.errors), encoding="utf-8"
+    )
+    return StageOutput(
         folder=folder,
-        scalars=account.scalars() | (distilled.scalars() if distilled else {}),
-        message=" ".join(part.message() for part in (distilled, account, general) if part),
+        scalars=preparation.scalars() | (distilled.scalars() if distilled else {}),
+        message=" ".join(part.message() for part in (distilled, preparation, general) if part),
         tools=versions("transformers", "presidio-analyzer", "rensa", "pyarrow", "py3langid"),
     )
 
@@ -194,7 +201,7 @@ def _replay(
     copies: list[Copy],
     own: Collected,
     division: Division,
-    frame: Hashes,
+    boilerplate: Hashes,
     benchmarks: Benchmarks | None,
 ) -> Replayed | None:
     """General data, checked and cleaned like the rest: as much of it as the spec's share asks for, and nothing that is
@@ -217,7 +224,7 @@ def _replay(
     require_valid(found.ledger, params)
     tested = {identity for identity, part in division.parts.items() if part is not Part.TRAIN}
     texts = found.texts(set(found.ledger.labels))
-    leaks = leakage.find(texts, own.texts(tested), params.duplicates.near_percent, frame)
+    leaks = leakage.find(texts, own.texts(tested), params.duplicates.near_percent, boilerplate)
     usable = found.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
     trained = sum(part is Part.TRAIN for part in division.parts.values())
     chosen = sampling.replay(usable, trained, params.replay.percent, params.split.seed)

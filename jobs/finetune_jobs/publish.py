@@ -19,11 +19,11 @@ from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import read_channel, require_owner
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
 from finetune_jobs.base.documents import read_json
-from finetune_jobs.base.errors import StageError, need
-from finetune_jobs.runtime.runner import Context, Made, now, run_stage
+from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 
 
-def publish(context: Context) -> Made:
+def publish(context: Context) -> StageOutput:
     """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, as Store."""
     upstream = context.input.upstream
     asked, metrics = _read_evaluation(context)
@@ -49,8 +49,8 @@ def publish(context: Context) -> Made:
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
     digest = describe_folder(folder, Stage.PUBLISH).content_digest()
     uri = context.store.uri(output_folder(Stage.PUBLISH, digest))
-    telling = sum(answer.tells for answer in golden)
-    return Made(
+    telling = sum(answer.distinguishes_base for answer in golden)
+    return StageOutput(
         folder=folder,
         scalars={
             "artifactUri": uri,
@@ -70,7 +70,7 @@ def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
     turn: Counter[tuple[bool, str]] = Counter()
     ranked: list[tuple[bool, int, int, Answer]] = []
     for answer in sorted(answers, key=_rank):
-        group = (not answer.tells, answer.label)
+        group = (not answer.distinguishes_base, answer.label)
         ranked.append((group[0], turn[group], len(ranked), answer))
         turn[group] += 1
     return [answer for *_, answer in sorted(ranked, key=lambda entry: entry[:3])[:count]]
@@ -82,7 +82,7 @@ def move_channel(context: Context, digest: str) -> None:
     Raises StageError: OutputNameConflict, S3Unreachable (retriable) when another writer was faster.
     """
     store, run = context.store, context.input.run
-    name = need(context.input.output, "output").name
+    name = require(context.input.output, "output").name
     content = canonical_json(ChannelPointer(artifact_digest=digest, owner=run, updated_at=now()))
     path = channel_object(name)
     found = read_channel(store, name)
@@ -111,7 +111,7 @@ def _model_ref(context: Context, export: Manifest, task: TaskType) -> ModelRef:
     return ModelRef(
         digest=digest,
         folder=output_folder(Stage.EXPORT, digest),
-        format=need(context.input.params.publish, "params.publish").format,
+        format=require(context.input.params.publish, "params.publish").format,
         size_bytes=sum(file.size for file in export.files),
         base_model_uri=context.input.base_model_uri,
         task=task,

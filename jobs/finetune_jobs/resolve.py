@@ -14,11 +14,11 @@ from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
 from finetune_api.storage import Encryption
 from finetune_jobs.artifacts.channel import read_channel, require_owner
 from finetune_jobs.artifacts.folders import read_record
-from finetune_jobs.base.errors import StageError, need
+from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.reading.inputs import inputs_digest
-from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ _NEVER: Final = '"00000000000000000000000000000000"'
 """An ETag that no object has."""
 
 
-def resolve(context: Context) -> Made:
+def resolve(context: Context) -> StageOutput:
     """The stage. Raises StageError with the reason that a person can act on."""
     given, store = context.input, context.store
-    prepare = need(given.params.prepare, "params.prepare")
+    prepare = require(given.params.prepare, "params.prepare")
     context.progress.report(0, "checking the output")
     store.require_bucket()
     _require_name(context)
@@ -45,7 +45,7 @@ def resolve(context: Context) -> Made:
     admission = preflight(given, store, model, context.scratch, trained=trained)
     context.progress.report(1, "done")
     scalars = {"sourceDigest": sources, "modelDigest": model.digest, **facts(admission, given.hardware)}
-    return Made(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
+    return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
 
 
 def probe_writes(store: Store, path: str) -> None:
@@ -123,7 +123,7 @@ def _unsupported(store: Store, header: str) -> StageError:
 
 
 def _require_name(context: Context) -> None:
-    name = need(context.input.output, "output").name
+    name = require(context.input.output, "output").name
     if found := read_channel(context.store, name):
         require_owner(context.store.uri(channel_object(name)), found[0], context.input.run)
 
@@ -144,7 +144,7 @@ def _find_results(context: Context, upstream: Upstream) -> list[Found]:
 
 def _is_current(context: Context, digest: str) -> bool:
     """Whether the output name points to this artifact; if not, publish runs again, which moves the pointer only."""
-    channel = read_channel(context.store, need(context.input.output, "output").name)
+    channel = read_channel(context.store, require(context.input.output, "output").name)
     return channel is not None and channel[0].artifact_digest == digest
 
 

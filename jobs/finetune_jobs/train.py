@@ -13,30 +13,30 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
 from finetune_jobs.artifacts import folders
-from finetune_jobs.base.errors import need
+from finetune_jobs.base.errors import require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.runtime import commandline
-from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.training import launcher
 
 log = logging.getLogger(__name__)
 
 
-def train(context: Context) -> Made:
+def train(context: Context) -> StageOutput:
     """Train as ``params.train`` says; goes on from this FineTuneJob's newest checkpoint after a restart of the pod, or
     where an earlier run ended too soon (not without ``reuse``)."""
     # What starts the processes of a pod needs none of these, and would hold their memory all the time.
     from finetune_jobs.modelling.device import require_promised
-    from finetune_jobs.training.allowance import Allowance
     from finetune_jobs.training.checkpoints import Checkpoints
     from finetune_jobs.training.learning_curve import Parts, measure_curve
     from finetune_jobs.training.team import Team, peers_needed
+    from finetune_jobs.training.time_budget import TimeBudget
     from finetune_jobs.training.trainer import Files, train_model
 
     given, team = context.input, Team.of(os.environ)
     require_promised(given.hardware)
-    params = need(given.params.train, "params.train")
+    params = require(given.params.train, "params.train")
     files = Files(
         base=context.scratch / "base",
         dataset=context.scratch / "dataset",
@@ -55,7 +55,7 @@ def train(context: Context) -> Made:
         place = state.below(f"checkpoints/{given.input_key[:16]}")
         checkpoints = Checkpoints(place, given.run.id, team, reuse=given.reuse)
     seconds = given.allowance_seconds
-    allowance = None if seconds is None else Allowance(seconds, checkpoints, team=team)
+    allowance = None if seconds is None else TimeBudget(seconds, checkpoints, team=team)
     with allowance or nullcontext():
         with peers_needed(team):
             trained = train_model(
@@ -85,7 +85,7 @@ def train(context: Context) -> Made:
             )
             forecast = measure_curve(parts, trained, context.progress)
             scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"
-    return Made(
+    return StageOutput(
         scalars=scalars,
         message=message,
         folder=files.out,

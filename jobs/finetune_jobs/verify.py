@@ -26,11 +26,11 @@ from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.artifact import Answer, ModelRef, artifact_digest
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.base.documents import read_json
-from finetune_jobs.base.errors import StageError, need
+from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import Right, right_for
-from finetune_jobs.runtime.runner import Context, Made, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.hub import CLIENT_ERROR
 
 log = logging.getLogger(__name__)
@@ -90,10 +90,10 @@ class Verdict:
         return self.telling > 0 and self.like_base * 2 < self.telling
 
 
-def verify(context: Context) -> Made:
+def verify(context: Context) -> StageOutput:
     """The stage. Raises StageError: CandidateFailed, PromptsTooLong, AdapterInactive, VerificationFailed, as
     fetch_folder."""
-    params = need(context.input.params.verify, "params.verify")
+    params = require(context.input.params.verify, "params.verify")
     deadline = time.monotonic() + params.timeout_seconds
     golden, sample, task = _read_artifact(context, params)
     context.progress.report(0, "waiting for the server")
@@ -108,7 +108,7 @@ def verify(context: Context) -> Made:
         served.append(ask(answer))
     verdict = judge(golden, served[: len(golden)], sample, served[len(golden) :], right_for(task))
     require_proof(verdict, params.min_agreement_percent)
-    return Made(
+    return StageOutput(
         output_digest=artifact_digest(context.input.artifact_uri),
         scalars=_scalars(verdict),
         message=f"{verdict.agreement_percent} % of {len(golden)} golden prompts agree with the artifact; "
@@ -140,8 +140,8 @@ def judge(
     rights = [(right(a.label, a.artifact), right(a.label, text)) for a, text in zip(sample, served, strict=True)]
     return Verdict(
         agreement_percent=100 * sum(_same(a.artifact, text) for a, text in pairs) // max(1, len(pairs)),
-        like_base=sum(a.tells and _same(a.base, text) for a, text in pairs),
-        telling=sum(a.tells for a, _ in pairs),
+        like_base=sum(a.distinguishes_base and _same(a.base, text) for a, text in pairs),
+        telling=sum(a.distinguishes_base for a, _ in pairs),
         samples=len(rights),
         correct=sum(now for _, now in rights),
         expected=sum(before for before, _ in rights),

@@ -24,8 +24,8 @@ from finetune_jobs.modelling.token_files import read_split, read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import Files, Trained, train_model
 
 LABELS: Final = ("refund", "question", "other fox")
@@ -122,7 +122,7 @@ def run_training(
     *,
     progress: Progress | None = None,
     stopping: threading.Event | None = None,
-    limit: Callable[[Checkpoints], Allowance] | None = None,
+    limit: Callable[[Checkpoints], TimeBudget] | None = None,
 ) -> Trained:
     """Train below ``folder``: the adapter in ``adapter``, checkpoints in ``work``; ``limit`` makes the allowance."""
     tokenise(base, dataset, training.loss)

@@ -18,7 +18,7 @@ from finetune_jobs.splitting.near_duplicates import (
     band_rows,
     compared_text,
     find,
-    frame,
+    shared_boilerplate,
     shingles,
     words,
 )
@@ -105,10 +105,10 @@ def test_bills_that_differ_in_a_number_do_not_collapse(length: int) -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=60).map(" ".join), max_size=30))
-def test_the_frame_is_what_nine_of_ten_texts_share(texts: list[str]) -> None:
+def test_boilerplate_is_what_nine_of_ten_texts_share(texts: list[str]) -> None:
     counts = Counter(each for text in texts for each in set(shingles(text)))
     expected = sum(10 * count >= 9 * len(texts) for count in counts.values()) if len(texts) >= 20 else 0
-    assert len(frame(texts)) == len(set(frame(texts).tolist())) == expected
+    assert len(shared_boilerplate(texts)) == len(set(shared_boilerplate(texts).tolist())) == expected
 
 
 def found(*sources: dict[str, str]) -> dict[str, str]:
@@ -117,7 +117,7 @@ def found(*sources: dict[str, str]) -> dict[str, str]:
     return find(map(set, sources), lambda some: ((name, texts[name]) for name in some), 85).clusters
 
 
-def test_each_source_has_its_own_frame() -> None:
+def test_each_source_has_its_own_boilerplate() -> None:
     sources = [
         {f"{key}{n}": f"{' '.join(prose(ord(key), 60))} {' '.join(prose(n, 3))}" for n in range(50)} for key in "xyz"
     ]
@@ -125,14 +125,14 @@ def test_each_source_has_its_own_frame() -> None:
     assert len(found({**sources[0], **sources[1], **sources[2]})) == 150
 
 
-def test_near_duplicates_are_no_frame_although_most_rows_are_such() -> None:
+def test_near_duplicates_are_no_boilerplate_although_most_rows_are_such() -> None:
     near = {f"n{n}": f"{' '.join(prose(1, 60))} {n}" for n in range(80)}
     others = {f"o{n}": " ".join(prose(100 + n, 60)) for n in range(20)}
     assert set(found({**near, **others})) == set(near)
     assert set(found({name: near[name] for name in list(near)[:3]})) == {"n0", "n1", "n2"}
 
 
-def test_what_is_nothing_but_frame_is_compared_whole() -> None:
+def test_what_is_nothing_but_boilerplate_is_compared_whole() -> None:
     shared = " ".join(f"w{n}" for n in range(60))
     texts = {f"{n}": f"{shared} {' '.join(prose(n, 9))}" for n in range(50)} | {"a": shared, "b": f"{shared}!"}
     assert found(texts) == {"a": "a", "b": "a"}

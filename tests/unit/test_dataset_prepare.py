@@ -26,7 +26,7 @@ from finetune_api.dataset import (
 )
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_api.reasons import Reason
-from finetune_jobs.base.errors import StageError, StoppedError, need
+from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.distillation.collect import NearAnswers
 from finetune_jobs.modelling.chat import IGNORED
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -532,7 +532,7 @@ def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Pre
     pii = put_pipeline(prepared.store, tmp_path / "first", "Ana Novak")
     source = prepared.put("rows.jsonl", rows())
     prepared.run(source, pii=pii)
-    params = need(prepared.given.params.prepare, "params.prepare")
+    params = require(prepared.given.params.prepare, "params.prepare")
     before = inputs_digest(prepared.store, params)
     put_pipeline(prepared.store, tmp_path / "second", "Bo Chen")
     assert before == prepared.given.upstream.source != inputs_digest(prepared.store, params)

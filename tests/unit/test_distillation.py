@@ -324,7 +324,7 @@ def test_requests_without_an_answer_count_as_if_they_had_one(store: Store) -> No
 
 
 def test_the_deadline(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_jobs.distillation.inquiry._MINUTE", 1.0)
+    monkeypatch.setattr("finetune_jobs.distillation.answer_collector._MINUTE", 1.0)
     error, server = failure(store, lambda p, n: says("slow", delay=0.3), 60, deadline_minutes=1, concurrency=1)
     assert error.reason is Reason.DEADLINE_EXCEEDED
     asked = len(server.received)

@@ -21,7 +21,7 @@ from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError, StoppedError
-from finetune_jobs.distillation.answers import Answer
+from finetune_jobs.distillation.answers import TeacherAnswer
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.prompts import questions, recipe
@@ -74,13 +74,13 @@ def test_two_pods_write_beside_each_other(store: Store) -> None:
     asked = [q for prompt in prompts(3) for q in questions(prompt, spec, recipe(spec))]
     first, second = Journal(store), Journal(store)
     for number, journal in enumerate((first, second, first)):
-        journal.add(asked[number].identity, Answer(f"answer {number}\u2028", "stop", Tokens(1, 2)))
+        journal.add(asked[number].identity, TeacherAnswer(f"answer {number}\u2028", "stop", Tokens(1, 2)))
         journal.flush()
     assert [entry.key for entry in store.list()] == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
     third = Journal(store)
     assert (third.found, third.spent) == (3, Tokens(3, 6))
     assert [third.find(q.identity) for q in asked] == [
-        Answer(f"answer {number}\u2028", "stop", Tokens(1, 2)) for number in range(3)
+        TeacherAnswer(f"answer {number}\u2028", "stop", Tokens(1, 2)) for number in range(3)
     ]
     assert third.find("0" * 64) is None
     third.flush()
@@ -97,10 +97,10 @@ def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) ->
         write(self, path, content)
         raise StageError(Reason.S3_UNREACHABLE, "The connection broke.", retriable=True)
 
-    journal.add(asked[0].identity, Answer("answer 0", "stop", Tokens(1, 2)))
+    journal.add(asked[0].identity, TeacherAnswer("answer 0", "stop", Tokens(1, 2)))
     with mock.patch.object(Store, "put_if_absent", lost), pytest.raises(StageError):
         journal.flush()
-    journal.add(asked[1].identity, Answer("answer 1", "stop", Tokens(1, 2)))
+    journal.add(asked[1].identity, TeacherAnswer("answer 1", "stop", Tokens(1, 2)))
     journal.flush()
     again = Journal(store)
     assert (again.found, again.spent) == (2, Tokens(2, 4))
@@ -109,7 +109,7 @@ def test_a_write_that_arrived_without_an_answer_is_counted_once(store: Store) ->
 def test_answers_that_cannot_be_kept_end_the_asking(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in READER.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("finetune_jobs.distillation.inquiry._KEEP_SECONDS", 0.1)
+    monkeypatch.setattr("finetune_jobs.distillation.answer_collector._KEEP_SECONDS", 0.1)
     error, server = failure(Store.connect(s3.storage, place), lambda p, n: says("x", delay=0.2), 200, concurrency=1)
     assert error.reason is Reason.S3_ACCESS_DENIED
     assert len(server.received) < 50
@@ -121,7 +121,7 @@ def _in_a_process(endpoint: str, place: str, url: str, count: int, result: str) 
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     store = Store.connect(SeaweedFS(endpoint).storage, place)
     try:
-        with mock.patch("finetune_jobs.distillation.inquiry._KEEP_SECONDS", 0.5):
+        with mock.patch("finetune_jobs.distillation.answer_collector._KEEP_SECONDS", 0.5):
             run(store, prompts(count), config(url, concurrency=4), stopping=stopping)
     except StoppedError as stopped:
         Path(result).write_text(str(stopped))

@@ -17,7 +17,7 @@ from finetune_api.crdgen import structural
 from finetune_api.distillation import Distillation, TeacherPrices
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
+from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer, read_answer
 from finetune_jobs.distillation.filters import AnswerRules, is_refusal
 from finetune_jobs.distillation.money import Budget, Tokens, estimate_tokens
 from finetune_jobs.distillation.prompts import Prompt, questions, read_prompts, recipe
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.unit
         ({"samples_per_prompt": 2, "temperature": "0.0"}, "samplesPerPrompt above 1 needs a temperature above 0"),
         ({"temperature": "2.1"}, "temperature may be 2 at most"),
         ({"min_answer_words": 5, "max_answer_words": 4}, "minAnswerWords must not be above maxAnswerWords"),
-        ({"question_template": "Answer this question."}, "String should match pattern"),
+        ({"question_template": "TeacherAnswer this question."}, "String should match pattern"),
         ({"concurrency": 65}, "less than or equal to 64"),
     ],
 )
@@ -196,17 +196,20 @@ def body(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
-        (says("yes", usage=(3, 2)).body, Answer("yes", "stop", Tokens(3, 2))),
-        (says("long", finish="length").body, Answer("long", "length", Tokens(10, 5))),
-        (says(None, finish="content_filter").body, Answer("", "content_filter", Tokens(10, 5))),
-        (says(None, refusal="No.").body, Answer("No.", "refusal", Tokens(10, 5))),
-        (says("eight by", usage=None).body, Answer("eight by", "stop", Tokens(7, 2, 9))),
-        (says("x", usage={"prompt_tokens": -1, "completion_tokens": 1}).body, Answer("x", "stop", Tokens(7, 1, 8))),
-        (says("x", usage="none").body, Answer("x", "stop", Tokens(7, 1, 8))),
-        (b'{"choices": [{"message": {"content": "bare"}}]}', Answer("bare", "stop", Tokens(7, 1, 8))),
+        (says("yes", usage=(3, 2)).body, TeacherAnswer("yes", "stop", Tokens(3, 2))),
+        (says("long", finish="length").body, TeacherAnswer("long", "length", Tokens(10, 5))),
+        (says(None, finish="content_filter").body, TeacherAnswer("", "content_filter", Tokens(10, 5))),
+        (says(None, refusal="No.").body, TeacherAnswer("No.", "refusal", Tokens(10, 5))),
+        (says("eight by", usage=None).body, TeacherAnswer("eight by", "stop", Tokens(7, 2, 9))),
+        (
+            says("x", usage={"prompt_tokens": -1, "completion_tokens": 1}).body,
+            TeacherAnswer("x", "stop", Tokens(7, 1, 8)),
+        ),
+        (says("x", usage="none").body, TeacherAnswer("x", "stop", Tokens(7, 1, 8))),
+        (b'{"choices": [{"message": {"content": "bare"}}]}', TeacherAnswer("bare", "stop", Tokens(7, 1, 8))),
     ],
 )
-def test_answers(content: bytes, answer: Answer) -> None:
+def test_answers(content: bytes, answer: TeacherAnswer) -> None:
     assert read_answer(content, ESTIMATE) == answer
 
 
@@ -241,7 +244,7 @@ def test_rubbish_is_told_apart_and_never_quoted(content: bytes, problem: str) ->
 ))  # fmt: skip
 def test_no_body_is_a_surprise(content: bytes) -> None:
     with suppress(AttemptError):
-        assert isinstance(read_answer(content, ESTIMATE), Answer)
+        assert isinstance(read_answer(content, ESTIMATE), TeacherAnswer)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +274,7 @@ OBJECT = '{"type": "object", "required": ["code"], "properties": {"code": {"type
 
 def judge(text: str, finish: str = "stop", **fields: Any) -> str:
     """The text that stays, or the fault's kind and problem."""
-    verdict = AnswerRules(config(**fields)).judge(Answer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
+    verdict = AnswerRules(config(**fields)).judge(TeacherAnswer(text, finish, Tokens()), Prompt("why?", SOURCE, 3))
     if isinstance(verdict, str):
         return verdict
     assert (verdict.line, verdict.field, verdict.value) == (3, "answer", "")
@@ -377,7 +380,7 @@ def test_repeated_answers(mode: str, kept: list[str]) -> None:
 
     rules = AnswerRules(config(duplicates=mode), near)
     given_answers = [("a", "Yes."), ("a", "yes."), ("b", "Yes."), ("c", "Yes!"), ("c", "No.")]
-    judged = [rules.judge(Answer(t, "stop", Tokens()), Prompt(p, SOURCE, 1)) for p, t in given_answers]
+    judged = [rules.judge(TeacherAnswer(t, "stop", Tokens()), Prompt(p, SOURCE, 1)) for p, t in given_answers]
     assert [each for each in judged if isinstance(each, str)] == kept
     equal, near_one = (
         ("repeatedAnswer", "was given before"),

@@ -18,7 +18,7 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
-from finetune_jobs.exporting.offload import keep_rounded, place_for
+from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
@@ -165,12 +165,12 @@ def test_what_a_gpu_does_not_hold_in_16_bits_goes_to_the_pods_own_memory(
     gib: float, place: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the GPU's size, which is that of CUDA's own things here: the model is tiny."""
-    assert place_for(folder / "base") is None, "without a GPU there is no other place"
+    assert device_for_16_bits(folder / "base") is None, "without a GPU there is no other place"
     properties = SimpleNamespace(total_memory=int(gib * 2**30))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
-    assert place_for(folder / "base") == place
+    assert device_for_16_bits(folder / "base") == place
 
 
 def test_the_artifact_is_computed_in_its_own_quantisation(folder: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_api.dataset import TaskType
 from finetune_jobs.evaluation.metrics import LabelScores, compare, confusions, mcnemar, score, wilson
 from finetune_jobs.evaluation.sample import quotas, sample
-from finetune_jobs.modelling.token_files import Example
+from finetune_jobs.modelling.token_files import Conversation
 from tests.support.training import row
 
 pytestmark = pytest.mark.unit
@@ -134,8 +134,8 @@ def test_quotas_are_all_places_and_within_one_of_the_share(groups: dict[str, int
         assert given_places[name] <= size
 
 
-def examples(count: int) -> list[Example]:
-    return [Example(row(f"text {n}", LABELS[0] if n % 5 else LABELS[1])["messages"]) for n in range(count)]
+def examples(count: int) -> list[Conversation]:
+    return [Conversation(row(f"text {n}", LABELS[0] if n % 5 else LABELS[1])["messages"]) for n in range(count)]
 
 
 @given(st.integers(0, 80), st.integers(1, 60), st.sampled_from(TaskType), st.randoms())
@@ -159,7 +159,7 @@ def test_the_sample_keeps_the_shares_of_the_labels() -> None:
 @pytest.mark.parametrize("task", [TaskType.TEXT, TaskType.EXTRACTION])
 def test_answers_that_are_no_classes_are_sampled_from_the_whole_alphabet(task: TaskType) -> None:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    split = [Example(row(f"text {n}", f"{letters[n % 26]} answer {n}")["messages"]) for n in range(1000)]
+    split = [Conversation(row(f"text {n}", f"{letters[n % 26]} answer {n}")["messages"]) for n in range(1000)]
     assert {example.label[0] for example in sample(split, 200, task)} == set(letters)
 
 

@@ -18,8 +18,8 @@ from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
 from finetune_jobs.evaluation.generate import Questions, generate_answers
-from finetune_jobs.exporting.dialect import config_v4, speak_v4, tokenizer_config_v4
 from finetune_jobs.exporting.merge import merge
+from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_v4, write_transformers_v4
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
@@ -268,8 +268,8 @@ def test_the_dialect_of_a_folder_can_be_spoken_twice(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"rope_parameters": {"rope_theta": 3.0}, "dtype": "bfloat16"}')
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     (tmp_path / "chat_template.jinja").write_text("{{ messages }} – é")
-    speak_v4(tmp_path)
+    write_transformers_v4(tmp_path)
     once = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    speak_v4(tmp_path)
+    write_transformers_v4(tmp_path)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == once
     assert json.loads(once["tokenizer_config.json"])["chat_template"] == "{{ messages }} – é"

@@ -150,11 +150,11 @@ def test_an_output_name_has_one_owner(
 
 def test_golden_prompts_tell_and_cover_the_labels() -> None:
     chosen = choose_golden(ANSWERS, 8)
-    assert all(a.tells for a in chosen)
+    assert all(a.distinguishes_base for a in chosen)
     assert {a.label for a in chosen} == {"a", "b"}
     assert choose_golden(list(reversed(ANSWERS)), 8) == chosen
     same = [answer(f"text {n}", "a", "a", "a") for n in range(5)]
-    assert [a.tells for a in choose_golden([*same, ANSWERS[0]], 3)] == [True, False, False]
+    assert [a.distinguishes_base for a in choose_golden([*same, ANSWERS[0]], 3)] == [True, False, False]
 
 
 def test_fetch_puts_the_model_where_the_server_reads_it(s3: SeaweedFS, published: StageResult, tmp_path: Path) -> None:

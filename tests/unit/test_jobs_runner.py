@@ -44,7 +44,7 @@ import sys, time
 from finetune_api.stages import Stage
 from finetune_api.reasons import Reason, with_remedy
 from finetune_jobs.base.errors import StageError, StoppedError
-from finetune_jobs.runtime.runner import Made, run_stage
+from finetune_jobs.runtime.runner import StageOutput, run_stage
 
 def work(context):
     {body}
@@ -84,7 +84,7 @@ def ended(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[int, StageR
 @pytest.mark.parametrize(
     ("body", "code", "reason", "message"),
     [
-        ("return Made(message='done')", ExitCode.OK, Reason.STAGE_SUCCEEDED, "done"),
+        ("return StageOutput(message='done')", ExitCode.OK, Reason.STAGE_SUCCEEDED, "done"),
         (
             "raise StageError(Reason.ADAPTER_INACTIVE, 'No.')",
             ExitCode.FATAL,
@@ -131,7 +131,7 @@ def test_a_traceback_is_in_the_log_only(tmp_path: Path) -> None:
 
 
 def test_a_result_fits_a_termination_message(tmp_path: Path) -> None:
-    body = "return Made(message='ä' * 1024, scalars={str(n): 'x' * 60 for n in range(24)})"
+    body = "return StageOutput(message='ä' * 1024, scalars={str(n): 'x' * 60 for n in range(24)})"
     _, result = ended(start(tmp_path, body), tmp_path)
     assert len((tmp_path / "result").read_bytes()) <= MAX_RESULT_BYTES
     assert (len(result.scalars), result.message[:3]) == (24, "äää")
@@ -147,7 +147,7 @@ def test_a_result_fits_a_termination_message(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_input_is_fatal(tmp_path: Path, given: str, message: str) -> None:
-    code, result = ended(start(tmp_path, "return Made()", given=given), tmp_path)
+    code, result = ended(start(tmp_path, "return StageOutput()", given=given), tmp_path)
     assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
     assert message in result.message
 
@@ -181,7 +181,7 @@ def test_sigterm_ends_a_stage_with_a_result(tmp_path: Path, body: str, graceful:
 
 def test_a_taken_metrics_port_costs_only_the_progress(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
-        process = start(tmp_path, "return Made()", port=taken.getsockname()[1])
+        process = start(tmp_path, "return StageOutput()", port=taken.getsockname()[1])
         assert ended(process, tmp_path)[0] == ExitCode.OK
     assert "no progress metrics" in (tmp_path / "log").read_text()
 
@@ -216,7 +216,7 @@ def test_a_failure_names_the_log_that_is_kept(s3: SeaweedFS, store: Store, tmp_p
 
 
 def test_a_success_keeps_its_log_too(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
-    _, result = ended(start(tmp_path, "return Made(message='Fine.')", given=kept_given(s3, store)), tmp_path)
+    _, result = ended(start(tmp_path, "return StageOutput(message='Fine.')", given=kept_given(s3, store)), tmp_path)
     assert result.message == "Fine."
     assert kept_log(store)[1][-1] == "StageSucceeded: Fine."
 
@@ -238,7 +238,7 @@ def test_a_log_that_may_not_be_written_costs_a_warning(
     for name, value in READER.environment().items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()
-    code, result = ended(start(tmp_path, "return Made()", given=kept_given(s3, store)), tmp_path)
+    code, result = ended(start(tmp_path, "return StageOutput()", given=kept_given(s3, store)), tmp_path)
     assert (code, result.outcome) == (ExitCode.OK, Outcome.SUCCEEDED)
     assert "keeping the log fails, the stage goes on" in (tmp_path / "log").read_text()
     assert time.monotonic() - began < 30
@@ -271,7 +271,9 @@ def test_an_input_without_a_key_gets_the_one_that_follows(tmp_path: Path) -> Non
     ],
 )
 def test_a_key_that_does_not_follow_is_an_error(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    code, result = ended(start(tmp_path, "return Made()", given=by_hand(**fields), stage=Stage.PUBLISH), tmp_path)
+    code, result = ended(
+        start(tmp_path, "return StageOutput()", given=by_hand(**fields), stage=Stage.PUBLISH), tmp_path
+    )
     assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
     assert message in result.message
 
@@ -294,7 +296,7 @@ def test_fields_of_a_newer_operator_are_ignored_at_every_level(tmp_path: Path) -
     """The log names them. Where they are part of the key they may be there, but ask for nothing."""
     given = json.loads(grown(Stage.PUBLISH, "storage", "run", "tracking"))
     given["params"]["publish"]["output"] |= {"addedLater": None, "more": []}
-    body = "return Made(message=context.input.storage.endpoint)"
+    body = "return StageOutput(message=context.input.storage.endpoint)"
     code, result = ended(start(tmp_path, body, given=json.dumps(given), stage=Stage.PUBLISH), tmp_path)
     assert (code, result.message) == (ExitCode.OK, "http://localhost:8333")
     log = (tmp_path / "log").read_text()
@@ -312,7 +314,7 @@ def test_fields_of_a_newer_operator_are_ignored_at_every_level(tmp_path: Path) -
 )
 def test_an_unknown_field_that_belongs_to_a_key_is_refused(stage: Stage, place: str, tmp_path: Path) -> None:
     """Else the result without it would be stored, or looked up, under the key of one that has it."""
-    code, result = ended(start(tmp_path, "return Made()", given=grown(stage, place), stage=stage), tmp_path)
+    code, result = ended(start(tmp_path, "return StageOutput()", given=grown(stage, place), stage=stage), tmp_path)
     assert (code, result.reason) == (ExitCode.FATAL, Reason.SPEC_INVALID)
     assert f"has {place}.addedLater {NOT_KNOWN.format(__version__)} written it, the images in" in result.message
     assert result.message.endswith(f"of that version. {REMEDIES[Reason.SPEC_INVALID]}")
@@ -321,7 +323,7 @@ def test_an_unknown_field_that_belongs_to_a_key_is_refused(stage: Stage, place: 
 def test_the_input_says_what_is_tracked_and_kept(tmp_path: Path) -> None:
     document = json.loads(GIVEN.model_dump_json(by_alias=True))
     document |= {"tracking": {"mlflow": {"url": "http://mlflow:5000"}}, "retention": {"checkpoints": 7}}
-    body = "return Made(message=f'{context.input.tracking.mlflow.url} {context.input.retention.checkpoints}')"
+    body = "return StageOutput(message=f'{context.input.tracking.mlflow.url} {context.input.retention.checkpoints}')"
     assert ended(start(tmp_path, body, given=json.dumps(document)), tmp_path)[1].message == "http://mlflow:5000 7"
     document["tracking"]["mlflow"]["url"] = "http://user:secret@mlflow:5000"
     code, result = ended(start(tmp_path, body, given=json.dumps(document)), tmp_path)

@@ -24,7 +24,7 @@ from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.prepare import REPORT, prepare
 from finetune_jobs.reading.sources import find_sources, source_digest
 from finetune_jobs.resolve import resolve
-from finetune_jobs.runtime.runner import Context, Made, execute
+from finetune_jobs.runtime.runner import Context, StageOutput, execute
 from finetune_jobs.store.s3 import Store
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
@@ -202,7 +202,7 @@ def test_a_damaged_folder_is_made_again_once_its_remedy_is_followed(
     assert fetch_folder(out, folder, tmp_path / "healed").content_digest() == made.output_digest
 
 
-def _never(_: Context) -> Made:
+def _never(_: Context) -> StageOutput:
     raise AssertionError("the work was done again")
 
 

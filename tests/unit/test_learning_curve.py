@@ -23,10 +23,10 @@ from finetune_jobs.readiness.curve_page import TITLE, render_curve
 from finetune_jobs.readiness.forecast import Forecast, Worth, forecast
 from finetune_jobs.readiness.learning_curve import Point, PowerLaw
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.learning_curve import CURVE, CURVE_PAGE, Parts, divide, measure_curve, proportional
+from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import Files
 from tests.support.readiness import assert_accessible, parsed_page
 from tests.support.seaweedfs import SeaweedFS
@@ -287,7 +287,7 @@ class Attempt:
         self.files = Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model")
         self.folder, self.store, self.stopping = folder, store, threading.Event()
 
-    def run(self, limit: Allowance | None = None) -> Forecast:
+    def run(self, limit: TimeBudget | None = None) -> Forecast:
         checkpoints, kept = self.store.below("checkpoints"), self.store.below("curve")
         whole = run_training(self.files.base, self.files.dataset, self.folder, CURVED, checkpoints)
         parts = Parts(self.files, CURVED, whole.batch, kept, self.stopping, limit)
@@ -329,7 +329,7 @@ def test_what_the_budget_does_not_pay_for_is_left_out(
     trainings: Trainings, base: Path, dataset: Path, store: Store, tmp_path: Path
 ) -> None:
     """80 of 100 seconds are spent: a fifth of that is left, a half is not."""
-    limit = Allowance(100, Checkpoints(store.below("limit")), age=lambda: 80.0)
+    limit = TimeBudget(100, Checkpoints(store.below("limit")), age=lambda: 80.0)
     made = Attempt(base, dataset, tmp_path, store).run(limit)
     assert trainings.sizes == [40, 8]
     assert made.worth is Worth.UNKNOWN

@@ -31,7 +31,13 @@ TABLES: Final = {
         *("reading.lines", "reading.parquet", "reading.readers", "reading.rows"),
     ],
     "test_messages_datasets": [
-        *("readiness.preparation_report", "splitting.leakage", "preparation.tokens", "text.language", "text.pii.recognition"),
+        *(
+            "readiness.preparation_report",
+            "splitting.leakage",
+            "preparation.tokens",
+            "text.language",
+            "text.pii.recognition",
+        ),
         "text.pii.ner",
     ],
     "test_messages_models": [
@@ -43,7 +49,7 @@ TABLES: Final = {
     "test_jobs_basemodel": ["modelling.base_model"],
 }
 """Test modules with exact messages, and the modules of the jobs whose sentences they look for."""
-TEACHER: Final = ["answers", "distil", "filters", "inquiry", "pace", "teacher"]
+TEACHER: Final = ["answers", "distil", "filters", "answer_collector", "pace", "teacher"]
 """Modules of the distillation: their exact messages are in several tests."""
 UNSEEN: Final = ("keeping the teacher's answers", "takes no {}")
 """The name of a thread, and what is answered by another request at once."""

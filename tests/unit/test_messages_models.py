@@ -17,7 +17,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.chat import Message
 from finetune_jobs.modelling.encoding import encode_conversation, require_system_message
 from finetune_jobs.modelling.loading import cuda_memory, load_base
-from finetune_jobs.modelling.token_files import Example
+from finetune_jobs.modelling.token_files import Conversation
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.training.adapter import adapter_config
 from tests.support.sentences import unsaid
@@ -210,7 +210,7 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path: Path, damage: Damage, message
         found = load_tokenizer(model)
         stop = stop_token(model, found)
         require_system_message(found, messages)
-        encode_conversation(found, Example(messages), stop, Loss.ANSWER)
+        encode_conversation(found, Conversation(messages), stop, Loss.ANSWER)
 
     with pytest.raises(StageError) as error:
         encode()
@@ -225,7 +225,7 @@ def test_a_template_without_tools(tmp_path: Path) -> None:
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
     with pytest.raises(StageError) as error:
-        encode_conversation(found, Example(asked), stop_token(model, found), Loss.ANSWER)
+        encode_conversation(found, Conversation(asked), stop_token(model, found), Loss.ANSWER)
     assert (error.value.reason, error.value.message) == (Reason.MODEL_UNSUPPORTED, TOOLS)
 
 

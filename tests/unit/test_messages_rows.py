@@ -276,7 +276,8 @@ def test_a_prompt_of_which_nothing_is_left_for_the_teacher() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["examples.shapes", "examples.validation", "preparation.intake", "examples.ledger", "distillation.prompts"]
+    "module",
+    ["examples.shapes", "examples.validation", "preparation.intake", "examples.ledger", "distillation.prompts"],
 )
 def test_every_sentence_about_a_row_is_in_a_table(module: str) -> None:
     messages = [*(wrong[-1] for wrong in WRONG), *(split[-1] for split in SPLIT), EMPTY]

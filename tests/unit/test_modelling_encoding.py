@@ -13,7 +13,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from finetune_api.training import Loss
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.encoding import encode_conversation
-from finetune_jobs.modelling.token_files import Example
+from finetune_jobs.modelling.token_files import Conversation
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -39,12 +39,12 @@ def tokenizer_of(base: Path, template: str = CHAT_TEMPLATE, **changes: Any) -> A
     return tokenizer
 
 
-def talk(*answers: str, system: str = "") -> Example:
+def talk(*answers: str, system: str = "") -> Conversation:
     """A conversation with these answers, a question before each."""
     messages = [{"role": "system", "content": system}] if system else []
     for number, answer in enumerate(answers):
         messages += [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
-    return Example(messages)
+    return Conversation(messages)
 
 
 def learnt(tokenizer: Any, encoded: chat.Encoded) -> str:

@@ -17,11 +17,11 @@ from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Measurement, Progress
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
+from finetune_jobs.training.time_budget import TimeBudget
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import run_training, settings, write_dataset
@@ -255,8 +255,8 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
     dataset = write_dataset(tmp_path / "dataset")
     ages = iter(range(0, 10_000, 5))  # asked once a step, and at the end
 
-    def limit(checkpoints: Checkpoints) -> Allowance:
-        return Allowance(100, checkpoints, age=lambda: float(next(ages)))
+    def limit(checkpoints: Checkpoints) -> TimeBudget:
+        return TimeBudget(100, checkpoints, age=lambda: float(next(ages)))
 
     training = settings(max_steps=50, checkpoint_steps=5, patience=0)
     first = run_training(base, dataset, tmp_path / "first", training, store, limit=limit)
@@ -292,7 +292,7 @@ def test_a_pod_that_is_stopped_leaves_its_seconds_behind(
                 training,
                 store,
                 stopping=stopping,
-                limit=lambda checkpoints: Allowance(100, checkpoints, age=lambda: 40.0),
+                limit=lambda checkpoints: TimeBudget(100, checkpoints, age=lambda: 40.0),
             )
         assert state_of(store).seconds == 40.0 * attempt
 
@@ -301,7 +301,7 @@ def test_what_is_spent_is_noted_by_the_clock_and_a_store_that_is_away_costs_the_
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pod that is killed can say nothing at its end."""
-    monkeypatch.setattr("finetune_jobs.training.allowance.NOTE_SECONDS", 0.01)
+    monkeypatch.setattr("finetune_jobs.training.time_budget.NOTE_SECONDS", 0.01)
     noted, twice = [], threading.Event()
 
     def note(seconds: float) -> None:
@@ -311,7 +311,7 @@ def test_what_is_spent_is_noted_by_the_clock_and_a_store_that_is_away_costs_the_
         twice.set()
 
     checkpoints: Any = SimpleNamespace(seconds=5.0, remember_seconds=note)
-    with Allowance(100, checkpoints, age=lambda: 20.0) as allowance:
+    with TimeBudget(100, checkpoints, age=lambda: 20.0) as allowance:
         assert twice.wait(30)
         assert allowance.left == 75.0
     assert set(noted) == {25.0}

@@ -281,7 +281,7 @@ def test_all_stop_with_a_checkpoint_when_one_is_told_to(store: Store, tmp_path: 
     with pytest.raises(StageError, match="Another pod of this training was told to stop; step 3 of 9 is saved") as told:
         ending.on_save(None, state, control)
 
-    assert (told.value.reason, told.value.blameless) == (Reason.PEER_LOST, True)
+    assert (told.value.reason, told.value.peer_initiated) == (Reason.PEER_LOST, True)
     assert checkpoints.newest_step == 3
 
 

@@ -41,7 +41,7 @@ class Answer(WireModel):
     """Tokens of the prompt, for the model's own tokenizer and template; 0: an earlier version did not count them."""
 
     @property
-    def tells(self) -> bool:
+    def distinguishes_base(self) -> bool:
         """Whether this prompt tells the artifact from its base model."""
         return self.base.strip() != self.artifact.strip()
 

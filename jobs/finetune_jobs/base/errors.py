@@ -10,13 +10,13 @@ T = TypeVar("T")
 class StageError(Exception):
     """A stage cannot give its result. ``message`` names place, value and cause, and never holds a secret."""
 
-    def __init__(self, reason: Reason, message: str, *, retriable: bool = False, blameless: bool = False) -> None:
+    def __init__(self, reason: Reason, message: str, *, retriable: bool = False, peer_initiated: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retriable = retriable
         """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
-        self.blameless = blameless
+        self.peer_initiated = peer_initiated
         """True when another pod is the cause, or all agreed to begin again: ExitCode.REGROUP, which does not count."""
 
 
@@ -27,7 +27,7 @@ class StoppedError(BaseException):
     """
 
 
-def need(value: T | None, field: str) -> T:
+def require(value: T | None, field: str) -> T:
     """The value of a field of StageInput that this stage cannot do without. Raises StageError (SpecInvalid)."""
     if value is None:
         raise StageError(Reason.SPEC_INVALID, f"the stage's input has no {field}")

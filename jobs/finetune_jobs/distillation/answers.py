@@ -19,7 +19,7 @@ REFUSED: Final = "refusal"
 
 
 @dataclass(frozen=True)
-class Answer:
+class TeacherAnswer:
     """A teacher's answer as it came."""
 
     text: str
@@ -54,7 +54,7 @@ class AttemptError(Exception):
         """The teacher may have worked, and may send a bill."""
 
 
-def read_answer(content: bytes, estimate: Tokens) -> Answer:
+def read_answer(content: bytes, estimate: Tokens) -> TeacherAnswer:
     """The answer in the body of a response with status 200.
 
     ``estimate`` stands for the prompt's tokens where the server does not count. Raises AttemptError.
@@ -76,7 +76,7 @@ def read_answer(content: bytes, estimate: Tokens) -> Answer:
     finish = REFUSED if refusal else str(choice.get("finish_reason") or "stop")[:40]
     if any("\ud800" <= character <= "\udfff" for character in text + finish):
         raise AttemptError("teacherRubbish", "answered half a surrogate pair, which is no text", charged=True)
-    return Answer(text, finish, _tokens(body, text, estimate))
+    return TeacherAnswer(text, finish, _tokens(body, text, estimate))
 
 
 def _first_choice(body: Any) -> dict[str, Any]:

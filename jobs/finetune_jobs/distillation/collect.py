@@ -83,11 +83,11 @@ def _prompts(
 
     What is wrong with them is known behind the last one, when none is asked yet. Raises StageError (DatasetInvalid) for
     too many invalid rows, and for prompts that the sources provide for training and for the test: once they are paid,
-    ``Ledger.torn`` would say so.
+    ``Ledger.train_test_conflicts`` would say so.
     """
     keep = [params.group_by] if params.group_by else []
     tested: dict[str, str] = {}
-    torn: list[tuple[str, str]] = []
+    conflicts: list[tuple[str, str]] = []
     for copy in copies:
         file, part = copy.file, provided_part(params.sources[copy.file.number])
         rows = read_rows(
@@ -97,11 +97,11 @@ def _prompts(
             if part is Part.TEST:
                 tested.setdefault(_identity(prompt), str(Place(file.number, file.uri, prompt.line)))
             elif part is Part.TRAIN and tested and (test := tested.pop(_identity(prompt), "")):
-                torn.append((test, str(Place(file.number, file.uri, prompt.line))))
+                conflicts.append((test, str(Place(file.number, file.uri, prompt.line))))
             yield prompt
     require_valid(given, params)
-    if torn:
-        raise leakage.refusal(torn)
+    if conflicts:
+        raise leakage.refusal(conflicts)
 
 
 def _identity(prompt: Prompt) -> str:

@@ -20,8 +20,8 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.base.wording import shorten
+from finetune_jobs.distillation.answer_collector import AnswerCollector
 from finetune_jobs.distillation.filters import AnswerRules, Near
-from finetune_jobs.distillation.inquiry import Inquiry
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.pace import PATIENCE, Patience
@@ -125,7 +125,7 @@ def distil(
         spool = _Spool(file, config)
         _collect(prompts, spool, made)
         count = _announce(spool, teacher, journal)
-        inquiry = Inquiry(config, teacher, journal, patience)
+        inquiry = AnswerCollector(config, teacher, journal, patience)
         try:
             asyncio.run(inquiry.run(_open(spool, journal), count, report, stopping or threading.Event()))
         finally:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from finetune_api.distillation import AnswerDuplicates, Distillation
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, Answer
+from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, TeacherAnswer
 from finetune_jobs.distillation.prompts import Prompt
 from finetune_jobs.examples.shapes import shape
 from finetune_jobs.reading.rows import Fault, Row
@@ -48,7 +48,7 @@ class AnswerRules:
         self._schema_problem = _schema_check(config.answer_schema) if config.answer_schema else None
         self._seen: set[bytes] = set()
 
-    def judge(self, answer: Answer, prompt: Prompt) -> str | Fault:
+    def judge(self, answer: TeacherAnswer, prompt: Prompt) -> str | Fault:
         """The text to learn, or why there is none (never with the text, which may hold personal data)."""
         text = self._complete(answer) or self._readable(answer, prompt.text)
         if isinstance(text, str) and self._schema_problem:
@@ -57,7 +57,7 @@ class AnswerRules:
             text = self._wrong_length(text) or self._repetition(text, prompt.text) or text
         return replace(text, line=prompt.line, field=ANSWER) if isinstance(text, Fault) else text
 
-    def _complete(self, answer: Answer) -> Fault | None:
+    def _complete(self, answer: TeacherAnswer) -> Fault | None:
         if answer.finish == CUT:
             return _fault("truncated", f"was cut at {self._config.max_answer_tokens} tokens")
         if answer.finish == FILTERED:
@@ -66,7 +66,7 @@ class AnswerRules:
             return _fault("refusal", "refuses to answer")
         return None
 
-    def _readable(self, answer: Answer, prompt: str) -> str | Fault:
+    def _readable(self, answer: TeacherAnswer, prompt: str) -> str | Fault:
         """The answer as any example's: Unicode NFC, no white space around it, no NUL, not empty."""
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.text}]
         shaped = shape(Row(0, {"messages": turns}), None)

@@ -18,7 +18,7 @@ from finetune_api.base import Digest, WireModel
 from finetune_api.distillation import Distillation
 from finetune_api.layout import run_folder
 from finetune_api.stages import RunRef
-from finetune_jobs.distillation.answers import Answer
+from finetune_jobs.distillation.answers import TeacherAnswer
 from finetune_jobs.distillation.money import Tokens
 from finetune_jobs.distillation.prompts import recipe
 from finetune_jobs.store.s3 import Store
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _CHUNK: Final = re.compile(r"(\d{6,})\.jsonl")
 
 
-class Entry(WireModel):
+class JournalEntry(WireModel):
     """A line of a chunk."""
 
     id: Digest
@@ -73,17 +73,17 @@ class Journal:
     def __contains__(self, identity: str) -> bool:
         return bytes.fromhex(identity) in self._positions
 
-    def find(self, identity: str) -> Answer | None:
+    def find(self, identity: str) -> TeacherAnswer | None:
         """The answer to a question, or None."""
         position = self._positions.get(bytes.fromhex(identity))
         if position is None:
             return None
         with self._lock:
             self._file.seek(position)
-            entry = Entry.model_validate_json(self._file.readline())
-        return Answer(entry.answer or "", entry.finish, entry.tokens)
+            entry = JournalEntry.model_validate_json(self._file.readline())
+        return TeacherAnswer(entry.answer or "", entry.finish, entry.tokens)
 
-    def add(self, identity: str, answer: Answer) -> None:
+    def add(self, identity: str, answer: TeacherAnswer) -> None:
         """Note an answer. It is safe after the next ``flush``."""
         self._note(identity, answer.text, answer.finish, answer.tokens)
 
@@ -112,7 +112,7 @@ class Journal:
         self._chunk = b""
 
     def _note(self, identity: str, text: str | None, finish: str, tokens: Tokens) -> None:
-        entry = Entry(
+        entry = JournalEntry(
             id=identity,
             answer=text,
             finish=finish,
@@ -125,7 +125,7 @@ class Journal:
             self._pending.append(line)
             self._keep(entry, line)
 
-    def _keep(self, entry: Entry, line: bytes) -> None:
+    def _keep(self, entry: JournalEntry, line: bytes) -> None:
         self.spent += entry.tokens
         if entry.answer is not None:
             position = self._file.seek(0, 2)
@@ -140,7 +140,7 @@ class Journal:
             damaged = 0
             for line in (self._store.get(stored.key) or b"").splitlines(keepends=True):
                 try:
-                    self._keep(Entry.model_validate_json(line), line)
+                    self._keep(JournalEntry.model_validate_json(line), line)
                 except ValidationError:
                     damaged += 1
             if damaged:

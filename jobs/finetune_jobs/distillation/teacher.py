@@ -22,7 +22,7 @@ from finetune_api.distillation import Distillation
 from finetune_api.meta import TEACHER_KEY_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.distillation.answers import Answer, AttemptError, read_answer
+from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer, read_answer
 from finetune_jobs.distillation.money import Tokens, estimate_tokens
 
 MAX_BODY: Final = 8 << 20
@@ -83,7 +83,7 @@ class Teacher:
             sum(estimate_tokens(content) + _MESSAGE_TOKENS for content in messages), self._config.max_answer_tokens
         )
 
-    async def ask(self, text: str) -> Answer:
+    async def ask(self, text: str) -> TeacherAnswer:
         """One request. Raises AttemptError, and StageError (TeacherRefused) for what no other request could change."""
         seconds, limit = self._config.teacher.request_timeout_seconds, self._limit
         try:

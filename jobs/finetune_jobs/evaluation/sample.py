@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from finetune_api.dataset import TaskType
 from finetune_api.hashing import digest
-from finetune_jobs.modelling.token_files import Example
+from finetune_jobs.modelling.token_files import Conversation
 
 
-def sample(examples: Sequence[Example], limit: int, task: TaskType) -> list[Example]:
+def sample(examples: Sequence[Conversation], limit: int, task: TaskType) -> list[Conversation]:
     """At most ``limit`` examples in the order of the split; of a classification each label has its share.
 
     Where answers are no classes, nearly every answer is its own: shares of those would choose answers by their text.

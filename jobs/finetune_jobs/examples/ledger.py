@@ -114,7 +114,7 @@ class Ledger:
             for known in (self.labels, self.given, self.groups, self.tokens):
                 known.pop(identity, None)
 
-    def torn(self) -> list[tuple[str, str]]:
+    def train_test_conflicts(self) -> list[tuple[str, str]]:
         """Rows of the test that the sources provide for training too: the places of both, for people."""
         tests = ((self._tested(identity), place) for identity, place in self._trained_too.items())
         return [(self.place(test), str(place)) for test, place in tests if test]

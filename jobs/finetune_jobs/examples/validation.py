@@ -13,7 +13,7 @@ from finetune_api.hashing import canonical_json
 from finetune_jobs.base.wording import did_you_mean, shorten
 from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault
 from finetune_jobs.reading.rows import Fault, Row
-from finetune_jobs.text.redaction import starred
+from finetune_jobs.text.redaction import redacted
 
 _SHOWN: Final = 5
 _STORED: Final = 100
@@ -145,7 +145,7 @@ def _sentence(file: str, fault: Fault) -> str:
 
 def shown(value: str, begin: int = 0) -> str:
     """A part of a row for people: from ``begin`` on, in short, with stars in place of personal data and secrets."""
-    return shorten(starred(value[: begin + _LOOKED_AT])[begin:])
+    return shorten(redacted(value[: begin + _LOOKED_AT])[begin:])
 
 
 def json_problem(text: str) -> str:

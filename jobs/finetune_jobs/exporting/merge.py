@@ -9,7 +9,7 @@ docs/concepts/training.md.
 from pathlib import Path
 from typing import Any
 
-from finetune_jobs.exporting.offload import place_for
+from finetune_jobs.exporting.offload import device_for_16_bits
 from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
 from finetune_jobs.modelling.tuning import Tuning
 
@@ -18,8 +18,8 @@ def merge(base: Path, tuned: Path, tuning: Tuning) -> Any:
     """The tuned model as one 16-bit model, computing what was computed as trained; ``tuned`` is train's output. It is
     in the pod's own memory where the GPU, which may have trained on 4 bits of each weight, is too small for it."""
     if not tuning.is_adapter:
-        return load_checkpoint(tuned, where=place_for(tuned))
-    model = load_base(base, tuning.quantization, where=place_for(base))
+        return load_checkpoint(tuned, where=device_for_16_bits(tuned))
+    model = load_base(base, tuning.quantization, where=device_for_16_bits(base))
     if tuning.quantization is not None:
         model = model.dequantize().to(DTYPE)
     return load_adapter(model, tuned).merge_and_unload()

@@ -19,7 +19,7 @@ from finetune_jobs.modelling.loading import load_checkpoint
 log = logging.getLogger(__name__)
 
 
-def place_for(folder: Path) -> str | None:
+def device_for_16_bits(folder: Path) -> str | None:
     """Where the model of these files can be whole in 16 bits: on the usual device (None), or on the CPU."""
     if _gpu_holds(folder):
         return None

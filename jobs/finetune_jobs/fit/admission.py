@@ -14,7 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import shortage
-from finetune_jobs.fit.cost import Forecast, forecast
+from finetune_jobs.fit.cost import CostForecast, forecast
 from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, USABLE, Memory, floor_memory, loading_memory, peak_memory
 from finetune_jobs.fit.recipe import Batch, indivisible
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
@@ -29,7 +29,7 @@ class Admission:
 
     memory: Memory | None
     """The estimated peak; None where the shape is unknown."""
-    forecast: Forecast | None
+    forecast: CostForecast | None
     message: str
     """The estimate in a sentence, or why there is none."""
 

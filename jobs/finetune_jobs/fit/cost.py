@@ -10,7 +10,7 @@ from finetune_jobs.fit.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CostForecast:
     """What can be said of a run's time and money."""
 
     tokens_per_second: float
@@ -23,7 +23,9 @@ class Forecast:
     """Upper bound of what they cost."""
 
 
-def forecast(shape: Shape, training: Training, step: Step, hardware: HardwareFacts, samples: int) -> Forecast | None:
+def forecast(
+    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, samples: int
+) -> CostForecast | None:
     """The forecast of a run whose evaluation asks ``samples`` examples; None where the hardware's speed is unknown."""
     speed, load = tokens_per_second(shape, training, step, hardware), load_seconds(shape)
     if speed is None:
@@ -35,4 +37,4 @@ def forecast(shape: Shape, training: Training, step: Step, hardware: HardwareFac
             tokens=tokens, samples=0, max_length=length, speed=speed, load=load, stages=1
         ) + remaining_seconds(tokens=0, samples=samples, max_length=length, speed=alone, load=load, stages=2)
     usd = None if seconds is None else seconds * hardware.usd_per_second
-    return Forecast(speed, load, seconds, usd)
+    return CostForecast(speed, load, seconds, usd)

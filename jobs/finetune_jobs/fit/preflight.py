@@ -14,7 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
 from finetune_api.stages import StageInput
-from finetune_jobs.base.errors import StageError, need
+from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.admission import Admission, admit
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR
@@ -30,7 +30,7 @@ def preflight(given: StageInput, store: Store, model: BaseModel, scratch: Path, 
     config = _read_config(store, model, scratch)
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no {CONFIG} that can be read.")
-    training = need(given.params.train, "params.train").training
+    training = require(given.params.train, "params.train").training
     samples = given.params.evaluate.evaluation.max_samples if given.params.evaluate else 0
     return admit(config, training, given.hardware, given.alternatives, samples=samples)
 

@@ -15,7 +15,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.hub import HUB_ERRORS, hub_error
-from finetune_jobs.store.s3 import Entry, Store
+from finetune_jobs.store.s3 import Store, StoredObject
 
 WEIGHTS: Final = ".safetensors"
 _COPIED: Final = (WEIGHTS, ".json", ".model", ".txt", ".jinja")
@@ -90,7 +90,7 @@ def _find_in_s3(place: Store, uri: str) -> BaseModel:
     return BaseModel(uri, _s3_digest(copied), [entry.key for entry in copied])
 
 
-def _s3_digest(entries: list[Entry]) -> str:
+def _s3_digest(entries: list[StoredObject]) -> str:
     return digest([[entry.key, entry.size, entry.etag] for entry in entries])
 
 

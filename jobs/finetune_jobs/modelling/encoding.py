@@ -10,12 +10,12 @@ from finetune_api.reasons import Reason
 from finetune_api.training import Loss
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.token_files import Example
+from finetune_jobs.modelling.token_files import Conversation
 
 _PROBE: Final = " (and something else)"
 
 
-def encode_conversation(tokenizer: Any, example: Example, stop: int, loss: Loss) -> list[chat.Encoded]:
+def encode_conversation(tokenizer: Any, example: Conversation, stop: int, loss: Loss) -> list[chat.Encoded]:
     """A conversation as one example, or as several where only that is exact.
 
     With AllAnswers each answer must follow the very tokens that a server puts before it. Most templates render a

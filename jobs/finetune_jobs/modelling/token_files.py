@@ -9,7 +9,7 @@ from finetune_jobs.modelling.chat import Message
 
 
 @dataclass(frozen=True)
-class Example:
+class Conversation:
     """One conversation that ends with the assistant's answer."""
 
     messages: list[Message]
@@ -27,10 +27,10 @@ class Example:
         return str(self.messages[-1]["content"])
 
 
-def read_split(dataset: Path, split: str) -> list[Example]:
+def read_split(dataset: Path, split: str) -> list[Conversation]:
     """All examples of ``train``, ``validation`` or ``test``, in the order of the file."""
     with (dataset / f"{split}.jsonl").open(encoding="utf-8") as lines:
-        return [Example(**json.loads(line)) for line in lines if line.strip()]
+        return [Conversation(**json.loads(line)) for line in lines if line.strip()]
 
 
 def read_tokens(dataset: Path, split: str) -> Any:

@@ -13,7 +13,7 @@ from finetune_jobs.examples.shapes import Message
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.encoding import encode_conversation, require_system_message
-from finetune_jobs.modelling.token_files import Example as Conversation
+from finetune_jobs.modelling.token_files import Conversation
 
 _NAMED: Final = 5
 _SHORTEST: Final = 8
@@ -23,7 +23,7 @@ _CUT_END: Final = f"{string.whitespace}\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """An example with its tokens."""
 
     example: Example
@@ -51,7 +51,7 @@ class Encoder:
     """The first ones that were too long, for the message."""
     _checked: bool = False
 
-    def encode(self, example: Example, place: str) -> list[Encoded]:
+    def encode(self, example: Example, place: str) -> list[EncodedExample]:
         """The example; none where it is too long and left out, several where it is split.
 
         Raises StageError (ModelUnsupported) when the chat template has no form for it.
@@ -83,16 +83,16 @@ class Encoder:
                 "what becomes of them (Drop, Truncate, Split).",
             )
 
-    def _encode(self, example: Example) -> Encoded:
+    def _encode(self, example: Example) -> EncodedExample:
         conversation = Conversation(example.messages, example.tools)
-        return Encoded(example, encode_conversation(self.tokenizer, conversation, self.stop, self.params.loss))
+        return EncodedExample(example, encode_conversation(self.tokenizer, conversation, self.stop, self.params.loss))
 
     def _require_system_message(self, example: Example) -> None:
         if not self._checked and example.messages[0]["role"] == "system":
             require_system_message(self.tokenizer, example.messages)
             self._checked = True
 
-    def _truncate(self, example: Example) -> Encoded | None:
+    def _truncate(self, example: Example) -> EncodedExample | None:
         """The example with the end of its longest question cut off, until it fits; an answer is never cut."""
         messages = example.messages
         lengths = {n: len(self._ids(m)) for n, m in enumerate(messages) if m["role"] in ("user", "tool")}
@@ -108,13 +108,13 @@ class Encoder:
             room -= max(1, made.tokens - self.params.max_length)
         return None
 
-    def _split(self, example: Example) -> Iterator[Encoded]:
+    def _split(self, example: Example) -> Iterator[EncodedExample]:
         """The conversation in pieces of whole exchanges, each with the system message; an exchange that is too long by
         itself is left out. The pieces are a group: what one says, the others often say again."""
         example = replace(example, group=example.group or f"conversation {example.identity}")
         system, rest = _system(example.messages)
         piece: list[Message] = []
-        best: Encoded | None = None
+        best: EncodedExample | None = None
         for exchange in _exchanges(rest):
             longer = self._encode(replace(example, messages=[*system, *piece, *exchange]))
             if longer.tokens > self.params.max_length and piece:

@@ -113,11 +113,11 @@ def forecast(points: Sequence[Point], aside: int = 0) -> Forecast:
     than chance moves it (NOISE): a power law through such points would be an invention.
     """
     ordered = tuple(sorted(points, key=lambda point: point.examples))
-    why_not = _objection(ordered)
+    why_not = _why_unusable(ordered)
     return Forecast(ordered, None if why_not else fit(ordered), why_not, aside)
 
 
-def _objection(points: Sequence[Point]) -> str:
+def _why_unusable(points: Sequence[Point]) -> str:
     """Why no curve can be drawn through the points; empty where one can."""
     sizes = {point.examples for point in points}
     if len(sizes) < MIN_SIZES:

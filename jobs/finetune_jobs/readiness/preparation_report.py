@@ -72,7 +72,7 @@ def require_enough(ledger: Ledger, division: Division) -> None:
 
 
 @dataclass(frozen=True)
-class Account:
+class PreparationReport:
     """The figures of one data set."""
 
     facts: Facts
@@ -93,7 +93,7 @@ class Account:
         params: PrepareParams,
         source_digest: str,
         beside: Mapping[str, Ledger] = MappingProxyType({}),
-    ) -> "Account":
+    ) -> "PreparationReport":
         """Count what was collected and divided; ``replayed`` general examples were added. ``beside``: the rows of
         ``replay`` and ``benchmarks``."""
         ledger, trained = own.ledger, division.parts

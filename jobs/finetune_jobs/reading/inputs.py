@@ -5,7 +5,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading.sources import find_sources, source_digest
-from finetune_jobs.store.s3 import Entry, Store
+from finetune_jobs.store.s3 import Store, StoredObject
 
 
 def inputs_digest(store: Store, params: PrepareParams) -> str:
@@ -20,7 +20,7 @@ def inputs_digest(store: Store, params: PrepareParams) -> str:
     return digest([sources, [[entry.key, entry.size, entry.etag] for entry in pipeline]])
 
 
-def find_names_model(store: Store, uri: str) -> list[Entry]:
+def find_names_model(store: Store, uri: str) -> list[StoredObject]:
     """The files of a pipeline that finds names. Raises StageError: ModelNotFound, as Store."""
     entries = [entry for entry in store.at(uri).list() if entry.size]
     if not entries:

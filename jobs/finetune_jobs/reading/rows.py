@@ -7,7 +7,7 @@ from typing import Any, Final
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean
-from finetune_jobs.text.redaction import starred
+from finetune_jobs.text.redaction import redacted
 
 MAX_LINE: Final = 1 << 20
 """Longest line, row or text of a source in bytes; longer ones are no examples for a language model."""
@@ -18,7 +18,7 @@ CHAT_FORMS: Final = (
     ("instruction", "output"),
     ("conversations",),
 )
-"""Columns that tell the forms which need no spec.dataset.columns (``dataset.shapes``)."""
+"""Columns that tell the forms which need no spec.dataset.columns (``examples.shapes``)."""
 
 
 @dataclass(frozen=True)
@@ -82,5 +82,5 @@ def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[s
 
 def quoted(names: Sequence[str]) -> str:
     """Names for people: at most twelve, each cut to 40 characters; without a header they are the data of a row."""
-    shown = ", ".join(repr(starred(name[:200])[:40]) for name in names[:12])
+    shown = ", ".join(repr(redacted(name[:200])[:40]) for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

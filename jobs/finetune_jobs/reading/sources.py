@@ -16,7 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading.formats import format_of
 from finetune_jobs.reading.hub_files import fetch_hub_file, hub_place, list_hub_files
-from finetune_jobs.store.s3 import Entry, Store
+from finetune_jobs.store.s3 import Store, StoredObject
 
 MAX_FILES: Final = 10_000
 """Most files of one source: past it, the requests take longer than the reading."""
@@ -123,7 +123,7 @@ def _in_config_map(source: Source, asked: ConfigMapKey, mount: Path) -> SourceFi
 
 def _in_s3(source: Source, place: Store, uri: str) -> Iterator[SourceFile]:
     pattern = _pattern(uri.removeprefix(f"s3://{place.bucket}/"))
-    entries: Iterable[Entry]
+    entries: Iterable[StoredObject]
     if pattern.is_file:
         entry = place.head()
         entries = [entry] if entry else []
@@ -136,7 +136,7 @@ def _in_s3(source: Source, place: Store, uri: str) -> Iterator[SourceFile]:
         yield _s3_file(source, place, entry, not pattern.is_file)
 
 
-def _s3_file(source: Source, place: Store, entry: Entry, one_of_many: bool) -> SourceFile:
+def _s3_file(source: Source, place: Store, entry: StoredObject, one_of_many: bool) -> SourceFile:
     def copy_to(target: Path) -> None:
         if not place.at(entry.uri).download("", target):
             raise StageError(Reason.DATASET_NOT_FOUND, f"{entry.uri} was deleted while it was being copied.")

@@ -3,8 +3,8 @@
     def main() -> None:
         run_stage(Stage.PREPARE, prepare)
 
-A stage is a function ``(Context) -> Made``. What it leaves in ``Made.folder`` is published by its content, with the
-record that lets the next run with the same input skip the work. Failures are raised (StageError) and never returned.
+A stage is a function ``(Context) -> StageOutput``. The files in ``StageOutput.folder`` are published by their content,
+with the record that lets the next run with the same input skip the work. Failures are raised, never returned.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from finetune_api.stages import (
     StageResult,
 )
 from finetune_jobs.artifacts import folders, retention
-from finetune_jobs.base.errors import StageError, StoppedError, need
+from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime import commandline, logs
 from finetune_jobs.runtime.stage_input import read_input
@@ -69,7 +69,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Made:
+class StageOutput:
     """What a stage answers."""
 
     scalars: dict[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Made:
     """Versions of the libraries that made it (lineage)."""
 
 
-Work = Callable[[Context], Made]
+Work = Callable[[Context], StageOutput]
 After = Callable[[Context, str], None]
 Around = Callable[[Context], AbstractContextManager[None]]
 
@@ -185,13 +185,13 @@ def _lookup(context: Context) -> StageResult | None:
     given = context.input
     if given.stage not in PIPELINE or not given.reuse:
         return None
-    key = need(given.input_key or None, "inputKey")
+    key = require(given.input_key or None, "inputKey")
     record = folders.read_record(context.store, given.stage, key, given.max_cost)
     return _reused(record) if record else None
 
 
-def _publish(context: Context, made: Made) -> StageResult:
-    given, folder = context.input, need(made.folder, "folder")
+def _publish(context: Context, made: StageOutput) -> StageResult:
+    given, folder = context.input, require(made.folder, "folder")
     history = lineage(given, made.tools)
     context.progress.report(0.95, "publishing")
     digest = folders.publish_folder(
@@ -205,14 +205,14 @@ def _publish(context: Context, made: Made) -> StageResult:
     result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
     if made.cut and not given.max_cost:
         return result  # the input names no budget for which it could be kept
-    key, record = need(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
+    key, record = require(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
     ended_by = given.max_cost if made.cut else ""
     standing = folders.publish_record(context.store, given.stage, key, record, ended_by=ended_by)
     # Without reuse the record may be an older one: this run then goes on with what it has made itself.
     return result if standing.result == result or not given.reuse else _reused(standing)
 
 
-def _answer(stage: Stage, made: Made) -> StageResult:
+def _answer(stage: Stage, made: StageOutput) -> StageResult:
     return StageResult(
         stage=stage,
         outcome=Outcome.SUCCEEDED,
@@ -272,7 +272,7 @@ def _scratch(stage: Stage, given: str | None) -> AbstractContextManager[str]:
 
 
 def _exit_code(error: StageError) -> ExitCode:
-    if error.blameless:
+    if error.peer_initiated:
         return ExitCode.REGROUP
     return ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
 

@@ -33,8 +33,8 @@ def divide(ledger: Ledger, near: Near, texts: Texts, params: PrepareParams) -> D
 
     Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is (nearly) the same.
     """
-    if torn := ledger.torn():
-        raise leakage.refusal(torn)
+    if conflicts := ledger.train_test_conflicts():
+        raise leakage.refusal(conflicts)
     clusters = _clusters(near.clusters, ledger)
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
@@ -43,7 +43,7 @@ def divide(ledger: Ledger, near: Near, texts: Texts, params: PrepareParams) -> D
         ledger.leave_out(dropped)
         clusters = []
     links = [(members[0], identity) for members in clusters for identity in members[1:]]
-    parts = _without_leaks(ledger, links, near.frame, texts, params)
+    parts = _without_leaks(ledger, links, near.boilerplate, texts, params)
     trained = {identity: ledger.labels[identity] for identity, part in parts.items() if part is Part.TRAIN}
     chosen = sampling.pilot(trained, params.pilot.examples, params.split.seed) if params.pilot else set(trained)
     stay = {identity: part for identity, part in parts.items() if part is not Part.TRAIN or identity in chosen}
@@ -62,7 +62,7 @@ def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
 
 
 def _without_leaks(
-    ledger: Ledger, links: list[tuple[str, str]], frame: Hashes, texts: Texts, params: PrepareParams
+    ledger: Ledger, links: list[tuple[str, str]], boilerplate: Hashes, texts: Texts, params: PrepareParams
 ) -> dict[str, Part]:
     """A division of which the test holds nothing that is trained.
 
@@ -77,13 +77,13 @@ def _without_leaks(
     for _ in range(2):
         links = [*links, *((leak.train, leak.test) for leak in leaks)]
         units = unite(links, ledger.groups.items())
-        if torn := leakage.across(units, ledger.given):
-            raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in torn])
+        if conflicts := leakage.across(units, ledger.given):
+            raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in conflicts])
         parts = assign(ledger.labels, split, units, ledger.given)
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
         )
-        leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent, frame)
+        leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent, boilerplate)
         if not leaks:
             return parts
     raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks])

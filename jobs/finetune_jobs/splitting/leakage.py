@@ -14,7 +14,7 @@ import numpy as np
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.examples.parts import Part
-from finetune_jobs.splitting.near_duplicates import NO_FRAME, Frozen, Hashes, Sketches, band_rows
+from finetune_jobs.splitting.near_duplicates import NO_BOILERPLATE, Frozen, Hashes, Sketches, band_rows
 
 SEED: Final = 0x1EAF
 """Another one than that of the clusters: what one search misses by chance, the other one finds."""
@@ -32,20 +32,23 @@ class Leak(NamedTuple):
 
 
 def find(
-    train: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]], near_percent: int, frame: Hashes = NO_FRAME
+    train: Iterable[tuple[str, str]],
+    test: Iterable[tuple[str, str]],
+    near_percent: int,
+    boilerplate: Hashes = NO_BOILERPLATE,
 ) -> list[Leak]:
     """For each test text that has near duplicates among the training texts, the most similar one.
 
-    ``frame``: what does not count, as ``near_duplicates.frame`` finds it. Texts come as (identity, text) and are not
+    ``boilerplate`` does not count; ``near_duplicates`` finds it. Texts come as (identity, text) and are not
     kept. Memory: as ``NearDuplicates``, for four times the rows of the test; the training texts pass by in chunks.
     """
     if not near_percent:
         return []
-    tested, index = _sketch(test, frame)
+    tested, index = _sketch(test, boilerplate)
     best: dict[str, tuple[float, str]] = {}
     rows = iter(train)
     while tested:
-        trained, chunk = _sketch(islice(rows, max(_CHUNK, len(tested))), frame)
+        trained, chunk = _sketch(islice(rows, max(_CHUNK, len(tested))), boilerplate)
         if not trained:
             break
         for test_row, train_row, similarity in _alike(index, chunk, near_percent):
@@ -54,8 +57,8 @@ def find(
     return [Leak(name, identity) for identity, (_, name) in sorted(best.items())]
 
 
-def _sketch(rows: Iterable[tuple[str, str]], frame: Hashes) -> tuple[list[str], Frozen]:
-    sketches = Sketches(SEED, frame)
+def _sketch(rows: Iterable[tuple[str, str]], boilerplate: Hashes) -> tuple[list[str], Frozen]:
+    sketches = Sketches(SEED, boilerplate)
     names = []
     for identity, text in rows:
         names.append(identity)

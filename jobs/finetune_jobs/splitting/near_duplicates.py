@@ -6,9 +6,9 @@ Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3) and are
 shingles themselves. Signatures alone are too coarse: their error of three percentage points links a few of a hundred
 pairs that are somewhat alike, and through such links a thousand bills that differ in a number become one cluster.
 
-What nearly all texts of a source share does not count: it is the frame into which a template or an instruction puts
-each row, and tells none from another. With it, short entries in a long frame would all be one cluster. What only most
-share counts: those may well be near duplicates of each other.
+What nearly all texts of a source share does not count: it is boilerplate (a template, an instruction), which tells no
+row from another. With it, short entries in a long template would all be one cluster. What only most texts share counts:
+those may well be near duplicates of each other.
 
 Everything depends on the texts and their identities only: not on the order of the rows, the process or the machine.
 """
@@ -32,12 +32,12 @@ WIDTH: Final = 128
 """MinHash values a text. The error (one standard deviation) of an estimate s is sqrt(s (1 - s) / 128)."""
 SKETCH: Final = 128
 """Shingles kept a text, those with the smallest hashes (bottom-k sketch: Cohen and Kaplan, 2007)."""
-FRAME_PERCENT: Final = 90
-"""Share of the texts that hold what is a frame."""
-FRAME_SAMPLE: Final = 256
-"""Texts of each source that tell its frame. A share in them has an error (one standard deviation) of two points."""
-FRAME_FEWEST: Final = 20
-"""Texts without which nothing is called a frame: of a handful, nearly all may be near duplicates."""
+BOILERPLATE_PERCENT: Final = 90
+"""Share of the texts that hold what is boilerplate."""
+BOILERPLATE_SAMPLE: Final = 256
+"""Texts of each source that show its boilerplate. A share in them has a standard error of two points."""
+BOILERPLATE_FEWEST: Final = 20
+"""Texts without which nothing is called boilerplate: of a handful, nearly all may be near duplicates."""
 WINDOW: Final = 16
 """Rows of one bucket that each row is compared with: a bucket costs its size times this, never its square."""
 SEED: Final = 0x5EED
@@ -46,7 +46,7 @@ Texts = Callable[[set[str]], Iterable[tuple[str, str]]]
 """Identity and text of the examples that are asked for."""
 Hashes = npt.NDArray[np.uint64]
 """Hashes of shingles."""
-NO_FRAME: Final[Hashes] = np.zeros(0, dtype=np.uint64)
+NO_BOILERPLATE: Final[Hashes] = np.zeros(0, dtype=np.uint64)
 
 _SHINGLE: Final = 3
 _MISSED: Final = 1e-4
@@ -94,7 +94,7 @@ class Near:
 
     clusters: dict[str, str]
     """The cluster of every text that has near duplicates: the smallest identity in it."""
-    frame: Hashes = field(default_factory=lambda: NO_FRAME)
+    boilerplate: Hashes = field(default_factory=lambda: NO_BOILERPLATE)
     """What nearly all texts of a source share, in order; another search in the same texts must leave it out too."""
 
 
@@ -103,22 +103,22 @@ def find(sources: Iterable[set[str]], texts: Texts, near_percent: int) -> Near:
     if not near_percent:
         return Near({})
     every = [identities for identities in sources if identities]
-    samples = [set(nsmallest(FRAME_SAMPLE, identities)) for identities in every]  # identities are hashes: any texts
+    samples = [set(nsmallest(BOILERPLATE_SAMPLE, identities)) for identities in every]  # identities are hashes
     sampled = dict(texts(set().union(*samples)))
-    frames = [frame([sampled[identity] for identity in sample]) for sample in samples]
-    shared = distinct(np.concatenate([NO_FRAME, *frames]))
+    boilerplates = [shared_boilerplate([sampled[identity] for identity in sample]) for sample in samples]
+    shared = distinct(np.concatenate([NO_BOILERPLATE, *boilerplates]))
     near = NearDuplicates(near_percent, shared)
     for identity, text in texts(set().union(*every)):
         near.add(identity, text)
     return Near(near.clusters(), shared)
 
 
-def frame(texts: Sequence[str]) -> Hashes:
+def shared_boilerplate(texts: Sequence[str]) -> Hashes:
     """The shingles that nearly all of some texts hold, in order. Memory: 16 bytes a word of each text."""
-    if len(texts) < FRAME_FEWEST:
-        return NO_FRAME
+    if len(texts) < BOILERPLATE_FEWEST:
+        return NO_BOILERPLATE
     every = np.sort(np.concatenate([distinct(_hashed([shingles(text)])) for text in texts]))
-    apart = -(-len(texts) * FRAME_PERCENT // 100) - 1  # places between the first and the last of as many equal ones
+    apart = -(-len(texts) * BOILERPLATE_PERCENT // 100) - 1  # places between the first and last equal one
     shared: Hashes = every[apart:][every[apart:] == every[: len(every) - apart]]
     return distinct(shared)
 
@@ -130,11 +130,11 @@ class NearDuplicates:
     all at most 0.8 kB. One million rows of 60 words need 0.5 GB, and 0.1 GB more while they are compared.
     """
 
-    def __init__(self, near_percent: int, frame: Hashes = NO_FRAME) -> None:
+    def __init__(self, near_percent: int, boilerplate: Hashes = NO_BOILERPLATE) -> None:
         """``near_percent``: similarity in percent from which two texts are near duplicates; 0: none are."""
         self._percent = near_percent
         self._identities: list[str] = []
-        self._sketches = Sketches(SEED, frame)
+        self._sketches = Sketches(SEED, boilerplate)
 
     def add(self, identity: str, text: str) -> None:
         """Take a row; its text is not kept."""
@@ -172,11 +172,11 @@ def band_rows(percent: int) -> int:
 class Sketches:
     """Takes texts, one by one, and keeps of each a MinHash signature and the smallest hashes of its shingles.
 
-    Those of ``frame`` do not count, unless a text has no others.
+    Those of ``boilerplate`` do not count, unless a text has no others.
     """
 
-    def __init__(self, seed: int, frame: Hashes = NO_FRAME) -> None:
-        self._seed, self._frame = seed, frame
+    def __init__(self, seed: int, boilerplate: Hashes = NO_BOILERPLATE) -> None:
+        self._seed, self._boilerplate = seed, boilerplate
         self._waiting: list[list[str]] = []
         self._shingles = 0
         self._signatures, self._hashes, self._sizes = bytearray(), bytearray(), array("B")
@@ -201,7 +201,7 @@ class Sketches:
         if not self._waiting:
             return
         lengths = np.array([len(each) for each in self._waiting], dtype=np.int64)
-        hashes, lengths = self._without_frame(_hashed(self._waiting), lengths)
+        hashes, lengths = self._without_boilerplate(_hashed(self._waiting), lengths)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets.astype(np.uint64), WIDTH, self._seed
@@ -212,11 +212,13 @@ class Sketches:
         self._keep_smallest(hashes, lengths)
         self._waiting, self._shingles = [], 0
 
-    def _without_frame(self, hashes: Hashes, lengths: npt.NDArray[np.int64]) -> tuple[Hashes, npt.NDArray[np.int64]]:
-        if not len(self._frame):
+    def _without_boilerplate(
+        self, hashes: Hashes, lengths: npt.NDArray[np.int64]
+    ) -> tuple[Hashes, npt.NDArray[np.int64]]:
+        if not len(self._boilerplate):
             return hashes, lengths
         text = np.repeat(np.arange(len(lengths)), lengths)
-        counts = ~np.isin(hashes, self._frame)
+        counts = ~np.isin(hashes, self._boilerplate)
         counts |= (np.bincount(text[counts], minlength=len(lengths)) == 0)[text]
         return hashes[counts], np.bincount(text[counts], minlength=len(lengths))
 

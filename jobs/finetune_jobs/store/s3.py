@@ -40,7 +40,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredObject:
     """One object: its URI, size in bytes and ETag (without quotes)."""
 
     uri: str
@@ -101,14 +101,14 @@ class Store:
 
     # Reading
 
-    def head(self, path: str = "") -> Entry | None:
+    def head(self, path: str = "") -> StoredObject | None:
         """Size and ETag, or None where there is no such object (or no such bucket: S3 does not tell them apart)."""
         try:
             with self._errors("reading", path):
                 found = self._client.head_object(Bucket=self.bucket, Key=self._key(path))
         except _MissingError:
             return None
-        return Entry(self.uri(path), path, int(found["ContentLength"]), str(found["ETag"]).strip('"'))
+        return StoredObject(self.uri(path), path, int(found["ContentLength"]), str(found["ETag"]).strip('"'))
 
     def algorithm(self, path: str) -> str:
         """How the store says that it encrypted an object (S3's names); empty where it says nothing, or has no such."""
@@ -137,7 +137,7 @@ class Store:
         except _MissingError:
             return None
 
-    def list(self, path: str = "") -> Iterator[Entry]:
+    def list(self, path: str = "") -> Iterator[StoredObject]:
         """Every object below a folder, sorted by key."""
         folder = self._key(path)
         prefix = f"{folder}/" if folder else ""
@@ -146,7 +146,7 @@ class Store:
             for page in pages:
                 for found in page.get("Contents", []):
                     key = str(found["Key"])
-                    yield Entry(
+                    yield StoredObject(
                         f"s3://{self.bucket}/{key}",
                         key.removeprefix(prefix),
                         int(found["Size"]),

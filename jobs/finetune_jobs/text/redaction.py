@@ -7,7 +7,7 @@ from finetune_jobs.text.pii.recognition import Recognition
 from finetune_jobs.text.secrets import find_secrets
 
 
-def starred(text: str) -> str:
+def redacted(text: str) -> str:
     """The text with as many stars as characters in place of each finding, whatever the spec says of personal data:
     statuses and events are read by more people than the data."""
     for finding in [*find_secrets(text), *_recognition().find(text)]:

@@ -149,7 +149,7 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         if self._stopping.is_set():
             raise StoppedError(f"The pod was told to stop; {saved}")
         message = f"Another pod of this training was told to stop; {saved} All begin again from there."
-        raise StageError(Reason.PEER_LOST, message, retriable=True, blameless=True)
+        raise StageError(Reason.PEER_LOST, message, retriable=True, peer_initiated=True)
 
 
 @dataclass(frozen=True)

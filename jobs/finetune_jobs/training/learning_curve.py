@@ -43,8 +43,8 @@ from finetune_jobs.readiness.forecast import Forecast, forecast
 from finetune_jobs.readiness.learning_curve import Point
 from finetune_jobs.splitting import sampling
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import LAST, Reporting
+from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import (
     Files,
     Trained,
@@ -83,7 +83,7 @@ class Parts:
     place: Store
     """Keeps the finished parts."""
     stopping: threading.Event
-    limit: Allowance | None
+    limit: TimeBudget | None
     """Time that the stage may take; None: no limit."""
     run: str = ""
     """Id of the run that trains them."""

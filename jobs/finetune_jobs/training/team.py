@@ -127,7 +127,7 @@ def peers_needed(team: Team) -> Iterator[None]:
             Reason.PEER_LOST,
             "Another process of this training was lost; all begin again and go on from the last checkpoint.",
             retriable=True,
-            blameless=True,
+            peer_initiated=True,
         ) from error
 
 

@@ -35,13 +35,13 @@ from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training import sharding
 from finetune_jobs.training.adapter import adapter_config
-from finetune_jobs.training.allowance import Allowance
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.division import FilledSampler, missing, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
+from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.tracking import Measuring
 from finetune_jobs.training.watchdogs import Ending, ending
 
@@ -109,7 +109,7 @@ def train_model(
     checkpoints: Checkpoints,
     progress: Progress,
     stopping: threading.Event,
-    allowance: Allowance | None = None,
+    allowance: TimeBudget | None = None,
     team: Team = ALONE,
 ) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
@@ -149,7 +149,7 @@ def _attempt(
     checkpoints: Checkpoints,
     progress: Progress,
     stopping: threading.Event,
-    allowance: Allowance | None,
+    allowance: TimeBudget | None,
     team: Team,
 ) -> Trained | None:
     """The whole training with this batch, from the base model's files on; None when the memory did not hold it."""
@@ -212,7 +212,7 @@ def _all_with_less(batch: Batch, team: Team) -> StageError:
     message = (
         f"The GPU of process {team.rank} did not hold {batch.size} examples at a time; all begin again with fewer."
     )
-    return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, blameless=True)
+    return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, peer_initiated=True)
 
 
 def _smaller(batch: Batch, training: Training) -> Batch:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_jobs.text.pii.findings import Context, Finding, Recognizer, has_long_number
+from finetune_jobs.text.pii.findings import Finding, NearbyWords, Recognizer, has_long_number
 from finetune_jobs.text.pii.text import Text
 
 _NETWORKS: Final = re.compile(
@@ -28,7 +28,7 @@ _GROUP: Final = re.compile(r"\d+")
 _GROUPINGS: Final = frozenset({(4, 6, 5), (4, 6, 4), (4, 4, 5), (4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1)})
 """How cards print their digits."""
 _MOST_GROUPS: Final = 5
-_CONTEXT: Final = Context(
+_CONTEXT: Final = NearbyWords(
     *("cards?", "cc", "pan", "visa", "master ?card", "maestro", "amex", "american express", "discover", "diners"),
     *("jcb", "union ?pay", "kreditkarte", "karte", "carte", "tarjeta", "carta", "cartão"),
 )

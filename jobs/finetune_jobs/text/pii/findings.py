@@ -49,7 +49,7 @@ def matches(*patterns: str) -> Trigger:
     return lambda text: any(search(text.whole, text.begin) for search in searches)
 
 
-class Context:
+class NearbyWords:
     """Words near a number that say what it is: one passport number looks like another order number."""
 
     BEFORE = 60

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from finetune_jobs.text.pii.findings import Context, Finding, Recognizer, has_long_number
+from finetune_jobs.text.pii.findings import Finding, NearbyWords, Recognizer, has_long_number
 from finetune_jobs.text.pii.text import Text
 
 
@@ -14,7 +14,7 @@ def _whole(pattern: str) -> re.Pattern[str]:
 
 
 def _find_number(
-    entity: str, grouped: re.Pattern[str] | None, pattern: re.Pattern[str], context: Context, text: Text
+    entity: str, grouped: re.Pattern[str] | None, pattern: re.Pattern[str], context: NearbyWords, text: Text
 ) -> Iterator[Finding]:
     """What is ``grouped`` proves itself; what has the ``pattern`` needs a word of the context nearby."""
     if grouped is not None:
@@ -26,20 +26,20 @@ def _find_number(
             yield from (Finding(*span, entity, 0.6) for span in found)
 
 
-def _find_named(entity: str, pattern: re.Pattern[str], context: Context, text: Text) -> Iterator[Finding]:
+def _find_named(entity: str, pattern: re.Pattern[str], context: NearbyWords, text: Text) -> Iterator[Finding]:
     if context.anywhere(text):
         for match in pattern.finditer(text.whole):
             if context.near(text.whole, *match.span()):
                 yield Finding(*match.span(), entity, 0.6)
 
 
-def _number(entity: str, pattern: str, context: Context, *, grouped: str | None = None) -> Recognizer:
+def _number(entity: str, pattern: str, context: NearbyWords, *, grouped: str | None = None) -> Recognizer:
     """Finds long numbers, for which the patterns are as ``Text.in_numbers`` needs them."""
     known = _whole(grouped) if grouped else None
     return Recognizer(entity, has_long_number, partial(_find_number, entity, known, _whole(pattern), context))
 
 
-def _named(entity: str, pattern: str, context: Context) -> Recognizer:
+def _named(entity: str, pattern: str, context: NearbyWords) -> Recognizer:
     """Finds what is of any form, by words of the context."""
     return Recognizer(entity, context.hinted, partial(_find_named, entity, _whole(pattern), context))
 
@@ -48,14 +48,14 @@ def _named(entity: str, pattern: str, context: Context) -> Recognizer:
 _SSN: Final = _number(
     "US_SSN",
     r"(?!000|666|9)\d{3}[- ]?(?!00)\d\d[- ]?(?!0000)\d{4}",
-    Context("ssns?", r"ss ?(?:no|number|\#)", "social", "social ?sec(?:urity)?", "soc sec", hints=("ss", "soc")),
+    NearbyWords("ssns?", r"ss ?(?:no|number|\#)", "social", "social ?sec(?:urity)?", "soc sec", hints=("ss", "soc")),
     grouped=r"(?!000|666|9)\d{3}([-.\ ])(?!00)\d\d\1(?!0000)\d{4}",
 )
 # Area 900 to 999 and the groups that the tax office uses (IRS: Internal Revenue Manual 3.21.263).
 _ITIN: Final = _number(
     "US_ITIN",
     r"9\d\d[- ]?(?:5\d|6[0-5]|7\d|8[0-8]|9[0-24-9])[- ]?\d{4}",
-    Context("itin", "tin", "tax ?payers?", "tax ?ids?", "tax (?:identification )?number", hints=("tin", "tax")),
+    NearbyWords("itin", "tin", "tax ?payers?", "tax ?ids?", "tax (?:identification )?number", hints=("tin", "tax")),
     grouped=r"9\d\d([-\ ])(?:5\d|6[0-5]|7\d|8[0-8]|9[0-24-9])\1\d{4}",
 )
 # The forms of the states, letters and digits joined, and as the cards of some states group them.
@@ -68,7 +68,7 @@ _DRIVER_LICENSE: Final = _named(
             r"[A-Z]\d{2,4}(?:[- ]\d{2,4}){1,4}(?:-\d)?|\d{2,3}(?:[- ]\d{2,3}){2,3}",  # FL, IL, WI; NY, PA
         )
     ),
-    Context(
+    NearbyWords(
         *(
             "driver['’]?s?['’]? ?(?:licen[cs]es?|permits?|ids?)",
             "driving (?:licen[cs]es?|permits?)",
@@ -83,13 +83,13 @@ _DRIVER_LICENSE: Final = _named(
 )
 # Nine digits, or a letter and eight digits since 2021 (U.S. Department of State: Next Generation Passport).
 _PASSPORT: Final = _number(
-    "US_PASSPORT", r"[A-Z]?\d{8}|\d{9}", Context("passports?", "reisepass", "passeport", hints=("pass",))
+    "US_PASSPORT", r"[A-Z]?\d{8}|\d{9}", NearbyWords("passports?", "reisepass", "passeport", hints=("pass",))
 )
 # Four to seventeen digits (Nacha Operating Rules); fewer than seven are too often something else.
 _BANK_NUMBER: Final = _number(
     "US_BANK_NUMBER",
     r"\d{7,17}|(?=(?:\d[- ]?){7})\d{2,6}(?:[- ]\d{2,6}){1,3}",
-    Context(
+    NearbyWords(
         *("(?:bank|checking|savings?|current|deposit) accounts?", r"accounts? ?(?:\#|numbers?|nos?)", "acct", "acc no"),
         *("routing(?: number)?", "sort code", "kontonummer", "direct deposit"),
         hints=("acc", "routing", "sort", "konto", "deposit"),
@@ -100,7 +100,7 @@ _BIRTH: Final = _named(
     "DATE_OF_BIRTH",
     rf"""(?:19|20)\d\d[-/.]\d?\d[-/.]\d?\d | \d?\d[-/.]\d?\d[-/.](?:(?:19|20)\d\d|\d\d)
       | \d?\d(?:st|nd|rd|th)?\ (?:of\ )?{_MONTH},?\ (?:19|20)\d\d | {_MONTH}\ \d?\d(?:st|nd|rd|th)?,?\ (?:19|20)\d\d""",
-    Context(
+    NearbyWords(
         *("dob", r"d\.o\.b", "date of birth", "birth ?dates?", "birth ?days?", "born", "geboren", "geburtsdatum"),
         hints=("dob", "d.o.b", "birth", "born", "geb"),
     ),

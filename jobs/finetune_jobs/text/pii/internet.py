@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
-from finetune_jobs.text.pii.findings import Context, Finding, Recognizer, matches
+from finetune_jobs.text.pii.findings import Finding, NearbyWords, Recognizer, matches
 from finetune_jobs.text.pii.text import Text
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _ALONE: Final = re.compile(r"com|net|org|edu|gov|mil|int|info|biz|[a-z]{2}|xn--[
 """Top-level names that make a host without any word beside it: the old ones and those of countries."""
 _ENDINGS: Final = frozenset(["cc", "id", "md", "ml", "mo", "pl", "pm", "ps", "py", "rs", "sh", "so", "tf"])
 """Of those, the ones that end names of files or parts of programs more often than hosts."""
-_SITE: Final = Context(
+_SITE: Final = NearbyWords(
     *("web ?sites?", "sites?", "url", "links?", "domains?", "visit", "browse", "www", "https?", "web ?pages?", "blog"),
     *("webseite", "homepage", "online", "hosted", "server", "host ?names?"),
 )

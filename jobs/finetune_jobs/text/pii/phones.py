@@ -11,7 +11,7 @@ from typing import Final
 
 import phonenumbers
 
-from finetune_jobs.text.pii.findings import Context, Finding, Recognizer, has_long_number
+from finetune_jobs.text.pii.findings import Finding, NearbyWords, Recognizer, has_long_number
 from finetune_jobs.text.pii.text import SEPARATOR, Text
 
 _OPEN: Final = r"(?:\((?=\d{1,5}\)))?"
@@ -52,7 +52,7 @@ _OTHER_WORD: Final = re.compile(
     re.IGNORECASE,
 )
 """What just before a number says that it is no telephone number."""
-_SPOKEN: Final = Context(
+_SPOKEN: Final = NearbyWords(
     *(
         "(?:tele)?phones?",
         "(?:tele)?phoned",

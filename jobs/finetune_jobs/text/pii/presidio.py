@@ -11,7 +11,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final
 
-from finetune_jobs.text.pii.findings import Context, Finding, Recognizer, Trigger, has_long_number, matches
+from finetune_jobs.text.pii.findings import Finding, NearbyWords, Recognizer, Trigger, has_long_number, matches
 from finetune_jobs.text.pii.text import Text
 
 
@@ -21,7 +21,7 @@ def _recognizer(name: str) -> Any:
     return getattr(import_module("presidio_analyzer.predefined_recognizers"), name)()
 
 
-def _find(entity: str, name: str, context: Context | None, text: Text) -> Iterator[Finding]:
+def _find(entity: str, name: str, context: NearbyWords | None, text: Text) -> Iterator[Finding]:
     if context is not None and not context.anywhere(text):
         return
     for result in _recognizer(name).analyze(text.whole, [entity], None):
@@ -31,7 +31,7 @@ def _find(entity: str, name: str, context: Context | None, text: Text) -> Iterat
             yield Finding(start, end, entity, result.score)
 
 
-def _presidio(entity: str, name: str, trigger: Trigger, context: Context | None = None) -> Recognizer:
+def _presidio(entity: str, name: str, trigger: Trigger, context: NearbyWords | None = None) -> Recognizer:
     return Recognizer(entity, trigger, partial(_find, entity, name, context))
 
 
@@ -56,7 +56,7 @@ DEFAULT: Final = (
         "MEDICAL_LICENSE",
         "MedicalLicenseRecognizer",
         _may_have_medical_license,
-        Context(
+        NearbyWords(
             *(
                 "dea",
                 "medical",
@@ -74,7 +74,7 @@ DEFAULT: Final = (
         "UK_NHS",
         "NhsRecognizer",
         has_long_number,
-        Context(
+        NearbyWords(
             *("nhs", "national health", "health (?:service|authority|number)", "patients?", "gp"),
             hints=("nh", "health", "pat", "gp"),
         ),

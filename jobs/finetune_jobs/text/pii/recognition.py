@@ -12,7 +12,7 @@ from finetune_jobs.base.wording import did_you_mean
 from finetune_jobs.text.pii import ner as names
 from finetune_jobs.text.pii import presidio
 from finetune_jobs.text.pii.cards import CARDS
-from finetune_jobs.text.pii.findings import Context, Finding, Recognizer, Trigger, without_overlaps
+from finetune_jobs.text.pii.findings import Finding, NearbyWords, Recognizer, Trigger, without_overlaps
 from finetune_jobs.text.pii.identifiers import IDENTIFIERS
 from finetune_jobs.text.pii.internet import EMAILS, IPS, URLS
 from finetune_jobs.text.pii.phones import PHONES
@@ -60,7 +60,7 @@ class Recognition:
 
 
 def _context(before: str) -> str:
-    return f"{before[-Context.BEFORE :]}\n" if before else ""
+    return f"{before[-NearbyWords.BEFORE :]}\n" if before else ""
 
 
 def _chosen(entities: Sequence[str], ner: Path | None) -> list[Recognizer]:

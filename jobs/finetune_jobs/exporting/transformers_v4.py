@@ -18,7 +18,7 @@ _OF_THE_WRITER: Final = ("backend", "is_local", "local_files_only")
 """Settings that transformers 5 leaves in tokenizer_config.json about the machine that wrote it."""
 
 
-def speak_v4(folder: Path) -> None:
+def write_transformers_v4(folder: Path) -> None:
     """Add to a checkpoint's JSON files what readers with transformers 4 need. Doing it twice changes nothing."""
     _rewrite(folder / "config.json", config_v4)
     template = folder / "chat_template.jinja"

@@ -14,7 +14,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.collect import Collected, Collector
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.tokens import Encoder
-from finetune_jobs.readiness.preparation_report import Account, require_enough
+from finetune_jobs.readiness.preparation_report import PreparationReport, require_enough
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import divide
@@ -47,8 +47,8 @@ def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows
     return collector.made
 
 
-def account_of(made: Collected, params: PrepareParams) -> Account:
-    return Account.of(
+def report_of(made: Collected, params: PrepareParams) -> PreparationReport:
+    return PreparationReport.of(
         made, divide(made.ledger, made.near(params.duplicates.near_percent), made.texts, params), 0, params, ""
     )
 
@@ -105,7 +105,7 @@ def test_no_row_is_lost_or_counted_twice(
         pilot=pilot,
     )
     made = collect(tokenizer, tmp_path / "spool.arrow", params, rows)
-    counted = account_of(made, params).facts.rows
+    counted = report_of(made, params).facts.rows
     assert counted.read == len(rows)
     assert counted.unexplained == 0
     assert sum(counted.parts.values()) >= counted.distinct - counted.outside_pilot >= 0
@@ -142,7 +142,7 @@ def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
     turns = [(words(f"row{n}", 25), "first", words("same", 25), "second", words("end", 25), "third") for n in range(4)]
     made = collect(tokenizer, tmp_path / "spool.arrow", params, [chat(*each) for each in turns])
     assert (made.added, made.repeated_pieces, made.ledger.duplicates, len(made.ledger.labels)) == (8, 6, 6, 6)
-    assert account_of(made, params).facts.rows.distinct == 4
+    assert report_of(made, params).facts.rows.distinct == 4
 
 
 def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], tmp_path: Path) -> None:

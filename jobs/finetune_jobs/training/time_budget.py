@@ -22,7 +22,7 @@ _LAST_NOTE_SECONDS: Final = 5.0
 """Longest that the end of a pod waits for its last note: after the last checkpoint there is not much time left."""
 
 
-class Allowance(TrainerCallback):  # type: ignore[misc] # transformers has no types
+class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no types
     """Ends the training after the step in which its seconds ran out, over all attempts: what costs is the pod, so
     loading counts too. The last step is validated, so that its weights can be the best.
 

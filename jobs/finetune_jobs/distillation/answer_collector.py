@@ -14,7 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Report
-from finetune_jobs.distillation.answers import Answer, AttemptError
+from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer
 from finetune_jobs.distillation.filters import ANSWER
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Budget, Tokens
@@ -34,7 +34,7 @@ _TICK: Final = 0.2
 """Seconds between two looks at the clock and at the signal to stop."""
 
 
-class Inquiry:
+class AnswerCollector:
     """Asks questions and notes the answers in the journal."""
 
     def __init__(self, config: Distillation, teacher: Teacher, journal: Journal, patience: Patience) -> None:
@@ -168,7 +168,7 @@ class Inquiry:
             self._note(question, answer, used)
         return None
 
-    async def _ask(self, text: str) -> Answer:
+    async def _ask(self, text: str) -> TeacherAnswer:
         self._in_flight += 1
         self._quiet.clear()
         try:
@@ -178,7 +178,7 @@ class Inquiry:
             if not self._in_flight:
                 self._quiet.set()
 
-    def _note(self, question: Question, answer: Answer | None, used: Tokens) -> None:
+    def _note(self, question: Question, answer: TeacherAnswer | None, used: Tokens) -> None:
         if answer is not None:
             self._journal.add(question.identity, answer)
             self._breaker.answered()
