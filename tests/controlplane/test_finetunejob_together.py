@@ -95,7 +95,7 @@ def test_a_pod_that_begins_again_with_another_is_no_failure(team: Team) -> None:
             return team.node.store.run(given)
         lost.append(given)
         ending = failed(given.stage, Reason.PEER_LOST, "Another process of this training was lost.")
-        return Ending(ending.result, exit_code=ExitCode.REGROUP, reason="Error")
+        return Ending(ending.result, exit_code=ExitCode.RESTART_GROUP, reason="Error")
 
     team.node.scripts[Stage.TRAIN] = lose_one
     team.start(profiles=PAIR)

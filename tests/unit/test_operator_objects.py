@@ -194,7 +194,7 @@ def test_several_pods_are_one_indexed_job() -> None:
     assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
     assert spec["backoffLimit"] == 6
     *_, last = spec["podFailurePolicy"]["rules"]
-    assert (last["action"], last["onExitCodes"]["values"]) == ("Ignore", [meta.ExitCode.REGROUP])
+    assert (last["action"], last["onExitCodes"]["values"]) == ("Ignore", [meta.ExitCode.RESTART_GROUP])
     assert pod["subdomain"] == service["metadata"]["name"] == given.name
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True

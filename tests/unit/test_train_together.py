@@ -170,7 +170,7 @@ def test_when_a_pod_is_killed_all_begin_again_and_end_as_if_it_had_not_been(
     left = wait_for(pods[0], folders[0])
 
     assert (left.code, left.result.outcome, left.result.reason) == (
-        ExitCode.REGROUP,
+        ExitCode.RESTART_GROUP,
         Outcome.FAILED,
         Reason.PEER_LOST,
     )
@@ -322,7 +322,9 @@ CRASH = "Process 1 of the training was killed by signal 9 and without a result"
             "said LossNotFinite",
             id="the cause, not who noticed",
         ),
-        pytest.param([Ended(1, 76, LOST), Ended(0, 76, LOST)], ExitCode.REGROUP, "said PeerLost", id="another pod's"),
+        pytest.param(
+            [Ended(1, 76, LOST), Ended(0, 76, LOST)], ExitCode.RESTART_GROUP, "said PeerLost", id="another pod's"
+        ),
         pytest.param([Ended(1, -9, None), Ended(0, 76, LOST)], ExitCode.RETRIABLE, CRASH, id="killed"),
         pytest.param([Ended(1, 1, None), Ended(0, 76, LOST)], ExitCode.RETRIABLE, "exit code 1", id="crashed"),
     ],

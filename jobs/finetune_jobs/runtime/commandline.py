@@ -133,7 +133,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
             ok=ExitCode.OK,
             fatal=ExitCode.FATAL,
             retriable=ExitCode.RETRIABLE,
-            regroup=ExitCode.REGROUP,
+            regroup=ExitCode.RESTART_GROUP,
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

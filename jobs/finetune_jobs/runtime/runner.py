@@ -273,7 +273,7 @@ def _scratch(stage: Stage, given: str | None) -> AbstractContextManager[str]:
 
 def _exit_code(error: StageError) -> ExitCode:
     if error.peer_initiated:
-        return ExitCode.REGROUP
+        return ExitCode.RESTART_GROUP
     return ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL
 
 

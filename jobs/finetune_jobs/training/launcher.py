@@ -106,7 +106,7 @@ def verdict(ended: Sequence[Ended]) -> tuple[StageResult | None, ExitCode]:
     failed = [each for each in ended if each.code != ExitCode.OK]
     if not failed:
         return None, ExitCode.OK
-    cause = min(failed, key=lambda each: each.code == ExitCode.REGROUP)
+    cause = min(failed, key=lambda each: each.code == ExitCode.RESTART_GROUP)
     if cause.result and cause.code in set(ExitCode):
         return cause.result, ExitCode(cause.code)
     how = f"was killed by signal {-cause.code}" if cause.code < 0 else f"ended with exit code {cause.code}"

@@ -153,7 +153,7 @@ def _blameless_exits(request: StageRequest) -> list[Object]:
     """When one pod is lost, the others end too, to begin again with it: only its own end may count as a failure."""
     if not request.together:
         return []
-    exits = {"containerName": STAGE_CONTAINER, "operator": "In", "values": [meta.ExitCode.REGROUP.value]}
+    exits = {"containerName": STAGE_CONTAINER, "operator": "In", "values": [meta.ExitCode.RESTART_GROUP.value]}
     return [{"action": "Ignore", "onExitCodes": exits}]
 
 
