@@ -1,7 +1,7 @@
-"""The contract of finetune-operator: both custom resources, the stages' inputs and results, manifests, keys.
+"""The API contract of finetune-operator: both custom resources, stage inputs and results, manifests and keys.
 
-The operator and the jobs import this package and nothing else of each other. The CRD YAML beside it is generated
-from these models (``make manifests``).
+This package is all that the operator and the jobs share. The CRD YAML beside it is generated from these models
+(``make manifests``).
 """
 
 __version__ = "0.1.0"

@@ -16,25 +16,25 @@ class FineTuneJobRef(ApiModel):
     """A FineTuneJob of the same namespace."""
 
     name: Name
-    """Its name. The newest artifact that it published is served, and followed when it publishes a new one."""
+    """Name of the FineTuneJob. Its newest published artifact is served, and replaced when it publishes a new one."""
 
 
 class ArtifactRef(ApiModel):
-    """One published artifact, pinned."""
+    """A pinned, published artifact."""
 
     uri: Annotated[str, Field(pattern=ARTIFACT_URI, min_length=6, max_length=512)]
-    """As in a FineTuneJob's status.artifact.uri: s3://bucket/prefix/artifacts/<digest>."""
+    """The artifact, as in a FineTuneJob's status.artifact.uri: s3://bucket/prefix/artifacts/<digest>."""
     storage: Storage = Storage()
     """How to reach S3."""
 
 
 class ArtifactSource(ApiModel):
-    """What to serve: exactly one of the two."""
+    """What to serve: exactly one of fineTuneJob and artifact."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of("fine_tune_job", "artifact"))
 
     fine_tune_job: FineTuneJobRef | None = None
-    """Follow a FineTuneJob; the storage settings with which it published are used."""
+    """Follow a FineTuneJob; its storage settings at the time of publishing are used."""
     artifact: ArtifactRef | None = None
     """Serve one pinned artifact."""
 
@@ -46,31 +46,31 @@ class ArtifactSource(ApiModel):
 
 
 class Verification(ApiModel):
-    """What a new revision must prove before traffic reaches it."""
+    """What a new revision must prove before it receives traffic."""
 
     samples: Annotated[int, Field(ge=0, le=1000)] = 50
-    """Test examples that are asked through the server; their accuracy must agree with the evaluation."""
+    """Number of test examples sent to the server; their accuracy must match the evaluation."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
-    """Share of the golden prompts whose answers must be those of the evaluated artifact."""
+    """Share of the golden prompts that must get the same answers as from the evaluated artifact."""
 
 
 class AdapterDeploymentSpec(ApiModel):
     """What to serve and how."""
 
     source: ArtifactSource
-    """The artifact."""
+    """The artifact to serve."""
     runtime: Name
     """Model server from the platform's values, e.g. tgi or tgi-cpu."""
     replicas: Annotated[int, Field(ge=0, le=100, json_schema_extra={"format": "int32"})] = 1
-    """Pods of the serving revision."""
+    """Number of pods of the serving revision."""
     verification: Verification = Verification()
-    """The proof that a new revision must give."""
+    """Verification of a new revision."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
-    """Any new value tries a failed revision again, e.g. with new credentials; a serving one stays as it is."""
+    """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
 
 
 class ServingPhase(StrEnum):
-    """One word for people; programs read the conditions."""
+    """A one-word summary for people; programs read the conditions."""
 
     PENDING = "Pending"
     PROGRESSING = "Progressing"
@@ -80,7 +80,7 @@ class ServingPhase(StrEnum):
 
 
 class RevisionState(StrEnum):
-    """Where a revision stands."""
+    """State of a revision."""
 
     STARTING = "Starting"
     VERIFYING = "Verifying"
@@ -95,25 +95,25 @@ class RevisionStatus(WireModel):
     revision: Annotated[str, Field(max_length=16)]
     """Short hash of artifact and runtime; part of the Deployment's name."""
     state: RevisionState
-    """Starting, Verifying, Promoting (proved; its network opens and the rest of its pods start), Serving or Failed."""
+    """Starting, Verifying, Promoting (verified; its network opens and its other pods start), Serving or Failed."""
     artifact_digest: Annotated[str, Field(max_length=64)]
-    """What it serves."""
+    """Content address of the artifact that it serves."""
     artifact_uri: Annotated[str, Field(max_length=1024)]
-    """Where that is."""
+    """Folder of that artifact."""
     deployment: Annotated[str, Field(max_length=63)]
     """Name of its Deployment."""
     runtime: Annotated[str, Field(max_length=63)] = ""
-    """Model server that it runs on."""
+    """Its model server."""
     storage: Storage | None = None
-    """How its pods reach the artifact; known also when the FineTuneJob that published it is gone."""
+    """How its pods reach the artifact; known even after the FineTuneJob that published it is deleted."""
     since: Timestamp
-    """When it came into this state."""
+    """When it entered this state."""
     accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy measured through the server, on the sample."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy that the evaluation measured on the same examples."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""
-    """Identity of the spec (without replicas) that it was tried for; a failed one is tried again when this changes."""
+    """Identity of the spec (without replicas) that it was tried for; a failed revision is retried when this changes."""
     reason: Annotated[str, Field(max_length=63)] = ""
     """Root cause of the state, as one word for programs."""
     message: Message = ""
@@ -121,32 +121,32 @@ class RevisionStatus(WireModel):
 
 
 class AdapterDeploymentStatus(WireModel):
-    """What serves, and what is about to."""
+    """The serving revision, and the next one."""
 
     observed_generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = -1
-    """Generation of the spec that this status speaks of."""
+    """Generation of the spec that this status describes."""
     phase: ServingPhase | None = None
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16)] = []
-    """Ready, Reconciling and Stalled (kstatus); Discouraged where what is served may go wrong."""
+    """Ready, Reconciling and Stalled (kstatus); Discouraged if the served artifact may not fit the runtime."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None
-    """The revision that the Service points to."""
+    """The revision that the Service routes to."""
     candidate: RevisionStatus | None = None
-    """The revision that is being started, verified, or that failed."""
+    """The revision that is starting, being verified, or has failed."""
     last_good_revision: Annotated[str, Field(max_length=16)] = ""
-    """The last revision that was verified."""
+    """The last revision that passed verification."""
     replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
-    """Pods of the stable revision."""
+    """Number of pods of the stable revision."""
     ready_replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
-    """Pods of the stable revision that answer."""
+    """Number of pods of the stable revision that are ready."""
     selector: Annotated[str, Field(max_length=253)] = ""
     """Label selector of the serving pods, for autoscalers."""
 
 
 class AdapterDeployment(WireModel):
-    """An AdapterDeployment serves a published artifact and proves it before traffic reaches it."""
+    """An AdapterDeployment serves a published artifact and verifies it before it receives traffic."""
 
     api_version: str = "finetune.dev/v1alpha1"
     kind: str = "AdapterDeployment"

@@ -1,7 +1,7 @@
-"""What every model of the API shares: camelCase on the wire, descriptions from docstrings, nothing unknown.
+"""What all API models share: camelCase on the wire, descriptions from docstrings, no unknown fields.
 
-What has been stored or comes from another program may be of a newer version: it is read with ``extra="ignore"``, which
-holds at every level, in the models of what people write too.
+Stored objects and messages of other programs may come from a newer version. They are read with ``extra="ignore"``,
+which applies at every level, including the models that people write.
 """
 
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from finetune_api.meta import MAX_NAME, NAME_PATTERN
 
 
 class ApiModel(BaseModel):
-    """Base of the spec and of everything that people write: unknown fields are errors."""
+    """Base of the spec and of everything else that people write: unknown fields are errors."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -27,13 +27,14 @@ class ApiModel(BaseModel):
 
 
 class WireModel(ApiModel):
-    """Base of what programs exchange: its own unknown fields are ignored, those of an ApiModel within it are errors."""
+    """Base of what programs exchange: ignores unknown fields of its own; in a nested ApiModel they are errors."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 def unknown_fields(model: type[BaseModel], raw: Any) -> dict[tuple[str | int, ...], Any]:
-    """The fields of ``raw`` that the model does not have, at any level, with their values; ``raw`` is valid else."""
+    """The fields of ``raw``, at any level, that the model does not have, with their values; ``raw`` is otherwise
+    valid."""
     try:
         model.model_validate(raw, extra="forbid")
     except ValidationError as error:
@@ -48,10 +49,10 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_leng
 """A SHA-256 in hexadecimal: the address of content."""
 
 Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,8})?([eE]-?[0-9]{1,2})?$", max_length=20)]
-"""A number as text, e.g. ``0.05`` or ``2e-4``: Kubernetes APIs hold no floats (API conventions, "Primitive types")."""
+"""A number as text, e.g. ``0.05`` or ``2e-4``: Kubernetes APIs avoid floats (API conventions, "Primitive types")."""
 
 Message = Annotated[str, Field(max_length=1024)]
-"""A sentence for people, at most 1 KiB."""
+"""Text for people, at most 1 KiB."""
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """RFC 3339 in UTC, e.g. ``2026-01-31T12:00:00Z``."""
@@ -65,13 +66,13 @@ class Condition(WireModel):
     status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})]
     """True, False or Unknown."""
     reason: Annotated[str, Field(max_length=63)]
-    """One CamelCase word for programs: why the status is what it is."""
+    """Why the condition has this status: one CamelCase word for programs."""
     message: Message = ""
-    """What happened, why, and what to do next, for people."""
+    """What happened, why, and what to do next."""
     last_transition_time: Timestamp
     """When the status last changed."""
     observed_generation: int = 0
-    """The generation of the spec this condition speaks of."""
+    """The generation of the spec that this condition describes."""
 
 
 class ObjectMeta(WireModel):

@@ -1,7 +1,7 @@
-"""Money and hardware: what a run may cost, what it runs on, and what it has come to.
+"""Cost and hardware: what a run may cost, what it runs on, and what it has cost so far.
 
-Prices are the admin's (``profiles.<name>.gpu.usdPerHour``); CPUs have none, so that a run without a GPU costs nothing
-here. Facts and prices are lineage: they change no input key.
+The admin sets the prices (``profiles.<name>.gpu.usdPerHour``). CPUs have none, so a run without a GPU costs nothing
+here. Hardware facts and prices are lineage: they change no input key.
 """
 
 from decimal import ROUND_HALF_UP
@@ -22,7 +22,7 @@ Usd = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,2})?$", max_length=16
 
 
 class OnExceeded(StrEnum):
-    """What happens when the budget is not enough."""
+    """What happens when the budget does not suffice."""
 
     CHECKPOINT = "Checkpoint"
     FAIL = "Fail"
@@ -32,47 +32,47 @@ class Budget(ApiModel):
     """What a run may cost."""
 
     max_cost: Usd
-    """Most that a run's GPUs may cost, in US dollars, e.g. 25.00."""
+    """Maximum cost of a run's GPUs in US dollars, e.g. 25.00."""
     on_exceeded: OnExceeded = OnExceeded.CHECKPOINT
-    """Checkpoint: training stops in time, its best checkpoint is exported, evaluated and published. Fail: the run ends
-    with BudgetExceeded, before training when the forecast is too high already."""
+    """Checkpoint: training stops in time, and its best checkpoint is exported, evaluated and published. Fail: the run
+    fails with BudgetExceeded, before training starts if the forecast already exceeds the budget."""
 
 
 class HardwareFacts(WireModel):
-    """What a profile's pods with a model have, as the operator tells the stages."""
+    """The hardware of a profile's pods that run a model, as the operator passes it to the stages."""
 
     profile: str = ""
     """Name of the profile."""
     name: str = ""
-    """Product of the GPU; empty without one."""
+    """Product name of the GPU; empty without a GPU."""
     count: int = 0
     """GPUs per pod."""
     memory_gib: float = 0
-    """Memory of one GPU, or of the pod where there is no GPU; 0: not limited, so not known."""
+    """Memory of one GPU, or of the pod without a GPU; 0: no limit, so unknown."""
     peak_tflops: float = 0
     """Dense bfloat16 peak of one GPU in TFLOP/s; 0 without one."""
     usd_per_hour: float = 0
     """Price of one GPU for one hour."""
     cpus: float = 0
-    """CPUs of the pod; 0: not limited, so not known."""
+    """CPUs of the pod; 0: no limit, so unknown."""
     nodes: int = 1
-    """Pods that train together; the other stages run in one."""
+    """Pods that train together; every other stage runs in one pod."""
     pod_memory_gib: float = 0
-    """Memory of the pod beside its GPUs; 0: not limited, so not known."""
+    """Memory of the pod, apart from its GPUs; 0: no limit, so unknown."""
 
     @property
     def has_gpu(self) -> bool:
-        """Whether a GPU does the work."""
+        """Whether the pod has a GPU."""
         return self.count > 0
 
     @property
     def processes(self) -> int:
-        """Processes that train together, one per GPU, or one per pod without GPUs."""
+        """Training processes: one per GPU, or one per pod without GPUs."""
         return max(1, self.count) * self.nodes
 
     @property
     def usd_per_second(self) -> float:
-        """Price of a pod's GPUs together."""
+        """Price of all GPUs of a pod."""
         return self.count * self.usd_per_hour / 3600
 
 
@@ -84,31 +84,31 @@ class Verdict(StrEnum):
 
 
 class FitStatus(WireModel):
-    """What preflight (in stage resolve) found out about memory and time, from the base model's config.json."""
+    """Memory and time as preflight (in stage resolve) estimates them from the base model's config.json."""
 
     verdict: Verdict = Verdict.UNKNOWN
-    """Fits, or Unknown where nothing can be said; what does not fit is refused (FitRefused)."""
+    """Fits, or Unknown if there is no estimate. A training that does not fit is refused (FitRefused)."""
     memory_gib: Annotated[str, Field(max_length=16)] = ""
-    """Estimated peak memory of training, for batches of examples of maxLength, in GiB."""
+    """Estimated peak memory of training in GiB, for batches of examples of maxLength."""
     available_gib: Annotated[str, Field(max_length=16)] = ""
     """Memory of the GPU, or of the pod, in GiB."""
     tokens_per_second: Annotated[str, Field(max_length=16)] = ""
-    """Estimated speed of training, on all GPUs together."""
+    """Estimated training speed of all GPUs together."""
     load_seconds: Annotated[str, Field(max_length=16)] = ""
-    """Estimated time that a stage needs to start and to get the model."""
+    """Estimated time that a stage needs to start and to load the model."""
 
 
 class Basis(StrEnum):
-    """What a forecast rests on."""
+    """What a forecast is based on."""
 
     LIMITS = "Limits"
-    """The spec's limits alone: an upper bound, known before the data."""
+    """Only the spec's limits: an upper bound that is known before the data are read."""
     TOKENS = "Tokens"
     """The data set's tokens."""
     SPEED = "Speed"
     """The measured speed of the running training."""
     FINISHED = "Finished"
-    """Nothing is left to forecast."""
+    """The run has finished: nothing is left to forecast."""
 
 
 class CostStatus(WireModel):
@@ -117,25 +117,25 @@ class CostStatus(WireModel):
     currency: Annotated[str, Field(max_length=3)] = CURRENCY
     """USD."""
     spent: Annotated[str, Field(max_length=16)] = "0.00"
-    """So far: running time of the stages with a GPU times the profile's price."""
+    """Cost so far: running time of the stages with a GPU, times the profile's price."""
     forecast: Annotated[str, Field(max_length=16)] = ""
-    """The whole run, what is spent included; empty while unknown."""
+    """Cost of the whole run, including what is already spent; empty while unknown."""
     basis: Basis | None = None
-    """What the forecast rests on: Limits (an upper bound), Tokens, Speed or Finished."""
+    """What the forecast is based on: Limits (an upper bound), Tokens, Speed or Finished."""
     max_cost: Annotated[str, Field(max_length=16)] = ""
     """spec.budget.maxCost."""
 
 
 def dollars(amount: float) -> str:
-    """An amount of money for people and programs: two decimals."""
+    """An amount of money with two decimals."""
     return str(Number(amount).quantize(_CENT, rounding=ROUND_HALF_UP))
 
 
 def trained_tokens(training: Training, examples: int, tokens: int) -> float:
-    """Tokens that a whole training sees: ``tokens`` of ``examples`` in each epoch, until ``maxSteps`` ends it, and what
-    the parts of a learning curve add.
+    """Tokens that a whole training processes: ``tokens`` of ``examples`` per epoch, until ``maxSteps`` ends it, plus
+    what the parts of a learning curve add.
 
-    Early stopping may end it sooner, so that this is what the training may take, not what it will.
+    An upper bound: early stopping may end the training sooner.
     """
     seen = float(tokens * training.epochs)
     if training.max_steps and examples:
@@ -145,7 +145,7 @@ def trained_tokens(training: Training, examples: int, tokens: int) -> float:
 
 
 def most_tokens(training: Training) -> float | None:
-    """Upper bound of the trained tokens before the data are known; None where the spec has no ``maxSteps``."""
+    """Upper bound of the trained tokens before the data are known; None if the spec has no ``maxSteps``."""
     if not training.max_steps:
         return None
     step = training.batch_size * training.gradient_accumulation * training.max_length
@@ -153,9 +153,9 @@ def most_tokens(training: Training) -> float | None:
 
 
 def remaining_seconds(*, tokens: float, samples: int, max_length: int, speed: float, load: float, stages: int) -> float:
-    """Time of ``stages`` stages (of train, export, evaluate): each gets the model, then the data go through it.
+    """Time of ``stages`` stages (of train, export, evaluate): each loads the model, then processes the data.
 
-    ``tokens`` are those left to train, at ``speed`` per second. Three models answer ``samples`` examples in the
-    evaluation; reading one is taken to be as slow as training on one of ``max_length`` tokens.
+    ``tokens`` are left to train, at ``speed`` per second. Three models answer ``samples`` examples in the evaluation;
+    an answer is assumed to take as long as training on an example of ``max_length`` tokens.
     """
     return stages * load + (tokens + 3 * samples * max_length) / speed

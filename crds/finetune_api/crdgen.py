@@ -1,10 +1,10 @@
-"""Makes the CRD YAML from the pydantic models; ``make manifests`` writes it.
+"""Generates the CRD YAML from the pydantic models; ``make manifests`` writes it.
 
-Pydantic writes JSON Schema 2020-12; Kubernetes wants a *structural schema* of OpenAPI v3
+Pydantic writes JSON Schema 2020-12; Kubernetes needs a *structural schema* of OpenAPI v3
 (https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/). The conversion
-inlines references, drops what the API server refuses, keeps descriptions (``kubectl explain``), bounds and defaults,
-and insists on a description for every field and a bound for every list and free text of a spec, because CEL rules are
-priced by the largest possible value.
+inlines references, drops what the API server rejects, and keeps descriptions (``kubectl explain``), bounds and
+defaults. Every field must have a description, and every list and free text of a spec a bound, because the API server
+estimates the cost of CEL rules from the largest possible value.
 """
 
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ def crd(kind: Kind) -> Schema:
 
 
 def structural(model: type[BaseModel]) -> Schema:
-    """The structural schema of a model. Raises ValueError for what Kubernetes cannot say."""
+    """The structural schema of a model. Raises ValueError for what Kubernetes cannot express."""
     root = model.model_json_schema(by_alias=True, mode="validation")
     definitions = root.pop("$defs", {})
     schema = _convert(root, definitions, model.__name__)
@@ -162,6 +162,8 @@ def structural(model: type[BaseModel]) -> Schema:
 def _convert(node: Schema, definitions: Schema, path: str) -> Schema:
     node = _inline(node, definitions, path)
     result = {key: value for key, value in node.items() if key in _KEPT}
+    if "description" in result:
+        result["description"] = _one_line(result["description"])
     if node.get("additionalProperties") is False:
         result.pop("additionalProperties")
     if isinstance(result.get("additionalProperties"), dict):
@@ -200,7 +202,7 @@ def _inline(node: Schema, definitions: Schema, path: str) -> Schema:
 def _default_when_optional(schema: Schema) -> None:
     """Write defaults of nested objects as ``{}``, so that the API server fills in each field's own default.
 
-    A default that CEL rules look at must be complete: the API server checks it before it fills anything in.
+    A default that CEL rules check must be complete: the API server checks it before it fills in defaults.
     """
     for child in schema["properties"].values():
         nested = "default" in child and child.get("type") == "object" and "properties" in child
@@ -209,7 +211,7 @@ def _default_when_optional(schema: Schema) -> None:
 
 
 def _sparse(schema: Schema) -> Schema:
-    """A status holds what there is to say: the API server must not fill in what the operator leaves out as empty."""
+    """Drop empty defaults from a status: the API server must not fill in what the operator omits."""
     children = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
     for child in children:
         _sparse(child)
@@ -225,11 +227,16 @@ def _described(schema: Schema, path: str) -> Schema:
 
 
 def _docstring(model: type[BaseModel]) -> str:
-    return " ".join((model.__doc__ or "").split())
+    return _one_line(model.__doc__ or "")
+
+
+def _one_line(text: str) -> str:
+    """Without the source's line breaks: ``kubectl explain`` wraps by itself."""
+    return " ".join(text.split())
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that Go reads as we meant it: text that looks like a number (``2e-4``) is quoted."""
+    """YAML that Go parses as intended: text that looks like a number (``2e-4``) is quoted."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

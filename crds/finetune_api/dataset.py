@@ -1,4 +1,4 @@
-"""The examples of a FineTuneJob: where they are, how they are read, and what the model is for."""
+"""The data set of a FineTuneJob: where its examples are, how to read them, and the task they describe."""
 
 import re
 from enum import StrEnum
@@ -14,7 +14,7 @@ from finetune_api.storage import SECRET_NAME, S3Uri
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
 PLACEHOLDER: Final = re.compile(r"\{([^{}]{1,128})\}")
-"""A column in a template."""
+"""A column placeholder in a template."""
 
 
 DATA_URI: Final = (
@@ -41,7 +41,7 @@ class ConfigMapKey(ApiModel):
     name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
     """Name of the ConfigMap."""
     key: Annotated[str, Field(pattern=CONFIG_MAP_KEY, min_length=1, max_length=253)]
-    """Key whose value is the file, e.g. rows.csv; its ending says the format."""
+    """Key whose value is the file, e.g. rows.csv; its extension determines the format."""
 
 
 class SourcePart(StrEnum):
@@ -53,27 +53,27 @@ class SourcePart(StrEnum):
 
 
 class Source(ApiModel):
-    """Files of examples: exactly one of uri and configMap."""
+    """Files with examples: exactly one of uri and configMap."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "config_map"))
 
     uri: Annotated[str, Field(pattern=DATA_URI, min_length=6, max_length=512)] | None = None
-    """s3://bucket/key or hf://datasets/organisation/name@revision/path: one file, a folder (ends with /), or several
-    files (* in the last part), which are read in the order of their names."""
+    """s3://bucket/key or hf://datasets/organisation/name@revision/path: a file, a folder (ends with /), or several
+    files (* in the last part). Files are read in name order."""
     config_map: ConfigMapKey | None = None
     """A key of a ConfigMap."""
     format: DataFormat | None = None
-    """CSV, JSONL, JSON (a list of objects) or Parquet; left out, the files' endings decide (.csv, .jsonl, .ndjson,
-    .json, .parquet, and each of them with .gz or .zst)."""
+    """CSV, JSONL, JSON (a list of objects) or Parquet. By default determined by the file extension (.csv, .jsonl,
+    .ndjson, .json, .parquet, each also with .gz or .zst)."""
     part: SourcePart | None = None
-    """Train, Validation or Test: where all its rows go. Left out, the division decides, and it makes no part that
-    another source provides."""
+    """Train, Validation or Test: the part that all its rows go to. By default the rows are split; the split makes no
+    part that another source provides."""
     weight: Decimal = "1"
-    """How often its training examples are used in an epoch: 2 each of them twice, 0.5 the half that a hash chooses."""
+    """How often its training examples are used per epoch: 2 uses each twice, 0.5 uses half of them, chosen by hash."""
 
     @property
     def name(self) -> str:
-        """What people call it: its URI, or configmap://name/key."""
+        """Name for people: its URI, or configmap://name/key."""
         return self.uri or (f"configmap://{self.config_map.name}/{self.config_map.key}" if self.config_map else "")
 
     @model_validator(mode="after")
@@ -84,20 +84,20 @@ class Source(ApiModel):
 
 
 class Columns(ApiModel):
-    """Which columns (CSV, Parquet) or keys (JSON) make an example: label, and exactly one of input and template."""
+    """Which columns (CSV, Parquet) or keys (JSON) form an example: label, and exactly one of input and template."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of("input", "template"))
 
     input: Column | None = None
-    """The text that the model is given."""
+    """Column with the model's input text."""
     template: Annotated[str, Field(min_length=3, max_length=4096, pattern=r"\{[^{}]+\}")] | None = None
-    """The text that the model is given, with {column} for the values of columns."""
+    """The model's input text, with {column} placeholders for column values."""
     label: Column
-    """The answer that the model must learn."""
+    """Column with the answer that the model learns."""
 
     @property
     def names(self) -> list[str]:
-        """All columns that an example needs, in order, without repetition."""
+        """All columns that an example needs, in order, without duplicates."""
         asked = [self.input] if self.input else PLACEHOLDER.findall(self.template or "")
         return list(dict.fromkeys([*asked, self.label]))
 
@@ -109,14 +109,14 @@ class Columns(ApiModel):
 
 
 class Split(ApiModel):
-    """How examples are divided; the rest is for training."""
+    """How examples are split; the rest is for training."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
                 Rule(
                     "self.validationPercent + self.testPercent <= 60",
-                    "validationPercent and testPercent together may be 60 at most: training needs the rest",
+                    "validationPercent and testPercent must add up to 60 or less: training needs the rest",
                 ).as_schema()
             ]
         }
@@ -125,20 +125,20 @@ class Split(ApiModel):
     validation_percent: Annotated[int, Field(ge=1, le=40)] = 10
     """Share of the examples that guides training (early stopping, best checkpoint)."""
     test_percent: Annotated[int, Field(ge=1, le=40)] = 10
-    """Share that only the evaluation sees."""
+    """Share of the examples that only the evaluation uses."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
-    """Another seed gives another split; the same seed always the same."""
+    """The same seed always gives the same split; another seed gives another one."""
 
 
 class Markup(StrEnum):
-    """What becomes of HTML."""
+    """What to do with HTML."""
 
     KEEP = "Keep"
     STRIP = "Strip"
 
 
 class TooLong(StrEnum):
-    """What becomes of an example with too many tokens."""
+    """What to do with an example that has too many tokens."""
 
     FAIL = "Fail"
     DROP = "Drop"
@@ -147,7 +147,7 @@ class TooLong(StrEnum):
 
 
 class OnFinding(StrEnum):
-    """What becomes of personal data or secrets."""
+    """What to do with personal data or secrets."""
 
     MASK = "Mask"
     DROP = "Drop"
@@ -156,19 +156,20 @@ class OnFinding(StrEnum):
 
 
 class Cleaning(ApiModel):
-    """What is done to every text before anything is compared or learnt."""
+    """Cleaning of every text before it is compared or trained on."""
 
     markup: Markup = Markup.KEEP
-    """Keep; or Strip: tags of HTML go, its entities become characters."""
+    """Keep HTML, or Strip it: tags are removed and entities become characters."""
     too_long: TooLong = TooLong.FAIL
-    """An example of more than spec.training.maxLength tokens: Fail the job, Drop it, Truncate its question, or Split it
-    between questions of a conversation."""
+    """What to do with an example of more than spec.training.maxLength tokens: Fail the job, Drop the example, Truncate
+    its question, or Split the conversation between questions."""
     min_answer_words: Annotated[int, Field(ge=1, le=100)] = 1
-    """An answer of fewer words is left out; 2 suits free text, where one word seldom teaches."""
+    """Minimum words of an answer; examples with shorter ones are dropped. 2 suits free text, where a single word seldom
+    teaches anything."""
     languages: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{2}$", max_length=2)]], Field(max_length=16)] = []
-    """ISO 639-1 codes of the languages that stay, e.g. en; left out: all."""
+    """ISO 639-1 codes of the languages to keep, e.g. en; all if omitted."""
     secrets: OnFinding = OnFinding.MASK
-    """Keys, tokens and passwords that the scan finds: Mask them, Drop the row, Report only, or Off."""
+    """What to do with keys, tokens and passwords: Mask them, Drop the row, only Report them, or Off (no scan)."""
 
 
 class NamesModel(ApiModel):
@@ -177,9 +178,9 @@ class NamesModel(ApiModel):
     model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "package"))
 
     uri: S3Uri | None = None
-    """S3 prefix of the pipeline's folder, which holds config.cfg."""
+    """S3 prefix of the pipeline's folder, the one with config.cfg."""
     package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", min_length=1, max_length=64)] | None = None
-    """Name of a package that is installed in the platform's image for prepare."""
+    """Name of a package installed in the platform's prepare image."""
 
     @model_validator(mode="after")
     def _one(self) -> "NamesModel":
@@ -189,81 +190,83 @@ class NamesModel(ApiModel):
 
 
 class Pii(ApiModel):
-    """Personal data in the examples. What is found is counted and never stored."""
+    """Personal data in the examples. Findings are counted and never stored."""
 
     mode: OnFinding = OnFinding.MASK
-    """Mask (with a pseudonym such as <EMAIL_ADDRESS_1>, one per value and example), Drop the row, Report, or Off."""
+    """What to do with personal data: Mask it (with a pseudonym such as <EMAIL_ADDRESS_1>, one per value and example),
+    Drop the row, only Report it, or Off (no scan)."""
     entities: Annotated[
         list[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]{1,39}$", max_length=40)]], Field(max_length=40)
     ] = []
-    """What to look for, e.g. EMAIL_ADDRESS; left out: all that the recognisers know (docs/how-to/prepare-data.md)."""
+    """Entities to look for, e.g. EMAIL_ADDRESS; all that the recognisers know if omitted
+    (docs/how-to/prepare-data.md)."""
     ner: NamesModel | None = None
-    """A language model that finds names and places, which no pattern does; left out: nothing looks for them."""
+    """A language model that finds names and places, which patterns cannot; if omitted, nothing looks for them."""
     min_score_percent: Annotated[int, Field(ge=1, le=100)] = 35
-    """Findings that the recognisers are less sure of are ignored."""
+    """Minimum confidence of a finding, in percent; less certain ones are ignored."""
 
 
 class Duplicates(ApiModel):
-    """Examples that say the same."""
+    """Handling of duplicate examples."""
 
     near_percent: Annotated[int, Field(ge=0, le=100)] = 85
-    """Examples that share so many word triples (Jaccard) are near duplicates of each other; 0: none are."""
+    """Examples are near duplicates if they share at least this percentage of word triples (Jaccard); 0: none are."""
     drop_near: bool = False
-    """Leave near duplicates out. Kept ones all go to one part: the test never holds what was trained."""
+    """Drop near duplicates. If kept, they all go to the same part, so that the test never holds trained examples."""
 
 
 class Pilot(ApiModel):
-    """A quick first signal: train on a sample."""
+    """Train on a sample, for a quick first signal."""
 
     examples: Annotated[int, Field(ge=50, le=100000)] = 1000
-    """Training examples, drawn by label and hash; validation and test stay whole."""
+    """Number of training examples, sampled by label and hash; validation and test stay complete."""
 
 
 class Replay(ApiModel):
-    """General data mixed into the training, so that the model does not forget what it could."""
+    """General data mixed into training, so that the model does not forget what it knew."""
 
     source: Source
-    """Conversations of another kind, in a form that needs no columns."""
+    """General conversations, in a format that needs no columns."""
     percent: Annotated[int, Field(ge=1, le=50)] = 10
-    """Share of the training examples that they make; 5 to 10 is usual."""
+    """Share of the training examples that come from it; 5 to 10 is usual."""
 
 
 _COLUMNS_OR_TEACHER: Final = Rule(
     "!(has(self.columns) && has(self.distillation))",
-    "columns and distillation exclude each other: a row that a teacher answers has a prompt and no answer yet "
-    "(distillation.column names the prompt)",
+    "columns and distillation exclude each other: a row for a teacher has a prompt and no answer yet (name the prompt "
+    "in distillation.column)",
 )
 
 
 class Dataset(ApiModel):
-    """Examples and how to read them."""
+    """The examples and how to read them."""
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_COLUMNS_OR_TEACHER.as_schema()]})
 
     sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
-    """Files that are read one after the other."""
+    """Files with examples, read in order."""
     columns: Columns | None = None
-    """Mapping of columns to an example; left out, rows are in a form that says what is what, e.g. chat `messages`."""
+    """Mapping of columns to an example. Omit it if the rows are self-describing, e.g. chat `messages`."""
     instruction: Annotated[str, Field(max_length=4096)] = ""
-    """System prompt that is put before every example, in training and in serving."""
+    """System prompt in front of every example, in training and in serving."""
     group_by: Column | None = None
-    """Column whose value names what belongs together (a customer, a ticket): it is never torn apart by the division."""
+    """Column with a group id (a customer, a ticket): rows of one group always go to the same part."""
     max_invalid_percent: Annotated[int, Field(ge=0, le=100)] = 5
-    """Invalid rows are counted, named and left out up to this share; above it the job fails."""
+    """Up to this share, invalid rows are counted, listed and dropped; above it the job fails."""
     cleaning: Cleaning = Cleaning()
-    """What is done to every text."""
+    """Cleaning of every text."""
     pii: Pii = Pii()
-    """What becomes of personal data."""
+    """Handling of personal data."""
     duplicates: Duplicates = Duplicates()
-    """What counts as a near duplicate, and what becomes of it. Equal prompts are always left out but for one."""
+    """What counts as a near duplicate, and how to handle it. Of equal prompts, only one is ever kept."""
     split: Split = Split()
-    """Division into training, validation and test."""
+    """Split into training, validation and test."""
     benchmarks: Annotated[list[Source], Field(max_length=4)] = []
-    """Texts of benchmarks that the model shall be measured with: examples that hold them are left out."""
+    """Texts of benchmarks that the model will be measured with: examples that contain them are dropped."""
     replay: Replay | None = None
-    """General data against forgetting."""
+    """General data mixed in against forgetting."""
     distillation: Distillation | None = None
-    """The rows hold prompts, and a teacher model answers them."""
+    """Have a teacher model answer the rows, which are then prompts."""
     pilot: Pilot | None = None
     """Train on a sample, for a quick first signal."""
 
@@ -275,7 +278,7 @@ class Dataset(ApiModel):
 
 
 class TaskType(StrEnum):
-    """What the model is for; decides the metrics."""
+    """What the model is for; determines the metrics."""
 
     CLASSIFICATION = "Classification"
     EXTRACTION = "Extraction"
@@ -283,9 +286,9 @@ class TaskType(StrEnum):
 
 
 class Task(ApiModel):
-    """What is measured."""
+    """The task that the model is measured on."""
 
     type: TaskType = TaskType.CLASSIFICATION
-    """Classification: the whole answer is one label. Extraction: the answer is JSON. Text: any other answer."""
+    """Classification: the whole answer is one label. Extraction: the answer is JSON. Text: anything else."""
     labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500)] = []
-    """The allowed labels of a classification; a row with another one is invalid. Left out, those found in the data."""
+    """Allowed labels of a classification; a row with any other label is invalid. By default, the labels in the data."""

@@ -13,24 +13,24 @@ from finetune_api.storage import SECRET_NAME
 TEACHER_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/v1$"
 MODEL_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
 MAX_TEMPERATURE: Final = 2
-"""Highest temperature that OpenAI's API takes."""
+"""Highest temperature that OpenAI's API accepts."""
 
 _COST_NEEDS_PRICES: Final = Rule(
     "double(self.maxCost) == 0.0 || double(self.prices.usdPerMillionInputTokens) > 0.0 || "
     "double(self.prices.usdPerMillionOutputTokens) > 0.0",
-    "maxCost needs prices: without them nothing is ever too expensive",
+    "maxCost needs prices: set prices.usdPerMillionInputTokens or prices.usdPerMillionOutputTokens above 0",
 )
 _SAMPLES_NEED_CHANCE: Final = Rule(
     "self.samplesPerPrompt == 1 || !has(self.temperature) || double(self.temperature) > 0.0",
-    "samplesPerPrompt above 1 needs a temperature above 0: all answers to a prompt would be the same",
+    "samplesPerPrompt above 1 needs a temperature above 0: otherwise all answers to a prompt are the same",
 )
 _WARM_AT_MOST: Final = Rule(
     f"!has(self.temperature) || double(self.temperature) <= {MAX_TEMPERATURE}.0",
-    f"temperature may be {MAX_TEMPERATURE} at most",
+    f"temperature must be {MAX_TEMPERATURE} or less",
 )
 _WORDS_IN_ORDER: Final = Rule(
     "self.maxAnswerWords == 0 || self.minAnswerWords <= self.maxAnswerWords",
-    "minAnswerWords must not be above maxAnswerWords",
+    "minAnswerWords must not exceed maxAnswerWords",
 )
 
 
@@ -44,29 +44,29 @@ class TeacherCredentials(ApiModel):
 
 
 class TeacherRef(ApiModel):
-    """A model behind any server that speaks OpenAI's chat API."""
+    """A model behind any server that implements OpenAI's chat API."""
 
     url: Annotated[str, Field(pattern=TEACHER_URL, min_length=10, max_length=253)]
-    """Base URL, which ends in /v1, e.g. https://api.openai.com/v1 or http://vllm.models.svc:8000/v1."""
+    """Base URL, ending in /v1, e.g. https://api.openai.com/v1 or http://vllm.models.svc:8000/v1."""
     model: Annotated[str, Field(pattern=MODEL_NAME, min_length=1, max_length=128)]
-    """Name of the model as the server knows it."""
+    """Name of the model on the server."""
     credentials: TeacherCredentials | None = None
-    """Secret with the API key; leave it out for a server that asks for none."""
+    """Secret with the API key; omit it if the server needs none."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
-    """A request that takes longer is given up and tried again."""
+    """A request that takes longer is cancelled and retried."""
 
 
 class TeacherPrices(ApiModel):
-    """What the teacher costs. Both 0: tokens are counted, money is not."""
+    """Prices of the teacher. If both are 0, tokens are counted but not their cost."""
 
     usd_per_million_input_tokens: Decimal = "0"
-    """US dollars for a million tokens of prompts."""
+    """US dollars per million prompt tokens."""
     usd_per_million_output_tokens: Decimal = "0"
-    """US dollars for a million tokens of answers."""
+    """US dollars per million answer tokens."""
 
 
 class AnswerDuplicates(StrEnum):
-    """What becomes of an answer that was given before."""
+    """What to do with a duplicate answer."""
 
     KEEP = "Keep"
     WITHIN_PROMPT = "WithinPrompt"
@@ -74,7 +74,7 @@ class AnswerDuplicates(StrEnum):
 
 
 class Distillation(ApiModel):
-    """Have a teacher answer the rows of the sources, which are then prompts and need no answers of their own."""
+    """Have a teacher answer the rows of the sources, which are then prompts without answers."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -85,39 +85,43 @@ class Distillation(ApiModel):
     )
 
     teacher: TeacherRef
-    """Who answers."""
+    """The model that answers."""
     instruction: Annotated[str, Field(max_length=16384)] = ""
-    """System prompt for the teacher alone, e.g. with all that it must know; dataset.instruction is the student's."""
+    """System prompt for the teacher only, e.g. with background knowledge; dataset.instruction is for the student."""
     column: Annotated[str, Field(max_length=128)] = ""
-    """Column or key of the sources that holds the prompts; left out: prompt, or document with a questionTemplate."""
+    """Column or key of the sources with the prompts. Default: prompt, or document if questionTemplate is set."""
     question_template: Annotated[str, Field(min_length=10, max_length=4096, pattern=r"\{document\}")] | None = None
-    """Makes a prompt of a document: {document} stands for the row's text. Left out, the row's text is the prompt."""
+    """Turns a document into a prompt: {document} stands for the row's text. If omitted, the row's text is the
+    prompt."""
     samples_per_prompt: Annotated[int, Field(ge=1, le=16)] = 1
-    """Answers that are asked for each prompt."""
+    """Number of answers requested per prompt."""
     temperature: Decimal | None = None
-    """Sampling temperature, 0 to 2; left out, the teacher's own default, the only one that some models take."""
+    """Sampling temperature, 0 to 2. Default: the teacher's own, the only one that some models accept."""
     max_answer_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
-    """Longest answer; one that was cut there is left out."""
+    """Maximum tokens of an answer; an answer cut off there is dropped."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
-    """Requests at a time."""
+    """Number of concurrent requests."""
     requests_per_minute: Annotated[int, Field(ge=0, le=100000)] = 0
-    """Most requests in a minute, evenly spread; 0: as many as are answered."""
+    """Maximum requests per minute, evenly spread; 0: no limit."""
     deadline_minutes: Annotated[int, Field(ge=0, le=10080)] = 0
-    """The job fails if the teacher needs longer; its answers are kept for the next run. 0: the stage's own deadline."""
+    """The job fails if the teacher takes longer; its answers are kept for the next run. 0: the stage's deadline
+    applies."""
     prices: TeacherPrices = TeacherPrices()
-    """What the teacher costs."""
+    """Prices of the teacher."""
     max_cost: Decimal = "0"
-    """US dollars. No request is sent that could lead beyond; prompts that were not asked are left out. 0: no limit."""
+    """Cost limit in US dollars. No request is sent that could exceed it; the remaining prompts are dropped. 0: no
+    limit."""
     answer_schema: Annotated[str, Field(max_length=8192)] = ""
-    """JSON Schema (draft 2020-12) as text; an answer that is not JSON of this form is left out."""
+    """JSON Schema (draft 2020-12) as text; an answer that is not JSON or does not match it is dropped."""
     min_answer_words: Annotated[int, Field(ge=1, le=10000)] = 1
-    """A shorter answer is left out."""
+    """Minimum words of an answer; a shorter one is dropped."""
     max_answer_words: Annotated[int, Field(ge=0, le=100000)] = 0
-    """A longer answer is left out; 0: any length."""
+    """Maximum words of an answer; a longer one is dropped. 0: any length."""
     drop_refusals: bool = True
-    """Leave out answers such as "I'm sorry, but I can't help with that"."""
+    """Drop refusals such as "I'm sorry, but I can't help with that"."""
     duplicates: AnswerDuplicates = AnswerDuplicates.WITHIN_PROMPT
-    """Keep: all stay; WithinPrompt: no prompt keeps two equal answers; Drop: no equal nor near ones, for free text."""
+    """Keep: keep all. WithinPrompt: drop equal answers to the same prompt. Drop: drop all equal and near-equal answers,
+    for free text."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Distillation":

@@ -28,39 +28,39 @@ class ExportFormat(StrEnum):
 
 
 class Export(ApiModel):
-    """How the tuned model is made ready for serving."""
+    """How the tuned model is prepared for serving."""
 
     format: ExportFormat = ExportFormat.INT8
-    """INT8: merged, then 8-bit weights and activations (W8A8, compressed-tensors), read by TGI and vLLM."""
+    """INT8: merged and quantized to 8-bit weights and activations (W8A8, compressed-tensors) for TGI and vLLM."""
 
 
 class Evaluation(ApiModel):
-    """What the exported artifact is asked before it is published."""
+    """How the exported artifact is tested before it is published."""
 
     max_samples: Annotated[int, Field(ge=10, le=100000)] = 200
-    """At most this many test examples are answered by base, tuned model and artifact each."""
+    """Maximum number of test examples that the base model, the tuned model and the artifact each answer."""
     golden_prompts: Annotated[int, Field(ge=2, le=32)] = 8
-    """Prompts whose answers are published with the artifact, to prove at serving that the tuning is really on."""
+    """Prompts whose answers are published with the artifact; serving uses them to prove that the adapter is active."""
 
 
 class Output(ApiModel):
-    """Where results go."""
+    """Where results are stored."""
 
     uri: S3Uri
     """Bucket and prefix of all results of this job, e.g. s3://models/team-a."""
     name: Name
-    """Name under which the artifact is published; one FineTuneJob per name."""
+    """Name under which the artifact is published; only one FineTuneJob may use it."""
 
 
 class Reuse(StrEnum):
-    """Whether results of equal inputs are taken over."""
+    """Whether results of the same input are reused."""
 
     ALLOWED = "Allowed"
     NEVER = "Never"
 
 
 class FineTuneJobSpec(ApiModel):
-    """What to make. Frozen while a run is active; a change afterwards, or of `rerun`, starts a new run."""
+    """The artifact to make. Frozen while a run is active; a later change, also of `rerun`, starts a new run."""
 
     profile: Name
     """Hardware profile from the platform's values, e.g. cpu-small."""
@@ -73,29 +73,30 @@ class FineTuneJobSpec(ApiModel):
     training: Training = Training()
     """How to train."""
     export: Export = Export()
-    """What to make of the tuned model."""
+    """How to prepare the tuned model for serving."""
     evaluation: Evaluation = Evaluation()
-    """How to judge it."""
+    """How to test the artifact."""
     output: Output
     """Where to publish."""
     budget: Budget | None = None
-    """What a run's GPUs may cost; left out: no limit."""
+    """What a run's GPUs may cost; no limit if omitted."""
     storage: Storage = Storage()
-    """How to reach S3; used for sources, base model and output."""
+    """How to reach S3, for sources, base model and output."""
     tracking: Tracking = Tracking()
-    """Where the measurements of the training go."""
+    """Where training metrics are tracked."""
     retention: Retention = Retention()
-    """What stays of the state of runs."""
+    """How much of the runs' state is kept."""
     suspend: bool = False
-    """True stops the running stage's pod and keeps everything finished; false goes on."""
+    """True stops the running stage's pod and keeps all finished work; false resumes."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
-    """Any new value starts a new run after one has ended, e.g. with new credentials; finished stages are reused."""
+    """Any new value starts a new run once the last one has ended, e.g. with new credentials; finished stages are
+    reused."""
     reuse: Reuse = Reuse.ALLOWED
-    """Never: do every stage again even where a result for the same input exists."""
+    """Never: run every stage again even if a result for the same input exists."""
 
 
 class Phase(StrEnum):
-    """One word for people; programs read the conditions."""
+    """A one-word summary for people; programs read the conditions."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -105,7 +106,7 @@ class Phase(StrEnum):
 
 
 class StageState(StrEnum):
-    """Where a stage stands."""
+    """State of a stage."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -115,7 +116,7 @@ class StageState(StrEnum):
 
 
 class StageStatus(WireModel):
-    """One line of the stage table."""
+    """One row of the stage table."""
 
     name: Annotated[str, Field(max_length=16)]
     """resolve, prepare, train, export, evaluate or publish."""
@@ -124,111 +125,112 @@ class StageStatus(WireModel):
     job: Annotated[str, Field(max_length=63)] = ""
     """Name of the stage's Job."""
     input_key: Annotated[str, Field(max_length=64)] = ""
-    """Identity of the stage's input; equal keys mean equal work."""
+    """Identity of the stage's input: equal keys mean the same work."""
     output_digest: Annotated[str, Field(max_length=64)] = ""
     """Content address of the result."""
     attempts: int = 0
-    """Pods that were started."""
+    """Number of pods started."""
     started_at: Timestamp | None = None
-    """When its first pod ran, or when its result was found; after a suspension, its first pod since then."""
+    """When its first pod started, or its result was found; after a suspension, when its first pod since then
+    started."""
     earlier_seconds: int | None = None
-    """Seconds that pods took which are gone, e.g. those before a suspension."""
+    """Seconds that its deleted pods ran, e.g. before a suspension."""
     finished_at: Timestamp | None = None
     """When it ended."""
     message: Message = ""
-    """What it found, or why it waits."""
+    """What the stage found, or why it waits."""
     ended: Annotated[str, Field(max_length=63)] = ""
-    """Of train: why it ended, e.g. TrainingCompleted, Plateau, Overfitting or BudgetExceeded."""
+    """For train: why it ended, e.g. TrainingCompleted, Plateau, Overfitting or BudgetExceeded."""
 
 
 class Progress(WireModel):
-    """How far the running stage is."""
+    """Progress of the running stage."""
 
     stage: Annotated[str, Field(max_length=16)]
     """The running stage."""
     percent: Annotated[int, Field(ge=0, le=100)]
-    """Share of its work that is done."""
+    """Share of the work that is done."""
     eta_seconds: int | None = None
-    """Seconds that are left, from the speed so far."""
+    """Estimated seconds left, from the speed so far."""
     message: Annotated[str, Field(max_length=256)] = ""
     """Details, e.g. step and loss."""
     updated_at: Timestamp
-    """When the stage reported this."""
+    """When the stage reported it."""
 
 
 class Rows(WireModel):
-    """What became of the rows."""
+    """Row counts of the data set."""
 
     read: int = 0
     """Rows in the sources."""
     invalid: int = 0
-    """Rows left out because they were wrong."""
+    """Invalid rows, dropped."""
     duplicates: int = 0
-    """Rows left out because another was the same."""
+    """Duplicate rows, dropped."""
     dropped: int = 0
-    """Valid rows that the rules of spec.dataset left out."""
+    """Valid rows that a rule of spec.dataset dropped."""
     train: int = 0
     """Examples for training."""
     validation: int = 0
     """Examples for validation."""
     test: int = 0
-    """Examples for the test."""
+    """Examples for testing."""
 
 
 class DatasetStatus(WireModel):
-    """The version of the data that this run used."""
+    """The version of the data that this run uses."""
 
     digest: Digest
     """Content address of the prepared data set."""
     rows: Rows
-    """What became of the rows."""
+    """Row counts: read, dropped and used."""
     labels: int = 0
-    """Number of different labels."""
+    """Number of distinct labels."""
     tokens: int = 0
-    """Tokens that one epoch trains."""
+    """Tokens trained per epoch."""
     longest: int = 0
-    """Tokens of the longest example, before spec.dataset.cleaning shortened or left out any."""
+    """Tokens of the longest example, before spec.dataset.cleaning shortened or dropped any."""
     readiness: Annotated[str, Field(max_length=MAX_SUMMARY)] = ""
-    """The checklist in short, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed; after the evaluation with the
-    base model's score, which settles the item baseline."""
+    """Summary of the readiness checklist, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed. The evaluation adds
+    the base model's score, which resolves the item baseline."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
-    """The readiness report, a page for a browser."""
+    """The readiness report, an HTML page."""
 
 
 class Scores(WireModel):
-    """One measure for the three models that were compared."""
+    """One metric for the three compared models."""
 
     base: str = ""
-    """The base model with the same instruction."""
+    """The base model, given the same instruction."""
     tuned: str = ""
-    """Base and adapter as trained."""
+    """The base model with the adapter, as trained."""
     artifact: str = ""
-    """The exported files, exactly as served."""
+    """The exported files, exactly as they are served."""
 
 
 class EvaluationStatus(WireModel):
-    """What the evaluation measured on the test split."""
+    """Scores on the test split."""
 
     samples: int
-    """Test examples that were answered."""
+    """Number of test examples answered."""
     accuracy: Scores
-    """Share of right answers: exactly the label (Classification), the same JSON value (Extraction), the same words
+    """Share of correct answers: exactly the label (Classification), the same JSON value (Extraction), or the same words
     (Text)."""
     f1: Scores
     """Mean F1 of the labels (Classification), or of the examples by their fields (Extraction) or words (Text)."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
-    """Where the details are."""
+    """Where the detailed report is."""
 
 
 class ArtifactTokens(WireModel):
-    """How long what the artifact learnt and is asked is, to be compared with what a runtime takes; 0: not counted."""
+    """Token lengths of the artifact's prompts and examples, to compare with a runtime's limits; 0: not counted."""
 
     golden_prompt: int = 0
     """Tokens of the longest golden prompt."""
     answer: int = 0
-    """Tokens that an answer to it may have."""
+    """Maximum tokens of its answer."""
     example: int = 0
-    """Tokens of the longest example of the data, prompt and answer, as it was trained."""
+    """Tokens of the longest training example, prompt and answer together."""
 
 
 class ArtifactStatus(WireModel):
@@ -237,30 +239,30 @@ class ArtifactStatus(WireModel):
     digest: Digest
     """Content address of the artifact."""
     uri: Annotated[str, Field(max_length=1024)]
-    """Folder of the artifact; give it to an AdapterDeployment to pin this version."""
+    """Folder of the artifact; set it in an AdapterDeployment to pin this version."""
     format: ExportFormat
     """Format of the weights."""
     size_bytes: int = 0
     """Size of the weights."""
     storage: Storage | None = None
-    """How it is reached: spec.storage as it was when it was published, which a later run may have changed since."""
+    """How to reach it: spec.storage at the time of publishing, which may have changed since."""
     tokens: ArtifactTokens | None = None
-    """How long what it learnt and is asked is."""
+    """Token lengths of its prompts and examples."""
 
 
 class RunStatus(WireModel):
     """One attempt to make the artifact of a spec."""
 
     id: Annotated[str, Field(max_length=16)]
-    """Names the run in labels and in the store."""
+    """Identifies the run in labels and in the store."""
     number: int
     """1 for the first run of this resource."""
     spec_hash: Annotated[str, Field(max_length=64)]
-    """Identity of the spec (without suspend) that this run works on, as this version of the operator computes it."""
+    """Identity of this run's spec (without suspend), as this version of the operator computes it."""
     generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = 0
-    """The newest generation of the resource whose spec this is: no upgrade makes a finished run of it begin again."""
+    """Newest generation of the resource with this spec, so that an operator upgrade does not restart a finished run."""
     started_at: Timestamp
-    """When it began."""
+    """When it started."""
     finished_at: Timestamp | None = None
     """When it ended."""
     outcome: Annotated[Phase, Field(json_schema_extra={"enum": ["Running", "Succeeded", "Failed"]})] = Phase.RUNNING
@@ -270,37 +272,37 @@ class RunStatus(WireModel):
     message: Message = ""
     """What happened."""
     source_digest: Annotated[str, Field(max_length=64)] = ""
-    """Identity of the source files as they were when the run began."""
+    """Identity of the source files when the run started."""
     model_digest: Annotated[str, Field(max_length=64)] = ""
-    """Identity of the base model's files as they were when the run began."""
+    """Identity of the base model's files when the run started."""
     artifact_digest: Annotated[str, Field(max_length=64)] = ""
-    """What the run published."""
+    """Content address of the published artifact."""
 
 
 class FineTuneJobStatus(WireModel):
-    """What the operator knows. Nothing here is needed to find the results again: they are addressed by content."""
+    """Observed state. Results do not depend on it: they are addressed by content in the store."""
 
     observed_generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = -1
-    """Generation of the spec that this status speaks of."""
+    """Generation of the spec that this status describes."""
     phase: Phase | None = None
     """Pending, Running, Suspended, Succeeded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16)] = []
-    """Ready, Reconciling, Stalled (kstatus), Complete, Failed and Suspended (as batch Jobs say it); Discouraged where
-    settings are known to do badly."""
+    """Ready, Reconciling and Stalled (kstatus); Complete, Failed and Suspended (as in batch Jobs); Discouraged if
+    settings are known to perform badly."""
     run: RunStatus | None = None
-    """The run that is active, or the last one."""
+    """The active run, or the last one."""
     runs: Annotated[list[RunStatus], Field(max_length=10)] = []
     """Earlier runs, newest first."""
     stages: Annotated[list[StageStatus], Field(max_length=8)] = []
-    """The stage table of the run."""
+    """The stages of the run."""
     stages_done: Annotated[str, Field(max_length=8)] = ""
-    """Finished stages of all, e.g. 3/5."""
+    """Finished stages out of all, e.g. 3/5."""
     progress: Progress | None = None
-    """How far the running stage is."""
+    """Progress of the running stage."""
     fit: FitStatus | None = None
-    """What preflight, the estimate before a GPU is asked for, found out about memory and time."""
+    """Memory and time as preflight estimates them before a GPU is requested."""
     cost: CostStatus | None = None
-    """What the run's GPUs cost; absent for a profile without a price."""
+    """Cost of the run's GPUs; absent if the profile has no price."""
     dataset: DatasetStatus | None = None
     """The data of the run."""
     evaluation: EvaluationStatus | None = None
@@ -310,7 +312,7 @@ class FineTuneJobStatus(WireModel):
 
 
 class FineTuneJob(WireModel):
-    """A FineTuneJob makes a published, evaluated artifact out of examples and a base model."""
+    """A FineTuneJob turns examples and a base model into an evaluated, published artifact."""
 
     api_version: str = "finetune.dev/v1alpha1"
     kind: str = "FineTuneJob"

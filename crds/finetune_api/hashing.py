@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no white space, UTF-8 (in the manner of RFC 8785). Models go in by their wire names."""
+    """JSON with sorted keys and no whitespace, in UTF-8 (like RFC 8785). Models use their wire names."""
     plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_dump).encode()
 

@@ -1,13 +1,13 @@
 """The layout of results under a FineTuneJob's output URI (``s3://bucket/prefix``), and the manifest of a folder.
 
 ``keys/<stage>/<inputKey>``                     StageRecord, written once (If-None-Match: *)
-``keys/train/<inputKey>.cut/<maxCost>``         the same of a training that this budget ended, e.g. ``25.00``
+``keys/train/<inputKey>.cut/<maxCost>``         the same for a training that this budget ended early, e.g. ``25.00``
 ``datasets/<digest>/``                          output of prepare
 ``models/<digest>/adapter/``                    output of train
 ``models/<digest>/quantized/``                  output of export
 ``evaluations/<digest>/``                       output of evaluate
 ``artifacts/<digest>/``                         output of publish
-``runs/<name>/<uid>/``                          state of runs: checkpoints/, curves/, logs/, tracking/
+``runs/<name>/<uid>/``                          state of a run: checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 
 Every folder holds ``manifest.json``, written last.
@@ -22,7 +22,7 @@ from finetune_api.stages import RunRef, Stage, StageResult, Upstream
 
 MANIFEST: Final = "manifest.json"
 READINESS_PAGE: Final = "readiness.html"
-"""In a data set's folder: its readiness report for people."""
+"""The readiness report for people, in a data set's folder."""
 
 _FOLDERS: Final = {
     Stage.PREPARE: "datasets/{digest}",
@@ -39,17 +39,17 @@ def output_folder(stage: Stage, output_digest: str) -> str:
 
 
 def key_object(stage: Stage, input_key: str) -> str:
-    """Object that points from a stage's input to its output, relative to the output URI."""
+    """Object that maps a stage's input to its output, relative to the output URI."""
     return f"keys/{stage}/{input_key}"
 
 
 def cut_folder(stage: Stage, input_key: str) -> str:
-    """Where the records of results that a budget ended early are, relative to the output URI."""
+    """Folder with the records of results that a budget ended early, relative to the output URI."""
     return f"{key_object(stage, input_key)}.cut"
 
 
 def cut_object(stage: Stage, input_key: str, max_cost: str) -> str:
-    """As ``key_object``, for the result that a budget of ``max_cost`` US dollars ended early."""
+    """Like ``key_object``, for a result that a budget of ``max_cost`` US dollars ended early."""
     return f"{cut_folder(stage, input_key)}/{dollars(float(max_cost))}"
 
 
@@ -73,7 +73,7 @@ class FileEntry(WireModel):
 
 
 class Lineage(WireModel):
-    """How a folder came to be: everything that is not identity."""
+    """How a folder was made: everything that is not part of its identity."""
 
     run: RunRef | None = None
     upstream: Upstream = Upstream()
@@ -87,7 +87,7 @@ class Lineage(WireModel):
 
 
 class Manifest(WireModel):
-    """What a folder holds. A reader takes only files that stand here and verifies each hash."""
+    """Contents of a folder. A reader uses only the files listed here and verifies each hash."""
 
     schema_version: int = 1
     stage: Stage
@@ -97,12 +97,13 @@ class Manifest(WireModel):
     lineage: Lineage = Lineage()
 
     def content_digest(self) -> str:
-        """Address of the folder: over its files only, so that the same bytes have the same address everywhere."""
+        """Content address of the folder: from its files only, so that the same bytes have the same address
+        everywhere."""
         return digest([[f.path, f.size, f.sha256] for f in sorted(self.files, key=lambda f: f.path)])
 
 
 class StageRecord(WireModel):
-    """Content of ``keys/<stage>/<inputKey>`` and ``….cut/<maxCost>``: which output that input gave."""
+    """Content of ``keys/<stage>/<inputKey>`` and ``….cut/<maxCost>``: which output that input produced."""
 
     schema_version: int = 1
     result: StageResult
@@ -115,5 +116,5 @@ class ChannelPointer(WireModel):
     schema_version: int = 1
     artifact_digest: str
     owner: RunRef
-    """Who published it: another FineTuneJob of this output name is refused."""
+    """Who published it; another FineTuneJob with this output name is refused."""
     updated_at: Timestamp

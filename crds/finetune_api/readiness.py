@@ -1,7 +1,7 @@
-"""The readiness checklist in short: the sentence that prepare writes, and that the operator completes.
+"""Summary of the readiness checklist: prepare writes it, and the operator completes it.
 
-What the base model scores is only known after training, when ``evaluate`` has asked it. Until then the item
-``baseline`` warns; the operator, which has both results, then settles it.
+The base model's score is known only after training, from ``evaluate``. Until then the item ``baseline`` warns; then
+the operator, which has both results, resolves it.
 """
 
 import re
@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 BASELINE: Final = "baseline"
-"""Name of the item that says whether the base model's score is known."""
+"""Name of the item for the base model's score."""
 EASY_BASELINE: Final = 0.95
-"""Share of right answers of the base model from which tuning has little left to win (own judgement)."""
+"""Share of correct base model answers above which tuning has little to gain (our own judgement)."""
 MAX_SUMMARY: Final = 256
-"""Longest summary, in characters: every item by its name, and the base model's score."""
+"""Longest summary in characters: the names of all items, and the base model's score."""
 
 _NAMES: Final = r"(?: \((?P<{state}>[a-z]+(?:, [a-z]+)*)\))?"
 _SUMMARY: Final = re.compile(
@@ -25,7 +25,7 @@ _SUMMARY: Final = re.compile(
 
 @dataclass(frozen=True)
 class Readiness:
-    """How many items of the checklist pass, and the names of those that do not."""
+    """How many checklist items pass, and the names of the others."""
 
     passed: int
     warned: tuple[str, ...] = ()
@@ -41,21 +41,21 @@ class Readiness:
 
     @classmethod
     def parse(cls, text: str) -> "Readiness | None":
-        """The checklist that ``text`` tells of; None for any other text, such as one that is complete already."""
+        """The checklist that ``text`` summarises; None for any other text, such as a completed summary."""
         found = _SUMMARY.fullmatch(text)
         return cls(int(found["passed"]), _listed(found["warned"]), _listed(found["missed"])) if found else None
 
     def with_baseline(self, share: float) -> "Readiness":
-        """The checklist once the base model is known to answer this share right: it warns only where that is a lot."""
+        """The checklist once the base model's share of correct answers is known: it warns only if that is high."""
         if BASELINE not in self.warned or share >= EASY_BASELINE:
             return self
         return replace(self, passed=self.passed + 1, warned=tuple(name for name in self.warned if name != BASELINE))
 
 
 def completed(summary: str, measure: str, share: float, samples: int) -> str:
-    """``summary`` with what the base model scored, e.g. ``…; base model: accuracy 12.0 % on 200 test examples``.
+    """``summary`` with the base model's score, e.g. ``…; base model: accuracy 12.0 % on 200 test examples``.
 
-    A text that is no summary, or one that is complete already, stays as it is.
+    Any other text, and a completed summary, is returned unchanged.
     """
     found = Readiness.parse(summary)
     if found is None:

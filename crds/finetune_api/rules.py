@@ -1,6 +1,6 @@
-"""CEL rules of the CRDs: what the API server itself refuses, with a message that says what to do.
+"""CEL rules of the CRDs: what the API server rejects, with a message that says what to do.
 
-Rules that belong to one model stand in that model's ``json_schema_extra``; the ones here span the whole object.
+Rules for one model are in its ``json_schema_extra``; the rules here span the whole object.
 """
 
 from collections.abc import Iterable
@@ -19,16 +19,16 @@ class Rule:
     rule: str
     message: str
     optional_old_self: bool = False
-    """Evaluate on create too, where ``oldSelf`` is absent."""
+    """Evaluate on create too, when ``oldSelf`` is absent."""
 
     def as_schema(self) -> dict[str, JsonValue]:
-        """The rule as it stands in a CRD."""
+        """The rule as written in a CRD."""
         base: dict[str, JsonValue] = {"rule": self.rule, "message": self.message}
         return base | ({"optionalOldSelf": True} if self.optional_old_self else {})
 
 
 def exactly_one_of(*fields: str) -> dict[str, JsonValue]:
-    """``json_schema_extra`` of a model of which exactly one field must be set."""
+    """``json_schema_extra`` of a model in which exactly one of these fields must be set."""
     names = [to_camel(field) for field in fields]
     rule = Rule(
         f"[{', '.join(f'has(self.{name})' for name in names)}].exists_one(set, set)",
@@ -38,11 +38,11 @@ def exactly_one_of(*fields: str) -> dict[str, JsonValue]:
 
 
 def name_rule() -> Rule:
-    """Names become Service names and label values with a suffix."""
+    """Names become Service names and, with a suffix, label values."""
     return Rule(
         f"self.metadata.name.matches('{meta.NAME_PATTERN}') && size(self.metadata.name) <= {meta.MAX_NAME}",
-        f"metadata.name must be lower-case letters, digits and '-', begin with a letter, and have at most "
-        f"{meta.MAX_NAME} characters",
+        f"metadata.name must start with a lower-case letter, contain only lower-case letters, digits and '-', not end "
+        f"with '-', and have at most {meta.MAX_NAME} characters",
     )
 
 
@@ -55,8 +55,8 @@ def frozen_while(phases: Iterable[str], spec: type[BaseModel], free: Iterable[st
     return Rule(
         f"!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in [{listed}]) || "
         f"({' && '.join(same)})",
-        "spec is frozen while a run is active (only suspend may change): suspend the job first, or wait for the run "
-        "to end; a change after that starts a new run",
+        "spec is frozen while a run is active (only suspend may change): set spec.suspend to true first, or wait for "
+        "the run to end; changing the spec then starts a new run",
     )
 
 

@@ -1,9 +1,9 @@
-"""The stages: what each is given (StageInput), what each answers (StageResult), and what identifies its work.
+"""The stages: their input (StageInput), their result (StageResult), and what identifies their work.
 
 The operator writes a StageInput as JSON into an immutable ConfigMap; the stage's container reads it, and its
-termination message is a StageResult. Both are read without the fields that the reader does not know, at any level, so
-that operator and job images of neighbouring versions understand each other; a field is only ever added, with a default.
-One exception: a stage refuses an input with an unknown field among the parameters that are part of a key.
+termination message is a StageResult. Readers ignore unknown fields at every level, so that operator and job images of
+neighbouring versions understand each other; fields are only ever added, with a default. One exception: a stage refuses
+an input with an unknown field among the parameters that are part of a key.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
 
 MAX_RESULT_BYTES: Final = 3072
-"""Longest StageResult; the kubelet cuts termination messages at 4,096 bytes."""
+"""Longest StageResult; the kubelet truncates termination messages at 4,096 bytes."""
 
 
 class Stage(StrEnum):
@@ -41,7 +41,7 @@ class Stage(StrEnum):
 
 
 PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Stage.PUBLISH)
-"""The stages of a FineTuneJob that make something, in order; ``resolve`` runs before them."""
+"""The stages of a FineTuneJob that produce output, in order; ``resolve`` runs before them."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 8,
@@ -50,7 +50,7 @@ RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.EVALUATE: 2,
     Stage.PUBLISH: 1,
 }
-"""Raise a number when the stage's code gives another result for the same input: old results are then not reused."""
+"""Raise a number when the stage's code changes its result for the same input: old results are then not reused."""
 
 
 class PrepareParams(WireModel):
@@ -71,13 +71,13 @@ class PrepareParams(WireModel):
     pilot: Pilot | None = None
     task: Task = Task()
     max_length: int = 512
-    """Longest example in tokens: spec.training.maxLength."""
+    """Maximum tokens of an example: spec.training.maxLength."""
     loss: Loss = Loss.ANSWER
-    """What of a conversation is learnt: spec.training.loss."""
+    """Which answers of a conversation the model learns: spec.training.loss."""
 
     @property
     def all_sources(self) -> list[Source]:
-        """Everything that is read, in the order in which it is numbered: sources, benchmarks, replay."""
+        """All sources to read, in the order of their numbers: sources, benchmarks, replay."""
         return [*self.sources, *self.benchmarks, *([self.replay.source] if self.replay else [])]
 
 
@@ -88,7 +88,7 @@ class TrainParams(WireModel):
 
 
 class ExportParams(WireModel):
-    """The part of the spec that export depends on. The method decides how the base is merged."""
+    """The part of the spec that export depends on. The method determines how the base model is merged."""
 
     export: Export
     method: str
@@ -110,7 +110,7 @@ class PublishParams(WireModel):
 
 
 class VerifyParams(WireModel):
-    """What verify asks a candidate's server."""
+    """What verify needs to test a candidate's server."""
 
     endpoint: str
     """URL of the candidate's Service."""
@@ -120,7 +120,7 @@ class VerifyParams(WireModel):
 
 
 class Params(WireModel):
-    """All parameters of the pipeline. A FineTuneJob's stages each use their part; resolve needs all of them."""
+    """All parameters of the pipeline. Each stage of a FineTuneJob uses its own part; resolve needs all of them."""
 
     prepare: PrepareParams | None = None
     train: TrainParams | None = None
@@ -131,7 +131,7 @@ class Params(WireModel):
 
 
 class RunRef(WireModel):
-    """Who asks."""
+    """The resource and run that a stage works for."""
 
     kind: str
     namespace: str
@@ -142,7 +142,7 @@ class RunRef(WireModel):
 
 
 class Upstream(WireModel):
-    """Content addresses that a stage builds on; empty where not made yet."""
+    """Content addresses that a stage depends on; empty if not available yet."""
 
     source: str = ""
     """Identity of the source files (from resolve)."""
@@ -158,7 +158,7 @@ class Upstream(WireModel):
     """Output of evaluate."""
 
     def with_output(self, stage: Stage, output: str) -> "Upstream":
-        """This chain with a stage's output filled in; publish has no follower and changes nothing."""
+        """This chain with a stage's output filled in; nothing depends on publish, so it changes nothing."""
         field = {
             Stage.PREPARE: "dataset",
             Stage.TRAIN: "adapter",
@@ -175,42 +175,43 @@ DEPENDS_ON: Final[Mapping[Stage, tuple[str, ...]]] = {
     Stage.EVALUATE: ("model", "dataset", "adapter", "export"),
     Stage.PUBLISH: ("dataset", "adapter", "export", "evaluation"),
 }
-"""Which upstream addresses are part of a stage's input key."""
+"""The upstream addresses that are part of each stage's input key."""
 
 
 class StageInput(WireModel):
-    """Everything that a stage needs, without secrets. Credentials come as environment variables."""
+    """Everything that a stage needs, except secrets: credentials are environment variables."""
 
     schema_version: int = 1
     stage: Stage
     run: RunRef
     storage: Storage = Storage()
     output: Output | None = None
-    """Where a FineTuneJob's results go."""
+    """Where a FineTuneJob's results are stored."""
     base_model_uri: str = ""
     artifact_uri: str = ""
-    """What fetch and verify work on."""
+    """The artifact that fetch and verify work on."""
     input_key: str = ""
     """Identity of this stage's work; empty for resolve, fetch and verify."""
     reuse: bool = True
     upstream: Upstream = Upstream()
     params: Params = Params()
     tracking: Tracking = Tracking()
-    """Where measurements go; no part of any key."""
+    """Where training metrics are tracked; not part of any key."""
     retention: Retention = Retention()
-    """What stays of the run's state; no part of any key."""
+    """How much of the run's state is kept; not part of any key."""
     hardware: HardwareFacts | None = None
-    """Of resolve and the stages with a model: what the profile's pods for those have; with the next two fields no part
-    of any key. None: not known, and a pod without a GPU works on its CPUs."""
+    """For resolve and the stages with a model: hardware of the profile's pods for those stages. Not part of any key,
+    like the next two fields. None: unknown, and a pod without a GPU uses its CPUs."""
     alternatives: list[HardwareFacts] = []
-    """Of resolve: the platform's other profiles, to name one that would fit."""
+    """For resolve: the platform's other profiles, to suggest one that would fit."""
     allowance_seconds: int | None = None
-    """Of train: stop in time and keep the best checkpoint after so many seconds, over all attempts; None: no limit."""
+    """For train: its time budget in seconds, over all attempts; it stops in time and keeps the best checkpoint. None:
+    no limit."""
     max_cost: str = ""
-    """Of resolve and train: the spec.budget.maxCost that may end a training in time; no part of any key. What it or a
-    higher one has ended is reused; empty: only what no budget has ended."""
+    """For resolve and train: the spec.budget.maxCost that may end a training early; not part of any key. A training
+    that this or a higher budget ended is reused. Empty: only trainings that no budget ended are reused."""
     operator_version: str = ""
-    """Lineage only."""
+    """For lineage only."""
 
 
 class Outcome(StrEnum):
@@ -238,17 +239,17 @@ class StageResult(WireModel):
     message: Annotated[str, Field(max_length=1024)] = ""
     output_digest: str = ""
     reused: bool = False
-    """True when the result for this input existed and no work was done."""
+    """True if the result for this input already existed and no work was done."""
     scalars: dict[str, str] = {}
-    """A dozen facts for the status: see docs/reference/stages.md for the names of each stage."""
+    """Facts for the status; docs/reference/stages.md lists their names for each stage."""
     found: list[Found] = []
-    """Of resolve: the stages, in order from the first, whose results exist already."""
+    """For resolve: the stages whose results already exist, in order from the first."""
 
 
 def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
-    """Identity of a stage's work: upstream addresses, its part of the spec, the version of its recipe.
+    """Identity of a stage's work: upstream addresses, its part of the spec, and its recipe version.
 
-    Raises ValueError when an address that the stage depends on is not known yet.
+    Raises ValueError if an address that the stage depends on is not known yet.
     """
     chain = upstream.model_dump(by_alias=False)
     missing = [name for name in DEPENDS_ON[stage] if not chain[name]]

@@ -1,4 +1,4 @@
-"""Where data lives: an S3 endpoint, and which Secret of the same namespace opens it."""
+"""How to reach S3: the endpoint, and the Secret of the same namespace with its keys."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -19,7 +19,7 @@ S3Uri = Annotated[str, Field(pattern=S3_URI, min_length=6, max_length=512)]
 
 
 class Credentials(ApiModel):
-    """Fixed keys of a Secret in the same namespace. Pods read it; the operator never does."""
+    """Static keys in a Secret of the same namespace. Pods read it; the operator never does."""
 
     secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
     """Name of the Secret, in the namespace of this resource."""
@@ -30,16 +30,16 @@ class Credentials(ApiModel):
 
 
 class CaBundle(ApiModel):
-    """Certificate authorities in PEM, in a ConfigMap of the same namespace."""
+    """CA certificates in PEM format, in a ConfigMap of the same namespace."""
 
     config_map_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
     """Name of the ConfigMap, in the namespace of this resource."""
     key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "ca.crt"
-    """Its key that holds the certificates."""
+    """Key of the ConfigMap that holds the certificates."""
 
 
 class EncryptionAlgorithm(StrEnum):
-    """Who keeps the key by which the store encrypts; the names are S3's own (``x-amz-server-side-encryption``)."""
+    """Who manages the store's encryption key; the names are S3's own (``x-amz-server-side-encryption``)."""
 
     KMS = "aws:kms"
     AES256 = "AES256"
@@ -47,20 +47,19 @@ class EncryptionAlgorithm(StrEnum):
 
 _KEY_ONLY_FOR_KMS: Final = Rule(
     f"self.algorithm == '{EncryptionAlgorithm.KMS}' || self.kmsKeyId == ''",
-    f"kmsKeyId needs algorithm {EncryptionAlgorithm.KMS}: with {EncryptionAlgorithm.AES256} the store uses a key of "
-    "its own",
+    f"kmsKeyId needs algorithm {EncryptionAlgorithm.KMS}: with {EncryptionAlgorithm.AES256} the store uses its own key",
 )
 
 
 class Encryption(ApiModel):
-    """How the store encrypts what is written. Left out, the bucket's own setting decides."""
+    """How the store encrypts written objects. If omitted, the bucket's own setting applies."""
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_KEY_ONLY_FOR_KMS.as_schema()]})
 
     algorithm: EncryptionAlgorithm
-    """aws:kms (a key of the store's key management) or AES256 (a key of the store's own)."""
+    """aws:kms (a key of the store's key management service) or AES256 (the store's own key)."""
     kms_key_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9:/_.-]*$", max_length=2048)] = ""
-    """Id, ARN or alias of the key for aws:kms, e.g. alias/models; left out, the store's default key."""
+    """Id, ARN or alias of the key for aws:kms, e.g. alias/models. Default: the store's default key."""
 
     @model_validator(mode="after")
     def _key_only_for_kms(self) -> "Encryption":
@@ -70,22 +69,22 @@ class Encryption(ApiModel):
 
 
 class Storage(ApiModel):
-    """How to reach S3. Empty means AWS with the pod's own identity (IRSA, workload identity)."""
+    """How to reach S3. Empty: AWS, with the pod's own identity (IRSA, workload identity)."""
 
     endpoint: Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$", max_length=253)] = ""
     """URL of an S3-compatible store, e.g. http://seaweedfs.storage.svc:8333; empty for AWS."""
     region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", min_length=1, max_length=32)] = "us-east-1"
     """Region for the request signature."""
     path_style: bool = True
-    """Address buckets in the path (most S3-compatible stores) rather than in the host name."""
+    """Put the bucket in the URL's path (most S3-compatible stores) rather than in the host name."""
     credentials: Credentials | None = None
-    """Secret with the keys; leave it out when the pod's service account carries the identity."""
+    """Secret with the keys; omit it if the pod's service account provides the identity."""
     ca_bundle: CaBundle | None = None
-    """Whom to trust when the store's certificate is of a private authority; leave it out for the public ones."""
+    """CA certificates to trust if a private CA issued the store's certificate; omit it for public CAs."""
     encryption: Encryption | None = None
-    """How the store encrypts what stages write; reading needs no setting. No part of any key: results stay valid."""
+    """How the store encrypts what stages write; reading needs no setting. Changing it does not invalidate results."""
 
     @property
     def for_reading(self) -> "Storage":
-        """What it takes to read: how objects were encrypted, the store knows."""
+        """Settings for reading: the store knows how objects are encrypted."""
         return self.model_copy(update={"encryption": None})

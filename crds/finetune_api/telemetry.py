@@ -1,6 +1,6 @@
-"""Names of the Prometheus metrics that a stage's pod shows on METRICS_PORT; the operator reads them for the status.
+"""Names of the Prometheus metrics that a stage's pod exposes on METRICS_PORT; the operator reads them for the status.
 
-They follow https://prometheus.io/docs/practices/naming/: base units in the name, ``_total`` for counters only.
+The names follow https://prometheus.io/docs/practices/naming/: base units in the name, ``_total`` for counters only.
 """
 
 from collections.abc import Mapping
@@ -9,40 +9,40 @@ from typing import Final
 PROGRESS_RATIO: Final = "finetune_stage_progress_ratio"
 """Gauge, 0 to 1: share of the stage's work that is done."""
 ETA_SECONDS: Final = "finetune_stage_eta_seconds"
-"""Gauge: seconds that are left; absent while unknown."""
+"""Gauge: estimated seconds left; absent while unknown."""
 INFO: Final = "finetune_stage_info"
-"""Gauge, always 1, whose label ``message`` holds one sentence for people."""
+"""Gauge, always 1; its label ``message`` describes for people what the stage is doing."""
 STEP: Final = "finetune_train_step"
-"""Gauge: optimiser steps that are done."""
+"""Gauge: optimiser steps done."""
 PLANNED_STEPS: Final = "finetune_train_planned_steps"
-"""Gauge: optimiser steps that the training takes at most; early stopping may end it before."""
+"""Gauge: maximum optimiser steps of the training; early stopping may end it sooner."""
 STEP_LOSS: Final = "finetune_train_loss"
-"""Gauge: the newest training loss."""
+"""Gauge: latest training loss."""
 EVAL_LOSS: Final = "finetune_validation_loss"
-"""Gauge: the newest validation loss."""
+"""Gauge: latest validation loss."""
 LEARNING_RATE: Final = "finetune_train_learning_rate"
-"""Gauge: learning rate of the newest step."""
+"""Gauge: learning rate of the latest step."""
 GRADIENT_NORM: Final = "finetune_train_gradient_norm"
-"""Gauge: norm of the newest step's gradient, before it was clipped."""
+"""Gauge: gradient norm of the latest step, before clipping."""
 TOKENS: Final = "finetune_train_tokens_total"
-"""Counter: tokens that were trained on."""
+"""Counter: tokens trained on."""
 TOKENS_PER_SECOND: Final = "finetune_train_tokens_per_second"
-"""Gauge: speed of the last steps, without validation and saving."""
+"""Gauge: tokens per second over the last steps, without validation and saving."""
 GPU_MEMORY: Final = "finetune_train_gpu_memory_peak_bytes"
-"""Gauge: most GPU memory that tensors held at a time so far; absent without a GPU."""
+"""Gauge: peak GPU memory held by tensors so far; absent without a GPU."""
 
 HELP: Final[Mapping[str, str]] = {
     PROGRESS_RATIO: "Share of the stage's work that is done",
-    ETA_SECONDS: "Seconds that are left",
+    ETA_SECONDS: "Estimated seconds left",
     INFO: "What the stage is doing",
-    STEP: "Optimiser steps that are done",
-    PLANNED_STEPS: "Optimiser steps that the training takes at most",
-    STEP_LOSS: "Newest training loss",
-    EVAL_LOSS: "Newest validation loss",
-    LEARNING_RATE: "Learning rate of the newest step",
-    GRADIENT_NORM: "Norm of the newest step's gradient before clipping",
-    TOKENS: "Tokens that were trained on",
-    TOKENS_PER_SECOND: "Tokens trained on per second in the last steps, without validation and saving",
-    GPU_MEMORY: "Most GPU memory that tensors held at a time so far",
+    STEP: "Optimiser steps done",
+    PLANNED_STEPS: "Maximum optimiser steps of the training",
+    STEP_LOSS: "Latest training loss",
+    EVAL_LOSS: "Latest validation loss",
+    LEARNING_RATE: "Learning rate of the latest step",
+    GRADIENT_NORM: "Gradient norm of the latest step, before clipping",
+    TOKENS: "Tokens trained on",
+    TOKENS_PER_SECOND: "Tokens trained on per second over the last steps, without validation and saving",
+    GPU_MEMORY: "Peak GPU memory held by tensors so far",
 }
-"""One line for each metric, as a scrape shows it."""
+"""Help text of each metric."""

@@ -1,6 +1,6 @@
-"""What a run leaves behind beside its result: where its measurements are tracked, and how many checkpoints stay.
+"""What a run leaves behind besides its result: tracked metrics and kept checkpoints.
 
-Nothing here is part of an input's identity: the same training gives the same adapter wherever it is tracked.
+None of this is part of an input's identity: tracking does not change what a training produces.
 """
 
 from typing import Annotated, Final
@@ -11,10 +11,10 @@ from finetune_api.base import ApiModel
 from finetune_api.storage import SECRET_NAME
 
 MLFLOW_SECRET_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-"""Keys of the Secret, each optional, which the container gets as environment variables of the same names (MLflow's)."""
+"""Optional keys of the Secret; the container gets them as environment variables with the same names (MLflow's own)."""
 
 WANDB_KEY_VARIABLE: Final = "WANDB_API_KEY"
-"""Environment variable of the training's container with the API key for Weights & Biases (W&B's own name for it)."""
+"""Environment variable of the training container with the Weights & Biases API key (W&B's own name)."""
 
 ServerUrl = Annotated[
     str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$", min_length=9, max_length=253)
@@ -30,14 +30,14 @@ class MlflowCredentials(ApiModel):
 
 
 class Mlflow(ApiModel):
-    """An MLflow tracking server. Where it is away, training goes on without it."""
+    """An MLflow tracking server. If it is unavailable, training continues without it."""
 
     url: ServerUrl
     """URL of the server, e.g. http://mlflow.tracking.svc:5000; no user name or password in it."""
     experiment: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$")] = ""
-    """Experiment that the runs belong to, made where it is missing; left out: namespace/name of this resource."""
+    """Experiment of the runs, created if it does not exist. Default: namespace/name of this resource."""
     credentials: MlflowCredentials | None = None
-    """Login, for servers that want one."""
+    """Login, for servers that require one."""
 
 
 class WandbCredentials(ApiModel):
@@ -50,30 +50,30 @@ class WandbCredentials(ApiModel):
 
 
 class Wandb(ApiModel):
-    """Weights & Biases, the service or a server of your own. Where it is away, training goes on without it."""
+    """Weights & Biases, the service or your own server. If it is unavailable, training continues without it."""
 
     base_url: ServerUrl = "https://api.wandb.ai"
     """URL of the API; no user name or password in it."""
     entity: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
-    """Team or user that the runs belong to; left out: the default of the API key's owner."""
+    """Team or user of the runs. Default: the default entity of the API key's owner."""
     project: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$")] = ""
-    """Project that the runs belong to, made where it is missing; left out: namespace.name of this resource."""
+    """Project of the runs, created if it does not exist. Default: namespace.name of this resource."""
     credentials: WandbCredentials
     """The API key."""
 
 
 class Tracking(ApiModel):
-    """Where the measurements of a training go. TensorBoard files are always written, beside the results."""
+    """Where training metrics are tracked. TensorBoard files are always written beside the results."""
 
     mlflow: Mlflow | None = None
-    """Also to this MLflow server."""
+    """Also track in this MLflow server."""
     wandb: Wandb | None = None
-    """Also to Weights & Biases."""
+    """Also track in Weights & Biases."""
 
 
 class Retention(ApiModel):
-    """What stays of the state of runs once it is not needed any more. Results are never deleted."""
+    """How much of the runs' state is kept once it is no longer needed. Results are never deleted."""
 
     checkpoints: Annotated[int, Field(ge=0, le=100)] = 2
-    """Newest checkpoints that stay once their training has succeeded, beside its best one; 0: none. Those of trainings
-    before it go."""
+    """Number of newest checkpoints to keep, besides the best one, once their training has succeeded; 0: none.
+    Checkpoints of earlier trainings are deleted."""

@@ -1,4 +1,4 @@
-"""How a FineTuneJob trains, and which settings are known to do badly."""
+"""How a FineTuneJob trains, and which settings are known to perform badly."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -18,35 +18,35 @@ class Method(StrEnum):
 
 
 class Quantization(StrEnum):
-    """How the base of a QLoRA adapter is rounded."""
+    """How the base model of a QLoRA adapter is quantized."""
 
     NF4 = "NF4"
     INT8 = "INT8"
 
 
 class Loss(StrEnum):
-    """What of a conversation is learnt."""
+    """Which answers of a conversation the model learns."""
 
     ANSWER = "Answer"
     ALL_ANSWERS = "AllAnswers"
 
 
 Fraction = Annotated[str, Field(pattern=r"^0(\.[0-9]{1,8})?$", max_length=10)]
-"""A number from 0 to less than 1, as text."""
+"""A number as text, at least 0 and less than 1."""
 
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
 
 
 class LearningCurve(ApiModel):
-    """Shorter trainings on parts of the examples, to forecast what more examples would bring."""
+    """Additional trainings on parts of the examples, to forecast the benefit of more examples."""
 
     percents: Annotated[list[Annotated[int, Field(ge=5, le=90)]], Field(min_length=2, max_length=6)] = [10, 25, 50]
-    """Parts of the training examples, in percent, that a model is trained on each, beside the one of them all. The
-    training then takes so much longer: 85 % for 10, 25 and 50."""
+    """Percentages of the training examples; a model is trained on each part, in addition to the one on all examples.
+    Training takes longer by their sum: by 85 % for 10, 25 and 50."""
 
     @property
     def extra_work(self) -> float:
-        """What the parts cost, as a share of the training of all examples."""
+        """Additional work of the parts, as a share of the training on all examples."""
         return sum(set(self.percents)) / 100
 
 
@@ -54,56 +54,58 @@ class Training(ApiModel):
     """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
 
     method: Method = Method.QLORA
-    """QLoRA: adapter over a rounded base; LoRA: adapter over the 16-bit base; Full: every weight of the model."""
+    """QLoRA: adapter on a quantized base model. LoRA: adapter on the 16-bit base model. Full: all weights of the
+    model."""
     quantization: Quantization = Quantization.NF4
-    """Base of QLoRA: NF4 (4 bits, least memory) or INT8 (8 bits, LLM.int8)."""
+    """Quantization of the base model for QLoRA: NF4 (4 bits, least memory) or INT8 (8 bits, LLM.int8)."""
     loss: Loss = Loss.ANSWER
-    """Answer: only a conversation's last answer is learnt; AllAnswers: each of the assistant's answers is."""
+    """Answer: learn only the last answer of a conversation. AllAnswers: learn every answer of the assistant."""
     epochs: Annotated[int, Field(ge=1, le=50)] = 3
     """Passes over the training examples."""
     max_steps: Annotated[int, Field(ge=0, le=1000000)] = 0
-    """Stop after this many optimiser steps; 0 leaves it to `epochs`."""
+    """Stop after this many optimiser steps; 0: `epochs` decides."""
     learning_rate: Decimal | None = None
-    """Peak learning rate; cosine schedule with 3 % warm-up. Left out: 2e-4, above 14 billion parameters 1e-4; for
-    Full a tenth of that."""
+    """Peak learning rate of a cosine schedule with 3 % warm-up. Default: 2e-4, or 1e-4 above 14 billion parameters; a
+    tenth of that for Full."""
     batch_size: Annotated[int, Field(ge=1, le=512)] = 8
-    """Examples per forward pass and device; halved by itself when the GPU's memory does not hold them."""
+    """Examples per forward pass and device; halved automatically if the GPU runs out of memory."""
     gradient_accumulation: Annotated[int, Field(ge=1, le=512)] = 2
     """Forward passes per optimiser step."""
     max_length: Annotated[int, Field(ge=16, le=131072)] = 512
-    """Longest example in tokens; a longer one fails the job rather than being cut silently."""
+    """Maximum tokens of an example. spec.dataset.cleaning.tooLong decides what happens to longer ones; by default the
+    job fails."""
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """Rank r of the adapter."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Scale of the adapter; the usual choice is twice the rank."""
+    """Scale of the adapter, usually twice the rank."""
     rslora: bool = False
-    """Divide the scale by the root of the rank instead of the rank (rsLoRA): for ranks of 64 and more."""
+    """Divide the scale by the square root of the rank instead of the rank (rsLoRA), for ranks of 64 and more."""
     dora: bool = False
-    """Train the length of the weights' columns apart from their direction (DoRA): slower, often better at low ranks."""
+    """Train magnitude and direction of the weights separately (DoRA): slower, often better at low ranks."""
     target_modules: Annotated[list[LayerName], Field(max_length=64)] = []
-    """Linear layers that get an adapter, e.g. q_proj; left out: all of them."""
+    """Linear layers that get an adapter, e.g. q_proj; all if omitted."""
     dropout: Fraction = "0.05"
     """Dropout on the adapter's input."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
     """Seed of initialisation and order."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=100000)] = 25
-    """Optimiser steps between validations, each with a checkpoint."""
+    """Optimiser steps between validations; each validation also saves a checkpoint."""
     checkpoint_minutes: Annotated[int, Field(ge=0, le=1440)] = 10
-    """A further checkpoint when the last one is so old, for slow steps; 0: none."""
+    """Save another checkpoint if the last one is this many minutes old, for slow steps; 0: never."""
     patience: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Stop after this many validations without a better loss; 0: never. The best weights are kept either way."""
+    """Stop early after this many validations without a better loss; 0: never. The best weights are always kept."""
 
     learning_curve: LearningCurve | None = None
-    """Train on parts of the examples too and forecast what more of them would bring; left out: do not."""
+    """Also train on parts of the examples and forecast the benefit of more; omit it to skip this."""
 
     @property
     def work(self) -> float:
-        """All that is trained, as a multiple of the one training whose weights are kept."""
+        """Total training work, as a multiple of the training whose weights are kept."""
         return 1 + (self.learning_curve.extra_work if self.learning_curve else 0)
 
     @property
     def base_quantization(self) -> Quantization | None:
-        """How the base is rounded while it is trained on; None: not at all."""
+        """How the base model is quantized during training; None: not quantized."""
         return self.quantization if self.method is Method.QLORA else None
 
 
@@ -115,14 +117,14 @@ ATTENTION_LAYERS: Final = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj", "query_key_value", "c_attn", "Wqkv", "wq", "wk"}
     | {"wv", "wo", "query", "key", "value", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
 )
-"""Names of attention's projections in the architectures of transformers."""
+"""Names of the attention projections in the architectures of transformers."""
 
 
 def training_warnings(training: Training) -> list[str]:
-    """Settings that are allowed and known to do badly: for each, what it is, what it does, and what to set instead.
+    """Warnings about valid settings that are known to perform badly: the setting, its effect, and what to set instead.
 
     Sources: "LoRA Without Regret" (Thinking Machines 2025), rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), QLoRA
-    (Dettmers et al. 2023, arXiv 2305.14314); what was measured here stands in docs/concepts/training.md.
+    (Dettmers et al. 2023, arXiv 2305.14314); our own measurements are in docs/concepts/training.md.
     """
     return list(_full_warnings(training) if training.method is Method.FULL else _adapter_warnings(training))
 
@@ -130,8 +132,8 @@ def training_warnings(training: Training) -> list[str]:
 def _full_warnings(training: Training) -> Iterator[str]:
     if training.learning_rate and float(training.learning_rate) > HIGH_FULL_RATE:
         yield (
-            f"spec.training.learningRate {training.learning_rate} is a rate for adapters: with method Full it makes "
-            "the model forget what it knew. 1e-5 to 2e-5 are usual."
+            f"spec.training.learningRate {training.learning_rate} is a rate for adapters: with method Full the model "
+            "forgets what it knew. Set 1e-5 to 2e-5."
         )
 
 
@@ -139,22 +141,22 @@ def _adapter_warnings(training: Training) -> Iterator[str]:
     if training.learning_rate and float(training.learning_rate) < LOW_ADAPTER_RATE:
         yield (
             f"spec.training.learningRate {training.learning_rate} underfits with {training.method.value}: adapters "
-            "want about ten times the rate of full fine-tuning. Leave it out, or set 2e-4."
+            "need about ten times the rate of full fine-tuning. Omit it, or set 2e-4."
         )
     if training.target_modules and all(_is_attention(name) for name in training.target_modules):
         yield (
-            f"spec.training.targetModules names attention layers only ({', '.join(sorted(training.target_modules))}): "
-            "that learns less than all linear layers, even at the same size. Leave it out."
+            f"spec.training.targetModules names only attention layers ({', '.join(sorted(training.target_modules))}): "
+            "they learn less than all linear layers, even with the same number of parameters. Omit it."
         )
     if training.rank >= HIGH_RANK and not training.rslora:
         yield (
-            f"spec.training.rank {training.rank} learns hardly more than a smaller one, since LoRA divides by the "
-            "rank. Set rslora: true, or rank: 16."
+            f"spec.training.rank {training.rank} learns hardly more than a smaller rank, because LoRA divides by "
+            "the rank. Set rslora: true, or rank: 16."
         )
     if (batch := training.batch_size * training.gradient_accumulation) > LARGE_BATCH:
         yield (
-            f"spec.training.batchSize × gradientAccumulation is {batch}: adapters learn worse from large batches, "
-            "whatever the rank. 16 to 32 are usual."
+            f"spec.training.batchSize × gradientAccumulation is {batch}: adapters learn less from large batches at "
+            "any rank. Set 16 to 32."
         )
 
 

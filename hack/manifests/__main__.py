@@ -14,7 +14,7 @@ CHART = Path("charts/finetune-operator")
 
 
 def generate() -> dict[Path, str]:
-    """Every generated file (relative to the repository) and what it must hold."""
+    """Every generated file (relative to the repository) and its content."""
     values = chart.Values.parse((REPOSITORY / CHART / "values.yaml").read_text())
     files = {Path("crds") / crdgen.file_name(kind): crdgen.text(kind) for kind in crdgen.KINDS}
     templates = {CHART / "templates" / path.name: chart.crd_template(text) for path, text in files.items()}
@@ -30,7 +30,7 @@ def generate() -> dict[Path, str]:
 
 
 def stale(files: dict[Path, str]) -> list[Path]:
-    """The files that are missing or differ."""
+    """The files that are missing or out of date."""
     return [path for path, text in files.items() if not _holds(REPOSITORY / path, text)]
 
 
@@ -39,9 +39,9 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def main() -> int:
-    """Exit code 0, or 1 when ``--check`` found a file that is not what the models say."""
+    """Exit code 0, or 1 if ``--check`` found a file that is out of date."""
     parser = argparse.ArgumentParser(prog="python -m hack.manifests", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when a file is out of date")
+    parser.add_argument("--check", action="store_true", help="only check; fail if a file is out of date")
     check = parser.parse_args().check
     files = generate()
     outdated = stale(files)

@@ -18,7 +18,7 @@ def page() -> str:
         "# API reference",
         "",
         f"Group and version: `{meta.API_VERSION}`. The cluster has the same text: `kubectl explain ftj.spec.training`.",
-        "Both kinds are in the category `finetune`: `kubectl get finetune`.",
+        "Both kinds are in the category `finetune`: `kubectl get finetune` lists them.",
     ]
     for kind in crdgen.KINDS:
         lines += ["", *_kind(kind)]
@@ -33,9 +33,9 @@ def _kind(kind: crdgen.Kind) -> Iterator[str]:
     for part in ("spec", "status"):
         yield from _object(part, root["properties"][part])
     yield ""
-    yield f"### What the API server refuses in a {kind.kind}"
+    yield f"### Rules for {kind.plural}"
     yield ""
-    yield "Besides wrong types, unknown enum values and bounds, which the tables name:"
+    yield "The API server rejects objects that break these rules, or the types, enum values and bounds in the tables:"
     yield ""
     yield from (f"- {path}: {message}." for path, message in _rules("", root))
 
@@ -94,7 +94,7 @@ def _range(low: float | None, high: float | None, unit: str) -> str:
 
 
 def _prose(description: str) -> str:
-    """On one line, since a table's row is one; what stands in angle brackets is text and no tag."""
+    """On one line, as in a table row; text in angle brackets is not an HTML tag."""
     return " ".join(description.split()).replace("<", "&lt;")
 
 

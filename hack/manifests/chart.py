@@ -1,7 +1,7 @@
-"""What the Helm chart takes from the models: CRD templates, RBAC rules, the schema and the reference of its values.
+"""Parts of the Helm chart generated from the models: CRD templates, RBAC rules, schema and reference of the values.
 
-``values.yaml`` is written by hand. Its comments ("# -- …") are the descriptions and its defaults give the types; the
-models in ``finetune_operator.settings`` give the shape of profiles, runtimes and limits.
+``values.yaml`` is written by hand. Its comments ("# -- …") are the descriptions and its defaults determine the types;
+the models in ``finetune_operator.settings`` determine the shape of profiles, runtimes and limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COMMENT = re.compile(r"^ *# ?(-- )?(.*)$")
 
 @dataclass(frozen=True)
 class Values:
-    """``values.yaml``: defaults, and the description of every commented key."""
+    """``values.yaml``: its defaults, and the description of every commented key."""
 
     defaults: dict[str, Any]
     comments: dict[Path, str]
@@ -56,12 +56,12 @@ class Values:
 
 
 def crd_template(crd: str) -> str:
-    """A CRD as a template of the chart: optional, upgraded with it, kept when the release goes.
+    """A CRD as a chart template: optional, upgraded with the chart, kept when the release is uninstalled.
 
-    Raises ValueError if Helm would read something in it as a template action.
+    Raises ValueError if Helm would interpret part of it as a template action.
     """
     if "{{" in crd:
-        raise ValueError("the CRD holds '{{', which Helm would execute; write the description or pattern differently")
+        raise ValueError("the CRD contains '{{', which Helm would execute; change the description or pattern")
     keep = "metadata:\n  annotations:\n    helm.sh/resource-policy: keep\n"
     return f"{{{{- if .Values.crds.enabled }}}}\n{crd.replace('metadata:' + chr(10), keep, 1)}{{{{- end }}}}\n"
 
@@ -75,7 +75,7 @@ def rules() -> str:
 
 
 def schema(values: Values) -> str:
-    """``values.schema.json``: what Helm checks on lint, template, install and upgrade."""
+    """``values.schema.json``: Helm validates values with it on lint, template, install and upgrade."""
     _, definitions = models_json_schema([(Profile, "validation"), (Runtime, "validation"), (Settings, "validation")])
     models = {name: _plain(model) for name, model in definitions["$defs"].items()}
     models["Runtime"]["properties"]["image"] = {"$ref": "#/$defs/Image"}
@@ -83,7 +83,7 @@ def schema(values: Values) -> str:
     images = models.pop("Images")["properties"]
     known = _known(settings, images, models.pop("Proxy")["properties"], models.pop("Tenancy")["properties"])
     root = _infer(values.defaults, (), values.comments, known)
-    root["properties"]["global"] = {"description": "Values of a parent chart; unused here.", "type": "object"}
+    root["properties"]["global"] = {"description": "Global values of a parent chart; not used here.", "type": "object"}
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Values of the finetune-operator chart",
@@ -94,7 +94,7 @@ def schema(values: Values) -> str:
 
 
 _NAME = f"^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$"
-"""The API's rule for names and its greatest length in one."""
+"""The API's name pattern, including the maximum length."""
 _STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _PEER: Schema = {
     "type": "object",
@@ -102,17 +102,17 @@ _PEER: Schema = {
     "additionalProperties": False,
     "properties": {each: {"type": "object"} for each in ("namespaceSelector", "podSelector", "ipBlock")},
 }
-"""A peer of a NetworkPolicy; the API server knows what its parts may be. An empty one would let nobody in."""
+"""A peer of a NetworkPolicy; the API server validates its parts. An empty one would allow nobody."""
 _OWN_DEFINITIONS: dict[str, Schema] = {
     "Image": {
         "type": "object",
-        "description": "An image; registry/repository@digest, or :tag where there is no digest.",
+        "description": "An image: registry/repository@digest, or registry/repository:tag if there is no digest.",
         "additionalProperties": False,
         "required": ["repository"],
         "properties": {
-            "registry": {"type": "string", "description": "Instead of images.registry."},
+            "registry": {"type": "string", "description": "Overrides images.registry."},
             "repository": {"type": "string", "pattern": "^[a-z0-9]+([._/-]+[a-z0-9]+)*$"},
-            "tag": {"type": "string", "description": "Empty: images.tag."},
+            "tag": {"type": "string", "description": "Default: images.tag."},
             "digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
         },
     },
@@ -126,7 +126,7 @@ _OWN_DEFINITIONS: dict[str, Schema] = {
 
 
 def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> dict[Path, Schema]:
-    """Shapes that a default value does not tell."""
+    """Schemas that cannot be inferred from a default value."""
     namespaces = {"type": "array", "uniqueItems": True, "items": {"$ref": "#/$defs/Namespace"}}
     image = {"$ref": "#/$defs/Image"}
     return {
@@ -159,34 +159,36 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
 
 
 def _by_name(model: str) -> Schema:
-    """A map from names to models. By pattern, because Helm's message for propertyNames points to the wrong place."""
+    """A map from names to models. Uses a pattern because Helm's error for propertyNames shows the wrong place."""
     return {"type": "object", "additionalProperties": False, "patternProperties": {_NAME: {"$ref": f"#/$defs/{model}"}}}
 
 
 def _infer(value: Any, path: Path, comments: dict[Path, str], known: dict[Path, Schema]) -> Schema:
-    """Schema of a key from what is known about it, or else from its default. Raises ValueError without a comment."""
+    """Schema of a key: the known one, or inferred from its default. Raises ValueError if it has no comment."""
     described = {"description": comments[path]} if path in comments else {}
     if path in known:
         return known[path] | described
     if isinstance(value, dict):
         children = {name: _infer(child, (*path, name), comments, known) for name, child in value.items()}
-        # Required, because null takes a key away, and the templates count on all of them.
+        # Required: null removes a key, but the templates need all of them.
         closed = {"type": "object", "additionalProperties": False, "required": list(children)}
         return described | closed | {"properties": children}
     if not described:
-        raise ValueError(f"values.yaml: {'.'.join(path)} has no description; put a line '# -- …' above it")
+        raise ValueError(f"values.yaml: {'.'.join(path)} has no description; add a line '# -- …' above it")
     if isinstance(value, list):
         return described | {"type": "array", "items": {"type": "string"}}
     return described | {"type": {bool: "boolean", int: "integer", str: "string"}[type(value)]}
 
 
 def _plain(model: Any) -> Any:
-    """A model's schema without titles, and with optional models rather than unions with null: clearer errors."""
+    """A model's schema without titles, and with optional fields instead of unions with null: gives clearer errors."""
     if isinstance(model, list):
         return [_plain(each) for each in model]
     if not isinstance(model, dict):
         return model
     kept = {key: _plain(value) for key, value in model.items() if not (key == "title" and isinstance(value, str))}
+    if isinstance(kept.get("description"), str):
+        kept["description"] = " ".join(kept["description"].split())
     options = [option for option in kept.get("anyOf", []) if option.get("type") != "null"]
     if len(options) != 1:
         return kept
@@ -199,10 +201,10 @@ def reference(values: Values) -> str:
         "<!-- Generated from charts/finetune-operator/values.yaml by `make manifests`; do not edit. -->",
         "# Values of the chart",
         "",
-        "Helm checks them against the chart's schema on every command. Of profiles, runtimes and rules there may be",
-        "any number; what each consists of stands in the tables below.",
+        "Helm validates them against the chart's schema on every command. You can define any number of profiles,",
+        "runtimes and rules; the tables below list their fields.",
         "",
-        "| key | default | what it is |",
+        "| key | default | description |",
         "| --- | --- | --- |",
     ]
     for path, text in values.comments.items():

@@ -1,4 +1,4 @@
-"""What a profile, a runtime and a tenancy rule consist of, as tables for the reference of the chart's values."""
+"""Fields of profiles, runtimes and tenancy rules, as tables for the reference of the chart's values."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("profiles.<name>", Profile),
     ("profiles.<name>.gpu", Gpu),
     ("runtimes.<name>", Runtime),
-    ("A pod's shape: cpu and accelerator of a profile, pod of a runtime", PodShape),
+    ("Pod shape: cpu and accelerator of a profile, pod of a runtime", PodShape),
     ("tenancy.rules[]", TenancyRule),
 )
 _BELOW: Final = {
-    "cpu": "a pod's shape, below",
-    "accelerator": "a pod's shape, below",
-    "pod": "a pod's shape, below",
+    "cpu": "a pod shape, see below",
+    "accelerator": "a pod shape, see below",
+    "pod": "a pod shape, see below",
     "gpu": "none, see below",
-    "image": "required: registry, repository, tag, digest, as in images",
+    "image": "required: registry, repository, tag and digest, as under images",
 }
-"""What stands in place of a default that is an object of its own."""
+"""Text for the default column of fields that are objects."""
 
 
 def tables() -> Iterator[str]:
     """The lines of all tables."""
     for place, model in _PLACES:
         heading = f"`{place}`" if "." in place else place
-        yield from ("", f"## {heading}", "| field | default | what it is |", "| --- | --- | --- |")
+        yield from ("", f"## {heading}", "| field | default | description |", "| --- | --- | --- |")
         schema = model.model_json_schema()
         for name, field in schema["properties"].items():
             default = _BELOW.get(name) or _default(field, required=name in schema.get("required", []))

@@ -1,4 +1,4 @@
-"""``docs/reference/reasons.md``: every reason of both kinds: what it says, what to do, and what happens by itself."""
+"""``docs/reference/reasons.md``: every reason of both kinds: what it means, what to do, and what happens next."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from finetune_api.reasons import MEANINGS, Reason, remedy
 
 
 class Then(StrEnum):
-    """What happens by itself after a reason has come up."""
+    """What the operator does when a reason occurs."""
 
-    NEWS = "nothing has to"
-    WAITS = "waits, goes on by itself"
-    WAITS_A_WHILE = "waits; fails when the time for the start is over"
-    TRIES = "tried again, then failed"
-    TRIES_FREELY = "tried again, which does not count"
-    FAILS = "failed"
+    NEWS = "nothing"
+    WAITS = "waits, then continues"
+    WAITS_A_WHILE = "waits, fails after the start timeout"
+    TRIES = "retries, then fails"
+    TRIES_FREELY = "retries without limit"
+    FAILS = "fails"
 
 
 FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
@@ -46,7 +46,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.SETTINGS_DISCOURAGED, Reason.TRAINING_COMPLETED, Reason.PLATEAU, Reason.OVERFITTING),
     ),
 }
-"""The reasons of a FineTuneJob, by what happens."""
+"""The reasons of a FineTuneJob, by what happens next."""
 
 ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.WAITS: (
@@ -72,27 +72,27 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         Reason.SERVING,
     ),
 }
-"""Those of an AdapterDeployment."""
+"""The reasons of an AdapterDeployment."""
 
 # Lines of the page.
 # ruff: noqa: E501
-_INTRODUCTION: Final = """\
+_INTRODUCTION: Final = f"""\
 <!-- Generated from crds/finetune_api/reasons.py by `make manifests`; do not edit. -->
 # Reasons
 
-One word for the root cause, in the conditions (`kubectl describe`), events and results of stages. The message beside it has the case at hand: the
-place, the value, and where the log is; it ends with what stands here under *what to do*.
+A reason names the root cause in one word. It appears in conditions (`kubectl describe`), events and stage results. The message beside it describes
+the case: the place, the value, and where the log is. It ends with the text under *what to do*.
 
-| by itself | |
+| what happens next | |
 | --- | --- |
-| waits, goes on by itself | `Stalled` is True until the cause is gone; nothing is lost |
-| waits; fails when the time for the start is over | of a revision: `startupTimeoutSeconds` of the runtime and 15 minutes; an image that cannot be pulled, 5 minutes |
-| tried again, then failed | the stage's Job makes as many further attempts as the profile's `retries` (a revision's container three); then the run, or revision, has failed |
-| tried again, which does not count | as often as it takes; each attempt may take the profile's `deadlineSeconds` |
-| failed | at once: the same would come out again |
+| {Then.WAITS} | `Stalled` is True until the cause is gone, then the operator continues; nothing is lost |
+| {Then.WAITS_A_WHILE} | a revision has the runtime's `startupTimeoutSeconds` plus 15 minutes to start, and 5 minutes to pull its image |
+| {Then.TRIES} | the stage's Job makes up to `retries` more attempts (set in the profile), a revision's container three; then the run or the revision fails |
+| {Then.TRIES_FREELY} | these attempts do not count as `retries`; each may take the profile's `deadlineSeconds` |
+| {Then.FAILS} | immediately: another attempt would end the same way |
 
-A run that failed begins anew with a change of the spec, or of `spec.rerun` where the cause lay elsewhere; finished stages are reused. A revision that
-failed leaves the earlier one serving."""
+To restart a failed run, change its spec, or `spec.rerun` if the cause was outside the spec; finished stages are reused. If a revision fails, the
+previous one keeps serving."""
 
 
 def page() -> str:
@@ -100,12 +100,12 @@ def page() -> str:
     lines = [_INTRODUCTION]
     for kind, reasons in ((meta.FINETUNEJOB, FINETUNEJOB), (meta.ADAPTERDEPLOYMENT, ADAPTERDEPLOYMENT)):
         lines += ["", f"## {kind}", *_troubles(kind, reasons)]
-        lines += ["", f"### News of {_with_article(kind)}", *_news(reasons[Then.NEWS])]
+        lines += ["", f"### Reasons of {_with_article(kind)} that need no action", *_news(reasons[Then.NEWS])]
     return "\n".join(lines) + "\n"
 
 
 def _troubles(kind: str, reasons: dict[Then, tuple[Reason, ...]]) -> Iterator[str]:
-    yield "| reason | says | what to do | by itself |"
+    yield "| reason | meaning | what to do | what happens next |"
     yield "| --- | --- | --- | --- |"
     found = ((reason, then) for then, some in reasons.items() if then is not Then.NEWS for reason in some)
     for reason, then in sorted(found):
@@ -113,9 +113,7 @@ def _troubles(kind: str, reasons: dict[Then, tuple[Reason, ...]]) -> Iterator[st
 
 
 def _news(reasons: Iterable[Reason]) -> Iterator[str]:
-    yield "Nobody has to do anything."
-    yield ""
-    yield "| reason | says |"
+    yield "| reason | meaning |"
     yield "| --- | --- |"
     yield from (f"| `{reason}` | {_cell(MEANINGS[reason])} |" for reason in reasons)
 

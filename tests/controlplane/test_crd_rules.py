@@ -30,6 +30,7 @@ from tests.support.crd_cases import (
     Case,
     changed,
     dotted,
+    message_of,
     rules,
     valid_object,
 )
@@ -149,6 +150,9 @@ def test_bounds_of_the_status(api: Api, stored: dict[str, Object], case: Case) -
     judge(api.replace_status(body, dry_run=True), case.complaint)
 
 
+NAME = message_of(SCHEMAS[meta.FINETUNEJOB], "metadata.name", "start with a lower-case letter", "at most 40 characters")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "accepted"),
@@ -164,13 +168,18 @@ def test_bounds_of_the_status(api: Api, stored: dict[str, Object], case: Case) -
 def test_name_rule(api: Api, kind: str, name: str, accepted: bool) -> None:
     body = valid_object(kind)
     body["metadata"]["name"] = name
-    judge(api.create(body), None if accepted else "begin with a letter, and have at most 40 characters")
+    judge(api.create(body), None if accepted else NAME)
 
 
 FREE = "suspend"
-FROZEN = (
-    "spec is frozen while a run is active (only suspend may change): suspend the job first, or wait for the run to "
-    "end; a change after that starts a new run"
+FROZEN = message_of(
+    SCHEMAS[meta.FINETUNEJOB],
+    *(
+        "spec is frozen while a run is active",
+        "only suspend may change",
+        "set spec.suspend to true",
+        "wait for the run",
+    ),
 )
 CHANGES: Object = {
     "profile": "other",

@@ -166,7 +166,23 @@ SPEC_CASES = [case for kind in KINDS for case in cases(kind, ("spec",), SCHEMAS[
 STATUS_CASES = [case for kind in KINDS for case in cases(kind, ("status",), SCHEMAS[kind]["properties"]["status"])]
 
 
-# CEL rules: each with what it accepts and what it refuses, and the message in full. ---------------------------------
+# CEL rules: each with what it accepts and what it refuses, and what its message must name. --------------------------
+
+
+def message_of(schema: Object, *parts: str) -> str:
+    """The message of the only CEL rule of a schema that has all these parts."""
+    messages = [rule["message"] for rule in schema["x-kubernetes-validations"]]
+    found = [message for message in messages if all(part in message for part in parts)]
+    assert len(found) == 1, f"{parts} are in {len(found)} of {messages}"
+    return str(found[0])
+
+
+def _schema(kind: str, path: Path) -> Object:
+    schema: Object = SCHEMAS[kind]
+    for step in path:
+        schema = schema["items"] if isinstance(step, int) else schema["properties"][step]
+    return schema
+
 
 DATASET: Final = ("spec", "dataset")
 DISTILLATION: Final = (*DATASET, "distillation")
@@ -178,17 +194,21 @@ _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source"), ("fineTuneJob", "artifact")),
 ]
-_COLUMNS_OR_TEACHER: Final = (
-    "columns and distillation exclude each other: a row that a teacher answers has a prompt and no answer yet "
-    "(distillation.column names the prompt)"
+_COLUMNS_OR_TEACHER: Final = message_of(
+    _schema(meta.FINETUNEJOB, DATASET), "columns and distillation exclude each other", "distillation.column"
 )
-_SPLIT: Final = "validationPercent and testPercent together may be 60 at most: training needs the rest"
+_SPLIT: Final = message_of(
+    _schema(meta.FINETUNEJOB, (*DATASET, "split")), "validationPercent and testPercent", "60 or less"
+)
 ONLY_THE_API_SERVER: Final = frozenset({_SPLIT})
 """Rules that the models do not repeat: a job that runs outside a cluster takes such a spec, and splits as it says."""
-_COST: Final = "maxCost needs prices: without them nothing is ever too expensive"
-_SAMPLES: Final = "samplesPerPrompt above 1 needs a temperature above 0: all answers to a prompt would be the same"
-_WARM: Final = "temperature may be 2 at most"
-_WORDS: Final = "minAnswerWords must not be above maxAnswerWords"
+_TEACHER: Final = _schema(meta.FINETUNEJOB, DISTILLATION)
+_COST: Final = message_of(
+    _TEACHER, "maxCost needs prices", "prices.usdPerMillionInputTokens", "prices.usdPerMillionOutputTokens"
+)
+_SAMPLES: Final = message_of(_TEACHER, "samplesPerPrompt above 1", "temperature above 0")
+_WARM: Final = message_of(_TEACHER, "temperature", "2 or less")
+_WORDS: Final = message_of(_TEACHER, "minAnswerWords", "must not exceed maxAnswerWords")
 _SPLITS: Final[list[tuple[Object, str | None]]] = [
     ({"validationPercent": 40, "testPercent": 20}, None),
     ({"validationPercent": 20, "testPercent": 40}, None),
@@ -218,7 +238,9 @@ _DISTILLATIONS: Final[list[tuple[Object, str | None]]] = [
 ]
 
 
-_KEY: Final = "kmsKeyId needs algorithm aws:kms: with AES256 the store uses a key of its own"
+_KEY: Final = message_of(
+    _schema(meta.FINETUNEJOB, ("spec", "storage", "encryption")), "kmsKeyId needs algorithm aws:kms", "AES256"
+)
 _ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
     ({"algorithm": "AES256"}, None),
     ({"algorithm": "AES256", "kmsKeyId": ""}, None),

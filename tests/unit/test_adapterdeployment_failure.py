@@ -59,11 +59,14 @@ class TestSourceGone:
         assert shown(status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
         [stalled] = [each for each in status.conditions if each.type == "Stalled"]
         assert stalled.reason == Reason.SOURCE_NOT_FOUND
-        assert stalled.message == (
-            f"FineTuneJob 'intents' does not exist in this namespace; revision {status.stable.revision} goes on "
-            f"serving {uri(GOOD)}. Apply the FineTuneJob again, or pin what serves: set spec.source.artifact.uri to "
-            "that URI."
-        )
+        for part in (
+            "'intents'",
+            status.stable.revision,
+            uri(GOOD),
+            "Apply the FineTuneJob",
+            "spec.source.artifact.uri",
+        ):
+            assert part in stalled.message
         assert cluster.plan().actions == ()
 
     @pytest.mark.parametrize("kind", [DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS])

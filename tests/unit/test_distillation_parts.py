@@ -39,9 +39,9 @@ pytestmark = pytest.mark.unit
     [
         ({"max_cost": "5"}, "maxCost needs prices"),
         ({"samples_per_prompt": 2, "temperature": "0.0"}, "samplesPerPrompt above 1 needs a temperature above 0"),
-        ({"temperature": "2.1"}, "temperature may be 2 at most"),
-        ({"min_answer_words": 5, "max_answer_words": 4}, "minAnswerWords must not be above maxAnswerWords"),
-        ({"question_template": "TeacherAnswer this question."}, "String should match pattern"),
+        ({"temperature": "2.1"}, "temperature must be 2 or less"),
+        ({"min_answer_words": 5, "max_answer_words": 4}, "minAnswerWords must not exceed maxAnswerWords"),
+        ({"question_template": "Answer this question."}, "String should match pattern"),
         ({"concurrency": 65}, "less than or equal to 64"),
     ],
 )

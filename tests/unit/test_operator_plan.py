@@ -514,8 +514,8 @@ def test_settings_that_do_badly_are_taken_and_said_once() -> None:
     first = plan(observed(asked, jobs=jobs), NOW)
     [advice] = [each for each in first.status.conditions if each.type == "Discouraged"]
     assert (advice.status, advice.reason) == ("True", Reason.SETTINGS_DISCOURAGED)
-    assert "spec.training.learningRate 3e-5 underfits with QLoRA" in advice.message
-    assert "attention layers only (q_proj, v_proj)" in advice.message
+    assert "spec.training.learningRate 3e-5" in advice.message
+    assert "(q_proj, v_proj)" in advice.message
     assert [e.message for e in first.events if e.reason is Reason.SETTINGS_DISCOURAGED] == [advice.message]
     second = plan(observed(asked, status=first.status, jobs=jobs), NOW)
     assert not [e for e in second.events if e.reason is Reason.SETTINGS_DISCOURAGED]
