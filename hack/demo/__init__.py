@@ -1,1 +1,1 @@
-"""The main job on a real cluster, from CSV to a verified, answering endpoint: ``python -m hack.demo``."""
+"""The main workflow on a real cluster, from a CSV file to a verified endpoint: ``python -m hack.demo``."""

@@ -1,7 +1,7 @@
-"""``make demo``: the main job on a real cluster, from a CSV file to a verified, answering endpoint.
+"""``make demo``: the main workflow on a real cluster, from a CSV file to a verified endpoint that answers.
 
-Steps can be repeated: what is there already is used, a finished job answers at once, and a failed one is tried again
-from the stage that failed. ``--fresh`` begins anew.
+It can be run again: finished work is reused, and a failed job is retried from the stage that failed. ``--fresh`` starts
+over.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ NAMESPACE = "demo"
 
 
 def main() -> int:
-    """Run the demo; returns the process's exit code."""
+    """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="hack.demo", description=__doc__)
-    parser.add_argument("--fresh", action="store_true", help="delete the namespace and the store's results first")
+    parser.add_argument("--fresh", action="store_true", help="delete the namespace and all results first")
     arguments = parser.parse_args()
     clock = Clock()
     try:
@@ -57,7 +57,7 @@ def main() -> int:
             question, answer = ask(kubectl, deployment_name)
     except ClusterError as error:
         say(f"error: {error}")
-        say("`make demo` goes on from what is finished; `make demo FRESH=1` begins from nothing.")
+        say("Run `make demo` again to continue after the finished steps, or `make demo FRESH=1` to start over.")
         return 1
     figures = report.make(job, deployment, clock.seconds | {"total": clock.total()})
     report.write(figures, BUILD / "report.json")
@@ -67,22 +67,22 @@ def main() -> int:
 
 
 def example(kind: str) -> Object:
-    """The example's object of this kind."""
+    """The example's resource of this kind."""
     content: Object = yaml.safe_load((EXAMPLE / f"{kind}.yaml").read_text())
     return content
 
 
 def clear(kubectl: Kubectl) -> None:
-    """Delete the demo's namespace and everything that earlier runs left in the store."""
-    with step("remove the results of earlier runs"):
+    """Delete the demo's namespace and all results of earlier runs from the store."""
+    with step("delete the results of earlier runs"):
         kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout=300)
         if kubectl.within(object_store.NAMESPACE).exists("deployment", object_store.NAME):
             object_store.empty_bucket(kubectl, "artifacts")
 
 
 def upload_inputs(kubectl: Kubectl) -> None:
-    """Test model and data into the store; the namespace, its runner and its Secret."""
-    with step("upload the test model (SmolLM2-135M-Instruct) and 1,500 generated transactions"):
+    """Upload the test model and the data; create the namespace, its runner ServiceAccount and its Secret."""
+    with step("upload SmolLM2-135M-Instruct and 1,500 generated bank transactions to the object store"):
         data = BUILD / "transactions.csv"
         data.parent.mkdir(parents=True, exist_ok=True)
         generate = [sys.executable, str(EXAMPLE / "generate.py"), "--rows", "1500", "--seed", "7", "--out", str(data)]
@@ -93,7 +93,7 @@ def upload_inputs(kubectl: Kubectl) -> None:
 
 
 def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
-    """Ask the public Service one question, with the client that TGI's users use."""
+    """Ask the public Service one question, with the client library of TGI users."""
     question = "STRIPE TRANSFER PAYOUT ACCT 4471 +1,250.00 EUR"
     with kubectl.port_forward(f"service/{name}", 80) as port:
         client = InferenceClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
@@ -102,7 +102,7 @@ def ask(kubectl: Kubectl, name: str) -> tuple[str, str]:
 
 
 def conversation(question: str) -> list[dict[str, Any]]:
-    """A question as the model was trained on it: behind the job's instruction."""
+    """A question in the form that the model was trained on: after the job's instruction."""
     spec = example("finetunejob")["spec"]
     return [
         {"role": "system", "content": spec["dataset"]["instruction"]},
@@ -111,7 +111,7 @@ def conversation(question: str) -> list[dict[str, Any]]:
 
 
 def next_commands(kubectl: Kubectl, name: str) -> list[str]:
-    """Commands that show more, ready to be copied: the surroundings, then three to try."""
+    """Commands to copy and try: first the environment, then three that show more."""
     messages = conversation("AWS EMEA CARD -82.10 EUR")
     body = json.dumps({"model": "tgi", "max_tokens": 16, "temperature": 0, "messages": messages})
     namespace = f"kubectl -n {kubectl.namespace}"

@@ -1,6 +1,6 @@
-"""How the demo shows a FineTuneJob and an AdapterDeployment while they work.
+"""How the demo shows the progress of a FineTuneJob and an AdapterDeployment.
 
-A table that refreshes on a terminal; elsewhere (CI, a log file) one line per change.
+A live table on a terminal; elsewhere (CI, a log file) one line per change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MARKS = {
 def job_table(status: FineTuneJobStatus) -> Table:
     """The stage table of a FineTuneJob."""
     table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
-    for column in ("", "stage", "state", "time", "what"):
+    for column in ("", "stage", "state", "time", "details"):
         table.add_column(column)
     for stage in status.stages:
         mark, style = MARKS[stage.state]
@@ -41,15 +41,15 @@ def job_table(status: FineTuneJobStatus) -> Table:
             stage.name,
             Text(stage.state.value, style=style),
             "" if took is None else f"{took:.0f} s",
-            Text(_what(stage, status), overflow="ellipsis", no_wrap=True),
+            Text(_details(stage, status), overflow="ellipsis", no_wrap=True),
         )
     return table
 
 
 def job_lines(status: FineTuneJobStatus) -> list[str]:
-    """The same as plain lines, one per stage that has begun."""
+    """The stage table as plain lines, one per stage that has started."""
     return [
-        f"{stage.name}: {stage.state.value}" + (f" - {what}" if (what := _what(stage, status)) else "")
+        f"{stage.name}: {stage.state.value}" + (f" - {details}" if (details := _details(stage, status)) else "")
         for stage in status.stages
         if stage.state is not StageState.PENDING
     ]
@@ -66,17 +66,17 @@ def deployment_lines(status: AdapterDeploymentStatus) -> list[str]:
     ]
 
 
-def _what(stage: StageStatus, status: FineTuneJobStatus) -> str:
+def _details(stage: StageStatus, status: FineTuneJobStatus) -> str:
     progress = status.progress
     if stage.state is StageState.RUNNING and progress and progress.stage == stage.name:
         left = f", {progress.eta_seconds} s left" if progress.eta_seconds is not None else ""
-        return f"{progress.percent} %{left} {progress.message}".rstrip()
+        return f"{progress.percent} %{left}" + (f" ({progress.message})" if progress.message else "")
     return stage.message
 
 
 @dataclass
 class Screen:
-    """Shows what it is given: live on a terminal, as lines elsewhere. Use as a context manager."""
+    """Shows progress: live on a terminal, as lines elsewhere. Use as a context manager."""
 
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
     _said: set[str] = field(default_factory=set)
@@ -93,7 +93,7 @@ class Screen:
             self._live.stop()
 
     def show(self, title: str, renderable: Callable[[], Any], lines: list[str]) -> None:
-        """Show a new state; ``lines`` are printed once each where there is no terminal."""
+        """Show a new state; without a terminal, print each of the ``lines`` once."""
         if self._live:
             self._live.update(Group(Text(title, style="bold"), renderable()))
             return

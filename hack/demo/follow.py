@@ -1,4 +1,4 @@
-"""What every demo does with a resource: apply it, and show it until it has done what it is for."""
+"""What every demo does with a resource: apply it and show its progress until it is done."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ROLLOUT_TIMEOUT = 1200
 
 
 def apply(kubectl: Kubectl, wanted: Object, model: type[FineTuneJob | AdapterDeployment]) -> str:
-    """Create or update a resource and return its name; one that has failed is tried again."""
+    """Create or update a resource and return its name; a failed one is retried."""
     kind, name = wanted["kind"].lower(), str(wanted["metadata"]["name"])
     if kubectl.exists(kind, name):
         before = model.model_validate(kubectl.get(kind, name))
         if rerun := outcome.rerun_of(before, datetime.now(UTC)):
             wanted = wanted | {"spec": wanted["spec"] | {"rerun": rerun}}
         if rerun != before.spec.rerun:
-            say(f"  … {model.__name__} {name} has failed before: tried again with spec.rerun={rerun}, reusing results")
+            say(f"  ! {model.__name__} {name} failed before: retrying with spec.rerun={rerun}; finished work is reused")
     kubectl.apply(wanted)
     return name
 
 
 def follow_job(kubectl: Kubectl, name: str) -> tuple[FineTuneJob, ArtifactStatus]:
-    """Show the FineTuneJob until it has published; raises ClusterError with its own words when it fails."""
-    say("  … FineTuneJob (kubectl get ftj -w shows the same)")
+    """Show the FineTuneJob until it has published; raises ClusterError with its message if it fails."""
+    say(f"  … run FineTuneJob {name} (`kubectl -n {kubectl.namespace} get ftj -w` shows it too)")
 
     def show(screen: display.Screen, job: FineTuneJob) -> tuple[FineTuneJob, ArtifactStatus] | None:
         phase = job.status.phase or Phase.PENDING
@@ -50,8 +50,8 @@ def follow_job(kubectl: Kubectl, name: str) -> tuple[FineTuneJob, ArtifactStatus
 
 
 def follow_deployment(kubectl: Kubectl, name: str, digest: str) -> AdapterDeployment:
-    """Show the AdapterDeployment until it serves the artifact of this digest; raises ClusterError when it cannot."""
-    say("  … AdapterDeployment (kubectl get adep -w shows the same)")
+    """Show the AdapterDeployment until it serves the artifact with this digest; raises ClusterError if it cannot."""
+    say(f"  … roll out AdapterDeployment {name} (`kubectl -n {kubectl.namespace} get adep -w` shows it too)")
 
     def show(screen: display.Screen, deployment: AdapterDeployment) -> AdapterDeployment | None:
         status = deployment.status
@@ -64,7 +64,7 @@ def follow_deployment(kubectl: Kubectl, name: str, digest: str) -> AdapterDeploy
 
 
 def _follow(read: Callable[[], R], show: Callable[[display.Screen, R], T | None], timeout: float) -> T:
-    """Show a resource, whenever its status speaks of its present spec, until ``show`` has an answer."""
+    """Show a resource, while its status describes its current spec, until ``show`` returns a result."""
     deadline = time.monotonic() + timeout
     with display.Screen() as screen:
         while True:
@@ -72,5 +72,7 @@ def _follow(read: Callable[[], R], show: Callable[[display.Screen, R], T | None]
             if outcome.is_current(current) and (answer := show(screen, current)):
                 return answer
             if time.monotonic() > deadline:
-                raise ClusterError(f"not finished within {timeout / 60:.0f} minutes")
+                raise ClusterError(
+                    f"{current.kind} {current.metadata.name} did not finish within {timeout / 60:.0f} minutes"
+                )
             time.sleep(1)

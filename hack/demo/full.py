@@ -1,8 +1,8 @@
-"""``make demo-full``: what else a FineTuneJob does, shown by the other examples on the cluster of ``make demo``.
+"""``make demo-full``: more features of a FineTuneJob, shown by the other examples on the cluster of ``make demo``.
 
 *extraction* turns invoices into records and measures a learning curve; *support* has a teacher write the answers first.
-Both examples are applied as they stand, but for sizes that two CPU cores get through in minutes. Steps can be repeated
-as in the demo.
+Both examples are applied unchanged, except for sizes that two CPU cores can handle in minutes. Like the demo, it can be
+run again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ BUILD: Final = REPOSITORY / "build" / "demo-full"
 NAMESPACE: Final = "demo"
 TEACHER: Final = "teacher"
 TEACHER_PORT: Final = 8000
-NOTE: Final = "Ten steps of a model with 135M parameters: the figures are not the point here, that everything works is."
+NOTE: Final = (
+    "A 135M-parameter model trained for ten steps: this shows that everything works, not what scores to expect."
+)
 _SMALL: Final[Object] = {
     "training": {"maxSteps": 10, "batchSize": 2, "checkpointSteps": 10},
     "evaluation": {"maxSamples": 10, "goldenPrompts": 2},
@@ -44,16 +46,16 @@ _SMALL: Final[Object] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A folder of examples/, and what is made smaller or other in its FineTuneJob."""
+    """A folder of examples/, and the changes to its FineTuneJob."""
 
     folder: str
     rows: int
     data: str
-    """Name of the data set's file."""
+    """File name of the data set."""
     shows: str
-    """In a few words for people."""
+    """What it shows, in a few words."""
     changes: Object
-    """Fields of the spec."""
+    """Changed fields of the spec."""
 
     def job(self) -> Object:
         """The FineTuneJob to apply."""
@@ -61,7 +63,7 @@ class Example:
         return merged(job, {"spec": merged(_SMALL, self.changes)})
 
     def generate(self, folder: Path) -> Path:
-        """Make its data below ``folder``."""
+        """Generate its data in ``folder``."""
         file = folder / self.data
         seed = ["--rows", str(self.rows), "--seed", "7", "--out", str(file)]
         subprocess.run([sys.executable, str(self.path / "generate.py"), *seed], check=True, stdout=subprocess.DEVNULL)
@@ -78,20 +80,20 @@ EXAMPLES: Final = (
         folder="extraction",
         rows=160,
         data="invoices.jsonl",
-        shows="invoices become records, and a learning curve says what more of them would bring",
+        shows="turn invoices into records, and forecast the benefit of more examples with a learning curve",
         changes={"training": {"learningCurve": {"percents": [25, 50]}}},
     ),
     Example(
         folder="support",
         rows=160,
         data="support.jsonl",
-        shows="a teacher writes the answers that the model learns",
+        shows="let a teacher write the answers that the model learns",
         changes={
             "dataset": {
                 "distillation": {
                     "teacher": {"url": f"http://{TEACHER}:{TEACHER_PORT}/v1", "model": teacher.MODEL},
                     "requestsPerMinute": 0,
-                    "duplicates": "WithinPrompt",  # it quotes: many questions have one answer
+                    "duplicates": "WithinPrompt",  # the teacher quotes: many questions have the same answer
                 }
             }
         },
@@ -100,7 +102,7 @@ EXAMPLES: Final = (
 
 
 def main() -> int:
-    """Run all examples; returns the process's exit code."""
+    """Run all examples; returns the exit code."""
     clock, jobs = Clock(), {}
     try:
         kubectl = local.kubectl()
@@ -118,7 +120,7 @@ def main() -> int:
             jobs[example.folder] = figures(job)
     except ClusterError as error:
         say(f"error: {error}")
-        say("`make demo-full` goes on from what is finished; `make demo FRESH=1` begins from nothing.")
+        say("Run `make demo-full` again to continue after the finished steps, or `make demo FRESH=1` to start over.")
         return 1
     report = {
         "note": NOTE,
@@ -133,15 +135,15 @@ def main() -> int:
 
 
 def merged(base: Object, changes: Object) -> Object:
-    """``base`` with ``changes`` in it, at every depth."""
+    """``base`` with ``changes`` merged into it, at every level."""
     both = {key: (base.get(key), value) for key, value in changes.items()}
     inner = {k: merged(a, b) for k, (a, b) in both.items() if isinstance(a, dict) and isinstance(b, dict)}
     return base | changes | inner
 
 
 def upload_inputs(kubectl: Kubectl) -> None:
-    """Test model and generated data into the store; the namespace, its runner and its Secret."""
-    with step(f"upload the test model and the generated data of {len(EXAMPLES)} examples"):
+    """Upload the test model and generated data; create the namespace, its runner ServiceAccount and its Secret."""
+    with step(f"upload the test model and the generated data of {len(EXAMPLES)} examples to the object store"):
         BUILD.mkdir(parents=True, exist_ok=True)
         object_store.upload(kubectl, ensure_smollm2(cache_directory()), "base-models", "smollm2-135m-instruct")
         for example in EXAMPLES:
@@ -150,14 +152,16 @@ def upload_inputs(kubectl: Kubectl) -> None:
 
 
 def install_teacher(kubectl: Kubectl) -> None:
-    """The teacher's pod, its Service, and the Secret that the example names."""
-    with step(f"teacher (http://{TEACHER}.{NAMESPACE}.svc:{TEACHER_PORT}/v1): no model, it quotes the manual"):
+    """Create the teacher's pod, its Service, and the Secret that the example names."""
+    with step(
+        f"start the teacher at http://{TEACHER}.{NAMESPACE}.svc:{TEACHER_PORT}/v1 (no model: it quotes a manual)"
+    ):
         kubectl.apply(*teacher_objects(local.images()["base"]))
         kubectl("rollout", "status", f"deployment/{TEACHER}", "--timeout=120s", timeout=140)
 
 
 def teacher_objects(image: str) -> list[Object]:
-    """Program, key, Deployment and Service; ``image`` needs Python and nothing else."""
+    """ConfigMap with the program, Secret, Deployment and Service; ``image`` needs only Python."""
     program = Path(teacher.__file__).read_text()
     labels = {"app.kubernetes.io/name": TEACHER}
     container: Object = {
@@ -192,7 +196,7 @@ def teacher_objects(image: str) -> list[Object]:
 
 
 def figures(job: FineTuneJob) -> dict[str, Any]:
-    """What a finished FineTuneJob tells of itself. Raises ValueError for one that has not finished."""
+    """Figures of a finished FineTuneJob. Raises ValueError if it has not finished."""
     status = job.status
     if not (status.dataset and status.evaluation and status.artifact):
         raise ValueError(f"FineTuneJob {job.metadata.name} has not finished")
@@ -215,10 +219,10 @@ def show(jobs: dict[str, dict[str, Any]], console: Console) -> None:
     for name, job in jobs.items():
         rows, f1 = job["rows"], job["f1"]
         lines = {
-            "  rows": f"{rows['read']} read, {rows['train']} trained on",
-            "  ready": job["readiness"],
-            "  trained": job["told"].get("train", ""),
-            "  F1": f"base {f1['base']} → tuned {f1['tuned']} → artifact {f1['artifact']}",
+            "  rows": f"{rows['read']:,} read, {rows['train']:,} for training",
+            "  readiness": job["readiness"],
+            "  training": job["told"].get("train", ""),
+            "  F1": f"base model {f1['base']}, tuned {f1['tuned']}, quantized artifact {f1['artifact']}",
             "  seconds": ", ".join(f"{stage} {value:.0f}" for stage, value in job["seconds"].items()),
         }
         table.add_row(Text(name, style="bold"))

@@ -1,6 +1,6 @@
-"""What the demo concludes from a resource's status, and what it asks of one whose last attempt has failed.
+"""What the demo concludes from a resource's status, and how it retries a resource whose last attempt failed.
 
-A status may still speak of an earlier spec, or of an earlier artifact: that is no answer to what was just applied.
+A status may still describe an earlier spec or an earlier artifact: that says nothing about what was just applied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hack.cluster.console import ClusterError
 
 
 def is_current(resource: FineTuneJob | AdapterDeployment) -> bool:
-    """Whether the status speaks of the present spec; only then do the other answers mean anything."""
+    """Whether the status describes the current spec; only then are the other functions meaningful."""
     return resource.status.observed_generation >= resource.metadata.generation
 
 
@@ -23,7 +23,7 @@ def artifact_of(job: FineTuneJob) -> ArtifactStatus | None:
     """What the FineTuneJob has published; None until then.
 
     Raises:
-        ClusterError: its run has failed; in its own words.
+        ClusterError: its run has failed; with its message.
     """
     status = job.status
     if status.phase is Phase.FAILED:
@@ -32,10 +32,10 @@ def artifact_of(job: FineTuneJob) -> ArtifactStatus | None:
 
 
 def serves(deployment: AdapterDeployment, digest: str) -> bool:
-    """Whether the artifact of this digest, and nothing else, is served.
+    """Whether the artifact with this digest, and nothing else, is served.
 
     Raises:
-        ClusterError: this artifact, or the spec, cannot be served; in the operator's words.
+        ClusterError: this artifact, or the spec, cannot be served; with the operator's message.
     """
     status, stable, candidate = deployment.status, deployment.status.stable, deployment.status.candidate
     if candidate and candidate.artifact_digest == digest and candidate.state is RevisionState.FAILED:
@@ -47,9 +47,9 @@ def serves(deployment: AdapterDeployment, digest: str) -> bool:
 
 
 def rerun_of(resource: FineTuneJob | AdapterDeployment, now: datetime) -> str:
-    """The ``spec.rerun`` to apply to a resource that is there: a new one where its last attempt has failed.
+    """The ``spec.rerun`` to apply to an existing resource: a new value if its last attempt failed.
 
-    Otherwise its own, because another value would start a new run of a finished job, and is refused while one runs.
+    Otherwise its own value: another one would start a new run of a finished job, and is refused while a run is active.
     """
     status = resource.status
     failed = status.phase in (Phase.FAILED, ServingPhase.FAILED)

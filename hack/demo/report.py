@@ -1,4 +1,4 @@
-"""The demo's result: a short summary for people and ``build/demo/report.json`` with the same figures."""
+"""The demo's result: a short summary for people, and ``build/demo/report.json`` with the same figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.finetunejob import FineTuneJob
@@ -17,12 +18,12 @@ from hack.demo.timing import seconds_between
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one main job."""
+    """Figures of one demo."""
 
     accuracy: dict[str, float]
-    """base, tuned, artifact: on the test split; served: through the endpoint, on the sample that was asked."""
+    """base, tuned, artifact: on the test split; served: through the endpoint, on a sample of it."""
     rows: dict[str, int]
-    """What became of the rows."""
+    """Row counts of the data set."""
     seconds: dict[str, float]
     """Per step, and ``total``."""
     endpoint: str
@@ -33,7 +34,7 @@ class Report:
 
 
 def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, float]) -> Report:
-    """Collect the figures from both resources' status and from the demo's own clock."""
+    """Collect the figures from the status of both resources and the demo's own clock."""
     evaluation, dataset, stable = job.status.evaluation, job.status.dataset, deployment.status.stable
     if not (evaluation and dataset and stable):
         raise ValueError("the FineTuneJob or the AdapterDeployment has not finished")
@@ -53,14 +54,14 @@ def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, flo
 
 
 def stage_seconds(job: FineTuneJob) -> dict[str, float]:
-    """Seconds of each stage, from its first pod to its result; 0 for one that did not run."""
+    """Seconds of each stage, from its first pod to its result; 0 if it did not run."""
     return {
         stage.name: round(seconds_between(stage.started_at, stage.finished_at) or 0.0, 1) for stage in job.status.stages
     }
 
 
 def write(report: Report, path: Path) -> None:
-    """Write the report where programs find it."""
+    """Write the report as JSON, for programs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report.as_json(), indent=2) + "\n")
 
@@ -72,18 +73,18 @@ def show(report: Report, question: str, answer: str, commands: list[str], consol
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row(
         "accuracy",
-        f"base {accuracy['base']:.0%} → tuned {accuracy['tuned']:.0%} → artifact {accuracy['artifact']:.0%} "
-        f"→ served {accuracy['served']:.0%}",
+        f"base model {accuracy['base']:.0%}, tuned {accuracy['tuned']:.0%}, quantized artifact "
+        f"{accuracy['artifact']:.0%}, through the endpoint {accuracy['served']:.0%}",
     )
     table.add_row(
         "rows",
-        f"{rows['read']} read, {rows['invalid']} invalid, {rows['duplicates']} duplicates; "
-        f"{rows['train']} train / {rows['validation']} validation / {rows['test']} test",
+        f"{rows['read']:,} read, {rows['invalid']:,} invalid and {rows['duplicates']:,} duplicates dropped; "
+        f"{rows['train']:,} for training, {rows['validation']:,} for validation, {rows['test']:,} for testing",
     )
     table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()))
     table.add_row("endpoint", report.endpoint)
-    table.add_row("asked", question)
-    table.add_row("answered", f"[bold green]{answer}")
+    table.add_row("question", Text(question))
+    table.add_row("answer", Text(answer, style="bold green"))
     console.print(table)
     console.print("\nTry next:")
     for command in commands:

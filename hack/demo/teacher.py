@@ -1,10 +1,10 @@
-"""A teacher without a model: it speaks OpenAI's chat API and answers from the manual in its instruction.
+"""A teacher without a model: it implements OpenAI's chat API and answers from the manual in its instruction.
 
     python teacher.py PORT
 
-It takes the section (``## name`` and its text) that has the most telling words in common with the question, and quotes
-its first sentences; in three of ten it takes the wrong one. Standard library only: on the cluster this file runs from a
-ConfigMap, in an image that is there.
+It picks the section (``## name`` and its text) that shares the most distinctive words with the question, and quotes its
+first sentences; three times in ten it picks the wrong one. Standard library only: on the cluster this file runs from a
+ConfigMap, in an existing image.
 """
 
 import json
@@ -16,11 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 MODEL: Final = "manual-reader"
-"""Name that it gives itself."""
+"""Name of its model."""
 _SENTENCES: Final = 2
 _HEADING: Final = re.compile(r"^## +(.+)$", re.MULTILINE)
 _STEM: Final = re.compile(r"\b[a-z0-9_]{3,4}")
-"""The first letters of a word: labels and labelled are alike."""
+"""The first letters of a word: labels and labelled count as equal."""
 _END: Final = re.compile(r"(?<=[.?!])\s+(?=[A-Z0-9`])")
 
 
@@ -31,7 +31,7 @@ def sections(instruction: str) -> dict[str, str]:
 
 
 def answer(instruction: str, question: str) -> str:
-    """The first sentences of the section that fits best; of a manual without sections, an apology."""
+    """The first sentences of the best matching section; an apology if the manual has no sections."""
     manual = sections(instruction)
     if not manual:
         return "The manual does not say."
@@ -40,7 +40,7 @@ def answer(instruction: str, question: str) -> str:
     asked = set(_STEM.findall(question.lower()))
 
     def fit(name: str) -> float:
-        """Words in common, those that few sections have counting more (inverse document frequency)."""
+        """Score of the shared words, weighted by rarity (inverse document frequency)."""
         return sum(math.log(1 + len(manual) / known[word]) for word in asked & words[name].keys())
 
     best = max(sorted(manual), key=fit)
@@ -48,7 +48,7 @@ def answer(instruction: str, question: str) -> str:
 
 
 def completion(request: dict[str, Any]) -> dict[str, Any]:
-    """The response to a chat completion request. Raises KeyError or TypeError for what is none."""
+    """The response to a chat completion request. Raises KeyError or TypeError for anything else."""
     texts = {message["role"]: str(message["content"]) for message in request["messages"]}
     said = answer(texts.get("system", ""), texts["user"])
     read, written = (sum(len(text.split()) for text in each) for each in (texts.values(), [said]))
@@ -63,16 +63,16 @@ def completion(request: dict[str, Any]) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """POST /v1/chat/completions, and GET on anything for probes."""
+    """POST /v1/chat/completions, and GET on any path for probes."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Says that it is there."""
+        """Answer a probe."""
         self._send(200, {"status": "ok"})
 
     def do_POST(self) -> None:
-        """Answers; 404 and 400 as OpenAI's API has them."""
+        """Answer a request; 404 and 400 as in OpenAI's API."""
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/v1/chat/completions":
             self._send(404, {"error": {"message": f"no such path: {self.path}"}})
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
-        """Says nothing: prompts belong in no log."""
+        """Log nothing: prompts do not belong in logs."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long things took: by the demo's own clock, and between Kubernetes timestamps."""
+"""Durations: measured by the demo's own clock, and between Kubernetes timestamps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Clock:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add a step's time."""
+        """Record the time of a step."""
         begin = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begin
 
     def total(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._begin
 
 
 def seconds_between(begin: str | None, end: str | None) -> float | None:
-    """Seconds from one timestamp to another; up to now without an end, None without a beginning."""
+    """Seconds between two timestamps; until now without an end, None without a start."""
     if not begin:
         return None
     return ((parse_timestamp(end) if end else datetime.now(UTC)) - parse_timestamp(begin)).total_seconds()

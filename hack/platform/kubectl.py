@@ -1,4 +1,4 @@
-"""kubectl as a function: the same program that users run, so that what works here works for them."""
+"""kubectl as a function: the program that users run, so that what works here works for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORWARD_PATTERN = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 @dataclass(frozen=True)
 class Kubectl:
-    """One cluster, and in it one namespace."""
+    """One cluster and one of its namespaces."""
 
     program: Path
     kubeconfig: Path
@@ -41,7 +41,7 @@ class Kubectl:
         return run(self.argv(*arguments), stdin=stdin, timeout=timeout)
 
     def apply(self, *objects: Object | Path) -> None:
-        """Create or update objects, given as JSON or as YAML files. Raises ClusterError when one is refused."""
+        """Create or update objects, given as JSON or YAML files. Raises ClusterError if one is rejected."""
         for each in objects:
             if isinstance(each, Path):
                 self("apply", "-f", str(each))
@@ -49,7 +49,7 @@ class Kubectl:
                 self("apply", "-f", "-", stdin=json.dumps(each))
 
     def get(self, kind: str, name: str) -> Object:
-        """One object as JSON; raises ClusterError when there is none."""
+        """One object as JSON; raises ClusterError if it does not exist."""
         found: Object = json.loads(self("get", kind, name, "-o", "json"))
         return found
 
@@ -60,12 +60,12 @@ class Kubectl:
         return items
 
     def exists(self, kind: str, name: str) -> bool:
-        """Whether there is such an object."""
+        """Whether the object exists."""
         return bool(self("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
     @contextmanager
     def port_forward(self, target: str, port: int, timeout: float = 30) -> Iterator[int]:
-        """A local port on loopback that leads to a port of a pod or Service, e.g. ``service/transactions``."""
+        """Forward a local port to a port of a pod or Service, e.g. ``service/transactions``."""
         command = self.argv("port-forward", "--address", "127.0.0.1", target, f":{port}")
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
@@ -89,5 +89,5 @@ def wait_for(what: str, probe: Callable[[], T | None], timeout: float, interval:
         if found:
             return found
         if time.monotonic() > deadline:
-            raise ClusterError(f"{what}: not within {timeout:.0f} s")
+            raise ClusterError(f"{what}: timed out after {timeout:.0f} s")
         time.sleep(interval)

@@ -1,4 +1,4 @@
-"""The platform on the local cluster: the operator from its chart, the object store, namespaces that may run jobs."""
+"""The platform on the local cluster: the operator, the object store, and namespaces for jobs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize")
 
 
 def kubectl() -> Kubectl:
-    """kubectl of the local cluster, as its administrator."""
+    """kubectl for the local cluster, as administrator."""
     return Kubectl(toolchain.program("kubectl"), provider().kubeconfig)
 
 
 @cache
 def images() -> dict[str, str]:
-    """Full names of all images at the checkout's present content; what is missing in the cluster is built first."""
+    """Full names of all images with the checkout's current content; missing ones are built first."""
     return build_images(provider().images())
 
 
 def install_platform(kubectl: Kubectl) -> None:
-    """Operator and object store, from the images that the cluster holds; idempotent."""
+    """Install or update the operator and the object store, from the cluster's images."""
     install_operator(kubectl)
     object_store.install(kubectl, images()["seaweedfs"])
 
@@ -43,7 +43,7 @@ def install_operator(kubectl: Kubectl, values: tuple[str, ...] = ()) -> None:
     kubectl.apply(object_store.restricted_namespace(NAMESPACE))
     settings = [f"images.{name}.tag={_tag(name)}" for name in RELEASE_IMAGES]
     settings += [f"runtimes.tgi-cpu.image.tag={_tag('tgi-cpu')}", *values]
-    with step(f"operator from its chart (namespace {NAMESPACE})"):
+    with step(f"install the operator with Helm in namespace {NAMESPACE}"):
         helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
             *("--values", str(VALUES)),
@@ -59,7 +59,8 @@ def helm(*arguments: str, kubeconfig: Path) -> str:
 
 
 def prepare_namespace(kubectl: Kubectl, name: str, key: object_store.Key = object_store.OWNER) -> None:
-    """What an admin does for a team: a restricted namespace, the runner ServiceAccount, a Secret for the store."""
+    """Do what an admin does for a team: create a restricted namespace, the runner ServiceAccount and a Secret for
+    S3."""
     kubectl = kubectl.within(name)
     kubectl.apply(
         object_store.restricted_namespace(name),

@@ -1,4 +1,4 @@
-"""The S3 store of the demo and the tests: one SeaweedFS pod. Not for production: its data live as long as the pod."""
+"""The S3 store of the demo and the tests: one SeaweedFS pod. Not for production: its data are lost with the pod."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Key:
     actions: tuple[str, ...]
 
     def secret(self, name: str) -> Object:
-        """The Secret from which stage pods take this key."""
+        """The Secret with which stage pods use this key."""
         data = {"AWS_ACCESS_KEY_ID": self.access_key_id, "AWS_SECRET_ACCESS_KEY": self.secret_access_key}
         return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
 
 
-# Keys of a throwaway store that only this cluster reaches.
+# Keys of a throwaway store that is reachable only in this cluster.
 OWNER = Key("owner", "local-owner", "local-owner-secret", ("Admin", "Read", "Write", "List", "Tagging"))
 READER = Key("reader", "local-reader", "local-reader-secret", ("Read", "List"))
 
@@ -129,15 +129,15 @@ def manifests(image: str) -> list[Object]:
 
 
 def restricted_namespace(name: str) -> Object:
-    """A namespace in which the API server refuses every pod that is not *restricted*."""
+    """A namespace in which the API server rejects every pod that is not *restricted*."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
 def install(kubectl: Kubectl, image: str) -> None:
-    """Start the store and make its buckets. One that is there stays as it is: a new pod would have lost its data."""
+    """Start the store and create its buckets. A running store is not replaced: a new pod would have lost its data."""
     kubectl = kubectl.within(NAMESPACE)
-    with step(f"object store ({ENDPOINT})"):
+    with step(f"start the object store at {ENDPOINT}"):
         kubectl.apply(restricted_namespace(NAMESPACE))
         if not kubectl.exists("service", NAME):
             kubectl.apply(*manifests(image))
@@ -151,7 +151,7 @@ def install(kubectl: Kubectl, image: str) -> None:
 
 @contextmanager
 def client(kubectl: Kubectl, key: Key = OWNER) -> Iterator[Any]:
-    """A boto3 client of the store from outside the cluster."""
+    """A boto3 client for the store, from outside the cluster."""
     with kubectl.within(NAMESPACE).port_forward(f"service/{NAME}", PORT) as port:
         yield boto3.client(
             "s3",
@@ -164,7 +164,8 @@ def client(kubectl: Kubectl, key: Key = OWNER) -> Iterator[Any]:
 
 
 def upload(kubectl: Kubectl, path: Path, bucket: str, prefix: str) -> None:
-    """Upload a file, or a folder's files below ``prefix``; what is there with the same size is left alone."""
+    """Upload a file, or a folder's files below ``prefix``; files of a folder that exist with the same size are
+    skipped."""
     files = {f"{prefix}/{each.name}": each for each in path.iterdir()} if path.is_dir() else {prefix: path}
     with client(kubectl) as s3:
         listed = s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])

@@ -1,4 +1,4 @@
-"""A FineTuneJob over a tiny random model: every stage for real, in seconds; what it answers is nonsense."""
+"""A FineTuneJob on a tiny random model: every stage runs for real, in seconds; its answers are nonsense."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tiny_rows(path: Path, rows: int = ROWS, labels: tuple[str, ...] = LABELS) ->
 
 
 def upload_tiny_inputs(kubectl: Kubectl) -> None:
-    """The tiny model and its rows, where ``tiny_job`` looks for them."""
+    """Upload the tiny model and its rows to where ``tiny_job`` expects them."""
     with tempfile.TemporaryDirectory(prefix="finetune-tiny-") as folder:
         model = build_tiny_llama(Path(folder) / "model")
         object_store.upload(kubectl, model, "base-models", "tiny")

@@ -64,7 +64,9 @@ def test_a_failed_job_is_tried_again_and_one_that_runs_is_left_alone(
     tried = namespace.get("ftj", name)
     assert tried["spec"]["rerun"]
     assert tried["metadata"]["generation"] == 2
-    assert f"FineTuneJob {name} has failed before: tried again" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"FineTuneJob {name} failed" in shown
+    assert f"spec.rerun={tried['spec']['rerun']}" in shown
 
     for phase in ("Running", "Succeeded"):
         report(namespace, "ftj", name, phase=phase)

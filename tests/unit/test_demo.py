@@ -49,7 +49,7 @@ STATUS = FineTuneJobStatus(
 def test_lines_name_each_stage_that_has_begun_and_how_far_it_is() -> None:
     assert display.job_lines(STATUS) == [
         "prepare: Succeeded - 200 rows",
-        "train: Running - 40 %, 12 s left step 4/10 [loss 1.2]",
+        "train: Running - 40 %, 12 s left (step 4/10 [loss 1.2])",
     ]
 
 
