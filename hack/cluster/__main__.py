@@ -14,7 +14,7 @@ from .provider import choice, provider
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; 1 when it failed, with the reason on standard error."""
+    """Run one command; returns 1 if it failed, after printing the reason to standard error."""
     options = _parser().parse_args(argv)
     try:
         _run(options)
@@ -45,7 +45,8 @@ def _run(options: argparse.Namespace) -> None:
         case "images":
             cluster = provider()
             with toolchain.locked(cluster.directory / "lock"):  # `up` might restart the builder
-                build_images(cluster.images(), options.names)
+                built = build_images(cluster.images(), options.names)
+            say("\n".join(f"{name:10} {reference}" for name, reference in built.items()))
         case "clean-cache":
             provider().down(purge=True)
             shutil.rmtree(cache_directory(), ignore_errors=True)
@@ -54,16 +55,18 @@ def _run(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m hack.cluster", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="bring the cluster up, or repair it")
-    down = commands.add_parser("down", help="take it down and undo what it changed here; keeps programs and images")
-    down.add_argument("--purge", action="store_true", help="remove its images too")
-    commands.add_parser("status", help="what runs, since when")
+    commands.add_parser("up", help="start or repair the cluster")
+    down = commands.add_parser("down", help="stop it and undo its changes to this machine; keeps programs and images")
+    down.add_argument("--purge", action="store_true", help="also remove its images")
+    commands.add_parser("status", help="show which parts are running, and since when")
     commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
     build = commands.add_parser("build", help="build the cluster's programs without starting anything")
-    build.add_argument("tools", nargs="*", metavar="TOOL", help=f"all, or some of {', '.join(toolchain.TOOLS)}")
+    build.add_argument(
+        "tools", nargs="*", metavar="TOOL", help=f"default: all; available: {', '.join(toolchain.TOOLS)}"
+    )
     images = commands.add_parser("images", help="build the project's images into the cluster")
-    images.add_argument("names", nargs="*", metavar="IMAGE", help=f"all, or some of {', '.join(IMAGES)}")
-    commands.add_parser("clean-cache", help="take the cluster down and remove everything that clones share")
+    images.add_argument("names", nargs="*", metavar="IMAGE", help=f"default: all; available: {', '.join(IMAGES)}")
+    commands.add_parser("clean-cache", help="stop the cluster and remove everything that clones share")
     return parser
 
 

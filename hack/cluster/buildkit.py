@@ -9,7 +9,7 @@ from pathlib import Path
 from . import toolchain
 from .console import run
 
-PROXIES = ("http_proxy", "https_proxy", "no_proxy")  # known to every Dockerfile, and kept out of the image
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")  # predefined in every Dockerfile, and not stored in the image
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -23,10 +23,10 @@ def build_image(
 ) -> None:
     """Build one Dockerfile into an image of the node (``reference``; several are separated by commas).
 
-    A ``FROM`` that the node holds is taken from there: nothing asks a registry for it.
+    A ``FROM`` image that the node has is used from there: no registry is asked.
 
     Raises:
-        ClusterError: the build failed; carries the end of its output.
+        ClusterError: the build failed; includes the end of its output.
     """
     argv: list[str | Path] = [toolchain.program("buildctl"), "--addr", address, "build", "--progress=plain"]
     argv += ["--frontend=dockerfile.v0", f"--local=context={context}", f"--local=dockerfile={dockerfile.parent}"]
@@ -38,14 +38,14 @@ def build_image(
 
 
 def ca_secret() -> list[str]:
-    """The option of a build that gives it the machine's CA bundle, because a proxy may re-sign TLS; none without one.
+    """The build option that passes the machine's CA bundle, because a proxy may re-sign TLS; none without a bundle.
 
-    As a secret it never stays in an image.
+    It is a secret, so it is never stored in an image.
     """
     bundle = Path(os.environ.get("SSL_CERT_FILE") or CA_BUNDLE)
     return [f"--secret=id=ca,src={bundle}"] if bundle.exists() else []
 
 
 def proxies() -> dict[str, str]:
-    """The machine's proxies, as arguments of a build."""
+    """The machine's proxies, as build arguments."""
     return {name: os.environ[name] for name in PROXIES if name in os.environ}

@@ -1,4 +1,4 @@
-"""The configuration files of the node's parts, as pure functions. JSON is YAML, so most of it is JSON."""
+"""The configuration files of the node's parts, as pure functions. JSON is valid YAML, so most of it is JSON."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BUILD_CACHE_LIMIT = "25GB"
 
 
 def containerd(root: Path, pause_image: str) -> str:
-    """containerd for pods and for BuildKit, nothing of it outside ``root``.
+    """containerd for pods and for BuildKit, with all its files below ``root``.
 
-    ``restrict_oom_score_adj``: in a sandbox without CAP_SYS_RESOURCE no container would start otherwise.
+    ``restrict_oom_score_adj``: otherwise no container starts in a sandbox without CAP_SYS_RESOURCE.
     ``SystemdCgroup = false``: there may be no systemd.
     """
     cri = "plugins.'io.containerd.cri.v1.runtime'"
@@ -59,9 +59,9 @@ imports = []
 
 
 def buildkit(root: Path, containerd_socket: Path) -> str:
-    """BuildKit on the node's own containerd, so that a built image is there at once: no push, no import.
+    """BuildKit on the node's own containerd, so that a built image is available without push or import.
 
-    ``max-parallelism``: two builds at once are all that a small machine's memory and disk take well.
+    ``max-parallelism``: a small machine's memory and disk handle two builds at a time.
     """
     return f"""\
 root = "{root}/data"
@@ -86,7 +86,7 @@ root = "{root}/data"
 
 
 def cni(state: Path) -> str:
-    """A bridge with a fixed subnet. Masquerading is left to a table of our own, which is one thing to remove."""
+    """A bridge with a fixed subnet. Masquerading is in our own nft table, which is easy to remove."""
     bridge = {
         "type": "bridge",
         "bridge": BRIDGE,
@@ -103,7 +103,7 @@ def cni(state: Path) -> str:
 
 
 def nat_rules() -> str:
-    """nft rules that let pods reach what lies beyond the node; loading them twice leaves one copy."""
+    """nft rules that let pods reach addresses outside the node; loading them twice leaves one copy."""
     return f"""\
 table ip {NAT_TABLE}
 delete table ip {NAT_TABLE}
@@ -117,10 +117,10 @@ table ip {NAT_TABLE} {{
 
 
 def kubelet(root: Path, containerd_socket: Path, pki: Path, ports: Ports) -> str:
-    """The kubelet, for a machine with cgroup v1 or v2, without systemd, whose disk is large but shared.
+    """The kubelet, for a machine with cgroup v1 or v2, without systemd, and with a large but shared disk.
 
-    Thresholds are absolute and low: 15 % of a 250 GB disk of which 75 GB can be used would evict everything.
-    Images are never collected, because there is no registry to get them back from.
+    Thresholds are absolute and low: 15 % of a 250 GB disk with 75 GB usable would evict every pod. Images are never
+    garbage collected, because there is no registry to pull them from again.
     """
     config: dict[str, Any] = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -154,7 +154,7 @@ def kubelet(root: Path, containerd_socket: Path, pki: Path, ports: Ports) -> str
 
 
 def kube_proxy(kubeconfig: Path, ports: Ports) -> str:
-    """kube-proxy; conntrack limits stay as they are, because a sandbox may not change them."""
+    """kube-proxy; conntrack limits are not changed, because a sandbox may not change them."""
     config: dict[str, Any] = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -190,7 +190,7 @@ def corefile() -> str:
 
 
 def system_objects(dns_image: str) -> str:
-    """Cluster DNS, and the rights of kube-proxy, kube-router and CoreDNS, for ``kubectl apply``."""
+    """Cluster DNS and RBAC of kube-proxy, kube-router and CoreDNS, for ``kubectl apply``."""
     dns = {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}}
     coredns = {"name": "coredns", "namespace": "kube-system"}
     objects = [
@@ -290,7 +290,7 @@ def _user(name: str) -> dict[str, Any]:
 
 
 def kube_router_flags(kubeconfig: Path, ports: Ports) -> tuple[str, ...]:
-    """kube-router for NetworkPolicies alone; Services are kube-proxy's."""
+    """kube-router for NetworkPolicies only; kube-proxy handles Services."""
     return (
         "--run-firewall=true",
         "--run-router=false",

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees, and the one way to run another program."""
+"""Output to the terminal, and the one way to run another program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class ClusterError(Exception):
-    """Something the local cluster needs is missing or failed; the message says what, where, and what to do."""
+    """Something that the local cluster needs is missing or failed; the message says what, where, and what to do."""
 
 
 def say(message: str) -> None:
@@ -19,7 +19,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Announce a step that takes a while, then how long it took."""
+    """Announce a step that takes a while; at its end, print how long it took."""
     say(f"  … {title}")
     begin = time.monotonic()
     yield
@@ -37,7 +37,7 @@ def run(
     """Run a program to its end and return its standard output.
 
     Raises:
-        ClusterError: the program is missing, failed or exceeded ``timeout`` seconds; carries the end of its output.
+        ClusterError: the program is missing, failed or exceeded ``timeout`` seconds; includes the end of its output.
     """
     command = [str(part) for part in argv]
     try:
@@ -48,7 +48,7 @@ def run(
         remedy = "run `make cluster-tools`" if command[0].startswith("/") else "install it"
         raise ClusterError(f"{command[0]}: not found; {remedy}") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{' '.join(command[:3])}: no end after {timeout:.0f} s") from error
+        raise ClusterError(f"{' '.join(command[:3])}: timed out after {timeout:.0f} s") from error
     if done.returncode != 0:
         output = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise ClusterError(f"{' '.join(command[:4])}: exit code {done.returncode}\n{output}")

@@ -1,6 +1,6 @@
-"""etcd, the API server and, where asked for, the controller manager and the scheduler.
+"""etcd, the API server and, optionally, the controller manager and the scheduler.
 
-The cluster's own control plane, and throwaway ones for tests::
+Used for the cluster's control plane, and for temporary ones in tests::
 
     with ControlPlane.temporary(controllers=("job-controller",)) as plane:
         plane.kubectl("create", "namespace", "team-a")
@@ -35,8 +35,9 @@ OWNER = "owner.pid"
 class ControlPlane:
     """One control plane in one folder.
 
-    ``controllers`` are the controller manager's ``--controllers`` (none: it is not started, and pods need no service
-    account, which nobody would create). ``address`` other than the loopback makes the API server reachable from pods.
+    ``controllers`` are the controller manager's ``--controllers``; without any it is not started, and pods need no
+    service account, because nothing would create it. An ``address`` other than loopback makes the API server reachable
+    from pods.
     """
 
     directory: Path
@@ -48,9 +49,9 @@ class ControlPlane:
 
     @classmethod
     def temporary(cls, controllers: Sequence[str] = (), scheduler: bool = False) -> ControlPlane:
-        """A control plane for a test: free ports, a folder in the system's temporary one that ``stop`` removes.
+        """A control plane for a test, with free ports and a temporary folder that ``stop`` removes.
 
-        It belongs to the calling process: once that is gone, the next call ends and removes what it left.
+        It belongs to the calling process: if that dies, the next call stops the control plane and removes the folder.
         """
         _remove_abandoned()
         directory = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
@@ -84,33 +85,33 @@ class ControlPlane:
         return Authority(self.directory / "pki")
 
     def start(self) -> bool:
-        """Start what does not run, and wait until all of it answers; whether etcd or the API server was started.
+        """Start missing parts and wait until all are ready; returns whether etcd or the API server was started.
 
         Raises:
-            ClusterError: a part did not come up; carries the end of its log.
+            ClusterError: a part did not start; includes the end of its log.
         """
         toolchain.build(toolchain.CONTROL_PLANE)
         self._credentials()
         store, apiserver, *clients = self.daemons()
         fresh = start_in_order((store, apiserver))
         if fresh:
-            stop_all(clients)  # or they would wait out a back-off of up to a minute
+            stop_all(clients)  # otherwise they would wait for a back-off of up to a minute
         start_in_order(clients)
         return fresh
 
     def stop(self) -> None:
-        """End all parts, the API server's clients first; a temporary folder goes with them."""
+        """Stop all parts, the API server's clients first, and remove a temporary folder."""
         stop_all(self.daemons(), grace_seconds=2 if self.temporary_directory else GRACE_SECONDS)
         if self.temporary_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
-        """Run kubectl as administrator and return what it prints."""
+        """Run kubectl as administrator and return its output."""
         kubectl = toolchain.program("kubectl")
         return run([kubectl, "--kubeconfig", self.kubeconfig, *arguments], stdin=stdin, timeout=timeout)
 
     def daemons(self) -> list[Daemon]:
-        """The parts, in starting order."""
+        """The parts, in start order."""
         parts = [self._etcd(), self._apiserver()]
         if self.controllers:
             parts.append(self._controller_manager())
@@ -135,8 +136,8 @@ class ControlPlane:
         return self.directory / f"{name}.kubeconfig"
 
     def _etcd(self) -> Daemon:
-        # 3.6, because older ones send no watch progress and lists of quiet resources answer 504.
-        # No fsync: a power cut may lose this cluster, and the disk's latency does not slow down every test.
+        # 3.6, because older versions send no watch progress, and lists of idle resources answer 504.
+        # No fsync: a power cut may lose this cluster, but disk latency does not slow down every test.
         client = f"http://{LOOPBACK}:{self.ports.etcd}"
         peer = f"http://{LOOPBACK}:{self.ports.etcd_peer}"
         argv = (
@@ -171,16 +172,18 @@ class ControlPlane:
             f"--service-account-signing-key-file={pki.service_account_key}",
             f"--kubelet-client-certificate={pki.directory / 'admin.crt'}",
             f"--kubelet-client-key={pki.directory / 'admin.key'}",
-            "--kubelet-preferred-address-types=InternalIP",  # the node's name is in no DNS
+            "--kubelet-preferred-address-types=InternalIP",  # DNS does not know the node's name
             "--allow-privileged=true",
             "--enable-admission-plugins=NodeRestriction",
             "--profiling=false",
         ]
         if self.address == LOOPBACK:
-            argv.append("--endpoint-reconciler-type=none")  # an endpoint on the loopback is refused, once a second
+            argv.append(
+                "--endpoint-reconciler-type=none"
+            )  # otherwise it logs once a second that a loopback endpoint is refused
         if not self.controllers:
             argv.append("--disable-admission-plugins=ServiceAccount")
-        # The extra client carries a certificate, because anonymous requests are not for everything that /readyz checks.
+        # The probe uses a client certificate, because anonymous requests may not see everything that /readyz checks.
         probe = (toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, "get", "--raw", "/readyz")
         return Daemon(
             "apiserver",
@@ -233,7 +236,7 @@ class ControlPlane:
 
 
 def _remove_abandoned() -> None:
-    """End and remove temporary control planes whose owner was killed before it could."""
+    """Stop and remove temporary control planes whose owner was killed before it could do so."""
     for owner in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*/{OWNER}"):
         record = Record.read(owner)
         if record and not record.identity.alive():
@@ -249,7 +252,7 @@ def _kubeconfig_flags(path: Path) -> tuple[str, ...]:
 
 
 def answers(url: str) -> bool:
-    """Whether a health endpoint on the loopback answers 200 (its self-signed certificate is not checked)."""
+    """Whether a local health endpoint answers 200 (its self-signed certificate is not checked)."""
     context = ssl._create_unverified_context() if url.startswith("https") else None
     try:
         with urllib.request.urlopen(url, timeout=2, context=context) as response:

@@ -1,4 +1,4 @@
-"""One DNS question, asked by hand: does the cluster's DNS answer at its service address?"""
+"""One hand-written DNS query: does the cluster's DNS answer at its service address?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's images: what each is built from, in which order, and which of them need building at all."""
+"""The project's images: their inputs, their build order, and which of them need a build."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .console import ClusterError, say, step
+from .console import ClusterError, step
 from .layout import IMAGE_PREFIX, REPOSITORY
 
-KEPT_BUILDS = 3  # what runs may have been started from an earlier build, and start again
+KEPT_BUILDS = 3  # running pods may come from an earlier build, and restart
 _LOCK = ("pyproject.toml", "uv.lock")
 _JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
 _IGNORED = ("__pycache__", ".mypy_cache")
@@ -20,7 +20,7 @@ _IGNORED = ("__pycache__", ".mypy_cache")
 
 @dataclass(frozen=True)
 class Image:
-    """``images/<name>/Dockerfile`` on ``parent``; ``inputs`` are the paths of the repository that go into it."""
+    """``images/<name>/Dockerfile`` on ``parent``; ``inputs`` are the repository paths that it contains."""
 
     name: str
     parent: str | None
@@ -33,7 +33,7 @@ class Image:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The images that must be there first."""
+        """The images that must be built first."""
         return tuple(filter(None, (self.parent, "build" if self.uses_build else None)))
 
 
@@ -55,10 +55,10 @@ IMAGES = {
 
 
 class ImageStore(Protocol):
-    """Where images are built and kept: the native node's containerd, or a Docker engine (and kind)."""
+    """The store in which images are built and kept: the native node's containerd, or a Docker engine (and kind)."""
 
     def base_image(self) -> str:
-        """The image with Python 3.11 that the base image starts from."""
+        """The image with Python 3.11 under the base image."""
 
     def has(self, reference: str) -> bool: ...
 
@@ -70,11 +70,11 @@ class ImageStore(Protocol):
         """Remove all but the ``KEPT_BUILDS`` latest images of this name; ``latest`` is the newest."""
 
     def publish(self, reference: str) -> None:
-        """Bring a built image to the cluster's nodes."""
+        """Make a built image available on the cluster's nodes."""
 
 
 def content_tags(base_image: str) -> dict[str, str]:
-    """Each image's tag: a hash of everything that goes into it, its parents included."""
+    """Each image's tag: a hash of all its inputs, including its parents."""
     tags: dict[str, str] = {}
     for image in IMAGES.values():  # parents come first
         digest = hashlib.sha256(image.dockerfile.read_bytes())
@@ -88,19 +88,19 @@ def content_tags(base_image: str) -> dict[str, str]:
 
 
 def references(base_image: str) -> dict[str, str]:
-    """Each image's full name at its present content."""
+    """Each image's full name for its current content."""
     return {name: f"{IMAGE_PREFIX}/{name}:{tag}" for name, tag in content_tags(base_image).items()}
 
 
 def with_parents(names: Iterable[str]) -> list[Image]:
-    """The named images and all that they stand on, in the order in which to build them.
+    """The named images and all their parents, in build order.
 
     Raises:
-        ClusterError: there is no such image.
+        ClusterError: a name is unknown.
     """
     wanted = set(names)
     if unknown := wanted - set(IMAGES):
-        raise ClusterError(f"image {', '.join(sorted(unknown))}: unknown; there are {', '.join(IMAGES)}")
+        raise ClusterError(f"unknown image {', '.join(sorted(unknown))}; available: {', '.join(IMAGES)}")
     for image in reversed(IMAGES.values()):
         if image.name in wanted:
             wanted.update(image.parents)
@@ -108,10 +108,10 @@ def with_parents(names: Iterable[str]) -> list[Image]:
 
 
 def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]:
-    """Build what is not there in its present content, and tag it ``dev`` too; returns name to reference.
+    """Build the images whose current content is missing, and also tag them ``dev``; returns name to reference.
 
     Raises:
-        ClusterError: an unknown name, or a build failed.
+        ClusterError: a name is unknown, or a build failed.
     """
     base_image = store.base_image()
     names_now = references(base_image)
@@ -122,18 +122,17 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
             arguments = {"BASE_IMAGE": base_image} if image.parent is None else {"PARENT": names_now[image.parent]}
             if image.uses_build:
                 arguments["BUILD"] = names_now["build"]
-            with step(f"building {reference}"):
+            with step(f"build image {reference}"):
                 store.build(reference, image.dockerfile, arguments)
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
         store.publish(reference)
         store.retire(image.name, reference)
         built[image.name] = reference
-    say("\n".join(f"{name:10} {reference}" for name, reference in built.items()))
     return built
 
 
 def _files(inputs: Iterable[str]) -> Iterator[Path]:
-    """The files at and below these paths, sorted, without what Python leaves behind."""
+    """The files at and below these paths, sorted, without Python's caches."""
     for name in inputs:
         path = REPOSITORY / name
         if path.is_file():

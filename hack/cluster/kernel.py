@@ -1,4 +1,4 @@
-"""What the cluster changes in the kernel, and how each change is taken back."""
+"""The cluster's changes to the kernel, and how each is undone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 WANTED: Mapping[str, str] = {
     "net.ipv4.ip_forward": "1",
     "net.bridge.bridge-nf-call-iptables": "1",  # NetworkPolicies between pods on the same bridge
-    "fs.inotify.max_user_instances": "1024",  # the kubelet and every watching container take some
+    "fs.inotify.max_user_instances": "1024",  # the kubelet and every watching container need some
 }
 CHANGED_BY_KUBELET = (
     "vm.overcommit_memory",
@@ -32,12 +32,12 @@ CHANGED_BY_KUBELET = (
 
 
 def sysctl(name: str) -> Path:
-    """The file that holds a kernel setting."""
+    """The file of a kernel setting."""
     return Path("/proc/sys") / name.replace(".", "/")
 
 
 def apply_settings(memory: Path) -> None:
-    """Set what pods need; ``memory`` keeps the values found before, once per boot."""
+    """Set what pods need; ``memory`` stores the previous values, once per boot."""
     if not sysctl("net.bridge.bridge-nf-call-iptables").exists():
         run(["modprobe", "br_netfilter"])
     boot = BOOT_ID.read_text().strip()
@@ -52,7 +52,7 @@ def apply_settings(memory: Path) -> None:
 
 
 def restore_settings(memory: Path) -> None:
-    """Put back the values that :func:`apply_settings` found, unless the machine has restarted since."""
+    """Restore the values that :func:`apply_settings` found, unless the machine has rebooted since."""
     if not memory.exists():
         return
     kept = json.loads(memory.read_text())
@@ -81,7 +81,7 @@ def remove_network() -> None:
 
 
 def remove_traces(directory: Path) -> None:
-    """Remove what the kubelet, CNI and shims leave at fixed places of the machine, as far as nobody else uses it."""
+    """Remove files that the kubelet, CNI and shims leave in system folders, unless others use them."""
     for link in _glob("/var/log/containers/*.log"):
         if link.is_symlink() and str(link.readlink()).startswith(f"{directory}/"):
             link.unlink()
@@ -92,7 +92,7 @@ def remove_traces(directory: Path) -> None:
             shim.unlink()
     folders = ("/var/log/containers", "/var/lib/cni/results", "/var/lib/cni")
     for folder in (*folders, "/run/containerd/s", "/run/containerd/fifo", "/run/containerd"):
-        with contextlib.suppress(OSError):  # another cluster's files are in it
+        with contextlib.suppress(OSError):  # it still holds another cluster's files
             Path(folder).rmdir()
 
 
@@ -106,7 +106,7 @@ def _glob(pattern: str) -> list[Path]:
 
 
 def _remove_chains(tool: str, family: str) -> None:
-    """Load the filter table again without kube-router's chains and the jumps to them, or drop one that only it used."""
+    """Reload the filter table without kube-router's chains and jumps, or delete a table that only kube-router used."""
     with contextlib.suppress(ClusterError):
         table = run([f"{tool}-save", "-t", "filter"]).splitlines(keepends=True)
         rest = [line for line in table if "KUBE-" not in line]
@@ -129,11 +129,11 @@ def unmount_below(directory: Path) -> None:
             run(["umount", mount])
         except ClusterError:
             _quietly("umount", "--lazy", mount)
-            say(f"  ! {mount} was busy; unmounted lazily")
+            say(f"  ! {mount} was busy: unmounted lazily")
 
 
 def remove_cgroups() -> None:
-    """End what still runs in the kubelet's control groups, then remove them."""
+    """Stop what still runs in the kubelet's control groups, then remove them."""
     root = Path("/sys/fs/cgroup")
     for hierarchy in (root, *(path for path in root.iterdir() if path.is_dir())):
         for directory, _, _ in os.walk(hierarchy / "kubepods", topdown=False):
@@ -145,18 +145,18 @@ def remove_cgroups() -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Delete a folder, after making sure that nothing is mounted in it (or the mounted data would go too).
+    """Delete a folder, after making sure that nothing is mounted in it (mounted data would be deleted too).
 
     Raises:
         ClusterError: something in it is still mounted.
     """
     unmount_below(directory)
     if left := mounts_below(directory, _MOUNTS.read_text()):
-        raise ClusterError(f"{left[0]}: still mounted; unmount it, then run down again")
+        raise ClusterError(f"{left[0]} is still mounted: unmount it, then run `make cluster-down` again")
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _quietly(*argv: str) -> None:
-    """Run a command whose failure means that there was nothing to remove."""
+    """Run a command that fails if there is nothing to remove."""
     with contextlib.suppress(ClusterError):
         run(argv)

@@ -1,4 +1,4 @@
-"""The cluster by kind, where a Docker engine answers. Continuous integration does not exercise this provider."""
+"""A cluster with kind, if a Docker engine is running. Continuous integration does not test this provider."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ BASE_IMAGE = "python:3.11-slim-bookworm"
 
 
 def docker_answers() -> bool:
-    """Whether there is a Docker engine to run kind on."""
+    """Whether a Docker engine is running, for kind to use."""
     return shutil.which("docker") is not None and succeeds(["docker", "info"])
 
 
 def kind_installed() -> bool:
-    """Whether there is a kind to run on Docker."""
+    """Whether kind is installed."""
     return shutil.which("kind") is not None
 
 
 @dataclass(frozen=True)
 class KindCluster:
-    """A kind cluster named ``finetune``, its kubeconfig where the native cluster's would be."""
+    """A kind cluster named ``finetune``, with its kubeconfig where the native cluster's would be."""
 
     directory: Path
 
@@ -45,7 +45,7 @@ class KindCluster:
         return self.directory / "admin.kubeconfig"
 
     def up(self) -> None:
-        """Create the cluster unless it is there. kubectl and helm are those of the native cluster.
+        """Create the cluster unless it exists. kubectl and helm are the same as for the native cluster.
 
         Raises:
             ClusterError: kind is not installed, or failed.
@@ -64,7 +64,7 @@ class KindCluster:
             toolchain.write_command(self.directory / "bin", name, f"KUBECONFIG={self.kubeconfig}")
 
     def down(self, purge: bool = False) -> None:
-        """Delete the cluster; ``purge`` removes the project's images from Docker too."""
+        """Delete the cluster; ``purge`` also removes the project's images from Docker."""
         run(["kind", "delete", "cluster", "--name", NAME])
         self.kubeconfig.unlink(missing_ok=True)
         if purge:
@@ -73,7 +73,7 @@ class KindCluster:
 
     def status(self) -> str:
         if NAME not in run(["kind", "get", "clusters"]).split():
-            return f"kind cluster {NAME}: not there"
+            return f"kind cluster {NAME}: does not exist"
         return run([toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, "get", "nodes", "--output", "wide"])
 
     def images(self) -> DockerImages:
@@ -112,6 +112,6 @@ class DockerImages:
 
 
 def build_command(reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> list[str | Path]:
-    """The command by which Docker builds an image, with what the machine adds to every build."""
+    """The Docker command that builds an image, with the machine's proxies and CA bundle."""
     given = [f"--build-arg={name}={value}" for name, value in {**proxies(), **arguments}.items()]
     return ["docker", "build", "--tag", reference, "--file", dockerfile, *ca_secret(), *given, REPOSITORY]

@@ -1,4 +1,4 @@
-"""Where everything of the local cluster lies, and the addresses and ports it uses."""
+"""Paths, addresses and ports of the local cluster."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ IMAGE_PREFIX = "localhost/finetune-operator"
 
 
 def cache_directory() -> Path:
-    """The project's cache, outside every checkout, so that clones share binaries, images and the cluster."""
+    """The project's cache, outside any checkout, so that clones share binaries, images and the cluster."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home.absolute() / "finetune-operator"
 
 
 def cluster_directory() -> Path:
-    """Everything of the cluster itself; ``FINETUNE_CLUSTER_DIR`` moves it."""
+    """The cluster's folder; set ``FINETUNE_CLUSTER_DIR`` to move it."""
     return Path(os.environ.get("FINETUNE_CLUSTER_DIR") or cache_directory() / "cluster").absolute()
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Not Kubernetes' own defaults, so that this cluster can stand next to another one."""
+    """Not the Kubernetes defaults, so that this cluster can run beside another one."""
 
     apiserver: int = 16443
     etcd: int = 12379
@@ -52,14 +52,14 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Control plane ports that nothing listens on right now: for test instances side by side."""
+        """Currently free control plane ports, for test instances side by side."""
         return cls(*free_ports(5))
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nothing listens on right now.
+    """Currently free ports on the loopback interface.
 
-    They are below the range that the kernel gives to outgoing connections, which could take one before we do.
+    They are below the kernel's range for outgoing connections, which could otherwise take one before we do.
     """
     ports: list[int] = []
     for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
@@ -76,9 +76,9 @@ def free_port() -> int:
 
 
 def node_address() -> str:
-    """The machine's address on its default route (no packet is sent to find it).
+    """The machine's address on its default route (found without sending a packet).
 
-    An address of the loopback would do for the API server alone, but not for `kubernetes.default` inside pods.
+    A loopback address would suffice for the API server alone, but not for `kubernetes.default` inside pods.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,4 +1,4 @@
-"""The native cluster: this very machine as the one node of a real Kubernetes."""
+"""The native cluster: a real Kubernetes with this machine as its only node."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .node import Node
 from .nodestore import NodeImages
 from .processes import Daemon, start_in_order, stop_all, tail
 
-# Everything but what only a cloud or several nodes need; one node has a fixed pod subnet.
+# All except those for a cloud or several nodes; a single node has a fixed pod subnet.
 CONTROLLERS = ("*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller")
-LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes; parts append to it
-KEPT_BY_DOWN = ("containerd", "buildkit", "images")  # long to fill again
+LONGEST_SOCKET_PATH = 100  # the kernel accepts 107 bytes; parts append to it
+KEPT_BY_DOWN = ("containerd", "buildkit", "images")  # slow to fill again
 
 
 @dataclass(frozen=True)
@@ -47,69 +47,69 @@ class NativeCluster:
         return self.plane.kubeconfig
 
     def images(self) -> NodeImages:
-        """Where images are built and kept.
+        """The store in which images are built and kept.
 
         Raises:
-            ClusterError: the parts that do this do not run.
+            ClusterError: containerd or BuildKit is not running.
         """
         if dead := [part.name for part in self.node.runtime() if part.record() is None]:
-            raise ClusterError(f"{', '.join(dead)}: not running; run `make cluster-up` first")
+            raise ClusterError(f"not running: {', '.join(dead)}; run `make cluster-up` first")
         return NodeImages(self.node)
 
     def daemons(self) -> list[Daemon]:
-        """All parts, in starting order."""
+        """All parts, in start order."""
         return [*self.plane.daemons(), *self.node.runtime(), *self.node.agents()]
 
     def up(self) -> None:
-        """Bring the cluster up, or repair it: what runs as it should is left alone.
+        """Start or repair the cluster: parts that run correctly are left alone.
 
         Raises:
-            ClusterError: not Linux, not root, another cluster's node, or a part did not come up (with its log's end).
+            ClusterError: not Linux, not root, another cluster's node, or a part did not start (includes its log's end).
         """
         _require_root_on_linux()
         neighbours.refuse_foreign_node(self.directory)
         if len(str(self.node.containerd_socket)) > LONGEST_SOCKET_PATH:
             raise ClusterError(
-                f"{self.directory}: too long for sockets in it; set FINETUNE_CLUSTER_DIR to a shorter path"
+                f"{self.directory} is too long for socket paths: set FINETUNE_CLUSTER_DIR to a shorter path"
             )
         packages.install()
         toolchain.build(toolchain.CLUSTER)
         self.directory.mkdir(parents=True, exist_ok=True)
         with toolchain.locked(self.directory / "lock"):
-            with step("control plane"):
+            with step("start etcd, API server, controller manager and scheduler"):
                 fresh = self.plane.start()
             kernel.apply_settings(self.directory / "sysctl.json")
             kernel.masquerade_pods()
             self.node.write_configuration()
-            with step("containerd and BuildKit"):
+            with step("start containerd and BuildKit"):
                 start_in_order(self.node.runtime())
             self._build_system_images()
             self.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=self._objects())
-            if fresh:  # clients that start anew need not sit out a back-off of up to a minute
+            if fresh:  # restarted clients do not wait for a back-off of up to a minute
                 stop_all(self.node.agents())
                 self.plane.kubectl("delete", "pods", "-n", "kube-system", "-l", "k8s-app=kube-dns", "--wait=false")
-            with step("kubelet, kube-proxy, kube-router"):
+            with step("start kubelet, kube-proxy and kube-router"):
                 self._start_agents()
-            with step("cluster DNS"):
+            with step("wait for cluster DNS"):
                 self._wait_for_dns()
             self._write_commands()
 
     def down(self, purge: bool = False) -> None:
-        """Take everything down and back: processes, containers, mounts, bridge, firewall rules, kernel settings.
+        """Stop everything and undo all changes: processes, containers, mounts, bridge, firewall rules, kernel settings.
 
-        The image store stays (it takes long to fill) unless ``purge``.
+        The image store is kept (it is slow to fill) unless ``purge``.
         """
         _require_root_on_linux()
         if not self.directory.exists():
             return
         with toolchain.locked(self.directory / "lock"):
-            with step("stopping Kubernetes"):
+            with step("stop Kubernetes"):
                 stop_all((*self.plane.daemons(), *self.node.agents()))
-            with step("removing containers"):
+            with step("remove containers"):
                 self.node.remove_containers()
                 stop_all(self.node.runtime())
                 kernel.remove_cgroups()
-            with step("removing mounts and network"):
+            with step("remove mounts and network"):
                 kernel.unmount_below(self.directory)
                 kernel.remove_network()
                 kernel.remove_traces(self.directory)
@@ -119,7 +119,7 @@ class NativeCluster:
                     kernel.remove_tree(entry) if entry.is_dir() else entry.unlink()
 
     def status(self) -> str:
-        """A table of all parts: state, pid, since when."""
+        """A table of all parts: state, pid and start time."""
         rows = [("PART", "STATE", "PID", "SINCE")]
         for daemon in self.daemons():
             record = daemon.record()
@@ -134,12 +134,12 @@ class NativeCluster:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
     def _build_system_images(self) -> None:
-        """The images of the sandbox container and of cluster DNS: one static program each."""
+        """Build the images of the sandbox container and of cluster DNS: one static program each."""
         for program, reference in (("pause", self.node.pause_image), ("coredns", self.node.dns_image)):
             if self.node.has_image(reference):
                 continue
             binary = toolchain.program(program)
-            with step(f"building {reference}"), tempfile.TemporaryDirectory() as scratch:
+            with step(f"build image {reference}"), tempfile.TemporaryDirectory() as scratch:
                 dockerfile = Path(scratch) / "Dockerfile"
                 dockerfile.write_text(f'FROM scratch\nCOPY {program} /\nENTRYPOINT ["/{program}"]\n')
                 buildkit.build_image(self.node.buildkit_address, reference, binary.parent, dockerfile)
@@ -161,7 +161,7 @@ class NativeCluster:
         _wait(dns.answers_for_kubernetes, "cluster DNS to answer at its service address", 30, self.node.agents()[1])
 
     def _write_commands(self) -> None:
-        """What people use of the cluster: ``bin/kubectl``, ``bin/helm``, ``bin/ctr`` and ``bin/buildctl``."""
+        """Write the commands for people: ``bin/kubectl``, ``bin/helm``, ``bin/ctr`` and ``bin/buildctl``."""
         folder = self.directory / "bin"
         for name in ("kubectl", "helm"):
             toolchain.write_command(folder, name, f"KUBECONFIG={self.kubeconfig}")
@@ -176,13 +176,15 @@ def _wait(condition: Callable[[], bool], what: str, seconds: float, culprit: Dae
     while not condition():
         if time.monotonic() > deadline:
             end = tail(culprit.log_file)
-            raise ClusterError(f"waited {seconds:.0f} s for {what}; the end of {culprit.log_file}:\n{end}")
+            raise ClusterError(
+                f"timed out after {seconds:.0f} s waiting for {what}; the end of {culprit.log_file}:\n{end}"
+            )
         time.sleep(0.3)
 
 
 def _require_root_on_linux() -> None:
     if platform.system() != "Linux" or os.geteuid() != 0:
         raise ClusterError(
-            "the native cluster needs Linux and root (it makes this machine a node); elsewhere, start a Docker engine, "
-            "install kind, and kind is used instead"
+            "the native cluster needs Linux and root, because it makes this machine a node; on other machines, start a "
+            "Docker engine and install kind, which is then used instead"
         )

@@ -1,4 +1,4 @@
-"""Whether this machine is a node already: two kubelets would fight for control groups, firewall rules and sysctls."""
+"""Whether this machine is already a node: two kubelets would fight over control groups, firewall rules and sysctls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROC = Path("/proc")
 
 
 def refuse_foreign_node(directory: Path, proc: Path = _PROC) -> None:
-    """Make sure that no other cluster's agent runs here. Nodes in containers (kind, k3d) do no harm.
+    """Make sure that no other cluster's agent runs here. Nodes in containers (kind, k3d) are harmless.
 
     Raises:
         ClusterError: one does.
@@ -21,10 +21,10 @@ def refuse_foreign_node(directory: Path, proc: Path = _PROC) -> None:
     for pid, name in _agents(proc):
         if not _started_for(directory, proc / str(pid)):
             raise ClusterError(
-                f"{name} (pid {pid}) runs on this machine, but not for the cluster in {directory}: it is a node "
-                "of another cluster, and `cluster-down` would end its containers. Use another machine, or start a "
-                "Docker engine and install kind, and kind is used instead. If it is a cluster of yours elsewhere "
-                "(FINETUNE_CLUSTER_DIR), take that down first"
+                f"{name} (pid {pid}) runs on this machine, but not for the cluster in {directory}: this machine is a "
+                "node of another cluster, and `cluster-down` would stop that cluster's containers. Use another "
+                "machine, or start a Docker engine and install kind, which is then used instead. If the other cluster is "
+                "your own (FINETUNE_CLUSTER_DIR), take it down first"
             )
 
 
@@ -36,7 +36,7 @@ def _agents(proc: Path) -> Iterator[tuple[int, str]]:
             name = (process / "comm").read_text().strip()
             if name in AGENTS and os.readlink(process / "ns/net") == here:
                 yield int(process.name), name
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
 
 
@@ -44,6 +44,6 @@ def _started_for(directory: Path, process: Path) -> bool:
     try:
         arguments = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:
-        return True  # it has ended meanwhile
+        return True  # it has ended in the meantime
     inside = os.fsencode(f"{directory}/")
     return not any(arguments) or any(inside in argument for argument in arguments)

@@ -1,4 +1,4 @@
-"""The node: containerd, BuildKit, the kubelet, kube-proxy and kube-router, all in one folder."""
+"""The node: containerd, BuildKit, kubelet, kube-proxy and kube-router, all in one folder."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ class Node:
             write_if_changed(self._file(name), text)
 
     def runtime(self) -> list[Daemon]:
-        """What runs containers and builds images."""
+        """The parts that run containers and build images."""
         return [self._containerd(), self._buildkitd()]
 
     def agents(self) -> list[Daemon]:
-        """What turns the API's objects into containers and firewall rules."""
+        """The parts that turn API objects into containers and firewall rules."""
         return [self._kubelet(), self._kube_proxy(), self._kube_router()]
 
     def ctr(self, *arguments: str, timeout: float = 300) -> str:
-        """Run containerd's client in the namespace that holds Kubernetes' images and containers."""
+        """Run containerd's client in the namespace of Kubernetes' images and containers."""
         ctr = toolchain.program("ctr")
         base = (ctr, "--address", self.containerd_socket, "--namespace", KUBERNETES_NAMESPACE)
         return run([*base, *arguments], timeout=timeout)
@@ -84,7 +84,7 @@ class Node:
         return bool(self.ctr("images", "list", "--quiet", f"name=={reference}").strip())
 
     def ready(self) -> bool:
-        """Whether the API server counts the node as Ready."""
+        """Whether the API server shows the node as Ready."""
         path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
         try:
             return self.plane.kubectl("get", "node", NODE_NAME, "-o", path) == "True"
@@ -92,7 +92,7 @@ class Node:
             return False
 
     def remove_containers(self) -> None:
-        """Delete every container, and the shims of those that containerd has lost track of."""
+        """Delete every container, and the shims that containerd has lost track of."""
         if self._containerd().record():
             for container in self.ctr("containers", "list", "--quiet").split():
                 self._remove_container(container)
@@ -104,11 +104,11 @@ class Node:
         for command in commands:
             try:
                 self.ctr(*command, timeout=20)
-            except ClusterError:  # no task, or gone meanwhile: the shim, if any, is ended afterwards
+            except ClusterError:  # no task, or already gone: a remaining shim is stopped afterwards
                 continue
 
     def _forget_last_boot(self) -> None:
-        """After a restart of the machine, containerd's running state describes containers that no longer are."""
+        """After a reboot, containerd's runtime state describes containers that no longer exist: delete it."""
         seen, boot = self._file("boot-id"), BOOT_ID.read_text()
         if seen.exists() and seen.read_text() != boot:
             kernel.remove_tree(self.directory / "containerd" / "state")
@@ -158,21 +158,21 @@ class Node:
         return self._daemon("kube-router", argv, lambda: answers(health), (client,))
 
     def _daemon(self, name: str, argv: tuple[str, ...], ready: Callable[[], bool], files: tuple[Path, ...]) -> Daemon:
-        """A part of the node. containerd looks for its shim on the PATH, the others for runc, nft and iptables.
+        """A part of the node. containerd finds its shim on the PATH, the others runc, nft and iptables.
 
-        Temporary mounts come to lie in the cluster's folder, where ``down`` finds them.
+        Temporary mounts are in the cluster's folder, where ``down`` finds them.
         """
         path = f"{toolchain.program('containerd').parent}:{SYSTEM_PATH}"
         return Daemon(name, argv, self.directory, ready, files, {"PATH": path, "TMPDIR": str(self._file("tmp"))})
 
 
 def _system_image(program: str) -> str:
-    """The image of one of the cluster's own programs, named by what it was built from."""
+    """The image of one of the cluster's own programs, named by its build inputs."""
     return f"{IMAGE_PREFIX}/{program}:{toolchain.tool_of(program).key().rpartition('-')[2]}"
 
 
 def processes_with(argument: str) -> list[Identity]:
-    """Living processes with exactly this argument on their command line."""
+    """Running processes with exactly this argument on their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

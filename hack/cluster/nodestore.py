@@ -24,16 +24,17 @@ _DOCKERFILE = "FROM scratch\nADD rootfs.tar /\nRUN ln -s /usr/bin/python3 /usr/l
 
 @dataclass(frozen=True)
 class NodeImages:
-    """:class:`~hack.cluster.images.ImageStore` of the native cluster. Nothing is pulled: there may be no registry."""
+    """:class:`~hack.cluster.images.ImageStore` of the native cluster. Nothing is pulled, because there may be no
+    registry."""
 
     node: Node
 
     def base_image(self) -> str:
-        """Debian with its Python 3.11 (as ``python:3.11-slim-bookworm`` has), made from Debian's packages once."""
+        """Debian with its Python 3.11 (like ``python:3.11-slim-bookworm``), built once from Debian packages."""
         content = hashlib.sha256("\0".join((SUITE, *PACKAGES, _DOCKERFILE)).encode()).hexdigest()[:12]
         reference = f"{PYTHON_IMAGE}:3.11-slim-{SUITE}-{content}"
         if not self.has(reference):
-            with step(f"building {reference} from Debian packages"), tempfile.TemporaryDirectory() as scratch:
+            with step(f"build image {reference} from Debian packages"), tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
                 folder.chmod(0o755)
                 options = ["--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*"]
@@ -53,7 +54,7 @@ class NodeImages:
         self.node.ctr("images", "tag", "--force", reference, alias)
 
     def retire(self, name: str, latest: str) -> None:
-        """The order of builds is kept in a file: containerd's client does not tell when an image came."""
+        """Keeps the order of builds in a file: containerd's client does not show when an image was created."""
         history = self.node.directory / "images" / f"{name}.json"
         earlier = json.loads(history.read_text()) if history.exists() else []
         order = [latest, *(each for each in earlier if each != latest)]
@@ -65,4 +66,4 @@ class NodeImages:
         write_if_changed(history, json.dumps(order[:KEPT_BUILDS]))
 
     def publish(self, reference: str) -> None:
-        """It is on the node already."""
+        """Nothing to do: the image is already on the node."""

@@ -1,4 +1,4 @@
-"""What comes from the operating system: the container runtime's last mile, the kernel's firewalls, Python's venv."""
+"""Programs from the operating system: container runtime tools, the kernel's firewalls, Python's venv."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ NODE_PROGRAMS: Mapping[str, str] = {
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
-VENV_PROGRAMS: Mapping[str, str] = {  # Debian splits them from Python
+VENV_PROGRAMS: Mapping[str, str] = {  # Debian packages them apart from Python
     str(Path(os.__file__).with_name("ensurepip")): f"python3.{sys.version_info.minor}-venv",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def missing(programs: Mapping[str, str]) -> list[str]:
-    """The Debian packages of those programs that are not installed."""
+    """The Debian packages of the programs that are not installed."""
     return sorted({package for name, package in programs.items() if not _found(name)})
 
 
 def install(programs: Mapping[str, str] = NODE_PROGRAMS) -> None:
-    """Install what is missing.
+    """Install missing packages.
 
     Raises:
-        ClusterError: something is missing and this is not a Debian-like machine, or not root.
+        ClusterError: a package is missing, and this is not a Debian-based machine or not root.
     """
     wanted = missing(programs)
     if not wanted:
         return
     if not shutil.which("apt-get") or os.geteuid() != 0:
-        raise ClusterError(f"missing on this machine: {', '.join(wanted)}; install them (Debian's package names)")
+        raise ClusterError(f"install these packages (Debian names) on this machine: {', '.join(wanted)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    with step(f"apt-get install {' '.join(wanted)}"):
+    with step(f"install {' '.join(wanted)} with apt-get"):
         run(["apt-get", "update", "-qq"], env=environment)
         run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted], env=environment)
 
 
 def make_environment(home: Path) -> Path:
-    """A new virtual environment with pip, of the running Python's version; returns its ``bin``.
+    """Create a virtual environment with pip and the running Python's version; returns its ``bin``.
 
     Raises:
         ClusterError: as :func:`install`, or venv failed.
@@ -62,7 +62,7 @@ def make_environment(home: Path) -> Path:
 
 
 def base_interpreter() -> Path:
-    """The interpreter behind this process, not a virtual environment that happens to be active."""
+    """The interpreter of this process, not of an active virtual environment."""
     return Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
 
 

@@ -1,4 +1,4 @@
-"""Certificates and kubeconfigs, by the machine's openssl."""
+"""Certificates and kubeconfigs, made with the machine's openssl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _MINIMAL_CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority in a folder; certificates are issued once and again only when asked for otherwise."""
+    """A certificate authority in a folder; a certificate is issued once, and again only if its subject or names
+    change."""
 
     directory: Path
 
@@ -34,7 +35,7 @@ class Authority:
         return self.directory / "service-accounts.pub"
 
     def create(self) -> None:
-        """The authority itself and the key pair that signs service account tokens."""
+        """Create the CA certificate and the key pair that signs service account tokens."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._config.write_text(_MINIMAL_CONFIG)
         if not self.certificate.exists():
@@ -46,7 +47,7 @@ class Authority:
             run(["openssl", "pkey", "-in", key, "-pubout", "-out", self.service_account_public_key])
 
     def issue(self, name: str, subject: str, names: tuple[str, ...] = ()) -> tuple[Path, Path]:
-        """A certificate and key for servers and clients alike; ``names`` like ``DNS:localhost``, ``IP:127.0.0.1``."""
+        """Issue a certificate and key for servers and clients; ``names`` like ``DNS:localhost``, ``IP:127.0.0.1``."""
         certificate, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         asked = self.directory / f"{name}.json"
         wish = json.dumps([subject, names])
@@ -73,7 +74,7 @@ class Authority:
             argv += ["-addext", extension]
         run(argv)
         key.chmod(0o600)
-        draft.replace(self.directory / f"{name}.crt")  # last: a certificate in place means that all is there
+        draft.replace(self.directory / f"{name}.crt")  # last: if the certificate exists, so does the key
 
     def kubeconfig(self, path: Path, server: str, name: str, subject: str) -> Path:
         """Write a self-contained kubeconfig for a client of this subject."""

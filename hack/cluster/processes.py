@@ -16,13 +16,13 @@ from pathlib import Path
 from .console import ClusterError, say
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-GRACE_SECONDS = 5  # the API server would wait for its clients' watches to end, which they do not
+GRACE_SECONDS = 5  # the API server would wait for its clients' watches, which never end
 LOG_LIMIT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One process, for good: a pid alone may mean another process tomorrow."""
+    """Identifies a process permanently: its pid alone may be reused."""
 
     pid: int
     start_ticks: int
@@ -30,23 +30,23 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Identity | None:
-        """The living process with this pid; None when there is none.
+        """The running process with this pid; None if there is none.
 
-        A zombie is dead, unless threads of it are still ending: those hold its sockets.
+        A zombie counts as dead, unless some of its threads are still ending: they hold its sockets.
         """
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
             threads = len(os.listdir(f"/proc/{pid}/task"))
         except (FileNotFoundError, ProcessLookupError):
             return None
-        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses
+        fields = stat.rpartition(")")[2].split()  # the name before it may contain spaces and parentheses
         if fields[0] in "ZX" and threads <= 1:
             return None
         return cls(pid, int(fields[19]), BOOT_ID.read_text().strip())
 
     @classmethod
     def mine(cls) -> Identity:
-        """This very process."""
+        """The current process."""
         identity = cls.of(os.getpid())
         assert identity is not None, "a running process has an entry in /proc"
         return identity
@@ -57,7 +57,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Record:
-    """What the pid file says: which process, what it was started with, and when (seconds since the epoch)."""
+    """Content of the pid file: the process, a fingerprint of its configuration, and its start time (epoch seconds)."""
 
     identity: Identity
     fingerprint: str
@@ -70,7 +70,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """None without a pid file, or with one cut short by a crash."""
+        """None without a pid file, or with a truncated one."""
         try:
             data = json.loads(path.read_text())
             return cls(Identity(data["pid"], data["start_ticks"], data["boot_id"]), data["fingerprint"], data["since"])
@@ -80,7 +80,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Daemon:
-    """One long-running part. ``files`` are configurations whose change means a restart, like a change of ``argv``."""
+    """One long-running part. A change of ``argv`` or of one of the configuration ``files`` means a restart."""
 
     name: str
     argv: tuple[str, ...]
@@ -110,7 +110,7 @@ class Daemon:
         return record if record and record.identity.alive() else None
 
     def start(self) -> bool:
-        """Make it run with the present arguments and files; False when it already does."""
+        """Run it with the current arguments and files; False if it already runs with them."""
         record, fingerprint = self.record(), self.fingerprint()
         if record and record.fingerprint == fingerprint:
             return False
@@ -120,7 +120,7 @@ class Daemon:
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         with self.log_file.open("ab") as log:
-            # A session of its own: it outlives the terminal or `make` that started it.
+            # In its own session, so that it outlives the terminal or `make` that started it.
             try:
                 process = subprocess.Popen(
                     self.argv,
@@ -131,27 +131,27 @@ class Daemon:
                     start_new_session=True,
                 )
             except FileNotFoundError as error:
-                raise ClusterError(f"{self.argv[0]}: not built; run `make cluster-tools`") from error
+                raise ClusterError(f"{self.argv[0]} is not built: run `make cluster-tools`") from error
         identity = Identity.of(process.pid)
         if identity is None:
-            raise self._failure("ended at once")
+            raise self._failure("exited immediately")
         Record(identity, fingerprint, time.time()).write(self.pid_file)
-        # The pid file is what later calls go by; this object must not complain about a child it never waits for.
+        # Later calls use the pid file; this object must not warn about a child that it never waits for.
         process.returncode = 0
         return True
 
     def wait_ready(self) -> None:
-        """Wait until it answers.
+        """Wait until it is ready.
 
         Raises:
-            ClusterError: it ended, or did not answer within ``ready_seconds``; carries the end of its log.
+            ClusterError: it exited, or was not ready within ``ready_seconds``; includes the end of its log.
         """
         begin = time.monotonic()
         deadline, reminder = begin + self.ready_seconds, begin + 10
         while not self.ready():
             now = time.monotonic()
             if self.record() is None:
-                raise self._failure("ended")
+                raise self._failure("exited")
             if now > deadline:
                 raise self._failure(f"not ready after {self.ready_seconds:.0f} s")
             if now > reminder:
@@ -160,7 +160,7 @@ class Daemon:
             time.sleep(0.1)
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Ask it to end, insist after ``grace_seconds``; a process that is not ours is left alone."""
+        """Stop it, forcibly after ``grace_seconds``; a process that is not ours is left alone."""
         record = self.record()
         if record:
             terminate(record.identity, grace_seconds)
@@ -171,7 +171,7 @@ class Daemon:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write a configuration file, but not for nothing: kube-proxy ends when its file is touched."""
+    """Write a configuration file if its content changes: kube-proxy exits when its file is touched."""
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".draft")
@@ -181,7 +181,7 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def start_in_order(daemons: Iterable[Daemon]) -> bool:
-    """Start each when those before it answer; whether any had to be started."""
+    """Start each once those before it are ready; returns whether any was started."""
     started = False
     for daemon in daemons:
         started |= daemon.start()
@@ -190,13 +190,13 @@ def start_in_order(daemons: Iterable[Daemon]) -> bool:
 
 
 def stop_all(daemons: Iterable[Daemon], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Stop each before those that it was started after."""
+    """Stop them in reverse start order."""
     for daemon in reversed(tuple(daemons)):
         daemon.stop(grace_seconds)
 
 
 def terminate(identity: Identity, grace_seconds: float) -> None:
-    """SIGTERM, then SIGKILL; returns when the process is gone."""
+    """Send SIGTERM, then SIGKILL; returns when the process is gone."""
     deadline = time.monotonic() + grace_seconds
     send = signal.SIGTERM
     while identity.alive():
@@ -212,7 +212,7 @@ def terminate(identity: Identity, grace_seconds: float) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Collect the exit status when the process is a child of this very interpreter (test fixtures)."""
+    """Collect the exit status if the process is a child of this interpreter (test fixtures)."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 

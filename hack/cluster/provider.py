@@ -1,4 +1,4 @@
-"""Which cluster this machine gets."""
+"""Selects the kind of cluster for this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROVIDERS: Mapping[str, type[KindCluster | NativeCluster]] = {"kind": KindCluste
 
 
 def provider() -> KindCluster | NativeCluster:
-    """The machine's cluster, as :func:`choice` says.
+    """The machine's cluster, as :func:`choice` selects it.
 
     Raises:
         ClusterError: the environment variable names no provider.
@@ -24,20 +24,20 @@ def provider() -> KindCluster | NativeCluster:
 
 
 def choice() -> tuple[str, str]:
-    """kind where a Docker engine answers and kind is installed, else native; an environment variable decides otherwise.
+    """kind if Docker is running and kind is installed, otherwise native; an environment variable overrides this.
 
     Returns:
-        The provider's name, and why it is this one.
+        The provider's name, and the reason for it.
 
     Raises:
         ClusterError: the variable names no provider.
     """
     if wanted := os.environ.get(PROVIDER_VARIABLE, ""):
         if wanted not in PROVIDERS:
-            raise ClusterError(f"{PROVIDER_VARIABLE}={wanted}: no such provider; use kind or native")
+            raise ClusterError(f"{PROVIDER_VARIABLE}={wanted}: unknown provider; use kind or native")
         return wanted, f"{PROVIDER_VARIABLE}={wanted}"
     if not docker_answers():
-        return "native", "no Docker engine answers"
+        return "native", "no Docker engine is running"
     if not kind_installed():
-        return "native", "a Docker engine answers, but kind is not on the PATH"
-    return "kind", "a Docker engine answers, and kind is on the PATH"
+        return "native", "a Docker engine is running, but kind is not on the PATH"
+    return "kind", "a Docker engine is running, and kind is on the PATH"

