@@ -203,6 +203,12 @@ FILES: Final[list[tuple[str, bytes, dict[str, Any], str]]] = [
     ),
     (
         "rows.parquet",
+        parquet_bytes({"text": ["a"], "label": ["b"]}, store_schema=False).replace(b"label", b"l\xffbel"),
+        {},
+        r"the column name 'l\xffbel' in the footer is not UTF-8 at byte 2. Write the file again.",
+    ),
+    (
+        "rows.parquet",
         damaged_page(),
         CHAT,
         "column 'completion' cannot be read in row group 1 of 1 (ZSTD decompression failed: Unknown frame descriptor). "

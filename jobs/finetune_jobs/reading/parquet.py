@@ -26,6 +26,8 @@ _REPORTED: Final = 1000
 """Rows between two reports of progress."""
 _ERRORS: Final = (pa.ArrowException, OSError, IndexError)
 """What damaged files raise; the last one where a category is not in its dictionary."""
+_SHOWN: Final = 80
+"""Bytes of a name that an error shows."""
 Sizes = npt.NDArray[np.int64]
 _NO_VALUE: Final = (pa.ArrowException, ValueError, OverflowError)
 """What Arrow raises for cells that Python cannot hold, such as dates beyond the year 9999."""
@@ -191,6 +193,10 @@ def _open(path: Path, uri: str) -> Iterator[Any]:
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_PAGES)
     except _ERRORS as error:
         raise invalid(uri, f"is no Parquet file that can be read ({_first_line(error)}).") from None
+    except UnicodeDecodeError as error:
+        name = repr(error.object[:_SHOWN]).removeprefix("b")
+        problem = f"the column name {name} in the footer is not UTF-8 at byte {error.start + 1}"
+        raise invalid(uri, f"{problem}. Write the file again.") from None
     with parquet:
         yield parquet
 
