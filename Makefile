@@ -1,12 +1,13 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-unit test-controlplane test-cluster bench lint format manifests images \
+.PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench lint format manifests images \
         cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
 VENV := .venv/bin
 STAMP := .venv/.synced
+WORKERS ?= 2
 
 help:
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -40,27 +41,33 @@ format: $(STAMP) ## Format the code
 manifests: $(STAMP) ## Generate CRDs, the chart's copies, schema and API reference from the models
 	@$(VENV)/python -m hack.manifests
 
-test: $(STAMP) ## Every test, from nothing: unit, control plane, cluster (as root; about an hour)
+test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (30 seconds)
+	@$(VENV)/python -m pytest --fast -q
+
+test: lint ## Lint, then every test, from nothing: unit, control plane, cluster (as root; half an hour once all is built)
+	@$(VENV)/python -m hack.tiers $(WORKERS)
+
+test-needs: $(STAMP) # What the first two tiers need
 	@$(PYTHON) -m hack.environments quantize
 	@$(PYTHON) -m hack.cluster build
 	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -m "unit or controlplane"
-	@$(MAKE) --no-print-directory cluster-up images
-	@$(VENV)/python -m pytest -m cluster
 
 test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 	@$(PYTHON) -m hack.environments quantize
 	@$(PYTHON) -m hack.cluster build helm
 	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -m unit
+	@$(VENV)/python -m pytest -n $(WORKERS) -m unit
 
 test-controlplane: $(STAMP) ## The operator against a real API server, no node (minutes)
 	@$(PYTHON) -m hack.cluster build
-	@$(VENV)/python -m pytest -m controlplane
+	@$(VENV)/python -m pytest -n $(WORKERS) -m controlplane
 
 test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour)
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m cluster
+
+fuzz: $(STAMP) ## Random input for the tests that draw theirs, for MINUTES=10; shows what to commit
+	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10)
 
 bench: $(STAMP) cluster-up ## Benchmarks; NAME=... for one of hack/benchmarks
 	@$(VENV)/python -m hack.benchmarks $(NAME)

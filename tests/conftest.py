@@ -1,0 +1,65 @@
+"""What all tests share: how Hypothesis draws, a thread for each worker, what ``--fast`` leaves out and forbids."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import fast
+from tests.support.examples import to_commit
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and pytest-xdist's workers share the cores
+
+# `make test` draws the same examples each time; what random draws have found is written beside the tests, as @example.
+settings.register_profile(
+    "test",
+    derandomize=True,
+    database=None,
+    deadline=timedelta(seconds=5),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# `make fuzz` draws at random, from a seed that it prints.
+settings.register_profile("fuzz", parent=settings.get_profile("test"), derandomize=False, print_blob=True)
+settings.load_profile("test")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only unit tests without torch, processes and network")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        fast.forbid_the_rest()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--fast") and collection_path.suffix == ".py" and fast.is_slow(collection_path):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--fast"):
+        return
+    left_out = [item for item in items if not item.get_closest_marker("unit") or item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says of an example that Hypothesis found what to commit, and fails a fast test that did what is forbidden."""
+    report = yield
+    if call.excinfo and (example := to_commit(call.excinfo.value, getattr(item, "funcargs", {}))):
+        report.sections.append(("commit this with the test", example))
+    if report.when == "call" and (done := fast.forbidden()) and report.passed:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} is not marked slow, but {done}"
+    return report

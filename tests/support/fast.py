@@ -1,0 +1,54 @@
+"""``pytest --fast``: unit tests that are pure logic. Torch, processes and connections are out of their reach.
+
+A test that needs one of them is marked ``slow``, by itself or with its whole module. Of a module that is marked, not
+even the imports are made.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+_MARKED: Final = re.compile(r"^pytestmark = .*\bpytest\.mark\.(slow|controlplane|cluster)\b", re.MULTILINE)
+_FORBIDDEN: Final = {
+    "subprocess.Popen": "starts a process",
+    "os.fork": "starts a process",
+    "os.forkpty": "starts a process",
+    "os.posix_spawn": "starts a process",
+    "os.exec": "starts a process",
+    "socket.bind": "opens a socket",
+    "socket.connect": "opens a socket",
+    "socket.getaddrinfo": "asks for an address",
+}
+"""Python's audit events, and what they are."""
+_seen: Final[list[str]] = []
+
+
+class NotFastError(RuntimeError):
+    """A test that is not marked slow has done what takes long."""
+
+
+def is_slow(module: Path) -> bool:
+    """Whether all tests of a module are left out."""
+    return _MARKED.search(module.read_text(encoding="utf-8")) is not None
+
+
+def forbid_the_rest() -> None:
+    """From now on torch cannot be imported, as in an image without it, and no process or connection be made."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # this is how Python says that a module is not there
+    sys.addaudithook(_refuse)
+
+
+def forbidden() -> str:
+    """What was forbidden and tried since the last call, whether or not the error was caught."""
+    done = ", ".join(dict.fromkeys(_seen))
+    _seen.clear()
+    return done
+
+
+def _refuse(event: str, _: tuple[Any, ...]) -> None:
+    if event in _FORBIDDEN:
+        _seen.append(_FORBIDDEN[event])
+        raise NotFastError(f"a test that is not marked slow {_FORBIDDEN[event]}")

@@ -1,0 +1,128 @@
+"""How the tests are run: every tier has its turn, fast tests stay fast, and what random draws find can be committed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from hack.cluster.layout import REPOSITORY
+from hack.tiers import Outcome, Tier, run, summary, tiers
+from tests.support.examples import to_commit
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_summary_names_the_tiers_that_failed() -> None:
+    outcomes = [Outcome("unit and control plane", 733.4, "`make test-needs` ended with 2"), Outcome("cluster", 59.6)]
+    assert summary(outcomes).splitlines() == [
+        "make test: failed: unit and control plane",
+        "  ✗ unit and control plane: 12 min 13 s, `make test-needs` ended with 2",
+        "  ✓ cluster: 1 min 0 s",
+    ]
+    assert summary(outcomes[1:]).splitlines()[0] == "make test: every tier passed"
+
+
+def test_ci_runs_lint_and_every_tier() -> None:
+    assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+    assert "\ntest: lint " in (REPOSITORY / "Makefile").read_text()
+    selected = [command[-1] for tier in tiers("2") for command in tier.commands if "pytest" in command]
+    assert selected == ["unit or controlplane", "cluster"]
+
+
+@pytest.mark.slow
+def test_a_tier_ends_with_the_first_command_that_fails() -> None:
+    outcome = run(Tier("some", (("true",), ("false",), ("/missing",))))
+    assert (outcome.tier, outcome.failed) == ("some", "`false` ended with 1")
+    assert run(Tier("some", (("true",),))).failed == ""
+
+
+@pytest.mark.slow
+def test_the_next_tier_has_its_turn_after_a_failure(tmp_path: Path) -> None:
+    """The commands are stand-ins; what is real is the order, the summary and the exit code."""
+    script = (
+        "from hack import tiers\n"
+        "tiers.tiers = lambda workers: [tiers.Tier('first', (('false',),)), tiers.Tier('second', (('echo', 'ran'),))]\n"
+        "raise SystemExit(tiers.main(['2']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["ran", "make test", "  ✗ first", "  ✓ second"]
+
+
+# Examples
+
+
+@dataclass
+class Point:
+    x: int
+
+
+def test_an_example_that_was_found_is_shown_as_it_is_committed() -> None:
+    @settings(database=None)
+    @given(st.integers(3, 5), st.lists(st.sampled_from("ab"), min_size=1), st.builds(Point, st.just(1)))
+    def fails(fixture: str, number: int, letters: list[str], point: Point) -> None:
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as error:
+        fails("a fixture")
+    assert to_commit(error.value, {"fixture"}) == "@example(number=3, letters=['a'], point=Point(1))"
+    assert to_commit(ValueError("another error"), {}) == ""
+
+
+def test_a_value_that_cannot_be_written_is_shown_as_it_is() -> None:
+    error = AssertionError()
+    error.add_note("Failing test case: fails(\n    place=<object at 0x1>,\n)")
+    assert to_commit(error, {}).startswith("@example(...)  # with the values of fails(")
+
+
+def test_the_same_examples_are_drawn_each_time() -> None:
+    def drawn() -> list[int]:
+        numbers: list[int] = []
+
+        @given(st.integers())
+        def record(number: int) -> None:
+            numbers.append(number)
+
+        record()
+        return numbers
+
+    assert settings.get_profile("test").derandomize is True
+    with_profile = settings.get_profile("test")
+    assert find(st.integers(), lambda number: number > 7, settings=with_profile) == 8
+    assert drawn() == drawn()
+
+
+# Fast tests
+
+FORBIDDEN = {
+    "import torch": "import of torch halted",
+    "subprocess.run(['true'])": "is not marked slow, but starts a process",
+    "socket.create_connection(('127.0.0.1', 1))": "is not marked slow, but ",
+    "socket.socket().bind(('127.0.0.1', 0))": "is not marked slow, but opens a socket",
+    "os.fork()": "is not marked slow, but starts a process",
+}
+
+
+@pytest.mark.slow
+def test_a_fast_test_that_needs_what_takes_long_fails_even_where_it_catches_the_error(tmp_path: Path) -> None:
+    tests = [
+        f"def test_{number}():\n    try:\n        {line}\n    except RuntimeError:\n        pass\n"
+        for number, line in enumerate(FORBIDDEN)
+    ]
+    imports = "import os, socket, subprocess, pytest\npytestmark = pytest.mark.unit\n"
+    (tmp_path / "test_some.py").write_text(
+        imports + "\n".join([*tests, "def test_pure(): ...", "@pytest.mark.slow\ndef test_slow(): os.fork()"])
+    )
+    (tmp_path / "test_not_even_imported.py").write_text("import torch\npytestmark = pytest.mark.slow\n")
+    argv = [sys.executable, "-m", "pytest", "--fast", "-p", "tests.conftest", "-c", str(REPOSITORY / "pyproject.toml")]
+    argv += ["-q", f"--rootdir={REPOSITORY}", "-p", "no:cacheprovider", str(tmp_path)]
+    ended = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert f"{len(FORBIDDEN)} failed, 1 passed, 1 deselected" in ended.stdout, ended.stdout
+    for what in FORBIDDEN.values():
+        assert what in ended.stdout
