@@ -25,7 +25,7 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJob, Phase
 from finetune_api.meta import LABEL_OWNER_NAME, LABEL_STAGE
 from finetune_api.stages import PIPELINE, Stage, StageInput, StageResult, input_key
-from finetune_operator.conditions import parse_timestamp
+from finetune_operator.framework.conditions import parse_timestamp
 from hack import environments
 from hack.benchmarks.result import Result
 from hack.cluster.console import ClusterError, say, step

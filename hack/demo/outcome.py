@@ -10,7 +10,7 @@ from datetime import datetime
 from finetune_api.adapterdeployment import AdapterDeployment, RevisionState, ServingPhase
 from finetune_api.base import Condition
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJob, Phase
-from finetune_operator.conditions import timestamp
+from finetune_operator.framework.conditions import timestamp
 from hack.cluster.console import ClusterError
 
 

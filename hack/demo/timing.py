@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from finetune_operator.conditions import parse_timestamp
+from finetune_operator.framework.conditions import parse_timestamp
 
 
 class Clock:

@@ -11,11 +11,12 @@ import kopf
 
 from finetune_operator import handlers
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
-from finetune_operator.cache import Cache
 from finetune_operator.controller import Controller
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
-from finetune_operator.kube import HttpKubeClient, KubeClient, load_configuration
-from finetune_operator.reconcile import Kind, Reconciler
+from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import HttpKubeClient, KubeClient, load_configuration
+from finetune_operator.framework.reconcile import Kind, Reconciler
 from finetune_operator.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def build(client: KubeClient, settings: Settings) -> Controller:
     """The controller with both kinds."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     kinds: list[Kind[Any, Any]] = [
         fine_tune_job_kind(client, cache, settings),
         adapter_deployment_kind(client, cache, settings),

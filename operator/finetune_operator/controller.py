@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from finetune_api import meta
-from finetune_operator.actions import ADAPTERDEPLOYMENTS, FINETUNEJOBS, Object, Resource
-from finetune_operator.cache import CHILDREN, CUSTOM_RESOURCES, Cache
-from finetune_operator.kube import ApiError, KubeClient
-from finetune_operator.reconcile import Reconciler
-from finetune_operator.resources.ownership import Key, owner_key
+from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.objects import Object, Resource
+from finetune_operator.framework.ownership import Key, owner_key
+from finetune_operator.framework.reconcile import Reconciler
+from finetune_operator.framework.workqueue import WorkQueue
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, CUSTOM_RESOURCES, FINETUNEJOBS
 from finetune_operator.settings import Settings
-from finetune_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 

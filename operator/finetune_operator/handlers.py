@@ -10,9 +10,10 @@ from typing import Any, Final
 import kopf
 
 from finetune_api import meta
-from finetune_operator.actions import Resource
-from finetune_operator.cache import CHILDREN, CUSTOM_RESOURCES
 from finetune_operator.controller import CHILD_SELECTOR, Controller
+from finetune_operator.framework.cache import CHILDREN
+from finetune_operator.framework.objects import Resource
+from finetune_operator.kinds import CUSTOM_RESOURCES
 
 MAX_QUEUE_AGE: Final = 300.0
 """Seconds that a key may wait for its turn before the operator counts as stuck."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from finetune_api import meta
 from finetune_api.reasons import Reason, remedy
 from finetune_api.stages import PIPELINE, Outcome, StageResult
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
 from finetune_operator.resources.pods import STAGE_CONTAINER
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")

@@ -7,13 +7,11 @@ pods), no ``pods/exec``, no wildcard, nothing that grants rights.
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.actions import (
-    ADAPTERDEPLOYMENTS,
+from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
     EVENTS,
-    FINETUNEJOBS,
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -21,6 +19,7 @@ from finetune_operator.actions import (
     SERVICES,
     Resource,
 )
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from kubernetes import client, config
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.reasons import Reason
-from finetune_operator.actions import EVENTS, FINETUNEJOBS, JOBS, SERVICE_ACCOUNTS, Object
-from finetune_operator.kube import HttpKubeClient, KubeClient
+from finetune_operator.framework.client import HttpKubeClient, KubeClient
+from finetune_operator.framework.objects import EVENTS, JOBS, SERVICE_ACCOUNTS, Object
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.rbac import RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane

@@ -15,8 +15,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionStat
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
-from finetune_operator.actions import (
-    ADAPTERDEPLOYMENTS,
+from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
@@ -28,6 +27,7 @@ from finetune_operator.actions import (
     Object,
     Resource,
 )
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.controlplane.conftest import ADDED_LATER, Team, newer_crds, wait
 from tests.support.fake_node import Ending

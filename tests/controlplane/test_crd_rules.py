@@ -16,7 +16,7 @@ from kubernetes import client, config
 from pydantic import BaseModel, ValidationError
 
 from finetune_api import adapterdeployment, crdgen, finetunejob, meta
-from finetune_operator.reconcile import sparse
+from finetune_operator.framework.reconcile import sparse
 from hack.cluster.controlplane import ControlPlane
 from tests.support.crd_cases import (
     ABSENT,

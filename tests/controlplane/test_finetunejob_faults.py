@@ -19,8 +19,9 @@ from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
-from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, Object
-from finetune_operator.kube import KubeClient
+from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, Object
+from finetune_operator.kinds import FINETUNEJOBS
 from hack.cluster.controlplane import ControlPlane
 from tests.controlplane.conftest import Team, prepared_team, wait
 from tests.support.fake_node import Ending

@@ -12,7 +12,7 @@ import pytest
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
-from finetune_operator.actions import PODS, SERVICE_ACCOUNTS, Object
+from finetune_operator.framework.objects import PODS, SERVICE_ACCOUNTS, Object
 from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.controlplane.conftest import RUNNER, Team, account, condition, wait
 from tests.support.fake_node import Ending

@@ -14,8 +14,9 @@ from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
-from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, Object
-from finetune_operator.kube import ApiError
+from finetune_operator.framework.client import ApiError
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, Object
+from finetune_operator.kinds import FINETUNEJOBS
 from tests.controlplane.conftest import ADDED_LATER, Team, condition, newer_crds, ready, wait
 from tests.support.fake_node import failed
 

@@ -9,8 +9,8 @@ from finetune_api.finetunejob import Phase
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
-from finetune_operator.actions import CONFIG_MAPS, ENDPOINT_SLICES, JOBS, PODS, SERVICES, Object
 from finetune_operator.finetunejob.observe import LABEL_SERVICE
+from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, JOBS, PODS, SERVICES, Object
 from finetune_operator.settings import PodShape, Profile
 from tests.controlplane.conftest import PROFILE, Team, wait
 from tests.support.fake_node import Ending, failed

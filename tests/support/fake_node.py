@@ -17,9 +17,9 @@ from finetune_api import meta
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
-from finetune_operator.actions import CONFIG_MAPS, PODS, Object
-from finetune_operator.conditions import parse_timestamp, timestamp
-from finetune_operator.kube import ApiError, KubeClient
+from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, PODS, Object
 from finetune_operator.resources.pods import STAGE_CONTAINER
 
 SCALARS: dict[Stage, dict[str, str]] = {

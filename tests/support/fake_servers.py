@@ -16,9 +16,9 @@ from kubernetes.client.exceptions import NotFoundException
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_operator.actions import PODS, Object, Resource
-from finetune_operator.conditions import timestamp
-from finetune_operator.kube import ApiError, KubeClient
+from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import PODS, Object, Resource
 from finetune_operator.resources.deployment import SERVER
 from tests.support.serving import pod_status, served
 

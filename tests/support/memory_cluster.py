@@ -15,9 +15,10 @@ from typing import Any
 
 from finetune_api import meta
 from finetune_api.stages import StageInput
-from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS, Object, Resource
-from finetune_operator.conditions import timestamp
-from finetune_operator.kube import ApiError
+from finetune_operator.framework.client import ApiError
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, SERVICE_ACCOUNTS, Object, Resource
+from finetune_operator.kinds import FINETUNEJOBS
 from tests.support.fake_node import Ending, Store
 
 NAMESPACE = "team"

@@ -26,9 +26,9 @@ from finetune_api import stages
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator import __main__ as program
-from finetune_operator.actions import Object, Resource
 from finetune_operator.finetunejob import stage_jobs
-from finetune_operator.kube import ApiError, HttpKubeClient, KubeClient
+from finetune_operator.framework.client import ApiError, HttpKubeClient, KubeClient
+from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.settings import Settings
 from hack.cluster.layout import free_port
 

@@ -18,23 +18,11 @@ from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportForma
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
-from finetune_operator.actions import (
-    DEPLOYMENTS,
-    JOBS,
-    SERVICES,
-    Action,
-    Apply,
-    Create,
-    Delete,
-    Event,
-    Object,
-    Patch,
-    Plan,
-    Resource,
-)
 from finetune_operator.adapterdeployment.observe import Observed, Source, controller_uid
 from finetune_operator.adapterdeployment.plan import plan
-from finetune_operator.conditions import timestamp
+from finetune_operator.framework.actions import Action, Apply, Create, Delete, Event, Patch, Plan
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api import meta
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
 
 CREATED = "2026-01-01T00:00:00Z"
 ENDED = "2026-01-01T00:10:00Z"

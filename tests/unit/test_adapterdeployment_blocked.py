@@ -10,13 +10,11 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, with_remedy
 from finetune_api.storage import Storage
-from finetune_operator.actions import (
-    DEPLOYMENTS,
-    Event,
-)
 from finetune_operator.adapterdeployment.observe import Source, Unplanned
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.target import REMAINS_SECONDS
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.support.serving import (

@@ -8,17 +8,17 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_operator.actions import (
+from finetune_operator.adapterdeployment.observe import Source
+from finetune_operator.framework.actions import Apply
+from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     JOBS,
     NETWORK_POLICIES,
     SERVICES,
-    Apply,
     Object,
     Resource,
 )
-from finetune_operator.adapterdeployment.observe import Source
 from tests.support.serving import (
     BETTER,
     CORRUPT,

@@ -5,7 +5,7 @@ import pytest
 from finetune_api.adapterdeployment import ServingPhase
 from finetune_api.finetunejob import ArtifactTokens
 from finetune_api.reasons import Reason
-from finetune_operator.actions import DEPLOYMENTS
+from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, published
 

@@ -10,11 +10,13 @@ import pytest
 from finetune_api import meta
 from finetune_api.stages import StageInput
 from finetune_api.storage import CaBundle, Credentials, Storage
-from finetune_operator.actions import ADAPTERDEPLOYMENTS, SERVICES, Apply, Create
+from finetune_operator.framework.actions import Apply, Create
+from finetune_operator.framework.objects import SERVICES
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Serving, deployment, fetch_request
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import input_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.settings import PodShape, Proxy

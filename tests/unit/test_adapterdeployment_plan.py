@@ -11,18 +11,8 @@ from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Encryption, EncryptionAlgorithm
-from finetune_operator.actions import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    JOBS,
-    NETWORK_POLICIES,
-    SERVICES,
-    Action,
-    Apply,
-    Create,
-    Patch,
-    Resource,
-)
+from finetune_operator.framework.actions import Action, Apply, Create, Patch
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Resource
 from finetune_operator.settings import Settings
 from tests.support.serving import (
     BETTER,

@@ -7,9 +7,10 @@ import pytest
 from finetune_api.adapterdeployment import ServingPhase
 from finetune_api.base import Condition
 from finetune_api.reasons import Reason
-from finetune_operator.actions import DEPLOYMENTS, SERVICES, Create, Object
 from finetune_operator.adapterdeployment.reach import SETTLING_SECONDS, Reach, find_reach
-from finetune_operator.conditions import timestamp
+from finetune_operator.framework.actions import Create
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object
 from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned, serving
 
 pytestmark = pytest.mark.unit

@@ -6,7 +6,8 @@ import pytest
 
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
-from finetune_operator.actions import DEPLOYMENTS, JOBS, SERVICES, Action, Delete, Resource
+from finetune_operator.framework.actions import Action, Delete
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Resource
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, Quota, ServingCluster, condition, pinned, serving
 
 pytestmark = pytest.mark.unit

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
-from finetune_operator.actions import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
 from tests.support.serving import (
     BETTER,
     CORRUPT,

@@ -22,7 +22,7 @@ from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.modelling.tuning import TUNING
 from finetune_jobs.runtime import commandline
-from finetune_operator.conditions import ConditionType
+from finetune_operator.framework.conditions import ConditionType
 from finetune_operator.resources.deployment import SERVER
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY

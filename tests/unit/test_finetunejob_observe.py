@@ -9,11 +9,13 @@ import pytest
 from finetune_api.base import ObjectMeta
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
-from finetune_operator.actions import ENDPOINT_SLICES, FINETUNEJOBS, JOBS, SERVICE_ACCOUNTS, SERVICES, Object, Resource
-from finetune_operator.cache import CHILDREN, Cache
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import LABEL_SERVICE
-from finetune_operator.resources.ownership import Owner
+from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.objects import ENDPOINT_SLICES, JOBS, SERVICE_ACCOUNTS, SERVICES, Object, Resource
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, stage_job
 from finetune_operator.settings import Images, PodShape, Profile, Settings
@@ -67,7 +69,7 @@ def test_the_service_of_pods_that_train_together(
     for resource in there:
         cluster.create(resource, service)
     cluster.create(SERVICE_ACCOUNTS, runner())
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     for resource in (FINETUNEJOBS, *CHILDREN):
         cache.replace(resource, {}, cluster.select(resource, None))
     raw = cache.get(FINETUNEJOBS, NAMESPACE, "walk")

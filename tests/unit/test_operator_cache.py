@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api import meta
-from finetune_operator.actions import FINETUNEJOBS, JOBS, Object
-from finetune_operator.cache import Cache, Output, output_of
 from finetune_operator.finetunejob.observe import find_rival
-from finetune_operator.reconcile import merge_patch, sparse
-from finetune_operator.resources.ownership import Key, Owner
+from finetune_operator.finetunejob.output import OUTPUT_INDEX, Output, output_of
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.objects import JOBS, Object
+from finetune_operator.framework.ownership import Key, Owner
+from finetune_operator.framework.reconcile import merge_patch, sparse
+from finetune_operator.kinds import FINETUNEJOBS
 from tests.support.memory_cluster import merged
 
 pytestmark = pytest.mark.unit
@@ -44,7 +46,7 @@ def leaving(job: Object) -> Object:
 
 def test_only_newer_versions_are_news() -> None:
     """Our own write comes back on the stream, and old events may come after new ones."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     assert [cache.record(JOBS, child(version)) for version in (9, 9, 10, 4)] == [True, False, True, False]
     assert [found["metadata"]["resourceVersion"] for found in cache.children(KEY, JOBS)] == ["10"]
     assert "managedFields" not in cache.children(KEY, JOBS)[0]["metadata"]
@@ -52,7 +54,7 @@ def test_only_newer_versions_are_news() -> None:
 
 def test_what_was_deleted_does_not_come_back() -> None:
     """The answer to a write may arrive after the event of the deletion; a new object of the name is another one."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     cache.record(JOBS, child(1))
     assert cache.forget(JOBS, child(2))
     assert not cache.record(JOBS, child(3))
@@ -64,7 +66,7 @@ def test_what_was_deleted_does_not_come_back() -> None:
 
 def test_a_list_finds_what_the_stream_missed() -> None:
     """Gone is what was known before the LIST and is not in it; what came during the LIST stays."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     cache.record(JOBS, child(1))
     before = cache.versions(JOBS)
     late = child(5, uid="late")
@@ -76,24 +78,24 @@ def test_a_list_finds_what_the_stream_missed() -> None:
 
 def test_publishers_follow_the_spec() -> None:
     """Found by output, whatever its trailing slash, until the spec changes or the resource goes."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     cache.record(FINETUNEJOBS, publisher("one", 1, "s3://b/x/"))
     cache.record(FINETUNEJOBS, publisher("two", 2, "s3://b/x"))
-    assert len(cache.publishers(Output("", "s3://b/x", "n"))) == 2
+    assert len(cache.indexed(Output("", "s3://b/x", "n"))) == 2
     cache.record(FINETUNEJOBS, publisher("one", 3, "s3://b/y"))
-    assert [each["metadata"]["name"] for each in cache.publishers(Output("", "s3://b/x", "n"))] == ["two"]
+    assert [each["metadata"]["name"] for each in cache.indexed(Output("", "s3://b/x", "n"))] == ["two"]
     cache.forget(FINETUNEJOBS, publisher("two", 4, "s3://b/x"))
-    assert cache.publishers(Output("", "s3://b/x", "n")) == []
+    assert cache.indexed(Output("", "s3://b/x", "n")) == []
     assert len(cache.all(FINETUNEJOBS)) == 1
 
 
 def test_a_bucket_of_the_same_name_in_another_store_is_another_bucket() -> None:
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     places = (publisher("aws", 1, "s3://b/x"), publisher("minio", 2, "s3://b/x", "http://minio.a.svc:9000"))
     for each in places:
         cache.record(FINETUNEJOBS, each)
     for each in places:
-        assert cache.publishers(output_of(each)) == [each]
+        assert cache.indexed(output_of(each)) == [each]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_the_oldest_publishes_and_is_named_only_in_its_own_namespace(others: lis
 
 def test_strangers_are_nobodys_children() -> None:
     """The labels decide, and they name another owner."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     cache.record(JOBS, child(1, owner="other"))
     assert cache.children(KEY, JOBS) == []
     assert meta.LABEL_OWNER_NAME in child(1)["metadata"]["labels"]

@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_operator.actions import ADAPTERDEPLOYMENTS, FINETUNEJOBS, Object
-from finetune_operator.cache import Cache
 from finetune_operator.controller import Controller
-from finetune_operator.resources.ownership import Key
+from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Key
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.settings import Images, Settings
 
 pytestmark = pytest.mark.unit
@@ -39,7 +41,7 @@ def turns(controller: Controller) -> set[Key]:
 @pytest.mark.parametrize("written_by_us", [False, True])
 def test_followers_hear_of_their_source_even_from_our_own_status_write(written_by_us: bool) -> None:
     """The operator records what it has written itself: the event of it is no news then, but the followers need it."""
-    cache = Cache()
+    cache = Cache(OUTPUT_INDEX)
     controller = Controller(UNUSED, cache, UNUSED, SETTINGS)
     follower = found("endpoint", 1, {"source": {"fineTuneJob": {"name": "source"}}})
     controller.seen(ADAPTERDEPLOYMENTS, gone=False, found=follower)

@@ -12,12 +12,13 @@ from finetune_api.budget import Basis, Budget, CostStatus, FitStatus, HardwareFa
 from finetune_api.finetunejob import FineTuneJobSpec, Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, StageInput
-from finetune_operator.actions import JOBS, Delete
-from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
 from finetune_operator.finetunejob.observe import Observed, StageJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.framework.actions import Delete
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome import State
 from finetune_operator.outcome import Verdict as JobVerdict
 from finetune_operator.settings import Gpu, PodShape, Profile, Settings

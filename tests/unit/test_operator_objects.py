@@ -16,11 +16,12 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, RunRef, Stage, StageInput, Upstream
 from finetune_api.storage import CaBundle, Credentials, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, MlflowCredentials, Tracking, Wandb, WandbCredentials
-from finetune_operator.actions import FINETUNEJOBS, Event
-from finetune_operator.conditions import ConditionType, Finding, merge_conditions
-from finetune_operator.events import event_object
 from finetune_operator.finetunejob.stage_jobs import params_of, stage_request
-from finetune_operator.resources.ownership import Key, Owner, owner_key
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
+from finetune_operator.framework.events import event_object
+from finetune_operator.framework.ownership import Key, Owner, owner_key
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
 from finetune_operator.settings import Gpu, Images, PodShape, Profile, Proxy

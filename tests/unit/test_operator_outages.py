@@ -10,13 +10,15 @@ import pytest
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason, with_remedy
-from finetune_operator.actions import CONFIG_MAPS, EVENTS, FINETUNEJOBS, JOBS, SERVICE_ACCOUNTS, Object, Resource
-from finetune_operator.cache import CHILDREN, Cache
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
-from finetune_operator.kube import ApiError
-from finetune_operator.outages import LASTING
-from finetune_operator.reconcile import Reconciler
-from finetune_operator.resources.ownership import Key
+from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.client import ApiError
+from finetune_operator.framework.objects import CONFIG_MAPS, EVENTS, JOBS, SERVICE_ACCOUNTS, Object, Resource
+from finetune_operator.framework.outages import LASTING
+from finetune_operator.framework.ownership import Key
+from finetune_operator.framework.reconcile import Reconciler
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
 from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
 
@@ -77,7 +79,7 @@ class Operator:
 
     def restart(self) -> None:
         """A new process, which remembers nothing."""
-        self._cache = Cache()
+        self._cache = Cache(OUTPUT_INDEX)
         kind = fine_tune_job_kind(self.cluster, self._cache, SETTINGS)
         self._reconciler = Reconciler(self.cluster, self._cache, {KEY.kind: kind}, lambda: self.cluster.now)
 

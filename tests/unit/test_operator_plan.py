@@ -17,15 +17,17 @@ from finetune_api.hashing import digest
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
-from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, SERVICES, Create, Delete, Patch, Plan
-from finetune_operator.apply import NameTaken
 from finetune_operator.finetunejob.leftovers import Leftover, is_over
 from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.plan import blocked, current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.finetunejob.stage_jobs import params_of
+from finetune_operator.framework.actions import Create, Delete, Patch, Plan
+from finetune_operator.framework.apply import NameTaken
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome import State, Verdict
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule

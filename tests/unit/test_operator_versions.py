@@ -18,14 +18,14 @@ from finetune_api.adapterdeployment import (
 from finetune_api.base import Condition, ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.reasons import Reason
-from finetune_operator import reading
-from finetune_operator.actions import FINETUNEJOBS
-from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.observe import Observed
 from finetune_operator.finetunejob.plan import current_run, plan
+from finetune_operator.framework import reading
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.reading import parse_spec, parse_status
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome import State, judge, parse_result
-from finetune_operator.reading import parse_spec, parse_status
-from finetune_operator.resources.ownership import Owner
 from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving
 from tests.support.stage_objects import ended, failure, job, pod, terminated
 

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.stages import PIPELINE
-from finetune_operator.actions import CONFIG_MAPS, FINETUNEJOBS, JOBS, PODS, SERVICE_ACCOUNTS
-from finetune_operator.cache import CHILDREN, Cache
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import spec_hash
-from finetune_operator.kube import ApiError
-from finetune_operator.reconcile import Reconciler
-from finetune_operator.resources.ownership import Key
+from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.client import ApiError
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, SERVICE_ACCOUNTS
+from finetune_operator.framework.ownership import Key
+from finetune_operator.framework.reconcile import Reconciler
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
 from tests.support.memory_cluster import NAMESPACE, Crash, MemoryCluster, fine_tune_job, runner
 
@@ -57,7 +59,7 @@ class Walk:
         cluster.crash_in = 0
         cluster.stream.clear()
         self.lagging = False
-        self.cache = Cache()
+        self.cache = Cache(OUTPUT_INDEX)
         for resource in (FINETUNEJOBS, *CHILDREN):
             self.cache.replace(resource, {}, cluster.select(resource, None))
         kind = fine_tune_job_kind(cluster, self.cache, self.settings)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from finetune_operator.workqueue import BACKOFF_LIMIT, BACKOFF_START, PATIENCE, QUIET, WorkQueue
+from finetune_operator.framework.workqueue import BACKOFF_LIMIT, BACKOFF_START, PATIENCE, QUIET, WorkQueue
 
 pytestmark = pytest.mark.unit
 

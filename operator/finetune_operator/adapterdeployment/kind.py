@@ -5,14 +5,15 @@ from dataclasses import replace
 from finetune_api.adapterdeployment import AdapterDeploymentStatus
 from finetune_api.base import ObjectMeta
 from finetune_api.reasons import Reason
-from finetune_operator.actions import ADAPTERDEPLOYMENTS, Object
 from finetune_operator.adapterdeployment.observe import Observed, Observer, Unplanned
 from finetune_operator.adapterdeployment.plan import plan
-from finetune_operator.apply import NameTaken
-from finetune_operator.cache import Cache
-from finetune_operator.kube import KubeClient
-from finetune_operator.reading import parse_status
-from finetune_operator.reconcile import Kind
+from finetune_operator.framework.apply import NameTaken
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.reading import parse_status
+from finetune_operator.framework.reconcile import Kind
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.settings import Settings
 
 

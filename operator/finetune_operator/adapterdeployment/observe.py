@@ -11,12 +11,12 @@ from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJo
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_operator.actions import (
-    ADAPTERDEPLOYMENTS,
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
-    FINETUNEJOBS,
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -24,12 +24,11 @@ from finetune_operator.actions import (
     Object,
     Resource,
 )
-from finetune_operator.cache import Cache
-from finetune_operator.kube import KubeClient
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.reading import Accounts, parse_spec, parse_status
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.outcome import read_result
-from finetune_operator.reading import Accounts, parse_spec, parse_status
 from finetune_operator.resources.deployment import server_labels
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Settings
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"

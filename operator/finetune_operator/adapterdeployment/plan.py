@@ -11,17 +11,6 @@ from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
-from finetune_operator.actions import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    JOBS,
-    NETWORK_POLICIES,
-    SERVICES,
-    Action,
-    Event,
-    Patch,
-    Plan,
-)
 from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Trouble, candidate_trouble, is_available
 from finetune_operator.adapterdeployment.observe import Observed, Unplanned
 from finetune_operator.adapterdeployment.reach import find_reach
@@ -29,7 +18,9 @@ from finetune_operator.adapterdeployment.retire import leftovers
 from finetune_operator.adapterdeployment.status import compose, edges, unplanned
 from finetune_operator.adapterdeployment.target import RETRY_SECONDS, Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
-from finetune_operator.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.actions import Action, Event, Patch, Plan
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES
 from finetune_operator.outcome import State, Verdict, refusal
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,

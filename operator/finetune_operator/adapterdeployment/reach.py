@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.adapterdeployment import RevisionStatus
-from finetune_operator.actions import Object
 from finetune_operator.adapterdeployment.observe import Observed
-from finetune_operator.conditions import ConditionType, parse_timestamp
+from finetune_operator.framework.conditions import ConditionType, parse_timestamp
+from finetune_operator.framework.objects import Object
 
 SETTLING_SECONDS: Final = 2.5
 """How long nodes are given to follow an EndpointSlice. kube-proxy does so once a second (``minSyncPeriod``); until then

@@ -5,20 +5,13 @@ from datetime import datetime, timedelta
 
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.meta import LABEL_REVISION
-from finetune_operator.actions import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    JOBS,
-    NETWORK_POLICIES,
-    SERVICES,
-    Delete,
-    Resource,
-)
 from finetune_operator.adapterdeployment.observe import Observed
 from finetune_operator.adapterdeployment.reach import Reach
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.adapterdeployment.verification import verify_request
-from finetune_operator.conditions import parse_timestamp
+from finetune_operator.framework.actions import Delete
+from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Resource
 from finetune_operator.resources.service import candidate_service_name
 
 

@@ -7,12 +7,13 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionStat
 from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
-from finetune_operator.actions import DEPLOYMENTS, Event
 from finetune_operator.adapterdeployment.observe import Observed, Unplanned
 from finetune_operator.adapterdeployment.reach import Reach
 from finetune_operator.adapterdeployment.target import Blocked, Target
-from finetune_operator.conditions import ConditionType, Finding, merge_conditions
-from finetune_operator.events import advice_events
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
+from finetune_operator.framework.events import advice_events
+from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.service import service_url
 

@@ -5,11 +5,11 @@ from typing import Final
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
-from finetune_operator.actions import JOBS
 from finetune_operator.adapterdeployment.observe import Observed
 from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.framework.objects import JOBS
+from finetune_operator.framework.ownership import Owner
 from finetune_operator.outcome import State, Verdict, judge
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest
 from finetune_operator.resources.service import candidate_service_name, service_url
 from finetune_operator.settings import PodShape, Settings

@@ -23,8 +23,8 @@ from finetune_api.finetunejob import (
 from finetune_api.layout import READINESS_PAGE, output_folder
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
-from finetune_operator.conditions import parse_timestamp, timestamp
 from finetune_operator.finetunejob.observe import StageJob
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)

@@ -22,11 +22,11 @@ from finetune_api.budget import (
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, StageState, StageStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_operator.conditions import parse_timestamp
 from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.hardware import hardware_facts
 from finetune_operator.finetunejob.observe import Observed
 from finetune_operator.finetunejob.pipeline import Fail, Start, Step, Watch
+from finetune_operator.framework.conditions import parse_timestamp
 
 PRICED: Final = (Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE)
 """The stages that run on a profile's GPUs."""

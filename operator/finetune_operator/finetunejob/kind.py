@@ -4,13 +4,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_operator.actions import FINETUNEJOBS, Object
-from finetune_operator.cache import Cache
 from finetune_operator.finetunejob.observe import Observed, Observer
 from finetune_operator.finetunejob.plan import blocked, plan, refused
 from finetune_operator.finetunejob.progress import ProgressReader
-from finetune_operator.kube import KubeClient
-from finetune_operator.reconcile import Kind
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.reconcile import Kind
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Settings
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_operator.actions import Resource
-from finetune_operator.conditions import parse_timestamp
+from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.objects import Resource
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.hashing import digest
 from finetune_api.stages import Stage
-from finetune_operator.actions import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES, Object
-from finetune_operator.cache import Cache, output_of
-from finetune_operator.conditions import parse_timestamp
 from finetune_operator.finetunejob.leftovers import Leftover, is_over
+from finetune_operator.finetunejob.output import output_of
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
-from finetune_operator.kube import KubeClient
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, JOBS, PODS, SERVICES, Object
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.reading import Accounts, parse_spec, parse_status
+from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome import UNFINISHED, State, Verdict, judge
-from finetune_operator.reading import Accounts, parse_spec, parse_status
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.settings import Settings
 
 LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"
@@ -118,7 +120,7 @@ class Observer:
             jobs=jobs,
             strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=spec is None or self._has_account(owner.namespace, spec.profile),
-            rival=find_rival(resource, self._cache.publishers(output_of(resource))) if spec else "",
+            rival=find_rival(resource, self._cache.indexed(output_of(resource))) if spec else "",
             sample=self._sample(jobs, now),
             leftovers=tuple(self._leftovers(owner, alone.status, jobs, now)),
         )

@@ -13,9 +13,6 @@ from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, 
 from finetune_api.hashing import short
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_operator.actions import CONFIG_MAPS, JOBS, SERVICES, Action, Create, Delete, Object, Patch, Plan
-from finetune_operator.apply import NameTaken
-from finetune_operator.conditions import timestamp
 from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.finetunejob.cost import allowance_seconds, ending_budget, within_budget
@@ -23,6 +20,10 @@ from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, edges
+from finetune_operator.framework.actions import Action, Create, Delete, Patch, Plan
+from finetune_operator.framework.apply import NameTaken
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES, Object
 from finetune_operator.outcome import NOT_STARTED, State, refusal
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job

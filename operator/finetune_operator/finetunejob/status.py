@@ -10,13 +10,13 @@ from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
-from finetune_operator.actions import Event
-from finetune_operator.conditions import ConditionType, Finding, merge_conditions, timestamp
-from finetune_operator.events import advice_events
 from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.cost import cost_status
 from finetune_operator.finetunejob.observe import Observed
 from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions, timestamp
+from finetune_operator.framework.events import advice_events
 
 MAX_RUNS: Final = 10
 _EARLY_ENDS: Final = frozenset({Reason.OVERFITTING, Reason.PLATEAU, Reason.BUDGET_EXCEEDED})

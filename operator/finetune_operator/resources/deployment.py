@@ -6,9 +6,9 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.egress import ca_volumes
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.pods import StageRequest, container, cpu_env, pod_spec, stage_container
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.runtimes import serving_plan

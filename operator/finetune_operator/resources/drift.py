@@ -4,7 +4,8 @@ import re
 from decimal import Decimal
 from typing import Any, Final
 
-from finetune_operator.actions import Apply, Create, Object, Resource
+from finetune_operator.framework.actions import Apply, Create
+from finetune_operator.framework.objects import Object, Resource
 
 _ATOMIC: Final = frozenset({"selector", "podSelector", "nodeSelector"})
 _QUANTITY: Final = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$")

@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_api import meta
 from finetune_api.storage import Storage
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
 from finetune_operator.settings import Proxy
 
 _FILE: Final = PurePosixPath(meta.CA_FILE)

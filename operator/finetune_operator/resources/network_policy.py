@@ -5,9 +5,9 @@ One policy per revision, replaced in place at the promotion, so that no pod is r
 
 from finetune_api import meta
 from finetune_api.stages import Stage
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import deployment_name, server_labels
-from finetune_operator.resources.ownership import Owner
 
 
 def candidate_policy(owner: Owner, revision: str) -> Object:

@@ -4,8 +4,8 @@ https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
 """
 
 from finetune_api import meta
-from finetune_operator.actions import Object
-from finetune_operator.resources.ownership import Owner
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 
 
 def peers_service(owner: Owner, job: str, run: str, stage: str) -> Object:

@@ -16,9 +16,9 @@ from finetune_api.hashing import canonical_json, short
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.egress import ca_env, ca_mounts, ca_volumes, proxy_env
-from finetune_operator.resources.ownership import Owner
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.settings import Images, PodShape, Proxy
 

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import server_labels
-from finetune_operator.resources.ownership import Owner
 
 PORT: Final = 80
 """Port of the Services; the pods' port has the name http."""

@@ -6,7 +6,7 @@ written counts for the container's memory limit, and nothing else does.
 
 from typing import Final
 
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
 
 _VOLUME: Final = "shared-memory"
 

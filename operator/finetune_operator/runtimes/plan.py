@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
 
 
 @dataclass(frozen=True)

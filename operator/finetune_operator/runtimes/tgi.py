@@ -8,7 +8,7 @@ import math
 from typing import Final
 
 from finetune_api.meta import SERVING_PORT
-from finetune_operator.actions import Object
+from finetune_operator.framework.objects import Object
 from finetune_operator.runtimes.plan import ServingPlan
 from finetune_operator.settings import Runtime
 

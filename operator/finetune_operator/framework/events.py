@@ -7,9 +7,10 @@ from finetune_api import meta
 from finetune_api.base import Condition
 from finetune_api.hashing import short
 from finetune_api.reasons import Reason, with_remedy
-from finetune_operator.actions import Event, Object
-from finetune_operator.conditions import ConditionType, timestamp
-from finetune_operator.resources.ownership import Owner
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import ConditionType, timestamp
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
 
 
 def advice_events(before: Iterable[Condition], after: Iterable[Condition]) -> Iterator[Event]:

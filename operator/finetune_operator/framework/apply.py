@@ -3,10 +3,11 @@
 from typing import assert_never
 
 from finetune_api import meta
-from finetune_operator.actions import Action, Apply, Create, Delete, Object, Patch, Resource
-from finetune_operator.cache import CHILDREN, Cache
-from finetune_operator.kube import ApiError, KubeClient
-from finetune_operator.resources.ownership import Owner
+from finetune_operator.framework.actions import Action, Apply, Create, Delete, Patch
+from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.objects import Object, Resource
+from finetune_operator.framework.ownership import Owner
 
 
 class NameTaken(Exception):  # noqa: N818 - a finding for the status, not an error of ours

@@ -1,35 +1,10 @@
 """What a plan consists of. Plans are made by pure functions of what was observed; ``apply.py`` carries them out."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from finetune_api import meta
 from finetune_api.reasons import Reason
-
-Object = dict[str, Any]
-"""A Kubernetes object as plain JSON."""
-
-
-@dataclass(frozen=True)
-class Resource:
-    """One kind of object and its REST path."""
-
-    api_version: str
-    kind: str
-    plural: str
-
-
-CONFIG_MAPS: Final = Resource("v1", "ConfigMap", "configmaps")
-PODS: Final = Resource("v1", "Pod", "pods")
-SERVICES: Final = Resource("v1", "Service", "services")
-SERVICE_ACCOUNTS: Final = Resource("v1", "ServiceAccount", "serviceaccounts")
-EVENTS: Final = Resource("v1", "Event", "events")
-JOBS: Final = Resource("batch/v1", "Job", "jobs")
-DEPLOYMENTS: Final = Resource("apps/v1", "Deployment", "deployments")
-ENDPOINT_SLICES: Final = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
-NETWORK_POLICIES: Final = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
-FINETUNEJOBS: Final = Resource(meta.API_VERSION, meta.FINETUNEJOB, meta.FINETUNEJOBS)
-ADAPTERDEPLOYMENTS: Final = Resource(meta.API_VERSION, meta.ADAPTERDEPLOYMENT, meta.ADAPTERDEPLOYMENTS)
+from finetune_operator.framework.objects import Object, Resource
 
 
 @dataclass(frozen=True)

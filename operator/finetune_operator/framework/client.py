@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 import urllib3
 from kubernetes import client, config
 
-from finetune_operator.actions import Object, Resource
+from finetune_operator.framework.objects import Object, Resource
 
 TIMEOUT: Final = (5.0, 30.0)
 """Seconds to connect and to wait for the answer."""

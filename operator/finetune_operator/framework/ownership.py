@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from finetune_api import meta
 from finetune_api.base import ObjectMeta
-from finetune_operator.actions import Object, Resource
+from finetune_operator.framework.objects import Object, Resource
 
 
 class Key(NamedTuple):

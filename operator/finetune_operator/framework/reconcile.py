@@ -14,13 +14,14 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from finetune_api.base import ObjectMeta
-from finetune_operator.actions import EVENTS, Event, Object, Plan, Resource
-from finetune_operator.apply import NameTaken, carry_out
-from finetune_operator.cache import Cache
-from finetune_operator.events import event_object
-from finetune_operator.kube import ApiError, KubeClient
-from finetune_operator.outages import Outages
-from finetune_operator.resources.ownership import Key, Owner
+from finetune_operator.framework.actions import Event, Plan
+from finetune_operator.framework.apply import NameTaken, carry_out
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.events import event_object
+from finetune_operator.framework.objects import EVENTS, Object, Resource
+from finetune_operator.framework.outages import Outages
+from finetune_operator.framework.ownership import Key, Owner
 
 logger = logging.getLogger(__name__)
 

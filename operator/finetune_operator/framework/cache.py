@@ -7,33 +7,30 @@ existing object checks its owner, status writes are conditional on the resource 
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Final
 
-from finetune_operator.actions import (
-    ADAPTERDEPLOYMENTS,
-    DEPLOYMENTS,
-    ENDPOINT_SLICES,
-    FINETUNEJOBS,
-    JOBS,
-    PODS,
-    Object,
-    Resource,
-)
-from finetune_operator.resources.ownership import Key, owner_key
+from finetune_operator.framework.objects import DEPLOYMENTS, ENDPOINT_SLICES, JOBS, PODS, Object, Resource
+from finetune_operator.framework.ownership import Key, owner_key
 
-CUSTOM_RESOURCES: Final = (FINETUNEJOBS, ADAPTERDEPLOYMENTS)
 CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES)
 """The kinds of children that are watched; others are read when needed. An EndpointSlice has its Service's labels."""
 _TOMBSTONES: Final = 10_000
 _Place = tuple[str, str, str]
 """Kind, namespace and name."""
 
+Indexes = Mapping[str, Callable[[Object], Hashable]]
+"""By kind: a property of custom resources by which they are to be found."""
+
 
 class Cache:
-    """Objects by kind, namespace and name, and children by owner. Safe for any number of threads."""
+    """Objects by kind, namespace and name, children by owner, custom resources by the property that ``indexes`` gives.
 
-    def __init__(self) -> None:
+    Safe for any number of threads.
+    """
+
+    def __init__(self, indexes: Indexes | None = None) -> None:
+        self._indexes = indexes or {}
         self._lock = threading.Lock()
         self._objects: dict[_Place, Object] = {}
         self._groups: dict[Hashable, set[_Place]] = defaultdict(set)
@@ -51,7 +48,7 @@ class Cache:
             if known is not None:
                 self._remove(place)
             self._objects[place] = found
-            for group in _groups(place, found):
+            for group in self._groups_of(place, found):
                 self._groups[group].add(place)
             return True
 
@@ -99,40 +96,22 @@ class Cache:
             if uid not in present:
                 self.forget(resource, gone)
 
-    def publishers(self, output: "Output") -> list[Object]:
-        """The FineTuneJobs of all namespaces that publish to an output."""
+    def indexed(self, value: Hashable) -> list[Object]:
+        """The custom resources of all namespaces with a value of an indexed property."""
         with self._lock:
-            return [self._objects[place] for place in self._groups.get(output, ())]
+            return [self._objects[place] for place in self._groups.get(value, ())]
 
     def _remove(self, place: _Place) -> None:
-        for group in _groups(place, self._objects.pop(place)):
+        for group in self._groups_of(place, self._objects.pop(place)):
             self._groups[group].discard(place)
             if not self._groups[group]:
                 del self._groups[group]
 
-
-def _groups(place: _Place, found: Object) -> tuple[Hashable, Hashable]:
-    """By what an object is found: its kind, and a FineTuneJob's output or a child's owner."""
-    kind = place[0]
-    return kind, output_of(found) if kind == FINETUNEJOBS.kind else (owner_key(found), kind)
-
-
-class Output(NamedTuple):
-    """Where a FineTuneJob publishes. Buckets of one name in different stores are different buckets."""
-
-    endpoint: str
-    uri: str
-    name: str
-
-
-def output_of(job: Object) -> Output:
-    """A FineTuneJob's output, from its stored spec."""
-    storage, output = job["spec"].get("storage") or {}, job["spec"].get("output") or {}
-    return Output(
-        endpoint=str(storage.get("endpoint", "")),
-        uri=str(output.get("uri", "")).rstrip("/"),
-        name=str(output.get("name", "")),
-    )
+    def _groups_of(self, place: _Place, found: Object) -> tuple[Hashable, Hashable]:
+        """By what an object is found: its kind, and the property that its kind is indexed by, or a child's owner."""
+        kind = place[0]
+        index = self._indexes.get(kind)
+        return kind, index(found) if index else (owner_key(found), kind)
 
 
 def _version(found: Object) -> int:

@@ -4,7 +4,7 @@ import threading
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.resources.ownership import Key
+from finetune_operator.framework.ownership import Key
 
 LASTING: Final = timedelta(seconds=60)
 """How long every attempt must have failed before it is told: conflicts, and restarts of an API server, pass."""

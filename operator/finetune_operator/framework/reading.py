@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from finetune_api.base import unknown_fields
-from finetune_operator.actions import SERVICE_ACCOUNTS, Object
-from finetune_operator.kube import KubeClient
+from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,29 @@
+"""Where a FineTuneJob publishes: two of them must not publish to the same output."""
+
+from typing import Final, NamedTuple
+
+from finetune_operator.framework.cache import Indexes
+from finetune_operator.framework.objects import Object
+from finetune_operator.kinds import FINETUNEJOBS
+
+
+class Output(NamedTuple):
+    """Where a FineTuneJob publishes. Buckets of one name in different stores are different buckets."""
+
+    endpoint: str
+    uri: str
+    name: str
+
+
+def output_of(job: Object) -> Output:
+    """A FineTuneJob's output, from its stored spec."""
+    storage, output = job["spec"].get("storage") or {}, job["spec"].get("output") or {}
+    return Output(
+        endpoint=str(storage.get("endpoint", "")),
+        uri=str(output.get("uri", "")).rstrip("/"),
+        name=str(output.get("name", "")),
+    )
+
+
+OUTPUT_INDEX: Final[Indexes] = {FINETUNEJOBS.kind: output_of}
+"""How the cache finds the FineTuneJobs of all namespaces that publish to an output."""

@@ -1,0 +1,27 @@
+"""Kubernetes objects as plain JSON, and the kinds of the API itself that the operator deals with."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+Object = dict[str, Any]
+"""A Kubernetes object as plain JSON."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One kind of object and its REST path."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+
+CONFIG_MAPS: Final = Resource("v1", "ConfigMap", "configmaps")
+PODS: Final = Resource("v1", "Pod", "pods")
+SERVICES: Final = Resource("v1", "Service", "services")
+SERVICE_ACCOUNTS: Final = Resource("v1", "ServiceAccount", "serviceaccounts")
+EVENTS: Final = Resource("v1", "Event", "events")
+JOBS: Final = Resource("batch/v1", "Job", "jobs")
+DEPLOYMENTS: Final = Resource("apps/v1", "Deployment", "deployments")
+ENDPOINT_SLICES: Final = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+NETWORK_POLICIES: Final = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
