@@ -20,7 +20,7 @@ from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, Sta
 from finetune_operator.framework.client import ApiError, KubeClient
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, PODS, Object
-from finetune_operator.resources.pods import STAGE_CONTAINER
+from finetune_operator.resources.stage_job import STAGE_CONTAINER
 
 SCALARS: dict[Stage, dict[str, str]] = {
     Stage.PREPARE: {

@@ -17,8 +17,8 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Serving, deployment, fetch_request
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
-from finetune_operator.resources.pods import input_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
+from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy
 from tests.support.serving import GOOD, SETTINGS, uri
 

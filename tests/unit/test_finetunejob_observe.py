@@ -17,7 +17,8 @@ from finetune_operator.framework.objects import ENDPOINT_SLICES, JOBS, SERVICE_A
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
-from finetune_operator.resources.pods import StageRequest, stage_job
+from finetune_operator.resources.stage_job import stage_job
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
 

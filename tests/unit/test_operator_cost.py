@@ -19,8 +19,8 @@ from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.framework.actions import Delete
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import JOBS
-from finetune_operator.outcome import State
-from finetune_operator.outcome import Verdict as JobVerdict
+from finetune_operator.outcome.job import State
+from finetune_operator.outcome.job import Verdict as JobVerdict
 from finetune_operator.settings import Gpu, PodShape, Profile, Settings
 from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 

@@ -23,7 +23,8 @@ from finetune_operator.framework.events import event_object
 from finetune_operator.framework.ownership import Key, Owner, owner_key
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
-from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
+from finetune_operator.resources.stage_job import input_config_map, stage_job
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import Gpu, Images, PodShape, Profile, Proxy
 from tests.unit.test_operator_plan import NOW, SETTINGS, SPEC, observed
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
-from finetune_operator.outcome import State, judge, read_result
+from finetune_operator.outcome.job import State, judge
+from finetune_operator.outcome.pod import read_result
 from tests.support.stage_objects import (
     CREATED,
     disrupted,

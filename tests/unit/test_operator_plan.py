@@ -27,8 +27,8 @@ from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import FINETUNEJOBS
-from finetune_operator.outcome import State, Verdict
-from finetune_operator.resources.pods import QUEUE_LABEL
+from finetune_operator.outcome.job import State, Verdict
+from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule
 

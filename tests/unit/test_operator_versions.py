@@ -25,7 +25,8 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.framework.reading import parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
-from finetune_operator.outcome import State, judge, parse_result
+from finetune_operator.outcome.job import State, judge
+from finetune_operator.outcome.pod import parse_result
 from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving
 from tests.support.stage_objects import ended, failure, job, pod, terminated
 

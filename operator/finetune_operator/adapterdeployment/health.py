@@ -7,7 +7,7 @@ from typing import Final
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_operator.framework.objects import Object
-from finetune_operator.outcome import parse_result, pod_hindrance, refusal
+from finetune_operator.outcome.pod import parse_result, pod_hindrance, refusal
 from finetune_operator.resources.deployment import FETCH
 
 CRASHES: Final = 3

@@ -27,7 +27,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.framework.reading import Accounts, parse_spec, parse_status
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
-from finetune_operator.outcome import read_result
+from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.settings import Settings
 

@@ -21,7 +21,8 @@ from finetune_operator.adapterdeployment.verification import PROVED, find_verdic
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES
-from finetune_operator.outcome import State, Verdict, refusal
+from finetune_operator.outcome.job import State, Verdict
+from finetune_operator.outcome.pod import refusal
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,
@@ -31,8 +32,8 @@ from finetune_operator.resources.deployment import (
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
-from finetune_operator.resources.pods import input_config_map, stage_job
 from finetune_operator.resources.service import candidate_service, public_service
+from finetune_operator.resources.stage_job import input_config_map, stage_job
 
 MESSAGE_LIMIT: Final = 1024
 """What the API takes; a scheduler that speaks of many nodes says more."""

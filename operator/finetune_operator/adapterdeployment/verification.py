@@ -9,9 +9,9 @@ from finetune_operator.adapterdeployment.observe import Observed
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.outcome import State, Verdict, judge
-from finetune_operator.resources.pods import StageRequest
+from finetune_operator.outcome.job import State, Verdict, judge
 from finetune_operator.resources.service import candidate_service_name, service_url
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Settings
 
 ANSWER_SECONDS: Final = 10

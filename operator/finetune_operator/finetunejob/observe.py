@@ -21,7 +21,7 @@ from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, EV
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.framework.reading import Accounts, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
-from finetune_operator.outcome import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.settings import Settings
 
 LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"

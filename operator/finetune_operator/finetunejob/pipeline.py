@@ -15,7 +15,7 @@ from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, inp
 from finetune_operator.finetunejob.book import STAGES, Book
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.finetunejob.stage_jobs import params_of
-from finetune_operator.outcome import State
+from finetune_operator.outcome.job import State
 
 
 @dataclass(frozen=True)

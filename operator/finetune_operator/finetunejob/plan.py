@@ -24,9 +24,11 @@ from finetune_operator.framework.actions import Action, Create, Delete, Patch, P
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES, Object
-from finetune_operator.outcome import NOT_STARTED, State, refusal
+from finetune_operator.outcome.job import NOT_STARTED, State
+from finetune_operator.outcome.pod import refusal
 from finetune_operator.resources.peers import peers_service
-from finetune_operator.resources.pods import StageRequest, input_config_map, stage_job
+from finetune_operator.resources.stage_job import input_config_map, stage_job
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.tenancy import objection
 
 HINDRANCE_SECONDS: Final = 10.0

@@ -17,7 +17,8 @@ from finetune_api.stages import (
 )
 from finetune_operator.finetunejob.hardware import hardware_facts, other_facts, processes
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS, Observed
-from finetune_operator.resources.pods import QUEUE_LABEL, StageRequest
+from finetune_operator.resources.stage_job import QUEUE_LABEL
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Profile
 
 _ACCELERATED = frozenset({Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE})

@@ -9,8 +9,11 @@ from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.egress import ca_volumes
-from finetune_operator.resources.pods import StageRequest, container, cpu_env, pod_spec, stage_container
+from finetune_operator.resources.environment import cpu_env
+from finetune_operator.resources.pod import container, pod_spec
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
+from finetune_operator.resources.stage_job import stage_container
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime, Settings

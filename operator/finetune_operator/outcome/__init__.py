@@ -1,0 +1,1 @@
+"""What became of a stage's Job and of its pods, in the words of a status."""

@@ -1,0 +1,190 @@
+"""What became of a stage: the root cause, read from its Job, the Job's pods and the Job's events. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from finetune_api import meta
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, StageResult
+from finetune_operator.framework.objects import Object
+from finetune_operator.outcome.pod import (
+    TOO_LATE,
+    find_condition,
+    index_of,
+    is_alive,
+    is_first,
+    is_late,
+    late_message,
+    pod_failure,
+    pod_hindrance,
+    read_result,
+    refusal,
+    terminated,
+)
+
+
+class State(StrEnum):
+    """Where a stage's Job stands."""
+
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    TERMINATING = "Terminating"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    LOST = "Lost"
+    """It completed, but the pod with the result is gone or the result cannot be read."""
+
+
+UNFINISHED: Final = frozenset({State.WAITING, State.RUNNING, State.SUSPENDED, State.TERMINATING})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """State of a stage's Job, and why."""
+
+    state: State
+    reason: Reason
+    message: str = ""
+    result: StageResult | None = None
+    attempts: int = 0
+    started_at: str | None = None
+    finished_at: str | None = None
+    pod_ip: str = ""
+    """Address of the running pod."""
+    needs_events: bool = False
+    """No pod was made: only the Job's events tell why."""
+    tries_again: bool = False
+    """The stage has failed for good, but its Job knows nothing of it and starts another pod."""
+
+
+NOT_STARTED: Final = Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True)
+"""Of a Job that was made just now."""
+
+
+def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> Verdict:
+    """The verdict on a Job. ``pods`` are the Job's own, in any order."""
+    status = job.get("status") or {}
+    ordered = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+    facts: dict[str, Any] = {
+        "attempts": _attempts(job, ordered),
+        "started_at": _started(status, ordered),
+    }
+    if find_condition(status, "Complete"):
+        return _completed(job, ordered, facts | {"finished_at": status.get("completionTime")})
+    if failed := find_condition(status, "Failed"):
+        return _failed(failed, ordered, facts | {"finished_at": failed.get("lastTransitionTime")})
+    if job["metadata"].get("deletionTimestamp"):
+        return Verdict(State.TERMINATING, Reason.WAITING, f"Job {job['metadata']['name']} is being deleted.", **facts)
+    if late := next(filter(is_late, reversed(ordered)), None):
+        facts |= {"finished_at": (terminated(late) or {}).get("finishedAt"), "tries_again": True}
+        return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, late_message([late]), **facts)
+    if job["spec"].get("suspend"):
+        stopped = {} if any(map(is_alive, ordered)) else {"started_at": None}
+        return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts | stopped)
+    return _foretold(job, ordered, facts) or _unfinished(ordered, events, facts)
+
+
+def _attempts(job: Object, pods: Sequence[Object]) -> int:
+    """How often the stage was begun: pods, of several that work together the first ones."""
+    status = job.get("status") or {}
+    if job["spec"].get("completionMode") == "Indexed":
+        return sum(is_first(pod) for pod in pods)
+    counted: int = sum(status.get(count, 0) for count in ("active", "succeeded", "failed"))
+    return max(counted, len(pods))  # of the pods some may be gone, and the newest not counted yet
+
+
+def _cause(pods: Sequence[Object]) -> tuple[Reason, str] | None:
+    """Why the stage's newest pod failed that did not merely follow another; of all others, why the newest did."""
+    failures = [found for pod in reversed(pods) if (found := pod_failure(pod))]
+    return min(failures, key=lambda failure: failure[0] is Reason.PEER_LOST, default=None)
+
+
+def _started(status: Object, pods: Sequence[Object]) -> str | None:
+    """When the first pod got a node, None while none has one; of an ended Job whose pods are gone, when it started.
+
+    A Job that goes on after a suspension starts anew: pods from before do not count.
+    """
+    began: str | None = status.get("startTime")
+    starts = [start for pod in pods if (start := pod["status"].get("startTime")) and start >= (began or "")]
+    ended = find_condition(status, "Complete") or find_condition(status, "Failed")
+    waiting = not ended and all(pod["status"].get("phase") in ("Pending", None) for pod in pods)
+    return min(starts) if starts else None if waiting else began
+
+
+def _foretold(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
+    """What a Job with one pod at a time is going to say, as its pod has ended; None if the pod does not settle it.
+
+    The Job's controller counts ended pods in batches and takes a second or more to say so.
+    """
+    ended = terminated(pods[-1]) if pods else None
+    if ended is None or job["spec"].get("completionMode") == "Indexed":
+        return None
+    newest, facts = pods[-1], facts | {"finished_at": ended.get("finishedAt")}
+    if newest["status"].get("phase") == "Succeeded":
+        return _succeeded(job, [newest], facts)
+    fatal = ended.get("exitCode") == meta.ExitCode.FATAL and not find_condition(newest["status"], "DisruptionTarget")
+    if newest["status"].get("phase") == "Failed" and fatal and (cause := pod_failure(newest)):
+        return Verdict(State.FAILED, cause[0], cause[1], **facts)
+    return None
+
+
+def _completed(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    lost = Verdict(State.LOST, Reason.RESULT_LOST, "The Job completed, but the pod with its result is gone.", **facts)
+    return _succeeded(job, pods, facts) or lost
+
+
+def _succeeded(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
+    """The newest result that a pod left; None if none did."""
+    stage = job["metadata"]["labels"].get(meta.LABEL_STAGE)
+    for pod in reversed(pods):
+        result = read_result(pod)
+        if result is not None and result.stage == stage and result.outcome is Outcome.SUCCEEDED:
+            return Verdict(State.SUCCEEDED, result.reason, result.message, result, **facts)
+    return None
+
+
+def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    cause = _cause(pods)
+    if condition.get("reason") == TOO_LATE:
+        return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, late_message(pods), **facts)
+    if cause is None:
+        message = f"{condition.get('message') or condition.get('reason')}; its pods are gone."
+        return Verdict(State.FAILED, Reason.STAGE_CRASHED, message, **facts)
+    return Verdict(State.FAILED, cause[0], cause[1], **facts)
+
+
+def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    alive = [pod for pod in pods if is_alive(pod)]
+    if not alive:
+        return _without_pod(pods, events, facts)
+    newest = _newest_of_each(alive)
+    if hindrance := next((found for pod in newest if (found := pod_hindrance(pod))), None):
+        return Verdict(State.WAITING, hindrance[0], hindrance[1], **facts)
+    if starting := next((pod for pod in newest if pod["status"].get("phase") != "Running"), None):
+        return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
+    message = ""
+    if earlier := _cause(pods):
+        message = f"An earlier attempt ended: {earlier[1]}"
+    address = next((pod["status"].get("podIP", "") for pod in newest if is_first(pod)), "")
+    return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
+
+
+def _newest_of_each(pods: Sequence[Object]) -> list[Object]:
+    """Of those that work together, the newest with each number, by number."""
+    newest = {index_of(pod): pod for pod in pods}
+    return [newest[number] for number in sorted(newest)]
+
+
+def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+    refusals = [event for event in events if event.get("reason") == "FailedCreate"]
+    if refusals:
+        newest = max(refusals, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        reason, message = refusal(newest.get("message") or "")
+        return Verdict(State.WAITING, reason, message, needs_events=True, **facts)
+    if earlier := _cause(pods):
+        message = f"Trying again; the last attempt ended: {earlier[1]}"
+        return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
+    return replace(NOT_STARTED, **facts)

@@ -1,0 +1,146 @@
+"""What became of one pod: the result that it left, why it failed, what keeps it from running. Pure."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import ValidationError
+
+from finetune_api import meta
+from finetune_api.reasons import Reason, remedy
+from finetune_api.stages import PIPELINE, Outcome, StageResult
+from finetune_operator.framework.objects import Object
+from finetune_operator.resources.stage_job import STAGE_CONTAINER
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_IMAGE_PROBLEMS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
+_CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+_OWN_LIMIT: Final = re.compile(
+    r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
+)
+"""What the kubelet says of a pod that it evicts for the pod's own limits, not for what its node lacks."""
+TOO_LATE: Final = "DeadlineExceeded"
+"""What the kubelet says of a pod that had its node for as long as it may, and a Job that has a deadline of its own."""
+
+
+def read_result(pod: Object) -> StageResult | None:
+    """The termination message of the stage's container, or None where there is no valid one."""
+    result = parse_result((terminated(pod) or {}).get("message"))
+    if result is None:
+        return None
+    addresses = [found.output_digest for found in result.found]
+    if result.outcome is Outcome.SUCCEEDED and result.stage in PIPELINE:
+        addresses.append(result.output_digest)
+    return result if all(map(_DIGEST.fullmatch, addresses)) else None
+
+
+def parse_result(message: str | None) -> StageResult | None:
+    """A termination message as a StageResult; None for anything else, e.g. of a container that was killed."""
+    try:
+        return StageResult.model_validate_json(message or "")
+    except ValidationError:
+        return None
+
+
+def pod_failure(pod: Object) -> tuple[Reason, str] | None:
+    """Why a pod ended without success; None if it did not."""
+    name, status = pod["metadata"]["name"], pod["status"]
+    if status.get("phase") == "Succeeded":
+        return None
+    if is_late(pod):
+        return Reason.DEADLINE_EXCEEDED, late_message([pod])
+    result = read_result(pod)
+    if result is not None and result.outcome is Outcome.FAILED:
+        return result.reason, result.message
+    said = status.get("message", "")
+    if status.get("reason") == "Evicted" and _OWN_LIMIT.search(said):
+        return Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its profile allows: {said}"
+    disrupted = find_condition(status, "DisruptionTarget")
+    if disrupted or status.get("reason") in ("Evicted", "Preempting"):
+        said = said or (disrupted or {}).get("message") or "the node needed its place"
+        return Reason.PREEMPTED, f"Pod {name} was evicted: {said}"
+    ended = terminated(pod)
+    if ended is None:
+        return None
+    if ended.get("reason") == "OOMKilled":
+        return Reason.OUT_OF_MEMORY, f"Pod {name} was killed because it used more memory than its limit."
+    return Reason.STAGE_CRASHED, f"Pod {name} ended with exit code {ended.get('exitCode')} and without a result."
+
+
+def pod_hindrance(pod: Object) -> tuple[Reason, str] | None:
+    """What keeps a pod from running that will not pass by itself soon."""
+    name, status = pod["metadata"]["name"], pod["status"]
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason, said = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _IMAGE_PROBLEMS:
+            image = container.get("image", "")
+            return Reason.IMAGE_PULL_FAILED, f"Pod {name} cannot get image {image} ({reason})."
+        if reason in _CONFIG_PROBLEMS:
+            secret = "secret" in said.lower() or "couldn't find key" in said.lower()
+            return (Reason.SECRET_MISSING if secret else Reason.POD_REJECTED), f"Pod {name} cannot start: {said}."
+    scheduled = find_condition(status, "PodScheduled", "False")
+    if scheduled and scheduled.get("reason") == "Unschedulable":
+        return Reason.UNSCHEDULABLE, f"Pod {name} fits no node: {scheduled.get('message', '')}"
+    return None
+
+
+def refusal(message: str) -> tuple[Reason, str]:
+    """Why the API server refused an object, in the words of its admission."""
+    said = message.removeprefix("Error creating: ")
+    lowered = said.lower()
+    if "exceeded quota" in lowered or "must specify" in lowered:
+        return Reason.QUOTA_EXCEEDED, f"Refused by the namespace's quota: {said}."
+    if "serviceaccount" in lowered and "not found" in lowered:
+        return Reason.RUNNER_SERVICE_ACCOUNT_MISSING, f"Refused by the API server: {said}."
+    return Reason.POD_REJECTED, f"Refused by the API server: {said}."
+
+
+def late_message(pods: Sequence[Object]) -> str:
+    """That it took too long, and what the pods waited for or said last."""
+    hindrance = next((found[1] for pod in reversed(pods) if (found := pod_hindrance(pod))), "")
+    return " ".join(filter(None, ["The stage took longer than its profile allows.", hindrance or _last_words(pods)]))
+
+
+def _last_words(pods: Sequence[Object]) -> str:
+    """What the newest pod left that failed. Told to stop, it advises as if it were to go on elsewhere."""
+    for pod in reversed(pods):
+        if (result := read_result(pod)) and result.outcome is Outcome.FAILED:
+            kind = (pod["metadata"].get("labels") or {}).get(meta.LABEL_OWNER_KIND, meta.FINETUNEJOB)
+            return result.message.replace(f" {remedy(result.reason, kind)}", "")
+    return ""
+
+
+def is_late(pod: Object) -> bool:
+    """Whether a pod had its node for as long as it may: another attempt would take no less."""
+    return (pod["status"].get("phase"), pod["status"].get("reason")) == ("Failed", TOO_LATE)
+
+
+def is_alive(pod: Object) -> bool:
+    """Whether a pod has not ended."""
+    return pod["status"].get("phase") in ("Pending", "Running", None)
+
+
+def is_first(pod: Object) -> bool:
+    """Whether a pod has the number 0 among those that work together, or works alone: it speaks for all."""
+    return index_of(pod) == 0
+
+
+def index_of(pod: Object) -> int:
+    """The pod's number among those that work together."""
+    return int((pod["metadata"].get("labels") or {}).get(meta.LABEL_INDEX, 0))
+
+
+def terminated(pod: Object) -> Object | None:
+    """How the stage's container ended; None if it has not."""
+    for container in pod["status"].get("containerStatuses") or []:
+        if container["name"] == STAGE_CONTAINER:
+            ended: Object | None = container.get("state", {}).get("terminated")
+            return ended
+    return None
+
+
+def find_condition(status: Object, kind: str, value: str = "True") -> Object | None:
+    """The condition of a type, if it has the status ``value``."""
+    conditions: list[Object] = status.get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind and each["status"] == value), None)

@@ -1,0 +1,66 @@
+"""Pods and containers under the restricted Pod Security Standard, for stages and model servers alike.
+
+https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from finetune_api import meta
+from finetune_operator.framework.objects import Object
+from finetune_operator.settings import Images, PodShape
+
+USER: Final = 65532
+"""Numeric, so that the kubelet can check runAsNonRoot; the group owns the writable volumes."""
+
+
+def container(
+    name: str,
+    image: str,
+    images: Images,
+    shape: PodShape,
+    env: Sequence[Mapping[str, Any]] = (),
+    mounts: Sequence[Mapping[str, Any]] = (),
+) -> Object:
+    """A container that can write to nothing but the scratch volume."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": images.pull_policy,
+        "env": [dict(variable) for variable in env],
+        "resources": {"requests": dict(shape.requests), "limits": dict(shape.limits)},
+        "volumeMounts": [{"name": "scratch", "mountPath": meta.SCRATCH_DIR}, *map(dict, mounts)],
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def pod_spec(containers: Sequence[Object], shape: PodShape, images: Images, service_account: str) -> Object:
+    """A restricted pod with one writable volume, no API token and no variables for the namespace's Services."""
+    spec: Object = {
+        "serviceAccountName": service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": list(containers),
+        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": shape.scratch_size}}],
+    }
+    optional: dict[str, Any] = {
+        "imagePullSecrets": [{"name": name} for name in images.pull_secrets],
+        "nodeSelector": dict(shape.node_selector),
+        "tolerations": [dict(toleration) for toleration in shape.tolerations],
+        "priorityClassName": shape.priority_class_name,
+        "runtimeClassName": shape.runtime_class_name,
+    }
+    return spec | {name: value for name, value in optional.items() if value}

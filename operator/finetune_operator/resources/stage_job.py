@@ -1,0 +1,165 @@
+"""The Job of a stage and the ConfigMap with its input, as both kinds run them.
+
+Both are created once and never changed: Job templates and these ConfigMaps are immutable.
+"""
+
+from pathlib import PurePosixPath
+from typing import Final
+
+from finetune_api import meta
+from finetune_api.dataset import ConfigMapKey
+from finetune_api.hashing import canonical_json
+from finetune_api.stages import Stage
+from finetune_operator.framework.objects import Object
+from finetune_operator.resources.egress import ca_env, ca_mounts, ca_volumes, proxy_env
+from finetune_operator.resources.environment import (
+    cpu_env,
+    credentials_env,
+    name_env,
+    scratch_env,
+    teacher_env,
+    tracking_env,
+)
+from finetune_operator.resources.pod import container, pod_spec
+from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
+from finetune_operator.resources.stage_request import StageRequest
+
+STAGE_CONTAINER: Final = "stage"
+RESULT_FILE: Final = "/dev/termination-log"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+"""Kueue's label, passed from the custom resource to its stage Jobs."""
+_INPUT: Final = PurePosixPath(meta.INPUT_FILE)
+_READS_SOURCES: Final = frozenset({Stage.RESOLVE, Stage.PREPARE})
+"""Stages that look at the sources of the data."""
+
+
+def input_config_map(request: StageRequest) -> Object:
+    """The stage's input, immutable."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": request.owner.metadata(request.name, request.all_labels),
+        "immutable": True,
+        "data": {_INPUT.name: canonical_json(request.input).decode()},
+    }
+
+
+def stage_job(request: StageRequest) -> Object:
+    """The Job of a stage: its exit codes decide about retries (docs/reference/stages.md)."""
+    pod = pod_spec([stage_container(request)], request.shape, request.images, request.service_account)
+    pod["restartPolicy"] = "Never"
+    pod["terminationGracePeriodSeconds"] = 60
+    # The pod's, which counts from when it has a node: a Job's own would end a stage that waits for a quota or for room.
+    pod["activeDeadlineSeconds"] = request.deadline_seconds
+    pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
+    pod["volumes"] += [*ca_volumes(request.input.storage), *shared_memory_volumes(request.shared_memory)]
+    if request.nodes > 1:
+        pod["subdomain"] = request.name
+    template_labels = request.owner.labels | request.all_labels
+    queue = {QUEUE_LABEL: request.queue} if request.queue else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": request.owner.metadata(request.name, request.all_labels | queue),
+        "spec": {
+            **_indexed(request),
+            "backoffLimit": request.retries * request.nodes,
+            # A pod that is still saving its checkpoint and its replacement must not run at the same time.
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": STAGE_CONTAINER,
+                            "operator": "In",
+                            "values": [meta.ExitCode.FATAL.value],
+                        },
+                    },
+                    *_blameless_exits(request),
+                ]
+            },
+            "template": {"metadata": {"labels": template_labels}, "spec": pod},
+        },
+    }
+
+
+def _indexed(request: StageRequest) -> Object:
+    """Several pods, each with a number. The first answers for all: once it has succeeded, so has the Job."""
+    if request.nodes == 1:
+        return {}
+    return {
+        "completionMode": "Indexed",
+        "completions": request.nodes,
+        "parallelism": request.nodes,
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+    }
+
+
+def _blameless_exits(request: StageRequest) -> list[Object]:
+    """When one pod is lost, the others end too, to begin again with it: only its own end may count as a failure."""
+    if not request.together:
+        return []
+    exits = {"containerName": STAGE_CONTAINER, "operator": "In", "values": [meta.ExitCode.RESTART_GROUP.value]}
+    return [{"action": "Ignore", "onExitCodes": exits}]
+
+
+def stage_container(request: StageRequest) -> Object:
+    """The container of a stage; also an init container where a stage prepares a server's volume (fetch)."""
+    argv = ["python", "-m", f"finetune_jobs.{request.stage}", "--input", meta.INPUT_FILE, "--result", RESULT_FILE]
+    body = container(
+        STAGE_CONTAINER,
+        request.image,
+        request.images,
+        request.shape,
+        env=[
+            *credentials_env(request.input.storage),
+            *ca_env(request.input.storage),
+            *proxy_env(request.proxy),
+            *teacher_env(request),
+            *tracking_env(request),
+            *scratch_env(),
+            *cpu_env(request.shape),
+            *name_env(request),
+        ],
+        mounts=[
+            {"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True},
+            *_source_mounts(request),
+            *ca_mounts(request.input.storage),
+            *shared_memory_mounts(request.shared_memory),
+        ],
+    )
+    body["command"] = [*argv, *_together_arguments(request)]
+    body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
+    return body
+
+
+def _together_arguments(request: StageRequest) -> list[str]:
+    """How many share the work, and where the first pod is found; a pod's number is in its environment."""
+    arguments = ["--processes", str(request.processes)] if request.together else []
+    if request.nodes > 1:
+        arguments += ["--nodes", str(request.nodes), "--coordinator", f"{request.name}-0.{request.name}"]
+    return arguments
+
+
+def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
+    """The sources of a stage's input that are keys of ConfigMaps, by their numbers."""
+    prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
+    sources = prepare.all_sources if prepare else []
+    return {number: source.config_map for number, source in enumerate(sources) if source.config_map}
+
+
+def _source_volumes(request: StageRequest) -> list[Object]:
+    """Optional, so that a ConfigMap that is missing does not keep the pod waiting: the stage then says which one."""
+    return [
+        {"name": f"source-{number}", "configMap": {"name": found.name, "optional": True}}
+        for number, found in _config_maps(request).items()
+    ]
+
+
+def _source_mounts(request: StageRequest) -> list[Object]:
+    return [
+        {"name": f"source-{number}", "mountPath": f"{meta.SOURCES_DIR}/{number}", "readOnly": True}
+        for number in _config_maps(request)
+    ]

@@ -1,0 +1,63 @@
+"""A stage that is to run: its input, and the pod that it gets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from finetune_api import meta
+from finetune_api.hashing import short
+from finetune_api.stages import Stage, StageInput
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.settings import Images, PodShape, Proxy
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage to run as a Job."""
+
+    owner: Owner
+    input: StageInput
+    image: str
+    images: Images
+    shape: PodShape
+    service_account: str
+    proxy: Proxy = field(default_factory=Proxy)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """On ConfigMap, Job and pod, besides the owner's and the stage's."""
+    attempt: str = ""
+    """Tells Jobs of one input apart; empty for the first."""
+    queue: str = ""
+    """Kueue's local queue for the Job; empty: none."""
+    retries: int = 2
+    deadline_seconds: int = 3600
+    """How long one attempt may have a node."""
+    nodes: int = 1
+    """Pods that work together, as an Indexed Job."""
+    processes: int = 1
+    """Processes of each pod that work together."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+        return self.input.stage
+
+    @property
+    def together(self) -> bool:
+        """Whether several processes do this stage's work."""
+        return self.nodes * self.processes > 1
+
+    @property
+    def shared_memory(self) -> str:
+        """Size of the pod's /dev/shm: ample for NCCL's buffers; empty leaves one process the runtime's own."""
+        return f"{self.processes}Gi" if self.processes > 1 else ""
+
+    @cached_property
+    def name(self) -> str:
+        """Name of both ConfigMap and Job: equal inputs have equal names."""
+        identity = short([self.input, self.attempt]) if self.attempt else short(self.input)
+        return f"{self.owner.name}-{self.stage}-{identity}"
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """Labels of everything that belongs to this stage's run."""
+        return {**self.labels, meta.LABEL_STAGE: self.stage.value, meta.LABEL_ROLE: "stage"}
