@@ -82,7 +82,7 @@ class Claim:
     """What it asks for; of COST the highest cost in US dollars, empty where the resource sets no limit."""
 
 
-def objection(tenancy: Tenancy, namespace: str, claims: Iterable[Claim]) -> str:
+def tenancy_violation(tenancy: Tenancy, namespace: str, claims: Iterable[Claim]) -> str:
     """Why a namespace may not have all of ``claims``: which field, its value, and what is allowed. Empty: it may."""
     if not tenancy.rules:
         return ""

@@ -18,7 +18,7 @@ from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportForma
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.observe import Observed, Source, controller_uid
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source, controller_uid
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Event, Patch, Plan
 from finetune_operator.framework.conditions import timestamp
@@ -90,11 +90,11 @@ class ServingCluster:
 
     # What the operator does
 
-    def observe(self) -> Observed:
+    def observe(self) -> ObservedDeployment:
         """What the operator sees."""
         metadata = {"name": "demo", "namespace": "team", "uid": "uid-of-demo", "generation": 1}
         raw = {"metadata": metadata, "spec": self.spec, "status": self.status.model_dump(by_alias=True)}
-        return Observed(
+        return ObservedDeployment(
             resource=AdapterDeployment.model_validate(raw),
             settings=self.settings,
             source=self.source,
@@ -122,7 +122,7 @@ class ServingCluster:
             if said := self.refuse(self, action):
                 made = replace(plan(replace(observed, refusal=said), self.now), actions=())
                 break
-            self.carry_out(action)
+            self.apply_action(action)
         if crash_after is None or crash_after > len(made.actions):
             self.status = made.status
             self.events += made.events
@@ -141,7 +141,7 @@ class ServingCluster:
                 return
         raise AssertionError(f"not quiescent after {passes} passes: {self.plan().actions}")
 
-    def carry_out(self, action: Action) -> None:
+    def apply_action(self, action: Action) -> None:
         """What the API server does with an action."""
         kind = self.objects.setdefault(action.resource, {})
         match action:

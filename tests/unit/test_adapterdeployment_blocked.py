@@ -12,7 +12,7 @@ from finetune_api.reasons import Reason, with_remedy
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import Source, Unplanned
 from finetune_operator.adapterdeployment.plan import plan
-from finetune_operator.adapterdeployment.target import REMAINS_SECONDS
+from finetune_operator.adapterdeployment.target import DELETION_SECONDS
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
@@ -141,7 +141,7 @@ class TestBlocked:
 
     def test_a_foreign_service_of_the_name_is_left_alone(self) -> None:
         cluster = ServingCluster()
-        made = plan(replace(cluster.observe(), strangers=("Service demo",)), START)
+        made = plan(replace(cluster.observe(), conflicts=("Service demo",)), START)
         assert made.actions == ()
         assert condition(made.status, "Stalled") == ("True", Reason.NAME_TAKEN)
         assert made.requeue_after is not None  # nobody tells when the stranger goes
@@ -149,7 +149,7 @@ class TestBlocked:
     def test_what_an_earlier_resource_of_the_name_left_is_waited_for(self) -> None:
         """The garbage collector takes it: nobody has to act, and nobody is warned."""
         cluster = ServingCluster()
-        made = plan(replace(cluster.observe(), remains=("Service demo",)), START)
+        made = plan(replace(cluster.observe(), pending_deletion=("Service demo",)), START)
         assert (made.actions, made.events) == ((), ())
         assert made.status.phase is ServingPhase.PENDING
         assert shown(made.status) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
@@ -157,7 +157,7 @@ class TestBlocked:
         assert made.status.conditions[0].message == (
             "Service demo of an earlier AdapterDeployment of this name is yet to be deleted."
         )
-        assert made.requeue_after == REMAINS_SECONDS
+        assert made.requeue_after == DELETION_SECONDS
 
     @pytest.mark.parametrize(
         ("reference", "outlived"),

@@ -1,4 +1,4 @@
-"""AdapterDeployment in trouble: a source that is gone, revisions that fail, children that somebody touches."""
+"""AdapterDeployment in problem: a source that is gone, revisions that fail, children that somebody touches."""
 
 from typing import Any
 

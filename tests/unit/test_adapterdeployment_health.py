@@ -7,7 +7,7 @@ import pytest
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
-from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, candidate_trouble, is_available
+from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, candidate_problem, is_available
 
 pytestmark = pytest.mark.unit
 
@@ -188,15 +188,15 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], float, tuple[Reason
 @pytest.mark.parametrize("case", CASES)
 def test_root_cause(case: str) -> None:
     found, pods, age, expected = CASES[case]
-    trouble = candidate_trouble(found, pods, age)
-    assert (None if trouble is None else (trouble.reason, trouble.fatal)) == expected
+    problem = candidate_problem(found, pods, age)
+    assert (None if problem is None else (problem.reason, problem.fatal)) == expected
 
 
 def test_a_deadline_names_what_was_waited_for() -> None:
-    trouble = candidate_trouble(deployment(LATE), [pod(conditions=UNSCHEDULABLE)], 2800)
-    assert trouble is not None
-    assert trouble.message.startswith("Not available after 2700 s.")
-    assert "insufficient GPU" in trouble.message
+    problem = candidate_problem(deployment(LATE), [pod(conditions=UNSCHEDULABLE)], 2800)
+    assert problem is not None
+    assert problem.message.startswith("Not available after 2700 s.")
+    assert "insufficient GPU" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api import meta
-from finetune_operator.finetunejob.observe import find_rival
+from finetune_operator.finetunejob.observe import older_publisher
 from finetune_operator.finetunejob.output import OUTPUT_INDEX, Output, output_of
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.objects import JOBS, Object
@@ -99,7 +99,7 @@ def test_a_bucket_of_the_same_name_in_another_store_is_another_bucket() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "rival"),
+    ("others", "conflicting_job"),
     [
         ([], ""),
         ([publisher("younger", 9, "s3://b/x")], ""),
@@ -108,9 +108,11 @@ def test_a_bucket_of_the_same_name_in_another_store_is_another_bucket() -> None:
         ([publisher("secret", 2, "s3://b/x", namespace="other")], "An older FineTuneJob of another namespace"),
     ],
 )
-def test_the_oldest_publishes_and_is_named_only_in_its_own_namespace(others: list[Object], rival: str) -> None:
+def test_the_oldest_publishes_and_is_named_only_in_its_own_namespace(
+    others: list[Object], conflicting_job: str
+) -> None:
     mine = publisher("mine", 5, "s3://b/x")
-    assert find_rival(mine, [*others, mine]) == rival
+    assert older_publisher(mine, [*others, mine]) == conflicting_job
 
 
 def test_strangers_are_nobodys_children() -> None:

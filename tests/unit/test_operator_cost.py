@@ -13,7 +13,7 @@ from finetune_api.finetunejob import FineTuneJobSpec, Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Stage, StageInput
 from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
-from finetune_operator.finetunejob.observe import Observed, StageJob
+from finetune_operator.finetunejob.observe import ObservedJob, StageJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.framework.actions import Delete
@@ -50,7 +50,7 @@ AFTER = 2 * 100 + 3 * 200 * 512 / 100
 """Seconds of export and evaluation: two loads, three answers to 200 examples of 512 tokens."""
 
 
-def seen(*jobs: StageJob, spec: FineTuneJobSpec = SPEC, **more: Any) -> Observed:
+def seen(*jobs: StageJob, spec: FineTuneJobSpec = SPEC, **more: Any) -> ObservedJob:
     """What is observed on a platform with prices."""
     return replace(observed(spec, jobs=jobs, **more), settings=PRICED)
 

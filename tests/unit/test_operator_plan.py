@@ -17,8 +17,8 @@ from finetune_api.hashing import digest
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
-from finetune_operator.finetunejob.leftovers import Leftover, is_over
-from finetune_operator.finetunejob.observe import Observed, StageJob, spec_hash
+from finetune_operator.finetunejob.expiry import ExpiredObject, has_expired
+from finetune_operator.finetunejob.observe import ObservedJob, StageJob, spec_hash
 from finetune_operator.finetunejob.plan import blocked, current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.finetunejob.stage_jobs import params_of
@@ -49,13 +49,13 @@ SPEC = FineTuneJobSpec.model_validate(GIVEN)
 IDENTITY = {"sourceDigest": "5" * 64, "modelDigest": "6" * 64}
 
 
-def observed(spec: FineTuneJobSpec | None = SPEC, **more: Any) -> Observed:
+def observed(spec: FineTuneJobSpec | None = SPEC, **more: Any) -> ObservedJob:
     """A FineTuneJob; new and unhindered unless told otherwise."""
     labels, generation = more.pop("labels", {}), more.pop("generation", 3)
     metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation, labels=labels)
     owner = Owner.of(FINETUNEJOBS, metadata)
     status = more.pop("status", FineTuneJobStatus())
-    return Observed(owner=owner, metadata=metadata, spec=spec, status=status, settings=SETTINGS, **more)
+    return ObservedJob(owner=owner, metadata=metadata, spec=spec, status=status, settings=SETTINGS, **more)
 
 
 RUN = current_run(observed(), SPEC, NOW).id
@@ -104,7 +104,7 @@ def ended(outcome: Phase, reason: Reason, **more: Any) -> FineTuneJobStatus:
 class Case:
     """What is observed, and the stage that is started for it, if any, or what is said."""
 
-    observed: Observed
+    observed: ObservedJob
     starts: Stage | None = None
     says: tuple[Phase, Reason] | None = None
     in_words: str = ""
@@ -179,8 +179,8 @@ CASES = {
         says=(Phase.PENDING, Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
         in_words="'finetune-runner' of profile 'small' does not exist in namespace 'team'",
     ),
-    "rival": Case(
-        observed(rival="The older FineTuneJob 'first'"),
+    "conflicting_job": Case(
+        observed(conflicting_job="The older FineTuneJob 'first'"),
         says=(Phase.PENDING, Reason.OUTPUT_NAME_CONFLICT),
         in_words="The older FineTuneJob 'first' publishes 'ft' under s3://artifacts/team already.",
     ),
@@ -200,7 +200,7 @@ CASES = {
         says=(Phase.PENDING, Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
     ),
     "a pod of an earlier Job still runs": Case(
-        observed(strays=("ft-train-1-abc",)),
+        observed(orphan_pods=("ft-train-1-abc",)),
         says=(Phase.PENDING, Reason.WAITING),
         in_words="Stage resolve waits for the end of pod ft-train-1-abc.",
     ),
@@ -305,18 +305,20 @@ def test_when_a_run_is_over(run: str, ended_at: str | None, over: bool) -> None:
     """It is kept for an hour here. A resource that has lost its status knows of no end."""
     known = RunStatus(id=RUN, number=2, spec_hash="x", started_at=THEN, finished_at=ended_at if run == RUN else None)
     earlier = known.model_copy(update={"id": "earlier", "number": 1, "finished_at": ended_at or THEN})
-    assert is_over(FineTuneJobStatus(run=known, runs=[earlier]), run, timedelta(hours=1), NOW) is over
-    assert not is_over(FineTuneJobStatus(), run, timedelta(), NOW)
+    assert has_expired(FineTuneJobStatus(run=known, runs=[earlier]), run, timedelta(hours=1), NOW) is over
+    assert not has_expired(FineTuneJobStatus(), run, timedelta(), NOW)
 
 
 def test_what_is_left_of_runs_that_are_over_goes() -> None:
     """The run at hand keeps its own until it has ended, though the status may know nothing of it yet."""
-    old = [Leftover(resource, f"old-{number}", "uid", "before") for number, resource in enumerate((CONFIG_MAPS, JOBS))]
-    own = Leftover(JOBS, "own", "uid", RUN)
+    old = [
+        ExpiredObject(resource, f"old-{number}", "uid", "before") for number, resource in enumerate((CONFIG_MAPS, JOBS))
+    ]
+    own = ExpiredObject(JOBS, "own", "uid", RUN)
     gone = tuple(Delete(left.resource, left.name, left.uid) for left in old)
-    begun = plan(observed(jobs=(job(Stage.RESOLVE),), leftovers=(*old, own)), NOW)
+    begun = plan(observed(jobs=(job(Stage.RESOLVE),), expired=(*old, own)), NOW)
     assert begun.actions == gone
-    over = plan(observed(status=ended(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED), leftovers=(*old, own)), NOW)
+    over = plan(observed(status=ended(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED), expired=(*old, own)), NOW)
     assert over.actions == (*gone, Delete(JOBS, "own", "uid"))
 
 

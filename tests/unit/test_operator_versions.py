@@ -18,7 +18,7 @@ from finetune_api.adapterdeployment import (
 from finetune_api.base import Condition, ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.reasons import Reason
-from finetune_operator.finetunejob.observe import Observed
+from finetune_operator.finetunejob.observe import ObservedJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.framework import reading
 from finetune_operator.framework.conditions import timestamp
@@ -161,11 +161,13 @@ class TestReasons:
         assert cluster.status.phase is ServingPhase.READY
 
 
-def observed(before: FineTuneJobStatus, generation: int = 3) -> Observed:
+def observed(before: FineTuneJobStatus, generation: int = 3) -> ObservedJob:
     """A FineTuneJob whose spec is of a newer version."""
     metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation)
     owner = Owner.of(FINETUNEJOBS, metadata)
-    return Observed(owner=owner, metadata=metadata, spec=None, spec_error=UNREADABLE, status=before, settings=SETTINGS)
+    return ObservedJob(
+        owner=owner, metadata=metadata, spec=None, spec_error=UNREADABLE, status=before, settings=SETTINGS
+    )
 
 
 def status(phase: Phase, **run: Any) -> FineTuneJobStatus:

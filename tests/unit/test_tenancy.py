@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.settings import Gpu, Profile
-from finetune_operator.tenancy import Claim, Subject, Tenancy, TenancyRule, lies_below, objection
+from finetune_operator.tenancy import Claim, Subject, Tenancy, TenancyRule, lies_below, tenancy_violation
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +35,7 @@ def rule(*namespaces: str, **limits: Any) -> TenancyRule:
 
 def said(*rules: TenancyRule, claims: list[Claim] | None = None) -> str:
     """What the rules have against team-a's claims."""
-    return objection(Tenancy(rules=list(rules)), "team-a", [*ASKED.values()] if claims is None else claims)
+    return tenancy_violation(Tenancy(rules=list(rules)), "team-a", [*ASKED.values()] if claims is None else claims)
 
 
 ALLOWED = {

@@ -7,7 +7,7 @@ from typing import Final
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_operator.framework.objects import Object
-from finetune_operator.outcome.pod import parse_result, pod_hindrance, refusal
+from finetune_operator.outcome.pod import parse_result, pod_blocker, refusal
 from finetune_operator.resources.deployment import FETCH
 
 CRASHES: Final = 3
@@ -17,7 +17,7 @@ PULL_PATIENCE_SECONDS: Final = 300.0
 
 
 @dataclass(frozen=True)
-class Trouble:
+class CandidateProblem:
     """Why a candidate does not become available."""
 
     reason: Reason
@@ -39,12 +39,12 @@ def is_available(deployment: Object | None, replicas: int) -> bool:
     )
 
 
-def candidate_trouble(deployment: Object | None, pods: Sequence[Object], age_seconds: float) -> Trouble | None:
+def candidate_problem(deployment: Object | None, pods: Sequence[Object], age_seconds: float) -> CandidateProblem | None:
     """What keeps a candidate from becoming available, the worst of it; None if nothing is known."""
     refused = [condition.get("message", "") for condition in _conditions(deployment, "ReplicaFailure", "True")]
-    troubles = [trouble for pod in pods for trouble in _pod_troubles(pod)]
-    troubles += [Trouble(*refusal(message)) for message in refused]
-    worst = min(troubles, key=lambda trouble: not trouble.fatal, default=None)
+    problems = [trouble for pod in pods for trouble in _pod_problems(pod)]
+    problems += [CandidateProblem(*refusal(message)) for message in refused]
+    worst = min(problems, key=lambda problem: not problem.fatal, default=None)
     if worst is not None and worst.fatal:
         return worst
     if worst is not None and worst.reason is Reason.IMAGE_PULL_FAILED and age_seconds >= PULL_PATIENCE_SECONDS:
@@ -54,33 +54,33 @@ def candidate_trouble(deployment: Object | None, pods: Sequence[Object], age_sec
         for condition in _conditions(deployment, "Progressing", "False")
     ):
         seconds = deployment["spec"]["progressDeadlineSeconds"]
-        root = worst or Trouble(Reason.DEADLINE_EXCEEDED, "The server did not become ready.")
-        return Trouble(root.reason, f"Not available after {seconds} s. {root.message}", fatal=True)
+        root = worst or CandidateProblem(Reason.DEADLINE_EXCEEDED, "The server did not become ready.")
+        return CandidateProblem(root.reason, f"Not available after {seconds} s. {root.message}", fatal=True)
     return worst
 
 
-def _pod_troubles(pod: Object) -> Iterator[Trouble]:
+def _pod_problems(pod: Object) -> Iterator[CandidateProblem]:
     status = pod.get("status") or {}
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         ended = _last_end(container)
         if ended is not None and ended["exitCode"] != ExitCode.OK:
-            yield _container_trouble(container, ended)
-    hindrance = pod_hindrance(pod)
-    if hindrance is not None:
-        yield Trouble(*hindrance)
+            yield _container_problem(container, ended)
+    blocker = pod_blocker(pod)
+    if blocker is not None:
+        yield CandidateProblem(*blocker)
 
 
-def _container_trouble(container: Object, ended: Object) -> Trouble:
+def _container_problem(container: Object, ended: Object) -> CandidateProblem:
     """Why a container ended; the kubelet starts it again, again and again."""
     name, restarts = container["name"], container.get("restartCount", 0)
     result = parse_result(ended.get("message")) if name == FETCH else None
     fatal = restarts >= CRASHES and ended["exitCode"] != ExitCode.RETRIABLE
     if result is not None:
-        return Trouble(result.reason, result.message, fatal or ended["exitCode"] == ExitCode.FATAL)
+        return CandidateProblem(result.reason, result.message, fatal or ended["exitCode"] == ExitCode.FATAL)
     if ended.get("reason") == "OOMKilled":
-        return Trouble(Reason.OUT_OF_MEMORY, f"Container {name!r} used more memory than its limit.", fatal)
+        return CandidateProblem(Reason.OUT_OF_MEMORY, f"Container {name!r} used more memory than its limit.", fatal)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
-    return Trouble(
+    return CandidateProblem(
         reason, f"Container {name!r} ended with exit code {ended['exitCode']} after {restarts} restarts.", fatal
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from finetune_api.adapterdeployment import AdapterDeploymentStatus
 from finetune_api.base import ObjectMeta
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.observe import Observed, Observer, Unplanned
+from finetune_operator.adapterdeployment.observe import DeploymentObserver, ObservedDeployment, Unplanned
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.cache import Cache
@@ -19,20 +19,22 @@ from finetune_operator.settings import Settings
 
 def adapter_deployment_kind(
     client: KubeClient, cache: Cache, settings: Settings
-) -> Kind[Observed | Unplanned, AdapterDeploymentStatus]:
+) -> Kind[ObservedDeployment | Unplanned, AdapterDeploymentStatus]:
     """How AdapterDeployments are reconciled."""
-    return Kind(ADAPTERDEPLOYMENTS, Observer(client, cache, settings).observe, plan, _blocked, _refused, _failing)
+    return Kind(
+        ADAPTERDEPLOYMENTS, DeploymentObserver(client, cache, settings).observe, plan, _blocked, _refused, _failing
+    )
 
 
-def _blocked(observed: Observed | Unplanned, taken: NameTaken) -> Observed | Unplanned:
+def _blocked(observed: ObservedDeployment | Unplanned, taken: NameTaken) -> ObservedDeployment | Unplanned:
     if isinstance(observed, Unplanned):
         return observed
     if taken.outlived:
-        return replace(observed, remains=(*observed.remains, str(taken)))
-    return replace(observed, strangers=(*observed.strangers, str(taken)))
+        return replace(observed, pending_deletion=(*observed.pending_deletion, str(taken)))
+    return replace(observed, conflicts=(*observed.conflicts, str(taken)))
 
 
-def _refused(observed: Observed | Unplanned, said: str) -> Observed | Unplanned:
+def _refused(observed: ObservedDeployment | Unplanned, said: str) -> ObservedDeployment | Unplanned:
     return observed if isinstance(observed, Unplanned) else replace(observed, refusal=said)
 
 

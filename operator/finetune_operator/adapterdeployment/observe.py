@@ -60,7 +60,7 @@ class Unplanned:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedDeployment:
     """Everything that the plan may depend on, as it was read in one reconciliation."""
 
     resource: AdapterDeployment
@@ -77,9 +77,9 @@ class Observed:
     """Pods of its Deployments and Jobs."""
     slices: tuple[Object, ...] = ()
     """EndpointSlices of its public Service."""
-    strangers: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
     """Objects, as "Kind name", that have a name which we need and another owner."""
-    remains: tuple[str, ...] = ()
+    pending_deletion: tuple[str, ...] = ()
     """The same of an earlier AdapterDeployment of this name, until the garbage collector has taken them."""
     refusal: str = ""
     """What the API server said when it did not take an object of the plan (a quota, a policy)."""
@@ -115,7 +115,7 @@ class Observed:
         return sorted(owned, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
 
-class Observer:
+class DeploymentObserver:
     """Reads what a plan needs: what is watched from the cache, the rest from the API."""
 
     def __init__(self, client: KubeClient, cache: Cache, settings: Settings) -> None:
@@ -124,7 +124,7 @@ class Observer:
         self._settings = settings
         self._accounts = Accounts(client)
 
-    def observe(self, raw: Object, _: datetime) -> Observed | Unplanned:
+    def observe(self, raw: Object, _: datetime) -> ObservedDeployment | Unplanned:
         """One AdapterDeployment as it is now. Raises ApiError."""
         metadata = ObjectMeta.model_validate(raw["metadata"])
         status = parse_status(AdapterDeploymentStatus, raw.get("status") or {})
@@ -134,7 +134,7 @@ class Observer:
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
         children = {resource: self._children(owner, resource) for resource in (*_WATCHED, *_LISTED)}
         theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)
-        return Observed(
+        return ObservedDeployment(
             resource=AdapterDeployment(metadata=metadata, spec=spec, status=status),
             settings=self._settings,
             source=self._source(owner.namespace, spec),
@@ -142,8 +142,8 @@ class Observer:
             children=children,
             pods=self._pods(owner, children[JOBS].values()),
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
-            strangers=() if outlived else theirs,
-            remains=theirs if outlived else (),
+            conflicts=() if outlived else theirs,
+            pending_deletion=theirs if outlived else (),
         )
 
     def _children(self, owner: Owner, resource: Resource) -> dict[str, Object]:

@@ -11,10 +11,15 @@ from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.health import PULL_PATIENCE_SECONDS, Trouble, candidate_trouble, is_available
-from finetune_operator.adapterdeployment.observe import Observed, Unplanned
-from finetune_operator.adapterdeployment.reach import find_reach
-from finetune_operator.adapterdeployment.retire import leftovers
+from finetune_operator.adapterdeployment.cleanup import plan_cleanup
+from finetune_operator.adapterdeployment.endpoint import endpoint_state
+from finetune_operator.adapterdeployment.health import (
+    PULL_PATIENCE_SECONDS,
+    CandidateProblem,
+    candidate_problem,
+    is_available,
+)
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unplanned
 from finetune_operator.adapterdeployment.status import compose, edges, unplanned
 from finetune_operator.adapterdeployment.target import RETRY_SECONDS, Blocked, Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
@@ -42,17 +47,17 @@ SCORE_LIMIT: Final = 16
 
 
 @dataclass(frozen=True)
-class Step:
+class RolloutStep:
     """Where the rollout stands after this reconciliation."""
 
     stable: RevisionStatus | None
     candidate: RevisionStatus | None = None
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
-    look_again: float | None = None
+    requeue_after: float | None = None
 
 
-def plan(observed: Observed | Unplanned, now: datetime) -> Plan[AdapterDeploymentStatus]:
+def plan(observed: ObservedDeployment | Unplanned, now: datetime) -> Plan[AdapterDeploymentStatus]:
     """Actions, the new status, events, and when to look again without an event."""
     if isinstance(observed, Unplanned):
         status = unplanned(observed, now)
@@ -61,27 +66,27 @@ def plan(observed: Observed | Unplanned, now: datetime) -> Plan[AdapterDeploymen
     stable = serving_revision(observed, target, now)
     if isinstance(target, Target) and observed.refusal:
         # The candidate stays what it is, and what was refused is asked for again: it does not begin anew.
-        step = Step(stable, _known(observed, target), look_again=RETRY_SECONDS)
+        step = RolloutStep(stable, _known(observed, target), requeue_after=RETRY_SECONDS)
         target = Blocked(*refusal(observed.refusal))
     elif isinstance(target, Blocked):
         step = _hold(observed, target, stable)
     elif stable is not None and stable.revision == target.revision:
-        step = Step(recorded(stable, target), actions=_serve(observed, target))
+        step = RolloutStep(recorded(stable, target), actions=_serve(observed, target))
     else:
         step = _roll_out(observed, target, stable, now)
-    reach = find_reach(observed, step.stable, now)
-    retirement = leftovers(observed, target, step.stable, step.candidate, reach, now)
-    looks = [seconds for seconds in (step.look_again, retirement.due_after, reach.due_after) if seconds is not None]
-    status = compose(observed, target, step.stable, step.candidate, reach, now)
+    endpoint = endpoint_state(observed, step.stable, now)
+    cleanup = plan_cleanup(observed, target, step.stable, step.candidate, endpoint, now)
+    looks = [seconds for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after) if seconds is not None]
+    status = compose(observed, target, step.stable, step.candidate, endpoint, now)
     return Plan(
         status=status,
-        actions=retirement.first + step.actions + retirement.last,
+        actions=cleanup.first + step.actions + cleanup.last,
         events=step.events + edges(observed.resource.status, status),
         requeue_after=min(looks, default=None),
     )
 
 
-def serving_revision(observed: Observed, target: Target | Blocked, now: datetime) -> RevisionStatus | None:
+def serving_revision(observed: ObservedDeployment, target: Target | Blocked, now: datetime) -> RevisionStatus | None:
     """The revision that clients are sent to.
 
     The status knows it. Without one (of a restored resource, or when the operator died before it wrote the first
@@ -106,16 +111,16 @@ def serving_revision(observed: Observed, target: Target | Blocked, now: datetime
     )
 
 
-def _unrecorded_promotion(observed: Observed, target: Target | Blocked, revision: str) -> bool:
+def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocked, revision: str) -> bool:
     """The candidate's promotion was carried out but not written down: it is about to be repeated, scores and all."""
     candidate = observed.resource.status.candidate
     is_target = isinstance(target, Target) and target.revision == revision
     return is_target and candidate is not None and candidate.revision == revision
 
 
-def _hold(observed: Observed, blocked: Blocked, stable: RevisionStatus | None) -> Step:
+def _hold(observed: ObservedDeployment, blocked: Blocked, stable: RevisionStatus | None) -> RolloutStep:
     """Without a target: what serves goes on serving, and a candidate of an earlier target goes."""
-    return Step(stable, actions=_keep(observed, stable), look_again=blocked.look_again)
+    return RolloutStep(stable, actions=_keep(observed, stable), requeue_after=blocked.requeue_after)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
@@ -124,7 +129,7 @@ def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
     return stable.model_copy(update={"runtime": serving.runtime_name, "storage": serving.storage})
 
 
-def _serve(observed: Observed, target: Target) -> tuple[Action, ...]:
+def _serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
     """The target serves: its objects are as they should be, with as many pods as the spec asks for."""
     return (
         *_pods(observed, target, observed.resource.spec.replicas),
@@ -132,7 +137,7 @@ def _serve(observed: Observed, target: Target) -> tuple[Action, ...]:
     )
 
 
-def _keep(observed: Observed, stable: RevisionStatus | None) -> tuple[Action, ...]:
+def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[Action, ...]:
     """Another revision than the target serves: its pods stay as they were proved, but as many as the spec wants.
 
     What somebody deleted or changed comes back, unless the platform's settings have changed since: what they would
@@ -149,21 +154,23 @@ def _keep(observed: Observed, stable: RevisionStatus | None) -> tuple[Action, ..
     return (*_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
 
 
-def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None, now: datetime) -> Step:
+def _roll_out(
+    observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
+) -> RolloutStep:
     """The target does not serve yet: start it, prove it, move the traffic; or find out why that cannot be."""
     candidate, events = _candidate(observed, target, now)
     keep = _keep(observed, stable)
     if candidate.state is RevisionState.FAILED:
-        return Step(stable, candidate, keep)
+        return RolloutStep(stable, candidate, keep)
     live = observed.child(DEPLOYMENTS, candidate.deployment)
     age = (now - parse_timestamp(candidate.since)).total_seconds()
-    trouble = candidate_trouble(live, observed.server_pods(target.revision), age)
-    if trouble is not None and trouble.fatal:
-        return _fail(stable, candidate, trouble, keep, now)
+    problem = candidate_problem(live, observed.server_pods(target.revision), age)
+    if problem is not None and problem.fatal:
+        return _fail(stable, candidate, problem, keep, now)
     verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
     verdict = find_verdict(observed, verification.name)
     if verdict is not None and verdict.state is State.FAILED:
-        return _fail(stable, candidate, Trouble(verdict.reason, verdict.message), keep, now)
+        return _fail(stable, candidate, CandidateProblem(verdict.reason, verdict.message), keep, now)
     proved = verdict is not None and verdict.state in PROVED
     # One pod is enough for the proof: a bad artifact shall not cost a whole fleet of GPUs. Zero are not.
     replicas = max(1, observed.resource.spec.replicas) if proved else 1
@@ -172,20 +179,20 @@ def _roll_out(observed: Observed, target: Target, stable: RevisionStatus | None,
         return _promote(observed, target, candidate, verdict, now)
     actions = (*keep, *_start(observed, target, replicas, is_open=proved))
     if proved or not is_available(live, replicas):
-        waiting = _waiting(candidate, proved, trouble, now)
+        waiting = _waiting(candidate, proved, problem, now)
         patience = max(0.0, PULL_PATIENCE_SECONDS - age) or None
-        return Step(stable, waiting, actions, events, look_again=closed or patience)
+        return RolloutStep(stable, waiting, actions, events, requeue_after=closed or patience)
     actions += (
         *ensure_exists(CONFIG_MAPS, input_config_map(verification), observed.child(CONFIG_MAPS, verification.name)),
         *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
     )
-    hindrance = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
-    message = hindrance or "The server's answers are compared with those of the evaluated artifact."
+    blocker = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
+    message = blocker or "The server's answers are compared with those of the evaluated artifact."
     verifying = in_state(candidate, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
-    return Step(stable, verifying, actions, events)
+    return RolloutStep(stable, verifying, actions, events)
 
 
-def _closed_for(observed: Observed, target: Target, candidate: RevisionStatus, now: datetime) -> float:
+def _closed_for(observed: ObservedDeployment, target: Target, candidate: RevisionStatus, now: datetime) -> float:
     """Seconds until the proved pods can be expected to be open to everybody.
 
     Network plugins follow a policy a moment later. A Service that moved at once would send the first clients to a
@@ -200,25 +207,27 @@ def _closed_for(observed: Observed, target: Target, candidate: RevisionStatus, n
     return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
 
 
-def _waiting(candidate: RevisionStatus, proved: bool, trouble: Trouble | None, now: datetime) -> RevisionStatus:
+def _waiting(
+    candidate: RevisionStatus, proved: bool, problem: CandidateProblem | None, now: datetime
+) -> RevisionStatus:
     """The candidate while its pods start: the first one, or after the proof all the others."""
     state = RevisionState.PROMOTING if proved else RevisionState.STARTING
     reason = Reason.VERIFIED if proved else Reason.CANDIDATE_STARTING
     message = (
         "It is proved; the rest of its pods start, and its network opens." if proved else "The server loads the model."
     )
-    if trouble is not None:
-        reason, message = trouble.reason, trouble.message
+    if problem is not None:
+        reason, message = problem.reason, problem.message
     return in_state(candidate, state, reason, message, now)
 
 
-def _known(observed: Observed, target: Target) -> RevisionStatus | None:
+def _known(observed: ObservedDeployment, target: Target) -> RevisionStatus | None:
     """The target as the candidate that it is already."""
     known = observed.resource.status.candidate
     return known if known is not None and known.revision == target.revision else None
 
 
-def _candidate(observed: Observed, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
+def _candidate(observed: ObservedDeployment, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
     """The target as the candidate that it already is, or as a new one."""
     known = _known(observed, target)
     if known is not None:
@@ -244,17 +253,19 @@ def _candidate(observed: Observed, target: Target, now: datetime) -> tuple[Revis
 def _fail(
     stable: RevisionStatus | None,
     candidate: RevisionStatus,
-    trouble: Trouble,
+    problem: CandidateProblem,
     actions: tuple[Action, ...],
     now: datetime,
-) -> Step:
-    failed = in_state(candidate, RevisionState.FAILED, trouble.reason, trouble.message, now)
+) -> RolloutStep:
+    failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
     serves = f" Revision {stable.revision} goes on serving." if stable else ""
-    message = f"Revision {candidate.revision} is not served: {trouble.message}{serves}"
-    return Step(stable, failed, actions, (Event("Warning", trouble.reason, message),))
+    message = f"Revision {candidate.revision} is not served: {problem.message}{serves}"
+    return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
 
 
-def _promote(observed: Observed, target: Target, candidate: RevisionStatus, verdict: Verdict, now: datetime) -> Step:
+def _promote(
+    observed: ObservedDeployment, target: Target, candidate: RevisionStatus, verdict: Verdict, now: datetime
+) -> RolloutStep:
     """Proved and ready: from now on the public Service points to it."""
     scores = verdict.result.scalars if verdict.result else {}
     serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, verdict.message, now).model_copy(
@@ -264,7 +275,7 @@ def _promote(observed: Observed, target: Target, candidate: RevisionStatus, verd
         }
     )
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"
-    return Step(serving, actions=_serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))
+    return RolloutStep(serving, actions=_serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))
 
 
 def in_state(
@@ -276,7 +287,7 @@ def in_state(
     return revision.model_copy(update=update)
 
 
-def _start(observed: Observed, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:
+def _start(observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:
     """The candidate's objects. The policy comes first: before the proof its pods are open to the verifier only.
 
     The proof is also the end of the candidate's own Service: a namespace with room for one has it for the public one.
@@ -292,7 +303,7 @@ def _start(observed: Observed, target: Target, replicas: int, *, is_open: bool) 
     )
 
 
-def _pods(observed: Observed, target: Target, replicas: int) -> tuple[Action, ...]:
+def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[Action, ...]:
     owner, settings = observed.owner, observed.settings
     fetch = fetch_request(owner, target.serving, settings, target.revision)
     wanted = deployment(owner, target.serving, settings, target.revision, replicas)
@@ -302,7 +313,7 @@ def _pods(observed: Observed, target: Target, replicas: int) -> tuple[Action, ..
     )
 
 
-def _traffic(observed: Observed, revision: str) -> tuple[Action, ...]:
+def _traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
     """The pods of the revision are open to clients, and the public Service points to them."""
     policy, service = serving_policy(observed.owner, revision), public_service(observed.owner, revision)
     return (

@@ -7,8 +7,8 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionStat
 from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
-from finetune_operator.adapterdeployment.observe import Observed, Unplanned
-from finetune_operator.adapterdeployment.reach import Reach
+from finetune_operator.adapterdeployment.endpoint import EndpointState
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unplanned
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
@@ -25,7 +25,7 @@ class _Scene:
     target: Target | Blocked
     stable: RevisionStatus | None
     candidate: RevisionStatus | None
-    reach: Reach
+    endpoint: EndpointState
     wanted: int
     existing: int
     ready: int
@@ -33,7 +33,7 @@ class _Scene:
     @property
     def lack(self) -> Blocked | None:
         """Why there is no target, or only the one from before."""
-        return self.target if isinstance(self.target, Blocked) else self.target.lacks
+        return self.target if isinstance(self.target, Blocked) else self.target.source_blocker
 
     @property
     def failure(self) -> tuple[Reason, str] | None:
@@ -58,17 +58,17 @@ class _Scene:
             return self.lack.reason, self.lack.message
         if self.stable and self.ready < self.wanted:
             return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods answer."
-        if self.stable and self.wanted and not self.reach.settled:
+        if self.stable and self.wanted and not self.endpoint.settled:
             return Reason.WAITING, _spreading(self.stable)
         return None
 
 
 def compose(
-    observed: Observed,
+    observed: ObservedDeployment,
     target: Target | Blocked,
     stable: RevisionStatus | None,
     candidate: RevisionStatus | None,
-    reach: Reach,
+    endpoint: EndpointState,
     now: datetime,
 ) -> AdapterDeploymentStatus:
     """The whole status."""
@@ -79,7 +79,7 @@ def compose(
         target=target,
         stable=stable,
         candidate=candidate,
-        reach=reach,
+        endpoint=endpoint,
         wanted=observed.resource.spec.replicas,
         existing=pods.get("replicas", 0),
         ready=pods.get("readyReplicas", 0),
@@ -157,13 +157,13 @@ def _ready(scene: _Scene) -> Finding:
     if scene.ready == 0 and scene.wanted > 0:
         message = f"None of the {scene.wanted} pods of revision {scene.stable.revision} answers."
         return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
-    if scene.wanted and not scene.reach.answers:
+    if scene.wanted and not scene.endpoint.answers:
         return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(scene.stable))
     return Finding(ConditionType.READY, True, Reason.SERVING, _serving(scene, scene.stable))
 
 
 def _serving(scene: _Scene, stable: RevisionStatus) -> str:
-    if scene.wanted and not scene.reach.settled:
+    if scene.wanted and not scene.endpoint.settled:
         return f"Until every node knows revision {stable.revision}, some clients get answers of the revision before."
     serves = f"Revision {stable.revision} serves artifact {stable.artifact_digest[:12]}"
     return f"{serves}; {f'{scene.ready} of {scene.wanted} pods answer' if scene.wanted else 'it is scaled to zero'}."
@@ -201,7 +201,7 @@ def _phase(scene: _Scene) -> ServingPhase:
         return ServingPhase.PROGRESSING
     if scene.ready < scene.wanted:
         return ServingPhase.DEGRADED
-    return ServingPhase.READY if scene.reach.settled or not scene.wanted else ServingPhase.PROGRESSING
+    return ServingPhase.READY if scene.endpoint.settled or not scene.wanted else ServingPhase.PROGRESSING
 
 
 def _selector(labels: dict[str, str]) -> str:

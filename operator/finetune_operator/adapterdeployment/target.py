@@ -9,15 +9,15 @@ from finetune_api.finetunejob import ArtifactTokens, Phase
 from finetune_api.hashing import digest, short
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.lengths import refusal_of, warning_of
-from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.token_limits import examples_too_long, prompts_too_long
 from finetune_operator.resources.deployment import Serving, pod_template
-from finetune_operator.tenancy import Claim, Subject, objection
+from finetune_operator.tenancy import Claim, Subject, tenancy_violation
 
 REVISION_LENGTH: Final = 8
 RETRY_SECONDS: Final = 30.0
 """How soon to look again for what no watched object tells: a ServiceAccount, a stranger's object."""
-REMAINS_SECONDS: Final = 5.0
+DELETION_SECONDS: Final = 5.0
 """The same for what the garbage collector is about to take."""
 
 
@@ -29,7 +29,7 @@ class Blocked:
     message: str
     waiting: bool = False
     """True: it passes without anybody changing this resource; False: somebody has to act."""
-    look_again: float | None = RETRY_SECONDS
+    requeue_after: float | None = RETRY_SECONDS
     """When to look again; None where a watched object tells."""
 
 
@@ -43,7 +43,7 @@ class Target:
     """What is served and how."""
     spec_hash: str
     """Identity of the spec without replicas: a failed revision is tried again when it changes."""
-    lacks: Blocked | None = None
+    source_blocker: Blocked | None = None
     """Why the source has no artifact, so that the one which is known from before stays the target."""
     warning: str = ""
     """What may go wrong with it though it can be served."""
@@ -51,15 +51,15 @@ class Target:
 
 @dataclass(frozen=True)
 class _Artifact:
-    """What is to be served, how it is reached, and ``lacks`` as in Target."""
+    """What is to be served, how it is reached, and ``source_blocker`` as in Target."""
 
     uri: str
     storage: Storage
     tokens: ArtifactTokens | None = None
-    lacks: Blocked | None = None
+    source_blocker: Blocked | None = None
 
 
-def find_target(observed: Observed) -> Target | Blocked:
+def find_target(observed: ObservedDeployment) -> Target | Blocked:
     """The revision that should serve, or what stands in its way."""
     spec, settings = observed.resource.spec, observed.settings
     if spec.runtime not in settings.runtimes:
@@ -67,14 +67,16 @@ def find_target(observed: Observed) -> Target | Blocked:
         return Blocked(Reason.RUNTIME_UNKNOWN, f"spec.runtime is {spec.runtime!r}; the platform offers: {known}.")
     runtime, artifact = settings.runtimes[spec.runtime], _artifact(observed)
     claims = _claims(spec, artifact)
-    if forbidden := objection(settings.tenancy, observed.resource.metadata.namespace, claims):
+    if forbidden := tenancy_violation(settings.tenancy, observed.resource.metadata.namespace, claims):
         return Blocked(Reason.NOT_ALLOWED, forbidden)
-    if observed.strangers:
-        taken = ", ".join(observed.strangers)
+    if observed.conflicts:
+        taken = ", ".join(observed.conflicts)
         return Blocked(Reason.NAME_TAKEN, f"{taken} exists already and does not belong to this AdapterDeployment.")
-    if observed.remains:
-        message = f"{', '.join(observed.remains)} of an earlier AdapterDeployment of this name is yet to be deleted."
-        return Blocked(Reason.WAITING, message, waiting=True, look_again=REMAINS_SECONDS)
+    if observed.pending_deletion:
+        message = (
+            f"{', '.join(observed.pending_deletion)} of an earlier AdapterDeployment of this name is yet to be deleted."
+        )
+        return Blocked(Reason.WAITING, message, waiting=True, requeue_after=DELETION_SECONDS)
     if isinstance(artifact, Blocked):
         return artifact
     if not observed.service_account:
@@ -85,14 +87,14 @@ def find_target(observed: Observed) -> Target | Blocked:
         )
     serving = Serving(artifact_uri=artifact.uri, storage=artifact.storage, runtime_name=spec.runtime, runtime=runtime)
     revision, stable = revision_of(observed, serving), observed.resource.status.stable
-    too_long = refusal_of(artifact.tokens, spec.runtime, runtime)
+    too_long = prompts_too_long(artifact.tokens, spec.runtime, runtime)
     if too_long and (stable is None or stable.revision != revision):
         return Blocked(Reason.PROMPTS_TOO_LONG, too_long)
-    warning = warning_of(artifact.tokens, spec.runtime, runtime)
-    return Target(revision, serving, spec_hash(spec), artifact.lacks, warning)
+    warning = examples_too_long(artifact.tokens, spec.runtime, runtime)
+    return Target(revision, serving, spec_hash(spec), artifact.source_blocker, warning)
 
 
-def recorded_target(observed: Observed, known: RevisionStatus) -> Target | None:
+def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Target | None:
     """A revision as its status recorded it; None if the platform's settings make other pods of it by now."""
     runtime = observed.settings.runtimes.get(known.runtime)
     if runtime is None or known.storage is None:
@@ -104,7 +106,7 @@ def recorded_target(observed: Observed, known: RevisionStatus) -> Target | None:
     return Target(revision, serving, spec_hash(observed.resource.spec)) if revision == known.revision else None
 
 
-def revision_of(observed: Observed, serving: Serving) -> str:
+def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
     """Short hash of the artifact and of the pods that serve it, whatever their number.
 
     The pods name their fetch input, which is named by its own hash: where the artifact is, and how it is reached,
@@ -136,7 +138,7 @@ def _claims(spec: AdapterDeploymentSpec, artifact: _Artifact | Blocked) -> Itera
         yield Claim(Subject.ENDPOINT, endpoint, artifact.storage.endpoint)
 
 
-def _artifact(observed: Observed) -> _Artifact | Blocked:
+def _artifact(observed: ObservedDeployment) -> _Artifact | Blocked:
     """The artifact that the source names. Where its FineTuneJob has none, the one that is known from before stays."""
     source, job = observed.resource.spec.source, observed.source
     if source.artifact is not None:
@@ -144,28 +146,28 @@ def _artifact(observed: Observed) -> _Artifact | Blocked:
     if job is not None and job.artifact is not None:
         # The spec may be that of a run which has yet to publish; an earlier version recorded no storage.
         return _Artifact(job.artifact.uri, job.artifact.storage or job.storage.for_reading, job.artifact.tokens)
-    lacks = _lacks(observed, source.fine_tune_job.name if source.fine_tune_job else "")
+    source_blocker = _source_blocker(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
     if known is None or known.storage is None:
-        return lacks
-    return _Artifact(known.artifact_uri, known.storage, lacks=lacks)
+        return source_blocker
+    return _Artifact(known.artifact_uri, known.storage, source_blocker=source_blocker)
 
 
-def _lacks(observed: Observed, name: str) -> Blocked:
+def _source_blocker(observed: ObservedDeployment, name: str) -> Blocked:
     """Why the FineTuneJob has no artifact. Before anything serves, it may not have been applied yet."""
     job, stable = observed.source, observed.resource.status.stable
     if job is not None:
         phase = f"its phase is {job.phase}" if job.phase else "it has not begun"
         message = f"FineTuneJob {name!r} has not published an artifact; {phase}."
-        return Blocked(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED, look_again=None)
+        return Blocked(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED, requeue_after=None)
     message = f"FineTuneJob {name!r} does not exist in this namespace"
     if stable is None:
-        return Blocked(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, look_again=None)
+        return Blocked(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, requeue_after=None)
     message = f"{message}; revision {stable.revision} goes on serving {stable.artifact_uri}."
     return Blocked(Reason.SOURCE_NOT_FOUND, message)
 
 
-def _known(observed: Observed) -> RevisionStatus | None:
+def _known(observed: ObservedDeployment) -> RevisionStatus | None:
     """What the spec asked for while its source had an artifact: the candidate under way, or else what serves."""
     status, wanted = observed.resource.status, spec_hash(observed.resource.spec)
     candidate = status.candidate

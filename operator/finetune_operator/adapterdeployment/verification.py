@@ -5,7 +5,7 @@ from typing import Final
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
-from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.framework.ownership import Owner
@@ -61,7 +61,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
     )
 
 
-def find_verdict(observed: Observed, job_name: str) -> Verdict | None:
+def find_verdict(observed: ObservedDeployment, job_name: str) -> Verdict | None:
     """What is known of a verification Job; None while there is none."""
     job = observed.child(JOBS, job_name)
     return judge(job, observed.job_pods(job)) if job is not None else None

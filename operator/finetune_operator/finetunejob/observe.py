@@ -11,7 +11,7 @@ from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.hashing import digest
 from finetune_api.stages import Stage
-from finetune_operator.finetunejob.leftovers import Leftover, is_over
+from finetune_operator.finetunejob.expiry import ExpiredObject, has_expired
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
 from finetune_operator.framework.cache import Cache
@@ -62,7 +62,7 @@ class StageJob:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedJob:
     """Everything that the plan may depend on, as it was read in one reconciliation."""
 
     owner: Owner
@@ -75,13 +75,13 @@ class Observed:
     """Why the spec is not valid."""
     jobs: tuple[StageJob, ...] = ()
     """All its Jobs, of any run."""
-    strays: tuple[str, ...] = ()
+    orphan_pods: tuple[str, ...] = ()
     """Names of its running pods that belong to no Job which exists."""
     service_account: bool = True
     """Whether the profile's ServiceAccount exists; True where the profile is unknown."""
-    rival: str = ""
+    conflicting_job: str = ""
     """The older FineTuneJob that publishes to the same output, in words: its name is for its own namespace only."""
-    stranger: str = ""
+    conflicting_object: str = ""
     """An object, as "Kind name", that has a name which we need and another owner."""
     refusal: str = ""
     """What the API server said when it did not take a stage's objects."""
@@ -89,11 +89,11 @@ class Observed:
     """What the API says instead of doing what an observation or a plan asks of it."""
     sample: Sample | None = None
     """Progress of the running stage, where it was read now."""
-    leftovers: tuple[Leftover, ...] = ()
+    expired: tuple[ExpiredObject, ...] = ()
     """What runs have left that are over."""
 
 
-class Observer:
+class JobObserver:
     """Reads what a plan needs, mostly from the cache."""
 
     def __init__(self, client: KubeClient, cache: Cache, settings: Settings, progress: ProgressReader) -> None:
@@ -103,7 +103,7 @@ class Observer:
         self._progress = progress
         self._accounts = Accounts(client)
 
-    def observe(self, resource: Object, now: datetime) -> Observed:
+    def observe(self, resource: Object, now: datetime) -> ObservedJob:
         """One FineTuneJob as it is now. Raises ApiError."""
         alone = self.observe_alone(resource)
         owner, spec = alone.owner, alone.spec
@@ -118,18 +118,18 @@ class Observer:
         return replace(
             alone,
             jobs=jobs,
-            strays=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
+            orphan_pods=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=spec is None or self._has_account(owner.namespace, spec.profile),
-            rival=find_rival(resource, self._cache.indexed(output_of(resource))) if spec else "",
+            conflicting_job=older_publisher(resource, self._cache.indexed(output_of(resource))) if spec else "",
             sample=self._sample(jobs, now),
-            leftovers=tuple(self._leftovers(owner, alone.status, jobs, now)),
+            expired=tuple(self._expired(owner, alone.status, jobs, now)),
         )
 
-    def observe_alone(self, resource: Object) -> Observed:
+    def observe_alone(self, resource: Object) -> ObservedJob:
         """What the resource itself says, for which nothing is asked."""
         metadata = ObjectMeta.model_validate(resource["metadata"])
         spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
-        return Observed(
+        return ObservedJob(
             owner=Owner.of(FINETUNEJOBS, metadata),
             metadata=metadata,
             spec=spec,
@@ -172,19 +172,19 @@ class Observer:
             return False
         return self._client.get(SERVICES, owner.namespace, service) is None
 
-    def _leftovers(
+    def _expired(
         self, owner: Owner, status: FineTuneJobStatus, jobs: Sequence[StageJob], now: datetime
-    ) -> Iterator[Leftover]:
+    ) -> Iterator[ExpiredObject]:
         """Of runs that are over, Jobs last: while there is none, nothing else is asked for."""
         keep = timedelta(seconds=self._settings.keep_ended_seconds)
-        done = [job for job in jobs if not job.unfinished and is_over(status, job.run, keep, now)]
+        done = [job for job in jobs if not job.unfinished and has_expired(status, job.run, keep, now)]
         for resource in (CONFIG_MAPS, SERVICES) if done else ():
             for child in self._client.select(resource, owner.namespace, owner.selector):
                 metadata = child["metadata"]
                 run = metadata["labels"].get(meta.LABEL_RUN, "")
-                if owner.owns(child) and is_over(status, run, keep, now):
-                    yield Leftover(resource, metadata["name"], metadata["uid"], run)
-        yield from (Leftover(JOBS, job.name, job.uid, job.run) for job in done)
+                if owner.owns(child) and has_expired(status, run, keep, now):
+                    yield ExpiredObject(resource, metadata["name"], metadata["uid"], run)
+        yield from (ExpiredObject(JOBS, job.name, job.uid, job.run) for job in done)
 
     def _has_account(self, namespace: str, profile: str) -> bool:
         known = self._settings.profiles.get(profile)
@@ -202,7 +202,7 @@ def spec_hash(spec: FineTuneJobSpec) -> str:
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend"}))
 
 
-def find_rival(resource: Object, publishers: Sequence[Object]) -> str:
+def older_publisher(resource: Object, publishers: Sequence[Object]) -> str:
     """The oldest FineTuneJob with the same output, if it is older than this one, in words; empty if there is none.
 
     Another namespace is another tenant's: what is in it is not told.

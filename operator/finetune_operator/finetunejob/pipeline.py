@@ -12,7 +12,7 @@ from itertools import takewhile
 from finetune_api.finetunejob import FineTuneJobSpec, Reuse, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, input_key
-from finetune_operator.finetunejob.book import STAGES, Book
+from finetune_operator.finetunejob.ledger import STAGES, RunLedger
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.finetunejob.stage_jobs import params_of
 from finetune_operator.outcome.job import State
@@ -51,90 +51,90 @@ class Finish:
 Step = Start | Watch | Fail | Finish
 
 
-def next_step(spec: FineTuneJobSpec, jobs: Sequence[StageJob], book: Book) -> Step:
-    """Book what the run's Jobs answered, and say what comes next."""
+def next_step(spec: FineTuneJobSpec, jobs: Sequence[StageJob], ledger: RunLedger) -> Step:
+    """RunLedger what the run's Jobs answered, and say what comes next."""
     params = params_of(spec)
     for stage in STAGES:
-        if book.done(stage):
+        if ledger.done(stage):
             continue
-        job = _job(jobs, book.run.id, stage)
+        job = _job(jobs, ledger.run.id, stage)
         if job is None:
             return Start(stage)
-        step = _take(spec, params, jobs, book, stage, job)
+        step = _take(spec, params, jobs, ledger, stage, job)
         if step is not None:
             return step
     return Finish()
 
 
 def _take(
-    spec: FineTuneJobSpec, params: Params, jobs: Sequence[StageJob], book: Book, stage: Stage, job: StageJob
+    spec: FineTuneJobSpec, params: Params, jobs: Sequence[StageJob], ledger: RunLedger, stage: Stage, job: StageJob
 ) -> Step | None:
-    """Book one stage's Job; None if its result is known now."""
-    key = "" if stage is Stage.RESOLVE else input_key(stage, book.upstream, params)
+    """RunLedger one stage's Job; None if its result is known now."""
+    key = "" if stage is Stage.RESOLVE else input_key(stage, ledger.upstream, params)
     verdict = job.verdict
     if verdict.state is State.FAILED:
-        book.enter(stage, job, StageState.FAILED, verdict.message, key)
+        ledger.enter(stage, job, StageState.FAILED, verdict.message, key)
         return Fail(stage, verdict.reason, verdict.message)
     if job.unfinished:
-        book.enter(stage, job, StageState.RUNNING, verdict.message, key)
+        ledger.enter(stage, job, StageState.RUNNING, verdict.message, key)
         return Watch(stage, job)
     if verdict.result is None:
-        return _recover(spec, params, jobs, book, stage, job)
+        return _recover(spec, params, jobs, ledger, stage, job)
     result = verdict.result
     state = StageState.REUSED if result.reused else StageState.SUCCEEDED
-    book.enter(stage, job, state, result.message, key)
-    return _accept(spec, params, book, stage, result, verdict.finished_at)
+    ledger.enter(stage, job, state, result.message, key)
+    return _accept(spec, params, ledger, stage, result, verdict.finished_at)
 
 
 def _accept(
-    spec: FineTuneJobSpec, params: Params, book: Book, stage: Stage, result: StageResult, moment: str | None
+    spec: FineTuneJobSpec, params: Params, ledger: RunLedger, stage: Stage, result: StageResult, moment: str | None
 ) -> Step | None:
     if stage is not Stage.RESOLVE:
-        book.finish(stage, result.output_digest, result.scalars)
+        ledger.finish(stage, result.output_digest, result.scalars)
         return None
-    book.resolved(result.scalars)
-    if not all(1 <= len(identity) <= 64 for identity in (book.run.source_digest, book.run.model_digest)):
+    ledger.resolved(result.scalars)
+    if not all(1 <= len(identity) <= 64 for identity in (ledger.run.source_digest, ledger.run.model_digest)):
         return Fail(stage, Reason.INTERNAL_ERROR, "resolve ended without the identity of sources and model.")
     if spec.reuse is Reuse.ALLOWED:
         for found in _leading(result.found):
-            book.reuse(found, input_key(found.stage, book.upstream, params), moment)
+            ledger.reuse(found, input_key(found.stage, ledger.upstream, params), moment)
     return None
 
 
 def _recover(
-    spec: FineTuneJobSpec, params: Params, jobs: Sequence[StageJob], book: Book, stage: Stage, lost: StageJob
+    spec: FineTuneJobSpec, params: Params, jobs: Sequence[StageJob], ledger: RunLedger, stage: Stage, lost: StageJob
 ) -> Step | None:
     """The stage's pod is gone with its result: look it up in the store, once."""
-    search = _job(jobs, book.run.id, Stage.RESOLVE, recovers=stage.value)
-    book.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} Looking the result up in the store.")
+    search = _job(jobs, ledger.run.id, Stage.RESOLVE, recovers=stage.value)
+    ledger.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} Looking the result up in the store.")
     if search is None:
         return Start(Stage.RESOLVE, recovers=stage.value)
     verdict = search.verdict
     if verdict.state is State.FAILED:
-        book.enter(stage, lost, StageState.FAILED, verdict.message)
+        ledger.enter(stage, lost, StageState.FAILED, verdict.message)
         return Fail(stage, verdict.reason, verdict.message)
     if search.unfinished:
         return Watch(stage, search)
     if verdict.result is not None and stage is Stage.RESOLVE:
-        book.enter(stage, search, StageState.SUCCEEDED, verdict.result.message)
-        return _accept(spec, params, book, stage, verdict.result, verdict.finished_at)
-    found = _found(verdict.result, book, stage) if verdict.result else None
+        ledger.enter(stage, search, StageState.SUCCEEDED, verdict.result.message)
+        return _accept(spec, params, ledger, stage, verdict.result, verdict.finished_at)
+    found = _found(verdict.result, ledger, stage) if verdict.result else None
     if found is None:
         message = f"The Job of {stage} completed, but its pod is gone and the store holds no result for its input."
-        book.enter(stage, lost, StageState.FAILED, message)
+        ledger.enter(stage, lost, StageState.FAILED, message)
         return Fail(stage, Reason.RESULT_LOST, message)
-    key = input_key(stage, book.upstream, params)
-    book.enter(stage, lost, StageState.SUCCEEDED, "The result was found in the store.", key)
-    book.finish(stage, found.output_digest, found.scalars)
+    key = input_key(stage, ledger.upstream, params)
+    ledger.enter(stage, lost, StageState.SUCCEEDED, "The result was found in the store.", key)
+    ledger.finish(stage, found.output_digest, found.scalars)
     return None
 
 
-def _found(result: StageResult, book: Book, stage: Stage) -> Found | None:
+def _found(result: StageResult, ledger: RunLedger, stage: Stage) -> Found | None:
     """A stage's result among those found, if what it builds on is what this run made."""
     for found in _leading(result.found):
         if found.stage is stage:
             return found
-        if book.rows[found.stage].output_digest != found.output_digest:
+        if ledger.rows[found.stage].output_digest != found.output_digest:
             return None
     return None
 

@@ -16,7 +16,7 @@ from finetune_api.stages import (
     input_key,
 )
 from finetune_operator.finetunejob.hardware import hardware_facts, other_facts, processes
-from finetune_operator.finetunejob.observe import LABEL_RECOVERS, Observed
+from finetune_operator.finetunejob.observe import LABEL_RECOVERS, ObservedJob
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Profile
@@ -25,7 +25,7 @@ _ACCELERATED = frozenset({Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE})
 
 
 def stage_request(
-    observed: Observed,
+    observed: ObservedJob,
     spec: FineTuneJobSpec,
     run: str,
     stage: Stage,

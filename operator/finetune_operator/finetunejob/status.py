@@ -10,9 +10,9 @@ from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
-from finetune_operator.finetunejob.book import Book
 from finetune_operator.finetunejob.cost import cost_status
-from finetune_operator.finetunejob.observe import Observed
+from finetune_operator.finetunejob.ledger import RunLedger
+from finetune_operator.finetunejob.observe import ObservedJob
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions, timestamp
@@ -34,8 +34,8 @@ class Headline:
     """Somebody has to act before it goes on."""
 
 
-def compose(observed: Observed, headline: Headline, book: Book | None, now: datetime) -> FineTuneJobStatus:
-    """The whole new status. Without a book (no run has begun for this spec) the tables stay as they are."""
+def compose(observed: ObservedJob, headline: Headline, ledger: RunLedger | None, now: datetime) -> FineTuneJobStatus:
+    """The whole new status. Without a ledger (no run has begun for this spec) the tables stay as they are."""
     before, generation = observed.status, observed.metadata.generation
     status = before.model_copy(
         update={
@@ -46,26 +46,26 @@ def compose(observed: Observed, headline: Headline, book: Book | None, now: date
             ),
         }
     )
-    return status if book is None else status.model_copy(update=_account(observed, headline, book, now))
+    return status if ledger is None else status.model_copy(update=_account(observed, headline, ledger, now))
 
 
-def _account(observed: Observed, headline: Headline, book: Book, now: datetime) -> dict[str, object]:
-    run = _ended(book.run, headline, now)
+def _account(observed: ObservedJob, headline: Headline, ledger: RunLedger, now: datetime) -> dict[str, object]:
+    run = _ended(ledger.run, headline, now)
     return {
         "run": run,
         "runs": _history(observed.status, run, now),
-        "stages": list(book.rows.values()),
-        "stages_done": book.stages_done,
-        "progress": _progress(observed.status.progress, _current(book), observed.sample, now) if _open(run) else None,
-        "fit": book.fit,
-        "cost": cost_status(observed, book, now, ended=not _open(run)),
-        "dataset": book.dataset,
-        "evaluation": book.evaluation,
-        "artifact": book.artifact,
+        "stages": list(ledger.rows.values()),
+        "stages_done": ledger.stages_done,
+        "progress": _progress(observed.status.progress, _current(ledger), observed.sample, now) if _open(run) else None,
+        "fit": ledger.fit,
+        "cost": cost_status(observed, ledger, now, ended=not _open(run)),
+        "dataset": ledger.dataset,
+        "evaluation": ledger.evaluation,
+        "artifact": ledger.artifact,
     }
 
 
-def _findings(observed: Observed, headline: Headline) -> list[Finding]:
+def _findings(observed: ObservedJob, headline: Headline) -> list[Finding]:
     phase, reason = headline.phase, headline.reason
     succeeded, failed = phase is Phase.SUCCEEDED, phase is Phase.FAILED
     working = phase in (Phase.RUNNING, Phase.PENDING) and not headline.stalled
@@ -81,7 +81,7 @@ def _findings(observed: Observed, headline: Headline) -> list[Finding]:
     ]
 
 
-def _advice(observed: Observed) -> list[Finding]:
+def _advice(observed: ObservedJob) -> list[Finding]:
     """What the spec may ask for, and is known to do badly; no condition where there is nothing to say."""
     warnings = training_warnings(observed.spec.training) if observed.spec else []
     if not warnings:
@@ -112,8 +112,8 @@ def _history(before: FineTuneJobStatus, run: RunStatus, now: datetime) -> list[R
     return [last, *before.runs][:MAX_RUNS]
 
 
-def _current(book: Book) -> StageStatus | None:
-    return next((row for row in book.rows.values() if row.state is StageState.RUNNING), None)
+def _current(ledger: RunLedger) -> StageStatus | None:
+    return next((row for row in ledger.rows.values() if row.state is StageState.RUNNING), None)
 
 
 def _progress(

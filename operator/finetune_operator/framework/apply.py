@@ -21,13 +21,13 @@ class NameTaken(Exception):  # noqa: N818 - a finding for the status, not an err
         """It is what an earlier resource of our owner's name left, and goes by itself."""
 
 
-def carry_out(client: KubeClient, cache: Cache, owner: Owner, action: Action) -> None:
+def apply_action(client: KubeClient, cache: Cache, owner: Owner, action: Action) -> None:
     """Carry out one action and note its result in the cache; raises ApiError or NameTaken."""
     match action:
         case Create(resource, body):
             _record(cache, resource, _create(client, owner, resource, body))
         case Apply(resource, body):
-            _refuse_stranger(owner, resource, cache.get(resource, owner.namespace, body["metadata"]["name"]))
+            _refuse_conflict(owner, resource, cache.get(resource, owner.namespace, body["metadata"]["name"]))
             _record(cache, resource, client.apply(resource, body, meta.MANAGED_BY))
         case Patch(resource, name, body):
             _record(cache, resource, _patch(client, cache, owner, resource, name, body))
@@ -47,7 +47,7 @@ def _create(client: KubeClient, owner: Owner, resource: Resource, body: Object) 
     existing = client.get(resource, owner.namespace, name)
     if existing is None:
         raise ApiError(409, "Conflict", f"{resource.kind} {name} was deleted just now")
-    _refuse_stranger(owner, resource, existing)
+    _refuse_conflict(owner, resource, existing)
     if not body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items():
         raise NameTaken(resource, name)  # ours, but without the labels by which we find it
     return existing
@@ -63,7 +63,7 @@ def _patch(client: KubeClient, cache: Cache, owner: Owner, resource: Resource, n
         raise
 
 
-def _refuse_stranger(owner: Owner, resource: Resource, existing: Object | None) -> None:
+def _refuse_conflict(owner: Owner, resource: Resource, existing: Object | None) -> None:
     if existing is not None and not owner.owns(existing):
         raise NameTaken(resource, existing["metadata"]["name"], outlived=owner.outlived(existing))
 

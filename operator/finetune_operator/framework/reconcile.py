@@ -15,12 +15,12 @@ from pydantic import BaseModel
 
 from finetune_api.base import ObjectMeta
 from finetune_operator.framework.actions import Event, Plan
-from finetune_operator.framework.apply import NameTaken, carry_out
+from finetune_operator.framework.api_failures import ApiFailures
+from finetune_operator.framework.apply import NameTaken, apply_action
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError, KubeClient
 from finetune_operator.framework.events import event_object
 from finetune_operator.framework.objects import EVENTS, Object, Resource
-from finetune_operator.framework.outages import Outages
 from finetune_operator.framework.ownership import Key, Owner
 
 logger = logging.getLogger(__name__)
@@ -73,24 +73,24 @@ class Reconciler:
         self._cache = cache
         self._kinds = kinds
         self._clock = clock
-        self._outages = Outages()
+        self._api_failures = ApiFailures()
 
     def reconcile(self, key: Key) -> NextTurn:
         """One pass; returns when to come again. Raises ApiError."""
         kind = self._kinds[key.kind]
         resource = self._cache.get(kind.resource, key.namespace, key.name)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
-            self._outages.over(key)
+            self._api_failures.clear(key)
             return NextTurn()  # children go by their owner references, data in the store stays
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
         try:
             plan = self._work(kind, owner, resource, now)
         except ApiError as error:
-            if self._outages.lasts(key, now):
+            if self._api_failures.persists(key, now):
                 self._tell_failing(kind, owner, resource, error, now)
             raise
-        self._outages.over(key)
+        self._api_failures.clear(key)
         if not plan.tell:
             return NextTurn(after=0.0, behind=True)
         self._tell(kind, owner, resource, plan, now)
@@ -102,7 +102,7 @@ class Reconciler:
         plan = kind.plan(observed, now)
         try:
             for action in plan.actions:
-                carry_out(self._client, self._cache, owner, action)
+                apply_action(self._client, self._cache, owner, action)
         except NameTaken as taken:
             return kind.plan(kind.blocked(observed, taken), now)
         except ApiError as error:

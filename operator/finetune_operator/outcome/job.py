@@ -17,8 +17,8 @@ from finetune_operator.outcome.pod import (
     is_first,
     is_late,
     late_message,
+    pod_blocker,
     pod_failure,
-    pod_hindrance,
     read_result,
     refusal,
     terminated,
@@ -84,7 +84,7 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
     if job["spec"].get("suspend"):
         stopped = {} if any(map(is_alive, ordered)) else {"started_at": None}
         return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts | stopped)
-    return _foretold(job, ordered, facts) or _unfinished(ordered, events, facts)
+    return _verdict_from_pod(job, ordered, facts) or _unfinished(ordered, events, facts)
 
 
 def _attempts(job: Object, pods: Sequence[Object]) -> int:
@@ -114,7 +114,7 @@ def _started(status: Object, pods: Sequence[Object]) -> str | None:
     return min(starts) if starts else None if waiting else began
 
 
-def _foretold(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
+def _verdict_from_pod(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
     """What a Job with one pod at a time is going to say, as its pod has ended; None if the pod does not settle it.
 
     The Job's controller counts ended pods in batches and takes a second or more to say so.
@@ -161,8 +161,8 @@ def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[st
     if not alive:
         return _without_pod(pods, events, facts)
     newest = _newest_of_each(alive)
-    if hindrance := next((found for pod in newest if (found := pod_hindrance(pod))), None):
-        return Verdict(State.WAITING, hindrance[0], hindrance[1], **facts)
+    if blocker := next((found for pod in newest if (found := pod_blocker(pod))), None):
+        return Verdict(State.WAITING, blocker[0], blocker[1], **facts)
     if starting := next((pod for pod in newest if pod["status"].get("phase") != "Running"), None):
         return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
     message = ""

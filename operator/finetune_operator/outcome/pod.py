@@ -67,7 +67,7 @@ def pod_failure(pod: Object) -> tuple[Reason, str] | None:
     return Reason.STAGE_CRASHED, f"Pod {name} ended with exit code {ended.get('exitCode')} and without a result."
 
 
-def pod_hindrance(pod: Object) -> tuple[Reason, str] | None:
+def pod_blocker(pod: Object) -> tuple[Reason, str] | None:
     """What keeps a pod from running that will not pass by itself soon."""
     name, status = pod["metadata"]["name"], pod["status"]
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
@@ -98,8 +98,8 @@ def refusal(message: str) -> tuple[Reason, str]:
 
 def late_message(pods: Sequence[Object]) -> str:
     """That it took too long, and what the pods waited for or said last."""
-    hindrance = next((found[1] for pod in reversed(pods) if (found := pod_hindrance(pod))), "")
-    return " ".join(filter(None, ["The stage took longer than its profile allows.", hindrance or _last_words(pods)]))
+    blocker = next((found[1] for pod in reversed(pods) if (found := pod_blocker(pod))), "")
+    return " ".join(filter(None, ["The stage took longer than its profile allows.", blocker or _last_words(pods)]))
 
 
 def _last_words(pods: Sequence[Object]) -> str:

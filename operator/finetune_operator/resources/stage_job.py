@@ -77,7 +77,7 @@ def stage_job(request: StageRequest) -> Object:
                             "values": [meta.ExitCode.FATAL.value],
                         },
                     },
-                    *_blameless_exits(request),
+                    *_peer_exits(request),
                 ]
             },
             "template": {"metadata": {"labels": template_labels}, "spec": pod},
@@ -97,7 +97,7 @@ def _indexed(request: StageRequest) -> Object:
     }
 
 
-def _blameless_exits(request: StageRequest) -> list[Object]:
+def _peer_exits(request: StageRequest) -> list[Object]:
     """When one pod is lost, the others end too, to begin again with it: only its own end may count as a failure."""
     if not request.together:
         return []

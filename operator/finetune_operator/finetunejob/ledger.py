@@ -31,7 +31,7 @@ STAGES: Final = (Stage.RESOLVE, *PIPELINE)
 DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
 
-class Book:
+class RunLedger:
     """Starts from what the status says of the run and takes in what its Jobs answered."""
 
     def __init__(self, spec: FineTuneJobSpec, status: FineTuneJobStatus, run: RunStatus, now: datetime) -> None:

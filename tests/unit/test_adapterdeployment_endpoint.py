@@ -1,4 +1,4 @@
-"""Ready is said only of what clients reach: endpoints of the Service, and nodes that have had time to hear of them."""
+"""Ready is said only of what clients reach: endpoints of the Service that nodes have had time to hear of."""
 
 from datetime import timedelta
 
@@ -7,7 +7,7 @@ import pytest
 from finetune_api.adapterdeployment import ServingPhase
 from finetune_api.base import Condition
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.reach import SETTLING_SECONDS, Reach, find_reach
+from finetune_operator.adapterdeployment.endpoint import SETTLING_SECONDS, EndpointState, endpoint_state
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object
@@ -43,7 +43,7 @@ class TestFindReach:
     """What the endpoints of the Service say, given what clients could rely on before."""
 
     @staticmethod
-    def reach(*endpoints: Object, answered: bool = False, **times: str) -> Reach:
+    def state(*endpoints: Object, answered: bool = False, **times: str) -> EndpointState:
         """With these endpoints: ``{}`` is a pod that serves, ``OTHER`` one of another revision."""
         cluster = serving()
         stable = cluster.status.stable
@@ -56,49 +56,51 @@ class TestFindReach:
         cluster.slices["demo"] = {"metadata": metadata, "endpoints": [own | each for each in endpoints] or None}
         before = Condition(type="Ready", status=str(answered), reason=Reason.WAITING, last_transition_time=LONG_AGO)
         cluster.status = cluster.status.model_copy(update={"conditions": [before]})
-        return find_reach(cluster.observe(), stable.model_copy(update={"since": since}), START)
+        return endpoint_state(cluster.observe(), stable.model_copy(update={"since": since}), START)
 
     @pytest.mark.parametrize("answered", [True, False])
     @pytest.mark.parametrize("conditions", [{"ready": True}, {}, None])
     def test_a_ready_endpoint_of_the_revision(self, answered: bool, conditions: Object | None) -> None:
         """One that says nothing of itself is ready: so the API defines it."""
-        reach = self.reach({"conditions": conditions}, answered=answered)
-        assert reach == Reach(answers=True, settled=True)
+        state = self.state({"conditions": conditions}, answered=answered)
+        assert state == EndpointState(answers=True, settled=True)
 
     @pytest.mark.parametrize("answered", [True, False])
     def test_no_endpoint(self, answered: bool) -> None:
-        assert self.reach(answered=answered) == Reach()
-        assert self.reach({"conditions": {"ready": False}}, answered=answered) == Reach()
+        assert self.state(answered=answered) == EndpointState()
+        assert self.state({"conditions": {"ready": False}}, answered=answered) == EndpointState()
 
     @pytest.mark.parametrize("answered", [True, False])
     def test_only_pods_of_another_revision(self, answered: bool) -> None:
         """Whoever has been told of an endpoint goes on being answered; nobody is told of a first one by it."""
-        assert self.reach(OTHER, answered=answered) == Reach(answers=answered, elsewhere=True)
+        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=True)
 
     def test_pods_of_both(self) -> None:
-        assert self.reach({}, OTHER) == Reach(answers=True, settled=True, elsewhere=True)
+        assert self.state({}, OTHER) == EndpointState(answers=True, settled=True, elsewhere=True)
 
     @pytest.mark.parametrize(
         ("times", "answered", "expected"),
         [
-            ({"promoted": JUST_NOW}, False, Reach(due_after=LEFT)),
-            ({"slice_made": JUST_NOW}, False, Reach(due_after=LEFT)),
-            ({"pod_ready": JUST_NOW}, False, Reach(due_after=LEFT)),
+            ({"promoted": JUST_NOW}, False, EndpointState(due_after=LEFT)),
+            ({"slice_made": JUST_NOW}, False, EndpointState(due_after=LEFT)),
+            ({"pod_ready": JUST_NOW}, False, EndpointState(due_after=LEFT)),
             # The Service has moved: nodes that have not heard of it send to the pods before.
-            ({"promoted": JUST_NOW}, True, Reach(answers=True, due_after=LEFT)),
+            ({"promoted": JUST_NOW}, True, EndpointState(answers=True, due_after=LEFT)),
             # A pod or a slice that is replaced while another one answers.
-            ({"slice_made": JUST_NOW}, True, Reach(answers=True, settled=True)),
-            ({"pod_ready": JUST_NOW}, True, Reach(answers=True, settled=True)),
+            ({"slice_made": JUST_NOW}, True, EndpointState(answers=True, settled=True)),
+            ({"pod_ready": JUST_NOW}, True, EndpointState(answers=True, settled=True)),
             # Clocks of others.
-            ({"pod_ready": AHEAD}, False, Reach(answers=True, settled=True)),
-            ({"pod_ready": AHEAD, "slice_made": JUST_NOW}, False, Reach(due_after=LEFT)),
+            ({"pod_ready": AHEAD}, False, EndpointState(answers=True, settled=True)),
+            ({"pod_ready": AHEAD, "slice_made": JUST_NOW}, False, EndpointState(due_after=LEFT)),
         ],
     )
-    def test_nodes_hear_of_it_a_moment_later(self, times: dict[str, str], answered: bool, expected: Reach) -> None:
-        assert self.reach({}, answered=answered, **times) == expected
+    def test_nodes_hear_of_it_a_moment_later(
+        self, times: dict[str, str], answered: bool, expected: EndpointState
+    ) -> None:
+        assert self.state({}, answered=answered, **times) == expected
 
     def test_nothing_serves(self) -> None:
-        assert find_reach(ServingCluster().observe(), None, START) == Reach()
+        assert endpoint_state(ServingCluster().observe(), None, START) == EndpointState()
 
 
 class TestFirstRevision:

@@ -1,4 +1,4 @@
-"""Whom clients of the public Service reach: its EndpointSlices tell, and the nodes follow them a moment later."""
+"""Which pods clients of the public Service reach: its EndpointSlices tell, and the nodes follow them a moment later."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from finetune_api.adapterdeployment import RevisionStatus
-from finetune_operator.adapterdeployment.observe import Observed
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object
 
@@ -16,7 +16,7 @@ it refuses connections to a Service without endpoints. Objects tell whole second
 
 
 @dataclass(frozen=True)
-class Reach:
+class EndpointState:
     """Where connections to the public Service end."""
 
     answers: bool = False
@@ -29,14 +29,14 @@ class Reach:
     """Seconds until it is settled, if nothing else happens."""
 
 
-def find_reach(observed: Observed, stable: RevisionStatus | None, now: datetime) -> Reach:
+def endpoint_state(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> EndpointState:
     """Where connections end, by the endpoints that are ready.
 
     Whoever got answers before goes on getting them while there is any such endpoint: nodes that do not know it yet
     send clients to the pods of before, which are told to stop only later, and wait for their clients.
     """
     if stable is None:
-        return Reach()
+        return EndpointState()
     pods = {pod["metadata"]["name"]: pod for pod in observed.server_pods(stable.revision)}
     ready = [(name, endpoints) for endpoints in observed.slices for name in _ready_pods(endpoints)]
     conditions = observed.resource.status.conditions
@@ -47,7 +47,7 @@ def find_reach(observed: Observed, stable: RevisionStatus | None, now: datetime)
         if name in pods
     ]
     left = min(waits, default=None)
-    return Reach(
+    return EndpointState(
         answers=left == 0 or (answered and bool(ready)),
         settled=left == 0,
         elsewhere=any(name not in pods for name, _ in ready),

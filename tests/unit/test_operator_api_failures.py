@@ -12,10 +12,10 @@ from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason, with_remedy
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.api_failures import LASTING
 from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import CONFIG_MAPS, EVENTS, JOBS, SERVICE_ACCOUNTS, Object, Resource
-from finetune_operator.framework.outages import LASTING
 from finetune_operator.framework.ownership import Key
 from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.kinds import FINETUNEJOBS

@@ -4,7 +4,7 @@ from finetune_api.finetunejob import ArtifactTokens
 from finetune_operator.settings import Runtime
 
 
-def refusal_of(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
+def prompts_too_long(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
     """Why the runtime cannot even be asked the golden prompts; empty where it can, or where nobody has counted."""
     if tokens is None or not tokens.golden_prompt:
         return ""
@@ -17,7 +17,7 @@ def refusal_of(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> st
     )
 
 
-def warning_of(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
+def examples_too_long(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
     """That clients may ask for more than the runtime takes; empty where all that was trained fits, as far as known."""
     if tokens is None:
         return ""

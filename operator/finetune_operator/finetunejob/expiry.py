@@ -13,7 +13,7 @@ from finetune_operator.framework.objects import Resource
 
 
 @dataclass(frozen=True)
-class Leftover:
+class ExpiredObject:
     """An object of a run that is over."""
 
     resource: Resource
@@ -22,7 +22,7 @@ class Leftover:
     run: str
 
 
-def is_over(status: FineTuneJobStatus, run: str, keep: timedelta, now: datetime) -> bool:
+def has_expired(status: FineTuneJobStatus, run: str, keep: timedelta, now: datetime) -> bool:
     """Whether a run ended as long ago as its objects are kept, or was forgotten by the status among newer ones.
 
     A run that has begun just now is not in the status yet either: the plan knows it.

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.meta import LABEL_REVISION
-from finetune_operator.adapterdeployment.observe import Observed
-from finetune_operator.adapterdeployment.reach import Reach
+from finetune_operator.adapterdeployment.endpoint import EndpointState
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Blocked, Target
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.framework.actions import Delete
@@ -16,7 +16,7 @@ from finetune_operator.resources.service import candidate_service_name
 
 
 @dataclass(frozen=True)
-class Retirement:
+class Cleanup:
     """Deletions that are due, and in how many seconds others will be."""
 
     first: tuple[Delete, ...] = ()
@@ -26,14 +26,14 @@ class Retirement:
     due_after: float | None = None
 
 
-def leftovers(
-    observed: Observed,
+def plan_cleanup(
+    observed: ObservedDeployment,
     target: Target | Blocked,
     stable: RevisionStatus | None,
     candidate: RevisionStatus | None,
-    reach: Reach,
+    endpoint: EndpointState,
     now: datetime,
-) -> Retirement:
+) -> Cleanup:
     """Delete what belongs to no revision in use.
 
     Pods go last, once the drain of the newest promotion is over and none of them is an endpoint of the Service: until
@@ -65,15 +65,15 @@ def leftovers(
         if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]
     ]
-    due = [each for each in gone if not (drain or reach.elsewhere) or each[0].resource in (JOBS, SERVICES)]
-    return Retirement(
+    due = [each for each in gone if not (drain or endpoint.elsewhere) or each[0].resource in (JOBS, SERVICES)]
+    return Cleanup(
         first=tuple(delete for delete, revision in due if revision != observed.traffic),
         last=tuple(delete for delete, revision in due if revision == observed.traffic),
         due_after=drain or None if len(due) < len(gone) else None,
     )
 
 
-def _drain_left(observed: Observed, stable: RevisionStatus | None, now: datetime) -> float:
+def _drain_left(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> float:
     """Seconds for which revisions before the stable one still wait for their clients."""
     runtime = observed.settings.runtimes.get(observed.resource.spec.runtime)
     if stable is None or runtime is None:
