@@ -10,9 +10,9 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, with_remedy
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.observe import Source, Unplanned
+from finetune_operator.adapterdeployment.blockers import DELETION_SECONDS
+from finetune_operator.adapterdeployment.observe import Source, UnplannedDeployment
 from finetune_operator.adapterdeployment.plan import plan
-from finetune_operator.adapterdeployment.target import DELETION_SECONDS
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
@@ -222,7 +222,7 @@ class TestBlocked:
     def test_what_cannot_be_planned_changes_only_the_status(self, reason: Reason, problem: str, told: str) -> None:
         cluster = serving()
         metadata = cluster.observe().resource.metadata
-        made = plan(Unplanned(metadata, cluster.status, reason, problem), START)
+        made = plan(UnplannedDeployment(metadata, cluster.status, reason, problem), START)
         assert made.actions == ()
         assert condition(made.status, "Stalled") == ("True", reason)
         message = next(each.message for each in made.status.conditions if each.type == "Stalled")
@@ -230,7 +230,7 @@ class TestBlocked:
         assert made.events == (Event("Warning", reason, message),)
         assert made.status.stable == cluster.status.stable
         assert condition(made.status, "Ready")[0] == "True"
-        first = plan(Unplanned(metadata, AdapterDeploymentStatus(), reason, problem), START).status
+        first = plan(UnplannedDeployment(metadata, AdapterDeploymentStatus(), reason, problem), START).status
         assert (first.phase, condition(first, "Ready")[0]) == (ServingPhase.FAILED, "False")
 
 

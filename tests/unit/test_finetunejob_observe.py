@@ -10,7 +10,7 @@ from finetune_api.base import ObjectMeta
 from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
-from finetune_operator.finetunejob.observe import LABEL_SERVICE
+from finetune_operator.finetunejob.observe import LABEL_SERVICE, ObservedJob
 from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.objects import ENDPOINT_SLICES, JOBS, SERVICE_ACCOUNTS, SERVICES, Object, Resource
@@ -76,5 +76,7 @@ def test_the_service_of_pods_that_train_together(
     raw = cache.get(FINETUNEJOBS, NAMESPACE, "walk")
     assert raw is not None
     cluster.asked.clear()
-    [job] = fine_tune_job_kind(cluster, cache, SETTINGS).observe(raw, cluster.now).jobs
+    seen = fine_tune_job_kind(cluster, cache, SETTINGS).observe(raw, cluster.now)
+    assert isinstance(seen, ObservedJob)
+    [job] = seen.jobs
     assert (SERVICES in cluster.asked, job.peers_missing) == (asks, missing)

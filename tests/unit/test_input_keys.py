@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.stages import DEPENDS_ON, PIPELINE, RECIPE_VERSIONS, Stage, StageInput, Upstream, input_key
-from finetune_operator.finetunejob.stage_jobs import params_of
+from finetune_operator.finetunejob.params import params_of
 from tests.support.crd_cases import ABSENT, Case, Path, cases, changed, valid_object
 from tests.support.crd_patterns import SCHEMAS, Object
 

@@ -81,7 +81,7 @@ def limited(amount: str, how: OnExceeded, **training: Any) -> FineTuneJobSpec:
 
 def own(spec: FineTuneJobSpec, jobs: tuple[StageJob, ...]) -> tuple[StageJob, ...]:
     """The same Jobs, of the run that works on this spec."""
-    return tuple(replace(each, run=current_run(observed(spec), spec, NOW).id) for each in jobs)
+    return tuple(replace(each, run=current_run(observed(spec), NOW).id) for each in jobs)
 
 
 def test_facts_of_a_profile() -> None:
@@ -347,7 +347,7 @@ def test_the_sum_of_an_ended_run_is_final() -> None:
     later = replace(seen(status=whole), settings=PRICED.model_copy(update={"profiles": dear}))
     assert plan(later, NOW + timedelta(days=1)).status.cost == whole.cost
     again = SPEC.model_copy(update={"rerun": "2"})
-    second = current_run(observed(again, status=whole, generation=4), again, NOW).id
+    second = current_run(observed(again, status=whole, generation=4), NOW).id
     fresh = plan(seen(job(Stage.RESOLVE, run=second), spec=again, status=whole, generation=4), NOW).status
     assert fresh.cost == CostStatus()
 

@@ -13,10 +13,15 @@ from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
-from finetune_api.stages import PIPELINE, RunRef, Stage, StageInput, Upstream
+from finetune_api.stages import PIPELINE, Found, RunRef, Stage, StageInput, Upstream
 from finetune_api.storage import CaBundle, Credentials, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, MlflowCredentials, Tracking, Wandb, WandbCredentials
-from finetune_operator.finetunejob.stage_jobs import params_of, stage_request
+from finetune_operator.finetunejob.context import RunContext
+from finetune_operator.finetunejob.ledger import RunLedger
+from finetune_operator.finetunejob.observe import ObservedJob
+from finetune_operator.finetunejob.params import params_of
+from finetune_operator.finetunejob.plan import current_run
+from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.framework.events import event_object
@@ -219,6 +224,15 @@ def test_several_gpus_of_one_pod_are_as_many_processes() -> None:
     assert "subdomain" not in job["spec"]["template"]["spec"]
 
 
+def context(seen: ObservedJob) -> RunContext:
+    """A run whose stages are all done."""
+    ledger = RunLedger(seen.spec, seen.status, current_run(seen, NOW), NOW)
+    ledger.resolved({"sourceDigest": "s", "modelDigest": "m"})
+    for stage in PIPELINE:
+        ledger.reuse(Found(stage=stage, output_digest=f"{PIPELINE.index(stage)}" * 64), "key", None)
+    return RunContext(seen, ledger, (), NOW)
+
+
 @pytest.mark.parametrize(
     ("stage", "nodes", "processes"), [(Stage.TRAIN, 2, 4), (Stage.EXPORT, 1, 1), (Stage.EVALUATE, 1, 1)]
 )
@@ -228,10 +242,9 @@ def test_only_training_is_shared(stage: Stage, nodes: int, processes: int, known
     shape = PodShape(limits={} if known else {"nvidia.com/gpu": "4"})
     profile = Profile(accelerator=shape, nodes=2, gpu=gpu if known else None)
     seen = replace(observed(), settings=SETTINGS.model_copy(update={"profiles": {"small": profile}}))
-    upstream = Upstream(source="s", model="m", dataset="d", adapter="a", export="e")
-    made = stage_request(seen, SPEC, "run", stage, upstream)
+    made = stage_request(context(seen), stage)
     assert (made.nodes, made.processes) == (nodes, processes)
-    alone = stage_request(observed(), SPEC, "run", stage, upstream)
+    alone = stage_request(context(observed()), stage)
     stripped = [each.input.model_copy(update={"hardware": None}) for each in (made, alone)]
     assert stripped[0] == stripped[1], "who shares the work is no part of the key, nor of anything but the hardware"
 

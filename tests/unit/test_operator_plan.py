@@ -18,14 +18,16 @@ from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
 from finetune_operator.finetunejob.expiry import ExpiredObject, has_expired
-from finetune_operator.finetunejob.observe import ObservedJob, StageJob, spec_hash
-from finetune_operator.finetunejob.plan import blocked, current_run, plan
+from finetune_operator.finetunejob.kind import with_conflict
+from finetune_operator.finetunejob.observe import ObservedJob, StageJob, UnplannedJob, spec_hash
+from finetune_operator.finetunejob.params import params_of
+from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
-from finetune_operator.finetunejob.stage_jobs import params_of
 from finetune_operator.framework.actions import Create, Delete, Patch, Plan
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.reading import Unplanned
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.stage_job import QUEUE_LABEL
@@ -46,19 +48,20 @@ GIVEN = {
     "output": {"uri": "s3://artifacts/team", "name": "ft"},
 }
 SPEC = FineTuneJobSpec.model_validate(GIVEN)
+METADATA = ObjectMeta(name="ft", namespace="team", uid="uid", generation=3)
 IDENTITY = {"sourceDigest": "5" * 64, "modelDigest": "6" * 64}
 
 
-def observed(spec: FineTuneJobSpec | None = SPEC, **more: Any) -> ObservedJob:
+def observed(spec: FineTuneJobSpec = SPEC, **more: Any) -> ObservedJob:
     """A FineTuneJob; new and unhindered unless told otherwise."""
-    labels, generation = more.pop("labels", {}), more.pop("generation", 3)
-    metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation, labels=labels)
+    changes: dict[str, Any] = {name: more.pop(name) for name in ("labels", "generation") if name in more}
+    metadata = METADATA.model_copy(update=changes)
     owner = Owner.of(FINETUNEJOBS, metadata)
     status = more.pop("status", FineTuneJobStatus())
     return ObservedJob(owner=owner, metadata=metadata, spec=spec, status=status, settings=SETTINGS, **more)
 
 
-RUN = current_run(observed(), SPEC, NOW).id
+RUN = current_run(observed(), NOW).id
 
 
 def job(stage: Stage, state: State = State.RUNNING, **more: Any) -> StageJob:
@@ -104,7 +107,7 @@ def ended(outcome: Phase, reason: Reason, **more: Any) -> FineTuneJobStatus:
 class Case:
     """What is observed, and the stage that is started for it, if any, or what is said."""
 
-    observed: ObservedJob
+    observed: ObservedJob | UnplannedJob
     starts: Stage | None = None
     says: tuple[Phase, Reason] | None = None
     in_words: str = ""
@@ -151,7 +154,7 @@ CASES = {
         in_words=f"resolve: no node. {REMEDIES[Reason.UNSCHEDULABLE]}",
     ),
     "invalid": Case(
-        observed(None, spec_error="spec.profile: Field required"),
+        Unplanned(METADATA, FineTuneJobStatus(), Reason.SPEC_INVALID, "spec.profile: Field required"),
         says=(Phase.PENDING, Reason.SPEC_INVALID),
         in_words="spec.profile: Field required.",
     ),
@@ -222,7 +225,7 @@ def test_step(case: Case) -> None:
     """One stage is started, or nothing is; a run's first stage is told of in the next turn."""
     result = plan(case.observed, NOW)
     assert [given.stage for given in started(result)] == ([case.starts] if case.starts else [])
-    assert result.tell is (case.starts is not Stage.RESOLVE)
+    assert result.defer_status is (case.starts is Stage.RESOLVE)
     if case.says:
         assert told(result) == case.says
         assert case.in_words in next(each.message for each in result.status.conditions if each.type == "Ready")
@@ -366,7 +369,7 @@ def test_history_is_capped() -> None:
     runs = [status.run.model_copy(update={"id": f"r{n}", "number": n}) for n in range(20, 10, -1)]
     status = status.model_copy(update={"runs": runs, "run": status.run.model_copy(update={"number": 21})})
     changed = SPEC.model_copy(update={"rerun": "x"})
-    run = current_run(observed(changed, status=status), changed, NOW)
+    run = current_run(observed(changed, status=status), NOW)
     result = plan(observed(changed, status=status, jobs=(job(Stage.RESOLVE, run=run.id),)), NOW)
     assert result.status.run is not None
     assert result.status.run.number == 22
@@ -402,7 +405,7 @@ def test_times_move_on_transitions_only() -> None:
 
 def test_a_stranger_blocks_until_it_goes() -> None:
     """What an action ran into becomes part of what was observed."""
-    result = plan(blocked(observed(), NameTaken(JOBS, "ft-resolve-1")), NOW)
+    result = plan(with_conflict(observed(), NameTaken(JOBS, "ft-resolve-1")), NOW)
     assert told(result) == (Phase.PENDING, Reason.NAME_TAKEN)
     assert result.actions == ()
     assert result.requeue_after is not None
@@ -465,13 +468,13 @@ def test_the_artifact_keeps_the_storage_with_which_it_was_published() -> None:
         endpoint="http://s3.storage.svc:8333", encryption=Encryption(algorithm=EncryptionAlgorithm.AES256)
     )
     stored = SPEC.model_copy(update={"storage": storage})
-    run = current_run(observed(stored), stored, NOW).id
+    run = current_run(observed(stored), NOW).id
     jobs = tuple(replace(each, run=run) for each in (RESOLVED, *map(done, PIPELINE)))
     status = plan(observed(stored, jobs=jobs), NOW).status
     assert status.artifact is not None
     assert status.artifact.storage == Storage(endpoint="http://s3.storage.svc:8333")
     moved = stored.model_copy(update={"storage": Storage(endpoint="http://other.svc:1")})
-    again = current_run(observed(moved, generation=4, status=status), moved, NOW).id
+    again = current_run(observed(moved, generation=4, status=status), NOW).id
     begun = plan(observed(moved, generation=4, status=status, jobs=(job(Stage.RESOLVE, run=again),)), NOW).status
     assert begun.phase is Phase.RUNNING
     assert begun.artifact == status.artifact
@@ -514,7 +517,7 @@ def test_reused_and_done_stages_count() -> None:
 def test_settings_that_do_badly_are_taken_and_said_once() -> None:
     training = {"learningRate": "3e-5", "targetModules": ["q_proj", "v_proj"]}
     asked = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True) | {"training": training})
-    jobs = (job(Stage.RESOLVE, run=current_run(observed(asked), asked, NOW).id),)
+    jobs = (job(Stage.RESOLVE, run=current_run(observed(asked), NOW).id),)
     first = plan(observed(asked, jobs=jobs), NOW)
     [advice] = [each for each in first.status.conditions if each.type == "Discouraged"]
     assert (advice.status, advice.reason) == ("True", Reason.SETTINGS_DISCOURAGED)
@@ -539,7 +542,7 @@ def test_an_upgrade_begins_no_finished_run_again(generation: int, same: bool) ->
         outcome=Phase.SUCCEEDED,
     )
     found = observed(status=FineTuneJobStatus(phase=Phase.SUCCEEDED, run=run))
-    current = current_run(found, SPEC, NOW)
+    current = current_run(found, NOW)
     assert (current.number == 1) is same
     assert (current.spec_hash, current.generation) == (spec_hash(SPEC), 3)
 
@@ -602,7 +605,7 @@ def test_the_evaluation_completes_the_readiness(
 ) -> None:
     """By a Job that ends, in later turns, and where all results are found in the store."""
     spec = SPEC.model_copy(update={"task": Task(type=task)})
-    run = current_run(observed(spec), spec, NOW).id
+    run = current_run(observed(spec), NOW).id
     prepared = replace(done(Stage.PREPARE, scalars={"readiness": told}), run=run)
     jobs = [replace(RESOLVED, run=run), prepared]
     before = plan(observed(spec, jobs=tuple(jobs)), NOW).status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,12 +17,12 @@ from finetune_api.adapterdeployment import (
 from finetune_api.base import Condition, ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
 from finetune_api.reasons import Reason
-from finetune_operator.finetunejob.observe import ObservedJob
+from finetune_operator.finetunejob.observe import ObservedJob, UnplannedJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.framework import reading
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.framework.reading import parse_spec, parse_status
+from finetune_operator.framework.reading import Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import parse_result
@@ -85,7 +84,7 @@ def test_a_status_with_fields_of_a_newer_version_is_kept() -> None:
 @pytest.mark.parametrize("outcome", [Phase.SUCCEEDED, Phase.FAILED])
 def test_a_run_that_has_ended_stays_what_it_is_though_its_spec_cannot_be_read(outcome: Phase) -> None:
     before = status(outcome, outcome=outcome, reason=Reason.OUT_OF_MEMORY, message="Too large.")
-    made = plan(observed(before), NOW)
+    made = plan(unreadable(before), NOW)
     assert (made.status.phase, made.status.run) == (outcome, before.run)
     assert conditions(made.status)["Ready"] == (str(outcome is Phase.SUCCEEDED), Reason.OUT_OF_MEMORY)
     assert conditions(made.status)["Failed"][0] == str(outcome is Phase.FAILED)
@@ -95,14 +94,14 @@ def test_a_run_that_has_ended_stays_what_it_is_though_its_spec_cannot_be_read(ou
 @pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.SUSPENDED])
 def test_a_run_goes_on_though_its_spec_cannot_be_read(phase: Phase) -> None:
     """The phase holds its spec: the API server freezes what is running."""
-    made = plan(observed(status(phase)), NOW)
+    made = plan(unreadable(status(phase)), NOW)
     assert made.status.phase is phase
     assert conditions(made.status)["Stalled"] == ("True", Reason.SPEC_INVALID)
     assert made.actions == ()
 
 
 def test_a_spec_that_cannot_be_read_and_is_newer_than_the_last_run_waits() -> None:
-    made = plan(observed(status(Phase.SUCCEEDED, outcome=Phase.SUCCEEDED), generation=4), NOW)
+    made = plan(unreadable(status(Phase.SUCCEEDED, outcome=Phase.SUCCEEDED), generation=4), NOW)
     assert made.status.phase is Phase.PENDING
     assert conditions(made.status)["Stalled"] == ("True", Reason.SPEC_INVALID)
 
@@ -112,18 +111,18 @@ class TestReasons:
 
     def test_of_a_run(self) -> None:
         before = status(Phase.FAILED, outcome=Phase.FAILED, reason="AddedLater", message="Later.")
-        made = plan(replace(observed(before), spec=SPEC), NOW)
+        made = plan(observed(before), NOW)
         assert (made.status.phase, made.status.run) == (Phase.FAILED, before.run)
         assert conditions(made.status)["Ready"] == ("False", "AddedLater")
         assert [each.message for each in made.status.conditions if each.type == "Ready"] == ["Later."]
-        again = plan(replace(observed(made.status), spec=SPEC), NOW)
+        again = plan(observed(made.status), NOW)
         assert (again.status, again.events) == (made.status, ())
 
     def test_of_a_condition(self) -> None:
         """The edge from a hindrance that only the newer version knows."""
         hindered = Condition(type="Ready", status="False", reason="AddedLater", last_transition_time=timestamp(NOW))
         before = status(Phase.PENDING).model_copy(update={"conditions": [hindered]})
-        made = plan(replace(observed(before), spec=SPEC), NOW)
+        made = plan(observed(before), NOW)
         assert conditions(made.status)["Ready"] == ("False", Reason.PROFILE_UNKNOWN)
         assert [each.reason for each in made.events] == [Reason.PROFILE_UNKNOWN]
 
@@ -161,18 +160,24 @@ class TestReasons:
         assert cluster.status.phase is ServingPhase.READY
 
 
-def observed(before: FineTuneJobStatus, generation: int = 3) -> ObservedJob:
+METADATA = ObjectMeta(name="ft", namespace="team", uid="uid", generation=3)
+
+
+def unreadable(before: FineTuneJobStatus, generation: int = 3) -> UnplannedJob:
     """A FineTuneJob whose spec is of a newer version."""
-    metadata = ObjectMeta(name="ft", namespace="team", uid="uid", generation=generation)
-    owner = Owner.of(FINETUNEJOBS, metadata)
-    return ObservedJob(
-        owner=owner, metadata=metadata, spec=None, spec_error=UNREADABLE, status=before, settings=SETTINGS
-    )
+    metadata = METADATA.model_copy(update={"generation": generation})
+    return Unplanned(metadata, before, Reason.SPEC_INVALID, UNREADABLE)
+
+
+def observed(before: FineTuneJobStatus) -> ObservedJob:
+    """A FineTuneJob whose spec can be read."""
+    owner = Owner.of(FINETUNEJOBS, METADATA)
+    return ObservedJob(owner=owner, metadata=METADATA, spec=SPEC, status=before, settings=SETTINGS)
 
 
 def status(phase: Phase, **run: Any) -> FineTuneJobStatus:
     """The status of a run of generation 3."""
-    fresh = current_run(replace(observed(FineTuneJobStatus()), spec=SPEC), SPEC, NOW)
+    fresh = current_run(observed(FineTuneJobStatus()), NOW)
     return FineTuneJobStatus(phase=phase, run=fresh.model_copy(update=run))
 
 

@@ -1,13 +1,12 @@
 """What is left of earlier revisions, and when it goes."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
-from finetune_operator.adapterdeployment.endpoint import EndpointState
-from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.target import Blocked, Target
+from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.framework.actions import Delete
 from finetune_operator.framework.conditions import parse_timestamp
@@ -26,20 +25,14 @@ class Cleanup:
     due_after: float | None = None
 
 
-def plan_cleanup(
-    observed: ObservedDeployment,
-    target: Target | Blocked,
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus | None,
-    endpoint: EndpointState,
-    now: datetime,
-) -> Cleanup:
+def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
     Pods go last, once the drain of the newest promotion is over and none of them is an endpoint of the Service: until
     then clients may be connected to the revision before. A candidate's own Service goes once it is proved. Of a failed
     candidate its verification stays, so that the log can be read.
     """
+    observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
     starting = candidate.revision if candidate and candidate.state is not RevisionState.FAILED else ""
@@ -48,7 +41,7 @@ def plan_cleanup(
     verification = (
         verify_request(owner, target, spec, observed.settings).name if isinstance(target, Target) and candidate else ""
     )
-    drain = _drain_left(observed, stable, now)
+    drain = _drain_left(rollout)
 
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:
@@ -65,7 +58,7 @@ def plan_cleanup(
         if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]
     ]
-    due = [each for each in gone if not (drain or endpoint.elsewhere) or each[0].resource in (JOBS, SERVICES)]
+    due = [each for each in gone if not (drain or rollout.endpoint.elsewhere) or each[0].resource in (JOBS, SERVICES)]
     return Cleanup(
         first=tuple(delete for delete, revision in due if revision != observed.traffic),
         last=tuple(delete for delete, revision in due if revision == observed.traffic),
@@ -73,10 +66,10 @@ def plan_cleanup(
     )
 
 
-def _drain_left(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> float:
+def _drain_left(rollout: Rollout) -> float:
     """Seconds for which revisions before the stable one still wait for their clients."""
-    runtime = observed.settings.runtimes.get(observed.resource.spec.runtime)
-    if stable is None or runtime is None:
+    runtime = rollout.observed.settings.runtimes.get(rollout.observed.resource.spec.runtime)
+    if rollout.stable is None or runtime is None:
         return 0.0
-    end = parse_timestamp(stable.since) + timedelta(seconds=runtime.drain_seconds)
-    return max(0.0, (end - now).total_seconds())
+    end = parse_timestamp(rollout.stable.since) + timedelta(seconds=runtime.drain_seconds)
+    return max(0.0, (end - rollout.now).total_seconds())

@@ -1,17 +1,14 @@
-"""AdapterDeployment as the reconciler sees it."""
+"""AdapterDeployment as the reconciler takes it."""
 
 from dataclasses import replace
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus
-from finetune_api.base import ObjectMeta
-from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.observe import DeploymentObserver, ObservedDeployment, Unplanned
+from finetune_operator.adapterdeployment.observe import DeploymentObserver, ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
-from finetune_operator.framework.objects import Object
-from finetune_operator.framework.reading import parse_status
+from finetune_operator.framework.reading import Unplanned
 from finetune_operator.framework.reconcile import Kind
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.settings import Settings
@@ -19,14 +16,23 @@ from finetune_operator.settings import Settings
 
 def adapter_deployment_kind(
     client: KubeClient, cache: Cache, settings: Settings
-) -> Kind[ObservedDeployment | Unplanned, AdapterDeploymentStatus]:
-    """How AdapterDeployments are reconciled."""
+) -> Kind[ObservedDeployment | UnplannedDeployment, AdapterDeploymentStatus]:
+    """How AdapterDeployments are observed and planned."""
+    observer = DeploymentObserver(client, cache, settings)
     return Kind(
-        ADAPTERDEPLOYMENTS, DeploymentObserver(client, cache, settings).observe, plan, _blocked, _refused, _failing
+        resource=ADAPTERDEPLOYMENTS,
+        observe=observer.observe,
+        plan=plan,
+        with_conflict=with_conflict,
+        with_refusal=with_refusal,
+        without_api=observer.without_api,
     )
 
 
-def _blocked(observed: ObservedDeployment | Unplanned, taken: NameTaken) -> ObservedDeployment | Unplanned:
+def with_conflict(
+    observed: ObservedDeployment | UnplannedDeployment, taken: NameTaken
+) -> ObservedDeployment | UnplannedDeployment:
+    """What was observed, and an object whose name the plan needs: somebody else's, or an earlier resource's."""
     if isinstance(observed, Unplanned):
         return observed
     if taken.outlived:
@@ -34,10 +40,8 @@ def _blocked(observed: ObservedDeployment | Unplanned, taken: NameTaken) -> Obse
     return replace(observed, conflicts=(*observed.conflicts, str(taken)))
 
 
-def _refused(observed: ObservedDeployment | Unplanned, said: str) -> ObservedDeployment | Unplanned:
+def with_refusal(
+    observed: ObservedDeployment | UnplannedDeployment, said: str
+) -> ObservedDeployment | UnplannedDeployment:
+    """What was observed, and what the API server said when it refused an object of the plan."""
     return observed if isinstance(observed, Unplanned) else replace(observed, refusal=said)
-
-
-def _failing(resource: Object, said: str) -> Unplanned:
-    status = parse_status(AdapterDeploymentStatus, resource.get("status") or {})
-    return Unplanned(ObjectMeta.model_validate(resource["metadata"]), status, Reason.API_CALLS_FAIL, said)

@@ -11,6 +11,7 @@ from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJo
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
+from finetune_operator.blockers import Choice
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import (
@@ -25,7 +26,7 @@ from finetune_operator.framework.objects import (
     Resource,
 )
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.framework.reading import Accounts, parse_spec, parse_status
+from finetune_operator.framework.reading import Accounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import server_labels
@@ -45,18 +46,6 @@ class Source:
     """What it has published, if anything."""
     storage: Storage
     """What its spec says now."""
-
-
-@dataclass(frozen=True)
-class Unplanned:
-    """An AdapterDeployment for which nothing can be planned: what serves is left as it is."""
-
-    metadata: ObjectMeta
-    status: AdapterDeploymentStatus
-    reason: Reason
-    """SpecInvalid: the stored spec is not valid for this version of the operator; ApiCallsFail."""
-    problem: str
-    """What is wrong with the spec, or what the API says."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +84,11 @@ class ObservedDeployment:
         service = self.child(SERVICES, self.owner.name)
         return str(service["spec"]["selector"].get(LABEL_REVISION, "")) if service else ""
 
+    @property
+    def choice(self) -> Choice:
+        """The runtime that the spec asks for."""
+        return Choice("runtime", self.resource.spec.runtime, self.settings.runtimes, Reason.RUNTIME_UNKNOWN)
+
     def child(self, resource: Resource, name: str) -> Object | None:
         """One child, if it exists."""
         return self.children.get(resource, {}).get(name)
@@ -115,6 +109,9 @@ class ObservedDeployment:
         return sorted(owned, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
 
+UnplannedDeployment = Unplanned[AdapterDeploymentSpec, AdapterDeploymentStatus]
+
+
 class DeploymentObserver:
     """Reads what a plan needs: what is watched from the cache, the rest from the API."""
 
@@ -124,7 +121,7 @@ class DeploymentObserver:
         self._settings = settings
         self._accounts = Accounts(client)
 
-    def observe(self, raw: Object, _: datetime) -> ObservedDeployment | Unplanned:
+    def observe(self, raw: Object, _: datetime) -> ObservedDeployment | UnplannedDeployment:
         """One AdapterDeployment as it is now. Raises ApiError."""
         metadata = ObjectMeta.model_validate(raw["metadata"])
         status = parse_status(AdapterDeploymentStatus, raw.get("status") or {})
@@ -145,6 +142,11 @@ class DeploymentObserver:
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
+
+    def without_api(self, resource: Object, said: str) -> UnplannedDeployment:
+        """What the resource itself shows, while the API fails with these words."""
+        status = parse_status(AdapterDeploymentStatus, resource.get("status") or {})
+        return Unplanned(ObjectMeta.model_validate(resource["metadata"]), status, Reason.API_CALLS_FAIL, said)
 
     def _children(self, owner: Owner, resource: Resource) -> dict[str, Object]:
         """What the owner owns of a kind; others may carry its labels."""

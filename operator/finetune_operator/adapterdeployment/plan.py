@@ -19,15 +19,17 @@ from finetune_operator.adapterdeployment.health import (
     candidate_problem,
     is_available,
 )
-from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unplanned
-from finetune_operator.adapterdeployment.status import compose, edges, unplanned
-from finetune_operator.adapterdeployment.target import RETRY_SECONDS, Blocked, Target, find_target, recorded_target
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
+from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.status import compose, compose_unplanned, edges
+from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
+from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES
+from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
-from finetune_operator.outcome.pod import refusal
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,
@@ -57,27 +59,28 @@ class RolloutStep:
     requeue_after: float | None = None
 
 
-def plan(observed: ObservedDeployment | Unplanned, now: datetime) -> Plan[AdapterDeploymentStatus]:
+def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> Plan[AdapterDeploymentStatus]:
     """Actions, the new status, events, and when to look again without an event."""
     if isinstance(observed, Unplanned):
-        status = unplanned(observed, now)
+        status = compose_unplanned(observed, now)
         return Plan(status, events=edges(observed.status, status))
     target = find_target(observed)
     stable = serving_revision(observed, target, now)
-    if isinstance(target, Target) and observed.refusal:
+    if isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and what was refused is asked for again: it does not begin anew.
         step = RolloutStep(stable, _known(observed, target), requeue_after=RETRY_SECONDS)
-        target = Blocked(*refusal(observed.refusal))
-    elif isinstance(target, Blocked):
+        target = blocker
+    elif isinstance(target, Blocker):
         step = _hold(observed, target, stable)
     elif stable is not None and stable.revision == target.revision:
         step = RolloutStep(recorded(stable, target), actions=_serve(observed, target))
     else:
         step = _roll_out(observed, target, stable, now)
     endpoint = endpoint_state(observed, step.stable, now)
-    cleanup = plan_cleanup(observed, target, step.stable, step.candidate, endpoint, now)
+    rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now)
+    cleanup = plan_cleanup(rollout)
     looks = [seconds for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after) if seconds is not None]
-    status = compose(observed, target, step.stable, step.candidate, endpoint, now)
+    status = compose(rollout)
     return Plan(
         status=status,
         actions=cleanup.first + step.actions + cleanup.last,
@@ -86,7 +89,7 @@ def plan(observed: ObservedDeployment | Unplanned, now: datetime) -> Plan[Adapte
     )
 
 
-def serving_revision(observed: ObservedDeployment, target: Target | Blocked, now: datetime) -> RevisionStatus | None:
+def serving_revision(observed: ObservedDeployment, target: Target | Blocker, now: datetime) -> RevisionStatus | None:
     """The revision that clients are sent to.
 
     The status knows it. Without one (of a restored resource, or when the operator died before it wrote the first
@@ -111,16 +114,16 @@ def serving_revision(observed: ObservedDeployment, target: Target | Blocked, now
     )
 
 
-def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocked, revision: str) -> bool:
+def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker, revision: str) -> bool:
     """The candidate's promotion was carried out but not written down: it is about to be repeated, scores and all."""
     candidate = observed.resource.status.candidate
     is_target = isinstance(target, Target) and target.revision == revision
     return is_target and candidate is not None and candidate.revision == revision
 
 
-def _hold(observed: ObservedDeployment, blocked: Blocked, stable: RevisionStatus | None) -> RolloutStep:
+def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None) -> RolloutStep:
     """Without a target: what serves goes on serving, and a candidate of an earlier target goes."""
-    return RolloutStep(stable, actions=_keep(observed, stable), requeue_after=blocked.requeue_after)
+    return RolloutStep(stable, actions=_keep(observed, stable), requeue_after=blocker.requeue_after)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:

@@ -8,43 +8,74 @@ from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
 from finetune_operator.adapterdeployment.endpoint import EndpointState
-from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unplanned
-from finetune_operator.adapterdeployment.target import Blocked, Target
+from finetune_operator.adapterdeployment.observe import UnplannedDeployment
+from finetune_operator.adapterdeployment.rollout import Rollout
+from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.blockers import Blocker
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.framework.events import advice_events
-from finetune_operator.framework.objects import DEPLOYMENTS
+from finetune_operator.framework.objects import DEPLOYMENTS, Object
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.service import service_url
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _Summary:
     """What the conditions and the phase are about."""
 
-    target: Target | Blocked
-    stable: RevisionStatus | None
-    candidate: RevisionStatus | None
-    endpoint: EndpointState
-    wanted: int
-    existing: int
-    ready: int
+    rollout: Rollout
 
     @property
-    def lack(self) -> Blocked | None:
+    def stable(self) -> RevisionStatus | None:
+        """The revision that clients are sent to."""
+        return self.rollout.stable
+
+    @property
+    def candidate(self) -> RevisionStatus | None:
+        """The revision that is started or has failed."""
+        return self.rollout.candidate
+
+    @property
+    def endpoint(self) -> EndpointState:
+        """Where connections to the public Service end."""
+        return self.rollout.endpoint
+
+    @property
+    def wanted(self) -> int:
+        """Pods that the spec asks for."""
+        return self.rollout.observed.resource.spec.replicas
+
+    @property
+    def existing(self) -> int:
+        """Pods of the stable revision."""
+        return int(self._pods.get("replicas", 0))
+
+    @property
+    def ready(self) -> int:
+        """Of these, the ones that are ready."""
+        return int(self._pods.get("readyReplicas", 0))
+
+    @property
+    def _pods(self) -> Object:
+        deployment = self.rollout.observed.child(DEPLOYMENTS, self.stable.deployment) if self.stable else None
+        return (deployment or {}).get("status") or {}
+
+    @property
+    def blocker(self) -> Blocker | None:
         """Why there is no target, or only the one from before."""
-        return self.target if isinstance(self.target, Blocked) else self.target.source_blocker
+        target = self.rollout.target
+        return target if isinstance(target, Blocker) else target.source_blocker
 
     @property
     def failure(self) -> tuple[Reason, str] | None:
         """What somebody has to act on."""
-        # What blocks ends a candidate, unless the API server refused an object: then that is what is to be told.
-        blocks = isinstance(self.target, Blocked) or not self.candidate
-        if self.lack and not self.lack.waiting and blocks:
-            return self.lack.reason, self.lack.message
-        if self.candidate and self.candidate.state is RevisionState.FAILED:
-            message = f"Revision {self.candidate.revision} is not served: {self.candidate.message}"
-            return Reason(self.candidate.reason), message
+        # A blocker ends a candidate, unless the API server refused an object: then that is what is to be reported.
+        blocks = isinstance(self.rollout.target, Blocker) or not self.candidate
+        if self.blocker and not self.blocker.waiting and blocks:
+            return self.blocker.reason, self.blocker.message
+        if failed := self.rollout.failed:
+            return Reason(failed.reason), f"Revision {failed.revision} is not served: {failed.message}"
         return None
 
     @property
@@ -54,8 +85,8 @@ class _Scene:
             return None
         if self.candidate:
             return Reason(self.candidate.reason), f"Revision {self.candidate.revision}: {self.candidate.message}"
-        if self.lack:
-            return self.lack.reason, self.lack.message
+        if self.blocker:
+            return self.blocker.reason, self.blocker.message
         if self.stable and self.ready < self.wanted:
             return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods answer."
         if self.stable and self.wanted and not self.endpoint.settled:
@@ -63,43 +94,26 @@ class _Scene:
         return None
 
 
-def compose(
-    observed: ObservedDeployment,
-    target: Target | Blocked,
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus | None,
-    endpoint: EndpointState,
-    now: datetime,
-) -> AdapterDeploymentStatus:
-    """The whole status."""
+def compose(rollout: Rollout) -> AdapterDeploymentStatus:
+    """The whole new status."""
+    observed, stable, summary = rollout.observed, rollout.stable, _Summary(rollout)
     before, generation = observed.resource.status, observed.resource.metadata.generation
-    deployment = observed.child(DEPLOYMENTS, stable.deployment) if stable else None
-    pods = (deployment or {}).get("status") or {}
-    scene = _Scene(
-        target=target,
-        stable=stable,
-        candidate=candidate,
-        endpoint=endpoint,
-        wanted=observed.resource.spec.replicas,
-        existing=pods.get("replicas", 0),
-        ready=pods.get("readyReplicas", 0),
-    )
-    findings = (_ready(scene), _reconciling(scene), _stalled(scene), *_advice(target))
+    findings = (_ready(summary), _reconciling(summary), _stalled(summary), *_advice(rollout.target))
     return AdapterDeploymentStatus(
         observed_generation=generation,
-        phase=_phase(scene),
-        conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, now),
+        phase=_phase(summary),
+        conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, rollout.now),
         endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
         stable=stable,
-        candidate=candidate,
+        candidate=rollout.candidate,
         last_good_revision=stable.revision if stable else before.last_good_revision,
-        replicas=scene.existing,
-        ready_replicas=scene.ready,
+        replicas=summary.existing,
+        ready_replicas=summary.ready,
         selector=_selector(server_labels(observed.owner, stable.revision)) if stable else "",
     )
 
 
-def unplanned(observed: Unplanned, now: datetime) -> AdapterDeploymentStatus:
+def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDeploymentStatus:
     """The status of a resource that is left alone with what serves, of which no news is told."""
     before, generation = observed.status, observed.metadata.generation
     known = {condition.type: condition for condition in before.conditions}
@@ -149,59 +163,61 @@ def _trouble(status: AdapterDeploymentStatus) -> Condition | None:
     return news[0] if news else None
 
 
-def _ready(scene: _Scene) -> Finding:
+def _ready(summary: _Summary) -> Finding:
     """Whether clients get answers; that a new revision failed does not change it."""
-    if scene.stable is None:
-        reason, message = scene.failure or scene.progress or (Reason.WAITING, "Nothing serves yet.")
+    if summary.stable is None:
+        reason, message = summary.failure or summary.progress or (Reason.WAITING, "Nothing serves yet.")
         return Finding(ConditionType.READY, False, reason, message)
-    if scene.ready == 0 and scene.wanted > 0:
-        message = f"None of the {scene.wanted} pods of revision {scene.stable.revision} answers."
+    if summary.ready == 0 and summary.wanted > 0:
+        message = f"None of the {summary.wanted} pods of revision {summary.stable.revision} answers."
         return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
-    if scene.wanted and not scene.endpoint.answers:
-        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(scene.stable))
-    return Finding(ConditionType.READY, True, Reason.SERVING, _serving(scene, scene.stable))
+    if summary.wanted and not summary.endpoint.answers:
+        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(summary.stable))
+    return Finding(ConditionType.READY, True, Reason.SERVING, _serving(summary, summary.stable))
 
 
-def _serving(scene: _Scene, stable: RevisionStatus) -> str:
-    if scene.wanted and not scene.endpoint.settled:
+def _serving(summary: _Summary, stable: RevisionStatus) -> str:
+    if summary.wanted and not summary.endpoint.settled:
         return f"Until every node knows revision {stable.revision}, some clients get answers of the revision before."
     serves = f"Revision {stable.revision} serves artifact {stable.artifact_digest[:12]}"
-    return f"{serves}; {f'{scene.ready} of {scene.wanted} pods answer' if scene.wanted else 'it is scaled to zero'}."
+    return (
+        f"{serves}; {f'{summary.ready} of {summary.wanted} pods answer' if summary.wanted else 'it is scaled to zero'}."
+    )
 
 
 def _spreading(stable: RevisionStatus) -> str:
     return f"Revision {stable.revision} is deployed: waiting for the Service's endpoints to reach every node."
 
 
-def _reconciling(scene: _Scene) -> Finding:
-    reason, message = scene.progress or (Reason.SERVING, "Nothing is under way.")
-    return Finding(ConditionType.RECONCILING, scene.progress is not None, reason, message)
+def _reconciling(summary: _Summary) -> Finding:
+    reason, message = summary.progress or (Reason.SERVING, "Nothing is under way.")
+    return Finding(ConditionType.RECONCILING, summary.progress is not None, reason, message)
 
 
-def _stalled(scene: _Scene) -> Finding:
-    reason, message = scene.failure or (Reason.SERVING, "Nothing is in the way.")
-    return Finding(ConditionType.STALLED, scene.failure is not None, reason, message)
+def _stalled(summary: _Summary) -> Finding:
+    reason, message = summary.failure or (Reason.SERVING, "Nothing is in the way.")
+    return Finding(ConditionType.STALLED, summary.failure is not None, reason, message)
 
 
-def _advice(target: Target | Blocked) -> list[Finding]:
+def _advice(target: Target | Blocker) -> list[Finding]:
     """What can be served, and may go wrong; no condition where there is nothing to say."""
     warning = target.warning if isinstance(target, Target) else ""
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
 
 
-def _phase(scene: _Scene) -> ServingPhase:
-    waiting = scene.lack is not None and scene.lack.waiting and scene.candidate is None
-    if scene.stable is None:
-        if scene.failure:
+def _phase(summary: _Summary) -> ServingPhase:
+    waiting = summary.blocker is not None and summary.blocker.waiting and summary.candidate is None
+    if summary.stable is None:
+        if summary.failure:
             return ServingPhase.FAILED
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
-    if scene.failure or (scene.ready == 0 and scene.wanted > 0):
+    if summary.failure or (summary.ready == 0 and summary.wanted > 0):
         return ServingPhase.DEGRADED
-    if scene.candidate or waiting:
+    if summary.candidate or waiting:
         return ServingPhase.PROGRESSING
-    if scene.ready < scene.wanted:
+    if summary.ready < summary.wanted:
         return ServingPhase.DEGRADED
-    return ServingPhase.READY if scene.endpoint.settled or not scene.wanted else ServingPhase.PROGRESSING
+    return ServingPhase.READY if summary.endpoint.settled or not summary.wanted else ServingPhase.PROGRESSING
 
 
 def _selector(labels: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ from finetune_api.finetunejob import ArtifactTokens
 from finetune_operator.settings import Runtime
 
 
-def prompts_too_long(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
+def prompt_violation(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
     """Why the runtime cannot even be asked the golden prompts; empty where it can, or where nobody has counted."""
     if tokens is None or not tokens.golden_prompt:
         return ""
@@ -17,7 +17,7 @@ def prompts_too_long(tokens: ArtifactTokens | None, name: str, runtime: Runtime)
     )
 
 
-def examples_too_long(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
+def example_warning(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
     """That clients may ask for more than the runtime takes; empty where all that was trained fits, as far as known."""
     if tokens is None:
         return ""

@@ -19,12 +19,11 @@ from finetune_api.budget import (
     remaining_seconds,
     trained_tokens,
 )
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, StageState, StageStatus
+from finetune_api.finetunejob import StageState, StageStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.hardware import hardware_facts
-from finetune_operator.finetunejob.ledger import RunLedger
-from finetune_operator.finetunejob.observe import ObservedJob
 from finetune_operator.finetunejob.pipeline import Fail, Start, Step, Watch
 from finetune_operator.framework.conditions import parse_timestamp
 
@@ -36,101 +35,104 @@ STEADY_SHARE: Final = 0.01
 """Share of the forecast by which the money spent must grow before the status says so."""
 
 
-def cost_status(observed: ObservedJob, ledger: RunLedger, now: datetime, *, ended: bool) -> CostStatus | None:
+def cost_status(context: RunContext, *, ended: bool) -> CostStatus | None:
     """The run's money for the status; None for a profile without a price. Once it has ended, the sum is final."""
-    before = observed.status.cost if _same_run(observed.status, ledger) else None
+    before = context.observed.status.cost if _same_run(context) else None
     final = before is not None and before.basis is Basis.FINISHED
-    spec, price = observed.spec, _price(observed)
-    if spec is None or price is None or (ended and final):
+    budget, price = context.spec.budget, _price(context)
+    if price is None or (ended and final):
         return before
-    spent = _spent_seconds(observed, ledger, now) * price
-    basis, left = (Basis.FINISHED, 0.0) if ended else _left_seconds(observed, spec, ledger)
+    spent = _spent_seconds(context) * price
+    basis, left = (Basis.FINISHED, 0.0) if ended else _left_seconds(context)
     fresh = CostStatus(
         spent=dollars(spent),
         forecast="" if left is None else dollars(spent + left * price),
         basis=basis,
-        max_cost=spec.budget.max_cost if spec.budget else "",
+        max_cost=budget.max_cost if budget else "",
     )
-    return before if before is not None and _steady(before, fresh, ledger) else fresh
+    return before if before is not None and _steady(before, fresh, context) else fresh
 
 
-def ending_budget(observed: ObservedJob, spec: FineTuneJobSpec) -> str:
+def ending_budget(context: RunContext) -> str:
     """The spec.budget.maxCost that ends a training in time and keeps its best weights; empty where none does."""
-    if spec.budget is None or spec.budget.on_exceeded is not OnExceeded.CHECKPOINT or not _price(observed):
+    budget = context.spec.budget
+    if budget is None or budget.on_exceeded is not OnExceeded.CHECKPOINT or not _price(context):
         return ""
-    return spec.budget.max_cost
+    return budget.max_cost
 
 
-def allowance_seconds(observed: ObservedJob, spec: FineTuneJobSpec, ledger: RunLedger) -> int | None:
+def time_budget_seconds(context: RunContext) -> int | None:
     """How long training may take so that export and evaluation are still paid for; None without such a limit."""
-    limit, price = ending_budget(observed, spec), _price(observed)
+    limit, price = ending_budget(context), _price(context)
     if not limit or not price:
         return None
-    reserve = _after_training(observed, spec, ledger) or 0.0
+    reserve = _after_training(context) or 0.0
     left = float(limit) / price - reserve
-    return max(0, int(round(left / _pods(observed, Stage.TRAIN), 3)))  # 27.9999… are 28
+    return max(0, int(round(left / _pods(context, Stage.TRAIN), 3)))  # 27.9999… are 28
 
 
-def within_budget(observed: ObservedJob, spec: FineTuneJobSpec, ledger: RunLedger, step: Step, now: datetime) -> Step:
+def within_budget(context: RunContext, step: Step) -> Step:
     """The step, or the run's end (BudgetExceeded) where it would cost more than it may."""
-    price = _price(observed)
-    if spec.budget is None or not price:
+    budget, price = context.spec.budget, _price(context)
+    if budget is None or not price:
         return step
     match step:
         case Start(Stage.TRAIN, ""):
-            problem = _too_dear(observed, spec, ledger, price)
-        case Watch(stage, _) if stage in PRICED and spec.budget.on_exceeded is OnExceeded.FAIL:
-            problem = _overspent(observed, spec, ledger, price, now)
+            problem = _too_dear(context, price)
+        case Watch(stage, _) if stage in PRICED and budget.on_exceeded is OnExceeded.FAIL:
+            problem = _overspent(context, price)
         case _:
             return step
     if not problem:
         return step
     stage = step.stage
-    ledger.close(stage, StageState.FAILED, problem)
+    context.ledger.close(stage, StageState.FAILED, problem)
     return Fail(stage, Reason.BUDGET_EXCEEDED, problem)
 
 
-def _too_dear(observed: ObservedJob, spec: FineTuneJobSpec, ledger: RunLedger, price: float) -> str:
+def _too_dear(context: RunContext, price: float) -> str:
     """Why a training is not begun; empty where it is."""
-    allowance = allowance_seconds(observed, spec, ledger)
-    limit = spec.budget.max_cost if spec.budget else ""
-    if allowance is not None:
-        if allowance >= SHORTEST_TRAINING:
+    budget = time_budget_seconds(context)
+    limit = context.spec.budget.max_cost if context.spec.budget else ""
+    if budget is not None:
+        if budget >= SHORTEST_TRAINING:
             return ""
-        return f"spec.budget.maxCost {limit} USD leaves {allowance} s for training beside export and evaluation."
-    basis, left = _left_seconds(observed, spec, ledger)
+        return f"spec.budget.maxCost {limit} USD leaves {budget} s for training beside export and evaluation."
+    basis, left = _left_seconds(context)
     if basis is not Basis.TOKENS or left is None or left * price <= float(limit):
         return ""
     return f"The forecast is {dollars(left * price)} USD ({left / 3600:.1f} h), spec.budget.maxCost is {limit} USD."
 
 
-def _overspent(observed: ObservedJob, spec: FineTuneJobSpec, ledger: RunLedger, price: float, now: datetime) -> str:
-    limit = spec.budget.max_cost if spec.budget else ""
-    spent = _spent_seconds(observed, ledger, now) * price
+def _overspent(context: RunContext, price: float) -> str:
+    limit = context.spec.budget.max_cost if context.spec.budget else ""
+    spent = _spent_seconds(context) * price
     return f"The run has cost {dollars(spent)} USD, spec.budget.maxCost is {limit} USD." if spent > float(limit) else ""
 
 
-def _price(observed: ObservedJob) -> float | None:
+def _price(context: RunContext) -> float | None:
     """US dollars per second of a pod; None where nothing is known or nothing is charged."""
-    return _hardware(observed).usd_per_second or None
+    return _hardware(context).usd_per_second or None
 
 
-def _hardware(observed: ObservedJob) -> HardwareFacts:
-    profile = observed.settings.profiles.get(observed.spec.profile) if observed.spec else None
+def _hardware(context: RunContext) -> HardwareFacts:
+    profile = context.observed.settings.profiles.get(context.spec.profile)
     return hardware_facts("", profile) if profile else HardwareFacts()
 
 
-def _pods(observed: ObservedJob, stage: Stage) -> int:
+def _pods(context: RunContext, stage: Stage) -> int:
     """Pods that a stage runs in."""
-    return _hardware(observed).nodes if stage is Stage.TRAIN else 1
+    return _hardware(context).nodes if stage is Stage.TRAIN else 1
 
 
-def _same_run(status: FineTuneJobStatus, ledger: RunLedger) -> bool:
-    return status.run is not None and status.run.id == ledger.run.id
+def _same_run(context: RunContext) -> bool:
+    """Whether the status is about this run already."""
+    recorded = context.observed.status.run
+    return recorded is not None and recorded.id == context.ledger.run.id
 
 
-def _spent_seconds(observed: ObservedJob, ledger: RunLedger, now: datetime) -> float:
-    return sum(_pod_seconds(ledger.rows[stage], now) * _pods(observed, stage) for stage in PRICED)
+def _spent_seconds(context: RunContext) -> float:
+    return sum(_pod_seconds(context.ledger.rows[stage], context.now) * _pods(context, stage) for stage in PRICED)
 
 
 def _pod_seconds(row: StageStatus, now: datetime) -> float:
@@ -141,45 +143,45 @@ def _pod_seconds(row: StageStatus, now: datetime) -> float:
     return gone + max(0.0, (end - parse_timestamp(row.started_at)).total_seconds())
 
 
-def _left_seconds(observed: ObservedJob, spec: FineTuneJobSpec, ledger: RunLedger) -> tuple[Basis | None, float | None]:
+def _left_seconds(context: RunContext) -> tuple[Basis | None, float | None]:
     """GPU time that is still to come, and how that is known; None where it is not."""
-    if all(ledger.done(stage) for stage in PRICED):
+    if all(context.ledger.done(stage) for stage in PRICED):
         return Basis.FINISHED, 0.0
-    after, pods = _after_training(observed, spec, ledger), _pods(observed, Stage.TRAIN)
-    if ledger.done(Stage.TRAIN):
+    after, pods = _after_training(context), _pods(context, Stage.TRAIN)
+    if context.ledger.done(Stage.TRAIN):
         return (None, None) if after is None else (Basis.SPEED, after)
-    if ledger.rows[Stage.TRAIN].state is StageState.RUNNING and (eta := _eta(observed)) is not None:
+    if context.ledger.rows[Stage.TRAIN].state is StageState.RUNNING and (eta := _eta(context)) is not None:
         return Basis.SPEED, eta * pods + (after or 0.0)
-    tokens, basis = _tokens(spec, ledger)
-    speed, load = _speed(ledger)
+    tokens, basis = _tokens(context)
+    speed, load = _speed(context)
     if tokens is None or after is None or not speed:
         return None, None
     ahead = remaining_seconds(tokens=tokens, samples=0, max_length=0, speed=speed, load=load, stages=1)
-    return basis, max(0.0, ahead * pods - _running_seconds(observed, ledger)) + after
+    return basis, max(0.0, ahead * pods - _running_seconds(context)) + after
 
 
-def _running_seconds(observed: ObservedJob, ledger: RunLedger) -> float:
+def _running_seconds(context: RunContext) -> float:
     """What of a training without a measured speed has passed already, as the status knew it last."""
-    cost = observed.status.cost if _same_run(observed.status, ledger) else None
-    price = _price(observed)
+    cost = context.observed.status.cost if _same_run(context) else None
+    price = _price(context)
     return float(cost.spent) / price if cost and price else 0.0
 
 
-def _after_training(observed: ObservedJob, spec: FineTuneJobSpec, ledger: RunLedger) -> float | None:
+def _after_training(context: RunContext) -> float | None:
     """Seconds of export and evaluation, as far as they are not done; None where the model's size is unknown."""
-    speed, load = _speed(ledger)
+    speed, load = _speed(context)
     if not speed:
         return None
-    speed /= _hardware(observed).processes  # these stages use one GPU, or the CPUs of one pod
-    left = [stage for stage in (Stage.EXPORT, Stage.EVALUATE) if not ledger.done(stage)]
-    samples = spec.evaluation.max_samples if Stage.EVALUATE in left else 0
-    length = spec.training.max_length
+    speed /= _hardware(context).processes  # these stages use one GPU, or the CPUs of one pod
+    left = [stage for stage in (Stage.EXPORT, Stage.EVALUATE) if not context.ledger.done(stage)]
+    samples = context.spec.evaluation.max_samples if Stage.EVALUATE in left else 0
+    length = context.spec.training.max_length
     return remaining_seconds(tokens=0, samples=samples, max_length=length, speed=speed, load=load, stages=len(left))
 
 
-def _tokens(spec: FineTuneJobSpec, ledger: RunLedger) -> tuple[float | None, Basis]:
+def _tokens(context: RunContext) -> tuple[float | None, Basis]:
     """What the training will see: counted by prepare, or bounded by the spec and the number of examples."""
-    dataset, training = ledger.dataset, spec.training
+    dataset, training = context.ledger.dataset, context.spec.training
     if dataset is None:
         return most_tokens(training), Basis.LIMITS
     if dataset.tokens:
@@ -187,24 +189,24 @@ def _tokens(spec: FineTuneJobSpec, ledger: RunLedger) -> tuple[float | None, Bas
     return trained_tokens(training, dataset.rows.train, dataset.rows.train * training.max_length), Basis.LIMITS
 
 
-def _speed(ledger: RunLedger) -> tuple[float, float]:
+def _speed(context: RunContext) -> tuple[float, float]:
     """Tokens per second and seconds to load, as resolve estimated them; 0 where unknown."""
-    fit = ledger.fit
+    fit = context.ledger.fit
     return (float(fit.tokens_per_second or 0), float(fit.load_seconds or 0)) if fit else (0.0, 0.0)
 
 
-def _eta(observed: ObservedJob) -> float | None:
+def _eta(context: RunContext) -> float | None:
     """Time left of the running training, as measured by itself now or at the last look."""
-    sample, progress = observed.sample, observed.status.progress
+    sample, progress = context.observed.sample, context.observed.status.progress
     if sample is not None and sample.stage == Stage.TRAIN and sample.eta_seconds is not None:
         return float(sample.eta_seconds)
     known = progress is not None and progress.stage == Stage.TRAIN and progress.eta_seconds is not None
     return float(progress.eta_seconds) if known and progress and progress.eta_seconds is not None else None
 
 
-def _steady(before: CostStatus, after: CostStatus, ledger: RunLedger) -> bool:
+def _steady(before: CostStatus, after: CostStatus, context: RunContext) -> bool:
     """Whether a new status would say nothing new: every look would write it otherwise."""
-    running = any(ledger.rows[stage].state is StageState.RUNNING for stage in PRICED)
+    running = any(context.ledger.rows[stage].state is StageState.RUNNING for stage in PRICED)
     if not running or (before.basis, before.max_cost) != (after.basis, after.max_cost):
         return False
     step = max(0.01, STEADY_SHARE * float(after.forecast or after.spent))

@@ -4,25 +4,39 @@ from dataclasses import replace
 from datetime import timedelta
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_operator.finetunejob.observe import JobObserver, ObservedJob
-from finetune_operator.finetunejob.plan import blocked, plan, refused
+from finetune_operator.finetunejob.observe import JobObserver, ObservedJob, UnplannedJob
+from finetune_operator.finetunejob.plan import plan
 from finetune_operator.finetunejob.progress import ProgressReader
+from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
-from finetune_operator.framework.objects import Object
+from finetune_operator.framework.reading import Unplanned
 from finetune_operator.framework.reconcile import Kind
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Settings
 
 
-def fine_tune_job_kind(client: KubeClient, cache: Cache, settings: Settings) -> Kind[ObservedJob, FineTuneJobStatus]:
+def fine_tune_job_kind(
+    client: KubeClient, cache: Cache, settings: Settings
+) -> Kind[ObservedJob | UnplannedJob, FineTuneJobStatus]:
     """How FineTuneJobs are observed and planned."""
     progress = ProgressReader(timedelta(seconds=settings.progress_seconds))
     observer = JobObserver(client, cache, settings, progress)
-
-    def failing(resource: Object, said: str) -> ObservedJob:
-        return replace(observer.observe_alone(resource), failure=said)
-
     return Kind(
-        resource=FINETUNEJOBS, observe=observer.observe, plan=plan, blocked=blocked, refused=refused, failing=failing
+        resource=FINETUNEJOBS,
+        observe=observer.observe,
+        plan=plan,
+        with_conflict=with_conflict,
+        with_refusal=with_refusal,
+        without_api=observer.without_api,
     )
+
+
+def with_conflict(observed: ObservedJob | UnplannedJob, taken: NameTaken) -> ObservedJob | UnplannedJob:
+    """What was observed, and an object of somebody else whose name the plan needs."""
+    return observed if isinstance(observed, Unplanned) else replace(observed, conflicts=(str(taken),))
+
+
+def with_refusal(observed: ObservedJob | UnplannedJob, said: str) -> ObservedJob | UnplannedJob:
+    """What was observed, and what the API server said when it refused a stage's objects."""
+    return observed if isinstance(observed, Unplanned) else replace(observed, refusal=said)

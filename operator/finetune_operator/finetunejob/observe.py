@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,7 +10,9 @@ from finetune_api import meta
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.hashing import digest
+from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_operator.blockers import Choice
 from finetune_operator.finetunejob.expiry import ExpiredObject, has_expired
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
@@ -19,7 +21,7 @@ from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, JOBS, PODS, SERVICES, Object
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.framework.reading import Accounts, parse_spec, parse_status
+from finetune_operator.framework.reading import Accounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.settings import Settings
@@ -67,12 +69,9 @@ class ObservedJob:
 
     owner: Owner
     metadata: ObjectMeta
-    spec: FineTuneJobSpec | None
-    """None if the stored spec is not valid for this version."""
+    spec: FineTuneJobSpec
     status: FineTuneJobStatus
     settings: Settings
-    spec_error: str = ""
-    """Why the spec is not valid."""
     jobs: tuple[StageJob, ...] = ()
     """All its Jobs, of any run."""
     orphan_pods: tuple[str, ...] = ()
@@ -81,16 +80,22 @@ class ObservedJob:
     """Whether the profile's ServiceAccount exists; True where the profile is unknown."""
     conflicting_job: str = ""
     """The older FineTuneJob that publishes to the same output, in words: its name is for its own namespace only."""
-    conflicting_object: str = ""
-    """An object, as "Kind name", that has a name which we need and another owner."""
+    conflicts: tuple[str, ...] = ()
+    """Objects, as "Kind name", that have a name which the plan needs and another owner."""
     refusal: str = ""
-    """What the API server said when it did not take a stage's objects."""
-    failure: str = ""
-    """What the API says instead of doing what an observation or a plan asks of it."""
+    """What the API server said when it refused a stage's objects."""
     sample: Sample | None = None
     """Progress of the running stage, where it was read now."""
     expired: tuple[ExpiredObject, ...] = ()
-    """What runs have left that are over."""
+    """Objects of ended runs whose time to be kept is over."""
+
+    @property
+    def choice(self) -> Choice:
+        """The profile that the spec asks for."""
+        return Choice("profile", self.spec.profile, self.settings.profiles, Reason.PROFILE_UNKNOWN)
+
+
+UnplannedJob = Unplanned[FineTuneJobSpec, FineTuneJobStatus]
 
 
 class JobObserver:
@@ -103,10 +108,14 @@ class JobObserver:
         self._progress = progress
         self._accounts = Accounts(client)
 
-    def observe(self, resource: Object, now: datetime) -> ObservedJob:
+    def observe(self, resource: Object, now: datetime) -> ObservedJob | UnplannedJob:
         """One FineTuneJob as it is now. Raises ApiError."""
-        alone = self.observe_alone(resource)
-        owner, spec = alone.owner, alone.spec
+        metadata = ObjectMeta.model_validate(resource["metadata"])
+        status = parse_status(FineTuneJobStatus, resource.get("status") or {})
+        spec, problem = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
+        if spec is None:
+            return Unplanned(metadata, status, Reason.SPEC_INVALID, problem)
+        owner = Owner.of(FINETUNEJOBS, metadata)
         pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
         by_owner = defaultdict[str, list[Object]](list)
@@ -115,28 +124,26 @@ class JobObserver:
                 by_owner[uid].append(pod)
         jobs = tuple(self._stage_job(owner, job, by_owner[job["metadata"]["uid"]], now) for job in live)
         uids = {job["metadata"]["uid"] for job in live}
-        return replace(
-            alone,
-            jobs=jobs,
-            orphan_pods=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
-            service_account=spec is None or self._has_account(owner.namespace, spec.profile),
-            conflicting_job=older_publisher(resource, self._cache.indexed(output_of(resource))) if spec else "",
-            sample=self._sample(jobs, now),
-            expired=tuple(self._expired(owner, alone.status, jobs, now)),
-        )
-
-    def observe_alone(self, resource: Object) -> ObservedJob:
-        """What the resource itself says, for which nothing is asked."""
-        metadata = ObjectMeta.model_validate(resource["metadata"])
-        spec, error = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
         return ObservedJob(
-            owner=Owner.of(FINETUNEJOBS, metadata),
+            owner=owner,
             metadata=metadata,
             spec=spec,
-            spec_error=error,
-            status=parse_status(FineTuneJobStatus, resource.get("status") or {}),
+            status=status,
             settings=self._settings,
+            jobs=jobs,
+            orphan_pods=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
+            service_account=self._has_account(owner.namespace, spec.profile),
+            conflicting_job=older_publisher(resource, self._cache.indexed(output_of(resource))),
+            sample=self._sample(jobs, now),
+            expired=tuple(self._expired(owner, status, jobs, now)),
         )
+
+    def without_api(self, resource: Object, said: str) -> UnplannedJob:
+        """What the resource itself shows, while the API fails with these words."""
+        metadata = ObjectMeta.model_validate(resource["metadata"])
+        status = parse_status(FineTuneJobStatus, resource.get("status") or {})
+        spec, _ = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
+        return Unplanned(metadata, status, Reason.API_CALLS_FAIL, said, spec)
 
     def _stage_job(self, owner: Owner, job: Object, own: Sequence[Object], now: datetime) -> StageJob:
         metadata = job["metadata"]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from finetune_api.finetunejob import FineTuneJobSpec, Reuse, StageState
+from finetune_api.finetunejob import Reuse, StageState
 from finetune_api.reasons import Reason
-from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, input_key
+from finetune_api.stages import PIPELINE, Found, Stage, StageResult, input_key
+from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.ledger import STAGES, RunLedger
 from finetune_operator.finetunejob.observe import StageJob
-from finetune_operator.finetunejob.stage_jobs import params_of
 from finetune_operator.outcome.job import State
 
 
@@ -51,26 +51,24 @@ class Finish:
 Step = Start | Watch | Fail | Finish
 
 
-def next_step(spec: FineTuneJobSpec, jobs: Sequence[StageJob], ledger: RunLedger) -> Step:
-    """RunLedger what the run's Jobs answered, and say what comes next."""
-    params = params_of(spec)
+def next_step(context: RunContext) -> Step:
+    """Record in the ledger what the run's Jobs reported, and say what comes next."""
     for stage in STAGES:
-        if ledger.done(stage):
+        if context.ledger.done(stage):
             continue
-        job = _job(jobs, ledger.run.id, stage)
+        job = _job(context, stage)
         if job is None:
             return Start(stage)
-        step = _take(spec, params, jobs, ledger, stage, job)
+        step = _take(context, stage, job)
         if step is not None:
             return step
     return Finish()
 
 
-def _take(
-    spec: FineTuneJobSpec, params: Params, jobs: Sequence[StageJob], ledger: RunLedger, stage: Stage, job: StageJob
-) -> Step | None:
-    """RunLedger one stage's Job; None if its result is known now."""
-    key = "" if stage is Stage.RESOLVE else input_key(stage, ledger.upstream, params)
+def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
+    """Record one stage's Job; None if its result is known now."""
+    ledger = context.ledger
+    key = "" if stage is Stage.RESOLVE else input_key(stage, ledger.upstream, context.params)
     verdict = job.verdict
     if verdict.state is State.FAILED:
         ledger.enter(stage, job, StageState.FAILED, verdict.message, key)
@@ -79,33 +77,31 @@ def _take(
         ledger.enter(stage, job, StageState.RUNNING, verdict.message, key)
         return Watch(stage, job)
     if verdict.result is None:
-        return _recover(spec, params, jobs, ledger, stage, job)
+        return _recover(context, stage, job)
     result = verdict.result
     state = StageState.REUSED if result.reused else StageState.SUCCEEDED
     ledger.enter(stage, job, state, result.message, key)
-    return _accept(spec, params, ledger, stage, result, verdict.finished_at)
+    return _accept(context, stage, result, verdict.finished_at)
 
 
-def _accept(
-    spec: FineTuneJobSpec, params: Params, ledger: RunLedger, stage: Stage, result: StageResult, moment: str | None
-) -> Step | None:
+def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str | None) -> Step | None:
+    ledger = context.ledger
     if stage is not Stage.RESOLVE:
         ledger.finish(stage, result.output_digest, result.scalars)
         return None
     ledger.resolved(result.scalars)
     if not all(1 <= len(identity) <= 64 for identity in (ledger.run.source_digest, ledger.run.model_digest)):
         return Fail(stage, Reason.INTERNAL_ERROR, "resolve ended without the identity of sources and model.")
-    if spec.reuse is Reuse.ALLOWED:
+    if context.spec.reuse is Reuse.ALLOWED:
         for found in _leading(result.found):
-            ledger.reuse(found, input_key(found.stage, ledger.upstream, params), moment)
+            ledger.reuse(found, input_key(found.stage, ledger.upstream, context.params), moment)
     return None
 
 
-def _recover(
-    spec: FineTuneJobSpec, params: Params, jobs: Sequence[StageJob], ledger: RunLedger, stage: Stage, lost: StageJob
-) -> Step | None:
+def _recover(context: RunContext, stage: Stage, lost: StageJob) -> Step | None:
     """The stage's pod is gone with its result: look it up in the store, once."""
-    search = _job(jobs, ledger.run.id, Stage.RESOLVE, recovers=stage.value)
+    ledger = context.ledger
+    search = _job(context, Stage.RESOLVE, recovers=stage.value)
     ledger.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} Looking the result up in the store.")
     if search is None:
         return Start(Stage.RESOLVE, recovers=stage.value)
@@ -117,13 +113,13 @@ def _recover(
         return Watch(stage, search)
     if verdict.result is not None and stage is Stage.RESOLVE:
         ledger.enter(stage, search, StageState.SUCCEEDED, verdict.result.message)
-        return _accept(spec, params, ledger, stage, verdict.result, verdict.finished_at)
+        return _accept(context, stage, verdict.result, verdict.finished_at)
     found = _found(verdict.result, ledger, stage) if verdict.result else None
     if found is None:
         message = f"The Job of {stage} completed, but its pod is gone and the store holds no result for its input."
         ledger.enter(stage, lost, StageState.FAILED, message)
         return Fail(stage, Reason.RESULT_LOST, message)
-    key = input_key(stage, ledger.upstream, params)
+    key = input_key(stage, ledger.upstream, context.params)
     ledger.enter(stage, lost, StageState.SUCCEEDED, "The result was found in the store.", key)
     ledger.finish(stage, found.output_digest, found.scalars)
     return None
@@ -145,6 +141,7 @@ def _leading(found: Sequence[Found]) -> list[Found]:
     return [entry for _, entry in pairs]
 
 
-def _job(jobs: Sequence[StageJob], run: str, stage: Stage, recovers: str = "") -> StageJob | None:
-    mine = [job for job in jobs if (job.run, job.stage, job.recovers) == (run, stage.value, recovers)]
+def _job(context: RunContext, stage: Stage, recovers: str = "") -> StageJob | None:
+    wanted = (context.ledger.run.id, stage.value, recovers)
+    mine = [job for job in context.observed.jobs if (job.run, job.stage, job.recovers) == wanted]
     return min(mine, key=lambda job: (job.unfinished, job.name), default=None)

@@ -5,14 +5,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from finetune_api.finetunejob import FineTuneJobStatus, Phase, Progress, RunStatus, StageState, StageStatus
+from finetune_api.finetunejob import (
+    FineTuneJobSpec,
+    FineTuneJobStatus,
+    Phase,
+    Progress,
+    RunStatus,
+    StageState,
+    StageStatus,
+)
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import Stage
 from finetune_api.training import training_warnings
+from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import cost_status
 from finetune_operator.finetunejob.ledger import RunLedger
-from finetune_operator.finetunejob.observe import ObservedJob
+from finetune_operator.finetunejob.observe import UnplannedJob
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions, timestamp
@@ -34,38 +43,63 @@ class Headline:
     """Somebody has to act before it goes on."""
 
 
-def compose(observed: ObservedJob, headline: Headline, ledger: RunLedger | None, now: datetime) -> FineTuneJobStatus:
-    """The whole new status. Without a ledger (no run has begun for this spec) the tables stay as they are."""
-    before, generation = observed.status, observed.metadata.generation
-    status = before.model_copy(
+def compose(context: RunContext, headline: Headline) -> FineTuneJobStatus:
+    """The whole new status. Until the run has begun, its tables stay those of the run before it."""
+    observed, now = context.observed, context.now
+    findings = [*_findings(headline), *_advice(observed.spec)]
+    status = _with_conditions(observed.status, observed.metadata.generation, headline, findings, now)
+    return status.model_copy(update=_run_fields(context, headline)) if context.has_begun else status
+
+
+def compose_unplanned(unplanned: UnplannedJob, now: datetime) -> FineTuneJobStatus:
+    """The status where nothing can be planned. A run that works on this spec, or did, stays what it is."""
+    before, generation = unplanned.status, unplanned.metadata.generation
+    run = before.run if before.run is not None and before.run.generation == generation else None
+    if run is not None and run.outcome is not Phase.RUNNING:
+        headline = Headline(run.outcome, Reason(run.reason), run.message)
+    else:
+        phase = (before.phase if run is not None else None) or Phase.PENDING
+        headline = Headline(phase, unplanned.reason, _problem(unplanned), stalled=True)
+    return _with_conditions(before, generation, headline, [*_findings(headline), *_advice(unplanned.spec)], now)
+
+
+def _problem(unplanned: UnplannedJob) -> str:
+    if unplanned.reason is Reason.API_CALLS_FAIL:
+        return f"The Kubernetes API fails: {unplanned.problem}."
+    return f"{unplanned.problem}."
+
+
+def _with_conditions(
+    before: FineTuneJobStatus, generation: int, headline: Headline, findings: list[Finding], now: datetime
+) -> FineTuneJobStatus:
+    return before.model_copy(
         update={
             "observed_generation": generation,
             "phase": headline.phase,
-            "conditions": merge_conditions(
-                before.conditions, _findings(observed, headline), FINETUNEJOB, generation, now
-            ),
+            "conditions": merge_conditions(before.conditions, findings, FINETUNEJOB, generation, now),
         }
     )
-    return status if ledger is None else status.model_copy(update=_account(observed, headline, ledger, now))
 
 
-def _account(observed: ObservedJob, headline: Headline, ledger: RunLedger, now: datetime) -> dict[str, object]:
+def _run_fields(context: RunContext, headline: Headline) -> dict[str, object]:
+    before, ledger, now = context.observed.status, context.ledger, context.now
     run = _ended(ledger.run, headline, now)
+    progress = _progress(before.progress, _current(ledger), context.observed.sample, now) if _open(run) else None
     return {
         "run": run,
-        "runs": _history(observed.status, run, now),
+        "runs": _history(before, run, now),
         "stages": list(ledger.rows.values()),
         "stages_done": ledger.stages_done,
-        "progress": _progress(observed.status.progress, _current(ledger), observed.sample, now) if _open(run) else None,
+        "progress": progress,
         "fit": ledger.fit,
-        "cost": cost_status(observed, ledger, now, ended=not _open(run)),
+        "cost": cost_status(context, ended=not _open(run)),
         "dataset": ledger.dataset,
         "evaluation": ledger.evaluation,
         "artifact": ledger.artifact,
     }
 
 
-def _findings(observed: ObservedJob, headline: Headline) -> list[Finding]:
+def _findings(headline: Headline) -> list[Finding]:
     phase, reason = headline.phase, headline.reason
     succeeded, failed = phase is Phase.SUCCEEDED, phase is Phase.FAILED
     working = phase in (Phase.RUNNING, Phase.PENDING) and not headline.stalled
@@ -77,13 +111,12 @@ def _findings(observed: ObservedJob, headline: Headline) -> list[Finding]:
         Finding(ConditionType.COMPLETE, succeeded, reason),
         Finding(ConditionType.FAILED, failed, reason, headline.message if failed else ""),
         Finding(ConditionType.SUSPENDED, phase is Phase.SUSPENDED, reason),
-        *_advice(observed),
     ]
 
 
-def _advice(observed: ObservedJob) -> list[Finding]:
+def _advice(spec: FineTuneJobSpec | None) -> list[Finding]:
     """What the spec may ask for, and is known to do badly; no condition where there is nothing to say."""
-    warnings = training_warnings(observed.spec.training) if observed.spec else []
+    warnings = training_warnings(spec.training) if spec else []
     if not warnings:
         return []
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, " ".join(warnings))]

@@ -68,7 +68,7 @@ class Plan(Generic[S]):
     """Written after the status write succeeded."""
     requeue_after: float | None = None
     """Seconds after which to reconcile again; None waits for an event or the resync."""
-    tell: bool = True
-    """False: neither status nor events in this turn. What was done is told in a turn of its own, for which all others
-    go first: in a burst, every resource gets its first Job before any gets its status, whose write costs the API server
-    twice what ConfigMap and Job cost together (docs/benchmarks.md)."""
+    defer_status: bool = False
+    """True: write neither status nor events in this turn, but in a turn of its own, which yields to all other keys. In
+    a burst, every resource gets its first Job before any gets its status, whose write costs the API server twice what
+    ConfigMap and Job cost together (docs/benchmarks.md)."""

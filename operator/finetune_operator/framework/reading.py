@@ -4,12 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_api.base import unknown_fields
+from finetune_api.base import ObjectMeta, unknown_fields
+from finetune_api.reasons import Reason
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object
 
@@ -17,8 +19,25 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
+P = TypeVar("P", bound=BaseModel)
+S = TypeVar("S", bound=BaseModel)
+
 ACCOUNT_SECONDS: Final = 60.0
 """How long a ServiceAccount that was found counts as being there."""
+
+
+@dataclass(frozen=True)
+class Unplanned(Generic[P, S]):
+    """A custom resource for which nothing can be planned: its children are left as they are."""
+
+    metadata: ObjectMeta
+    status: S
+    reason: Reason
+    """SpecInvalid: the stored spec is not valid for this version of the operator; ApiCallsFail."""
+    problem: str
+    """What is wrong with the spec, or what the API says."""
+    spec: P | None = None
+    """None if it is not valid."""
 
 
 class Accounts:

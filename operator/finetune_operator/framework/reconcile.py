@@ -41,13 +41,13 @@ class Kind(Generic[O, S]):
     """Read what the plan needs; may call the API, and changes nothing."""
     plan: Callable[[O, datetime], Plan[S]]
     """Pure."""
-    blocked: Callable[[O, NameTaken], O]
-    """What was observed, together with a stranger's object that an action ran into. Its plan has no actions."""
-    refused: Callable[[O, str], O]
-    """The same for an action that the API server refused (a quota, a policy), with its words."""
-    failing: Callable[[Object, str], O]
-    """What is known of the resource without a call, and what the API says instead of an answer, for a while by now. Its
-    plan has no actions either."""
+    with_conflict: Callable[[O, NameTaken], O]
+    """What was observed, and an object of somebody else that an action ran into. Its plan has no actions."""
+    with_refusal: Callable[[O, str], O]
+    """What was observed, and what the API server said when it refused an action (a quota, a policy). No actions."""
+    without_api: Callable[[Object, str], O]
+    """What is known of the resource without a call, once calls have failed for a while, and the API's last words. No
+    actions."""
 
 
 class NextTurn(NamedTuple):
@@ -85,40 +85,40 @@ class Reconciler:
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
         try:
-            plan = self._work(kind, owner, resource, now)
+            plan = self._observe_and_apply(kind, owner, resource, now)
         except ApiError as error:
             if self._api_failures.persists(key, now):
-                self._tell_failing(kind, owner, resource, error, now)
+                self._report_failing(kind, owner, resource, error, now)
             raise
         self._api_failures.clear(key)
-        if not plan.tell:
+        if plan.defer_status:
             return NextTurn(after=0.0, behind=True)
-        self._tell(kind, owner, resource, plan, now)
+        self._report(kind, owner, resource, plan, now)
         return NextTurn(plan.requeue_after)
 
-    def _work(self, kind: Kind[O, S], owner: Owner, resource: Object, now: datetime) -> Plan[S]:
-        """Observe, plan and carry out; the plan whose status is true afterwards."""
+    def _observe_and_apply(self, kind: Kind[O, S], owner: Owner, resource: Object, now: datetime) -> Plan[S]:
+        """Observe, plan and apply; returns the plan whose status is true afterwards."""
         observed = kind.observe(resource, now)
         plan = kind.plan(observed, now)
         try:
             for action in plan.actions:
                 apply_action(self._client, self._cache, owner, action)
         except NameTaken as taken:
-            return kind.plan(kind.blocked(observed, taken), now)
+            return kind.plan(kind.with_conflict(observed, taken), now)
         except ApiError as error:
             if error.status not in REFUSALS:
                 raise
-            return kind.plan(kind.refused(observed, error.message), now)
+            return kind.plan(kind.with_refusal(observed, error.message), now)
         return plan
 
-    def _tell(self, kind: Kind[O, S], owner: Owner, resource: Object, plan: Plan[S], now: datetime) -> None:
+    def _report(self, kind: Kind[O, S], owner: Owner, resource: Object, plan: Plan[S], now: datetime) -> None:
         version = self._write_status(kind, resource, plan.status)
         self._write_events(owner, plan.events, version, now)
 
-    def _tell_failing(self, kind: Kind[O, S], owner: Owner, resource: Object, error: ApiError, now: datetime) -> None:
+    def _report_failing(self, kind: Kind[O, S], owner: Owner, resource: Object, error: ApiError, now: datetime) -> None:
         """Say what fails; if that fails too, it is the queue that repeats it all."""
         try:
-            self._tell(kind, owner, resource, kind.plan(kind.failing(resource, str(error)), now), now)
+            self._report(kind, owner, resource, kind.plan(kind.without_api(resource, str(error)), now), now)
         except ApiError as unsaid:
             logger.warning("%s: the status cannot say what fails: %s", "/".join(owner.key), unsaid)
 

@@ -1,0 +1,82 @@
+"""What keeps an AdapterDeployment from having a target, in the order in which it is reported. Pure."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision import revision_of
+from finetune_operator.adapterdeployment.token_limits import prompt_violation
+from finetune_operator.blockers import (
+    Blocker,
+    Check,
+    account_missing,
+    choice_unknown,
+    name_conflict,
+    tenancy_blocker,
+)
+from finetune_operator.tenancy import Claim, Subject
+
+DELETION_SECONDS: Final = 5.0
+"""When to look again for what the garbage collector is about to delete."""
+
+
+def not_allowed(observed: ObservedDeployment) -> Blocker | None:
+    """The platform's tenancy does not allow what the spec asks for."""
+    return tenancy_blocker(observed, claims_of(observed))
+
+
+def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
+    """An object of an earlier resource of this name still has the name of one of the plan's."""
+    if not observed.pending_deletion:
+        return None
+    objects = ", ".join(observed.pending_deletion)
+    message = f"{objects} of an earlier AdapterDeployment of this name is yet to be deleted."
+    return Blocker(Reason.WAITING, message, waiting=True, requeue_after=DELETION_SECONDS)
+
+
+def source_not_ready(observed: ObservedDeployment) -> Blocker | None:
+    """The source has no artifact, and none is known from before."""
+    artifact = find_artifact(observed)
+    return artifact if isinstance(artifact, Blocker) else None
+
+
+def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
+    """The runtime cannot be asked the artifact's golden prompts; what serves already goes on serving."""
+    spec, artifact, stable = observed.resource.spec, find_artifact(observed), observed.resource.status.stable
+    if isinstance(artifact, Blocker):
+        return None
+    runtime = observed.settings.runtimes[spec.runtime]
+    violation = prompt_violation(artifact.tokens, spec.runtime, runtime)
+    if not violation:
+        return None
+    if stable is not None and stable.revision == revision_of(observed, artifact.serving(spec.runtime, runtime)):
+        return None
+    return Blocker(Reason.PROMPTS_TOO_LONG, violation)
+
+
+BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
+    choice_unknown,
+    not_allowed,
+    name_conflict,
+    pending_deletion,
+    source_not_ready,
+    account_missing,
+    prompts_too_long,
+)
+"""Without the API server's refusal of an object, which leaves the target what it is."""
+
+
+def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
+    """What the spec asks for that the platform's tenancy may limit, as far as it is known."""
+    spec, artifact = observed.resource.spec, find_artifact(observed)
+    yield Claim(Subject.RUNTIME, "spec.runtime", spec.runtime)
+    if isinstance(artifact, Artifact):
+        job = spec.source.fine_tune_job
+        uri, endpoint = "spec.source.artifact.uri", "The endpoint in spec.source.artifact.storage"
+        if job is not None:
+            uri = f"The artifact of FineTuneJob {job.name!r}"
+            endpoint = f"The endpoint to which FineTuneJob {job.name!r} published"
+        yield Claim(Subject.INPUT, uri, artifact.uri)
+        yield Claim(Subject.ENDPOINT, endpoint, artifact.storage.endpoint)

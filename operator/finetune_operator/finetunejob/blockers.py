@@ -1,0 +1,41 @@
+"""What keeps a FineTuneJob from starting a stage, in the order in which it is reported. Pure."""
+
+from typing import Final
+
+from finetune_api.reasons import Reason
+from finetune_operator.blockers import (
+    Blocker,
+    Check,
+    account_missing,
+    choice_unknown,
+    name_conflict,
+    refused,
+    tenancy_blocker,
+)
+from finetune_operator.finetunejob.claims import claims_of
+from finetune_operator.finetunejob.observe import ObservedJob
+
+
+def not_allowed(observed: ObservedJob) -> Blocker | None:
+    """The platform's tenancy does not allow what the spec asks for."""
+    spec = observed.spec
+    return tenancy_blocker(observed, claims_of(spec, observed.settings.profiles[spec.profile]))
+
+
+def output_conflict(observed: ObservedJob) -> Blocker | None:
+    """An older FineTuneJob publishes to the same output."""
+    if not observed.conflicting_job:
+        return None
+    output = observed.spec.output
+    message = f"{observed.conflicting_job} publishes {output.name!r} under {output.uri} already."
+    return Blocker(Reason.OUTPUT_NAME_CONFLICT, message)
+
+
+BLOCKERS: Final[tuple[Check[ObservedJob], ...]] = (
+    choice_unknown,
+    not_allowed,
+    account_missing,
+    output_conflict,
+    name_conflict,
+    refused,
+)
