@@ -1,7 +1,27 @@
 """Everything that Kopf is told: which streams to watch, how to log in, what is healthy. Handlers only pass things on.
 
 Only ``on.event`` handlers: they write nothing to the objects, need no finalizer and have no state that could be lost.
-What they lack, retries, the work queue has (docs/decisions/0003-level-triggered-kopf.md).
+Retries, which they lack, are the work queue's (docs/decisions/0003-level-triggered-kopf.md).
+
+One event, followed through the operator: the pod that trains has ended, and Kopf's stream shows it to ``enqueue``.
+
+1. ``Controller.seen`` records the pod in ``framework/cache.py``, reads the name of its FineTuneJob from its labels
+   (``framework/ownership.py``) and adds that key to ``framework/workqueue.py``. Nothing blocks Kopf's event loop.
+2. A worker thread of the controller takes the key and gives it to ``framework/reconcile.py``, which knows the rest of
+   the way for either kind: observe, plan, apply, write the status, write events.
+3. ``finetunejob/observe.py`` reads the FineTuneJob, its Jobs and their pods from the cache, and a few objects from the
+   API. ``outcome/job.py`` reads in the pod's termination message what became of the training.
+4. ``finetunejob/plan.py``, a pure function, records that in the run's ledger, finds the next step (``pipeline.py``),
+   checks money (``cost.py``) and what stands in the way (``blockers.py``), and returns a plan: the ConfigMap and the
+   Job of the export (``resources/``), the new status, the events, and when to look again.
+5. ``framework/apply.py`` creates the objects. The cache takes in what the API server answered, so that the next pass
+   sees it even if the stream is slow.
+6. The reconciler writes the status, if it differs, as a patch that holds for this resource version only; then the
+   events. The status comes back on the stream and is no news, but AdapterDeployments that serve this FineTuneJob get a
+   turn.
+
+A crash between any two of these steps costs nothing: the next pass observes what is there and makes the same plan. An
+AdapterDeployment takes the same way through ``adapterdeployment/``.
 """
 
 from collections.abc import Mapping

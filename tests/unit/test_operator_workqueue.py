@@ -117,30 +117,30 @@ def test_jitter_only_delays(clock: Clock) -> None:
     assert BACKOFF_START < queue.failed("a") <= BACKOFF_START * 1.5
 
 
-def step_behind(queue: WorkQueue[str], key: str) -> None:
+def yield_to_others(queue: WorkQueue[str], key: str) -> None:
     """A key whose first turn is over and whose second can wait."""
     queue.add(key)
     assert queue.poll() == key
-    queue.done(key, again_after=0.0, behind=True)
+    queue.done(key, again_after=0.0, low_priority=True)
 
 
-def test_a_key_that_steps_behind_lets_all_others_go_first(queue: WorkQueue[str], clock: Clock) -> None:
+def test_a_key_of_low_priority_lets_all_others_go_first(queue: WorkQueue[str], clock: Clock) -> None:
     for key in "abc":
-        step_behind(queue, key)
+        yield_to_others(queue, key)
         clock.now += QUIET / 2
         assert queue.poll() is None, "another key had its turn just now"
     clock.now += QUIET / 2
     assert drain(queue) == ["a", "b", "c"]
 
 
-def test_no_event_brings_a_key_forward_that_stepped_behind(queue: WorkQueue[str], clock: Clock) -> None:
-    step_behind(queue, "a")
+def test_no_event_brings_a_key_of_low_priority_forward(queue: WorkQueue[str], clock: Clock) -> None:
+    yield_to_others(queue, "a")
     queue.add("a")
     assert queue.poll() is None
     queue.add("b")
     queue.poll()
     queue.add("b")  # while it is in work
-    queue.done("b", again_after=0.0, behind=True)
+    queue.done("b", again_after=0.0, low_priority=True)
     assert queue.poll() is None
     clock.now += QUIET
     assert drain(queue) == ["a", "b"]
@@ -149,7 +149,7 @@ def test_no_event_brings_a_key_forward_that_stepped_behind(queue: WorkQueue[str]
 
 
 def test_a_busy_queue_does_not_make_a_key_wait_for_ever(queue: WorkQueue[str], clock: Clock) -> None:
-    step_behind(queue, "a")
+    yield_to_others(queue, "a")
     waited = 0.0
     while waited < PATIENCE:
         queue.add("b")
@@ -160,9 +160,9 @@ def test_a_busy_queue_does_not_make_a_key_wait_for_ever(queue: WorkQueue[str], c
     assert drain(queue) == ["b", "a"]
 
 
-def test_take_wakes_for_a_key_that_stepped_behind() -> None:
+def test_take_wakes_for_a_key_of_low_priority() -> None:
     queue: WorkQueue[str] = WorkQueue()
-    step_behind(queue, "a")
+    yield_to_others(queue, "a")
     started = time.monotonic()
     assert queue.take() == "a"
     assert time.monotonic() - started >= QUIET * 0.9

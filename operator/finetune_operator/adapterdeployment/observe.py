@@ -26,7 +26,7 @@ from finetune_operator.framework.objects import (
     Resource,
 )
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.framework.reading import Accounts, Unplanned, parse_spec, parse_status
+from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.outcome.pod import read_result
 from finetune_operator.resources.deployment import server_labels
@@ -119,7 +119,7 @@ class DeploymentObserver:
         self._client = client
         self._cache = cache
         self._settings = settings
-        self._accounts = Accounts(client)
+        self._accounts = ServiceAccounts(client)
 
     def observe(self, raw: Object, _: datetime) -> ObservedDeployment | UnplannedDeployment:
         """One AdapterDeployment as it is now. Raises ApiError."""

@@ -21,7 +21,7 @@ from finetune_operator.adapterdeployment.health import (
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
-from finetune_operator.adapterdeployment.status import compose, compose_unplanned, edges
+from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
 from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
@@ -63,7 +63,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     """Actions, the new status, events, and when to look again without an event."""
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
-        return Plan(status, events=edges(observed.status, status))
+        return Plan(status, events=transition_events(observed.status, status))
     target = find_target(observed)
     stable = serving_revision(observed, target, now)
     if isinstance(target, Target) and (blocker := refused(observed)):
@@ -84,7 +84,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     return Plan(
         status=status,
         actions=cleanup.first + step.actions + cleanup.last,
-        events=step.events + edges(observed.resource.status, status),
+        events=step.events + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
     )
 

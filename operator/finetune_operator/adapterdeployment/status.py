@@ -139,7 +139,7 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
     )
 
 
-def edges(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
+def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
     """Events for what a person can act on, when it appears. What happens to a candidate tells the rollout itself."""
     advice = tuple(advice_events(before.conditions, after.conditions))
     now, then = _trouble(after), _trouble(before)

@@ -21,7 +21,7 @@ from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, JOBS, PODS, SERVICES, Object
 from finetune_operator.framework.ownership import Owner
-from finetune_operator.framework.reading import Accounts, Unplanned, parse_spec, parse_status
+from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
 from finetune_operator.settings import Settings
@@ -106,7 +106,7 @@ class JobObserver:
         self._cache = cache
         self._settings = settings
         self._progress = progress
-        self._accounts = Accounts(client)
+        self._accounts = ServiceAccounts(client)
 
     def observe(self, resource: Object, now: datetime) -> ObservedJob | UnplannedJob:
         """One FineTuneJob as it is now. Raises ApiError."""

@@ -20,7 +20,7 @@ from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob, StageJob, UnplannedJob, spec_hash
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
-from finetune_operator.finetunejob.status import Headline, compose, compose_unplanned, edges
+from finetune_operator.finetunejob.status import Headline, compose, compose_unplanned, transition_events
 from finetune_operator.finetunejob.upkeep import restore, upkeep
 from finetune_operator.framework.actions import Action, Create, Plan
 from finetune_operator.framework.conditions import timestamp
@@ -52,7 +52,7 @@ def plan(observed: ObservedJob | UnplannedJob, now: datetime) -> Plan[FineTuneJo
     """Actions, new status, events and the time of the next look."""
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
-        return Plan(status, events=edges(observed.status, status))
+        return Plan(status, events=transition_events(observed.status, status))
     run = current_run(observed, now)
     context = RunContext(observed, RunLedger(observed.spec, observed.status, run, now), upkeep(observed, run), now)
     if run.outcome is not Phase.RUNNING:
@@ -173,4 +173,4 @@ def _plan(
 ) -> Plan[FineTuneJobStatus]:
     before, status = context.observed.status, compose(context, headline)
     actions = (*context.upkeep, *actions)
-    return Plan(status=status, actions=actions, events=edges(before, status), requeue_after=requeue_after)
+    return Plan(status=status, actions=actions, events=transition_events(before, status), requeue_after=requeue_after)

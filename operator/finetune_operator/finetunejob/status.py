@@ -171,24 +171,24 @@ def _moved(before: Progress, sample: Sample) -> bool:
     return before.percent != sample.percent
 
 
-def edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:
+def transition_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:
     """Events for what changed between two statuses."""
     return (
-        *_begin_edge(before, after),
-        *_stage_edges(before, after),
-        *_phase_edges(before, after),
-        *_trouble_edges(before, after),
+        *_begin_events(before, after),
+        *_stage_events(before, after),
+        *_phase_events(before, after),
+        *_trouble_events(before, after),
         *advice_events(before.conditions, after.conditions),
     )
 
 
-def _begin_edge(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+def _begin_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     run = after.run
     if run is not None and (before.run is None or before.run.id != run.id):
         yield Event("Normal", Reason.RUN_STARTED, f"Run {run.number} ({run.id}) has begun.")
 
 
-def _phase_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+def _phase_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     run, phase = after.run, after.phase
     if phase is before.phase or run is None:
         return
@@ -202,7 +202,7 @@ def _phase_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
         yield Event("Normal", Reason.RESUMED, "spec.suspend is false.")
 
 
-def _stage_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+def _stage_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     same = before.run is not None and after.run is not None and before.run.id == after.run.id
     rows = {row.name: row for row in before.stages} if same else {}
     for row in after.stages:
@@ -219,7 +219,7 @@ def _stage_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
             yield Event("Warning", Reason.STAGE_RETRIED, f"{row.name}: attempt {row.attempts}. {row.message}")
 
 
-def _trouble_edges(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+def _trouble_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     """A hindrance that a person can act on, told when it appears."""
     now, then = _ready(after), _ready(before)
     open_phase = after.phase in (Phase.PENDING, Phase.RUNNING)

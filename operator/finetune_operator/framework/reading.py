@@ -40,7 +40,7 @@ class Unplanned(Generic[P, S]):
     """None if it is not valid."""
 
 
-class Accounts:
+class ServiceAccounts:
     """Which ServiceAccounts exist. They are not watched; one that was found is not asked for again for a while."""
 
     def __init__(self, client: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:

@@ -55,7 +55,7 @@ class NextTurn(NamedTuple):
 
     after: float | None = None
     """Seconds; None waits for an event or the resync."""
-    behind: bool = False
+    low_priority: bool = False
     """Whether all others go first."""
 
 
@@ -92,7 +92,7 @@ class Reconciler:
             raise
         self._api_failures.clear(key)
         if plan.defer_status:
-            return NextTurn(after=0.0, behind=True)
+            return NextTurn(after=0.0, low_priority=True)
         self._report(kind, owner, resource, plan, now)
         return NextTurn(plan.requeue_after)
 

@@ -1,9 +1,9 @@
 """A work queue of keys, in the manner of client-go's: each key at most once in line and at most once in work.
 
 ``add`` during a key's work is remembered and gives it another turn afterwards. Failures come back with exponential
-backoff and jitter. A key may step behind the others: its next turn comes when no other key has had one for a moment, so
-that in a burst what is urgent for each comes before what can wait. The queue holds no thread and reads no clock of its
-own but the one it is given.
+backoff and jitter. A key may ask for low priority: its next turn comes when no other key has had one for a moment, so
+that in a burst what is urgent for each comes before what can wait. The queue starts no thread and reads only the clock
+that it is given.
 """
 
 import heapq
@@ -22,9 +22,9 @@ BACKOFF_LIMIT: Final = 120.0
 JITTER: Final = 0.2
 """Delays vary by up to this share, so that what failed together does not come back together."""
 QUIET: Final = 0.25
-"""Seconds without a turn of any other key after which those that stepped behind have theirs."""
+"""Seconds without a turn of any other key after which keys of low priority have theirs."""
 PATIENCE: Final = 5.0
-"""Seconds that a key which stepped behind waits at most, however busy the queue is."""
+"""Seconds that a key of low priority waits at most, however busy the queue is."""
 
 
 @dataclass
@@ -33,8 +33,8 @@ class _Entry:
 
     due: float | None = None
     """When its next turn is; None: no turn is planned."""
-    behind: bool = False
-    """Whether its next turn is behind those of all others."""
+    low_priority: bool = False
+    """Whether all others go before its next turn."""
     since: float = 0.0
     """When it became due, to measure the queue's age."""
     working: bool = False
@@ -51,9 +51,9 @@ class WorkQueue(Generic[K]):
         self._jitter = jitter
         self._entries: dict[K, _Entry] = {}
         self._heap: list[tuple[float, int, K]] = []
-        self._behind: list[tuple[float, int, K]] = []
+        self._low_priority: list[tuple[float, int, K]] = []
         self._busy = -QUIET
-        """When a key last had a turn that was not behind."""
+        """When a key of normal priority last had a turn."""
         self._sequence = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -84,13 +84,13 @@ class WorkQueue(Generic[K]):
         with self._changed:
             return self._next()[0]
 
-    def done(self, key: K, again_after: float | None = None, behind: bool = False) -> None:
+    def done(self, key: K, again_after: float | None = None, low_priority: bool = False) -> None:
         """The work on the key succeeded. ``again_after`` plans its next turn, with jitter towards later.
 
-        ``behind``: it steps behind all others for that turn, whatever else asks for one meanwhile.
+        ``low_priority``: all others go before that turn, whatever else asks for one meanwhile.
         """
         with self._changed:
-            entry = self._release(key, behind)
+            entry = self._release(key, low_priority)
             entry.failures = 0
             if again_after is not None:
                 self._plan(key, entry, again_after * (1 + JITTER * self._jitter()))
@@ -127,12 +127,12 @@ class WorkQueue(Generic[K]):
         if due is not None and due <= now:
             self._busy = now
             return self._begin(self._heap), None
-        behind = self._first(self._behind)
-        if behind is not None:
-            behind = max(behind, min(self._busy + QUIET, behind + PATIENCE))
-            if behind <= now:
-                return self._begin(self._behind), None
-        return None, min((moment - now for moment in (due, behind) if moment is not None), default=None)
+        low = self._first(self._low_priority)
+        if low is not None:
+            low = max(low, min(self._busy + QUIET, low + PATIENCE))
+            if low <= now:
+                return self._begin(self._low_priority), None
+        return None, min((moment - now for moment in (due, low) if moment is not None), default=None)
 
     def _first(self, heap: list[tuple[float, int, K]]) -> float | None:
         """When the first key of a heap is due; drops what is outdated."""
@@ -147,12 +147,12 @@ class WorkQueue(Generic[K]):
     def _begin(self, heap: list[tuple[float, int, K]]) -> K:
         key = heapq.heappop(heap)[2]
         entry = self._entries[key]
-        entry.working, entry.due, entry.behind = True, None, False
+        entry.working, entry.due, entry.low_priority = True, None, False
         return key
 
-    def _release(self, key: K, behind: bool = False) -> _Entry:
+    def _release(self, key: K, low_priority: bool = False) -> _Entry:
         entry = self._entries[key]
-        entry.working, entry.behind = False, behind
+        entry.working, entry.low_priority = False, low_priority
         if entry.due is not None:
             self._push(entry.due, key)
         return entry
@@ -173,4 +173,4 @@ class WorkQueue(Generic[K]):
         self._changed.notify()
 
     def _heap_of(self, entry: _Entry) -> list[tuple[float, int, K]]:
-        return self._behind if entry.behind else self._heap
+        return self._low_priority if entry.low_priority else self._heap
