@@ -23,8 +23,8 @@ def refuse_foreign_node(directory: Path, proc: Path = _PROC) -> None:
             raise ClusterError(
                 f"{name} (pid {pid}) runs on this machine, but not for the cluster in {directory}: this machine is a "
                 "node of another cluster, and `cluster-down` would stop that cluster's containers. Use another "
-                "machine, or start a Docker engine and install kind, which is then used instead. If the other cluster is "
-                "your own (FINETUNE_CLUSTER_DIR), take it down first"
+                "machine, or start a Docker engine and install kind, which is then used instead. If the other cluster "
+                "is your own (FINETUNE_CLUSTER_DIR), take it down first"
             )
 
 

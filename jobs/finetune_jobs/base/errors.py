@@ -17,7 +17,7 @@ class StageError(Exception):
         self.retriable = retriable
         """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
         self.peer_initiated = peer_initiated
-        """True when another pod is the cause, or all agreed to begin again: ExitCode.RESTART_GROUP, which does not count."""
+        """True when another pod is the cause, or all agreed to begin again: RESTART_GROUP, which is no failure."""
 
 
 class StoppedError(BaseException):
