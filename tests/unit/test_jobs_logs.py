@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from finetune_api.storage import Storage
-from finetune_jobs.runtime.logs import JsonLines, KeptLog, PlainLines, Redaction, Tail, log_object
+from finetune_jobs.runtime.logs import JsonLines, KeptLog, PlainLines, PrintedLines, Redaction, Tail, log_object
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
@@ -134,3 +134,18 @@ def test_a_store_that_is_away_delays_the_end_by_the_given_time_only(answers: boo
         began = time.monotonic()
         assert kept.finish(0.5) == ""
         assert time.monotonic() - began < 2
+
+
+def test_a_log_that_cannot_be_written_does_not_call_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    """logging prints a traceback to stderr when a handler fails, and stderr leads to the log here."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print("the log is gone", file=printed)
+
+    logger = logging.getLogger("broken")
+    logger.propagate = False
+    logger.addHandler(Broken())
+    printed = PrintedLines(logger, logging.WARNING)
+    print("one line", file=printed)
+    assert capfd.readouterr().err == "the log is gone\n"

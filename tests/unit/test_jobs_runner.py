@@ -130,6 +130,27 @@ def test_a_traceback_is_in_the_log_only(tmp_path: Path) -> None:
     assert any("Traceback" in line.get("traceback", "") for line in lines)
 
 
+def test_whatever_libraries_print_is_a_json_line(tmp_path: Path) -> None:
+    body = (
+        "import warnings; print('printed'); print('as\\rdrawn\\rlast', file=sys.stderr); warnings.warn('careful'); "
+        "sys.stderr.write('unfinished'); return StageOutput()"
+    )
+    code, _ = ended(start(tmp_path, body), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    said = {(line["logger"], line["level"], line["message"]) for line in lines}
+    assert code == ExitCode.OK
+    assert {("stdout", "info", "printed"), ("stderr", "warning", "last"), ("stderr", "warning", "unfinished")} <= said
+    assert any(name == "py.warnings" and "careful" in message for name, _, message in said)
+
+
+def test_a_result_may_go_to_stdout(tmp_path: Path) -> None:
+    (tmp_path / "input.json").write_text(GIVEN.model_dump_json(by_alias=True))
+    program = PROGRAM.format(body="print('printed'); return StageOutput()", graceful=False, stage="VERIFY")
+    arguments = [sys.executable, "-c", program, "--input", str(tmp_path / "input.json"), "--result", "-"]
+    done = subprocess.run([*arguments, "--metrics-port", "0"], capture_output=True, check=True, text=True)
+    assert StageResult.model_validate_json(done.stdout).reason is Reason.STAGE_SUCCEEDED
+
+
 def test_a_result_fits_a_termination_message(tmp_path: Path) -> None:
     body = "return StageOutput(message='ä' * 1024, scalars={str(n): 'x' * 60 for n in range(24)})"
     _, result = ended(start(tmp_path, body), tmp_path)

@@ -101,6 +101,8 @@ def cuda_memory(load: str) -> Iterator[None]:
 
 def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()  # its records go into this stage's log, as they are
+    transformers_logging.enable_propagation()
     with readable("config.json", folder):
         config = json.loads((folder / "config.json").read_text())
         if "auto_map" in config and "model_type" not in config:

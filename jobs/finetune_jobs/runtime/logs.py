@@ -1,11 +1,13 @@
 """Logs of a stage: JSON lines where a machine reads them, plain lines on a terminal; their end outlives the pod."""
 
+import io
 import json
 import logging
 import os
 import re
 import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -29,6 +31,8 @@ _SHORTEST_SECRET: Final = 6
 _IN_A_URL: Final = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?i:(?<=signature=)|(?<=security-token=))[^&\s\"']+")
 """User and password before a host; what makes a presigned URL work (SigV2 and SigV4)."""
 _BLACK: Final = "***"
+_TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "filelock")
+"""Libraries whose information is about each request."""
 
 
 class Redaction:
@@ -145,16 +149,80 @@ def log_object(run: RunRef, stage: str, host: str = "") -> str:
     return f"{run_folder(run)}/logs/{stage}-{run.id}-{name}.jsonl"
 
 
+class PrintedLines(io.TextIOBase):
+    """Stands in for stdout and stderr where a machine reads the log: what libraries print becomes records of it.
+
+    A line is a record; of a line that was drawn several times (a progress bar), only its last state is one. What C code
+    writes, a crash above all, still goes to the process's real stderr.
+    """
+
+    def __init__(self, logger: logging.Logger, level: int) -> None:
+        self._logger, self._level = logger, level
+        self._begun = ""
+        self._lock, self._thread = threading.Lock(), threading.local()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Log the lines that are whole now, and keep the rest until it is."""
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._log(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: a line that is not whole waits for its end."""
+
+    def close(self) -> None:
+        """Log what is left."""
+        with self._lock:
+            rest, self._begun = self._begun, ""
+        self._log(rest)
+        super().close()
+
+    def _log(self, line: str) -> None:
+        drawn = line.rstrip("\r").rpartition("\r")[2].rstrip()
+        if not drawn:
+            return
+        if getattr(self._thread, "logging", False):  # what logging itself prints: that it cannot log
+            print(drawn, file=sys.__stderr__)
+            return
+        self._thread.logging = True
+        try:
+            self._logger.log(self._level, "%s", drawn)
+        finally:
+            self._thread.logging = False
+
+
 def set_up(stage: str, *, terminal: bool) -> Tail:
-    """Send this process's logs to stderr in the form that suits the reader; returns their end as JSON lines."""
+    """Send this process's logs to stderr in the form that suits the reader; returns their end as JSON lines.
+
+    Without a terminal, what libraries print and warn of goes the same way, and they draw no progress bars.
+    """
     redaction = Redaction(os.environ)
     lines = JsonLines(stage, redaction)
     stream, tail = logging.StreamHandler(sys.stderr), Tail(lines)
     stream.setFormatter(PlainLines(redaction) if terminal else lines)
     logging.basicConfig(level=logging.INFO, handlers=[stream, tail], force=True)
-    for name in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "filelock"):
+    for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+    if not terminal:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        logging.captureWarnings(True)
+        sys.stdout = PrintedLines(logging.getLogger("stdout"), logging.INFO)
+        sys.stderr = PrintedLines(logging.getLogger("stderr"), logging.WARNING)
     return tail
+
+
+def take_down() -> None:
+    """Have the process's own stdout and stderr again, for its last words; what was printed until now is logged."""
+    for printed in (sys.stdout, sys.stderr):
+        if isinstance(printed, PrintedLines):
+            printed.close()
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def process_age() -> float:

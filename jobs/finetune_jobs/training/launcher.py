@@ -69,6 +69,7 @@ def launch(options: argparse.Namespace) -> NoReturn:
         _pass_on_sigterm(started)
         ended = [Ended(rank, code, _read(results[rank])) for rank, code in supervise(started)]
     result, code = verdict(ended)
+    logs.take_down()
     if result:
         write_result(options.result, result)
     sys.exit(code)
