@@ -44,7 +44,7 @@ tags: [finetune-operator, {format}]
 | exported model | `{export}` |
 | evaluation | `{evaluation}` |
 
-StageOutput by {kind} {namespace}/{run}.
+Made by {kind} {namespace}/{run}.
 
 ## Serving
 ```yaml
