@@ -1,10 +1,10 @@
-"""Invoices as plain text, and the record that stands in each of them: README.md says what a record is.
+"""Invoices as plain text, each with its record: README.md says what a record is.
 
     python examples/extraction/generate.py --rows 1200 --seed 7 --out build/invoices.jsonl
 
-The same rows and seed give the same bytes on every machine and Python version: all chance comes from
+The same rows and seed give the same bytes on every machine and Python version: all randomness comes from
 ``random.Random.random``, the one method whose sequence Python guarantees. Suppliers, people and goods do not exist;
-telephone numbers are from ranges that are kept free for films, bank accounts are published examples of valid ones.
+phone numbers come from ranges reserved for fiction, bank accounts are published examples of valid ones.
 """
 
 import argparse
@@ -23,17 +23,17 @@ Record = dict[str, str | None]
 FIELDS: Final = ("supplier", "number", "date", "due", "order", "currency", "total")
 """Keys of every record, in this order; finetunejob.yaml explains them to the model."""
 REPEATED_PER_MILLE: Final = 20
-"""Rows of a thousand that repeat another one, as invoices are sent twice."""
+"""Rows per thousand that repeat another one: some invoices are sent twice."""
 
 
 class Draw:
-    """Chance, from ``random.Random.random`` alone."""
+    """Random choices, from ``random.Random.random`` alone."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random  # noqa: S311 # no secrets here
 
     def between(self, low: int, high: int) -> int:
-        """A whole number, both ends included."""
+        """An integer, both ends included."""
         return low + int(self._random() * (high - low + 1))
 
     def pick(self, items: Sequence[T]) -> T:
@@ -41,15 +41,15 @@ class Draw:
         return items[self.between(0, len(items) - 1)]
 
     def happens(self, percent: int) -> bool:
-        """True in so many of a hundred cases."""
+        """True in this percentage of cases."""
         return self._random() * 100 < percent
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """``items`` in another order."""
+        """``items``, shuffled."""
         return [item for _, item in sorted(((self._random(), item) for item in items), key=lambda pair: pair[0])]
 
 
-# Where a supplier is: how dates, amounts and labels are written there
+# Countries: how suppliers there write dates, amounts and labels
 
 # fmt: off
 MONTHS: Final = (
@@ -99,19 +99,19 @@ class Words:
     received: str
     goods: Sequence[str]
     opening: str
-    """A letter's first sentence, with {number}, {date} and {total}."""
+    """The first sentence of a letter, with {number}, {date} and {total}."""
     pay_by: str
-    """Its sentence about the day of payment, with {due}."""
+    """Its sentence about the due date, with {due}."""
     your_order: str
     """Its sentence about the order, with {order}."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """A country with its habits."""
+    """A country and its conventions."""
 
     form: str
-    """What stands behind the name of a company."""
+    """What follows the name of a company."""
     currency: str
     """ISO 4217."""
     sign: str
@@ -206,7 +206,7 @@ HOMES: Final = (
 
 @dataclass(frozen=True)
 class Supplier:
-    """Who sends invoices: always from one country and in one layout."""
+    """A sender of invoices: always from one country and in one layout."""
 
     name: str
     home: Home
@@ -215,7 +215,7 @@ class Supplier:
 
 @dataclass(frozen=True)
 class Invoice:
-    """One invoice: the record, and what stands around it on the page."""
+    """One invoice: the record, and what surrounds it on the page."""
 
     supplier: Supplier
     number: str
@@ -224,9 +224,9 @@ class Invoice:
     order: str | None
     has_currency: bool
     signed: bool
-    """Whether the currency is written as a sign rather than as a code."""
+    """Whether the currency is written as a symbol rather than a code."""
     items: Sequence[tuple[str, int]]
-    """Goods and their price in cents."""
+    """Goods and their prices in cents."""
     customer: int
     person: str
     phone: str | None
@@ -239,12 +239,12 @@ class Invoice:
 
     @property
     def total(self) -> int:
-        """Cents to be paid; half a cent is rounded up."""
+        """Cents to pay; half a cent is rounded up."""
         return (self.net * (100 + self.supplier.home.tax_percent) + 50) // 100
 
     @property
     def record(self) -> Record:
-        """The answer; null for what the text does not say."""
+        """The answer; null for what the text does not state."""
         values = (
             self.supplier.name,
             self.number,
@@ -267,7 +267,7 @@ class Invoice:
 
     @property
     def email(self) -> str:
-        """The address of the person to ask."""
+        """The contact's e-mail address."""
         first, last = self.person.lower().split()
         company = self.supplier.name.split()[0].lower()
         return f"{first}.{last}@{company}.example"
@@ -304,7 +304,7 @@ def _table(invoice: Invoice) -> list[str]:
 
 
 def _letter(invoice: Invoice) -> list[str]:
-    """A letter: everything in sentences."""
+    """A letter, all in sentences."""
     words, day = invoice.supplier.home.words, invoice.supplier.home.day
     total = invoice.money(invoice.total)
     text = [words.opening.format(number=invoice.number, date=day(invoice.date), total=total)]
@@ -314,7 +314,7 @@ def _letter(invoice: Invoice) -> list[str]:
 
 
 def _slip(invoice: Invoice) -> list[str]:
-    """A slip of few lines, several values on each."""
+    """A slip with few lines, several values on each."""
     words, day = invoice.supplier.home.words, invoice.supplier.home.day
     first = f"{invoice.supplier.name} / {day(invoice.date)} / {invoice.number}"
     second = [f"{words.customer} {invoice.customer}"] + ([f"{words.order} {invoice.order}"] if invoice.order else [])
@@ -324,7 +324,7 @@ def _slip(invoice: Invoice) -> list[str]:
 
 
 def _asides(invoice: Invoice) -> list[str]:
-    """What is on the page and not in the record: personal data, most of all."""
+    """What is on the page but not in the record, mostly personal data."""
     words = invoice.supplier.home.words
     lines = [f"{words.contact}: {invoice.person}, {invoice.email}"] if invoice.customer % 2 else []
     lines += [f"{words.phone}: {invoice.phone}"] if invoice.phone else []
@@ -374,7 +374,7 @@ def invoice_of(draw: Draw, supplier: Supplier) -> Invoice:
     )
 
 
-# Noise: what happens to a page between a printer and a text file
+# Noise: what happens to a page between printer and text file
 
 
 def _unchanged(_draw: Draw, _invoice: Invoice, lines: list[str]) -> list[str]:
@@ -382,7 +382,7 @@ def _unchanged(_draw: Draw, _invoice: Invoice, lines: list[str]) -> list[str]:
 
 
 def _stamped(draw: Draw, invoice: Invoice, lines: list[str]) -> list[str]:
-    """Stamped on arrival: a date that is none of the record's."""
+    """A stamp of arrival, with a date that is not in the record."""
     home = invoice.supplier.home
     stamp = f"{home.words.received} {home.day(invoice.date + timedelta(days=draw.between(2, 9)))}"
     place = draw.between(0, len(lines))
@@ -390,12 +390,12 @@ def _stamped(draw: Draw, invoice: Invoice, lines: list[str]) -> list[str]:
 
 
 def _spaced(draw: Draw, _invoice: Invoice, lines: list[str]) -> list[str]:
-    """Columns that became gaps."""
+    """Columns that turned into gaps."""
     return [line.replace(": ", f":{' ' * draw.between(2, 6)}").replace(" | ", "   |  ") for line in lines]
 
 
 def _ruled(_draw: Draw, invoice: Invoice, lines: list[str]) -> list[str]:
-    """Rules and the number of the page."""
+    """Lines, and the page number."""
     return [lines[0], "-" * 24, *lines[1:], "-" * 24, invoice.supplier.home.words.page]
 
 
@@ -407,7 +407,7 @@ class Row:
     """One row of the file."""
 
     supplier: str
-    """The group: invoices of one supplier look alike, so that training and test must not share them."""
+    """The group: invoices of one supplier look alike, so training and test must not share them."""
     text: str
     record: str
     """JSON."""
@@ -421,7 +421,7 @@ def row(draw: Draw, supplier: Supplier) -> Row:
 
 
 def generate(rows: int, seed: int) -> list[Row]:
-    """Exactly ``rows`` rows in random order, about as many of each supplier; a few repeat another."""
+    """Exactly ``rows`` rows in random order, about as many per supplier; a few repeat another."""
     draw, made = Draw(seed), dict[str, Row]()
     repeated = rows * REPEATED_PER_MILLE // 1000
     while len(made) < rows - repeated:

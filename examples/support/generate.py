@@ -2,7 +2,7 @@
 
     python examples/support/generate.py --rows 600 --seed 7 --out build/support.jsonl
 
-The same rows and seed give the same bytes on every machine and Python version: all chance comes from
+The same rows and seed give the same bytes on every machine and Python version: all randomness comes from
 ``random.Random.random``, the one method whose sequence Python guarantees.
 """
 
@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 REPEATED_PER_MILLE: Final = 20
-"""Rows of a thousand that repeat an earlier prompt, as real questions do: the teacher is asked once."""
+"""Rows per thousand that repeat an earlier prompt, as real questions do: the teacher is asked once."""
 
 QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "keys": (
@@ -81,7 +81,7 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
         "does the sandbox take our live key?",
     ),
 }
-"""What is asked about each section of the manual."""
+"""Questions about each section of the manual."""
 
 OPENINGS: Final = ("", "Hi, ", "Hello support, ", "Quick question: ", "Urgent: ", "Sorry if this is obvious: ")
 SETTINGS: Final = (
@@ -96,7 +96,7 @@ ENDINGS: Final = ("", " Thanks!", " What should we do?", " Please be brief.")
 
 
 class Draw:
-    """Chance, from ``random.Random.random`` alone."""
+    """Random choices, from ``random.Random.random`` alone."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random  # noqa: S311 # no secrets here
@@ -107,7 +107,7 @@ class Draw:
 
 
 def prompts(draw: Draw, count: int) -> list[dict[str, str]]:
-    """``count`` different prompts, each with the section of the manual that it is about."""
+    """``count`` different prompts, each with the section of the manual it is about."""
     made: dict[str, str] = {}
     topics = list(QUESTIONS)
     while len(made) < count:
@@ -130,7 +130,7 @@ def generate(rows: int, seed: int) -> list[dict[str, str]]:
 
 
 MOST: Final = sum(len(each) for each in QUESTIONS.values()) * len(OPENINGS) * len(SETTINGS) * len(ENDINGS) // 2
-"""Most rows: half of all different prompts, so that drawing new ones stays fast."""
+"""Maximum rows: half of all different prompts, so that drawing new ones stays fast."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

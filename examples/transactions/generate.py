@@ -2,7 +2,7 @@
 
     python examples/transactions/generate.py --rows 1500 --seed 7 --out build/transactions.csv
 
-The same rows and seed give the same bytes on every machine and Python version: all chance comes from
+The same rows and seed give the same bytes on every machine and Python version: all randomness comes from
 ``random.Random.random``, the one method whose sequence Python guarantees. A fixed share of the rows is dirty, as real
 data are (``DIRT``).
 """
@@ -31,10 +31,10 @@ CATEGORIES: Final = (
     "Travel-HR",
     "Return-CR",
 )
-"""Tarnwell's chart of accounts; what is booked where is in RULES.md."""
+"""Tarnwell's chart of accounts; RULES.md says what is booked where."""
 COLUMNS: Final = ("transaction_id", "description", "category")
 CAPITALISED_FROM: Final = 1_000_00
-"""Cents from which goods are fixed assets instead of office expenses."""
+"""From this amount in cents, goods are fixed assets instead of office expenses."""
 
 PROCESSORS: Final = ("STRIPE", "STRIPE TRANSFER", "ADYEN", "PAYPAL", "MOLLIE")
 HOSTING: Final = ("AWS EMEA", "Amazon Web Services", "Google Cloud", "Hetzner")
@@ -44,9 +44,9 @@ GOODS: Final = ("Amazon Marketplace", "Apple Store", "IKEA", "Dell")
 TRAVEL: Final = ("Uber Trip", "Lufthansa", "Booking.com", "Deutsche Bahn")
 FOOD: Final = ("Uber Eats", "REWE")
 SELLER: Final = ("ACCT", "PAYOUT ACCT", "SELLER")
-"""Memos of money that is passed on to those who sell on Tarnwell's marketplace."""
+"""Memos of money passed on to sellers on Tarnwell's marketplace."""
 CLIENT: Final = "CLIENT"
-"""Memo of what was spent on a client."""
+"""Memo of money spent on a client."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Transaction:
     memo: str
     reference: int | None
     cents: int
-    """Negative when money leaves the company."""
+    """Negative if money leaves the company."""
 
     @property
     def description(self) -> str:
@@ -69,7 +69,7 @@ class Transaction:
 
 
 def category(transaction: Transaction) -> str:
-    """The account to which RULES.md books a transaction: the first rule that fits decides."""
+    """The account to which RULES.md books a transaction: the first rule that matches decides."""
     merchant, memo, received = transaction.merchant, transaction.memo, transaction.cents > 0
     if merchant in PROCESSORS:
         if received:
@@ -90,7 +90,7 @@ def category(transaction: Transaction) -> str:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Transactions of one kind. To which account they go is not said here: ``category`` decides."""
+    """Transactions of one kind. Their account is not stated here: ``category`` decides."""
 
     weight: int
     merchants: Sequence[str]
@@ -126,13 +126,13 @@ class Row:
 
 
 class Draw:
-    """Chance, from ``random.Random.random`` alone."""
+    """Random choices, from ``random.Random.random`` alone."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random  # noqa: S311 # no secrets here
 
     def between(self, low: int, high: int) -> int:
-        """A whole number, both ends included."""
+        """An integer, both ends included."""
         return low + int(self._random() * (high - low + 1))
 
     def pick(self, items: Sequence[T]) -> T:
@@ -140,7 +140,7 @@ class Draw:
         return items[self.between(0, len(items) - 1)]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """``items`` in another order."""
+        """``items``, shuffled."""
         return [item for _, item in sorted(((self._random(), item) for item in items), key=lambda pair: pair[0])]
 
 
@@ -160,7 +160,7 @@ def transactions(draw: Draw, count: int) -> list[Transaction]:
 
 EMAILS: Final = ("ana.kovac@example.com", "b.lindt@example.org", "billing@example.net", "chidi@example.com")
 CARDS: Final = ("4111 1111 1111 1111", "5555 5555 5555 4444", "4012 8888 8888 1881", "5105 1051 0510 5100")
-"""Test numbers of the card networks: their check digit (Luhn) is right, no account is behind them."""
+"""Test numbers of the card networks: a valid check digit (Luhn), but no account behind them."""
 
 
 def _respelt(draw: Draw, row: Row) -> Row:
@@ -185,17 +185,17 @@ def _with(draw: Draw, row: Row, extras: Sequence[str]) -> Row:
 
 @dataclass(frozen=True)
 class Dirt:
-    """One thing that is wrong with some rows."""
+    """A defect that some rows have."""
 
     name: str
     per_mille: int
-    """Rows of a thousand that have it."""
+    """Rows per thousand that have it."""
     make: Callable[[Draw, Row], Row]
-    """The dirty row, from a clean one."""
+    """Turns a clean row into a dirty one."""
     copies: bool = False
-    """The clean row stays too."""
+    """Whether the clean row is kept too."""
     suits: Callable[[Row], bool] = lambda _: True
-    """Whether a clean row can be made dirty in this way."""
+    """Whether a clean row can be made dirty this way."""
 
 
 DIRT: Final = (
