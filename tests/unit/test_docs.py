@@ -186,6 +186,15 @@ def test_every_file_of_this_repository_that_is_named_exists(page: Path) -> None:
     assert sorted(name for name in named if not (REPOSITORY / name.partition("::")[0]).exists()) == []
 
 
+def test_every_place_that_contributors_are_sent_to_exists() -> None:
+    """The tables of what to change name files and folders of the repository, or of one of its packages."""
+    page = prose(REPOSITORY / "CONTRIBUTING.md").partition("## Where to change what")[2].partition("\n## ")[0]
+    homes = [REPOSITORY / home for home in ("", "jobs", "jobs/finetune_jobs", "operator/finetune_operator")]
+    named = {code for code in CODE.findall(page) if code.endswith((".py", "/")) or "/" in code}
+    assert len(named) > 40
+    assert sorted(name for name in named if not any((home / name).exists() for home in homes)) == []
+
+
 def test_every_page_that_the_code_names_exists() -> None:
     """Docstrings and messages send readers to pages."""
     code = [
@@ -211,14 +220,15 @@ def source(*folders: str) -> str:
 
 def test_every_fault_of_a_row_is_explained() -> None:
     page = (REPOSITORY / "docs" / "how-to" / "prepare-data.md").read_text(encoding="utf-8")
-    kinds = set(re.findall(r'Fault\([^()]*(?:\([^()]*\)[^()]*)*?"([a-z]+[A-Z]\w+|empty|ragged)"', source("dataset")))
+    code = source("reading", "examples", "preparation")
+    kinds = set(re.findall(r'Fault\([^()]*(?:\([^()]*\)[^()]*)*?"([a-z]+[A-Z]\w+|empty|ragged)"', code))
     assert {"missingColumn", "ragged", "unknownLabel", "wrongToolCall"} <= kinds
     assert sorted(kind for kind in kinds if f"`{kind}`" not in page) == []
 
 
 def test_every_way_out_of_a_row_is_explained() -> None:
     page = (REPOSITORY / "docs" / "concepts" / "data.md").read_text(encoding="utf-8")
-    kinds = set(re.findall(r'dropped\["(\w+)"\] \+=', source("dataset")))
+    kinds = set(re.findall(r'dropped\["(\w+)"\] \+=', source("preparation", "readiness")))
     assert {"inBenchmark", "tooLong", "sourceWeight"} <= kinds
     assert sorted(kind for kind in kinds if f"`{kind}`" not in page) == []
 
