@@ -183,6 +183,7 @@ def test_every_file_of_this_repository_that_is_named_exists(page: Path) -> None:
         for code in CODE.findall(prose(page))
         if code.startswith(tuple(f"{folder}/" for folder in folders)) and not set(code) & set("<>*{}…$")
     }
+    named |= set(re.findall(r"\btests/\w+/test_\w+\.py", prose(page)))
     assert sorted(name for name in named if not (REPOSITORY / name.partition("::")[0]).exists()) == []
 
 
