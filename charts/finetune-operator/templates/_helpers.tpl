@@ -16,7 +16,7 @@ app.kubernetes.io/name: {{ include "finetune.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* Not managed-by: that label is what the operator puts on its own objects, with its own name as the value. */}}
+{{/* Not managed-by: the operator sets that label on its own objects, with its name as the value. */}}
 {{- define "finetune.labels" -}}
 {{ include "finetune.selector" . }}
 app.kubernetes.io/component: operator
@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* The operator's configuration: what operator/finetune_operator/settings.py reads. */}}
+{{/* The operator's configuration, which operator/finetune_operator/settings.py reads. */}}
 {{- define "finetune.config" -}}
 images:
   data: {{ include "finetune.image" (list . .Values.images.data) }}
