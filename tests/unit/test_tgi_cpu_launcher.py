@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
         ({"MAX_TOTAL_TOKENS": "9", "MAX_BATCH_TOTAL_TOKENS": "8"}, 1, "must be <= `max_batch_total_tokens`"),
         ({"LORA_ADAPTERS": "a=/b=c"}, 1, "Invalid LoRA adapter format: a=/b=c"),
         ({"LORA_ADAPTERS": "a=/no/such/adapter"}, 1, "/no/such/adapter/adapter_config.json is missing"),
-        ({"MODEL_ID": "org/model"}, 1, "org/model is no folder"),
+        ({"MODEL_ID": "org/model"}, 1, "org/model is not a folder"),
         ({"REVISION": "main"}, 1, "REVISION=main"),
         ({"QUANTIZE": "bitsandbytes-nf4"}, 1, "quantization is not available on CPU"),
         ({"TRUST_REMOTE_CODE": "true"}, 1, "TRUST_REMOTE_CODE is not supported"),

@@ -1,6 +1,7 @@
 """``python -m tgi_cpu``: check the arguments, load the model, and only then open the port.
 
-On SIGTERM the port closes at once, requests in flight get up to GRACEFUL_TERMINATION_TIMEOUT seconds, exit status 0.
+On SIGTERM it closes the port immediately, gives requests in flight up to GRACEFUL_TERMINATION_TIMEOUT seconds, and
+exits with status 0.
 """
 
 import json
@@ -24,21 +25,21 @@ LIBRARIES_ENV = {
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, with the field names of TGI's JSON_OUTPUT."""
+    """One JSON object per line, with the field names of TGI's JSON_OUTPUT."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; a traceback is part of the message."""
+        """Format a record as one line; a traceback is part of the message."""
         message = super().format(record)
         place = {"timestamp": self.formatTime(record, self.datefmt), "level": record.levelname, "target": record.name}
         return json.dumps({**place, "fields": {"message": message}}, ensure_ascii=False)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status: 0 after a clean stop, 1 where TGI's launcher would fail."""
+    """Returns the exit status: 0 after a clean stop, 1 if TGI's launcher would fail."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt=TIME)
     logging.captureWarnings(True)
-    # Until the server installs its own handler, and again after it has drained. Process 1 of a container has no
-    # default action for SIGTERM: without this a pod that is still loading would sit out its whole grace period.
+    # Used until the server installs its own handler, and again after it has drained. Process 1 of a container has no
+    # default action for SIGTERM: without this, a pod that is still loading would wait for its whole grace period.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     try:
@@ -55,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
-    """Load the checkpoint and answer until told to stop."""
+    """Load the checkpoint and serve until told to stop."""
     os.environ.update(LIBRARIES_ENV)
-    # Imported only now: these load torch, and a wrong argument should not cost seconds.
+    # Imported only now, because they load torch: a wrong argument should fail fast.
     import uvicorn
 
     from tgi_cpu.chat_template import ChatTemplate
@@ -83,12 +84,12 @@ def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
             host=args.hostname,
             port=args.port,
             lifespan="off",
-            log_config=None,  # through our handler, in our format
+            log_config=None,  # logs go through our handler, in our format
             log_level="warning",
             timeout_keep_alive=75,
             timeout_graceful_shutdown=args.graceful_termination_timeout,
         )
-    finally:  # uvicorn raises the signal again once it has drained, which ends the process through _exit
+    finally:  # after draining, uvicorn raises the signal again, and _exit ends the process
         engine.stop()
 
 

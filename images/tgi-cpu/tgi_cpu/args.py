@@ -1,7 +1,7 @@
-"""The launcher's flags: every flag is also an environment variable (clap's ``env``), a flag wins over its variable.
+"""The launcher's flags: every flag is also an environment variable (clap's ``env``); a flag overrides its variable.
 
-Only the subset that means something on one CPU process acts; the others are parsed, so that a value which would stop
-TGI stops the stand-in too, and then ignored.
+Only flags that make sense for one CPU process have an effect. The others are parsed and then ignored, so that a value
+that would stop TGI stops the stand-in too.
 """
 
 import argparse
@@ -16,18 +16,18 @@ LOG = logging.getLogger(__name__)
 
 BITSANDBYTES = ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4")
 QUANTIZATIONS = ("awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin", *BITSANDBYTES, "fp8")
-DEFAULT_MAX_TOTAL_TOKENS = 4096  # bounds the default for long-context models; TGI's follows from the GPU's memory
+DEFAULT_MAX_TOTAL_TOKENS = 4096  # limits the default for long-context models; TGI derives its own from the GPU's memory
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - TGI's default, and what a container needs
 _ADAPTER = re.compile(r"^([^=@]+)(?:=([^@]+))?(?:@(.+))?$")
 
 
 class LauncherError(Exception):
-    """Why TGI's launcher would exit with status 1, worded as it prints the error."""
+    """Why TGI's launcher would exit with status 1, in its own words."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """One entry of ``LORA_ADAPTERS``: the id that requests name, and the folder that holds the adapter."""
+    """One entry of ``LORA_ADAPTERS``: the id for requests, and the adapter's folder."""
 
     adapter_id: str
     path: Path
@@ -35,7 +35,7 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True)
 class Args:
-    """The flags that act. Lengths are in tokens; ``None`` means: derive it from the checkpoint."""
+    """The flags that have an effect. Lengths are in tokens; ``None``: derived from the checkpoint."""
 
     model_id: str
     adapters: tuple[AdapterSource, ...]
@@ -62,14 +62,15 @@ class Args:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Longest input, and longest input with its answer, in tokens."""
+    """Maximum tokens of the input, and of input and answer together."""
 
     max_input_tokens: int
     max_total_tokens: int
 
     @classmethod
     def of(cls, args: Args, max_position_embeddings: int | None) -> "Limits":
-        """The flags where they are set, else what the model allows. Raises LauncherError if one excludes the other."""
+        """The flags if they are set, otherwise what the model allows. Raises LauncherError if they contradict each
+        other."""
         default = min(max_position_embeddings or DEFAULT_MAX_TOTAL_TOKENS, DEFAULT_MAX_TOTAL_TOKENS)
         total = default if args.max_total_tokens is None else args.max_total_tokens
         longest = total - 1 if args.max_input_tokens is None else args.max_input_tokens
@@ -81,8 +82,8 @@ class Limits:
 def parse_args(argv: Sequence[str], env: Mapping[str, str]) -> Args:
     """Read flags and environment.
 
-    Raises LauncherError where the launcher would refuse to start (exit status 1); an unknown flag, or a value of the
-    wrong type, ends the process with status 2, as clap does.
+    Raises LauncherError if the launcher would refuse to start (exit status 1). An unknown flag or a value of the wrong
+    type ends the process with status 2, as clap does.
     """
     flags = _parser(env).parse_args(argv)
     _refuse_contradictions(flags)
@@ -112,7 +113,7 @@ def parse_args(argv: Sequence[str], env: Mapping[str, str]) -> Args:
 
 
 def parse_lora_adapters(text: str) -> tuple[AdapterSource, ...]:
-    """``name=/path,name=/path`` to sources, in order.
+    """Parse ``name=/path,name=/path`` into sources, in order.
 
     Raises LauncherError for what TGI's ``server/.../utils/adapter.py`` refuses: a second ``=`` or ``@`` in an entry.
     """
@@ -172,8 +173,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("graceful_termination_timeout", 90, parse=int, short="-g")
     switch("trust_remote_code")
     switch("json_output")
-    # Parsed and then without effect. MASTER_PORT is why a Service called "master" stops TGI: Kubernetes' service
-    # links set it to tcp://..., which is no number.
+    # Parsed, but without effect. MASTER_PORT is why a Service called "master" stops TGI: Kubernetes' service links set
+    # it to tcp://..., which is not a number.
     flag("master_port", 29500, parse=int)
     flag("prometheus_port", 9000, parse=int)
     flag("max_waiting_tokens", 20, parse=int)
@@ -230,7 +231,7 @@ def _boolean(text: str) -> bool:
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
-    """argparse's ``choices`` would not look at a value from the environment; a type does."""
+    """argparse does not check ``choices`` for a value from the environment; a type does."""
 
     def parse(text: str) -> str:
         if text not in choices:

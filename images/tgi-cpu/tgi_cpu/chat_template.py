@@ -8,7 +8,7 @@ from tgi_cpu.contract import InferError, Message
 
 
 class ChatTemplate:
-    """Renders conversations to prompts. A checkpoint without a template TGI can see answers every chat with 422."""
+    """Renders conversations as prompts. Without a template that TGI can see, every chat request gets a 422."""
 
     def __init__(self, template: str | None, tokenizer: Any) -> None:
         self._template = template

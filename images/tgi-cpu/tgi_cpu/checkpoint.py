@@ -23,8 +23,8 @@ OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 class Vocabulary:
     """Text to token ids and back.
 
-    The encoder is the bare ``tokenizers`` object, as in TGI's router: it is called from the event loop while the
-    engine's thread decodes, and the transformers wrapper is not made for that.
+    The encoder is the plain ``tokenizers`` object, as in TGI's router: the event loop calls it while the engine's
+    thread decodes, and the transformers wrapper is not safe for that.
     """
 
     encoder: tokenizers.Tokenizer
@@ -33,14 +33,14 @@ class Vocabulary:
     special_token_ids: frozenset[int]
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        """Text of token ids, with the checkpoint's own spacing."""
+        """Decode token ids to text, with the checkpoint's own spacing."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A loaded artifact. ``adapters`` maps a public adapter id to the name peft knows it by, and is empty without any;
-    ``active`` is the name of the adapter that is switched on (peft switches the first one on when it loads it)."""
+    """A loaded artifact. ``adapters`` maps a public adapter id to its name in peft, and is empty if there are none;
+    ``active`` is the name of the active adapter (peft activates the first one when it loads it)."""
 
     model: Any
     vocabulary: Vocabulary
@@ -48,7 +48,7 @@ class Checkpoint:
     active: str | None
 
     def activate(self, adapter_id: str | None) -> None:
-        """Switch the adapter on; None, and any id that was not loaded, is the base model: TGI's silent fallback."""
+        """Activate an adapter; None, and any id that is not loaded, means the base model: TGI's silent fallback."""
         name = self.adapters.get(adapter_id or "")
         if name == self.active:
             return
@@ -61,8 +61,8 @@ class Checkpoint:
 
 
 def load_checkpoint(args: Args, files: CheckpointFiles) -> Checkpoint:
-    """Load everything and run one token through it (the warm-up that TGI does before it opens the port)."""
-    transformers_logging.disable_default_handler()  # its lines go through our handler, in our format
+    """Load everything and run one token through it, like TGI's warm-up before it opens the port."""
+    transformers_logging.disable_default_handler()  # its logs go through our handler, in our format
     transformers_logging.enable_propagation()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
@@ -102,12 +102,12 @@ def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:
 
 
 def _load_adapters(args: Args, model: Any) -> tuple[Any, dict[str, str]]:
-    # peft would import bitsandbytes, and with it torch's compiler (seconds), for layers that this server never has;
-    # None in sys.modules is Python's way to say that a module is not there. Other artifacts need no peft at all.
+    # peft would import bitsandbytes, and with it torch's compiler (seconds), for layers that this server never has.
+    # None in sys.modules marks a module as missing. Artifacts without adapters do not need peft.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # as said above
     from peft import PeftModel
 
-    # peft keeps adapters in a module dictionary, whose keys may not hold a dot; a public id may.
+    # peft keeps adapters in a module dictionary, whose keys must not contain a dot; a public id may.
     names = {source.adapter_id: f"lora_{index}" for index, source in enumerate(args.adapters)}
     for source in args.adapters:
         name = names[source.adapter_id]

@@ -1,7 +1,7 @@
-"""Requests and errors as they are on the wire.
+"""Requests and errors on the wire.
 
-Requests are read as strictly as serde reads TGI's structs: unknown fields are ignored, a wrong type or a missing field
-is a 422 in plain text, broken JSON a 400, a missing content type a 415, too long a body a 413.
+Requests are parsed as strictly as serde parses TGI's structs: unknown fields are ignored; a wrong type or missing field
+gives a plain-text 422, broken JSON a 400, a missing content type a 415, and a body that is too long a 413.
 """
 
 import json
@@ -64,7 +64,7 @@ class TextChunk(Wire):
 
 
 class ImageUrl(Wire):
-    """Where an image is."""
+    """Location of an image."""
 
     url: str
 
@@ -84,7 +84,7 @@ class Message(Wire):
     tool_calls: list[dict[str, Any]] | None = None
 
     def for_template(self) -> dict[str, str]:
-        """Role and flattened text, which is all a chat template is given."""
+        """Role and flattened text, which is all that a chat template receives."""
         if self.content is None:
             return {"role": self.role, "content": json.dumps(self.tool_calls or [])}
         if isinstance(self.content, str):
@@ -100,7 +100,7 @@ class StreamOptions(Wire):
 
 
 class OpenAIRequest(Wire):
-    """What chat and completion requests share. ``model`` names the adapter; "tgi" or nothing is the base model."""
+    """Fields of both chat and completion requests. ``model`` names the adapter; "tgi" or none is the base model."""
 
     model: str | None = None
     frequency_penalty: float | None = None
@@ -112,7 +112,7 @@ class OpenAIRequest(Wire):
 
     @property
     def adapter_id(self) -> str | None:
-        """The adapter that was asked for, loaded or not."""
+        """The requested adapter, loaded or not."""
         return None if self.model == "tgi" else self.model
 
 
@@ -140,7 +140,7 @@ class CompletionRequest(OpenAIRequest):
 
 
 class BodyError(Exception):
-    """A body that could not be read: status and plain text, as axum's ``Json`` extractor answers."""
+    """A body that could not be parsed: status and plain text, as from axum's ``Json`` extractor."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -148,7 +148,7 @@ class BodyError(Exception):
 
 
 class InferError(Exception):
-    """A request that TGI understood and refuses, or failed at: an HTTP status and the body's two fields."""
+    """A parsed request that TGI refuses or fails to answer: an HTTP status and the body's two fields."""
 
     def __init__(self, status: int, error: str, error_type: str) -> None:
         super().__init__(error)
@@ -157,7 +157,7 @@ class InferError(Exception):
 
 
 def invalid(message: str) -> InferError:
-    """422: the request's values break a rule."""
+    """422: a value in the request breaks a rule."""
     return InferError(422, f"Input validation error: {message}", "validation")
 
 

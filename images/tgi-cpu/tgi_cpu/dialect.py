@@ -1,9 +1,9 @@
-"""What TGI 3.3 understands of a checkpoint folder: the JSON of transformers 4, read before any weight is touched.
+"""What TGI 3.3 understands of a checkpoint folder: the JSON of transformers 4, checked before any weights are loaded.
 
-TGI pins transformers 4.51 and has a router of its own, so four things that transformers 5 writes are lost on it:
+TGI pins transformers 4.51 and has its own router, so it does not understand four things that transformers 5 writes:
 the tokenizer class ``TokenizersBackend`` and a list of ``extra_special_tokens`` (TGI crashes), ``rope_parameters`` (the
-rotary base silently becomes 10000) and ``chat_template.jinja`` (chat answers 422). The stand-in runs transformers 5 and
-must not be kinder.
+rotary base silently becomes 10000) and ``chat_template.jinja`` (chat requests get a 422). The stand-in runs
+transformers 5 and must fail in the same way.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from tgi_cpu.args import Args, LauncherError
 
 DEFAULT_ROPE_THETA = 10_000.0
-"""The rotary base that transformers 4's LlamaConfig falls back to, and so TGI."""
+"""The default rotary base of LlamaConfig in transformers 4, and therefore of TGI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class CheckpointFiles:
 
     @property
     def rope_override(self) -> dict[str, Any] | None:
-        """Rotary parameters TGI would use instead of the checkpoint's own; None when it reads the right ones."""
+        """Rotary parameters that TGI would use instead of the checkpoint's own; None if it reads the right ones."""
         if "rope_parameters" not in self.config or "rope_theta" in self.config:
             return None
         scaling = self.config.get("rope_scaling") or {"rope_type": "default"}
@@ -36,16 +36,18 @@ class CheckpointFiles:
 
     @property
     def max_position_embeddings(self) -> int | None:
-        """The longest sequence (tokens) the model was made for, if config.json says."""
+        """Maximum sequence length of the model in tokens, if config.json has it."""
         value = self.config.get("max_position_embeddings")
         return value if isinstance(value, int) else None
 
 
 def read_checkpoint(args: Args) -> CheckpointFiles:
-    """Check the model folder and the adapters' folders. Raises LauncherError where TGI's shard would crash."""
+    """Check the model folder and the adapters' folders. Raises LauncherError if TGI's shard would crash."""
     folder = Path(args.model_id)
     if not folder.is_dir():
-        raise LauncherError(f"DownloadError: {args.model_id} is no folder, and the stand-in never asks the hub")
+        raise LauncherError(
+            f"DownloadError: {args.model_id} is not a folder, and the stand-in never downloads from the hub"
+        )
     if not any(folder.glob("*.safetensors")):
         raise LauncherError(f"DownloadError: No local weights found in {args.model_id} with extension .safetensors")
     config = _read_json(folder / "config.json")
@@ -83,7 +85,8 @@ def _check_tokenizer(tokenizer_config: Mapping[str, Any]) -> None:
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """``chat_template.json`` wins over tokenizer_config.json; a list of templates gives the one named "default"."""
+    """``chat_template.json`` overrides tokenizer_config.json; of a list of templates, the one named "default"
+    counts."""
     standalone = folder / "chat_template.json"
     source = _read_json(standalone) if standalone.is_file() else tokenizer_config
     template = source.get("chat_template")
@@ -98,5 +101,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LauncherError(f"ShardCannotStart: {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise LauncherError(f"ShardCannotStart: {path} must hold a JSON object")
+        raise LauncherError(f"ShardCannotStart: {path} must contain a JSON object")
     return content

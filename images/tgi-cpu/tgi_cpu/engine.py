@@ -1,7 +1,7 @@
-"""The model's thread: waiting requests of one adapter are prefilled together, live batches take turns token by token.
+"""The model's thread: it prefills waiting requests of one adapter together, and live batches take turns per token.
 
-TGI merges a new batch into the running one; here batches stay apart and are stepped in turn, which keeps a long answer
-from holding up a new request without copying key-value caches. Throughput is not a goal of a stand-in.
+TGI merges a new batch into the running one. Here batches stay separate and take turns, so that a long answer does not
+block a new request, without copying key-value caches. Throughput is not a goal of the stand-in.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class GenerationError(Exception):
 
 @dataclass(slots=True)
 class Ticket:
-    """A submitted request: its events arrive in order, the last has ``ending`` or is an error."""
+    """A submitted request: its events arrive in order; the last one has ``ending`` or is an error."""
 
     sequence: LiveSequence
     loop: asyncio.AbstractEventLoop
@@ -36,14 +36,14 @@ class Ticket:
     finished: bool = False
 
     def deliver(self, event: Step | GenerationError) -> None:
-        """Hand an event to the event loop (called from the engine's thread)."""
+        """Pass an event to the event loop (called from the engine's thread)."""
         self.finished = isinstance(event, GenerationError) or event.ending is not None
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     @property
     def live(self) -> bool:
-        """Whether anyone still waits for another token."""
+        """Whether the client still waits for another token."""
         return not self.cancelled and not self.finished
 
 
@@ -70,12 +70,12 @@ class _Batch:
 
 
 class Engine:
-    """Runs the model for everyone. ``submit`` is called from the event loop, everything else is its own thread's."""
+    """Runs the model for all requests. The event loop calls ``submit``; everything else runs in the engine's thread."""
 
     def __init__(
         self, checkpoint: Checkpoint, metrics: Metrics, *, max_batch_size: int, max_prefill_tokens: int
     ) -> None:
-        """``max_batch_size`` bounds the live sequences, ``max_prefill_tokens`` the padded tokens of one prefill."""
+        """``max_batch_size`` limits the live sequences, ``max_prefill_tokens`` the padded tokens of one prefill."""
         self._checkpoint = checkpoint
         self._metrics = metrics
         self._max_batch_size = max_batch_size
@@ -102,7 +102,7 @@ class Engine:
         return ticket
 
     def stop(self) -> None:
-        """End the thread after the current token."""
+        """Stop the thread after the current token."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -121,7 +121,7 @@ class Engine:
             self._report_batches()
 
     def _admit(self) -> _Batch | None:
-        """The next batch to prefill; waits only while nothing else is to be done."""
+        """The next batch to prefill; waits only if there is nothing else to do."""
         with self._changed:
             while not self._batches and not self._waiting and not self._stopping:
                 self._changed.wait()
@@ -135,7 +135,7 @@ class Engine:
         return _Batch(tickets[0].sequence.request.adapter_id, tickets, mask)
 
     def _take_waiting(self) -> list[Ticket]:
-        """Waiting requests, oldest first, with the adapter of the oldest, as many as the limits allow."""
+        """Waiting requests for the adapter of the oldest one, oldest first, as many as the limits allow."""
         free = self._max_batch_size - sum(len(batch.tickets) for batch in self._batches)
         taken: list[Ticket] = []
         left: deque[Ticket] = deque()
@@ -154,7 +154,7 @@ class Engine:
         return taken
 
     def _step(self, batch: _Batch, method: str) -> None:
-        """One token for every sequence of a batch; a failure ends the batch's requests, not the server."""
+        """Generate one token for every sequence of a batch; a failure ends the batch's requests, not the server."""
         batch.keep_live()
         if not batch.tickets:
             return
@@ -178,7 +178,8 @@ class Engine:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator] # torch has no type for it
     def _forward(self, batch: _Batch, now: float) -> Any:
-        """Logits (sequences x positions x vocabulary): of the last position, of all where prompt details are wanted."""
+        """Logits (sequences x positions x vocabulary) of the last position, or of all if prompt details are
+        requested."""
         self._checkpoint.activate(batch.adapter_id)
         positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
         if batch.cache is None:

@@ -13,12 +13,12 @@ from tgi_cpu.sequence import Ending, Step, Token
 from tgi_cpu.validation import Validator
 
 Abandoned = Callable[[], Awaitable[bool]]
-"""Whether the client that waits for a whole answer has gone (a stream is closed instead)."""
+"""Whether the client that waits for a complete answer has disconnected (a stream is closed instead)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to continue. Chat templates write special tokens themselves, so there they are not added."""
+    """A text to continue. Chat templates contain special tokens, so none are added to their output."""
 
     inputs: str
     parameters: GenerateParameters
@@ -36,7 +36,7 @@ class Event:
 
 @dataclass(slots=True)
 class Answer:
-    """A whole answer and its timings (seconds)."""
+    """A complete answer and its timings (seconds)."""
 
     ending: Ending
     input_length: int
@@ -47,13 +47,13 @@ class Answer:
 
     @property
     def mean_logprob(self) -> float:
-        """By which the best of several answers is chosen."""
+        """The score that selects the best of several answers."""
         return sum(token.logprob or 0.0 for token in self.tokens) / len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds a request spent in each phase."""
+    """Seconds that a request spent in each phase."""
 
     total: float
     validation: float
@@ -76,7 +76,7 @@ class Timings:
 
 
 class Inference:
-    """What the routes call. Used from the event loop only."""
+    """The interface for the routes. Only used from the event loop."""
 
     def __init__(self, engine: Engine, validator: Validator, metrics: Metrics, *, max_concurrent_requests: int) -> None:
         self.validator = validator
@@ -90,9 +90,9 @@ class Inference:
         return self._engine.healthy
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Event]:
-        """Tokens as they come. Raises InferError: 429 overloaded, 422 validation, 424 generation.
+        """Tokens as they are generated. Raises InferError: 429 overloaded, 422 validation, 424 generation.
 
-        Closing the iterator early (the client went away) takes the request out of its batch.
+        Closing the iterator early (the client disconnected) removes the request from its batch.
         """
         arrived = time.monotonic()
         if self._free == 0:
@@ -108,7 +108,7 @@ class Inference:
             self._free += 1
 
     async def answer(self, prompt: Prompt, abandoned: Abandoned) -> Answer:
-        """The whole answer. Raises what ``stream`` raises, and InferError (499) once ``abandoned`` says so."""
+        """The complete answer. Raises what ``stream`` raises, and InferError (499) once the client has disconnected."""
         arrived = time.monotonic()
         prefill: list[Token] = []
         tokens: list[Token] = []
@@ -131,11 +131,11 @@ class Inference:
         return sorted(answers, key=lambda answer: -answer.mean_logprob)
 
     def count_request(self) -> None:
-        """A request has come; every one ends in a success or a failure."""
+        """Count a request; each ends as a success or a failure."""
         self.metrics.increment("tgi_request_count")
 
     def refuse(self, error: InferError) -> InferError:
-        """Count a refusal that a route found itself."""
+        """Count a refusal by a route."""
         return self._failed("template" if error.body["error_type"] == "template_error" else "validation", error)
 
     async def _tokens(self, prompt: Prompt) -> AsyncGenerator[Event]:

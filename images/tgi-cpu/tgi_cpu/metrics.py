@@ -1,7 +1,7 @@
 """TGI's Prometheus metrics: its names, labels and buckets.
 
-``prometheus-client`` cannot be used: it appends ``_total`` to counters, which TGI's exporter does not. As there, a
-series exists only once something was recorded in it, and a histogram without configured buckets becomes a summary.
+``prometheus-client`` cannot be used: it appends ``_total`` to counters, which TGI's exporter does not. As in TGI, a
+series exists only once a value was recorded, and a histogram without configured buckets becomes a summary.
 """
 
 import threading
@@ -28,10 +28,10 @@ class _Distribution:
 
 
 class Metrics:
-    """A registry written by the event loop and by the engine's thread."""
+    """A registry that both the event loop and the engine's thread write to."""
 
     def __init__(self, *, max_input_tokens: int, max_total_tokens: int) -> None:
-        """Lengths in tokens: they set the buckets of the length histograms, a hundred even steps each."""
+        """Lengths in tokens: the length histograms have a hundred equal buckets up to them."""
         self._lock = threading.Lock()
         self._counters: dict[str, dict[Labels, float]] = defaultdict(lambda: defaultdict(float))
         self._gauges: dict[str, float] = {}

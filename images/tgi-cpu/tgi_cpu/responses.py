@@ -1,4 +1,4 @@
-"""How answers are written: JSON of tokens, timing headers, server-sent events."""
+"""Response formats: JSON of tokens, timing headers, server-sent events."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -23,7 +23,7 @@ def prefill_json(token: Token) -> dict[str, Any]:
 
 
 def answer_headers(answer: Answer, inputs: str) -> dict[str, str]:
-    """TGI's headers of a whole answer: milliseconds, but seconds in ``x-compute-time``."""
+    """TGI's headers of a complete answer: milliseconds, but seconds in ``x-compute-time``."""
     timings = Timings.of(answer.ending, answer.arrived)
     return {
         **stream_headers(inputs),
@@ -44,7 +44,7 @@ def stream_headers(inputs: str) -> dict[str, str]:
 
 
 def event_stream(events: AsyncIterator[str], headers: Mapping[str, str]) -> StreamingResponse:
-    """A 200 with server-sent events, whatever will be in them."""
+    """A 200 with server-sent events, even if they contain an error."""
     return StreamingResponse(
         _framed(events), media_type="text/event-stream", headers={**headers, "x-accel-buffering": "no"}
     )

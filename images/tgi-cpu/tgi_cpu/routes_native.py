@@ -1,4 +1,4 @@
-"""TGI's own routes: ``/``, ``/generate``, ``/generate_stream``, ``/tokenize`` and what is never authenticated."""
+"""TGI's own routes: ``/``, ``/generate``, ``/generate_stream``, ``/tokenize``, and those without authentication."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -23,7 +23,7 @@ from tgi_cpu.validation import Validator
 
 @dataclass(frozen=True, slots=True)
 class NativeRoutes:
-    """One method a route. ``info`` is the body of ``/info``, ``payload_limit`` is in bytes."""
+    """One method per route. ``info`` is the body of ``/info``, ``payload_limit`` is in bytes."""
 
     inference: Inference
     info: dict[str, Any]
@@ -36,7 +36,7 @@ class NativeRoutes:
         return JSONResponse({"error": "unhealthy", "error_type": "healthcheck"}, 503)
 
     async def show_info(self, request: Request) -> Response:
-        """What is served, and the limits."""
+        """The served model and the limits."""
         return JSONResponse(self.info)
 
     async def metrics(self, request: Request) -> Response:
@@ -45,7 +45,7 @@ class NativeRoutes:
 
     async def compat_generate(self, request: Request) -> Response:
         """``POST /``: one answer in a list, or a stream. A local checkpoint has no pipeline tag, so TGI puts the prompt
-        in front of the text unless ``return_full_text`` says otherwise."""
+        before the text unless ``return_full_text`` is false."""
         body = await read_body(request, CompatGenerateRequest, self.payload_limit)
         if body.parameters.return_full_text is None:
             parameters = body.parameters.model_copy(update={"return_full_text": True})
@@ -56,17 +56,17 @@ class NativeRoutes:
         return JSONResponse([content], headers=answer_headers(answer, body.inputs))
 
     async def generate(self, request: Request) -> Response:
-        """The whole answer."""
+        """The complete answer."""
         body = await read_body(request, GenerateRequest, self.payload_limit)
         answer, content = await self._answer(body, request)
         return JSONResponse(content, headers=answer_headers(answer, body.inputs))
 
     async def generate_stream(self, request: Request) -> Response:
-        """One event a token. The status is 200 before anything is checked: refusals are events too."""
+        """One event per token. The status is 200 before the request is validated: errors are events too."""
         return self._stream(await read_body(request, GenerateRequest, self.payload_limit))
 
     async def tokenize(self, request: Request) -> Response:
-        """Token ids with their text and place."""
+        """Token ids with their text and position."""
         body = await read_body(request, GenerateRequest, self.payload_limit)
         return JSONResponse(tokenized(self.inference.validator, body.inputs, add_special_tokens=True))
 

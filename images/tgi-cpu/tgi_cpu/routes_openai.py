@@ -30,7 +30,7 @@ DONE = "[DONE]"
 
 @dataclass(frozen=True, slots=True)
 class OpenAIRoutes:
-    """One method a route. ``payload_limit`` is in bytes."""
+    """One method per route. ``payload_limit`` is in bytes."""
 
     inference: Inference
     template: ChatTemplate
@@ -40,7 +40,7 @@ class OpenAIRoutes:
     max_client_batch_size: int
 
     async def models(self, request: Request) -> Response:
-        """The base model only: adapters are not listed, though they can be asked for."""
+        """Only the base model: adapters are not listed, although they can be requested."""
         model = {"id": self.model_id, "object": "model", "created": 0, "owned_by": self.model_id}
         return JSONResponse({"object": "list", "data": [model]})
 
@@ -150,7 +150,7 @@ class OpenAIRoutes:
         return chunks
 
     async def _completion_events(self, body: CompletionRequest, prompts: list[Prompt]) -> AsyncGenerator[str, None]:
-        """The streams of all prompts, interleaved as tokens come."""
+        """The streams of all prompts, interleaved as tokens arrive."""
         chunks: asyncio.Queue[str | None] = asyncio.Queue()
         tasks = [
             asyncio.create_task(self._completion_chunks(index, prompt, chunks)) for index, prompt in enumerate(prompts)
@@ -187,7 +187,8 @@ class OpenAIRoutes:
             chunks.put_nowait(None)
 
     def _head(self, kind: str, body: ChatRequest | None = None) -> dict[str, Any]:
-        """``model`` echoes the adapter in chat, loaded or not; completions always name the base."""
+        """In chat, ``model`` echoes the requested adapter, loaded or not; in completions it is always the base
+        model."""
         model = self.model_id if body is None or body.adapter_id is None else body.adapter_id
         created = int(time.time())
         return {"object": kind, "id": "", "created": created, "model": model, "system_fingerprint": self.fingerprint}

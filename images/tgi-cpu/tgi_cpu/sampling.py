@@ -1,4 +1,4 @@
-"""Choosing the next token of one sequence: TGI's order of penalties, warpers and choice."""
+"""Chooses the next token of a sequence, with penalties, warpers and choice in TGI's order."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import (
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """Validated parameters; the defaults of the neutral values (1.0, 0) switch a step off."""
+    """Validated parameters; neutral values (1.0, 0) disable a step."""
 
     do_sample: bool
     seed: int
@@ -41,7 +41,7 @@ class FrequencyPenalty(LogitsProcessor):  # type: ignore[misc] # transformers is
 
 
 class TokenChooser:
-    """Greedy unless sampling was asked for, or, as in TGI, any warper is set."""
+    """Greedy unless sampling is requested or, as in TGI, any warper is set."""
 
     def __init__(self, parameters: SamplingParameters) -> None:
         warpers = _warpers(parameters)
@@ -50,7 +50,7 @@ class TokenChooser:
         self._generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
     def __call__(self, ids: list[int], logits: Any) -> tuple[int, Any]:
-        """The chosen token, and the log probabilities (vocabulary long) it was chosen from."""
+        """The chosen token, and the log probabilities of the whole vocabulary."""
         scores = self._processors(torch.tensor([ids]), logits.float().unsqueeze(0))
         logprobs = torch.log_softmax(scores, dim=-1)[0]
         if self._generator is None:

@@ -1,4 +1,4 @@
-"""One sequence being generated: token after token to text, and when to stop (TGI's order of stopping criteria)."""
+"""A sequence during generation: converts tokens to text and decides when to stop (criteria in TGI's order)."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tgi_cpu.checkpoint import Vocabulary
 from tgi_cpu.sampling import SamplingParameters, TokenChooser
 
 CONTEXT_TOKENS = 5
-"""Tokens before the new one that are decoded with it, so that a tokenizer puts spaces where the whole text has them."""
+"""Number of preceding tokens that are decoded together with a new one, so that spaces are as in the whole text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What only the last token knows. Times are ``time.monotonic()`` seconds."""
+    """Facts that come with the last token. Times are ``time.monotonic()`` seconds."""
 
     text: str
     finish_reason: str
@@ -81,11 +81,11 @@ class LiveSequence:
 
     @property
     def remaining_tokens(self) -> int:
-        """How many tokens this sequence may still generate."""
+        """Number of tokens that this sequence may still generate."""
         return len(self.request.input_ids) + self.request.max_new_tokens - len(self.ids)
 
     def advance(self, logits: Any) -> Step:
-        """Append the next token, given the logits (positions x vocabulary) of the last forward pass."""
+        """Append the next token, from the logits (positions x vocabulary) of the last forward pass."""
         prompt_length = len(self.request.input_ids)
         prefill = self._prefill_tokens(logits) if len(self.ids) == prompt_length else []
         chosen, logprobs = self._chooser(self.ids, logits[-1])
@@ -101,7 +101,7 @@ class LiveSequence:
         return Step(token, self._top_tokens(logits[-1]), prefill, ending)
 
     def _new_text(self) -> str:
-        """The text that the newest token adds; empty while it ends inside a character of several bytes."""
+        """The text added by the newest token; empty while it ends inside a multi-byte character."""
         before = self.vocabulary.decode(self.ids[self._prefix : self._read])
         now = self.vocabulary.decode(self.ids[self._prefix :])
         if len(now) <= len(before) or now.endswith("\N{REPLACEMENT CHARACTER}"):

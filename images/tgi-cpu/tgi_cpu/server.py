@@ -1,4 +1,4 @@
-"""The HTTP application: which route is where, and which ones the API key guards."""
+"""The HTTP application: its routes, and which of them require the API key."""
 
 import hmac
 from typing import Any
@@ -21,14 +21,14 @@ from tgi_cpu.routes_openai import OpenAIRoutes
 
 
 class BearerAuth:
-    """401 without a body unless the Authorization header is the key; TGI compares it without regard to case."""
+    """401 without a body unless the Authorization header has the key; like TGI, compares case-insensitively."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
         self._expected = f"bearer {api_key}".lower().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it before its body is read."""
+        """Forward the request, or refuse it before reading its body."""
         given = Request(scope).headers.get("authorization", "").lower().encode()
         if hmac.compare_digest(given, self._expected):
             await self._app(scope, receive, send)
@@ -37,7 +37,7 @@ class BearerAuth:
 
 
 def build_app(args: Args, limits: Limits, inference: Inference, template: ChatTemplate) -> Starlette:
-    """Wire the routes to a loaded model."""
+    """Connect the routes to a loaded model."""
     native = NativeRoutes(inference, _info(args, limits), args.payload_limit)
     openai = OpenAIRoutes(
         inference,
@@ -75,7 +75,7 @@ def build_app(args: Args, limits: Limits, inference: Inference, template: ChatTe
 
 
 def _info(args: Args, limits: Limits) -> dict[str, Any]:
-    """``model_id`` is the mounted path, so a digest in the path proves which artifact is served."""
+    """``model_id`` is the mounted path, so that a digest in the path proves which artifact is served."""
     return {
         "model_id": args.model_id,
         "model_sha": None,

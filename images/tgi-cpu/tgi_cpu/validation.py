@@ -1,4 +1,4 @@
-"""TGI's rules for a request's values, in the order and words of ``router/src/validation.rs``."""
+"""TGI's rules for request values, in the order and with the messages of ``router/src/validation.rs``."""
 
 import secrets
 from typing import Any
@@ -10,7 +10,7 @@ from tgi_cpu.sampling import SamplingParameters
 from tgi_cpu.sequence import Generation
 
 CHUNK_TOKENS = 1024
-"""TGI reserves at most this many new tokens at a time, so only this many count against ``max_total_tokens``."""
+"""TGI reserves at most this many new tokens at a time, so no more than this counts against ``max_total_tokens``."""
 
 
 class Validator:
@@ -28,7 +28,7 @@ class Validator:
         return self._encoder.encode(text, add_special_tokens=add_special_tokens)
 
     def best_of(self, wanted: int) -> int:
-        """Check the number of answers to choose from; it is checked apart from the rest, as in TGI."""
+        """Check the number of answers to choose from; a separate check, as in TGI."""
         if self._args.max_best_of == 1 and wanted != 1:
             raise invalid("`best_of` != 1 is not allowed for this endpoint")
         if wanted > self._args.max_best_of:
@@ -36,7 +36,8 @@ class Validator:
         return wanted
 
     def validate(self, inputs: str, parameters: GenerateParameters, *, add_special_tokens: bool) -> Generation:
-        """Apply every rule. The grammar, which the stand-in has not, is refused as under DISABLE_GRAMMAR_SUPPORT."""
+        """Apply every rule. Grammars, which the stand-in does not support, are refused as with
+        DISABLE_GRAMMAR_SUPPORT."""
         sampling = self._sampling(parameters)
         if parameters.max_new_tokens == 0:
             raise invalid("`max_new_tokens` must be strictly positive")
