@@ -1,4 +1,4 @@
-"""Run one benchmark or all of them and print a table: ``python -m hack.benchmarks [NAME]``."""
+"""Run one or all benchmarks and print a table: ``python -m hack.benchmarks [NAME]``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ NAMES = (
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is asked for; returns the process's exit code."""
+    """Run the requested benchmarks; returns the exit code."""
     unknown = set(arguments) - set(NAMES)
     if unknown:
-        say(f"error: no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
+        say(f"error: unknown benchmark {', '.join(sorted(unknown))}; available: {', '.join(NAMES)}")
         return 2
     table = Table("benchmark", "value", "baseline", "ratio", "goal", box=None)
     failed = False
     for name in arguments or NAMES:
-        say(f"benchmark {name}")
+        say(f"run benchmark {name}")
         try:
             result: Result = importlib.import_module(f"hack.benchmarks.{name}").run()
         except ClusterError as error:

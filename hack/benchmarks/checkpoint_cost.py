@@ -1,10 +1,10 @@
-"""What it costs a training to be safe: the CPU time of checkpoints, and the time until a new pod trains again.
+"""The cost of checkpoints in CPU time, and the time until a new pod resumes training.
 
-A QLoRA training of SmolLM2-135M over short examples keeps its checkpoints in a real S3 server on this machine. The cost
-of a checkpoint is the training thread's CPU time in saving and handing over, and all CPU time of the other threads,
-which hash and upload; its share is taken of the 25 steps that lie between two checkpoints by default. Then a fresh
-process with an empty disk resumes; the time runs from its start, imports included, to the end of its first step, less
-the time of a step.
+A QLoRA training of SmolLM2-135M on short examples stores its checkpoints in a real S3 server on this machine. The cost
+of a checkpoint is the CPU time that the training thread spends on saving and handing over, plus the CPU time of the
+other threads, which hash and upload. The result is its share of the 25 steps between two checkpoints (the default).
+Then a new process with an empty disk resumes; its time is measured from its start, including imports, to the end of its
+first step, minus the time of one step.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Costs:
     """Wall time from the process's start."""
     step_wall: float
     step_cpu: float
-    """Of a step's forward and backward passes, in the training's thread."""
+    """Forward and backward passes of a step, in the training thread."""
     saving_cpu: float
-    """Of a checkpoint, in the training's thread."""
+    """One checkpoint, in the training thread."""
     saving_wall: float
     uploading_cpu: float
-    """Of a checkpoint, in all other threads."""
+    """One checkpoint, in all other threads."""
     checkpoint_bytes: int
 
 
 @dataclass
 class Stopwatch:
-    """Adds up the time of a function, in the thread that calls it."""
+    """Accumulates the time of a function in the calling thread."""
 
     cpu: float = 0.0
     wall: float = 0.0
@@ -72,7 +72,7 @@ class Stopwatch:
 
 
 def run() -> Result:
-    """Measure; the value is the share of the steps' CPU time in per cent."""
+    """Measure; the value is the percentage of the steps' CPU time."""
     from tests.support.seaweedfs import ADMIN, SeaweedFS
     from tests.support.training import tokenise
 
@@ -85,9 +85,9 @@ def run() -> Result:
     ):
         dataset = tokenise(model, write_examples(Path(scratch) / "dataset"))
         endpoint = server.storage.endpoint
-        with step(f"{STEPS} steps with {STEPS // EVERY} checkpoints"):
+        with step(f"train {STEPS} steps with {STEPS // EVERY} checkpoints"):
             first = fresh_process(train, model, dataset, Path(scratch) / "first", endpoint, STEPS, time.time())
-        with step("a new process resumes"):
+        with step("resume in a new process"):
             second = fresh_process(train, model, dataset, Path(scratch) / "second", endpoint, STEPS + 2, time.time())
     resume = second.until_first_step - second.step_wall
     cost = first.saving_cpu + first.uploading_cpu
@@ -119,7 +119,7 @@ def write_examples(folder: Path) -> Path:
 
 
 def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, started: float) -> Costs:
-    """Train until so many steps are done, by the stage's own function; ``started`` is when the process was."""
+    """Train up to this many steps with the stage's own function; ``started`` is the start time of the process."""
     import torch
 
     from finetune_api.storage import Storage

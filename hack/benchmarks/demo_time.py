@@ -1,7 +1,7 @@
-"""How long `make demo` takes, warm: programs, images and models are in the cache, the demo's own results are not.
+"""How long a warm `make demo` takes: programs, images and models are in the cache, the demo's own results are not.
 
-A cold figure is the time of `make demo` in a new clone with ``XDG_CACHE_HOME`` naming an empty folder, on a machine
-without a running cluster; it takes too long for a benchmark that is run again and again.
+The cold figure is the time of `make demo` in a new clone with ``XDG_CACHE_HOME`` set to an empty folder, on a machine
+without a running cluster; it takes too long for a repeated benchmark.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from hack.platform import local
 
 
 def run() -> Result:
-    """Run the demo in a new namespace and over an empty store; the value is the command's wall time in minutes."""
-    clear(local.kubectl())  # not part of what a user waits for
+    """Run the demo in a new namespace with an empty store; the value is the command's wall time in minutes."""
+    clear(local.kubectl())  # users do not wait for this
     begin = time.monotonic()
     if subprocess.run(["make", "--no-print-directory", "demo"], cwd=REPOSITORY, check=False).returncode:
-        raise ClusterError("the demo failed; its output is above")
+        raise ClusterError("the demo failed; see its output above")
     minutes = (time.monotonic() - begin) / 60
     report = json.loads((REPOSITORY / "build" / "demo" / "report.json").read_text())
     return Result(

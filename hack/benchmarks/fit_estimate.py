@@ -1,8 +1,8 @@
-"""The memory estimate of jobs/finetune_jobs/fit against PyTorch's memory tracker and against published measurements.
+"""The memory estimate of preflight, compared with PyTorch's memory tracker and with published measurements.
 
-The tracker runs a training step of real models over fake tensors (hack/benchmarks/memory_tracker.py): it is exact to
-the byte for tensors and knows nothing of a GPU's context and fragmentation. Published measurements are of whole
-processes on an A100; they took other trainers, whose differences are set per table. Needs no cluster and no GPU.
+The tracker runs a training step of real models on fake tensors (hack/benchmarks/memory_tracker.py): it is exact to the
+byte for tensors but ignores a GPU's context and fragmentation. Published measurements are of whole processes on an
+A100, with other trainers, whose differences are set per table. Needs no cluster and no GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hack.benchmarks.result import Result
 from hack.cluster.console import say
 
 LOWEST, HIGHEST = -0.02, 0.20
-"""Bounds of the estimate's error: never much too low, and not so high that what fits is refused."""
+"""Bounds of the estimate's error: never much too low, and not so high that fitting trainings are refused."""
 
 LLAMA = {
     "model_type": "llama",
@@ -76,7 +76,7 @@ TRACKED = (
 
 @dataclass(frozen=True)
 class Published:
-    """GiB that somebody measured on an A100, by tokens per example; transformers' own loss, FlashAttention-2."""
+    """Published GiB on an A100, by tokens per example; transformers' own loss, FlashAttention-2."""
 
     source: str
     config: dict[str, Any]
@@ -130,7 +130,7 @@ PUBLISHED = (
     ),
 )
 """https://github.com/QwenLM/Qwen (README, "Profiling of Memory and Speed"); LLaMA-Factory's wiki ("Performance
-comparison"). Qwen's layers have Llama's shape with other names; the adapters differ by less than 0.5 GiB."""
+comparison"). Qwen's layers have Llama's shape under other names; the adapters differ by less than 0.5 GiB."""
 
 
 def run() -> Result:

@@ -1,8 +1,8 @@
-"""The JobSet controller on a throwaway control plane: what operator_latency compares with.
+"""The JobSet controller on a temporary control plane: the baseline of operator_latency.
 
-JobSet is the Kubernetes project's own controller that turns one custom resource into Jobs. It runs here as its authors
-build it, from the same Go module. Its webhooks are served but not registered: they only default and validate, and the
-objects here are complete.
+JobSet is the Kubernetes project's own controller that turns one custom resource into Jobs. It is built here from its
+own Go module. Its webhooks are served but not registered: they only default and validate, and these objects are
+complete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONFIGURATION = {
 
 
 def jobset(name: str, template: dict[str, Any]) -> dict[str, Any]:
-    """A JobSet that makes one Job with this pod template."""
+    """A JobSet that creates one Job with this pod template."""
     job = {"parallelism": 1, "completions": 1, "completionMode": "Indexed", "backoffLimit": 0, "template": template}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -75,7 +75,7 @@ def controller(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for_crd(plane: ControlPlane, name: str) -> None:
-    """Wait until the API server serves a CRD (`kubectl wait` fails on one that has no conditions yet)."""
+    """Wait until the API server serves a CRD (`kubectl wait` fails while it has no conditions)."""
 
     def established() -> bool:
         conditions = json.loads(plane.kubectl("get", "crd", name, "-o", "json")).get("status", {}).get("conditions")
@@ -85,7 +85,7 @@ def wait_for_crd(plane: ControlPlane, name: str) -> None:
 
 
 def _webhook(plane: ControlPlane, directory: Path) -> dict[str, Any]:
-    """Where the webhooks are served, with a certificate: the controller ends without one."""
+    """Webhook configuration with a certificate, without which the controller exits."""
     for issued, name in zip(plane.authority.issue("jobset", "/CN=jobset", ("IP:127.0.0.1",)), _TLS, strict=True):
         shutil.copy(issued, directory / name)
     return {"host": "127.0.0.1", "port": free_port(), "certDir": str(directory)}
@@ -93,12 +93,12 @@ def _webhook(plane: ControlPlane, directory: Path) -> dict[str, Any]:
 
 def _started(process: subprocess.Popen[bytes], log: Path) -> bool:
     if process.poll() is not None:
-        raise ClusterError(f"the JobSet controller ended:\n{log.read_text()[-1500:]}")
+        raise ClusterError(f"the JobSet controller exited:\n{log.read_text()[-1500:]}")
     return "Starting workers" in log.read_text()
 
 
 def _crd(directory: Path) -> Path:
-    """The CRD out of the module's own sources."""
+    """The CRD from the module's sources."""
     environment = toolchain.go_environment() | {"GOMODCACHE": str(directory / "mod")}
     command = ["go", "mod", "download", "-json", f"sigs.k8s.io/jobset@{VERSION}"]
     sources = Path(json.loads(run(command, cwd=directory, env=environment))["Dir"])

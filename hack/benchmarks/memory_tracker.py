@@ -1,9 +1,9 @@
-"""A training step in PyTorch's own memory tracker, with fake tensors: real operators and sizes, no memory, no GPU.
+"""A training step in PyTorch's memory tracker, with fake tensors: real operators and sizes, no memory, no GPU.
 
-What runs is the model of transformers, PEFT's adapters, TRL's fused output layer, bitsandbytes' 4-bit product and
-AdamW, under autocast with accumulated gradients, as jobs/finetune_jobs/training does it on a GPU. A CPU build of
-PyTorch cannot run autograd for fake CUDA tensors; so the tensors are CPU's, and where CUDA works in place or in
-another kernel, the operator is replaced by one that takes the same memory.
+It runs transformers' model, PEFT's adapters, TRL's fused output layer, bitsandbytes' 4-bit product and AdamW, under
+autocast with accumulated gradients, like the training on a GPU. A CPU build of PyTorch cannot run autograd for fake
+CUDA tensors, so the tensors are on the CPU; where CUDA works in place or uses another kernel, the operator is replaced
+by one that uses the same memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TILE_VOCABULARY = 32768
 
 
 def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: bool) -> int:
-    """Peak bytes of all tensors in an optimiser step of two passes, after a first step that made Adam's moments."""
+    """Peak bytes of all tensors in an optimiser step of two passes, after a first step created Adam's moments."""
     with _as_on_cuda(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(DEVICE):
         model = _model(config, training)
         base = model if training.method is Method.FULL else model.get_base_model()
@@ -53,13 +53,13 @@ def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: b
 
 class _Tracker(MemTracker):  # type: ignore[misc] # torch is not typed here
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
-        """Frozen parameters refuse the tracker's gradient hooks (PyTorch 2.13), which only tell gradients apart."""
+        """Frozen parameters refuse the tracker's gradient hooks (PyTorch 2.13), which only label gradients."""
         sizes: tuple[int, int] = super()._track_module_params_and_buffers(module, install_grad_hooks=False)
         return sizes
 
 
 def _model(config: dict[str, Any], training: Training) -> Any:
-    """The model as train loads it, made of fake tensors."""
+    """The model as train loads it, with fake tensors."""
     full = training.method is Method.FULL
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -94,7 +94,7 @@ def _adapter(training: Training) -> LoraConfig:
 
 
 def _materialise(module: nn.Module) -> None:
-    """Fake tensors in place of meta ones; what is trained is float32."""
+    """Replace meta tensors by fake ones; trained parameters are float32."""
     for name, value in module.named_parameters(recurse=False):
         dtype = torch.float32 if value.requires_grad else value.dtype
         fresh = nn.Parameter(torch.empty(value.shape, dtype=dtype), requires_grad=value.requires_grad)
@@ -147,7 +147,7 @@ def _pass(base: Any, training: Training) -> None:
 
 @contextmanager
 def _as_on_cuda() -> Iterator[None]:
-    """CUDA's way: dropout that keeps one byte per number, and Triton kernels that work in a tile's own memory."""
+    """Behave like CUDA: dropout keeps one byte per number, and Triton kernels use only a tile's memory."""
 
     def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         return torch.native_dropout(x, p, True)[0] if training and p > 0 else x

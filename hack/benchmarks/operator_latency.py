@@ -1,7 +1,8 @@
-"""Time from the creation of a custom resource to its first Job, many at once, on a real API server.
+"""Time from creating a custom resource to its first Job, for a burst of resources, on a real API server.
 
-Ours makes a ConfigMap, a Job and a status for every FineTuneJob; the JobSet controller makes a Job and a status for
-every JobSet, with the same pod template, on the same API server, in the same run. Both run alone, one after the other.
+Our operator creates a ConfigMap, a Job and a status for every FineTuneJob; the JobSet controller creates a Job and a
+status for every JobSet, with the same pod template, on the same API server, in the same run. They run one after the
+other.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ SETTINGS = {
 
 @dataclass
 class Burst:
-    """What one burst of N resources measured."""
+    """Measurements of one burst of N resources."""
 
     seconds: list[float] = field(default_factory=list)
     """From the create call to the Job's ADDED event, per resource."""
@@ -68,7 +69,7 @@ class Burst:
 
 
 def run() -> Result:
-    """Measure ours, then JobSet; the value is ours at 100 at once, p99, the baseline JobSet's."""
+    """Measure our operator, then JobSet; the value is our p99 for 100 resources at once, the baseline JobSet's."""
     with ControlPlane.temporary() as plane:
         config.load_kube_config(str(plane.kubeconfig))
         plane.kubectl("apply", "-f", str(REPOSITORY / "crds"))
@@ -125,7 +126,7 @@ def finetunejob(name: str) -> dict[str, Any]:
 
 @contextmanager
 def our_operator(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator as its image starts it, outside the cluster."""
+    """Run the operator as its image does, outside the cluster."""
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as folder:
         settings, log = Path(folder) / "config.yaml", Path(folder) / "operator.log"
         settings.write_text(yaml.safe_dump(SETTINGS))
@@ -139,13 +140,13 @@ def our_operator(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def warm_up(make: Callable[[str], dict[str, Any]], group: str, version: str, plural: str) -> None:
-    """One resource, until its Job is there: the controller watches and its connections are open."""
+    """Create one resource and wait for its Job, so that the controller's watches and connections are open."""
     client.CustomObjectsApi().create_namespaced_custom_object(group, version, NAMESPACE, plural, make("warm-up"))
     wait_for("the first Job", lambda: client.BatchV1Api().list_namespaced_job(NAMESPACE).items, 60, interval=0.2)
 
 
 def first_template() -> dict[str, Any]:
-    """The pod template of the Job that the operator made, as JSON."""
+    """The pod template of the operator's Job, as JSON."""
     job = client.BatchV1Api().list_namespaced_job(NAMESPACE).items[0]
     template: dict[str, Any] = client.ApiClient().sanitize_for_serialization(job.spec.template)
     template["metadata"] = {}
@@ -200,7 +201,7 @@ def burst(
 
 
 def settle() -> None:
-    """Wait until nobody has written for two seconds."""
+    """Wait until there have been no writes for two seconds."""
     before = -1.0
     while before != (before := api_writes()):
         time.sleep(2)
@@ -215,7 +216,7 @@ def delete_all(group: str, version: str, plural: str) -> None:
 
 
 def writes_during(seconds: int) -> float:
-    """API writes in a time in which nobody asks for anything."""
+    """Number of API writes while nothing changes."""
     settle()
     before = api_writes()
     time.sleep(seconds)
@@ -223,7 +224,7 @@ def writes_during(seconds: int) -> float:
 
 
 def api_writes() -> float:
-    """Writing requests that the API server has answered, its own (leases, endpoints) left out."""
+    """Write requests that the API server has answered, except its own (leases, endpoints)."""
     api = client.ApiClient()
     text = api.rest_client.pool_manager.request("GET", f"{api.configuration.host}/metrics").data.decode()
     total = 0.0

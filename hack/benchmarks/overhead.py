@@ -1,9 +1,9 @@
-"""What the platform adds to the work: hand-overs between stages, and the whole against the same stages by hand.
+"""The platform's overhead: hand-overs between stages, and the total compared with the same stages run by hand.
 
-A hand-over is the time from one stage's last log line to the next stage's first one: Kubernetes notices, the operator
-plans and creates, the scheduler and the kubelet start a pod, Python imports. Python's own start is measured inside the
-process and shown apart. Five runs of a tiny model give the hand-overs; the demo's FineTuneJob, when it is on the
-cluster, is run once more by hand, stage after stage from the same inputs, for the ratio of the whole.
+A hand-over is the time from one stage's last log line to the next stage's first one: Kubernetes reports the end, the
+operator creates the next Job, the scheduler and the kubelet start a pod, and Python imports modules. Python's start is
+measured inside the process and shown separately. Hand-overs come from five runs of a tiny model. If the demo's
+FineTuneJob is on the cluster, its stages also run by hand, one by one with the same inputs, for the total ratio.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AGE = re.compile(r"stage starts, ([0-9.]+) s after its process")
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What one stage's pod tells about time."""
+    """Timestamps of one stage's pod."""
 
     stage: str
     job_created: datetime
@@ -56,7 +56,7 @@ class StageTimes:
 
 def run() -> Result:
     """Measure; the value is the median hand-over without Python's start, in seconds."""
-    environments.quantize()  # for export by hand, before anything is timed
+    environments.quantize()  # for the export by hand, before any measurement
     kubectl = local.kubectl()
     local.install_platform(kubectl)
     local.prepare_namespace(kubectl, NAMESPACE)
@@ -78,8 +78,8 @@ def run() -> Result:
 
 
 def one_run(kubectl: Kubectl, name: str) -> list[StageTimes]:
-    """One FineTuneJob over the tiny model; returns its stages' times in order."""
-    with step(f"FineTuneJob {name}"):
+    """Run a FineTuneJob with the tiny model; returns the times of its stages in order."""
+    with step(f"run FineTuneJob {name}"):
         kubectl.apply(tiny_job(name))
         wait_for(name, lambda: finished(kubectl, name), 600, interval=1)
     pods = {pod["metadata"]["labels"][LABEL_STAGE]: pod for pod in kubectl.items("pods", f"{LABEL_OWNER_NAME}={name}")}
@@ -88,7 +88,7 @@ def one_run(kubectl: Kubectl, name: str) -> list[StageTimes]:
 
 
 def finished(kubectl: Kubectl, name: str) -> FineTuneJob | None:
-    """The FineTuneJob once it has succeeded; raises ClusterError when it failed."""
+    """The FineTuneJob once it has succeeded; raises ClusterError if it failed."""
     job = FineTuneJob.model_validate(kubectl.get("ftj", name))
     return job if outcome.artifact_of(job) else None
 
@@ -111,7 +111,7 @@ def stage_times(kubectl: Kubectl, stage: str, job: Object, pod: Object) -> Stage
 
 
 def hand_overs(stages: list[StageTimes]) -> list[dict[str, float]]:
-    """The parts of each hand-over in seconds. Kubernetes' own timestamps are whole seconds, the logs' are not."""
+    """The parts of each hand-over in seconds. Kubernetes timestamps are whole seconds, those of logs are not."""
     parts = []
     for before, after in pairwise(stages):
         whole = (after.first_line - before.last_line).total_seconds()
@@ -129,24 +129,24 @@ def hand_overs(stages: list[StageTimes]) -> list[dict[str, float]]:
 
 
 def against_by_hand(kubectl: Kubectl) -> dict[str, Any]:
-    """The demo's wall time on the platform against its stages run one after the other by hand."""
+    """The demo's wall time on the platform, compared with its stages run by hand."""
     found = [job for job in kubectl.items("ftj") if job.get("status", {}).get("phase") == Phase.SUCCEEDED.value]
     if not found:
-        return {"note": "no finished demo on the cluster: run `make demo` first"}
+        return {"note": "there is no finished demo on the cluster: run `make demo` first"}
     job = FineTuneJob.model_validate(found[0])
     current = job.status.run
     if not current or any(stage.state.value == "Reused" for stage in job.status.stages):
         return {"note": "the demo's last run reused results: run `make demo FRESH=1` first"}
     platform = seconds_between(current.started_at, current.finished_at) or 0.0
     inputs = stage_inputs(kubectl, job.metadata.name, current.id)
-    say("  the demo's stages by hand:")
+    say("  run the demo's stages by hand:")
     seconds = by_hand(kubectl, inputs)
     total = sum(seconds.values())
     return {"platformSeconds": platform, "byHandSeconds": round(total, 1), "byHand": seconds, "ratio": platform / total}
 
 
 def stage_inputs(kubectl: Kubectl, name: str, run_id: str) -> dict[Stage, StageInput]:
-    """What the operator gave to each stage of a run."""
+    """The operator's input for each stage of a run."""
     inputs = [
         StageInput.model_validate_json(each["data"]["input.json"])
         for each in kubectl.items("configmaps", f"{LABEL_OWNER_NAME}={name}")
@@ -155,7 +155,7 @@ def stage_inputs(kubectl: Kubectl, name: str, run_id: str) -> dict[Stage, StageI
 
 
 def by_hand(kubectl: Kubectl, inputs: dict[Stage, StageInput]) -> dict[str, float]:
-    """Run the stages as processes of this machine; returns seconds by stage."""
+    """Run the stages as processes on this machine; returns seconds by stage."""
     seconds: dict[str, float] = {}
     upstream = inputs[Stage.PREPARE].upstream
     store = kubectl.within(object_store.NAMESPACE)
@@ -184,7 +184,7 @@ def by_hand(kubectl: Kubectl, inputs: dict[Stage, StageInput]) -> dict[str, floa
 
 
 def run_stage(stage: Stage, given: StageInput, folder: Path) -> StageResult:
-    """One stage as a process; raises ClusterError when it fails."""
+    """Run a stage as a process; raises ClusterError if it fails."""
     python = str(environments.quantize()) if stage is Stage.EXPORT else sys.executable
     source, answer = folder / f"{stage}.json", folder / f"{stage}-result.json"
     source.write_text(given.model_dump_json(by_alias=True))
@@ -210,5 +210,5 @@ def run_stage(stage: Stage, given: StageInput, folder: Path) -> StageResult:
     ]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ClusterError(f"{stage} by hand failed: {done.stderr[-1500:]}")
+        raise ClusterError(f"stage {stage} failed when run by hand: {done.stderr[-1500:]}")
     return StageResult.model_validate_json(answer.read_bytes())

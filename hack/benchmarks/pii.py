@@ -1,9 +1,10 @@
-"""Recall and false alarms of the recognisers of personal data, beside Presidio's no-op engine as it comes.
+"""Recall and false alarms of the recognisers of personal data, compared with Presidio's default no-op engine.
 
-The texts and labels are a file of synthetic sentences that the recognisers were never fitted to (``pii/dev.jsonl`` of
-hack/data.py), one a line: {"full_text", "spans": [{"entity_type", "start_position", "end_position"}]}. A labelled span
-is found when a finding overlaps it, and covered when findings hide all of it; a false alarm is a finding that overlaps
-no labelled span. With FINETUNE_PII_NER (the folder of a spaCy pipeline) all labelled types are measured too.
+The data are labelled synthetic sentences that the recognisers were not developed on (``pii/dev.jsonl``, see
+hack/data.py), one per line: {"full_text", "spans": [{"entity_type", "start_position", "end_position"}]}. A labelled
+span is found if a finding overlaps it, and covered if findings cover all of it; a false alarm is a finding that
+overlaps no labelled span. If FINETUNE_PII_NER is set to the folder of a spaCy pipeline, all labelled types are measured
+too.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ TYPES = (
     *("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "IP_ADDRESS", "PHONE_NUMBER", "US_SSN", "US_DRIVER_LICENSE"),
     "DOMAIN_NAME",
 )
-"""What patterns can find: the types of the goal."""
+"""The types that patterns can find; the goal is for these."""
 LEAST = 0.35
-"""Score from which a finding counts, for both sides: the default of Pii.min_score_percent."""
+"""Minimum score of a finding, for both sides: the default of Pii.min_score_percent."""
 ROUNDS = 3
 
 Find = Callable[[str], list[Finding]]
@@ -41,7 +42,7 @@ Find = Callable[[str], list[Finding]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text and the places of what is personal in it."""
+    """A text and the positions of personal data in it."""
 
     text: str
     spans: list[Finding]
@@ -49,7 +50,7 @@ class Labelled:
 
 @dataclass
 class Tally:
-    """What one way of finding did to all texts."""
+    """Results of one engine for all texts."""
 
     labelled: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
@@ -58,7 +59,7 @@ class Tally:
     texts_per_cpu_second: float = 0.0
 
     def recall(self, types: tuple[str, ...]) -> float:
-        """Share of the labelled spans of some types that are found, in percent."""
+        """Percentage of the labelled spans of these types that are found."""
         return 100 * sum(self.found[t] for t in types) / sum(self.labelled[t] for t in types)
 
     def summary(self, types: tuple[str, ...]) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def read(path: Path) -> list[Labelled]:
 
 
 def tally(texts: list[Labelled], find: Find) -> Tally:
-    """Count what is found, and take the median time of a few rounds after the first."""
+    """Count the findings, and measure the median time of a few more rounds."""
     result = Tally()
     for each in texts:
         count(result, each.spans, find(each.text))
@@ -134,12 +135,12 @@ def count(result: Tally, spans: list[Finding], findings: list[Finding]) -> None:
 
 
 def presidio() -> Find:
-    """Presidio's engine with its no-op language engine and all recognisers that come with it; offline."""
+    """Presidio's engine with its no-op language engine and all predefined recognisers; offline."""
     import tldextract
     from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
     from presidio_analyzer.nlp_engine import NlpEngineProvider
 
-    # otherwise its first e-mail address fetches the list of public suffixes
+    # otherwise the first e-mail address downloads the list of public suffixes
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     model = {"nlp_engine_name": "no_op", "models": [{"lang_code": "en", "model_name": "no_op"}]}
     engine = NlpEngineProvider(nlp_configuration=model).create_engine()
@@ -155,11 +156,11 @@ def presidio() -> Find:
 
 
 def with_names(texts: list[Labelled]) -> dict[str, Any]:
-    """All labelled types, with a spaCy pipeline for names where one is given."""
+    """Figures for all labelled types, if a spaCy pipeline for names is given."""
     folder = os.environ.get("FINETUNE_PII_NER")
     if not folder:
-        say("  no names measured: FINETUNE_PII_NER names no spaCy pipeline")
-        return {"note": "not measured: FINETUNE_PII_NER names no spaCy pipeline"}
+        say("  names are not measured: set FINETUNE_PII_NER to the folder of a spaCy pipeline")
+        return {"note": "not measured: FINETUNE_PII_NER is not set to a spaCy pipeline"}
     entities = sorted({recognizer.entity for recognizer in DEFAULT} | set(NAMES))
     measured = tally(texts, Recognition(Pii(entities=entities), ner=Path(folder)).find)
     return measured.summary(tuple(sorted(measured.labelled)))

@@ -1,10 +1,9 @@
-"""How fast rows are prepared: cleaning, personal data, exact and near duplicates, division; and the memory it takes.
+"""Speed and memory of preparing rows: cleaning, personal data, exact and near duplicates, and the split.
 
-Ours takes 100,000 generated support conversations, in a process of its own; its CPU time is all that the process used,
-start included. The plain way goes row by row through Presidio's engine with all its recognisers and puts the rows into
-datasketch's LSH index; it is so slow that it gets the first 2,000 rows only, its start left out, and the time a row of
-these counts for all (its index would grow slower, not faster, with more of them). The peak memory is that of ours with
-1,000,000 rows.
+Our code prepares 100,000 generated support conversations in a separate process; its CPU time includes the start of the
+process. The baseline passes each row through Presidio's engine with all its recognisers and adds it to datasketch's LSH
+index. It is so slow that it gets only the first 2,000 rows, without its start, and its time per row is extrapolated
+(with more rows its index would get slower, not faster). The peak memory is that of our code with 1,000,000 rows.
 """
 
 from __future__ import annotations
@@ -34,24 +33,24 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process used."""
+    """Resource usage of a process."""
 
     cpu_seconds: float
     peak_mib: float
     output: dict[str, Any]
-    """What it printed."""
+    """Its output."""
 
 
 def run() -> Result:
-    """Measure both ways; the value is our rows a CPU-second, the baseline those of the plain way."""
+    """Measure both; the value is our rows per CPU second, the baseline that of the plain implementation."""
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as folder:
         small, large = Path(folder) / "rows.jsonl", Path(folder) / "many-rows.jsonl"
         size = write_conversations(small, ROWS)
         ours = in_a_process("ours", small)
-        say(f"  ours: {ROWS / ours.cpu_seconds:.0f} rows a CPU-second")
+        say(f"  ours: {ROWS / ours.cpu_seconds:.0f} rows per CPU second")
         plain = in_a_process("plain", small)
         plain_rate = SAMPLE / plain.output["loopCpuSeconds"]
-        say(f"  the plain way: {plain_rate:.0f} rows a CPU-second")
+        say(f"  baseline: {plain_rate:.0f} rows per CPU second")
         write_conversations(large, MANY_ROWS)
         many = in_a_process("ours", large)
     return Result(
@@ -70,18 +69,18 @@ def run() -> Result:
 
 
 def in_a_process(way: str, rows: Path) -> Usage:
-    """Run one way over a file. Raises ClusterError when it fails."""
+    """Run one implementation on a file. Raises ClusterError if it fails."""
     output = rows.with_suffix(f".{way}.json")
     argv = [sys.executable, "-m", "hack.benchmarks.prepare_throughput", way, str(rows), str(output)]
     process = os.posix_spawn(sys.executable, argv, {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"})
     _, status, used = os.wait4(process, 0)
     if status:
-        raise ClusterError(f"{way} failed with {os.waitstatus_to_exitcode(status)}")
+        raise ClusterError(f"{way} failed with exit code {os.waitstatus_to_exitcode(status)}")
     return Usage(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, json.loads(output.read_text()))
 
 
 def prepare_rows(rows: Path) -> dict[str, int]:
-    """Our way: the passes of the stage, without the tokenizer, which the plain way does not have either."""
+    """Our implementation: the stage's passes without the tokenizer, which the baseline does not use either."""
     from finetune_api.dataset import DataFormat, Source, Task, TaskType
     from finetune_api.stages import PrepareParams
     from finetune_jobs.examples.validation import Example
@@ -112,11 +111,11 @@ def prepare_rows(rows: Path) -> dict[str, int]:
 
 
 def _silent(_done: int, _total: int) -> None:
-    """Nobody looks at the progress."""
+    """Discard the progress."""
 
 
 def prepare_rows_plainly(rows: Path) -> dict[str, float]:
-    """The plain way: every recogniser over every text, and an index of MinHashes in Python."""
+    """The baseline: every recogniser on every text, and a MinHash index in Python."""
     from datasketch import MinHash, MinHashLSH
 
     find, index = presidio(), MinHashLSH(threshold=Duplicates().near_percent / 100, num_perm=128)
@@ -244,7 +243,7 @@ FOLLOW_UPS = (
 
 
 def write_conversations(path: Path, count: int) -> int:
-    """Generated conversations in a file, always the same; returns its bytes."""
+    """Write generated conversations to a file, always the same; returns its size in bytes."""
     with path.open("w") as file:
         for messages in conversations(count, SEED):
             file.write(json.dumps({"messages": messages}) + "\n")
@@ -252,7 +251,7 @@ def write_conversations(path: Path, count: int) -> int:
 
 
 def conversations(count: int, seed: int) -> Iterator[list[dict[str, str]]]:
-    """Support conversations: 4 % repeat a recent one as it is, 6 % with another greeting and a word of thanks."""
+    """Support conversations: 4 % repeat a recent one exactly, 6 % with another greeting and a word of thanks."""
     chance = random.Random(seed)
     recent: list[list[dict[str, str]]] = []
     for _ in range(count):
@@ -280,7 +279,7 @@ def conversation(chance: random.Random) -> list[dict[str, str]]:
 
 
 def slots(chance: random.Random) -> dict[str, str]:
-    """What distinguishes one conversation: telephone numbers are of ranges that are kept for fiction."""
+    """Values that distinguish a conversation; telephone numbers are from ranges reserved for fiction."""
     first, last = chance.choice(FIRST), chance.choice(LAST)
     other = chance.choice(FIRST)
     return {
@@ -306,7 +305,7 @@ def slots(chance: random.Random) -> dict[str, str]:
 
 
 def main(way: str, rows: str, output: str) -> None:
-    """One way over a file, in this process."""
+    """Run one implementation on a file, in this process."""
     found = prepare_rows(Path(rows)) if way == "ours" else prepare_rows_plainly(Path(rows))
     Path(output).write_text(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""What a benchmark answers, and where it is written."""
+"""The result of a benchmark, and where it is stored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ DIRECTORY = REPOSITORY / "build" / "benchmarks"
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's figure beside its baseline."""
+    """A benchmark's figure and its baseline."""
 
     name: str
     value: float
     unit: str
     baseline: float | None
-    """The same figure of what it is compared with, from the same run; None where nothing compares."""
+    """The same figure for the baseline, from the same run; None if there is none."""
     goal: str
-    """What the figure should be, for people."""
+    """The goal for the figure, as text."""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,7 +42,7 @@ class Result:
 
 
 def machine() -> str:
-    """Processor, cores, memory and kernel, in a line."""
+    """Processor, cores, memory and kernel, on one line."""
     model = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         "unknown CPU",

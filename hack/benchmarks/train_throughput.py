@@ -1,9 +1,9 @@
-"""Tokens that a training handles in a second of one CPU, against TRL's SFTTrainer as it comes.
+"""Training tokens per CPU second, compared with TRL's stock SFTTrainer.
 
-Same model (SmolLM2-135M, nf4), adapter, examples, order and batches on both sides, without validation and checkpoints;
-the baseline gets every setting of ours that TRL has, with its own loss, attention and precision of adapters. Each side
-runs in a fresh process with one thread; CPU time, since it is steadier than wall time on a machine with other work.
-Short examples are those of a classification, long ones a letter with an answer of some 60 tokens.
+Both sides use the same model (SmolLM2-135M, nf4), adapter, examples, order and batches, without validation and
+checkpoints. The baseline has all our settings that TRL supports, with its own loss, attention and adapter precision.
+Each side runs in a new process with one thread. CPU time is measured because it varies less than wall time on a busy
+machine. Short examples are like a classification, long ones like a letter with an answer of about 60 tokens.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ GOAL = 1.7
 
 @dataclass(frozen=True)
 class Workload:
-    """Examples of one kind, and how they are batched."""
+    """Examples of one kind, and their batches."""
 
     name: str
     prompt_words: tuple[int, int]
-    """Fewest and most words of a question."""
+    """Minimum and maximum words of a question."""
     answer_words: tuple[int, int]
     batch: int
     passes: int
     steps: int
-    """The first one warms up and is not measured."""
+    """The first step is a warm-up and not measured."""
 
     @property
     def training(self) -> Training:
-        """As a spec would say it."""
+        """The settings as in a spec."""
         return Training(
             batch_size=self.batch,
             gradient_accumulation=self.passes,
@@ -73,14 +73,14 @@ class Measured:
 
 
 def run() -> Result:
-    """Measure; the value is the rate of the workload with the smaller gain."""
+    """Measure; the value is our rate for the workload with the smaller gain."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before the processes start
     model = ensure_smollm2(cache_directory())
     figures: dict[str, dict[str, Any]] = {}
     for workload in (SHORT, LONG):
         sides = {}
         for side in ("ours", "stock"):
-            with step(f"{workload.name} examples, {side}"):
+            with step(f"train on {workload.name} examples ({side})"):
                 sides[side] = fresh_process(measure, side, workload, model)
         ours, stock = sides["ours"], sides["stock"]
         figures[workload.name] = compared(workload, ours, stock)
@@ -97,7 +97,7 @@ def run() -> Result:
 
 
 def compared(workload: Workload, ours: Measured, stock: Measured) -> dict[str, Any]:
-    """Both sides of a workload, and how far apart their losses are."""
+    """Figures of both sides of a workload, and the differences of their losses."""
     apart = [abs(a - b) / b for a, b in zip(ours.losses, stock.losses, strict=True)]
     return {
         "ours": round(ours.tokens_per_cpu_second, 1),
@@ -112,13 +112,13 @@ def compared(workload: Workload, ours: Measured, stock: Measured) -> dict[str, A
 
 
 def fresh_process(function: Any, *arguments: Any) -> Any:
-    """The function's answer, computed in a process that nothing else has touched."""
+    """The function's result, computed in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def messages(workload: Workload, seed: int) -> list[dict[str, str]]:
-    """A conversation of made-up words, the same on every machine."""
+    """A conversation of random words, the same on every machine."""
     chosen, words = random.Random(seed), WORDS.split()
 
     def text(length: tuple[int, int]) -> str:
@@ -157,7 +157,7 @@ def measure(side: str, workload: Workload, model: Path) -> Measured:
 
 
 def stepping_clock(trainer: Any) -> list[float]:
-    """CPU seconds of this process at the end of each step, filled while the training runs."""
+    """CPU seconds of this process at the end of each step, recorded during training."""
     from transformers import TrainerCallback
 
     times: list[float] = []
@@ -187,7 +187,7 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
 
 
 def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Workload, folder: Path) -> Any:
-    """SFTTrainer with the same settings, as its documentation has it."""
+    """SFTTrainer with the same settings, as documented."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
     from transformers.utils import logging
@@ -221,7 +221,7 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
 
 
 def without_interruptions(trainer: Any) -> Any:
-    """Nothing but steps: neither validation nor checkpoints."""
+    """Only training steps: no validation and no checkpoints."""
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
     return trainer
