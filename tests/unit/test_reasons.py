@@ -4,6 +4,7 @@ import ast
 import re
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -121,17 +122,14 @@ def test_every_reason_is_on_the_page_and_has_a_meaning() -> None:
 
 
 def test_the_page_says_tried_again_of_what_the_stages_call_retriable() -> None:
-    """Only of a hub that is away is it said in words: that it does not have the model is for good."""
+    """Only for an unreachable hub do the meanings say it: that the hub does not have the model is final."""
     tried = {*reference.FINETUNEJOB[Then.TRIES], *reference.FINETUNEJOB[Then.TRIES_FREELY]}
     told: dict[Reason, set[bool]] = {}
     for path in sorted((REPOSITORY / "jobs").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "StageError":
-                reason = call.args[0]
+            for reason, ways in said(call):
                 if isinstance(reason, ast.Attribute) and ast.unparse(reason.value) == "Reason":
-                    told.setdefault(Reason[reason.attr], set()).add(
-                        any(key.arg == "retriable" for key in call.keywords)
-                    )
+                    told.setdefault(Reason[reason.attr], set()).update(ways)
     assert {Reason.S3_UNREACHABLE, Reason.STEP_HUNG, Reason.FIT_REFUSED} <= told.keys()
     assert [reason for reason, ways in told.items() if ways == {True} and reason not in tried] == []
     # What nobody expected is no StageError and tried again; an answer of the store that no retry changes is one.
@@ -142,6 +140,16 @@ def test_the_page_says_tried_again_of_what_the_stages_call_retriable() -> None:
         Reason.CUDA_OUT_OF_MEMORY,  # all begin again with smaller passes, as the meaning says
         Reason.CANDIDATE_FAILED,  # of verify, at an AdapterDeployment
     }
+
+
+def said(node: ast.AST) -> Iterator[tuple[ast.expr, set[bool]]]:
+    """The reasons that a call gives to an error, each with whether it is retriable; ``hub_error`` may be either."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        return
+    if node.func.id == "StageError":
+        yield node.args[0], {any(key.arg == "retriable" for key in node.keywords)}
+    elif node.func.id == "hub_error":
+        yield from ((key.value, {False, True} if key.arg == "missing" else {False}) for key in node.keywords)
 
 
 def has_field(model: Any, path: list[str]) -> bool:
