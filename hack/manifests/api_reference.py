@@ -33,7 +33,7 @@ def _kind(kind: crdgen.Kind) -> Iterator[str]:
     for part in ("spec", "status"):
         yield from _object(part, root["properties"][part])
     yield ""
-    yield f"### Rules for {kind.plural}"
+    yield f"### {kind.kind}: validation rules"
     yield ""
     yield "The API server rejects objects that break these rules, or the types, enum values and bounds in the tables:"
     yield ""
@@ -87,10 +87,10 @@ def _bounds(field: Schema) -> str:
 
 def _range(low: float | None, high: float | None, unit: str) -> str:
     if low is None:
-        return f"at most {high:g}{unit}"
+        return f"at most {high}{unit}"
     if high is None:
-        return f"at least {low:g}{unit}"
-    return f"{low:g}{unit}" if low == high else f"{low:g} to {high:g}{unit}"
+        return f"at least {low}{unit}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 def _prose(description: str) -> str:

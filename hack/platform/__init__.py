@@ -1,1 +1,1 @@
-"""What stands on the local cluster for the demo, the cluster tests and the benchmarks: operator, object store, data."""
+"""The platform on the local cluster for demo, cluster tests and benchmarks: operator, object store, data."""
