@@ -18,16 +18,16 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 	@touch $@
 
 ##@ Use (as root, on Debian or Ubuntu)
-demo: $(STAMP) cluster-up images ## The main job, from data to a verified endpoint (10 minutes, the first time an hour); FRESH=1 begins anew
+demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (10 minutes; the first time an hour); FRESH=1 starts over
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
-demo-full: demo ## What else it does, after the demo: extraction with a learning curve, answers written by a teacher
+demo-full: demo ## The demo, then extraction with a learning curve, and distillation from a teacher
 	@$(VENV)/python -m hack.demo.full
 
 ##@ Develop
-env: $(STAMP) ## Make the virtual environment from the lock file
+env: $(STAMP) ## Create the virtual environment from the lock file
 
-lint: $(STAMP) ## ruff, mypy, the import contracts, and that generated files are up to date
+lint: $(STAMP) ## Run ruff, mypy and the import contracts; check that generated files are up to date
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
@@ -38,13 +38,13 @@ format: $(STAMP) ## Format the code
 	@$(VENV)/ruff check --fix .
 	@$(VENV)/ruff format .
 
-manifests: $(STAMP) ## Generate CRDs, the chart's copies, schema and API reference from the models
+manifests: $(STAMP) ## Generate CRDs, the chart's copies and schema, and reference pages from the models
 	@$(VENV)/python -m hack.manifests
 
 test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (30 seconds)
 	@$(VENV)/python -m pytest --fast -q
 
-test: lint ## Lint, then every test, from nothing: unit, control plane, cluster (as root; half an hour once all is built)
+test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half an hour once everything is built)
 	@$(VENV)/python -m hack.tiers $(WORKERS)
 
 test-needs: $(STAMP) # What the first two tiers need
@@ -58,7 +58,7 @@ test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -n $(WORKERS) -m unit
 
-test-controlplane: $(STAMP) ## The operator against a real API server, no node (minutes)
+test-controlplane: $(STAMP) ## The operator against a real API server without a node (minutes)
 	@$(PYTHON) -m hack.cluster build
 	@$(VENV)/python -m pytest -n $(WORKERS) -m controlplane
 
@@ -66,30 +66,30 @@ test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as r
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m cluster
 
-fuzz: $(STAMP) ## Random input for the tests that draw theirs, for MINUTES=10; shows what to commit
+fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10)
 
-bench: $(STAMP) cluster-up ## Benchmarks; NAME=... for one of hack/benchmarks
+bench: $(STAMP) cluster-up ## Run all benchmarks, or NAME=... from hack/benchmarks
 	@$(VENV)/python -m hack.benchmarks $(NAME)
 
 ##@ Cluster (as root)
 cluster-up: ## Start or repair the local cluster
 	@$(PYTHON) -m hack.cluster up
 
-cluster-status: ## What of the local cluster runs
+cluster-status: ## Show which parts of the local cluster are running
 	@$(PYTHON) -m hack.cluster status
 
 images: ## Build all images into the local cluster
 	@$(PYTHON) -m hack.cluster images
 
-cluster-down: ## Stop the local cluster and undo what it changed on this machine
+cluster-down: ## Stop the local cluster and undo its changes to this machine
 	@$(PYTHON) -m hack.cluster down
 
 cluster-tools: ## Build the local cluster's programs (20 minutes once, then cached)
 	@$(PYTHON) -m hack.cluster build
 
 ##@ Clean
-clean: ## Remove what builds left in this checkout
+clean: ## Remove build output from this checkout
 	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 clean-cache: cluster-down ## Remove the cache that all clones share (binaries, images, models)
