@@ -34,7 +34,7 @@ def build(client: KubeClient, settings: Settings) -> Controller:
 
 
 def run(client: KubeClient, settings: Settings, health: str) -> None:
-    """Watch and reconcile until a signal ends the process; raises what ended a watch stream for good."""
+    """Watch and reconcile until a signal ends the process; raises the error that ended a watch stream."""
     registry = kopf.OperatorRegistry()
     handlers.register(registry, build(client, settings))
     kopf_settings = kopf.OperatorSettings()
@@ -52,7 +52,7 @@ def run(client: KubeClient, settings: Settings, health: str) -> None:
 
 
 def configure_logging(log_format: str) -> None:
-    """Log lines of Kopf and of ours on stderr, in one of Kopf's formats: json, full or plain."""
+    """Log to stderr in one of Kopf's formats: json, full or plain."""
     kopf.configure(log_format=kopf.LogFormat[log_format.upper()])
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 

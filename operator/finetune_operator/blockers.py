@@ -1,8 +1,8 @@
 """What keeps a custom resource of either kind from making progress.
 
-A check is a named function of what was observed, which returns the blocker that it finds, or None. Each kind has one
-tuple of checks, ``BLOCKERS``, and reports the first blocker only: what the spec asks for is checked before what the
-cluster lacks, because that may depend on it. The checks here serve both kinds.
+A check is a named function of what was observed; it returns the blocker that it finds, or None. Each kind lists its
+checks in one tuple, ``BLOCKERS``, and reports the first blocker only. A check may rely on those before it: only a
+profile that exists has a ServiceAccount. The checks here serve both kinds.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -89,7 +89,7 @@ def name_conflict(observed: Observation) -> Blocker | None:
     if not observed.conflicts:
         return None
     objects, kind = ", ".join(observed.conflicts), observed.owner.resource.kind
-    return Blocker(Reason.NAME_TAKEN, f"{objects} exists already and does not belong to this {kind}.")
+    return Blocker(Reason.NAME_TAKEN, f"{objects} already exists and does not belong to this {kind}.")
 
 
 def account_missing(observed: Observation) -> Blocker | None:

@@ -1,6 +1,6 @@
-"""The running operator: watch events go into the cache and the queue, worker threads reconcile, a resync heals.
+"""The running operator: watch events fill the cache and the queue, worker threads reconcile, a resync finds the rest.
 
-Kopf calls ``seen`` from its event loop, which never waits here: everything that blocks happens in the threads.
+Kopf calls ``seen`` from its event loop, which must not block: everything that blocks runs in the threads.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 CHILD_SELECTOR: Final = f"{meta.LABEL_MANAGED_BY}={meta.MANAGED_BY}"
 RESYNC_SPREAD: Final = 0.5
-"""A resync gives all resources a turn within this share of its period, rather than all at once."""
+"""A resync spreads the turns of all resources over this share of its period."""
 
 
 class Controller:
@@ -50,7 +50,7 @@ class Controller:
             thread.start()
 
     def stop(self, timeout: float = 30) -> None:
-        """Let work in hand finish, but wait ``timeout`` seconds at most."""
+        """Let running reconciliations finish, for ``timeout`` seconds at most."""
         self._stopping.set()
         self.queue.close()
         deadline = time.monotonic() + timeout
@@ -58,13 +58,15 @@ class Controller:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def seen(self, resource: Resource, gone: bool, found: Object) -> None:
-        """Take in what a watch stream showed, and give the custom resource a turn if it is news."""
+        """Record what a watch stream showed, and give the custom resource a turn if that is news."""
         self._last_event = time.monotonic()
         news = self._cache.forget(resource, found) if gone else self._cache.record(resource, found)
         key = _key(resource, found)
         if news and key is not None:
             self.queue.add(key)
-        if resource == FINETUNEJOBS:  # news or not: of our own status writes, the followers hear nowhere else
+        if (
+            resource == FINETUNEJOBS
+        ):  # also no news: a status write of the operator's is known, but not to the followers
             self._wake_followers(found["metadata"]["namespace"], found["metadata"]["name"])
 
     def event_age(self) -> float:
@@ -72,7 +74,7 @@ class Controller:
         return time.monotonic() - self._last_event
 
     def _wake_followers(self, namespace: str, name: str) -> None:
-        """AdapterDeployments serve what the FineTuneJob of their source publishes."""
+        """Give a turn to the AdapterDeployments whose source is this FineTuneJob."""
         for follower in self._cache.all(ADAPTERDEPLOYMENTS):
             source = follower["spec"].get("source", {}).get("fineTuneJob", {}).get("name")
             if source == name and follower["metadata"]["namespace"] == namespace:
@@ -84,13 +86,13 @@ class Controller:
                 self.queue.done(key, *self._reconciler.reconcile(key))
             except ApiError as error:
                 delay = self.queue.failed(key, error.retry_after or 0.0)
-                logger.warning("%s: %s; again in %.1f s", "/".join(key), error, delay)
-            except Exception:  # a defect must not end the thread: the key comes back, others go on
+                logger.warning("%s: %s; retrying in %.1f s", "/".join(key), error, delay)
+            except Exception:  # a defect must not end the thread: the key is retried, other keys are not affected
                 self.queue.failed(key)
                 logger.exception("%s: reconciliation failed", "/".join(key))
 
     def _resync(self) -> None:
-        """LIST everything again now and then: finds what the streams missed, and gives every resource a turn."""
+        """LIST everything periodically: finds what the streams missed, and gives every resource a turn."""
         period = self._settings.resync_seconds
         while not self._stopping.wait(period * random.uniform(0.9, 1.1)):  # noqa: S311 - jitter
             try:
@@ -120,7 +122,7 @@ class Controller:
 
 
 def _key(resource: Resource, found: Object) -> Key | None:
-    """The custom resource that an object concerns: itself, or its owner."""
+    """The custom resource to reconcile for an object: itself, or its owner."""
     if resource in CUSTOM_RESOURCES:
         return Key(resource.kind, found["metadata"]["namespace"], found["metadata"]["name"])
     return owner_key(found)

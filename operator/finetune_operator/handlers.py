@@ -36,11 +36,11 @@ from finetune_operator.framework.objects import Resource
 from finetune_operator.kinds import CUSTOM_RESOURCES
 
 MAX_QUEUE_AGE: Final = 300.0
-"""Seconds that a key may wait for its turn before the operator counts as stuck."""
+"""Seconds that a key may wait before the operator reports itself unhealthy."""
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
-    """Kopf copies each object on each event to find out what changed, which nobody here asks for."""
+    """Kopf would copy each object on each event to find out what changed; nothing here needs that."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -53,7 +53,7 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
-    """Kopf's settings: nothing is written to objects, and only our own children are streamed."""
+    """Kopf's settings: it writes nothing to objects, and streams only the children that the operator labels."""
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.persistence.finalizer = f"{meta.GROUP}/finalizer"
@@ -68,7 +68,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
-    """Connect Kopf's streams and probes with the controller."""
+    """Connect Kopf's streams and probes to the controller."""
 
     @kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
     def start(**_: Any) -> None:
@@ -86,7 +86,7 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     def queue_age_seconds(**_: Any) -> float:
         age = controller.queue.age()
         if age > MAX_QUEUE_AGE:
-            raise RuntimeError(f"a resource has been waiting for {age:.0f} s")
+            raise RuntimeError(f"a resource has waited {age:.0f} s for its reconciliation")
         return age
 
     @kopf.on.probe(registry=registry)

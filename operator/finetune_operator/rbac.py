@@ -1,7 +1,7 @@
-"""Everything that the operator asks of the API server; the chart's Role or ClusterRole is generated from it.
+"""All permissions of the operator; the chart's Role or ClusterRole is generated from them.
 
-All of it is namespaced, so that a Role per watched namespace is enough. No verb on Secrets (the kubelet hands them to
-pods), no ``pods/exec``, no wildcard, nothing that grants rights.
+All are namespaced, so a Role per watched namespace is enough. There is no verb on Secrets (the kubelet mounts them into
+pods), no ``pods/exec``, no wildcard, and nothing that grants rights.
 """
 
 from dataclasses import dataclass
@@ -55,17 +55,17 @@ RULES: Final = (
     Rule(CONFIG_MAPS, ("get", "list", "create", "delete")),
     # Stages; patch is for suspend.
     Rule(JOBS, ("get", "list", "watch", "create", "patch", "delete")),
-    # Results, progress and the reasons why a pod waits or died.
+    # Results, progress, and why a pod waits or failed.
     Rule(PODS, ("list", "watch")),
     # Serving; patch is server-side apply.
     Rule(DEPLOYMENTS, ("get", "list", "watch", "create", "patch", "delete")),
     Rule(SERVICES, ("get", "list", "create", "patch", "delete")),
-    # Whether clients reach what serves.
+    # Whether clients reach the revision that serves.
     Rule(ENDPOINT_SLICES, ("list", "watch")),
     Rule(NETWORK_POLICIES, ("get", "list", "create", "patch", "delete")),
-    # Whether the runner's ServiceAccount is there.
+    # Whether the runner's ServiceAccount exists.
     Rule(SERVICE_ACCOUNTS, ("get",)),
-    # Written on the custom resources; read to tell why a Job could not create its pod.
+    # Created on the custom resources; listed to find out why a Job could not create its pod.
     Rule(EVENTS, ("list", "create")),
 )
 """One entry per resource or subresource."""

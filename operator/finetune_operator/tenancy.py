@@ -1,8 +1,8 @@
 """Which namespaces may use what: the admin's rules, compared with what a custom resource asks for. Pure.
 
-Rules are alternatives, and each stands for itself: a resource may be if one rule for its namespace allows all that it
-asks for. Without any rule everything is allowed; as soon as there is one, what none allows is not. A rule that allows
-an expensive profile for little money, and another a cheap one for more, therefore do not add up to both.
+Rules are alternatives, and each is applied alone: a resource is allowed if one rule for its namespace allows everything
+that it asks for. Without any rule, everything is allowed; once there is one, only what a rule allows. So a rule for an
+expensive profile with a low limit, and another for a cheap profile with a high one, do not add up to both.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -77,47 +77,47 @@ class Claim:
 
     subject: Subject
     field: str
-    """Where it asks, for people."""
+    """The field that asks for it, as people know it."""
     value: str
-    """What it asks for; of COST the highest cost in US dollars, empty where the resource sets no limit."""
+    """What it asks for; for COST the highest cost in US dollars, empty where the resource sets no limit."""
 
 
 def tenancy_violation(tenancy: Tenancy, namespace: str, claims: Iterable[Claim]) -> str:
-    """Why a namespace may not have all of ``claims``: which field, its value, and what is allowed. Empty: it may."""
+    """Which of the ``claims`` a namespace may not have: field, value, and what is allowed. Empty: it may have all."""
     if not tenancy.rules:
         return ""
     rules = [rule for rule in tenancy.rules if rule.is_for(namespace)]
     if not rules:
-        return f"Namespace {namespace!r} may not run anything: no rule of the platform's tenancy is for it."
+        return f"Namespace {namespace!r} may not run anything: no tenancy rule of the platform applies to it."
     asked = list(claims)
     nearest = min(([*_faults(rule, namespace, asked)] for rule in rules), key=len)
     if nearest and len(rules) > 1:
-        nearest.append(f"Of {len(rules)} rules for this namespace, that is the nearest.")
+        nearest.append(f"This is the closest of {len(rules)} rules for this namespace.")
     return " ".join(nearest)
 
 
 def lies_below(uri: str, prefix: str) -> bool:
     """Whether ``uri`` is at ``prefix`` or below it, by whole path segments.
 
-    Some stores resolve ``..``, ``.`` and doubled slashes in a key, others take them as they are. So both readings of
-    the URI must lie below the prefix.
+    Some stores resolve ``..``, ``.`` and double slashes in a key, others do not. So both readings of the URI must lie
+    below the prefix.
     """
     readings, wanted = (_segments(uri), _resolved(uri)), _resolved(prefix)
     return wanted is not None and all(each is not None and each[: len(wanted)] == wanted for each in readings)
 
 
 def _faults(rule: TenancyRule, namespace: str, claims: Sequence[Claim]) -> Iterator[str]:
-    """What one rule has against the claims, a sentence each."""
+    """Which claims one rule does not allow, a sentence each."""
     for claim in claims:
         allowed = _allowed(rule, namespace, claim)
         if not allowed.met:
             value = f"is {claim.value!r}" if claim.value else "is empty"
-            yield f"{claim.field} {value}; namespace {namespace!r} may have {allowed.words}."
+            yield f"{claim.field} {value}; namespace {namespace!r} may use {allowed.words}."
 
 
 @dataclass(frozen=True)
 class _Allowed:
-    """What a rule says to a claim: whether it is met, and what would be."""
+    """Whether a rule allows a claim, and what it would allow."""
 
     met: bool
     words: str = ""
@@ -157,7 +157,7 @@ def _by_place(prefixes: list[str] | None, namespace: str, value: str) -> _Allowe
     if prefixes is None:
         return _Allowed(True)
     own = [prefix.replace(NAMESPACE_PLACEHOLDER, namespace) for prefix in prefixes]
-    words = f"what is below {_one_of(own)}" if own else "none"
+    words = f"URIs below {_one_of(own)}" if own else "none"
     return _Allowed(any(lies_below(value, prefix) for prefix in own), words)
 
 
@@ -176,9 +176,9 @@ def _one_of(choices: Sequence[str]) -> str:
 
 
 def _segments(uri: str) -> tuple[str, ...]:
-    """Scheme, bucket or organisation, and the parts of the path as they are written; slashes at its ends do not count.
+    """Scheme, bucket or organisation, and the path's parts as written, without slashes at its ends.
 
-    The revision of a repository of the hub is a part of its own: hf://organisation/name is above each of them.
+    The revision of a repository on the hub is a part of its own: hf://organisation/name is above each revision.
     """
     scheme, _, path = uri.partition("://")
     if scheme == "hf":
@@ -188,7 +188,7 @@ def _segments(uri: str) -> tuple[str, ...]:
 
 
 def _resolved(uri: str) -> tuple[str, ...] | None:
-    """The same as a file system reads it; None where ``..`` leads out of the bucket."""
+    """The same as a file system would resolve it; None where ``..`` leads out of the bucket."""
     scheme, *parts = _segments(uri)
     path: list[str] = []
     for part in parts:

@@ -7,11 +7,12 @@ from finetune_api.finetunejob import ArtifactTokens
 from finetune_api.reasons import Reason
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
+from tests.support.messages import reads
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, published
 
 pytestmark = pytest.mark.unit
 
-LIMITS = "runtime 'tgi-cpu' takes 1024 for a prompt (maxInputTokens), 2048 with its answer (maxTotalTokens)"
+LIMITS = "runtime 'tgi-cpu' … 1024 … (maxInputTokens) … 2048 … (maxTotalTokens)"
 
 
 def deployed(tokens: ArtifactTokens | None) -> ServingCluster:
@@ -38,10 +39,7 @@ def test_golden_prompts_that_do_not_fit_start_nothing(prompt: int, answer: int, 
         assert not cluster.objects
         [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
         assert stalled.reason == Reason.PROMPTS_TOO_LONG
-        assert stalled.message.startswith(
-            f"The longest golden prompt of the artifact has {prompt} tokens, and its answer may have {answer}; "
-            f"{LIMITS}."
-        )
+        assert reads(stalled.message, f"golden prompt … {prompt} tokens … {answer} … {LIMITS}")
         assert "maxInputTokens and maxTotalTokens in the chart's values" in stalled.message
         cluster.settings = taking(4096, 5200)
         cluster.settle()
@@ -89,10 +87,8 @@ def test_longer_examples_are_a_warning(tokens: ArtifactTokens | None, warned: bo
         assert told == []
         return
     assert tokens is not None
-    assert told == [
-        f"The longest example that the artifact was trained with has {tokens.example} tokens with its answer; "
-        f"{LIMITS}, and answers 422 to what is longer."
-    ]
+    [message] = told
+    assert reads(message, f"example … {tokens.example} tokens … {LIMITS} … 422")
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
     cluster.settings = taking(4096, 5200)
     cluster.settle()

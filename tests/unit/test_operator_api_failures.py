@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.meta import FINETUNEJOB
-from finetune_api.reasons import Reason, with_remedy
+from finetune_api.reasons import Reason, remedy
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.api_failures import LASTING
@@ -21,6 +21,7 @@ from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
 from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
+from tests.support.messages import reads
 
 pytestmark = pytest.mark.unit
 
@@ -38,9 +39,7 @@ def words(call: Call) -> str:
 
 def told(call: Call) -> str:
     """What the status says of it."""
-    return with_remedy(
-        Reason.API_CALLS_FAIL, f"The Kubernetes API fails: 500 InternalError: {words(call)}.", FINETUNEJOB
-    )
+    return f"API … 500 InternalError: {words(call)}. … {remedy(Reason.API_CALLS_FAIL, FINETUNEJOB)}"
 
 
 @dataclass
@@ -98,8 +97,11 @@ class Operator:
     def status(self) -> FineTuneJobStatus:
         return FineTuneJobStatus.model_validate(self.cluster.objects[KEY.kind, "job"]["status"])
 
-    def condition(self, kind: str) -> tuple[str, str, str]:
-        return next((c.status, c.reason, c.message) for c in self.status.conditions if c.type == kind)
+    def condition(self, kind: str) -> tuple[str, str]:
+        return next((c.status, c.reason) for c in self.status.conditions if c.type == kind)
+
+    def message(self, kind: str) -> str:
+        return next(each.message for each in self.status.conditions if each.type == kind)
 
     def writes(self) -> int:
         """Attempts to write the status."""
@@ -115,8 +117,9 @@ def test_what_fails_for_a_minute_is_told_once_until_it_works(call: Call) -> None
     assert (operator.status, operator.writes()) == (FineTuneJobStatus(), 0)
     assert operator.turn(timedelta(seconds=1)) == words(call)
     assert (operator.status.phase, operator.writes()) == (Phase.PENDING, 1)
-    assert operator.condition("Ready") == ("False", Reason.API_CALLS_FAIL, told(call))
-    assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL, told(call))
+    assert operator.condition("Ready") == ("False", Reason.API_CALLS_FAIL)
+    assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL)
+    assert reads(operator.message("Stalled"), told(call))
     assert operator.turn(LASTING) == words(call)
     assert operator.writes() == 1
     events = [found for (kind, _), found in operator.cluster.objects.items() if kind == EVENTS.kind]
@@ -124,7 +127,7 @@ def test_what_fails_for_a_minute_is_told_once_until_it_works(call: Call) -> None
     operator.cluster.failing = set()
     assert operator.turn() == operator.turn() == ""
     assert operator.status.phase is Phase.RUNNING
-    assert operator.condition("Stalled")[:2] == ("False", Reason.WAITING)
+    assert operator.condition("Stalled") == ("False", Reason.WAITING)
 
 
 def test_a_success_in_between_begins_the_minute_anew() -> None:
@@ -150,7 +153,8 @@ def test_a_run_that_is_active_keeps_its_phase() -> None:
     assert operator.turn()
     assert operator.turn(LASTING)
     assert (operator.status.phase, operator.status.run) == (Phase.RUNNING, run)
-    assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL, told(ACCOUNT))
+    assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL)
+    assert reads(operator.message("Stalled"), told(ACCOUNT))
 
 
 def test_where_it_is_the_status_that_cannot_be_written_nothing_else_is_tried() -> None:

@@ -33,6 +33,7 @@ from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule
+from tests.support.messages import reads
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +112,7 @@ class Case:
     starts: Stage | None = None
     says: tuple[Phase, Reason] | None = None
     in_words: str = ""
+    """Parts of Ready's message."""
 
 
 RESOLVED = done(Stage.RESOLVE)
@@ -161,12 +163,12 @@ CASES = {
     "unknown profile": Case(
         observed(SPEC.model_copy(update={"profile": "huge"})),
         says=(Phase.PENDING, Reason.PROFILE_UNKNOWN),
-        in_words="spec.profile is 'huge'; the platform offers: small.",
+        in_words="spec.profile is 'huge' … small",
     ),
     "not for this namespace": Case(
         replace(observed(), settings=SETTINGS.model_copy(update={"tenancy": TENANCY})),
         says=(Phase.PENDING, Reason.NOT_ALLOWED),
-        in_words="spec.output.uri is 's3://artifacts/team'; namespace 'team' may have what is below s3://models/team. "
+        in_words="spec.output.uri is 's3://artifacts/team' … 'team' … below s3://models/team. … "
         f"{REMEDIES[Reason.NOT_ALLOWED]}",
     ),
     "no longer for this namespace": Case(
@@ -180,12 +182,12 @@ CASES = {
     "no service account": Case(
         observed(service_account=False),
         says=(Phase.PENDING, Reason.RUNNER_SERVICE_ACCOUNT_MISSING),
-        in_words="'finetune-runner' of profile 'small' does not exist in namespace 'team'",
+        in_words="'finetune-runner' … profile 'small' … namespace 'team'",
     ),
-    "conflicting_job": Case(
+    "another job publishes to the output": Case(
         observed(conflicting_job="The older FineTuneJob 'first'"),
         says=(Phase.PENDING, Reason.OUTPUT_NAME_CONFLICT),
-        in_words="The older FineTuneJob 'first' publishes 'ft' under s3://artifacts/team already.",
+        in_words="The older FineTuneJob 'first' … 'ft' … s3://artifacts/team",
     ),
     "refused by a quota on Jobs": Case(
         observed(refusal='jobs.batch "x" is forbidden: exceeded quota: few'),
@@ -205,7 +207,7 @@ CASES = {
     "a pod of an earlier Job still runs": Case(
         observed(orphan_pods=("ft-train-1-abc",)),
         says=(Phase.PENDING, Reason.WAITING),
-        in_words="Stage resolve waits for the end of pod ft-train-1-abc.",
+        in_words="resolve waits … pod ft-train-1-abc",
     ),
     "succeeded, Jobs gone": Case(
         observed(status=ended(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)), says=(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)
@@ -228,7 +230,7 @@ def test_step(case: Case) -> None:
     assert result.defer_status is (case.starts is Stage.RESOLVE)
     if case.says:
         assert told(result) == case.says
-        assert case.in_words in next(each.message for each in result.status.conditions if each.type == "Ready")
+        assert reads(next(each.message for each in result.status.conditions if each.type == "Ready"), case.in_words)
         assert result.status.observed_generation == 3
 
 

@@ -15,7 +15,7 @@ from finetune_operator.settings import Runtime
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is to be served, how it is reached, and ``source_blocker`` as in Target."""
+    """What is to be served and how it is reached; ``source_blocker`` as in Target."""
 
     uri: str
     storage: Storage
@@ -23,17 +23,17 @@ class Artifact:
     source_blocker: Blocker | None = None
 
     def serving(self, runtime_name: str, runtime: Runtime) -> Serving:
-        """The artifact on a runtime."""
+        """How a runtime serves the artifact."""
         return Serving(artifact_uri=self.uri, storage=self.storage, runtime_name=runtime_name, runtime=runtime)
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
-    """The artifact that the source names. Where its FineTuneJob has none, the one that is known from before stays."""
+    """The artifact that the source names. If its FineTuneJob has none, the last known one stays."""
     source, job = observed.resource.spec.source, observed.source
     if source.artifact is not None:
         return Artifact(source.artifact.uri, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
-        # The spec may be that of a run which has yet to publish; an earlier version recorded no storage.
+        # The spec may belong to a run that has not published yet; an earlier version recorded no storage.
         return Artifact(job.artifact.uri, job.artifact.storage or job.storage.for_reading, job.artifact.tokens)
     source_blocker = _source_blocker(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
@@ -43,21 +43,21 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
 
 
 def _source_blocker(observed: ObservedDeployment, name: str) -> Blocker:
-    """Why the FineTuneJob has no artifact. Before anything serves, it may not have been applied yet."""
+    """Why there is no artifact. Before anything serves, the FineTuneJob may just not have been applied yet."""
     job, stable = observed.source, observed.resource.status.stable
     if job is not None:
-        phase = f"its phase is {job.phase}" if job.phase else "it has not begun"
+        phase = f"its phase is {job.phase}" if job.phase else "it has not started"
         message = f"FineTuneJob {name!r} has not published an artifact; {phase}."
         return Blocker(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED, requeue_after=None)
     message = f"FineTuneJob {name!r} does not exist in this namespace"
     if stable is None:
         return Blocker(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, requeue_after=None)
-    message = f"{message}; revision {stable.revision} goes on serving {stable.artifact_uri}."
+    message = f"{message}; revision {stable.revision} keeps serving {stable.artifact_uri}."
     return Blocker(Reason.SOURCE_NOT_FOUND, message)
 
 
 def _known(observed: ObservedDeployment) -> RevisionStatus | None:
-    """What the spec asked for while its source had an artifact: the candidate under way, or else what serves."""
+    """The revision of the last known artifact: a candidate for this spec, or else the stable one."""
     status, wanted = observed.resource.status, spec_hash(observed.resource.spec)
     candidate = status.candidate
     if candidate and candidate.state is not RevisionState.FAILED and candidate.spec_hash == wanted:

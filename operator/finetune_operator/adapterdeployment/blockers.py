@@ -19,7 +19,7 @@ from finetune_operator.blockers import (
 from finetune_operator.tenancy import Claim, Subject
 
 DELETION_SECONDS: Final = 5.0
-"""When to look again for what the garbage collector is about to delete."""
+"""When to look again for an object that the garbage collector is about to delete."""
 
 
 def not_allowed(observed: ObservedDeployment) -> Blocker | None:
@@ -28,22 +28,22 @@ def not_allowed(observed: ObservedDeployment) -> Blocker | None:
 
 
 def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
-    """An object of an earlier resource of this name still has the name of one of the plan's."""
+    """An object of a deleted resource of this name still has a name that the plan needs."""
     if not observed.pending_deletion:
         return None
     objects = ", ".join(observed.pending_deletion)
-    message = f"{objects} of an earlier AdapterDeployment of this name is yet to be deleted."
+    message = f"{objects} of a deleted AdapterDeployment of this name still exists; the garbage collector deletes it."
     return Blocker(Reason.WAITING, message, waiting=True, requeue_after=DELETION_SECONDS)
 
 
 def source_not_ready(observed: ObservedDeployment) -> Blocker | None:
-    """The source has no artifact, and none is known from before."""
+    """The source has no artifact, and no earlier one is known."""
     artifact = find_artifact(observed)
     return artifact if isinstance(artifact, Blocker) else None
 
 
 def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
-    """The runtime cannot be asked the artifact's golden prompts; what serves already goes on serving."""
+    """The artifact's golden prompts are too long for the runtime. A revision that serves already keeps serving."""
     spec, artifact, stable = observed.resource.spec, find_artifact(observed), observed.resource.status.stable
     if isinstance(artifact, Blocker):
         return None
@@ -65,7 +65,7 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     account_missing,
     prompts_too_long,
 )
-"""Without the API server's refusal of an object, which leaves the target what it is."""
+"""A refusal by the API server is not among them: it does not change the target."""
 
 
 def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:

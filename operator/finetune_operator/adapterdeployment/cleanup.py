@@ -1,4 +1,4 @@
-"""What is left of earlier revisions, and when it goes."""
+"""What is left of earlier revisions, and when it is deleted."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,21 +16,21 @@ from finetune_operator.resources.service import candidate_service_name
 
 @dataclass(frozen=True)
 class Cleanup:
-    """Deletions that are due, and in how many seconds others will be."""
+    """Deletions that are due, and the seconds until others are."""
 
     first: tuple[Delete, ...] = ()
-    """What no client can be connected to: it goes before anything is made, so that a quota has room for that."""
+    """Objects that no client can be connected to; deleted before others are created, to make room in a quota."""
     last: tuple[Delete, ...] = ()
-    """What the Service pointed to: it goes after the Service has been moved."""
+    """Objects of the revision that the Service pointed to; deleted after the Service has moved."""
     due_after: float | None = None
 
 
 def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
-    Pods go last, once the drain of the newest promotion is over and none of them is an endpoint of the Service: until
-    then clients may be connected to the revision before. A candidate's own Service goes once it is proved. Of a failed
-    candidate its verification stays, so that the log can be read.
+    Pods are deleted last, once the drain of the newest promotion is over and none of them is an endpoint of the
+    Service: until then clients may be connected to the previous revision. A candidate's own Service is deleted once the
+    candidate is verified. The verification Job of a failed candidate stays, so that its log can be read.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
@@ -47,7 +47,7 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         if resource == SERVICES:
             return name not in services
         in_use = revision in {serving, starting} or name == verification
-        # Earlier verifications are of no use, even those of the revision that starts.
+        # Earlier verifications are of no use, even those of the candidate.
         stale = resource == JOBS and name != verification and revision != serving
         return stale or not in_use
 
@@ -67,7 +67,7 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
 
 
 def _drain_left(rollout: Rollout) -> float:
-    """Seconds for which revisions before the stable one still wait for their clients."""
+    """Seconds until the drain of earlier revisions is over."""
     runtime = rollout.observed.settings.runtimes.get(rollout.observed.resource.spec.runtime)
     if rollout.stable is None or runtime is None:
         return 0.0

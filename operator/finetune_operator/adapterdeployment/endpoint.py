@@ -1,4 +1,4 @@
-"""Which pods clients of the public Service reach: its EndpointSlices tell, and the nodes follow them a moment later."""
+"""Which pods clients of the public Service reach: its EndpointSlices say so, and nodes follow them a moment later."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from finetune_operator.framework.objects import Object
 
 SETTLING_SECONDS: Final = 2.5
 """How long nodes are given to follow an EndpointSlice. kube-proxy does so once a second (``minSyncPeriod``); until then
-it refuses connections to a Service without endpoints. Objects tell whole seconds: 1.5 to 2.5 s really pass."""
+it refuses connections to a Service without endpoints. Timestamps have whole seconds, so 1.5 to 2.5 s really pass."""
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,20 @@ class EndpointState:
     """Where connections to the public Service end."""
 
     answers: bool = False
-    """Clients get answers, from whatever revision."""
+    """Clients get answers, from any revision."""
     settled: bool = False
-    """They get them from the revision that serves: every node can be expected to know its pods."""
+    """Clients get answers from the stable revision: every node can be expected to know its pods."""
     elsewhere: bool = False
-    """They may still be sent to pods of another revision."""
+    """Clients may still be sent to pods of another revision."""
     due_after: float | None = None
     """Seconds until it is settled, if nothing else happens."""
 
 
 def endpoint_state(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> EndpointState:
-    """Where connections end, by the endpoints that are ready.
+    """Where connections end, according to the endpoints that are ready.
 
-    Whoever got answers before goes on getting them while there is any such endpoint: nodes that do not know it yet
-    send clients to the pods of before, which are told to stop only later, and wait for their clients.
+    Clients that got answers before keep getting them while any endpoint is ready: nodes that do not know it yet send
+    them to the previous pods, which are stopped only later and drain first.
     """
     if stable is None:
         return EndpointState()
@@ -56,14 +56,14 @@ def endpoint_state(observed: ObservedDeployment, stable: RevisionStatus | None, 
 
 
 def _ready_pods(endpoints: Object) -> Iterator[str]:
-    """Names of the pods that take connections; by the API's definition, one that says nothing does."""
+    """Names of the pods that accept connections. By the API's definition, unknown readiness counts as ready."""
     for endpoint in endpoints.get("endpoints") or []:
         if (endpoint.get("conditions") or {}).get("ready") is not False:
             yield (endpoint.get("targetRef") or {}).get("name", "")
 
 
 def _known_since(endpoints: Object, pod: Object) -> Iterator[str]:
-    """Before which times no node can have known the pod as an endpoint."""
+    """Times before which no node can have known the pod as an endpoint."""
     yield endpoints["metadata"]["creationTimestamp"]
     for condition in (pod.get("status") or {}).get("conditions") or []:
         if condition["type"] == "Ready" and condition.get("lastTransitionTime"):
@@ -71,6 +71,6 @@ def _known_since(endpoints: Object, pod: Object) -> Iterator[str]:
 
 
 def _settling(times: list[str], now: datetime) -> float:
-    """Seconds left since the latest of the times. One that lies ahead is that of a wrong clock, and tells nothing."""
+    """Seconds left to settle since the latest of the times. A time in the future comes from a wrong clock: ignored."""
     ages = [(now - parse_timestamp(time)).total_seconds() for time in times]
     return max(0.0, SETTLING_SECONDS - min((age for age in ages if age >= 0), default=SETTLING_SECONDS))

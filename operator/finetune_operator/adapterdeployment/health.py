@@ -1,4 +1,4 @@
-"""How a revision's pods are: available, waiting for something, or beyond hope."""
+"""The health of a revision's pods: available, waiting for something, or failed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from finetune_operator.outcome.pod import parse_result, pod_blocker, refusal
 from finetune_operator.resources.deployment import FETCH
 
 CRASHES: Final = 3
-"""Restarts after which a container that dies again and again has failed."""
+"""Restarts after which a crashing container counts as failed."""
 PULL_PATIENCE_SECONDS: Final = 300.0
-"""How long a failing image pull may be a hiccup of the registry."""
+"""How long a failing image pull may be a passing fault of the registry."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class CandidateProblem:
     reason: Reason
     message: str
     fatal: bool = False
-    """True: waiting is of no use."""
+    """True: waiting does not help."""
 
 
 def is_available(deployment: Object | None, replicas: int) -> bool:
-    """Whether the Deployment asks for so many pods at least, and all that it asks for are up to date and ready."""
+    """Whether the Deployment asks for at least so many pods, and all of its pods are up to date and available."""
     if deployment is None:
         return False
     status, wanted = deployment.get("status") or {}, int(deployment["spec"].get("replicas", 1))
@@ -40,7 +40,7 @@ def is_available(deployment: Object | None, replicas: int) -> bool:
 
 
 def candidate_problem(deployment: Object | None, pods: Sequence[Object], age_seconds: float) -> CandidateProblem | None:
-    """What keeps a candidate from becoming available, the worst of it; None if nothing is known."""
+    """The worst problem that keeps a candidate from becoming available; None if none is known."""
     refused = [condition.get("message", "") for condition in _conditions(deployment, "ReplicaFailure", "True")]
     problems = [trouble for pod in pods for trouble in _pod_problems(pod)]
     problems += [CandidateProblem(*refusal(message)) for message in refused]
@@ -71,7 +71,7 @@ def _pod_problems(pod: Object) -> Iterator[CandidateProblem]:
 
 
 def _container_problem(container: Object, ended: Object) -> CandidateProblem:
-    """Why a container ended; the kubelet starts it again, again and again."""
+    """Why a container ended; the kubelet keeps restarting it."""
     name, restarts = container["name"], container.get("restartCount", 0)
     result = parse_result(ended.get("message")) if name == FETCH else None
     fatal = restarts >= CRASHES and ended["exitCode"] != ExitCode.RETRIABLE
@@ -81,12 +81,12 @@ def _container_problem(container: Object, ended: Object) -> CandidateProblem:
         return CandidateProblem(Reason.OUT_OF_MEMORY, f"Container {name!r} used more memory than its limit.", fatal)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     return CandidateProblem(
-        reason, f"Container {name!r} ended with exit code {ended['exitCode']} after {restarts} restarts.", fatal
+        reason, f"Container {name!r} exited with code {ended['exitCode']} after {restarts} restarts.", fatal
     )
 
 
 def _last_end(container: Object) -> Object | None:
-    """How a container ended; one that was started again since counts with its former end."""
+    """How a container ended; for one that was restarted, how it ended before."""
     for state in ("state", "lastState"):
         ended: Object | None = (container.get(state) or {}).get("terminated")
         if ended is not None:

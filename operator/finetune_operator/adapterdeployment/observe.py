@@ -1,4 +1,4 @@
-"""What is there: one AdapterDeployment, what it serves, and its children."""
+"""What is observed: one AdapterDeployment, its source, and its children."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,13 +39,13 @@ _LISTED: Final = (SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
 
 @dataclass(frozen=True)
 class Source:
-    """What matters of the FineTuneJob that is served."""
+    """The FineTuneJob whose artifact is served."""
 
     phase: str
     artifact: ArtifactStatus | None
     """What it has published, if anything."""
     storage: Storage
-    """What its spec says now."""
+    """The storage in its current spec."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class ObservedDeployment:
     slices: tuple[Object, ...] = ()
     """EndpointSlices of its public Service."""
     conflicts: tuple[str, ...] = ()
-    """Objects, as "Kind name", that have a name which we need and another owner."""
+    """Objects of another owner, as "Kind name", whose names the plan needs."""
     pending_deletion: tuple[str, ...] = ()
-    """The same of an earlier AdapterDeployment of this name, until the garbage collector has taken them."""
+    """Objects of a deleted AdapterDeployment of this name that the garbage collector has not deleted yet."""
     refusal: str = ""
-    """What the API server said when it did not take an object of the plan (a quota, a policy)."""
+    """What the API server said when it refused an object of the plan (a quota, a policy)."""
 
     @property
     def owner(self) -> Owner:
@@ -144,12 +144,12 @@ class DeploymentObserver:
         )
 
     def without_api(self, resource: Object, said: str) -> UnplannedDeployment:
-        """What the resource itself shows, while the API fails with these words."""
+        """What the resource itself shows, while calls to the API fail with this error."""
         status = parse_status(AdapterDeploymentStatus, resource.get("status") or {})
         return Unplanned(ObjectMeta.model_validate(resource["metadata"]), status, Reason.API_CALLS_FAIL, said)
 
     def _children(self, owner: Owner, resource: Resource) -> dict[str, Object]:
-        """What the owner owns of a kind; others may carry its labels."""
+        """The owner's children of a kind; objects of others may carry its labels."""
         if resource in _WATCHED:
             found = self._cache.children(owner.key, resource)
         else:
@@ -157,7 +157,7 @@ class DeploymentObserver:
         return {child["metadata"]["name"]: child for child in found if owner.owns(child)}
 
     def _pods(self, owner: Owner, jobs: Iterable[Object]) -> tuple[Object, ...]:
-        """Pods from the cache; those of a finished Job live, should the pod's last news come after the Job's."""
+        """Pods from the cache; those of a finished Job from the API, as the pod's result may arrive after the Job's."""
         pods = {pod["metadata"]["name"]: pod for pod in self._cache.children(owner.key, PODS)}
         for job in jobs:
             own = [pod for pod in pods.values() if controller_uid(pod) == job["metadata"]["uid"]]
@@ -167,7 +167,7 @@ class DeploymentObserver:
         return tuple(pods.values())
 
     def _slices(self, owner: Owner, service: Object | None) -> tuple[Object, ...]:
-        """Those of this very Service: the ones of an earlier Service of its name are about to go."""
+        """EndpointSlices of this Service; those of a deleted Service of its name are about to be deleted."""
         if service is None:
             return ()
         found = self._cache.children(owner.key, ENDPOINT_SLICES)
@@ -184,7 +184,7 @@ class DeploymentObserver:
         return Source(status.phase or "", status.artifact if job else None, job.storage if job else Storage())
 
     def _service_of_others(self, owner: Owner) -> tuple[tuple[str, ...], bool]:
-        """Whether somebody else has a Service of the name that clients are to use, and whether it is about to go."""
+        """A Service of another owner with the public name, and whether that owner is deleted."""
         service = self._client.get(SERVICES, owner.namespace, owner.name)
         if service is None or owner.owns(service):
             return (), False
@@ -196,7 +196,7 @@ class DeploymentObserver:
 
 
 def controller_uid(child: Object) -> str:
-    """Uid of the object on whose behalf it was made: a pod's ReplicaSet or Job, an EndpointSlice's Service."""
+    """Uid of the object's controller: a pod's ReplicaSet or Job, an EndpointSlice's Service."""
     references = child["metadata"].get("ownerReferences") or []
     return next((str(reference["uid"]) for reference in references if reference.get("controller")), "")
 

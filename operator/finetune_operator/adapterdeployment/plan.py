@@ -1,8 +1,8 @@
 """AdapterDeployment: what to do next, as a pure function of what was observed.
 
 The story: find the revision that should serve (the target). If another one serves (stable), start the target beside it
-as the candidate, prove it, and move the Service to it. Whatever happens to a candidate, the stable revision is not
-touched until another one has been proved.
+as the candidate, verify it, and move the Service to it. Whatever happens to a candidate, the stable revision is not
+touched until another one has been verified.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unpl
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
-from finetune_operator.adapterdeployment.verification import PROVED, find_verdict, verify_request
+from finetune_operator.adapterdeployment.verification import VERIFIED, find_verdict, verify_request
 from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
@@ -43,9 +43,9 @@ from finetune_operator.resources.service import candidate_service, public_servic
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 
 MESSAGE_LIMIT: Final = 1024
-"""What the API takes; a scheduler that speaks of many nodes says more."""
+"""The API's limit; a scheduler's message about many nodes is longer."""
 SCORE_LIMIT: Final = 16
-"""What the API takes; pods are not trusted to keep to it."""
+"""The API's limit; pods are not trusted to respect it."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class RolloutStep:
 
 
 def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> Plan[AdapterDeploymentStatus]:
-    """Actions, the new status, events, and when to look again without an event."""
+    """Actions, the new status, events and the time of the next pass."""
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
     target = find_target(observed)
     stable = serving_revision(observed, target, now)
     if isinstance(target, Target) and (blocker := refused(observed)):
-        # The candidate stays what it is, and what was refused is asked for again: it does not begin anew.
+        # The candidate stays what it is, and the refused object is tried again: the rollout does not start anew.
         step = RolloutStep(stable, _known(observed, target), requeue_after=RETRY_SECONDS)
         target = blocker
     elif isinstance(target, Blocker):
@@ -92,8 +92,8 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
 def serving_revision(observed: ObservedDeployment, target: Target | Blocker, now: datetime) -> RevisionStatus | None:
     """The revision that clients are sent to.
 
-    The status knows it. Without one (of a restored resource, or when the operator died before it wrote the first
-    promotion down) the public Service does: it never pointed to a revision that was not proved.
+    The status knows it. Without a status (a restored resource, or an operator that died before it recorded the first
+    promotion) the public Service does: it never pointed to a revision that was not verified.
     """
     status = observed.resource.status
     if status.stable is not None:
@@ -115,25 +115,25 @@ def serving_revision(observed: ObservedDeployment, target: Target | Blocker, now
 
 
 def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker, revision: str) -> bool:
-    """The candidate's promotion was carried out but not written down: it is about to be repeated, scores and all."""
+    """The candidate was promoted but not recorded: the promotion is about to be repeated, with its scores."""
     candidate = observed.resource.status.candidate
     is_target = isinstance(target, Target) and target.revision == revision
     return is_target and candidate is not None and candidate.revision == revision
 
 
 def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None) -> RolloutStep:
-    """Without a target: what serves goes on serving, and a candidate of an earlier target goes."""
+    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted."""
     return RolloutStep(stable, actions=_keep(observed, stable), requeue_after=blocker.requeue_after)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
-    """The revision with all that it takes to make its pods again; one that was found by its Service lacks it."""
+    """The revision with everything needed to recreate its pods; one that was found by its Service lacks it."""
     serving = target.serving
     return stable.model_copy(update={"runtime": serving.runtime_name, "storage": serving.storage})
 
 
 def _serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
-    """The target serves: its objects are as they should be, with as many pods as the spec asks for."""
+    """The target serves: restore its objects, with as many pods as the spec asks for."""
     return (
         *_pods(observed, target, observed.resource.spec.replicas),
         *_traffic(observed, target.revision),
@@ -141,16 +141,16 @@ def _serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
 
 
 def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[Action, ...]:
-    """Another revision than the target serves: its pods stay as they were proved, but as many as the spec wants.
+    """Another revision than the target serves: its pods stay as they were verified, as many as the spec asks for.
 
-    What somebody deleted or changed comes back, unless the platform's settings have changed since: what they would
-    make now has not been proved, so that only the number of pods is seen to.
+    Deleted or changed objects are restored, unless the platform's settings have changed since: pods with the new
+    settings have not been verified, so then only the number of pods is adjusted.
     """
     if stable is None:
         return ()
-    proved = recorded_target(observed, stable)
-    if proved is not None:
-        return _serve(observed, proved)
+    verified = recorded_target(observed, stable)
+    if verified is not None:
+        return _serve(observed, verified)
     live, replicas = observed.child(DEPLOYMENTS, stable.deployment), observed.resource.spec.replicas
     outnumbered = live is not None and live["spec"].get("replicas") != replicas
     scale = Patch(DEPLOYMENTS, stable.deployment, {"spec": {"replicas": replicas}})
@@ -160,7 +160,7 @@ def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[
 def _roll_out(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
 ) -> RolloutStep:
-    """The target does not serve yet: start it, prove it, move the traffic; or find out why that cannot be."""
+    """The target does not serve yet: start it, verify it, move the traffic; or report why that is impossible."""
     candidate, events = _candidate(observed, target, now)
     keep = _keep(observed, stable)
     if candidate.state is RevisionState.FAILED:
@@ -174,15 +174,15 @@ def _roll_out(
     verdict = find_verdict(observed, verification.name)
     if verdict is not None and verdict.state is State.FAILED:
         return _fail(stable, candidate, CandidateProblem(verdict.reason, verdict.message), keep, now)
-    proved = verdict is not None and verdict.state in PROVED
-    # One pod is enough for the proof: a bad artifact shall not cost a whole fleet of GPUs. Zero are not.
-    replicas = max(1, observed.resource.spec.replicas) if proved else 1
-    closed = _closed_for(observed, target, candidate, now) if proved else 0.0
-    if verdict is not None and proved and is_available(live, replicas) and not closed:
+    verified = verdict is not None and verdict.state in VERIFIED
+    # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
+    replicas = max(1, observed.resource.spec.replicas) if verified else 1
+    closed = _closed_for(observed, target, candidate, now) if verified else 0.0
+    if verdict is not None and verified and is_available(live, replicas) and not closed:
         return _promote(observed, target, candidate, verdict, now)
-    actions = (*keep, *_start(observed, target, replicas, is_open=proved))
-    if proved or not is_available(live, replicas):
-        waiting = _waiting(candidate, proved, problem, now)
+    actions = (*keep, *_start(observed, target, replicas, is_open=verified))
+    if verified or not is_available(live, replicas):
+        waiting = _waiting(candidate, verified, problem, now)
         patience = max(0.0, PULL_PATIENCE_SECONDS - age) or None
         return RolloutStep(stable, waiting, actions, events, requeue_after=closed or patience)
     actions += (
@@ -190,17 +190,17 @@ def _roll_out(
         *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
     )
     blocker = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
-    message = blocker or "The server's answers are compared with those of the evaluated artifact."
+    message = blocker or "Comparing the server's answers with those of the evaluated artifact."
     verifying = in_state(candidate, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
     return RolloutStep(stable, verifying, actions, events)
 
 
 def _closed_for(observed: ObservedDeployment, target: Target, candidate: RevisionStatus, now: datetime) -> float:
-    """Seconds until the proved pods can be expected to be open to everybody.
+    """Seconds until the network can be expected to let everybody reach the verified pods.
 
-    Network plugins follow a policy a moment later. A Service that moved at once would send the first clients to a
-    closed door. The clock starts when the policy is written, which the status tells: not when the proof ended, for the
-    operator may have been down since then.
+    Network plugins follow a policy a moment later: a Service that moved at once would send the first clients to closed
+    ports. The time counts from when the policy was written, which the status shows, and not from the end of the
+    verification: the operator may have been down since.
     """
     seconds = float(observed.settings.policy_seconds)
     policy = serving_policy(observed.owner, target.revision)
@@ -211,13 +211,13 @@ def _closed_for(observed: ObservedDeployment, target: Target, candidate: Revisio
 
 
 def _waiting(
-    candidate: RevisionStatus, proved: bool, problem: CandidateProblem | None, now: datetime
+    candidate: RevisionStatus, verified: bool, problem: CandidateProblem | None, now: datetime
 ) -> RevisionStatus:
-    """The candidate while its pods start: the first one, or after the proof all the others."""
-    state = RevisionState.PROMOTING if proved else RevisionState.STARTING
-    reason = Reason.VERIFIED if proved else Reason.CANDIDATE_STARTING
+    """The candidate while its pods start: the first one, or after verification the others."""
+    state = RevisionState.PROMOTING if verified else RevisionState.STARTING
+    reason = Reason.VERIFIED if verified else Reason.CANDIDATE_STARTING
     message = (
-        "It is proved; the rest of its pods start, and its network opens." if proved else "The server loads the model."
+        "Verified; the other pods start, and the network opens." if verified else "The server is loading the model."
     )
     if problem is not None:
         reason, message = problem.reason, problem.message
@@ -225,13 +225,13 @@ def _waiting(
 
 
 def _known(observed: ObservedDeployment, target: Target) -> RevisionStatus | None:
-    """The target as the candidate that it is already."""
+    """The candidate, if it is the target."""
     known = observed.resource.status.candidate
     return known if known is not None and known.revision == target.revision else None
 
 
 def _candidate(observed: ObservedDeployment, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
-    """The target as the candidate that it already is, or as a new one."""
+    """The target as the current candidate, or as a new one."""
     known = _known(observed, target)
     if known is not None:
         same_spec = known.spec_hash == target.spec_hash
@@ -249,7 +249,7 @@ def _candidate(observed: ObservedDeployment, target: Target, now: datetime) -> t
         spec_hash=target.spec_hash,
         reason=Reason.CANDIDATE_STARTING,
     )
-    message = f"Revision {target.revision} starts with artifact {target.serving.artifact_digest[:12]}."
+    message = f"Starting revision {target.revision} with artifact {target.serving.artifact_digest[:12]}."
     return started, (Event("Normal", Reason.CANDIDATE_STARTING, message),)
 
 
@@ -261,15 +261,15 @@ def _fail(
     now: datetime,
 ) -> RolloutStep:
     failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
-    serves = f" Revision {stable.revision} goes on serving." if stable else ""
-    message = f"Revision {candidate.revision} is not served: {problem.message}{serves}"
+    serves = f" Revision {stable.revision} keeps serving." if stable else ""
+    message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
     return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
 
 
 def _promote(
     observed: ObservedDeployment, target: Target, candidate: RevisionStatus, verdict: Verdict, now: datetime
 ) -> RolloutStep:
-    """Proved and ready: from now on the public Service points to it."""
+    """Verified and ready: the public Service now points to it."""
     scores = verdict.result.scalars if verdict.result else {}
     serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, verdict.message, now).model_copy(
         update={
@@ -291,9 +291,9 @@ def in_state(
 
 
 def _start(observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:
-    """The candidate's objects. The policy comes first: before the proof its pods are open to the verifier only.
+    """The candidate's objects. The policy comes first: until it is verified, only the verifier reaches its pods.
 
-    The proof is also the end of the candidate's own Service: a namespace with room for one has it for the public one.
+    Once it is verified, its own Service is not needed: a quota may have room for one Service only, the public one.
     """
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
@@ -317,7 +317,7 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
 
 
 def _traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
-    """The pods of the revision are open to clients, and the public Service points to them."""
+    """Clients may reach the pods of the revision, and the public Service points to them."""
     policy, service = serving_policy(observed.owner, revision), public_service(observed.owner, revision)
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),

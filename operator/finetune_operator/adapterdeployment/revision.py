@@ -14,8 +14,8 @@ REVISION_LENGTH: Final = 8
 def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
     """Short hash of the artifact and of the pods that serve it, whatever their number.
 
-    The pods name their fetch input, which is named by its own hash: where the artifact is, and how it is reached,
-    count too. The uid of the custom resource does not, so that a restored one has the same revisions.
+    The pods name their fetch input, whose name contains its own hash: the artifact's place and how it is reached count
+    too. The uid of the custom resource does not, so that a restored resource has the same revisions.
     """
     owner = replace(observed.owner, uid="")
     template = pod_template(owner, serving, observed.settings, revision="")
@@ -25,6 +25,6 @@ def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
 def spec_hash(spec: AdapterDeploymentSpec) -> str:
     """Identity of the spec, except for the number of pods, which autoscalers change.
 
-    Without defaults, so that a field which a later version adds changes nothing.
+    Defaults are left out, so a field that a later version adds changes nothing.
     """
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"}))

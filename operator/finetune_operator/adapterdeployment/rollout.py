@@ -1,4 +1,4 @@
-"""Where an AdapterDeployment stands; what its status and the cleanup are made from."""
+"""Where an AdapterDeployment stands; its status and the cleanup follow from it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,11 +16,11 @@ class Rollout:
 
     observed: ObservedDeployment
     target: Target | Blocker
-    """What should serve, or why nothing can be planned to."""
+    """What should serve, or what stands in the way."""
     stable: RevisionStatus | None
     """The revision that clients are sent to, after this reconciliation."""
     candidate: RevisionStatus | None
-    """The revision that is started or has failed."""
+    """The revision that is being started, or has failed."""
     endpoint: EndpointState
     now: datetime
 

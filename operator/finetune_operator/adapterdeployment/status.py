@@ -1,4 +1,4 @@
-"""AdapterDeployment: the status that people and programs read, composed anew in every reconciliation."""
+"""The status of an AdapterDeployment, composed anew in every reconciliation, and the events for its transitions."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ from finetune_operator.resources.service import service_url
 
 @dataclass(frozen=True)
 class _Summary:
-    """What the conditions and the phase are about."""
+    """The facts behind conditions and phase."""
 
     rollout: Rollout
 
@@ -33,7 +33,7 @@ class _Summary:
 
     @property
     def candidate(self) -> RevisionStatus | None:
-        """The revision that is started or has failed."""
+        """The revision that is being started, or has failed."""
         return self.rollout.candidate
 
     @property
@@ -53,7 +53,7 @@ class _Summary:
 
     @property
     def ready(self) -> int:
-        """Of these, the ones that are ready."""
+        """Pods of the stable revision that are ready."""
         return int(self._pods.get("readyReplicas", 0))
 
     @property
@@ -63,24 +63,24 @@ class _Summary:
 
     @property
     def blocker(self) -> Blocker | None:
-        """Why there is no target, or only the one from before."""
+        """Why there is no target, or only an earlier one."""
         target = self.rollout.target
         return target if isinstance(target, Blocker) else target.source_blocker
 
     @property
     def failure(self) -> tuple[Reason, str] | None:
-        """What somebody has to act on."""
-        # A blocker ends a candidate, unless the API server refused an object: then that is what is to be reported.
+        """A problem that somebody has to act on."""
+        # A blocker ends a candidate, except for a refusal by the API server, which is then what to report.
         blocks = isinstance(self.rollout.target, Blocker) or not self.candidate
         if self.blocker and not self.blocker.waiting and blocks:
             return self.blocker.reason, self.blocker.message
         if failed := self.rollout.failed:
-            return Reason(failed.reason), f"Revision {failed.revision} is not served: {failed.message}"
+            return Reason(failed.reason), f"Revision {failed.revision} was not promoted: {failed.message}"
         return None
 
     @property
     def progress(self) -> tuple[Reason, str] | None:
-        """What passes by itself."""
+        """What is in progress, and passes by itself."""
         if self.failure:
             return None
         if self.candidate:
@@ -88,7 +88,7 @@ class _Summary:
         if self.blocker:
             return self.blocker.reason, self.blocker.message
         if self.stable and self.ready < self.wanted:
-            return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods answer."
+            return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods are ready."
         if self.stable and self.wanted and not self.endpoint.settled:
             return Reason.WAITING, _spreading(self.stable)
         return None
@@ -114,12 +114,12 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
 
 
 def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDeploymentStatus:
-    """The status of a resource that is left alone with what serves, of which no news is told."""
+    """The status where nothing can be planned: the stable revision keeps serving, unobserved."""
     before, generation = observed.status, observed.metadata.generation
     known = {condition.type: condition for condition in before.conditions}
     ready = known.get(ConditionType.READY)
-    what = "The spec is not valid" if observed.reason is Reason.SPEC_INVALID else "The Kubernetes API fails"
-    serves = "what served before goes on serving" if before.stable else "nothing serves yet"
+    what = "The spec is not valid" if observed.reason is Reason.SPEC_INVALID else "Calls to the Kubernetes API fail"
+    serves = "the stable revision keeps serving" if before.stable else "no revision serves yet"
     findings = (
         Finding(
             ConditionType.READY,
@@ -140,19 +140,19 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
 
 
 def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
-    """Events for what a person can act on, when it appears. What happens to a candidate tells the rollout itself."""
+    """Events for problems that a person can act on, when they appear. The rollout reports on its candidate itself."""
     advice = tuple(advice_events(before.conditions, after.conditions))
-    now, then = _trouble(after), _trouble(before)
+    now, then = _problem(after), _problem(before)
     if now is None or (then is not None and then.reason == now.reason):
         return advice
     waits = now.reason == Reason.SOURCE_NOT_READY and now.type != ConditionType.STALLED
     return (Event("Normal" if waits else "Warning", Reason(now.reason), now.message), *advice)
 
 
-def _trouble(status: AdapterDeploymentStatus) -> Condition | None:
+def _problem(status: AdapterDeploymentStatus) -> Condition | None:
     """The condition that says what stands in the way, or what a candidate waits for; None if nothing does.
 
-    That some pods of the stable revision do not answer is no trouble yet: they may be new.
+    Some pods of the stable revision not being ready is no problem yet: they may be new.
     """
     candidate, shown = status.candidate, {condition.type: condition for condition in status.conditions}
     told = candidate.reason if candidate and candidate.state is RevisionState.FAILED else ""
@@ -164,12 +164,12 @@ def _trouble(status: AdapterDeploymentStatus) -> Condition | None:
 
 
 def _ready(summary: _Summary) -> Finding:
-    """Whether clients get answers; that a new revision failed does not change it."""
+    """Whether clients get answers; a candidate that failed does not change that."""
     if summary.stable is None:
-        reason, message = summary.failure or summary.progress or (Reason.WAITING, "Nothing serves yet.")
+        reason, message = summary.failure or summary.progress or (Reason.WAITING, "No revision serves yet.")
         return Finding(ConditionType.READY, False, reason, message)
     if summary.ready == 0 and summary.wanted > 0:
-        message = f"None of the {summary.wanted} pods of revision {summary.stable.revision} answers."
+        message = f"None of the {summary.wanted} pods of revision {summary.stable.revision} is ready."
         return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
     if summary.wanted and not summary.endpoint.answers:
         return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(summary.stable))
@@ -178,7 +178,9 @@ def _ready(summary: _Summary) -> Finding:
 
 def _serving(summary: _Summary, stable: RevisionStatus) -> str:
     if summary.wanted and not summary.endpoint.settled:
-        return f"Until every node knows revision {stable.revision}, some clients get answers of the revision before."
+        return (
+            f"Until every node knows revision {stable.revision}, some clients get answers from the previous revision."
+        )
     serves = f"Revision {stable.revision} serves artifact {stable.artifact_digest[:12]}"
     return (
         f"{serves}; {f'{summary.ready} of {summary.wanted} pods answer' if summary.wanted else 'it is scaled to zero'}."
@@ -186,21 +188,21 @@ def _serving(summary: _Summary, stable: RevisionStatus) -> str:
 
 
 def _spreading(stable: RevisionStatus) -> str:
-    return f"Revision {stable.revision} is deployed: waiting for the Service's endpoints to reach every node."
+    return f"Revision {stable.revision} is deployed; waiting until every node knows the Service's endpoints."
 
 
 def _reconciling(summary: _Summary) -> Finding:
-    reason, message = summary.progress or (Reason.SERVING, "Nothing is under way.")
+    reason, message = summary.progress or (Reason.SERVING, "No change is in progress.")
     return Finding(ConditionType.RECONCILING, summary.progress is not None, reason, message)
 
 
 def _stalled(summary: _Summary) -> Finding:
-    reason, message = summary.failure or (Reason.SERVING, "Nothing is in the way.")
+    reason, message = summary.failure or (Reason.SERVING, "Nothing needs attention.")
     return Finding(ConditionType.STALLED, summary.failure is not None, reason, message)
 
 
 def _advice(target: Target | Blocker) -> list[Finding]:
-    """What can be served, and may go wrong; no condition where there is nothing to say."""
+    """A warning about a target that can be served; no condition without one."""
     warning = target.warning if isinstance(target, Target) else ""
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
 

@@ -21,11 +21,11 @@ class Target:
     serving: Serving
     """What is served and how."""
     spec_hash: str
-    """Identity of the spec without replicas: a failed revision is tried again when it changes."""
+    """Identity of the spec without replicas: a failed revision is retried when it changes."""
     source_blocker: Blocker | None = None
-    """Why the source has no artifact, so that the one which is known from before stays the target."""
+    """Why the source has no artifact, so that the last known one stays the target."""
     warning: str = ""
-    """What may go wrong with it though it can be served."""
+    """What may go wrong with the target although it can be served."""
 
 
 def find_target(observed: ObservedDeployment) -> Target | Blocker:
@@ -33,7 +33,7 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
     if blocker := first_blocker(BLOCKERS, observed):
         return blocker
     artifact = find_artifact(observed)
-    if isinstance(artifact, Blocker):  # which BLOCKERS has found
+    if isinstance(artifact, Blocker):  # found by BLOCKERS already
         return artifact
     spec = observed.resource.spec
     runtime = observed.settings.runtimes[spec.runtime]
@@ -48,7 +48,7 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
 
 
 def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Target | None:
-    """A revision as its status recorded it; None if the platform's settings make other pods of it by now."""
+    """The target of a recorded revision; None if the platform's settings would make other pods of it now."""
     runtime = observed.settings.runtimes.get(known.runtime)
     if runtime is None or known.storage is None:
         return None

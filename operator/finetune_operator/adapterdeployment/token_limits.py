@@ -1,37 +1,37 @@
-"""Whether a runtime takes conversations as long as those that an artifact learnt and is asked."""
+"""Whether a runtime accepts prompts as long as an artifact's golden prompts and training examples."""
 
 from finetune_api.finetunejob import ArtifactTokens
 from finetune_operator.settings import Runtime
 
 
 def prompt_violation(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
-    """Why the runtime cannot even be asked the golden prompts; empty where it can, or where nobody has counted."""
+    """Why the golden prompts are too long for the runtime; empty if they are not, or were not counted."""
     if tokens is None or not tokens.golden_prompt:
         return ""
     prompt, both = tokens.golden_prompt, tokens.golden_prompt + tokens.answer
     if prompt <= runtime.max_input_tokens and both <= runtime.max_total_tokens:
         return ""
     return (
-        f"The longest golden prompt of the artifact has {prompt} tokens, and its answer may have {tokens.answer}; "
+        f"The artifact's longest golden prompt has {prompt} tokens, its answer up to {tokens.answer} more; "
         f"{_limits(name, runtime)}."
     )
 
 
 def example_warning(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
-    """That clients may ask for more than the runtime takes; empty where all that was trained fits, as far as known."""
+    """That clients may send longer prompts than the runtime accepts; empty if all training examples fit."""
     if tokens is None:
         return ""
     prompt = tokens.example - tokens.answer if tokens.answer else 0
     if prompt <= runtime.max_input_tokens and tokens.example <= runtime.max_total_tokens:
         return ""
     return (
-        f"The longest example that the artifact was trained with has {tokens.example} tokens with its answer; "
-        f"{_limits(name, runtime)}, and answers 422 to what is longer."
+        f"The artifact's longest training example has {tokens.example} tokens with its answer; "
+        f"{_limits(name, runtime)}, and answers longer requests with 422."
     )
 
 
 def _limits(name: str, runtime: Runtime) -> str:
     return (
-        f"runtime {name!r} takes {runtime.max_input_tokens} for a prompt (maxInputTokens), {runtime.max_total_tokens} "
-        "with its answer (maxTotalTokens)"
+        f"runtime {name!r} accepts {runtime.max_input_tokens} for a prompt (maxInputTokens) and "
+        f"{runtime.max_total_tokens} with its answer (maxTotalTokens)"
     )

@@ -1,4 +1,4 @@
-"""The proof of a candidate: a Job that asks its server the golden prompts and a sample of the test split."""
+"""The verification of a candidate: a Job that sends its server the golden prompts and a sample of the test split."""
 
 from typing import Final
 
@@ -15,16 +15,16 @@ from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Settings
 
 ANSWER_SECONDS: Final = 10
-"""What one answer may take: 20 tokens or so, on a CPU."""
-PROVED: Final = frozenset({State.SUCCEEDED, State.LOST})
-"""The Job's exit code is the proof; its report may be lost with its pod."""
+"""How long one answer may take: about 20 tokens on a CPU."""
+VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
+"""The Job's exit code decides; its report may be lost with its pod."""
 _SHAPE: Final = PodShape(
     requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"}, scratch_size="1Gi"
 )
 
 
 def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, settings: Settings) -> StageRequest:
-    """The stage that proves a candidate. Its name changes with what is to be proved and with ``spec.rerun``."""
+    """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``."""
     seconds = 600 + ANSWER_SECONDS * spec.verification.samples
     params = VerifyParams(
         endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
@@ -55,13 +55,13 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         shape=_SHAPE,
         service_account=serving.runtime.service_account_name,
         labels={LABEL_REVISION: target.revision},
-        # The stage gives up by itself after half of it. The store may fail for a while, a wrong answer stays wrong.
+        # The stage itself gives up after half of it. The store may fail for a while; a wrong answer stays wrong.
         deadline_seconds=2 * seconds,
         retries=2,
     )
 
 
 def find_verdict(observed: ObservedDeployment, job_name: str) -> Verdict | None:
-    """What is known of a verification Job; None while there is none."""
+    """The verdict on a verification Job; None without one."""
     job = observed.child(JOBS, job_name)
     return judge(job, observed.job_pods(job)) if job is not None else None

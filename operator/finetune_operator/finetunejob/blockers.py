@@ -27,7 +27,7 @@ def output_conflict(observed: ObservedJob) -> Blocker | None:
     if not observed.conflicting_job:
         return None
     output = observed.spec.output
-    message = f"{observed.conflicting_job} publishes {output.name!r} under {output.uri} already."
+    message = f"{observed.conflicting_job} already publishes {output.name!r} under {output.uri}."
     return Blocker(Reason.OUTPUT_NAME_CONFLICT, message)
 
 

@@ -9,7 +9,7 @@ from finetune_operator.tenancy import Claim, Subject
 
 
 def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
-    """Hardware, money, and every place in a store. ConfigMaps and Secrets are of the namespace itself: no claims."""
+    """Hardware, money, and every place in a store. ConfigMaps and Secrets belong to the namespace: no claims."""
     yield Claim(Subject.PROFILE, "spec.profile", spec.profile)
     yield Claim(Subject.OUTPUT, "spec.output.uri", spec.output.uri)
     yield Claim(Subject.ENDPOINT, "spec.storage.endpoint", spec.storage.endpoint)
@@ -19,7 +19,7 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
 
 
 def _inputs(spec: FineTuneJobSpec) -> Iterator[tuple[str, str | None]]:
-    """What is read, by the field that names it; None where the field names something else than a URI."""
+    """The URIs that are read, by field; None where the source is not a URI."""
     data = spec.dataset
     yield "spec.model.uri", spec.model.uri
     for number, source in enumerate(data.sources):

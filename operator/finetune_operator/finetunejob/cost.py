@@ -1,7 +1,7 @@
-"""What a run's GPUs cost: spent, forecast, and what follows when the budget is not enough. Pure.
+"""What a run's GPUs cost: spent, forecast, and what happens when the budget is too small. Pure.
 
-Spent is the time in which stages with a model had a pod, times the profile's price; all times here are those of pods,
-so that a training in several counts several times. The forecast adds what the stages to come will take: from the spec's
+Spent is the time for which stages with a model had a pod, times the profile's price. All times here are pod times: a
+training in several pods counts once for each. The forecast adds the time of the remaining stages: from the spec's
 limits before the data are known, from the data set's tokens after prepare, and from the measured speed while the
 training runs.
 """
@@ -32,11 +32,11 @@ PRICED: Final = (Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE)
 SHORTEST_TRAINING: Final = 60.0
 """Seconds of training below which there is no checkpoint to keep."""
 STEADY_SHARE: Final = 0.01
-"""Share of the forecast by which the money spent must grow before the status says so."""
+"""Share of the forecast by which the amount spent must grow before the status is updated."""
 
 
 def cost_status(context: RunContext, *, ended: bool) -> CostStatus | None:
-    """The run's money for the status; None for a profile without a price. Once it has ended, the sum is final."""
+    """The run's cost for the status; None for a profile without a price. Once the run has ended, it is final."""
     before = context.observed.status.cost if _same_run(context) else None
     final = before is not None and before.basis is Basis.FINISHED
     budget, price = context.spec.budget, _price(context)
@@ -54,7 +54,7 @@ def cost_status(context: RunContext, *, ended: bool) -> CostStatus | None:
 
 
 def ending_budget(context: RunContext) -> str:
-    """The spec.budget.maxCost that ends a training in time and keeps its best weights; empty where none does."""
+    """The spec.budget.maxCost at which training stops early and keeps its best weights; empty without one."""
     budget = context.spec.budget
     if budget is None or budget.on_exceeded is not OnExceeded.CHECKPOINT or not _price(context):
         return ""
@@ -62,7 +62,7 @@ def ending_budget(context: RunContext) -> str:
 
 
 def time_budget_seconds(context: RunContext) -> int | None:
-    """How long training may take so that export and evaluation are still paid for; None without such a limit."""
+    """How long training may take so that the budget still covers export and evaluation; None without a limit."""
     limit, price = ending_budget(context), _price(context)
     if not limit or not price:
         return None
@@ -72,7 +72,7 @@ def time_budget_seconds(context: RunContext) -> int | None:
 
 
 def within_budget(context: RunContext, step: Step) -> Step:
-    """The step, or the run's end (BudgetExceeded) where it would cost more than it may."""
+    """The step, or the run's failure (BudgetExceeded) if it exceeds the budget."""
     budget, price = context.spec.budget, _price(context)
     if budget is None or not price:
         return step
@@ -91,27 +91,33 @@ def within_budget(context: RunContext, step: Step) -> Step:
 
 
 def _too_dear(context: RunContext, price: float) -> str:
-    """Why a training is not begun; empty where it is."""
+    """Why the budget does not allow the training to start; empty if it does."""
     budget = time_budget_seconds(context)
     limit = context.spec.budget.max_cost if context.spec.budget else ""
     if budget is not None:
         if budget >= SHORTEST_TRAINING:
             return ""
-        return f"spec.budget.maxCost {limit} USD leaves {budget} s for training beside export and evaluation."
+        return f"spec.budget.maxCost of {limit} USD leaves {budget} s for training, next to export and evaluation."
     basis, left = _left_seconds(context)
     if basis is not Basis.TOKENS or left is None or left * price <= float(limit):
         return ""
-    return f"The forecast is {dollars(left * price)} USD ({left / 3600:.1f} h), spec.budget.maxCost is {limit} USD."
+    return (
+        f"The forecast of {dollars(left * price)} USD ({left / 3600:.1f} h) exceeds spec.budget.maxCost of {limit} USD."
+    )
 
 
 def _overspent(context: RunContext, price: float) -> str:
     limit = context.spec.budget.max_cost if context.spec.budget else ""
     spent = _spent_seconds(context) * price
-    return f"The run has cost {dollars(spent)} USD, spec.budget.maxCost is {limit} USD." if spent > float(limit) else ""
+    return (
+        f"The run has cost {dollars(spent)} USD, more than spec.budget.maxCost of {limit} USD."
+        if spent > float(limit)
+        else ""
+    )
 
 
 def _price(context: RunContext) -> float | None:
-    """US dollars per second of a pod; None where nothing is known or nothing is charged."""
+    """US dollars per second of a pod; None where the price is unknown or zero."""
     return _hardware(context).usd_per_second or None
 
 
@@ -126,7 +132,7 @@ def _pods(context: RunContext, stage: Stage) -> int:
 
 
 def _same_run(context: RunContext) -> bool:
-    """Whether the status is about this run already."""
+    """Whether the status is about this run."""
     recorded = context.observed.status.run
     return recorded is not None and recorded.id == context.ledger.run.id
 
@@ -144,7 +150,7 @@ def _pod_seconds(row: StageStatus, now: datetime) -> float:
 
 
 def _left_seconds(context: RunContext) -> tuple[Basis | None, float | None]:
-    """GPU time that is still to come, and how that is known; None where it is not."""
+    """Remaining GPU seconds and what they are estimated from; None where they cannot be estimated."""
     if all(context.ledger.done(stage) for stage in PRICED):
         return Basis.FINISHED, 0.0
     after, pods = _after_training(context), _pods(context, Stage.TRAIN)
@@ -161,14 +167,14 @@ def _left_seconds(context: RunContext) -> tuple[Basis | None, float | None]:
 
 
 def _running_seconds(context: RunContext) -> float:
-    """What of a training without a measured speed has passed already, as the status knew it last."""
+    """Seconds that a training without a measured speed has run, from the status's last cost."""
     cost = context.observed.status.cost if _same_run(context) else None
     price = _price(context)
     return float(cost.spent) / price if cost and price else 0.0
 
 
 def _after_training(context: RunContext) -> float | None:
-    """Seconds of export and evaluation, as far as they are not done; None where the model's size is unknown."""
+    """Remaining seconds of export and evaluation; None where the model's speed is unknown."""
     speed, load = _speed(context)
     if not speed:
         return None
@@ -180,7 +186,7 @@ def _after_training(context: RunContext) -> float | None:
 
 
 def _tokens(context: RunContext) -> tuple[float | None, Basis]:
-    """What the training will see: counted by prepare, or bounded by the spec and the number of examples."""
+    """Tokens of the training: counted by prepare, or bounded by the spec and the number of examples."""
     dataset, training = context.ledger.dataset, context.spec.training
     if dataset is None:
         return most_tokens(training), Basis.LIMITS
@@ -196,7 +202,7 @@ def _speed(context: RunContext) -> tuple[float, float]:
 
 
 def _eta(context: RunContext) -> float | None:
-    """Time left of the running training, as measured by itself now or at the last look."""
+    """Remaining seconds of the running training, as it reported them now or in the last pass."""
     sample, progress = context.observed.sample, context.observed.status.progress
     if sample is not None and sample.stage == Stage.TRAIN and sample.eta_seconds is not None:
         return float(sample.eta_seconds)
@@ -205,7 +211,7 @@ def _eta(context: RunContext) -> float | None:
 
 
 def _steady(before: CostStatus, after: CostStatus, context: RunContext) -> bool:
-    """Whether a new status would say nothing new: every look would write it otherwise."""
+    """Whether the change is too small to report: otherwise every pass would write the status."""
     running = any(context.ledger.rows[stage].state is StageState.RUNNING for stage in PRICED)
     if not running or (before.basis, before.max_cost) != (after.basis, after.max_cost):
         return False

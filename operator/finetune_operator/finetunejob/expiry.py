@@ -1,7 +1,7 @@
-"""What runs leave in the cluster: Jobs with their pods, inputs, Services. It goes once nobody looks at it. Pure.
+"""When the objects of ended runs are deleted: Jobs with their pods, inputs, Services. Pure.
 
-The status is the record: a stage that is booked there, and a run that has ended there, never start again because their
-Jobs are gone. So these objects only serve people who read logs, and for a while.
+The status is the record: a stage that it lists as done, and a run that it lists as ended, never start again because
+their Jobs are gone. These objects only serve people who read logs, for a while.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from finetune_operator.framework.objects import Resource
 
 @dataclass(frozen=True)
 class ExpiredObject:
-    """An object of a run that is over."""
+    """An object of an ended run that need not be kept any longer."""
 
     resource: Resource
     name: str
@@ -23,9 +23,9 @@ class ExpiredObject:
 
 
 def has_expired(status: FineTuneJobStatus, run: str, keep: timedelta, now: datetime) -> bool:
-    """Whether a run ended as long ago as its objects are kept, or was forgotten by the status among newer ones.
+    """Whether a run ended longer ago than ``keep``, or is no longer in the status.
 
-    A run that has begun just now is not in the status yet either: the plan knows it.
+    A run that has just begun is not in the status yet either: the plan knows which one that is.
     """
     if status.run is None:
         return False

@@ -1,4 +1,4 @@
-"""The admin's profiles as facts for the stages: what their pods with a model have, and what that costs."""
+"""The admin's profiles as facts for the stages: hardware of the pods with a model, and its price."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ _GPUS: Final = "nvidia.com/gpu"
 
 
 def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
-    """What a profile's pods with a model have."""
+    """Hardware of a profile's pods with a model."""
     limits, gpu = profile.accelerator.limits, profile.gpu
     cpus = float(quantity(limits.get("cpu", "0")) or 0)
     memory = float(quantity(limits.get("memory", "0")) or 0) / _GIB
@@ -36,5 +36,5 @@ def processes(profile: Profile) -> int:
 
 
 def other_facts(settings: Settings, name: str) -> list[HardwareFacts]:
-    """The same of the platform's other profiles."""
+    """The same for the platform's other profiles."""
     return [hardware_facts(other, profile) for other, profile in sorted(settings.profiles.items()) if other != name]

@@ -1,4 +1,4 @@
-"""The account of a run: its stage table, the addresses made so far, and the facts for people."""
+"""What is known of a run: its stage table, the outputs so far, and the facts that the status shows."""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
 
 class RunLedger:
-    """Starts from what the status says of the run and takes in what its Jobs answered."""
+    """Starts from what the status says of the run, and records what its Jobs report."""
 
     def __init__(self, spec: FineTuneJobSpec, status: FineTuneJobStatus, run: RunStatus, now: datetime) -> None:
         same = status.run is not None and status.run.id == run.id
@@ -48,7 +48,7 @@ class RunLedger:
 
     @property
     def upstream(self) -> Upstream:
-        """The addresses that the finished stages made."""
+        """The digests of the finished stages' outputs."""
         chain = Upstream(source=self.run.source_digest, model=self.run.model_digest)
         for stage in PIPELINE:
             if self.done(stage):
@@ -57,7 +57,7 @@ class RunLedger:
 
     @property
     def stages_done(self) -> str:
-        """Finished stages of all that make something, e.g. 3/5."""
+        """Finished stages out of those with an output, e.g. 3/5."""
         return f"{sum(self.done(stage) for stage in PIPELINE)}/{len(PIPELINE)}"
 
     def done(self, stage: Stage) -> bool:
@@ -65,7 +65,7 @@ class RunLedger:
         return self.rows[stage].state in DONE
 
     def enter(self, stage: Stage, job: StageJob, state: StageState, message: str, input_key: str = "") -> None:
-        """Note where a stage's Job stands."""
+        """Record the state of a stage's Job."""
         verdict, before = job.verdict, self.rows[stage]
         self.rows[stage] = StageStatus(
             name=stage.value,
@@ -80,24 +80,24 @@ class RunLedger:
         )
 
     def resolved(self, scalars: Mapping[str, str]) -> None:
-        """Note what the sources and the model are."""
+        """Record the digests of sources and model, and whether the training fits."""
         identity = {"source_digest": scalars.get("sourceDigest", ""), "model_digest": scalars.get("modelDigest", "")}
         self.run = self.run.model_copy(update=identity)
         self.fit = _fit(scalars)
 
     def close(self, stage: Stage, state: StageState, message: str) -> None:
-        """Note that a stage goes no further, for a reason that is not its Job's."""
+        """Record the end of a stage for a reason that its Job does not know."""
         end = {"state": state, "finished_at": timestamp(self._now), "message": message[:1024]}
         self.rows[stage] = self.rows[stage].model_copy(update=end)
 
     def finish(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
-        """Note the result of a stage that was entered."""
+        """Record the output of a stage that was entered."""
         end = {"output_digest": output_digest, "ended": _ended(scalars)}
         self.rows[stage] = self.rows[stage].model_copy(update=end)
         self._facts(stage, output_digest, scalars)
 
     def reuse(self, found: Found, input_key: str, moment: str | None) -> None:
-        """Note a result that existed before."""
+        """Record an output that existed before."""
         self.rows[found.stage] = StageStatus(
             name=found.stage.value,
             state=StageState.REUSED,
@@ -105,15 +105,15 @@ class RunLedger:
             output_digest=found.output_digest,
             started_at=moment,
             finished_at=moment,
-            message="The result for this input exists already.",
+            message="A result for this input already exists.",
             ended=_ended(found.scalars),
         )
         self._facts(found.stage, found.output_digest, found.scalars)
 
     def _gone_seconds(self, before: StageStatus, started_at: str | None) -> int:
-        """What pods took that are gone: those that the status knew of as gone, and those that it knew as running.
+        """Seconds of pods that are gone: those that the status lists as gone, and those that it lists as running.
 
-        Until when the latter ran is not known: they count until those that are there now began, or until now.
+        When the latter ended is not known: they count until the current pods started, or until now.
         """
         known = before.earlier_seconds or 0
         if before.started_at is None:
@@ -174,7 +174,7 @@ def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus
 
 
 def _with_baseline(dataset: DatasetStatus | None, task: TaskType, scalars: Mapping[str, str]) -> DatasetStatus | None:
-    """The data set, its readiness completed with what the base model scored; as it is where that is not known."""
+    """The data set with the base model's score in its readiness; unchanged where the score is not known."""
     name, measure = ("f1Base", "F1") if task is TaskType.TEXT else ("accuracyBase", "accuracy")
     score = _number(scalars, name)
     if dataset is None or not score:
@@ -216,7 +216,7 @@ def _scores(scalars: Mapping[str, str], measure: str) -> Scores:
 
 
 def _number(scalars: Mapping[str, str], name: str) -> str:
-    """A decimal number as text; what a pod says is not trusted to be one."""
+    """A decimal number as text; a pod's report is not trusted to be one."""
     text = scalars.get(name, "")
     return text if _NUMBER.fullmatch(text) else ""
 

@@ -1,4 +1,4 @@
-"""What is there: one FineTuneJob, its Jobs and pods, and what its namespace offers."""
+"""What is observed: one FineTuneJob, its Jobs and pods, and what its namespace offers."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,9 +31,9 @@ LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"
 LABEL_SERVICE: Final = "kubernetes.io/service-name"
 """Names the Service of an EndpointSlice."""
 NO_POD_GRACE: Final = timedelta(seconds=8)
-"""How old a Job without a pod is before its events are asked for the reason."""
+"""Age at which a Job without a pod has its events read for the reason."""
 STARTED_GRACE: Final = timedelta(seconds=60)
-"""How long a pod may take to start before its ConfigMap is looked for."""
+"""How long a pod may take to start before its ConfigMap is checked."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StageJob:
     run: str
     stage: str
     recovers: str
-    """Stage whose lost result this resolve looks up; empty for a stage of the pipeline's own."""
+    """Stage whose lost result this resolve Job looks up; empty for a stage of the pipeline itself."""
     suspended: bool
     queued: bool
     """Kueue decides when it runs."""
@@ -53,9 +53,9 @@ class StageJob:
     age: timedelta = timedelta()
     """Since it was created."""
     input_missing: bool = False
-    """Its ConfigMap is gone, so that its pod cannot start."""
+    """Its ConfigMap is gone, so its pod cannot start."""
     peers_missing: bool = False
-    """The Service is gone by which its pods find each other when they start."""
+    """The Service by which its pods find each other is gone."""
 
     @property
     def unfinished(self) -> bool:
@@ -75,19 +75,19 @@ class ObservedJob:
     jobs: tuple[StageJob, ...] = ()
     """All its Jobs, of any run."""
     orphan_pods: tuple[str, ...] = ()
-    """Names of its running pods that belong to no Job which exists."""
+    """Names of its running pods whose Job is gone."""
     service_account: bool = True
     """Whether the profile's ServiceAccount exists; True where the profile is unknown."""
     conflicting_job: str = ""
-    """The older FineTuneJob that publishes to the same output, in words: its name is for its own namespace only."""
+    """The older FineTuneJob that publishes to the same output, in words: only its own namespace sees its name."""
     conflicts: tuple[str, ...] = ()
-    """Objects, as "Kind name", that have a name which the plan needs and another owner."""
+    """Objects of another owner, as "Kind name", whose names the plan needs."""
     refusal: str = ""
     """What the API server said when it refused a stage's objects."""
     sample: Sample | None = None
-    """Progress of the running stage, where it was read now."""
+    """Progress of the running stage, if it was read in this pass."""
     expired: tuple[ExpiredObject, ...] = ()
-    """Objects of ended runs whose time to be kept is over."""
+    """Objects of ended runs that are due to be deleted."""
 
     @property
     def choice(self) -> Choice:
@@ -139,7 +139,7 @@ class JobObserver:
         )
 
     def without_api(self, resource: Object, said: str) -> UnplannedJob:
-        """What the resource itself shows, while the API fails with these words."""
+        """What the resource itself shows, while calls to the API fail with this error."""
         metadata = ObjectMeta.model_validate(resource["metadata"])
         status = parse_status(FineTuneJobStatus, resource.get("status") or {})
         spec, _ = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
@@ -171,7 +171,7 @@ class JobObserver:
         )
 
     def _lacks_peers(self, owner: Owner, job: Object) -> bool:
-        """Whether the Service of a Job of several pods is gone: while it has watched endpoints, it is not asked for."""
+        """Whether the Service of a Job of several pods is gone. It is not read while its endpoints are watched."""
         service = job["spec"]["template"]["spec"].get("subdomain")
         slices = self._cache.children(owner.key, ENDPOINT_SLICES)
         known = {(each["metadata"].get("labels") or {}).get(LABEL_SERVICE) for each in slices}
@@ -182,7 +182,7 @@ class JobObserver:
     def _expired(
         self, owner: Owner, status: FineTuneJobStatus, jobs: Sequence[StageJob], now: datetime
     ) -> Iterator[ExpiredObject]:
-        """Of runs that are over, Jobs last: while there is none, nothing else is asked for."""
+        """Objects of ended runs, Jobs last: while no Job is left, nothing else is listed."""
         keep = timedelta(seconds=self._settings.keep_ended_seconds)
         done = [job for job in jobs if not job.unfinished and has_expired(status, job.run, keep, now)]
         for resource in (CONFIG_MAPS, SERVICES) if done else ():
@@ -205,14 +205,14 @@ class JobObserver:
 
 
 def spec_hash(spec: FineTuneJobSpec) -> str:
-    """Identity of what a run makes. Without defaults, so that a field which a later version adds changes nothing."""
+    """Identity of what a run makes. Defaults are left out, so a field that a later version adds changes nothing."""
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend"}))
 
 
 def older_publisher(resource: Object, publishers: Sequence[Object]) -> str:
     """The oldest FineTuneJob with the same output, if it is older than this one, in words; empty if there is none.
 
-    Another namespace is another tenant's: what is in it is not told.
+    Another namespace may belong to another tenant: names in it are not disclosed.
     """
     elders = [
         other

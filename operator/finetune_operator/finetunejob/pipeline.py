@@ -1,8 +1,8 @@
-"""Where a run stands: the finished stages are booked, the first unfinished one decides the next step. Pure.
+"""Where a run stands: finished stages are recorded in the ledger, the first unfinished one decides the next step. Pure.
 
-A stage's Job is known by its labels, not by its name: a Job that another version of the operator started, with another
-input, is this run's all the same. A stage that completed without a readable result is looked up in the store by one
-more resolve; what that does not find is lost.
+A stage's Job is found by its labels, not by its name: a Job that another version of the operator started with another
+input belongs to this run too. If a stage completed without a readable result, one more resolve Job looks the result up
+in the store; a result that it does not find is lost.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from finetune_operator.outcome.job import State
 
 @dataclass(frozen=True)
 class Start:
-    """A stage has to be started; ``recovers`` as in StageJob."""
+    """A stage is to be started; ``recovers`` as in StageJob."""
 
     stage: Stage
     recovers: str = ""
@@ -28,7 +28,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Watch:
-    """A stage's Job is under way."""
+    """A stage's Job is running or waits."""
 
     stage: Stage
     job: StageJob
@@ -66,7 +66,7 @@ def next_step(context: RunContext) -> Step:
 
 
 def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
-    """Record one stage's Job; None if its result is known now."""
+    """Record one stage's Job; None once its result is known."""
     ledger = context.ledger
     key = "" if stage is Stage.RESOLVE else input_key(stage, ledger.upstream, context.params)
     verdict = job.verdict
@@ -91,7 +91,7 @@ def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str 
         return None
     ledger.resolved(result.scalars)
     if not all(1 <= len(identity) <= 64 for identity in (ledger.run.source_digest, ledger.run.model_digest)):
-        return Fail(stage, Reason.INTERNAL_ERROR, "resolve ended without the identity of sources and model.")
+        return Fail(stage, Reason.INTERNAL_ERROR, "resolve reported no digest of the sources or of the model.")
     if context.spec.reuse is Reuse.ALLOWED:
         for found in _leading(result.found):
             ledger.reuse(found, input_key(found.stage, ledger.upstream, context.params), moment)
@@ -99,10 +99,10 @@ def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str 
 
 
 def _recover(context: RunContext, stage: Stage, lost: StageJob) -> Step | None:
-    """The stage's pod is gone with its result: look it up in the store, once."""
+    """The stage's pod is gone and its result with it: look the result up in the store, once."""
     ledger = context.ledger
     search = _job(context, Stage.RESOLVE, recovers=stage.value)
-    ledger.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} Looking the result up in the store.")
+    ledger.enter(stage, lost, StageState.RUNNING, f"{lost.verdict.message} Looking up the result in the store.")
     if search is None:
         return Start(Stage.RESOLVE, recovers=stage.value)
     verdict = search.verdict
@@ -126,7 +126,7 @@ def _recover(context: RunContext, stage: Stage, lost: StageJob) -> Step | None:
 
 
 def _found(result: StageResult, ledger: RunLedger, stage: Stage) -> Found | None:
-    """A stage's result among those found, if what it builds on is what this run made."""
+    """A stage's result among those found, if it builds on this run's outputs."""
     for found in _leading(result.found):
         if found.stage is stage:
             return found
@@ -136,7 +136,7 @@ def _found(result: StageResult, ledger: RunLedger, stage: Stage) -> Found | None
 
 
 def _leading(found: Sequence[Found]) -> list[Found]:
-    """The results that follow the pipeline's order from its first stage, without a gap."""
+    """The results from the pipeline's first stage on, without a gap."""
     pairs = takewhile(lambda pair: pair[0] is pair[1].stage, zip(PIPELINE, found, strict=False))
     return [entry for _, entry in pairs]
 

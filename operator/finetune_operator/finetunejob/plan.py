@@ -34,7 +34,7 @@ from finetune_operator.resources.stage_request import StageRequest
 RECHECK_SECONDS: Final = 10.0
 """How often a stage that cannot start yet is looked at again."""
 START_SECONDS: Final = 10.0
-"""When a Job that waits for its pod is looked at without an event; then at growing intervals."""
+"""When a Job that waits for its pod is first looked at again without an event; intervals then grow."""
 MAX_WAIT_SECONDS: Final = 120.0
 _NEEDS_SOMEBODY: Final = frozenset(
     {
@@ -45,11 +45,11 @@ _NEEDS_SOMEBODY: Final = frozenset(
         Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
     }
 )
-"""What a pod waits for that does not come by itself."""
+"""Causes of waiting that do not pass without somebody's help."""
 
 
 def plan(observed: ObservedJob | UnplannedJob, now: datetime) -> Plan[FineTuneJobStatus]:
-    """Actions, new status, events and the time of the next look."""
+    """Actions, new status, events and the time of the next pass."""
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
@@ -79,8 +79,8 @@ def current_run(observed: ObservedJob, now: datetime) -> RunStatus:
     writing the status, the next attempt finds that Job under the same id.
     """
     last, wanted, generation = observed.status.run, spec_hash(observed.spec), observed.metadata.generation
-    # A spec changes with its generation only, and not at all in phase Running, where the API server freezes it. Another
-    # hash is otherwise another version's way to compute it: with other defaults, say.
+    # A spec changes only with its generation, and not at all in phase Running, where the API server freezes it. Without
+    # such a change, another hash means that another version computed it, with other defaults for example.
     same = last is not None and (last.generation == generation or observed.status.phase is Phase.RUNNING)
     if last is not None and (same or last.spec_hash == wanted):
         return last.model_copy(update={"spec_hash": wanted, "generation": generation})
@@ -104,17 +104,17 @@ def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJob
 
 
 def _waits(context: RunContext, stage: Stage) -> Headline | None:
-    """Why a stage is not started now."""
+    """Why a stage cannot start now; None if it can."""
     observed = context.observed
     if context.spec.suspend:
         return Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {stage}.")
     if blocker := first_blocker(BLOCKERS, observed):
         return Headline(Phase.PENDING, blocker.reason, blocker.message, stalled=True)
-    # What may still write to the run's folder: other Jobs, and pods whose Job is gone already.
+    # Other Jobs, and pods whose Job is gone, may still write to the run's folder.
     ending = [f"Job {job.name}" for job in observed.jobs if job.unfinished]
     ending += [f"pod {name}" for name in observed.orphan_pods]
     if ending:
-        return Headline(Phase.PENDING, Reason.WAITING, f"Stage {stage} waits for the end of {', '.join(ending)}.")
+        return Headline(Phase.PENDING, Reason.WAITING, f"Stage {stage} waits for these to end: {', '.join(ending)}.")
     return None
 
 
@@ -126,7 +126,7 @@ def _creations(request: StageRequest) -> tuple[Create, ...]:
 
 
 def _just_made(request: StageRequest, recovers: str) -> StageJob:
-    """The Job as the next observation will find it, so that the status is the same then."""
+    """The Job as the next pass will observe it, so that the status does not change then."""
     return StageJob(
         name=request.name,
         uid="",
@@ -140,7 +140,7 @@ def _just_made(request: StageRequest, recovers: str) -> StageJob:
 
 
 def _watch(context: RunContext, stage: Stage, job: StageJob) -> Plan[FineTuneJobStatus]:
-    suspended = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended in stage {stage}.")
+    suspended = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended during stage {stage}.")
     headline = suspended if context.spec.suspend else _running(stage, job)
     return _plan(context, headline, restore(context, job), requeue_after=_next_look(context, job))
 
@@ -149,7 +149,7 @@ def _running(stage: Stage, job: StageJob) -> Headline:
     verdict = job.verdict
     message = f"{stage}: {verdict.message}" if verdict.message else f"{stage} is running."
     if verdict.state is State.SUSPENDED:
-        message = f"{stage} waits in Kueue's queue." if job.queued else f"{stage} is being resumed."
+        message = f"{stage} is queued in Kueue." if job.queued else f"{stage} is being resumed."
     return Headline(Phase.RUNNING, verdict.reason, message, stalled=verdict.reason in _NEEDS_SOMEBODY)
 
 

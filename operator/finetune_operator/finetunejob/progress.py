@@ -1,4 +1,4 @@
-"""Progress of a running stage, read from its pod's Prometheus metrics. Whatever goes wrong costs only the progress."""
+"""Progress of a running stage, from its pod's Prometheus metrics. A failure costs only the progress display."""
 
 import http.client
 import re
@@ -12,7 +12,7 @@ from finetune_api import meta, telemetry
 TIMEOUT: Final = 2.0
 MAX_BYTES: Final = 262_144
 FAILURE_PAUSE: Final = 6
-"""After two failures in a row (a network policy, a mesh) this many turns are left out; one is a stage that starts."""
+"""Turns skipped after two failures in a row (a network policy, a mesh); one failure is a stage that starts."""
 _LINE: Final = re.compile(r"^(?P<name>[a-z_]+)(\{(?P<labels>.*)\})? (?P<value>\S+)$", re.MULTILINE)
 _MESSAGE: Final = re.compile(r'message="((?:[^"\\]|\\.)*)"')
 _ESCAPES: Final = {"\\\\": "\\", '\\"': '"', "\\n": " "}
@@ -20,7 +20,7 @@ _ESCAPES: Final = {"\\\\": "\\", '\\"': '"', "\\n": " "}
 
 @dataclass(frozen=True)
 class Sample:
-    """How far a stage is."""
+    """How far a stage has come."""
 
     stage: str
     percent: int
@@ -29,7 +29,7 @@ class Sample:
 
 
 class ProgressReader:
-    """Reads each Job's progress at most once in ``interval``."""
+    """Reads each Job's progress at most once per ``interval``."""
 
     def __init__(self, interval: timedelta) -> None:
         self._interval = interval
@@ -38,7 +38,7 @@ class ProgressReader:
         self._lock = threading.Lock()
 
     def read(self, job_uid: str, stage: str, address: str, now: datetime) -> Sample | None:
-        """The newest progress, or None if it is not due yet or not to be had."""
+        """The newest progress; None if it is not due yet or cannot be read."""
         with self._lock:
             if self._next.get(job_uid, now) > now:
                 return None

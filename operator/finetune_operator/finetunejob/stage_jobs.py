@@ -15,8 +15,8 @@ _ACCELERATED = frozenset({Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE})
 
 
 def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> StageRequest:
-    """What to run for a stage. A resolve that recovers another stage's result may always look at what exists, and asks
-    not again whether the training fits."""
+    """What to run for a stage. A resolve that recovers another stage's result always looks at existing results, and
+    does not check again whether the training fits."""
     spec, settings, owner = context.spec, context.observed.settings, context.observed.owner
     run, profile = context.ledger.run.id, settings.profiles[spec.profile]
     return StageRequest(
@@ -38,7 +38,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
 
 
 def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
-    """What the stage reads; an earlier result of an equal input may be reused."""
+    """What the stage reads. An earlier result for an equal input may be reused."""
     spec, settings, owner = context.spec, context.observed.settings, context.observed.owner
     profile, upstream = settings.profiles[spec.profile], context.ledger.upstream
     preflight = stage is Stage.RESOLVE and not recovers

@@ -1,4 +1,4 @@
-"""The status of a FineTuneJob: phase and conditions for what was decided, and the events that tell its edges. Pure."""
+"""The status of a FineTuneJob: phase and conditions for what was decided, and events for its transitions. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ from finetune_operator.framework.events import advice_events
 
 MAX_RUNS: Final = 10
 _EARLY_ENDS: Final = frozenset({Reason.OVERFITTING, Reason.PLATEAU, Reason.BUDGET_EXCEEDED})
-"""Ends of a training that people want to hear of, though its best weights are good."""
+"""Ends of a training that get a warning event, although its best weights are kept."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """What is the matter, in one line."""
+    """Phase, reason and message of the whole resource."""
 
     phase: Phase
     reason: Reason
     message: str
     stalled: bool = False
-    """Somebody has to act before it goes on."""
+    """Somebody has to act before it continues."""
 
 
 def compose(context: RunContext, headline: Headline) -> FineTuneJobStatus:
@@ -65,7 +65,7 @@ def compose_unplanned(unplanned: UnplannedJob, now: datetime) -> FineTuneJobStat
 
 def _problem(unplanned: UnplannedJob) -> str:
     if unplanned.reason is Reason.API_CALLS_FAIL:
-        return f"The Kubernetes API fails: {unplanned.problem}."
+        return f"Calls to the Kubernetes API fail: {unplanned.problem}."
     return f"{unplanned.problem}."
 
 
@@ -115,7 +115,7 @@ def _findings(headline: Headline) -> list[Finding]:
 
 
 def _advice(spec: FineTuneJobSpec | None) -> list[Finding]:
-    """What the spec may ask for, and is known to do badly; no condition where there is nothing to say."""
+    """A warning for settings that are allowed but known to work badly; no condition without one."""
     warnings = training_warnings(spec.training) if spec else []
     if not warnings:
         return []
@@ -135,13 +135,13 @@ def _ended(run: RunStatus, headline: Headline, now: datetime) -> RunStatus:
 
 
 def _history(before: FineTuneJobStatus, run: RunStatus, now: datetime) -> list[RunStatus]:
-    """Earlier runs, newest first; one that a new spec cut short is closed."""
+    """Earlier runs, newest first; a run that a new spec cut short is closed."""
     last = before.run
     if last is None or last.id == run.id:
         return list(before.runs)
     if _open(last):
         end = {"outcome": Phase.FAILED, "reason": Reason.SPEC_CHANGED.value, "finished_at": timestamp(now)}
-        last = last.model_copy(update={**end, "message": f"The spec was changed: run {run.number} took over."})
+        last = last.model_copy(update={**end, "message": f"The spec changed: run {run.number} replaced this one."})
     return [last, *before.runs][:MAX_RUNS]
 
 
@@ -152,7 +152,7 @@ def _current(ledger: RunLedger) -> StageStatus | None:
 def _progress(
     before: Progress | None, current: StageStatus | None, sample: Sample | None, now: datetime
 ) -> Progress | None:
-    """Progress of the running stage, changed only by a whole percent."""
+    """Progress of the running stage; it changes by whole percents."""
     if current is None:
         return before
     fresh = before is None or before.stage != current.name
@@ -177,7 +177,7 @@ def transition_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tu
         *_begin_events(before, after),
         *_stage_events(before, after),
         *_phase_events(before, after),
-        *_trouble_events(before, after),
+        *_blocker_events(before, after),
         *advice_events(before.conditions, after.conditions),
     )
 
@@ -185,7 +185,7 @@ def transition_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tu
 def _begin_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     run = after.run
     if run is not None and (before.run is None or before.run.id != run.id):
-        yield Event("Normal", Reason.RUN_STARTED, f"Run {run.number} ({run.id}) has begun.")
+        yield Event("Normal", Reason.RUN_STARTED, f"Run {run.number} ({run.id}) started.")
 
 
 def _phase_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
@@ -208,7 +208,7 @@ def _stage_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterat
     for row in after.stages:
         old = rows.get(row.name, StageStatus(name=row.name))
         if row.state is StageState.RUNNING and row.job != old.job and row.name != Stage.RESOLVE:
-            yield Event("Normal", Reason.STAGE_STARTED, f"{row.name}: Job {row.job}.")
+            yield Event("Normal", Reason.STAGE_STARTED, f"{row.name} started: Job {row.job}.")
         if row.state is not old.state and row.state in (StageState.SUCCEEDED, StageState.REUSED):
             succeeded = row.state is StageState.SUCCEEDED
             reason = Reason.STAGE_SUCCEEDED if succeeded else Reason.STAGE_REUSED
@@ -219,8 +219,8 @@ def _stage_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterat
             yield Event("Warning", Reason.STAGE_RETRIED, f"{row.name}: attempt {row.attempts}. {row.message}")
 
 
-def _trouble_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
-    """A hindrance that a person can act on, told when it appears."""
+def _blocker_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    """A warning for a blocker that a person can act on, when it appears."""
     now, then = _ready(after), _ready(before)
     open_phase = after.phase in (Phase.PENDING, Phase.RUNNING)
     if now is not None and open_phase and now in REMEDIES and now != then:

@@ -1,4 +1,4 @@
-"""What a plan consists of. Plans are made by pure functions of what was observed; ``apply.py`` carries them out."""
+"""What a plan consists of. Pure functions make plans from what was observed; ``apply.py`` applies their actions."""
 
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
@@ -9,7 +9,7 @@ from finetune_operator.framework.objects import Object, Resource
 
 @dataclass(frozen=True)
 class Create:
-    """Create an object once. That it exists already is success if our owner owns it, a NameTaken condition if not."""
+    """Create an object once. If it exists, that is success where the owner owns it, and NameTaken where it does not."""
 
     resource: Resource
     object: Object
@@ -17,7 +17,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply of the fields that we own (field manager ``finetune-operator``)."""
+    """Server-side apply of the fields that the operator owns (field manager ``finetune-operator``)."""
 
     resource: Resource
     object: Object
@@ -34,7 +34,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete an object (background propagation) if it is still the one that was observed. Gone already is success."""
+    """Delete the observed object (background propagation); a newer one of its name stays. Already gone is success."""
 
     resource: Resource
     name: str
@@ -46,7 +46,7 @@ Action = Create | Apply | Patch | Delete
 
 @dataclass(frozen=True)
 class Event:
-    """A Kubernetes Event on the custom resource; written after the status, on edges only."""
+    """A Kubernetes Event on the custom resource; written after the status, on transitions only."""
 
     type: Literal["Normal", "Warning"]
     reason: Reason
@@ -58,12 +58,12 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Plan(Generic[S]):
-    """What to do, what to say, and when to look again without an event."""
+    """What to do, what to report, and when to reconcile again without an event."""
 
     status: S
     """The whole new status; written once, and only if it differs."""
     actions: tuple[Action, ...] = ()
-    """In order; all are carried out before the status is written, so that a crash in between only repeats them."""
+    """In order; all are applied before the status is written, so that a crash in between only repeats them."""
     events: tuple[Event, ...] = field(default=())
     """Written after the status write succeeded."""
     requeue_after: float | None = None

@@ -1,4 +1,4 @@
-"""Carries out actions. Repeating one that succeeded changes nothing: a crash in between costs nothing."""
+"""Applies the actions of a plan. Repeating one that succeeded changes nothing, so a crash between two costs nothing."""
 
 from typing import assert_never
 
@@ -10,19 +10,19 @@ from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.framework.ownership import Owner
 
 
-class NameTaken(Exception):  # noqa: N818 - a finding for the status, not an error of ours
-    """An object that the plan needs has the name of one that our owner does not own."""
+class NameTaken(Exception):  # noqa: N818 - reported in the status, not an error of the operator
+    """An object of the plan has the name of one that its owner does not own."""
 
     def __init__(self, resource: Resource, name: str, *, outlived: bool = False) -> None:
         super().__init__(f"{resource.kind} {name}")
         self.resource = resource
         self.name = name
         self.outlived = outlived
-        """It is what an earlier resource of our owner's name left, and goes by itself."""
+        """Whether it belongs to a deleted resource of the owner's name; the garbage collector deletes it."""
 
 
 def apply_action(client: KubeClient, cache: Cache, owner: Owner, action: Action) -> None:
-    """Carry out one action and note its result in the cache; raises ApiError or NameTaken."""
+    """Apply one action and record its result in the cache; raises ApiError or NameTaken."""
     match action:
         case Create(resource, body):
             _record(cache, resource, _create(client, owner, resource, body))
@@ -46,10 +46,10 @@ def _create(client: KubeClient, owner: Owner, resource: Resource, body: Object) 
     name = body["metadata"]["name"]
     existing = client.get(resource, owner.namespace, name)
     if existing is None:
-        raise ApiError(409, "Conflict", f"{resource.kind} {name} was deleted just now")
+        raise ApiError(409, "Conflict", f"{resource.kind} {name} has just been deleted")
     _refuse_conflict(owner, resource, existing)
     if not body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items():
-        raise NameTaken(resource, name)  # ours, but without the labels by which we find it
+        raise NameTaken(resource, name)  # the owner's, but without the labels by which it is found
     return existing
 
 
@@ -69,6 +69,6 @@ def _refuse_conflict(owner: Owner, resource: Resource, existing: Object | None) 
 
 
 def _record(cache: Cache, resource: Resource, result: Object) -> None:
-    """Read our own writes, for the kinds that the cache keeps up to date."""
+    """The next pass sees this write, for the kinds that the cache keeps up to date."""
     if resource in CHILDREN:
         cache.record(resource, result)

@@ -1,6 +1,6 @@
-"""What the watch streams and our own writes have shown: custom resources, their Jobs, pods, Deployments, endpoints.
+"""Custom resources, their Jobs, pods, Deployments and endpoints, as watch streams and the operator's writes show them.
 
-A cache may lag; nothing here is trusted to be complete. Children have deterministic names, a create that meets an
+The cache may lag, and nothing relies on it being complete: children have deterministic names, a create that meets an
 existing object checks its owner, status writes are conditional on the resource version, and a periodic LIST
 (``replace``) finds what a stream missed.
 """
@@ -20,7 +20,7 @@ _Place = tuple[str, str, str]
 """Kind, namespace and name."""
 
 Indexes = Mapping[str, Callable[[Object], Hashable]]
-"""By kind: a property of custom resources by which they are to be found."""
+"""By kind: the property by which its custom resources can be looked up."""
 
 
 class Cache:
@@ -37,7 +37,7 @@ class Cache:
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def record(self, resource: Resource, found: Object) -> bool:
-        """Take an object in; False if it is not news: the same or an older version, or deleted since."""
+        """Record an object; False if that is no news: the version is known or older, or the object was deleted."""
         metadata = found["metadata"]
         metadata.pop("managedFields", None)
         place = (resource.kind, metadata["namespace"], metadata["name"])
@@ -53,7 +53,7 @@ class Cache:
             return True
 
     def forget(self, resource: Resource, gone: Object) -> bool:
-        """Drop an object that was deleted; False if it was unknown. A later one of the same name stays."""
+        """Remove a deleted object; False if it was unknown. A newer one of the same name stays."""
         metadata = gone["metadata"]
         place = (resource.kind, metadata["namespace"], metadata["name"])
         with self._lock:
@@ -67,7 +67,7 @@ class Cache:
             return True
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
-        """One object; not to be changed."""
+        """One object, which callers must not change."""
         with self._lock:
             return self._objects.get((resource.kind, namespace, name))
 
@@ -77,17 +77,17 @@ class Cache:
             return [self._objects[place] for place in self._groups.get(resource.kind, ())]
 
     def children(self, owner: Key, resource: Resource) -> list[Object]:
-        """An owner's children of a kind, by labels: the owner reference is for the reader to check."""
+        """An owner's children of a kind, by labels. Callers check the owner reference."""
         with self._lock:
             places = sorted(self._groups.get((owner, resource.kind), ()))
             return [self._objects[place] for place in places]
 
     def versions(self, resource: Resource) -> dict[str, Object]:
-        """All objects of a kind by uid, to be handed to ``replace`` after a LIST."""
+        """All objects of a kind by uid, for ``replace`` after a LIST."""
         return {found["metadata"]["uid"]: found for found in self.all(resource)}
 
     def replace(self, resource: Resource, before: dict[str, Object], listed: Iterable[Object]) -> None:
-        """Take in a LIST; what stood in the cache ``before`` it and is not in it is gone."""
+        """Record a LIST, and remove what was in the cache ``before`` it and is missing in it."""
         present = set()
         for found in listed:
             present.add(found["metadata"]["uid"])
@@ -108,7 +108,7 @@ class Cache:
                 del self._groups[group]
 
     def _groups_of(self, place: _Place, found: Object) -> tuple[Hashable, Hashable]:
-        """By what an object is found: its kind, and the property that its kind is indexed by, or a child's owner."""
+        """What an object is found by: its kind, and its kind's indexed property or its owner."""
         kind = place[0]
         index = self._indexes.get(kind)
         return kind, index(found) if index else (owner_key(found), kind)

@@ -1,8 +1,8 @@
 """The Kubernetes API in seven verbs, on plain JSON objects.
 
 The official client brings configuration, authentication, TLS and pooled connections; its generated models are left
-out, because they cost most of a call's time and tell unset fields from null ones badly. Every call has a content type
-and a timeout of its own: the client has no default timeout, and its default patch is a strategic merge.
+out, because they take most of a call's time and blur unset and null fields. Every call has its own content type and
+timeout: the client has no default timeout, and its default patch is a strategic merge.
 """
 
 import json
@@ -33,7 +33,7 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
-        """Seconds that the server asks us to wait."""
+        """Seconds that the server asks the client to wait."""
 
     @property
     def already_exists(self) -> bool:
@@ -76,7 +76,7 @@ class HttpKubeClient:
 
     def __init__(self, configuration: client.Configuration, connections: int) -> None:
         configuration.connection_pool_maxsize = connections
-        # The work queue repeats what failed, with backoff; hidden repetitions would only hold its workers.
+        # The work queue retries with backoff; hidden retries would only occupy its workers.
         configuration.retries = False
         self._api = client.ApiClient(configuration)
         self._host = configuration.host
@@ -112,7 +112,7 @@ class HttpKubeClient:
         try:
             self._call("DELETE", _path(resource, namespace, name), options)
         except ApiError as error:
-            # A Conflict is the precondition: another object has the name by now, so ours is gone.
+            # A Conflict is the precondition: another object has the name now, so this one is gone.
             if error.status != 404 and not error.conflict:
                 raise
 

@@ -1,4 +1,4 @@
-"""Conditions as ``metav1.Condition`` and kstatus define them: times move only when a status changes.
+"""Conditions as ``metav1.Condition`` and kstatus define them: a transition time changes only with the status.
 
 https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
 """
@@ -26,13 +26,13 @@ class ConditionType(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a condition shall say."""
+    """What a condition is to say."""
 
     type: ConditionType
     status: bool
     reason: Reason
     message: str = ""
-    """What happened and why, to which the reason's remedy is appended; empty where the reason says it all."""
+    """What happened and why; the reason's remedy is appended. Empty where the reason is enough."""
 
 
 def timestamp(moment: datetime) -> str:
@@ -48,9 +48,9 @@ def parse_timestamp(text: str) -> datetime:
 def merge_conditions(
     current: Sequence[Condition], findings: Iterable[Finding], kind: str, generation: int, now: datetime
 ) -> list[Condition]:
-    """The findings as conditions of a resource of a kind: its remedies are appended.
+    """The findings as conditions, with the remedies for the kind appended.
 
-    One whose status stays keeps its time; conditions without a finding go.
+    A condition whose status stays the same keeps its transition time; conditions without a finding are dropped.
     """
     before = {condition.type: condition for condition in current}
     merged = []

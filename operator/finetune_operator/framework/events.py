@@ -1,4 +1,4 @@
-"""Kubernetes Events on the custom resources. They tell people what happened; nothing depends on them."""
+"""Kubernetes Events on the custom resources. They are for people; nothing depends on them."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -14,7 +14,7 @@ from finetune_operator.framework.ownership import Owner
 
 
 def advice_events(before: Iterable[Condition], after: Iterable[Condition]) -> Iterator[Event]:
-    """What is discouraged, told when it appears."""
+    """A warning for each setting that has become discouraged."""
     known = {each.message for each in before if each.type == ConditionType.DISCOURAGED}
     for each in after:
         if each.type == ConditionType.DISCOURAGED and each.message not in known:
@@ -22,13 +22,13 @@ def advice_events(before: Iterable[Condition], after: Iterable[Condition]) -> It
 
 
 def event_object(owner: Owner, event: Event, resource_version: str, now: datetime) -> Object:
-    """The Event as the API takes it; its name is the same when the same edge is told twice."""
+    """The Event as the API takes it. Its name follows from what it reports, so a retry creates no second one."""
     moment = timestamp(now)
-    edge = short([owner.uid, event.reason, event.message, resource_version], 16)
+    identity = short([owner.uid, event.reason, event.message, resource_version], 16)
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{owner.name}.{edge}", "namespace": owner.namespace},
+        "metadata": {"name": f"{owner.name}.{identity}", "namespace": owner.namespace},
         "involvedObject": {
             "apiVersion": owner.resource.api_version,
             "kind": owner.resource.kind,

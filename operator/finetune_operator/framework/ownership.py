@@ -1,4 +1,4 @@
-"""Who owns what: the labels and the owner reference that tie every child to its custom resource."""
+"""The labels and the owner reference that tie every child to its custom resource."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from finetune_operator.framework.objects import Object, Resource
 
 
 class Key(NamedTuple):
-    """One custom resource; what the work queue and the cache go by."""
+    """Names one custom resource in the work queue and the cache."""
 
     kind: str
     namespace: str
@@ -68,11 +68,11 @@ class Owner:
         }
 
     def owns(self, child: Object) -> bool:
-        """Whether the child's controller is this very resource, and not an earlier one of the same name."""
+        """Whether this resource is the child's controller, not an earlier one of the same name."""
         return any(reference["uid"] == self.uid for reference in _controllers(child))
 
     def outlived(self, child: Object) -> bool:
-        """Whether the child is left of an earlier resource of this name: the garbage collector is about to take it."""
+        """Whether the child belongs to a deleted resource of this name: the garbage collector will delete it."""
         kind = (meta.GROUP, self.resource.kind, self.name)
         found = [(each["apiVersion"].partition("/")[0], each["kind"], each["name"]) for each in _controllers(child)]
         return kind in found and not self.owns(child)
@@ -83,7 +83,7 @@ def _controllers(child: Object) -> list[Object]:
 
 
 def owner_key(child: Object) -> Key | None:
-    """The custom resource that a child's labels name, or None for an object that is not ours."""
+    """The custom resource that a child's labels name, or None for an object of somebody else."""
     metadata = child["metadata"]
     labels = metadata.get("labels") or {}
     kind, name = labels.get(meta.LABEL_OWNER_KIND), labels.get(meta.LABEL_OWNER_NAME)

@@ -1,4 +1,4 @@
-"""How both kinds are read: stored specs and statuses of other versions, and what a namespace offers."""
+"""Reads stored specs and statuses, also those of other versions, and checks for ServiceAccounts."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ P = TypeVar("P", bound=BaseModel)
 S = TypeVar("S", bound=BaseModel)
 
 ACCOUNT_SECONDS: Final = 60.0
-"""How long a ServiceAccount that was found counts as being there."""
+"""How long a ServiceAccount counts as existing after it was found."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Unplanned(Generic[P, S]):
     metadata: ObjectMeta
     status: S
     reason: Reason
-    """SpecInvalid: the stored spec is not valid for this version of the operator; ApiCallsFail."""
+    """SpecInvalid (the stored spec is not valid for this version of the operator) or ApiCallsFail."""
     problem: str
     """What is wrong with the spec, or what the API says."""
     spec: P | None = None
@@ -41,7 +41,7 @@ class Unplanned(Generic[P, S]):
 
 
 class ServiceAccounts:
-    """Which ServiceAccounts exist. They are not watched; one that was found is not asked for again for a while."""
+    """Which ServiceAccounts exist. They are not watched, and an answer is kept for a while."""
 
     def __init__(self, client: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
@@ -50,7 +50,7 @@ class ServiceAccounts:
         self._lock = threading.Lock()
 
     def exists(self, namespace: str, name: str) -> bool:
-        """Whether the ServiceAccount is there. Raises ApiError."""
+        """Whether the ServiceAccount exists. Raises ApiError."""
         place = (namespace, name)
         with self._lock:
             if self._found.get(place, 0.0) > self._clock():
@@ -63,10 +63,10 @@ class ServiceAccounts:
 
 
 def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:
-    """A stored spec, or None and what is wrong with it: another version of the CRD may have let it in.
+    """A stored spec, or None and what is wrong with it: another version of the CRD may have accepted it.
 
-    Fields that this version does not know are ignored. The API server keeps only those that its CRD has: they are no
-    slip of a user's but of a newer CRD, which fills in their defaults in every object that it shows.
+    Fields that this version does not know are ignored. They are not typing errors, because the API server drops fields
+    that its CRD lacks: they belong to a newer CRD, which fills in their defaults in every object.
     """
     try:
         spec = model.model_validate(raw, extra="ignore")
@@ -88,6 +88,6 @@ def parse_status(model: type[M], raw: Object) -> M:
 
 @cache
 def _tell_unknown(model: str, field: str) -> None:
-    """Once for each field, and not for each object that has it."""
+    """Log each field once, not once per object."""
     kind = model.removesuffix("Spec")
     logger.warning("%s: spec.%s is ignored: the CRDs are newer than this operator, which does not know it", kind, field)

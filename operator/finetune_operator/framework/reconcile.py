@@ -1,8 +1,8 @@
 """One custom resource, brought one step closer to what it asks for: observe, plan, apply, status, events.
 
-Level triggered: what to do follows from what is there, never from what an event said. Actions come before the status
-and are idempotent, so that a crash at any point is made good by the next reconciliation. Calls that fail are repeated
-by the queue; where that goes on, the status says so.
+Level triggered: what to do follows from the observed state, never from the event. Actions come before the status
+and are idempotent, so the next reconciliation makes up for a crash at any point. The queue retries calls that fail;
+when they keep failing, the status says so.
 """
 
 import logging
@@ -26,7 +26,7 @@ from finetune_operator.framework.ownership import Key, Owner
 logger = logging.getLogger(__name__)
 
 REFUSALS: Final = frozenset({400, 403, 422})
-"""What the API server answers to an object that it, an admission webhook, a policy or a quota does not want."""
+"""Statuses with which the API server, an admission webhook, a policy or a quota refuses an object."""
 
 O = TypeVar("O")  # noqa: E741 - what was observed
 S = TypeVar("S", bound=BaseModel)
@@ -38,29 +38,29 @@ class Kind(Generic[O, S]):
 
     resource: Resource
     observe: Callable[[Object, datetime], O]
-    """Read what the plan needs; may call the API, and changes nothing."""
+    """Read what the plan needs; may call the API, changes nothing."""
     plan: Callable[[O, datetime], Plan[S]]
     """Pure."""
     with_conflict: Callable[[O, NameTaken], O]
-    """What was observed, and an object of somebody else that an action ran into. Its plan has no actions."""
+    """What was observed, with a conflicting object that an action met. Its plan has no actions."""
     with_refusal: Callable[[O, str], O]
-    """What was observed, and what the API server said when it refused an action (a quota, a policy). No actions."""
+    """What was observed, with the API server's message for an action that it refused. Its plan has no actions."""
     without_api: Callable[[Object, str], O]
-    """What is known of the resource without a call, once calls have failed for a while, and the API's last words. No
+    """What the resource itself shows, with the API's last error, once calls have failed for a while. Its plan has no
     actions."""
 
 
 class NextTurn(NamedTuple):
-    """When a custom resource is to be looked at again without an event."""
+    """When a custom resource is reconciled again without an event."""
 
     after: float | None = None
     """Seconds; None waits for an event or the resync."""
     low_priority: bool = False
-    """Whether all others go first."""
+    """Whether all other keys go first."""
 
 
 class Reconciler:
-    """Reconciles keys of all kinds; safe for many threads as long as each has another key."""
+    """Reconciles keys of all kinds. Threads may share it as long as no two work on the same key."""
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class Reconciler:
         self._api_failures = ApiFailures()
 
     def reconcile(self, key: Key) -> NextTurn:
-        """One pass; returns when to come again. Raises ApiError."""
+        """One pass; returns when the next one is due. Raises ApiError."""
         kind = self._kinds[key.kind]
         resource = self._cache.get(kind.resource, key.namespace, key.name)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._api_failures.clear(key)
-            return NextTurn()  # children go by their owner references, data in the store stays
+            return NextTurn()  # owner references delete the children; data in the store stays
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
         try:
@@ -97,7 +97,7 @@ class Reconciler:
         return NextTurn(plan.requeue_after)
 
     def _observe_and_apply(self, kind: Kind[O, S], owner: Owner, resource: Object, now: datetime) -> Plan[S]:
-        """Observe, plan and apply; returns the plan whose status is true afterwards."""
+        """Observe, plan and apply; returns the plan whose status then holds."""
         observed = kind.observe(resource, now)
         plan = kind.plan(observed, now)
         try:
@@ -116,14 +116,14 @@ class Reconciler:
         self._write_events(owner, plan.events, version, now)
 
     def _report_failing(self, kind: Kind[O, S], owner: Owner, resource: Object, error: ApiError, now: datetime) -> None:
-        """Say what fails; if that fails too, it is the queue that repeats it all."""
+        """Report the failing call in the status. If that fails too, the queue retries everything."""
         try:
             self._report(kind, owner, resource, kind.plan(kind.without_api(resource, str(error)), now), now)
-        except ApiError as unsaid:
-            logger.warning("%s: the status cannot say what fails: %s", "/".join(owner.key), unsaid)
+        except ApiError as second:
+            logger.warning("%s: cannot report the failure in the status: %s", "/".join(owner.key), second)
 
     def _write_status(self, kind: Kind[O, S], resource: Object, status: S) -> str:
-        """Write the difference, if there is one and the resource is still the one that was observed."""
+        """Write what has changed, if the resource is still at the observed version; returns that version."""
         wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
         change = merge_patch(sparse(resource.get("status") or {}), sparse(wanted))
         metadata = resource["metadata"]
@@ -155,14 +155,14 @@ class Reconciler:
             except ApiError as error:
                 if not error.already_exists:
                     logger.warning(
-                        "event %s of %s/%s not written: %s", event.reason, owner.namespace, owner.name, error
+                        "cannot write event %s of %s/%s: %s", event.reason, owner.namespace, owner.name, error
                     )
 
 
 def sparse(status: Any) -> Any:
-    """A status without empty texts and lists, so that people see what there is to say. Conditions stay whole.
+    """A status without empty strings and lists, which say nothing to people. Conditions stay whole.
 
-    Compared like this, a field that another version wrote as empty, or a CRD of before filled in, is no difference.
+    Compared like this, a field that another version wrote as empty, or that an older CRD filled in, has not changed.
     """
     if isinstance(status, list):
         return [sparse(entry) for entry in status]
@@ -172,7 +172,7 @@ def sparse(status: Any) -> Any:
 
 
 def merge_patch(current: Any, wanted: Any) -> Object:
-    """The JSON merge patch (RFC 7386) that makes ``wanted`` of ``current``; empty if they are equal."""
+    """The JSON merge patch (RFC 7386) from ``current`` to ``wanted``; empty if they are equal."""
     patch: Object = {key: None for key in current if key not in wanted}
     for key, value in wanted.items():
         before = current.get(key)

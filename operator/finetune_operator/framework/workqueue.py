@@ -1,7 +1,7 @@
-"""A work queue of keys, in the manner of client-go's: each key at most once in line and at most once in work.
+"""A work queue of keys in the manner of client-go: each key waits at most once and is worked on at most once.
 
-``add`` during a key's work is remembered and gives it another turn afterwards. Failures come back with exponential
-backoff and jitter. A key may ask for low priority: its next turn comes when no other key has had one for a moment, so
+A key that is added while it is worked on gets another turn afterwards. Failures return with exponential backoff and
+jitter. A key may ask for low priority: its next turn comes when no other key has had one for a moment, so
 that in a burst what is urgent for each comes before what can wait. The queue starts no thread and reads only the clock
 that it is given.
 """
@@ -18,9 +18,9 @@ K = TypeVar("K", bound=Hashable)
 
 BACKOFF_START: Final = 0.2
 BACKOFF_LIMIT: Final = 120.0
-"""Seconds before the first repetition, which double with each failure, up to the limit."""
+"""Seconds before the first retry; they double with each failure, up to the limit."""
 JITTER: Final = 0.2
-"""Delays vary by up to this share, so that what failed together does not come back together."""
+"""Delays vary by up to this share, so that keys that failed together do not return together."""
 QUIET: Final = 0.25
 """Seconds without a turn of any other key after which keys of low priority have theirs."""
 PATIENCE: Final = 5.0
@@ -36,7 +36,7 @@ class _Entry:
     low_priority: bool = False
     """Whether all others go before its next turn."""
     since: float = 0.0
-    """When it became due, to measure the queue's age."""
+    """When it became due; the queue's age follows from it."""
     working: bool = False
     failures: int = 0
 
@@ -59,7 +59,7 @@ class WorkQueue(Generic[K]):
         self._closed = False
 
     def add(self, key: K, delay: float = 0.0) -> None:
-        """Give the key a turn after ``delay`` seconds; an earlier turn that is planned already stays."""
+        """Give the key a turn after ``delay`` seconds; a turn that is planned earlier stays."""
         with self._changed:
             entry = self._entries.setdefault(key, _Entry())
             due = self._clock() + delay
@@ -70,7 +70,7 @@ class WorkQueue(Generic[K]):
                 self._push(due, key)
 
     def take(self) -> K | None:
-        """The next key that is due, which is then in work; blocks until there is one. None: the queue is closed."""
+        """The next key that is due, to be given back by ``done`` or ``failed``; blocks. None: the queue is closed."""
         with self._changed:
             while not self._closed:
                 key, wait = self._next()
@@ -97,7 +97,7 @@ class WorkQueue(Generic[K]):
             self._forget_idle(key, entry)
 
     def failed(self, key: K, not_before: float = 0.0) -> float:
-        """The work on the key failed: repeat it with backoff, at least ``not_before`` seconds from now; the delay."""
+        """The work failed: retry with backoff, in ``not_before`` seconds at the earliest. Returns the delay."""
         with self._changed:
             entry = self._release(key)
             backoff = min(BACKOFF_LIMIT, BACKOFF_START * 2.0 ** min(entry.failures, 32))
@@ -108,7 +108,7 @@ class WorkQueue(Generic[K]):
             return delay
 
     def age(self) -> float:
-        """Seconds that the key which waits longest has been due; 0 if none is."""
+        """For how many seconds the key that waits longest has been due; 0 if none is."""
         with self._changed:
             now = self._clock()
             waits = [now - e.since for e in self._entries.values() if e.due is not None and not e.working]
@@ -121,7 +121,7 @@ class WorkQueue(Generic[K]):
             self._changed.notify_all()
 
     def _next(self) -> tuple[K | None, float | None]:
-        """A due key, else how long until the next one is."""
+        """A key that is due, or else the seconds until one is."""
         now = self._clock()
         due = self._first(self._heap)
         if due is not None and due <= now:
@@ -135,7 +135,7 @@ class WorkQueue(Generic[K]):
         return None, min((moment - now for moment in (due, low) if moment is not None), default=None)
 
     def _first(self, heap: list[tuple[float, int, K]]) -> float | None:
-        """When the first key of a heap is due; drops what is outdated."""
+        """When the first key of a heap is due; drops outdated entries."""
         while heap:
             due, _, key = heap[0]
             entry = self._entries.get(key)

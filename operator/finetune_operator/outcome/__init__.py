@@ -1,1 +1,1 @@
-"""What became of a stage's Job and of its pods, in the words of a status."""
+"""The outcome of a stage's Job and of its pods: state, reason and message."""

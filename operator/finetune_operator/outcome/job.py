@@ -1,4 +1,4 @@
-"""What became of a stage: the root cause, read from its Job, the Job's pods and the Job's events. Pure."""
+"""The outcome of a stage: its state and root cause, from its Job, the Job's pods and the Job's events. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -55,13 +55,13 @@ class Verdict:
     pod_ip: str = ""
     """Address of the running pod."""
     needs_events: bool = False
-    """No pod was made: only the Job's events tell why."""
+    """No pod was created: only the Job's events show why."""
     tries_again: bool = False
-    """The stage has failed for good, but its Job knows nothing of it and starts another pod."""
+    """The stage has failed for good, but its Job does not know and would start another pod."""
 
 
 NOT_STARTED: Final = Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True)
-"""Of a Job that was made just now."""
+"""Of a Job that was just created."""
 
 
 def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> Verdict:
@@ -88,24 +88,24 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
 
 
 def _attempts(job: Object, pods: Sequence[Object]) -> int:
-    """How often the stage was begun: pods, of several that work together the first ones."""
+    """How often the stage was started: its pods, or in an Indexed Job the pods with number 0."""
     status = job.get("status") or {}
     if job["spec"].get("completionMode") == "Indexed":
         return sum(is_first(pod) for pod in pods)
     counted: int = sum(status.get(count, 0) for count in ("active", "succeeded", "failed"))
-    return max(counted, len(pods))  # of the pods some may be gone, and the newest not counted yet
+    return max(counted, len(pods))  # some pods may be gone, and the newest one may not be counted yet
 
 
 def _cause(pods: Sequence[Object]) -> tuple[Reason, str] | None:
-    """Why the stage's newest pod failed that did not merely follow another; of all others, why the newest did."""
+    """Why the newest pod failed that did not fail because it lost a peer; if all did, why the newest failed."""
     failures = [found for pod in reversed(pods) if (found := pod_failure(pod))]
     return min(failures, key=lambda failure: failure[0] is Reason.PEER_LOST, default=None)
 
 
 def _started(status: Object, pods: Sequence[Object]) -> str | None:
-    """When the first pod got a node, None while none has one; of an ended Job whose pods are gone, when it started.
+    """When the first pod got a node, None while none has; for an ended Job whose pods are gone, when the Job started.
 
-    A Job that goes on after a suspension starts anew: pods from before do not count.
+    A Job that is resumed starts anew: earlier pods do not count.
     """
     began: str | None = status.get("startTime")
     starts = [start for pod in pods if (start := pod["status"].get("startTime")) and start >= (began or "")]
@@ -115,9 +115,9 @@ def _started(status: Object, pods: Sequence[Object]) -> str | None:
 
 
 def _verdict_from_pod(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
-    """What a Job with one pod at a time is going to say, as its pod has ended; None if the pod does not settle it.
+    """The verdict on a Job with one pod at a time, from a pod that has ended; None if the pod does not decide it.
 
-    The Job's controller counts ended pods in batches and takes a second or more to say so.
+    The Job's controller counts ended pods in batches, so its own condition comes a second or more later.
     """
     ended = terminated(pods[-1]) if pods else None
     if ended is None or job["spec"].get("completionMode") == "Indexed":
@@ -137,7 +137,7 @@ def _completed(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Ve
 
 
 def _succeeded(job: Object, pods: Sequence[Object], facts: dict[str, Any]) -> Verdict | None:
-    """The newest result that a pod left; None if none did."""
+    """Success, with the newest result that a pod left; None if no pod left one."""
     stage = job["metadata"]["labels"].get(meta.LABEL_STAGE)
     for pod in reversed(pods):
         result = read_result(pod)
@@ -167,13 +167,13 @@ def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[st
         return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
     message = ""
     if earlier := _cause(pods):
-        message = f"An earlier attempt ended: {earlier[1]}"
+        message = f"An earlier attempt failed: {earlier[1]}"
     address = next((pod["status"].get("podIP", "") for pod in newest if is_first(pod)), "")
     return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
 
 
 def _newest_of_each(pods: Sequence[Object]) -> list[Object]:
-    """Of those that work together, the newest with each number, by number."""
+    """The newest pod with each number, by number."""
     newest = {index_of(pod): pod for pod in pods}
     return [newest[number] for number in sorted(newest)]
 
@@ -185,6 +185,6 @@ def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[s
         reason, message = refusal(newest.get("message") or "")
         return Verdict(State.WAITING, reason, message, needs_events=True, **facts)
     if earlier := _cause(pods):
-        message = f"Trying again; the last attempt ended: {earlier[1]}"
+        message = f"Retrying; the last attempt failed: {earlier[1]}"
         return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
     return replace(NOT_STARTED, **facts)

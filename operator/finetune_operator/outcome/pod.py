@@ -1,4 +1,4 @@
-"""What became of one pod: the result that it left, why it failed, what keeps it from running. Pure."""
+"""The outcome of one pod: the result that it left, why it failed, what keeps it from running. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ _CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContai
 _OWN_LIMIT: Final = re.compile(
     r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
 )
-"""What the kubelet says of a pod that it evicts for the pod's own limits, not for what its node lacks."""
+"""The kubelet's message for a pod that it evicts because of the pod's own limits, not because its node lacks space."""
 TOO_LATE: Final = "DeadlineExceeded"
-"""What the kubelet says of a pod that had its node for as long as it may, and a Job that has a deadline of its own."""
+"""The reason of a pod that ran for as long as it may, and of a Job that reached its own deadline."""
 
 
 def read_result(pod: Object) -> StageResult | None:
-    """The termination message of the stage's container, or None where there is no valid one."""
+    """The result in the termination message of the stage's container; None without a valid one."""
     result = parse_result((terminated(pod) or {}).get("message"))
     if result is None:
         return None
@@ -43,7 +43,7 @@ def parse_result(message: str | None) -> StageResult | None:
 
 
 def pod_failure(pod: Object) -> tuple[Reason, str] | None:
-    """Why a pod ended without success; None if it did not."""
+    """Why a pod failed; None if it did not."""
     name, status = pod["metadata"]["name"], pod["status"]
     if status.get("phase") == "Succeeded":
         return None
@@ -57,36 +57,36 @@ def pod_failure(pod: Object) -> tuple[Reason, str] | None:
         return Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its profile allows: {said}"
     disrupted = find_condition(status, "DisruptionTarget")
     if disrupted or status.get("reason") in ("Evicted", "Preempting"):
-        said = said or (disrupted or {}).get("message") or "the node needed its place"
+        said = said or (disrupted or {}).get("message") or "the node needed its resources"
         return Reason.PREEMPTED, f"Pod {name} was evicted: {said}"
     ended = terminated(pod)
     if ended is None:
         return None
     if ended.get("reason") == "OOMKilled":
-        return Reason.OUT_OF_MEMORY, f"Pod {name} was killed because it used more memory than its limit."
-    return Reason.STAGE_CRASHED, f"Pod {name} ended with exit code {ended.get('exitCode')} and without a result."
+        return Reason.OUT_OF_MEMORY, f"Pod {name} was killed for using more memory than its limit."
+    return Reason.STAGE_CRASHED, f"Pod {name} exited with code {ended.get('exitCode')} and left no result."
 
 
 def pod_blocker(pod: Object) -> tuple[Reason, str] | None:
-    """What keeps a pod from running that will not pass by itself soon."""
+    """What keeps a pod from running and will not pass by itself soon."""
     name, status = pod["metadata"]["name"], pod["status"]
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = container.get("state", {}).get("waiting") or {}
         reason, said = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _IMAGE_PROBLEMS:
             image = container.get("image", "")
-            return Reason.IMAGE_PULL_FAILED, f"Pod {name} cannot get image {image} ({reason})."
+            return Reason.IMAGE_PULL_FAILED, f"Pod {name} cannot pull image {image} ({reason})."
         if reason in _CONFIG_PROBLEMS:
             secret = "secret" in said.lower() or "couldn't find key" in said.lower()
             return (Reason.SECRET_MISSING if secret else Reason.POD_REJECTED), f"Pod {name} cannot start: {said}."
     scheduled = find_condition(status, "PodScheduled", "False")
     if scheduled and scheduled.get("reason") == "Unschedulable":
-        return Reason.UNSCHEDULABLE, f"Pod {name} fits no node: {scheduled.get('message', '')}"
+        return Reason.UNSCHEDULABLE, f"Pod {name} cannot be scheduled: {scheduled.get('message', '')}"
     return None
 
 
 def refusal(message: str) -> tuple[Reason, str]:
-    """Why the API server refused an object, in the words of its admission."""
+    """Why the API server refused an object, in its own words."""
     said = message.removeprefix("Error creating: ")
     lowered = said.lower()
     if "exceeded quota" in lowered or "must specify" in lowered:
@@ -97,7 +97,7 @@ def refusal(message: str) -> tuple[Reason, str]:
 
 
 def late_message(pods: Sequence[Object]) -> str:
-    """That it took too long, and what the pods waited for or said last."""
+    """That the stage took too long, and what its pods waited for or reported last."""
     blocker = next((found[1] for pod in reversed(pods) if (found := pod_blocker(pod))), "")
     return " ".join(filter(None, ["The stage took longer than its profile allows.", blocker or _last_words(pods)]))
 
@@ -112,7 +112,7 @@ def _last_words(pods: Sequence[Object]) -> str:
 
 
 def is_late(pod: Object) -> bool:
-    """Whether a pod had its node for as long as it may: another attempt would take no less."""
+    """Whether a pod ran for as long as it may: another attempt would take as long."""
     return (pod["status"].get("phase"), pod["status"].get("reason")) == ("Failed", TOO_LATE)
 
 
@@ -122,7 +122,7 @@ def is_alive(pod: Object) -> bool:
 
 
 def is_first(pod: Object) -> bool:
-    """Whether a pod has the number 0 among those that work together, or works alone: it speaks for all."""
+    """Whether a pod works alone, or has number 0 among those that work together: its result counts for all."""
     return index_of(pod) == 0
 
 

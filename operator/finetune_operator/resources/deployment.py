@@ -1,4 +1,4 @@
-"""The Deployment of one revision: ``fetch`` fills a volume, the model server reads it."""
+"""The Deployment of one revision: ``fetch`` fills a volume, and the model server reads it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -19,15 +19,15 @@ from finetune_operator.runtimes.plan import ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime, Settings
 
 SERVER: Final = "server"
-"""Name of the model server's container, and its pods' role."""
+"""Name of the model server's container and role of its pods."""
 FETCH: Final = Stage.FETCH.value
 """Name of the init container that downloads and verifies the artifact."""
 FETCH_SECONDS: Final = 900
-"""What scheduling, pulling images and fetching may add to the runtime's startup timeout before a candidate failed."""
+"""Seconds for scheduling, pulling images and fetching, on top of the runtime's startup timeout."""
 
 ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
 ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
-"""What a Deployment serves, for people, and for a resource that has lost its status."""
+"""What a Deployment serves: for people, and for a resource that has lost its status."""
 
 _FETCH_SHAPE: Final = PodShape(
     requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"}, scratch_size="1Gi"
@@ -51,7 +51,7 @@ class Serving:
 
     @property
     def model_path(self) -> str:
-        """Where the server finds the model; the digest in it proves what a pod serves."""
+        """Where the server finds the model. It contains the digest, so it shows what a pod serves."""
         return f"{meta.MODELS_DIR}/{self.artifact_digest}/model"
 
 
@@ -61,7 +61,7 @@ def deployment_name(owner: Owner, revision: str) -> str:
 
 
 def server_labels(owner: Owner, revision: str) -> dict[str, str]:
-    """What selects the serving pods of one revision, and nothing else of this resource."""
+    """Labels that select the serving pods of one revision and no other pods of this resource."""
     return {**owner.labels, meta.LABEL_ROLE: SERVER, meta.LABEL_REVISION: revision}
 
 
@@ -98,7 +98,7 @@ def deployment(owner: Owner, serving: Serving, settings: Settings, revision: str
             "selector": {"matchLabels": labels},
             "progressDeadlineSeconds": serving.runtime.startup_timeout_seconds + FETCH_SECONDS,
             "revisionHistoryLimit": 1,
-            # Only a repair (somebody changed the template) or `kubectl rollout restart` ever rolls within a revision.
+            # Within a revision, only a repair (somebody changed the template) or `kubectl rollout restart` rolls.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": pod_template(owner, serving, settings, revision),
         },

@@ -1,4 +1,4 @@
-"""Whether a live object is what we want: the API server adds defaults and others add their own fields, we own ours."""
+"""Whether a live object is as desired. The API server adds defaults, and others may add fields of their own."""
 
 import re
 from decimal import Decimal
@@ -15,9 +15,9 @@ _UNITS: Final = {"": Decimal(1)} | _DECIMAL | _BINARY
 
 
 def ensure(resource: Resource, desired: Object, live: Object | None) -> tuple[Create | Apply, ...]:
-    """What makes the object as desired: nothing if it is already.
+    """The actions that make an object as desired; none if it is.
 
-    A missing one is created rather than applied: should a stranger's object of this name appear in between, creating
+    A missing one is created rather than applied: if somebody else's object of this name appears in between, creating
     fails, while applying would take it over.
     """
     if live is None:
@@ -28,16 +28,16 @@ def ensure(resource: Resource, desired: Object, live: Object | None) -> tuple[Cr
 
 
 def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> tuple[Create, ...]:
-    """The same for what never changes once it is there: immutable ConfigMaps and Jobs."""
+    """The same for objects that never change once they exist: immutable ConfigMaps and Jobs."""
     return (Create(resource, desired),) if live is None else ()
 
 
 def holds(live: Any, desired: Any) -> bool:
-    """Whether every field of ``desired`` has its value in ``live``; nothing and an empty list or object are the same.
+    """Whether every field of ``desired`` has its value in ``live``; a missing and an empty list or object are the same.
 
-    It follows how server-side apply merges (``x-kubernetes-map-type`` and ``-list-type`` of the API): of a list of
-    named things (containers, variables, volumes) each wanted one must be there; other lists, and selectors, are taken
-    as a whole, so that an addition to them counts as a change.
+    This follows how server-side apply merges (``x-kubernetes-map-type`` and ``-list-type`` of the API): of a list of
+    named items (containers, variables, volumes), each desired item must be present; other lists, and selectors, are
+    compared as a whole, so that an addition to them counts as a change.
     """
     if isinstance(desired, dict):
         fields = live if isinstance(live, dict) else {}

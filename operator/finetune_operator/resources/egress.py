@@ -1,4 +1,4 @@
-"""How a stage's pod gets out: the certificate authorities that it trusts its store by, and the platform's proxy."""
+"""What a stage's pod needs to reach the outside: certificate authorities for its store, and the platform's proxy."""
 
 from pathlib import PurePosixPath
 from typing import Final
@@ -13,7 +13,7 @@ _VOLUME: Final = "store-ca"
 
 
 def ca_volumes(storage: Storage) -> list[Object]:
-    """Optional, so that a ConfigMap that is missing does not keep the pod waiting: the stage then says which one."""
+    """Optional, so that a missing ConfigMap does not keep the pod waiting: the stage then reports which one."""
     if storage.ca_bundle is None:
         return []
     items = [{"key": storage.ca_bundle.key, "path": _FILE.name}]
@@ -22,19 +22,19 @@ def ca_volumes(storage: Storage) -> list[Object]:
 
 
 def ca_mounts(storage: Storage) -> list[Object]:
-    """Where the container finds them."""
+    """Where the container finds the certificates."""
     if storage.ca_bundle is None:
         return []
     return [{"name": _VOLUME, "mountPath": str(_FILE.parent), "readOnly": True}]
 
 
 def ca_env(storage: Storage) -> list[Object]:
-    """What tells boto3 of them."""
+    """The variable by which boto3 finds them."""
     return [{"name": meta.CA_VARIABLE, "value": meta.CA_FILE}] if storage.ca_bundle else []
 
 
 def proxy_env(proxy: Proxy) -> list[Object]:
-    """What Python's HTTP clients go by; nothing where no proxy is set."""
+    """The variables that Python's HTTP clients read; none without a proxy."""
     if not (proxy.http_proxy or proxy.https_proxy):
         return []
     values = {"HTTP_PROXY": proxy.http_proxy, "HTTPS_PROXY": proxy.https_proxy, "NO_PROXY": proxy.no_proxy}

@@ -1,4 +1,4 @@
-"""Environment variables of a stage's container: credentials, by reference; folders, threads and the pod's name."""
+"""Environment variables of containers: references to credentials, folders, threads, the pod's name."""
 
 from finetune_api import meta
 from finetune_api.stages import Stage
@@ -10,7 +10,7 @@ from finetune_operator.settings import PodShape
 
 
 def credentials_env(storage: Storage) -> list[Object]:
-    """The keys of the Secret that the resource names; the kubelet reads it, the operator never does."""
+    """The keys of the Secret that the resource names. The kubelet reads it, the operator never does."""
     if storage.credentials is None:
         return []
     secret = storage.credentials
@@ -25,7 +25,7 @@ def credentials_env(storage: Storage) -> list[Object]:
 
 
 def teacher_env(request: StageRequest) -> list[Object]:
-    """The API key of the teacher that answers prompts, for the one stage that asks it."""
+    """The API key of the distillation teacher, for the stage that calls it."""
     prepare = request.input.params.prepare if request.stage is Stage.PREPARE else None
     credentials = prepare.distillation.teacher.credentials if prepare and prepare.distillation else None
     if credentials is None:
@@ -35,7 +35,7 @@ def teacher_env(request: StageRequest) -> list[Object]:
 
 
 def tracking_env(request: StageRequest) -> list[Object]:
-    """How the training logs in to its trackers. A key that a Secret lacks costs the tracking only, hence optional."""
+    """The training's credentials for its trackers. Optional: a missing key costs only the tracking."""
     if request.stage is not Stage.TRAIN:
         return []
     mlflow, wandb = request.input.tracking.mlflow, request.input.tracking.wandb
@@ -51,14 +51,14 @@ def tracking_env(request: StageRequest) -> list[Object]:
 
 
 def name_env(request: StageRequest) -> list[Object]:
-    """The name by which the attempts of one number stay apart."""
+    """The pod's name, which distinguishes attempts with the same number."""
     if request.nodes == 1:
         return []
     return [{"name": meta.POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
 
 
 def scratch_env() -> list[Object]:
-    """Everything that libraries like to write goes to the writable volume; TMPDIR must exist, so it is the volume."""
+    """Libraries write to the writable volume. TMPDIR must exist, so it is the volume itself."""
     scratch = meta.SCRATCH_DIR
     folders = {"HOME": scratch, "TMPDIR": scratch, "HF_HOME": f"{scratch}/huggingface"}
     return [{"name": name, "value": folder} for name, folder in folders.items()]
@@ -67,7 +67,7 @@ def scratch_env() -> list[Object]:
 def cpu_env(shape: PodShape) -> list[Object]:
     """As many threads as the CPU limit allows (rounded up by the kubelet); libraries would count the node's cores.
 
-    Waiting threads sleep: where cores are shared, spinning made a training step five times slower.
+    Idle threads sleep: on shared cores, spinning made a training step five times slower.
     """
     if "cpu" not in shape.limits:
         return []

@@ -1,6 +1,6 @@
-"""Who may reach the pods of a revision: the verifier alone, until the revision is promoted.
+"""Who may reach the pods of a revision: only the verifier, until the revision is promoted.
 
-One policy per revision, replaced in place at the promotion, so that no pod is restarted or labelled anew for it.
+There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled.
 """
 
 from finetune_api import meta
@@ -11,14 +11,14 @@ from finetune_operator.resources.deployment import deployment_name, server_label
 
 
 def candidate_policy(owner: Owner, revision: str) -> Object:
-    """Only the verification pods of this very resource."""
+    """Only the verification pods of this resource."""
     verifier = {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: Stage.VERIFY.value}}}
     return _policy(owner, revision, {"from": [verifier]})
 
 
 def serving_policy(owner: Owner, revision: str) -> Object:
-    """Everybody, on the serving port. Who may be narrowed down further by policies of the namespace's admin is up to
-    him: policies add up, so that this one keeps the promise that a published Service answers."""
+    """Everybody, on the serving port. Policies add up: the namespace's admin can allow more, but cannot restrict this
+    with another policy, and a published Service answers."""
     return _policy(owner, revision, {})
 
 

@@ -1,4 +1,4 @@
-"""How the pods of one training find each other: a headless Service, which gives each a stable name.
+"""How the pods of one training find each other: a headless Service gives each a stable name.
 
 https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
 """
@@ -9,7 +9,7 @@ from finetune_operator.framework.ownership import Owner
 
 
 def peers_service(owner: Owner, job: str, run: str, stage: str) -> Object:
-    """Names like ``<job>-0.<job>`` for the pods of a Job of a run's stage, also before they are ready."""
+    """Names like ``<job>-0.<job>`` for the pods of a stage's Job, also before they are ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -1,4 +1,4 @@
-"""The two Services of an AdapterDeployment: the public one, and a candidate's, for the verifier only."""
+"""The two Services of an AdapterDeployment: the public one, and a candidate's for the verifier."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ PORT: Final = 80
 
 
 def public_service(owner: Owner, revision: str) -> Object:
-    """The Service that clients use. Its selector is the traffic switch: it names the one revision that serves."""
+    """The Service that clients use. Its selector switches the traffic: it names the one revision that serves."""
     return _service(owner, owner.name, revision)
 
 
@@ -26,7 +26,7 @@ def candidate_service_name(owner: Owner, revision: str) -> str:
 
 
 def service_url(owner: Owner, name: str) -> str:
-    """Where pods of the cluster reach a Service."""
+    """Where pods in the cluster reach a Service."""
     return f"http://{name}.{owner.namespace}.svc:{PORT}"
 
 

@@ -1,7 +1,7 @@
-"""A pod's own /dev/shm, through which processes with a GPU each hand over what they compute (NCCL).
+"""A pod's own /dev/shm, through which processes with one GPU each exchange data (NCCL).
 
-The container runtime's has 64 MiB, too little where GPUs do not reach each other's memory. A size is a limit: what is
-written counts for the container's memory limit, and nothing else does.
+The container runtime's default is 64 MiB, too little where GPUs cannot reach each other's memory. The size is a limit:
+only what is written counts towards the container's memory limit.
 """
 
 from typing import Final
@@ -12,10 +12,10 @@ _VOLUME: Final = "shared-memory"
 
 
 def shared_memory_volumes(size: str) -> list[Object]:
-    """At most so much; none for an empty size."""
+    """The volume, at most this large; none for an empty size."""
     return [{"name": _VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": size}}] if size else []
 
 
 def shared_memory_mounts(size: str) -> list[Object]:
-    """Where the container finds it."""
+    """Where the container mounts it."""
     return [{"name": _VOLUME, "mountPath": "/dev/shm"}] if size else []  # noqa: S108 - a path in the pod

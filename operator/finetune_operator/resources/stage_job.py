@@ -30,11 +30,11 @@ QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue's label, passed from the custom resource to its stage Jobs."""
 _INPUT: Final = PurePosixPath(meta.INPUT_FILE)
 _READS_SOURCES: Final = frozenset({Stage.RESOLVE, Stage.PREPARE})
-"""Stages that look at the sources of the data."""
+"""Stages that read the sources of the data."""
 
 
 def input_config_map(request: StageRequest) -> Object:
-    """The stage's input, immutable."""
+    """The ConfigMap with the stage's input; immutable."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -49,7 +49,7 @@ def stage_job(request: StageRequest) -> Object:
     pod = pod_spec([stage_container(request)], request.shape, request.images, request.service_account)
     pod["restartPolicy"] = "Never"
     pod["terminationGracePeriodSeconds"] = 60
-    # The pod's, which counts from when it has a node: a Job's own would end a stage that waits for a quota or for room.
+    # The pod's deadline counts from when it has a node. A Job's would also end a stage that waits for a quota or node.
     pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     pod["volumes"] += [*ca_volumes(request.input.storage), *shared_memory_volumes(request.shared_memory)]
@@ -64,7 +64,7 @@ def stage_job(request: StageRequest) -> Object:
         "spec": {
             **_indexed(request),
             "backoffLimit": request.retries * request.nodes,
-            # A pod that is still saving its checkpoint and its replacement must not run at the same time.
+            # A pod that still saves its checkpoint must not run at the same time as its replacement.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [
@@ -86,7 +86,7 @@ def stage_job(request: StageRequest) -> Object:
 
 
 def _indexed(request: StageRequest) -> Object:
-    """Several pods, each with a number. The first answers for all: once it has succeeded, so has the Job."""
+    """Several pods, each with a number. Once pod 0 has succeeded, so has the Job."""
     if request.nodes == 1:
         return {}
     return {
@@ -98,7 +98,7 @@ def _indexed(request: StageRequest) -> Object:
 
 
 def _peer_exits(request: StageRequest) -> list[Object]:
-    """When one pod is lost, the others end too, to begin again with it: only its own end may count as a failure."""
+    """When one pod is lost, its peers exit too, to restart as a group: only the first exit counts as a failure."""
     if not request.together:
         return []
     exits = {"containerName": STAGE_CONTAINER, "operator": "In", "values": [meta.ExitCode.RESTART_GROUP.value]}
@@ -106,7 +106,7 @@ def _peer_exits(request: StageRequest) -> list[Object]:
 
 
 def stage_container(request: StageRequest) -> Object:
-    """The container of a stage; also an init container where a stage prepares a server's volume (fetch)."""
+    """The container of a stage; an init container where a stage fills a server's volume (fetch)."""
     argv = ["python", "-m", f"finetune_jobs.{request.stage}", "--input", meta.INPUT_FILE, "--result", RESULT_FILE]
     body = container(
         STAGE_CONTAINER,
@@ -136,7 +136,7 @@ def stage_container(request: StageRequest) -> Object:
 
 
 def _together_arguments(request: StageRequest) -> list[str]:
-    """How many share the work, and where the first pod is found; a pod's number is in its environment."""
+    """How many processes and pods share the work, and the address of pod 0. A pod's number is in its environment."""
     arguments = ["--processes", str(request.processes)] if request.together else []
     if request.nodes > 1:
         arguments += ["--nodes", str(request.nodes), "--coordinator", f"{request.name}-0.{request.name}"]
@@ -144,14 +144,14 @@ def _together_arguments(request: StageRequest) -> list[str]:
 
 
 def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
-    """The sources of a stage's input that are keys of ConfigMaps, by their numbers."""
+    """The sources that are keys of ConfigMaps, by their position in the stage's input."""
     prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
     sources = prepare.all_sources if prepare else []
     return {number: source.config_map for number, source in enumerate(sources) if source.config_map}
 
 
 def _source_volumes(request: StageRequest) -> list[Object]:
-    """Optional, so that a ConfigMap that is missing does not keep the pod waiting: the stage then says which one."""
+    """Optional, so that a missing ConfigMap does not keep the pod waiting: the stage then reports which one."""
     return [
         {"name": f"source-{number}", "configMap": {"name": found.name, "optional": True}}
         for number, found in _config_maps(request).items()

@@ -1,4 +1,4 @@
-"""A stage that is to run: its input, and the pod that it gets."""
+"""A stage that is to run: its input, and what its pod gets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ class StageRequest:
     service_account: str
     proxy: Proxy = field(default_factory=Proxy)
     labels: Mapping[str, str] = field(default_factory=dict)
-    """On ConfigMap, Job and pod, besides the owner's and the stage's."""
+    """For ConfigMap, Job and pod, besides the owner's and the stage's."""
     attempt: str = ""
-    """Tells Jobs of one input apart; empty for the first."""
+    """Distinguishes Jobs with the same input; empty for the first."""
     queue: str = ""
     """Kueue's local queue for the Job; empty: none."""
     retries: int = 2
     deadline_seconds: int = 3600
-    """How long one attempt may have a node."""
+    """How long one attempt may run, from when its pod has a node."""
     nodes: int = 1
     """Pods that work together, as an Indexed Job."""
     processes: int = 1
@@ -48,7 +48,7 @@ class StageRequest:
 
     @property
     def shared_memory(self) -> str:
-        """Size of the pod's /dev/shm: ample for NCCL's buffers; empty leaves one process the runtime's own."""
+        """Size of the pod's /dev/shm, ample for NCCL's buffers; empty for one process, which keeps the default."""
         return f"{self.processes}Gi" if self.processes > 1 else ""
 
     @cached_property

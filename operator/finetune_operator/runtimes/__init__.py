@@ -1,4 +1,4 @@
-"""Model servers: one module per engine, each of which renders the same ``ServingPlan``."""
+"""Model servers: one module per engine, which renders a ``ServingPlan``."""
 
 from collections.abc import Callable, Mapping
 from typing import Final

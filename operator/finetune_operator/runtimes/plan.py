@@ -1,4 +1,4 @@
-"""What every engine's pod is made of; the resource builders read this and never ask which engine it is."""
+"""What an engine's pod is made of. The resource builders read this and never check which engine it is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ class ServingPlan:
     env: Mapping[str, str]
     """Settings of the server."""
     startup: Object
-    """Probe that holds the others back until the model is loaded; its failure restarts the container."""
+    """Probe that delays the others until the model is loaded; its failure restarts the container."""
     readiness: Object
     """Probe that decides whether Services send requests."""
     liveness: Object
     """Probe that restarts a server which hangs."""
     drain_seconds: int
-    """Wait between the pod's removal from its Services and SIGTERM, for every node to have heard of it."""
+    """Wait between the pod's removal from its Services and SIGTERM, so that every node knows of the removal."""
     grace_seconds: int
     """From the start of the drain to SIGKILL."""
     args: tuple[str, ...] = ()
