@@ -5,7 +5,7 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import kopf
 
@@ -20,6 +20,9 @@ from finetune_operator.framework.reconcile import Kind, Reconciler
 from finetune_operator.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
+
+_WARNINGS_ONLY: Final = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
+"""Kopf and its web server log every watch event, every probe and every request at level info."""
 
 
 def build(client: KubeClient, settings: Settings) -> Controller:
@@ -52,9 +55,11 @@ def run(client: KubeClient, settings: Settings, health: str) -> None:
 
 
 def configure_logging(log_format: str) -> None:
-    """Log to stderr in one of Kopf's formats: json, full or plain."""
+    """Log to stderr in one of Kopf's formats (json, full or plain), without a line per watch event and per probe."""
     kopf.configure(log_format=kopf.LogFormat[log_format.upper()])
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    for name in _WARNINGS_ONLY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -68,6 +69,15 @@ def test_main_job(team: Team) -> None:
     events = team.events("main")
     assert events[0] == ("Normal", "RunStarted")
     assert [reason for _, reason in events].count("StageSucceeded") == 6
+
+
+def test_the_log_has_json_lines_only_and_no_probes(team: Team) -> None:
+    operator = team.start()
+    operator.wait_ready()
+    for _ in range(3):
+        operator.healthz()
+    logged = [json.loads(line) for line in (team.directory / "operator.log").read_text().splitlines()]
+    assert not [line for line in logged if "probe" in str(line) or "healthz" in str(line) or "_seconds" in str(line)]
 
 
 def test_results_survive_the_resource(team: Team) -> None:

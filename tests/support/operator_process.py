@@ -215,5 +215,5 @@ def _main(how: Start, port: int) -> None:
     config.load_kube_config(str(how.kubeconfig), client_configuration=configuration)
     inner = HttpKubeClient(configuration, how.settings.workers + 2)
     wrapped = FaultyClient(inner, list(how.faults), how.crash_after_writes, how.writes_log)
-    program.configure_logging("full")
+    program.configure_logging("json")
     program.run(wrapped, how.settings, f"127.0.0.1:{port}")
