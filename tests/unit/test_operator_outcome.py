@@ -357,6 +357,17 @@ def test_root_cause(case: Case) -> None:
         assert (verdict.result is not None) == (case.state is State.SUCCEEDED)
 
 
+@pytest.mark.parametrize("older", [True, False])
+def test_the_remedy_is_left_to_the_conditions(older: bool) -> None:
+    """Images of earlier versions appended it to their results themselves."""
+    said = "s3://b/x: access denied."
+    for reason in (Reason.S3_ACCESS_DENIED, Reason("AddedLater")):
+        advice = f" {REMEDIES[reason]}" if older and reason in REMEDIES else ""
+        left = failure(reason, f"{said}{advice} Log: s3://b/log")
+        verdict = judge(job(**ended("Failed")), [pod("Failed", **terminated(2, message=left))])
+        assert (verdict.reason, verdict.message) == (reason, f"{said} Log: s3://b/log")
+
+
 def test_a_job_that_is_being_deleted_is_left_alone() -> None:
     """Until it is gone, its pod may still run."""
     going = job(active=1)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.reasons import Reason, remedy
-from finetune_api.stages import PIPELINE, Outcome, StageResult
+from finetune_api.stages import PIPELINE, Outcome, Stage, StageResult
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
 
@@ -37,9 +37,19 @@ def read_result(pod: Object) -> StageResult | None:
 def parse_result(message: str | None) -> StageResult | None:
     """A termination message as a StageResult; None for anything else, e.g. of a container that was killed."""
     try:
-        return StageResult.model_validate_json(message or "")
+        result = StageResult.model_validate_json(message or "")
     except ValidationError:
         return None
+    return _without_remedy(result) if result.outcome is Outcome.FAILED else result
+
+
+def _without_remedy(result: StageResult) -> StageResult:
+    """The result without its reason's remedy, which images of earlier versions appended: the conditions append it."""
+    kind = meta.ADAPTERDEPLOYMENT if result.stage in (Stage.FETCH, Stage.VERIFY) else meta.FINETUNEJOB
+    advice = remedy(result.reason, kind)
+    if not advice:
+        return result
+    return result.model_copy(update={"message": result.message.replace(f" {advice}", "", 1)})
 
 
 def pod_failure(pod: Object) -> tuple[Reason, str] | None:
@@ -103,12 +113,9 @@ def late_message(pods: Sequence[Object]) -> str:
 
 
 def _last_words(pods: Sequence[Object]) -> str:
-    """What the newest pod left that failed. Told to stop, it advises as if it were to go on elsewhere."""
-    for pod in reversed(pods):
-        if (result := read_result(pod)) and result.outcome is Outcome.FAILED:
-            kind = (pod["metadata"].get("labels") or {}).get(meta.LABEL_OWNER_KIND, meta.FINETUNEJOB)
-            return result.message.replace(f" {remedy(result.reason, kind)}", "")
-    return ""
+    """The message of the newest pod that failed with a result."""
+    results = (read_result(pod) for pod in reversed(pods))
+    return next((result.message for result in results if result and result.outcome is Outcome.FAILED), "")
 
 
 def is_late(pod: Object) -> bool:
