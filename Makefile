@@ -42,7 +42,7 @@ manifests: $(STAMP) ## Generate CRDs, the chart's copies and schema, and referen
 	@$(VENV)/python -m hack.manifests
 
 test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (30 seconds)
-	@$(VENV)/python -m pytest --fast -q
+	@$(VENV)/python -m pytest --fast -n $(WORKERS) -q
 
 test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half an hour once everything is built)
 	@$(VENV)/python -m hack.tiers $(WORKERS)

@@ -25,6 +25,8 @@ settings.register_profile(
 )
 # `make fuzz` draws at random, from a seed that it prints.
 settings.register_profile("fuzz", parent=settings.get_profile("test"), derandomize=False, print_blob=True)
+# `make test-fast` draws a few of the same ones.
+settings.register_profile("fast", parent=settings.get_profile("test"), max_examples=20)
 settings.load_profile("test")
 
 
@@ -34,7 +36,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fast"):
-        fast.forbid_the_rest()
+        fast.forbid_torch()
+        settings.load_profile("fast")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Only now: collecting the pages asks git for their names."""
+    if session.config.getoption("--fast"):
+        fast.forbid_processes_and_connections()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -30,14 +30,23 @@ class NotFastError(RuntimeError):
     """A test that is not marked slow has done what takes long."""
 
 
+def share(examples: int) -> int:
+    """How many of the examples of a long test are drawn: all, or a fifth with ``--fast``."""
+    return examples // 5 if sys.modules.get("torch", sys) is None else examples
+
+
 def is_slow(module: Path) -> bool:
     """Whether all tests of a module are left out."""
     return _MARKED.search(module.read_text(encoding="utf-8")) is not None
 
 
-def forbid_the_rest() -> None:
-    """From now on torch cannot be imported, as in an image without it, and no process or connection be made."""
+def forbid_torch() -> None:
+    """From now on it cannot be imported, as in an image without it."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # this is how Python says that a module is not there
+
+
+def forbid_processes_and_connections() -> None:
+    """From now on none can be made."""
     sys.addaudithook(_refuse)
 
 

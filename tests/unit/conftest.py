@@ -21,3 +21,11 @@ def place(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in ADMIN.environment().items():
         monkeypatch.setenv(name, value)
     return f"s3://data/{uuid.uuid4().hex}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for the server is slow, whoever marks it."""
+    for item in items:
+        if "s3" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

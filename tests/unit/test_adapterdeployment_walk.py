@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
+from tests.support.fast import share
 from tests.support.serving import (
     BETTER,
     CORRUPT,
@@ -115,7 +116,7 @@ def _content(child: Object) -> Any:
     return {key: value for key, value in child.items() if key in ("spec", "data")}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=share(150), deadline=None)
 @given(st.lists(steps, max_size=25))
 def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]) -> None:
     cluster = start()
@@ -169,7 +170,7 @@ def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str) -> None
         assert disturbed.status.phase is undisturbed.status.phase
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 @given(
     st.sampled_from(ARTIFACTS),
     st.lists(

@@ -21,7 +21,7 @@ from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
 from tests.support.pages import blocks
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 CHART = REPOSITORY / "charts" / "finetune-operator"
 NAMESPACE = "finetune-system"

@@ -62,6 +62,7 @@ def test_one_ports_for_all_parts() -> None:
     assert not set(ports) & {2379, 2380, 6443, 10250, 10256, 10257, 10259}, "another cluster may hold the defaults"
 
 
+@pytest.mark.slow
 def test_free_ports_are_free_and_out_of_the_way_of_outgoing_connections() -> None:
     first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     free = list(vars(Ports.free()).values())[:5]
@@ -146,6 +147,7 @@ class TestTools:
 
 
 class TestCertificates:
+    @pytest.mark.slow
     def test_are_issued_once_and_again_when_asked_for_otherwise(self, tmp_path: Path) -> None:
         authority = Authority(tmp_path)
         authority.create()
@@ -162,6 +164,7 @@ class TestCertificates:
         subprocess.run(["openssl", "verify", "-CAfile", authority.certificate, certificate], check=True)
         ssl.create_default_context().load_cert_chain(certificate, key)
 
+    @pytest.mark.slow
     def test_a_kubeconfig_is_private_and_self_contained(self, tmp_path: Path) -> None:
         authority = Authority(tmp_path / "pki")
         authority.create()

@@ -36,6 +36,7 @@ def identity_of(daemon: Daemon) -> Identity:
     return record.identity
 
 
+@pytest.mark.slow
 def test_a_running_part_is_left_alone_and_found_by_a_later_call(sleeper: Daemon) -> None:
     assert sleeper.start()
     sleeper.wait_ready()
@@ -43,6 +44,7 @@ def test_a_running_part_is_left_alone_and_found_by_a_later_call(sleeper: Daemon)
     assert os.getsid(identity_of(sleeper).pid) != os.getsid(0), "it must outlive the terminal that started it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["argument", "file"])
 def test_a_changed_part_is_restarted(sleeper: Daemon, tmp_path: Path, change: str) -> None:
     config = tmp_path / "config"
@@ -59,6 +61,7 @@ def test_a_changed_part_is_restarted(sleeper: Daemon, tmp_path: Path, change: st
     assert identity_of(daemon) != before
 
 
+@pytest.mark.slow
 def test_a_killed_part_is_started_again(sleeper: Daemon) -> None:
     sleeper.start()
     pid = identity_of(sleeper).pid
@@ -71,6 +74,7 @@ def test_a_killed_part_is_started_again(sleeper: Daemon) -> None:
     assert identity_of(sleeper).pid != pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("difference", [{"start_ticks": 1}, {"boot_id": "another"}])
 def test_a_foreign_process_with_the_same_pid_is_neither_ours_nor_stopped(
     sleeper: Daemon, difference: dict[str, int | str]
@@ -95,6 +99,7 @@ def test_a_pid_file_cut_short_by_a_crash_counts_as_none(sleeper: Daemon, text: s
     assert sleeper.record() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -113,17 +118,20 @@ def test_a_part_that_does_not_come_up_is_explained_by_its_log(tmp_path: Path, co
         daemon.stop(grace_seconds=1)
 
 
+@pytest.mark.slow
 def test_a_missing_program_says_how_to_get_it(tmp_path: Path) -> None:
     daemon = Daemon("part", (str(tmp_path / "kubelet"),), tmp_path, lambda: True)
     with pytest.raises(ClusterError, match=r"kubelet .*`make cluster-tools`"):
         daemon.start()
 
 
+@pytest.mark.slow
 def test_without_a_cluster_images_say_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="containerd, buildkitd; run `make cluster-up`"):
         NativeCluster(tmp_path).images()
 
 
+@pytest.mark.slow
 def test_a_part_that_ignores_the_polite_request_is_killed(tmp_path: Path) -> None:
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"

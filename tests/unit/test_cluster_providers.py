@@ -31,6 +31,7 @@ def install(folder: Path, name: str, code: int = 0) -> None:
     program.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("installed", "wanted", "kind", "why"),
     [

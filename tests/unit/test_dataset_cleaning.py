@@ -142,6 +142,7 @@ HARD = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(HARD)
 def test_a_clean_text_stays(text: str) -> None:

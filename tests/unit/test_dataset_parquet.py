@@ -106,6 +106,7 @@ def test_a_conversation_that_is_too_long_is_a_fault(tmp_path: Path) -> None:
     assert [type(row) for row in found] == [Row, Row, Fault, Row]
 
 
+@pytest.mark.slow
 def test_a_text_that_all_rows_share_is_in_few_of_them_at_a_time(tmp_path: Path) -> None:
     """200 rows of 4 MiB out of a file of less than one."""
     path = tmp_path / "source"
@@ -227,6 +228,7 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_row_group_may_be_larger_than_memory(tmp_path: Path) -> None:
     """One row group of 200 MB is read within 64 MiB. (In a process of its own: Arrow's memory is not Python's.)"""
     texts = pa.array([f"{number} " * 100 for number in range(300_000)])

@@ -41,7 +41,7 @@ from tests.support.stages import context
 from tests.support.teacher_server import Reply, TeacherServer, says
 from tests.support.tiny_model import build_tiny_llama
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 Row = dict[str, Any]
 COLUMNS = Columns(input="text", label="label")

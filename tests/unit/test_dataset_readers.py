@@ -118,6 +118,7 @@ def test_every_line_that_a_wrong_quote_takes_in_counts(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["CSV", "JSONL"])
 def test_a_line_of_a_gigabyte_is_a_fault_and_never_in_memory(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "source"
@@ -133,6 +134,7 @@ def test_a_line_of_a_gigabyte_is_a_fault_and_never_in_memory(tmp_path: Path, kin
     assert peak < 8 << 20
 
 
+@pytest.mark.slow
 def test_a_json_list_is_read_piece_by_piece(tmp_path: Path) -> None:
     path = tmp_path / "source"
     with path.open("w") as file:
@@ -252,6 +254,7 @@ def test_large_numbers_that_tools_are_called_with_stay_what_they_are(tmp_path: P
     assert read(tmp_path, json.dumps(row).encode(), "JSONL") == [Row(1, row)]
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), min_size=1), st.sampled_from([None, 2]))
 @QUICK
 def test_a_list_does_not_depend_on_where_it_is_cut(

@@ -96,6 +96,7 @@ def names(store: Store, files: list[SourceFile]) -> list[str]:
     return [file.uri.removeprefix(f"{store.uri()}/") for file in files]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uri", "found", "one_of_many"),
     [
@@ -121,6 +122,7 @@ def test_files_in_s3_in_the_order_of_their_names(
         assert file.size == len(OBJECTS[name])
 
 
+@pytest.mark.slow
 def test_formats_and_the_order_of_sources(store: Store) -> None:
     given = [Source(uri=store.uri("rows"), format=DataFormat.JSON), Source(uri=f"{store.uri()}/set/")]
     assert [(file.format, file.source) for file in find_sources(store, given)] == [
@@ -131,6 +133,7 @@ def test_formats_and_the_order_of_sources(store: Store) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_identity_follows_names_order_and_content(store: Store) -> None:
     def identity(*uris: str) -> str:
         return source_digest(find_sources(store, [Source(uri=f"{store.uri()}/{uri}") for uri in uris]))
@@ -166,6 +169,7 @@ NO_FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("uri", "reason", "problem"), NO_FILES)
 def test_a_source_that_stands_for_no_files(
     store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, reason: Reason, problem: str
@@ -176,6 +180,7 @@ def test_a_source_that_stands_for_no_files(
     assert (error.value.reason, error.value.message) == (reason, f"{store.uri()}/{uri}{problem}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uri", ["s3://no-such-bucket/a.csv", "s3://no-such-bucket/a/", "s3://no-such-bucket/*.csv"])
 def test_a_bucket_that_does_not_exist(store: Store, uri: str) -> None:
     with pytest.raises(StageError, match="bucket 'no-such-bucket' does not exist") as error:
@@ -186,6 +191,7 @@ def test_a_bucket_that_does_not_exist(store: Store, uri: str) -> None:
 DELETED = " was deleted while it was being copied."
 
 
+@pytest.mark.slow
 def test_a_file_that_is_deleted_meanwhile(store: Store, tmp_path: Path) -> None:
     [file] = find_sources(store, [Source(uri=store.uri("a.csv"))])
     store.delete("a.csv")
@@ -197,6 +203,7 @@ def test_a_file_that_is_deleted_meanwhile(store: Store, tmp_path: Path) -> None:
 NO_KEY = "ConfigMap 'rows' has no key 'rows.csv'."
 
 
+@pytest.mark.slow
 def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) -> None:
     mounted = tmp_path / "1" / "rows.csv"
     mounted.parent.mkdir()
@@ -225,6 +232,7 @@ HUB = {
 REPO = "hf://datasets/org/set"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uri", "found"),
     [
@@ -251,6 +259,7 @@ def test_files_on_the_hub(
     assert list(tmp_path.iterdir()) == [tmp_path / "copy"]
 
 
+@pytest.mark.slow
 def test_the_identity_on_the_hub_follows_the_content_and_not_the_commit(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +289,7 @@ NOT_ON_THE_HUB = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("uri", "gated", "message"), NOT_ON_THE_HUB)
 def test_files_that_the_hub_does_not_give(
     store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, message: str
@@ -293,6 +303,7 @@ def test_files_that_the_hub_does_not_give(
 GONE = f"{REPO}@main: a file is gone from the hub."
 
 
+@pytest.mark.slow
 def test_a_file_that_leaves_the_hub_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with fake_hub(monkeypatch, "dataset", "org/set", HUB):
         [file] = find_sources(store, [Source(uri=f"{REPO}@main/data/test.jsonl")])
@@ -304,6 +315,7 @@ def test_a_file_that_leaves_the_hub_meanwhile(store: Store, monkeypatch: pytest.
 AWAY = "the hub at {hub} cannot be reached ({cause}). Without a way to the hub, copy the data set to S3."
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = Source(uri=f"{REPO}@main/data/test.jsonl")
     with fake_hub(monkeypatch, "dataset", "org/set", HUB):

@@ -73,6 +73,7 @@ def ask(client: openai.OpenAI, instruction: str, question: str) -> str:
     return said.choices[0].message.content or ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "words"),
     [
@@ -87,6 +88,7 @@ def test_the_teacher_answers_from_the_manual(client: openai.OpenAI, question: st
     assert re.sub(r"\s+", " ", said) in re.sub(r"\s+", " ", MANUAL)
 
 
+@pytest.mark.slow
 def test_the_teacher_refuses_what_it_does_not_know(client: openai.OpenAI) -> None:
     assert ask(client, "Answer briefly.", "Why?") == "The manual does not say."
     with pytest.raises(openai.BadRequestError, match="not a chat completion request"):

@@ -21,7 +21,7 @@ from tests.support.distilling import SOURCE, config, distilled, echo, failure, p
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.teacher_server import Reply, TeacherServer, fails, says
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def example_spec() -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_the_examples_prompts_are_the_same_everywhere_and_cover_the_manual(example_prompts: Path) -> None:
     content = example_prompts.read_bytes()
     rows = [json.loads(line) for line in content.splitlines()]
@@ -77,6 +78,7 @@ def test_the_examples_teacher_has_the_whole_manual_before_it() -> None:
     assert all(text in instruction for text in sections().values())
 
 
+@pytest.mark.slow
 def test_the_example_works_from_prompts_to_examples(store: Store, example_prompts: Path) -> None:
     """A server that now and then is busy, breaks, refuses or says too little, as they are."""
     spec = example_spec()

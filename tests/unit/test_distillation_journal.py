@@ -32,7 +32,7 @@ from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import RUN
 from tests.support.teacher_server import Reply, TeacherServer, says
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -360,6 +360,7 @@ def test_a_schema_that_is_none(schema: str, message: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_schema_never_loads_another() -> None:
     with TeacherServer.running(echo) as server, pytest.raises(StageError) as error:
         judge("{}", answer_schema=json.dumps({"$ref": f"{server.url}/schema.json"}))

@@ -17,6 +17,7 @@ from hack.environments import python_settings, uv
 pytestmark = pytest.mark.unit
 
 
+@pytest.mark.slow
 def test_a_new_environment_has_pip_and_the_python_behind_this_one(tmp_path: Path) -> None:
     programs = packages.make_environment(tmp_path / "environment")
     prefix = run([programs / "python", "-c", "import sys; print(sys.base_prefix)"]).strip()
@@ -39,6 +40,7 @@ def test_the_running_python_is_taken_where_the_pins_have_packages_for_it(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_with_a_newer_python_uv_finds_one_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     settings = python_settings(14)
     shown = capsys.readouterr().out
@@ -47,6 +49,7 @@ def test_with_a_newer_python_uv_finds_one_that_fits(capsys: pytest.CaptureFixtur
     assert run([found.strip(), "-c", "import sys; print(sys.version_info.minor)"]).strip() in {"11", "12", "13"}
 
 
+@pytest.mark.slow
 def test_an_older_python_is_refused_with_the_remedy() -> None:
     code = "import sys; sys.version_info = (3, 9, 2, 'final', 0); import hack.environments"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)

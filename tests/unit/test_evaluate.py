@@ -27,7 +27,7 @@ from finetune_jobs.modelling.tuning import Tuning
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora
 from tests.support.training import LABELS, row, rows, write_dataset
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from finetune_jobs.evaluation.sample import quotas, sample
 from finetune_jobs.modelling.token_files import Conversation
 from tests.support.training import row
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 LABELS = ["a", "b", "c"]
 answered = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, "", "no label"])), min_size=1)

@@ -32,7 +32,7 @@ from tests.support.stages import Ended, pipeline_params, run_process, stage_inpu
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, load_tuned, publish_inputs, run_training, settings, write_dataset
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 METHODS = pytest.mark.parametrize("method", list(Method))
 

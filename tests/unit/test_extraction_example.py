@@ -35,7 +35,7 @@ from hack.models import ensure_smollm2
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 EXAMPLE = REPOSITORY / "examples" / "extraction"
 DIGEST = "bead52801464c3f532b1d067a4cd8700a1d41e2ee6a7bb746481318a90e5ca39"

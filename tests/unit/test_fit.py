@@ -93,6 +93,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
     return read_shape(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shape_is_that_of_the_model_in_transformers(family: str) -> None:
     """Same parameters, and the same linear layers but the output layer, for both ways to write a config.json."""
@@ -115,6 +116,7 @@ def test_shape_is_that_of_the_model_in_transformers(family: str) -> None:
         assert {matrix.name: (matrix.inputs, matrix.outputs) for matrix in shape.matrices} == linear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "adapted"),
     [
@@ -480,6 +482,7 @@ def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:
     assert 0.5 * GIB < floor.total < 1.5 * GIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Method.QLORA, Method.FULL])
 def test_the_estimate_holds_against_pytorchs_memory_tracker(method: Method) -> None:
     """A step of a small model over fake tensors; hack/benchmarks/fit_estimate.py has more and larger ones."""

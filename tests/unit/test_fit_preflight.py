@@ -25,7 +25,7 @@ from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, stage_input
 from tests.unit.test_fit import A100, CPU, L4, LLAMA_8B, SMOLLM
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: Verif
     )
 
 
+@pytest.mark.slow
 def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, published: StageResult) -> None:
     digest = published.output_digest
     assert published.scalars == {

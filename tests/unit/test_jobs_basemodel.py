@@ -17,7 +17,7 @@ from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import unsaid
 from tests.support.stages import context, pipeline_params, stage_input
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',

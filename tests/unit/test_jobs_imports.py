@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from finetune_api.stages import Stage
 from hack.cluster.layout import REPOSITORY
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 EXTRA_OF = {

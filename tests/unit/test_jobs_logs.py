@@ -121,6 +121,7 @@ def test_a_log_without_a_place_is_not_waited_for() -> None:
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [False, True], ids=["closed port", "never answers"])
 @pytest.mark.usefixtures("place")
 def test_a_store_that_is_away_delays_the_end_by_the_given_time_only(answers: bool) -> None:

@@ -15,7 +15,7 @@ from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tls_store import PrivateAuthority, encrypted, private_authority
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 BUNDLE = CaBundle(config_map_name="corp-ca")
 

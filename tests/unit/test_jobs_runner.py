@@ -36,7 +36,7 @@ from finetune_operator.finetunejob.progress import Sample, parse
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.stages import DEPLOYMENT
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 GIVEN = StageInput(stage=Stage.VERIFY, run=DEPLOYMENT, artifact_uri=f"s3://data/artifacts/{'0' * 64}")
 PROGRAM = """

@@ -31,7 +31,7 @@ from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
 from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input
 from tests.support.tiny_model import build_tiny_llama
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def rows(count: int = 300, labels: Sequence[str] = "abc") -> bytes:

@@ -28,7 +28,7 @@ from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, KMS_KEY, READER, STRANGER, SeaweedFS, User
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture

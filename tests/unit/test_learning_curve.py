@@ -34,7 +34,7 @@ from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, run_training, settings, write_dataset
 from tests.unit.test_train_recovery import assert_same_weights
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 # What the losses say
 

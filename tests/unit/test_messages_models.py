@@ -24,7 +24,7 @@ from tests.support.sentences import unsaid
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama, edit_json
 from tests.support.training import row, settings
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 Damage = Callable[[Path], object]
 

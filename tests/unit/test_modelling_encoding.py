@@ -16,7 +16,7 @@ from finetune_jobs.modelling.encoding import encode_conversation
 from finetune_jobs.modelling.token_files import Conversation
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 FORGETFUL = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

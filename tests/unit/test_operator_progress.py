@@ -85,6 +85,7 @@ def test_a_pod_is_not_asked_too_often(monkeypatch: pytest.MonkeyPatch, answers: 
     assert asked == expected
 
 
+@pytest.mark.slow
 def test_an_unreachable_pod_costs_nothing_but_the_progress() -> None:
     """A closed port on the loopback: refused at once, and no exception."""
     assert ProgressReader(INTERVAL).read("job", "train", "127.0.0.1", NOW) is None

@@ -26,6 +26,7 @@ from finetune_operator.framework.ownership import Key
 from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
+from tests.support.fast import share
 from tests.support.memory_cluster import NAMESPACE, Crash, MemoryCluster, fine_tune_job, runner
 
 pytestmark = pytest.mark.unit
@@ -167,7 +168,7 @@ class Walk:
         return FineTuneJobStatus.model_validate(self.cluster.objects[FINETUNEJOBS.kind, "walk"]["status"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 @example(["go on", "go on", "reconcile", "delete the pods"], 0)  # an ended pod that its Job has not counted yet
 @given(st.lists(st.sampled_from(STEPS), max_size=60), st.sampled_from([0, SETTINGS.keep_ended_seconds]))
 def test_it_ends_with_the_artifact_of_its_spec(steps: list[str], keep_ended_seconds: int) -> None:

@@ -39,6 +39,7 @@ def test_data_that_do_not_help_give_a_flat_curve() -> None:
     assert curve.predict(1600).error == pytest.approx(0.21, abs=0.001)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_in_most_simulations() -> None:
     chance = random.Random(7)
     hits = 0

@@ -23,7 +23,7 @@ from tests.support.tgi_client import TgiServer, eventually, long_answer, parse_e
 from tests.support.tgi_process import TgiProcess, tgi_cpu
 from tests.support.tiny_model import VOCABULARY, build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PROMPT = "the quick brown"
 ADAPTER = "pirate.v1"

@@ -18,6 +18,7 @@ from tgi_cpu.dialect import CheckpointFiles
 pytestmark = pytest.mark.unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "status", "reason"),
     [
@@ -39,6 +40,7 @@ def test_launcher_refuses(tmp_path: Path, env: dict[str, str], status: int, reas
     assert (start.returncode, reason in start.stderr) == (status, True), start.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [

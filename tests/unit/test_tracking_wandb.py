@@ -34,7 +34,7 @@ from tests.support.stages import RUN
 from tests.support.tracking import DATASET, LOSSES, VALIDATIONS, given, learn
 from tests.support.wandb_server import WandbServer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 SECRET = WandbCredentials(secret_name="wandb", api_key_key="key")

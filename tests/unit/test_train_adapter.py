@@ -13,7 +13,7 @@ from finetune_jobs.training.adapter import adapter_config, linear_layers
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import settings
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from finetune_jobs.modelling import chat
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 from tests.support.training import row
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 WITH_BOS = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>"

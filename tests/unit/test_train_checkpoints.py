@@ -16,7 +16,7 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.ownership import STATE, Ownership, RunState
 from tests.support.seaweedfs import SeaweedFS
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 class Gate(Store):

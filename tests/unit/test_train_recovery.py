@@ -26,7 +26,7 @@ from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import run_training, settings, write_dataset
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

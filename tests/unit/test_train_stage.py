@@ -30,7 +30,7 @@ from tests.support.stages import RUN, context, pipeline_params, run_process, sta
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, rows, settings, write_dataset
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 MISSING = r"^Profile 'gpu-l4' promises 1 × NVIDIA L4, but CUDA cannot be used in this pod: .+\.$"
 ENCRYPTION = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)

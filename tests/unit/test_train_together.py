@@ -41,7 +41,7 @@ from tests.support.training import BASE, publish_inputs, row, rows, run_training
 from tests.unit.test_train_recovery import AtStep
 
 HELD = re.compile(r"FSDP: process (\d) holds (\d+) of the model's \d+ weights")
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(autouse=True, scope="module")

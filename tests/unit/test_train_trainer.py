@@ -36,7 +36,7 @@ from tests.support.training import (
     write_dataset,
 )
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 METHODS = pytest.mark.parametrize("method", list(Method))
 ADAPTERS = pytest.mark.parametrize("method", [Method.QLORA, Method.LORA])

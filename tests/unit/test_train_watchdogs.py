@@ -16,7 +16,7 @@ from finetune_jobs.training.callbacks import Reporting
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.watchdogs import diverged, ending, not_finite, overfits
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 FALLING = [2.0, 1.5, 1.1, 0.8, 0.6, 0.5, 0.4, 0.3]
 FLAT = [2.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]

@@ -17,7 +17,7 @@ import pytest
 
 from hack.cluster.layout import REPOSITORY
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 EXAMPLE = REPOSITORY / "examples" / "transactions"
 
