@@ -21,22 +21,22 @@ class PodShape(ApiModel):
     limits: dict[str, str] = {}
     """Resource limits, e.g. nvidia.com/gpu."""
     scratch_size: str = "20Gi"
-    """Size limit of the pod's writable volume."""
+    """Size limit of the pod's scratch volume."""
     node_selector: dict[str, str] = {}
-    """Labels that a node must have."""
+    """Node labels that the pod requires."""
     tolerations: list[dict[str, Any]] = []
     """Taints that the pod tolerates."""
     priority_class_name: str = ""
-    """Priority of the pod."""
+    """Priority class of the pod."""
     runtime_class_name: str = ""
-    """Container runtime, e.g. nvidia."""
+    """RuntimeClass of the pod, e.g. nvidia."""
 
 
 class Gpu(ApiModel):
-    """What a GPU of a profile can do and costs; the basis of fit, time and cost estimates."""
+    """Capacity and price of a profile's GPU: the basis of fit, time and cost estimates."""
 
     name: str
-    """Product, e.g. NVIDIA L4."""
+    """Product name, e.g. NVIDIA L4."""
     count: int = 1
     """GPUs per pod."""
     memory_gib: float
@@ -48,39 +48,39 @@ class Gpu(ApiModel):
 
 
 class Profile(ApiModel):
-    """A kind of hardware that FineTuneJobs may ask for by name."""
+    """Hardware that FineTuneJobs may request by name."""
 
     description: str = ""
-    """What it is, for people who choose."""
+    """Short description, for users who choose a profile."""
     service_account_name: Name = "finetune-runner"
-    """ServiceAccount of stage pods; the admin creates it in every namespace that may run jobs."""
+    """ServiceAccount of stage pods; the admin creates it in every namespace with jobs."""
     deadline_seconds: Annotated[int, Field(ge=60, lt=1 << 31)] = 86400
-    """Longest time that one attempt at a stage may take, from when its pod has a node; there is none after it."""
+    """Maximum time of one attempt at a stage, from when its pod is scheduled; after it, the stage is not retried."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """How often a stage is tried again after a failure that may pass."""
+    """How often a stage is retried after a temporary failure."""
     cpu: PodShape = PodShape()
     """Shape of the stages without a model: resolve, prepare, publish."""
     accelerator: PodShape = PodShape()
     """Shape of the stages with a model: train, export, evaluate."""
     gpu: Gpu | None = None
-    """The GPU, where there is one."""
+    """The GPU, if there is one."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Pods of the accelerator's shape that train together; the other stages run in one."""
+    """Number of accelerator pods that train together; every other stage runs in one pod."""
 
 
 class Engine(StrEnum):
-    """Contract that a model server speaks."""
+    """API of a model server."""
 
     TGI = "tgi"
 
 
 class Runtime(ApiModel):
-    """A model server that AdapterDeployments may ask for by name."""
+    """A model server that AdapterDeployments may request by name."""
 
     description: str = ""
-    """What it is, for people who choose."""
+    """Short description, for users who choose a runtime."""
     engine: Engine
-    """Contract of the server."""
+    """API of the server."""
     image: str
     """Image of the server."""
     service_account_name: Name = "finetune-runner"
@@ -88,19 +88,19 @@ class Runtime(ApiModel):
     pod: PodShape = PodShape()
     """Shape of a serving pod."""
     env: dict[str, str] = {}
-    """Further settings of the server, e.g. CUDA_GRAPHS."""
+    """Additional environment variables of the server, e.g. CUDA_GRAPHS."""
     max_input_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Longest prompt in tokens; requests with a longer one are refused (422)."""
+    """Maximum tokens of a prompt; a longer one is refused (422)."""
     max_total_tokens: Annotated[int, Field(ge=2)] = 2048
-    """Longest prompt and answer together in tokens: more than maxInputTokens."""
+    """Maximum tokens of prompt and answer together: more than maxInputTokens."""
     num_shard: Annotated[int, Field(ge=1)] = 1
     """GPUs that one pod uses."""
     startup_timeout_seconds: int = 1800
-    """How long loading may take before the candidate has failed."""
+    """Seconds that loading may take before the candidate fails."""
     drain_seconds: int = 15
-    """How long a stopping pod waits for the Service to forget it."""
+    """Seconds that a stopping pod waits until the Service no longer routes to it."""
     termination_grace_seconds: int = 225
-    """How long a stopping pod may finish its requests."""
+    """Seconds that a stopping pod has to finish its requests."""
 
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> "Runtime":
@@ -145,14 +145,14 @@ _PROXY_URL: Final = r"^(https?://[^\s@]+)?$"
 
 
 class Proxy(ApiModel):
-    """The way out of the cluster, for stages and downloads. Without login: a pod's environment is no secret."""
+    """Proxy for stages and downloads. Without credentials: a pod's environment is not secret."""
 
     http_proxy: Annotated[str, Field(pattern=_PROXY_URL)] = ""
     """Proxy for http URLs; empty: none."""
     https_proxy: Annotated[str, Field(pattern=_PROXY_URL)] = ""
     """Proxy for https URLs; empty: none."""
     no_proxy: str = ""
-    """Hosts, domains and addresses that are reached directly, separated by commas."""
+    """Hosts, domains and addresses that bypass the proxy, separated by commas."""
 
 
 class Settings(ApiModel):
@@ -171,16 +171,16 @@ class Settings(ApiModel):
     namespaces: list[str] = []
     """Namespaces to watch; empty means all."""
     workers: Annotated[int, Field(ge=1, le=64)] = 32
-    """Resources that are reconciled at the same time. A worker does little but wait for the API server, so that many
+    """Number of resources that are reconciled at the same time. Workers mostly wait for the API server, so many of them
     cost little, and in a burst no resource waits for a worker."""
     resync_seconds: Annotated[int, Field(ge=10)] = 600
-    """Every resource is looked at again after this time, event or not."""
+    """Seconds after which every resource is reconciled again, even without an event."""
     keep_ended_seconds: Annotated[int, Field(ge=0)] = 604800
-    """How long Jobs, pods and inputs of a FineTuneJob's run stay when it has ended, for people who read their logs."""
+    """Seconds for which the Jobs, pods and inputs of a run are kept after its end, for people who read their logs."""
     progress_seconds: Annotated[int, Field(ge=1)] = 10
-    """How often the progress of a running stage is read."""
+    """Seconds between readings of a running stage's progress."""
     policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10
-    """How long the cluster's network plugin is given to follow a NetworkPolicy before a Service relies on it."""
+    """Seconds that the network plugin gets to apply a NetworkPolicy before a Service relies on it."""
 
 
 class SettingsError(Exception):

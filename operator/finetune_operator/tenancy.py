@@ -29,24 +29,24 @@ Endpoint = Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})
 
 
 class TenancyRule(ApiModel):
-    """What some namespaces may use. A list that is left out limits nothing; an empty one allows nothing."""
+    """What some namespaces may use. An omitted list limits nothing; an empty list allows nothing."""
 
     namespaces: Annotated[list[NameGlob], Field(min_length=1)]
-    """Whom the rule is for; * stands for any characters, e.g. team-*."""
+    """Namespaces that the rule is for; * matches any characters, e.g. team-*."""
     profiles: list[NameGlob] | None = None
     """Profiles that FineTuneJobs may name."""
     runtimes: list[NameGlob] | None = None
     """Runtimes that AdapterDeployments may name."""
     outputs: list[Prefix] | None = None
-    """Prefixes below which spec.output.uri may lie, e.g. s3://models/{namespace}: a whole number of path segments."""
+    """Allowed prefixes of spec.output.uri, e.g. s3://models/{namespace}; they match whole path segments."""
     inputs: list[Prefix] | None = None
-    """Prefixes below which data, base models and served artifacts may lie: s3://bucket/prefix, hf://organisation/name;
-    s3:// and hf:// alone mean all of either. What is below outputs may be read too."""
+    """Allowed prefixes of data, base models and served artifacts: s3://bucket/prefix, hf://organisation/name; s3:// or
+    hf:// alone allows all. Everything below outputs may be read too."""
     endpoints: list[Endpoint] | None = None
-    """Stores that may be named (storage.endpoint); the empty string is AWS. Without it, buckets of those names may be
-    anybody's."""
+    """Allowed stores (storage.endpoint); the empty string is AWS. Without this list, a bucket name may refer to
+    anyone's store."""
     max_usd_per_run: Annotated[float, Field(ge=0)] | None = None
-    """Highest spec.budget.maxCost; a job on a profile with a price must then have one."""
+    """Maximum spec.budget.maxCost; jobs on a profile with a price must then set it."""
 
     def is_for(self, namespace: str) -> bool:
         """Whether the rule speaks of a namespace."""
@@ -57,7 +57,7 @@ class Tenancy(ApiModel):
     """Which namespaces may use what."""
 
     rules: list[TenancyRule] = []
-    """Alternatives: one of them must allow all that a custom resource asks for. None: everything is allowed."""
+    """One of them must allow everything that a custom resource asks for. Without rules everything is allowed."""
 
 
 class Subject(StrEnum):
