@@ -120,7 +120,7 @@ def run_stage(
     result, code = _guarded(stage, lambda context: run(context, work), graceful, options, terminal, kept)
     logs.take_down()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
-    log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, result.message)
+    log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, _advised(result))
     write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
     # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
     sys.stdout.flush()
@@ -288,9 +288,16 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def failure(stage: Stage, reason: Reason, message: str) -> StageResult:
-    """The result of a stage that failed, with what to do next."""
-    kind = ADAPTERDEPLOYMENT if stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
-    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=with_remedy(reason, message, kind))
+    """The result of a stage that failed. The operator appends the reason's remedy, and the log line shows it."""
+    return StageResult(stage=stage, outcome=Outcome.FAILED, reason=reason, message=message[:MAX_MESSAGE])
+
+
+def _advised(result: StageResult) -> str:
+    """The message as the log shows it: a failure with what to do next, also outside Kubernetes."""
+    if result.outcome is Outcome.SUCCEEDED:
+        return result.message
+    kind = ADAPTERDEPLOYMENT if result.stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
+    return with_remedy(result.reason, result.message, kind)
 
 
 def _naming_log(result: StageResult, uri: str) -> StageResult:
