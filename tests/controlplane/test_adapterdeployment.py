@@ -384,7 +384,7 @@ def test_a_source_that_is_deleted_leaves_its_artifact_served_and_looked_after(se
     assert serving.traffic() == revision
 
 
-def test_a_strangers_service_is_never_taken_over(serving: Serving) -> None:
+def test_a_conflicting_service_is_never_taken_over(serving: Serving) -> None:
     theirs = serving.team.api.create(SERVICES, _service(serving.team.namespace, NAME))
     serving.start()
     serving.create(pinned(GOOD))
@@ -404,7 +404,7 @@ def test_a_strangers_service_is_never_taken_over(serving: Serving) -> None:
     serving.until(ServingPhase.READY)
 
 
-def test_a_strangers_deployment_is_never_taken_over(serving: Serving) -> None:
+def test_a_conflicting_deployment_is_never_taken_over(serving: Serving) -> None:
     operator = serving.start()
     revision = serving.serve(GOOD)
     _delete(serving)

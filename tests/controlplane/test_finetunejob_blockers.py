@@ -26,6 +26,11 @@ def message(team: Team, name: str) -> str:
     return next(each.message for each in team.status(name).conditions if each.type == "Ready")
 
 
+def until_warned(team: Team, name: str, reason: Reason) -> None:
+    """Events are written after the status that they are about."""
+    wait(lambda: ("Warning", reason.value) in team.events(name), f"the event {reason}")
+
+
 def test_unknown_profile(team: Team) -> None:
     """The known ones are listed, no Job is made, and the correction starts the run."""
     team.start()
@@ -50,7 +55,7 @@ def test_what_the_namespace_may_not_have(team: Team) -> None:
         status = team.until(name, Reason.NOT_ALLOWED)
         assert (status.phase, condition(status, "Stalled")) == (Phase.PENDING, "True")
         assert reads(message(team, name), f"spec.output.uri is … '{team.namespace}' … below {own}.")
-        assert ("Warning", "NotAllowed") in team.events(name)
+        until_warned(team, name, Reason.NOT_ALLOWED)
         assert not team.jobs(name)
     team.change("corrected", output={"uri": f"{own}/results", "name": "corrected"})
     team.until("corrected", Phase.SUCCEEDED)
@@ -70,7 +75,7 @@ def test_missing_service_account(team: Team) -> None:
     team.until("homeless", Reason.RUNNER_SERVICE_ACCOUNT_MISSING)
     assert reads(message(team, "homeless"), f"'{RUNNER}' … profile 'small' … namespace '{team.namespace}'")
     assert not team.jobs("homeless")
-    assert ("Warning", "RunnerServiceAccountMissing") in team.events("homeless")
+    until_warned(team, "homeless", Reason.RUNNER_SERVICE_ACCOUNT_MISSING)
     team.api.create(SERVICE_ACCOUNTS, account(team.namespace))
     team.until("homeless", Phase.SUCCEEDED)
 

@@ -259,7 +259,7 @@ def _complete(job: Object) -> bool:
     return any(each["type"] == "Complete" and each["status"] == "True" for each in conditions)
 
 
-def test_a_stranger_has_the_name(team: Team) -> None:
+def test_a_conflicting_object_has_the_name(team: Team) -> None:
     """An object of somebody else is never taken over; when it goes, the run goes on by itself."""
     team.node.scripts[Stage.PREPARE] = lambda given: None
     operator = team.start()

@@ -115,7 +115,7 @@ def test_the_oldest_publishes_and_is_named_only_in_its_own_namespace(
     assert older_publisher(mine, [*others, mine]) == conflicting_job
 
 
-def test_strangers_are_nobodys_children() -> None:
+def test_objects_of_others_are_nobodys_children() -> None:
     """The labels decide, and they name another owner."""
     cache = Cache(OUTPUT_INDEX)
     cache.record(JOBS, child(1, owner="other"))

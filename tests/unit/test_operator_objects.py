@@ -270,7 +270,7 @@ def test_the_config_map_is_the_input() -> None:
 
 
 def test_ownership_is_by_uid() -> None:
-    """A child of an earlier resource of the same name is a stranger's."""
+    """A child of a deleted resource of the same name belongs to somebody else."""
     child = {"metadata": Owner(FINETUNEJOBS, "team", "ft", "first").metadata("x")}
     assert not Owner(FINETUNEJOBS, "team", "ft", "second").owns(child)
     assert owner_key({"metadata": {"name": "x", "namespace": "team", "labels": {}}}) is None

@@ -405,7 +405,7 @@ def test_times_move_on_transitions_only() -> None:
     assert [event.reason for event in first.events] == [Reason.RUN_STARTED]
 
 
-def test_a_stranger_blocks_until_it_goes() -> None:
+def test_a_conflicting_object_blocks_until_it_is_gone() -> None:
     """What an action ran into becomes part of what was observed."""
     result = plan(with_conflict(observed(), NameTaken(JOBS, "ft-resolve-1")), NOW)
     assert told(result) == (Phase.PENDING, Reason.NAME_TAKEN)

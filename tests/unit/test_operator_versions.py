@@ -119,7 +119,7 @@ class TestReasons:
         assert (again.status, again.events) == (made.status, ())
 
     def test_of_a_condition(self) -> None:
-        """The edge from a hindrance that only the newer version knows."""
+        """The transition from a blocker that only the newer version knows."""
         hindered = Condition(type="Ready", status="False", reason="AddedLater", last_transition_time=timestamp(NOW))
         before = status(Phase.PENDING).model_copy(update={"conditions": [hindered]})
         made = plan(observed(before), NOW)

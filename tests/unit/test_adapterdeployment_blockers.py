@@ -168,7 +168,7 @@ class TestBlocked:
             ({"controller": False}, False),
         ],
     )
-    def test_what_an_earlier_resource_of_the_name_left_is_told_from_a_strangers(
+    def test_what_a_deleted_resource_left_is_told_from_a_conflict(
         self, reference: dict[str, Any], outlived: bool
     ) -> None:
         owner = ServingCluster().observe().owner
