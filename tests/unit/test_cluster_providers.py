@@ -82,7 +82,7 @@ def test_docker_builds_get_the_machines_certificates_and_proxy(tmp_path: Path, m
 
 
 def test_the_certificates_are_the_secret_that_the_dockerfiles_ask_for() -> None:
-    lines = [line for path in (REPOSITORY / "images").glob("*/Dockerfile") for line in path.read_text().splitlines()]
+    lines = [line for path in (REPOSITORY / "images").rglob("Dockerfile") for line in path.read_text().splitlines()]
     secrets = [line for line in lines if "type=secret" in line]
     assert secrets
     assert all("id=ca," in line for line in secrets)

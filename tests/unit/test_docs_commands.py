@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -13,7 +15,8 @@ import pytest
 import yaml
 
 from finetune_api import crdgen
-from hack.cluster.layout import REPOSITORY
+from hack.cluster.images import IMAGES
+from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
 from tests.support.pages import CODE, blocks, commands, every_page, prose
 
 pytestmark = pytest.mark.unit
@@ -59,6 +62,29 @@ def test_images_are_pushed_under_a_tag_of_their_own_which_the_values_name() -> N
     assert any(line.startswith("VERSION=$(git describe") for line in commands(page))
     values = yaml.safe_load(next(block for block in blocks(page, "yaml") if block.startswith("# values.yaml")))
     assert isinstance(values["images"]["tag"], str)
+
+
+def test_images_are_built_as_the_cluster_builds_them(tmp_path: Path) -> None:
+    """The block runs as it stands, with a Docker that only writes down what it is asked for."""
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$@"\n')
+    docker.chmod(0o755)
+    page = REPOSITORY / "docs" / "how-to" / "install.md"
+    block = next(block for block in blocks(page, "console") if "docker build" in block)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", block], env=environment, capture_output=True, text=True, check=True)
+    built: dict[str, tuple[Path, str, str]] = {}
+    for line in done.stdout.splitlines():
+        said = dict(pair.split("=") for pair in re.findall(r"--build-arg (\S+)", line))
+        name, dockerfile = line.partition("--tag ")[2].split(":")[0], line.partition("--file ")[2].split()[0]
+        parent = said.get("PARENT", f"{IMAGE_PREFIX}/base:dev").removesuffix(":dev")
+        assert name == parent or parent in built, "parents come first"
+        built[name] = (REPOSITORY / dockerfile, said.get("EXTRA", ""), parent)
+    assert built == {
+        f"{IMAGE_PREFIX}/{image.name}": (image.dockerfile, image.extra, f"{IMAGE_PREFIX}/{image.parent or 'base'}")
+        for image in IMAGES.values()
+        if image.name != "seaweedfs"
+    }
 
 
 # Names
