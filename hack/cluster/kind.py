@@ -12,7 +12,6 @@ from pathlib import Path
 from . import toolchain
 from .buildkit import ca_secret, proxies
 from .console import ClusterError, run, succeeds
-from .images import KEPT_BUILDS
 from .layout import IMAGE_PREFIX, REPOSITORY, cluster_directory
 
 NAME = "finetune"
@@ -96,18 +95,20 @@ class DockerImages:
     def tag(self, reference: str, alias: str) -> None:
         run(["docker", "tag", reference, alias])
 
-    def retire(self, name: str, latest: str) -> None:
+    def retire(self, name: str, latest: str, kept: int) -> None:
         """Docker lists the newest first."""
         listed = run(["docker", "images", "--format", "json", f"{IMAGE_PREFIX}/{name}"])
         found = [f"{image['Repository']}:{image['Tag']}" for image in map(json.loads, listed.splitlines())]
         earlier = [each for each in found if each not in (latest, f"{IMAGE_PREFIX}/{name}:dev")]
-        for reference in earlier[KEPT_BUILDS - 1 :]:
+        for reference in earlier[kept - 1 :]:
             run(["docker", "image", "rm", reference])
+
+    def prune(self) -> int:
+        """Docker's build cache is not ours alone, and has a limit of its own."""
+        return 0
 
     def publish(self, reference: str) -> None:
         name = reference.rpartition(":")[0]
-        if name.endswith(("/base", "/build", "/torch")):
-            return  # no pod runs these
         run(["kind", "load", "docker-image", "--name", NAME, reference, f"{name}:dev"])
 
 

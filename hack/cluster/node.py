@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import configuration, kernel, toolchain
+from . import buildkit, configuration, kernel, toolchain
 from .console import ClusterError, run, succeeds
 from .controlplane import ControlPlane, answers
 from .layout import IMAGE_PREFIX, NODE_NAME
@@ -56,7 +56,9 @@ class Node:
         containerd = self.directory / "containerd"
         files = {
             "containerd.toml": configuration.containerd(containerd, self.pause_image),
-            "buildkitd.toml": configuration.buildkit(self.directory / "buildkit", self.containerd_socket),
+            "buildkitd.toml": configuration.buildkit(
+                self.directory / "buildkit", self.containerd_socket, buildkit.CACHE_LIMIT
+            ),
             "kubelet.json": configuration.kubelet(
                 self.directory / "kubelet", self.containerd_socket, authority.directory, ports
             ),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .buildkit import build_image
+from .buildkit import build_image, prune
 from .console import run, step
-from .images import KEPT_BUILDS
 from .layout import IMAGE_PREFIX, REPOSITORY
 from .node import Node
 from .processes import write_if_changed
@@ -53,17 +53,36 @@ class NodeImages:
     def tag(self, reference: str, alias: str) -> None:
         self.node.ctr("images", "tag", "--force", reference, alias)
 
-    def retire(self, name: str, latest: str) -> None:
+    def retire(self, name: str, latest: str, kept: int) -> None:
         """Keeps the order of builds in a file: containerd's client does not show when an image was created."""
         history = self.node.directory / "images" / f"{name}.json"
         earlier = json.loads(history.read_text()) if history.exists() else []
         order = [latest, *(each for each in earlier if each != latest)]
         prefix = f"{IMAGE_PREFIX}/{name}:"
-        kept = {*order[:KEPT_BUILDS], f"{prefix}dev"}
+        stay = {*order[:kept], f"{prefix}dev"}
         for reference in self.node.ctr("images", "list", "--quiet").split():
-            if reference.startswith(prefix) and reference not in kept:
+            if reference.startswith(prefix) and reference not in stay:
                 self.node.ctr("images", "remove", reference)
-        write_if_changed(history, json.dumps(order[:KEPT_BUILDS]))
+        write_if_changed(history, json.dumps(order[:kept]))
+
+    def prune(self) -> int:
+        """Measured on the disk, because layers that only old images held are containerd's to delete."""
+        before = shutil.disk_usage(self.node.directory).free
+        for reference in unnamed(self.node.ctr("images", "list")):
+            self.node.ctr("images", "remove", reference)
+        prune(self.node.buildkit_address)
+        return max(0, shutil.disk_usage(self.node.directory).free - before)
 
     def publish(self, reference: str) -> None:
         """Nothing to do: the image is already on the node."""
+
+
+def unnamed(listing: str) -> list[str]:
+    """The images without a name in containerd's table.
+
+    For the kubelet, containerd also lists every image by its ID. It keeps that entry when the last name is removed, and
+    the entry holds all layers.
+    """
+    rows = [line.split() for line in listing.splitlines()[1:]]
+    named = {digest for reference, _, digest, *_ in rows if not reference.startswith("sha256:")}
+    return [reference for reference, _, digest, *_ in rows if reference.startswith("sha256:") and digest not in named]

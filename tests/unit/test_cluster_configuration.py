@@ -37,7 +37,7 @@ def paths_in(value: Any) -> list[str]:
     ("config", "of_the_system"),
     [
         (tomllib.loads(configuration.containerd(ROOT, "pause:1")), {"/usr/lib/cni"}),
-        (tomllib.loads(configuration.buildkit(ROOT, SOCKET)), set()),
+        (tomllib.loads(configuration.buildkit(ROOT, SOCKET, 4 * 10**9)), set()),
         (json.loads(configuration.kubelet(ROOT, SOCKET, ROOT / "pki", Ports())), {"/etc/resolv.conf"}),
         (json.loads(configuration.kube_proxy(ROOT / "kube-proxy.kubeconfig", Ports())), set()),
         (json.loads(configuration.cni(ROOT / "cni")), set()),

@@ -15,7 +15,7 @@ from hack.cluster import images
 from hack.cluster.console import ClusterError
 from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
 from hack.cluster.node import Node
-from hack.cluster.nodestore import NodeImages
+from hack.cluster.nodestore import NodeImages, unnamed
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +27,8 @@ class Shelf:
     there: set[str] = field(default_factory=set)
     builds: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
-    retired: list[tuple[str, str]] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
+    retired: dict[str, int] = field(default_factory=dict)
 
     def base_image(self) -> str:
         return "python:3.11-slim-bookworm"
@@ -44,11 +45,15 @@ class Shelf:
     def tag(self, reference: str, alias: str) -> None:
         self.aliases[alias] = reference
 
-    def retire(self, name: str, latest: str) -> None:
-        self.retired.append((name, latest))
+    def retire(self, name: str, latest: str, kept: int) -> None:
+        self.retired[name] = kept
+
+    def prune(self) -> int:
+        return 5_250_000_000
 
     def publish(self, reference: str) -> None:
         assert reference in self.there
+        self.published.append(name_of(reference))
 
 
 def name_of(reference: str) -> str:
@@ -83,6 +88,19 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
     again = images.build_images(shelf, ["tgi-cpu"])
     assert again == built
     assert len(shelf.builds) == 5
+
+
+def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Path) -> None:
+    shelf = Shelf()
+    images.build_images(shelf)
+    assert not {"base", "build", "torch"}.intersection(shelf.published)
+    assert {name for name, kept in shelf.retired.items() if kept == 1} == {"base", "build", "torch"}
+    assert {shelf.retired[name] for name in ("operator", "data", "prepare", "jobs", "quantize", "tgi-cpu")} == {3}
+
+
+def test_pruning_says_what_it_freed(capsys: pytest.CaptureFixture[str]) -> None:
+    images.prune_images(Shelf())
+    assert capsys.readouterr().out.splitlines()[-1] == "5.2 GB freed"
 
 
 @pytest.mark.parametrize(
@@ -179,10 +197,24 @@ def test_the_latest_builds_of_an_image_are_kept(tmp_path: Path) -> None:
     for tag in ("one", "two", "one", "three", "four"):
         if (reference := f"{IMAGE_PREFIX}/operator:{tag}") not in node.images:
             node.images.append(reference)
-        store.retire("operator", reference)
+        store.retire("operator", reference, images.IMAGES["operator"].kept_builds)
     left = [each.rpartition(":")[2] for each in node.images if "/operator:" in each]
     assert sorted(left) == ["dev", "four", "one", "three"]
     assert f"{IMAGE_PREFIX}/data:one" in node.images
+
+
+LISTING = """\
+REF                                    TYPE                                       DIGEST     SIZE     PLATFORMS   LABELS
+localhost/finetune-operator/data:dev   application/vnd.oci.image.manifest.v1+json sha256:aa 80.2 MiB  linux/amd64 -
+localhost/finetune-operator/data:two   application/vnd.oci.image.manifest.v1+json sha256:aa 80.2 MiB  linux/amd64 -
+sha256:1111                            application/vnd.oci.image.manifest.v1+json sha256:aa 80.2 MiB  linux/amd64 io.cri
+sha256:2222                            application/vnd.oci.image.manifest.v1+json sha256:bb 4.7 GiB   linux/amd64 io.cri
+"""
+
+
+def test_an_image_whose_last_name_is_gone_is_pruned_by_its_id() -> None:
+    """It holds its layers otherwise for ever: nothing else of it is listed."""
+    assert unnamed(LISTING) == ["sha256:2222"]
 
 
 def test_an_unknown_image_is_named_with_the_known_ones() -> None:
