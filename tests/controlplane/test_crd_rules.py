@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -34,7 +35,7 @@ from tests.support.crd_cases import (
     rules,
     valid_object,
 )
-from tests.support.crd_patterns import DIGEST, KINDS, SCHEMAS, Object
+from tests.support.crd_patterns import DIGEST, KINDS, PATTERNS, SCHEMAS, Object
 
 pytestmark = pytest.mark.controlplane
 
@@ -109,6 +110,24 @@ def complaint_of_the_model(body: Object) -> str | None:
     except ValidationError as error:
         return str(error)
     return None
+
+
+PARTS = ("spec", "status")
+
+
+def test_every_pattern_is_tried_once_with_all_its_texts_and_at_every_field_that_has_it() -> None:
+    tried = [case for case in SPEC_CASES + STATUS_CASES if case.complaint and case.complaint.startswith("should match")]
+    for pattern, texts in PATTERNS.items():
+        refused = Counter(case.value for case in tried if case.complaint == f"should match '{pattern}'")
+        assert set(refused) == set(texts.refused)
+        fields = sum(fields_with(SCHEMAS[kind]["properties"][part], pattern) for kind in KINDS for part in PARTS)
+        assert sorted(refused.values(), reverse=True) == [fields, *[1] * (len(texts.refused) - 1)], pattern
+
+
+def fields_with(schema: Object, pattern: str) -> int:
+    """Fields of the spec and the status with this pattern, items of lists included."""
+    below = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    return (schema.get("pattern") == pattern) + sum(fields_with(each, pattern) for each in below)
 
 
 @pytest.mark.parametrize("case", SPEC_CASES, ids=str)

@@ -104,23 +104,29 @@ def dotted(path: Path) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
-def cases(kind: str, path: Path, schema: Object) -> Iterator[Case]:
-    """At each bound of a field and of all below it, one beyond it, and without what is required."""
-    yield from (Case(kind, path, value, None) for value in _accepted(schema))
-    yield from (Case(kind, path, value, complaint) for value, complaint in _refused(schema))
+def cases(kind: str, path: Path, schema: Object, tried: set[str]) -> Iterator[Case]:
+    """At each bound of a field and of all below it, one beyond it, and without what is required.
+
+    All texts of a pattern are tried at the first field that has it. At another one, which is in every valid object, a
+    text that it refuses shows that the field has the same: the API server's complaint quotes it.
+    """
+    texts = schema["pattern"] not in tried if "pattern" in schema else False
+    tried |= {schema["pattern"]} if texts else set()
+    yield from (Case(kind, path, value, None) for value in _accepted(schema, texts))
+    yield from (Case(kind, path, value, complaint) for value, complaint in _refused(schema, texts))
     for name in schema.get("required", []):
         yield Case(kind, (*path, name), ABSENT, f"{dotted((*path, name))}: Required value")
     if schema["type"] == "array":
-        yield from cases(kind, (*path, 0), schema["items"])
+        yield from cases(kind, (*path, 0), schema["items"], tried)
     for name, child in schema.get("properties", {}).items():
-        yield from cases(kind, (*path, name), child)
+        yield from cases(kind, (*path, name), child, tried)
 
 
-def _accepted(schema: Object) -> Iterator[Any]:
+def _accepted(schema: Object, texts: bool) -> Iterator[Any]:
     yield from schema.get("enum", [])
     yield from (schema[bound] for bound in ("minimum", "maximum") if bound in schema)
     if "pattern" in schema:
-        yield from PATTERNS[schema["pattern"]].accepted
+        yield from PATTERNS[schema["pattern"]].accepted if texts else ()
     elif "maxLength" in schema:
         yield "ä" * schema["maxLength"]  # characters count, not bytes
     if long := _of_length(schema, 0):
@@ -129,7 +135,7 @@ def _accepted(schema: Object) -> Iterator[Any]:
         yield _many(valid(schema["items"]), schema["maxItems"])
 
 
-def _refused(schema: Object) -> Iterator[tuple[Any, str]]:
+def _refused(schema: Object, texts: bool) -> Iterator[tuple[Any, str]]:
     if "enum" in schema:
         yield "Nonsense", 'Unsupported value: "Nonsense": supported values: '
     if "minimum" in schema:
@@ -137,7 +143,8 @@ def _refused(schema: Object) -> Iterator[tuple[Any, str]]:
     if "maximum" in schema:
         yield schema["maximum"] + 1, f"should be less than or equal to {schema['maximum']}"
     if "pattern" in schema:
-        yield from ((text, f"should match '{schema['pattern']}'") for text in PATTERNS[schema["pattern"]].refused)
+        refused = PATTERNS[schema["pattern"]].refused
+        yield from ((text, f"should match '{schema['pattern']}'") for text in (refused if texts else refused[:1]))
     if long := _of_length(schema, 1):
         yield long, f"may not be more than {schema['maxLength']} bytes"
     if "minLength" in schema:
@@ -162,8 +169,13 @@ def _many(item: Any, count: int) -> list[Any]:
     return [item] * count
 
 
-SPEC_CASES = [case for kind in KINDS for case in cases(kind, ("spec",), SCHEMAS[kind]["properties"]["spec"])]
-STATUS_CASES = [case for kind in KINDS for case in cases(kind, ("status",), SCHEMAS[kind]["properties"]["status"])]
+def _all_cases(part: str, tried: set[str]) -> list[Case]:
+    return [case for kind in KINDS for case in cases(kind, (part,), SCHEMAS[kind]["properties"][part], tried)]
+
+
+_tried: set[str] = set()
+SPEC_CASES = _all_cases("spec", _tried)
+STATUS_CASES = _all_cases("status", _tried)
 
 
 # CEL rules: each with what it accepts and what it refuses, and what its message must name. --------------------------

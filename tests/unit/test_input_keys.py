@@ -69,7 +69,9 @@ def leaves(path: Path, schema: Object) -> Iterator[tuple[Path, Object, bool]]:
 def changes(path: Path, schema: Object, optional: bool) -> Iterator[tuple[FineTuneJobSpec, FineTuneJobSpec]]:
     """A spec before and after the field has another value, for each value at a bound, and for none."""
     before = FineTuneJobSpec.model_validate(valid_object(meta.FINETUNEJOB, path)["spec"])
-    values = [case.value for case in cases(meta.FINETUNEJOB, path, schema) if case.path == path and not case.complaint]
+    values = [
+        case.value for case in cases(meta.FINETUNEJOB, path, schema, set()) if case.path == path and not case.complaint
+    ]
     values += [True] if schema["type"] == "boolean" else []
     for value in [*values, *([ABSENT] if optional else [])]:
         try:
