@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 STAMP := .venv/.synced
 WORKERS ?= 2
+WORKERS_BY_FILE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -56,11 +57,11 @@ test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 	@$(PYTHON) -m hack.environments quantize
 	@$(PYTHON) -m hack.cluster build helm
 	@$(VENV)/python -m hack.models
-	@$(VENV)/python -m pytest -n $(WORKERS) -m unit
+	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m unit
 
 test-controlplane: $(STAMP) ## The operator against a real API server without a node (minutes)
 	@$(PYTHON) -m hack.cluster build
-	@$(VENV)/python -m pytest -n $(WORKERS) -m controlplane
+	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m controlplane
 
 test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour)
 	@$(VENV)/python -m hack.models

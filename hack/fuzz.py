@@ -19,7 +19,7 @@ from hack.cluster.layout import REPOSITORY
 def command(seed: int) -> list[str]:
     """One round: every test that draws, from this seed, and no other."""
     chosen = ["-m", "unit and hypothesis", "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}"]
-    return [sys.executable, "-m", "pytest", "-q", "-n", "2", *chosen]
+    return [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ from hack.cluster.console import say
 from hack.cluster.layout import REPOSITORY
 
 PYTEST: Final = (sys.executable, "-m", "pytest")
+BY_FILE: Final = ("--dist", "loadfile", "--no-loadscope-reorder")
+"""Workers take whole files, whose tests share fixtures, in the order of ``tests.support.order``."""
 MAKE: Final = ("make", "--no-print-directory")
 
 
@@ -45,7 +47,7 @@ def tiers(workers: str) -> list[Tier]:
             "unit and control plane",
             (
                 (*MAKE, "test-needs"),
-                (*PYTEST, "-n", workers, "-m", "unit or controlplane"),
+                (*PYTEST, "-n", workers, *BY_FILE, "-m", "unit or controlplane"),
             ),
         ),
         Tier("cluster", ((*MAKE, "cluster-up", "images"), (*PYTEST, "-m", "cluster"))),

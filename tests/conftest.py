@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import fast
+from hack.cluster import layout
+from tests.support import fast, order
 from tests.support.examples import to_commit
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and pytest-xdist's workers share the cores
@@ -35,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if worker := getattr(config, "workerinput", None):
+        layout.FREE_PORTS = layout.FREE_PORTS[int(worker["workerid"][2:]) :: worker["workercount"]]
     if config.getoption("--fast"):
         fast.forbid_torch()
         settings.load_profile("fast")
@@ -53,6 +56,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = order.long_files_first(items)
     if not config.getoption("--fast"):
         return
     left_out = [item for item in items if not item.get_closest_marker("unit") or item.get_closest_marker("slow")]

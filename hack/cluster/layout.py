@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL_SOURCES = Path(__file__).resolve().parent / "tools"
 
 FREE_PORTS = range(20000, 30000)
+"""Tests that run beside each other take a part of them each."""
 NODE_NAME = "finetune-node"
 CLUSTER_DOMAIN = "cluster.local"
 SERVICE_SUBNET = "10.96.0.0/16"
