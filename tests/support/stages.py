@@ -32,6 +32,8 @@ from finetune_api.training import Training
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime.runner import Context, results_root
 from finetune_jobs.store.s3 import Store
+from tests.support import forked
+from tests.support.forked import Forked
 from tests.support.seaweedfs import User
 
 PYTHON = Path(sys.executable)
@@ -79,6 +81,10 @@ def context(given: StageInput, folder: Path) -> Context:
     return Context(given, store, Progress(given.stage), scratch, folder / "models")
 
 
+Started = subprocess.Popen[bytes] | Forked
+"""A stage's process."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a stage's process ended."""
@@ -96,10 +102,12 @@ def run_process(
     *arguments: str,
     python: Path = PYTHON,
     variables: Mapping[str, str] = MappingProxyType({}),
+    fresh: bool = False,
 ) -> Ended:
     """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` and
-    ``variables`` only."""
-    return wait_for(start_process(given, folder, user, *arguments, python=python, variables=variables), folder)
+    ``variables`` only. ``fresh``: by a Python that starts, rather than one that has made the imports."""
+    process = start_process(given, folder, user, *arguments, python=python, variables=variables, fresh=fresh)
+    return wait_for(process, folder)
 
 
 def start_process(
@@ -109,20 +117,25 @@ def start_process(
     *arguments: str,
     python: Path = PYTHON,
     variables: Mapping[str, str] = MappingProxyType({}),
-) -> "subprocess.Popen[bytes]":
+    fresh: bool = False,
+) -> Started:
     """As ``run_process``, but returns the running process, for ``wait_for`` with the same ``folder``."""
     input_file, result_file = folder / "input.json", folder / "result.json"
     input_file.write_text(given.model_dump_json(by_alias=True))
-    command = [str(python), "-m", f"finetune_jobs.{given.stage}", "--input", str(input_file)]
-    command += ["--result", str(result_file), "--metrics-port", "0", *arguments]
+    program = [f"finetune_jobs.{given.stage}", "--input", str(input_file), "--result", str(result_file)]
+    program += ["--metrics-port", "0", *arguments]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment |= user.environment() | dict(variables)
+    if python == PYTHON and not variables and not fresh:
+        return forked.start(program, environment)
     return subprocess.Popen(
-        command, env=environment | user.environment() | dict(variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [str(python), "-m", *program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def wait_for(process: "subprocess.Popen[bytes]", folder: Path) -> Ended:
+def wait_for(process: Started, folder: Path) -> Ended:
     """The end of a stage's process, which must come within five minutes."""
     _, errors = process.communicate(timeout=300)
+    code = process.wait()
     log = [json.loads(line) for line in errors.decode().splitlines() if line.startswith("{")]
-    return Ended(process.returncode, StageResult.model_validate_json((folder / "result.json").read_bytes()), log)
+    return Ended(code, StageResult.model_validate_json((folder / "result.json").read_bytes()), log)

@@ -54,7 +54,7 @@ def given(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
 
 def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, store: Store, tmp_path: Path) -> None:
     checkpoints = store.below(f"{run_folder(RUN)}/checkpoints")
-    process = start_process(given, tmp_path, ADMIN)
+    process = start_process(given, tmp_path, ADMIN, fresh=True)
     while not any(entry.key.endswith(MANIFEST) for entry in checkpoints.list()):
         assert process.poll() is None, wait_for(process, tmp_path)
         time.sleep(0.1)

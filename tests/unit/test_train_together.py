@@ -35,7 +35,16 @@ from finetune_jobs.training.launcher import Ended, supervise, verdict
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import ADMIN, SeaweedFS
-from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input, start_process, wait_for
+from tests.support.stages import (
+    RUN,
+    Started,
+    context,
+    pipeline_params,
+    run_process,
+    stage_input,
+    start_process,
+    wait_for,
+)
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, row, rows, run_training, settings, write_dataset
 from tests.unit.test_train_recovery import AtStep
@@ -112,7 +121,12 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
     alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
 
     together = run_process(
-        train_input(base, dataset, store.below("together"), s3, training), tmp_path, ADMIN, "--processes", "2"
+        train_input(base, dataset, store.below("together"), s3, training),
+        tmp_path,
+        ADMIN,
+        "--processes",
+        "2",
+        fresh=True,
     )
 
     assert together.code == ExitCode.OK, together.log
@@ -130,14 +144,14 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
         torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
-def start_node(given: StageInput, folder: Path, node: int, port: int) -> "subprocess.Popen[bytes]":
+def start_node(given: StageInput, folder: Path, node: int, port: int) -> Started:
     """One of two pods that train together."""
     folder.mkdir(exist_ok=True)
     place = ("--nodes", "2", "--node", str(node), "--coordinator", "127.0.0.1", "--coordinator-port", str(port))
     return start_process(given, folder, ADMIN, *place)
 
 
-def kill_pod(launcher: "subprocess.Popen[bytes]") -> None:
+def kill_pod(launcher: Started) -> None:
     """What the kernel does to a container: every process at once, without a word."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     for pid in (launcher.pid, *map(int, children)):

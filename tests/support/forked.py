@@ -1,0 +1,203 @@
+"""Programs of the jobs as real processes without their imports: ``python -m NAME``, forked from one that has made them.
+
+The imports of a training take 14 seconds of CPU, far more than a training of the tiny model. A process of its own (the
+nursery) makes them once for each worker of the tests, has no threads, and forks for every start; what it forks has the
+environment, arguments, outputs, signals and exit code of a program that was started. A training that starts processes
+itself forks these likewise. Tests of the start itself go without: ``start_process(..., fresh=True)``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import IO, Final, NoReturn
+
+IMPORTED: Final = (
+    "finetune_jobs.evaluation",
+    "finetune_jobs.training.learning_curve",
+    "finetune_jobs.training.trainer",
+)
+"""What the nursery imports; the programs themselves are not among it, since each runs as ``__main__``."""
+_POLL_SECONDS: Final = 0.02
+
+
+class Forked:
+    """A process that the nursery forked, with what tests use of ``subprocess.Popen``."""
+
+    def __init__(self, pid: int, folder: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._folder = folder
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        ended = self._folder / "code"
+        if self.returncode is None and ended.exists():
+            self.returncode = int(ended.read_text())
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            time.sleep(_POLL_SECONDS)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        """Its output and its errors, once it has ended."""
+        self.wait(timeout)
+        return (self._folder / "out").read_bytes(), (self._folder / "err").read_bytes()
+
+    def send_signal(self, number: int) -> None:
+        """Nothing happens if it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(command: Sequence[str], environment: Mapping[str, str]) -> Forked:
+    """As ``subprocess.Popen([sys.executable, "-m", *command], env=environment)``, its outputs kept."""
+    folder = Path(tempfile.mkdtemp(dir=_folder()))
+    asked = {"command": list(command), "environment": dict(environment), "folder": str(folder)}
+    nursery = _nursery()
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    nursery.stdin.write(json.dumps(asked).encode() + b"\n")
+    nursery.stdin.flush()
+    return Forked(int(nursery.stdout.readline()), folder)
+
+
+@cache
+def _folder() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="finetune-nursery-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
+def _nursery() -> subprocess.Popen[bytes]:
+    home = {"HOME": str(_folder()), "OMP_NUM_THREADS": "1"}
+    nursery = subprocess.Popen(
+        [sys.executable, "-m", __name__], env=os.environ | home, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    atexit.register(nursery.kill)
+    return nursery
+
+
+# In the nursery -------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Fork for each line of the input; ends with it."""
+    for name in IMPORTED:
+        __import__(name)
+    running: dict[int, Path] = {}
+    asked_for = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - what is in a buffer would hide from select
+    while True:
+        _reap(running)
+        if not select.select([asked_for], [], [], _POLL_SECONDS)[0]:
+            continue
+        line = asked_for.readline()
+        if not line:
+            return
+        asked = json.loads(line)
+        folder = Path(asked["folder"])
+        pid = os.fork()
+        if pid == 0:
+            _become(asked["command"], asked["environment"], (folder / "out").open("wb"), (folder / "err").open("wb"))
+        running[pid] = folder
+        print(pid, flush=True)
+
+
+def _reap(running: dict[int, Path]) -> None:
+    """Tell of the processes that have ended."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        folder = running.pop(pid)
+        (folder / "code.new").write_text(str(os.waitstatus_to_exitcode(status)))
+        (folder / "code.new").rename(folder / "code")
+
+
+def _become(
+    command: Sequence[str], environment: Mapping[str, str], out: IO[bytes] | None, err: IO[bytes] | None
+) -> NoReturn:
+    """Be the program: its environment, arguments and outputs; nothing of the nursery's is left but its imports."""
+    for number, stream in ((1, out), (2, err)):
+        if stream is not None:
+            os.dup2(stream.fileno(), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    vars(subprocess)["Popen"] = _start_in_the_program
+    sys.argv = [command[0], *command[1:]]
+    code: object = 0
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+class _Child:
+    """What a program started, as its parent sees it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+_Popen: Final = subprocess.Popen
+
+
+def _start_in_the_program(command: Sequence[str], env: Mapping[str, str] | None = None, **options: object) -> object:
+    """A Python program is forked, and has its parent's outputs; any other one is started."""
+    if options or env is None or list(command[:2]) != [sys.executable, "-m"]:
+        return _Popen(command, env=env, **options)  # type: ignore[call-overload]
+    pid = os.fork()
+    if pid == 0:
+        _become(command[2:], env, None, None)
+    return _Child(pid)
+
+
+if __name__ == "__main__":
+    main()
