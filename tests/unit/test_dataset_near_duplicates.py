@@ -183,12 +183,12 @@ def test_the_measure_is_exact_for_texts_below_128_triples(length: int, error: fl
 FAMILIES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 3)), max_size=60)
 
 
-@given(FAMILIES, st.randoms(use_true_random=False))
+@given(FAMILIES, st.integers(0, 9999))
 @settings(max_examples=50, deadline=None)
-def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int, int]], chance: random.Random) -> None:
+def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int, int]], seed: int) -> None:
     texts = {f"{n}": " ".join(changed(prose(f, 30), d, s)) for n, (f, d, s) in enumerate(rows)}
     shuffled = list(texts.items())
-    chance.shuffle(shuffled)
+    random.Random(seed).shuffle(shuffled)
     found = clusters(texts)
     assert found == clusters(dict(shuffled))
     assert all(name == min(members) for members in sets(found) for name in {found[each] for each in members})
