@@ -22,7 +22,7 @@ from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.resolve import probe_writes
-from finetune_jobs.store.s3.errors import store_error
+from finetune_jobs.store.errors import store_error
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful

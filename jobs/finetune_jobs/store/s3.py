@@ -19,7 +19,7 @@ from finetune_api.meta import CA_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.storage import Encryption, Storage
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.store.s3.errors import PUT_CONDITIONAL, STORE_ERRORS, error_code, store_error
+from finetune_jobs.store.errors import PUT_CONDITIONAL, STORE_ERRORS, error_code, store_error
 
 _MIB: Final = 1 << 20
 _TRANSFER: Final = TransferConfig(
