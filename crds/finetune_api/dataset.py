@@ -270,6 +270,11 @@ class Dataset(ApiModel):
     pilot: Pilot | None = None
     """Train on a sample, for a quick first signal."""
 
+    @property
+    def all_sources(self) -> list[Source]:
+        """All sources to read, in the order of their numbers: sources, benchmarks, replay."""
+        return [*self.sources, *self.benchmarks, *([self.replay.source] if self.replay else [])]
+
     @model_validator(mode="after")
     def _columns_or_teacher(self) -> "Dataset":
         if self.columns and self.distillation:

@@ -8,14 +8,13 @@ an input with an unknown field among the parameters that are part of a key.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
-from finetune_api.dataset import Cleaning, Columns, Duplicates, Pii, Pilot, Replay, Source, Split, Task
-from finetune_api.distillation import Distillation
+from finetune_api.dataset import Dataset, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
@@ -44,7 +43,7 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 """The stages of a FineTuneJob that produce output, in order; ``resolve`` runs before them."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 8,
+    Stage.PREPARE: 9,
     Stage.TRAIN: 2,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 2,
@@ -56,29 +55,24 @@ RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
 class PrepareParams(WireModel):
     """The part of the spec that prepare depends on."""
 
-    sources: list[Source]
-    columns: Columns | None = None
-    instruction: str = ""
-    group_by: str | None = None
-    max_invalid_percent: int = 5
-    cleaning: Cleaning = Cleaning()
-    pii: Pii = Pii()
-    duplicates: Duplicates = Duplicates()
-    split: Split = Split()
-    benchmarks: list[Source] = []
-    replay: Replay | None = None
-    distillation: Distillation | None = None
-    pilot: Pilot | None = None
+    dataset: Dataset
+    """spec.dataset, whole."""
     task: Task = Task()
     max_length: int = 512
     """Maximum tokens of an example: spec.training.maxLength."""
     loss: Loss = Loss.ANSWER
     """Which answers of a conversation the model learns: spec.training.loss."""
 
-    @property
-    def all_sources(self) -> list[Source]:
-        """All sources to read, in the order of their numbers: sources, benchmarks, replay."""
-        return [*self.sources, *self.benchmarks, *([self.replay.source] if self.replay else [])]
+    @model_validator(mode="before")
+    @classmethod
+    def _read_flat(cls, given: Any) -> Any:
+        """Up to recipe 8, the fields of the data set stood beside the others: such an input is still read."""
+        if not isinstance(given, dict) or "dataset" in given:
+            return given
+        names = {name for field, info in Dataset.model_fields.items() for name in (field, info.alias)}
+        flat = {name: value for name, value in given.items() if name in names}
+        rest = {name: value for name, value in given.items() if name not in names}
+        return {**rest, "dataset": flat} if flat else given
 
 
 class TrainParams(WireModel):

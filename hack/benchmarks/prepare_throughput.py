@@ -81,7 +81,7 @@ def in_a_process(way: str, rows: Path) -> Usage:
 
 def prepare_rows(rows: Path) -> dict[str, int]:
     """Our implementation: the stage's passes without the tokenizer, which the baseline does not use either."""
-    from finetune_api.dataset import DataFormat, Source, Task, TaskType
+    from finetune_api.dataset import DataFormat, Dataset, Source, Task, TaskType
     from finetune_api.stages import PrepareParams
     from finetune_jobs.examples.validation import Example
     from finetune_jobs.modelling import chat
@@ -96,13 +96,13 @@ def prepare_rows(rows: Path) -> dict[str, int]:
             return [EncodedExample(example, [chat.Encoded([], [])])]
 
     source = Source(uri="s3://bench/rows.jsonl")
-    params = PrepareParams(sources=[source], task=Task(type=TaskType.TEXT))
+    params = PrepareParams(dataset=Dataset(sources=[source]), task=Task(type=TaskType.TEXT))
     file = SourceFile(source, str(source.uri), rows.stat().st_size, "", DataFormat.JSONL, False, lambda path: None)
     with Collector(params, Intake(params), Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
         collector.read([Copy(file, rows)], _silent)
     made = collector.made
-    near = made.near(params.duplicates.near_percent)
-    division = divide(made.ledger, near, made.texts, params)
+    near = made.near(params.dataset.duplicates.near_percent)
+    division = divide(made.ledger, near, made.texts, params.dataset)
     return {
         "examples": len(division.parts),
         "findings": made.intake.personal.total(),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.dataset import NamesModel, SourcePart, Task, TaskType
+from finetune_api.dataset import Dataset, NamesModel, Replay, SourcePart, Task, TaskType
 from finetune_api.layout import READINESS_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
@@ -102,8 +102,8 @@ def prepare(context: Context) -> StageOutput:
     own.encoder.require_short()
     require_learnable(own.ledger, params)
     context.progress.report(0.75, "looking for near duplicates, dividing")
-    near = own.near(params.duplicates.near_percent)
-    division = divide(own.ledger, near, own.texts, params)
+    near = own.near(params.dataset.duplicates.near_percent)
+    division = divide(own.ledger, near, own.texts, params.dataset)
     require_enough(own.ledger, division)
     general = _replay(context, params, copies, own, division, near.boilerplate, benchmarks)
     folder = context.scratch / "dataset"
@@ -132,17 +132,17 @@ def prepare(context: Context) -> StageOutput:
 
 def _download(context: Context, params: PrepareParams) -> list[Copy]:
     """Local copies of the sources' files and of the pipeline that finds names, as they were when the run began."""
-    before = context.input.upstream.source or inputs_digest(context.store, params)
-    files = find_sources(context.store, params.all_sources)
+    before = context.input.upstream.source or inputs_digest(context.store, params.dataset)
+    files = find_sources(context.store, params.dataset.all_sources)
     copies = []
     for index, file in enumerate(files):
         context.progress.report(0.2 * index / len(files), f"downloading {file.uri}")
         copies.append(Copy(file, context.scratch / f"source-{index}"))
         file.copy_to(copies[-1].path)
-    pipeline = params.pii.ner.uri if params.pii.ner else None
+    pipeline = params.dataset.pii.ner.uri if params.dataset.pii.ner else None
     if pipeline:
         _download_names_model(context, pipeline)
-    if inputs_digest(context.store, params) != before:
+    if inputs_digest(context.store, params.dataset) != before:
         read = [*([pipeline] if pipeline else []), *(file.uri for file in files)]
         raise StageError(
             Reason.DATASET_NOT_FOUND,
@@ -161,7 +161,7 @@ def _download_names_model(context: Context, uri: str) -> None:
 
 
 def _benchmarks(params: PrepareParams, copies: list[Copy]) -> Benchmarks | None:
-    asked = [c for c in copies if 0 <= c.file.number - len(params.sources) < len(params.benchmarks)]
+    asked = [c for c in copies if 0 <= c.file.number - len(params.dataset.sources) < len(params.dataset.benchmarks)]
     if not asked:
         return None
     ledger = Ledger()
@@ -171,21 +171,21 @@ def _benchmarks(params: PrepareParams, copies: list[Copy]) -> Benchmarks | None:
 def _collect(
     context: Context, params: PrepareParams, copies: list[Copy], benchmarks: Benchmarks | None
 ) -> tuple[Collected, Distilled | None]:
-    own = own_parts_first((c for c in copies if c.file.number < len(params.sources)), params.sources)
+    own = own_parts_first((c for c in copies if c.file.number < len(params.dataset.sources)), params.dataset.sources)
     base = context.scratch / "tokenizer"
     fetch_tokenizer(context, base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
-    intake = Intake(params, _names_model(context, params.pii.ner))
+    intake = Intake(params, _names_model(context, params.dataset.pii.ner))
     reference = benchmarks.reference if benchmarks else None
     with Collector(params, intake, encoder, context.scratch / "examples.arrow", reference) as collector:
-        if params.distillation is None:
+        if params.dataset.distillation is None:
             collector.read(own, _stoppable(context, context.progress.part(0.2, 0.75, "reading and checking rows")))
             return collector.made, None
         distilled = collect_distilled(
             own,
             params,
-            params.distillation,
+            params.dataset.distillation,
             collector,
             store=context.store,
             run=context.input.run,
@@ -206,29 +206,39 @@ def _replay(
 ) -> Replayed | None:
     """General data, checked and cleaned like the rest: as much of it as the spec's share asks for, and nothing that is
     (nearly) in the test or in a benchmark."""
-    if params.replay is None:
+    if params.dataset.replay is None:
         return None
-    number = len(params.all_sources) - 1
+    number = len(params.dataset.all_sources) - 1
     asked = [Copy(replace(copy.file, number=0), copy.path) for copy in copies if copy.file.number == number]
-    source = params.replay.source.model_copy(update={"part": SourcePart.TRAIN})
-    general = params.model_copy(
-        update={"sources": [source], "columns": None, "instruction": "", "group_by": None, "task": _FREE}
-    )
+    general = _replayed(params, params.dataset.replay)
     report = _stoppable(context, context.progress.part(0.8, 0.85, "reading general data"))
     spool = context.scratch / "replay.arrow"
-    intake = Intake(general, _names_model(context, params.pii.ner))
+    intake = Intake(general, _names_model(context, general.dataset.pii.ner))
+    encoder = Encoder(own.encoder.tokenizer, own.encoder.stop, general)
     reference = benchmarks.reference if benchmarks else None
-    with Collector(general, intake, replace(own.encoder, params=general), spool, reference) as collector:
+    with Collector(general, intake, encoder, spool, reference) as collector:
         collector.read(asked, report)
     found = collector.made
-    require_valid(found.ledger, params)
+    require_valid(found.ledger, general)
     tested = {identity for identity, part in division.parts.items() if part is not Part.TRAIN}
     texts = found.texts(set(found.ledger.labels))
-    leaks = leakage.find(texts, own.texts(tested), params.duplicates.near_percent, boilerplate)
+    leaks = leakage.find(texts, own.texts(tested), params.dataset.duplicates.near_percent, boilerplate)
     usable = found.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
     trained = sum(part is Part.TRAIN for part in division.parts.values())
-    chosen = sampling.replay(usable, trained, params.replay.percent, params.split.seed)
+    chosen = sampling.replay(usable, trained, params.dataset.replay.percent, params.dataset.split.seed)
     return Replayed(found, len(usable), chosen)
+
+
+def _replayed(params: PrepareParams, replay: Replay) -> PrepareParams:
+    """General data as a data set of its own: chats of no task, all for training, cleaned and measured by the same rules
+    as the rest."""
+    dataset = Dataset(
+        sources=[replay.source.model_copy(update={"part": SourcePart.TRAIN})],
+        cleaning=params.dataset.cleaning,
+        pii=params.dataset.pii,
+        max_invalid_percent=params.dataset.max_invalid_percent,
+    )
+    return PrepareParams(dataset=dataset, task=_FREE, max_length=params.max_length, loss=params.loss)
 
 
 def _names_model(context: Context, asked: NamesModel | None) -> Path | None:

@@ -36,7 +36,7 @@ def resolve(context: Context) -> StageOutput:
     _require_name(context)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
     context.progress.report(0.3, "looking at the sources")
-    sources = inputs_digest(store, prepare)
+    sources = inputs_digest(store, prepare.dataset)
     context.progress.report(0.6, "looking at the base model")
     model = find_base_model(store, given.base_model_uri)
     context.progress.report(0.9, "looking for results to reuse")

@@ -22,7 +22,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.splitting.division import divide
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.stages import context, pipeline_params, prepare_params, stage_input
 
 
 class Reader:
@@ -33,14 +33,14 @@ class Reader:
         self.stop = stop_token(base, self.tokenizer)
 
     def read(self, folder: Path, content: bytes, name: str = "rows.jsonl", **fields: Any) -> Collected:
-        """The rows of one file, ``s3://data/<name>``; ``fields`` are those of PrepareParams, by default of free text.
+        """The rows of one file, ``s3://data/<name>``; ``fields`` as ``prepare_params``, by default of free text.
 
         Raises StageError as prepare does, and for a single row that is invalid.
         """
         params = params_of(name, **fields)
         path, spool = folder / "source", folder / "spool"
         path.write_bytes(content)
-        source = params.sources[0]
+        source = params.dataset.sources[0]
         kind = format_of(source.name, source.format)
         file = SourceFile(source, source.name, len(content), "", kind, False, lambda _target: None)
         encoder = Encoder(self.tokenizer, self.stop, params)
@@ -50,14 +50,15 @@ class Reader:
         require_valid(made.ledger, params)
         encoder.require_short()
         require_learnable(made.ledger, params)
-        require_enough(made.ledger, divide(made.ledger, made.near(params.duplicates.near_percent), made.texts, params))
+        near = made.near(params.dataset.duplicates.near_percent)
+        require_enough(made.ledger, divide(made.ledger, near, made.texts, params.dataset))
         return made
 
 
 def params_of(name: str = "rows.jsonl", kind: DataFormat | None = None, **fields: Any) -> PrepareParams:
     """What prepare is asked for: one source, of which no row may be invalid."""
     defaults = {"task": Task(type=TaskType.TEXT), "max_invalid_percent": 0}
-    return PrepareParams(sources=[Source(uri=f"s3://data/{name}", format=kind)], **defaults | fields)
+    return prepare_params(sources=[Source(uri=f"s3://data/{name}", format=kind)], **defaults | fields)
 
 
 class Prepared:
@@ -82,7 +83,7 @@ class Prepared:
         params = pipeline_params([], output, **fields)
         assert params.prepare
         upstream = Upstream(
-            source=inputs_digest(self.store, params.prepare),
+            source=inputs_digest(self.store, params.prepare.dataset),
             model=find_base_model(self.store, self.store.uri("model")).digest,
         )
         model = self.store.uri("model")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from finetune_api.dataset import Columns, Source, Task
+from finetune_api.dataset import Columns, Dataset, Source, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.stages import (
@@ -41,14 +41,20 @@ RUN = RunRef(kind=FINETUNEJOB, namespace="team-a", name="transactions", uid="0b8
 DEPLOYMENT = RunRef(kind=ADAPTERDEPLOYMENT, namespace="team-a", name="transactions", uid="77fe", id="v1")
 
 
+def prepare_params(**fields: Any) -> PrepareParams:
+    """Parameters of prepare: the fields of a Dataset, and those that stand beside it."""
+    dataset = {name: fields.pop(name) for name in list(fields) if name in Dataset.model_fields}
+    return PrepareParams(dataset=Dataset(**dataset), **fields)
+
+
 def pipeline_params(sources: list[str], output: Output, /, **prepare: Any) -> Params:
-    """Parameters of every stage, for sources with the columns text and label."""
+    """Parameters of every stage, for sources with the columns text and label; ``[]``: some source that is not read."""
     defaults: dict[str, Any] = {
-        "sources": [Source(uri=uri) for uri in sources],
+        "sources": [Source(uri=uri) for uri in sources or ["s3://data/rows.csv"]],
         "columns": Columns(input="text", label="label"),
     }
     return Params(
-        prepare=PrepareParams(**defaults | prepare),
+        prepare=prepare_params(**defaults | prepare),
         train=TrainParams(training=Training()),
         export=ExportParams(export=Export(), method="QLoRA"),
         evaluate=EvaluateParams(evaluation=Evaluation(), task=Task(), method="QLoRA"),

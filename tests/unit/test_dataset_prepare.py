@@ -532,10 +532,10 @@ def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Pre
     pii = put_pipeline(prepared.store, tmp_path / "first", "Ana Novak")
     source = prepared.put("rows.jsonl", rows())
     prepared.run(source, pii=pii)
-    params = require(prepared.given.params.prepare, "params.prepare")
-    before = inputs_digest(prepared.store, params)
+    dataset = require(prepared.given.params.prepare, "params.prepare").dataset
+    before = inputs_digest(prepared.store, dataset)
     put_pipeline(prepared.store, tmp_path / "second", "Bo Chen")
-    assert before == prepared.given.upstream.source != inputs_digest(prepared.store, params)
+    assert before == prepared.given.upstream.source != inputs_digest(prepared.store, dataset)
     with pytest.raises(StageError) as caught:
         execute(context(prepared.given.model_copy(update={"reuse": False}), prepared.folder), prepare)
     assert caught.value.message == CHANGED.format(uri=f"{prepared.store.uri('names')}, {source.uri}")

@@ -10,7 +10,6 @@ import pytest
 
 from finetune_api.dataset import Cleaning, Source, Task, TaskType, TooLong
 from finetune_api.reasons import Reason
-from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example
@@ -19,6 +18,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.spool import BATCH, Spooled, SpoolWriter, read_spool
 from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.preparation.writing import DatasetWriter
+from tests.support.stages import prepare_params
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
 
 
 def encoder(tokenizer: tuple[Any, int], rule: TooLong, limit: int = LIMIT) -> Encoder:
-    params = PrepareParams(
+    params = prepare_params(
         sources=[Source(uri="s3://data/rows.jsonl")],
         task=Task(type=TaskType.TEXT),
         cleaning=Cleaning(too_long=rule),

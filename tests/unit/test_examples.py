@@ -113,13 +113,7 @@ def test_the_transactions_fit_their_job(tmp_path: Path) -> None:
     assert all(label in dataset.instruction for label in spec.task.labels)
     made, dirt = generator.generate(1500, 7)
     generator.write(made, tmp_path / "transactions.csv")
-    params = PrepareParams(
-        sources=dataset.sources,
-        columns=dataset.columns,
-        instruction=dataset.instruction,
-        pii=dataset.pii,
-        task=spec.task,
-    )
+    params = PrepareParams(dataset=dataset, task=spec.task)
     intake, rows = Intake(params), Ledger()
     assert dataset.columns
     for row in read_rows(tmp_path / "transactions.csv", "transactions.csv", DataFormat.CSV, dataset.columns.names):

@@ -33,7 +33,7 @@ from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.stages import context, pipeline_params, prepare_params, stage_input
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -162,10 +162,9 @@ def test_refuses_a_wrong_number_of_rows(count: str, tmp_path: Path) -> None:
 
 def asked(spec: FineTuneJobSpec, **fields: Any) -> PrepareParams:
     """The stage's part of the example's spec."""
-    dataset = spec.dataset
-    values: dict[str, Any] = {"sources": dataset.sources, "columns": dataset.columns, "pii": dataset.pii}
-    values |= {"instruction": dataset.instruction, "group_by": dataset.group_by, "task": spec.task}
-    return PrepareParams(**values | {"max_length": spec.training.max_length} | fields)
+    given, names = spec.dataset, ("sources", "columns", "pii", "instruction", "group_by")
+    values = {name: getattr(given, name) for name in names} | {"task": spec.task}
+    return prepare_params(**values | {"max_length": spec.training.max_length} | fields)
 
 
 def test_masking_takes_what_is_personal_and_leaves_every_record_alone(

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import Columns, Source, Split, Task, TaskType
-from finetune_api.stages import PrepareParams
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example, Rules
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.split import assign
+from tests.support.stages import prepare_params
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +20,9 @@ COLUMNS = Columns(input="text", label="label")
 
 
 def intake(columns: Columns | None, instruction: str) -> Intake:
-    return Intake(PrepareParams(sources=[Source(uri="s3://data/rows.jsonl")], columns=columns, instruction=instruction))
+    return Intake(
+        prepare_params(sources=[Source(uri="s3://data/rows.jsonl")], columns=columns, instruction=instruction)
+    )
 
 
 def turns(*roles: str) -> list[dict[str, str]]:
@@ -52,7 +54,7 @@ def test_the_instruction_comes_first_and_numbers_may_be_labels() -> None:
     ],
 )
 def test_a_record_stays_json_when_it_is_masked_or_is_a_fault(record: str, learnt: str | None) -> None:
-    params = PrepareParams(
+    params = prepare_params(
         sources=[Source(uri="s3://data/rows.jsonl")], columns=COLUMNS, task=Task(type=TaskType.EXTRACTION)
     )
     found = Intake(params).take(Row(3, {"text": "Call me.", "label": record}))

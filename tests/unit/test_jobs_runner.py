@@ -328,7 +328,7 @@ def test_fields_of_a_newer_operator_are_ignored_at_every_level(tmp_path: Path) -
     ("stage", "place"),
     [
         (Stage.PUBLISH, "params.publish.output"),
-        (Stage.PREPARE, "params.prepare.sources.0"),
+        (Stage.PREPARE, "params.prepare.dataset.sources.0"),
         (Stage.RESOLVE, "params.train.training"),
     ],
 )

@@ -125,7 +125,9 @@ def test_the_same_rows_give_the_same_bytes(s3: SeaweedFS, store: Store, tmp_path
     lines = [{"label": label, "text": text} for text, label in list(csv.reader(io.StringIO(rows().decode())))[1:]]
     store.put("rows.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     other = given(store, Stage.PREPARE, s3.storage)
-    prepare_params = need_prepare(other).model_copy(update={"sources": [Source(uri=store.uri("rows.jsonl"))]})
+    before = need_prepare(other)
+    dataset = before.dataset.model_copy(update={"sources": [Source(uri=store.uri("rows.jsonl"))]})
+    prepare_params = before.model_copy(update={"dataset": dataset})
     other = other.model_copy(
         update={
             "input_key": "1" * 64,
@@ -460,7 +462,7 @@ def test_the_documented_input_runs(s3: SeaweedFS, store: Store, tmp_path: Path) 
     document["storage"]["endpoint"] = s3.endpoint
     document["output"]["uri"] = store.uri("out")
     document["baseModelUri"] = store.uri("model")
-    document["params"]["prepare"]["sources"] = [{"uri": store.uri("rows.csv")}]
+    document["params"]["prepare"]["dataset"]["sources"] = [{"uri": store.uri("rows.csv")}]
     ended = run_process(StageInput.model_validate(document), tmp_path, ADMIN)
     assert (ended.code, ended.result.scalars["rowsTrain"]) == (ExitCode.OK, "240")
 

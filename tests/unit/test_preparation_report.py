@@ -18,6 +18,7 @@ from finetune_jobs.readiness.preparation_report import PreparationReport, requir
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import divide
+from tests.support.stages import prepare_params
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -35,7 +36,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
 
 def params_of(**fields: Any) -> PrepareParams:
     sources = [Source(uri="s3://data/often.jsonl", weight="1.5"), Source(uri="s3://data/seldom.jsonl", weight="0.5")]
-    return PrepareParams(**{"sources": sources, "max_length": MAX_LENGTH, "task": Task(type=TaskType.TEXT)} | fields)
+    return prepare_params(**{"sources": sources, "max_length": MAX_LENGTH, "task": Task(type=TaskType.TEXT)} | fields)
 
 
 def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows: list[Any]) -> Collected:
@@ -48,9 +49,8 @@ def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows
 
 
 def report_of(made: Collected, params: PrepareParams) -> PreparationReport:
-    return PreparationReport.of(
-        made, divide(made.ledger, made.near(params.duplicates.near_percent), made.texts, params), 0, params, ""
-    )
+    near = made.near(params.dataset.duplicates.near_percent)
+    return PreparationReport.of(made, divide(made.ledger, near, made.texts, params.dataset), 0, params, "")
 
 
 def chat(*turns: str) -> dict[str, Any]:
@@ -156,8 +156,9 @@ def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, i
     params = params_of(duplicates=Duplicates(drop_near=True))
     rows = [chat(f"{words('near', 20)} {end}", "yes") for end in ("now", "then", "now")] + [{}]
     ledger = (made := collect(tokenizer, tmp_path / "spool.arrow", params, rows)).ledger
+    near = made.near(params.dataset.duplicates.near_percent)
     with pytest.raises(StageError) as caught:
-        require_enough(ledger, divide(ledger, made.near(params.duplicates.near_percent), made.texts, params))
+        require_enough(ledger, divide(ledger, near, made.texts, params.dataset))
     assert caught.value.message.endswith(
         "Of 4 rows, 1 were invalid, 1 duplicates and 1 left out by rules; 1 examples are left."
     )

@@ -65,7 +65,7 @@ def collect_distilled(
 
     prompts = _prompts(copies, config, params, collector.made.intake, given)
     journal = Journal.of(store, run, config)
-    near = NearAnswers(params.duplicates.near_percent)
+    near = NearAnswers(params.dataset.duplicates.near_percent)
     teacher = Teacher.from_environment(config)
     made = distil(prompts, config, teacher, journal, take, report=report, stopping=stopping, near=near)
     ledger.faults.merge(given.faults)
@@ -85,11 +85,11 @@ def _prompts(
     too many invalid rows, and for prompts that the sources provide for training and for the test: once they are paid,
     ``Ledger.train_test_conflicts`` would say so.
     """
-    keep = [params.group_by] if params.group_by else []
+    keep = [params.dataset.group_by] if params.dataset.group_by else []
     tested: dict[str, str] = {}
     conflicts: list[tuple[str, str]] = []
     for copy in copies:
-        file, part = copy.file, provided_part(params.sources[copy.file.number])
+        file, part = copy.file, provided_part(params.dataset.sources[copy.file.number])
         rows = read_rows(
             copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
         )

@@ -119,9 +119,9 @@ class Collector:
         Raises StageError as ``read_rows`` and ``Encoder``.
         """
         total, done = sum(copy.file.size for copy in copies), 0
-        columns = self._params.columns.names if self._params.columns else []
-        if columns and self._params.group_by:
-            columns = [*columns, self._params.group_by]
+        columns = self._params.dataset.columns.names if self._params.dataset.columns else []
+        if columns and self._params.dataset.group_by:
+            columns = [*columns, self._params.dataset.group_by]
         for copy in copies:
             begin = done
 
@@ -149,7 +149,7 @@ class Collector:
             self._take_example(numbered, Place(source, file, row.line))
 
     def _take_example(self, example: Example, place: Place) -> None:
-        ledger, part = self.made.ledger, provided_part(self._params.sources[place.source])
+        ledger, part = self.made.ledger, provided_part(self._params.dataset.sources[place.source])
         in_benchmark = self._benchmark is not None and self._benchmark.overlaps(_said(example))
         if in_benchmark and part is not Part.TEST:
             ledger.dropped["inBenchmark"] += 1  # whether an equal row of the user's own test was there before, or not

@@ -36,24 +36,25 @@ class Intake:
 
     def __init__(self, params: PrepareParams, ner: Path | None = None) -> None:
         """``ner``: as ``Recognition``. Raises StageError (SpecInvalid) as ``Recognition`` and ``LanguageFilter``."""
-        self._rules = Rules(params.columns, params.task, params.group_by or "")
-        self._instruction = params.instruction
+        dataset = params.dataset
+        self._rules = Rules(dataset.columns, params.task, dataset.group_by or "")
+        self._instruction = dataset.instruction
         self._classes = params.task.type is TaskType.CLASSIFICATION
         self._records = params.task.type is TaskType.EXTRACTION
-        self._cleaner = Cleaner(params.cleaning)
+        self._cleaner = Cleaner(dataset.cleaning)
         self.looks_for_names = ner is not None
         """Whether a language model looks for names and places."""
-        self._languages = LanguageFilter(params.cleaning.languages)
+        self._languages = LanguageFilter(dataset.cleaning.languages)
         self._scans: list[tuple[OnFinding, Counter[str], Find, str]] = []
         self.secrets: Counter[str] = Counter()
         """Secrets by kind."""
         self.personal: Counter[str] = Counter()
         """Personal data by entity."""
-        if params.cleaning.secrets is not OnFinding.OFF:
-            self._scans.append((params.cleaning.secrets, self.secrets, _remembering(_secrets), "secret"))
-        if params.pii.mode is not OnFinding.OFF:
-            recognition = Recognition(params.pii, ner)
-            self._scans.append((params.pii.mode, self.personal, _remembering(recognition.find), "personalData"))
+        if dataset.cleaning.secrets is not OnFinding.OFF:
+            self._scans.append((dataset.cleaning.secrets, self.secrets, _remembering(_secrets), "secret"))
+        if dataset.pii.mode is not OnFinding.OFF:
+            recognition = Recognition(dataset.pii, ner)
+            self._scans.append((dataset.pii.mode, self.personal, _remembering(recognition.find), "personalData"))
 
     @property
     def languages(self) -> Counter[str]:

@@ -64,7 +64,7 @@ class Encoder:
         self.over += 1
         if len(self.named) < _NAMED:
             self.named.append(f"{place} has {whole.tokens}")
-        match self.params.cleaning.too_long:
+        match self.params.dataset.cleaning.too_long:
             case TooLong.TRUNCATE:
                 shorter = self._truncate(example)
                 return [shorter] if shorter else []
@@ -75,7 +75,7 @@ class Encoder:
 
     def require_short(self) -> None:
         """Raises StageError (DatasetInvalid) when an example was too long and spec.dataset.cleaning.tooLong is Fail."""
-        if self.over and self.params.cleaning.too_long is TooLong.FAIL:
+        if self.over and self.params.dataset.cleaning.too_long is TooLong.FAIL:
             raise StageError(
                 Reason.DATASET_INVALID,
                 f"{self.over} examples are longer than spec.training.maxLength {self.params.max_length} tokens "

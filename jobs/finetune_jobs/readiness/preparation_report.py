@@ -28,10 +28,10 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 def require_valid(ledger: Ledger, params: PrepareParams) -> None:
     """Raises StageError (DatasetInvalid) for too many invalid rows."""
     wrong = ledger.faults.total
-    if wrong * 100 > ledger.read * params.max_invalid_percent:
+    if wrong * 100 > ledger.read * params.dataset.max_invalid_percent:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{wrong} of {ledger.read} rows are invalid, {params.max_invalid_percent} % are allowed: "
+            f"{wrong} of {ledger.read} rows are invalid, {params.dataset.max_invalid_percent} % are allowed: "
             f"{ended(shorten(ledger.faults.sentences(), 750))} Correct these rows, or raise "
             "spec.dataset.maxInvalidPercent.",
         )
@@ -96,7 +96,7 @@ class PreparationReport:
     ) -> "PreparationReport":
         """Count what was collected and divided; ``replayed`` general examples were added. ``beside``: the rows of
         ``replay`` and ``benchmarks``."""
-        ledger, trained = own.ledger, division.parts
+        ledger, trained, dataset = own.ledger, division.parts, params.dataset
         sizes = Counter(trained.values())
         extra = sum(times - 1 for times in division.repeats.values() if times)
         sizes[Part.TRAIN] += replayed + extra
@@ -105,7 +105,7 @@ class PreparationReport:
         if unused:
             dropped["sourceWeight"] += unused
         facts = Facts(
-            sources=[source.name for source in params.sources],
+            sources=[source.name for source in dataset.sources],
             task=params.task.type.value,
             rows=Rows(
                 read=ledger.read,
@@ -113,7 +113,7 @@ class PreparationReport:
                 invalid=dict(sorted(ledger.faults.kinds.items())),
                 dropped=dict(sorted(dropped.items())),
                 duplicates=ledger.duplicates,
-                near_duplicates=division.near if params.duplicates.near_percent else None,
+                near_duplicates=division.near if dataset.duplicates.near_percent else None,
                 near_dropped=division.near_dropped,
                 outside_pilot=division.outside_pilot,
                 added=own.added + replayed + extra,
@@ -121,24 +121,24 @@ class PreparationReport:
             ),
             lengths=Lengths(
                 max_length=params.max_length,
-                rule=params.cleaning.too_long,
+                rule=dataset.cleaning.too_long,
                 by_part=_lengths(ledger.tokens, trained),
                 over=own.encoder.over,
                 longest=own.encoder.longest,
             ),
             pii=Findings(
-                params.pii.mode,
+                dataset.pii.mode,
                 dict(sorted(own.intake.personal.items())),
-                params.pii.entities,
+                dataset.pii.entities,
                 own.intake.looks_for_names,
             ),
-            secrets=Findings(params.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
+            secrets=Findings(dataset.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
             labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
             languages=dict(sorted(own.intake.languages.items())),
             split_provided=bool(ledger.given),
-            seed=params.split.seed,
-            leaks=0 if params.duplicates.near_percent else None,
-            contaminated=ledger.dropped["inBenchmark"] if params.benchmarks else None,
+            seed=dataset.split.seed,
+            leaks=0 if dataset.duplicates.near_percent else None,
+            contaminated=ledger.dropped["inBenchmark"] if dataset.benchmarks else None,
             tests_in_benchmark=own.tests_in_benchmark,
             benchmarks=_beside(beside.get("benchmarks")),
             replay=_beside(beside.get("replay")),

@@ -1,22 +1,22 @@
 """Everything that prepare reads besides the base model, as one identity: the results that it gave are found by it."""
 
+from finetune_api.dataset import Dataset
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
-from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading.sources import find_sources, source_digest
 from finetune_jobs.store.s3 import Store, StoredObject
 
 
-def inputs_digest(store: Store, params: PrepareParams) -> str:
+def inputs_digest(store: Store, dataset: Dataset) -> str:
     """Identity of the sources' files, and of those of the pipeline that finds names where it lies in S3.
 
     Raises StageError as ``find_sources`` and ``find_names_model``.
     """
-    sources = source_digest(find_sources(store, params.all_sources))
-    if params.pii.ner is None or params.pii.ner.uri is None:
+    sources = source_digest(find_sources(store, dataset.all_sources))
+    if dataset.pii.ner is None or dataset.pii.ner.uri is None:
         return sources
-    pipeline = find_names_model(store, params.pii.ner.uri)
+    pipeline = find_names_model(store, dataset.pii.ner.uri)
     return digest([sources, [[entry.key, entry.size, entry.etag] for entry in pipeline]])
 
 

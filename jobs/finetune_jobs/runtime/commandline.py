@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from finetune_api.dataset import Columns, Source, Task
+from finetune_api.dataset import Columns, Dataset, Source, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.meta import (
     ADAPTERDEPLOYMENT,
@@ -247,9 +247,11 @@ def _params(output: Output) -> Params:
     method = training.method.value
     return Params(
         prepare=PrepareParams(
-            sources=[Source(uri="s3://datasets/transactions.csv")],
-            columns=Columns(input="text", label="label"),
-            instruction="Answer with the category of the transaction.",
+            dataset=Dataset(
+                sources=[Source(uri="s3://datasets/transactions.csv")],
+                columns=Columns(input="text", label="label"),
+                instruction="Answer with the category of the transaction.",
+            )
         ),
         train=TrainParams(training=training),
         export=ExportParams(export=export, method=method),

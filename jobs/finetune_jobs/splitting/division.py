@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune_api.stages import PrepareParams
+from finetune_api.dataset import Dataset
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.parts import CLAIMS, Part
 from finetune_jobs.splitting import leakage, sampling
@@ -28,7 +28,7 @@ class Division:
     """Training examples that a pilot leaves aside."""
 
 
-def divide(ledger: Ledger, near: Near, texts: Texts, params: PrepareParams) -> Division:
+def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Division:
     """The division that the spec asks for, with the near duplicates that were found.
 
     Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is (nearly) the same.
@@ -38,16 +38,17 @@ def divide(ledger: Ledger, near: Near, texts: Texts, params: PrepareParams) -> D
     clusters = _clusters(near.clusters, ledger)
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
-    if params.duplicates.drop_near:
+    if dataset.duplicates.drop_near:
         dropped = {identity for members in clusters for identity in members[1:]}
         ledger.leave_out(dropped)
         clusters = []
     links = [(members[0], identity) for members in clusters for identity in members[1:]]
-    parts = _without_leaks(ledger, links, near.boilerplate, texts, params)
+    parts = _without_leaks(ledger, links, near.boilerplate, texts, dataset)
     trained = {identity: ledger.labels[identity] for identity, part in parts.items() if part is Part.TRAIN}
-    chosen = sampling.pilot(trained, params.pilot.examples, params.split.seed) if params.pilot else set(trained)
+    pilot = dataset.pilot
+    chosen = sampling.pilot(trained, pilot.examples, dataset.split.seed) if pilot else set(trained)
     stay = {identity: part for identity, part in parts.items() if part is not Part.TRAIN or identity in chosen}
-    repeats = _repeats(ledger, chosen, params)
+    repeats = _repeats(ledger, chosen, dataset)
     stay = {identity: part for identity, part in stay.items() if repeats.get(identity, 1)}
     return Division(stay, repeats, found, len(dropped), len(trained) - len(chosen))
 
@@ -62,7 +63,7 @@ def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
 
 
 def _without_leaks(
-    ledger: Ledger, links: list[tuple[str, str]], boilerplate: Hashes, texts: Texts, params: PrepareParams
+    ledger: Ledger, links: list[tuple[str, str]], boilerplate: Hashes, texts: Texts, dataset: Dataset
 ) -> dict[str, Part]:
     """A division of which the test holds nothing that is trained.
 
@@ -70,7 +71,7 @@ def _without_leaks(
     is made once more; where the sources decide, that does not help, and the pairs are refused.
     """
     provided = set(ledger.given.values())
-    split = params.split.model_copy(
+    split = dataset.split.model_copy(
         update={f"{part}_percent": 0 for part in (Part.VALIDATION, Part.TEST) if part in provided}
     )
     leaks: list[leakage.Leak] = []
@@ -83,15 +84,15 @@ def _without_leaks(
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
         )
-        leaks = leakage.find(texts(train), texts(test), params.duplicates.near_percent, boilerplate)
+        leaks = leakage.find(texts(train), texts(test), dataset.duplicates.near_percent, boilerplate)
         if not leaks:
             return parts
     raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks])
 
 
-def _repeats(ledger: Ledger, trained: set[str], params: PrepareParams) -> dict[str, int]:
+def _repeats(ledger: Ledger, trained: set[str], dataset: Dataset) -> dict[str, int]:
     """How often the training examples of sources with a weight other than 1 are used."""
-    weights = {number: float(source.weight) for number, source in enumerate(params.sources)}
+    weights = {number: float(source.weight) for number, source in enumerate(dataset.sources)}
     by_source: dict[int, list[str]] = defaultdict(list)
     for identity in trained:
         if weights[ledger.source_of(identity)] != 1:
@@ -99,5 +100,5 @@ def _repeats(ledger: Ledger, trained: set[str], params: PrepareParams) -> dict[s
     return {
         identity: times
         for number, identities in sorted(by_source.items())
-        for identity, times in sampling.repeats(identities, weights[number], params.split.seed).items()
+        for identity, times in sampling.repeats(identities, weights[number], dataset.split.seed).items()
     }

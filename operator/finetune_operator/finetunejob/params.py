@@ -7,22 +7,9 @@ from finetune_api.stages import EvaluateParams, ExportParams, Params, PreparePar
 def params_of(spec: FineTuneJobSpec) -> Params:
     """Each stage's part of the spec."""
     method = spec.training.method.value
-    data = spec.dataset
     return Params(
         prepare=PrepareParams(
-            sources=data.sources,
-            columns=data.columns,
-            instruction=data.instruction,
-            group_by=data.group_by,
-            max_invalid_percent=data.max_invalid_percent,
-            cleaning=data.cleaning,
-            pii=data.pii,
-            duplicates=data.duplicates,
-            split=data.split,
-            benchmarks=data.benchmarks,
-            replay=data.replay,
-            distillation=data.distillation,
-            pilot=data.pilot,
+            dataset=spec.dataset,
             task=spec.task,
             max_length=spec.training.max_length,
             loss=spec.training.loss,

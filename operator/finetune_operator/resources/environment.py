@@ -27,7 +27,7 @@ def credentials_env(storage: Storage) -> list[Object]:
 def teacher_env(request: StageRequest) -> list[Object]:
     """The API key of the distillation teacher, for the stage that calls it."""
     prepare = request.input.params.prepare if request.stage is Stage.PREPARE else None
-    credentials = prepare.distillation.teacher.credentials if prepare and prepare.distillation else None
+    credentials = prepare.dataset.distillation.teacher.credentials if prepare and prepare.dataset.distillation else None
     if credentials is None:
         return []
     reference = {"name": credentials.secret_name, "key": credentials.key}

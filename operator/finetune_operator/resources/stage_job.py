@@ -146,7 +146,7 @@ def _together_arguments(request: StageRequest) -> list[str]:
 def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
     """The sources that are keys of ConfigMaps, by their position in the stage's input."""
     prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
-    sources = prepare.all_sources if prepare else []
+    sources = prepare.dataset.all_sources if prepare else []
     return {number: source.config_map for number, source in enumerate(sources) if source.config_map}
 
 

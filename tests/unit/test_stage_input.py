@@ -1,0 +1,53 @@
+"""Inputs that an operator of an earlier version wrote: read as they were meant, or refused with the field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage, StageInput
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.runtime.commandline import example_input
+from finetune_jobs.runtime.stage_input import read_input
+
+pytestmark = pytest.mark.unit
+
+
+def read(folder: Path, document: dict[str, Any]) -> StageInput:
+    """What a stage makes of an input file."""
+    path = folder / "input.json"
+    path.write_text(json.dumps(document))
+    return read_input(Stage(document["stage"]), str(path))
+
+
+def flat(stage: Stage) -> dict[str, Any]:
+    """An example input as it was up to prepare's recipe 8: the data set's fields beside the others."""
+    document: dict[str, Any] = json.loads(example_input(stage).model_dump_json(by_alias=True))
+    prepare = document["params"]["prepare"]
+    document["params"]["prepare"] = {**prepare.pop("dataset"), **prepare}
+    return document | {"inputKey": "0" * 64}
+
+
+@pytest.mark.parametrize("stage", [Stage.RESOLVE, Stage.PREPARE])
+def test_fields_of_the_data_set_may_stand_beside_the_others(stage: Stage, tmp_path: Path) -> None:
+    given = read(tmp_path, flat(stage))
+    assert given.params.prepare == example_input(stage).params.prepare
+    assert given.input_key == "0" * 64
+
+
+def test_an_unknown_field_beside_them_is_refused(tmp_path: Path) -> None:
+    document = flat(Stage.PREPARE)
+    document["params"]["prepare"]["addedLater"] = 3
+    with pytest.raises(StageError, match=r"has params\.prepare\.addedLater \(3\)") as caught:
+        read(tmp_path, document)
+    assert caught.value.reason is Reason.SPEC_INVALID
+
+
+def test_parameters_without_a_data_set_are_refused(tmp_path: Path) -> None:
+    document = flat(Stage.PREPARE)
+    document["params"]["prepare"] = {"maxLength": 64}
+    with pytest.raises(StageError, match=r"params\.prepare\.dataset: Field required") as caught:
+        read(tmp_path, document)
+    assert caught.value.reason is Reason.SPEC_INVALID
