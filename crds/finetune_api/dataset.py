@@ -1,6 +1,7 @@
 """The data set of a FineTuneJob: where its examples are, how to read them, and the task they describe."""
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
 
@@ -81,6 +82,24 @@ class Source(ApiModel):
         if (self.uri is None) == (self.config_map is None):
             raise ValueError("exactly one of uri and configMap must be set")
         return self
+
+
+class SourceRole(StrEnum):
+    """What a data set reads a source for, named as the field of spec.dataset where it stands."""
+
+    OWN = "sources"
+    BENCHMARK = "benchmarks"
+    REPLAY = "replay"
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A source and its place in a data set."""
+
+    role: SourceRole
+    number: int
+    """Place among the sources of its role."""
+    source: Source
 
 
 class Columns(ApiModel):
@@ -271,9 +290,14 @@ class Dataset(ApiModel):
     """Train on a sample, for a quick first signal."""
 
     @property
-    def all_sources(self) -> list[Source]:
-        """All sources to read, in the order of their numbers: sources, benchmarks, replay."""
-        return [*self.sources, *self.benchmarks, *([self.replay.source] if self.replay else [])]
+    def all_sources(self) -> list[DatasetSource]:
+        """All sources to read. Their order names the folders where a pod has the ConfigMaps among them."""
+        read = {
+            SourceRole.OWN: self.sources,
+            SourceRole.BENCHMARK: self.benchmarks,
+            SourceRole.REPLAY: [self.replay.source] if self.replay else [],
+        }
+        return [DatasetSource(role, *each) for role, sources in read.items() for each in enumerate(sources)]
 
     @model_validator(mode="after")
     def _columns_or_teacher(self) -> "Dataset":

@@ -97,7 +97,8 @@ def prepare_rows(rows: Path) -> dict[str, int]:
 
     source = Source(uri="s3://bench/rows.jsonl")
     params = PrepareParams(dataset=Dataset(sources=[source]), task=Task(type=TaskType.TEXT))
-    file = SourceFile(source, str(source.uri), rows.stat().st_size, "", DataFormat.JSONL, False, lambda path: None)
+    [origin] = params.dataset.all_sources
+    file = SourceFile(origin, str(source.uri), rows.stat().st_size, "", DataFormat.JSONL, False, lambda path: None)
     with Collector(params, Intake(params), Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
         collector.read([Copy(file, rows)], _silent)
     made = collector.made

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune_api.dataset import DataFormat, Source, Task, TaskType
+from finetune_api.dataset import DataFormat, DatasetSource, Source, Task, TaskType
 from finetune_api.finetunejob import Output
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, StageResult, Upstream
@@ -40,9 +40,7 @@ class Reader:
         params = params_of(name, **fields)
         path, spool = folder / "source", folder / "spool"
         path.write_bytes(content)
-        source = params.dataset.sources[0]
-        kind = format_of(source.name, source.format)
-        file = SourceFile(source, source.name, len(content), "", kind, False, lambda _target: None)
+        file = source_file(params.dataset.all_sources[0], len(content))
         encoder = Encoder(self.tokenizer, self.stop, params)
         with Collector(params, Intake(params), encoder, spool) as collector:
             collector.read([Copy(file, path)], lambda _done, _total: None)
@@ -53,6 +51,12 @@ class Reader:
         near = made.near(params.dataset.duplicates.near_percent)
         require_enough(made.ledger, divide(made.ledger, near, made.texts, params.dataset))
         return made
+
+
+def source_file(origin: DatasetSource, size: int = 0) -> SourceFile:
+    """The one file of a source, of which a test has the copy already."""
+    name = origin.source.name
+    return SourceFile(origin, name, size, "", format_of(name, origin.source.format), False, lambda _target: None)
 
 
 def params_of(name: str = "rows.jsonl", kind: DataFormat | None = None, **fields: Any) -> PrepareParams:

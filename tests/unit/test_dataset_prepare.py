@@ -555,5 +555,8 @@ def test_every_sentence_of_the_stage_is_tested() -> None:
         "Of {} rows of general data, {} can be mixed in",
         "{} (left out: {}), {} are.",
     ]  # what is said of general data that is taken, see above
-    assert unsaid("finetune_jobs.prepare", [CHANGED, STOPPED]) == mixed
+    assert not unsaid("finetune_jobs.prepare", [])
+    assert not unsaid("finetune_jobs.preparation.download", [CHANGED])
+    assert not unsaid("finetune_jobs.preparation.collect", [STOPPED])
+    assert unsaid("finetune_jobs.preparation.replay", []) == mixed
     assert not unsaid("finetune_jobs.reading.inputs", [NO_PIPELINE])

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from pydantic import ValidationError
 
-from finetune_api.dataset import ConfigMapKey, DataFormat, Source
+from finetune_api.dataset import ConfigMapKey, DataFormat, Dataset, Source
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading import sources
@@ -113,9 +113,9 @@ def test_files_in_s3_in_the_order_of_their_names(
     store: Store, tmp_path: Path, uri: str, found: list[str], one_of_many: bool
 ) -> None:
     source = Source(uri=f"{store.uri()}/{uri}")
-    files = find_sources(store, [source])
+    files = find_sources(store, Dataset(sources=[source]))
     assert names(store, files) == found
-    assert {(file.one_of_many, file.source) for file in files} == {(one_of_many, source)}
+    assert {(file.one_of_many, file.origin.source) for file in files} == {(one_of_many, source)}
     for file, name in zip(files, found, strict=True):
         file.copy_to(tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == OBJECTS[name]
@@ -125,7 +125,7 @@ def test_files_in_s3_in_the_order_of_their_names(
 @pytest.mark.slow
 def test_formats_and_the_order_of_sources(store: Store) -> None:
     given = [Source(uri=store.uri("rows"), format=DataFormat.JSON), Source(uri=f"{store.uri()}/set/")]
-    assert [(file.format, file.source) for file in find_sources(store, given)] == [
+    assert [(file.format, file.origin.source) for file in find_sources(store, Dataset(sources=given))] == [
         (DataFormat.JSON, given[0]),
         (DataFormat.JSONL, given[1]),
         (DataFormat.CSV, given[1]),
@@ -136,7 +136,7 @@ def test_formats_and_the_order_of_sources(store: Store) -> None:
 @pytest.mark.slow
 def test_the_identity_follows_names_order_and_content(store: Store) -> None:
     def identity(*uris: str) -> str:
-        return source_digest(find_sources(store, [Source(uri=f"{store.uri()}/{uri}") for uri in uris]))
+        return source_digest(find_sources(store, Dataset(sources=[Source(uri=f"{store.uri()}/{uri}") for uri in uris])))
 
     whole = identity("set/")
     assert whole == identity("set/a.jsonl.gz", "set/b.csv", "set/part=1/c.parquet")
@@ -176,7 +176,7 @@ def test_a_source_that_stands_for_no_files(
 ) -> None:
     monkeypatch.setattr(sources, "MAX_FILES", 1)
     with pytest.raises(StageError) as error:
-        find_sources(store, [Source(uri=f"{store.uri()}/{uri}")])
+        find_sources(store, Dataset(sources=[Source(uri=f"{store.uri()}/{uri}")]))
     assert (error.value.reason, error.value.message) == (reason, f"{store.uri()}/{uri}{problem}")
 
 
@@ -184,7 +184,7 @@ def test_a_source_that_stands_for_no_files(
 @pytest.mark.parametrize("uri", ["s3://no-such-bucket/a.csv", "s3://no-such-bucket/a/", "s3://no-such-bucket/*.csv"])
 def test_a_bucket_that_does_not_exist(store: Store, uri: str) -> None:
     with pytest.raises(StageError, match="bucket 'no-such-bucket' does not exist") as error:
-        find_sources(store, [Source(uri=uri)])
+        find_sources(store, Dataset(sources=[Source(uri=uri)]))
     assert error.value.reason is Reason.BUCKET_NOT_FOUND
 
 
@@ -193,7 +193,7 @@ DELETED = " was deleted while it was being copied."
 
 @pytest.mark.slow
 def test_a_file_that_is_deleted_meanwhile(store: Store, tmp_path: Path) -> None:
-    [file] = find_sources(store, [Source(uri=store.uri("a.csv"))])
+    [file] = find_sources(store, Dataset(sources=[Source(uri=store.uri("a.csv"))]))
     store.delete("a.csv")
     with pytest.raises(StageError) as error:
         file.copy_to(tmp_path / "copy")
@@ -209,15 +209,15 @@ def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) 
     mounted.parent.mkdir()
     mounted.write_bytes(b"text,label\na,b\n")
     given = [Source(uri=store.uri("a.csv")), Source(config_map=ConfigMapKey(name="rows", key="rows.csv"))]
-    file = find_sources(store, given, tmp_path)[1]
+    file = find_sources(store, Dataset(sources=given), tmp_path)[1]
     assert (file.uri, file.size, file.format) == ("configmap://rows/rows.csv", 15, DataFormat.CSV)
     mounted.write_bytes(b"changed")  # as when the object changes: the file is still what was found
     file.copy_to(tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"text,label\na,b\n"
-    assert find_sources(store, given, tmp_path)[1].tag != file.tag
+    assert find_sources(store, Dataset(sources=given), tmp_path)[1].tag != file.tag
     mounted.unlink()
     with pytest.raises(StageError) as error:
-        find_sources(store, given, tmp_path)
+        find_sources(store, Dataset(sources=given), tmp_path)
     assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, NO_KEY)
 
 
@@ -249,7 +249,7 @@ def test_files_on_the_hub(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str, found: list[str]
 ) -> None:
     with fake_hub(monkeypatch, "dataset", "org/set", HUB, revisions=("main", "refs/convert/parquet")):
-        files = find_sources(store, [Source(uri=REPO + uri)])
+        files = find_sources(store, Dataset(sources=[Source(uri=REPO + uri)]))
         revision = uri[1:].partition("/data")[0]
         assert [file.uri for file in files] == [f"{REPO}@{revision}/{name}" for name in found]
         for file, name in zip(files, found, strict=True):
@@ -265,7 +265,7 @@ def test_the_identity_on_the_hub_follows_the_content_and_not_the_commit(
 ) -> None:
     def identity(files: dict[str, bytes]) -> str:
         with fake_hub(monkeypatch, "dataset", "org/set", files):
-            return source_digest(find_sources(store, [Source(uri=f"{REPO}@main/data/*.parquet")]))
+            return source_digest(find_sources(store, Dataset(sources=[Source(uri=f"{REPO}@main/data/*.parquet")])))
 
     assert identity(HUB) == identity(HUB | {"README.md": b"another card"})
     assert identity(HUB) != identity(HUB | {"data/train-1.parquet": b"2"})
@@ -295,7 +295,7 @@ def test_files_that_the_hub_does_not_give(
     store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, message: str
 ) -> None:
     with fake_hub(monkeypatch, "dataset", "org/set", HUB, gated=gated), pytest.raises(StageError) as error:
-        find_sources(store, [Source(uri=uri)])
+        find_sources(store, Dataset(sources=[Source(uri=uri)]))
     assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, message)
     assert not error.value.retriable
 
@@ -306,7 +306,7 @@ GONE = f"{REPO}@main: a file is gone from the hub."
 @pytest.mark.slow
 def test_a_file_that_leaves_the_hub_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with fake_hub(monkeypatch, "dataset", "org/set", HUB):
-        [file] = find_sources(store, [Source(uri=f"{REPO}@main/data/test.jsonl")])
+        [file] = find_sources(store, Dataset(sources=[Source(uri=f"{REPO}@main/data/test.jsonl")]))
     with fake_hub(monkeypatch, "dataset", "org/set", {"README.md": b"a card"}), pytest.raises(StageError) as error:
         file.copy_to(tmp_path / "copy")
     assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, GONE)
@@ -319,11 +319,11 @@ AWAY = "the hub at {hub} cannot be reached ({cause}). Without a way to the hub, 
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = Source(uri=f"{REPO}@main/data/test.jsonl")
     with fake_hub(monkeypatch, "dataset", "org/set", HUB):
-        [file] = find_sources(store, [source])
+        [file] = find_sources(store, Dataset(sources=[source]))
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the client's own retries
     actions: dict[str, Callable[[], object]] = {
-        "ConnectError": lambda: find_sources(store, [source]),
+        "ConnectError": lambda: find_sources(store, Dataset(sources=[source])),
         "LocalEntryNotFoundError": lambda: file.copy_to(tmp_path / "copy"),
     }
     for cause, action in actions.items():

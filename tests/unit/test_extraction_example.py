@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.dataset import TaskType
+from finetune_api.dataset import Dataset, TaskType
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from finetune_api.layout import output_folder
 from finetune_api.stages import PrepareParams, Stage, Upstream
@@ -198,7 +198,8 @@ def test_the_stage_takes_every_invoice_and_tears_no_supplier_apart(
     params = pipeline_params([], output)
     params = params.model_copy(update={"prepare": asked(spec, sources=sources)})
     upstream = Upstream(
-        source=source_digest(find_sources(store, sources)), model=find_base_model(store, store.uri("model")).digest
+        source=source_digest(find_sources(store, Dataset(sources=sources))),
+        model=find_base_model(store, store.uri("model")).digest,
     )
     given = stage_input(Stage.PREPARE, s3.storage, output, params, upstream, base_model_uri=store.uri("model"))
     made = execute(context(given, tmp_path), prepare)

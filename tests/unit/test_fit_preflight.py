@@ -113,7 +113,8 @@ def test_a_training_that_its_budget_ended_is_found_by_no_higher_one(
 
 def pretend_trained(given: StageInput, store: Store, ended_by: str = "") -> None:
     """Records of prepare and train, the latter of a training that a budget ended where one is named."""
-    sources = source_digest(find_sources(store, given.params.prepare.dataset.sources if given.params.prepare else []))
+    assert given.params.prepare
+    sources = source_digest(find_sources(store, given.params.prepare.dataset))
     upstream = Upstream(source=sources, model=find_base_model(store, store.uri("model")).digest)
     for stage, output in ((Stage.PREPARE, "7" * 64), (Stage.TRAIN, "8" * 64)):
         made = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output)

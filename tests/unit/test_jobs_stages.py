@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.dataset import Columns, DataFormat, Source, Task
+from finetune_api.dataset import Columns, DataFormat, Dataset, Source, Task
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import MANIFEST, READINESS_PAGE, ChannelPointer, channel_object, output_folder
@@ -72,7 +72,7 @@ def given(store: Store, stage: Stage, storage: Storage, **prepare_fields: Any) -
 
 
 def _source_digest(store: Store) -> str:
-    return source_digest(find_sources(store, [Source(uri=store.uri("rows.csv"))]))
+    return source_digest(find_sources(store, Dataset(sources=[Source(uri=store.uri("rows.csv"))])))
 
 
 def _model_digest(store: Store) -> str:

@@ -18,6 +18,7 @@ from finetune_jobs.readiness.preparation_report import PreparationReport, requir
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.division import divide
+from tests.support.preparing import source_file
 from tests.support.stages import prepare_params
 from tests.support.tiny_model import build_tiny_llama
 
@@ -43,14 +44,15 @@ def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows
     """Rows alternate between the sources."""
     benchmark = Reference([BENCHMARK])
     with Collector(params, Intake(params), Encoder(*tokenizer, params), spool, benchmark) as collector:
+        files = [source_file(origin) for origin in params.dataset.all_sources]
         for number, fields in enumerate(rows):
-            collector.take(number % 2, f"s3://data/{number % 2}.jsonl", Row(number + 1, fields))
+            collector.take(files[number % len(files)], Row(number + 1, fields))
     return collector.made
 
 
 def report_of(made: Collected, params: PrepareParams) -> PreparationReport:
     near = made.near(params.dataset.duplicates.near_percent)
-    return PreparationReport.of(made, divide(made.ledger, near, made.texts, params.dataset), 0, params, "")
+    return PreparationReport.of(made, divide(made.ledger, near, made.texts, params.dataset), params, "")
 
 
 def chat(*turns: str) -> dict[str, Any]:
@@ -148,7 +150,8 @@ def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
 def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
     params = params_of()
     with Collector(params, Intake(params), Encoder(*tokenizer, params), tmp_path / "spool.arrow") as collector:
-        collector.take(0, "s3://data/rows.csv", Fault(3, "", "malformedCsv", "opens a quotation mark", rows=51))
+        file = source_file(params.dataset.all_sources[0])
+        collector.take(file, Fault(3, "", "malformedCsv", "opens a quotation mark", rows=51))
     assert (collector.made.ledger.read, collector.made.ledger.faults.total) == (51, 51)
 
 

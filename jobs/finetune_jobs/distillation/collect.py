@@ -50,7 +50,7 @@ def collect_distilled(
     one can be right, answers that differ contradict each other (``Ledger.is_new``). Raises StageError and StoppedError
     as ``distil``, and StageError (DatasetInvalid) before the first prompt is asked, as ``_prompts``.
     """
-    ledger, numbers = collector.made.ledger, {copy.file.uri: copy.file.number for copy in copies}
+    ledger, files = collector.made.ledger, {copy.file.uri: copy.file for copy in copies}
     given = Ledger(params.task.type)
     several = config.samples_per_prompt > 1 and params.task.type is TaskType.TEXT
     taken: Counter[tuple[str, int]] = Counter()
@@ -60,7 +60,7 @@ def collect_distilled(
             ledger.read += 1
             ledger.dropped[row.kind] += 1
             return
-        collector.take(numbers[uri], uri, row, taken[uri, row.line] if several else None)
+        collector.take(files[uri], row, taken[uri, row.line] if several else None)
         taken[uri, row.line] += several
 
     prompts = _prompts(copies, config, params, collector.made.intake, given)
@@ -89,15 +89,15 @@ def _prompts(
     tested: dict[str, str] = {}
     conflicts: list[tuple[str, str]] = []
     for copy in copies:
-        file, part = copy.file, provided_part(params.dataset.sources[copy.file.number])
+        file, part = copy.file, provided_part(copy.file.origin)
         rows = read_rows(
             copy.path, file.uri, file.format, [prompt_column(config), *keep], may_be_empty=file.one_of_many
         )
         for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, keep=keep):
             if part is Part.TEST:
-                tested.setdefault(_identity(prompt), str(Place(file.number, file.uri, prompt.line)))
+                tested.setdefault(_identity(prompt), str(Place(file.origin.number, file.uri, prompt.line)))
             elif part is Part.TRAIN and tested and (test := tested.pop(_identity(prompt), "")):
-                conflicts.append((test, str(Place(file.number, file.uri, prompt.line))))
+                conflicts.append((test, str(Place(file.origin.number, file.uri, prompt.line))))
             yield prompt
     require_valid(given, params)
     if conflicts:

@@ -1,15 +1,17 @@
 """The first pass: every row of every source is read, checked, cleaned and tokenised, and waits in a spool."""
 
 import json
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from finetune_api.dataset import Source, SourcePart
+from finetune_api.dataset import DatasetSource, SourcePart, SourceRole
 from finetune_api.stages import PrepareParams
+from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.parts import CLAIMS, Part
@@ -35,18 +37,36 @@ class Copy:
     path: Path
 
 
-def own_parts_first(copies: Iterable[Copy], sources: Sequence[Source]) -> list[Copy]:
+def of_role(copies: Iterable[Copy], role: SourceRole) -> list[Copy]:
+    """The copies of what the data set reads for one purpose."""
+    return [copy for copy in copies if copy.file.origin.role is role]
+
+
+def own_parts_first(copies: Iterable[Copy]) -> list[Copy]:
     """The order in which files are read: the user's own test, validation, training, then what has no part.
 
     Of equal rows the first one stays. So the user's test stays whole wherever its source stands in the list, and what
     it shares with a source without a part is not trained.
     """
-    return sorted(copies, key=lambda copy: CLAIMS.index(provided_part(sources[copy.file.number])))
+    return sorted(copies, key=lambda copy: CLAIMS.index(provided_part(copy.file.origin)))
 
 
-def provided_part(source: Source) -> Part | None:
-    """Where all rows of a source go; None: the division decides."""
-    return _PARTS[source.part] if source.part else None
+def provided_part(origin: DatasetSource) -> Part | None:
+    """Where all rows of a source go; None: the division decides. General data is for training only."""
+    if origin.role is SourceRole.REPLAY:
+        return Part.TRAIN
+    return _PARTS[origin.source.part] if origin.source.part else None
+
+
+def stoppable(report: Report, stopping: threading.Event) -> Report:
+    """As ``report``, but it raises StoppedError once the pod is told to stop: nothing here is worth saving."""
+
+    def tell(done: int, total: int) -> None:
+        if stopping.is_set():
+            raise StoppedError("The pod was told to stop before the rows were read.")
+        report(done, total)
+
+    return tell
 
 
 @dataclass
@@ -119,9 +139,10 @@ class Collector:
         Raises StageError as ``read_rows`` and ``Encoder``.
         """
         total, done = sum(copy.file.size for copy in copies), 0
-        columns = self._params.dataset.columns.names if self._params.dataset.columns else []
-        if columns and self._params.dataset.group_by:
-            columns = [*columns, self._params.dataset.group_by]
+        dataset = self._params.dataset
+        columns = dataset.columns.names if dataset.columns else []
+        if columns and dataset.group_by:
+            columns = [*columns, dataset.group_by]
         for copy in copies:
             begin = done
 
@@ -130,10 +151,10 @@ class Collector:
 
             file = copy.file
             for row in read_rows(copy.path, file.uri, file.format, columns, report=tell, may_be_empty=file.one_of_many):
-                self.take(file.number, file.uri, row)
+                self.take(file, row)
             done += file.size
 
-    def take(self, source: int, file: str, row: Row | Fault, sample: int | None = None) -> None:
+    def take(self, file: SourceFile, row: Row | Fault, sample: int | None = None) -> None:
         """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once.
 
         ``sample``: number of the answer, where a prompt has several. Each is learnt, and they stay together.
@@ -141,15 +162,15 @@ class Collector:
         example = row if isinstance(row, Fault) else self.made.intake.take(row)
         self.made.ledger.read += example.rows if isinstance(example, Fault) else 1
         if isinstance(example, Fault):
-            self.made.ledger.faults.add(file, example)
+            self.made.ledger.faults.add(file.uri, example)
         elif isinstance(example, Dropped):
             self.made.ledger.dropped[example.kind] += 1
         else:
             numbered = example if sample is None else _numbered(example, sample)
-            self._take_example(numbered, Place(source, file, row.line))
+            self._take_example(numbered, Place(file.origin.number, file.uri, row.line), provided_part(file.origin))
 
-    def _take_example(self, example: Example, place: Place) -> None:
-        ledger, part = self.made.ledger, provided_part(self._params.dataset.sources[place.source])
+    def _take_example(self, example: Example, place: Place, part: Part | None) -> None:
+        ledger = self.made.ledger
         in_benchmark = self._benchmark is not None and self._benchmark.overlaps(_said(example))
         if in_benchmark and part is not Part.TEST:
             ledger.dropped["inBenchmark"] += 1  # whether an equal row of the user's own test was there before, or not
@@ -174,25 +195,6 @@ class Collector:
 
 def _numbered(example: Example, sample: int) -> Example:
     return replace(example, sample=sample, group=example.group or f"prompt {example.identity}")
-
-
-def benchmark_texts(copies: list[Copy], ledger: Ledger) -> Iterator[str]:
-    """Every text of the rows of benchmarks, whatever its name; ``ledger`` counts the rows and those that are faults."""
-    for copy in copies:
-        for row in read_rows(copy.path, copy.file.uri, copy.file.format, may_be_empty=copy.file.one_of_many):
-            ledger.read += row.rows if isinstance(row, Fault) else 1
-            if isinstance(row, Fault):
-                ledger.faults.add(copy.file.uri, row)
-            else:
-                yield from _strings(row.fields)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
 
 
 def _said(example: Example) -> str:

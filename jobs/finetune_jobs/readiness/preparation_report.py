@@ -4,10 +4,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
-from finetune_api.dataset import TaskType
+from finetune_api.dataset import SourceRole, TaskType
 from finetune_api.hashing import digest
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.reasons import Reason
@@ -17,7 +16,9 @@ from finetune_jobs.base.wording import ended, shorten
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import shown
+from finetune_jobs.preparation.benchmarks import Benchmarks
 from finetune_jobs.preparation.collect import Collected
+from finetune_jobs.preparation.replay import Replayed
 from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
 from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
 from finetune_jobs.splitting.division import Division
@@ -79,8 +80,8 @@ class PreparationReport:
     items: list[Item]
     errors: list[dict[str, str | int]]
     """The first faults, without values."""
-    first_errors: Mapping[str, str]
-    """The first faults for people, of ``sources`` and of what is read beside them (keys of spec.dataset)."""
+    first_errors: Mapping[SourceRole, str]
+    """The first faults for people, of the sources and of what is read beside them."""
     tokens: int
     """Tokens that one epoch trains."""
 
@@ -89,17 +90,19 @@ class PreparationReport:
         cls,
         own: Collected,
         division: Division,
-        replayed: int,
         params: PrepareParams,
         source_digest: str,
-        beside: Mapping[str, Ledger] = MappingProxyType({}),
+        replayed: Replayed | None = None,
+        benchmarks: Benchmarks | None = None,
     ) -> "PreparationReport":
-        """Count what was collected and divided; ``replayed`` general examples were added. ``beside``: the rows of
-        ``replay`` and ``benchmarks``."""
+        """Count what was collected and divided, with the general examples that were mixed in."""
         ledger, trained, dataset = own.ledger, division.parts, params.dataset
+        mixed_in = len(replayed.chosen) if replayed else 0
+        beside = {SourceRole.REPLAY: replayed.collected.ledger} if replayed else {}
+        beside |= {SourceRole.BENCHMARK: benchmarks.ledger} if benchmarks else {}
         sizes = Counter(trained.values())
         extra = sum(times - 1 for times in division.repeats.values() if times)
-        sizes[Part.TRAIN] += replayed + extra
+        sizes[Part.TRAIN] += mixed_in + extra
         unused = sum(times == 0 for times in division.repeats.values())
         dropped = Counter(ledger.dropped)
         if unused:
@@ -116,7 +119,7 @@ class PreparationReport:
                 near_duplicates=division.near if dataset.duplicates.near_percent else None,
                 near_dropped=division.near_dropped,
                 outside_pilot=division.outside_pilot,
-                added=own.added + replayed + extra,
+                added=own.added + mixed_in + extra,
                 repeated_pieces=own.repeated_pieces,
             ),
             lengths=Lengths(
@@ -140,8 +143,8 @@ class PreparationReport:
             leaks=0 if dataset.duplicates.near_percent else None,
             contaminated=ledger.dropped["inBenchmark"] if dataset.benchmarks else None,
             tests_in_benchmark=own.tests_in_benchmark,
-            benchmarks=_beside(beside.get("benchmarks")),
-            replay=_beside(beside.get("replay")),
+            benchmarks=_beside(beside.get(SourceRole.BENCHMARK)),
+            replay=_beside(beside.get(SourceRole.REPLAY)),
             source_digest=source_digest,
             dataset_digest=digest(sorted(f"{part} {identity}" for identity, part in trained.items())),
         )
@@ -150,9 +153,9 @@ class PreparationReport:
             for identity, part in trained.items()
             if part is Part.TRAIN
         )
-        faults = {"sources": ledger.faults} | {name: each.faults for name, each in beside.items()}
+        faults = {SourceRole.OWN: ledger.faults} | {role: each.faults for role, each in beside.items()}
         errors = [entry for each in faults.values() for entry in each.stored()]
-        first = {name: each.sentences() for name, each in faults.items() if each.total}
+        first = {role: each.sentences() for role, each in faults.items() if each.total}
         return cls(facts, check(facts), errors, first, tokens)
 
     @property
@@ -219,18 +222,18 @@ class PreparationReport:
             wrong = sum(rows.invalid.values())
             text += (
                 f" {wrong} invalid rows were left out ({_counted(rows.invalid)}): "
-                f"{ended(shorten(self.first_errors['sources'], 400))}"
+                f"{ended(shorten(self.first_errors[SourceRole.OWN], 400))}"
             )
-        for name, sentence in self._invalid_beside().items():
-            text += f" {sentence}: {ended(shorten(self.first_errors[name], 200))}"
+        for role, sentence in self._invalid_beside().items():
+            text += f" {sentence}: {ended(shorten(self.first_errors[role], 200))}"
         return " ".join([text, *self._alike()])
 
-    def _invalid_beside(self) -> dict[str, str]:
+    def _invalid_beside(self) -> dict[SourceRole, str]:
         """What cannot be used of the rows beside the sources, in a sentence without values and stop."""
         return {
-            name: f"{each.wrong} of {each.read} rows of spec.dataset.{name} are invalid and were left out "
+            role: f"{each.wrong} of {each.read} rows of spec.dataset.{role} are invalid and were left out "
             f"({_counted(each.invalid)})"
-            for name, each in (("replay", self.facts.replay), ("benchmarks", self.facts.benchmarks))
+            for role, each in ((SourceRole.REPLAY, self.facts.replay), (SourceRole.BENCHMARK, self.facts.benchmarks))
             if each and each.wrong
         }
 

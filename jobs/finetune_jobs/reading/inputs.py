@@ -13,7 +13,7 @@ def inputs_digest(store: Store, dataset: Dataset) -> str:
 
     Raises StageError as ``find_sources`` and ``find_names_model``.
     """
-    sources = source_digest(find_sources(store, dataset.all_sources))
+    sources = source_digest(find_sources(store, dataset))
     if dataset.pii.ner is None or dataset.pii.ner.uri is None:
         return sources
     pipeline = find_names_model(store, dataset.pii.ner.uri)

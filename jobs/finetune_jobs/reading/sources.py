@@ -1,15 +1,15 @@
 """Where the examples are: the files that the sources stand for, what they were when a run began, and copies of them."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from finetune_api.dataset import ConfigMapKey, DataFormat, Source
+from finetune_api.dataset import ConfigMapKey, DataFormat, Dataset, DatasetSource
 from finetune_api.hashing import digest
 from finetune_api.meta import SOURCES_DIR
 from finetune_api.reasons import Reason
@@ -29,8 +29,8 @@ _NOT_DATA: Final = "manifest.json"
 class SourceFile:
     """One file of examples."""
 
-    source: Source
-    """The source that stands for it."""
+    origin: DatasetSource
+    """The source that stands for it, and what the data set reads it for."""
     uri: str
     size: int
     """Bytes, as stored."""
@@ -41,8 +41,6 @@ class SourceFile:
     """It was found in a folder or by a pattern, where some files may hold no row."""
     copy_to: Callable[[Path], None]
     """Copy the file to a path. Raises StageError: DatasetNotFound when it is gone meanwhile, as Store."""
-    number: int = 0
-    """Place of that source in the list that was given."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,14 @@ class _Pattern:
         return below and not hidden and size > 0
 
 
-def find_sources(store: Store, sources: Sequence[Source], inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
-    """The files of every source, in order; ``store`` lends its connection.
+def find_sources(store: Store, dataset: Dataset, inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
+    """The files of every source that a data set reads, in order; ``store`` lends its connection.
 
     Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name that says no format, too many files),
     BucketNotFound, as Store.
     """
     return [
-        replace(file, number=index)
-        for index, source in enumerate(sources)
-        for file in _files(store, source, inputs / str(index))
+        file for index, origin in enumerate(dataset.all_sources) for file in _files(store, origin, inputs / str(index))
     ]
 
 
@@ -84,11 +80,11 @@ def source_digest(files: Iterable[SourceFile]) -> str:
     return digest([[file.uri, file.size, file.tag] for file in files])
 
 
-def _files(store: Store, source: Source, mount: Path) -> list[SourceFile]:
-    if source.config_map:
-        return [_in_config_map(source, source.config_map, mount)]
-    uri = source.uri or ""
-    found = _on_hub(source, uri) if uri.startswith("hf://") else _in_s3(source, store.at(uri), uri)
+def _files(store: Store, origin: DatasetSource, mount: Path) -> list[SourceFile]:
+    if origin.source.config_map:
+        return [_in_config_map(origin, origin.source.config_map, mount)]
+    uri = origin.source.uri or ""
+    found = _on_hub(origin, uri) if uri.startswith("hf://") else _in_s3(origin, store.at(uri), uri)
     files = list(islice(found, MAX_FILES + 1))
     if not files:
         raise _missing(uri)
@@ -107,7 +103,7 @@ def _missing(uri: str) -> StageError:
     return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
 
 
-def _in_config_map(source: Source, asked: ConfigMapKey, mount: Path) -> SourceFile:
+def _in_config_map(origin: DatasetSource, asked: ConfigMapKey, mount: Path) -> SourceFile:
     uri = f"configmap://{asked.name}/{asked.key}"
     try:
         content = (mount / asked.key).read_bytes()
@@ -118,10 +114,10 @@ def _in_config_map(source: Source, asked: ConfigMapKey, mount: Path) -> SourceFi
     def copy_to(target: Path) -> None:
         target.write_bytes(content)  # a mounted ConfigMap follows its object: what was hashed is what is read
 
-    return SourceFile(source, uri, len(content), tag, format_of(uri, source.format), False, copy_to)
+    return SourceFile(origin, uri, len(content), tag, format_of(uri, origin.source.format), False, copy_to)
 
 
-def _in_s3(source: Source, place: Store, uri: str) -> Iterator[SourceFile]:
+def _in_s3(origin: DatasetSource, place: Store, uri: str) -> Iterator[SourceFile]:
     pattern = _pattern(uri.removeprefix(f"s3://{place.bucket}/"))
     entries: Iterable[StoredObject]
     if pattern.is_file:
@@ -133,28 +129,28 @@ def _in_s3(source: Source, place: Store, uri: str) -> Iterator[SourceFile]:
         folder = place.at(f"s3://{place.bucket}/{pattern.folder}")
         entries = (entry for entry in folder.list() if pattern.takes(entry.key, entry.size))
     for entry in entries:
-        yield _s3_file(source, place, entry, not pattern.is_file)
+        yield _s3_file(origin, place, entry, not pattern.is_file)
 
 
-def _s3_file(source: Source, place: Store, entry: StoredObject, one_of_many: bool) -> SourceFile:
+def _s3_file(origin: DatasetSource, place: Store, entry: StoredObject, one_of_many: bool) -> SourceFile:
     def copy_to(target: Path) -> None:
         if not place.at(entry.uri).download("", target):
             raise StageError(Reason.DATASET_NOT_FOUND, f"{entry.uri} was deleted while it was being copied.")
 
-    kind = format_of(entry.uri, source.format)
-    return SourceFile(source, entry.uri, entry.size, entry.etag, kind, one_of_many, copy_to)
+    kind = format_of(entry.uri, origin.source.format)
+    return SourceFile(origin, entry.uri, entry.size, entry.etag, kind, one_of_many, copy_to)
 
 
-def _on_hub(source: Source, uri: str) -> Iterator[SourceFile]:
+def _on_hub(origin: DatasetSource, uri: str) -> Iterator[SourceFile]:
     place = hub_place(uri)
     pattern = _pattern(place.path)
     prefix = f"{pattern.folder}/" if pattern.folder else ""
     for file in list_hub_files(place, pattern.folder, recursive=not pattern.name):
         if pattern.takes(file.path.removeprefix(prefix), file.size):
             found = place.uri(file.path)
-            kind = format_of(found, source.format)
+            kind = format_of(found, origin.source.format)
             copy_to = partial(fetch_hub_file, place, file)
-            yield SourceFile(source, found, file.size, file.hash, kind, not pattern.is_file, copy_to)
+            yield SourceFile(origin, found, file.size, file.hash, kind, not pattern.is_file, copy_to)
 
 
 def _pattern(path: str) -> _Pattern:

@@ -147,7 +147,7 @@ def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
     """The sources that are keys of ConfigMaps, by their position in the stage's input."""
     prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
     sources = prepare.dataset.all_sources if prepare else []
-    return {number: source.config_map for number, source in enumerate(sources) if source.config_map}
+    return {number: each.source.config_map for number, each in enumerate(sources) if each.source.config_map}
 
 
 def _source_volumes(request: StageRequest) -> list[Object]:
