@@ -12,6 +12,13 @@ from finetune_api.storage import Storage
 ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
 
 
+def artifact_digest(uri: str) -> str:
+    """The digest in an artifact's URI, for URIs that people write and inputs of earlier versions; empty if there is
+    none."""
+    _, folder, digest = uri.rstrip("/").rpartition("/artifacts/")
+    return digest if folder else ""
+
+
 class FineTuneJobRef(ApiModel):
     """A FineTuneJob of the same namespace."""
 
@@ -26,6 +33,11 @@ class ArtifactRef(ApiModel):
     """The artifact, as in a FineTuneJob's status.artifact.uri: s3://bucket/prefix/artifacts/<digest>."""
     storage: Storage = Storage()
     """How to reach S3."""
+
+    @property
+    def digest(self) -> str:
+        """Content address of the artifact."""
+        return artifact_digest(self.uri)
 
 
 class ArtifactSource(ApiModel):

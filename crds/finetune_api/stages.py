@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
+from finetune_api.adapterdeployment import artifact_digest
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.dataset import Dataset, Task
@@ -183,7 +184,9 @@ class StageInput(WireModel):
     """Where a FineTuneJob's results are stored."""
     base_model_uri: str = ""
     artifact_uri: str = ""
-    """The artifact that fetch and verify work on."""
+    """Folder of the artifact that fetch and verify work on."""
+    artifact_digest: str = ""
+    """Content address of that artifact."""
     input_key: str = ""
     """Identity of this stage's work; empty for resolve, fetch and verify."""
     reuse: bool = True
@@ -206,6 +209,15 @@ class StageInput(WireModel):
     that this or a higher budget ended is reused. Empty: only trainings that no budget ended are reused."""
     operator_version: str = ""
     """For lineage only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_digest_from_uri(cls, given: Any) -> Any:
+        """An input of an earlier version names the artifact's digest in its URI only."""
+        if not isinstance(given, dict) or given.keys() & {"artifactDigest", "artifact_digest"}:
+            return given
+        uri = given.get("artifactUri") or given.get("artifact_uri")
+        return given | {"artifactDigest": artifact_digest(uri)} if isinstance(uri, str) else given
 
 
 class Outcome(StrEnum):

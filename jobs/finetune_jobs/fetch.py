@@ -7,7 +7,6 @@ from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts import artifact
-from finetune_jobs.artifacts.artifact import artifact_digest
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
@@ -19,7 +18,7 @@ _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
 
 def fetch(context: Context) -> StageOutput:
     """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, ModelUnsupported, as Store."""
-    digest = artifact_digest(context.input.artifact_uri)
+    digest = context.input.artifact_digest
     home = context.models / digest
     home.mkdir(parents=True, exist_ok=True)
     fetch_folder(

@@ -23,7 +23,7 @@ from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, VerifyParams
 from finetune_jobs.artifacts import artifact
-from finetune_jobs.artifacts.artifact import Answer, ModelRef, artifact_digest
+from finetune_jobs.artifacts.artifact import Answer, ModelRef
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
@@ -98,7 +98,7 @@ def verify(context: Context) -> StageOutput:
     golden, sample, task = _read_artifact(context, params)
     context.progress.report(0, "waiting for the server")
     _wait_until_healthy(params, deadline)
-    limits = _require_digest(params.endpoint, artifact_digest(context.input.artifact_uri))
+    limits = _require_digest(params.endpoint, context.input.artifact_digest)
     require_room([*golden, *sample], limits)
     ask = _client(params, deadline, limits)
     total = len(golden) + len(sample)
@@ -109,7 +109,7 @@ def verify(context: Context) -> StageOutput:
     verdict = judge(golden, served[: len(golden)], sample, served[len(golden) :], right_for(task))
     require_proof(verdict, params.min_agreement_percent)
     return StageOutput(
-        output_digest=artifact_digest(context.input.artifact_uri),
+        output_digest=context.input.artifact_digest,
         scalars=_scalars(verdict),
         message=f"{verdict.agreement_percent} % of {len(golden)} golden prompts agree with the artifact; "
         f"{verdict.correct} of {verdict.samples} test examples are right, the evaluation had {verdict.expected}.",
@@ -182,7 +182,7 @@ def require_proof(verdict: Verdict, min_agreement_percent: int) -> None:
 
 def _read_artifact(context: Context, params: VerifyParams) -> tuple[list[Answer], list[Answer], TaskType]:
     folder = context.scratch / "artifact"
-    place = output_folder(Stage.PUBLISH, artifact_digest(context.input.artifact_uri))
+    place = output_folder(Stage.PUBLISH, context.input.artifact_digest)
     fetch_folder(context.store, place, folder)
     both = []
     for name in (artifact.GOLDEN, artifact.SAMPLE):

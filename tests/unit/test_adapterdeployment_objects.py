@@ -31,7 +31,7 @@ STORAGE = Storage(endpoint="http://s3.svc:8333", credentials=Credentials(secret_
 
 def serving(**runtime: Any) -> Serving:
     known = SETTINGS.runtimes["tgi"].model_copy(update=runtime)
-    return Serving(artifact_uri=uri(GOOD), storage=STORAGE, runtime_name="tgi", runtime=known)
+    return Serving(uri(GOOD), GOOD, STORAGE, "tgi", known)
 
 
 def pod(**runtime: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_fetch_runs_its_stage_on_an_immutable_input() -> None:
     [volume] = [each for each in pod()["spec"]["volumes"] if each["name"] == "input"]
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     stage_input = StageInput.model_validate(json.loads(config_map["data"]["input.json"]))
-    assert stage_input.artifact_uri == uri(GOOD)
+    assert (stage_input.artifact_uri, stage_input.artifact_digest) == (uri(GOOD), GOOD)
     assert next(containers())["command"][:3] == ["python", "-m", "finetune_jobs.fetch"]
 
 

@@ -47,7 +47,7 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
 """Fields of the spec with all below them, and the stages whose results depend on them; the longest path counts."""
 LINEAGE: Final = {
     *("schemaVersion", "run", "storage", "output", "baseModelUri", "artifactUri", "inputKey", "reuse", "tracking"),
-    *("retention", "hardware", "alternatives", "allowanceSeconds", "maxCost", "operatorVersion"),
+    *("artifactDigest", "retention", "hardware", "alternatives", "allowanceSeconds", "maxCost", "operatorVersion"),
 }
 """Fields of a StageInput on which no result depends: who asks, where, what with, and what is done with the result."""
 ONLY_ONE_VALUE: Final = {"export.format"}

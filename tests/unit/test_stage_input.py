@@ -10,6 +10,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.commandline import example_input
+from finetune_jobs.runtime.runner import results_root
 from finetune_jobs.runtime.stage_input import read_input
 
 pytestmark = pytest.mark.unit
@@ -50,4 +51,23 @@ def test_parameters_without_a_data_set_are_refused(tmp_path: Path) -> None:
     document["params"]["prepare"] = {"maxLength": 64}
     with pytest.raises(StageError, match=r"params\.prepare\.dataset: Field required") as caught:
         read(tmp_path, document)
+    assert caught.value.reason is Reason.SPEC_INVALID
+
+
+@pytest.mark.parametrize("stage", [Stage.FETCH, Stage.VERIFY])
+def test_the_digest_may_stand_in_the_uri_only(stage: Stage, tmp_path: Path) -> None:
+    document = json.loads(example_input(stage).model_dump_json(by_alias=True))
+    del document["artifactDigest"]
+    assert read(tmp_path, document) == example_input(stage)
+    assert results_root(read(tmp_path, document)) == "s3://models/team-a"
+
+
+@pytest.mark.parametrize(
+    ("uri", "digest"), [("s3://models/team-a", ""), ("s3://models/team-a", "0" * 64), ("s3://m/artifacts/1", "2")]
+)
+def test_an_artifact_that_is_not_where_its_digest_says_is_refused(uri: str, digest: str, tmp_path: Path) -> None:
+    document = json.loads(example_input(Stage.FETCH).model_dump_json(by_alias=True))
+    given = read(tmp_path, document | {"artifactUri": uri, "artifactDigest": digest})
+    with pytest.raises(StageError, match="names neither an output nor an artifact") as caught:
+        results_root(given)
     assert caught.value.reason is Reason.SPEC_INVALID

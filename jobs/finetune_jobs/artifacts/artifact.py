@@ -71,11 +71,6 @@ class ModelRef(WireModel):
     """What counts as a right answer."""
 
 
-def artifact_digest(uri: str) -> str:
-    """Digest at the end of ``…/artifacts/<digest>``."""
-    return uri.rstrip("/").rpartition("/")[2]
-
-
 def read_answers(lines: Iterable[str], place: str) -> list[Answer]:
     """Answers, one a line. Raises StageError (ArtifactCorrupt) with the line that is wrong."""
     return [parse_json(line, Answer, f"{place} line {number}") for number, line in enumerate(lines, start=1)]

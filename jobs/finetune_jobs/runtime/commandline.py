@@ -9,6 +9,7 @@ from typing import Final
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
+from finetune_api.layout import output_folder
 from finetune_api.meta import (
     ADAPTERDEPLOYMENT,
     FINETUNEJOB,
@@ -214,7 +215,8 @@ def example_input(stage: Stage) -> StageInput:
             stage=stage,
             run=_run(ADAPTERDEPLOYMENT),
             storage=_STORAGE,
-            artifact_uri=f"{root}/artifacts/{_ADDRESS}",
+            artifact_uri=f"{root}/{output_folder(Stage.PUBLISH, _ADDRESS)}",
+            artifact_digest=_ADDRESS,
             params=Params(verify=_VERIFY if stage is Stage.VERIFY else None),
         )
     output = Output(uri=root, name="transactions")

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from finetune_api.layout import Lineage, StageRecord
+from finetune_api.layout import Lineage, StageRecord, output_folder
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
 from finetune_api.reasons import Reason, with_remedy
 from finetune_api.stages import (
@@ -155,12 +155,12 @@ def results_root(given: StageInput) -> str:
     """URI of the place that ``finetune_api.layout`` describes. Raises StageError (SpecInvalid)."""
     if given.output:
         return given.output.uri
-    root, separator, _ = given.artifact_uri.rpartition("/artifacts/")
-    if not separator:
+    folder, uri = f"/{output_folder(Stage.PUBLISH, given.artifact_digest)}", given.artifact_uri.rstrip("/")
+    if not given.artifact_digest or not uri.endswith(folder):
         raise StageError(
             Reason.SPEC_INVALID, f"the input names neither an output nor an artifact ({given.artifact_uri!r})."
         )
-    return root
+    return uri.removesuffix(folder)
 
 
 def lineage(given: StageInput, tools: dict[str, str]) -> Lineage:

@@ -18,28 +18,30 @@ class Artifact:
     """What is to be served and how it is reached; ``source_blocker`` as in Target."""
 
     uri: str
+    digest: str
     storage: Storage
     tokens: ArtifactTokens | None = None
     source_blocker: Blocker | None = None
 
     def serving(self, runtime_name: str, runtime: Runtime) -> Serving:
         """How a runtime serves the artifact."""
-        return Serving(artifact_uri=self.uri, storage=self.storage, runtime_name=runtime_name, runtime=runtime)
+        return Serving(self.uri, self.digest, self.storage, runtime_name, runtime)
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
     """The artifact that the source names. If its FineTuneJob has none, the last known one stays."""
     source, job = observed.resource.spec.source, observed.source
     if source.artifact is not None:
-        return Artifact(source.artifact.uri, source.artifact.storage.for_reading)
+        return Artifact(source.artifact.uri, source.artifact.digest, source.artifact.storage.for_reading)
     if job is not None and job.artifact is not None:
         # The spec may belong to a run that has not published yet; an earlier version recorded no storage.
-        return Artifact(job.artifact.uri, job.artifact.storage or job.storage.for_reading, job.artifact.tokens)
+        published, storage = job.artifact, job.artifact.storage or job.storage.for_reading
+        return Artifact(published.uri, published.digest, storage, published.tokens)
     source_blocker = _source_blocker(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
     if known is None or known.storage is None:
         return source_blocker
-    return Artifact(known.artifact_uri, known.storage, source_blocker=source_blocker)
+    return Artifact(known.artifact_uri, known.artifact_digest, known.storage, source_blocker=source_blocker)
 
 
 def _source_blocker(observed: ObservedDeployment, name: str) -> Blocker:

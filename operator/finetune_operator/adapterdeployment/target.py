@@ -52,8 +52,6 @@ def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Targ
     runtime = observed.settings.runtimes.get(known.runtime)
     if runtime is None or known.storage is None:
         return None
-    serving = Serving(
-        artifact_uri=known.artifact_uri, storage=known.storage, runtime_name=known.runtime, runtime=runtime
-    )
+    serving = Serving(known.artifact_uri, known.artifact_digest, known.storage, known.runtime, runtime)
     revision = revision_of(observed, serving)
     return Target(revision, serving, spec_hash(observed.resource.spec)) if revision == known.revision else None

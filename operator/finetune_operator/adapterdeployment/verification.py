@@ -47,6 +47,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
             run=run,
             storage=serving.storage,
             artifact_uri=serving.artifact_uri,
+            artifact_digest=serving.artifact_digest,
             params=Params(verify=params),
         ),
         image=settings.images.of(Stage.VERIFY),

@@ -39,15 +39,11 @@ class Serving:
     """What a revision serves and on which server."""
 
     artifact_uri: str
-    """Ends in the artifact's digest."""
+    artifact_digest: str
+    """Content address of the artifact."""
     storage: Storage
     runtime_name: str
     runtime: Runtime
-
-    @property
-    def artifact_digest(self) -> str:
-        """Content address of the artifact."""
-        return self.artifact_uri.rsplit("/", 1)[-1]
 
     @property
     def model_path(self) -> str:
@@ -70,7 +66,13 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
     run = RunRef(kind=owner.resource.kind, namespace=owner.namespace, name=owner.name, uid=owner.uid, id=revision)
     return StageRequest(
         owner=owner,
-        input=StageInput(stage=Stage.FETCH, run=run, storage=serving.storage, artifact_uri=serving.artifact_uri),
+        input=StageInput(
+            stage=Stage.FETCH,
+            run=run,
+            storage=serving.storage,
+            artifact_uri=serving.artifact_uri,
+            artifact_digest=serving.artifact_digest,
+        ),
         image=settings.images.of(Stage.FETCH),
         images=settings.images,
         proxy=settings.proxy,
