@@ -7,12 +7,12 @@ than memory, so what the second pass writes waits here.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import pyarrow as pa
 
 from finetune_jobs.modelling.chat import Encoded
+from finetune_jobs.preparation.batches import BatchWriter
 
 BATCH: Final = 512
 """Rows that are held in memory at once, on both sides."""
@@ -32,38 +32,18 @@ class Spooled:
     """It as tokens: one piece, or several where the chat template asks for that."""
 
 
-class SpoolWriter:
+class SpoolWriter(BatchWriter):
     """A new spool; a context manager that completes the file."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = pa.ipc.new_file(path, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-        self._waiting: list[Spooled] = []
-
-    def __enter__(self) -> "SpoolWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
+        file = pa.ipc.new_file(path, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        super().__init__(file, _SCHEMA, BATCH)
 
     def add(self, example: Spooled) -> None:
         """Append an example."""
-        self._waiting.append(example)
-        if len(self._waiting) == BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        columns: dict[str, list[Any]] = {
-            "index": [each.index for each in self._waiting],
-            "text": [each.text for each in self._waiting],
-            "input_ids": [[piece.input_ids for piece in each.encoded] for each in self._waiting],
-            "labels": [[piece.labels for piece in each.encoded] for each in self._waiting],
-        }
-        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-        self._waiting = []
+        pieces = example.encoded
+        input_ids, labels = [piece.input_ids for piece in pieces], [piece.labels for piece in pieces]
+        self.append(example.index, example.text, input_ids, labels)
 
 
 def read_texts(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -6,13 +6,13 @@ The same examples give the same bytes: fixed settings, no times, the order of th
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune_jobs.examples.parts import Part
-from finetune_jobs.modelling.chat import Encoded
+from finetune_jobs.preparation.batches import BatchWriter
 from finetune_jobs.preparation.spool import Spooled
 
 TOKENISED: Final = (Part.TRAIN, Part.VALIDATION)
@@ -30,7 +30,9 @@ class DatasetWriter:
         self._lines: dict[Part, IO[bytes]] = {
             part: self._stack.enter_context((folder / f"{part}.jsonl").open("wb")) for part in Part
         }
-        self._tokens = {part: self._stack.enter_context(_TokenWriter(folder / f"{part}.parquet")) for part in TOKENISED}
+        self._tokens = {
+            part: self._stack.enter_context(_token_writer(folder / f"{part}.parquet")) for part in TOKENISED
+        }
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -45,35 +47,8 @@ class DatasetWriter:
         self._lines[part].write(example.text + b"\n")
         if part in self._tokens:
             for piece in example.encoded * times:
-                self._tokens[part].add(piece)
+                self._tokens[part].append(piece.input_ids, piece.labels)
 
 
-class _TokenWriter:
-    """One Parquet file."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, _SCHEMA, compression="zstd", store_schema=False)
-        self._waiting: list[Encoded] = []
-
-    def __enter__(self) -> "_TokenWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-    def add(self, piece: Encoded) -> None:
-        self._waiting.append(piece)
-        if len(self._waiting) == _ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        columns: dict[str, list[Any]] = {
-            "input_ids": [piece.input_ids for piece in self._waiting],
-            "labels": [piece.labels for piece in self._waiting],
-        }
-        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-        self._waiting = []
+def _token_writer(path: Path) -> BatchWriter:
+    return BatchWriter(pq.ParquetWriter(path, _SCHEMA, compression="zstd", store_schema=False), _SCHEMA, _ROWS)
