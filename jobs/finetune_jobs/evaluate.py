@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,22 @@ BATCH_SIZE: Final = 16
 """Prompts that are answered together."""
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where an evaluation reads and writes."""
+
+    base: Path
+    """The base model."""
+    tuned: Path
+    """train's output."""
+    artifact: Path
+    """export's output."""
+    dataset: Path
+    """The prepared data set."""
+    out: Path
+    """The result: ``answers.jsonl``, ``metrics.json`` and ``report.html``."""
+
+
 def evaluate(context: Context) -> StageOutput:
     """Ask and score as ``params.evaluate`` says."""
     given = context.input
@@ -45,17 +62,15 @@ def evaluate(context: Context) -> StageOutput:
     for stage, digest in upstream.items():
         folders.fetch_folder(context.store, output_folder(stage, digest), context.scratch / stage)
     fetch_base_model(context, base)
-    evaluated = evaluate_models(
-        base,
-        context.scratch / Stage.TRAIN,
-        context.scratch / Stage.EXPORT,
-        context.scratch / Stage.PREPARE,
-        out,
-        tuning=read_tuning(context.scratch / Stage.TRAIN, Method(params.method)),
-        task=params.task.type,
-        evaluation=params.evaluation,
-        progress=context.progress,
+    files = Files(
+        base=base,
+        tuned=context.scratch / Stage.TRAIN,
+        artifact=context.scratch / Stage.EXPORT,
+        dataset=context.scratch / Stage.PREPARE,
+        out=out,
     )
+    tuning = read_tuning(files.tuned, Method(params.method))
+    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress)
     return StageOutput(
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
@@ -65,26 +80,17 @@ def evaluate(context: Context) -> StageOutput:
 
 
 def evaluate_models(
-    base: Path,
-    tuned: Path,
-    artifact: Path,
-    dataset: Path,
-    out: Path,
-    *,
-    tuning: Tuning,
-    task: TaskType,
-    evaluation: Evaluation,
-    progress: Progress,
+    files: Files, tuning: Tuning, task: TaskType, evaluation: Evaluation, progress: Progress
 ) -> Evaluated:
-    """Put test examples to all three models; write ``answers.jsonl``, ``metrics.json`` and ``report.html`` to ``out``.
+    """Put test examples to all three models, and write what they answered.
 
-    ``tuned`` is train's output. The base is asked in the precision in which it was trained (4-bit for QLoRA), the
+    The base is asked in the precision in which it was trained (4-bit for QLoRA), the
     artifact exactly as its own files say. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
-    examples = sample(read_split(dataset, "test"), evaluation.max_samples, task)
-    labels = json.loads((dataset / "labels.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(base)
-    stop = stop_token(base, tokenizer)
+    examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
+    labels = json.loads((files.dataset / "labels.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(files.base)
+    stop = stop_token(files.base, tokenizer)
     truth = [chat.answer_text(tokenizer, example.messages, stop, example.tools) for example in examples]
     questions = Questions(
         [example.prompt for example in examples],
@@ -93,17 +99,20 @@ def evaluate_models(
         [example.tools for example in examples],
     )
     with cuda_memory("a model and one prompt"):
-        answers = _ask_base_and_tuned(base, tuned, tuning, tokenizer, questions, progress)
+        answers = _ask_base_and_tuned(files, tuning, tokenizer, questions, progress)
         _make_room()
         progress.report(0.6, "loading the artifact")
         answers["artifact"] = generate_answers(
-            load_artifact(artifact), load_tokenizer(artifact), questions, progress.part(0.6, 0.9, "artifact")
+            load_artifact(files.artifact),
+            load_tokenizer(files.artifact),
+            questions,
+            progress.part(0.6, 0.9, "artifact"),
         )
     evaluated = Evaluated.of(task, truth, answers, labels)
-    out.mkdir(parents=True, exist_ok=True)
+    files.out.mkdir(parents=True, exist_ok=True)
     rows = zip(examples, truth, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
     write_answers(
-        out / ANSWERS,
+        files.out / ANSWERS,
         (
             Answer(
                 messages=e.prompt,
@@ -119,24 +128,24 @@ def evaluate_models(
         ),
     )
     metrics = {"task": task.value, "goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}
-    (out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / REPORT).write_text(render_html(evaluated), encoding="utf-8")
+    (files.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (files.out / REPORT).write_text(render_html(evaluated), encoding="utf-8")
     return evaluated
 
 
 def _ask_base_and_tuned(
-    base: Path, tuned: Path, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
+    files: Files, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
 ) -> dict[str, list[str]]:
     """One loaded base serves both if it can; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
-    model = load_base(base, tuning.quantization)
+    model = load_base(files.base, tuning.quantization)
     before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.35, "base model"))
     if tuning.is_adapter:
-        model = load_adapter(model, tuned)
+        model = load_adapter(model, files.tuned)
     else:
         del model  # before the other one needs its memory
         _make_room()
-        model = load_checkpoint(tuned)
+        model = load_checkpoint(files.tuned)
     after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.6, "tuned model"))
     return {"base": before, "tuned": after}
 

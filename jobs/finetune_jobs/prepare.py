@@ -96,16 +96,7 @@ def _collect(
             report = context.progress.part(0.2, 0.75, "reading and checking rows")
             collector.read(copies, stoppable(report, context.stopping))
             return collector.made, None
-        distilled = collect_distilled(
-            copies,
-            params,
-            params.dataset.distillation,
-            collector,
-            store=context.store,
-            run=context.input.run,
-            report=context.progress.part(0.2, 0.75, "the teacher answers"),
-            stopping=context.stopping,
-        )
+        distilled = collect_distilled(context, params, params.dataset.distillation, copies, collector)
     return collector.made, distilled
 
 

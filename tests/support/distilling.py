@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.distillation import Distillation, TeacherRef
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.distillation.answer_collector import TeacherSession
 from finetune_jobs.distillation.distil import Distilled, distil
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.pace import Patience
@@ -62,12 +63,17 @@ class Outcome:
 
 
 def run(
-    store: Store, asked: list[Prompt], spec: Distillation, teacher: Teacher | None = None, **options: Any
+    store: Store,
+    asked: list[Prompt],
+    spec: Distillation,
+    teacher: Teacher | None = None,
+    patience: Patience = QUICK,
+    **options: Any,
 ) -> Outcome:
     """Distil, with less patience than a pod has."""
     outcome = Outcome()
-    journal, options = Journal.of(store, RUN, spec), {"patience": QUICK} | options
-    outcome.result = distil(asked, spec, teacher or Teacher(spec), journal, outcome.take, **options)
+    session = TeacherSession(spec, teacher or Teacher(spec), Journal.of(store, RUN, spec), patience)
+    outcome.result = distil(asked, session, outcome.take, **options)
     return outcome
 
 

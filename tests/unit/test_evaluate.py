@@ -15,7 +15,7 @@ from finetune_api.finetunejob import Evaluation
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, read_answers
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import evaluate_models
+from finetune_jobs.evaluate import Files, evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
@@ -109,17 +109,15 @@ def test_an_answer_may_be_a_little_longer_than_the_longest_label(folder: Path) -
 @pytest.mark.parametrize("method", list(Method))
 def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_path: Path) -> None:
     progress = Progress("evaluate")
-    evaluated = evaluate_models(
-        folder / "base",
-        folder / ("whole" if method is Method.FULL else "adapter"),
-        folder / "artifact",
-        folder / "dataset",
-        tmp_path / "out",
-        tuning=Tuning.of(Training(method=method)),
-        task=TaskType.CLASSIFICATION,
-        evaluation=Evaluation(max_samples=12, golden_prompts=3),
-        progress=progress,
+    files = Files(
+        base=folder / "base",
+        tuned=folder / ("whole" if method is Method.FULL else "adapter"),
+        artifact=folder / "artifact",
+        dataset=folder / "dataset",
+        out=tmp_path / "out",
     )
+    tuning, evaluation = Tuning.of(Training(method=method)), Evaluation(max_samples=12, golden_prompts=3)
+    evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, evaluation, progress)
 
     assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, REPORT}
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)

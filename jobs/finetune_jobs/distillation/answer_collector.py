@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
@@ -18,7 +19,7 @@ from finetune_jobs.distillation.answers import AttemptError, TeacherAnswer
 from finetune_jobs.distillation.filters import ANSWER
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Budget, Tokens
-from finetune_jobs.distillation.pace import Breaker, Pacer, Patience
+from finetune_jobs.distillation.pace import PATIENCE, Breaker, Pacer, Patience
 from finetune_jobs.distillation.prompts import Question
 from finetune_jobs.distillation.teacher import Teacher
 from finetune_jobs.reading.rows import Fault
@@ -34,10 +35,21 @@ _TICK: Final = 0.2
 """Seconds between two looks at the clock and at the signal to stop."""
 
 
+@dataclass(frozen=True)
+class TeacherSession:
+    """Who is asked, by which spec, with how much patience, and where the answers are kept."""
+
+    config: Distillation
+    teacher: Teacher
+    journal: Journal
+    patience: Patience = PATIENCE
+
+
 class AnswerCollector:
     """Asks questions and notes the answers in the journal."""
 
-    def __init__(self, config: Distillation, teacher: Teacher, journal: Journal, patience: Patience) -> None:
+    def __init__(self, session: TeacherSession) -> None:
+        config, teacher, journal, patience = session.config, session.teacher, session.journal, session.patience
         self._config, self._teacher, self._journal, self._patience = config, teacher, journal, patience
         self._pacer = Pacer(config.requests_per_minute)
         self._breaker = Breaker(teacher.url, config.concurrency, patience)

@@ -1,6 +1,5 @@
 """The first pass of a distillation: rows are prompts, and what a teacher answers to them becomes the examples."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -9,8 +8,8 @@ import rensa
 
 from finetune_api.dataset import TaskType
 from finetune_api.distillation import Distillation
-from finetune_api.stages import PrepareParams, RunRef
-from finetune_jobs.base.progress import Report
+from finetune_api.stages import PrepareParams
+from finetune_jobs.distillation.answer_collector import TeacherSession
 from finetune_jobs.distillation.distil import Distilled, distil
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.prompts import Prompt, prompt_column, read_prompts
@@ -23,9 +22,9 @@ from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.readiness.preparation_report import require_valid
 from finetune_jobs.reading.readers import read_rows
 from finetune_jobs.reading.rows import Fault, Row
+from finetune_jobs.runtime.runner import Context
 from finetune_jobs.splitting import leakage
 from finetune_jobs.splitting.near_duplicates import shingles
-from finetune_jobs.store.s3 import Store
 
 _VALUES: Final = 128
 _BANDS: Final = 16
@@ -33,15 +32,7 @@ _SEED: Final = 0xA15
 
 
 def collect_distilled(
-    copies: list[Copy],
-    params: PrepareParams,
-    config: Distillation,
-    collector: Collector,
-    *,
-    store: Store,
-    run: RunRef,
-    report: Report,
-    stopping: threading.Event,
+    context: Context, params: PrepareParams, config: Distillation, copies: list[Copy], collector: Collector
 ) -> Distilled:
     """Have the rows of ``copies`` answered and give ``collector`` the conversations.
 
@@ -64,10 +55,11 @@ def collect_distilled(
         taken[uri, row.line] += several
 
     prompts = _prompts(copies, config, params, collector.made.intake, given)
-    journal = Journal.of(store, run, config)
     near = NearAnswers(params.dataset.duplicates.near_percent)
-    teacher = Teacher.from_environment(config)
-    made = distil(prompts, config, teacher, journal, take, report=report, stopping=stopping, near=near)
+    journal = Journal.of(context.store, context.input.run, config)
+    session = TeacherSession(config, Teacher.from_environment(config), journal)
+    report = context.progress.part(0.2, 0.75, "the teacher answers")
+    made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)
     ledger.dropped.update(given.dropped)
     ledger.dropped.update({"promptNotAsked": made.unasked} if made.unasked else {})

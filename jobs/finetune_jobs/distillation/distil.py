@@ -20,11 +20,10 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.base.wording import shorten
-from finetune_jobs.distillation.answer_collector import AnswerCollector
+from finetune_jobs.distillation.answer_collector import AnswerCollector, TeacherSession
 from finetune_jobs.distillation.filters import AnswerRules, Near
 from finetune_jobs.distillation.journal import Journal
 from finetune_jobs.distillation.money import Tokens
-from finetune_jobs.distillation.pace import PATIENCE, Patience
 from finetune_jobs.distillation.prompts import Prompt, Question, questions, recipe
 from finetune_jobs.distillation.teacher import Teacher
 from finetune_jobs.examples.validation import Faults
@@ -102,15 +101,12 @@ class Distilled:
 
 def distil(
     prompts: Iterable[Prompt],
-    config: Distillation,
-    teacher: Teacher,
-    journal: Journal,
+    session: TeacherSession,
     take: Take,
     *,
     report: Report | None = None,
     stopping: threading.Event | None = None,
     near: Near | None = None,
-    patience: Patience = PATIENCE,
 ) -> Distilled:
     """Have every prompt answered; ``take`` is given the answers, and why others are missing, in the prompts' order.
 
@@ -119,13 +115,14 @@ def distil(
     TeacherUnavailable, TeacherRefused, BudgetExceeded (not one answer can be paid), DeadlineExceeded, SpecInvalid (the
     answers' schema), or as Store.
     """
+    config, teacher, journal = session.config, session.teacher, session.journal
     rules = AnswerRules(config, near)
     made = Distilled()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         spool = _Spool(file, config)
         _collect(prompts, spool, made)
         count = _announce(spool, teacher, journal)
-        inquiry = AnswerCollector(config, teacher, journal, patience)
+        inquiry = AnswerCollector(session)
         try:
             asyncio.run(inquiry.run(_open(spool, journal), count, report, stopping or threading.Event()))
         finally:

@@ -102,7 +102,6 @@ def run_stage(
     after: After | None = None,
     graceful: bool = False,
     helper: bool = False,
-    argv: list[str] | None = None,
 ) -> None:
     """Run a stage and exit the process with an ExitCode.
 
@@ -111,7 +110,7 @@ def run_stage(
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
     ``helper``: one of several processes whose first one answers for all: it works, and reuses and publishes nothing.
     """
-    options = commandline.parse(stage, argv)
+    options = commandline.parse(stage, None)
     terminal = sys.stderr.isatty()
     kept_log = logs.KeptLog(logs.set_up(stage, terminal=terminal))
     log.info("stage starts, %.2f s after its process", logs.process_age())
