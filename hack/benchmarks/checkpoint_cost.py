@@ -128,6 +128,7 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
     from finetune_jobs.training import trainer as training_module
     from finetune_jobs.training.callbacks import Checkpointing
     from finetune_jobs.training.checkpoints import Checkpoints
+    from finetune_jobs.training.context import TrainingContext
     from finetune_jobs.training.label_loss import LabelLossTrainer
 
     torch.set_num_threads(1)
@@ -149,9 +150,8 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
 
     files = training_module.Files(model, dataset, folder / "tuned", folder / "work", "s3://data/model")
     others = time.process_time() - time.thread_time()
-    training_module.train_model(
-        files, settings, checkpoints=Checkpoints(store), progress=Noticing("train"), stopping=threading.Event()
-    )
+    context = TrainingContext(Checkpoints(store), Noticing("train"), threading.Event())
+    training_module.train_model(files, settings, context)
     others = time.process_time() - time.thread_time() - others
     done, saved = len(first_step), -(-len(first_step) // EVERY)
     newest = max((folder / "work").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))

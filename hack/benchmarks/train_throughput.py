@@ -176,13 +176,13 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
 
     from finetune_jobs.fit.recipe import Batch
     from finetune_jobs.modelling.loading import load_base
-    from finetune_jobs.training.trainer import build_trainer, longest, suit_attention
+    from finetune_jobs.training.trainer import Examples, build_trainer, longest, suit_attention
 
     training = workload.training
     base = load_base(model, training.base_quantization)
     rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     suit_attention(base, longest(rows))
-    trainer = build_trainer(base, tokenizer, rows, rows.select([0]), training, folder, Batch.of(training))
+    trainer = build_trainer(base, Examples(rows, rows.select([0]), tokenizer), training, folder, Batch.of(training))
     return without_interruptions(trainer)
 
 

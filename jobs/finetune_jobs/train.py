@@ -29,6 +29,7 @@ def train(context: Context) -> StageOutput:
     # What starts the processes of a pod needs none of these, and would hold their memory all the time.
     from finetune_jobs.modelling.device import require_promised
     from finetune_jobs.training.checkpoints import Checkpoints
+    from finetune_jobs.training.context import TrainingContext
     from finetune_jobs.training.learning_curve import Parts, measure_curve
     from finetune_jobs.training.team import Team, peers_needed
     from finetune_jobs.training.time_budget import TimeBudget
@@ -58,15 +59,9 @@ def train(context: Context) -> StageOutput:
     allowance = None if seconds is None else TimeBudget(seconds, checkpoints, team=team)
     with allowance or nullcontext():
         with peers_needed(team):
-            trained = train_model(
-                files,
-                params.training,
-                checkpoints=checkpoints,
-                progress=context.progress.within(0.0, 1 / params.training.work),
-                stopping=context.stopping,
-                allowance=allowance,
-                team=team,
-            )
+            progress = context.progress.within(0.0, 1 / params.training.work)
+            around = TrainingContext(checkpoints, progress, context.stopping, allowance, team)
+            trained = train_model(files, params.training, around)
         scalars = trained.scalars()
         message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
         if params.training.learning_curve and team.size > 1:

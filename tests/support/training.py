@@ -25,6 +25,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import Files, Trained, train_model
 
@@ -132,8 +133,5 @@ def run_training(
         return train_model(
             Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
             training,
-            checkpoints=kept,
-            progress=progress or Progress("train"),
-            stopping=stopping or threading.Event(),
-            allowance=allowance,
+            TrainingContext(kept, progress or Progress("train"), stopping or threading.Event(), allowance),
         )

@@ -19,6 +19,7 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
 from finetune_jobs.training.time_budget import TimeBudget
@@ -200,9 +201,8 @@ def test_an_attempt_that_was_replaced_stops_without_writing(
 def test_slow_steps_are_saved_by_the_clock(store: Store, tmp_path: Path) -> None:
     """Four minutes a step and no validation for long: every third step is saved."""
     now = [0.0]
-    checkpointing = Checkpointing(
-        Checkpoints(store), tmp_path, threading.Event(), minutes=10, save=lambda: None, clock=lambda: now[0]
-    )
+    context = TrainingContext(Checkpoints(store), Progress("train"), threading.Event())
+    checkpointing = Checkpointing(context, tmp_path, minutes=10, save=lambda: None, clock=lambda: now[0])
     due = []
     for step in range(1, 7):
         now[0] += 240.0

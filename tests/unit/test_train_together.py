@@ -25,12 +25,14 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, TrainParams
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError, StoppedError
+from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.launcher import Ended, supervise, verdict
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
@@ -287,7 +289,9 @@ def test_all_stop_with_a_checkpoint_when_one_is_told_to(store: Store, tmp_path: 
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3/trainer_state.json").write_text("{}")
     checkpoints = Checkpoints(store)
-    ending = Checkpointing(checkpoints, tmp_path, threading.Event(), save=lambda: None, team=_OneOfTwo(rank=0, size=2))
+    team = _OneOfTwo(rank=0, size=2)
+    context = TrainingContext(checkpoints, Progress("train"), threading.Event(), team=team)
+    ending = Checkpointing(context, tmp_path, save=lambda: None)
     state, control = SimpleNamespace(global_step=3, max_steps=9), SimpleNamespace(should_save=False)
 
     ending.on_step_end(None, state, control)

@@ -23,7 +23,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE
-from finetune_jobs.training.trainer import build_trainer
+from finetune_jobs.training.trainer import Examples, build_trainer
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.tiny_model import LORA_TARGETS, build_tiny_llama
 from tests.support.training import (
@@ -146,7 +146,9 @@ def trainer_and_batch(method: Method, base: Path, folder: Path, **config: Any) -
         setattr(model.config, name, value)
     dataset = write_dataset(folder / "dataset")
     examples = read_examples(base, dataset, "train")
-    trainer = build_trainer(model, tokenizer, examples, examples, training, folder / "work", Batch.of(training))
+    trainer = build_trainer(
+        model, Examples(examples, examples, tokenizer), training, folder / "work", Batch.of(training)
+    )
     return trainer, trainer._prepare_inputs(trainer.data_collator(examples.select(range(3)).to_list()))
 
 
@@ -179,7 +181,9 @@ def test_the_validation_loss_is_that_per_token_whatever_the_batch(size: int, bas
     dataset = write_dataset(tmp_path / "dataset", validation=rows(5, labels=answers))
     examples = read_examples(base, dataset, "validation")
     model = load_for_training(base, training)
-    trainer = build_trainer(model, tokenizer, examples, examples, training, tmp_path / "work", Batch.of(training))
+    trainer = build_trainer(
+        model, Examples(examples, examples, tokenizer), training, tmp_path / "work", Batch.of(training)
+    )
 
     found = trainer.evaluate()["eval_loss"]
 
@@ -201,7 +205,9 @@ def test_adapters_train_in_float32(method: Method, base: Path, tmp_path: Path) -
     examples = read_examples(base, dataset, "train")
     training = settings(method, learning_rate="1e-5", max_steps=3)
     model = load_for_training(base, training)
-    trainer = build_trainer(model, tokenizer, examples, examples, training, tmp_path / "work", Batch.of(training))
+    trainer = build_trainer(
+        model, Examples(examples, examples, tokenizer), training, tmp_path / "work", Batch.of(training)
+    )
     parameters = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_A" in n}
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 

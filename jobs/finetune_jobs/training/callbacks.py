@@ -2,7 +2,6 @@
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from transformers import TrainerCallback
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.training.checkpoints import Checkpoints
-from finetune_jobs.training.team import ALONE, Team
+from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.watchdogs import diverged, not_finite, overfits
 
 log = logging.getLogger(__name__)
@@ -84,18 +82,16 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        context: TrainingContext,
         work: Path,
-        stopping: threading.Event,
         *,
         minutes: int = 0,
         save: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
-        team: Team = ALONE,
     ) -> None:
         """``minutes``: age of the last checkpoint at which another one is due, 0 for never; ``save`` writes one."""
-        self._checkpoints, self._work, self._stopping = checkpoints, work, stopping
-        self._save, self._clock, self._team = save, clock, team
+        self._checkpoints, self._stopping, self._team = context.checkpoints, context.stopping, context.team
+        self._work, self._save, self._clock = work, save, clock
         self._ends = False
         self._interval = 60.0 * minutes
         self._saved = clock()

@@ -46,6 +46,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import LAST, Reporting
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import (
+    Examples,
     Files,
     Trained,
     build_trainer,
@@ -153,7 +154,7 @@ class Parts:
         model = load_trainable(self.files.base, training)
         suit_attention(model, tokens)
         tokenizer = load_tokenizer(self.files.base)
-        trainer = build_trainer(model, tokenizer, part, validation, training, work, self.batch)
+        trainer = build_trainer(model, Examples(part, validation, tokenizer), training, work, self.batch)
         trainer.add_callback(Reporting(progress))
         trainer.add_callback(_Stopping(self.stopping))
         run_steps(trainer, None, progress)

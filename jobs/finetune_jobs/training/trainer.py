@@ -8,7 +8,6 @@ import gc
 import json
 import logging
 import math
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -36,12 +35,11 @@ from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training import sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
-from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import FilledSampler, missing, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
-from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.tracking import Measuring
 from finetune_jobs.training.watchdogs import Ending, ending
 
@@ -67,6 +65,16 @@ class Files:
     """Local checkpoints."""
     base_uri: str
     """What an adapter names as its base."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on and validated with, as tokens: both have the columns ``input_ids`` and ``labels``."""
+
+    train: Dataset
+    validation: Dataset
+    tokenizer: Any
+    """The one that made the tokens."""
 
 
 @dataclass(frozen=True)
@@ -102,31 +110,19 @@ class Trained:
         }
 
 
-def train_model(
-    files: Files,
-    training: Training,
-    *,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    stopping: threading.Event,
-    allowance: TimeBudget | None = None,
-    team: Team = ALONE,
-) -> Trained:
+def train_model(files: Files, training: Training, context: TrainingContext) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
 
     A GPU whose memory does not hold a pass gets half the examples at a time, and twice the passes: the same training.
-    ``allowance``: time that the stage may take over all attempts; then the best weights so far are the result.
-    ``team``: the processes that call this together, each with its part of every batch; the first writes the result.
 
     Raises StageError: ModelUnsupported, SpecInvalid (layers, rank), LossNotFinite, LossDiverged, CudaOutOfMemory (one
     example is too much), StepHung, Superseded, and as Store. Raises StoppedError when ``stopping`` ended it, after a
     last checkpoint.
     """
+    checkpoints, team = context.checkpoints, context.team
     resume = checkpoints.restore(files.work)
     batch = checkpoints.batch(_share_of(training, team))
-    while (
-        trained := _attempt(files, training, batch, resume, checkpoints, progress, stopping, allowance, team)
-    ) is None:
+    while (trained := _attempt(files, training, context, batch, resume)) is None:
         smaller = _smaller(batch, training)
         if team.size > 1:
             checkpoints.remember_too_large(batch)
@@ -142,38 +138,29 @@ def train_model(
 
 
 def _attempt(
-    files: Files,
-    training: Training,
-    batch: Batch,
-    resume: Path | None,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    stopping: threading.Event,
-    allowance: TimeBudget | None,
-    team: Team,
+    files: Files, training: Training, context: TrainingContext, batch: Batch, resume: Path | None
 ) -> Trained | None:
     """The whole training with this batch, from the base model's files on; None when the memory did not hold it."""
+    progress, team = context.progress, context.team
     progress.report(0.0, "loading the base model")
     try:
         tokenizer = load_tokenizer(files.base)
         model = load_trainable(files.base, training, team)
         train, validation = (Dataset(InMemoryTable(read_tokens(files.dataset, s))) for s in ("train", "validation"))
         suit_attention(model, longest(train, validation))
-        trainer = build_trainer(model, tokenizer, train, validation, training, files.work, batch, team)
+        trainer = build_trainer(model, Examples(train, validation, tokenizer), training, files.work, batch, team)
         trainer.add_callback(Measuring(progress))
         trainer.add_callback(Reporting(progress))
         trainer.add_callback(
             Checkpointing(
-                checkpoints,
+                context,
                 files.work,
-                stopping,
                 minutes=training.checkpoint_minutes,
                 save=lambda: trainer._save_checkpoint(trainer.model, trial=None),
-                team=team,
             )
         )
-        if allowance:
-            trainer.add_callback(allowance)
+        if context.time_budget:
+            trainer.add_callback(context.time_budget)
         run_steps(trainer, resume, progress)
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
@@ -182,7 +169,8 @@ def _attempt(
     if team.first:
         _save(trainer, weights, training, files)
     summary = _summary(trainer, training, batch)
-    return replace(summary, ending=allowance.ending(summary.ending)) if allowance else summary
+    budget = context.time_budget
+    return replace(summary, ending=budget.ending(summary.ending)) if budget else summary
 
 
 def run_steps(trainer: LabelLossTrainer, resume: Path | None, progress: Progress) -> None:
@@ -229,23 +217,16 @@ def _smaller(batch: Batch, training: Training) -> Batch:
 
 
 def build_trainer(
-    model: Any,
-    tokenizer: Any,
-    train: Dataset,
-    validation: Dataset,
-    training: Training,
-    work: Path,
-    batch: Batch,
-    team: Team = ALONE,
+    model: Any, examples: Examples, training: Training, work: Path, batch: Batch, team: Team = ALONE
 ) -> LabelLossTrainer:
     """The trainer of ``model``, with a fresh adapter unless all of it is trained; its checkpoints go below ``work``.
 
-    ``train`` and ``validation`` have the columns ``input_ids`` and ``labels``; ``batch`` is this process's part.
-    Raises StageError (SpecInvalid) as ``adapter_config``.
+    ``batch`` is this process's part. Raises StageError (SpecInvalid) as ``adapter_config``.
     """
+    train, validation, tokenizer = examples.train, examples.validation, examples.tokenizer
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
     rate = learning_rate(training, model.num_parameters())
-    steps, examples, together = planned_steps(len(train), training), len(train), batch.size * team.size
+    steps, real, together = planned_steps(len(train), training), len(train), batch.size * team.size
     if team.size > 1:
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
@@ -262,7 +243,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
     if team.size > 1:
-        trainer.team, trainer.order = team, FilledSampler(examples, len(train) - examples, training.seed)
+        trainer.team, trainer.order = team, FilledSampler(real, len(train) - real, training.seed)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
