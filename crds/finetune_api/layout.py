@@ -7,7 +7,7 @@
 ``models/<digest>/quantized/``                  output of export
 ``evaluations/<digest>/``                       output of evaluate
 ``artifacts/<digest>/``                         output of publish
-``runs/<name>/<uid>/``                          state of a run: checkpoints/, curves/, logs/, tracking/
+``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 
 Every folder holds ``manifest.json``, written last.
@@ -23,6 +23,12 @@ from finetune_api.stages import RunRef, Stage, StageResult, Upstream
 MANIFEST: Final = "manifest.json"
 READINESS_PAGE: Final = "readiness.html"
 """The readiness report for people, in a data set's folder."""
+CURVE_PAGE: Final = "learning_curve.html"
+"""What more examples would bring, in a trained model's folder, where a learning curve was measured."""
+EVALUATION_PAGE: Final = "report.html"
+"""The evaluation for people, in its folder."""
+REPORTS_INDEX: Final = "index.html"
+"""Links to the reports of a FineTuneJob's newest run, in the run's folder."""
 
 _FOLDERS: Final = {
     Stage.PREPARE: "datasets/{digest}",

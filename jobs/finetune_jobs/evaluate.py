@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
-from finetune_api.layout import output_folder
+from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
@@ -19,7 +20,8 @@ from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
-from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
+from finetune_jobs.evaluation.page import identify, render_html
+from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
@@ -29,6 +31,7 @@ from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
+from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 
 BATCH_SIZE: Final = 16
@@ -70,7 +73,7 @@ def evaluate(context: Context) -> StageOutput:
         out=out,
     )
     tuning = read_tuning(files.tuned, Method(params.method))
-    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress)
+    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, identify(given))
     return StageOutput(
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
@@ -80,12 +83,17 @@ def evaluate(context: Context) -> StageOutput:
 
 
 def evaluate_models(
-    files: Files, tuning: Tuning, task: TaskType, evaluation: Evaluation, progress: Progress
+    files: Files,
+    tuning: Tuning,
+    task: TaskType,
+    evaluation: Evaluation,
+    progress: Progress,
+    identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
 ) -> Evaluated:
     """Put test examples to all three models, and write what they answered.
 
-    The base is asked in the precision in which it was trained (4-bit for QLoRA), the
-    artifact exactly as its own files say. Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
+    say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
     examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
     labels = json.loads((files.dataset / "labels.json").read_text(encoding="utf-8"))
@@ -129,7 +137,8 @@ def evaluate_models(
     )
     metrics = {"task": task.value, "goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}
     (files.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (files.out / REPORT).write_text(render_html(evaluated), encoding="utf-8")
+    asked = [str(example.prompt[-1].get("content") or "") for example in examples]
+    (files.out / EVALUATION_PAGE).write_text(render_html(evaluated, asked, *identity), encoding="utf-8")
     return evaluated
 
 

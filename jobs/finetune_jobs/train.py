@@ -16,6 +16,7 @@ from finetune_jobs.artifacts import folders
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.modelling.base_model import fetch_base_model
+from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime import commandline
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.training import launcher
@@ -77,6 +78,10 @@ def train(context: Context) -> StageOutput:
                 allowance,
                 run=given.run.id,
                 reuse=given.reuse,
+                identity=(
+                    Fact("Base model", [given.base_model_uri], code=True),
+                    Fact("Data set", [output_folder(Stage.PREPARE, given.upstream.dataset)], code=True),
+                ),
             )
             forecast = measure_curve(parts, trained, context.progress)
             scalars, message = scalars | forecast.scalars(), f"{message} {forecast.sentence()}"

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +11,12 @@ import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
+from finetune_api.layout import EVALUATION_PAGE
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, read_answers
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import Files, evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
-from finetune_jobs.evaluation.report import REPORT, Evaluated, render_html
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
@@ -119,7 +118,7 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     tuning, evaluation = Tuning.of(Training(method=method)), Evaluation(max_samples=12, golden_prompts=3)
     evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, evaluation, progress)
 
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, REPORT}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, EVALUATION_PAGE}
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert len(answers) == 12
     limit = answer_limit(load_tokenizer(folder / "base"), LABELS)
@@ -178,49 +177,3 @@ def test_the_artifact_is_computed_in_its_own_quantisation(folder: Path) -> None:
     quantised = load_checkpoint(folder / "artifact")(input_ids=tokens).logits
     difference = (quantised - exact).abs().mean() / exact.abs().mean()
     assert 0 < difference < 0.2
-
-
-def evaluated_example() -> Evaluated:
-    truth = ["a", "a", "b", "<i>"]
-    answers = {"base": ["x", "x", "b", "x"], "tuned": ["a", "a", "b", "b"], "artifact": ["a", "b", "b", "<i>"]}
-    return Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b", "<i>"])
-
-
-def test_the_scalars_are_those_of_the_stage_table() -> None:
-    scalars = evaluated_example().scalars()
-    measures = ("accuracy", "precision", "recall", "f1")
-    expected = {f"{measure}{model}" for measure in measures for model in ("Base", "Tuned", "Artifact")}
-    assert scalars.keys() == expected | {"samples"}
-    assert (scalars["samples"], scalars["accuracyBase"], scalars["accuracyTuned"]) == ("4", "0.2500", "0.7500")
-
-
-def test_the_metrics_compare_tuned_with_base_and_artifact_with_tuned() -> None:
-    metrics = evaluated_example().metrics()
-    assert metrics["tunedAgainstBase"] == {"wins": 2, "losses": 0, "p_value": 0.5}
-    assert metrics["artifactAgainstTuned"] == {"wins": 1, "losses": 1, "p_value": 1.0}
-
-
-class Cells(HTMLParser):
-    """Collects the texts of a table's cells, and every tag."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.add(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cells:
-            self.cells[-1] += data
-
-
-def test_the_report_shows_labels_as_text() -> None:
-    page = Cells()
-    page.feed(render_html(evaluated_example()))
-    assert "<i>" in page.cells
-    assert page.tags.isdisjoint({"i", "script", "link", "img"})
-    assert {"base model", "25.0%", "75.0%"} <= set(page.cells)

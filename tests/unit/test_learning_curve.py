@@ -15,6 +15,7 @@ from hypothesis import settings as checked
 from hypothesis import strategies as st
 
 from finetune_api.budget import most_tokens, trained_tokens
+from finetune_api.layout import CURVE_PAGE
 from finetune_api.training import LearningCurve, Method, Training
 from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Progress
@@ -25,7 +26,7 @@ from finetune_jobs.readiness.learning_curve import Point, PowerLaw
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
-from finetune_jobs.training.learning_curve import CURVE, CURVE_PAGE, Parts, divide, measure_curve, proportional
+from finetune_jobs.training.learning_curve import CURVE, Parts, divide, measure_curve, proportional
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import Files
 from tests.support.readiness import assert_accessible, parsed_page

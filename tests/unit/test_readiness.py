@@ -15,8 +15,9 @@ from finetune_api.readiness import MAX_SUMMARY, Readiness, completed
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness import page
-from finetune_jobs.readiness.checklist import Item, State, check, quantile, summary, verdict
+from finetune_jobs.readiness.checklist import Item, State, check, summary, verdict
 from finetune_jobs.readiness.facts import Baseline, Beside, Facts, Findings
+from finetune_jobs.reports.bins import quantile
 from tests.support.readiness import GOOD, any_facts, by_part, histograms, rows
 
 pytestmark = pytest.mark.unit

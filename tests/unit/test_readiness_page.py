@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding
 from finetune_jobs.examples.validation import Faults
-from finetune_jobs.readiness import charts, page
-from finetune_jobs.readiness.charts import Bins
+from finetune_jobs.readiness import page
 from finetune_jobs.readiness.checklist import check
 from finetune_jobs.readiness.facts import Facts, Findings, Rows
-from finetune_jobs.readiness.style import STYLE
 from finetune_jobs.reading.rows import Fault
+from finetune_jobs.reports.bins import Bins
+from finetune_jobs.reports.charts import Bar, Histogram, Kind, Segment
+from finetune_jobs.reports.page import STYLE
 from tests.support.readiness import GOOD, any_facts, assert_accessible, by_part, histograms, render, rows
 
 pytestmark = pytest.mark.unit
@@ -147,8 +148,26 @@ def test_contrast(theme: int) -> None:
     colours = dict(re.findall(r"--(\w+):(#[0-9a-f]{3,6})", blocks[theme]))
     for name in ("ink", "quiet", "pass", "warn", "fail", "mark"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
-    for name in ("train", "validation", "test", "lost", "aside"):
-        assert contrast(colours[name], colours["paper"]) >= 3, name
+    for kind in Kind:
+        assert contrast(colours[kind], colours["paper"]) >= 3, kind
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_neighbours_are_told_apart_without_colour(theme: int) -> None:
+    """In grey print and by the colour-blind: by lightness, a border, and for two of three a texture."""
+    blocks = re.findall(r":root\{([^}]*--paper[^}]*)\}", STYLE)
+    colours = dict(re.findall(r"--(\w+):(#[0-9a-f]{3,6})", blocks[theme]))
+    for first, second in ((Kind.TRAIN, Kind.VALIDATION), (Kind.VALIDATION, Kind.TEST)):
+        assert contrast(colours[first], colours[second]) >= 1.7, (first, second)
+    assert len({Kind.TRAIN.texture, Kind.VALIDATION.texture, Kind.TEST.texture}) == 3
+    bar = Bar([Segment(Kind.TRAIN, 0.5), Segment(Kind.VALIDATION, 0.0), Segment(Kind.TEST, 0.25)])
+    assert bar.borders == [0.5]
+
+
+def test_every_texture_that_is_used_is_defined_on_the_page() -> None:
+    parsed = render(GOOD)
+    used = {value for value in parsed.values("rect", "fill") if value}
+    assert used == {f"url(#{name})" for name in parsed.values("pattern", "id")}
 
 
 def contrast(first: str, second: str) -> float:
@@ -182,6 +201,6 @@ def test_a_long_tail_does_not_hide_the_rest() -> None:
 def test_the_limit_is_marked_where_it_is_near(limit: int, lines: int) -> None:
     histogram = Counter({20: 5, 25: 5})
     bins = Bins.of(histogram, limit)
-    drawn = charts.histogram(histogram, bins, charts.Kind.TRAIN, limit, "…")
-    assert drawn.count('class="limit"') == lines
-    assert drawn.count("<rect") == 2
+    drawn = Histogram.of(histogram, bins, Kind.TRAIN, limit, "…", "…")
+    assert (drawn.limit is not None) == bool(lines)
+    assert len(drawn.columns) == 2

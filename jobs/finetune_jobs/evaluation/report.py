@@ -1,12 +1,11 @@
-"""The report of an evaluation: ``metrics.json`` for programs, ``report.html`` (one file, no scripts) for people."""
+"""What an evaluation found: the scalars and the summary of the stage, and ``metrics.json`` for programs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_jobs.evaluation.metrics import Comparison, Scores, compare, confusions
+from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
 
 MODELS: Final = {
@@ -15,30 +14,6 @@ MODELS: Final = {
     "artifact": "exported artifact, as served",
 }
 """What was asked, by the name in files and scalars."""
-REPORT: Final = "report.html"
-_CONFUSIONS: Final = 20
-_STYLE: Final = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;"
-    "text-align:right;font-variant-numeric:tabular-nums}th:first-child,td:first-child{text-align:left}"
-    "th{font-weight:600}p{max-width:45rem}"
-)
-
-
-@dataclass(frozen=True)
-class _Words:
-    """How the report speaks of a task."""
-
-    right: str
-    unknown: str
-    mean: str
-
-
-_WORDS: Final = {
-    TaskType.CLASSIFICATION: _Words("exactly the label", "no label", "the labels (macro)"),
-    TaskType.EXTRACTION: _Words("the same JSON value", "no JSON", "the examples, of their fields"),
-    TaskType.TEXT: _Words("the same words", "–", "the examples, of their words"),
-}
 
 
 @dataclass(frozen=True)
@@ -90,60 +65,3 @@ class Evaluated:
             "tunedAgainstBase": asdict(self.gain),
             "artifactAgainstTuned": asdict(self.export_loss),
         }
-
-
-def render_html(evaluated: Evaluated) -> str:
-    """The report as one HTML page."""
-    words = _WORDS[evaluated.task]
-    overview = [
-        [
-            MODELS[model],
-            f"{s.accuracy:.1%}",
-            f"{s.interval[0]:.1%} – {s.interval[1]:.1%}",
-            *(f"{value:.3f}" for value in (s.precision, s.recall, s.f1)),
-            str(s.unknown_answers),
-        ]
-        for model, s in evaluated.scores.items()
-    ]
-    return "".join(
-        [
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>',
-            f"<h1>Evaluation</h1><p>{escape(evaluated.summary())} An answer counts when it is {words.right}.</p>",
-            _table(
-                ["model", "accuracy", "95 % interval", "precision", "recall", "F1", words.unknown],
-                overview,
-            ),
-            f"<p>Intervals after Wilson; precision, recall and F1 are means over {words.mean}.</p>",
-            _comparison("Was tuning worth it? Tuned against base", evaluated.gain),
-            _comparison("Did the export cost anything? Artifact against tuned", evaluated.export_loss),
-            _labels(evaluated) if evaluated.task is TaskType.CLASSIFICATION else "",
-            "</html>\n",
-        ]
-    )
-
-
-def _labels(evaluated: Evaluated) -> str:
-    per_label = [
-        [label, str(row.support), *(f"{value:.3f}" for value in (row.precision, row.recall, row.f1))]
-        for label, row in evaluated.scores["artifact"].labels.items()
-    ]
-    mistakes = [[r, a, str(n)] for r, a, n in confusions(evaluated.truth, evaluated.answers["artifact"], _CONFUSIONS)]
-    return (
-        "<h2>Labels (artifact)</h2>"
-        + _table(["label", "examples", "precision", "recall", "F1"], per_label)
-        + "<h2>Most frequent mistakes (artifact)</h2>"
-        + (_table(["right", "answered", "times"], mistakes) if mistakes else "<p>None.</p>")
-    )
-
-
-def _comparison(title: str, comparison: Comparison) -> str:
-    return (
-        f"<h2>{escape(title)}</h2><p>{comparison.wins} examples won, {comparison.losses} lost; exact McNemar test, "
-        f"p = {comparison.p_value:.3g}.</p>"
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{header}</tr>{body}</table>"

@@ -53,8 +53,7 @@ def score_task(task: TaskType, truth: Sequence[str], answers: Sequence[str], lab
     if not truth:
         raise ValueError("no examples to score")
     pairs = list(zip(truth, answers, strict=True))
-    measure = field_overlap if task is TaskType.EXTRACTION else word_overlap
-    overlaps = [measure(right, answer) for right, answer in pairs]
+    overlaps = [overlap_for(task)(right, answer) for right, answer in pairs]
     correct = sum(right_for(task)(right, answer) for right, answer in pairs)
     broken = sum(_parse(answer) is _ABSENT for answer in answers) if task is TaskType.EXTRACTION else 0
     return Scores(
@@ -67,6 +66,17 @@ def score_task(task: TaskType, truth: Sequence[str], answers: Sequence[str], lab
         labels={},
         unknown_answers=broken,
     )
+
+
+def overlap_for(task: TaskType) -> Callable[[str, str], Overlap]:
+    """How much of an answer (second) agrees with the right one (first)."""
+    return {TaskType.CLASSIFICATION: _label_overlap, TaskType.EXTRACTION: field_overlap, TaskType.TEXT: word_overlap}[
+        task
+    ]
+
+
+def _label_overlap(truth: str, answer: str) -> Overlap:
+    return Overlap(float(_same(truth, answer)), float(_same(truth, answer)))
 
 
 def field_overlap(truth: str, answer: str) -> Overlap:

@@ -4,7 +4,6 @@ Warn means "look at this", Fail means "a model trained on it, or its scores, can
 run: what must not be trained on at all, prepare refuses by itself.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +15,7 @@ from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.readiness.facts import Baseline, Beside, Facts, Findings
+from finetune_jobs.reports.bins import quantile
 
 MIN_EXAMPLES: Final = 500
 """Fewest examples that suit an adapter: the usual advice is 500 to 5,000 good ones."""
@@ -335,16 +335,6 @@ def _trivial_baseline(facts: Facts) -> str:
     """What a program that always gives the most frequent label would score: the least that a model must beat."""
     counts = [count for label in facts.labels.values() if (count := label.get(Part.TEST, 0))]
     return f"Always the most frequent label: accuracy {percent(max(counts), sum(counts))}. " if counts else ""
-
-
-def quantile(histogram: Counter[int], share: float) -> int:
-    """The smallest number such that ``share`` of all cases are not above it (nearest rank). Not for an empty one."""
-    rank, seen = share * histogram.total(), 0
-    for value in sorted(histogram):
-        seen += histogram[value]
-        if seen >= rank:
-            return value
-    raise ValueError("an empty histogram has no quantile")
 
 
 def _labels_without(facts: Facts, part: Part) -> list[str]:

@@ -1,41 +1,67 @@
 """The learning curve as one HTML page: what was measured, and what more examples would bring."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from finetune_jobs.readiness import charts
-from finetune_jobs.readiness.document import TableRow, document, section, sentences, table
 from finetune_jobs.readiness.forecast import Forecast
 from finetune_jobs.readiness.learning_curve import LearningCurve
+from finetune_jobs.reports import page
+from finetune_jobs.reports.charts import Curve
+from finetune_jobs.reports.page import Fact, Row, Table
 
 TITLE: Final = "What more examples would bring"
+_STEPS: Final = 64
+"""Places at which the curve is drawn."""
 
 
-def render_curve(forecast: Forecast) -> str:
+@dataclass(frozen=True)
+class Expected:
+    """What the curve says of more examples."""
+
+    text: str
+    chart: Curve
+    table: Table
+
+
+def render_curve(forecast: Forecast, identity: Sequence[Fact] = ()) -> str:
     """The page. Equal forecasts give equal bytes."""
-    header = f'<p class="verdict">{sentences(forecast.sentence())}</p>\n'
-    measured = [TableRow(f"{point.examples:,}", [f"{point.error:.4f}"]) for point in forecast.points]
-    text = (
-        "Each line is a training of its own with the same recipe, on a part of the examples that holds the smaller "
-        "ones. The last one is the training whose weights were kept."
+    measured = Table(
+        "Loss per token of the validation part",
+        ["training examples", "validation loss"],
+        [Row(f"{point.examples:,}", [f"{point.error:.4f}"]) for point in forecast.points],
     )
-    head = ["training examples", "validation loss"]
-    sections = [section("Measured", f"<p>{text}</p>\n{table('Loss per token of the validation part', head, measured)}")]
-    if forecast.curve:
-        sections.append(_expected(forecast, forecast.curve))
-    return document(TITLE, header, sections)
+    return page.render(
+        "readiness/learning_curve.html.j2",
+        TITLE,
+        identity,
+        verdict=forecast.sentence(),
+        measured=measured,
+        expected=_expected(forecast, forecast.curve) if forecast.curve else None,
+    )
 
 
-def _expected(forecast: Forecast, curve: LearningCurve) -> str:
-    largest = forecast.points[-1].examples
-    sizes = sorted({largest, forecast.target, 2 * largest, curve.reach})
+def _expected(forecast: Forecast, curve: LearningCurve) -> Expected:
+    sizes = [point.examples for point in curve.points]
+    told = sorted({max(sizes), forecast.target, 2 * max(sizes), curve.reach})
     lines = [
-        TableRow(f"{point.examples:,}", [f"{point.error:.3g}", f"{point.low:.3g} – {point.high:.3g}"])
-        for point in map(curve.predict, sizes)
+        Row(f"{point.examples:,}", [f"{point.error:.3g}", f"{point.low:.3g} – {point.high:.3g}"])
+        for point in map(curve.predict, told)
     ]
+    chart = Curve.of(
+        [(point.examples, point.error) for point in curve.points],
+        [curve.predict(size) for size in _geometric(min(sizes), curve.reach)],
+        f"Learning curve from {len(curve.points)} trainings; the table has its values",
+    )
     text = (
         f"The dots are the trainings. The power law through them is what it says of up to {curve.reach:,} examples "
         "(dashed), with a 95 % interval. It holds for more examples of the same kind only."
     )
-    chart = charts.learning_curve(curve, f"Learning curve from {len(curve.points)} trainings; the table has its values")
-    expected = table("Expected validation loss", ["training examples", "loss", "95 % interval"], lines)
-    return section("Expected", f"<p>{sentences(text)}</p>\n<figure>{chart}</figure>\n{expected}")
+    return Expected(
+        text, chart, Table("Expected validation loss", ["training examples", "loss", "95 % interval"], lines)
+    )
+
+
+def _geometric(first: int, last: int) -> list[int]:
+    """Sizes that lie evenly on a logarithmic axis."""
+    return sorted({round(first * (last / first) ** (i / _STEPS)) for i in range(_STEPS + 1)})

@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 
 from finetune_api.base import WireModel
 from finetune_api.hashing import digest
+from finetune_api.layout import CURVE_PAGE
 from finetune_api.reasons import Reason
 from finetune_api.training import Training
 from finetune_jobs.base.documents import parse_json
@@ -41,6 +42,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.readiness.curve_page import render_curve
 from finetune_jobs.readiness.forecast import Forecast, forecast
 from finetune_jobs.readiness.learning_curve import Point
+from finetune_jobs.reports.page import Fact
 from finetune_jobs.splitting import sampling
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import LAST, Reporting
@@ -59,7 +61,6 @@ from finetune_jobs.training.trainer import (
 log = logging.getLogger(__name__)
 
 CURVE: Final = "learning_curve.json"
-CURVE_PAGE: Final = "learning_curve.html"
 
 
 class Measured(WireModel):
@@ -90,6 +91,8 @@ class Parts:
     """Id of the run that trains them."""
     reuse: bool = True
     """Whether finished parts of other runs count too."""
+    identity: tuple[Fact, ...] = ()
+    """What the page says it is about."""
 
     def points(self, progress: Progress) -> Iterator[Point]:
         """The size and the loss of each part, the smallest first."""
@@ -178,7 +181,7 @@ def measure_curve(parts: Parts, whole: Trained, progress: Progress) -> Forecast:
     result = forecast([*smaller, everything], _left_aside(parts.files.dataset))
     out = parts.files.out
     (out / CURVE).write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
-    (out / CURVE_PAGE).write_text(render_curve(result), encoding="utf-8")
+    (out / CURVE_PAGE).write_text(render_curve(result, parts.identity), encoding="utf-8")
     return result
 
 

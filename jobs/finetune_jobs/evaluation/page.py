@@ -1,0 +1,258 @@
+"""``report.html``: an evaluation for people.
+
+This module says what stands in each table and how a figure is to be read; ``evaluation.html.j2`` says where on the
+page. Unlike the readiness report it quotes test examples: that is what ``answers.jsonl`` beside it holds, too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.dataset import TaskType
+from finetune_api.layout import output_folder
+from finetune_api.stages import Stage, StageInput
+from finetune_jobs.evaluation.metrics import Comparison, confusions
+from finetune_jobs.evaluation.mistakes import worst
+from finetune_jobs.evaluation.report import MODELS, Evaluated
+from finetune_jobs.reports import page
+from finetune_jobs.reports.charts import Bar, Kind, Segment
+from finetune_jobs.reports.page import Fact, Row, Table, uris
+
+TITLE: Final = "Evaluation"
+_CONFUSIONS: Final = 20
+_LABELS: Final = 100
+_WORST: Final = 20
+_SOURCES: Final = 3
+_CHANCE: Final = 0.05
+"""p-value below which a difference is called more than chance."""
+_SHORT: Final = {"base": "base model", "tuned": "with adapter", "artifact": "artifact"}
+"""The models above their answers."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How the page speaks of a task."""
+
+    right: str
+    precision: str
+    recall: str
+    mean: str
+    unknown: str = ""
+    """Name of the column with answers that cannot be scored; empty: there are none."""
+    unknown_means: str = ""
+
+
+_WORDS: Final = {
+    TaskType.CLASSIFICATION: _Words(
+        "exactly the label",
+        "Of the answers that name a label, the share that is right.",
+        "Of the examples of a label, the share that was found.",
+        "The mean over the labels (macro): a rare label counts as much as a frequent one.",
+        "no label",
+        "Answers that are none of the allowed labels; they count as wrong.",
+    ),
+    TaskType.EXTRACTION: _Words(
+        "the same JSON value; white space and the order of keys do not count",
+        "Of the fields in an answer, the share with the right value.",
+        "Of the fields that are expected, the share that the answer has right.",
+        "The mean over the examples: one wrong field costs a part, not the whole answer.",
+        "no JSON",
+        "Answers that are not valid JSON; they count as wrong and have no right field.",
+    ),
+    TaskType.TEXT: _Words(
+        "the same words; letter case, punctuation, articles and white space do not count",
+        "Of the words in an answer, the share that the expected answer has, too.",
+        "Of the words that are expected, the share that the answer has.",
+        "The mean over the examples, as SQuAD counts: a good answer in other words scores low.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one question about two models."""
+
+    question: str
+    badge: str
+    """A class of the style sheet."""
+    answer: str
+    text: str
+    test: str
+
+
+def render_html(
+    evaluated: Evaluated, questions: Sequence[str], identity: Sequence[Fact], origin: Sequence[Fact]
+) -> str:
+    """The page. ``questions`` are what was asked, ``identity`` and ``origin`` say of what; see ``identify``."""
+    words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
+    wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
+    mistakes = worst(evaluated.task, questions, evaluated.truth, evaluated.answers, _WORST)
+    return page.render(
+        "evaluation/evaluation.html.j2",
+        TITLE,
+        identity,
+        summary=evaluated.summary(),
+        right=f"An answer counts when it is {words.right}.",
+        verdicts=[_gain(evaluated.gain), _export_loss(evaluated.export_loss)],
+        accuracy=_accuracy(evaluated),
+        agreement=_agreement(evaluated, words),
+        meanings=_meanings(words),
+        labels=_labels(evaluated) if is_label else None,
+        confusions=_confusions(evaluated) if is_label else None,
+        models=_SHORT,
+        mistakes=mistakes,
+        mistakes_text=_mistakes_text(len(mistakes), wrong),
+        origin=origin,
+    )
+
+
+def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
+    """Job, model and data of an evaluation, for the top of the page; and the digests, for its end."""
+    params, chain = given.params, given.upstream
+    identity = [Fact("Job", [f"{given.run.namespace}/{given.run.name}"])]
+    identity.append(Fact("Base model", [given.base_model_uri], code=True))
+    if params.evaluate:
+        identity.append(Fact("Task", [f"{params.evaluate.task.type.value}, tuned with {params.evaluate.method}"]))
+    if params.prepare:
+        identity.append(uris("Data", [source.name for source in params.prepare.sources], _SOURCES))
+    folders = {
+        "Data set": output_folder(Stage.PREPARE, chain.dataset),
+        "Adapter": output_folder(Stage.TRAIN, chain.adapter),
+        "Artifact's weights": output_folder(Stage.EXPORT, chain.export),
+    }
+    origin = [Fact(name, [folder], code=True) for name, folder in folders.items()]
+    return identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)]
+
+
+def _accuracy(evaluated: Evaluated) -> Table:
+    rows = [
+        Row(
+            MODELS[model],
+            [
+                f"{round(s.accuracy * s.samples):,} of {s.samples:,}",
+                f"{s.accuracy:.1%}",
+                f"{s.interval[0]:.1%} – {s.interval[1]:.1%}",
+            ],
+            Bar([Segment(Kind.SCORE, s.accuracy)], s.interval),
+        )
+        for model, s in evaluated.scores.items()
+    ]
+    return Table(
+        "Right answers, with the 95 % interval", ["model", "right", "accuracy", "95 % interval"], rows, long=True
+    )
+
+
+def _agreement(evaluated: Evaluated, words: _Words) -> Table:
+    rows = [
+        Row(
+            MODELS[model],
+            [
+                *(f"{value:.3f}" for value in (s.precision, s.recall, s.f1)),
+                *([f"{s.unknown_answers:,}"] if words.unknown else []),
+            ],
+        )
+        for model, s in evaluated.scores.items()
+    ]
+    head = ["model", "precision", "recall", "F1", *([words.unknown] if words.unknown else [])]
+    return Table("How much of the answers is right, 0 to 1", head, rows, long=True)
+
+
+def _meanings(words: _Words) -> list[Fact]:
+    """One sentence for each figure."""
+    meanings = [
+        Fact("Accuracy", ["The share of test examples that were answered right."]),
+        Fact(
+            "95 % interval",
+            [
+                "Where the accuracy on very many examples of this kind would lie, in 95 of 100 such tests (Wilson): "
+                "more test examples make it narrower."
+            ],
+        ),
+        Fact("Precision", [words.precision]),
+        Fact("Recall", [words.recall]),
+        Fact("F1", ["The harmonic mean of precision and recall: high only if both are."]),
+        Fact("All three", [words.mean]),
+        Fact(
+            "p (McNemar)",
+            [
+                "How often chance alone would make a difference as large as this, if both models were equally good; "
+                f"below {_CHANCE} the difference is taken as real."
+            ],
+        ),
+    ]
+    return [
+        *meanings,
+        *([Fact(words.unknown[0].upper() + words.unknown[1:], [words.unknown_means])] if words.unknown else []),
+    ]
+
+
+def _gain(gain: Comparison) -> Verdict:
+    """The tuned model against the base."""
+    question = "Was tuning worth it?"
+    counts = (
+        f"With the adapter {_examples(gain.wins)} answered right that the base model got wrong, and "
+        f"{_examples(gain.losses)} answered wrong that it got right."
+    )
+    if gain.p_value >= _CHANCE:
+        return Verdict(question, "Warn", "! unclear", f"{counts} Chance could explain the difference.", _test(gain))
+    if gain.wins > gain.losses:
+        return Verdict(question, "Pass", "✓ yes", f"{counts} That is more than chance.", _test(gain))
+    return Verdict(question, "Fail", "✕ no", f"{counts} Tuning made the model worse.", _test(gain))
+
+
+def _export_loss(loss: Comparison) -> Verdict:
+    """The artifact against the tuned model."""
+    question = "Did the export cost anything?"
+    counts = (
+        f"The artifact answers {loss.losses:,} wrong that the tuned model got right, and {loss.wins:,} right that it "
+        "got wrong."
+    )
+    if loss.p_value >= _CHANCE:
+        return Verdict(question, "Pass", "✓ not seen", f"{counts} Chance could explain the difference.", _test(loss))
+    if loss.wins > loss.losses:
+        return Verdict(question, "Pass", "✓ no", f"{counts} The artifact is better.", _test(loss))
+    return Verdict(question, "Fail", "✕ yes", f"{counts} That is more than chance.", _test(loss))
+
+
+def _examples(count: int) -> str:
+    return "1 example is" if count == 1 else f"{count:,} examples are"
+
+
+def _test(comparison: Comparison) -> str:
+    won, lost = comparison.wins, comparison.losses
+    return f"{won:,} won, {lost:,} lost; exact McNemar test, p = {comparison.p_value:.3g}."
+
+
+def _labels(evaluated: Evaluated) -> Table:
+    labels = evaluated.scores["artifact"].labels
+    ordered = sorted(labels, key=lambda label: (labels[label].f1, label))
+    rows = [
+        Row(
+            label,
+            [
+                f"{labels[label].support:,}",
+                *(f"{v:.3f}" for v in (labels[label].precision, labels[label].recall, labels[label].f1)),
+            ],
+            Bar([Segment(Kind.SCORE, labels[label].f1)]),
+        )
+        for label in ordered[:_LABELS]
+    ]
+    shown = f"The {_LABELS} weakest of {len(ordered):,} labels" if len(ordered) > _LABELS else "The weakest first"
+    return Table(f"{shown}; the bar is F1", ["label", "examples", "precision", "recall", "F1"], rows, long=True)
+
+
+def _confusions(evaluated: Evaluated) -> Table | None:
+    found = confusions(evaluated.truth, evaluated.answers["artifact"], _CONFUSIONS)
+    rows = [Row(right, [answer, f"{count:,}"]) for right, answer, count in found]
+    return (
+        Table("Labels that the artifact takes for another", ["right", "answered", "times"], rows, words=True)
+        if rows
+        else None
+    )
+
+
+def _mistakes_text(shown: int, wrong: int) -> str:
+    if not wrong:
+        return "None: the artifact answered every test example right."
+    which = "All wrong answers" if shown == wrong else f"{shown:,} of {wrong:,} wrong answers"
+    return f"{which} of the artifact, the worst first, beside what was expected and what the other two answered."

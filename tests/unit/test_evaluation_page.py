@@ -1,0 +1,152 @@
+"""What an evaluation found, and its page: identity, verdicts, figures explained, the worst answers."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from finetune_api.dataset import Source, Task, TaskType
+from finetune_api.finetunejob import Evaluation
+from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
+from finetune_jobs.evaluation.mistakes import worst
+from finetune_jobs.evaluation.page import identify, render_html
+from finetune_jobs.evaluation.report import Evaluated
+from tests.support.readiness import Parsed, assert_accessible, parsed_page
+
+pytestmark = pytest.mark.unit
+
+GIVEN = StageInput(
+    stage=Stage.EVALUATE,
+    run=RunRef(kind="FineTuneJob", namespace="team-a", name="invoices", uid="0b8a", id="r1"),
+    base_model_uri="s3://models/tiny",
+    upstream=Upstream(model="0" * 64, dataset="d" * 64, adapter="a" * 64, export="e" * 64),
+    params=Params(
+        prepare=PrepareParams(sources=[Source(uri=f"s3://data/{n}.jsonl") for n in range(5)]),
+        evaluate=EvaluateParams(evaluation=Evaluation(), task=Task(type=TaskType.EXTRACTION), method="LoRA"),
+    ),
+)
+HOSTILE = "</dd><script>alert(1)</script>\u202egnp.exe\x00"
+
+
+def evaluated_example() -> Evaluated:
+    truth = ["a", "a", "b", "<i>"]
+    answers = {"base": ["x", "x", "b", "x"], "tuned": ["a", "a", "b", "b"], "artifact": ["a", "b", "b", "<i>"]}
+    return Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b", "<i>"])
+
+
+def shown(evaluated: Evaluated, questions: Sequence[str] = ()) -> Parsed:
+    """The page; questions are numbered where none are given."""
+    asked = questions or [f"question {n}" for n in range(len(evaluated.truth))]
+    return parsed_page(render_html(evaluated, asked, *identify(GIVEN)))
+
+
+def answered(task: TaskType, truth: Sequence[str], artifact: Sequence[str], tuned: Sequence[str] = ()) -> Evaluated:
+    """The base answers nothing; the tuned model as the artifact, or as ``tuned``."""
+    answers: Mapping[str, Sequence[str]] = {
+        "base": [""] * len(truth),
+        "tuned": tuned or artifact,
+        "artifact": artifact,
+    }
+    return Evaluated.of(task, truth, answers, sorted(set(truth)))
+
+
+def test_the_scalars_are_those_of_the_stage_table() -> None:
+    scalars = evaluated_example().scalars()
+    measures = ("accuracy", "precision", "recall", "f1")
+    expected = {f"{measure}{model}" for measure in measures for model in ("Base", "Tuned", "Artifact")}
+    assert scalars.keys() == expected | {"samples"}
+    assert (scalars["samples"], scalars["accuracyBase"], scalars["accuracyTuned"]) == ("4", "0.2500", "0.7500")
+
+
+def test_the_metrics_compare_tuned_with_base_and_artifact_with_tuned() -> None:
+    metrics = evaluated_example().metrics()
+    assert metrics["tunedAgainstBase"] == {"wins": 2, "losses": 0, "p_value": 0.5}
+    assert metrics["artifactAgainstTuned"] == {"wins": 1, "losses": 1, "p_value": 1.0}
+
+
+def test_the_page_says_which_job_model_and_data_it_is_about() -> None:
+    page = shown(evaluated_example())
+    for identity in (
+        *("team-a/invoices", "s3://models/tiny", "s3://data/0.jsonl", "s3://data/2.jsonl", "and 2 more"),
+        *(f"datasets/{'d' * 64}", f"models/{'a' * 64}/adapter", f"models/{'e' * 64}/quantized"),
+    ):
+        assert identity in page.text
+    assert "s3://data/3.jsonl" not in page.text
+    assert page.values("meta", "content")[1:] == ["width=device-width,initial-scale=1", "light dark"]
+    assert_accessible(page)
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_every_figure_is_explained_and_every_task_has_its_worst_answers(task: TaskType) -> None:
+    page = shown(answered(task, ['{"a": 1}', '{"a": 2}'], ['{"a": 1}', '{"a": 3}']))
+    headings = {"Verdict", "Scores", "What the figures mean", "Worst answers", "Origin"}
+    assert headings <= set(page.texts)
+    assert ("Labels (artifact)" in page.texts) == (task is TaskType.CLASSIFICATION)
+    explained = {"Accuracy", "95\N{NO-BREAK SPACE}% interval", "Precision", "Recall", "F1", "p (McNemar)"}
+    unknown = {TaskType.CLASSIFICATION: {"No label"}, TaskType.EXTRACTION: {"No JSON"}, TaskType.TEXT: set[str]()}
+    assert {text.replace(" %", "\N{NO-BREAK SPACE}%") for text in page.texts} >= explained | unknown[task]
+    assert page.tags["ol"] == 1
+    for text in ("question 1", '{"a": 3}', "base model ✕ wrong", "(nothing)"):
+        assert text in page.text
+    assert "question 0" not in page.text, "it was answered right"
+
+
+def test_a_page_without_mistakes_says_so() -> None:
+    page = shown(answered(TaskType.TEXT, ["cat", "dog"], ["Cat.", "dog"]))
+    assert "None: the artifact answered every test example right." in page.texts
+    assert not page.tags["ol"]
+
+
+def test_hostile_questions_and_answers_stay_text() -> None:
+    hostile = answered(TaskType.TEXT, [HOSTILE, "b"], ["x", HOSTILE])
+    page = shown(hostile, [HOSTILE, HOSTILE])
+    assert page.tags.keys() <= shown(answered(TaskType.TEXT, ["a", "b"], ["x", "x"])).tags.keys()
+    assert "</dd><script>alert(1)</script>\N{REPLACEMENT CHARACTER}gnp.exe\N{REPLACEMENT CHARACTER}" in page.text
+    labels = shown(evaluated_example())
+    assert "<i>" in labels.texts
+    assert labels.tags.keys().isdisjoint({"i", "script"})
+    assert {"base model", "25.0%", "75.0%"} <= set(labels.texts)
+
+
+def test_long_and_many_mistakes_are_cut() -> None:
+    truth = [f"{n} " + "word " * 400 for n in range(100)]
+    page = shown(answered(TaskType.TEXT, truth, ["x" * 5000] * 100), ["question " * 500] * 100)
+    assert "20 of 100 wrong answers" in page.text
+    assert page.tags["li"] - 2 == 20, "beside the two verdicts"
+    assert "x" * 399 + "…" in page.text
+    assert "x" * 400 not in page.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "badge"), [(0, "✓ not seen"), (5, "✓ not seen"), (6, "✕ yes")], ids=["no difference", "chance", "loss"]
+)
+def test_the_verdict_on_the_export_follows_the_test(wrong: int, badge: str) -> None:
+    """McNemar's exact test: 5 of 5 differing pairs have p = 0.0625, 6 of 6 have 0.031."""
+    truth = ["a"] * 20
+    page = shown(answered(TaskType.CLASSIFICATION, truth, ["b"] * wrong + ["a"] * (20 - wrong), tuned=truth))
+    assert badge in page.texts
+    assert "✓ yes" in page.texts, "the base answered nothing, so tuning was worth it"
+
+
+def test_tuning_that_makes_it_worse_is_called_so() -> None:
+    truth = ["a"] * 10
+    worse = {"base": truth, "tuned": ["b"] * 10, "artifact": ["b"] * 10}
+    assert "✕ no" in shown(Evaluated.of(TaskType.CLASSIFICATION, truth, worse, ["a", "b"])).texts
+    same = {"base": truth, "tuned": truth, "artifact": truth}
+    assert "! unclear" in shown(Evaluated.of(TaskType.CLASSIFICATION, truth, same, ["a", "b"])).texts
+
+
+def test_the_worst_answers_come_first() -> None:
+    """Those with the fewest right fields."""
+    truth = [json.dumps({"a": 1, "b": 2, "c": n}) for n in range(4)]
+    artifact = [truth[0], json.dumps({"a": 1, "b": 2, "c": 9}), "no JSON", json.dumps({"a": 1, "b": 0, "c": 9})]
+    found = worst(TaskType.EXTRACTION, ["q0", "q1", "q2", "q3"], truth, {"artifact": artifact}, 10)
+    assert [mistake.question for mistake in found] == ["q2", "q3", "q1"]
+    assert [mistake.said["artifact"].f1 for mistake in found] == pytest.approx([0, 1 / 3, 2 / 3])
+    assert len(worst(TaskType.EXTRACTION, ["q"] * 4, truth, {"artifact": artifact}, 2)) == 2
+
+
+def test_each_kind_of_mistake_comes_once_before_any_comes_twice() -> None:
+    truth, artifact = ["a", "a", "a", "b", "c"], ["b", "b", "b", "a", "c"]
+    found = worst(TaskType.CLASSIFICATION, list("01234"), truth, {"artifact": artifact}, 3)
+    assert [mistake.question for mistake in found] == ["0", "3", "1"]
