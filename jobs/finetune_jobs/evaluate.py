@@ -31,6 +31,7 @@ from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
+from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 
@@ -167,7 +168,7 @@ def _make_room() -> None:
 
 def main() -> None:
     """Entry point of ``python -m finetune_jobs.evaluate``."""
-    run_stage(Stage.EVALUATE, evaluate)
+    run_stage(Stage.EVALUATE, evaluate, after=index_stage)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from finetune_jobs.readiness.preparation_report import (
     require_learnable,
     require_valid,
 )
+from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.splitting.division import Division, divide
 
@@ -133,7 +134,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def main() -> None:
     """``python -m finetune_jobs.prepare``"""
-    run_stage(Stage.PREPARE, prepare, graceful=True)
+    run_stage(Stage.PREPARE, prepare, after=index_stage, graceful=True)
 
 
 if __name__ == "__main__":

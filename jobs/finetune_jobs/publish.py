@@ -20,6 +20,7 @@ from finetune_jobs.artifacts.channel import read_channel, require_owner
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 
 
@@ -96,6 +97,11 @@ def move_channel(context: Context, digest: str) -> None:
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
+def _move_and_index(context: Context, digest: str) -> None:
+    move_channel(context, digest)
+    index_stage(context, digest)
+
+
 def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:
     folder = context.scratch / "evaluation"
     place = output_folder(Stage.EVALUATE, context.input.upstream.evaluation)
@@ -124,7 +130,7 @@ def _rank(answer: Answer) -> bytes:
 
 def main() -> None:
     """``python -m finetune_jobs.publish``"""
-    run_stage(Stage.PUBLISH, publish, after=move_channel)
+    run_stage(Stage.PUBLISH, publish, after=_move_and_index)
 
 
 if __name__ == "__main__":

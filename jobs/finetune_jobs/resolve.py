@@ -18,6 +18,7 @@ from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.reading.inputs import inputs_digest
+from finetune_jobs.reports.index import write_index
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.s3 import Store
 
@@ -41,6 +42,7 @@ def resolve(context: Context) -> StageOutput:
     model = find_base_model(store, given.base_model_uri)
     context.progress.report(0.9, "looking for results to reuse")
     found = _find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
+    _index(context, found)
     trained = any(entry.stage is Stage.TRAIN for entry in found)
     admission = preflight(given, store, model, context.scratch, trained=trained)
     context.progress.report(1, "done")
@@ -140,6 +142,16 @@ def _find_results(context: Context, upstream: Upstream) -> list[Found]:
         found.append(Found(stage=stage, output_digest=output, scalars=record.result.scalars))
         upstream = upstream.with_output(stage, output)
     return found
+
+
+def _index(context: Context, found: list[Found]) -> None:
+    """Stages whose results are reused do not run: their reports are linked here."""
+    chain = Upstream()
+    for entry in found:
+        chain = chain.with_output(entry.stage, entry.output_digest)
+    if found:
+        published = found[-1].output_digest if found[-1].stage is Stage.PUBLISH else ""
+        write_index(context, chain, published)
 
 
 def _is_current(context: Context, digest: str) -> bool:

@@ -16,6 +16,7 @@ from finetune_jobs.artifacts import folders
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.modelling.base_model import fetch_base_model
+from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime import commandline
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
@@ -107,7 +108,7 @@ def main() -> None:
     rank = launcher.own_rank(os.environ)
     if rank is None and options.processes * options.nodes > 1:
         launcher.launch(options)
-    run_stage(Stage.TRAIN, train, around=_tracked, graceful=True, helper=bool(rank))
+    run_stage(Stage.TRAIN, train, around=_tracked, after=index_stage, graceful=True, helper=bool(rank))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ import pytest
 from finetune_api.dataset import Columns, DataFormat, Dataset, Source, Task
 from finetune_api.finetunejob import Output
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import MANIFEST, READINESS_PAGE, ChannelPointer, channel_object, output_folder
+from finetune_api.layout import (
+    MANIFEST,
+    READINESS_PAGE,
+    REPORTS_INDEX,
+    ChannelPointer,
+    channel_object,
+    output_folder,
+    run_folder,
+)
 from finetune_api.meta import FINETUNEJOB, ExitCode
 from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Outcome, PrepareParams, Stage, StageInput, Upstream
@@ -220,7 +228,10 @@ def test_resolve_finds_what_was_done(s3: SeaweedFS, store: Store, tmp_path: Path
     assert execute(context(asked.model_copy(update={"reuse": False}), tmp_path), resolve).found == []
     store.delete(f"out/{output_folder(Stage.PREPARE, made.output_digest)}/{MANIFEST}")
     assert execute(context(asked, tmp_path), resolve).found == []
-    assert [entry.key for entry in store.list("out/runs")] == []
+    index = f"{run_folder(RUN)}/{REPORTS_INDEX}"
+    assert [entry.key for entry in store.list("out/runs")] == [index.removeprefix("runs/")], "no probe is left"
+    page = (store.get(f"out/{index}") or b"").decode()
+    assert f"{output_folder(Stage.PREPARE, made.output_digest)}/{READINESS_PAGE}" in page, "it was reused: linked here"
 
 
 def test_resolve_sees_changes_of_the_model_but_not_of_pickles(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ class Store:
     def put(self, path: str, content: bytes) -> None:
         """Write a small object, whatever was there."""
         with self._errors("writing", path):
-            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content, **self._encryption)
+            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content, **self._described(path))
 
     def put_if_absent(self, path: str, content: bytes) -> bool:
         """Write a small object unless there is one (``If-None-Match: *``); False when there was."""
@@ -200,7 +200,7 @@ class Store:
                 str(source),
                 self.bucket,
                 self._key(path),
-                ExtraArgs=dict(self._encryption),
+                ExtraArgs=dict(self._described(path)),
                 Config=_TRANSFER,
                 Callback=advance,
             )
@@ -220,8 +220,12 @@ class Store:
             return False
         return True
 
+    def _described(self, path: str) -> Mapping[str, str]:
+        """As ``_encryption``; of a page for people also the type, so that a browser shows it."""
+        return self._encryption | ({"ContentType": "text/html; charset=utf-8"} if path.endswith(".html") else {})
+
     @property
-    def _encryption(self) -> Mapping[str, str]:
+    def _encryption(self) -> dict[str, str]:
         """Parameters of boto3 for everything that makes an object."""
         if self.encryption is None:
             return {}

@@ -1,0 +1,99 @@
+"""The index of a run: one page that links every report of a FineTuneJob's newest run.
+
+It is ``runs/<name>/<uid>/index.html``, which is no part of any result: results are shared by content, and their folders
+never change. Each stage that has something to show writes it anew, and so does resolve for results that it found. Links
+are relative, so that they work wherever the output URI is browsed, or a copy of it lies.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.layout import (
+    CURVE_PAGE,
+    EVALUATION_PAGE,
+    MANIFEST,
+    READINESS_PAGE,
+    REPORTS_INDEX,
+    output_folder,
+    run_folder,
+)
+from finetune_api.stages import Stage, StageInput, Upstream
+from finetune_jobs.artifacts.artifact import MODEL_CARD
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reports import page
+from finetune_jobs.reports.page import Fact, uris
+from finetune_jobs.runtime.runner import Context
+from finetune_jobs.store.s3 import Store
+
+log = logging.getLogger(__name__)
+
+_SOURCES: Final = 3
+
+
+@dataclass(frozen=True)
+class Report:
+    """A line of the index."""
+
+    name: str
+    text: str
+    place: str
+    """The file, relative to the output URI."""
+
+
+def reports_of(chain: Upstream, artifact: str = "") -> list[Report]:
+    """The reports that results with these digests may have."""
+    made = [
+        (Stage.PREPARE, chain.dataset, READINESS_PAGE, "Readiness", "Is the data set fit for training?"),
+        (Stage.TRAIN, chain.adapter, CURVE_PAGE, "Learning curve", "What would more examples bring?"),
+        (Stage.EVALUATE, chain.evaluation, EVALUATION_PAGE, "Evaluation", "Is the model better, and what goes wrong?"),
+        (
+            Stage.PUBLISH,
+            artifact,
+            MODEL_CARD,
+            "Model card",
+            "What the artifact is, and what it was made from (Markdown).",
+        ),
+    ]
+    return [
+        Report(name, text, f"{output_folder(stage, digest)}/{file}")
+        for stage, digest, file, name, text in made
+        if digest
+    ]
+
+
+def render_index(given: StageInput, reports: list[Report]) -> str:
+    """The page, as it stands in the run's folder."""
+    run = given.run
+    identity = [
+        Fact("Job", [f"{run.namespace}/{run.name}"]),
+        Fact("Run", [run.id]),
+        Fact("Base model", [given.base_model_uri], code=True),
+    ]
+    if given.params.prepare:
+        identity.append(uris("Data", [source.name for source in given.params.prepare.sources], _SOURCES))
+    up = "../" * len(run_folder(run).split("/"))
+    return page.render("reports/index.html.j2", f"Reports of {run.name}", identity, reports=reports, up=up)
+
+
+def write_index(context: Context, chain: Upstream, artifact: str = "") -> None:
+    """Write the index for what the run has so far. What goes wrong costs the index only, never the stage."""
+    try:
+        reports = [report for report in reports_of(chain, artifact) if _is_there(context.store, report)]
+        place = f"{run_folder(context.input.run)}/{REPORTS_INDEX}"
+        context.store.put(place, render_index(context.input, reports).encode())
+    except StageError as error:
+        log.warning("the index of the reports was not written: %s", error.message)
+
+
+def index_stage(context: Context, digest: str) -> None:
+    """Write the index once a stage's output is there, made or reused: what ``run_stage`` does after the work."""
+    stage = context.input.stage
+    chain = context.input.upstream.with_output(stage, digest)
+    write_index(context, chain, digest if stage is Stage.PUBLISH else "")
+
+
+def _is_there(store: Store, report: Report) -> bool:
+    """Whether the file is one of a published folder: a training without a learning curve has no page of it."""
+    folder = report.place.rpartition("/")[0]
+    return store.exists(report.place) and store.exists(f"{folder}/{MANIFEST}")

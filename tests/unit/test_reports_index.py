@@ -1,0 +1,100 @@
+"""The index of a run: it links every report that is there, made or reused."""
+
+import logging
+from pathlib import Path
+from posixpath import join, normpath
+
+import pytest
+
+from finetune_api.finetunejob import Output
+from finetune_api.layout import (
+    CURVE_PAGE,
+    EVALUATION_PAGE,
+    READINESS_PAGE,
+    REPORTS_INDEX,
+    output_folder,
+    run_folder,
+)
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage, StageInput, Upstream
+from finetune_jobs.artifacts.artifact import MODEL_CARD
+from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.reports.index import index_stage, render_index, reports_of, write_index
+from finetune_jobs.store.s3 import Store
+from tests.support.readiness import Parsed
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.stages import RUN, context, pipeline_params
+
+pytestmark = pytest.mark.unit
+
+FILES = {
+    Stage.PREPARE: READINESS_PAGE,
+    Stage.TRAIN: CURVE_PAGE,
+    Stage.EVALUATE: EVALUATION_PAGE,
+    Stage.PUBLISH: MODEL_CARD,
+}
+INDEX = f"{run_folder(RUN)}/{REPORTS_INDEX}"
+
+
+def linked(html: bytes | str | None) -> list[str]:
+    """Where the links of an index lead to, relative to the output URI."""
+    parsed = Parsed(html.decode() if isinstance(html, bytes) else html or "")
+    return [normpath(join(run_folder(RUN), target)) for target in parsed.values("a", "href")]
+
+
+def given(stage: Stage, s3: SeaweedFS, place: str, upstream: Upstream) -> StageInput:
+    output = Output(uri=f"{place}/out", name="transactions")
+    params = pipeline_params([f"{place}/rows.csv"], output)
+    return StageInput(
+        stage=stage,
+        run=RUN,
+        storage=s3.storage,
+        output=output,
+        params=params,
+        upstream=upstream,
+        base_model_uri="s3://data/model",
+    )
+
+
+def put(store: Store, folder: Path, stage: Stage, file: str) -> str:
+    """Publish a folder with this file; returns its digest."""
+    folder.mkdir()
+    (folder / file).write_text(stage)
+    return publish_folder(store, folder, stage)
+
+
+def test_links_are_relative_to_the_runs_folder() -> None:
+    chain = Upstream(dataset="d" * 64, adapter="a" * 64, export="x" * 64, evaluation="e" * 64)
+    reports = reports_of(chain, "f" * 64)
+    html = render_index(StageInput(stage=Stage.PUBLISH, run=RUN), reports)
+    digests = {Stage.PREPARE: "d", Stage.TRAIN: "a", Stage.EVALUATE: "e", Stage.PUBLISH: "f"}
+    assert linked(html) == [f"{output_folder(stage, digests[stage] * 64)}/{file}" for stage, file in FILES.items()]
+    assert all(target.startswith("../../../") for target in Parsed(html).values("a", "href"))
+    assert f"{RUN.namespace}/{RUN.name}" in Parsed(html).text
+
+
+def test_each_stage_adds_its_report(s3: SeaweedFS, place: str, tmp_path: Path) -> None:
+    """A training without a learning curve has no page to link."""
+    store, chain = Store.connect(s3.storage, f"{place}/out"), Upstream(source="s", model="m")
+    expected: list[str] = []
+    for stage, file in (FILES | {Stage.TRAIN: "adapter_model.safetensors"}).items():
+        digest = put(store, tmp_path / stage, stage, file)
+        index_stage(context(given(stage, s3, place, chain), tmp_path), digest)
+        chain = chain.with_output(stage, digest)
+        expected += [f"{output_folder(stage, digest)}/{file}"] if stage is not Stage.TRAIN else []
+        assert linked(store.get(INDEX)) == expected
+    assert all(store.exists(target) for target in expected)
+
+
+def test_an_index_that_cannot_be_written_stops_no_stage(
+    s3: SeaweedFS, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_store: Store, _path: str, _content: bytes) -> None:
+        raise StageError(Reason.S3_UNREACHABLE, "no space")
+
+    made = context(given(Stage.PREPARE, s3, place, Upstream()), tmp_path)
+    monkeypatch.setattr(Store, "put", refuse)
+    with caplog.at_level(logging.WARNING):
+        write_index(made, Upstream())
+    assert "the index of the reports was not written: no space" in caplog.text
