@@ -151,6 +151,12 @@ FILES: Final[list[tuple[str, bytes, dict[str, Any], str]]] = [
         {},
         "object 1 is not JSON that can be read: RecursionError (line 1, column 2).",
     ),
+    (
+        "rows.json",
+        b'[{"a": ' + b"9" * 5000 + b"}]",
+        {},
+        "object 1 is not JSON that can be read: ValueError (line 1, column 2).",
+    ),
     # Parquet
     (
         "rows.parquet",

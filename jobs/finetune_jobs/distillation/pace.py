@@ -1,4 +1,7 @@
-"""When the next request may be sent: a rate limit, patience with a teacher in trouble, and an end to that patience."""
+"""When the next request may be sent: a rate limit, patience with a teacher in trouble, and an end to that patience.
+
+Why not aiolimiter and tenacity: docs/decisions/0016-which-parts-are-our-own.md.
+"""
 
 import asyncio
 import random

@@ -1,4 +1,7 @@
-"""Rows out of JSON: one list of objects, read object by object, so that the list may be larger than memory."""
+"""Rows out of JSON: one list of objects, read object by object, so that the list may be larger than memory.
+
+Why not ijson: docs/decisions/0016-which-parts-are-our-own.md.
+"""
 
 import codecs
 import io

@@ -2,6 +2,8 @@
 
 Tokens of services are known by the prefixes that their makers gave them for this purpose. Anything else is a secret
 only where it is assigned to a name that says so, and looks drawn at random: hashes and UUIDs in prose are none.
+
+Why not detect-secrets: docs/decisions/0016-which-parts-are-our-own.md.
 """
 
 import math
