@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from finetune_api.dataset import Source, Task, TaskType
+from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
 from finetune_jobs.evaluation.mistakes import worst
@@ -21,7 +21,7 @@ GIVEN = StageInput(
     base_model_uri="s3://models/tiny",
     upstream=Upstream(model="0" * 64, dataset="d" * 64, adapter="a" * 64, export="e" * 64),
     params=Params(
-        prepare=PrepareParams(sources=[Source(uri=f"s3://data/{n}.jsonl") for n in range(5)]),
+        prepare=PrepareParams(dataset=Dataset(sources=[Source(uri=f"s3://data/{n}.jsonl") for n in range(5)])),
         evaluate=EvaluateParams(evaluation=Evaluation(), task=Task(type=TaskType.EXTRACTION), method="LoRA"),
     ),
 )

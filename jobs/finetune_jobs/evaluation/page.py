@@ -114,7 +114,7 @@ def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
     if params.evaluate:
         identity.append(Fact("Task", [f"{params.evaluate.task.type.value}, tuned with {params.evaluate.method}"]))
     if params.prepare:
-        identity.append(uris("Data", [source.name for source in params.prepare.sources], _SOURCES))
+        identity.append(uris("Data", [source.name for source in params.prepare.dataset.sources], _SOURCES))
     folders = {
         "Data set": output_folder(Stage.PREPARE, chain.dataset),
         "Adapter": output_folder(Stage.TRAIN, chain.adapter),

@@ -71,7 +71,7 @@ def render_index(given: StageInput, reports: list[Report]) -> str:
         Fact("Base model", [given.base_model_uri], code=True),
     ]
     if given.params.prepare:
-        identity.append(uris("Data", [source.name for source in given.params.prepare.sources], _SOURCES))
+        identity.append(uris("Data", [source.name for source in given.params.prepare.dataset.sources], _SOURCES))
     up = "../" * len(run_folder(run).split("/"))
     return page.render("reports/index.html.j2", f"Reports of {run.name}", identity, reports=reports, up=up)
 
