@@ -465,6 +465,7 @@ def test_the_process_writes_a_result_and_json_lines(s3: SeaweedFS, store: Store,
     assert (ended.code, ended.result.outcome) == (ExitCode.OK, Outcome.SUCCEEDED)
     assert ended.log[-1]["message"] == f"StageSucceeded: {ended.result.message}"
     assert {"time", "level", "stage", "logger", "message"} <= ended.log[0].keys()
+    assert ended.result.output_digest.encode() in (store.get(f"out/{run_folder(RUN)}/{REPORTS_INDEX}") or b"")
 
 
 def test_the_documented_input_runs(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_a_learning_curve_is_part_of_the_result(given: StageInput, s3: SeaweedFS
     assert done.result.scalars["moreExamples"] == curve["moreExamples"]
     assert done.result.message.endswith(curve["sentence"])
     assert (store.get(f"{folder}/learning_curve.html") or b"").startswith(b"<!doctype html>")
+    assert f"{folder}/learning_curve.html".encode() in (store.get(f"{run_folder(RUN)}/index.html") or b"")
     parts = [entry.key for entry in store.below(f"{run_folder(RUN)}/curves/{changed.input_key[:16]}").list()]
     assert parts == ["30.json", "60.json"]
 
