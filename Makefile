@@ -26,6 +26,9 @@ demo-full: demo ## The demo, then extraction with a learning curve, and distilla
 	@$(VENV)/python -m hack.demo.full
 
 ##@ Develop
+test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (30 seconds)
+	@$(VENV)/python -m pytest --fast -n $(WORKERS) -q
+
 env: $(STAMP) ## Create the virtual environment from the lock file
 
 lint: $(STAMP) ## Run ruff, mypy and the import contracts; check that generated files are up to date
@@ -41,9 +44,6 @@ format: $(STAMP) ## Format the code
 
 manifests: $(STAMP) ## Generate CRDs, the chart's copies and schema, and reference pages from the models
 	@$(VENV)/python -m hack.manifests
-
-test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (30 seconds)
-	@$(VENV)/python -m pytest --fast -n $(WORKERS) -q
 
 test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half an hour once everything is built)
 	@$(VENV)/python -m hack.tiers $(WORKERS)
