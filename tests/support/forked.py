@@ -22,12 +22,15 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import Final, NoReturn
 
 IMPORTED: Final = (
     "finetune_jobs.evaluation",
     "finetune_jobs.training.learning_curve",
     "finetune_jobs.training.trainer",
+    "tgi_cpu.checkpoint",
+    "tgi_cpu.server",
+    "uvicorn",
 )
 """What the nursery imports; the programs themselves are not among it, since each runs as ``__main__``."""
 _POLL_SECONDS: Final = 0.02
@@ -74,10 +77,12 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str]) -> Forked:
-    """As ``subprocess.Popen([sys.executable, "-m", *command], env=environment)``, its outputs kept."""
+def start(command: Sequence[str], environment: Mapping[str, str], output: Path | None = None) -> Forked:
+    """As ``subprocess.Popen([sys.executable, "-m", *command], env=environment)``; its outputs are kept for
+    ``communicate``, or go to one file."""
     folder = Path(tempfile.mkdtemp(dir=_folder()))
-    asked = {"command": list(command), "environment": dict(environment), "folder": str(folder)}
+    outputs = [str(output or folder / "out"), str(output or folder / "err")]
+    asked = {"command": [*command], "environment": {**environment}, "folder": str(folder), "outputs": outputs}
     nursery = _nursery()
     assert nursery.stdin is not None
     assert nursery.stdout is not None
@@ -123,7 +128,7 @@ def main() -> None:
         folder = Path(asked["folder"])
         pid = os.fork()
         if pid == 0:
-            _become(asked["command"], asked["environment"], (folder / "out").open("wb"), (folder / "err").open("wb"))
+            _become(asked["command"], asked["environment"], asked["outputs"])
         running[pid] = folder
         print(pid, flush=True)
 
@@ -139,13 +144,10 @@ def _reap(running: dict[int, Path]) -> None:
         (folder / "code.new").rename(folder / "code")
 
 
-def _become(
-    command: Sequence[str], environment: Mapping[str, str], out: IO[bytes] | None, err: IO[bytes] | None
-) -> NoReturn:
+def _become(command: Sequence[str], environment: Mapping[str, str], outputs: Sequence[str] = ()) -> NoReturn:
     """Be the program: its environment, arguments and outputs; nothing of the nursery's is left but its imports."""
-    for number, stream in ((1, out), (2, err)):
-        if stream is not None:
-            os.dup2(stream.fileno(), number)
+    for number, path in zip((1, 2), outputs, strict=False):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(environment)
@@ -195,7 +197,7 @@ def _start_in_the_program(command: Sequence[str], env: Mapping[str, str] | None 
         return _Popen(command, env=env, **options)  # type: ignore[call-overload]
     pid = os.fork()
     if pid == 0:
-        _become(command[2:], env, None, None)
+        _become(command[2:], env)
     return _Child(pid)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hack.cluster.layout import free_port
+from tests.support import forked
+from tests.support.forked import Forked
 
 START_TIMEOUT_S = 180.0
 """Importing torch takes a few seconds on an idle machine; a machine that compiles takes its time."""
@@ -23,7 +25,7 @@ class TgiProcess:
     status, or "refused"."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log: Path
     seen: list[int | str] = field(default_factory=list)
 
@@ -55,9 +57,17 @@ class TgiProcess:
 
 @contextmanager
 def tgi_cpu(
-    model: Path, work: Path, *, adapters: Mapping[str, Path] | None = None, env: Mapping[str, str] | None = None
+    model: Path,
+    work: Path,
+    *,
+    adapters: Mapping[str, Path] | None = None,
+    env: Mapping[str, str] | None = None,
+    fresh: bool = True,
 ) -> Iterator[TgiProcess]:
-    """Start the stand-in for a checkpoint; ``env`` holds launcher variables, ``work`` takes the log. Not yet ready."""
+    """Start the stand-in for a checkpoint; ``env`` holds launcher variables, ``work`` takes the log. Not yet ready.
+
+    Not ``fresh``: as a process that has its imports already.
+    """
     port = free_port()
     log = work / f"tgi-cpu-{port}.log"
     launcher = {
@@ -69,10 +79,7 @@ def tgi_cpu(
         "OMP_WAIT_POLICY": "passive",
         **(env or {}),
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tgi_cpu"], env={**os.environ, **launcher}, stdout=output, stderr=output
-        )
+    process = _start({**os.environ, **launcher}, log, fresh)
     try:
         yield TgiProcess(f"http://127.0.0.1:{port}", process, log)
     finally:
@@ -82,3 +89,11 @@ def tgi_cpu(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _start(environment: dict[str, str], log: Path, fresh: bool) -> subprocess.Popen[bytes] | Forked:
+    log.touch()
+    if not fresh:
+        return forked.start(["tgi_cpu"], environment, log)
+    with log.open("wb") as output:
+        return subprocess.Popen([sys.executable, "-m", "tgi_cpu"], env=environment, stdout=output, stderr=output)

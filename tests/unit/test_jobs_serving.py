@@ -46,7 +46,7 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
 
     run(Stage.FETCH)
     model = tmp_path / "models" / published.output_digest / "model"
-    with tgi_cpu(model, tmp_path) as server:
+    with tgi_cpu(model, tmp_path, fresh=False) as server:
         result = run(Stage.VERIFY, server.url)
     assert result.scalars == {
         "samples": "12",
@@ -56,13 +56,16 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
         "adapterActive": "true",
     }
     with (
-        tgi_cpu(model, tmp_path, env={"MAX_INPUT_TOKENS": "3", "MAX_TOTAL_TOKENS": "20"}) as server,
+        tgi_cpu(model, tmp_path, env={"MAX_INPUT_TOKENS": "3", "MAX_TOTAL_TOKENS": "20"}, fresh=False) as server,
         pytest.raises(StageError, match="it takes 3 for a prompt") as error,
     ):
         run(Stage.VERIFY, server.url)
     assert error.value.reason is Reason.PROMPTS_TOO_LONG
     for file in base.iterdir():
         shutil.copyfile(file, model / file.name)
-    with tgi_cpu(model, tmp_path) as server, pytest.raises(StageError, match="answered like the base model") as error:
+    with (
+        tgi_cpu(model, tmp_path, fresh=False) as server,
+        pytest.raises(StageError, match="answered like the base model") as error,
+    ):
         run(Stage.VERIFY, server.url)
     assert error.value.reason is Reason.ADAPTER_INACTIVE
