@@ -64,6 +64,7 @@ def test_images_are_pushed_under_a_tag_of_their_own_which_the_values_name() -> N
     assert isinstance(values["images"]["tag"], str)
 
 
+@pytest.mark.slow
 def test_images_are_built_as_the_cluster_builds_them(tmp_path: Path) -> None:
     """The block runs as it stands, with a Docker that only writes down what it is asked for."""
     docker = tmp_path / "docker"
