@@ -24,6 +24,20 @@ from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import context, pipeline_params, prepare_params, stage_input
 
+Row = dict[str, Any]
+NAMES = "amber basil cedar delta ember fjord grape hazel ivory jewel karma lemon mango noble olive pearl"
+WORDS = NAMES.split(" ")
+
+
+def text(number: int) -> str:
+    """Words of which no two numbers share many."""
+    return " ".join(WORDS[(number * prime + step) % len(WORDS)] + str(number) for step, prime in enumerate((3, 5, 7)))
+
+
+def rows(count: int = 200, begin: int = 0) -> list[Row]:
+    """Rows of two classes, of which no two are alike."""
+    return [{"text": text(n), "label": "ab"[n % 2]} for n in range(begin, begin + count)]
+
 
 class Reader:
     """Reads files of examples for one base model."""

@@ -1,11 +1,18 @@
 """Fixtures of the unit tests."""
 
+from __future__ import annotations
+
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.seaweedfs import ADMIN, SeaweedFS
+
+if TYPE_CHECKING:
+    from tests.support.preparing import Prepared
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "s3" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model that no test changes."""
+    from tests.support.tiny_model import build_tiny_llama  # imports torch, which most tests do without
+
+    return build_tiny_llama(tmp_path_factory.mktemp("tiny-llama") / "model")
+
+
+@pytest.fixture
+def prepared(s3: SeaweedFS, place: str, tiny_llama: Path, tmp_path: Path) -> Prepared:
+    """A place in the store with a base model, for the stage prepare."""
+    from tests.support.preparing import Prepared
+
+    return Prepared(s3, place, tiny_llama, tmp_path)

@@ -203,4 +203,4 @@ TAKEN: Final = (
     "{} of {} rows of spec.dataset.{} are invalid and were left out ({})",
     "Labels differ only in letter case, or in how a number is written: {}.",
 )
-"""What is said of a data set that is taken (test_preparation_report, test_dataset_prepare)."""
+"""What is said of a data set that is taken (test_preparation_report, test_prepare_roles)."""

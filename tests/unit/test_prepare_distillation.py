@@ -1,0 +1,119 @@
+"""Prompts that a teacher answers, through the real stage prepare."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from finetune_api.dataset import (
+    Duplicates,
+    OnFinding,
+    Pii,
+    SourcePart,
+    Task,
+    TaskType,
+)
+from finetune_api.distillation import Distillation, TeacherRef
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.distillation.collect import NearAnswers
+from tests.support.preparing import Prepared, Row, text
+from tests.support.teacher_server import Reply, TeacherServer, says
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+
+def test_a_prompt_for_training_and_for_the_test_is_refused_before_it_is_asked(prepared: Prepared) -> None:
+    own = prepared.put("own.jsonl", [{"prompt": f"What is {text(n)}?"} for n in range(40)], part=SourcePart.TRAIN)
+    test = prepared.put("test.jsonl", [{"prompt": f"what is {text(7)}?"}], part=SourcePart.TEST)
+    with TeacherServer.running(lambda _prompt, _nth: says("No.")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        with pytest.raises(StageError) as caught:
+            prepared.run(own, test, columns=None, task=Task(type=TaskType.TEXT), distillation=config)
+        assert server.received == []
+    assert f"{test.uri} line 1 (test) and {own.uri} line 8 (training)" in caught.value.message
+
+
+def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared) -> None:
+    """Prompts become examples; what is refused, or has no prompt, is counted and left out."""
+
+    def answer(prompt: str, _nth: int) -> Reply:
+        if prompt.endswith("7?"):
+            return says("I'm sorry, but I can't help with that.")
+        return says(f"In short, it is about {prompt.removeprefix('What is ')}")
+
+    prompts = [{"prompt": f"What is {text(n)}?"} for n in range(200)]
+    prompts += [{"prompt": "Who is ana@example.org?"}, {"question": "no prompt"}, prompts[0]]
+    with TeacherServer.running(answer) as server:
+        teacher = TeacherRef(url=server.url, model="large")
+        result = prepared.run(
+            prepared.put("prompts.jsonl", prompts),
+            columns=None,
+            task=Task(type=TaskType.TEXT),
+            distillation=Distillation(teacher=teacher),
+        )
+        asked = [received.prompt for received in server.received]
+    assert len(asked) == 201
+    assert "Who is <EMAIL_ADDRESS_1>?" in asked
+    assert prepared.report["filters"] == {"missingColumn": 1, "refusal": 20}
+    assert prepared.report["rows"]["duplicates"] == 1
+    assert prepared.report["distillation"]["answered"] == 201
+    scalars = result.scalars
+    assert sum(int(scalars[f"rows{part}"]) for part in ("Train", "Validation", "Test")) == 181
+    assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == ("203", "1", "20")
+    assert "The teacher gave 201 of 201 answers" in result.message
+    example = json.loads(prepared.file("train.jsonl").splitlines()[0])["messages"]
+    assert example[1]["content"] == f"In short, it is about {example[0]['content'].removeprefix('What is ')}"
+
+
+@pytest.mark.parametrize(("wrong", "private", "refused"), [(6, 0, True), (5, 30, False)])
+def test_prompts_are_checked_before_the_teacher_is_paid(
+    prepared: Prepared, wrong: int, private: int, refused: bool
+) -> None:
+    """Many answers to each prompt do not make wrong ones fewer; what a rule leaves out is not wrong."""
+    prompts: list[Row] = [{"prompt": f"What is {text(n)}?"} for n in range(100 - wrong - private)]
+    prompts += [{"question": "no prompt"}] * wrong + [{"prompt": f"Who is ana{n}@example.org?"} for n in range(private)]
+    with TeacherServer.running(lambda prompt, nth: says(f"{prompt} Answer {nth}.")) as server:
+        fields: dict[str, Any] = {
+            "columns": None,
+            "task": Task(type=TaskType.TEXT),
+            "pii": Pii(mode=OnFinding.DROP),
+            "distillation": Distillation(teacher=TeacherRef(url=server.url, model="large"), samples_per_prompt=3),
+        }
+        source = prepared.put("prompts.jsonl", prompts)
+        if refused:
+            with pytest.raises(StageError, match="6 of 100 rows are invalid, 5 % are allowed"):
+                prepared.run(source, **fields)
+            assert server.received == []
+            return
+        scalars = prepared.run(source, **fields).scalars
+    assert prepared.report["filters"] == {"missingColumn": 5, "personalData": 30}
+    assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == (str(35 + 3 * 65), "5", "30")
+
+
+@pytest.mark.parametrize("near_percent", [0, 85])
+def test_every_good_answer_to_a_prompt_is_learnt_and_all_are_in_one_part(prepared: Prepared, near_percent: int) -> None:
+    prompts = [{"prompt": f"What is {text(n)}?"} for n in range(60)]
+    with TeacherServer.running(lambda prompt, nth: says(f"{prompt} Answer {nth}.")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"), samples_per_prompt=3)
+        prepared.run(
+            prepared.put("prompts.jsonl", prompts),
+            columns=None,
+            task=Task(type=TaskType.TEXT),
+            distillation=config,
+            duplicates=Duplicates(near_percent=near_percent),
+        )
+    parts = {part: Counter(prepared.texts(part)) for part in ("train", "validation", "test")}
+    assert sum(parts.values(), Counter()) == {row["prompt"]: 3 for row in prompts}
+    assert not parts["train"].keys() & parts["test"].keys()
+    assert prepared.report["rows"]["duplicates"] == 0
+    assert not prepared.report["rows"]["nearDuplicates"]
+
+
+def test_near_answers_are_found_as_they_come() -> None:
+    near = NearAnswers(80)
+    words = " ".join(f"word{n}" for n in range(30))
+    assert [near(words), near(f"{words} too"), near("something else"), near("something else")] == [
+        *(False, True, False, True)
+    ]
+    assert not any(map(NearAnswers(0), ["same", "same"]))
