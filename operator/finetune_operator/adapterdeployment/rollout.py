@@ -8,6 +8,7 @@ from finetune_operator.adapterdeployment.endpoint import EndpointState
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.blockers import Blocker
+from finetune_operator.framework.objects import DEPLOYMENTS, Object
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,28 @@ class Rollout:
     def failed(self) -> RevisionStatus | None:
         """The candidate, if it has failed."""
         return self.candidate if self.candidate and self.candidate.state is RevisionState.FAILED else None
+
+    @property
+    def blocker(self) -> Blocker | None:
+        """Why there is no target, or only an earlier one."""
+        return self.target if isinstance(self.target, Blocker) else self.target.source_blocker
+
+    @property
+    def wanted(self) -> int:
+        """Pods that the spec asks for."""
+        return self.observed.resource.spec.replicas
+
+    @property
+    def existing(self) -> int:
+        """Pods of the stable revision."""
+        return int(self._pods.get("replicas", 0))
+
+    @property
+    def ready(self) -> int:
+        """Pods of the stable revision that are ready."""
+        return int(self._pods.get("readyReplicas", 0))
+
+    @property
+    def _pods(self) -> Object:
+        deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment) if self.stable else None
+        return (deployment or {}).get("status") or {}

@@ -1,13 +1,11 @@
 """The status of an AdapterDeployment, composed anew in every reconciliation, and the events for its transitions."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
 from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
-from finetune_operator.adapterdeployment.endpoint import EndpointState
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
@@ -15,100 +13,25 @@ from finetune_operator.blockers import Blocker
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
 from finetune_operator.framework.events import advice_events
-from finetune_operator.framework.objects import DEPLOYMENTS, Object
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.resources.service import service_url
 
 
-@dataclass(frozen=True)
-class _Summary:
-    """The facts behind conditions and phase."""
-
-    rollout: Rollout
-
-    @property
-    def stable(self) -> RevisionStatus | None:
-        """The revision that clients are sent to."""
-        return self.rollout.stable
-
-    @property
-    def candidate(self) -> RevisionStatus | None:
-        """The revision that is being started, or has failed."""
-        return self.rollout.candidate
-
-    @property
-    def endpoint(self) -> EndpointState:
-        """Where connections to the public Service end."""
-        return self.rollout.endpoint
-
-    @property
-    def wanted(self) -> int:
-        """Pods that the spec asks for."""
-        return self.rollout.observed.resource.spec.replicas
-
-    @property
-    def existing(self) -> int:
-        """Pods of the stable revision."""
-        return int(self._pods.get("replicas", 0))
-
-    @property
-    def ready(self) -> int:
-        """Pods of the stable revision that are ready."""
-        return int(self._pods.get("readyReplicas", 0))
-
-    @property
-    def _pods(self) -> Object:
-        deployment = self.rollout.observed.child(DEPLOYMENTS, self.stable.deployment) if self.stable else None
-        return (deployment or {}).get("status") or {}
-
-    @property
-    def blocker(self) -> Blocker | None:
-        """Why there is no target, or only an earlier one."""
-        target = self.rollout.target
-        return target if isinstance(target, Blocker) else target.source_blocker
-
-    @property
-    def failure(self) -> tuple[Reason, str] | None:
-        """A problem that somebody has to act on."""
-        # A blocker ends a candidate, except for a refusal by the API server, which is then what to report.
-        blocks = isinstance(self.rollout.target, Blocker) or not self.candidate
-        if self.blocker and not self.blocker.waiting and blocks:
-            return self.blocker.reason, self.blocker.message
-        if failed := self.rollout.failed:
-            return Reason(failed.reason), f"Revision {failed.revision} was not promoted: {failed.message}"
-        return None
-
-    @property
-    def progress(self) -> tuple[Reason, str] | None:
-        """What is in progress, and passes by itself."""
-        if self.failure:
-            return None
-        if self.candidate:
-            return Reason(self.candidate.reason), f"Revision {self.candidate.revision}: {self.candidate.message}"
-        if self.blocker:
-            return self.blocker.reason, self.blocker.message
-        if self.stable and self.ready < self.wanted:
-            return Reason.SERVER_UNAVAILABLE, f"{self.ready} of {self.wanted} pods are ready."
-        if self.stable and self.wanted and not self.endpoint.settled:
-            return Reason.WAITING, _spreading(self.stable)
-        return None
-
-
 def compose(rollout: Rollout) -> AdapterDeploymentStatus:
     """The whole new status."""
-    observed, stable, summary = rollout.observed, rollout.stable, _Summary(rollout)
+    observed, stable = rollout.observed, rollout.stable
     before, generation = observed.resource.status, observed.resource.metadata.generation
-    findings = (_ready(summary), _reconciling(summary), _stalled(summary), *_advice(rollout.target))
+    findings = (_ready(rollout), _reconciling(rollout), _stalled(rollout), *_advice(rollout.target))
     return AdapterDeploymentStatus(
         observed_generation=generation,
-        phase=_phase(summary),
+        phase=_phase(rollout),
         conditions=merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, rollout.now),
         endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
         stable=stable,
         candidate=rollout.candidate,
         last_good_revision=stable.revision if stable else before.last_good_revision,
-        replicas=summary.existing,
-        ready_replicas=summary.ready,
+        replicas=rollout.existing,
+        ready_replicas=rollout.ready,
         selector=_selector(server_labels(observed.owner, stable.revision)) if stable else "",
     )
 
@@ -163,27 +86,55 @@ def _problem(status: AdapterDeploymentStatus) -> Condition | None:
     return news[0] if news else None
 
 
-def _ready(summary: _Summary) -> Finding:
+def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
+    """A problem that somebody has to act on."""
+    blocker = rollout.blocker
+    # A blocker ends a candidate, except for a refusal by the API server, which is then what to report.
+    blocks = isinstance(rollout.target, Blocker) or not rollout.candidate
+    if blocker and not blocker.waiting and blocks:
+        return blocker.reason, blocker.message
+    if failed := rollout.failed:
+        return Reason(failed.reason), f"Revision {failed.revision} was not promoted: {failed.message}"
+    return None
+
+
+def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
+    """What is in progress, and passes by itself."""
+    stable, candidate, blocker = rollout.stable, rollout.candidate, rollout.blocker
+    if _failure(rollout):
+        return None
+    if candidate:
+        return Reason(candidate.reason), f"Revision {candidate.revision}: {candidate.message}"
+    if blocker:
+        return blocker.reason, blocker.message
+    if stable and rollout.ready < rollout.wanted:
+        return Reason.SERVER_UNAVAILABLE, f"{rollout.ready} of {rollout.wanted} pods are ready."
+    if stable and rollout.wanted and not rollout.endpoint.settled:
+        return Reason.WAITING, _spreading(stable)
+    return None
+
+
+def _ready(rollout: Rollout) -> Finding:
     """Whether clients get answers; a candidate that failed does not change that."""
-    if summary.stable is None:
-        reason, message = summary.failure or summary.progress or (Reason.WAITING, "No revision serves yet.")
+    if rollout.stable is None:
+        reason, message = _failure(rollout) or _progress(rollout) or (Reason.WAITING, "No revision serves yet.")
         return Finding(ConditionType.READY, False, reason, message)
-    if summary.ready == 0 and summary.wanted > 0:
-        message = f"None of the {summary.wanted} pods of revision {summary.stable.revision} is ready."
+    if rollout.ready == 0 and rollout.wanted > 0:
+        message = f"None of the {rollout.wanted} pods of revision {rollout.stable.revision} is ready."
         return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
-    if summary.wanted and not summary.endpoint.answers:
-        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(summary.stable))
-    return Finding(ConditionType.READY, True, Reason.SERVING, _serving(summary, summary.stable))
+    if rollout.wanted and not rollout.endpoint.answers:
+        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(rollout.stable))
+    return Finding(ConditionType.READY, True, Reason.SERVING, _serving(rollout, rollout.stable))
 
 
-def _serving(summary: _Summary, stable: RevisionStatus) -> str:
-    if summary.wanted and not summary.endpoint.settled:
+def _serving(rollout: Rollout, stable: RevisionStatus) -> str:
+    if rollout.wanted and not rollout.endpoint.settled:
         return (
             f"Until every node knows revision {stable.revision}, some clients get answers from the previous revision."
         )
     serves = f"Revision {stable.revision} serves artifact {stable.artifact_digest[:12]}"
     return (
-        f"{serves}; {f'{summary.ready} of {summary.wanted} pods answer' if summary.wanted else 'it is scaled to zero'}."
+        f"{serves}; {f'{rollout.ready} of {rollout.wanted} pods answer' if rollout.wanted else 'it is scaled to zero'}."
     )
 
 
@@ -191,14 +142,16 @@ def _spreading(stable: RevisionStatus) -> str:
     return f"Revision {stable.revision} is deployed; waiting until every node knows the Service's endpoints."
 
 
-def _reconciling(summary: _Summary) -> Finding:
-    reason, message = summary.progress or (Reason.SERVING, "No change is in progress.")
-    return Finding(ConditionType.RECONCILING, summary.progress is not None, reason, message)
+def _reconciling(rollout: Rollout) -> Finding:
+    progress = _progress(rollout)
+    reason, message = progress or (Reason.SERVING, "No change is in progress.")
+    return Finding(ConditionType.RECONCILING, progress is not None, reason, message)
 
 
-def _stalled(summary: _Summary) -> Finding:
-    reason, message = summary.failure or (Reason.SERVING, "Nothing needs attention.")
-    return Finding(ConditionType.STALLED, summary.failure is not None, reason, message)
+def _stalled(rollout: Rollout) -> Finding:
+    failure = _failure(rollout)
+    reason, message = failure or (Reason.SERVING, "Nothing needs attention.")
+    return Finding(ConditionType.STALLED, failure is not None, reason, message)
 
 
 def _advice(target: Target | Blocker) -> list[Finding]:
@@ -207,19 +160,19 @@ def _advice(target: Target | Blocker) -> list[Finding]:
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
 
 
-def _phase(summary: _Summary) -> ServingPhase:
-    waiting = summary.blocker is not None and summary.blocker.waiting and summary.candidate is None
-    if summary.stable is None:
-        if summary.failure:
+def _phase(rollout: Rollout) -> ServingPhase:
+    waiting = rollout.blocker is not None and rollout.blocker.waiting and rollout.candidate is None
+    if rollout.stable is None:
+        if _failure(rollout):
             return ServingPhase.FAILED
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
-    if summary.failure or (summary.ready == 0 and summary.wanted > 0):
+    if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0):
         return ServingPhase.DEGRADED
-    if summary.candidate or waiting:
+    if rollout.candidate or waiting:
         return ServingPhase.PROGRESSING
-    if summary.ready < summary.wanted:
+    if rollout.ready < rollout.wanted:
         return ServingPhase.DEGRADED
-    return ServingPhase.READY if summary.endpoint.settled or not summary.wanted else ServingPhase.PROGRESSING
+    return ServingPhase.READY if rollout.endpoint.settled or not rollout.wanted else ServingPhase.PROGRESSING
 
 
 def _selector(labels: dict[str, str]) -> str:
