@@ -1,4 +1,9 @@
-"""The sentences of which a module's messages are made, as its source has them: none must be without a test."""
+"""Message tests: what a message must say, and whether every sentence of a module is said by some test.
+
+A test pins place, value and remedy of a message by parts (``assert_says``), so that a sentence is reworded in its
+source alone. A test of completeness compares the sentences of a module's source with messages that the code really
+produced (``unsaid``); a module-scoped fixture that wraps ``functools.cache`` produces each message once for both tests.
+"""
 
 import ast
 import re
@@ -13,8 +18,21 @@ _NOT_FOR_USERS: Final = frozenset({"debug", "info", "warning", "report", "part",
 """Calls whose texts are for the log, the progress bar, or the programmer who has made a mistake."""
 
 
+def assert_says(message: str, *parts: str) -> None:
+    """Each part is in the message, in this order, as whole words and numbers: ``line 1`` is not in ``line 10``.
+
+    Parts are places, values, fields and the verb or field of the remedy, not the sentence around them.
+    """
+    assert parts
+    at = 0
+    for part in parts:
+        found = _whole(part).search(message, at)
+        assert found, f"{part!r} is missing in {message!r}" + (f", after {message[:at]!r}" if at else "")
+        at = found.end()
+
+
 def unsaid(module: str, messages: Collection[str]) -> list[str]:
-    """The sentences of ``module`` that none of the messages holds; ``{}`` stands for what a sentence leaves open."""
+    """The sentences of ``module`` that no message contains; ``{}`` stands for a value in a sentence."""
     spec = find_spec(module)
     assert spec
     assert spec.origin
@@ -60,3 +78,10 @@ def _name(function: ast.expr) -> str:
 def _pattern(sentence: str) -> re.Pattern[str]:
     """A full stop at the end may give way where a sentence goes on."""
     return re.compile(".*?".join(map(re.escape, sentence.removesuffix(".").split("{}"))), re.DOTALL)
+
+
+def _whole(part: str) -> re.Pattern[str]:
+    """The part where no word or number that it begins or ends with goes on."""
+    before = r"(?<!\w)(?<!\d[.,])" if re.match(r"\w", part) else ""
+    after = r"(?!\w|[.,]\d)" if re.search(r"\w\Z", part) else ""
+    return re.compile(before + re.escape(part) + after)
