@@ -16,7 +16,7 @@ from finetune_operator.framework.objects import PODS, SERVICE_ACCOUNTS, Object
 from finetune_operator.tenancy import Tenancy, TenancyRule
 from tests.controlplane.conftest import RUNNER, Team, account, condition, wait
 from tests.support.fake_node import Ending
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.controlplane
 
@@ -38,7 +38,7 @@ def test_unknown_profile(team: Team) -> None:
     status = team.until("big", Reason.PROFILE_UNKNOWN)
     assert status.phase is Phase.PENDING
     assert condition(status, "Stalled") == "True"
-    assert reads(message(team, "big"), f"spec.profile is 'huge' … small. … {REMEDIES[Reason.PROFILE_UNKNOWN]}")
+    assert_says(message(team, "big"), "spec.profile is 'huge'", "small.", REMEDIES[Reason.PROFILE_UNKNOWN])
     assert not team.jobs("big")
     team.change("big", profile="small")
     team.until("big", Phase.SUCCEEDED)
@@ -54,7 +54,7 @@ def test_what_the_namespace_may_not_have(team: Team) -> None:
     for name in ("corrected", "permitted"):
         status = team.until(name, Reason.NOT_ALLOWED)
         assert (status.phase, condition(status, "Stalled")) == (Phase.PENDING, "True")
-        assert reads(message(team, name), f"spec.output.uri is … '{team.namespace}' … below {own}.")
+        assert_says(message(team, name), "spec.output.uri is", f"'{team.namespace}'", f"below {own}.")
         until_warned(team, name, Reason.NOT_ALLOWED)
         assert not team.jobs(name)
     team.change("corrected", output={"uri": f"{own}/results", "name": "corrected"})
@@ -73,7 +73,7 @@ def test_missing_service_account(team: Team) -> None:
     team.start()
     team.create("homeless")
     team.until("homeless", Reason.RUNNER_SERVICE_ACCOUNT_MISSING)
-    assert reads(message(team, "homeless"), f"'{RUNNER}' … profile 'small' … namespace '{team.namespace}'")
+    assert_says(message(team, "homeless"), f"'{RUNNER}'", "profile 'small'", f"namespace '{team.namespace}'")
     assert not team.jobs("homeless")
     until_warned(team, "homeless", Reason.RUNNER_SERVICE_ACCOUNT_MISSING)
     team.api.create(SERVICE_ACCOUNTS, account(team.namespace))
@@ -89,7 +89,7 @@ def test_two_jobs_of_one_output_name(team: Team) -> None:
     team.start()
     team.until("older", Phase.SUCCEEDED)
     team.until("younger", Reason.OUTPUT_NAME_CONFLICT)
-    assert reads(message(team, "younger"), "The older FineTuneJob 'older' … 'shared' … s3://artifacts/team")
+    assert_says(message(team, "younger"), "The older FineTuneJob 'older'", "'shared'", "s3://artifacts/team")
     assert not team.jobs("younger")
     team.create("elsewhere", output=output, storage={"endpoint": "http://another.store:8333"})
     team.until("elsewhere", Phase.SUCCEEDED)
@@ -219,7 +219,7 @@ def test_a_stage_that_takes_too_long(team: Team) -> None:
     status = team.until("slow", Phase.FAILED)
     assert status.run is not None
     assert status.run.reason == Reason.DEADLINE_EXCEEDED
-    assert reads(message(team, "slow"), f"prepare: … its profile allows. … {REMEDIES[Reason.DEADLINE_EXCEEDED]}")
+    assert_says(message(team, "slow"), "prepare:", "its profile allows.", REMEDIES[Reason.DEADLINE_EXCEEDED])
     wait(lambda: not team.jobs("slow", Stage.PREPARE), "the Job to go")
     assert len(team.jobs("slow")) == 1
     del team.node.scripts[Stage.PREPARE]

@@ -17,7 +17,7 @@ from finetune_operator.framework.actions import Event
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 from tests.support.serving import (
     BETTER,
     GOOD,
@@ -119,7 +119,7 @@ class TestBlocked:
         assert shown(made.status) == {"Ready": "False", "Reconciling": str(waiting), "Stalled": str(not waiting)}
         ready = made.status.conditions[0]
         assert ready.reason == reason
-        assert reads(ready.message, says)
+        assert_says(ready.message, *says.split(" … "))
 
     def test_new_rules_end_a_candidate_and_leave_alone_what_serves(self) -> None:
         cluster = serving()
@@ -154,7 +154,7 @@ class TestBlocked:
         assert made.status.phase is ServingPhase.PENDING
         assert shown(made.status) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
         assert condition(made.status, "Ready") == ("False", Reason.WAITING)
-        assert reads(made.status.conditions[0].message, "Service demo … deleted AdapterDeployment")
+        assert_says(made.status.conditions[0].message, "Service demo", "deleted AdapterDeployment")
         assert made.requeue_after == DELETION_SECONDS
 
     @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ class TestBlocked:
         assert made.actions == ()
         assert condition(made.status, "Stalled") == ("True", reason)
         message = next(each.message for each in made.status.conditions if each.type == "Stalled")
-        assert reads(message, f"{told} … {problem}. … {remedy(reason, ADAPTERDEPLOYMENT)}")
+        assert_says(message, told, f"{problem}.", remedy(reason, ADAPTERDEPLOYMENT))
         assert made.events == (Event("Warning", reason, message),)
         assert made.status.stable == cluster.status.stable
         assert condition(made.status, "Ready")[0] == "True"

@@ -11,7 +11,7 @@ from finetune_operator.adapterdeployment.endpoint import SETTLING_SECONDS, Endpo
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned, serving
 
 pytestmark = pytest.mark.unit
@@ -111,7 +111,8 @@ class TestFirstRevision:
         for _ in range(2):
             assert cluster.status.phase is ServingPhase.PROGRESSING
             state, message = ready(cluster)
-            assert (state, reads(message, f"Revision {revision} … endpoints")) == ("False", True)
+            assert state == "False"
+            assert_says(message, f"Revision {revision}", "endpoints")
             assert cluster.plan().requeue_after is None  # the endpoints come with an event
             cluster.now += timedelta(minutes=5)
             cluster.reconcile()
@@ -122,7 +123,8 @@ class TestFirstRevision:
         made = cluster.reconcile()
         assert (cluster.status.phase, made.requeue_after) == (ServingPhase.READY, None)
         state, message = ready(cluster)
-        assert (state, reads(message, f"Revision {revision} … {GOOD[:12]} … 1 of 1 pods")) == ("True", True)
+        assert state == "True"
+        assert_says(message, f"Revision {revision}", GOOD[:12], "1 of 1 pods")
 
     def test_waiting_for_endpoints_is_no_warning(self) -> None:
         cluster = promoted(ServingCluster())
@@ -150,7 +152,7 @@ class TestMove:
         for _ in range(2):
             state, message = ready(cluster)
             assert (cluster.status.phase, state) == (ServingPhase.PROGRESSING, "True")
-            assert reads(message, f"revision {new} … some clients … previous revision")
+            assert_says(message, f"revision {new}", "some clients", "previous revision")
             cluster.run_controllers()
             cluster.reconcile()
         assert cluster.revisions(DEPLOYMENTS) == {old, new}

@@ -19,7 +19,7 @@ from finetune_operator.framework.objects import (
     Object,
     Resource,
 )
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 from tests.support.serving import (
     BETTER,
     CORRUPT,
@@ -60,9 +60,12 @@ class TestSourceGone:
         assert shown(status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
         [stalled] = [each for each in status.conditions if each.type == "Stalled"]
         assert stalled.reason == Reason.SOURCE_NOT_FOUND
-        assert reads(
+        assert_says(
             stalled.message,
-            f"FineTuneJob 'intents' … revision {status.stable.revision} … {uri(GOOD)} … spec.source.artifact.uri",
+            "FineTuneJob 'intents'",
+            f"revision {status.stable.revision}",
+            uri(GOOD),
+            "spec.source.artifact.uri",
         )
         assert cluster.plan().actions == ()
 

@@ -7,12 +7,13 @@ from finetune_api.finetunejob import ArtifactTokens
 from finetune_api.reasons import Reason
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, published
 
 pytestmark = pytest.mark.unit
 
-LIMITS = "runtime 'tgi-cpu' … 1024 … (maxInputTokens) … 2048 … (maxTotalTokens)"
+LIMITS = ("runtime 'tgi-cpu'", "1024", "maxInputTokens", "2048", "maxTotalTokens")
+"""What a message says of the runtime."""
 
 
 def deployed(tokens: ArtifactTokens | None) -> ServingCluster:
@@ -39,7 +40,7 @@ def test_golden_prompts_that_do_not_fit_start_nothing(prompt: int, answer: int, 
         assert not cluster.objects
         [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
         assert stalled.reason == Reason.PROMPTS_TOO_LONG
-        assert reads(stalled.message, f"golden prompt … {prompt} tokens … {answer} … {LIMITS}")
+        assert_says(stalled.message, "golden prompt", f"{prompt} tokens", str(answer), *LIMITS)
         assert "maxInputTokens and maxTotalTokens in the chart's values" in stalled.message
         cluster.settings = taking(4096, 5200)
         cluster.settle()
@@ -88,7 +89,7 @@ def test_longer_examples_are_a_warning(tokens: ArtifactTokens | None, warned: bo
         return
     assert tokens is not None
     [message] = told
-    assert reads(message, f"example … {tokens.example} tokens … {LIMITS} … 422")
+    assert_says(message, "example", f"{tokens.example} tokens", *LIMITS, "422")
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
     cluster.settings = taking(4096, 5200)
     cluster.settle()

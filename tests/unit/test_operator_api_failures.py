@@ -21,7 +21,7 @@ from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
 from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
 
@@ -37,9 +37,9 @@ def words(call: Call) -> str:
     return f"failed calling webhook for {call[0]} {call[1].kind}: connection refused"
 
 
-def told(call: Call) -> str:
-    """What the status says of it."""
-    return f"API … 500 InternalError: {words(call)}. … {remedy(Reason.API_CALLS_FAIL, FINETUNEJOB)}"
+def told(call: Call) -> tuple[str, str]:
+    """What the status says of it, in parts."""
+    return f"500 InternalError: {words(call)}.", remedy(Reason.API_CALLS_FAIL, FINETUNEJOB)
 
 
 @dataclass
@@ -119,7 +119,7 @@ def test_what_fails_for_a_minute_is_told_once_until_it_works(call: Call) -> None
     assert (operator.status.phase, operator.writes()) == (Phase.PENDING, 1)
     assert operator.condition("Ready") == ("False", Reason.API_CALLS_FAIL)
     assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL)
-    assert reads(operator.message("Stalled"), told(call))
+    assert_says(operator.message("Stalled"), *told(call))
     assert operator.turn(LASTING) == words(call)
     assert operator.writes() == 1
     events = [found for (kind, _), found in operator.cluster.objects.items() if kind == EVENTS.kind]
@@ -154,7 +154,7 @@ def test_a_run_that_is_active_keeps_its_phase() -> None:
     assert operator.turn(LASTING)
     assert (operator.status.phase, operator.status.run) == (Phase.RUNNING, run)
     assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL)
-    assert reads(operator.message("Stalled"), told(ACCOUNT))
+    assert_says(operator.message("Stalled"), *told(ACCOUNT))
 
 
 def test_where_it_is_the_status_that_cannot_be_written_nothing_else_is_tried() -> None:

@@ -22,7 +22,7 @@ from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.job import Verdict as JobVerdict
 from finetune_operator.settings import Gpu, PodShape, Profile, Settings
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 
 pytestmark = pytest.mark.unit
@@ -229,7 +229,7 @@ def test_a_training_that_would_cost_too_much_is_not_begun() -> None:
     assert started(result) == []
     assert told(result) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
     assert result.status.run is not None
-    assert reads(result.status.run.message, "train: … 4.87 USD (1.4 h) … spec.budget.maxCost … 4.00 USD")
+    assert_says(result.status.run.message, "train:", "4.87 USD (1.4 h)", "spec.budget.maxCost", "4.00 USD")
     row = next(row for row in result.status.stages if row.name == "train")
     assert (row.state, row.started_at) == (StageState.FAILED, None)
     assert result.status.cost == CostStatus(spent="0.00", forecast="0.00", basis=Basis.FINISHED, max_cost="4.00")

@@ -14,7 +14,7 @@ from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import read_result
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 from tests.support.stage_objects import (
     CREATED,
     disrupted,
@@ -353,7 +353,7 @@ def test_root_cause(case: Case) -> None:
     for pods in (case.pods, case.pods[::-1]):
         verdict = judge(case.job, pods, case.events)
         assert (verdict.state, verdict.reason) == (case.state, case.reason)
-        assert reads(verdict.message, case.says)
+        assert_says(verdict.message, *case.says.split(" … "))
         assert (verdict.result is not None) == (case.state is State.SUCCEEDED)
 
 

@@ -33,7 +33,7 @@ from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
 from finetune_operator.tenancy import Tenancy, TenancyRule
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
 
@@ -230,7 +230,8 @@ def test_step(case: Case) -> None:
     assert result.defer_status is (case.starts is Stage.RESOLVE)
     if case.says:
         assert told(result) == case.says
-        assert reads(next(each.message for each in result.status.conditions if each.type == "Ready"), case.in_words)
+        ready = next(each.message for each in result.status.conditions if each.type == "Ready")
+        assert_says(ready, *case.in_words.split(" … "))
         assert result.status.observed_generation == 3
 
 

@@ -15,7 +15,7 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.settings import Gpu, Profile
 from finetune_operator.tenancy import Claim, Subject, Tenancy, TenancyRule, lies_below, tenancy_violation
-from tests.support.messages import reads
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
 
@@ -110,7 +110,7 @@ def test_allowed(rules: list[TenancyRule]) -> None:
 
 @pytest.mark.parametrize(("rules", "words"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused_with_field_value_and_what_is_allowed(rules: list[TenancyRule], words: str) -> None:
-    assert reads(said(*rules), words)
+    assert_says(said(*rules), *words.split(" … "))
     assert said(*rules).count(" is '") == words.count(" is '"), "what is allowed is not named"
 
 
@@ -123,7 +123,7 @@ def test_what_may_be_written_may_be_read() -> None:
 def test_a_limit_on_money_asks_for_a_budget() -> None:
     unlimited = Claim(Subject.COST, "spec.budget.maxCost", "")
     refused = said(rule(max_usd_per_run=50), claims=[unlimited])
-    assert reads(refused, "spec.budget.maxCost is empty … 'team-a' … at most 50.00 USD a run.")
+    assert_says(refused, "spec.budget.maxCost is empty", "'team-a'", "at most 50.00 USD a run.")
     assert said(rule(), claims=[unlimited]) == ""
 
 
