@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import find, given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from hack.cluster.layout import REPOSITORY
 from hack.tiers import Outcome, Tier, run, summary, tiers
 from tests.support.examples import to_commit
+from tests.support.order import long_files_first
 
 pytestmark = pytest.mark.unit
 
@@ -53,6 +56,24 @@ def test_the_next_tier_has_its_turn_after_a_failure(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["ran", "make test", "  ✗ first", "  ✓ second"]
+
+
+def test_long_files_come_first_and_waiting_ones_take_turns_with_computing_ones() -> None:
+    marks = {
+        "a": "unit",
+        "b": "slow",
+        "c": "unit",
+        "d": "slow",
+        "x": "controlplane",
+        "y": "controlplane",
+        "z": "cluster",
+    }
+
+    def item(file: str, number: int) -> Any:
+        return SimpleNamespace(path=file, name=f"{file}{number}", get_closest_marker=lambda m: m == marks[file] or None)
+
+    ordered = long_files_first([item(file, number) for file in marks for number in range(2)])
+    assert " ".join(each.name for each in ordered) == "x0 x1 b0 b1 y0 y1 d0 d1 a0 a1 c0 c1 z0 z1"
 
 
 # Examples
