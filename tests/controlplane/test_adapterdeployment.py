@@ -97,18 +97,23 @@ class Serving:
 
         return wait(reached, f"phase {what}", seconds, lambda: self.status().model_dump_json(exclude_defaults=True))
 
+    def others(self, revision: str) -> list[str]:
+        """Objects that belong to other revisions."""
+        return [
+            f"{resource.kind} {name}"
+            for resource in CHILDREN
+            for name, child in self.children(resource).items()
+            if child["metadata"]["labels"][meta.LABEL_REVISION] != revision
+        ]
+
     def until_only(self, revision: str) -> None:
         """Wait until no other revision has any object left."""
+        wait(lambda: not self.others(revision), f"only {revision}", 60, lambda: str(self.others(revision)))
 
-        def others() -> list[str]:
-            return [
-                f"{resource.kind} {name}"
-                for resource in CHILDREN
-                for name, child in self.children(resource).items()
-                if child["metadata"]["labels"][meta.LABEL_REVISION] != revision
-            ]
-
-        wait(lambda: not others(), f"only {revision}", 60, lambda: str(others()))
+    def is_updated(self, old: str) -> bool:
+        """Whether another revision serves, and nothing else is left."""
+        new, status = self.traffic(), self.status()
+        return new not in ("", old) and status.phase is ServingPhase.READY and not self.others(new)
 
     def traffic(self) -> str:
         """Revision that the public Service points to."""
@@ -502,7 +507,8 @@ def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(serving
     first.stop()
     serving.update(BETTER)
     dying = serving.start(crash_after_writes=crash)
-    dying.process.join(15)
+    wait(lambda: dying.process.exitcode is not None or serving.is_updated(old), "its death, or all its work done", 60)
+    dying.process.join(3)
     exit_code = dying.process.exitcode
     dying.stop()
     serving.start()
