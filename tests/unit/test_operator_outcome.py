@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.reasons import REMEDIES, Reason
+from finetune_api import meta
+from finetune_api.reasons import REMEDIES, Reason, remedy
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.job import State, judge
@@ -366,6 +367,19 @@ def test_the_remedy_is_left_to_the_conditions(older: bool) -> None:
         left = failure(reason, f"{said}{advice} Log: s3://b/log")
         verdict = judge(job(**ended("Failed")), [pod("Failed", **terminated(2, message=left))])
         assert (verdict.reason, verdict.message) == (reason, f"{said} Log: s3://b/log")
+
+
+@pytest.mark.parametrize("phases", [("Failed",), ("Failed", "Running")], ids=["before the next pod", "next to it"])
+@pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.VERIFY])
+def test_a_retried_stage_says_what_to_do(phases: tuple[str, ...], stage: Stage) -> None:
+    """No condition has the reason of the attempt that failed until the Job fails."""
+    kind = meta.ADAPTERDEPLOYMENT if stage is Stage.VERIFY else meta.FINETUNEJOB
+    left = failure(Reason.S3_UNREACHABLE, "http://s3: no answer. Log: s3://b/log", stage)
+    retried = job(stage, failed=1)
+    retried["metadata"]["labels"][meta.LABEL_OWNER_KIND] = kind
+    pods = [pod(phase, name=phase, **(terminated(75, message=left) if phase == "Failed" else {})) for phase in phases]
+    said = f"http://s3: no answer. Log: s3://b/log {remedy(Reason.S3_UNREACHABLE, kind)}"
+    assert judge(retried, pods).message.endswith(f"attempt failed: {said}")
 
 
 def test_a_job_that_is_being_deleted_is_left_alone() -> None:

@@ -6,11 +6,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from finetune_api import meta
-from finetune_api.reasons import Reason
+from finetune_api.reasons import Reason, with_remedy
 from finetune_api.stages import Outcome, StageResult
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.pod import (
     TOO_LATE,
+    Failure,
     find_condition,
     index_of,
     is_alive,
@@ -84,7 +85,7 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
     if job["spec"].get("suspend"):
         stopped = {} if any(map(is_alive, ordered)) else {"started_at": None}
         return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts | stopped)
-    return _verdict_from_pod(job, ordered, facts) or _unfinished(ordered, events, facts)
+    return _verdict_from_pod(job, ordered, facts) or _unfinished(job, ordered, events, facts)
 
 
 def _attempts(job: Object, pods: Sequence[Object]) -> int:
@@ -96,10 +97,17 @@ def _attempts(job: Object, pods: Sequence[Object]) -> int:
     return max(counted, len(pods))  # some pods may be gone, and the newest one may not be counted yet
 
 
-def _cause(pods: Sequence[Object]) -> tuple[Reason, str] | None:
+def _cause(pods: Sequence[Object]) -> Failure | None:
     """Why the newest pod failed that did not fail because it lost a peer; if all did, why the newest failed."""
     failures = [found for pod in reversed(pods) if (found := pod_failure(pod))]
-    return min(failures, key=lambda failure: failure[0] is Reason.PEER_LOST, default=None)
+    return min(failures, key=lambda failure: failure.reason is Reason.PEER_LOST, default=None)
+
+
+def _while_retrying(said: str, job: Object, earlier: Failure) -> str:
+    """What an earlier attempt reported, with its remedy: the conditions have another reason until the Job fails."""
+    kind = job["metadata"]["labels"].get(meta.LABEL_OWNER_KIND, meta.FINETUNEJOB)
+    message = f"{said}: {earlier.message}"
+    return with_remedy(earlier.reason, message, kind) if earlier.reported else message
 
 
 def _started(status: Object, pods: Sequence[Object]) -> str | None:
@@ -127,7 +135,7 @@ def _verdict_from_pod(job: Object, pods: Sequence[Object], facts: dict[str, Any]
         return _succeeded(job, [newest], facts)
     fatal = ended.get("exitCode") == meta.ExitCode.FATAL and not find_condition(newest["status"], "DisruptionTarget")
     if newest["status"].get("phase") == "Failed" and fatal and (cause := pod_failure(newest)):
-        return Verdict(State.FAILED, cause[0], cause[1], **facts)
+        return Verdict(State.FAILED, cause.reason, cause.message, **facts)
     return None
 
 
@@ -153,13 +161,13 @@ def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) ->
     if cause is None:
         message = f"{condition.get('message') or condition.get('reason')}; its pods are gone."
         return Verdict(State.FAILED, Reason.STAGE_CRASHED, message, **facts)
-    return Verdict(State.FAILED, cause[0], cause[1], **facts)
+    return Verdict(State.FAILED, cause.reason, cause.message, **facts)
 
 
-def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
     alive = [pod for pod in pods if is_alive(pod)]
     if not alive:
-        return _without_pod(pods, events, facts)
+        return _without_pod(job, pods, events, facts)
     newest = _newest_of_each(alive)
     if blocker := next((found for pod in newest if (found := pod_blocker(pod))), None):
         return Verdict(State.WAITING, blocker[0], blocker[1], **facts)
@@ -167,7 +175,7 @@ def _unfinished(pods: Sequence[Object], events: Sequence[Object], facts: dict[st
         return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
     message = ""
     if earlier := _cause(pods):
-        message = f"An earlier attempt failed: {earlier[1]}"
+        message = _while_retrying("An earlier attempt failed", job, earlier)
     address = next((pod["status"].get("podIP", "") for pod in newest if is_first(pod)), "")
     return Verdict(State.RUNNING, Reason.STAGE_STARTED, message, pod_ip=address, **facts)
 
@@ -178,13 +186,13 @@ def _newest_of_each(pods: Sequence[Object]) -> list[Object]:
     return [newest[number] for number in sorted(newest)]
 
 
-def _without_pod(pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
+def _without_pod(job: Object, pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
     refusals = [event for event in events if event.get("reason") == "FailedCreate"]
     if refusals:
         newest = max(refusals, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
         reason, message = refusal(newest.get("message") or "")
         return Verdict(State.WAITING, reason, message, needs_events=True, **facts)
     if earlier := _cause(pods):
-        message = f"Retrying; the last attempt failed: {earlier[1]}"
+        message = _while_retrying("Retrying; the last attempt failed", job, earlier)
         return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
     return replace(NOT_STARTED, **facts)

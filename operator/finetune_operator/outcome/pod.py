@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -21,6 +21,15 @@ _OWN_LIMIT: Final = re.compile(
 """The kubelet's message for a pod that it evicts because of the pod's own limits, not because its node lacks space."""
 TOO_LATE: Final = "DeadlineExceeded"
 """The reason of a pod that ran for as long as it may, and of a Job that reached its own deadline."""
+
+
+class Failure(NamedTuple):
+    """Why a pod failed."""
+
+    reason: Reason
+    message: str
+    reported: bool = False
+    """By the stage itself, in its result."""
 
 
 def read_result(pod: Object) -> StageResult | None:
@@ -52,29 +61,29 @@ def _without_remedy(result: StageResult) -> StageResult:
     return result.model_copy(update={"message": result.message.replace(f" {advice}", "", 1)})
 
 
-def pod_failure(pod: Object) -> tuple[Reason, str] | None:
+def pod_failure(pod: Object) -> Failure | None:
     """Why a pod failed; None if it did not."""
     name, status = pod["metadata"]["name"], pod["status"]
     if status.get("phase") == "Succeeded":
         return None
     if is_late(pod):
-        return Reason.DEADLINE_EXCEEDED, late_message([pod])
+        return Failure(Reason.DEADLINE_EXCEEDED, late_message([pod]))
     result = read_result(pod)
     if result is not None and result.outcome is Outcome.FAILED:
-        return result.reason, result.message
+        return Failure(result.reason, result.message, reported=True)
     said = status.get("message", "")
     if status.get("reason") == "Evicted" and _OWN_LIMIT.search(said):
-        return Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its profile allows: {said}"
+        return Failure(Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its profile allows: {said}")
     disrupted = find_condition(status, "DisruptionTarget")
     if disrupted or status.get("reason") in ("Evicted", "Preempting"):
         said = said or (disrupted or {}).get("message") or "the node needed its resources"
-        return Reason.PREEMPTED, f"Pod {name} was evicted: {said}"
+        return Failure(Reason.PREEMPTED, f"Pod {name} was evicted: {said}")
     ended = terminated(pod)
     if ended is None:
         return None
     if ended.get("reason") == "OOMKilled":
-        return Reason.OUT_OF_MEMORY, f"Pod {name} was killed for using more memory than its limit."
-    return Reason.STAGE_CRASHED, f"Pod {name} exited with code {ended.get('exitCode')} and left no result."
+        return Failure(Reason.OUT_OF_MEMORY, f"Pod {name} was killed for using more memory than its limit.")
+    return Failure(Reason.STAGE_CRASHED, f"Pod {name} exited with code {ended.get('exitCode')} and left no result.")
 
 
 def pod_blocker(pod: Object) -> tuple[Reason, str] | None:
