@@ -120,8 +120,8 @@ class Distillation(ApiModel):
     drop_refusals: bool = True
     """Drop refusals such as "I'm sorry, but I can't help with that"."""
     duplicates: AnswerDuplicates = AnswerDuplicates.WITHIN_PROMPT
-    """Keep: keep all. WithinPrompt: drop equal answers to the same prompt. Drop: drop all equal and near-equal answers,
-    for free text."""
+    """Keep: keep all. WithinPrompt: of equal answers to the same prompt, keep only one. Drop: of equal or near-equal
+    answers to any prompts, keep only one, for free text."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Distillation":
