@@ -2,8 +2,9 @@
 
 The operator writes a StageInput as JSON into an immutable ConfigMap; the stage's container reads it, and its
 termination message is a StageResult. Readers ignore unknown fields at every level, so that operator and job images of
-neighbouring versions understand each other; fields are only ever added, with a default. One exception: a stage refuses
-an input with an unknown field among the parameters that are part of a key.
+neighbouring versions understand each other. One exception: a stage refuses an input with an unknown field among the
+parameters that are part of a key. Fields are added with a default. Where they move, the earlier place is still read; a
+stage that only knows the earlier place refuses the input.
 """
 
 from collections.abc import Mapping

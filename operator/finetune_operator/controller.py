@@ -64,9 +64,8 @@ class Controller:
         key = _key(resource, found)
         if news and key is not None:
             self.queue.add(key)
-        if (
-            resource == FINETUNEJOBS
-        ):  # also no news: a status write of the operator's is known, but not to the followers
+        # News or not: the cache knows of a status that the operator wrote itself, the followers do not.
+        if resource == FINETUNEJOBS:
             self._wake_followers(found["metadata"]["namespace"], found["metadata"]["name"])
 
     def event_age(self) -> float:

@@ -42,7 +42,7 @@ def is_available(deployment: Object | None, replicas: int) -> bool:
 def candidate_problem(deployment: Object | None, pods: Sequence[Object], age_seconds: float) -> CandidateProblem | None:
     """The worst problem that keeps a candidate from becoming available; None if none is known."""
     refused = [condition.get("message", "") for condition in _conditions(deployment, "ReplicaFailure", "True")]
-    problems = [trouble for pod in pods for trouble in _pod_problems(pod)]
+    problems = [problem for pod in pods for problem in _pod_problems(pod)]
     problems += [CandidateProblem(*refusal(message)) for message in refused]
     worst = min(problems, key=lambda problem: not problem.fatal, default=None)
     if worst is not None and worst.fatal:

@@ -53,7 +53,10 @@ def parse_result(message: str | None) -> StageResult | None:
 
 
 def _without_remedy(result: StageResult) -> StageResult:
-    """The result without its reason's remedy, which images of earlier versions appended: the conditions append it."""
+    """The result without its reason's remedy, which the conditions append.
+
+    Images of earlier versions appended it too. It is recognised by its words, as long as they are the same.
+    """
     kind = meta.ADAPTERDEPLOYMENT if result.stage in (Stage.FETCH, Stage.VERIFY) else meta.FINETUNEJOB
     advice = remedy(result.reason, kind)
     if not advice:
