@@ -235,6 +235,14 @@ def test_a_failure_names_the_log_that_is_kept(s3: SeaweedFS, store: Store, tmp_p
     assert (messages[0].startswith("stage starts"), messages[-1]) == (True, f"InternalError: {told}")
 
 
+def test_a_log_is_not_named_where_the_operator_would_cut_its_uri(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """The stage's name and the remedy have to go into the condition too."""
+    body = "raise StageError(Reason.INTERNAL_ERROR, 'x' * 880)"
+    _, result = ended(start(tmp_path, body, given=kept_given(s3, store)), tmp_path)
+    assert result.message == "x" * 880
+    assert kept_log(store)[1]
+
+
 def test_a_success_keeps_its_log_too(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     _, result = ended(start(tmp_path, "return StageOutput(message='Fine.')", given=kept_given(s3, store)), tmp_path)
     assert result.message == "Fine."

@@ -26,7 +26,7 @@ from typing import Final
 
 from finetune_api.layout import Lineage, StageRecord, output_folder
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
-from finetune_api.reasons import Reason, with_remedy
+from finetune_api.reasons import Reason, remedy, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
     PIPELINE,
@@ -295,16 +295,22 @@ def _advised(result: StageResult) -> str:
     """The message as the log shows it: a failure with what to do next, also outside Kubernetes."""
     if result.outcome is Outcome.SUCCEEDED:
         return result.message
-    kind = ADAPTERDEPLOYMENT if result.stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
-    return with_remedy(result.reason, result.message, kind)
+    return with_remedy(result.reason, result.message, _kind(result.stage))
 
 
 def _naming_log(result: StageResult, uri: str) -> StageResult:
-    """A failure says where its log is, if there is room for it."""
+    """A failure says where its log is, if there is room for it beside the stage and the remedy, which the operator
+    adds: it would cut the URI."""
     message = f"{result.message} Log: {uri}"
-    if not uri or result.outcome is Outcome.SUCCEEDED or len(message) > MAX_MESSAGE:
+    shown = f"{result.stage}: {message} {remedy(result.reason, _kind(result.stage))}"
+    if not uri or result.outcome is Outcome.SUCCEEDED or len(shown) > MAX_MESSAGE:
         return result
     return result.model_copy(update={"message": message})
+
+
+def _kind(stage: Stage) -> str:
+    """The kind of custom resource that a stage works for."""
+    return ADAPTERDEPLOYMENT if stage in (Stage.FETCH, Stage.VERIFY) else FINETUNEJOB
 
 
 def _on_sigterm(graceful: bool) -> threading.Event:
