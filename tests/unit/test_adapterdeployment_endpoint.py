@@ -40,7 +40,7 @@ def promoted(cluster: ServingCluster) -> ServingCluster:
     return cluster
 
 
-class TestFindReach:
+class TestEndpointState:
     """What the endpoints of the Service say, given what clients could rely on before."""
 
     @staticmethod

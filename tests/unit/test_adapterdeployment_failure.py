@@ -1,4 +1,4 @@
-"""AdapterDeployment in problem: a source that is gone, revisions that fail, children that somebody touches."""
+"""AdapterDeployment with problems: a source that is gone, revisions that fail, children that somebody touches."""
 
 from typing import Any
 

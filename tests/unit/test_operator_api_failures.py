@@ -119,7 +119,9 @@ def test_what_fails_for_a_minute_is_told_once_until_it_works(call: Call) -> None
     assert (operator.status.phase, operator.writes()) == (Phase.PENDING, 1)
     assert operator.condition("Ready") == ("False", Reason.API_CALLS_FAIL)
     assert operator.condition("Stalled") == ("True", Reason.API_CALLS_FAIL)
-    assert_says(operator.message("Stalled"), *told(call))
+    for kind in ("Ready", "Stalled"):
+        assert_says(operator.message(kind), *told(call))
+        assert operator.message(kind).count(remedy(Reason.API_CALLS_FAIL, FINETUNEJOB)) == 1
     assert operator.turn(LASTING) == words(call)
     assert operator.writes() == 1
     events = [found for (kind, _), found in operator.cluster.objects.items() if kind == EVENTS.kind]
