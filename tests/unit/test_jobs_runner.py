@@ -199,6 +199,17 @@ def test_sigterm_ends_a_stage_with_a_result(tmp_path: Path, body: str, graceful:
     assert (code, result.reason, result.message) == (ExitCode.RETRIABLE, Reason.PREEMPTED, message)
 
 
+def test_a_sigterm_after_the_work_changes_nothing(tmp_path: Path) -> None:
+    """It comes while what was printed last is logged."""
+    body = (
+        "import logging, os, signal; logging.getLogger('stdout').addFilter("
+        "lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(0.1) or True); "
+        "print('unfinished', end=''); return StageOutput(message='done')"
+    )
+    code, result = ended(start(tmp_path, body), tmp_path)
+    assert (code, result.message) == (ExitCode.OK, "done")
+
+
 def test_a_taken_metrics_port_costs_only_the_progress(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         process = start(tmp_path, "return StageOutput()", port=taken.getsockname()[1])

@@ -117,8 +117,8 @@ def run_stage(
     run = _help if helper else partial(execute, around=around, after=after)
     kept = None if helper else kept_log
     result, code = _guarded(stage, lambda context: run(context, work), graceful, options, terminal, kept)
-    logs.take_down()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
+    logs.take_down()
     log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, _advised(result))
     write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
     # Not sys.exit: a thread of a transfer or of the metrics server must not keep a finished container alive.
