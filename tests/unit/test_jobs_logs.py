@@ -150,3 +150,19 @@ def test_a_log_that_cannot_be_written_does_not_call_itself(capfd: pytest.Capture
     printed = PrintedLines(logger, logging.WARNING)
     print("one line", file=printed)
     assert capfd.readouterr().err == "the log is gone\n"
+
+
+@pytest.mark.timeout(30)
+def test_a_finalizer_that_prints_while_a_line_is_printed_does_not_wait_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Interrupted(str):
+        """Stands in for the garbage collector, which may run a finalizer between any two steps."""
+
+        def __radd__(self, begun: str) -> str:
+            print("last words", file=printed)
+            return begun + str(self)
+
+    printed = PrintedLines(logging.getLogger("interrupted"), logging.WARNING)
+    printed.write(Interrupted("one line\n"))
+    assert caplog.messages == ["last words", "one line"]

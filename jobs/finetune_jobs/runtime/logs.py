@@ -159,7 +159,8 @@ class PrintedLines(io.TextIOBase):
     def __init__(self, logger: logging.Logger, level: int) -> None:
         self._logger, self._level = logger, level
         self._begun = ""
-        self._lock, self._thread = threading.Lock(), threading.local()
+        # Reentrant: a finalizer or a signal handler may print while its thread is in here.
+        self._lock, self._thread = threading.RLock(), threading.local()
 
     def writable(self) -> bool:
         """Always."""
