@@ -87,14 +87,27 @@ def test_each_stage_adds_its_report(s3: SeaweedFS, place: str, tmp_path: Path) -
     assert all(store.exists(target) for target in expected)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StageError(Reason.S3_UNREACHABLE, "no space"), "the index of the reports was not written: no space"),
+        (ValueError("not foreseen"), "ValueError: not foreseen"),
+    ],
+)
 def test_an_index_that_cannot_be_written_stops_no_stage(
-    s3: SeaweedFS, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(_store: Store, _path: str, _content: bytes) -> None:
-        raise StageError(Reason.S3_UNREACHABLE, "no space")
+        raise error
 
-    made = context(given(Stage.PREPARE, s3, place, Upstream()), tmp_path)
+    output = Output(uri="s3://data/out", name="transactions")
+    made = context(StageInput(stage=Stage.PREPARE, run=RUN, output=output), tmp_path)
     monkeypatch.setattr(Store, "put", refuse)
     with caplog.at_level(logging.WARNING):
         write_index(made, Upstream())
-    assert "the index of the reports was not written: no space" in caplog.text
+    assert "the index of the reports was not written" in caplog.text
+    assert said in caplog.text

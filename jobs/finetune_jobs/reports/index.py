@@ -84,6 +84,8 @@ def write_index(context: Context, chain: Upstream, artifact: str = "") -> None:
         context.store.put(place, render_index(context.input, reports).encode())
     except StageError as error:
         log.warning("the index of the reports was not written: %s", error.message)
+    except Exception:  # the stage's output is there and counts, whatever is wrong with a page of links
+        log.warning("the index of the reports was not written", exc_info=True)
 
 
 def index_stage(context: Context, digest: str) -> None:
