@@ -7,10 +7,10 @@ produced (``unsaid``); a module-scoped fixture that wraps ``functools.cache`` pr
 
 import ast
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 _WORDS: Final = re.compile(r"[A-Za-z]+,? [A-Za-z]+")
 """At least two words: what is less is a name, a key or a unit."""
@@ -24,11 +24,26 @@ def assert_says(message: str, *parts: str) -> None:
     Parts are places, values, fields and the verb or field of the remedy, not the sentence around them.
     """
     assert parts
-    at = 0
-    for part in parts:
-        found = _whole(part).search(message, at)
-        assert found, f"{part!r} is missing in {message!r}" + (f", after {message[:at]!r}" if at else "")
-        at = found.end()
+    missing = _missing(message, parts)
+    assert not missing, f"{missing!r} is missing in {message!r}, or does not come after the parts before it"
+
+
+class Saying(str):
+    """In a comparison, equal to every text that says these parts: ``Fault(2, "text", "notUtf8", Saying("byte 7"))``."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, *parts: str) -> Self:
+        """``parts`` as for ``assert_says``."""
+        assert parts
+        made = super().__new__(cls, " … ".join(parts))
+        made.parts = parts
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and not _missing(other, self.parts)
+
+    __hash__ = str.__hash__
 
 
 def unsaid(module: str, messages: Collection[str]) -> list[str]:
@@ -78,6 +93,17 @@ def _name(function: ast.expr) -> str:
 def _pattern(sentence: str) -> re.Pattern[str]:
     """A full stop at the end may give way where a sentence goes on."""
     return re.compile(".*?".join(map(re.escape, sentence.removesuffix(".").split("{}"))), re.DOTALL)
+
+
+def _missing(message: str, parts: Sequence[str]) -> str:
+    """The first part that is not in the message after those before it, or an empty text."""
+    at = 0
+    for part in parts:
+        found = _whole(part).search(message, at)
+        if not found:
+            return part
+        at = found.end()
+    return ""
 
 
 def _whole(part: str) -> re.Pattern[str]:

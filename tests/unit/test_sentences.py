@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.sentences import assert_says
+from tests.support.sentences import Saying, assert_says
 
 pytestmark = pytest.mark.unit
 
@@ -32,3 +32,9 @@ def test_parts_that_a_message_does_not_say(parts: tuple[str, ...]) -> None:
 def test_no_parts_are_no_test() -> None:
     with pytest.raises(AssertionError):
         assert_says(MESSAGE)
+
+
+def test_a_saying_stands_for_a_text_in_a_comparison() -> None:
+    assert Saying("line 10", "'refund'") == MESSAGE
+    assert (Saying("line 10"), 7) == (MESSAGE, 7)
+    assert Saying("line 1") != MESSAGE
