@@ -29,6 +29,7 @@ from finetune_jobs.distillation.teacher import Teacher
 from finetune_jobs.store.s3 import Store
 from tests.support.distilling import KEY, QUICK, config, echo, failure, prompts, run
 from tests.support.seaweedfs import READER, SeaweedFS
+from tests.support.sentences import assert_says
 from tests.support.stages import RUN
 from tests.support.teacher_server import Reply, TeacherServer, says
 
@@ -66,7 +67,7 @@ def test_half_a_chunk_is_left_out_with_a_warning(store: Store, caplog: pytest.Lo
         again = run(store, prompts(4), spec)
     assert len(server.received) == 4 + 2
     assert (again.result.answered, again.result.reused, again.result.examples) == (2, 2, 4)
-    assert f"{chunk.uri}: 2 damaged lines are left out; their prompts are asked again" in caplog.text
+    assert_says(caplog.text, f"{chunk.uri}:", "2 damaged lines", "prompts", "again")
 
 
 def test_two_pods_write_beside_each_other(store: Store) -> None:
@@ -187,9 +188,7 @@ def test_sigterm_keeps_every_answer_within_seconds(store: Store, pod: Any, tmp_p
         assert process.exitcode == 0
         asked = len(server.received)
         assert Journal.of(store, RUN, config(server.url)).found == asked  # those on their way too
-        assert (tmp_path / "result").read_text() == (
-            f"The pod was told to stop: the teacher has answered {asked} of 1000 prompts; the answers are kept."
-        )
+        assert_says((tmp_path / "result").read_text(), "pod", "stopped", f"{asked} of 1000 prompts", "saved")
 
 
 def test_requests_that_wait_for_their_turn_are_neither_sent_nor_counted_once_the_pod_must_stop(store: Store) -> None:
@@ -237,7 +236,7 @@ def test_the_key_goes_to_the_teacher_and_nowhere_else(store: Store, caplog: pyte
         assert run(store, prompts(1), spec, right).answers == ["answer to question 0"]
         with pytest.raises(StageError) as error:
             run(store, prompts(2), spec, Teacher(spec, f"{KEY}-wrong"))
-    assert error.value.message == f"{server.url}: the teacher refused the API key (401); model 'm'."
+    assert_says(error.value.message, f"{server.url}:", "the teacher", "API key", "(401)", "model 'm'")
     kept = b"".join(store.get(entry.key) or b"" for entry in store.list())
     assert b"answer to question 0" in kept
     assert KEY not in caplog.text + error.value.message + kept.decode()
@@ -251,26 +250,27 @@ def test_a_server_that_asks_for_no_key_is_told_none(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "reason", "message"),
+    ("value", "reason", "problem"),
     [
         (
             " \n",
             Reason.SECRET_MISSING,
-            "TEACHER_API_KEY is empty: Secret 'teacher' must hold the API key of the teacher under 'token'.",
+            ["empty", "Secret 'teacher'", "API key", "'token'"],
         ),
         (
             "sk-a\nb",
             Reason.TEACHER_REFUSED,
-            "TEACHER_API_KEY holds characters that no HTTP header may hold: it is not an API key.",
+            ["characters", "HTTP header", "not an API key"],
         ),
         (
             "sk-ä",
             Reason.TEACHER_REFUSED,
-            "TEACHER_API_KEY holds characters that no HTTP header may hold: it is not an API key.",
+            ["characters", "HTTP header", "not an API key"],
         ),
     ],
 )
-def test_a_key_that_is_none(value: str, reason: Reason, message: str) -> None:
+def test_a_key_that_is_none(value: str, reason: Reason, problem: list[str]) -> None:
     with pytest.raises(StageError) as error:
         Teacher.from_environment(secured("http://host/v1"), {TEACHER_KEY_VARIABLE: value})
-    assert (error.value.reason, error.value.message) == (reason, message)
+    assert error.value.reason is reason
+    assert_says(error.value.message, "TEACHER_API_KEY", *problem)

@@ -26,6 +26,7 @@ from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.validation import Dropped, Faults
 from finetune_jobs.reading.rows import Fault, Row
 from tests.support.distilling import SOURCE, config, echo, prompts
+from tests.support.sentences import Saying, assert_says
 from tests.support.teacher_server import TeacherServer, says
 
 pytestmark = pytest.mark.unit
@@ -104,9 +105,8 @@ def test_a_row_without_a_prompt_is_a_fault_and_the_reading_goes_on() -> None:
     made, faults = read([*rows, Fault(5, "", "malformedJson", "is not JSON"), Row(6, {"prompt": "fine"})])
     assert [p.text for p in made] == ["fine"]
     assert faults.kinds == {"missingColumn": 1, "empty": 1, "nulByte": 1, "notText": 1, "malformedJson": 1}
-    assert faults.sentences().startswith(
-        f"{SOURCE} line 1, prompt: does not exist; the row has 'promt'. Did you mean 'promt'?; {SOURCE} line 2"
-    )
+    places = (f"{SOURCE} line 1, prompt:", "'promt'", "Did you mean 'promt'?", f"{SOURCE} line 2")
+    assert_says(faults.sentences(), *places)
 
 
 def test_what_must_not_leave_is_taken_out_before_the_teacher_sees_it() -> None:
@@ -118,7 +118,7 @@ def test_what_must_not_leave_is_taken_out_before_the_teacher_sees_it() -> None:
     made = list(read_prompts(SOURCE, rows, spec, ledger, clean=clean))
     assert [prompt.text for prompt in made] == ["What does Eve want? <PERSON_1> asks"]
     assert (ledger.read, dict(ledger.dropped), dict(ledger.faults.kinds)) == (3, {"secret": 1}, {"empty": 1})
-    assert ledger.faults.sentences() == f"{SOURCE} line 2, document: is empty after cleaning"
+    assert_says(ledger.faults.sentences(), f"{SOURCE} line 2, document:", "empty", "cleaning")
 
 
 @pytest.mark.parametrize(
@@ -216,27 +216,29 @@ def test_answers(content: bytes, answer: TeacherAnswer) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"<html>Bad gateway</html>", "answered something that is not JSON"),
-        (b"", "answered something that is not JSON"),
-        (b'{"choices": ', "answered something that is not JSON"),
-        (b"\xff\xfe", "answered something that is not JSON"),
-        (b"[" * 100_000, "answered something that is not JSON"),
-        (b"[]", "answered JSON without choices[0]"),
-        (b'{"error": "busy"}', "answered JSON without choices[0]"),
-        (body(choices=[]), "answered JSON without choices[0]"),
-        (body(choices=[{"text": "old API"}]), "answered JSON without choices[0].message"),
-        (body(choices=[{"message": {"content": 7}}]), "answered JSON without a text in choices[0].message.content"),
-        (says("\ud800").body, "answered half a surrogate pair, which is no text"),
+        (b"<html>Bad gateway</html>", ["not JSON"]),
+        (b"", ["not JSON"]),
+        (b'{"choices": ', ["not JSON"]),
+        (b"\xff\xfe", ["not JSON"]),
+        (b"[" * 100_000, ["not JSON"]),
+        (b"[]", ["JSON", "choices[0]"]),
+        (b'{"error": "busy"}', ["JSON", "choices[0]"]),
+        (body(choices=[]), ["JSON", "choices[0]"]),
+        (body(choices=[{"text": "old API"}]), ["JSON", "choices[0].message"]),
+        (body(choices=[{"message": {"content": 7}}]), ["JSON", "text", "choices[0].message.content"]),
+        (says("\ud800").body, ["surrogate"]),
         (
             body(choices=[{"message": {"content": "a"}, "finish_reason": "\ud800"}]),
-            "answered half a surrogate pair, which is no text",
+            ["surrogate"],
         ),
     ],
 )
-def test_rubbish_is_told_apart_and_never_quoted(content: bytes, problem: str) -> None:
+def test_rubbish_is_told_apart_and_never_quoted(content: bytes, problem: list[str]) -> None:
     with pytest.raises(AttemptError) as error:
         read_answer(content, ESTIMATE)
-    assert (str(error.value), error.value.kind, error.value.charged) == (problem, "teacherRubbish", True)
+    assert (error.value.kind, error.value.charged) == ("teacherRubbish", True)
+    assert_says(str(error.value), *problem)
+    assert not any(word in str(error.value) for word in ("html", "gateway", "busy", "old API"))
 
 
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
@@ -285,26 +287,26 @@ def judge(text: str, finish: str = "stop", **fields: Any) -> str:
     ("text", "fields", "verdict"),
     [
         ("  Use v2.\n", {}, "Use v2."),
-        (" \n", {}, "empty: is empty"),
-        ("a\0b", {}, "nulByte: holds a NUL byte at character 2"),
-        ("cut", {"finish": "length", "max_answer_tokens": 64}, "truncated: was cut at 64 tokens"),
-        ("", {"finish": "content_filter"}, "contentFilter: was taken away by the teacher's content filter"),
-        ("Never.", {"finish": "refusal", "drop_refusals": False}, "refusal: refuses to answer"),
-        ("I'm sorry, but I can't help with that.", {}, "refusal: refuses to answer"),
+        (" \n", {}, Saying("empty:", "empty")),
+        ("a\0b", {}, Saying("nulByte:", "NUL byte", "character 2")),
+        ("cut", {"finish": "length", "max_answer_tokens": 64}, Saying("truncated:", "64 tokens")),
+        ("", {"finish": "content_filter"}, Saying("contentFilter:", "content filter")),
+        ("Never.", {"finish": "refusal", "drop_refusals": False}, Saying("refusal:", "refusal")),
+        ("I'm sorry, but I can't help with that.", {}, Saying("refusal:", "refusal")),
         ("I'm sorry, but I can't help with that.", {"drop_refusals": False}, "I'm sorry, but I can't help with that."),
-        ("one two", {"min_answer_words": 3}, "tooShort: has 2 words, minAnswerWords is 3"),
-        ("one two three", {"max_answer_words": 2}, "tooLong: has 3 words, maxAnswerWords is 2"),
+        ("one two", {"min_answer_words": 3}, Saying("tooShort:", "2 words", "minAnswerWords", "3")),
+        ("one two three", {"max_answer_words": 2}, Saying("tooLong:", "3 words", "maxAnswerWords", "2")),
         ('{"code": 7}', {"answer_schema": OBJECT}, '{"code": 7}'),
         ('```json\n{"code": 7}\n```', {"answer_schema": OBJECT}, '{"code": 7}'),
         ('```json\n{"code": 7}\n```', {}, '```json\n{"code": 7}\n```'),
-        ("It is 7.", {"answer_schema": OBJECT}, "answerNotJson: is not JSON, which answerSchema asks for"),
-        ("[" * 100_000, {"answer_schema": OBJECT}, "answerNotJson: is not JSON, which answerSchema asks for"),
+        ("It is 7.", {"answer_schema": OBJECT}, Saying("answerNotJson:", "JSON", "answerSchema")),
+        ("[" * 100_000, {"answer_schema": OBJECT}, Saying("answerNotJson:", "JSON", "answerSchema")),
         ('{"code": "x@example.com"}', {"answer_schema": OBJECT},
-         "answerSchema: does not match answerSchema: properties/code/type"),
-        ("{}", {"answer_schema": OBJECT}, "answerSchema: does not match answerSchema: required"),
+         Saying("answerSchema:", "answerSchema: properties/code/type")),
+        ("{}", {"answer_schema": OBJECT}, Saying("answerSchema:", "answerSchema: required")),
         ('``` \n\n{"code": 7}```', {"answer_schema": OBJECT}, '{"code": 7}'),
         ("```json" + "\n" * 20_000 + "x", {"answer_schema": OBJECT},
-         "answerNotJson: is not JSON, which answerSchema asks for"),
+         Saying("answerNotJson:", "JSON", "answerSchema")),
     ],
 )  # fmt: skip
 def test_what_an_answer_must_be(text: str, fields: dict[str, Any], verdict: str) -> None:
@@ -345,26 +347,24 @@ def test_no_refusals(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "message"),
+    ("schema", "problem"),
     [
-        ("{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
-        ('{"type": "strin"}', "is not a JSON Schema: $.type: 'strin' is not valid under any of the given schemas."),
+        ("{", ["JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"]),
+        ('{"type": "strin"}', ["JSON Schema", "$.type: 'strin' is not valid under any of the given schemas"]),
     ],
 )
-def test_a_schema_that_is_none(schema: str, message: str) -> None:
+def test_a_schema_that_is_none(schema: str, problem: list[str]) -> None:
     with pytest.raises(StageError) as error:
         AnswerRules(config(answer_schema=schema))
-    assert (error.value.reason, error.value.message) == (
-        Reason.SPEC_INVALID,
-        f"spec.dataset.distillation.answerSchema {message}",
-    )
+    assert error.value.reason is Reason.SPEC_INVALID
+    assert_says(error.value.message, "spec.dataset.distillation.answerSchema", *problem)
 
 
 @pytest.mark.slow
 def test_a_schema_never_loads_another() -> None:
     with TeacherServer.running(echo) as server, pytest.raises(StageError) as error:
         judge("{}", answer_schema=json.dumps({"$ref": f"{server.url}/schema.json"}))
-    assert error.value.message.endswith(f"refers to '{server.url}/schema.json', which it does not hold.")
+    assert_says(error.value.message, "spec.dataset.distillation.answerSchema", f"'{server.url}/schema.json'")
 
 
 @pytest.mark.parametrize(
@@ -383,9 +383,7 @@ def test_repeated_answers(mode: str, kept: list[str]) -> None:
     given_answers = [("a", "Yes."), ("a", "yes."), ("b", "Yes."), ("c", "Yes!"), ("c", "No.")]
     judged = [rules.judge(TeacherAnswer(t, "stop", Tokens()), Prompt(p, SOURCE, 1)) for p, t in given_answers]
     assert [each for each in judged if isinstance(each, str)] == kept
-    equal, near_one = (
-        ("repeatedAnswer", "was given before"),
-        ("nearlyRepeatedAnswer", "is nearly the same as one before"),
-    )
-    told = {(each.kind, each.problem) for each in judged if isinstance(each, Fault)}
-    assert told == {"Keep": set(), "WithinPrompt": {equal}}.get(mode, {equal, near_one})
+    told = {each.kind: each.problem for each in judged if isinstance(each, Fault)}
+    equal = {"repeatedAnswer": Saying("duplicates", "earlier answer")}
+    near_one = {"nearlyRepeatedAnswer": Saying("nearly", "earlier answer")}
+    assert told == {"Keep": {}, "WithinPrompt": equal}.get(mode, equal | near_one)

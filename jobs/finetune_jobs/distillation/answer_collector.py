@@ -72,7 +72,7 @@ class AnswerCollector:
         Raises StageError: TeacherUnavailable, TeacherRefused, DeadlineExceeded. Raises StoppedError once ``stopping``
         is set, after a moment for answers that are on their way. What is noted still has to be flushed then.
         """
-        keeping = Repeating(self._keep, name="keeping the teacher's answers", pause=_KEEP_SECONDS)
+        keeping = Repeating(self._keep, name="saving the teacher's answers", pause=_KEEP_SECONDS)
         async with self._teacher:
             workers = [asyncio.create_task(self._work(questions)) for _ in range(self._config.concurrency)]
             try:
@@ -108,12 +108,12 @@ class AnswerCollector:
                 await self._quiet.wait()
 
     def _interrupted(self, count: int, stopped: bool) -> BaseException:
-        state = f"the teacher has answered {self.answered} of {count} prompts; the answers are kept"
+        state = f"the teacher answered {self.answered} of {count} prompts; the answers are saved"
         if stopped:
-            return StoppedError(f"The pod was told to stop: {state}.")
+            return StoppedError(f"The pod was stopped: {state}.")
         minutes = self._config.deadline_minutes
         return StageError(
-            Reason.DEADLINE_EXCEEDED, f"deadlineMinutes ({minutes}) of the distillation is over: {state}."
+            Reason.DEADLINE_EXCEEDED, f"spec.dataset.distillation.deadlineMinutes ({minutes}) is over: {state}."
         )
 
     def _keep(self) -> None:
@@ -150,7 +150,7 @@ class AnswerCollector:
             tries += 1
             failures += not error.busy
             if error.refused or failures >= self._patience.attempts:
-                fault = Fault(question.prompt.line, ANSWER, error.kind, f"was not given: the teacher {error}")
+                fault = Fault(question.prompt.line, ANSWER, error.kind, f"is missing: the teacher {error}")
                 self.given_up[question.identity] = fault
                 return
             await self._pause(error, tries)
@@ -203,8 +203,8 @@ class AnswerCollector:
         if pause > self._patience.longest_asked:
             raise StageError(
                 Reason.TEACHER_UNAVAILABLE,
-                f"{self._teacher.url}: the teacher {error}, and asks to wait {pause:.0f} s; "
-                f"{self._patience.longest_asked:.0f} s is the most.",
+                f"{self._teacher.url}: the teacher {error} and asks to wait {pause:.0f} s; the limit is "
+                f"{self._patience.longest_asked:.0f} s.",
                 retriable=True,
             )
         if error.busy or error.wait is not None:

@@ -1,4 +1,4 @@
-"""What a teacher sends back, read with suspicion: an answer, or what is wrong with it (pure).
+"""Validation of a teacher's responses: an answer, or what is wrong with it (pure).
 
 The form is that of OpenAI's API reference, "The chat completion object". Servers that call themselves compatible leave
 out ``usage`` and sometimes more, and a proxy in between answers with pages of HTML.
@@ -29,7 +29,7 @@ class TeacherAnswer:
 
 
 class AttemptError(Exception):
-    """A request gave no answer. The text goes on after "the teacher" and holds nothing that came from the server."""
+    """A request gave no answer. The text continues after "the teacher" and contains nothing that the server sent."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class AttemptError(Exception):
         self.wait = wait
         """Seconds that the teacher asks to wait (Retry-After)."""
         self.busy = busy
-        """The teacher has no time now (429): this says nothing about the prompt."""
+        """The teacher is busy (429): the prompt is not the problem."""
         self.refused = refused
         """The teacher does not take this request, and will not take it later."""
         self.charged = charged
-        """The teacher may have worked, and may send a bill."""
+        """The teacher may have worked, and may charge for it."""
 
 
 def read_answer(content: bytes, estimate: Tokens) -> TeacherAnswer:
@@ -62,7 +62,7 @@ def read_answer(content: bytes, estimate: Tokens) -> TeacherAnswer:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        raise AttemptError("teacherRubbish", "answered something that is not JSON", charged=True) from None
+        raise AttemptError("teacherRubbish", "sent a response that is not JSON", charged=True) from None
     choice = _first_choice(body)
     message = choice.get("message")
     if not isinstance(message, dict):
@@ -72,10 +72,10 @@ def read_answer(content: bytes, estimate: Tokens) -> TeacherAnswer:
     if text is None:
         text = ""  # with content_filter, and where tools were called
     if not isinstance(text, str):
-        raise _wrong_shape("a text in choices[0].message.content")
+        raise _wrong_shape("text in choices[0].message.content")
     finish = REFUSED if refusal else str(choice.get("finish_reason") or "stop")[:40]
     if any("\ud800" <= character <= "\udfff" for character in text + finish):
-        raise AttemptError("teacherRubbish", "answered half a surrogate pair, which is no text", charged=True)
+        raise AttemptError("teacherRubbish", "sent an unpaired surrogate, which is not valid text", charged=True)
     return TeacherAnswer(text, finish, _tokens(body, text, estimate))
 
 
@@ -96,4 +96,4 @@ def _tokens(body: dict[str, Any], text: str, estimate: Tokens) -> Tokens:
 
 
 def _wrong_shape(missing: str) -> AttemptError:
-    return AttemptError("teacherRubbish", f"answered JSON without {missing}", charged=True)
+    return AttemptError("teacherRubbish", f"sent JSON without {missing}", charged=True)

@@ -102,7 +102,7 @@ def _identity(prompt: Prompt) -> str:
 
 
 class NearAnswers:
-    """Tells whether a text is nearly the same as one before. Memory: about 1 kB a text."""
+    """Tells whether a text nearly duplicates an earlier answer. Memory: about 1 kB a text."""
 
     def __init__(self, near_percent: int) -> None:
         """``near_percent``: as spec.dataset.duplicates.nearPercent; 0: nothing is near to anything."""

@@ -42,15 +42,15 @@ class Distilled:
     prompts: int = 0
     """Different prompts."""
     repeated: int = 0
-    """Prompts left out because an earlier one is the same."""
+    """Prompts dropped as duplicates of an earlier one."""
     wanted: int = 0
-    """Answers to have: ``samplesPerPrompt`` for each prompt."""
+    """Answers wanted: ``samplesPerPrompt`` for each prompt."""
     answered: int = 0
-    """Answers that came now."""
+    """Answers of this run."""
     reused: int = 0
-    """Answers that an earlier pod or run has asked for."""
+    """Answers that an earlier pod or run requested."""
     unasked: int = 0
-    """Answers that were not asked for, because of ``maxCost``."""
+    """Answers not requested because of ``maxCost``."""
     examples: int = 0
     """Answers that passed the filters."""
     tokens: Tokens = field(default_factory=Tokens)
@@ -58,7 +58,7 @@ class Distilled:
     cost: Decimal = Decimal()
     """US dollars for these tokens."""
     faults: Faults = field(default_factory=Faults)
-    """Answers that did not come or were left out."""
+    """Answers that are missing or were dropped."""
 
     def scalars(self) -> dict[str, str]:
         """The figures for the stage's result."""
@@ -92,10 +92,10 @@ class Distilled:
             f"{self.examples} became examples."
         )
         if self.unasked:
-            text += f" {self.unasked} were not asked for: they could have led beyond maxCost."
+            text += f" {self.unasked} were not requested: they could have exceeded maxCost."
         if self.faults.total:
             kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.faults.kinds.items()))
-            text += f" Left out: {kinds}."
+            text += f" Dropped: {kinds}."
         return text
 
 
@@ -177,7 +177,7 @@ def _announce(spool: _Spool, teacher: Teacher, journal: Journal) -> int:
         count += 1
         most += teacher.most(question.prompt.text)
     log.info(
-        "%s answers to ask for, of at most %s tokens for about %s tokens of prompts; %s are there from before",
+        "requesting %s answers: at most %s tokens for about %s prompt tokens; %s answers are already in the journal",
         count,
         most.output,
         most.input,
@@ -216,11 +216,11 @@ def _require_an_answer(made: Distilled, config: Distillation, teacher: Teacher) 
     if made.unasked:
         raise StageError(
             Reason.BUDGET_EXCEEDED,
-            f"spec.dataset.distillation.maxCost ({config.max_cost} USD, {made.cost:.6f} are spent) pays for no answer, "
-            f"which may have {config.max_answer_tokens} tokens.",
+            f"spec.dataset.distillation.maxCost ({config.max_cost} USD, {made.cost:.6f} already spent) does not "
+            f"cover one answer of up to {config.max_answer_tokens} tokens.",
         )
     raise StageError(
         Reason.TEACHER_UNAVAILABLE,
-        f"{teacher.url}: none of {made.wanted} prompts was answered: {shorten(made.faults.sentences(), 600)}.",
+        f"{teacher.url}: none of {made.wanted} requests was answered: {shorten(made.faults.sentences(), 600)}.",
         retriable=True,
     )

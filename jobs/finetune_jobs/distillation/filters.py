@@ -59,11 +59,11 @@ class AnswerRules:
 
     def _complete(self, answer: TeacherAnswer) -> Fault | None:
         if answer.finish == CUT:
-            return _fault("truncated", f"was cut at {self._config.max_answer_tokens} tokens")
+            return _fault("truncated", f"was cut off at {self._config.max_answer_tokens} tokens")
         if answer.finish == FILTERED:
-            return _fault("contentFilter", "was taken away by the teacher's content filter")
+            return _fault("contentFilter", "was removed by the teacher's content filter")
         if answer.finish == REFUSED or (self._config.drop_refusals and is_refusal(answer.text)):
-            return _fault("refusal", "refuses to answer")
+            return _fault("refusal", "is a refusal")
         return None
 
     def _readable(self, answer: TeacherAnswer, prompt: str) -> str | Fault:
@@ -79,7 +79,7 @@ class AnswerRules:
         try:
             problem = problem_of(json.loads(bare))
         except (ValueError, RecursionError):
-            return _fault("answerNotJson", "is not JSON, which answerSchema asks for")
+            return _fault("answerNotJson", "is not valid JSON, which answerSchema requires")
         return _fault("answerSchema", f"does not match answerSchema: {problem}") if problem else bare
 
     def _wrong_length(self, text: str) -> Fault | None:
@@ -97,15 +97,15 @@ class AnswerRules:
         scope = prompt if mode is AnswerDuplicates.WITHIN_PROMPT else ""
         mark = hashlib.sha256(f"{scope}\0{' '.join(text.casefold().split())}".encode()).digest()
         if mark in self._seen:
-            return _fault("repeatedAnswer", "was given before")
+            return _fault("repeatedAnswer", "duplicates an earlier answer")
         self._seen.add(mark)
         if mode is AnswerDuplicates.DROP and self._near and self._near(text):
-            return _fault("nearlyRepeatedAnswer", "is nearly the same as one before")
+            return _fault("nearlyRepeatedAnswer", "nearly duplicates an earlier answer")
         return None
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer begins like a refusal."""
+    """Whether an answer starts like a refusal."""
     begin = " ".join(text[:200].replace("’", "'").casefold().split())
     return _REFUSAL.match(begin) is not None
 
@@ -131,7 +131,7 @@ def _schema_check(schema: str) -> Callable[[Any], str]:
         try:
             broken = jsonschema.exceptions.best_match(validator.iter_errors(value))
         except referencing.exceptions.Unresolvable as error:
-            raise _wrong_schema(f"refers to {error.ref!r}, which it does not hold") from None
+            raise _wrong_schema(f"refers to {error.ref!r}, which it does not define") from None
         return "/".join(map(str, broken.absolute_schema_path)) if broken else ""
 
     return problem_of

@@ -1,4 +1,4 @@
-"""Answers that outlive the pod: every one that was paid for is kept in the store, so that nothing is asked twice.
+"""Answers that outlive the pod: every paid answer is saved in the store, so that none is requested twice.
 
 ``<place>/000000.jsonl``, ``000001.jsonl`` … each hold the answers of some seconds. Chunks are written once and never
 changed, so that a pod that is being replaced and its successor cannot harm each other. All answers also lie in a local
@@ -34,7 +34,7 @@ class JournalEntry(WireModel):
     id: Digest
     """Identity of the question."""
     answer: str | None = None
-    """None: the request gave no answer, but may have cost this."""
+    """None: the request failed, but may have cost this."""
     finish: str = ""
     input_tokens: int
     output_tokens: int
@@ -63,7 +63,7 @@ class Journal:
         """All that the requests of this journal used."""
         self._load()
         self.found = len(self._positions)
-        """Answers that were there at the beginning."""
+        """Answers found at the start."""
 
     @classmethod
     def of(cls, store: Store, run: RunRef, config: Distillation) -> "Journal":
@@ -144,4 +144,4 @@ class Journal:
                 except ValidationError:
                     damaged += 1
             if damaged:
-                log.warning("%s: %s damaged lines are left out; their prompts are asked again", stored.uri, damaged)
+                log.warning("%s: %s damaged lines dropped; their prompts will be asked again", stored.uri, damaged)

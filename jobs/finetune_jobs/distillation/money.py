@@ -35,7 +35,7 @@ class Tokens:
 
     @classmethod
     def guessed(cls, input: int, output: int) -> "Tokens":  # noqa: A002 # the field's name
-        """Tokens that nobody counted."""
+        """Tokens that the server did not count."""
         return cls(input, output, input + output)
 
     def __add__(self, other: "Tokens") -> "Tokens":

@@ -81,7 +81,7 @@ class Breaker:
         """Raises StageError: TeacherUnavailable (a retry may help), TeacherRefused."""
         self._failures += 1
         if self._failures >= self._limit:
-            message = f"{self._url}: {self._limit} requests failed in a row; the last time the teacher {error}."
+            message = f"{self._url}: {self._limit} consecutive requests failed; last, the teacher {error}."
             if error.refused:
                 raise StageError(Reason.TEACHER_REFUSED, message)
             raise StageError(Reason.TEACHER_UNAVAILABLE, message, retriable=True)

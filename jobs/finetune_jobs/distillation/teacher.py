@@ -32,9 +32,9 @@ _NO_KEY: Final = "none"
 _MESSAGE_TOKENS: Final = 8
 """Tokens that a chat template may put around a message."""
 _FATAL: Final = {
-    401: "refused the API key (401)",
-    402: "wants to be paid first (402)",
-    403: "does not let this API key use the model (403)",
+    401: "rejected the API key (401)",
+    402: "requires payment (402)",
+    403: "does not allow this API key to use the model (403)",
     404: "does not know the model, or the URL is not the base of an OpenAI-compatible API (404)",
 }
 _EXHAUSTED: Final = "insufficient_quota"
@@ -66,13 +66,13 @@ class Teacher:
         if credentials and not key:
             raise StageError(
                 Reason.SECRET_MISSING,
-                f"{TEACHER_KEY_VARIABLE} is empty: Secret {credentials.secret_name!r} must hold the API key of the "
+                f"{TEACHER_KEY_VARIABLE} is empty: Secret {credentials.secret_name!r} must contain the API key of the "
                 f"teacher under {credentials.key!r}.",
             )
         if not (key.isascii() and key.isprintable()):
             raise StageError(
                 Reason.TEACHER_REFUSED,
-                f"{TEACHER_KEY_VARIABLE} holds characters that no HTTP header may hold: it is not an API key.",
+                f"{TEACHER_KEY_VARIABLE} contains characters not allowed in an HTTP header: it is not an API key.",
             )
         return cls(config, key if credentials else "")
 
@@ -90,12 +90,12 @@ class Teacher:
             async with asyncio.timeout(seconds):  # the client's own limit is for each read, and a slow drip never ends
                 content = await self._post(text)
         except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
-            problem = f"gave no answer within {seconds} s"
+            problem = f"did not answer within {seconds} s"
             raise AttemptError("teacherTimeout", problem, charged=True) from None
         except openai.APIStatusError as error:
             if limit == error.param == _LIMIT:
                 self._limit = _NEWER_LIMIT
-                raise AttemptError("teacherRefused", f"takes no {_LIMIT}", wait=0) from None
+                raise AttemptError("teacherRefused", f"does not accept {_LIMIT}", wait=0) from None
             raise self._status_problem(error) from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise _connection_problem(error) from None
@@ -125,7 +125,7 @@ class Teacher:
             async for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > MAX_BODY:
-                    raise AttemptError("teacherRubbish", f"answered more than {MAX_BODY} bytes", charged=True)
+                    raise AttemptError("teacherRubbish", f"sent more than {MAX_BODY} bytes", charged=True)
         return bytes(content)
 
     def _request(self, text: str) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class Teacher:
         if status >= 500 or status in _PASSING:
             return AttemptError("teacherError", f"answered {said}", wait=wait)
         where = f", parameter {error.param}" if isinstance(error.param, str) and _CODE.fullmatch(error.param) else ""
-        return AttemptError("teacherRefused", f"refused the request with {said}{where}", refused=True)
+        return AttemptError("teacherRefused", f"rejected the request with {said}{where}", refused=True)
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -182,5 +182,5 @@ def _connection_problem(error: Exception) -> AttemptError:
     """The class of the cause says enough; texts of the client may hold headers."""
     cause = error.__cause__ or error
     if isinstance(cause, httpx2.ConnectError):
-        return AttemptError("teacherUnreachable", "cannot be reached (name, connection or TLS)")
+        return AttemptError("teacherUnreachable", "could not be reached (name, connection or TLS)")
     return AttemptError("teacherUnreachable", f"broke the connection ({type(cause).__name__})", charged=True)
