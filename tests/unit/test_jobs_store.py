@@ -27,6 +27,7 @@ from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, KMS_KEY, READER, STRANGER, SeaweedFS, User
+from tests.support.sentences import assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -68,12 +69,18 @@ def test_conditional_writes(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "bucket", "reason", "message", "retriable"),
+    ("user", "bucket", "reason", "problem", "retriable"),
     [
-        (STRANGER, "data", Reason.S3_ACCESS_DENIED, "the store refused the credentials (InvalidAccessKeyId)", False),
-        (User(ADMIN.key, "wrong", ()), "data", Reason.S3_ACCESS_DENIED, "refused the credentials (Signature", False),
-        (READER, "data", Reason.S3_ACCESS_DENIED, "writing s3://data/x/key failed: the store refused", False),
-        (ADMIN, "no-such-bucket", Reason.BUCKET_NOT_FOUND, "bucket 'no-such-bucket' does not exist", False),
+        (STRANGER, "data", Reason.S3_ACCESS_DENIED, ["credentials", "(InvalidAccessKeyId)"], False),
+        (
+            User(ADMIN.key, "wrong", ()),
+            "data",
+            Reason.S3_ACCESS_DENIED,
+            ["credentials", "(SignatureDoesNotMatch)"],
+            False,
+        ),
+        (READER, "data", Reason.S3_ACCESS_DENIED, ["writing s3://data/x/key", "credentials", "(AccessDenied)"], False),
+        (ADMIN, "no-such-bucket", Reason.BUCKET_NOT_FOUND, ["bucket 'no-such-bucket'", "does not exist"], False),
     ],
 )
 def test_a_refusal_says_why(
@@ -82,7 +89,7 @@ def test_a_refusal_says_why(
     user: User,
     bucket: str,
     reason: Reason,
-    message: str,
+    problem: list[str],
     retriable: bool,
 ) -> None:
     for name, value in user.environment().items():
@@ -90,7 +97,7 @@ def test_a_refusal_says_why(
     with pytest.raises(StageError) as error:
         Store.connect(s3.storage, f"s3://{bucket}/x").put("key", b"")
     assert (error.value.reason, error.value.retriable) == (reason, retriable)
-    assert message in error.value.message
+    assert_says(error.value.message, *problem)
     assert user.secret not in error.value.message
 
 
@@ -99,13 +106,13 @@ def test_a_store_that_cannot_be_reached_is_worth_a_retry(place: str) -> None:
     with pytest.raises(StageError) as error:
         Store.connect(Storage(endpoint=endpoint), place).get("key")
     assert (error.value.reason, error.value.retriable) == (Reason.S3_UNREACHABLE, True)
-    assert f"reading {place}/key failed: the endpoint cannot be reached" in error.value.message
+    assert_says(error.value.message, f"reading {place}/key failed", "endpoint", "name", "connection refused")
 
 
 def test_keys_that_are_missing(s3: SeaweedFS, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(StageError, match="the pod has no S3 credentials, or only half of them") as error:
+    with pytest.raises(StageError, match="pod has no S3 credentials") as error:
         Store.connect(s3.storage, place).get("key")
     assert error.value.reason is Reason.S3_ACCESS_DENIED
 
@@ -117,7 +124,7 @@ def test_a_secret_made_from_a_file_ends_in_a_line_break(
         monkeypatch.setenv(name, f"{value}\n")
     Store.connect(s3.storage, place).put("key", b"content")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"{ADMIN.key[:4]}\n{ADMIN.key[4:]}")
-    with pytest.raises(StageError, match="the S3 access key has a line break in it") as error:
+    with pytest.raises(StageError, match=r"S3 access key .* line break") as error:
         Store.connect(s3.storage, place).get("key")
     assert (error.value.reason, error.value.retriable) == (Reason.S3_ACCESS_DENIED, False)
     assert ADMIN.key[4:] not in error.value.message

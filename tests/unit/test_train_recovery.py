@@ -315,4 +315,4 @@ def test_what_is_spent_is_noted_by_the_clock_and_a_store_that_is_away_costs_the_
         assert twice.wait(30)
         assert allowance.left == 75.0
     assert set(noted) == {25.0}
-    assert "noting what the budget has paid for fails, the stage goes on: the endpoint did not answer" in caplog.text
+    assert "the stage continues: the endpoint did not answer" in caplog.text

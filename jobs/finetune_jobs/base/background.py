@@ -1,4 +1,4 @@
-"""Work beside the stage's own, which may fail or hang and nobody waits for it: copies of logs and measurements."""
+"""Background work that may fail or hang without delaying the stage: copies of logs and measurements."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from finetune_jobs.base.errors import StageError
 log = logging.getLogger(__name__)
 
 _SLOWEST: Final = 16
-"""After failures in a row the pause grows up to this many times its length."""
+"""After consecutive failures the pause grows up to this many times its length."""
 
 
 class Repeating:
@@ -31,7 +31,7 @@ class Repeating:
         self._wake.set()
 
     def end(self) -> None:
-        """Have ``work`` done a last time, and no more."""
+        """Run ``work`` a last time, then stop."""
         self._ending.set()
         self._wake.set()
 
@@ -51,9 +51,9 @@ class Repeating:
     def _try(self) -> None:
         try:
             self._work()
-        except Exception as error:  # noqa: BLE001 # whatever it is, the stage goes on
+        except Exception as error:  # noqa: BLE001 # whatever it is, the stage continues
             if not self._failures:
-                log.warning("%s fails, the stage goes on: %s", self._name, _cause(error))
+                log.warning("%s failed, the stage continues: %s", self._name, _cause(error))
             self._failures += 1
         else:
             if self._failures:

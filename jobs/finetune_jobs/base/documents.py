@@ -29,4 +29,4 @@ def read_json(path: Path, model: type[M]) -> M:
     try:
         return parse_json(path.read_bytes(), model, path.name)
     except FileNotFoundError:
-        raise StageError(Reason.ARTIFACT_CORRUPT, f"{path.parent.name} holds no {path.name}.") from None
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{path.parent.name} contains no {path.name}.") from None

@@ -1,4 +1,4 @@
-"""Failures of a stage: each has a reason of the API, a message for people, and an answer to "would a retry help?"."""
+"""Failures of a stage: each has a reason of the API, a message, and whether a retry would help."""
 
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ class StageError(Exception):
         self.retriable = retriable
         """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
         self.peer_initiated = peer_initiated
-        """True when another pod is the cause, or all agreed to begin again: RESTART_GROUP, which is no failure."""
+        """True when another pod is the cause, or all pods agreed to restart: RESTART_GROUP, which is not a failure."""
 
 
 class StoppedError(BaseException):

@@ -1,6 +1,6 @@
-"""How far a stage is: as Prometheus metrics for the operator, and as lines or a bar for people.
+"""Progress of a stage: Prometheus metrics for the operator, lines or a bar for people.
 
-Progress is fail-open: a port that is taken or a terminal that is gone costs the display, never the work.
+Progress is fail-open: a taken port or a closed terminal costs the display, never the work.
 """
 
 import logging
@@ -21,7 +21,7 @@ from finetune_api import telemetry
 log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
-"""Told how much is done, and of how much."""
+"""Called with how much is done, and of how much."""
 
 
 _GAUGES: Final[Mapping[str, str]] = {

@@ -18,7 +18,7 @@ _DENIED: Final = frozenset(
 )
 _ELSEWHERE: Final = frozenset({"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
 _KMS: Final = "KMS."
-"""How the codes of S3 begin when its key management refuses, e.g. KMS.DisabledException."""
+"""Prefix of S3 codes for errors of its key management, e.g. KMS.DisabledException."""
 _UNSENDABLE: Final = "Invalid header value"
 """What Python's HTTP client says of a key with a line break, inside an exception that looks like a lost connection."""
 _CONDITION_UNKNOWN: Final = frozenset({"501", "NotImplemented"})
@@ -37,15 +37,14 @@ def store_error(error: BaseException, action: str, uri: str) -> StageError:
     status = _status(error)
     failed = f"{action} {uri} failed"
     if isinstance(error, _NO_IDENTITY):
-        return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the pod has no S3 credentials, or only half of them.")
+        return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the pod has no S3 credentials, or they are incomplete.")
     if isinstance(error, boto.HTTPClientError) and _UNSENDABLE in str(error.kwargs.get("error")):
-        return StageError(
-            Reason.S3_ACCESS_DENIED, f"{failed}: the S3 access key has a line break in it, which no request can hold."
-        )
+        problem = "the S3 access key contains a line break, which is not allowed in a request"
+        return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: {problem}.")
     if code.startswith(_KMS):
         return StageError(Reason.S3_ENCRYPTION_REFUSED, f"{failed}: the encryption key cannot be used ({code}).")
     if code in _DENIED or status in (401, 403):
-        return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the store refused the credentials ({code or status}).")
+        return StageError(Reason.S3_ACCESS_DENIED, f"{failed}: the store rejected the credentials ({code or status}).")
     if code == "NoSuchBucket":
         return StageError(Reason.BUCKET_NOT_FOUND, f"{failed}: bucket {uri.split('/')[2]!r} does not exist.")
     if code in _ELSEWHERE:
@@ -79,7 +78,7 @@ def _status(error: BaseException) -> int:
 def _connection_cause(error: BaseException) -> str:
     match error:
         case boto.SSLError():
-            return "the TLS certificate of the endpoint is not trusted; a private authority goes into storage.caBundle"
+            return "the endpoint's TLS certificate is not trusted; for a private authority, set storage.caBundle"
         case boto.ConnectTimeoutError() | boto.ReadTimeoutError():
             return "the endpoint did not answer in time"
         case boto.EndpointConnectionError():

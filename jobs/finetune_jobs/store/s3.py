@@ -36,7 +36,7 @@ _KEYS: Final = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token
 """Parameters of a session of boto3; in capitals, the variables from which it takes them."""
 
 Advance = Callable[[int], None]
-"""Told the number of bytes that were just moved."""
+"""Called with the number of bytes just transferred."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Store:
     # Reading
 
     def head(self, path: str = "") -> StoredObject | None:
-        """Size and ETag, or None where there is no such object (or no such bucket: S3 does not tell them apart)."""
+        """Size and ETag, or None where there is no such object (or no such bucket: S3 does not distinguish them)."""
         try:
             with self._errors("reading", path):
                 found = self._client.head_object(Bucket=self.bucket, Key=self._key(path))
