@@ -54,7 +54,7 @@ def prepare(context: Context) -> StageOutput:
     require_valid(own.ledger, params)
     own.encoder.require_short()
     require_learnable(own.ledger, params)
-    context.progress.report(0.75, "looking for near duplicates, dividing")
+    context.progress.report(0.75, "finding near duplicates and splitting")
     near = own.near(params.dataset.duplicates.near_percent)
     division = divide(own.ledger, near, own.texts, params.dataset)
     require_enough(own.ledger, division)

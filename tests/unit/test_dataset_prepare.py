@@ -14,6 +14,7 @@ from finetune_api.dataset import (
     OnFinding,
     Pii,
     Pilot,
+    Replay,
     Split,
     Task,
     TaskType,
@@ -27,10 +28,13 @@ from finetune_jobs.reading.inputs import inputs_digest
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.preparing import Prepared, Row, rows, text
-from tests.support.sentences import unsaid
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.sentences import assert_says, unsaid
 from tests.support.stages import context
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+ENDINGS = "s3://data/endings-of-prepare"
 
 
 def test_tokens_are_those_of_the_conversations(prepared: Prepared, tmp_path: Path) -> None:
@@ -138,35 +142,46 @@ def test_a_pipeline_in_s3_finds_names(prepared: Prepared, tmp_path: Path) -> Non
     source = prepared.put("rows.jsonl", [*rows(), {"text": "Is Ana Novak there?", "label": "a"}])
     prepared.run(source, pii=pii)
     assert prepared.report["pii"]["counts"] == {"PERSON": 1}
-    nothing = prepared.store.uri("nothing")
-    with pytest.raises(StageError) as caught:
-        prepared.run(source, pii=Pii(ner=NamesModel(uri=nothing)))
-    assert caught.value.message == f"{nothing}{NO_PIPELINE}"
 
 
-NO_PIPELINE = " holds no files: spec.dataset.pii.ner needs a pipeline."
+@pytest.fixture(scope="module")
+def endings(s3: SeaweedFS, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the stage says of general data, of no pipeline for names, of a signal to stop, of an overwritten source."""
+    said: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADMIN.environment().items():
+            patch.setenv(name, value)
+        prepared = Prepared(s3, ENDINGS, tiny_llama, tmp_path_factory.mktemp("endings"))
+        source = prepared.put("rows.jsonl", rows(1000))
+        general = prepared.put("general.jsonl", [{"prompt": "Say it", "completion": "It!"}] * 2)
+        said["mixed in"] = prepared.run(source, replay=Replay(source=general)).message
+        with pytest.raises(StageError) as refused:
+            prepared.run(source, pii=Pii(ner=NamesModel(uri=f"{ENDINGS}/nothing")))
+        said["no pipeline"] = refused.value.message
+        again = context(prepared.given.model_copy(update={"reuse": False}), prepared.folder)
+        again.stopping.set()
+        with pytest.raises(StoppedError) as stopped:
+            execute(again, prepare)
+        said["stopped"] = str(stopped.value)
+        prepared.put("rows.jsonl", rows(199))
+        again.stopping.clear()
+        with pytest.raises(StageError) as refused:
+            execute(again, prepare)
+        assert refused.value.reason is Reason.DATASET_NOT_FOUND
+        said["overwritten"] = refused.value.message
+    return said
 
 
-CHANGED = (
-    "The version of {uri} that this run began with is gone: a file was overwritten meanwhile. Set spec.rerun to a new "
-    "value to use the new version."
-)
+def test_a_folder_without_a_pipeline_for_names(endings: dict[str, str]) -> None:
+    assert_says(endings["no pipeline"], f"{ENDINGS}/nothing", "no files", "spec.dataset.pii.ner", "pipeline")
 
 
-STOPPED = "The pod was told to stop before the rows were read."
+def test_a_source_that_is_overwritten_under_a_run(endings: dict[str, str]) -> None:
+    assert_says(endings["overwritten"], f"{ENDINGS}/rows.jsonl", "overwritten", "Set spec.rerun")
 
 
-def test_a_source_that_is_overwritten_under_a_run(prepared: Prepared) -> None:
-    source = prepared.put("rows.jsonl", rows())
-    prepared.run(source)
-    prepared.put("rows.jsonl", rows(199))
-    again = prepared.given.model_copy(update={"reuse": False})
-    with pytest.raises(StageError) as caught:
-        execute(context(again, prepared.folder), prepare)
-    assert (caught.value.reason, caught.value.message) == (
-        Reason.DATASET_NOT_FOUND,
-        CHANGED.format(uri=source.uri),
-    )
+def test_a_pod_that_is_told_to_stop_reads_no_further(endings: dict[str, str]) -> None:
+    assert_says(endings["stopped"], "pod", "stopped", "all rows")
 
 
 def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Prepared, tmp_path: Path) -> None:
@@ -180,25 +195,15 @@ def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Pre
     assert before == prepared.given.upstream.source != inputs_digest(prepared.store, dataset)
     with pytest.raises(StageError) as caught:
         execute(context(prepared.given.model_copy(update={"reuse": False}), prepared.folder), prepare)
-    assert caught.value.message == CHANGED.format(uri=f"{prepared.store.uri('names')}, {source.uri}")
+    files = f"{prepared.store.uri('names')}, {source.uri}"
+    assert_says(caught.value.message, files, "overwritten", "Set spec.rerun")
 
 
-def test_a_pod_that_is_told_to_stop_reads_no_further(prepared: Prepared) -> None:
-    prepared.run(prepared.put("rows.jsonl", rows(1000)))
-    told = context(prepared.given.model_copy(update={"reuse": False}), prepared.folder)
-    told.stopping.set()
-    with pytest.raises(StoppedError) as caught:
-        execute(told, prepare)
-    assert str(caught.value) == STOPPED
+@pytest.mark.parametrize("module", ["download", "collect", "replay"])
+def test_every_sentence_of_the_stage_is_provoked(endings: dict[str, str], module: str) -> None:
+    assert unsaid(f"finetune_jobs.preparation.{module}", endings.values()) == []
 
 
-def test_every_sentence_of_the_stage_is_tested() -> None:
-    mixed = [
-        "Of {} rows of general data, {} can be mixed in",
-        "{} (left out: {}), {} are.",
-    ]  # what is said of general data that is taken, see above
-    assert not unsaid("finetune_jobs.prepare", [])
-    assert not unsaid("finetune_jobs.preparation.download", [CHANGED])
-    assert not unsaid("finetune_jobs.preparation.collect", [STOPPED])
-    assert unsaid("finetune_jobs.preparation.replay", []) == mixed
-    assert not unsaid("finetune_jobs.reading.inputs", [NO_PIPELINE])
+@pytest.mark.parametrize("module", ["prepare", "reading.inputs"])
+def test_every_sentence_about_its_input_is_provoked(endings: dict[str, str], module: str) -> None:
+    assert unsaid(f"finetune_jobs.{module}", endings.values()) == []

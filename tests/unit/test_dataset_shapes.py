@@ -12,6 +12,7 @@ from finetune_api.dataset import Columns, Task, TaskType
 from finetune_jobs.examples.shapes import Shaped, fill, shape
 from finetune_jobs.examples.validation import Example, Rules
 from finetune_jobs.reading.rows import Fault, Row
+from tests.support.sentences import Saying, assert_says
 
 pytestmark = pytest.mark.unit
 
@@ -98,7 +99,7 @@ def test_an_extraction_needs_json() -> None:
     assert isinstance(rules.example(Row(2, {"prompt": "q", "completion": '{"a": 1}'})), Example)
     no_number = rules.example(Row(2, {"prompt": "q", "completion": '{"a": NaN}'}))
     assert isinstance(no_number, Fault)
-    assert no_number.problem == "is not JSON (NaN is no JSON), which spec.task.type Extraction asks for"
+    assert_says(no_number.problem, "JSON", "NaN", "spec.task.type Extraction")
 
 
 def test_a_group_is_taken_from_its_column() -> None:
@@ -127,7 +128,7 @@ def test_a_row_of_no_group_is_a_fault(group: dict[str, Any], kind: str) -> None:
 @pytest.mark.parametrize(("label", "shown"), [(float("nan"), "NaN"), (float("-inf"), "-Infinity")])
 def test_a_number_that_stands_for_a_missing_label_is_none(label: float, shown: str) -> None:
     found = shape(Row(3, {"text": "q", "label": label}), Columns(input="text", label="label"))
-    assert found == Fault(3, "label", "notText", f"is {shown}, must be text or a finite number")
+    assert found == Fault(3, "label", "notText", Saying(shown, "text", "finite number"))
 
 
 SCALARS = st.one_of(

@@ -18,10 +18,12 @@ from finetune_jobs.reading.sources import SourceFile, find_sources, source_diges
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
-from tests.support.seaweedfs import SeaweedFS
-from tests.support.sentences import unsaid
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
+
+REFUSED = "s3://data/sources-that-are-refused"
 
 
 @pytest.mark.parametrize(
@@ -147,37 +149,33 @@ def test_the_identity_follows_names_order_and_content(store: Store) -> None:
     assert identity("set/") != whole
 
 
-NO_FILES = [
-    ("none.csv", Reason.DATASET_NOT_FOUND, " does not exist."),
-    (
-        "none/",
-        Reason.DATASET_NOT_FOUND,
-        " stands for no file (empty ones, hidden ones and manifest.json do not count).",
-    ),
-    (
-        "set/_*",
-        Reason.DATASET_NOT_FOUND,
-        " stands for no file (empty ones, hidden ones and manifest.json do not count).",
-    ),
+NO_FILE = ("no file", "empty", "hidden", "manifest.json")
+NO_FILES: list[tuple[str, Reason, tuple[str, ...]]] = [
+    ("none.csv", Reason.DATASET_NOT_FOUND, ("does not exist",)),
+    ("none/", Reason.DATASET_NOT_FOUND, NO_FILE),
+    ("set/_*", Reason.DATASET_NOT_FOUND, NO_FILE),
     (
         "rows",
         Reason.SPEC_INVALID,
-        ": the name ends with none of .csv, .jsonl, .ndjson, .json, .parquet (each also with .gz or .zst). Set "
-        "spec.dataset.sources[].format, or leave the file out.",
+        (
+            *(".csv, .jsonl, .ndjson, .json, .parquet", ".gz", ".zst"),
+            *("spec.dataset.sources[].format", "remove the file"),
+        ),
     ),
-    ("set/*", Reason.SPEC_INVALID, " stands for more than 1 files. Join them into fewer, larger ones."),
+    ("set/*", Reason.SPEC_INVALID, ("more than 1", "Merge", "larger files")),
 ]
+"""Where no files are found, and the parts of what is said of it."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("uri", "reason", "problem"), NO_FILES)
 def test_a_source_that_stands_for_no_files(
-    store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, reason: Reason, problem: str
+    refused: dict[str, StageError], uri: str, reason: Reason, problem: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_FILES", 1)
-    with pytest.raises(StageError) as error:
-        find_sources(store, Dataset(sources=[Source(uri=f"{store.uri()}/{uri}")]))
-    assert (error.value.reason, error.value.message) == (reason, f"{store.uri()}/{uri}{problem}")
+    error = refused[uri]
+    assert error.reason is reason
+    assert error.message.startswith(f"{REFUSED}/{uri}")
+    assert_says(error.message, f"{REFUSED}/{uri}", *problem)
 
 
 @pytest.mark.slow
@@ -188,19 +186,9 @@ def test_a_bucket_that_does_not_exist(store: Store, uri: str) -> None:
     assert error.value.reason is Reason.BUCKET_NOT_FOUND
 
 
-DELETED = " was deleted while it was being copied."
-
-
-@pytest.mark.slow
-def test_a_file_that_is_deleted_meanwhile(store: Store, tmp_path: Path) -> None:
-    [file] = find_sources(store, Dataset(sources=[Source(uri=store.uri("a.csv"))]))
-    store.delete("a.csv")
-    with pytest.raises(StageError) as error:
-        file.copy_to(tmp_path / "copy")
-    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, f"{file.uri}{DELETED}")
-
-
-NO_KEY = "ConfigMap 'rows' has no key 'rows.csv'."
+def test_a_file_that_is_deleted_meanwhile(refused: dict[str, StageError]) -> None:
+    assert refused["deleted"].reason is Reason.DATASET_NOT_FOUND
+    assert_says(refused["deleted"].message, f"{REFUSED}/a.csv", "deleted", "copied")
 
 
 @pytest.mark.slow
@@ -215,10 +203,11 @@ def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) 
     file.copy_to(tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"text,label\na,b\n"
     assert find_sources(store, Dataset(sources=given), tmp_path)[1].tag != file.tag
-    mounted.unlink()
-    with pytest.raises(StageError) as error:
-        find_sources(store, Dataset(sources=given), tmp_path)
-    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, NO_KEY)
+
+
+def test_a_config_map_without_the_key(refused: dict[str, StageError]) -> None:
+    assert refused["no key"].reason is Reason.DATASET_NOT_FOUND
+    assert_says(refused["no key"].message, "ConfigMap 'rows'", "no key", "'rows.csv'")
 
 
 HUB = {
@@ -271,79 +260,84 @@ def test_the_identity_on_the_hub_follows_the_content_and_not_the_commit(
     assert identity(HUB) != identity(HUB | {"data/train-1.parquet": b"2"})
 
 
-NOT_ON_THE_HUB = [
-    (f"{REPO}@main/a.csv", True, f"{REPO}@main is gated, and the pod has no token that may read it."),
-    (
-        "hf://datasets/org/none@main/a.csv",
-        False,
-        "hf://datasets/org/none@main does not exist on the hub, or is private.",
-    ),
-    (f"{REPO}@v9/a.csv", False, f"{REPO}@v9: the data set has no such revision."),
-    (f"{REPO}@main/a.csv", False, f"{REPO}@main/a.csv does not exist."),
-    (f"{REPO}@main/no/a.csv", False, f"{REPO}@main/no/a.csv does not exist."),
-    (
-        f"{REPO}@main/no/*.csv",
-        False,
-        f"{REPO}@main/no/*.csv stands for no file (empty ones, hidden ones and manifest.json do not count).",
-    ),
+NOT_ON_THE_HUB: list[tuple[str, bool, tuple[str, ...]]] = [
+    (f"{REPO}@main/a.csv", True, (f"{REPO}@main", "gated", "no token")),
+    ("hf://datasets/org/none@main/a.csv", False, ("hf://datasets/org/none@main", "does not exist", "private")),
+    (f"{REPO}@v9/a.csv", False, (f"{REPO}@v9:", "revision")),
+    (f"{REPO}@main/a.csv", False, (f"{REPO}@main/a.csv", "does not exist")),
+    (f"{REPO}@main/no/a.csv", False, (f"{REPO}@main/no/a.csv", "does not exist")),
+    (f"{REPO}@main/no/*.csv", False, (f"{REPO}@main/no/*.csv", *NO_FILE)),
 ]
+"""What the hub does not give, whether its repository is gated, and the parts of what is said of it."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("uri", "gated", "message"), NOT_ON_THE_HUB)
-def test_files_that_the_hub_does_not_give(
-    store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, message: str
-) -> None:
-    with fake_hub(monkeypatch, "dataset", "org/set", HUB, gated=gated), pytest.raises(StageError) as error:
-        find_sources(store, Dataset(sources=[Source(uri=uri)]))
-    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, message)
-    assert not error.value.retriable
+@pytest.mark.parametrize("number", range(len(NOT_ON_THE_HUB)))
+def test_files_that_the_hub_does_not_give(refused: dict[str, StageError], number: int) -> None:
+    error = refused[f"hub {number}"]
+    assert (error.reason, error.retriable) == (Reason.DATASET_NOT_FOUND, False)
+    assert_says(error.message, *NOT_ON_THE_HUB[number][2])
 
 
-GONE = f"{REPO}@main: a file is gone from the hub."
+def test_a_file_that_leaves_the_hub_meanwhile(refused: dict[str, StageError]) -> None:
+    assert refused["removed"].reason is Reason.DATASET_NOT_FOUND
+    assert_says(refused["removed"].message, f"{REPO}@main:", "file", "removed from", "hub")
 
 
-@pytest.mark.slow
-def test_a_file_that_leaves_the_hub_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with fake_hub(monkeypatch, "dataset", "org/set", HUB):
-        [file] = find_sources(store, Dataset(sources=[Source(uri=f"{REPO}@main/data/test.jsonl")]))
-    with fake_hub(monkeypatch, "dataset", "org/set", {"README.md": b"a card"}), pytest.raises(StageError) as error:
-        file.copy_to(tmp_path / "copy")
-    assert (error.value.reason, error.value.message) == (Reason.DATASET_NOT_FOUND, GONE)
+@pytest.mark.parametrize("cause", ["ConnectError", "LocalEntryNotFoundError"])
+def test_a_hub_that_is_away_is_worth_a_retry(refused: dict[str, StageError], cause: str) -> None:
+    assert refused[cause].retriable
+    hub = "http://127.0.0.1:"
+    assert_says(refused[cause].message, f"{REPO}@main:", hub, f"({cause})", "copy", "to S3")
 
 
-AWAY = "the hub at {hub} cannot be reached ({cause}). Without a way to the hub, copy the data set to S3."
-
-
-@pytest.mark.slow
-def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = Source(uri=f"{REPO}@main/data/test.jsonl")
-    with fake_hub(monkeypatch, "dataset", "org/set", HUB):
-        [file] = find_sources(store, Dataset(sources=[source]))
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the client's own retries
-    actions: dict[str, Callable[[], object]] = {
-        "ConnectError": lambda: find_sources(store, Dataset(sources=[source])),
-        "LocalEntryNotFoundError": lambda: file.copy_to(tmp_path / "copy"),
-    }
-    for cause, action in actions.items():
-        with pytest.raises(StageError) as error:
-            action()
-        message = f"{REPO}@main: {AWAY.format(hub=constants.ENDPOINT, cause=cause)}"
-        assert (error.value.message, error.value.retriable) == (message, True)
-
-
-NO_URI = "'hf://datasets/set/a.csv' is not of the form hf://datasets/organisation/name@revision/path."
-
-
-def test_what_is_no_place_on_the_hub() -> None:
+def test_what_is_no_place_on_the_hub(refused: dict[str, StageError]) -> None:
     """The API server refuses it before; a stage may be run without one."""
+    assert refused["no place"].reason is Reason.SPEC_INVALID
+    form = "hf://datasets/organisation/name@revision/path"
+    assert_says(refused["no place"].message, "'hf://datasets/set/a.csv'", form)
+
+
+@pytest.fixture(scope="module")
+def refused(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageError]:
+    """How sources are refused, each provoked once: those of the tables above by URI or number, others by a name."""
+    folder, source = tmp_path_factory.mktemp("refused"), Source(uri=f"{REPO}@main/data/test.jsonl")
+    made: dict[str, StageError] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADMIN.environment().items():
+            patch.setenv(name, value)
+        patch.setattr(time, "sleep", lambda _seconds: None)  # the hub client's own retries
+        store = Store.connect(s3.storage, REFUSED)
+        for name, content in OBJECTS.items():
+            store.put(name, content)
+        with patch.context() as few:
+            few.setattr(sources, "MAX_FILES", 1)
+            for uri, *_ in NO_FILES:
+                made[uri] = refusal(find_sources, store, Dataset(sources=[Source(uri=f"{REFUSED}/{uri}")]))
+        [stored] = find_sources(store, Dataset(sources=[Source(uri=store.uri("a.csv"))]))
+        store.delete("a.csv")
+        made["deleted"] = refusal(stored.copy_to, folder / "copy")
+        mounted = Source(config_map=ConfigMapKey(name="rows", key="rows.csv"))
+        made["no key"] = refusal(find_sources, store, Dataset(sources=[mounted]), folder)
+        for number, (uri, gated, _) in enumerate(NOT_ON_THE_HUB):
+            with fake_hub(patch, "dataset", "org/set", HUB, gated=gated):
+                made[f"hub {number}"] = refusal(find_sources, store, Dataset(sources=[Source(uri=uri)]))
+        with fake_hub(patch, "dataset", "org/set", HUB):
+            [file] = find_sources(store, Dataset(sources=[source]))
+        with fake_hub(patch, "dataset", "org/set", {"README.md": b"a card"}):
+            made["removed"] = refusal(file.copy_to, folder / "copy")
+        patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+        made["ConnectError"] = refusal(find_sources, store, Dataset(sources=[source]))
+        made["LocalEntryNotFoundError"] = refusal(file.copy_to, folder / "copy")
+        made["no place"] = refusal(hub_place, "hf://datasets/set/a.csv")
+    return made
+
+
+def refusal(action: Callable[..., object], *given: object) -> StageError:
     with pytest.raises(StageError) as error:
-        hub_place("hf://datasets/set/a.csv")
-    assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, NO_URI)
+        action(*given)
+    return error.value
 
 
 @pytest.mark.parametrize("module", ["reading.sources", "reading.hub_files", "store.hub"])
-def test_every_sentence_about_a_source_is_tested(module: str) -> None:
-    tables = [*(problem for *_, problem in NO_FILES), *(message for *_, message in NOT_ON_THE_HUB)]
-    assert unsaid(f"finetune_jobs.{module}", [*tables, DELETED, NO_KEY, GONE, f"x: {AWAY}", NO_URI]) == []
+def test_every_sentence_about_a_source_is_provoked(refused: dict[str, StageError], module: str) -> None:
+    assert unsaid(f"finetune_jobs.{module}", [error.message for error in refused.values()]) == []

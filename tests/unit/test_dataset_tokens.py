@@ -18,6 +18,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.spool import BATCH, Spooled, SpoolWriter, read_spool
 from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.preparation.writing import DatasetWriter
+from tests.support.sentences import assert_says
 from tests.support.stages import prepare_params
 from tests.support.tiny_model import build_tiny_llama
 
@@ -72,11 +73,9 @@ def test_what_is_too_long_is_left_out_and_named(tokenizer: tuple[Any, int], rule
     with pytest.raises(StageError) as caught:
         found.require_short()
     assert caught.value.reason is Reason.DATASET_INVALID
-    assert caught.value.message == (
-        f"1 examples are longer than spec.training.maxLength {LIMIT} tokens (a.jsonl line 7 has {found.longest}): set "
-        f"maxLength to {found.longest}, or let spec.dataset.cleaning.tooLong say what becomes of them (Drop, Truncate, "
-        "Split)."
-    )
+    length = ("spec.training.maxLength", f"{LIMIT} tokens", f"a.jsonl line 7 has {found.longest}")
+    remedies = (f"set maxLength to {found.longest}", "spec.dataset.cleaning.tooLong", "Drop", "Truncate", "Split")
+    assert_says(caught.value.message, "1 examples", *length, *remedies)
 
 
 def test_truncation_cuts_the_longest_question_and_nothing_else(tokenizer: tuple[Any, int]) -> None:

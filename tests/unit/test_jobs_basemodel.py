@@ -128,7 +128,7 @@ NOT_GIVEN = [
         "hf://org/model@main",
         True,
         Reason.GATED_MODEL_UNAUTHORIZED,
-        " is gated, and the pod has no token that may read it.",
+        " is gated, and the pod has no token with access to it.",
     ),
     ("hf://org/none@main", False, Reason.MODEL_NOT_FOUND, " does not exist on the hub, or is private."),
     ("hf://org/model@v9", False, Reason.MODEL_NOT_FOUND, ": the model has no such revision."),
@@ -152,7 +152,7 @@ def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.M
     assert (error.value.message, error.value.retriable) == (message, True)
 
 
-AWAY = ": the hub at {hub} cannot be reached (ConnectError). Without a way to the hub, copy the model to S3."
+AWAY = ": the hub at {hub} cannot be reached (ConnectError). Without access to the hub, copy the model to S3."
 
 
 def test_every_sentence_about_a_place_of_a_model_is_tested() -> None:

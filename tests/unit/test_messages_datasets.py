@@ -1,8 +1,8 @@
-"""What a user is told about a data set as a whole, and about rules that nothing can follow: exact messages."""
+"""What a user is told about a data set as a whole, and about settings that cannot be followed."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final
 
 import pytest
@@ -14,7 +14,7 @@ from finetune_jobs.splitting import leakage
 from finetune_jobs.text.pii.ner import package_folder
 from finetune_jobs.text.pii.recognition import Recognition
 from tests.support.preparing import Reader
-from tests.support.sentences import unsaid
+from tests.support.sentences import assert_says, unsaid
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 CLASSES: Final = {"columns": Columns(input="text", label="label"), "task": Task()}
 TEXTS: Final = {"columns": Columns(input="text", label="label"), "task": Task(type=TaskType.TEXT)}
 
-LONG: Final = "; ".join(f"s3://data/rows.jsonl line {line} has 277" for line in range(3, 8))
+LONG: Final = [f"s3://data/rows.jsonl line {line} has 277" for line in range(3, 8)]
 LANGUAGES: Final = (
     "af, am, an, ar, as, az, ba, be, bg, bn, br, bs, ca, cs, cy, da, de, dz, el, en, eo, es, et, eu, fa, fi, fo, fr, "
     "fy, ga, gd, gl, gu, ha, he, hi, hr, ht, hu, hy, id, ig, is, it, ja, jv, ka, kk, km, kn, ko, ku, ky, la, lb, lg, "
@@ -45,137 +45,152 @@ def labelled(labels: Sequence[str]) -> bytes:
     )
 
 
-REFUSED: Final[list[tuple[dict[str, Any], bytes, Reason, str]]] = [
+REFUSED: Final[list[tuple[dict[str, Any], bytes, Reason, tuple[str, ...]]]] = [
     (
         CLASSES,
         labelled(["refund"] * 9 + ["", "7"]),
         Reason.DATASET_INVALID,
-        "1 of 11 rows are invalid, 0 % are allowed: s3://data/rows.jsonl line 10, label: is empty. Correct these rows, "
-        "or raise spec.dataset.maxInvalidPercent.",
+        (
+            *("1 of 11", "0 %", "s3://data/rows.jsonl line 10, label:", "empty"),
+            *("Fix", "raise spec.dataset.maxInvalidPercent"),
+        ),
     ),
     (
         CLASSES,
         labelled(["refund"] * 40),
         Reason.DATASET_INVALID,
-        "All 40 examples have the label 'refund': a classification needs two labels at least. Check "
-        "spec.dataset.columns.label.",
+        ("40 examples", "'refund'", "two labels", "Check spec.dataset.columns.label"),
     ),
     (
         CLASSES,
         labelled([f"reason {n}" for n in range(40)]),
         Reason.DATASET_INVALID,
-        "40 examples have 40 different labels ('reason 0', 'reason 1', 'reason 10', …): nothing can be learnt from "
-        "labels that hardly repeat. Check spec.dataset.columns.label, or set spec.task.type to Text or Extraction.",
+        (
+            *("40 examples", "40 different labels", "'reason 0', 'reason 1', 'reason 10', …", "repeat"),
+            *("Check spec.dataset.columns.label", "set spec.task.type", "Text", "Extraction"),
+        ),
     ),
     (
         CLASSES,
         labelled(["refund", "question"] * 20),
         Reason.DATASET_TOO_SMALL,
-        "4 for validation, 4 for test: each part needs 10 examples at least. Of 40 rows, 0 were invalid, 0 duplicates "
-        "and 0 left out by rules; 40 examples are left.",
+        (
+            *("4 for validation", "4 for test", "each part", "10 examples", "40 rows", "0 were invalid"),
+            *("0 duplicates", "0 dropped", "rules", "40 examples"),
+        ),
     ),
     (
         TEXTS | {"max_length": 40},
         labelled(["an answer"] * 2 + ["an answer of many words " * 20] * 7),
         Reason.DATASET_INVALID,
-        f"7 examples are longer than spec.training.maxLength 40 tokens ({LONG}): set maxLength to 277, or let "
-        "spec.dataset.cleaning.tooLong say what becomes of them (Drop, Truncate, Split).",
+        (
+            *("7 examples", "spec.training.maxLength", "40 tokens", *LONG, "set maxLength to 277"),
+            *("spec.dataset.cleaning.tooLong", "Drop", "Truncate", "Split"),
+        ),
     ),
     (
         TEXTS | {"cleaning": Cleaning(languages=["en", "xx"])},
         labelled(["an answer"]),
         Reason.SPEC_INVALID,
-        f"spec.dataset.cleaning.languages: 'xx' cannot be recognised. There are: {LANGUAGES}.",
+        ("spec.dataset.cleaning.languages", "'xx'", f"Supported: {LANGUAGES}."),
     ),
     (
         TEXTS | {"pii": Pii(entities=["EMAIL"])},
         labelled(["an answer"]),
         Reason.SPEC_INVALID,
-        f"spec.dataset.pii.entities: nothing finds 'EMAIL'. There are: {ENTITIES}.",
+        ("spec.dataset.pii.entities", "'EMAIL'", f"Supported: {ENTITIES}."),
     ),
     (
         TEXTS | {"pii": Pii(entities=["EMAIL_ADRESS"])},
         labelled(["an answer"]),
         Reason.SPEC_INVALID,
-        f"spec.dataset.pii.entities: nothing finds 'EMAIL_ADRESS'. Did you mean 'EMAIL_ADDRESS'? There are: "
-        f"{ENTITIES}.",
+        ("spec.dataset.pii.entities", "'EMAIL_ADRESS'", "Did you mean 'EMAIL_ADDRESS'", f"Supported: {ENTITIES}."),
     ),
     (
         TEXTS | {"pii": Pii(entities=["PERSON"])},
         labelled(["an answer"]),
         Reason.SPEC_INVALID,
-        "spec.dataset.pii.entities: nothing finds 'PERSON'. Names and places need a spaCy pipeline: name one in "
-        "spec.dataset.pii.ner.",
+        ("spec.dataset.pii.entities", "'PERSON'", "spaCy pipeline", "set spec.dataset.pii.ner"),
     ),
 ]
-"""What the spec asks for, the rows, and how prepare refuses them."""
+"""What the spec asks for, the rows, and how prepare refuses them: the reason and parts of the message."""
+
+
+Refused = Callable[[int], StageError]
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    return Reader(build_tiny_llama(tmp_path_factory.mktemp("messages") / "base"))
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Refused:
+    """How prepare refuses the data sets of REFUSED, by number; each is provoked once."""
+    reader = Reader(build_tiny_llama(tmp_path_factory.mktemp("messages") / "base"))
+
+    @cache
+    def refuse(number: int) -> StageError:
+        spec, rows, *_ = REFUSED[number]
+        with pytest.raises(StageError) as error:
+            reader.read(tmp_path_factory.mktemp("rows"), rows, **spec)
+        return error.value
+
+    return refuse
 
 
-@pytest.mark.parametrize(("spec", "rows", "reason", "message"), REFUSED, ids=map(str, range(len(REFUSED))))
-def test_a_data_set_that_is_refused(
-    reader: Reader, tmp_path: Path, spec: dict[str, Any], rows: bytes, reason: Reason, message: str
-) -> None:
-    with pytest.raises(StageError) as error:
-        reader.read(tmp_path, rows, **spec)
-    assert (error.value.reason, error.value.message) == (reason, message)
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_a_data_set_that_is_refused(refused: Refused, number: int) -> None:
+    *_, reason, parts = REFUSED[number]
+    error = refused(number)
+    assert error.reason is reason
+    assert_says(error.message, *parts)
 
 
-LEAKS: Final = [
-    (1, "a (test) and b (training)"),
-    (7, f"{'; '.join(['a (test) and b (training)'] * 5)}; and 2 more"),
-]
-LEAK: Final = (
-    "{count} test examples are duplicates of training examples, or nearly, or in one group with them: {pairs}. The "
-    "score would be too good. Put both of a pair into one part, remove one of them, or leave their part to the "
-    "division."
-)
+PAIR: Final = "a (test) and b (training)"
+LEAKS: Final = [(1, (PAIR,)), (7, (*[PAIR] * 5, "2 more"))]
 
 
 @pytest.mark.parametrize(("count", "pairs"), LEAKS)
-def test_a_test_that_is_trained_names_the_pairs(count: int, pairs: str) -> None:
+def test_a_test_that_is_trained_names_the_pairs(count: int, pairs: tuple[str, ...]) -> None:
     error = leakage.refusal([("a", "b")] * count)
-    assert (error.reason, error.message) == (Reason.DATASET_INVALID, LEAK.format(count=count, pairs=pairs))
+    assert error.reason is Reason.DATASET_INVALID
+    assert error.message.count(PAIR) == pairs.count(PAIR)
+    remedies = ("score", "same part", "remove one", "let the operator")
+    assert_says(error.message, f"{count} test examples", "training examples", "group", *pairs, *remedies)
 
 
 COMPONENT: Final = '[nlp]\nlang = "en"\npipeline = ["{0}"]\n[components]\n[components.{0}]\nfactory = "{0}"\n'
-PIPELINES: Final = [
-    (None, "there is no config.cfg in the folder"),
-    ("[nlp]\nlang = ", "config.cfg is no pipeline of spaCy (KeyError)"),
-    (
-        '[nlp]\nlang = "en"\npipeline = []\n[components]\n',
-        "it finds no entities: it has no component, and needs one of beam_ner, entity_ruler, ner, span_ruler",
-    ),
-    (
-        COMPONENT.format("transformer"),
-        "it finds no entities: it has transformer, and needs one of beam_ner, entity_ruler, ner, span_ruler",
-    ),
-    (COMPONENT.format("ner"), "spaCy cannot load it (OSError)"),
+FINDERS: Final = "beam_ner, entity_ruler, ner, span_ruler"
+PIPELINES: Final[list[tuple[str | None, tuple[str, ...]]]] = [
+    (None, ("folder", "config.cfg")),
+    ("[nlp]\nlang = ", ("config.cfg", "KeyError")),
+    ('[nlp]\nlang = "en"\npipeline = []\n[components]\n', ("entities", "no component", "needs one", FINDERS)),
+    (COMPONENT.format("transformer"), ("entities", "transformer", "needs one", FINDERS)),
+    (COMPONENT.format("ner"), ("spaCy cannot load", "OSError")),
 ]
-"""The configuration of a pipeline that finds names, and what is wrong with it."""
-NO_PACKAGE: Final = "no such package is installed in the image of prepare"
-UNUSABLE: Final = "pipeline 'en_names' for names: {problem}. Give a spaCy 3 pipeline with a component ner."
+"""The configuration of a pipeline that finds names, and parts of what is wrong with it."""
 
 
-@pytest.mark.parametrize(("config", "problem"), PIPELINES)
-def test_a_pipeline_that_cannot_be_used(tmp_path: Path, config: str | None, problem: str) -> None:
-    folder = tmp_path / "en_names"
-    folder.mkdir()
-    if config is not None:
-        (folder / "config.cfg").write_text(config)
-    with pytest.raises(StageError) as error:
-        Recognition(Pii(), ner=folder)
-    assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, UNUSABLE.format(problem=problem))
+@pytest.fixture(scope="module")
+def unusable(tmp_path_factory: pytest.TempPathFactory) -> Refused:
+    """How the pipelines of PIPELINES are refused, by number, and below 0 a package that is not installed."""
+
+    @cache
+    def refuse(number: int) -> StageError:
+        folder = tmp_path_factory.mktemp("pipeline") / "en_names"
+        folder.mkdir()
+        config = PIPELINES[number][0] if number >= 0 else None
+        if config is not None:
+            (folder / "config.cfg").write_text(config)
+        with pytest.raises(StageError) as error:
+            Recognition(Pii(), ner=folder) if number >= 0 else package_folder("en_names")
+        return error.value
+
+    return refuse
 
 
-def test_a_package_that_is_not_installed() -> None:
-    with pytest.raises(StageError) as error:
-        package_folder("en_names")
-    assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, UNUSABLE.format(problem=NO_PACKAGE))
+@pytest.mark.parametrize("number", range(-1, len(PIPELINES)))
+def test_a_pipeline_that_cannot_be_used(unusable: Refused, number: int) -> None:
+    problem = PIPELINES[number][1] if number >= 0 else ("not installed", "prepare")
+    error = unusable(number)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, "spec.dataset.pii.ner", "'en_names'", *problem, "spaCy 3 pipeline", "ner")
 
 
 @pytest.mark.parametrize(
@@ -189,18 +204,19 @@ def test_a_package_that_is_not_installed() -> None:
         "text.pii.ner",
     ],
 )
-def test_every_sentence_of_a_refusal_is_in_a_table(module: str) -> None:
-    refusals = [*(refused[-1] for refused in REFUSED), *(LEAK.format(count=n, pairs=pairs) for n, pairs in LEAKS)]
-    refusals += [UNUSABLE.format(problem=problem) for problem in (NO_PACKAGE, *(each for _, each in PIPELINES))]
-    assert [each for each in unsaid(f"finetune_jobs.{module}", refusals) if each not in TAKEN] == []
+def test_every_sentence_of_a_refusal_is_provoked(refused: Refused, unusable: Refused, module: str) -> None:
+    messages = [refused(number).message for number in range(len(REFUSED))]
+    messages += [unusable(number).message for number in range(-1, len(PIPELINES))]
+    messages += [leakage.refusal([("a", "b")] * count).message for count, _ in LEAKS]
+    assert [each for each in unsaid(f"finetune_jobs.{module}", messages) if each not in TAKEN] == []
 
 
 TAKEN: Final = (
-    "{} rows gave {} examples for training, {} for validation and {} for the test.",
-    " {} duplicates were left out.",
-    " Rules left out {} ({}).",
-    " {} invalid rows were left out ({}): {}",
-    "{} of {} rows of spec.dataset.{} are invalid and were left out ({})",
+    "{} rows gave {} training, {} validation and {} test examples.",
+    " {} duplicates dropped.",
+    " Rules dropped {} ({}).",
+    " {} invalid rows dropped ({}): {}",
+    "{} of {} rows of spec.dataset.{} are invalid and were dropped ({})",
     "Labels differ only in letter case, or in how a number is written: {}.",
 )
 """What is said of a data set that is taken (test_preparation_report, test_prepare_roles)."""

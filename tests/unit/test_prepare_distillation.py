@@ -61,7 +61,7 @@ def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared
     scalars = result.scalars
     assert sum(int(scalars[f"rows{part}"]) for part in ("Train", "Validation", "Test")) == 181
     assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == ("203", "1", "20")
-    assert "The teacher gave 201 of 201 answers" in result.message
+    assert "201 of 201 answers" in result.message
     example = json.loads(prepared.file("train.jsonl").splitlines()[0])["messages"]
     assert example[1]["content"] == f"In short, it is about {example[0]['content'].removeprefix('What is ')}"
 
@@ -82,7 +82,7 @@ def test_prompts_are_checked_before_the_teacher_is_paid(
         }
         source = prepared.put("prompts.jsonl", prompts)
         if refused:
-            with pytest.raises(StageError, match="6 of 100 rows are invalid, 5 % are allowed"):
+            with pytest.raises(StageError, match=r"6 of 100 .* 5 %"):
                 prepared.run(source, **fields)
             assert server.received == []
             return

@@ -12,6 +12,7 @@ from finetune_api.dataset import (
 )
 from finetune_jobs.base.errors import StageError
 from tests.support.preparing import WORDS, Prepared, Row, rows, text
+from tests.support.sentences import Saying, assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -45,10 +46,9 @@ def test_general_data_is_mixed_in_unless_it_is_in_the_test(prepared: Prepared) -
         "chosen": 40,
         "filters": {"duplicates": 1, "missingMessages": 1, "tooLong": 1},
     }
-    assert prepared.result.message.endswith(
-        "Of 103 rows of general data, 100 can be mixed in (left out: duplicates 1, missingMessages 1, tooLong 1), "
-        "40 are."
-    )
+    message = prepared.result.message.rpartition("test examples.")[2]
+    dropped = "duplicates 1, missingMessages 1, tooLong 1"
+    assert_says(message, "100 of 103", "general data", "dropped", dropped, "40 mixed in")
 
 
 def test_what_a_benchmark_asks_is_not_trained(prepared: Prepared) -> None:
@@ -82,7 +82,7 @@ def test_a_benchmark_as_your_own_test_stays_whole(prepared: Prepared) -> None:
     assert prepared.report["benchmarks"] == {"read": 30, "filters": {}, "ownTest": 30}
     assert prepared.report["replay"]["filters"] == {"inBenchmark": 30}
     leakage = next(item for item in prepared.report["readiness"] if item["name"] == "leakage")
-    assert leakage["evidence"].endswith("left out. 30 examples of your own test do; they stay in the test.")
+    assert leakage["evidence"].endswith("dropped. 30 examples of your own test do; they stay in the test part.")
 
 
 def test_invalid_rows_beside_the_sources_are_told(prepared: Prepared) -> None:
@@ -97,14 +97,14 @@ def test_invalid_rows_beside_the_sources_are_told(prepared: Prepared) -> None:
     assert report["replay"]["filters"] == {"missingMessages": 1}
     assert report["benchmarks"]["filters"] == {"malformedJson": 1}
     assert report["rows"]["invalid"] == 0
-    assert [warning.split(" (")[0] for warning in report["warnings"]] == [
-        "1 of 101 rows of spec.dataset.replay are invalid and were left out",
-        "1 of 2 rows of spec.dataset.benchmarks are invalid and were left out",
+    assert report["warnings"] == [
+        Saying("1 of 101", "spec.dataset.replay", "invalid", "dropped", "(missingMessages 1)"),
+        Saying("1 of 2", "spec.dataset.benchmarks", "invalid", "dropped", "(malformedJson 1)"),
     ]
     assert f"{replay.source.uri} line 101" in result.message
     assert f"{benchmark.uri} line 2" in result.message
     states = {item["name"]: item["state"] for item in report["readiness"]}
     assert (states["structured"], states["leakage"]) == ("Warn", "Warn")
     assert b"general.<wbr>jsonl" in prepared.file("readiness.html")
-    with pytest.raises(StageError, match="1 of 101 rows are invalid, 0 % are allowed"):
+    with pytest.raises(StageError, match=r"1 of 101 .* 0 %"):
         prepared.run(source, replay=replay, max_invalid_percent=0)

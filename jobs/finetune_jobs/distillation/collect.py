@@ -58,7 +58,7 @@ def collect_distilled(
     near = NearAnswers(params.dataset.duplicates.near_percent)
     journal = Journal.of(context.store, context.input.run, config)
     session = TeacherSession(config, Teacher.from_environment(config), journal)
-    report = context.progress.part(0.2, 0.75, "the teacher answers")
+    report = context.progress.part(0.2, 0.75, "collecting the teacher's answers")
     made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)
     ledger.dropped.update(given.dropped)

@@ -1,4 +1,4 @@
-"""What is known of every example between reading and dividing: all but its text, which waits in the spool (pure).
+"""The ledger of all examples between reading and splitting: everything but their texts, which are in the spool (pure).
 
 Memory an example: about 0.5 KiB, most of it the identity as text and its place in dictionaries.
 """
@@ -16,7 +16,7 @@ from finetune_jobs.reading.rows import Fault
 
 @dataclass(frozen=True)
 class Place:
-    """Where an example stands."""
+    """Where an example comes from."""
 
     source: int
     """Number of the source in the spec."""
@@ -35,11 +35,11 @@ class Ledger:
     read: int = 0
     faults: Faults = field(default_factory=Faults)
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows that a rule left out, by kind."""
+    """Rows dropped by a rule, by kind."""
     duplicates: int = 0
-    """Rows left out because an earlier one is the same."""
+    """Rows dropped as exact duplicates of an earlier one."""
     labels: dict[str, str] = field(default_factory=dict)
-    """The answer's class of every example that stays, by identity; empty text where the task has no classes."""
+    """The class of every kept example, by identity; empty where the task has no classes."""
     given: dict[str, Part] = field(default_factory=dict)
     """Parts that the sources provide."""
     groups: dict[str, str] = field(default_factory=dict)
@@ -115,12 +115,12 @@ class Ledger:
                 known.pop(identity, None)
 
     def train_test_conflicts(self) -> list[tuple[str, str]]:
-        """Rows of the test that the sources provide for training too: the places of both, for people."""
+        """Test rows that the sources also provide for training: the places of both."""
         tests = ((self._tested(identity), place) for identity, place in self._trained_too.items())
         return [(self.place(test), str(place)) for test, place in tests if test]
 
     def identities(self) -> list[str]:
-        """The identity of every example by its number; examples that were left out later included."""
+        """The identity of every example by its number, including those dropped later."""
         return list(self._indexes)
 
     def source_of(self, identity: str) -> int:
@@ -128,7 +128,7 @@ class Ledger:
         return self._sources[self._indexes[identity]]
 
     def place(self, identity: str) -> str:
-        """File and line of an example, for people."""
+        """File and line of an example."""
         number = self._indexes[identity]
         return str(Place(self._sources[number], self._files[number], self._lines[number]))
 
@@ -142,5 +142,5 @@ class Ledger:
 
 
 def _conflict(line: int, label: str, other: str = "") -> Fault:
-    problem = f"is not the answer of an equal row before ({shown(other)!r})" if other else "is one of several answers"
-    return Fault(line, "label", "conflictingLabels", f"{problem}: equal inputs need one answer", label)
+    problem = f"conflicts with an earlier identical row ({shown(other)!r})" if other else "is one of several answers"
+    return Fault(line, "label", "conflictingLabels", f"{problem}: identical inputs need one answer", label)

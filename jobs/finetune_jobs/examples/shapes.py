@@ -69,7 +69,7 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
     for name in columns.names:
         if name not in row.fields:
             have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12])
-            problem, hint = f"does not exist; the row has {have or 'nothing'}", did_you_mean(name, row.fields)
+            problem, hint = f"is missing; the row has {have or 'nothing'}", did_you_mean(name, row.fields)
             return Fault(row.line, name, "missingColumn", problem, hint=hint)
         value = row.fields[name]
         if name != columns.input and isinstance(value, int | float) and not isinstance(value, bool):
@@ -110,7 +110,7 @@ def _instruction(row: Row) -> Shaped | Fault:
 
 def _dialogue(row: Row) -> Shaped | Fault:
     """A raw dialogue: turns of one speaker in a row become one, greetings before the first question and words after
-    the last answer are left out, for neither is an answer to anything."""
+    the last answer are dropped: neither belongs to an answer."""
     turns = row.fields["conversations"]
     if not isinstance(turns, list) or not turns:
         return Fault(row.line, "conversations", "missingMessages", "must be a list of turns with from and value")
@@ -137,7 +137,7 @@ def _dialogue(row: Row) -> Shaped | Fault:
     while rest and rest[-1]["role"] != "assistant":
         rest = rest[:-1]
     if not rest:
-        return Fault(row.line, "conversations", "noAnswer", "holds no answer of the assistant to a user")
+        return Fault(row.line, "conversations", "noAnswer", "contains no assistant answer to a user")
     return _ordered(row.line, "conversations", Shaped([*system, *rest]))
 
 
@@ -145,9 +145,9 @@ def _chat(row: Row) -> Shaped | Fault:
     messages = row.fields.get("messages")
     if not isinstance(messages, list) or not messages:
         have = ", ".join(repr(key[:40]) for key in list(row.fields)[:12]) or "nothing"
-        problem = f"does not exist; the row has {have}: without messages, set spec.dataset.columns"
+        problem = f"is missing; the row has {have}: set spec.dataset.columns for rows without messages"
         if "messages" in row.fields:
-            problem = "must be a list of messages, one at least"
+            problem = "must be a non-empty list of messages"
         return Fault(row.line, "messages", "missingMessages", problem)
     made: list[Message] = []
     for index, message in enumerate(messages):
@@ -157,7 +157,7 @@ def _chat(row: Row) -> Shaped | Fault:
         made.append(checked)
     tools = row.fields.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        return Fault(row.line, "tools", "notTools", "must be a list of objects, one for each function")
+        return Fault(row.line, "tools", "notTools", "must be a list of objects, one per function")
     if problem := _json_problem(tools):
         return Fault(row.line, "tools", "notTools", problem)
     return _ordered(row.line, "messages", Shaped(made, tools))
@@ -171,7 +171,7 @@ def _message(line: int, place: str, message: Any) -> Message | Fault:
         return Fault(line, f"{place}.role", "unknownRole", f"must be one of {', '.join(ROLES)}", str(role))
     given = {key: value for key, value in message.items() if value is not None}
     if unknown := sorted(set(given) - _KEYS[role]):
-        return Fault(line, place, "unknownKey", f"has a key that is not supported for {role}", unknown[0])
+        return Fault(line, place, "unknownKey", f"has an unsupported key for role {role}", unknown[0])
     calls = given.pop("tool_calls", [])
     if calls:
         checked = _tool_calls(line, f"{place}.tool_calls", calls)
@@ -223,7 +223,7 @@ def _order_problem(messages: Sequence[Message]) -> str:
     for message in rest:
         if message["role"] not in expected:
             return (
-                "must alternate between user and assistant, beginning with user; tools answer after an assistant's "
+                "must alternate between user and assistant, starting with user; tool messages follow an assistant's "
                 "tool_calls"
             )
         if message["role"] == "user":
@@ -242,7 +242,7 @@ def _two(prompt: str, answer: str) -> Shaped:
 def text_or_fault(line: int, place: str, value: Any) -> str | Fault:
     """A text without surrounding white space, in Unicode NFC."""
     if not isinstance(value, str):
-        parts = ": join the texts of its parts to one" if isinstance(value, list) else ""
+        parts = ": join its text parts into one string" if isinstance(value, list) else ""
         return Fault(line, place, "notText", f"is {kind_of(value)}, must be text{parts}")
     text = unicodedata.normalize("NFC", value).strip()
     if not text:
@@ -271,11 +271,11 @@ def kind_of(value: Any) -> str:
 def _character_problem(text: str) -> tuple[str, str]:
     """Kind of fault and problem of a text that holds what no text may hold; two empty strings for another one."""
     if "\0" in text:
-        return "nulByte", f"holds a NUL byte at character {text.index(chr(0)) + 1}"
+        return "nulByte", f"contains a NUL byte at character {text.index(chr(0)) + 1}"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "loneSurrogate", "holds half a surrogate pair, which is no text"
+        return "loneSurrogate", "contains an unpaired surrogate, which is not valid text"
     return "", ""
 
 
@@ -293,4 +293,4 @@ def _json_problem(value: Any, levels: int = _LEVELS) -> str:
         return next((problem for each in inner if (problem := _json_problem(each, levels - 1))), "")
     if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return ""
-    return f"holds {json.dumps(value) if isinstance(value, float) else type(value).__name__}, which is no JSON"
+    return f"holds {json.dumps(value) if isinstance(value, float) else type(value).__name__}, which is not valid JSON"

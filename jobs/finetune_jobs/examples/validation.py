@@ -70,7 +70,7 @@ class Rules:
         return self.columns.label if self.columns else "messages"
 
     def example(self, row: Row) -> Example | Fault:
-        """The example that a row gives, or what is wrong with it."""
+        """The example in a row, or what is wrong with it."""
         made = shape(row, self.columns)
         if isinstance(made, Fault):
             return made
@@ -85,9 +85,9 @@ class Rules:
             return ""
         value = row.fields.get(self.group_by)
         if value is None or value == "" or value != value:  # NaN, as tables have it where a value is missing
-            return Fault(row.line, self.group_by, "missingGroup", "is empty, but spec.dataset.groupBy names it")
+            return Fault(row.line, self.group_by, "missingGroup", "is empty, but spec.dataset.groupBy uses this column")
         if isinstance(value, dict | list | bytes):
-            problem = f"is {kind_of(value)}, must be one value, for spec.dataset.groupBy names it"
+            problem = f"is {kind_of(value)}, but spec.dataset.groupBy needs a single value"
             return Fault(row.line, self.group_by, "notText", problem)
         wrong = text_or_fault(row.line, self.group_by, str(value))
         return wrong if isinstance(wrong, Fault) else str(value)
@@ -126,7 +126,7 @@ class Faults:
         return self.kinds.total()
 
     def sentences(self) -> str:
-        """The first faults for people: file, line, field, what is wrong, and the value in short."""
+        """The first faults as a sentence: file, line, field, problem and shortened value."""
         return "; ".join(_sentence(file, fault) for file, fault in self.first[:_SHOWN])
 
     def stored(self) -> list[dict[str, str | int]]:
@@ -149,16 +149,16 @@ def shown(value: str, begin: int = 0) -> str:
 
 
 def json_problem(text: str) -> str:
-    """Why a text is no JSON, or an empty string."""
+    """Why a text is not valid JSON, or an empty string."""
     try:
         json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        return f"is not JSON ({str(error)[:80]}), which spec.task.type Extraction asks for"
+        return f"is not valid JSON ({str(error)[:80]}), which spec.task.type Extraction requires"
     return ""
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _plain(text: str) -> str:

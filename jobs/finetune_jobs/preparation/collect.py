@@ -63,7 +63,7 @@ def stoppable(report: Report, stopping: threading.Event) -> Report:
 
     def tell(done: int, total: int) -> None:
         if stopping.is_set():
-            raise StoppedError("The pod was told to stop before the rows were read.")
+            raise StoppedError("The pod was stopped before all rows were read.")
         report(done, total)
 
     return tell
@@ -120,7 +120,7 @@ class Collector:
         spool: Path,
         benchmark: Reference | None = None,
     ) -> None:
-        """Examples that may be learnt go to the file ``spool``."""
+        """Usable examples go to the file ``spool``."""
         self.made = Collected(Ledger(params.task.type), intake, encoder, spool)
         self._params, self._benchmark = params, benchmark
         self._out = SpoolWriter(spool)

@@ -35,8 +35,8 @@ def download(context: Context, dataset: Dataset) -> list[Copy]:
         read = [*([pipeline] if pipeline else []), *(file.uri for file in files)]
         raise StageError(
             Reason.DATASET_NOT_FOUND,
-            f"The version of {', '.join(read[:3])}{', …' if read[3:] else ''} that this run began with is gone: a file "
-            "was overwritten meanwhile. Set spec.rerun to a new value to use the new version.",
+            f"The version of {', '.join(read[:3])}{', …' if read[3:] else ''} that this run started with no longer "
+            "exists: a file was overwritten. Set spec.rerun to a new value to use the new version.",
         )
     return copies
 

@@ -1,4 +1,4 @@
-"""From rows to examples that may be learnt: validated, cleaned, in the right language, without what is private.
+"""From rows to usable examples: validated, cleaned, in the right language, without private data.
 
 Pure: one row after the other, nothing is kept but counts.
 """
@@ -58,16 +58,16 @@ class Intake:
 
     @property
     def languages(self) -> Counter[str]:
-        """Rows that the language filter looked at, those that it left out included, by code; empty where none ran."""
+        """Rows seen by the language filter, dropped ones included, by code; empty if it did not run."""
         return self._languages.seen
 
     def take(self, row: Row) -> Example | Fault | Dropped:
-        """The example that a row gives, what is wrong with it, or why it is left out."""
+        """The example in a row, what is wrong with it, or why it is dropped."""
         found = self._rules.example(row)
         if isinstance(found, Fault):
             return found
         if self._instruction and found.messages[0]["role"] == "system":
-            problem = "begin with a system message, but spec.dataset.instruction is set too: keep one of them"
+            problem = "start with a system message, but spec.dataset.instruction is also set: keep one of them"
             return Fault(row.line, "messages", "wrongOrder", problem)
         messages = [message | {"content": self._clean(message)} for message in found.messages]
         empty = next((n for n, m in enumerate(messages) if not m["content"] and not m.get("tool_calls")), None)
@@ -83,17 +83,17 @@ class Intake:
         return self._broken_record(row, made) or made
 
     def _broken_record(self, row: Row, made: Example) -> Fault | None:
-        """A pseudonym in place of a number, outside quotation marks, leaves no JSON."""
+        """A pseudonym that replaces an unquoted number breaks the JSON."""
         if not self._records or not json_problem(made.label):
             return None
         problem = (
-            "is no JSON any more once personal data and secrets are masked: write such values as text, or leave their "
-            "kind out of spec.dataset.pii.entities"
+            "is no longer valid JSON after masking personal data and secrets: write such values as strings, or remove "
+            "their kind from spec.dataset.pii.entities"
         )
         return Fault(row.line, self._rules.answer_field, "answerNotJson", problem)
 
     def text(self, text: str) -> str | Dropped:
-        """One text by itself: cleaned and masked (it may be empty then), or why it is left out."""
+        """A single text, cleaned and masked (possibly empty), or why it is dropped."""
         masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
         return masked if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
 

@@ -40,8 +40,11 @@ class Replayed:
     def message(self) -> str:
         """The figures for people."""
         lost = ", ".join(f"{kind} {count}" for kind, count in self.report()["filters"].items())
-        text = f"Of {self.collected.ledger.read} rows of general data, {self.usable} can be mixed in"
-        return f"{text} (left out: {lost}), {len(self.chosen)} are." if lost else f"{text}, {len(self.chosen)} are."
+        dropped = f" (dropped: {lost})" if lost else ""
+        return (
+            f"{self.usable} of {self.collected.ledger.read} rows of general data usable{dropped}, "
+            f"{len(self.chosen)} mixed in."
+        )
 
 
 def general_params(params: PrepareParams, replay: Replay) -> PrepareParams:

@@ -1,4 +1,4 @@
-"""Examples as the tokens that are trained, and what becomes of those that are too long (pure)."""
+"""Examples as training tokens, and how those that are too long are handled (pure)."""
 
 import string
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class Encoder:
     _checked: bool = False
 
     def encode(self, example: Example, place: str) -> list[EncodedExample]:
-        """The example; none where it is too long and left out, several where it is split.
+        """The example; none if it is too long and dropped, several if it is split.
 
         Raises StageError (ModelUnsupported) when the chat template has no form for it.
         """
@@ -78,9 +78,9 @@ class Encoder:
         if self.over and self.params.dataset.cleaning.too_long is TooLong.FAIL:
             raise StageError(
                 Reason.DATASET_INVALID,
-                f"{self.over} examples are longer than spec.training.maxLength {self.params.max_length} tokens "
-                f"({'; '.join(self.named)}): set maxLength to {self.longest}, or let spec.dataset.cleaning.tooLong say "
-                "what becomes of them (Drop, Truncate, Split).",
+                f"{self.over} examples exceed spec.training.maxLength, {self.params.max_length} tokens "
+                f"({'; '.join(self.named)}): set maxLength to {self.longest}, or set spec.dataset.cleaning.tooLong to "
+                "Drop, Truncate or Split.",
             )
 
     def _encode(self, example: Example) -> EncodedExample:

@@ -1,6 +1,6 @@
 """The files of a data set: conversations for people and for evaluation, tokens for training.
 
-The same examples give the same bytes: fixed settings, no times, the order of the sources.
+The same examples give the same bytes: fixed settings, no timestamps, the order of the sources.
 """
 
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ class DatasetWriter:
         self._stack.__exit__(kind, error, trace)
 
     def add(self, part: Part, example: Spooled, times: int = 1) -> None:
-        """Write an example to its part; a training example perhaps several times, for an epoch holds it so often."""
+        """Write an example to its part; a training example ``times`` times, as often as an epoch uses it."""
         self._lines[part].write(example.text + b"\n")
         if part in self._tokens:
             for piece in example.encoded * times:

@@ -28,13 +28,13 @@ SOUND_TEST: Final = 100
 MAX_INVALID: Final = 0.05
 """Share of invalid rows from which the source deserves a look: the default of spec.dataset.maxInvalidPercent."""
 MAX_DROPPED: Final = 0.20
-"""Share of examples that rules may leave out before the rules deserve a look (own judgement)."""
+"""Share of examples that rules may drop before the rules deserve a look (own judgement)."""
 MAX_NEAR: Final = 0.20
 """Share of kept near duplicates from which a set is smaller than it looks (own judgement)."""
 MAX_OVER_LENGTH: Final = 0.01
-"""Share of long examples that may be left out unnoticed (own judgement): above it the model never sees long cases."""
+"""Share of long examples that may be dropped without a warning (own judgement): beyond it long cases are missing."""
 MAX_IMBALANCE: Final = 10.0
-"""Largest to smallest class: above it the small ones are learnt late or never, and accuracy hides it."""
+"""Largest to smallest class: above it the small ones are learned late or never, and accuracy hides it."""
 MIN_CLASS: Final = 10
 """Fewest examples of a class: with the default split one of them is in the test."""
 _NAMED: Final = "report.json names file, line and field of the first faults"
@@ -89,15 +89,15 @@ def _examples(facts: Facts) -> Item:
     total, train = facts.rows.distinct, facts.rows.parts.get(Part.TRAIN, 0)
     evidence = f"{count_of(total, 'example')}, {train:,} of them for training."
     if facts.rows.outside_pilot:
-        evidence += f" This is a pilot: {count_of(facts.rows.outside_pilot, 'more training example')} were left aside."
+        evidence += f" This is a pilot: {count_of(facts.rows.outside_pilot, 'more training example')} not used."
     remedy = (
         f"Collect {count_of(MIN_EXAMPLES - total, 'more good example')}, or let a teacher write them (distillation)."
     )
     if train < MIN_TRAIN:
         remedy = remedy if total < MIN_EXAMPLES else "Give training a larger share, or the pilot a larger sample."
-        return Item("examples", State.FAIL, f"{evidence} With fewer than {MIN_TRAIN} a model hardly changes.", remedy)
+        return Item("examples", State.FAIL, f"{evidence} Fewer than {MIN_TRAIN} have little effect.", remedy)
     if total < MIN_EXAMPLES:
-        return Item("examples", State.WARN, f"{evidence} A sound size begins at {MIN_EXAMPLES}.", remedy)
+        return Item("examples", State.WARN, f"{evidence} At least {MIN_EXAMPLES} are recommended.", remedy)
     return Item("examples", State.PASS, evidence)
 
 
@@ -105,26 +105,26 @@ def _structured(facts: Facts) -> Item:
     item, replay = _structured_sources(facts), facts.replay
     if replay is None or not replay.wrong:
         return item
-    evidence = f"{item.evidence} Of the general data {_left_out(replay)}."
+    evidence = f"{item.evidence} General data: {_left_out(replay)}."
     if item.state is not State.PASS:
         return Item(item.name, item.state, evidence, item.remedy)
-    return Item(item.name, State.WARN, evidence, f"Correct the file of spec.dataset.replay; {_NAMED}.")
+    return Item(item.name, State.WARN, evidence, f"Fix the file of spec.dataset.replay; {_NAMED}.")
 
 
 def _left_out(beside: Beside) -> str:
     wrong = f"{beside.wrong:,} of {count_of(beside.read, 'row')} ({percent(beside.wrong, beside.read)})"
-    return f"{wrong} cannot be used: {_kinds(beside.invalid)}"
+    return f"{wrong} invalid, dropped: {_kinds(beside.invalid)}"
 
 
 def _structured_sources(facts: Facts) -> Item:
     read, invalid = facts.rows.read, sum(facts.rows.invalid.values())
     if not read:
-        return Item("structured", State.FAIL, "The sources hold no row.", "Check spec.dataset.sources.")
+        return Item("structured", State.FAIL, "The sources contain no rows.", "Check spec.dataset.sources.")
     if not invalid:
-        return Item("structured", State.PASS, "Every row has the form that the spec demands.")
-    evidence = f"No valid example, and left out: {invalid:,} of {count_of(read, 'row')} ({percent(invalid, read)}): "
+        return Item("structured", State.PASS, "Every row is valid.")
+    evidence = f"{invalid:,} of {count_of(read, 'row')} ({percent(invalid, read)}) invalid, dropped: "
     evidence += f"{_kinds(facts.rows.invalid)}."
-    remedy = "Correct the source; the faults at the end of the page have file, line and field of the first ones."
+    remedy = "Fix the source; the end of the page lists file, line and field of the first faults."
     if invalid >= read:
         return Item("structured", State.FAIL, evidence, remedy)
     if invalid > read * MAX_INVALID:
@@ -134,29 +134,29 @@ def _structured_sources(facts: Facts) -> Item:
 
 def _cleaned(facts: Facts) -> Item:
     valid, dropped = facts.rows.read - sum(facts.rows.invalid.values()), sum(facts.rows.dropped.values())
-    evidence = "Unicode, white space and control characters of every text were normalised"
+    evidence = "Unicode, white space and control characters of every text are normalised"
     if not dropped:
-        return Item("cleaned", State.PASS, f"{evidence}; no rule left an example out.")
-    evidence += f"; rules left out {dropped:,} of {count_of(valid, 'example')} ({percent(dropped, valid)}): "
+        return Item("cleaned", State.PASS, f"{evidence}; no example was dropped by a rule.")
+    evidence += f"; rules dropped {dropped:,} of {count_of(valid, 'example')} ({percent(dropped, valid)}): "
     evidence += f"{_kinds(facts.rows.dropped)}."
     if dropped > valid * MAX_DROPPED:
-        remedy = "So many seldom are all bad: check that the rules of spec.dataset say what is meant."
+        remedy = "This is an unusually large share: check the rules of spec.dataset."
         return Item("cleaned", State.WARN, evidence, remedy)
     return Item("cleaned", State.PASS, evidence)
 
 
 def _duplicates(facts: Facts) -> Item:
     rows = facts.rows
-    evidence = f"{count_of(rows.duplicates, 'exact duplicate')} left out."
+    evidence = f"{count_of(rows.duplicates, 'exact duplicate')} dropped."
     if rows.near_duplicates is None:
         remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85."
-        return Item("duplicates", State.WARN, f"{evidence} Nobody looked for near duplicates.", remedy)
+        return Item("duplicates", State.WARN, f"{evidence} Near duplicates were not checked.", remedy)
     stay = rows.near_duplicates - rows.near_dropped
     evidence += f" {count_of(rows.near_duplicates, 'near duplicate')} found"
     if rows.near_duplicates:
-        evidence += f": {rows.near_dropped:,} left out, {stay:,} kept, each in the part of the text that it resembles"
+        evidence += f": {rows.near_dropped:,} dropped, {stay:,} kept in the same part as the text they resemble"
     if stay > rows.distinct * MAX_NEAR:
-        evidence += f"; {percent(stay, rows.distinct)} of the examples say what another one says"
+        evidence += f"; {percent(stay, rows.distinct)} of the examples nearly repeat another one"
         remedy = "Set spec.dataset.duplicates.dropNear: true, or collect more varied examples."
         return Item("duplicates", State.WARN, f"{evidence}.", remedy)
     return Item("duplicates", State.PASS, f"{evidence}.")
@@ -165,8 +165,8 @@ def _duplicates(facts: Facts) -> Item:
 def _anonymised(facts: Facts) -> Item:
     item = _searched("anonymised", "personal data", "spec.dataset.pii.mode", facts.pii)
     if item.state is State.PASS and not facts.pii.names:
-        evidence = f"{item.evidence} No language model looked for names and addresses, which no pattern finds."
-        remedy = "Configure a model for names, or read a sample and make sure that there are none."
+        evidence = f"{item.evidence} Names and addresses were not checked: patterns cannot find them."
+        remedy = "Set spec.dataset.pii.ner, or check a sample by hand."
         return Item(item.name, State.WARN, evidence, remedy)
     return item
 
@@ -178,7 +178,7 @@ def _secrets(facts: Facts) -> Item:
 def _searched(name: str, what: str, where: str, findings: Findings) -> Item:
     """What a search with a mode came to."""
     if findings.mode is OnFinding.OFF:
-        return Item(name, State.WARN, f"Nobody looked for {what}.", f"Set {where}: Mask.")
+        return Item(name, State.WARN, f"No search for {what}.", f"Set {where}: Mask.")
     if findings.only:
         what += f" (only {', '.join(findings.only[:_SHOWN])}{' …' if findings.only[_SHOWN:] else ''})"
     found = sum(findings.counts.values())
@@ -187,10 +187,10 @@ def _searched(name: str, what: str, where: str, findings: Findings) -> Item:
     evidence = f"A search for {what} found {count_of(found, 'place')}: {_kinds(findings.counts)}."
     match findings.mode:
         case OnFinding.REPORT:
-            remedy = f"Set {where}: Mask or Drop. A model may repeat to anybody what it has learnt."
-            return Item(name, State.FAIL, f"{evidence} They are still in the examples.", remedy)
+            remedy = f"Set {where}: Mask or Drop. A model may reveal what it was trained on."
+            return Item(name, State.FAIL, f"{evidence} They remain in the examples.", remedy)
         case OnFinding.DROP:
-            return Item(name, State.PASS, f"{evidence} Examples with any were left out.")
+            return Item(name, State.PASS, f"{evidence} Examples that contain any were dropped.")
         case _:
             return Item(name, State.PASS, f"{evidence} All were replaced by placeholders.")
 
@@ -199,7 +199,7 @@ def _split(facts: Facts) -> Item:
     sizes = {part: facts.rows.parts.get(part, 0) for part in Part}
     whole = sum(sizes.values())
     shares = ", ".join(f"{count:,} for {part} ({percent(count, whole)})" for part, count in sizes.items())
-    how = "as the sources say" if facts.split_provided else f"divided by hash with seed {facts.seed}"
+    how = "provided by the sources" if facts.split_provided else f"split by hash with seed {facts.seed}"
     evidence = f"{shares}; {how}."
     if small := [part for part, count in sizes.items() if count < MIN_PART]:
         remedy = f"Each part needs {MIN_PART} examples: add examples or change spec.dataset.split."
@@ -207,25 +207,25 @@ def _split(facts: Facts) -> Item:
     test = sizes[Part.TEST]
     low, high = wilson(round(0.8 * test), test)
     evidence += (
-        f" With {test:,} test examples, 80 % right answers mean anything from {low * 100:.1f} to {high * 100:.1f} %."
+        f" With {test:,} test examples, 80 % accuracy has a 95 % interval of {low * 100:.1f} to {high * 100:.1f} %."
     )
     if test < SOUND_TEST:
-        remedy = f"Give the test {SOUND_TEST} examples or more: add examples or raise spec.dataset.split.testPercent."
+        remedy = f"Use at least {SOUND_TEST} test examples: add examples or raise spec.dataset.split.testPercent."
         return Item("split", State.WARN, evidence, remedy)
     return Item("split", State.PASS, evidence)
 
 
 def _leakage(facts: Facts) -> Item:
     if facts.leaks is None:
-        remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85: the check compares as the search for duplicates."
-        return Item("leakage", State.WARN, "Nobody compared the test with the training examples.", remedy)
+        remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85: the leakage check uses the same comparison."
+        return Item("leakage", State.WARN, "Test and training examples were not compared.", remedy)
     if facts.leaks:
-        evidence = f"{count_of(facts.leaks, 'pair')} of a test and a training example say nearly the same."
-        remedy = "Scores would flatter: move or remove one of each pair, or let the operator divide the examples."
+        evidence = f"{count_of(facts.leaks, 'pair')} of a test and a training example are near duplicates."
+        remedy = "This inflates scores: move or remove one of each pair, or let the operator split the examples."
         return Item("leakage", State.FAIL, evidence, remedy)
-    evidence = "No test example says nearly the same as a training example."
+    evidence = "No test example is a near duplicate of a training example."
     if facts.contaminated is None:
-        return Item("leakage", State.PASS, f"{evidence} No benchmark was given to compare with.")
+        return Item("leakage", State.PASS, f"{evidence} No benchmark was provided for comparison.")
     return _contamination(facts, facts.contaminated, evidence)
 
 
@@ -233,15 +233,15 @@ def _contamination(facts: Facts, left_out: int, evidence: str) -> Item:
     """The item ``leakage`` where benchmarks are given and the parts hold nothing of each other."""
     remedies = []
     if left_out:
-        evidence += f" {count_of(left_out, 'example')} share 13 words in a row with the benchmark given: left out."
-        remedies.append("Look at their source before you report a score on that benchmark: paraphrases are not found.")
+        evidence += f" {count_of(left_out, 'example')} share 13 consecutive words with the benchmark: dropped."
+        remedies.append("Check their source before you report a score on that benchmark: paraphrases are not detected.")
     else:
-        evidence += " None shares 13 words in a row with the benchmark given."
+        evidence += " No example shares 13 consecutive words with the benchmark."
     if facts.tests_in_benchmark:
-        evidence += f" {count_of(facts.tests_in_benchmark, 'example')} of your own test do; they stay in the test."
+        evidence += f" {count_of(facts.tests_in_benchmark, 'example')} of your own test do; they stay in the test part."
     if facts.benchmarks and facts.benchmarks.wrong:
-        evidence += f" Of the benchmark {_left_out(facts.benchmarks)}; nobody looked for their texts."
-        remedies.append(f"Correct the files of spec.dataset.benchmarks; {_NAMED}.")
+        evidence += f" Benchmark: {_left_out(facts.benchmarks)}; their texts were not compared."
+        remedies.append(f"Fix the files of spec.dataset.benchmarks; {_NAMED}.")
     return Item("leakage", State.WARN if remedies else State.PASS, evidence, " ".join(remedies))
 
 
@@ -253,18 +253,18 @@ def _balance(facts: Facts) -> Item:
     evidence += f"{count_of(largest, 'example')}, the smallest {smallest:,} ({ratio:.1f} : 1)."
     untrained = _labels_without(facts, Part.TRAIN)
     if untrained or len(totals) < 2:
-        problem = f"Without a training example: {_some(untrained)}." if untrained else "One class teaches nothing."
-        remedy = "Give every class training examples, or take it out of the sources."
+        problem = f"No training example: {_some(untrained)}." if untrained else "A single class cannot be learned."
+        remedy = "Give every class training examples, or remove it from the sources."
         return Item("balance", State.FAIL, f"{evidence} {problem}", remedy)
     problems = []
     if rare := sorted(label for label, count in totals.items() if count < MIN_CLASS):
         problems.append(f"Fewer than {MIN_CLASS} examples: {_some(rare)}.")
     if ratio > MAX_IMBALANCE:
-        problems.append(f"More than {MAX_IMBALANCE:.0f} : 1 hides how the small classes fare: look at macro F1.")
+        problems.append(f"More than {MAX_IMBALANCE:.0f} : 1 hides errors on small classes: check macro F1.")
     if untested := _labels_without(facts, Part.TEST):
-        problems.append(f"Without a test example: {_some(untested)}.")
+        problems.append(f"No test example: {_some(untested)}.")
     if problems:
-        remedy = "Collect more examples of the small classes, or merge classes that nobody needs to tell apart."
+        remedy = "Collect more examples of the small classes, or merge classes that need no distinction."
         return Item("balance", State.WARN, " ".join([evidence, *problems]), remedy)
     return Item("balance", State.PASS, evidence)
 
@@ -272,27 +272,28 @@ def _balance(facts: Facts) -> Item:
 def _lengths(facts: Facts) -> Item:
     lengths, histogram = facts.lengths, facts.lengths.histogram()
     if not histogram:
-        return Item("lengths", State.WARN, "Nobody counted tokens.", "Let prepare read the base model's tokenizer.")
+        return Item("lengths", State.WARN, "Tokens were not counted.", "Provide the base model's tokenizer to prepare.")
     evidence = (
-        f"Half of the examples have {quantile(histogram, 0.5):,} tokens or fewer, 95 % {quantile(histogram, 0.95):,} "
-        f"or fewer; the longest had {max(lengths.longest, *histogram):,}, maxLength is {lengths.max_length:,}."
+        f"Half of the examples have at most {quantile(histogram, 0.5):,} tokens, 95 % at most "
+        f"{quantile(histogram, 0.95):,}; the longest had {max(lengths.longest, *histogram):,}, maxLength is "
+        f"{lengths.max_length:,}."
     )
     if not lengths.over:
         return Item("lengths", State.PASS, evidence)
     whole = histogram.total() + (lengths.over if lengths.rule is TooLong.DROP else 0)
     fate = {
-        TooLong.FAIL: "stay and cannot be trained",
-        TooLong.DROP: "were left out",
-        TooLong.TRUNCATE: "were cut off",
+        TooLong.FAIL: "cannot be trained",
+        TooLong.DROP: "were dropped",
+        TooLong.TRUNCATE: "were truncated",
         TooLong.SPLIT: "were split",
     }[lengths.rule]
     evidence += f" {count_of(lengths.over, 'longer example')} ({percent(lengths.over, whole)}) {fate}."
-    remedy = f"Set spec.training.maxLength to {lengths.longest} (it costs memory), or shorten those examples."
+    remedy = f"Set spec.training.maxLength to {lengths.longest} (this needs more memory), or shorten those examples."
     match lengths.rule:
         case TooLong.FAIL:
             return Item("lengths", State.FAIL, evidence, remedy)
         case TooLong.TRUNCATE:
-            return Item("lengths", State.WARN, f"{evidence} A text cut off teaches to stop early.", remedy)
+            return Item("lengths", State.WARN, f"{evidence} Truncated texts teach the model to stop early.", remedy)
         case TooLong.DROP if lengths.over > whole * MAX_OVER_LENGTH:
             return Item("lengths", State.WARN, evidence, remedy)
         case _:
@@ -301,11 +302,11 @@ def _lengths(facts: Facts) -> Item:
 
 def _versioned(facts: Facts) -> Item:
     if not facts.source_digest or not facts.dataset_digest:
-        evidence = "The identity of the sources or of the examples is not known."
-        return Item("versioned", State.WARN, evidence, "Let the run begin with the stage resolve, which reads it.")
+        evidence = "The digest of the sources or of the examples is unknown."
+        return Item("versioned", State.WARN, evidence, "Start the run with stage resolve, which computes it.")
     evidence = (
         f"Sources {facts.source_digest[:12]} gave examples {facts.dataset_digest[:12]}; the same sources and settings "
-        "give the same ones again."
+        "reproduce them."
     )
     return Item("versioned", State.PASS, evidence)
 
@@ -313,8 +314,8 @@ def _versioned(facts: Facts) -> Item:
 def _baseline(facts: Facts) -> Item:
     trivial = _trivial_baseline(facts)
     if facts.baseline is None:
-        evidence = f"{trivial}What the base model scores is not known yet."
-        return Item(BASELINE, State.WARN, evidence, "Nothing now: the stage evaluate measures it after training.")
+        evidence = f"{trivial}The base model's score is not known yet."
+        return Item(BASELINE, State.WARN, evidence, "No action: stage evaluate measures it after training.")
     known = facts.baseline
     evidence = f"{trivial}The base model scores {known.measure} {_score(known, known.value)}"
     if known.interval:
@@ -322,8 +323,8 @@ def _baseline(facts: Facts) -> Item:
         evidence += f" (95 % interval {low} to {high})"
     evidence += f" on {count_of(known.samples, 'test example')}."
     if known.share and known.value >= EASY_BASELINE:
-        remedy = "Ask whether tuning is worth it, or make the examples harder."
-        return Item(BASELINE, State.WARN, f"{evidence} There is little left to win.", remedy)
+        remedy = "Consider whether fine-tuning is worth it, or use harder examples."
+        return Item(BASELINE, State.WARN, f"{evidence} There is little room for improvement.", remedy)
     return Item(BASELINE, State.PASS, evidence)
 
 
@@ -334,7 +335,7 @@ def _score(baseline: Baseline, value: float) -> str:
 def _trivial_baseline(facts: Facts) -> str:
     """What a program that always gives the most frequent label would score: the least that a model must beat."""
     counts = [count for label in facts.labels.values() if (count := label.get(Part.TEST, 0))]
-    return f"Always the most frequent label: accuracy {percent(max(counts), sum(counts))}. " if counts else ""
+    return f"Always answering the most frequent label: accuracy {percent(max(counts), sum(counts))}. " if counts else ""
 
 
 def _labels_without(facts: Facts, part: Part) -> list[str]:

@@ -17,7 +17,7 @@ Counts = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Rows:
-    """What became of the rows, in the order in which it happens.
+    """What happened to the rows, in this order.
 
     ``read + added`` is the sum of ``invalid``, ``dropped``, ``duplicates``, ``near_dropped``, ``outside_pilot`` and
     ``parts``, if everything was counted; ``unexplained`` is what is missing.
@@ -28,21 +28,21 @@ class Rows:
     parts: Mapping[Part, int]
     """Examples by part."""
     invalid: Counts = field(default_factory=dict)
-    """Rows that are no example, by kind of fault."""
+    """Invalid rows, by kind of fault."""
     dropped: Counts = field(default_factory=dict)
-    """Examples that a rule left out (cleaning, language, personal data, length, contamination), by kind."""
+    """Examples dropped by a rule (cleaning, language, personal data, length, contamination), by kind."""
     duplicates: int = 0
-    """Examples left out because an earlier one is the same."""
+    """Examples dropped as exact duplicates of an earlier one."""
     near_duplicates: int | None = 0
-    """Examples that say nearly the same as another that came before; None: nobody looked."""
+    """Examples that are near duplicates of an earlier one; None: not checked."""
     near_dropped: int = 0
-    """Those of them that were left out."""
+    """Those of them that were dropped."""
     outside_pilot: int = 0
-    """Training examples that the sample of a pilot leaves aside."""
+    """Training examples outside a pilot's sample."""
     added: int = 0
-    """Examples that are no row: pieces of long ones, repetitions by weight, replayed general data."""
+    """Examples beyond the rows: pieces of long ones, repetitions by weight, replayed general data."""
     repeated_pieces: int = 0
-    """Those of them that were left out again, because an earlier one is the same."""
+    """Those of them dropped again as exact duplicates of an earlier one."""
 
     @property
     def kept(self) -> int:
@@ -56,7 +56,7 @@ class Rows:
 
     @property
     def unexplained(self) -> int:
-        """Rows that went in and are neither among the examples nor among those left out; 0 if nothing was forgotten."""
+        """Rows that are neither examples nor dropped; 0 if everything was counted."""
         lost = sum(self.invalid.values()) + sum(self.dropped.values()) + self.duplicates + self.near_dropped
         return self.read + self.added - lost - self.outside_pilot - self.kept
 
@@ -68,7 +68,7 @@ class Beside:
     read: int
     """Invalid ones included."""
     invalid: Counts = field(default_factory=dict)
-    """By kind of fault; these are left out."""
+    """By kind of fault; these are dropped."""
 
     @property
     def wrong(self) -> int:
@@ -83,9 +83,9 @@ class Lengths:
     max_length: int
     """spec.training.maxLength in tokens."""
     rule: TooLong
-    """What became of longer ones."""
+    """How longer ones are handled."""
     by_part: Mapping[Part, Mapping[int, int]] = field(default_factory=dict)
-    """For every part: how many examples (value) have how many tokens (key). Empty: nobody measured."""
+    """For every part: how many examples (value) have how many tokens (key). Empty: not measured."""
     over: int = 0
     """Examples that were longer than ``max_length``."""
     longest: int = 0
@@ -105,7 +105,7 @@ class Findings:
     """Personal data or secrets that were found."""
 
     mode: OnFinding
-    """What became of them."""
+    """How they were handled."""
     counts: Counts = field(default_factory=dict)
     """Places by kind, e.g. EMAIL_ADDRESS."""
     only: Sequence[str] = ()
@@ -119,7 +119,7 @@ class Baseline:
     """What the base model scores on the test examples before any training."""
 
     measure: str
-    """Name for people, e.g. accuracy."""
+    """Display name, e.g. accuracy."""
     value: float
     samples: int
     """Test examples that were asked."""
@@ -145,17 +145,17 @@ class Facts:
     """Examples by label and part; empty for a task without classes."""
     languages: Counts = field(default_factory=dict)
     """Rows by ISO 639-1 code, those of other languages than the spec's included; ``und`` where a text says too little.
-    Empty where no languages were asked for: nobody looked."""
+    Empty where no languages were requested."""
     split_provided: bool = False
     """Whether the sources say which part a row belongs to."""
     seed: int = 0
     """spec.dataset.split.seed."""
     leaks: int | None = None
-    """Pairs of a test and a training example that say nearly the same, after the division; None: nobody compared."""
+    """Near-duplicate pairs of a test and a training example after the split; None: not compared."""
     contaminated: int | None = None
-    """Examples left out because they share 13 words in a row with a benchmark; None: no benchmark was given."""
+    """Examples dropped because they share 13 consecutive words with a benchmark; None: no benchmark was given."""
     tests_in_benchmark: int = 0
-    """Those of a test that a source provides: they stay, for nothing is learnt from them."""
+    """Those in a test part that a source provides: they stay, since they are not trained on."""
     benchmarks: Beside | None = None
     """Rows of the benchmarks."""
     replay: Beside | None = None

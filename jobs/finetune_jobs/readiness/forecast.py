@@ -19,9 +19,9 @@ class Worth(StrEnum):
     WORTH_IT = "WorthIt"
     HARDLY_WORTH_IT = "HardlyWorthIt"
     UNCERTAIN = "Uncertain"
-    """They should pay, but the interval holds no gain at all too."""
+    """They should pay, but the interval includes no gain at all."""
     UNKNOWN = "Unknown"
-    """No curve goes through what was measured."""
+    """No curve fits the measurements."""
 
 
 _IN_WORDS: Final = {
@@ -33,7 +33,7 @@ _IN_WORDS: Final = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was measured, and what it says of more examples."""
+    """Measurements, and what they predict for more examples."""
 
     points: tuple[Point, ...]
     """Examples trained on and the validation loss, the smallest first; the last one is the training of all examples."""
@@ -83,8 +83,8 @@ class Forecast:
         if not self.aside:
             return f"Twice the examples ({self.target:,})"
         if self.target == trained + self.aside:
-            return f"All {self.target:,} examples, of which the pilot took {trained:,},"
-        return f"{self.target:,} of the {trained + self.aside:,} examples, as far as the curve reaches,"
+            return f"All {self.target:,} examples (the pilot used {trained:,})"
+        return f"{self.target:,} of the {trained + self.aside:,} examples (the limit of the curve)"
 
     def scalars(self) -> dict[str, str]:
         """The stage's scalars, as docs/reference/stages.md names them."""
@@ -118,13 +118,15 @@ def forecast(points: Sequence[Point], aside: int = 0) -> Forecast:
 
 
 def _why_unusable(points: Sequence[Point]) -> str:
-    """Why no curve can be drawn through the points; empty where one can."""
+    """Why no curve fits the points; empty if one does."""
     sizes = {point.examples for point in points}
     if len(sizes) < MIN_SIZES:
         measured = "only one size was" if len(sizes) == 1 else f"only {len(sizes)} sizes were"
-        return f"{measured} measured, a curve needs {MIN_SIZES}."
+        return f"{measured} measured; a curve needs {MIN_SIZES}."
     told = ", ".join(f"{point.error:.3g} with {point.examples:,}" for point in points)
     rises = any(after.error > before.error * (1 + NOISE) for before, after in pairwise(points))
     if rises or points[-1].error > points[0].error * (1 - NOISE):
-        return f"the validation loss does not fall steadily ({told}). A larger validation part makes it surer."
+        return (
+            f"the validation loss does not fall steadily ({told}). A larger validation part gives a more reliable loss."
+        )
     return ""

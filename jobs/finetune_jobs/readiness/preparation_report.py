@@ -1,4 +1,4 @@
-"""What became of the rows: sets that are refused, figures for the status, reports (pure)."""
+"""What happened to the rows: data sets that are refused, figures for the status, reports (pure)."""
 
 import re
 from collections import Counter, defaultdict
@@ -32,29 +32,29 @@ def require_valid(ledger: Ledger, params: PrepareParams) -> None:
     if wrong * 100 > ledger.read * params.dataset.max_invalid_percent:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{wrong} of {ledger.read} rows are invalid, {params.dataset.max_invalid_percent} % are allowed: "
-            f"{ended(shorten(ledger.faults.sentences(), 750))} Correct these rows, or raise "
+            f"{wrong} of {ledger.read} rows are invalid, {params.dataset.max_invalid_percent} % allowed: "
+            f"{ended(shorten(ledger.faults.sentences(), 750))} Fix these rows, or raise "
             "spec.dataset.maxInvalidPercent.",
         )
 
 
 def require_learnable(ledger: Ledger, params: PrepareParams) -> None:
-    """Raises StageError (DatasetInvalid) for labels from which nothing can be learnt."""
+    """Raises StageError (DatasetInvalid) for labels that cannot be learned."""
     if params.task.type is not TaskType.CLASSIFICATION:
         return
     labels, examples = sorted(set(ledger.labels.values())), len(ledger.labels)
     if len(labels) == 1:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"All {examples} examples have the label {shown(labels[0])!r}: a classification needs two labels at "
-            "least. Check spec.dataset.columns.label.",
+            f"All {examples} examples have the label {shown(labels[0])!r}: a classification needs at least two "
+            "labels. Check spec.dataset.columns.label.",
         )
     if examples >= len(Part) * MIN_PART and len(labels) * 2 > examples:
         some = ", ".join(repr(shown(label)) for label in labels[:3])
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{examples} examples have {len(labels)} different labels ({some}, …): nothing can be learnt from labels "
-            "that hardly repeat. Check spec.dataset.columns.label, or set spec.task.type to Text or Extraction.",
+            f"{examples} examples have {len(labels)} different labels ({some}, …): labels that rarely repeat "
+            "cannot be learned. Check spec.dataset.columns.label, or set spec.task.type to Text or Extraction.",
         )
 
 
@@ -66,9 +66,9 @@ def require_enough(ledger: Ledger, division: Division) -> None:
     if small:
         raise StageError(
             Reason.DATASET_TOO_SMALL,
-            f"{', '.join(small)}: each part needs {MIN_PART} examples at least. Of {ledger.read} rows, "
-            f"{ledger.faults.total} were invalid, {ledger.duplicates} duplicates and {by_rules} left out by rules; "
-            f"{len(ledger.labels)} examples are left.",
+            f"{', '.join(small)}: each part needs at least {MIN_PART} examples. Of {ledger.read} rows, "
+            f"{ledger.faults.total} were invalid, {ledger.duplicates} duplicates and {by_rules} dropped by rules; "
+            f"{len(ledger.labels)} examples remain.",
         )
 
 
@@ -210,18 +210,18 @@ class PreparationReport:
         """What happened, in sentences for the status."""
         rows = self.facts.rows
         text = (
-            f"{rows.read} rows gave {rows.parts.get(Part.TRAIN, 0)} examples for training, "
-            f"{rows.parts.get(Part.VALIDATION, 0)} for validation and {rows.parts.get(Part.TEST, 0)} for the test."
+            f"{rows.read} rows gave {rows.parts.get(Part.TRAIN, 0)} training, "
+            f"{rows.parts.get(Part.VALIDATION, 0)} validation and {rows.parts.get(Part.TEST, 0)} test examples."
         )
         if rows.duplicates:
-            text += f" {rows.duplicates} duplicates were left out."
+            text += f" {rows.duplicates} duplicates dropped."
         if rows.dropped or rows.near_dropped:
             kinds = Counter(rows.dropped) + Counter(nearDuplicate=rows.near_dropped)
-            text += f" Rules left out {kinds.total()} ({_counted(kinds)})."
+            text += f" Rules dropped {kinds.total()} ({_counted(kinds)})."
         if rows.invalid:
             wrong = sum(rows.invalid.values())
             text += (
-                f" {wrong} invalid rows were left out ({_counted(rows.invalid)}): "
+                f" {wrong} invalid rows dropped ({_counted(rows.invalid)}): "
                 f"{ended(shorten(self.first_errors[SourceRole.OWN], 400))}"
             )
         for role, sentence in self._invalid_beside().items():
@@ -231,14 +231,14 @@ class PreparationReport:
     def _invalid_beside(self) -> dict[SourceRole, str]:
         """What cannot be used of the rows beside the sources, in a sentence without values and stop."""
         return {
-            role: f"{each.wrong} of {each.read} rows of spec.dataset.{role} are invalid and were left out "
+            role: f"{each.wrong} of {each.read} rows of spec.dataset.{role} are invalid and were dropped "
             f"({_counted(each.invalid)})"
             for role, each in ((SourceRole.REPLAY, self.facts.replay), (SourceRole.BENCHMARK, self.facts.benchmarks))
             if each and each.wrong
         }
 
     def _warnings(self) -> list[str]:
-        """What is allowed, but seldom meant."""
+        """Allowed, but rarely intended."""
         return [*(f"{sentence}." for sentence in self._invalid_beside().values()), *self._alike()]
 
     def _alike(self) -> list[str]:
@@ -253,7 +253,7 @@ class PreparationReport:
 
 
 def _plain(label: str) -> str:
-    """Equal for labels that hardly mean two classes: Sales and sales, 1 and 1.0 (as tables with gaps write it)."""
+    """Equal for labels that are probably one class: Sales and sales, 1 and 1.0 (as tables with gaps write it)."""
     return str(float(label)) if _NUMBER.fullmatch(label) else label.casefold()
 
 

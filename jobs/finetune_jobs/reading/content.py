@@ -14,7 +14,7 @@ from finetune_jobs.reading.rows import invalid
 MAX_RATIO: Final = 1000
 """Text shrinks to a tenth, repetitive logs to a hundredth. DEFLATE cannot go beyond 1032, zstd can."""
 FREE_SIZE: Final = 1 << 30
-"""Decompressed bytes for which no ratio counts: the ratio of a small file says nothing."""
+"""No ratio is enforced below this decompressed size: the ratio of a small file is meaningless."""
 MAX_SIZE: Final = 64 << 30
 """Most decompressed bytes of one file."""
 _BUFFER: Final = 1 << 18
@@ -60,8 +60,8 @@ def size_limit(stored: int) -> int:
 def bomb(stored: int) -> str:
     """What to say of ``stored`` bytes that become more than they may."""
     return (
-        f"{sized(stored)} decompress to more than {sized(size_limit(stored))}, which is refused as a decompression "
-        "bomb. If the rows are meant, divide them into smaller files or store them with less compression."
+        f"{sized(stored)} decompresses to more than {sized(size_limit(stored))}, rejected as a decompression bomb. If "
+        "the data is genuine, split it into smaller files or compress it less."
     )
 
 
@@ -91,8 +91,8 @@ class _Decompressed(io.RawIOBase):
     def _problem(self, error: str) -> str:
         """What an error of Arrow means: its texts for these three have been the same since Arrow 1.0."""
         if "Truncated" in error:
-            return f"the {self._compression} data end at byte {self._size} before they are complete. Upload it again."
+            return f"the {self._compression} data is truncated at byte {self._size}. Upload it again."
         if "too much memory" in error:
-            return "zstd with a window of more than 128 MiB is not supported. Compress it without --long and --ultra."
+            return "zstd windows larger than 128 MiB are not supported. Compress it without --long and --ultra."
         cause = error.rpartition(": ")[2]
-        return f"the {self._compression} data are damaged before byte {self._file.tell()} ({cause}). Upload it again."
+        return f"the {self._compression} data is corrupt before byte {self._file.tell()} ({cause}). Upload it again."

@@ -37,9 +37,7 @@ def read_csv(lines: Lines, uri: str, columns: Sequence[str] | None) -> Iterator[
 
 
 def _malformed(begin: int, error: csv.Error) -> Fault:
-    problem = (
-        "opens a quotation mark that is never closed" if "unexpected end" in str(error) else f"is not CSV: {error}"
-    )
+    problem = "has an unclosed quotation mark" if "unexpected end" in str(error) else f"is not valid CSV: {error}"
     return Fault(begin, "", "malformedCsv", problem)
 
 
@@ -47,13 +45,13 @@ def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str] | None)
     try:
         header = [cell.strip() for cell in next(reader)]
     except StopIteration:
-        raise invalid(uri, "the file is empty: it holds no header and no row.") from None
+        raise invalid(uri, "the file is empty: it has no header and no rows.") from None
     except csv.Error as error:
-        problem = feed.fault.problem if feed.fault else f"is not CSV: {error}"
-        raise invalid(uri, f"line 1, the header, {problem}.") from None
+        problem = feed.fault.problem if feed.fault else f"is not valid CSV: {error}"
+        raise invalid(uri, f"line 1 (header) {problem}.") from None
     if fault := feed.fault:
         value = f" ({fault.value})" if fault.value else ""
-        raise invalid(uri, f"line 1, the header, {fault.problem}{value}.")
+        raise invalid(uri, f"line 1 (header) {fault.problem}{value}.")
     require_columns(uri, "CSV", header, columns)
     return header
 
@@ -80,7 +78,7 @@ class _Feed:
             return "\n"
         self._size += len(raw)
         if self._size > MAX_LINE:  # a quote that is never closed would gather the whole file
-            self.fault = self.fault or too_long(self._lines.number, verb="ends a row that is")
+            self.fault = self.fault or too_long(self._lines.number, verb="ends a row")
             raise csv.Error(self.fault.problem)
         try:
             return raw.decode()

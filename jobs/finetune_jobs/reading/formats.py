@@ -26,7 +26,7 @@ class Compression(StrEnum):
 
 COMPRESSIONS: Final = {".gz": Compression.GZIP, ".zst": Compression.ZSTD}
 _MAGIC: Final = {b"\x1f\x8b": Compression.GZIP, b"\x28\xb5\x2f\xfd": Compression.ZSTD}
-"""First bytes (RFC 1952 and RFC 8878). No text in UTF-8 begins with them."""
+"""First bytes (RFC 1952 and RFC 8878). No UTF-8 text starts with them."""
 
 
 def format_of(uri: str, declared: DataFormat | None) -> DataFormat:
@@ -39,12 +39,13 @@ def format_of(uri: str, declared: DataFormat | None) -> DataFormat:
         endings = f"{', '.join(FORMATS)} (each also with {' or '.join(COMPRESSIONS)})"
         raise StageError(
             Reason.SPEC_INVALID,
-            f"{uri}: the name ends with none of {endings}. Set spec.dataset.sources[].format, or leave the file out.",
+            f"{uri}: unknown file name extension; supported: {endings}. Set spec.dataset.sources[].format, or remove "
+            "the file.",
         )
     return found
 
 
 def compression_of(uri: str, begin: bytes) -> Compression | None:
-    """The compression that the name ends with; where it says nothing, the one that the first bytes tell."""
+    """The compression by file name extension; without one, by the first bytes."""
     by_name = next((each for ending, each in COMPRESSIONS.items() if uri.lower().endswith(ending)), None)
     return by_name or next((each for magic, each in _MAGIC.items() if begin.startswith(magic)), None)

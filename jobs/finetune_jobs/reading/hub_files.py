@@ -56,9 +56,9 @@ def hub_place(uri: str) -> HubPlace:
 
 
 def list_hub_files(place: HubPlace, folder: str, *, recursive: bool) -> Iterator[HubFile]:
-    """The files of a folder, at the commit that the revision stands for now; none where there is no such folder.
+    """The files of a folder, at the revision's current commit; none if there is no such folder.
 
-    Raises StageError: DatasetNotFound (no such repository or revision, gated, private, no way to the hub).
+    Raises StageError: DatasetNotFound (no such repository or revision, gated, private, hub unreachable).
     """
     hub = HfApi()
     try:

@@ -1,4 +1,4 @@
-"""Everything that prepare reads besides the base model, as one identity: the results that it gave are found by it."""
+"""Everything that prepare reads besides the base model, as one digest by which earlier results are found."""
 
 from finetune_api.dataset import Dataset
 from finetune_api.hashing import digest
@@ -9,7 +9,7 @@ from finetune_jobs.store.s3 import Store, StoredObject
 
 
 def inputs_digest(store: Store, dataset: Dataset) -> str:
-    """Identity of the sources' files, and of those of the pipeline that finds names where it lies in S3.
+    """Identity of the sources' files, and of the files of the named-entity pipeline if it is in S3.
 
     Raises StageError as ``find_sources`` and ``find_names_model``.
     """
@@ -24,5 +24,6 @@ def find_names_model(store: Store, uri: str) -> list[StoredObject]:
     """The files of a pipeline that finds names. Raises StageError: ModelNotFound, as Store."""
     entries = [entry for entry in store.at(uri).list() if entry.size]
     if not entries:
-        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} holds no files: spec.dataset.pii.ner needs a pipeline.")
+        problem = f"{uri} contains no files: spec.dataset.pii.ner needs a spaCy pipeline."
+        raise StageError(Reason.MODEL_NOT_FOUND, problem)
     return entries

@@ -44,20 +44,20 @@ def read_json(content: Content, report: Report | None = None) -> Iterator[Row | 
             text.take(",")
         number += 1
         if text.next() == "]":
-            raise text.error("a comma stands before the end of the list")
+            raise text.error("trailing comma at the end of the list")
         yield _row(text, decoder, number)
         if report and number % _REPORTED == 0:
             report(content.position(), content.size)
     text.take("]")
     if text.next():
-        raise text.error("something stands behind the list")
+        raise text.error("unexpected content after the list")
 
 
 def _open_list(text: "_Window") -> None:
     if text.next() == "{":
         raise text.error(
-            "the file begins with an object, but JSON must be a list of objects: [{…}, …]. If each line is an object, "
-            "set spec.dataset.sources[].format to JSONL"
+            "the file starts with an object, but format JSON needs a list of objects: [{…}, …]. If each line is an "
+            "object, set spec.dataset.sources[].format to JSONL"
         )
     text.take("[")
 
@@ -65,7 +65,7 @@ def _open_list(text: "_Window") -> None:
 def _row(text: "_Window", decoder: json.JSONDecoder, number: int) -> Row | Fault:
     source, value = text.decode(decoder, f"object {number}")
     if bad := _BAD_BYTE.search(source):
-        problem = f"is not UTF-8 at character {bad.start() + 1} of the object"
+        problem = f"is not valid UTF-8 at character {bad.start() + 1} of the object"
         return Fault(number, "", "notUtf8", problem, f"0x{ord(bad[0]) - 0xDC00:02x}")
     if not isinstance(value, dict):
         return Fault(number, "", "notAnObject", "is not a JSON object", source)
@@ -95,9 +95,9 @@ class _Window:
         """Go behind a character. Raises StageError when another one stands there, or the file has ended."""
         found = self.next()
         if not found:
-            raise self.error("the file ends in the middle of the list. Upload it again")
+            raise self.error("the file ends inside the list. Upload it again")
         if found != expected:
-            raise self.error(f"{expected!r} is expected, not {found!r}")
+            raise self.error(f"expected {expected!r}, found {found!r}")
         self._advance(self._at + 1)
 
     def decode(self, decoder: json.JSONDecoder, name: str) -> tuple[str, Any]:
@@ -108,9 +108,9 @@ class _Window:
             if self._is_cut(error):
                 raise self._unfinished(name) from None
             self._advance(error.pos)
-            raise self.error(f"{name} is not JSON: {error.msg}") from None
+            raise self.error(f"{name} is not valid JSON: {error.msg}") from None
         except (RecursionError, ValueError) as error:
-            raise self.error(f"{name} is not JSON that can be read: {type(error).__name__}") from None
+            raise self.error(f"{name} is not readable JSON: {type(error).__name__}") from None
         source = self._text[self._at : end]
         if len(source) > MAX_LINE:
             raise self._too_long(name)
@@ -128,7 +128,7 @@ class _Window:
 
     def _unfinished(self, name: str) -> StageError:
         if self._ended:
-            return self.error(f"the file ends in the middle of {name}, which begins here. Upload it again")
+            return self.error(f"the file ends inside {name}, which starts here. Upload it again")
         return self._too_long(name)
 
     def _too_long(self, name: str) -> StageError:

@@ -51,14 +51,14 @@ def _second_opinion(lines: Lines, raw: bytes) -> Row | Fault | None:
     except json.JSONDecodeError as error:
         return _malformed(lines.number, text, error)
     except (RecursionError, ValueError) as error:
-        problem = f"is not JSON that can be read: {type(error).__name__}"
+        problem = f"is not readable JSON: {type(error).__name__}"
         return Fault(lines.number, "", "malformedJson", problem)
 
 
 def _malformed(number: int, text: str, error: json.JSONDecodeError) -> Fault:
     if "\0" in text:
-        return Fault(number, "", "nulByte", f"holds a NUL byte at column {text.index(chr(0)) + 1}")
+        return Fault(number, "", "nulByte", f"contains a NUL byte at column {text.index(chr(0)) + 1}")
     begin = max(0, error.pos - _BEFORE)
     context = text[max(0, begin - _CONTEXT) : error.pos + _CONTEXT]
-    problem = f"is not JSON at column {error.colno}: {error.msg}"
+    problem = f"is not valid JSON at column {error.colno}: {error.msg}"
     return Fault(number, "", "malformedJson", problem, context, min(begin, _CONTEXT))

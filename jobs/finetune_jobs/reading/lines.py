@@ -13,10 +13,10 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 def skip_bom(content: Content) -> int:
-    """Leave out a byte order mark, and say how long it was. Raises StageError (DatasetInvalid) for UTF-16."""
+    """Skip a byte order mark and return its length. Raises StageError (DatasetInvalid) for UTF-16."""
     begin = content.stream.peek(3)
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise invalid(content.uri, "the file is in UTF-16. Save it as UTF-8.")
+        raise invalid(content.uri, "the file is encoded as UTF-16. Save it as UTF-8.")
     return len(content.stream.read(3)) if begin[:3] == _BOM else 0
 
 
@@ -47,4 +47,4 @@ class Lines:
     def not_utf8(self, raw: bytes, error: UnicodeDecodeError) -> Fault:
         """The fault of the line that was given last, which could not be decoded. Counts decompressed bytes."""
         place = f"byte {self._begin + error.start} of the file, {error.start + 1} of the line"
-        return Fault(self.number, "", "notUtf8", f"is not UTF-8 at {place}", f"0x{raw[error.start]:02x}")
+        return Fault(self.number, "", "notUtf8", f"is not valid UTF-8 at {place}", f"0x{raw[error.start]:02x}")

@@ -38,7 +38,7 @@ def read_parquet(
 ) -> Iterator[Row | Fault]:
     """Every row, counted from 1; with ``columns`` these only, and each must be text or a number.
 
-    Raises StageError (DatasetInvalid) for a file that is no Parquet or damaged (names the column), a column that is
+    Raises StageError (DatasetInvalid) for a file that is not Parquet or is damaged (names the column), a column that is
     missing or of another type, and a decompression bomb.
     """
     with _plain(path, uri) as plain, _open(plain, uri) as parquet:
@@ -138,7 +138,7 @@ def _value(column: Any, name: str, number: int, index: int, faults: dict[int, Fa
     try:
         return _without_nulls(column[index].as_py())
     except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 at byte {error.start + 1} of a text"
+        problem = f"is not valid UTF-8 at byte {error.start + 1} of a text value"
         faults[index] = Fault(number + index, name, "notUtf8", problem, f"0x{error.object[error.start]:02x}")
         return None
     except _NO_VALUE:
@@ -157,7 +157,7 @@ def _require_schema(schema: Any, uri: str, columns: Sequence[str] | None) -> Non
     for name in columns or ():
         kind = schema.field(name).type
         if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            problem = f"column {name!r} is {str(kind)[:80]}, must be text (string) or a number"
+            problem = f"column {name!r} has type {str(kind)[:80]}, must be text (string) or a number"
             raise invalid(uri, f"{problem}. Convert it, or name another column in spec.dataset.columns.")
 
 
@@ -192,10 +192,10 @@ def _open(path: Path, uri: str) -> Iterator[Any]:
         # Without pre_buffer and with a buffer, a column is read by pages instead of by row groups.
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_PAGES)
     except _ERRORS as error:
-        raise invalid(uri, f"is no Parquet file that can be read ({_first_line(error)}).") from None
+        raise invalid(uri, f"is not a readable Parquet file ({_first_line(error)}).") from None
     except UnicodeDecodeError as error:
         name = repr(error.object[:_SHOWN]).removeprefix("b")
-        problem = f"the column name {name} in the footer is not UTF-8 at byte {error.start + 1}"
+        problem = f"the column name {name} in the footer is not valid UTF-8 at byte {error.start + 1}"
         raise invalid(uri, f"{problem}. Write the file again.") from None
     with parquet:
         yield parquet

@@ -36,7 +36,7 @@ def read_rows(
     for row in _rows(path, uri, kind, columns, report):
         yield row
     if row is None and not may_be_empty:
-        raise invalid(uri, "the file is empty: it holds no row.")
+        raise invalid(uri, "the file is empty: it has no rows.")
 
 
 def _rows(

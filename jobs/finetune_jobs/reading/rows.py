@@ -1,4 +1,4 @@
-"""What readers give: a row with its place in the file, or a fault that says what is wrong with it."""
+"""What readers yield: a row with its place in the file, or a fault that describes the problem."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from finetune_jobs.base.wording import did_you_mean
 from finetune_jobs.text.redaction import redacted
 
 MAX_LINE: Final = 1 << 20
-"""Longest line, row or text of a source in bytes; longer ones are no examples for a language model."""
+"""Longest line, row or text of a source in bytes; longer ones are not useful as examples."""
 
 CHAT_FORMS: Final = (
     ("messages",),
@@ -18,7 +18,7 @@ CHAT_FORMS: Final = (
     ("instruction", "output"),
     ("conversations",),
 )
-"""Columns that tell the forms which need no spec.dataset.columns (``examples.shapes``)."""
+"""Columns by which the forms that need no spec.dataset.columns are recognised (``examples.shapes``)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
     """One row of a source and its place."""
 
     line: int
-    """The line where it begins (CSV, JSONL), or the number of the row (JSON, Parquet); both count from 1."""
+    """The line where it starts (CSV, JSONL), or the number of the row (JSON, Parquet); both count from 1."""
     fields: dict[str, Any]
 
 
@@ -43,7 +43,7 @@ class Fault:
     value: str = ""
     """Part of the row; shown to people in short, and never stored."""
     begin: int = 0
-    """Where in ``value`` the part begins that is shown; what stands before tells whether that is a secret."""
+    """Start of the part of ``value`` that is shown; the text before it tells whether that part is a secret."""
     rows: int = 1
     """Rows that are lost with it: a wrong quotation mark in CSV takes in lines that may all be rows."""
     hint: str = ""
@@ -64,7 +64,7 @@ def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[s
     """Raises StageError (DatasetInvalid) unless a table has each needed column once.
 
     When none is needed it must have the columns of one of ``CHAT_FORMS``, each once; None: any columns will do.
-    ``kind`` names the format for people.
+    ``kind`` is the format's display name.
     """
     if needed is None:
         return
@@ -77,10 +77,10 @@ def require_columns(uri: str, kind: str, have: Sequence[str], needed: Sequence[s
             hint = did_you_mean(name, have)
             raise invalid(uri, f"column {name!r} does not exist; the file has {quoted(have)}.{hint}")
         if have.count(name) > 1:
-            raise invalid(uri, f"column {name!r} exists more than once; the file has {quoted(have)}.")
+            raise invalid(uri, f"column {name!r} appears more than once; the file has {quoted(have)}.")
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Names for people: at most twelve, each cut to 40 characters; without a header they are the data of a row."""
+    """Names for messages: at most twelve, each cut to 40 characters; without a header they are a row's data."""
     shown = ", ".join(repr(redacted(name[:200])[:40]) for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

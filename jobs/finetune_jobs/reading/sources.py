@@ -1,4 +1,4 @@
-"""Where the examples are: the files that the sources stand for, what they were when a run began, and copies of them."""
+"""Where the examples are: the files that the sources match, their state when a run started, and copies of them."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ from finetune_jobs.store.s3 import Store, StoredObject
 MAX_FILES: Final = 10_000
 """Most files of one source: past it, the requests take longer than the reading."""
 _HIDDEN: Final = ("_", ".")
-"""Beginnings of names that writers use for what is not data: _SUCCESS, _temporary, .part-0.crc."""
+"""Name prefixes that writers use for files that are not data: _SUCCESS, _temporary, .part-0.crc."""
 _NOT_DATA: Final = "manifest.json"
 
 
@@ -30,7 +30,7 @@ class SourceFile:
     """One file of examples."""
 
     origin: DatasetSource
-    """The source that stands for it, and what the data set reads it for."""
+    """The source that matches it, and what the data set reads it for."""
     uri: str
     size: int
     """Bytes, as stored."""
@@ -38,9 +38,9 @@ class SourceFile:
     """Changes with the content: an ETag of S3, a hash of the content elsewhere."""
     format: DataFormat
     one_of_many: bool
-    """It was found in a folder or by a pattern, where some files may hold no row."""
+    """Found in a folder or by a pattern, where some files may have no rows."""
     copy_to: Callable[[Path], None]
-    """Copy the file to a path. Raises StageError: DatasetNotFound when it is gone meanwhile, as Store."""
+    """Copy the file to a path. Raises StageError: DatasetNotFound if it was deleted since, or as Store."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Pattern:
 def find_sources(store: Store, dataset: Dataset, inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
     """The files of every source that a data set reads, in order; ``store`` lends its connection.
 
-    Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name that says no format, too many files),
+    Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name without a known extension, too many files),
     BucketNotFound, as Store.
     """
     return [
@@ -90,14 +90,14 @@ def _files(store: Store, origin: DatasetSource, mount: Path) -> list[SourceFile]
         raise _missing(uri)
     if len(files) > MAX_FILES:
         raise StageError(
-            Reason.SPEC_INVALID, f"{uri} stands for more than {MAX_FILES} files. Join them into fewer, larger ones."
+            Reason.SPEC_INVALID, f"{uri} matches more than {MAX_FILES} files. Merge them into fewer, larger files."
         )
     return sorted(files, key=lambda file: file.uri)
 
 
 def _missing(uri: str) -> StageError:
     if uri.endswith("/") or "*" in uri.rpartition("/")[2]:
-        problem = "stands for no file (empty ones, hidden ones and manifest.json do not count)"
+        problem = "matches no file (empty files, hidden files and manifest.json are ignored)"
     else:
         problem = "does not exist"
     return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
@@ -112,7 +112,7 @@ def _in_config_map(origin: DatasetSource, asked: ConfigMapKey, mount: Path) -> S
     tag = hashlib.sha256(content).hexdigest()
 
     def copy_to(target: Path) -> None:
-        target.write_bytes(content)  # a mounted ConfigMap follows its object: what was hashed is what is read
+        target.write_bytes(content)  # a mounted ConfigMap is updated in place: write exactly what was hashed
 
     return SourceFile(origin, uri, len(content), tag, format_of(uri, origin.source.format), False, copy_to)
 

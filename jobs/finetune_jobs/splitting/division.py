@@ -19,11 +19,11 @@ class Division:
     parts: dict[str, Part]
     """The part of every identity that stays."""
     repeats: dict[str, int] = field(default_factory=dict)
-    """How often a training example is used; left out: once."""
+    """How often a training example is used; absent: once."""
     near: int = 0
-    """Examples that say nearly the same as another."""
+    """Examples that are near duplicates of another."""
     near_dropped: int = 0
-    """Those of them that were left out."""
+    """Those of them that were dropped."""
     outside_pilot: int = 0
     """Training examples that a pilot leaves aside."""
 

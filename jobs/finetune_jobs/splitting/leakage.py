@@ -101,7 +101,7 @@ def refusal(leaks: Sequence[tuple[str, str]]) -> StageError:
     more = f"; and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
     return StageError(
         Reason.DATASET_INVALID,
-        f"{len(leaks)} test examples are duplicates of training examples, or nearly, or in one group with them: "
-        f"{pairs}{more}. The score would be too good. Put both of a pair into one part, remove one of them, or leave "
-        "their part to the division.",
+        f"{len(leaks)} test examples are exact or near duplicates of training examples, or share a group with them: "
+        f"{pairs}{more}. This would inflate the score. Put both rows of each pair in the same part, remove one of "
+        "them, or let the operator split them.",
     )

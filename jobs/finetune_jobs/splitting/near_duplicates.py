@@ -33,7 +33,7 @@ WIDTH: Final = 128
 SKETCH: Final = 128
 """Shingles kept a text, those with the smallest hashes (bottom-k sketch: Cohen and Kaplan, 2007)."""
 BOILERPLATE_PERCENT: Final = 90
-"""Share of the texts that hold what is boilerplate."""
+"""Share of the texts in which a passage counts as boilerplate."""
 BOILERPLATE_SAMPLE: Final = 256
 """Texts of each source that show its boilerplate. A share in them has a standard error of two points."""
 BOILERPLATE_FEWEST: Final = 20
@@ -64,7 +64,7 @@ _SIGNS: Final = (
     r"!-/:-@\[-\^`{-~\u00a1-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7\u2000-\u2bff"
     r"\u3000-\u303f\uff00-\uff0f\uff1a-\uff20"
 )
-"""What is no part of a word: punctuation and symbols."""
+"""Anything that is not part of a word: punctuation and symbols."""
 _PUNCTUATION: Final = (
     r".,;:!?'\"()\u00a1\u00bf\u00ab\u00bb\u2010-\u2027\u3001\u3002\u300c-\u300f\uff01\uff0c\uff1a\uff1b\uff1f"
 )

@@ -27,7 +27,7 @@ def pilot(labels: Mapping[str, str], examples: int, seed: int) -> set[str]:
 
 
 def repeats(identities: Collection[str], weight: float, seed: int) -> dict[str, int]:
-    """How often each training example of a source of this weight is used: 2 for all twice, 0.5 for one half once.
+    """How often each training example of a source with this weight is used: 2 for all twice, 0.5 for half of them once.
 
     1.25: each once, and a quarter of them, chosen by hash, twice. Raises ValueError for a weight that is not positive.
     """

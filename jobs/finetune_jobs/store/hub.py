@@ -35,17 +35,17 @@ def hub_error(error: Exception, uri: str, kind: str, *, missing: Reason, gated: 
     """
     match error:
         case GatedRepoError():
-            return StageError(gated, f"{uri} is gated, and the pod has no token that may read it.")
+            return StageError(gated, f"{uri} is gated, and the pod has no token with access to it.")
         case RevisionNotFoundError():
             return StageError(missing, f"{uri}: the {kind} has no such revision.")
         case RepositoryNotFoundError():
             return StageError(missing, f"{uri} does not exist on the hub, or is private.")
         case _ if is_missing_entry(error):
-            return StageError(missing, f"{uri}: a file is gone from the hub.")
+            return StageError(missing, f"{uri}: a file was removed from the hub.")
         case _:
             return StageError(
                 missing,
-                f"{uri}: the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}). Without a way to "
-                f"the hub, copy the {kind} to S3.",
+                f"{uri}: the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}). Without access "
+                f"to the hub, copy the {kind} to S3.",
                 retriable=True,
             )

@@ -1,1 +1,1 @@
-"""What is done to one text: cleaning, language, secrets, personal data, redaction."""
+"""Operations on a single text: cleaning, language, secrets, personal data, redaction."""

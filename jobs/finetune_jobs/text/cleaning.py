@@ -1,4 +1,4 @@
-"""What is done to a text before anything is compared or learnt, and which answers teach nothing (pure).
+"""Cleaning of texts before comparison and training, and which answers are useless for training (pure).
 
 Cleaning never touches what carries meaning: indentation, blank lines, code. It is idempotent: a cleaned text stays.
 """
@@ -25,7 +25,7 @@ _JOINERS: Final = re.compile(rf"(?:(?<={_LATIN})|\A)[\u200c\u200d]+|[\u200c\u200
 _TRAILING: Final = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
 
 _CODE: Final = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
-"""Markdown's code, in which markup is what is talked about."""
+"""Markdown code, in which markup is content."""
 _MARKUP: Final = re.compile(r"<[a-zA-Z/!]|&[a-zA-Z#]")
 _HIDDEN: Final = (
     (re.compile(r"<!--"), re.compile(r"-->")),
@@ -37,7 +37,7 @@ _BLOCK: Final = re.compile(
     r"|h[1-6]|header|hr|li|main|menu|nav|ol|p|pre|section|summary|table|tbody|tfoot|thead|tr|ul",
     re.IGNORECASE,
 )
-"""Elements that begin a line."""
+"""Elements that start a new line."""
 _INLINE: Final = re.compile(
     r"a|abbr|acronym|area|audio|b|base|bdi|bdo|big|body|button|canvas|caption|cite|code|col|colgroup|data|datalist|del"
     r"|dfn|em|embed|font|frame|frameset|head|html|i|iframe|img|input|ins|kbd|label|legend|link|map|mark|meta|meter"
@@ -73,7 +73,7 @@ class Cleaner:
         self._min_answer_words = config.min_answer_words
 
     def text(self, value: str) -> str:
-        """The text with Unicode in NFC, plain line ends and spaces, and without characters that nobody sees.
+        """The text with Unicode in NFC, plain line ends and spaces, and without invisible characters.
 
         White space at ends of lines and blank lines around the text go; with Markup.STRIP, tags and entities of HTML
         outside of code do too.
@@ -136,7 +136,7 @@ def _strip_once(text: str) -> str:
 
 
 def _without(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
-    """The text without what stands between; what is never closed stays."""
+    """The text without the parts between opening and closing; unclosed parts stay."""
     parts, place = [], 0
     while (begin := opening.search(text, place)) and (end := closing.search(text, begin.end())):
         parts.append(text[place : begin.start()])

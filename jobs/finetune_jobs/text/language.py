@@ -10,11 +10,11 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 
 _CERTAIN: Final = 20
-"""Letters (Unicode category L) below which nothing can be said: names, labels and numbers have no language."""
+"""Fewest letters (Unicode category L) for a verdict: names, labels and numbers have no language."""
 _SURE: Final = 0.5
 """A text goes when the classifier gives another language at least this probability: in doubt, it stays."""
 _READ: Final = 600
-"""Characters that are looked at: more cost time and hardly change the answer."""
+"""Characters that are classified: more take longer and rarely change the answer."""
 _NO_LANGUAGE: Final = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\S+@\S+|<[A-Z_]+_\d+>|[^\W\d_]*[\d_][\w]*", re.DOTALL
 )
@@ -31,7 +31,7 @@ _SAME: Final = {
 }
 """Codes whose language the classifier knows by several."""
 _NONE: Final = "zxx"
-"""Its answer for what is no language."""
+"""Its answer for text that is not a language."""
 
 
 UNKNOWN: Final = "und"
@@ -52,8 +52,8 @@ class LanguageFilter:
         if unknown := sorted({code for code in codes if known.isdisjoint(_SAME.get(code, (code,)))}):
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"spec.dataset.cleaning.languages: {', '.join(map(repr, unknown))} cannot be recognised. "
-                f"There are: {', '.join(sorted(code for code in known if len(code) == 2))}.",
+                f"spec.dataset.cleaning.languages: {', '.join(map(repr, unknown))} is not a supported language code. "
+                f"Supported: {', '.join(sorted(code for code in known if len(code) == 2))}.",
             )
 
     def allows(self, text: str) -> bool:

@@ -43,7 +43,7 @@ def package_folder(package: str) -> Path:
     """The folder of a pipeline that is installed as a Python package. Raises StageError (SpecInvalid)."""
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise _unusable(package, "no such package is installed in the image of prepare")
+        raise _unusable(package, "the package is not installed in the prepare image")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -101,11 +101,11 @@ def _load(folder: Path) -> Any:
         config = spacy.util.load_config(place / "config.cfg", interpolate=False)
         factories = {name: config["components"][name]["factory"] for name in config["nlp"]["pipeline"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise _unusable(folder.name, f"config.cfg is no pipeline of spaCy ({type(error).__name__})") from None
+        raise _unusable(folder.name, f"config.cfg is not a valid spaCy pipeline ({type(error).__name__})") from None
     if not _FINDERS & set(factories.values()):
         have = ", ".join(sorted(set(factories.values()))) or "no component"
         raise _unusable(
-            folder.name, f"it finds no entities: it has {have}, and needs one of {', '.join(sorted(_FINDERS))}"
+            folder.name, f"it cannot find entities: it has {have}, but needs one of {', '.join(sorted(_FINDERS))}"
         )
     try:
         return spacy.load(place, exclude=[name for name, factory in factories.items() if factory not in _LOADED])
@@ -117,11 +117,12 @@ def _with_config(folder: Path) -> Path:
     """The folder that holds config.cfg: a package has it one level below."""
     found = [path.parent for path in (folder / "config.cfg", *sorted(folder.glob("*/config.cfg"))) if path.is_file()]
     if not found:
-        raise _unusable(folder.name, "there is no config.cfg in the folder")
+        raise _unusable(folder.name, "the folder has no config.cfg")
     return found[0]
 
 
 def _unusable(name: str, problem: str) -> StageError:
     return StageError(
-        Reason.SPEC_INVALID, f"pipeline {name!r} for names: {problem}. Give a spaCy 3 pipeline with a component ner."
+        Reason.SPEC_INVALID,
+        f"spec.dataset.pii.ner: pipeline {name!r}: {problem}. Use a spaCy 3 pipeline with an ner component.",
     )

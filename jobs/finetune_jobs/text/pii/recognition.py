@@ -23,7 +23,7 @@ ON_REQUEST: Final = presidio.ON_REQUEST
 
 
 class Recognition:
-    """Finds personal data as the spec asks. Needs no network, keeps nothing, and is the same in every process."""
+    """Finds personal data as the spec requires, without network or state, and identically in every process."""
 
     def __init__(self, config: Pii, ner: Path | None = None) -> None:
         """``ner`` is the folder of a spaCy pipeline that finds names and places.
@@ -76,7 +76,7 @@ def _chosen(entities: Sequence[str], ner: Path | None) -> list[Recognizer]:
 
 
 def _unknown(entity: str, known: Iterable[str]) -> str:
-    problem = f"spec.dataset.pii.entities: nothing finds {entity!r}."
+    problem = f"spec.dataset.pii.entities: no recogniser for {entity!r}."
     if entity in names.ENTITIES:
-        return f"{problem} Names and places need a spaCy pipeline: name one in spec.dataset.pii.ner."
-    return f"{problem}{did_you_mean(entity, known)} There are: {', '.join(sorted(known))}."
+        return f"{problem} Names and places need a spaCy pipeline: set spec.dataset.pii.ner."
+    return f"{problem}{did_you_mean(entity, known)} Supported: {', '.join(sorted(known))}."
