@@ -21,7 +21,7 @@ class StageError(Exception):
 
 
 class StoppedError(BaseException):
-    """The pod was told to stop (SIGTERM): suspended, drained, preempted. State that can be resumed is saved.
+    """The pod received SIGTERM: suspended, drained, preempted. Resumable state is saved.
 
     No ``Exception``, since it may be raised inside a library that would catch one and try again.
     """

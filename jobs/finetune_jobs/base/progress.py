@@ -58,7 +58,7 @@ class Measurement:
 
 
 class Follower(Protocol):
-    """Wants to know what is measured."""
+    """Receives measurements."""
 
     def measured(self, measurement: Measurement) -> None:
         """Called in the training's thread: must return at once, and must not raise."""
@@ -83,7 +83,7 @@ class Progress(Collector):
         self._followers: list[Follower] = []
 
     def follow(self, follower: Follower) -> None:
-        """Tell this one too about every measurement from now on."""
+        """Report every further measurement to this listener too."""
         self._followers.append(follower)
 
     def record(self, measurement: Measurement) -> None:

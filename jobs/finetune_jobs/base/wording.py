@@ -17,7 +17,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def sized(count: int) -> str:
-    """A number of bytes for people, with binary prefixes (IEC 80000-13)."""
+    """A number of bytes with binary prefixes (IEC 80000-13)."""
     size, units = float(count), iter(("KiB", "MiB", "GiB", "TiB"))
     unit = "bytes"
     while size >= 1024 and (larger := next(units, "")):

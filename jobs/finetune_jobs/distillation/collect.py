@@ -37,7 +37,7 @@ def collect_distilled(
     """Have the rows of ``copies`` answered and give ``collector`` the conversations.
 
     Prompts are cleaned and masked before they leave for the teacher. Rows without a prompt count as invalid; prompts
-    without a good answer are left out and counted. Of a free text all good answers to a prompt are learnt; where only
+    without a good answer are left out and counted. Of a free text all good answers to a prompt are learned; where only
     one can be right, answers that differ contradict each other (``Ledger.is_new``). Raises StageError and StoppedError
     as ``distil``, and StageError (DatasetInvalid) before the first prompt is asked, as ``_prompts``.
     """

@@ -32,7 +32,7 @@ from finetune_jobs.reading.rows import Fault, Row
 log = logging.getLogger(__name__)
 
 Take = Callable[[str, Row | Fault], None]
-"""Told what a file (URI) gives, as if it had held that: rows whose ``messages`` end with an answer, and faults."""
+"""Called with the rows of a file (URI) as if it held the answers: ``messages`` that end with one, or faults."""
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _open(spool: _Spool, journal: Journal) -> Iterator[Question]:
 
 
 def _announce(spool: _Spool, teacher: Teacher, journal: Journal) -> int:
-    """How many answers to ask for; the log says so, with the tokens that they may take."""
+    """How many answers to request; logs that number and the tokens that they may use."""
     count, most = 0, Tokens()
     for question in _open(spool, journal):
         count += 1

@@ -17,7 +17,7 @@ DOCUMENT: Final = "document"
 
 
 Clean = Callable[[str], str | Dropped]
-"""Takes out of a text what the teacher must not see, or tells why the row is left out."""
+"""Removes from a text what the teacher must not see, or says why the row is dropped."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Ledger:
         return False
 
     def keep(self, example: Example, place: Place, tokens: int, part: Part | None, whole: Example | None = None) -> int:
-        """Take an example that ``is_new``; its number. ``whole``: the too long example of which it is what stays."""
+        """Add an example that ``is_new``; returns its number. ``whole``: the too long example that it comes from."""
         identity = example.identity
         if whole and whole is not example:
             self._kept_as.setdefault(whole.identity, []).append(identity)

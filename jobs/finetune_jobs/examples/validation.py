@@ -23,7 +23,7 @@ _LOOKED_AT: Final = 500
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with the answer that must be learnt."""
+    """A conversation that ends with the answer to learn."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Example:
     group: str = ""
     """Examples of one group stay together; empty: none."""
     sample: int = 0
-    """Number of the answer, where a prompt has several that are all learnt."""
+    """Number of the answer, where a prompt has several that are all learned."""
 
     @property
     def label(self) -> str:
@@ -144,7 +144,7 @@ def _sentence(file: str, fault: Fault) -> str:
 
 
 def shown(value: str, begin: int = 0) -> str:
-    """A part of a row for people: from ``begin`` on, in short, with stars in place of personal data and secrets."""
+    """A shortened part of a row, from ``begin`` on, with stars in place of personal data and secrets."""
     return shorten(redacted(value[: begin + _LOOKED_AT])[begin:])
 
 

@@ -43,7 +43,7 @@ def of_role(copies: Iterable[Copy], role: SourceRole) -> list[Copy]:
 
 
 def own_parts_first(copies: Iterable[Copy]) -> list[Copy]:
-    """The order in which files are read: the user's own test, validation, training, then what has no part.
+    """The order in which files are read: the user's own test, validation, training, then files without a part.
 
     Of equal rows the first one stays. So the user's test stays whole wherever its source stands in the list, and what
     it shares with a source without a part is not trained.
@@ -59,7 +59,7 @@ def provided_part(origin: DatasetSource) -> Part | None:
 
 
 def stoppable(report: Report, stopping: threading.Event) -> Report:
-    """As ``report``, but it raises StoppedError once the pod is told to stop: nothing here is worth saving."""
+    """Like ``report``, but raises StoppedError once the pod is told to stop: nothing here is worth saving."""
 
     def tell(done: int, total: int) -> None:
         if stopping.is_set():
@@ -157,7 +157,7 @@ class Collector:
     def take(self, file: SourceFile, row: Row | Fault, sample: int | None = None) -> None:
         """Take one row of a file: it becomes an example (or several), a fault, or is left out; it is counted once.
 
-        ``sample``: number of the answer, where a prompt has several. Each is learnt, and they stay together.
+        ``sample``: number of the answer, where a prompt has several. Each is learned, and they stay together.
         """
         example = row if isinstance(row, Fault) else self.made.intake.take(row)
         self.made.ledger.read += example.rows if isinstance(example, Fault) else 1

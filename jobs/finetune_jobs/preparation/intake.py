@@ -23,7 +23,7 @@ from finetune_jobs.text.pii.recognition import Recognition
 from finetune_jobs.text.secrets import find_secrets
 
 Find = Callable[[str, str], list[Finding]]
-"""Findings in a text (first), given what was said just before (second)."""
+"""Findings in a text (first argument), given the text before it (second)."""
 
 _SHORT: Final = 256
 """Characters of a text whose findings are remembered."""

@@ -360,7 +360,7 @@ def count_of(number: int, one: str, many: str = "") -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """A share for people; a small one is never rounded to nothing, nor a large one to all."""
+    """A share as text; a small one is never rounded to 0 %, nor a large one to 100 %."""
     share = part / whole if whole else 0.0
     if 0 < share < 0.001:
         return "< 0.1 %"

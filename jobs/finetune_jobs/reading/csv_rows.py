@@ -57,7 +57,7 @@ def _header(reader: Any, feed: "_Feed", uri: str, columns: Sequence[str] | None)
 
 
 class _Feed:
-    """Gives csv.reader the text of lines and keeps the first fault of those that went into the current row."""
+    """Feeds csv.reader the text of lines and keeps the first fault of the lines in the current row."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines, self._next = lines, iter(lines).__next__

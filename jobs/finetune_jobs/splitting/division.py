@@ -65,7 +65,7 @@ def _clusters(near: Mapping[str, str], ledger: Ledger) -> list[list[str]]:
 def _without_leaks(
     ledger: Ledger, links: list[tuple[str, str]], boilerplate: Hashes, texts: Texts, dataset: Dataset
 ) -> dict[str, Part]:
-    """A division of which the test holds nothing that is trained.
+    """A division whose test contains nothing that is trained.
 
     The search for leaks is another one than that for clusters. What only it finds joins its cluster, and the division
     is made once more; where the sources decide, that does not help, and the pairs are refused.

@@ -189,7 +189,7 @@ class Sketches:
             self._hash()
 
     def freeze(self) -> "Frozen":
-        """What is known of all texts. As long as it is in use, no text can be added."""
+        """The index of all texts. While it is in use, no text can be added."""
         self._hash()
         signatures = np.frombuffer(self._signatures, dtype=np.uint16).reshape(-1, WIDTH)
         hashes, sizes = np.frombuffer(self._hashes, dtype=np.uint32), np.frombuffer(self._sizes, dtype=np.uint8)
@@ -242,7 +242,7 @@ class Frozen:
     sizes: npt.NDArray[np.uint8]
     """Hashes of each row."""
     starts: npt.NDArray[np.int64]
-    """Where the hashes of each row begin."""
+    """Start of each row's hashes."""
     reach: npt.NDArray[np.uint32]
     """The hash up to which those of each row are complete: all, or the largest kept one of a longer text."""
 

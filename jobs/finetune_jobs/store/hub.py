@@ -31,7 +31,7 @@ def is_missing_entry(error: Exception) -> bool:
 def hub_error(error: Exception, uri: str, kind: str, *, missing: Reason, gated: Reason) -> StageError:
     """What one of ``HUB_ERRORS`` means for the ``kind`` ("model", "data set") at ``uri``.
 
-    ``missing`` is the reason of what is not there or cannot be reached, ``gated`` of what needs another token.
+    ``missing`` is the reason if it does not exist or cannot be reached, ``gated`` if it needs another token.
     """
     match error:
         case GatedRepoError():

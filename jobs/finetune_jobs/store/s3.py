@@ -61,7 +61,7 @@ class Store:
         self._client = client
         self.bucket, self.prefix = parse_s3_uri(uri)
         self.encryption = encryption
-        """How the store is to encrypt what is written here; None: as the bucket is set."""
+        """How the store encrypts objects written here; None: as configured for the bucket."""
 
     @classmethod
     def connect(cls, storage: Storage, uri: str) -> "Store":
