@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, NoReturn
@@ -68,7 +69,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Nothing happens if it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # the nursery has reaped it and is about to say so
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -151,6 +153,8 @@ def _become(command: Sequence[str], environment: Mapping[str, str], outputs: Seq
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(environment)
+    # A program that forks may have put its own in their place.
+    sys.stdout, sys.stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
     tempfile.tempdir = None
     vars(subprocess)["Popen"] = _start_in_the_program
     sys.argv = [command[0], *command[1:]]
