@@ -58,7 +58,7 @@ def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_a_gpu_is_asked_for(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     """With the reason, the change and the profile that would do."""
     small = L4.model_copy(update={"memory_gib": 11.3})
-    advice = r"It fits with batchSize: .* As it is, it fits profile gpu-a100-40\."
+    advice = r"It fits with batchSize: .* Unchanged, .* profile gpu-a100-40\."
     given = asked(s3, store, LLAMA_8B, hardware=small, alternatives=[A100])
     with pytest.raises(StageError, match=advice) as refusal:
         execute(context(given, tmp_path), resolve)
@@ -69,10 +69,10 @@ def test_what_does_not_fit_is_refused_before_a_gpu_is_asked_for(s3: SeaweedFS, s
     ("config", "hardware", "says"),
     [
         (LLAMA_8B, None, ""),
-        (LLAMA_8B | {"model_type": "mamba"}, L4, "model_type 'mamba' is none of"),
-        (b"{", L4, "has no config.json that can be read"),
-        (b"[]", L4, "has no config.json that can be read"),
-        (b"[" * 100_000, L4, "has no config.json that can be read"),
+        (LLAMA_8B | {"model_type": "mamba"}, L4, "model_type 'mamba' is not one of"),
+        (b"{", L4, "no readable config.json"),
+        (b"[]", L4, "no readable config.json"),
+        (b"[" * 100_000, L4, "no readable config.json"),
         (SMOLLM, CPU, "of the pod's 8 GiB."),
     ],
     ids=["older operator", "unknown family", "no JSON", "no object", "too deep", "no GPU"],

@@ -59,7 +59,7 @@ def admit(
     memory = peak_memory(shape, part, step, hardware.processes)
     expected = forecast(shape, training, step, hardware, samples)
     if not hardware.memory_gib:
-        return Admission(memory, expected, f"Needs {_gib(memory)}; what the profile has is unknown.")
+        return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:
         _require_pod_memory(shape, part, hardware, others)
     elif not fits(memory, hardware):
@@ -157,9 +157,9 @@ def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: 
     if changed is not None:
         advice.append(f"It fits with {_difference(training, changed)} ({_gib(_peak(shape, changed, hardware))}).")
     if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
-        advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
+        advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     if not advice:
-        advice.append("No smaller setting and no other profile of this platform would hold it.")
+        advice.append("No smaller setting and no other profile of this platform would fit.")
     return StageError(
         Reason.FIT_REFUSED,
         f"{training.method.value} with batchSize {training.batch_size} and maxLength {training.max_length} needs "
@@ -175,9 +175,9 @@ def _unloadable(
     advice = _advice(shape, training, hardware, others)
     return StageError(
         Reason.FIT_REFUSED,
-        f"{training.method.value} needs about {loading_memory(shape, training, hardware) / GIB:.1f} GiB of the pod's "
-        f"own memory, where each of its processes ({max(1, hardware.count)}) loads the whole model before it is "
-        f"divided, more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
+        f"{training.method.value} needs about {loading_memory(shape, training, hardware) / GIB:.1f} GiB of pod "
+        f"memory, because each of its processes ({max(1, hardware.count)}) loads the whole model before sharding it: "
+        f"more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
         f"{advice or 'Choose a profile whose pods have more memory.'}",
     )
 
@@ -187,7 +187,7 @@ def _advice(shape: Shape, training: Training, hardware: HardwareFacts, others: S
     changed = smallest_change(shape, training, hardware) if hardware.has_gpu else None
     advice = [f"It fits with {_difference(training, changed)}."] if changed else []
     if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
-        advice.append(f"As it is, it fits profile {' or '.join(names[:3])}.")
+        advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     return " ".join(advice)
 
 
@@ -233,8 +233,8 @@ def _fits_pod(shape: Shape, training: Training, hardware: HardwareFacts) -> bool
 
 
 def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:
-    most = f"Batches of examples of maxLength need {_gib(memory)} of the pod's {hardware.memory_gib:g} GiB"
-    return f"{most}." if memory.gib <= hardware.memory_gib else f"{most}: shorter ones fit, or a smaller batchSize."
+    most = f"Batches of maxLength examples need {_gib(memory)} of the pod's {hardware.memory_gib:g} GiB"
+    return f"{most}." if memory.gib <= hardware.memory_gib else f"{most}: shorter examples fit, or a smaller batchSize."
 
 
 def _name(hardware: HardwareFacts) -> str:

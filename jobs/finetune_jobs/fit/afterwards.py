@@ -22,9 +22,9 @@ def _of_export(shape: Shape, hardware: HardwareFacts) -> str:
     needed, pod = (merged + PROCESS) / GIB, hardware.pod_memory_gib if hardware.has_gpu else hardware.memory_gib
     if not pod or needed <= pod:
         return ""
-    why = ", which its GPU does not hold" if hardware.has_gpu else ""
+    why = ", which does not fit the GPU" if hardware.has_gpu else ""
     return (
-        f"Export needs about {needed:.1f} GiB of the pod's own memory for the tuned model in 16 bits{why}, more than "
+        f"Export needs about {needed:.1f} GiB of pod memory for the tuned model in 16 bits{why}, more than "
         f"the {pod:g} GiB of a pod of profile {hardware.profile}."
     )
 
@@ -37,6 +37,6 @@ def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts) ->
     if holds(asked, hardware.memory_gib * GIB):
         return ""
     return (
-        f"Evaluation needs about {resident(asked) / GIB:.1f} GiB for the largest model that it asks, more than "
+        f"Evaluation needs about {resident(asked) / GIB:.1f} GiB for its largest model, more than "
         f"{USABLE:.0%} of the {hardware.memory_gib:g} GiB of {hardware.name} in profile {hardware.profile}."
     )

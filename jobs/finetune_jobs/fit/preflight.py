@@ -29,7 +29,7 @@ def preflight(given: StageInput, store: Store, model: BaseModel, scratch: Path, 
         return Admission(None, None, "")
     config = _read_config(store, model, scratch)
     if config is None:
-        return Admission(None, None, f"Memory and time are unknown: {model.uri} has no {CONFIG} that can be read.")
+        return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
     samples = given.params.evaluate.evaluation.max_samples if given.params.evaluate else 0
     return admit(config, training, given.hardware, given.alternatives, samples=samples)

@@ -59,7 +59,7 @@ def indivisible(training: Training, processes: int) -> str:
     nearest = math.ceil(batch.size * batch.passes / processes) * processes
     return (
         f"spec.training.batchSize {batch.size} × gradientAccumulation {batch.passes} examples a step do not divide "
-        f"among the {processes} processes of the profile. Make their product a multiple of {processes}, e.g. {nearest}."
+        f"among the profile's {processes} processes. Make their product a multiple of {processes}, e.g. {nearest}."
     )
 
 

@@ -193,14 +193,14 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         fields = _Config.model_validate(config)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
-        raise UnknownShapeError(f"config.json does not tell the shape ({problems})") from None
+        raise UnknownShapeError(f"config.json does not describe the model's shape ({problems})") from None
     family = _FAMILIES.get(fields.model_type)
     if family is None:
-        raise UnknownShapeError(f"model_type {fields.model_type[:40]!r} is none of {', '.join(FAMILIES)}")
+        raise UnknownShapeError(f"model_type {fields.model_type[:40]!r} is not one of {', '.join(FAMILIES)}")
     if fields.quantization_config is not None:
-        raise UnknownShapeError("the checkpoint is quantised already (quantization_config)")
+        raise UnknownShapeError("the checkpoint is already quantised (quantization_config)")
     if fields.qk_layernorm or fields.decoder_sparse_step != 1 or fields.mlp_only_layers:
-        raise UnknownShapeError("its layers differ from those of its family's usual models")
+        raise UnknownShapeError("its layers differ from the family's usual models")
     return _shape(fields, family)
 
 
@@ -249,7 +249,7 @@ def _feed_forward(hidden: int, width: int, family: _Family) -> tuple[Matrix, ...
 def _experts(fields: _Config) -> Experts:
     count = fields.num_local_experts or fields.num_experts
     if count is None or fields.num_experts_per_tok > count:
-        raise UnknownShapeError("config.json does not tell how many experts it has, and how many a token uses")
+        raise UnknownShapeError("config.json does not say how many experts there are and how many a token uses")
     width = fields.moe_intermediate_size or fields.intermediate_size
     return Experts(count, fields.num_experts_per_tok, 3 * fields.hidden_size * width)
 
