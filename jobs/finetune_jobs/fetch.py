@@ -40,7 +40,7 @@ def fetch(context: Context) -> StageOutput:
     return StageOutput(
         output_digest=digest,
         scalars={"sizeBytes": str(size)},
-        message=f"{len(manifest.files)} files ({size} bytes) are in {home / 'model'}; every hash is right.",
+        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}; every hash matches.",
     )
 
 
@@ -49,10 +49,10 @@ def _require_safetensors(uri: str, manifest: Manifest) -> None:
     unsafe = [name for name in names if name.endswith(_UNSAFE)]
     if unsafe:
         raise StageError(
-            Reason.MODEL_UNSUPPORTED, f"{uri} holds {unsafe[0]}, which may run code; only safetensors are taken."
+            Reason.MODEL_UNSUPPORTED, f"{uri} contains {unsafe[0]}, which may run code; only safetensors are accepted."
         )
     if not any(name.endswith(WEIGHTS) for name in names) or "config.json" not in names:
-        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} holds no config.json with *.safetensors, so it is no model.")
+        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} is not a model: config.json and *.safetensors are required.")
 
 
 def main() -> None:

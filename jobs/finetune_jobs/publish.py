@@ -33,8 +33,8 @@ def publish(context: Context) -> StageOutput:
     if not answers:
         raise StageError(
             Reason.DATASET_INVALID,
-            "Every test example calls tools: nothing is left that a server's answers could be compared with. Add "
-            "examples that are answered in words.",
+            "Every test example calls tools, so none can be compared with a server's answers. Add examples that are "
+            "answered with text.",
         )
     export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
@@ -61,7 +61,7 @@ def publish(context: Context) -> StageOutput:
             "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
             "answerTokens": str(max(answer.max_tokens for answer in golden)),
         },
-        message=f"Published {uri}; {telling} of {len(golden)} golden prompts tell it from its base model.",
+        message=f"Published {uri}; {telling} of {len(golden)} golden prompts distinguish it from its base model.",
     )
 
 

@@ -36,9 +36,9 @@ def resolve(context: Context) -> StageOutput:
     store.require_bucket()
     _require_name(context)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
-    context.progress.report(0.3, "looking at the sources")
+    context.progress.report(0.3, "checking the sources")
     sources = inputs_digest(store, prepare.dataset)
-    context.progress.report(0.6, "looking at the base model")
+    context.progress.report(0.6, "checking the base model")
     model = find_base_model(store, given.base_model_uri)
     context.progress.report(0.9, "looking for results to reuse")
     found = _find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
@@ -77,7 +77,7 @@ def _create(store: Store, path: str) -> bool:
             raise
         raise StageError(
             Reason.S3_ENCRYPTION_REFUSED,
-            f"The store of {store.uri()} takes objects, but none with {_asked(store.encryption)}: {error.message}",
+            f"The store of {store.uri()} accepts objects, but not with {_asked(store.encryption)}: {error.message}",
         ) from error
 
 
@@ -99,8 +99,8 @@ def _require_encryption(store: Store, path: str) -> None:
     if found != store.encryption.algorithm:
         raise StageError(
             Reason.S3_ENCRYPTION_REFUSED,
-            f"The store of {store.uri()} ignores {_asked(store.encryption)}: what it wrote is encrypted by "
-            f"{found or 'nothing that it tells of'}.",
+            f"The store of {store.uri()} ignores {_asked(store.encryption)}: it reports "
+            f"{found or 'no encryption'} for the object that it stored.",
         )
 
 
@@ -114,7 +114,7 @@ def _remove(store: Store, path: str) -> None:
     try:
         store.delete(path)
     except StageError as error:
-        log.warning("the probe stays: %s", error.message)
+        log.warning("the probe was not deleted: %s", error.message)
 
 
 def _unsupported(store: Store, header: str) -> StageError:
@@ -162,7 +162,7 @@ def _is_current(context: Context, digest: str) -> bool:
 
 def _message(found: list[Found]) -> str:
     names = ", ".join(entry.stage for entry in found)
-    return f"Sources and base model are there; results to reuse: {names or 'none'}."
+    return f"Sources and base model found. Reusing: {names or 'nothing'}."
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def train(context: Context) -> StageOutput:
         scalars = trained.scalars()
         message = f"{trained.steps} steps, validation loss {trained.validation_loss:.4f}. {trained.ending.message}"
         if params.training.learning_curve and team.size > 1:
-            message += " The learning curve is measured by one process only: it was left out here."
+            message += " The learning curve was skipped: it can only be measured by one process."
         elif params.training.learning_curve:
             place = state.below(f"curves/{given.input_key[:16]}")
             parts = Parts(

@@ -60,9 +60,9 @@ class Limits:
         return not prompt or (prompt <= (self.prompt or math.inf) and both <= (self.total or math.inf))
 
     def __str__(self) -> str:
-        prompt, total = self.prompt or "so many", self.total or "so many"
+        prompt, total = self.prompt or "an unknown number", self.total or "an unknown number"
         return (
-            f"it takes {prompt} for a prompt (the runtime's maxInputTokens), {total} with its answer (maxTotalTokens)"
+            f"it accepts {prompt} for a prompt (the runtime's maxInputTokens), {total} with its answer (maxTotalTokens)"
         )
 
 
@@ -112,7 +112,7 @@ def verify(context: Context) -> StageOutput:
         output_digest=context.input.artifact_digest,
         scalars=_scalars(verdict),
         message=f"{verdict.agreement_percent} % of {len(golden)} golden prompts agree with the artifact; "
-        f"{verdict.correct} of {verdict.samples} test examples are right, the evaluation had {verdict.expected}.",
+        f"{verdict.correct} of {verdict.samples} test examples are right (evaluation: {verdict.expected}).",
     )
 
 
@@ -155,7 +155,8 @@ def require_proof(verdict: Verdict, min_agreement_percent: int) -> None:
     if verdict.telling == 0:
         raise StageError(
             Reason.ADAPTER_INACTIVE,
-            "The artifact answers every golden prompt like its base model: nothing can prove that the tuning is on.",
+            "The artifact answers every golden prompt like its base model: nothing can prove that the fine-tune is "
+            "active.",
         )
     if not verdict.active:
         raise StageError(
@@ -167,15 +168,15 @@ def require_proof(verdict: Verdict, min_agreement_percent: int) -> None:
         raise StageError(
             Reason.VERIFICATION_FAILED,
             f"{verdict.agreement_percent} % of the golden prompts were answered as by the evaluated artifact, "
-            f"{min_agreement_percent} % are needed.",
+            f"{min_agreement_percent} % are required.",
         )
     chance = mcnemar(verdict.wins, verdict.losses)
     if verdict.losses > verdict.wins and chance < _SIGNIFICANCE:
         low, high = wilson(verdict.correct, verdict.samples)
         raise StageError(
             Reason.VERIFICATION_FAILED,
-            f"The server answers {verdict.correct} of {verdict.samples} test examples right (95 % interval {low:.2f} "
-            f"to {high:.2f}), the evaluated artifact {verdict.expected}: {verdict.losses} became wrong and "
+            f"The server answers {verdict.correct} of {verdict.samples} test examples correctly (95 % interval "
+            f"{low:.2f} to {high:.2f}), the evaluated artifact {verdict.expected}: {verdict.losses} became wrong and "
             f"{verdict.wins} right (McNemar's test: p = {chance:.4f}).",
         )
 
@@ -219,7 +220,7 @@ def _require_digest(endpoint: str, digest: str) -> Limits:
         limits = Limits(int(info.get("max_input_tokens") or 0), int(info.get("max_total_tokens") or 0))
     except (CLIENT_ERROR, KeyError, ValueError, TypeError) as error:
         raise StageError(
-            Reason.CANDIDATE_FAILED, f"{endpoint}/info does not say its model ({type(error).__name__})."
+            Reason.CANDIDATE_FAILED, f"{endpoint}/info does not name its model ({type(error).__name__})."
         ) from None
     if digest not in model:
         raise StageError(

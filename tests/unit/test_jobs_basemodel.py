@@ -14,7 +14,7 @@ from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.sentences import unsaid
+from tests.support.sentences import assert_says, unsaid
 from tests.support.stages import context, pipeline_params, stage_input
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -51,63 +51,79 @@ def test_a_model_in_s3_is_copied_without_pickles(s3: SeaweedFS, store: Store, tm
     assert copied == {name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
 
 
-def test_a_model_that_changed_since_the_run_began(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+def changed(s3: SeaweedFS, store: Store, folder: Path) -> StageError:
+    """What copying ends in when the model is another one than the run started with."""
     uri = store.uri("model")
     given = train_input(s3, store, uri, find_base_model(store, uri).digest)
     store.put("model/model.safetensors", b"other weights")
     with pytest.raises(StageError) as error:
-        fetch_base_model(context(given, tmp_path), tmp_path / "base")
-    assert (error.value.reason, error.value.message) == (Reason.MODEL_NOT_FOUND, CHANGED.format(uri=uri))
+        fetch_base_model(context(given, folder), folder / "base")
+    return error.value
 
 
-CHANGED = (
-    "The version of {uri} that this run began with is gone: its files were changed meanwhile. Set spec.rerun to a new "
-    "value to use the new version."
-)
+def test_a_model_that_changed_since_the_run_started(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    error = changed(s3, store, tmp_path)
+    assert error.reason is Reason.MODEL_NOT_FOUND
+    assert_says(error.message, store.uri("model"), "files", "changed.", "Set spec.rerun")
 
 
-def test_a_model_that_is_deleted_while_it_is_copied(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+def deleted(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageError:
+    """What copying ends in when a file goes meanwhile."""
     uri = store.uri("model")
     given = context(train_input(s3, store, uri, find_base_model(store, uri).digest), tmp_path)
     given.progress.report = lambda *_: store.delete("model/tokenizer.json")  # type: ignore[method-assign] # in between
     with pytest.raises(StageError) as error:
         fetch_base_model(given, tmp_path / "base")
-    assert (error.value.reason, error.value.message) == (Reason.MODEL_NOT_FOUND, f"{uri}/tokenizer.json{DELETED}")
+    return error.value
 
 
-DELETED = " was deleted while the model was being copied."
+def test_a_model_that_is_deleted_while_it_is_copied(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    error = deleted(s3, store, tmp_path)
+    assert error.reason is Reason.MODEL_NOT_FOUND
+    assert_says(error.message, f"{store.uri('model')}/tokenizer.json", "deleted")
+
+
 REFUSED = [
-    ([], Reason.MODEL_NOT_FOUND, " holds no files."),
+    ([], Reason.MODEL_NOT_FOUND, "no files"),
     (
         ["model.safetensors", "tokenizer.json"],
         Reason.MODEL_NOT_FOUND,
-        " holds no config.json, so it is no model (found: model.safetensors, tokenizer.json).",
+        "no config.json (found: model.safetensors, tokenizer.json)",
     ),
-    (["config.json", "tokenizer.json"], Reason.MODEL_UNSUPPORTED, " holds no weights; *.safetensors are needed."),
+    (["config.json", "tokenizer.json"], Reason.MODEL_UNSUPPORTED, "no weights; … *.safetensors"),
     (
         ["config.json", "pytorch_model.bin", "model.pt"],
         Reason.MODEL_UNSUPPORTED,
-        " holds only pickles (model.pt, pytorch_model.bin), which can run code when opened; *.safetensors are needed.",
+        "pickles (model.pt, pytorch_model.bin), … run code … *.safetensors",
     ),
 ]
 
 
-@pytest.mark.parametrize(("files", "reason", "problem"), REFUSED)
-def test_a_folder_without_a_usable_model(store: Store, files: list[str], reason: Reason, problem: str) -> None:
-    for name in files:
-        store.put(f"other/{name}", b"content")
+def refused(store: Store, name: str, files: list[str]) -> StageError:
+    """What a folder with these files ends in."""
+    for file in files:
+        store.put(f"{name}/{file}", b"content")
+    return not_found(store, store.uri(name))
+
+
+def not_found(store: Store, uri: str) -> StageError:
+    """What looking at this model ends in."""
     with pytest.raises(StageError) as error:
-        find_base_model(store, store.uri("other"))
-    assert (error.value.reason, error.value.message) == (reason, f"{store.uri('other')}{problem}")
+        find_base_model(store, uri)
+    return error.value
 
 
-NO_URI = "'hf://org/model' is neither s3://bucket/prefix nor hf://organisation/name@revision."
+@pytest.mark.parametrize(("files", "reason", "parts"), REFUSED)
+def test_a_folder_without_a_usable_model(store: Store, files: list[str], reason: Reason, parts: str) -> None:
+    error = refused(store, "other", files)
+    assert error.reason is reason
+    assert_says(error.message, store.uri("other"), *parts.split(" … "))
 
 
 def test_what_is_no_place_of_a_model(store: Store) -> None:
-    with pytest.raises(StageError) as error:
-        find_base_model(store, "hf://org/model")
-    assert (error.value.reason, error.value.message) == (Reason.SPEC_INVALID, NO_URI)
+    error = not_found(store, "hf://org/model")
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, "'hf://org/model'", "s3://bucket/prefix", "hf://organisation/name@revision")
 
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(
@@ -128,33 +144,38 @@ NOT_GIVEN = [
         "hf://org/model@main",
         True,
         Reason.GATED_MODEL_UNAUTHORIZED,
-        " is gated, and the pod has no token with access to it.",
+        "gated, … no token",
     ),
-    ("hf://org/none@main", False, Reason.MODEL_NOT_FOUND, " does not exist on the hub, or is private."),
-    ("hf://org/model@v9", False, Reason.MODEL_NOT_FOUND, ": the model has no such revision."),
+    ("hf://org/none@main", False, Reason.MODEL_NOT_FOUND, "does not exist … private"),
+    ("hf://org/model@v9", False, Reason.MODEL_NOT_FOUND, "no such revision"),
 ]
 
 
-@pytest.mark.parametrize(("uri", "gated", "reason", "problem"), NOT_GIVEN)
+@pytest.mark.parametrize(("uri", "gated", "reason", "parts"), NOT_GIVEN)
 def test_a_model_that_the_hub_does_not_give(
-    store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, reason: Reason, problem: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, uri: str, gated: bool, reason: Reason, parts: str
 ) -> None:
-    with fake_hub(monkeypatch, "model", "org/model", FILES, gated=gated), pytest.raises(StageError) as error:
-        find_base_model(store, uri)
-    assert (error.value.reason, error.value.message, error.value.retriable) == (reason, f"{uri}{problem}", False)
+    with fake_hub(monkeypatch, "model", "org/model", FILES, gated=gated):
+        error = not_found(store, uri)
+    assert (error.reason, error.retriable) == (reason, False)
+    assert_says(error.message, uri, *parts.split(" … "))
 
 
 def test_a_hub_that_is_away_is_worth_a_retry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(StageError) as error:
-        find_base_model(store, "hf://org/model@main")
-    message = f"hf://org/model@main{AWAY.format(hub=constants.ENDPOINT)}"
-    assert (error.value.message, error.value.retriable) == (message, True)
+    error = not_found(store, "hf://org/model@main")
+    assert_says(
+        error.message, "hf://org/model@main", f"{constants.ENDPOINT}", "(ConnectError).", "copy the model to S3"
+    )
+    assert error.retriable
 
 
-AWAY = ": the hub at {hub} cannot be reached (ConnectError). Without access to the hub, copy the model to S3."
-
-
-def test_every_sentence_about_a_place_of_a_model_is_tested() -> None:
-    messages = [*(problem for *_, problem in REFUSED), *(problem for *_, problem in NOT_GIVEN)]
-    assert unsaid("finetune_jobs.modelling.base_model", [*messages, CHANGED, DELETED, NO_URI, AWAY]) == []
+def test_every_sentence_about_a_place_of_a_model_is_tested(
+    s3: SeaweedFS, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    errors = [refused(store, f"other-{row}", files) for row, (files, *_) in enumerate(REFUSED)]
+    errors += [not_found(store, "hf://org/model"), deleted(s3, store, tmp_path)]
+    errors.append(changed(s3, store, tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    errors.append(not_found(store, "hf://org/model@main"))
+    assert unsaid("finetune_jobs.modelling.base_model", [error.message for error in errors]) == []

@@ -357,59 +357,58 @@ def _other_owner(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason", "message"),
+    ("spoil", "reason", "parts"),
     [
-        (_no_source, Reason.DATASET_NOT_FOUND, "{place}/rows.csv does not exist."),
-        (_no_model, Reason.MODEL_NOT_FOUND, "{place}/model holds no files."),
+        (_no_source, Reason.DATASET_NOT_FOUND, "{place}/rows.csv … does not exist"),
+        (_no_model, Reason.MODEL_NOT_FOUND, "{place}/model … no files"),
         (
             _no_config,
             Reason.MODEL_NOT_FOUND,
-            "{place}/model holds no config.json, so it is no model (found: generation_config.json, model.safetensors, "
-            "pytorch_model.bin, tokenizer.json, tokenizer_config.json).",
+            "{place}/model … no config.json (found: generation_config.json, model.safetensors, pytorch_model.bin, "
+            "tokenizer.json, tokenizer_config.json)",
         ),
         (
             _only_pickles,
             Reason.MODEL_UNSUPPORTED,
-            "{place}/model holds only pickles (pytorch_model.bin), which can run code when opened; *.safetensors are "
-            "needed.",
+            "{place}/model … pickles (pytorch_model.bin), … run code … *.safetensors",
         ),
         (
             _other_owner,
             Reason.OUTPUT_NAME_CONFLICT,
-            "{place}/out/channels/transactions/stable.json belongs to FineTuneJob team-b/cards, which published there "
-            "last; team-a/transactions may not.",
+            "{place}/out/channels/transactions/stable.json … FineTuneJob team-b/cards, … team-a/transactions may not",
         ),
     ],
 )
 def test_resolve_refuses_before_anything_is_spent(
-    s3: SeaweedFS, store: Store, place: str, tmp_path: Path, spoil: Spoil, reason: Reason, message: str
+    s3: SeaweedFS, store: Store, place: str, tmp_path: Path, spoil: Spoil, reason: Reason, parts: str
 ) -> None:
     asked = given(store, Stage.RESOLVE, s3.storage)
     spoil(store)
     with pytest.raises(StageError) as error:
         execute(context(asked, tmp_path), resolve)
-    assert (error.value.reason, error.value.message) == (reason, message.format(place=place))
+    assert error.value.reason is reason
+    assert_says(error.value.message, *parts.format(place=place).split(" … "))
     assert reason in REMEDIES
 
 
 @pytest.mark.parametrize(
-    ("field", "uri", "message"),
+    ("field", "uri", "parts"),
     [
-        ("output", "s3://no-such-bucket/out", "s3://no-such-bucket/out: bucket 'no-such-bucket' does not exist."),
+        ("output", "s3://no-such-bucket/out", "s3://no-such-bucket/out … bucket 'no-such-bucket' … not exist"),
         (
             "source",
             "s3://no-such-bucket/rows.csv",
-            "s3://no-such-bucket/rows.csv: bucket 'no-such-bucket' does not exist.",
+            "s3://no-such-bucket/rows.csv … bucket 'no-such-bucket' … not exist",
         ),
         (
             "model",
             "s3://no-such-bucket/model",
-            "listing s3://no-such-bucket/model failed: bucket 'no-such-bucket' does not exist.",
+            "s3://no-such-bucket/model … bucket 'no-such-bucket' … not exist",
         ),
     ],
 )
 def test_a_missing_bucket_is_named(
-    s3: SeaweedFS, store: Store, tmp_path: Path, field: str, uri: str, message: str
+    s3: SeaweedFS, store: Store, tmp_path: Path, field: str, uri: str, parts: str
 ) -> None:
     output = Output(uri=uri if field == "output" else store.uri("out"), name="transactions")
     params = pipeline_params([uri if field == "source" else store.uri("rows.csv")], output)
@@ -418,7 +417,8 @@ def test_a_missing_bucket_is_named(
         execute(
             context(stage_input(Stage.RESOLVE, s3.storage, output, params, base_model_uri=model), tmp_path), resolve
         )
-    assert (error.value.reason, error.value.message) == (Reason.BUCKET_NOT_FOUND, message)
+    assert error.value.reason is Reason.BUCKET_NOT_FOUND
+    assert_says(error.value.message, *parts.split(" … "))
 
 
 def test_resolve_refuses_a_store_that_forgets_conditions(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_resolve_refuses_an_encryption_that_the_store_does_not_give(
     storage = s3.storage.model_copy(update={"encryption": encryption})
     ended = run_process(given(store, Stage.RESOLVE, storage), tmp_path, ADMIN)
     assert (ended.code, ended.result.reason) == (ExitCode.FATAL, Reason.S3_ENCRYPTION_REFUSED)
-    assert "none with storage.encryption (algorithm aws:kms, kmsKeyId 'unknown')" in ended.result.message
+    assert "storage.encryption (algorithm aws:kms, kmsKeyId 'unknown')" in ended.result.message
     assert REMEDIES[Reason.S3_ENCRYPTION_REFUSED] not in ended.result.message, "the operator appends it"
 
 

@@ -32,7 +32,7 @@ from tests.support.training import BASE, publish_inputs, rows, settings, write_d
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-MISSING = r"^Profile 'gpu-l4' promises 1 × NVIDIA L4, but CUDA cannot be used in this pod: .+\.$"
+MISSING = r"^Profile 'gpu-l4' .* 1 × NVIDIA L4, .* CUDA cannot be used .*: .+\.$"
 ENCRYPTION = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id=KMS_KEY)
 
 
@@ -68,7 +68,7 @@ def test_sigterm_saves_a_checkpoint_and_the_next_pod_goes_on(given: StageInput, 
     second = run_process(given, tmp_path, ADMIN)
 
     assert second.code == ExitCode.OK, second.log
-    assert any("training goes on from checkpoint-" in line["message"] for line in second.log)
+    assert any("training resumes from checkpoint-" in line["message"] for line in second.log)
     record = read_record(store, Stage.TRAIN, given.input_key)
     assert record is not None
     assert record.result == second.result
@@ -151,7 +151,7 @@ def test_a_training_that_its_budget_ended_is_not_paid_for_twice_and_a_higher_bud
         assert (again.reused, again.output_digest, again.scalars) == (True, cut.output_digest, cut.scalars)
     whole = run("r4", allowance_seconds=3600, max_cost="400.00")
     assert (whole.reused, whole.scalars["ended"]) == (False, Reason.TRAINING_COMPLETED)
-    assert "training goes on from checkpoint-1" in caplog.messages
+    assert "training resumes from checkpoint-1" in caplog.messages
     for name, limits in (("r5", {}), ("r6", {"allowance_seconds": 0, "max_cost": "4.00"})):
         assert (run(name, **limits).reused, run(name, **limits).output_digest) == (True, whole.output_digest)
 
@@ -169,7 +169,7 @@ def test_a_run_that_reuses_nothing_trains_again(
         run = RUN.model_copy(update={"id": name})
         asked = given.model_copy(update={"run": run, "params": params, "reuse": name == "r1"})
         assert not execute(context(asked, tmp_path), train).reused
-        assert ("training goes on from checkpoint-6" in caplog.messages) is goes_on
+        assert ("training resumes from checkpoint-6" in caplog.messages) is goes_on
         assert json.loads(store.get(part) or b"")["run"] == name
 
 

@@ -26,5 +26,5 @@ def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
         raise StageError(
             Reason.OUTPUT_NAME_CONFLICT,
             f"{uri} belongs to {owner.kind} {owner.namespace}/{owner.name}, which published there last; "
-            f"{run.namespace}/{run.name} may not.",
+            f"{run.namespace}/{run.name} may not publish there.",
         )

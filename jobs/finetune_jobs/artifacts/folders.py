@@ -86,13 +86,13 @@ def require_manifest(store: Store, folder: str) -> Manifest:
     manifest = read_manifest(store, folder)
     if manifest is None:
         raise StageError(
-            Reason.ARTIFACT_NOT_FOUND, f"{store.uri(folder)} holds no {MANIFEST}: nothing is published there."
+            Reason.ARTIFACT_NOT_FOUND, f"{store.uri(folder)} contains no {MANIFEST}: nothing is published there."
         )
     address = _ADDRESS.search(folder)
     if address and manifest.content_digest() != address[0]:
         raise StageError(
             Reason.ARTIFACT_CORRUPT,
-            f"{store.uri(folder)}/{MANIFEST} lists other files than the folder's address says: it was changed.",
+            f"{store.uri(folder)}/{MANIFEST} does not match the folder's address: it was changed.",
         )
     return manifest
 
@@ -115,7 +115,7 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
         path = partial / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         if not place.download(file.path, path, counter.advance):
-            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is missing, but its manifest names it.")
+            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is missing, but its manifest lists it.")
         if fault := _fault(path, file):
             raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is damaged: {fault}.")
     (partial / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1))
@@ -188,9 +188,7 @@ def _fault(path: Path, expected: FileEntry) -> str:
 def _require_inside(place: Store, path: str) -> None:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path:
-        raise StageError(
-            Reason.ARTIFACT_CORRUPT, f"{place.uri(MANIFEST)} names {path!r}, which lies outside the folder."
-        )
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(MANIFEST)} lists {path!r}, which is outside the folder.")
 
 
 def _read_model(store: Store, path: str, model: type[M]) -> M | None:

@@ -22,15 +22,15 @@ tags: [finetune-operator, {format}]
 {base} fine-tuned with {method}; weights as {format} safetensors ({size}), merged, so no adapter is loaded at serving.
 
 ## Scores on the test split
-{samples} examples that neither training nor the choice of the checkpoint has seen; greedy decoding.
+{samples} examples that neither training nor checkpoint selection has seen; greedy decoding.
 
-| measure | base | tuned | artifact (what is served) |
+| measure | base | tuned | artifact (served) |
 | --- | --- | --- | --- |
 {scores}
 
 ## Data
-{train} examples for training, {validation} for validation, {test} for the test, {labels} labels; {read} rows were read,
-{invalid} were invalid and {duplicates} duplicates. Data set `{dataset}`.
+{train} examples for training, {validation} for validation, {test} for the test, {labels} labels; {read} rows read,
+{invalid} invalid, {duplicates} duplicates. Data set `{dataset}`.
 
 ## Training
 {steps} steps, {tokens} tokens, {parameters} trainable parameters; training loss {loss}, validation loss

@@ -71,7 +71,7 @@ def remove_checkpoints(store: Store, run: RunRef, input_key: str, retention: Ret
     removing = Repeating(remove, name="deleting old checkpoints", pause=_SECONDS)
     removing.end()
     if not removing.wait(_SECONDS):
-        log.warning("old checkpoints are left below %s", place.uri())
+        log.warning("old checkpoints were not deleted below %s", place.uri())
 
 
 def _best_step(place: Store, stored: Iterable[Checkpoint], training: str) -> int:

@@ -59,7 +59,7 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
         tokens = _generate(model, inputs, config)
         if tokens is None:
             size = len(batch) // 2
-            log.warning("the GPU's memory did not hold %s prompts: going on with %s at a time", len(batch), size)
+            log.warning("the GPU's memory is too small for %s prompts: continuing with %s at a time", len(batch), size)
             continue
         texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):

@@ -23,7 +23,7 @@ def device_for_16_bits(folder: Path) -> str | None:
     """Where the model of these files can be whole in 16 bits: on the usual device (None), or on the CPU."""
     if _gpu_holds(folder):
         return None
-    log.info("the GPU does not hold %.1f GiB of 16-bit weights: they go to the pod's own memory", _size(folder) / GIB)
+    log.info("%.1f GiB of 16-bit weights do not fit the GPU: they are kept in pod memory", _size(folder) / GIB)
     return "cpu"
 
 
@@ -32,7 +32,7 @@ def load_artifact(folder: Path) -> Any:
     bits."""
     model = load_checkpoint(folder)
     if not _gpu_holds(folder):
-        log.info("the GPU does not hold %.1f GiB of 16-bit weights: they stay at 8 bits", _size(folder) / GIB)
+        log.info("%.1f GiB of 16-bit weights do not fit the GPU: they stay in 8 bits", _size(folder) / GIB)
         keep_rounded(model)
     return model
 

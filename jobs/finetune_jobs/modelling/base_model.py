@@ -76,7 +76,7 @@ def _require_same(context: Context, found: BaseModel) -> None:
     if expected and found.digest != expected:
         raise StageError(
             Reason.MODEL_NOT_FOUND,
-            f"The version of {found.uri} that this run began with is gone: its files were changed meanwhile. Set "
+            f"The version of {found.uri} that this run started with is gone: its files have changed. Set "
             "spec.rerun to a new value to use the new version.",
         )
 
@@ -84,7 +84,7 @@ def _require_same(context: Context, found: BaseModel) -> None:
 def _find_in_s3(place: Store, uri: str) -> BaseModel:
     entries = sorted((e for e in place.list() if "/" not in e.key), key=lambda e: e.key)
     if not entries:
-        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} holds no files.")
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} contains no files.")
     _require_usable(uri, [entry.key for entry in entries])
     copied = [entry for entry in entries if entry.key.endswith(_COPIED)]
     return BaseModel(uri, _s3_digest(copied), [entry.key for entry in copied])
@@ -97,11 +97,11 @@ def _s3_digest(entries: list[StoredObject]) -> str:
 def _require_usable(uri: str, names: list[str]) -> None:
     if "config.json" not in names:
         found = ", ".join(names[:5])
-        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} holds no config.json, so it is no model (found: {found}).")
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} is not a model: it has no config.json (found: {found}).")
     if not any(name.endswith(WEIGHTS) for name in names):
         pickles = [name for name in names if name.endswith(_PICKLES)]
         why = f"only pickles ({', '.join(pickles[:3])}), which can run code when opened" if pickles else "no weights"
-        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} holds {why}; *.safetensors are needed.")
+        raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} contains {why}; *.safetensors are required.")
 
 
 def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:

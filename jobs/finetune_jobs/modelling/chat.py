@@ -103,8 +103,8 @@ def _call_ids(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Too
     if not whole.startswith(before) or not called or stop not in ids:
         raise StageError(
             Reason.MODEL_UNSUPPORTED,
-            "The base model's chat template has no form for an answer with tool_calls: use a model that was made for "
-            "calling tools, or write the calls as text into content.",
+            "The base model's chat template does not support answers with tool_calls: use a model trained to call "
+            "tools, or write the calls as text into content.",
         )
     return ids[: ids.index(stop)]
 
@@ -126,8 +126,8 @@ def _render(tokenizer: Any, messages: Sequence[Message], tools: Tools, *, genera
         roles = ", ".join(m["role"] for m in messages)
         raise StageError(
             Reason.MODEL_UNSUPPORTED,
-            f"The base model's chat template refuses a conversation of {roles}: {error}. Without "
-            "spec.dataset.instruction there is no system message.",
+            f"The base model's chat template rejects a conversation of {roles}: {error}. Remove "
+            "spec.dataset.instruction to send no system message.",
         ) from error
 
 

@@ -44,6 +44,6 @@ def require_system_message(tokenizer: Any, messages: Sequence[chat.Message]) -> 
         raise StageError(
             Reason.MODEL_UNSUPPORTED,
             "The base model's chat template drops the system message, so the model would never see the instruction: "
-            "put it into the user's messages (without spec.dataset.instruction), or use a model whose template has a "
+            "move it to the user messages (without spec.dataset.instruction), or use a model whose template has a "
             "system role.",
         )

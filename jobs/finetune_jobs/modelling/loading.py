@@ -96,7 +96,7 @@ def cuda_memory(load: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory did not hold {load}.") from error
+        raise StageError(Reason.CUDA_OUT_OF_MEMORY, f"The GPU's memory is too small for {load}.") from error
 
 
 def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options: Any) -> Any:
@@ -106,7 +106,7 @@ def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options:
     with readable("config.json", folder):
         config = json.loads((folder / "config.json").read_text())
         if "auto_map" in config and "model_type" not in config:
-            raise unsupported("config.json", "it needs code that comes with the checkpoint, which is never run")
+            raise unsupported("config.json", "it requires code from the checkpoint, which is never run")
     with readable("weights", folder):
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -131,9 +131,9 @@ def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options:
 def _require_all(loaded: dict[str, Any]) -> None:
     """transformers makes up what a checkpoint lacks, at random and with a warning."""
     if lacking := sorted(loaded["missing_keys"]):
-        raise unsupported("weights", f"the files do not hold {_some(lacking)}, which config.json asks for")
+        raise unsupported("weights", f"the files lack {_some(lacking)}, which config.json requires")
     if others := sorted(name for name, *_ in loaded["mismatched_keys"]):
-        raise unsupported("weights", f"config.json says another size of {_some(others)}")
+        raise unsupported("weights", f"config.json gives another size for {_some(others)}")
 
 
 def _some(names: Sequence[str]) -> str:

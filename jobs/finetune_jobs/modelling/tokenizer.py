@@ -18,7 +18,7 @@ def load_tokenizer(folder: Path) -> Any:
     with readable("tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
-        raise unsupported("tokenizer", "it names no eos_token. Add one to its tokenizer_config.json.")
+        raise unsupported("tokenizer", "it has no eos_token. Add one to its tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels and attention masks are explicit everywhere
     return tokenizer

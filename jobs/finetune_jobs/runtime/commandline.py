@@ -44,42 +44,42 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 
 _WORK: Final[Mapping[Stage, tuple[str, str, str]]] = {
     Stage.RESOLVE: (
-        "Looks, before anything costly starts, at what exists already and whether the rest can be made.",
+        "Checks, before anything costly starts, what already exists and whether the rest can be made.",
         "the sources and the base model (by HEAD and LIST), keys/; or an artifact's manifest",
         "nothing but a probe of the bucket, which it deletes",
     ),
     Stage.PREPARE: (
-        "Reads, checks and divides the examples.",
+        "Reads, validates and splits the examples.",
         "the sources, the base model's tokenizer; with a teacher runs/<name>/<uid>/distillation/",
         "datasets/<digest>/; with a teacher runs/<name>/<uid>/distillation/",
     ),
     Stage.TRAIN: (
-        "Trains the model on a prepared data set; started again, it goes on from its newest checkpoint.",
+        "Trains the model on a prepared data set; a restart resumes from its newest checkpoint.",
         "datasets/<digest>/, the base model, runs/<name>/<uid>/checkpoints/",
         "models/<digest>/adapter/, runs/<name>/<uid>/checkpoints/ and tracking/",
     ),
     Stage.EXPORT: (
-        "Merges the trained weights into the base model and makes it ready for serving.",
+        "Merges the trained weights into the base model and quantises it for serving.",
         "the base model, models/<digest>/adapter/",
         "models/<digest>/quantized/",
     ),
     Stage.EVALUATE: (
-        "Puts the test examples to the base model, the tuned one and the exported files.",
+        "Runs the test examples through the base model, the tuned one and the exported files.",
         "datasets/<digest>/, the base model, models/<digest>/",
         "evaluations/<digest>/",
     ),
     Stage.PUBLISH: (
-        "Binds data set, model and evaluation to an artifact and moves its output name's channel to it.",
+        "Combines data set, model and evaluation into an artifact and points its output name's channel to it.",
         "the manifests of all stages before",
         "artifacts/<digest>/, channels/<output name>/",
     ),
     Stage.FETCH: (
-        "Brings an artifact's model to a folder for a server, every file verified.",
+        "Downloads an artifact's model to a server's folder and verifies every file.",
         "artifacts/<digest>/, models/<digest>/",
         "the folder of --models",
     ),
     Stage.VERIFY: (
-        "Proves that a running server answers with the artifact that it should.",
+        "Proves that a running server answers with the right artifact.",
         "artifacts/<digest>/, the server's endpoint",
         "nothing but its result",
     ),
@@ -93,14 +93,14 @@ writes:  {writes}
 
 environment:
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY  keys for S3; without them the pod's or machine's own identity
-  TMPDIR                                    holds the scratch folder, which needs room for the models
-  OMP_NUM_THREADS                           threads of the CPU's arithmetic
+  TMPDIR                                    parent of the scratch folder, which needs space for the models
+  OMP_NUM_THREADS                           number of CPU threads for computation
 {more}
 exit codes:
   {ok:2d}  done: the result is written, and what it names is complete in the store
-  {fatal:2d}  cannot succeed as it is: the result's reason and message say what to change
-  {retriable:2d}  may succeed later: the store or the pod's node was away, or the stage was told to stop
-  {regroup:2d}  of several pods that train together, another one was lost: all begin again from the last checkpoint
+  {fatal:2d}  cannot succeed unchanged: the result's reason and message say what to change
+  {retriable:2d}  may succeed later: the store or the pod's node was unavailable, or the stage was told to stop
+  {regroup:2d}  another of the pods that train together was lost: all restart from the last checkpoint
 
 example:
   python -m finetune_jobs.{stage} --example > input.json    # then put in your own URIs, or take a pod's input:
@@ -109,12 +109,12 @@ example:
 """
 _MORE: Final[Mapping[Stage, str]] = {
     Stage.PREPARE: f"""\
-  {TEACHER_KEY_VARIABLE:42}API key of the teacher, where the input's distillation has one that asks for it
+  {TEACHER_KEY_VARIABLE:42}API key of the teacher, if the input's distillation has one that requires it
 """,
     Stage.TRAIN: f"""\
   MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN
                                             login for the server that the input's tracking.mlflow names
-  {WANDB_KEY_VARIABLE:42}login for the one that its tracking.wandb names
+  {WANDB_KEY_VARIABLE:42}login for the server that its tracking.wandb names
 """,
 }
 """Further variables of a stage's environment."""
@@ -147,7 +147,10 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         help="where the StageResult goes; - is standard output (default: %(default)s)",
     )
     parser.add_argument(
-        "--models", default=MODELS_DIR, metavar="DIR", help="models for the server, of fetch (default: %(default)s)"
+        "--models",
+        default=MODELS_DIR,
+        metavar="DIR",
+        help="where fetch puts the server's models (default: %(default)s)",
     )
     parser.add_argument(
         "--metrics-port",
@@ -156,11 +159,9 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         metavar="PORT",
         help="progress as Prometheus metrics, at /metrics (default: %(default)s)",
     )
+    parser.add_argument("--example", action="store_true", help="print a template of this stage's input and exit")
     parser.add_argument(
-        "--example", action="store_true", help="print an input for this stage, to be filled in, and end"
-    )
-    parser.add_argument(
-        "--scratch", metavar="DIR", help="a folder for the files of this attempt (default: a temporary one)"
+        "--scratch", metavar="DIR", help="folder for the files of this attempt (default: a temporary one)"
     )
     if stage is Stage.TRAIN:
         _add_together(parser)
@@ -174,7 +175,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
 def _add_together(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes",
-        "The effective batch stays the one of the input: each process takes its part of every step's examples.",
+        "The effective batch stays that of the input: each process takes its share of every step's examples.",
     )
     group.add_argument(
         "--processes", type=int, default=1, metavar="N", help="processes here, one per GPU (default: %(default)s)"
@@ -193,7 +194,7 @@ def _add_together(parser: argparse.ArgumentParser) -> None:
         "--coordinator",
         default="localhost",
         metavar="HOST",
-        help="how all reach number 0 (default: %(default)s); every port between them must be open",
+        help="host name of number 0 (default: %(default)s); every port between them must be open",
     )
     group.add_argument(
         "--coordinator-port",

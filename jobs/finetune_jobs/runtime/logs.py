@@ -126,7 +126,7 @@ class KeptLog:
     def begin(self, store: Store, path: str) -> None:
         """Copy the log's end to this object, now and whenever there is more."""
         self._uri = store.uri(path)
-        self._copying = Repeating(lambda: self._copy(store, path), name="keeping the log", pause=self._pause)
+        self._copying = Repeating(lambda: self._copy(store, path), name="saving the log", pause=self._pause)
         self._copying.soon()
 
     def finish(self, seconds: float) -> str:

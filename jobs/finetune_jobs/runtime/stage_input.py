@@ -43,10 +43,10 @@ def _require_known(given: StageInput, content: Any, place: str) -> None:
             raise StageError(
                 Reason.SPEC_INVALID,
                 f"{place} has {name} ({value!r}), which version {__version__} of this stage does not know, and which "
-                f"can change its result. If operator {given.operator_version or '(unknown)'} has written it, the "
-                f"images in the chart's values have to be of that version.",
+                f"can change its result. If operator {given.operator_version or '(unknown)'} wrote it, use images of "
+                f"that version in the chart's values.",
             )
-        log.warning("%s has %s, which is ignored: version %s does not know it", place, name, __version__)
+        log.warning("%s has %s, which version %s does not know: ignored", place, name, __version__)
 
 
 def _is_keyed(stage: Stage, field: tuple[str | int, ...]) -> bool:

@@ -57,9 +57,9 @@ def _require_layers(layers: dict[str, int], training: Training, architecture: st
             known = sorted({name.rpartition(".")[2] for name in layers})
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"spec.training.targetModules names {target!r}, which is no linear layer of {architecture} that can "
-                f"get an adapter. There are: {', '.join(known[:_SHOWN])}{', …' if len(known) > _SHOWN else ''}. "
-                "Left out, all of them are trained.",
+                f"spec.training.targetModules names {target!r}, which is not a linear layer of {architecture} that can "
+                f"have an adapter. Available: {', '.join(known[:_SHOWN])}{', …' if len(known) > _SHOWN else ''}. "
+                "Without targetModules, all of them are trained.",
             )
         _require_rank(training.rank, target, max(sides))
 
@@ -68,6 +68,6 @@ def _require_rank(rank: int, layer: str, limit: int) -> None:
     if rank > limit:
         raise StageError(
             Reason.SPEC_INVALID,
-            f"spec.training.rank {rank} is more than {layer} can use, whose smaller side is {limit}: set it to {limit} "
-            "at most; 16 suits most tasks.",
+            f"spec.training.rank {rank} is more than {layer} can use (its smaller side is {limit}): set it to at most "
+            f"{limit}; 16 suits most tasks.",
         )

@@ -66,8 +66,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         if diverged(self._losses):
             raise StageError(
                 Reason.LOSS_DIVERGED,
-                f"{here} the loss was {logs['loss']:.2f}, far above the {self._losses[0]:.2f} of the beginning, "
-                f"{rate}.{best}",
+                f"{here} the loss was {logs['loss']:.2f}, far above the initial {self._losses[0]:.2f}, {rate}.{best}",
             )
 
 
@@ -141,10 +140,10 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         saved = f"step {state.global_step} of {state.max_steps} is saved."
         if not self._checkpoints.flush(FLUSH_SECONDS) or self._checkpoints.newest_step < state.global_step:
             newest = self._checkpoints.newest_step
-            saved = f"step {state.global_step} could not be saved in time, step {newest} is."
+            saved = f"step {state.global_step} could not be saved in time; the newest saved step is {newest}."
         if self._stopping.is_set():
             raise StoppedError(f"The pod was told to stop; {saved}")
-        message = f"Another pod of this training was told to stop; {saved} All begin again from there."
+        message = f"Another pod of this training was told to stop; {saved} All restart from there."
         raise StageError(Reason.PEER_LOST, message, retriable=True, peer_initiated=True)
 
 

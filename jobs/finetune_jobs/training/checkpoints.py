@@ -126,7 +126,7 @@ class Checkpoints:
             except StageError as error:
                 if error.reason not in (Reason.ARTIFACT_CORRUPT, Reason.ARTIFACT_NOT_FOUND):
                     raise
-                log.warning("checkpoint left out: %s", error.message)
+                log.warning("checkpoint skipped: %s", error.message)
                 shutil.rmtree(folder, ignore_errors=True)
         if whole != self._owner.state.checkpoints:
             self._owner.update(checkpoints=whole)
@@ -184,7 +184,7 @@ class Checkpoints:
                 self._mirror(snapshot)
             except StageError as error:
                 if error.retriable and error.reason is not Reason.SUPERSEDED:
-                    log.warning("checkpoint not saved, the next one will be tried: %s", error.message)
+                    log.warning("checkpoint not saved, trying again with the next one: %s", error.message)
                 else:
                     self._failure = error
             except BaseException as error:  # noqa: BLE001 # raised again in the training's own thread
@@ -272,9 +272,9 @@ def _relocate(checkpoint: Path) -> None:
         changes = _best_left(checkpoint.parent, state)
         left = changes["best_global_step"]
         log.warning(
-            "the checkpoint of step %s, the best, is lost; %s",
+            "the best checkpoint, of step %s, is lost; %s",
             state.get("best_global_step"),
-            f"the best that is left is that of step {left}" if left else "none that is left was validated",
+            f"the best remaining one is of step {left}" if left else "none of the remaining ones was validated",
         )
     if changes != {name: state.get(name) for name in changes}:
         changed = path.with_suffix(".new")  # never in place: a snapshot that is being uploaded may share the file

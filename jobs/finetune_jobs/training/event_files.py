@@ -32,7 +32,7 @@ class EventFiles:
         self._settings, self._facts = settings, facts
         self._writer: Any = None
         self._mirrored: dict[str, int] = {}
-        self._mirroring = Repeating(self._mirror, name="mirroring the TensorBoard files", pause=_MIRROR_SECONDS)
+        self._mirroring = Repeating(self._mirror, name="uploading the TensorBoard files", pause=_MIRROR_SECONDS)
 
     def measured(self, measurement: Measurement) -> None:
         """Write what is known of a step; after a validation, have the files mirrored."""
@@ -81,4 +81,4 @@ def _fail_open() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        log.warning("the TensorBoard files are not complete: %s", error)
+        log.warning("the TensorBoard files are incomplete: %s", error)

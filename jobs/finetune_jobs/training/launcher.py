@@ -91,7 +91,7 @@ def supervise(
                 if code or rank == 0:
                     deadline = min(deadline, time.monotonic() + last_words)
         if time.monotonic() > deadline:
-            log.error("process %s does not end by itself and is killed", ", ".join(map(str, running)))
+            log.error("process %s does not exit and is killed", ", ".join(map(str, running)))
             for process in running.values():
                 process.kill()
         time.sleep(_POLL_SECONDS)
@@ -111,7 +111,7 @@ def verdict(ended: Sequence[Ended]) -> tuple[StageResult | None, ExitCode]:
     if cause.result and cause.code in set(ExitCode):
         return cause.result, ExitCode(cause.code)
     how = f"was killed by signal {-cause.code}" if cause.code < 0 else f"ended with exit code {cause.code}"
-    message = f"Process {cause.rank} of the training {how} and without a result; the pod's log has its last words."
+    message = f"Process {cause.rank} of the training {how} without a result; see the end of the pod's log."
     return failure(Stage.TRAIN, Reason.STAGE_CRASHED, message), ExitCode.RETRIABLE
 
 

@@ -127,10 +127,10 @@ class Parts:
         """Whether the part makes a step and the budget pays for it: its share of all that was spent, loading included,
         is more than it will take."""
         if examples < self.batch.size * self.batch.passes:
-            log.warning("learning curve: %s %% are %s examples, fewer than one step takes", percent, examples)
+            log.warning("learning curve: %s %% are %s examples, too few for one step", percent, examples)
             return False
         if self.limit and self.limit.left < self.limit.spent * percent / 100:
-            log.warning("learning curve: the budget does not pay for %s %% of the examples too", percent)
+            log.warning("learning curve: the budget does not cover %s %% of the examples", percent)
             return False
         return True
 

@@ -100,7 +100,7 @@ class Ownership:
         try:
             return parse_json(content, RunState, self._store.uri(STATE))
         except StageError as error:  # the training begins anew: that costs time and nothing else
-            log.warning("state left out: %s", error.message)
+            log.warning("state ignored: %s", error.message)
             return RunState()
 
     def _contended(self) -> StageError:

@@ -78,7 +78,7 @@ class Team:
                 world_size=self.size,
                 timeout=timedelta(seconds=SILENCE_SECONDS),
             )
-        log.info("all %s processes are there", self.size)
+        log.info("all %s processes are connected", self.size)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set in any process. All must ask at the same point of their work."""
@@ -125,7 +125,7 @@ def peers_needed(team: Team) -> Iterator[None]:
         log.warning("another process was lost: %s", str(error).splitlines()[0][:300])
         raise StageError(
             Reason.PEER_LOST,
-            "Another process of this training was lost; all begin again and go on from the last checkpoint.",
+            "Another process of this training was lost; all restart from the last checkpoint.",
             retriable=True,
             peer_initiated=True,
         ) from error

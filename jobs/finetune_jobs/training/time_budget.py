@@ -42,7 +42,7 @@ class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no t
 
     def __enter__(self) -> Self:
         if self._team.first:
-            self._notes = Repeating(self._note, name="noting what the budget has paid for", pause=NOTE_SECONDS)
+            self._notes = Repeating(self._note, name="recording the time spent", pause=NOTE_SECONDS)
         return self
 
     def __exit__(
@@ -51,7 +51,7 @@ class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no t
         if self._notes:
             self._notes.end()
             if not self._notes.wait(_LAST_NOTE_SECONDS):
-                log.warning("later pods of this run will not know of all seconds that this one took")
+                log.warning("later pods of this run will not count all seconds that this one took")
 
     def _note(self) -> None:
         self._checkpoints.remember_seconds(self.spent)
@@ -79,5 +79,5 @@ class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no t
             return otherwise
         return Ending(
             Reason.BUDGET_EXCEEDED,
-            f"spec.budget.maxCost pays for {self._seconds} s of training, which are over. {otherwise.message}",
+            f"spec.budget.maxCost covers {self._seconds} s of training, which are used up. {otherwise.message}",
         )

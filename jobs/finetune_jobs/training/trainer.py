@@ -163,7 +163,7 @@ def _attempt(
             trainer.add_callback(context.time_budget)
         run_steps(trainer, resume, progress)
     except torch.OutOfMemoryError as error:
-        log.warning("the GPU's memory did not hold %s examples at a time: %s", batch.size, str(error).split(".")[0])
+        log.warning("the GPU's memory is too small for %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None
     weights = trainer.weights(DTYPE) if training.method is Method.FULL else {}
     if team.first:
@@ -176,7 +176,7 @@ def _attempt(
 def run_steps(trainer: LabelLossTrainer, resume: Path | None, progress: Progress) -> None:
     """All steps that are left after the checkpoint ``resume``, under the watch for those that hang."""
     if resume:
-        log.info("training goes on from %s", resume.name)
+        log.info("training resumes from %s", resume.name)
     progress.report(FIRST, "training")
     watch = StallWatch()
     trainer.add_callback(watch)
@@ -198,7 +198,7 @@ def _share_of(training: Training, team: Team) -> Batch:
 def _all_with_less(batch: Batch, team: Team) -> StageError:
     """The others wait for this process's gradients: it ends, and with it all, to begin again with smaller passes."""
     message = (
-        f"The GPU of process {team.rank} did not hold {batch.size} examples at a time; all begin again with fewer."
+        f"The GPU of process {team.rank} is too small for {batch.size} examples at a time; all restart with fewer."
     )
     return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, peer_initiated=True)
 
@@ -209,10 +209,10 @@ def _smaller(batch: Batch, training: Training) -> Batch:
     if smaller is None:
         raise StageError(
             Reason.CUDA_OUT_OF_MEMORY,
-            f"The GPU's memory did not hold one example of at most {training.max_length} tokens, with method "
+            f"The GPU's memory is too small for one example of up to {training.max_length} tokens, with method "
             f"{training.method.value}.",
         )
-    log.warning("going on with %s examples at a time in %s passes", smaller.size, smaller.passes)
+    log.warning("continuing with %s examples at a time in %s passes", smaller.size, smaller.passes)
     return smaller
 
 

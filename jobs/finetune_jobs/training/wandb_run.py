@@ -154,7 +154,7 @@ def _no_key(secret: WandbCredentials) -> str:
 
 def _stop_asked() -> None:
     """Somebody has pressed Stop in W&B; the client would interrupt the process."""
-    log.warning("W&B asks to stop the run; the training goes on. To stop it, set spec.suspend of the FineTuneJob.")
+    log.warning("W&B asked to stop the run; the training continues. To stop it, set spec.suspend of the FineTuneJob.")
 
 
 def _nested(flat: dict[str, str | float]) -> dict[str, Any]:

@@ -60,11 +60,12 @@ def ending(history: History, steps: int, planned: int, best: tuple[int, float]) 
         return Ending(
             Reason.OVERFITTING,
             f"After step {step} the validation loss rose to {validations[-1][1]:.4f} while the training loss fell; "
-            f"{kept}. More or more varied examples would help, or fewer epochs.",
+            f"{kept}. Add more, or more varied, examples, or train for fewer epochs.",
         )
     if steps < planned:
         return Ending(
-            Reason.PLATEAU, f"The validation loss fell no further, so step {steps} of {planned} was the last; {kept}."
+            Reason.PLATEAU,
+            f"The validation loss stopped falling, so training ended after step {steps} of {planned}; {kept}.",
         )
     return Ending(Reason.TRAINING_COMPLETED, f"All {planned} steps are done; {kept}.")
 
