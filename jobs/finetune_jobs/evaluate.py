@@ -1,4 +1,4 @@
-"""Stage evaluate: the same test examples put to the base model, the tuned model and the exported artifact."""
+"""Stage evaluate: base model, tuned model and exported artifact answer the same test examples."""
 
 import gc
 import json
@@ -36,7 +36,7 @@ from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 
 BATCH_SIZE: Final = 16
-"""Prompts that are answered together."""
+"""Prompts in a batch."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def evaluate_models(
     progress: Progress,
     identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
 ) -> Evaluated:
-    """Put test examples to all three models, and write what they answered.
+    """Let all three models answer test examples, and write their answers.
 
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
     say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
@@ -146,7 +146,7 @@ def evaluate_models(
 def _ask_base_and_tuned(
     files: Files, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
 ) -> dict[str, list[str]]:
-    """One loaded base serves both if it can; returning frees its memory before the artifact is loaded."""
+    """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
     before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.35, "base model"))
@@ -161,7 +161,7 @@ def _ask_base_and_tuned(
 
 
 def _make_room() -> None:
-    """A model that is gone may sit in reference cycles, and its memory in the allocator."""
+    """A deleted model may survive in reference cycles, and its memory in the allocator."""
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""Stage publish: the artifact, which is what AdapterDeployments are given, and the pointer of its output name.
+"""Stage publish: the artifact that AdapterDeployments serve, and the pointer of its output name.
 
 The weights stay where export put them; the artifact names them by digest and adds what a reader needs to trust them:
 golden prompts, a sample of the test with the artifact's own answers, a model card.
@@ -28,7 +28,7 @@ def publish(context: Context) -> StageOutput:
     """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, as Store."""
     upstream = context.input.upstream
     asked, metrics = _read_evaluation(context)
-    # Servers answer a prompt with tools in a form of their own, which cannot be compared with the text of a model.
+    # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
     answers = [answer for answer in asked if not answer.tools]
     if not answers:
         raise StageError(
@@ -66,8 +66,8 @@ def publish(context: Context) -> StageOutput:
 
 
 def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
-    """The prompts that best prove that the tuning is on: those where artifact and base differ come first, spread over
-    the labels; within that the order is that of a hash, so the choice is the same everywhere."""
+    """The prompts that best prove that the fine-tune is active: those where artifact and base differ come first, spread
+    over the labels; within that the order is that of a hash, so the choice is the same everywhere."""
     turn: Counter[tuple[bool, str]] = Counter()
     ranked: list[tuple[bool, int, int, Answer]] = []
     for answer in sorted(answers, key=_rank):
@@ -78,7 +78,7 @@ def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
 
 
 def move_channel(context: Context, digest: str) -> None:
-    """Point the output name to an artifact, unless the name is another FineTuneJob's.
+    """Point the output name to an artifact, unless the name belongs to another FineTuneJob.
 
     Raises StageError: OutputNameConflict, S3Unreachable (retriable) when another writer was faster.
     """

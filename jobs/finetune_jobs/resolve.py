@@ -1,7 +1,7 @@
-"""Stage resolve: what only the store knows, asked before any other resource is taken.
+"""Stage resolve: what only the store knows, checked before any other resource is requested.
 
-Can the output be written, safely and under this name; which files are the sources and the base model; which stages
-have been done before for exactly this input; does a training that is still to be done fit the profile.
+Can the output be written, safely and under this name; which files are the sources and the base model; which stages have
+been done before for exactly this input; does a training that is still to be done fit the profile.
 """
 
 import logging
@@ -25,11 +25,11 @@ from finetune_jobs.store.s3 import Store
 log = logging.getLogger(__name__)
 
 _NEVER: Final = '"00000000000000000000000000000000"'
-"""An ETag that no object has."""
+"""The ETag of no object."""
 
 
 def resolve(context: Context) -> StageOutput:
-    """The stage. Raises StageError with the reason that a person can act on."""
+    """The stage. Raises StageError with a reason that a person can act on."""
     given, store = context.input, context.store
     prepare = require(given.params.prepare, "params.prepare")
     context.progress.report(0, "checking the output")
@@ -51,8 +51,7 @@ def resolve(context: Context) -> StageOutput:
 
 
 def probe_writes(store: Store, path: str) -> None:
-    """Prove that the store encrypts as it is asked to, and keeps its promises about conditional writes, on an object
-    that is removed again.
+    """Prove on a temporary object that the store encrypts as requested and honours conditional writes.
 
     Raises StageError: S3EncryptionRefused, S3ConditionalWritesUnsupported, S3AccessDenied, as Store.
     """
@@ -69,7 +68,7 @@ def probe_writes(store: Store, path: str) -> None:
 
 
 def _create(store: Store, path: str) -> bool:
-    """Write the probe. Whether it is the encryption that stands in the way, shows in a write without it."""
+    """Write the probe. If that fails, a write without encryption shows whether encryption is the cause."""
     try:
         return store.put_if_absent(path, b"probe")
     except StageError as error:
@@ -92,7 +91,7 @@ def _takes_plain(store: Store, path: str) -> bool:
 
 
 def _require_encryption(store: Store, path: str) -> None:
-    """Raises StageError (S3EncryptionRefused) where the store took the probe and did not encrypt it as asked."""
+    """Raises StageError (S3EncryptionRefused) if the store accepted the probe but did not encrypt it as requested."""
     if store.encryption is None:
         return
     found = store.algorithm(path)
@@ -110,7 +109,7 @@ def _asked(encryption: Encryption) -> str:
 
 
 def _remove(store: Store, path: str) -> None:
-    """Keys without the right to delete are enough for everything else, so that is no failure."""
+    """Everything else works with keys that may not delete, so this is not a failure."""
     try:
         store.delete(path)
     except StageError as error:
@@ -131,7 +130,7 @@ def _require_name(context: Context) -> None:
 
 
 def _find_results(context: Context, upstream: Upstream) -> list[Found]:
-    """Results of the pipeline's stages, in order, up to the first that was never made for this input."""
+    """Results of the pipeline's stages, in order, up to the first that has none for this input."""
     found: list[Found] = []
     for stage in PIPELINE:
         key = input_key(stage, upstream, context.input.params)

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def train(context: Context) -> StageOutput:
-    """Train as ``params.train`` says; goes on from this FineTuneJob's newest checkpoint after a restart of the pod, or
-    where an earlier run ended too soon (not without ``reuse``)."""
-    # What starts the processes of a pod needs none of these, and would hold their memory all the time.
+    """Train as ``params.train`` says; resumes from this FineTuneJob's newest checkpoint after the pod restarts, or
+    after an earlier run ended too soon (not without ``reuse``)."""
+    # The launcher of a pod's processes needs none of these, and would keep their memory the whole time.
     from finetune_jobs.modelling.device import require_promised
     from finetune_jobs.training.checkpoints import Checkpoints
     from finetune_jobs.training.context import TrainingContext
@@ -96,7 +96,7 @@ def train(context: Context) -> StageOutput:
 
 
 def _tracked(context: Context) -> AbstractContextManager[None]:
-    """TensorBoard, MLflow and W&B follow a training; their libraries are in its image alone."""
+    """TensorBoard, MLflow and W&B follow a training; only its image has their libraries."""
     from finetune_jobs.training.tracking import tracked
 
     return tracked(context.input, context.input.tracking, context.store, context.scratch / "tracking", context.progress)

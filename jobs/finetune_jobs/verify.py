@@ -2,8 +2,8 @@
 
 Model servers fall back silently (an unknown adapter is answered by the base model), so a server that is healthy proves
 nothing. Three proofs: it names the artifact's digest; it answers the golden prompts as the artifact did and not as the
-base model does; on a sample of the test it is not worse than the evaluation promised. A server that takes no prompts of
-this length cannot be asked, and says so before it is.
+base model does; on a sample of the test split it is not worse than the evaluation promised. A server that does not
+accept prompts of this length cannot be verified; that is reported before it is asked.
 """
 
 import json
@@ -36,26 +36,26 @@ from finetune_jobs.store.hub import CLIENT_ERROR
 log = logging.getLogger(__name__)
 
 _REQUEST_SECONDS: Final = 60.0
-"""Longest wait for one answer."""
+"""Longest wait for an answer."""
 _POLL_SECONDS: Final = 1.0
 _SIGNIFICANCE: Final = 0.05
 
 _LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
-"""What TGI answers, with status 422, to a conversation that is longer than it takes (router/src/validation.rs)."""
+"""TGI's answer, with status 422, to a conversation that is longer than it accepts (router/src/validation.rs)."""
 
 Ask = Callable[[Answer], str]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The tokens that a server takes, as it says itself; 0 where it does not."""
+    """Token limits of a server, as it reports them; 0 if it does not."""
 
     prompt: int = 0
     total: int = 0
     """Prompt and answer together."""
 
     def take(self, answer: Answer) -> bool:
-        """Whether a question of this length is answered; true where a length is not known."""
+        """Whether a prompt of this length is accepted; true if a length is unknown."""
         prompt, both = answer.prompt_tokens, answer.prompt_tokens + answer.max_tokens
         return not prompt or (prompt <= (self.prompt or math.inf) and both <= (self.total or math.inf))
 
@@ -68,14 +68,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the answers of a server say (pure)."""
+    """What a server's answers show (pure)."""
 
     agreement_percent: int
-    """Share of the golden prompts that were answered as by the artifact."""
+    """Share of the golden prompts that the server answered like the artifact."""
     like_base: int
-    """Golden prompts, of those that tell, that were answered as by the base model."""
+    """Golden prompts, of the telling ones, that were answered as by the base model."""
     telling: int
-    """Golden prompts that the artifact and its base model answer differently."""
+    """Golden prompts that artifact and base model answer differently."""
     samples: int
     correct: int
     expected: int
@@ -86,7 +86,7 @@ class Verdict:
 
     @property
     def active(self) -> bool:
-        """Whether the tuning is on: on most prompts that tell, the server does not answer like the base model."""
+        """Whether the fine-tune is active: the server answers most telling prompts unlike the base model."""
         return self.telling > 0 and self.like_base * 2 < self.telling
 
 
@@ -117,7 +117,7 @@ def verify(context: Context) -> StageOutput:
 
 
 def require_room(asked: Sequence[Answer], limits: Limits) -> None:
-    """Raises StageError (PromptsTooLong) when the server would refuse one of the questions for its length."""
+    """Raises StageError (PromptsTooLong) if the server would reject one of the prompts because of its length."""
     long = [answer for answer in asked if not limits.take(answer)]
     if long:
         longest = max(long, key=lambda answer: answer.prompt_tokens)
@@ -135,7 +135,7 @@ def judge(
     served: Sequence[str],
     right: Right,
 ) -> Verdict:
-    """Compare a server's answers with those that were recorded; ``right`` says what counts as a right answer."""
+    """Compare a server's answers with the recorded ones; ``right`` decides which answers are right."""
     pairs = list(zip(golden, golden_served, strict=True))
     rights = [(right(a.label, a.artifact), right(a.label, text)) for a, text in zip(sample, served, strict=True)]
     return Verdict(
@@ -194,7 +194,7 @@ def _read_artifact(context: Context, params: VerifyParams) -> tuple[list[Answer]
 
 
 def _wait_until_healthy(params: VerifyParams, deadline: float) -> None:
-    """A server that still loads its model refuses connections or answers 503."""
+    """A server that is still loading its model refuses connections or answers 503."""
     last = "nothing was tried"
     while time.monotonic() < deadline:
         try:
@@ -212,8 +212,8 @@ def _wait_until_healthy(params: VerifyParams, deadline: float) -> None:
 
 
 def _require_digest(endpoint: str, digest: str) -> Limits:
-    """The mount path of the model holds the digest, so ``/info`` says which artifact the server has loaded; its limits
-    stand there too."""
+    """The model's mount path contains the digest, so ``/info`` tells which artifact the server has loaded; it also
+    reports the server's limits."""
     try:
         info = get_session().get(f"{endpoint}/info", timeout=10).raise_for_status().json()
         model = str(info["model_id"])
@@ -263,7 +263,7 @@ def _request_error(endpoint: str, error: Exception, limits: Limits) -> StageErro
 
 
 def _said(body: str) -> str:
-    """Why a server refused a request, in its words."""
+    """Why a server rejected a request, in its own words."""
     try:
         return shorten(str(json.loads(body)["error"]), 200)
     except (ValueError, KeyError, TypeError):

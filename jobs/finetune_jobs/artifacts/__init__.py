@@ -1,1 +1,1 @@
-"""What is published: content-addressed folders, the artifact, its card; and what may be removed again."""
+"""What is published: content-addressed folders, the artifact, its model card; and what may be deleted again."""

@@ -1,4 +1,4 @@
-"""What a published artifact holds, for those who write it (publish) and those who read it (resolve, fetch, verify)."""
+"""Contents of a published artifact, for its writer (publish) and its readers (resolve, fetch, verify)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from finetune_api.dataset import TaskType
 from finetune_jobs.base.documents import parse_json
 
 GOLDEN: Final = "golden.jsonl"
-"""Prompts whose answers prove at serving that the tuning is on: one Answer a line."""
+"""Prompts whose answers prove when serving that the fine-tune is active: one Answer a line."""
 SAMPLE: Final = "sample.jsonl"
 """Test examples with the artifact's own answers, to compare the server with the evaluation: one Answer a line."""
 MODEL_CARD: Final = "README.md"
@@ -21,12 +21,12 @@ METRICS: Final = "metrics.json"
 
 
 class Answer(WireModel):
-    """A test example and what three models said to it, each with greedy decoding."""
+    """A test example and the answers of three models, each with greedy decoding."""
 
     messages: list[dict[str, Any]]
     """The prompt, without the answer."""
     tools: list[dict[str, Any]] = []
-    """What the prompt allows to call."""
+    """The tools that the prompt allows."""
     label: str
     """The right answer."""
     base: str
@@ -38,7 +38,7 @@ class Answer(WireModel):
     max_tokens: int = 64
     """The most tokens that each was allowed to generate."""
     prompt_tokens: int = 0
-    """Tokens of the prompt, for the model's own tokenizer and template; 0: an earlier version did not count them."""
+    """Tokens of the prompt with the model's own tokenizer and template; 0: an earlier version did not count them."""
 
     @property
     def distinguishes_base(self) -> bool:
@@ -47,14 +47,14 @@ class Answer(WireModel):
 
 
 class Metrics(WireModel):
-    """``metrics.json``, as far as publish reads it."""
+    """The part of ``metrics.json`` that publish reads."""
 
     golden_prompts: int
-    """How many golden prompts the artifact shall have."""
+    """How many golden prompts the artifact gets."""
     scalars: dict[str, str]
     """Those of evaluate's result, for the model card."""
     task: TaskType = TaskType.CLASSIFICATION
-    """What the model was measured for."""
+    """The task that the model was measured for."""
 
 
 class ModelRef(WireModel):

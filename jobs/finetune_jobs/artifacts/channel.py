@@ -1,4 +1,4 @@
-"""The pointer of an output name: which artifact it stands for, and whose it is."""
+"""The pointer of an output name: its artifact and its owner."""
 
 from finetune_api.layout import ChannelPointer, channel_object
 from finetune_api.reasons import Reason
@@ -9,7 +9,7 @@ from finetune_jobs.store.s3 import Store
 
 
 def read_channel(store: Store, name: str) -> tuple[ChannelPointer, str] | None:
-    """Where an output name points to, and the ETag for a change; None for a name that was never published."""
+    """The target of an output name, and the ETag for changing it; None for a name that was never published."""
     found = store.get_tagged(channel_object(name))
     if found is None:
         return None
@@ -17,9 +17,8 @@ def read_channel(store: Store, name: str) -> tuple[ChannelPointer, str] | None:
 
 
 def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
-    """Raises StageError (OutputNameConflict) when the channel at ``uri`` is another resource's than the run's.
-
-    A resource that was deleted and made again (same namespace and name, another UID) is the same owner.
+    """Raises StageError (OutputNameConflict) if the channel at ``uri`` belongs to another resource than the run's. A
+    recreated resource (same namespace and name, another UID) is the same owner.
     """
     owner = standing.owner
     if (owner.kind, owner.namespace, owner.name) != (run.kind, run.namespace, run.name):

@@ -1,7 +1,7 @@
-"""Content-addressed folders: files first, ``manifest.json`` last, then the record that leads from an input to them.
+"""Content-addressed folders: files first, ``manifest.json`` last, then the record that maps an input to them.
 
-A folder without a manifest does not exist. A reader takes only the files that the manifest names, verifies size and
-SHA-256 of each, and shows the folder under its final name only when all are right.
+A folder without a manifest does not exist. A reader takes only the files that the manifest lists, verifies size and
+SHA-256 of each, and gives the folder its final name only when all match.
 """
 
 import hashlib
@@ -55,10 +55,9 @@ def publish_folder(
     lineage: Lineage | None = None,
     report: Report | None = None,
 ) -> str:
-    """Upload a stage's output to where its content belongs (``store`` is the output URI); returns its digest.
-
-    Where that content is published already, nothing is uploaded. Two writers of the same content may meet: both write
-    the same bytes, and the manifest is written once.
+    """Upload a stage's output to the address of its content (``store`` is the output URI); returns its digest. Nothing
+    is uploaded if that content is already published. Two writers of the same content may race: both write the same
+    bytes, and the manifest is written once.
     """
     manifest = describe_folder(folder, stage, facts, lineage)
     digest = manifest.content_digest()
@@ -73,7 +72,7 @@ def publish_folder(
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:
-    """The manifest of a folder below ``store``, or None where the folder is not published.
+    """The manifest of a folder below ``store``, or None if the folder is not published.
 
     Raises StageError (ArtifactCorrupt) for one that cannot be read.
     """
@@ -81,8 +80,8 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
 
 
 def require_manifest(store: Store, folder: str) -> Manifest:
-    """As ``read_manifest``, but raises StageError where the folder is not published (ArtifactNotFound), and where the
-    manifest is not the one of the folder's address (ArtifactCorrupt)."""
+    """As ``read_manifest``, but raises StageError if the folder is not published (ArtifactNotFound), and if the
+    manifest does not match the folder's address (ArtifactCorrupt)."""
     manifest = read_manifest(store, folder)
     if manifest is None:
         raise StageError(
@@ -98,7 +97,7 @@ def require_manifest(store: Store, folder: str) -> Manifest:
 
 
 def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | None = None) -> Manifest:
-    """Download a published folder to ``target``, verified, all or nothing. A verified copy that is there is kept.
+    """Download a published folder to ``target``, verified, all or nothing. An existing verified copy is kept.
 
     Raises StageError: ArtifactNotFound, ArtifactCorrupt (names the object and what is wrong with it), or as Store.
     """
@@ -125,10 +124,9 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
 
 
 def read_record(store: Store, stage: Stage, input_key: str, max_cost: str = "") -> StageRecord | None:
-    """What is known for a stage's input: its record, if the output that it names is still published.
-
-    With ``max_cost``, where there is none: what a budget of so many US dollars or more ended early; of several results
-    the one of the highest budget.
+    """The earlier result of a stage's input: its record, if the output that it names is still published. With
+    ``max_cost``, if there is none: a result that a budget of so many US dollars or more ended early; of several, the
+    one with the highest budget.
     """
     whole = _standing(store, key_object(stage, input_key))
     if whole or not max_cost:
@@ -142,10 +140,9 @@ def read_record(store: Store, stage: Stage, input_key: str, max_cost: str = "") 
 def publish_record(
     store: Store, stage: Stage, input_key: str, record: StageRecord, *, ended_by: str = ""
 ) -> StageRecord:
-    """Write a stage's record once; returns the record that stands, which is another's where that one came first.
-
-    A record whose output was deleted is replaced, so that deleting a damaged folder heals by itself. ``ended_by``: the
-    budget in US dollars that ended the stage early, for whose sake alone the result may be reused.
+    """Write a stage's record once; returns the record in force, which is another writer's if that one came first. A
+    record whose output was deleted is replaced, so deleting a damaged folder repairs it. ``ended_by``: the budget in US
+    dollars that ended the stage early; only runs with such a budget may reuse the result.
     """
     path = cut_object(stage, input_key, ended_by) if ended_by else key_object(stage, input_key)
     content = canonical_json(record)

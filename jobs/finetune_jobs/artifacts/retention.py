@@ -1,7 +1,7 @@
-"""What goes of a run's state once a training has succeeded: checkpoints that nobody will go on from.
+"""What is deleted of a run's state once a training has succeeded: checkpoints that no training will resume from.
 
-Results (data sets, models, evaluations, artifacts) are not touched: they are shared by content, and a FineTuneJob
-whose resolve has just found one leaves no mark in the store by which its deletion could be held back (decision 14).
+Results (data sets, models, evaluations, artifacts) are not touched: they are shared by content, and a FineTuneJob whose
+resolve has just found one leaves no mark in the store that could prevent its deletion (decision 14).
 """
 
 import json
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINT: Final = re.compile(r"(?P<folder>(?P<training>[0-9a-f]{16})/(.+/)?checkpoint-(?P<step>[0-9]+))/.+")
 TRAINER_STATE: Final = "trainer_state.json"
-"""Where a checkpoint says how far the training was, and which step was the best."""
+"""The file of a checkpoint with the training's progress and its best step."""
 _SECONDS: Final = 10.0
 """Longest that a finished training waits for old checkpoints to be deleted."""
 
@@ -44,21 +44,20 @@ def checkpoints_of(paths: Iterable[str]) -> set[Checkpoint]:
 
 
 def superseded(stored: Iterable[Checkpoint], training: str, keep: int, best: int = 0) -> list[Checkpoint]:
-    """Which go once ``training`` has succeeded: all but its ``keep`` newest and, where any stays, that of its ``best``
-    step; and all of trainings before it.
-
-    A FineTuneJob has one run at a time: when a training succeeds, no other of the same job can still be going on.
+    """Those to delete once ``training`` has succeeded: all but its ``keep`` newest and, if any stays, that of its
+    ``best`` step; and all of earlier trainings. A FineTuneJob has one run at a time: when a training succeeds, no other
+    of the same job can still be running.
     """
     checkpoints = sorted(stored)
     own = [checkpoint for checkpoint in checkpoints if checkpoint.training == training]
     kept = own[max(0, len(own) - keep) :]
-    if kept:  # who goes on from the newest one may end with the weights of the best
+    if kept:  # a training resumed from the newest one may end with the weights of the best
         kept += [checkpoint for checkpoint in own if checkpoint.step == best]
     return [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
 
 
 def remove_checkpoints(store: Store, run: RunRef, input_key: str, retention: Retention) -> None:
-    """Delete the superseded checkpoints of ``run``'s FineTuneJob. What fails is logged, and costs storage only."""
+    """Delete the superseded checkpoints of ``run``'s FineTuneJob. A failure is logged, and costs storage only."""
     place = store.below(f"{run_folder(run)}/checkpoints")
 
     def remove() -> None:
@@ -75,7 +74,7 @@ def remove_checkpoints(store: Store, run: RunRef, input_key: str, retention: Ret
 
 
 def _best_step(place: Store, stored: Iterable[Checkpoint], training: str) -> int:
-    """The best step of a training by its newest checkpoint; 0 where that does not say."""
+    """The best step of a training by its newest checkpoint; 0 if that does not name one."""
     newest = max((each for each in stored if each.training == training), default=None)
     content = place.get(f"{newest.folder}/{TRAINER_STATE}") if newest else None
     try:
@@ -85,6 +84,6 @@ def _best_step(place: Store, stored: Iterable[Checkpoint], training: str) -> int
 
 
 def _delete(folder: Store) -> None:
-    folder.delete(MANIFEST)  # first: what is left is then no checkpoint any more
+    folder.delete(MANIFEST)  # first: the rest is then no longer a checkpoint
     for entry in folder.list():
         folder.delete(entry.key)

@@ -13,10 +13,10 @@ from finetune_jobs.modelling import chat
 log = logging.getLogger(__name__)
 
 SPARE_TOKENS: Final = 4
-"""Tokens beyond the longest right answer: one that goes on after its end must be seen to be wrong."""
+"""Tokens beyond the longest right answer: an answer that continues after its end must count as wrong."""
 
 Answered = Callable[[int, int], None]
-"""Told how many prompts are answered, and of how many."""
+"""Called with the number of answered prompts and their total."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Questions:
     limit: int
     """Most tokens of an answer."""
     batch_size: int
-    """Prompts that are answered together, as long as the GPU's memory holds them."""
+    """Prompts in a batch, as long as they fit the GPU's memory."""
     tools: Sequence[chat.Tools] = ()
-    """What each prompt may call; empty: none may call anything."""
+    """The tools of each prompt; empty: none has any."""
 
 
 def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
-    """Tokens that an answer may have: the longest right answer, the stop token, and some to spare."""
+    """Token limit of an answer: the longest right answer, the stop token, and some to spare."""
     return max(len(chat.answer_ids(tokenizer, answer)) for answer in answers) + 1 + SPARE_TOKENS
 
 
 def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered: Answered) -> list[str]:
     """The most likely answer to each prompt, without white space around it.
 
-    Prompts of like length share a batch and are padded on the left, so that every answer begins at the same place.
-    Raises torch.OutOfMemoryError when the GPU's memory does not hold one prompt.
+    Prompts of similar length share a batch and are padded on the left, so that every answer begins at the same
+    position. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's memory.
     """
     config = GenerationConfig(
         max_new_tokens=questions.limit,
@@ -70,19 +70,19 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
 
 
 def _generate(model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig) -> Any:
-    """The prompts with their answers; None when the memory did not hold several of them."""
+    """The prompts with their answers; None if several of them do not fit the memory."""
     try:
         with torch.inference_mode():
             return model.generate(**inputs, generation_config=config)
     except torch.OutOfMemoryError:
         if len(inputs["input_ids"]) == 1:
             raise
-    torch.cuda.empty_cache()  # what the failed attempt held is free by now
+    torch.cuda.empty_cache()  # the failed attempt's memory is free by now
     return None
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, torch.Tensor]:
-    """The model's inputs for sequences of different length, which end together."""
+    """The model's inputs for sequences of different length, aligned at the end."""
     width = max(len(ids) for ids in sequences)
     ids = [[pad] * (width - len(row)) + list(row) for row in sequences]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]

@@ -13,7 +13,7 @@ Z_95: Final = 1.959963984540054
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How one label fared. A ratio without cases is 0, as scikit-learn's ``zero_division=0``."""
+    """The scores of one label. A ratio without cases is 0, as with scikit-learn's ``zero_division=0``."""
 
     support: int
     """Examples whose right answer is this label."""
@@ -27,7 +27,7 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """How a model fared."""
+    """The scores of a model."""
 
     samples: int
     accuracy: float
@@ -39,9 +39,9 @@ class Scores:
     recall: float
     f1: float
     labels: dict[str, LabelScores]
-    """Every label that is right for an example or was answered; an answer that is no label is simply wrong."""
+    """Every label that is right for an example or was answered; an answer that is not a label is simply wrong."""
     unknown_answers: int
-    """Answers that are no label."""
+    """Answers that are not a label."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def wilson(correct: int, samples: int) -> tuple[float, float]:
 def compare(
     truth: Sequence[str], first: Sequence[str], second: Sequence[str], right: Callable[[str, str], bool] = eq
 ) -> Comparison:
-    """Whether ``second`` answers better than ``first``, on the same examples; ``right`` says what is a right answer."""
+    """Whether ``second`` answers better than ``first`` on the same examples; ``right`` decides what a right answer
+    is."""
     pairs = [(right(t, a), right(t, b)) for t, a, b in zip(truth, first, second, strict=True)]
     wins, losses = pairs.count((False, True)), pairs.count((True, False))
     return Comparison(wins, losses, mcnemar(wins, losses))

@@ -26,7 +26,7 @@ _ABSENT: Final = object()
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of an answer is right."""
+    """The overlap of an answer with the right one."""
 
     precision: float
     """Share of what the answer says that is right."""
@@ -82,7 +82,7 @@ def _label_overlap(truth: str, answer: str) -> Overlap:
 def field_overlap(truth: str, answer: str) -> Overlap:
     """Agreement of two JSON values, leaf by leaf: a leaf is right at the same path with the same value.
 
-    The order of a list counts. An answer that is no JSON has no leaves.
+    The order of a list counts. An answer that is not JSON has no leaves.
     """
     wanted, given = Counter(_leaves(_parse(truth))), Counter(_leaves(_parse(answer)))
     return _overlap(wanted, given)

@@ -1,8 +1,8 @@
-"""Merging an adapter into its base without losing what was trained.
+"""Merges an adapter into its base without losing what was trained.
 
 A QLoRA adapter has learnt on top of the rounded 4-bit base, so that rounded base is dequantised and the adapter merged
-into it. The obvious ways are worse: merging inside the 4-bit weights rounds the small change away (PEFT issues 1043
-and 2321), and merging into the original 16-bit base drops what the adapter learnt of the rounding. The numbers are in
+into it. The obvious ways are worse: merging inside the 4-bit weights rounds the small change away (PEFT issues 1043 and
+2321), and merging into the original 16-bit base drops what the adapter learnt of the rounding. The numbers are in
 docs/concepts/training.md.
 """
 
@@ -15,8 +15,8 @@ from finetune_jobs.modelling.tuning import Tuning
 
 
 def merge(base: Path, tuned: Path, tuning: Tuning) -> Any:
-    """The tuned model as one 16-bit model, computing what was computed as trained; ``tuned`` is train's output. It is
-    in the pod's own memory where the GPU, which may have trained on 4 bits of each weight, is too small for it."""
+    """The tuned model as one 16-bit model that computes what the trained one did; ``tuned`` is train's output. It is in
+    pod memory if the GPU, which may have trained on 4 bits of each weight, is too small for it."""
     if not tuning.is_adapter:
         return load_checkpoint(tuned, where=device_for_16_bits(tuned))
     model = load_base(base, tuning.quantization, where=device_for_16_bits(base))

@@ -1,7 +1,6 @@
-"""What becomes of a model whose 16-bit weights are more than the GPU holds, which trained on 4 bits of each.
-
-It is merged and rounded in the pod's own memory, and the result computed from its 8-bit weights, one layer at a time.
-Both give the same as on a larger GPU, more slowly; ``fit.afterwards`` has made sure that there is room for them.
+"""Handles a model that was trained on 4 bits of each weight and whose 16-bit weights do not fit the GPU. It is merged
+and rounded in pod memory, and the result computed from its 8-bit weights, one layer at a time. Both give the same as on
+a larger GPU, more slowly; ``fit.afterwards`` has checked that they fit.
 """
 
 import logging
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def device_for_16_bits(folder: Path) -> str | None:
-    """Where the model of these files can be whole in 16 bits: on the usual device (None), or on the CPU."""
+    """Where the model of these files fits in 16 bits: on the usual device (None), or on the CPU."""
     if _gpu_holds(folder):
         return None
     log.info("%.1f GiB of 16-bit weights do not fit the GPU: they are kept in pod memory", _size(folder) / GIB)
@@ -28,7 +27,7 @@ def device_for_16_bits(folder: Path) -> str | None:
 
 
 def load_artifact(folder: Path) -> Any:
-    """An exported artifact, exactly as its files say; its weights stay rounded where the GPU could not hold them in 16
+    """An exported artifact, exactly as its files say; its weights stay rounded if they do not fit the GPU in 16
     bits."""
     model = load_checkpoint(folder)
     if not _gpu_holds(folder):
@@ -38,8 +37,8 @@ def load_artifact(folder: Path) -> Any:
 
 
 def keep_rounded(model: Any) -> None:
-    """Unpack each layer's weights for the moment of its own computation. By itself, compressed-tensors unpacks all of
-    them before the first one, and for good."""
+    """Unpack each layer's weights only while it computes. By default, compressed-tensors unpacks all of them before the
+    first layer runs, and keeps them so."""
     model.ct_decompress_hook.remove()
     for module in model.modules():
         if is_module_quantized(module):

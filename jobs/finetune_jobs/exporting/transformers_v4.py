@@ -1,4 +1,4 @@
-"""The dialect of transformers 4 in a checkpoint that transformers 5 wrote, which both understand.
+"""Adds the format of transformers 4 to a checkpoint that transformers 5 wrote, so that both can read it.
 
 Text Generation Inference 3.3 reads checkpoints with transformers 4.51: it looks for ``rope_theta`` where version 5
 writes ``rope_parameters`` and silently takes 10,000 when it is missing, it does not know the class
@@ -15,11 +15,11 @@ Json = dict[str, Any]
 GENERIC_TOKENIZER: Final = "PreTrainedTokenizerFast"
 """The class of transformers 4 that reads any ``tokenizer.json``."""
 _OF_THE_WRITER: Final = ("backend", "is_local", "local_files_only")
-"""Settings that transformers 5 leaves in tokenizer_config.json about the machine that wrote it."""
+"""Settings about the writing machine that transformers 5 leaves in tokenizer_config.json."""
 
 
 def write_transformers_v4(folder: Path) -> None:
-    """Add to a checkpoint's JSON files what readers with transformers 4 need. Doing it twice changes nothing."""
+    """Add to a checkpoint's JSON files what readers with transformers 4 need. Idempotent."""
     _rewrite(folder / "config.json", config_v4)
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.exists() else None
@@ -44,7 +44,7 @@ def tokenizer_config_v4(config: Json, template: str | None) -> Json:
     result = {name: value for name, value in config.items() if name not in _OF_THE_WRITER}
     if config.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = GENERIC_TOKENIZER
-    if isinstance(extra := config.get("extra_special_tokens"), list):  # version 4 wants a mapping there, and fails
+    if isinstance(extra := config.get("extra_special_tokens"), list):  # version 4 expects a mapping there, and fails
         result["additional_special_tokens"] = result.get("additional_special_tokens") or extra
         del result["extra_special_tokens"]
     if template and not config.get("chat_template"):

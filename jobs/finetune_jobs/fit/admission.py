@@ -1,8 +1,8 @@
-"""Whether a training and what comes after it fit its profile, and if not, the smallest change with which they would.
+"""Whether a training and the stages after it fit its profile, and if not, the smallest change that makes them fit.
 
-Changes are tried in the order of what they cost: the same optimiser step in more passes (time only), a rounded base
-(a little quality), shorter examples (data), other hardware (money). Activation checkpointing is always on for GPUs, so
-that it is no change. A model whose shape is unknown is admitted and told so: preflight never guesses.
+Changes are tried from cheap to expensive: the same optimiser step in more passes (time only), a rounded base (a little
+quality), shorter examples (data), other hardware (money). Activation checkpointing is always on for GPUs, so it is not
+a change. A model of unknown shape is admitted, and the message says so: preflight never guesses.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from finetune_jobs.fit.recipe import Batch, indivisible
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
 
 SHORTEST: Final = 64
-"""No shorter examples are proposed, in tokens; proposals are multiples of it."""
+"""Shortest ``maxLength`` that is proposed, in tokens; proposals are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def admit(
 ) -> Admission:
     """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
 
-    ``others`` are the platform's other profiles; ``samples`` of the test split are asked in the evaluation. Raises
-    StageError (FitRefused) that names the numbers and the smallest change that fits, and SpecInvalid where a step's
-    examples do not divide among the profile's processes.
+    ``others`` are the platform's other profiles; the evaluation asks ``samples`` of the test split. Raises StageError
+    (FitRefused) with the numbers and the smallest change that fits, and SpecInvalid if a step's examples do not divide
+    among the profile's processes.
     """
     part = per_process(training, hardware)
     if part is None:
@@ -76,23 +76,23 @@ def admit(
 
 
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
-    """Whether a GPU holds it, with a margin for what the estimate does not know."""
+    """Whether it fits a GPU, with a margin for the estimate's error."""
     return memory.gib <= USABLE * hardware.memory_gib
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    """Whether a pod has the memory to load what is divided among its GPUs; where it is not known, it has."""
+    """Whether a pod has the memory to load a model that is sharded over its GPUs; true if unknown."""
     available = _pod_gib(hardware)
     return not available or loading_memory(shape, training, hardware) / GIB <= available
 
 
 def _pod_gib(hardware: HardwareFacts) -> float:
-    """A pod's own memory; 0: not known."""
+    """Pod memory; 0: unknown."""
     return hardware.pod_memory_gib if hardware.has_gpu else hardware.memory_gib
 
 
 def per_process(training: Training, hardware: HardwareFacts) -> Training | None:
-    """What each of the profile's processes trains; None where a step's examples do not divide among them."""
+    """What each of the profile's processes trains; None if a step's examples do not divide among them."""
     part = Batch.of(training).divided(hardware.processes)
     if part is None:
         return None
@@ -100,12 +100,12 @@ def per_process(training: Training, hardware: HardwareFacts) -> Training | None:
 
 
 def smallest_change(shape: Shape, training: Training, hardware: HardwareFacts) -> Training | None:
-    """The first of the changed trainings that fits a GPU; None when none does."""
+    """The first changed training that fits a GPU; None if none does."""
     return next((changed for changed in _changes(training) if _fits_gpu(shape, changed, hardware)), None)
 
 
 def _changes(training: Training) -> Iterator[Training]:
-    """Ever larger changes, from smaller passes to shorter examples."""
+    """Changes of increasing size, from smaller passes to shorter examples."""
     yield from _smaller_passes(training)
     rounded = _rounded(training)
     if rounded is not None:
@@ -171,7 +171,7 @@ def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: 
 def _unloadable(
     shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
 ) -> StageError:
-    """Passes and lengths do not matter here: only an adapter, which is not divided, or another pod."""
+    """Passes and lengths do not matter here; only an adapter, which is not sharded, or another pod helps."""
     advice = _advice(shape, training, hardware, others)
     return StageError(
         Reason.FIT_REFUSED,
@@ -183,7 +183,7 @@ def _unloadable(
 
 
 def _advice(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> str:
-    """What would fit; empty where that is nothing that is known here."""
+    """What would fit; empty if nothing is known to."""
     changed = smallest_change(shape, training, hardware) if hardware.has_gpu else None
     advice = [f"It fits with {_difference(training, changed)}."] if changed else []
     if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
@@ -209,7 +209,7 @@ def _by_memory(others: Sequence[HardwareFacts]) -> list[HardwareFacts]:
 def _require_pod_memory(
     shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
 ) -> None:
-    """Off GPUs only what no data can change is refused: examples are mostly far shorter than maxLength."""
+    """Without a GPU, only what no data can change is refused: most examples are far shorter than maxLength."""
     floor = floor_memory(shape, training, ON_CPU, hardware.processes)
     if floor.gib <= hardware.memory_gib:
         return

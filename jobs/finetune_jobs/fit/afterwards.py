@@ -1,7 +1,7 @@
-"""Whether what comes after a training fits its profile too: the merging in export, and the models that evaluation asks.
+"""Whether the stages after a training fit its profile too: export's merge, and the models that evaluation runs.
 
-Both use one GPU at most. One that does not hold the model in 16 bits leaves the merging to the pod's own memory, and
-computes what was exported from its 8-bit weights (``modelling.room``). Without a GPU all of it is in the pod's memory.
+Both use one GPU at most. If it is too small for the model in 16 bits, the merge is done in pod memory, and the exported
+model is computed from its 8-bit weights (``exporting.offload``). Without a GPU everything is in pod memory.
 """
 
 from finetune_api.budget import HardwareFacts
@@ -11,7 +11,7 @@ from finetune_jobs.fit.shapes import Shape
 
 
 def shortage(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
-    """What does not fit, in a sentence; empty where all does, or where it is not known what there is."""
+    """What does not fit, in a sentence; empty if everything fits, or if the available memory is unknown."""
     return _of_export(shape, hardware) or (_of_evaluation(shape, training, hardware) if hardware.has_gpu else "")
 
 
@@ -30,8 +30,8 @@ def _of_export(shape: Shape, hardware: HardwareFacts) -> str:
 
 
 def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
-    """Under an adapter the base is as it was in training, which fits: what counts is the exported model, or one that
-    was tuned as a whole."""
+    """With an adapter the base is loaded as in training, which fits; what counts is the exported model, or a fully
+    tuned one."""
     rest = shape.parameters - shape.linear_parameters
     asked = BF16 * rest + (BF16 if training.method is Method.FULL else INT8) * shape.linear_parameters
     if holds(asked, hardware.memory_gib * GIB):

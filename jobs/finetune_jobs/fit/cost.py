@@ -1,4 +1,4 @@
-"""Time and money of a run, before the data are known: an upper bound, where the spec sets one."""
+"""Time and cost of a run before the data are known: an upper bound, if the spec sets one."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,22 @@ from finetune_jobs.fit.shapes import Shape
 
 @dataclass(frozen=True)
 class CostForecast:
-    """What can be said of a run's time and money."""
+    """What is known of a run's time and cost."""
 
     tokens_per_second: float
     """Speed of training, on all GPUs together."""
     load_seconds: float
-    """What each stage with the model needs before it begins."""
+    """Time that each stage with the model needs before it starts."""
     most_seconds: float | None
     """Upper bound of the time of all stages' pods; None without ``spec.training.maxSteps``."""
     most_usd: float | None
-    """Upper bound of what they cost."""
+    """Upper bound of their cost."""
 
 
 def forecast(
     shape: Shape, training: Training, step: Step, hardware: HardwareFacts, samples: int
 ) -> CostForecast | None:
-    """The forecast of a run whose evaluation asks ``samples`` examples; None where the hardware's speed is unknown."""
+    """The forecast of a run whose evaluation asks ``samples`` examples; None if the hardware's speed is unknown."""
     speed, load = tokens_per_second(shape, training, step, hardware), load_seconds(shape)
     if speed is None:
         return None

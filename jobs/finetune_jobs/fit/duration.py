@@ -1,9 +1,9 @@
-"""How long a training takes: floating-point operations per token over what the hardware does of them.
+"""How long a training takes: floating-point operations per token, divided by the hardware's rate.
 
 FLOPs per token are a multiple of the parameters that a token passes through (Kaplan et al. 2020, arXiv 2001.08361): 2
 forward, 2 for the gradients of the activations, 2 more for those of the weights where these are trained, and 2 to
-compute everything once more under checkpointing. Attention's own share, which grows with the length, is left out on
-both sides: the utilisation below was taken from published speeds with the same count.
+recompute everything under checkpointing. Attention's own share, which grows with the length, is left out on both sides:
+the utilisation below was derived from published speeds with the same count.
 """
 
 from typing import Final
@@ -17,12 +17,12 @@ UTILISATION: Final = 0.35
 """Share of a GPU's dense bfloat16 peak that trainings reach: 0.30 to 0.46 from 1,024 to 16,384 tokens on an A100
 (LLaMA-Factory's published speeds, Llama-2-7B with QLoRA)."""
 SCALING: Final = 0.9
-"""Share of their speed that several processes keep while they exchange gradients, most of which happens beside the
-backward pass (PyTorch DDP, Li et al. 2020, arXiv 2006.15704). An assumption for links of GPUs; Ethernet is slower."""
+"""Share of their speed that several processes keep while they exchange gradients, mostly during the backward pass
+(PyTorch DDP, Li et al. 2020, arXiv 2006.15704). An assumption for links of GPUs; Ethernet is slower."""
 SHARDED_SCALING: Final = 0.8
-"""The same where a whole model is divided: each pass gathers every layer twice, in float32, and adds up its gradients
-(FSDP, Zhao et al. 2023, arXiv 2304.11277); elsewhere only gradients are exchanged, once a step. An assumption for links
-of GPUs, not measured."""
+"""The same for a sharded model: each pass gathers every layer twice, in float32, and adds up its gradients (FSDP, Zhao
+et al. 2023, arXiv 2304.11277); elsewhere only gradients are exchanged, once a step. An assumption for links of GPUs,
+not measured."""
 CPU_FLOPS: Final = 130e9
 """Operations per second of one CPU with AVX512-BF16: SmolLM2-135M with QLoRA, 239 tokens per CPU second (measured)."""
 START_SECONDS: Final = 90.0

@@ -1,11 +1,11 @@
-"""Peak memory of a training step, term by term, as this project's trainer takes it.
+"""Peak memory of a training step in this project's trainer, term by term.
 
 A step's peak is what stays (weights, adapter, optimiser) plus the larger of two moments: the output layer's loss, while
 every layer waits for its backward pass, and the backward pass of one layer. The terms count what PyTorch's autograd
-keeps; ``hack/benchmarks/fit_estimate.py`` holds them against PyTorch's own memory tracker and published measurements.
+keeps; ``hack/benchmarks/fit_estimate.py`` compares them with PyTorch's own memory tracker and published measurements.
 Processes that train a whole model together hold an equal part each of weights, gradients and optimiser (ZeRO's stage 3,
-Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that compute (PyTorch's FSDP2).
-Method and the constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured there on a Tesla T4.
+Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that compute (PyTorch's FSDP2). Method and the
+constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured there on a Tesla T4.
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class Memory:
     activations: float
     """What the backward pass needs of the longest batch, at the worst moment."""
     workspace: float
-    """What is whole for a moment: one rounded matrix, or the layers that a divided model has gathered."""
+    """What is unsharded for a moment: one rounded matrix, or the layers that a divided model has gathered."""
     overhead: float
     """The process itself and what the allocator wastes."""
 
@@ -88,7 +88,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes that the device must have."""
+        """Bytes that the device needs."""
         return self.tensors + self.overhead
 
     @property
@@ -112,25 +112,25 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
 
 
 def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:
-    """What even the shortest examples need, one at a time: the part of the peak that data cannot change."""
+    """What even the shortest examples need, one at a time: the part of the peak that does not depend on the data."""
     return peak_memory(shape, training.model_copy(update={"batch_size": 1, "max_length": 1}), step, processes)
 
 
 def loading_memory(shape: Shape, training: Training, hardware: HardwareFacts) -> float:
-    """Bytes of a pod's own memory for the moment before a model is divided: each of the pod's processes has loaded it
-    whole, in float32. Otherwise 0: nothing is divided, and weights go to a GPU one after the other."""
+    """Bytes of pod memory just before a model is sharded: each of the pod's processes has loaded all of it, in float32.
+    Otherwise 0: nothing is sharded, and weights go to a GPU one by one."""
     if training.method is not Method.FULL or hardware.processes == 1:
         return 0
     return max(1, hardware.count) * (FP32 * shape.parameters + PROCESS)
 
 
 def resident(weights: float) -> float:
-    """Bytes that a GPU must have for a model of so many bytes that answers and is not trained."""
+    """Bytes that a GPU needs to run a model of so many bytes without training it."""
     return CUDA_CONTEXT + (1 + FRAGMENTATION) * weights
 
 
 def holds(weights: float, memory: float) -> bool:
-    """Whether a GPU with so many bytes of memory holds such a model."""
+    """Whether such a model fits a GPU with so many bytes of memory."""
     return resident(weights) <= USABLE * memory
 
 
@@ -159,7 +159,7 @@ def _state(shape: Shape, training: Training) -> float:
 
 
 def _after_backward(shape: Shape) -> float:
-    """What full fine-tuning needs once the activations are gone.
+    """What full fine-tuning needs after the activations are freed.
 
     A tied output layer's gradient comes in two halves that are added up, or Adam's foreach kernel copies the weights.
     """

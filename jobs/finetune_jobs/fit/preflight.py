@@ -1,7 +1,7 @@
 """The part of preflight that reads: the base model's config.json, and what it means for the stage's answer.
 
-Fail-open: a config.json that cannot be read here costs the estimate, never the run; the stage that loads the model says
-what is wrong with it.
+Fail-open: an unreadable config.json costs the estimate, never the run; the stage that loads the model reports what is
+wrong with it.
 """
 
 import json
@@ -24,7 +24,7 @@ CONFIG: Final = "config.json"
 
 
 def preflight(given: StageInput, store: Store, model: BaseModel, scratch: Path, *, trained: bool = False) -> Admission:
-    """Whether the run's training fits its profile; nothing where it has been done. Raises StageError (FitRefused)."""
+    """Whether the run's training fits its profile; nothing if it is already done. Raises StageError (FitRefused)."""
     if given.hardware is None or trained:
         return Admission(None, None, "")
     config = _read_config(store, model, scratch)

@@ -1,4 +1,4 @@
-"""The numbers of a training that are not left to the spec, and what follows from the spec's. Pure arithmetic."""
+"""The numbers of a training that the spec does not set, and what follows from those it sets. Pure arithmetic."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FULL_SHARE: Final = 0.1
 
 
 def learning_rate(training: Training, parameters: int) -> float:
-    """The peak rate: the spec's, or what suits the method and a model of so many parameters."""
+    """The peak rate: the spec's, or the default for the method and a model of so many parameters."""
     if training.learning_rate is not None:
         return float(training.learning_rate)
     rate = ADAPTER_RATE / 2 if parameters > LARGE_MODEL else ADAPTER_RATE
@@ -54,7 +54,7 @@ class Batch:
 
 
 def indivisible(training: Training, processes: int) -> str:
-    """What to say where a step's examples do not divide among the processes that train together."""
+    """The message if a step's examples do not divide among the processes that train together."""
     batch = Batch.of(training)
     nearest = math.ceil(batch.size * batch.passes / processes) * processes
     return (

@@ -1,7 +1,7 @@
 """The shape of a causal language model, from its config.json alone: its matrices, and what a token passes through.
 
 Parameter counts are exact for the families below (tests/unit/test_fit.py builds each with transformers and compares).
-A family that is not listed is unknown rather than guessed: what looks like Llama in a config may not be in memory.
+An unlisted family is unknown, not guessed: what looks like Llama in a config may differ in memory.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 
 class UnknownShapeError(ValueError):
-    """The shape cannot be told from this config.json; the message says why."""
+    """This config.json does not describe a known shape; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All of them: what memory has to hold."""
+        """All of them: this takes memory."""
         plain = self.layers * self.vectors + self.outer_vectors
         return self.linear_parameters + self.embedding_parameters + self.expert_parameters + plain
 
     @property
     def active_parameters(self) -> int:
-        """What one token passes through: what takes time."""
+        """What one token passes through: this takes time."""
         idle = self.experts.count - self.experts.active if self.experts else 0
         return self.parameters - self.layers * idle * (self.experts.parameters_each if self.experts else 0)
 

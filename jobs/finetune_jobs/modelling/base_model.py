@@ -27,7 +27,7 @@ _HUB_TIMEOUT: Final = 30.0
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model that is there and can be used."""
+    """A base model that exists and can be used."""
 
     uri: str
     digest: str
@@ -39,7 +39,7 @@ class BaseModel:
 
 
 def find_base_model(store: Store, uri: str) -> BaseModel:
-    """Look at a model without downloading it; ``store`` lends its connection.
+    """Check a model without downloading it, with the connection of ``store``.
 
     Raises StageError: ModelNotFound, ModelUnsupported (no config.json, no safetensors), GatedModelUnauthorized, and as
     Store for a model in S3.
@@ -50,7 +50,7 @@ def find_base_model(store: Store, uri: str) -> BaseModel:
 def fetch_base_model(context: Context, target: Path) -> None:
     """Put the run's base model into ``target``: configuration, tokenizer and safetensors.
 
-    Raises StageError as ``find_base_model``, and ModelNotFound when it is no longer the model that the run began with.
+    Raises StageError as ``find_base_model``, and ModelNotFound if it is no longer the model that the run started with.
     """
     _fetch(context, find_base_model(context.store, context.input.base_model_uri), target)
 

@@ -1,8 +1,8 @@
 """Prompts and training targets, rendered with the model's own chat template.
 
 Training uses exactly the tokens that a server will give the model: the prompt as the template renders it for
-generation, then the answer, then the token that ends the turn. So no second "training" template is needed, nothing
-but the answer and the stop token carries loss, and a padding token that equals the stop token does no harm.
+generation, then the answer, then the token that ends the turn. So no second "training" template is needed, only the
+answer and the stop token carry loss, and a padding token that equals the stop token does no harm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def stop_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
 def end_of_turn(tokenizer: Any, stops: frozenset[int]) -> int:
     """The token with which the template ends an assistant's turn.
 
-    Raises StageError(ModelUnsupported) when that is none of ``stops``: the model would be trained to go on for ever.
+    Raises StageError(ModelUnsupported) if that is not one of ``stops``: the model would learn never to stop.
     """
     answer = "an answer"
     rendered = _render(
@@ -78,7 +78,7 @@ def end_of_turn(tokenizer: Any, stops: frozenset[int]) -> int:
 def encode(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools = ()) -> Encoded:
     """A conversation that ends with the assistant's answer; only the answer and ``stop`` are learnt.
 
-    Raises StageError(ModelUnsupported) when the chat template has no form for the conversation.
+    Raises StageError(ModelUnsupported) if the chat template does not support the conversation.
     """
     prompt = prompt_ids(tokenizer, messages[:-1], tools)
     calls = messages[-1].get("tool_calls")
@@ -88,7 +88,7 @@ def encode(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools 
 
 
 def answer_text(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools = ()) -> str:
-    """The right answer as a model says it: text, or the calls of tools in the template's form."""
+    """The right answer as a model generates it: text, or tool calls in the template's format."""
     if not messages[-1].get("tool_calls"):
         return str(messages[-1]["content"])
     return str(tokenizer.decode(_call_ids(tokenizer, messages, stop, tools), skip_special_tokens=True)).strip()

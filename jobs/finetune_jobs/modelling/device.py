@@ -1,4 +1,4 @@
-"""Where models run, and the end of a pod that was promised a GPU and has none."""
+"""Where models run; a pod that was promised a GPU and has none ends here."""
 
 import logging
 from collections import Counter
@@ -18,10 +18,10 @@ def device() -> str:
 
 
 def require_promised(hardware: HardwareFacts | None) -> None:
-    """Say in the log what models run on; ``hardware`` is what the profile has, as far as that is known.
+    """Log what models run on; ``hardware`` is what the profile has, as far as known.
 
-    Raises StageError (GpuUnusable) where it has GPUs and CUDA cannot be used: torch would quietly take the CPUs, and
-    need days at the price of the GPUs.
+    Raises StageError (GpuUnusable) if it has GPUs but CUDA cannot be used: torch would silently use the CPUs, and take
+    days at the price of the GPUs.
     """
     if torch.cuda.is_available():
         names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
@@ -38,7 +38,7 @@ def require_promised(hardware: HardwareFacts | None) -> None:
 
 
 def _why_not() -> str:
-    """In torch's words, of which the first sentence says it."""
+    """The first sentence of torch's own explanation."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""Conversations as tokens and labels, refused where a model could not learn from them what was meant.
+"""Conversations as tokens and labels; those from which a model could not learn what was meant are rejected.
 
 Kept apart from ``modelling.chat``, which says what one prompt and one answer are.
 """
@@ -37,7 +37,7 @@ def encode_conversation(tokenizer: Any, example: Conversation, stop: int, loss: 
 
 
 def require_system_message(tokenizer: Any, messages: Sequence[chat.Message]) -> None:
-    """Raises StageError (ModelUnsupported) when another system message would give the model the same prompt."""
+    """Raises StageError (ModelUnsupported) if a different system message gives the same prompt."""
     system, *rest = messages[:-1]
     other = {**system, "content": system["content"] + _PROBE}
     if chat.prompt_ids(tokenizer, [system, *rest]) == chat.prompt_ids(tokenizer, [other, *rest]):

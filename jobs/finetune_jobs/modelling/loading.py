@@ -1,4 +1,4 @@
-"""Loading of base models, adapters and exported artifacts: safetensors only, never code of a checkpoint."""
+"""Loads base models, adapters and exported artifacts: safetensors only, never a checkpoint's code."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def rounding(quantization: Quantization) -> BitsAndBytesConfig:
 def load_base(
     folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype = DTYPE, where: str | None = None
 ) -> Any:
-    """The base model, rounded where asked for; the rest in ``dtype``; on ``device()`` unless ``where`` is another one.
+    """The base model, quantised if asked for; the rest in ``dtype``; on ``device()`` unless ``where`` is given.
 
     Raises StageError(ModelUnsupported).
     """
@@ -52,7 +52,7 @@ def load_base(
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
-            # rounds their scales to bfloat16, and the packed path has no backward pass, so that training would go on
+            # rounds their scales to bfloat16, and the packed path has no backward pass, so training would continue
             # with wrong gradients after the first validation.
             module.support_avx512bf16_for_cpu = False
     return model
@@ -80,11 +80,11 @@ TOKENIZER_FILES: Final = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Every file in which a tokenizer of transformers may live."""
+"""Every file that a tokenizer of transformers may consist of."""
 
 
 def copy_tokenizer(base: Path, out: Path) -> None:
-    """The base model's tokenizer, byte for byte: whatever is tuned, its text goes in and comes out as before."""
+    """The base model's tokenizer, byte for byte: tuning does not change how text is encoded and decoded."""
     for name in TOKENIZER_FILES:
         if (base / name).exists():
             shutil.copyfile(base / name, out / name)
@@ -92,7 +92,7 @@ def copy_tokenizer(base: Path, out: Path) -> None:
 
 @contextmanager
 def cuda_memory(load: str) -> Iterator[None]:
-    """Turns the end of the GPU's memory into StageError(CudaOutOfMemory); ``load`` says what it had to hold."""
+    """Turns CUDA's out-of-memory error into StageError(CudaOutOfMemory); ``load`` is what did not fit."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -129,7 +129,7 @@ def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options:
 
 
 def _require_all(loaded: dict[str, Any]) -> None:
-    """transformers makes up what a checkpoint lacks, at random and with a warning."""
+    """transformers fills in what a checkpoint lacks with random values and a warning."""
     if lacking := sorted(loaded["missing_keys"]):
         raise unsupported("weights", f"the files lack {_some(lacking)}, which config.json requires")
     if others := sorted(name for name, *_ in loaded["mismatched_keys"]):

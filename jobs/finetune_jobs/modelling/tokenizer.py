@@ -38,19 +38,18 @@ def stop_token(folder: Path, tokenizer: Any) -> int:
 
 @contextmanager
 def readable(what: str, folder: Path) -> Iterator[None]:
-    """Turns whatever a library says of files in ``folder`` that are damaged into StageError(ModelUnsupported).
-
-    RuntimeErrors stay: they are PyTorch's about the machine, such as the end of the GPU's memory.
+    """Turns any library's error about damaged files in ``folder`` into StageError(ModelUnsupported). RuntimeErrors
+    pass: PyTorch raises them about the machine, such as out of GPU memory.
     """
     try:
         yield
     except (StageError, RuntimeError):
         raise
-    except Exception as error:  # of damaged files, Rust and Python raise anything, bare Exception too
+    except Exception as error:  # for damaged files, Rust and Python raise anything, even bare Exception
         raise unsupported(what, str(error).replace(f"{folder}/", "").replace(str(folder), ".")) from error
 
 
 def unsupported(what: str, why: str) -> StageError:
-    """The error of a base model of which a part cannot be used."""
+    """The error for a base model with an unusable part."""
     first_line = next(iter(why.splitlines()), "")[:300].rstrip(".: ")
     return StageError(Reason.MODEL_UNSUPPORTED, f"The base model's {what} cannot be read: {first_line}.")

@@ -1,6 +1,5 @@
-"""What the stage train leaves: an adapter or a whole model, and on which base it was trained.
-
-The folder says so itself (``tuning.json``), so that whoever reads it rebuilds exactly what was trained.
+"""The output of the stage train: an adapter or a whole model, and how its base was quantised. The folder records that
+itself (``tuning.json``), so that its readers rebuild exactly what was trained.
 """
 
 from pathlib import Path
@@ -23,7 +22,7 @@ class Tuning(WireModel):
 
     @classmethod
     def of(cls, training: Training) -> "Tuning":
-        """What a training with these settings leaves."""
+        """The output of a training with these settings."""
         return cls(method=training.method, quantization=training.base_quantization)
 
     @property
@@ -33,12 +32,12 @@ class Tuning(WireModel):
 
 
 def write_tuning(folder: Path, tuning: Tuning) -> None:
-    """Let the folder say what it holds."""
+    """Record what the folder contains."""
     (folder / TUNING).write_text(tuning.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
 
 
 def read_tuning(folder: Path, method: Method) -> Tuning:
-    """What the folder holds; ``method`` is taken for folders of older versions, which do not say it themselves.
+    """What the folder contains; ``method`` is used for folders of older versions, which do not record it.
 
     Raises StageError (ArtifactCorrupt) for a file that cannot be read.
     """

@@ -1,1 +1,1 @@
-"""The frame of every stage: its command line, its input, its log, its result."""
+"""What all stages share: command line, input, log and result."""

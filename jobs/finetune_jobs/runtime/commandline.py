@@ -1,4 +1,4 @@
-"""The command line of the stages: ``python -m finetune_jobs.<stage>``, the same in a pod and on a desk."""
+"""The command line of the stages: ``python -m finetune_jobs.<stage>``, the same in a pod and on your machine."""
 
 import argparse
 import os
@@ -206,9 +206,9 @@ def _add_together(parser: argparse.ArgumentParser) -> None:
 
 
 def example_input(stage: Stage) -> StageInput:
-    """An input that is complete but for the addresses of earlier results, which are all zeros.
+    """A complete input, except that the addresses of earlier results are all zeros.
 
-    It has no inputKey (the runner makes it) and reuses nothing, so that a change of it is never overlooked.
+    It has no inputKey (the runner makes it) and reuses nothing, so that edits always take effect.
     """
     root = "s3://models/team-a"
     if stage in (Stage.FETCH, Stage.VERIFY):

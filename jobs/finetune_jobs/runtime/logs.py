@@ -21,7 +21,7 @@ from finetune_jobs.base.background import Repeating
 from finetune_jobs.store.s3 import Store
 
 TAIL_BYTES: Final = 256 * 1024
-"""So much of a log's end is kept."""
+"""How much of a log's end is kept."""
 KEEP_SECONDS: Final = 15.0
 """Time between two copies of a log's end; what a killed process (SIGKILL, a lost node) wrote after the last is gone."""
 
@@ -36,10 +36,10 @@ _TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "fil
 
 
 class Redaction:
-    """Takes out of a text what must not be read in a log: secret values of the environment, passwords in URLs."""
+    """Removes from a text what must not appear in a log: secret values of the environment, passwords in URLs."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        # Secrets made from files end in a line break, which whoever uses them leaves out.
+        # Secrets made from files end in a line break, which their users strip.
         secrets = {value.strip() for name, value in environment.items() if _SECRET_NAME.search(name)}
         longest_first = sorted((s for s in secrets if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -78,7 +78,7 @@ class PlainLines(logging.Formatter):
         self._redaction = redaction
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as the lines that people read."""
+        """The record as lines for people."""
         return self._redaction(super().format(record))
 
 
@@ -94,7 +94,7 @@ class Tail(logging.Handler):
         self._written = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a record (logging calls this under the handler's lock); the oldest lines make room for it."""
+        """Append a record (logging calls this under the handler's lock) and drop the oldest lines beyond the limit."""
         line = (self.format(record) + "\n").encode(errors="replace")
         self._written += 1
         self._lines.append(line)
@@ -114,7 +114,7 @@ class Tail(logging.Handler):
 class KeptLog:
     """Keeps the end of a log in the store while the stage runs, so that it can be read when the pod is gone.
 
-    Fail-open: a store that is away or refuses costs the copy, and ``finish`` a few seconds at most.
+    Fail-open: an unavailable or refusing store costs the copy, and ``finish`` a few seconds at most.
     """
 
     def __init__(self, tail: Tail, pause: float = KEEP_SECONDS) -> None:
@@ -130,7 +130,7 @@ class KeptLog:
         self._copying.soon()
 
     def finish(self, seconds: float) -> str:
-        """Copy the log's end a last time; its URI if it is there within ``seconds``, else an empty text."""
+        """Copy the log's end a last time; its URI if that succeeds within ``seconds``, else an empty text."""
         if self._copying is None:
             return ""
         self._copying.end()
@@ -150,10 +150,9 @@ def log_object(run: RunRef, stage: str, host: str = "") -> str:
 
 
 class PrintedLines(io.TextIOBase):
-    """Stands in for stdout and stderr where a machine reads the log: what libraries print becomes records of it.
-
-    A line is a record; of a line that was drawn several times (a progress bar), only its last state is one. What C code
-    writes, a crash above all, still goes to the process's real stderr.
+    """Stands in for stdout and stderr where a machine reads the log: what libraries print becomes log records.
+    Each line is a record; a line that was redrawn (a progress bar) is one record, with its last state. What C code
+        writes, above all at a crash, still goes to the process's real stderr.
     """
 
     def __init__(self, logger: logging.Logger, level: int) -> None:
@@ -167,7 +166,7 @@ class PrintedLines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Log the lines that are whole now, and keep the rest until it is."""
+        """Log the complete lines, and keep the rest until it is complete."""
         with self._lock:
             *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
@@ -175,7 +174,7 @@ class PrintedLines(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: a line that is not whole waits for its end."""
+        """Nothing: an incomplete line waits for its end."""
 
     def close(self) -> None:
         """Log what is left."""
@@ -188,7 +187,7 @@ class PrintedLines(io.TextIOBase):
         drawn = line.rstrip("\r").rpartition("\r")[2].rstrip()
         if not drawn:
             return
-        if getattr(self._thread, "logging", False):  # what logging itself prints: that it cannot log
+        if getattr(self._thread, "logging", False):  # logging's own errors
             print(drawn, file=sys.__stderr__)
             return
         self._thread.logging = True
@@ -199,9 +198,9 @@ class PrintedLines(io.TextIOBase):
 
 
 def set_up(stage: str, *, terminal: bool) -> Tail:
-    """Send this process's logs to stderr in the form that suits the reader; returns their end as JSON lines.
+    """Send this process's logs to stderr in the format for its reader; returns their end as JSON lines.
 
-    Without a terminal, what libraries print and warn of goes the same way, and they draw no progress bars.
+    Without a terminal, what libraries print and warn about goes there too, and they draw no progress bars.
     """
     redaction = Redaction(os.environ)
     lines = JsonLines(stage, redaction)
@@ -219,7 +218,7 @@ def set_up(stage: str, *, terminal: bool) -> Tail:
 
 
 def take_down() -> None:
-    """Have the process's own stdout and stderr again, for its last words; what was printed until now is logged."""
+    """Restore the process's own stdout and stderr for the end; what was printed until now is logged."""
     for printed in (sys.stdout, sys.stderr):
         if isinstance(printed, PrintedLines):
             printed.close()
@@ -227,6 +226,6 @@ def take_down() -> None:
 
 
 def process_age() -> float:
-    """Seconds since this process was started: what Python and the imports took (proc(5), field 22 of ``stat``)."""
+    """Seconds since this process started: the time of Python and the imports (proc(5), field 22 of ``stat``)."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return float(Path("/proc/uptime").read_text().split()[0]) - started

@@ -1,4 +1,4 @@
-"""The one way into every stage: read the input, reuse or do the work, publish it, write the result, exit.
+"""The entry point of every stage: read the input, reuse or do the work, publish it, write the result, exit.
 
     def main() -> None:
         run_stage(Stage.PREPARE, prepare)
@@ -47,14 +47,14 @@ from finetune_jobs.store.s3 import Store
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_SECONDS: Final = 1.5
-"""Longest that the end of a stage waits for the store to take the end of its log."""
+"""Longest that a stage waits at its end for the end of its log to reach the store."""
 MAX_MESSAGE: Final = 1024
 """Longest message of a StageResult, in characters."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage works with."""
+    """What a stage is given."""
 
     input: StageInput
     store: Store
@@ -79,7 +79,7 @@ class StageOutput:
     output_digest: str = ""
     """Content address, for stages that publish no folder."""
     cut: bool = False
-    """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give another result."""
+    """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give a different result."""
     found: list[Found] = field(default_factory=list)
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that made it (lineage)."""
@@ -105,10 +105,11 @@ def run_stage(
 ) -> None:
     """Run a stage and exit the process with an ExitCode.
 
-    ``around`` is entered for the work itself, and not for a result that is reused.
-    ``after`` is called with the output's digest when the output is there, made or reused, before the result is written.
+    ``around`` is entered for the work itself, not for a reused result.
+    ``after`` is called with the output's digest once the output exists, made or reused, before the result is written.
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
-    ``helper``: one of several processes whose first one answers for all: it works, and reuses and publishes nothing.
+    ``helper``: one of several processes, the first of which reports for all: it works, but reuses and publishes
+    nothing.
     """
     options = commandline.parse(stage, None)
     terminal = sys.stderr.isatty()
@@ -117,7 +118,7 @@ def run_stage(
     run = _help if helper else partial(execute, around=around, after=after)
     kept = None if helper else kept_log
     result, code = _guarded(stage, lambda context: run(context, work), graceful, options, terminal, kept)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: what is left takes no time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to stop: the rest takes no time
     logs.take_down()
     log.log(logging.INFO if code == ExitCode.OK else logging.ERROR, "%s: %s", result.reason, _advised(result))
     write_result(options.result, _naming_log(result, kept_log.finish(_LAST_WORDS_SECONDS)))
@@ -130,7 +131,7 @@ def run_stage(
 def execute(
     context: Context, work: Work, *, around: Around = _nothing_around, after: After | None = None
 ) -> StageResult:
-    """The stage itself: reuse what this input gave before, or do the work and publish it. Raises StageError."""
+    """The stage itself: reuse an earlier result of this input, or do the work and publish it. Raises StageError."""
     given = context.input
     reused = _lookup(context)
     if reused is None:
@@ -208,7 +209,7 @@ def _publish(context: Context, made: StageOutput) -> StageResult:
     key, record = require(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
     ended_by = given.max_cost if made.cut else ""
     standing = folders.publish_record(context.store, given.stage, key, record, ended_by=ended_by)
-    # Without reuse the record may be an older one: this run then goes on with what it has made itself.
+    # Without reuse the record may be an older one: this run then continues with its own output.
     return result if standing.result == result or not given.reuse else _reused(standing)
 
 
@@ -236,8 +237,8 @@ def _guarded(
     terminal: bool,
     kept_log: logs.KeptLog | None,
 ) -> tuple[StageResult, ExitCode]:
-    """Whatever happens becomes a result and an exit code; tracebacks go to the log only. Without ``kept_log`` the
-    process is a helper, whose progress and log are not shown either."""
+    """Every outcome becomes a result and an exit code; tracebacks go to the log only. Without ``kept_log`` the process
+    is a helper, whose progress and log are not shown either."""
     try:
         given = read_input(stage, options.input)
         progress = Progress(stage, show=terminal, quiet=kept_log is None)
@@ -246,7 +247,7 @@ def _guarded(
         stopping = _on_sigterm(graceful)
         with _scratch(stage, options.scratch) as scratch:
             store = Store.connect(given.storage, results_root(given))
-            if given.output and kept_log:  # who serves an artifact may only read what its FineTuneJob wrote
+            if given.output and kept_log:  # serving may only read what the artifact's FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, stage))
             context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
             return run(context), ExitCode.OK
@@ -267,7 +268,7 @@ def _guarded(
 def _scratch(stage: Stage, given: str | None) -> AbstractContextManager[str]:
     if given:
         return nullcontext(given)
-    # A tracker's process may still write there; what is left goes with the pod.
+    # A tracker's process may still write there; the rest is deleted with the pod.
     return tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-", ignore_cleanup_errors=True)
 
 
@@ -278,7 +279,7 @@ def _exit_code(error: StageError) -> ExitCode:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an exception comes from a full disk; closing what could not be written may have raised another one."""
+    """Whether an exception comes from a full disk; closing the unwritten file may have raised another one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -299,8 +300,8 @@ def _advised(result: StageResult) -> str:
 
 
 def _naming_log(result: StageResult, uri: str) -> StageResult:
-    """A failure says where its log is, if there is room for it beside the stage and the remedy, which the operator
-    adds: it would cut the URI."""
+    """A failure names its log, if there is room for it beside the stage and the remedy, which the operator adds: it
+    would cut the URI."""
     message = f"{result.message} Log: {uri}"
     shown = f"{result.stage}: {message} {remedy(result.reason, _kind(result.stage))}"
     if not uri or result.outcome is Outcome.SUCCEEDED or len(shown) > MAX_MESSAGE:
@@ -326,7 +327,7 @@ def _on_sigterm(graceful: bool) -> threading.Event:
 
 
 def write_result(path: str, result: StageResult) -> None:
-    """Write the result, cut to what a termination message may hold; the message gives way first."""
+    """Write the result, cut to the size of a termination message; the message is shortened first."""
     text = result.model_dump_json(by_alias=True)
     while len(text.encode()) > MAX_RESULT_BYTES and result.message:
         result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})

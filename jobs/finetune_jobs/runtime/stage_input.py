@@ -1,4 +1,4 @@
-"""The input of a stage: read from its file, held against what this version knows, and given its key."""
+"""The input of a stage: read from its file, checked against this version's fields, and given its key."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from finetune_jobs.base.errors import StageError
 log = logging.getLogger(__name__)
 
 _NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
-"""Values of a field that ask for nothing."""
+"""Values of a field that request nothing."""
 
 
 def read_input(stage: Stage, path: str) -> StageInput:
@@ -33,9 +33,8 @@ def read_input(stage: Stage, path: str) -> StageInput:
 
 
 def _require_known(given: StageInput, content: Any, place: str) -> None:
-    """Fields that only a newer version knows are ignored, unless what they ask for is part of a key.
-
-    A result without it, stored under that key, would be taken for one that has it by every later run.
+    """Fields that only a newer version knows are ignored, unless they are part of a key: every later run would take a
+    result without them, stored under that key, for one with them.
     """
     for field, value in unknown_fields(StageInput, content).items():
         name = ".".join(map(str, field))
@@ -56,7 +55,7 @@ def _is_keyed(stage: Stage, field: tuple[str | int, ...]) -> bool:
 
 
 def _with_key(given: StageInput, place: str) -> StageInput:
-    """An input written by hand needs no key: it follows from the rest."""
+    """An input written by hand needs no key: it is computed from the rest."""
     if given.stage not in PIPELINE or given.input_key:
         return given
     if getattr(given.params, given.stage.value) is None:

@@ -1,5 +1,6 @@
 """Training of a model or an adapter.
 
-``learning_curve`` trains on parts of the examples; what the losses forecast is computed in the package readiness, in
-the module of that name. ``division`` is about the processes that train together, not about training and test.
+``learning_curve`` trains on parts of the examples; the forecast from their losses is computed in the module of that
+name in the package readiness. ``division`` is about processes that train together, not about the training and test
+splits.
 """

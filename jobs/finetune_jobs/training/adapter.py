@@ -17,7 +17,7 @@ _SHOWN = 12
 def adapter_config(model: Any, training: Training) -> LoraConfig:
     """The adapter that the spec asks for: LoRA (Hu et al. 2021), or with the changes of DoRA and rsLoRA.
 
-    Raises StageError (SpecInvalid): ``targetModules`` names a layer that the model does not have, or ``rank`` is more
+    Raises StageError (SpecInvalid): ``targetModules`` names a layer that the model does not have, or ``rank`` is higher
     than the layers can use.
     """
     _require_layers(linear_layers(model), training, type(model).__name__)
@@ -33,7 +33,8 @@ def adapter_config(model: Any, training: Training) -> LoraConfig:
 
 
 def linear_layers(model: Any) -> dict[str, int]:
-    """Every layer that can get an adapter, by its full name: the smaller side of its weight, the most rank it has."""
+    """Every layer that can have an adapter, by its full name: the smaller side of its weight, which is its maximum
+    rank."""
     head = model.get_output_embeddings()
     return {
         name: _smaller_side(module)

@@ -24,11 +24,11 @@ FIRST: Final = 0.05
 LAST: Final = 0.95
 """The steps take the stage's progress from FIRST to LAST; before is loading, after is publishing."""
 FLUSH_SECONDS: Final = 40.0
-"""So long the last checkpoint may take to reach the store: stage pods have a minute between SIGTERM and SIGKILL."""
+"""How long the last checkpoint may take to reach the store: stage pods have a minute between SIGTERM and SIGKILL."""
 
 
 class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Reports every step, and ends a training that has gone wrong: LossNotFinite, LossDiverged."""
+    """Reports every step, and ends a training that fails: LossNotFinite, LossDiverged."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -36,8 +36,8 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         self._losses: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A training that goes on judges by its whole history, but not its speed: the steps of earlier pods took this
-        one no time. Nor did loading, of which the steps say nothing."""
+        """A resumed training is judged by its whole history, except for its speed: this pod spent no time on the steps
+        of earlier pods. Loading does not count either."""
         self._losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         self._progress.begin(_share(state), "training")
 
@@ -71,13 +71,14 @@ class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
 
 def _share(state: Any) -> float:
-    """The stage's progress after the steps that are done."""
+    """The stage's progress after the completed steps."""
     return FIRST + (LAST - FIRST) * float(state.global_step) / float(state.max_steps)
 
 
 class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Keeps checkpoints safe outside the pod, by validations and by minutes; once ``stopping`` is set, saves a last
-    time and ends the training, in the middle of a step if need be. Processes that train together decide together."""
+    """Saves checkpoints outside the pod, after validations and every few minutes; once ``stopping`` is set, saves a
+    last time and ends the training, in the middle of a step if necessary. Processes that train together decide
+    together."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         save: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``minutes``: age of the last checkpoint at which another one is due, 0 for never; ``save`` writes one."""
+        """``minutes``: age of the last checkpoint at which the next one is due, 0 for never; ``save`` writes one."""
         self._checkpoints, self._stopping, self._team = context.checkpoints, context.stopping, context.team
         self._work, self._save, self._clock = work, save, clock
         self._ends = False
@@ -103,13 +104,13 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         self._before = _Moment.now(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The weights stay as they are until the step's end: till then a checkpoint of this moment can be written."""
+        """The weights do not change until the step's end: until then a checkpoint of this moment can be written."""
         if not self._epoch_begins:
             self._before = _Moment.now(state)
         self._epoch_begins = False
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step may take longer than the pod has left: the begun one is given up, and repeated by the next pod."""
+        """A step may take longer than the pod has left: the current one is abandoned, and repeated by the next pod."""
         (self._ends,) = self._team.any(self._stopping.is_set())
         if not self._ends:
             return
@@ -131,8 +132,8 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         control.should_save = control.should_save or due or self._ends
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raises StoppedError once the checkpoint of a training that must stop is safe, or StageError (PeerLost) where
-        it is another pod that must."""
+        """Raises StoppedError once the checkpoint of a training that must stop is saved, or StageError (PeerLost) if
+        another pod must stop."""
         self._saved = self._clock()
         self._checkpoints.keep(self._work)
         if not self._ends or state.global_step >= state.max_steps:

@@ -2,15 +2,15 @@
 
     <place>/state.json                        which checkpoints count, and which attempt may say so (``ownership``)
     <place>/attempt-<n>/checkpoint-<step>/    one checkpoint with its manifest
-    <place>/too-large/<examples>              a pass that the memory of one of several GPUs did not hold
+    <place>/too-large/<examples>              a pass that did not fit the memory of one of several GPUs
 
-A checkpoint counts from the moment ``state.json`` names it: it was uploaded whole by then and its sizes were looked
-up. It is verified by its hashes when it comes back. Nothing in it is unpickled without ``weights_only`` (transformers
-5 reads optimiser, scheduler and random states that way).
+A checkpoint counts once ``state.json`` names it: it is completely uploaded by then, and its sizes were checked. Its
+hashes are verified when it is downloaded. Nothing in it is unpickled without ``weights_only`` (transformers 5 reads
+optimiser, scheduler and random states that way).
 
-The upload runs beside the training, in a thread of its own that works on hard links, so that the trainer may go on
-and delete its own folders meanwhile. Only the newest snapshot waits: where the store is slower than the training,
-checkpoints are skipped rather than queued up.
+The upload runs beside the training, in its own thread on hard links, so that the trainer may continue and delete its
+own folders. Only the newest snapshot waits: if the store is slower than the training, checkpoints are skipped, not
+queued.
 """
 
 import json
@@ -45,11 +45,11 @@ _SNAPSHOTS: Final = ".snapshots"
 
 class Checkpoints:
     """The checkpoints of one training in ``store``, a place of its own that this attempt takes over for the run with
-    the id ``run``; without ``reuse`` it goes on from those of this run only.
+    the id ``run``; without ``reuse`` it resumes from those of this run only.
 
     Of several processes that train together, only the first one writes; the others read what it names. All of them must
     make and use it at the same points of their work.
-    Raises StageError as Store. Later methods raise StageError (Superseded) when a newer attempt has the place.
+    Raises StageError as Store. Later methods raise StageError (Superseded) once a newer attempt has taken over.
     """
 
     def __init__(self, store: Store, run: str = "", team: Team = ALONE, *, reuse: bool = True) -> None:
@@ -61,7 +61,7 @@ class Checkpoints:
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    # What earlier attempts have found out
+    # What earlier attempts found out
 
     @property
     def attempt(self) -> int:
@@ -69,7 +69,7 @@ class Checkpoints:
         return self._owner.state.attempt
 
     def batch(self, otherwise: Batch) -> Batch:
-        """The batch that the GPUs' memory was found to hold, or ``otherwise``."""
+        """The batch that was found to fit the GPUs' memory, or ``otherwise``."""
         state = self._owner.state
         found = Batch(state.batch_size, state.gradient_accumulation)
         same = found.size * found.passes == otherwise.size * otherwise.passes
@@ -84,26 +84,25 @@ class Checkpoints:
         return Batch(size, passes)
 
     def remember_too_large(self, batch: Batch) -> None:
-        """Let later attempts begin with fewer examples a pass; any process of a team may have found it out."""
+        """Let later attempts start with fewer examples per pass; any process of a team may call this."""
         self._store.put(f"{_TOO_LARGE}/{batch.size}", b"")
 
     def remember_batch(self, batch: Batch) -> None:
-        """Let later attempts begin with this batch."""
+        """Let later attempts start with this batch."""
         self._owner.update(batch_size=batch.size, gradient_accumulation=batch.passes)
 
     @property
     def seconds(self) -> float:
-        """What the attempts of this run so far took, as ``remember_seconds`` was told."""
+        """Seconds of this run's attempts so far, as given to ``remember_seconds``."""
         return self._owner.state.seconds
 
     def remember_seconds(self, seconds: float) -> None:
-        """Let later attempts know how long the training has taken."""
+        """Tell later attempts how long the training has taken."""
         self._owner.update(seconds=round(seconds, 1))
 
     def restore(self, work: Path) -> Path | None:
-        """Bring the store's checkpoints below ``work``, once per pod; the newest, or None where there is none.
-
-        A damaged one is dropped with a warning: an older one, or the beginning, costs time and nothing else.
+        """Download the store's checkpoints to ``work``, once per pod; the newest, or None if there is none. A damaged
+        one is skipped with a warning: resuming from an older one, or restarting, costs only time.
         """
         if self._team.first:
             self._fetch(work)
@@ -112,7 +111,7 @@ class Checkpoints:
             for place in places:
                 folders.fetch_folder(self._store, place, work / place.rpartition("/")[2])
         if self._team.first_of_pod:
-            newest(work)  # what it changes in the files must not happen twice at a time
+            newest(work)  # its changes to the files must not happen concurrently
         self._team.wait()
         return newest(work)
 
@@ -134,9 +133,8 @@ class Checkpoints:
     # Keeping new ones
 
     def keep(self, work: Path) -> None:
-        """Have the store hold the checkpoints below ``work`` and no others, as soon as it can.
-
-        Returns at once; raises what made an earlier upload fail for good.
+        """Make the store keep the checkpoints below ``work`` and no others, as soon as possible. Returns at once;
+        raises the permanent error of an earlier upload.
         """
         if not self._team.first:
             return
@@ -153,13 +151,13 @@ class Checkpoints:
             shutil.rmtree(replaced, ignore_errors=True)
 
     def check(self) -> None:
-        """Raises what made an upload fail for good (no access, superseded); a store that is away is no such thing."""
+        """Raises the permanent error of an upload (no access, superseded); an unavailable store is not one."""
         with self._wake:
             if self._failure:
                 raise self._failure
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all that was given is in the store; False when that took too long. Raises as ``check``."""
+        """Wait until everything is in the store; False if that takes too long. Raises as ``check``."""
         deadline = time.monotonic() + seconds
         with self._wake:
             while (self._busy or self._pending) and not self._failure:
@@ -171,7 +169,7 @@ class Checkpoints:
 
     @property
     def newest_step(self) -> int:
-        """Step of the newest checkpoint that is safe in the store; 0 where there is none. The first process knows."""
+        """Step of the newest checkpoint in the store; 0 if there is none. Only the first process knows it."""
         return max((_step(place) for place in self._owner.state.checkpoints), default=0)
 
     def _serve(self) -> None:
@@ -220,7 +218,7 @@ class Checkpoints:
         place.put(MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
 
     def _prune(self) -> None:
-        """Delete what no longer counts; a newer attempt's files, which this one may not judge, are left alone."""
+        """Delete what no longer counts, except a newer attempt's files, which this one may not judge."""
         kept = tuple(f"{place}/" for place in self._owner.state.checkpoints)
         for entry in self._store.list():
             number = entry.key.partition("/")[0].rpartition("-")[2]
@@ -250,7 +248,8 @@ def _step(name: str) -> int:
 
 
 def _snapshot(work: Path) -> Path:
-    """Hard links to all checkpoints as they are now: made in an instant, and the same when the originals are gone."""
+    """Hard links to all checkpoints as they are now: created instantly, and unchanged when the originals are
+    deleted."""
     target = work / _SNAPSHOTS / str(time.monotonic_ns())
     for folder in work.glob(_PATTERN):
         shutil.copytree(
@@ -261,8 +260,8 @@ def _snapshot(work: Path) -> Path:
 
 
 def _relocate(checkpoint: Path) -> None:
-    """The trainer's state names the best checkpoint by an absolute path, which is another one in this pod. Where that
-    checkpoint is gone, the best of those that are left is it: its weights are kept in the end, and its loss told."""
+    """The trainer's state names the best checkpoint by an absolute path, which differs in this pod. If that checkpoint
+    is gone, the best remaining one takes its place: its weights are kept in the end, and its loss reported."""
     path = checkpoint / TRAINER_STATE
     state = json.loads(path.read_text(encoding="utf-8"))
     best = state.get("best_model_checkpoint")
@@ -283,7 +282,7 @@ def _relocate(checkpoint: Path) -> None:
 
 
 def _best_left(work: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trainer's state says of the best checkpoint, by the validations of those that are below ``work``."""
+    """What the trainer's state should say about the best checkpoint, by the validations of those below ``work``."""
     losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     left = [step for step in losses if (work / f"checkpoint-{step}").is_dir()]
     step = min(left, key=lambda step: losses[step], default=None)

@@ -17,14 +17,12 @@ from finetune_jobs.training.figures import End, Facts, Settings, figures
 log = logging.getLogger(__name__)
 
 _MIRROR_SECONDS: Final = 60.0
-"""Between two validations, the files are mirrored so often."""
+"""Time between two uploads between validations."""
 
 
 class EventFiles:
-    """Follows a training into TensorBoard's files.
-
-    A training that goes on after a restart writes a file of its own, which takes back what the one before it wrote of
-    steps that are done again (``purge_step``); hence the writer is opened with the first measurement.
+    """Records a training in TensorBoard's files. A resumed training writes its own file, which revokes what the
+    previous one recorded for repeated steps (``purge_step``); so the writer is opened at the first measurement.
     """
 
     def __init__(self, folder: Path, place: Store, settings: Settings, facts: Facts) -> None:
@@ -35,7 +33,7 @@ class EventFiles:
         self._mirroring = Repeating(self._mirror, name="uploading the TensorBoard files", pause=_MIRROR_SECONDS)
 
     def measured(self, measurement: Measurement) -> None:
-        """Write what is known of a step; after a validation, have the files mirrored."""
+        """Write what is known of a step; after a validation, upload the files."""
         with _fail_open():
             self._writer = self._writer or self._open(measurement.step)
             for tag, value in figures(measurement):
@@ -45,7 +43,7 @@ class EventFiles:
                 self._mirroring.soon()
 
     def end(self, end: End) -> None:
-        """Close the files and have them mirrored a last time."""
+        """Close the files and upload them a last time."""
         with _fail_open():
             if self._writer:
                 if end is End.FINISHED:
@@ -77,7 +75,7 @@ class EventFiles:
 
 @contextmanager
 def _fail_open() -> Iterator[None]:
-    """A scratch volume that is full costs the figures; the training will say itself that it is."""
+    """A full scratch volume costs the figures; the training will report it itself."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What every tracker of a training is told, by the names under which people find it there."""
+"""What every tracker of a training receives, under the names that people see there."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -9,16 +9,16 @@ from finetune_jobs.base.progress import Measurement
 Settings = dict[str, str | float]
 """The training's hyperparameters."""
 Facts = dict[str, str]
-"""What ties a tracked run to its job, its data and its base model."""
+"""What links a tracked run to its job, its data and its base model."""
 
 
 class End(StrEnum):
-    """How a training ended, in MLflow's words."""
+    """How a training ended, in MLflow's terms."""
 
     FINISHED = "FINISHED"
     FAILED = "FAILED"
     KILLED = "KILLED"
-    """It was told to stop, and may go on in another pod."""
+    """It was told to stop, and may resume in another pod."""
 
 
 _TAGS: Final[Mapping[str, str]] = {

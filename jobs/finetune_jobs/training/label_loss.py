@@ -27,10 +27,11 @@ SCALED_LOGITS: Final = (
 
 
 class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
-    """SFTTrainer that, off CUDA, projects only the positions with a label through the LM head. The loss is the same.
+    """SFTTrainer that, without CUDA, projects only the positions with a label through the LM head. The loss is the
+    same.
 
-    In a validation, the loss is that per token of the whole split, however it is divided: a mean of batches' means
-    would change with the batch, and with it which weights are the best.
+    In a validation, the loss is per token of the whole split, however it is divided: a mean of batch means would change
+    with the batch size, and with it which weights are the best.
     """
 
     labels_per_example = 0.0

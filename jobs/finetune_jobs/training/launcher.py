@@ -1,7 +1,7 @@
-"""Starts the processes that train together in a pod, one per GPU, and answers for them.
+"""Starts the processes that train together in a pod, one per GPU, and reports for them.
 
-Each is this stage's own program with torchrun's environment variables and writes a result of its own; the pod's is
-chosen from them. torchrun itself is left out: it keeps neither exit codes nor messages, and when one fails it ends the
+Each is this stage's own program with torchrun's environment variables and writes its own result; the pod's is chosen
+from them. torchrun itself is not used: it keeps neither exit codes nor messages, and if one process fails it ends the
 others with SIGTERM, which means "save a checkpoint" here (docs/decisions/0006-training-on-several-gpus-and-pods.md).
 """
 
@@ -30,7 +30,7 @@ from finetune_jobs.runtime.runner import failure, write_result
 log = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS: Final = 55.0
-"""How long the others may go on when one has ended badly: to notice it, and to bring a last checkpoint to the store."""
+"""How long the others may continue after one has failed: to notice it, and to save a last checkpoint."""
 _POLL_SECONDS: Final = 0.2
 
 
@@ -46,12 +46,12 @@ class Ended:
 
 
 def own_rank(environment: Mapping[str, str]) -> int | None:
-    """Number of this process among those that train together; None for one that was not started as such."""
+    """Rank of this process among those that train together; None if it was not started as one of them."""
     return int(environment["RANK"]) if "RANK" in environment else None
 
 
 def launch(options: argparse.Namespace) -> NoReturn:
-    """Run the processes of this pod and exit as the whole: with the stage's result on node 0, without one elsewhere."""
+    """Run the processes of this pod and exit for all: with the stage's result on node 0, without one elsewhere."""
     logs.set_up(Stage.TRAIN, terminal=sys.stderr.isatty())
     with tempfile.TemporaryDirectory(prefix="finetune-train-", ignore_cleanup_errors=True) as folder:
         ranks = range(options.node * options.processes, (options.node + 1) * options.processes)
@@ -78,9 +78,8 @@ def launch(options: argparse.Namespace) -> NoReturn:
 def supervise(
     processes: Mapping[int, "subprocess.Popen[bytes]"], last_words: float = LAST_WORDS_SECONDS
 ) -> list[tuple[int, int]]:
-    """Wait for all; number and exit code in the order of their ends.
-
-    When the first process (rank 0) has ended, or any of them badly, the others have ``last_words`` seconds left.
+    """Wait for all; rank and exit code in the order of their ends.
+    Once the first process (rank 0) has ended, or any has failed, the others have ``last_words`` seconds left.
     """
     running, ended, deadline = dict(processes), list[tuple[int, int]](), float("inf")
     while running:
@@ -100,7 +99,7 @@ def supervise(
 
 def verdict(ended: Sequence[Ended]) -> tuple[StageResult | None, ExitCode]:
     """The pod's result and exit code. Once the first process has succeeded, the rest does not matter; of failures, the
-    first one counts whose process did not only follow another's."""
+    first one counts that was not caused by another process's end."""
     first = next((each for each in ended if each.rank == 0), None)
     if first and first.code == ExitCode.OK:
         return first.result, ExitCode.OK
@@ -136,7 +135,7 @@ def _variables(options: argparse.Namespace, rank: int) -> dict[str, str]:
 
 
 def _pass_on_sigterm(processes: Mapping[int, "subprocess.Popen[bytes]"]) -> None:
-    """The processes decide together what becomes of a SIGTERM; this one goes on waiting for them."""
+    """The processes decide together how to handle SIGTERM; this one keeps waiting for them."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         for process in processes.values():

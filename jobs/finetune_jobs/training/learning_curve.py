@@ -1,13 +1,13 @@
 """The learning curve of a training: the same recipe on parts of its examples, to forecast what more would bring.
 
-It comes after the training whose weights are kept, and reads nothing of it but its validation loss, so that it cannot
-change them. Each part is a training of its own, from the base model on: the same settings, steps and validations in
-proportion, the same validation examples. A larger part holds the smaller ones, and each label has its share in it.
+It runs after the training whose weights are kept, and reads only that training's validation loss, so it cannot change
+them. Each part is a training of its own, starting from the base model: the same settings, steps and validations in
+proportion, the same validation examples. A larger part contains the smaller ones, and each label has its share in it.
 
     <place>/<percent>.json     a finished part
 
-A pod that goes on after another repeats the part that was under way and no other. What goes wrong in a part costs the
-part, never the training; what has no place in the budget is left out.
+A pod that takes over from another repeats only the unfinished part. A failure in a part costs the part, never the
+training; parts that exceed the budget are skipped.
 """
 
 import gc
@@ -64,7 +64,7 @@ CURVE: Final = "learning_curve.json"
 
 
 class Measured(WireModel):
-    """Content of ``<percent>.json``: what the training of a part came to."""
+    """Content of ``<percent>.json``: the result of a part's training."""
 
     schema_version: int = 1
     run: str = ""
@@ -76,12 +76,12 @@ class Measured(WireModel):
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the trainings of parts work."""
+    """Where the parts are trained."""
 
     files: Files
     training: Training
     batch: Batch
-    """As it fitted into the memory."""
+    """As it fitted the memory."""
     place: Store
     """Keeps the finished parts."""
     stopping: threading.Event
@@ -111,7 +111,7 @@ class Parts:
                 yield Point(measured.examples, measured.validation_loss)
 
     def _kept(self, percent: int) -> Measured | None:
-        """What an earlier attempt measured; a damaged file counts as none, and so may another run's."""
+        """What an earlier attempt measured; a damaged file does not count, nor does another run's unless reused."""
         path = f"{percent}.json"
         content = self.place.get(path)
         if content is None:
@@ -124,8 +124,8 @@ class Parts:
         return measured if self.reuse or measured.run == self.run else None
 
     def _worth_trying(self, percent: int, examples: int) -> bool:
-        """Whether the part makes a step and the budget pays for it: its share of all that was spent, loading included,
-        is more than it will take."""
+        """Whether the part is enough for one step and the budget covers it: its share of everything spent so far,
+        loading included, is more than it will take."""
         if examples < self.batch.size * self.batch.passes:
             log.warning("learning curve: %s %% are %s examples, too few for one step", percent, examples)
             return False
@@ -137,7 +137,7 @@ class Parts:
     def _measure(
         self, percent: int, part: Dataset, validation: Dataset, tokens: int, progress: Progress
     ) -> Measured | None:
-        """Train on the part, and keep what that came to; None where it could not be trained."""
+        """Train on the part, and keep the result; None if it could not be trained."""
         work = self.files.work / f"curve-{percent}"
         try:
             measured = self._train(proportional(self.training, percent), part, validation, tokens, work, progress)
@@ -146,7 +146,7 @@ class Parts:
             return None
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            gc.collect()  # the model that is gone may sit in reference cycles
+            gc.collect()  # the deleted model may survive in reference cycles
             torch.cuda.empty_cache()
         self.place.put(f"{percent}.json", measured.model_dump_json(by_alias=True, indent=1).encode())
         return measured
@@ -172,7 +172,7 @@ class Parts:
 def measure_curve(parts: Parts, whole: Trained, progress: Progress) -> Forecast:
     """Train on the parts and write ``learning_curve.json`` and ``learning_curve.html`` beside the weights of ``whole``.
 
-    A training that its budget ended is no point of a curve: the parts would have had more steps for their size.
+    A training that its budget ended is not a point of the curve: the parts would have had more steps for their size.
     Raises StoppedError when the pod must stop, and StageError as Store.
     """
     everything = Point(read_tokens(parts.files.dataset, "train").num_rows, whole.validation_loss)
@@ -216,7 +216,7 @@ def proportional(training: Training, percent: int) -> Training:
 
 
 class _Stopping(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Ends a part when the pod must stop: what it had so far is not worth keeping."""
+    """Ends a part when the pod must stop: its progress is not worth keeping."""
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
@@ -235,7 +235,7 @@ def _percents(training: Training) -> list[int]:
 
 
 def _left_aside(dataset: Path) -> int:
-    """Training examples that a pilot left aside, as prepare reported."""
+    """Training examples that a pilot did not use, as prepare reported."""
     report = dataset / "report.json"
     rows = json.loads(report.read_text(encoding="utf-8"))["rows"] if report.exists() else {}
     return int(rows.get("outsidePilot", 0))

@@ -1,7 +1,7 @@
 """A training as a run of an MLflow tracking server: settings as params, figures as metrics, lineage as tags.
 
-Everything goes through a bounded queue and a thread of its own: a server that is slow, away or wrong costs the
-figures, never a step. Nothing but that server is contacted: MLflow's own usage statistics are off.
+Everything goes through a bounded queue and its own thread: a slow, unavailable or faulty server costs the figures,
+never a step. Nothing but that server is contacted: MLflow's own usage statistics are off.
 https://mlflow.org/docs/latest/ml/tracking/
 """
 
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 _DELIVER_SECONDS: Final = 5.0
 """Time between two deliveries."""
 _QUEUE: Final = 20_000
-"""Figures that wait at most (some 3,000 steps, 5 MB); beyond, the oldest are lost."""
+"""Maximum of queued figures (about 3,000 steps, 5 MB); beyond it, the oldest are dropped."""
 _BATCH: Final = 1000
 """Most metrics that the server takes in a request."""
 _PARAMS: Final = 100
 """Most params that the server takes in a request."""
 _TIMEOUT_SECONDS: Final = 5
 _IDENTITY: Final = "finetune.identity"
-"""Tag by which a training that goes on after a restart finds its MLflow run again."""
+"""Tag by which a resumed training finds its MLflow run again."""
 
 
 class MlflowRun:
-    """Follows a training into a run of the server at ``url``. Login comes from MLflow's environment variables."""
+    """Records a training as a run of the server at ``url``. Login comes from MLflow's environment variables."""
 
     def __init__(self, url: str, experiment: str, name: str, settings: Settings, facts: Facts) -> None:
         self._experiment, self._name = experiment, name
@@ -45,7 +45,7 @@ class MlflowRun:
         self._batch: list[tuple[str, float, int, int]] = []
         self._lost = 0
         self._delivering = Repeating(self._deliver, name=f"tracking with MLflow at {url}", pause=_DELIVER_SECONDS)
-        self._delivering.soon()  # so that the run is there from the beginning
+        self._delivering.soon()  # so that the run exists from the start
 
     def measured(self, measurement: Measurement) -> None:
         """Queue what is known of a step."""
@@ -55,7 +55,7 @@ class MlflowRun:
             self._waiting.append((tag, value, now, measurement.step))
 
     def end(self, end: End) -> None:
-        """Have the rest delivered and the run closed. A stopped one is opened again by the pod that goes on."""
+        """Deliver the rest and close the run. The pod that resumes a stopped training reopens it."""
         self._end = end
         self._delivering.end()
 
@@ -68,7 +68,7 @@ class MlflowRun:
         return done and not missing
 
     def _deliver(self) -> None:
-        """In the thread: whatever fails here is tried again, with the same batch."""
+        """In the thread: a failure here is retried, with the same batch."""
         from mlflow.entities import Metric
 
         self._run_id = self._run_id or self._open()
@@ -81,7 +81,7 @@ class MlflowRun:
             self._client.set_terminated(self._run_id, self._end.value)
 
     def _open(self) -> str:
-        """The id of this training's run: that of a pod before this one, or a new one."""
+        """The id of this training's run: an earlier pod's, or a new one."""
         from mlflow.entities import Param
 
         found = self._client.get_experiment_by_name(self._experiment)
@@ -99,7 +99,8 @@ class MlflowRun:
 
 
 def _client(url: str) -> Any:
-    """MLflow's client, told to be brief and to keep to its server. It takes its settings from the environment only."""
+    """MLflow's client, configured to log little and contact only its server. It reads its settings from the environment
+    only."""
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

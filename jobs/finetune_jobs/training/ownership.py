@@ -1,12 +1,12 @@
 """Which process may write a training's state: the newest attempt, and no other.
 
-A pod that was cut off from its node goes on for a while after its replacement has started. Both see the same place in
-the store, so every attempt begins by raising a number there (compare and swap), and every later write of the state
-is conditional on the object being the one that this attempt wrote last. An attempt that lost the place cannot change
-it any more, and stops (a fencing token, Kleppmann, "How to do distributed locking", 2016).
+A pod on a disconnected node runs for a while after its replacement has started. Both see the same place in the store,
+so every attempt begins by raising a number there (compare and swap), and every later write of the state requires that
+the object is still the one that this attempt wrote last. An attempt that lost the place can no longer change it, and
+stops (a fencing token, Kleppmann, "How to do distributed locking", 2016).
 
-A write whose answer was lost may have arrived all the same, and its repetition is then refused: a refusal alone says
-nothing, the number in the object does.
+A write whose response was lost may still have arrived, and its repetition is then refused: only the number in the
+object is conclusive, not the refusal.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 STATE: Final = "state.json"
 _TRIES: Final = 10
-"""Attempts that may begin at the same moment; and answers that may be lost one after the other."""
+"""Attempts that may start at the same moment; also responses that may be lost in a row."""
 
 
 class RunState(WireModel):
@@ -33,23 +33,23 @@ class RunState(WireModel):
     attempt: int = 0
     """Number of the attempt that owns the place."""
     batch_size: int = 0
-    """Examples per pass that the GPU's memory was found to hold; 0: the spec's."""
+    """Examples per pass that were found to fit the GPU's memory; 0: the spec's."""
     gradient_accumulation: int = 0
     """Passes per step that go with it."""
     run: str = ""
     """Id of the run to which that attempt belongs."""
     seconds: float = 0.0
-    """What the run's attempts so far took, where the training has an allowance."""
+    """Seconds of the run's attempts so far, if the training has a time budget."""
     checkpoints: list[str] = []
-    """Folders of the complete checkpoints; anything else in the place is left over."""
+    """Folders of the complete checkpoints; anything else in the place can be deleted."""
 
 
 class Ownership:
     """The right of one attempt to write ``state.json`` in a place of the store; thread-safe."""
 
     def __init__(self, store: Store, run: str = "", *, reuse: bool = True) -> None:
-        """Take the place over from whatever attempt had it, for a run with the id ``run``; without ``reuse`` the
-        checkpoints of other runs do not count any more."""
+        """Take the place over from the attempt that had it, for the run with the id ``run``; without ``reuse`` the
+        checkpoints of other runs no longer count."""
         self._store, self._run, self._reuse = store, run, reuse
         self._lock = threading.Lock()
         self._state, self._etag = self._take()
@@ -60,7 +60,7 @@ class Ownership:
         return self._state
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the state. Raises StageError (Superseded) when a newer attempt owns the place."""
+        """Change fields of the state. Raises StageError (Superseded) if a newer attempt owns the place."""
         with self._lock:
             state = self._state.model_copy(update=changes)
             for _ in range(_TRIES):
@@ -88,8 +88,8 @@ class Ownership:
         return before.model_copy(update=changes)
 
     def _own(self, state: RunState) -> tuple[RunState, str]:
-        """What the store holds of the attempt that wants ``state``, with its tag. Raises StageError (Superseded) when
-        it is another attempt's by now."""
+        """What the store holds of the attempt that wants ``state``, with its tag. Raises StageError (Superseded) if it
+        now belongs to another attempt."""
         found = self._store.get_tagged(STATE)
         standing = self._parse(found[0]) if found else RunState()
         if found is None or (standing.attempt, standing.run) != (state.attempt, state.run):
@@ -99,7 +99,7 @@ class Ownership:
     def _parse(self, content: bytes) -> RunState:
         try:
             return parse_json(content, RunState, self._store.uri(STATE))
-        except StageError as error:  # the training begins anew: that costs time and nothing else
+        except StageError as error:  # the training restarts: that costs only time
             log.warning("state ignored: %s", error.message)
             return RunState()
 
@@ -118,7 +118,7 @@ class Ownership:
 
 
 class Following:
-    """The state as the other processes of a training see it, which leave the writing to the first."""
+    """The state as the other processes of a training see it; only the first one writes it."""
 
     def __init__(self, state: RunState) -> None:
         self.state = state

@@ -1,12 +1,12 @@
-"""Full fine-tuning by several processes: weights, gradients and optimiser are divided among them (FSDP2, through
+"""Full fine-tuning by several processes: weights, gradients and optimiser are sharded over them (FSDP2, through
 accelerate; the same as ZeRO's stage 3, Rajbhandari et al. 2020, arXiv 1910.02054).
 
 A layer's weights are gathered when it computes, and freed again. They are gathered in float32 and rounded by autocast,
-as one process does it: the same training, at twice the traffic of gathering them in bfloat16.
+as in a single process: the same training, at twice the traffic of gathering them in bfloat16.
 
-A checkpoint has the files that one process alone writes, so that any number of processes goes on from it: transformers'
-own for FSDP can be read under FSDP only, and torch's sharded ones hold pickles. The first process therefore needs the
-memory of the host for all of it while it writes or reads.
+A checkpoint has the files that a single process writes, so that any number of processes can resume from it:
+transformers' own for FSDP can be read under FSDP only, and torch's sharded ones contain pickles. The first process
+therefore needs host memory for the whole checkpoint while it writes or reads it.
 """
 
 import logging
@@ -54,7 +54,7 @@ def settings() -> dict[str, Any]:
 
 
 class ShardedTrainer(LabelLossTrainer):
-    """LabelLossTrainer whose model is divided. What saves or loads anything is called by all processes together."""
+    """LabelLossTrainer with a sharded model. All processes call together what saves or loads anything."""
 
     is_fsdp_enabled: bool
     """transformers' own."""
@@ -80,12 +80,12 @@ class ShardedTrainer(LabelLossTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """As without FSDP, where accelerate puts autocast around the model. Autocast would keep its 16-bit copies of
-        all weights until the pass is over: a whole model again."""
+        all weights until the pass ends: a whole model again."""
         with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def weights(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """All weights, in the first process, those that are tied to others left out; nothing in the others."""
+        """All weights in the first process, without tied copies; nothing in the others."""
         if dtype:
             self.model.to(dtype)
         weights = get_model_state_dict(self.model, options=_WHOLE)
@@ -134,7 +134,7 @@ class ShardedTrainer(LabelLossTrainer):
 
 
 def _enable_on_cpus(state: AcceleratorState, plugin: FullyShardedDataParallelPlugin) -> None:
-    """accelerate 1.15 takes FSDP's settings on accelerators only, and drops them on CPUs without a word.
+    """accelerate 1.15 applies FSDP's settings on accelerators only, and silently drops them on CPUs.
 
     Nothing behind that check asks for one: FSDP2 is a part of torch, which shards, gathers and reduces over gloo as
     over NCCL. Whoever asks accelerate later gets the state that it would have made (``AcceleratorState.__init__``).

@@ -22,17 +22,17 @@ from finetune_jobs.base.errors import StageError
 log = logging.getLogger(__name__)
 
 AT_LEAST: Final = 900.0
-"""Seconds without a sign of life that are always allowed: the first step compiles kernels, a validation is long."""
+"""Seconds without a sign of life that are always tolerated: the first step compiles kernels, a validation is long."""
 TIMES_USUAL: Final = 20.0
-"""And so many times the usual distance of two signs of life."""
+"""And this many times the usual interval between two signs of life."""
 LAST_CHANCE: Final = 30.0
-"""Seconds that the training's thread has to end by itself."""
+"""Seconds for the training's thread to end by itself."""
 _REMEMBERED: Final = 101
 
 
 class StallWatch(TrainerCallback):  # type: ignore[misc] # transformers has no types
     """Ends a process whose training shows no sign of life for long: with StageError (StepHung) in the training's thread
-    where Python still runs there, otherwise the whole process, so that a new pod can go on from the last checkpoint.
+    if Python still runs there, otherwise the whole process, so that a new pod can resume from the last checkpoint.
 
     A context manager; must be entered in the main thread. A sign of life is a forward pass or a step of a validation.
     """

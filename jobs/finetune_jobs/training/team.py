@@ -1,8 +1,7 @@
-"""The processes that train together, one per GPU, and the few words that they exchange beside the gradients.
-
-Each is told its place by torchrun's environment variables (the launcher sets them). Weights and gradients are
-accelerate's business; what stands here goes over CPUs (gloo) on GPU machines too, so that no word waits for a kernel.
-Words are bytes, never pickles.
+"""The processes that train together, one per GPU, and the few messages that they exchange besides gradients. Each
+learns its rank from torchrun's environment variables (the launcher sets them). accelerate handles weights and
+gradients; messages go over CPUs (gloo) on GPU machines too, so that none waits for a kernel. They are bytes, never
+pickles.
 """
 
 import logging
@@ -24,17 +23,17 @@ from finetune_jobs.base.errors import StageError
 log = logging.getLogger(__name__)
 
 GATHERING_SECONDS: Final = 3600.0
-"""How long the processes wait for each other at the beginning: a pod may wait for a node, then fetches files."""
+"""How long the processes wait for each other at the start: a pod may wait for a node, then fetches files."""
 SILENCE_SECONDS: Final = 900.0
-"""How long one waits for another's word or gradients: a node that lost its power closes no connection."""
+"""How long a process waits for another's message or gradients: a node that lost power closes no connection."""
 _PAUSE: Final = 1.0
 _LOST: Final = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl")
-"""What the errors say by which torch reports that another process is gone."""
+"""Texts of torch's errors when another process is gone."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """The place of this process among those that train together."""
+    """The rank of this process among those that train together."""
 
     rank: int = 0
     """From 0; the first one alone writes checkpoints, measurements and the result."""
@@ -59,7 +58,8 @@ class Team:
         return self.local_rank == 0
 
     def join(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Find the others; returns once all are there. Raises StageError (PeerLost) when they do not come in time."""
+        """Connect to the others; returns once all are connected. Raises StageError (PeerLost) if they are not in
+        time."""
         if self.size == 1:
             return
         host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -93,7 +93,7 @@ class Team:
         return self.collect(content)[0]
 
     def collect(self, content: bytes) -> list[bytes]:
-        """Everybody's ``content``, by rank."""
+        """Every process's ``content``, by rank."""
         if self.size == 1:
             return [content]
         length = torch.tensor([len(content)])
@@ -106,7 +106,7 @@ class Team:
         return [bytes(each[: int(size)].numpy()) for each, size in zip(contents, lengths, strict=True)]
 
     def wait(self) -> None:
-        """Returns once all are here."""
+        """Returns once all have arrived."""
         self.any(False)
 
 
@@ -115,7 +115,7 @@ ALONE: Final = Team()
 
 @contextmanager
 def peers_needed(team: Team) -> Iterator[None]:
-    """Turns torch's errors about a process that is gone into StageError (PeerLost), after which all begin again."""
+    """Turns torch's errors about a lost process into StageError (PeerLost), after which all restart."""
     try:
         yield
     except (RuntimeError, OSError) as error:
@@ -132,7 +132,7 @@ def peers_needed(team: Team) -> Iterator[None]:
 
 
 def _await(host: str, port: int, seconds: float) -> None:
-    """Wait until the first process listens: its pod's name has no address before, and another one after a restart."""
+    """Wait until the first process listens: until then its pod's name has no address, and after a restart a new one."""
     deadline = time.monotonic() + seconds
     while True:
         try:

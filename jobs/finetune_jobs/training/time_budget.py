@@ -1,4 +1,4 @@
-"""The end of a training by its budget: the money is gone, the best weights are kept."""
+"""Ends a training when its budget is spent; the best weights are kept."""
 
 import logging
 from collections.abc import Callable
@@ -17,23 +17,22 @@ from finetune_jobs.training.watchdogs import Ending
 log = logging.getLogger(__name__)
 
 NOTE_SECONDS: Final = 60.0
-"""Time between two notes of what has been spent: as much is forgotten of a pod that is killed."""
+"""Time between two records of the time spent: a killed pod loses at most this much."""
 _LAST_NOTE_SECONDS: Final = 5.0
-"""Longest that the end of a pod waits for its last note: after the last checkpoint there is not much time left."""
+"""Longest wait for the last record when a pod ends: after the last checkpoint there is little time left."""
 
 
 class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Ends the training after the step in which its seconds ran out, over all attempts: what costs is the pod, so
-    loading counts too. The last step is validated, so that its weights can be the best.
-
-    A context in which it notes for later attempts what has been spent, from time to time and at the end, however that
-    comes: a store that is away costs the note, never the training.
+    """Ends the training after the step in which its seconds run out, over all attempts: the pod is what costs, so
+    loading counts too. The last step is validated, so that its weights can be the best. As a context it records the
+    time spent for later attempts, periodically and at the end, however that comes: an unavailable store costs the
+    record, never the training.
     """
 
     def __init__(
         self, seconds: int, checkpoints: Checkpoints, age: Callable[[], float] = process_age, team: Team = ALONE
     ) -> None:
-        """``seconds`` for the whole stage; ``age`` tells how long this attempt has been there."""
+        """``seconds`` for the whole stage; ``age`` gives how long this attempt has been running."""
         self._seconds, self._checkpoints, self._age, self._team = seconds, checkpoints, age, team
         self._earlier = checkpoints.seconds
         self._notes: Repeating | None = None
@@ -63,7 +62,7 @@ class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no t
 
     @property
     def left(self) -> float:
-        """Seconds that are left of the allowance; 0 once it is used up."""
+        """Seconds left of the budget; 0 once it is used up."""
         return max(0.0, self._seconds - self.spent)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -74,7 +73,7 @@ class TimeBudget(TrainerCallback):  # type: ignore[misc] # transformers has no t
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
     def ending(self, otherwise: Ending) -> Ending:
-        """How the training came to its end; ``otherwise`` is what its losses say."""
+        """How the training ended; ``otherwise`` is the verdict from its losses."""
         if not self.used_up:
             return otherwise
         return Ending(

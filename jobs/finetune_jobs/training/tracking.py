@@ -1,9 +1,8 @@
-"""Tracking of a training: what is measured at every step, and who is told.
+"""Tracking of a training: what is measured at every step, and who receives it.
 
 ``Measuring`` turns what the trainer logs into measurements, which the stage's Progress shows as Prometheus metrics.
-``tracked`` adds the followers of a run: TensorBoard event files, which always are kept beside the results, and runs of
-MLflow and Weights & Biases where the spec names them. Tracking is fail-open: whatever goes wrong with it costs the
-figures only.
+``tracked`` adds the followers of a run: TensorBoard event files, which are always kept beside the results, and runs of
+MLflow and Weights & Biases if the spec names them. Tracking is fail-open: a failure costs the figures only.
 """
 
 import json
@@ -29,7 +28,7 @@ from finetune_jobs.training.mlflow_run import MlflowRun
 from finetune_jobs.training.wandb_run import WandbRun
 
 _SPEED_STEPS: Final = 20
-"""The speed is that of so many last steps: one step says little where examples differ in length."""
+"""The speed is averaged over this many last steps: one step says little if examples differ in length."""
 LAST_WORDS_SECONDS: Final = 2.0
 """Longest that the end of a training waits for all its followers together; W&B takes longer to close a run."""
 
@@ -77,9 +76,9 @@ class Measuring(TrainerCallback):  # type: ignore[misc] # transformers has no ty
 
 @contextmanager
 def tracked(given: StageInput, tracking: Tracking, store: Store, folder: Path, progress: Progress) -> Iterator[None]:
-    """Have what ``progress`` records inside the block tracked as the run of ``given``; ``folder`` is for its files.
+    """Track what ``progress`` records inside the block as the run of ``given``; ``folder`` is for its files.
 
-    The store keeps the event files below ``runs/<name>/<uid>/tracking/<run id>/``, where a pod that goes on after
+    The store keeps the event files below ``runs/<name>/<uid>/tracking/<run id>/``, where a pod that takes over from
     another adds its own.
     """
     settings, facts = hyperparameters(given), lineage_facts(given)
@@ -115,7 +114,7 @@ def hyperparameters(given: StageInput) -> Settings:
 
 
 def lineage_facts(given: StageInput) -> Facts:
-    """What ties the tracked run to the FineTuneJob, its data and its base model; empty facts are left out."""
+    """What links the tracked run to the FineTuneJob, its data and its base model; empty facts are omitted."""
     facts = {
         "job": f"{given.run.namespace}/{given.run.name}",
         "run_id": given.run.id,

@@ -79,7 +79,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to."""
+    """The result of a training."""
 
     steps: int
     train_loss: float
@@ -92,7 +92,7 @@ class Trained:
     learning_rate: float
     """At its peak."""
     batch: Batch
-    """As it fitted into the memory."""
+    """As it fitted the memory."""
     ending: Ending
 
     def scalars(self) -> dict[str, str]:
@@ -111,9 +111,10 @@ class Trained:
 
 
 def train_model(files: Files, training: Training, context: TrainingContext) -> Trained:
-    """Train as ``training`` says and write the result to ``files.out``; goes on from the newest checkpoint.
+    """Train as ``training`` says and write the result to ``files.out``; resumes from the newest checkpoint.
 
-    A GPU whose memory does not hold a pass gets half the examples at a time, and twice the passes: the same training.
+    If a pass does not fit the GPU's memory, it gets half the examples at a time, and twice the passes: the same
+    training.
 
     Raises StageError: ModelUnsupported, SpecInvalid (layers, rank), LossNotFinite, LossDiverged, CudaOutOfMemory (one
     example is too much), StepHung, Superseded, and as Store. Raises StoppedError when ``stopping`` ended it, after a
@@ -129,7 +130,7 @@ def train_model(files: Files, training: Training, context: TrainingContext) -> T
             raise _all_with_less(batch, team)
         batch = smaller
         checkpoints.remember_batch(batch)
-        gc.collect()  # the model that is gone may sit in reference cycles
+        gc.collect()  # the deleted model may survive in reference cycles
         torch.cuda.empty_cache()
         resume = kept.newest(files.work)
     if not checkpoints.flush(FLUSH_SECONDS):
@@ -140,7 +141,7 @@ def train_model(files: Files, training: Training, context: TrainingContext) -> T
 def _attempt(
     files: Files, training: Training, context: TrainingContext, batch: Batch, resume: Path | None
 ) -> Trained | None:
-    """The whole training with this batch, from the base model's files on; None when the memory did not hold it."""
+    """The whole training with this batch, from the base model's files on; None if it did not fit the memory."""
     progress, team = context.progress, context.team
     progress.report(0.0, "loading the base model")
     try:
@@ -174,7 +175,7 @@ def _attempt(
 
 
 def run_steps(trainer: LabelLossTrainer, resume: Path | None, progress: Progress) -> None:
-    """All steps that are left after the checkpoint ``resume``, under the watch for those that hang."""
+    """All steps after the checkpoint ``resume``, under a watch for steps that hang."""
     if resume:
         log.info("training resumes from %s", resume.name)
     progress.report(FIRST, "training")
@@ -188,7 +189,7 @@ def run_steps(trainer: LabelLossTrainer, resume: Path | None, progress: Progress
 
 
 def _share_of(training: Training, team: Team) -> Batch:
-    """This process's part of a step. Raises StageError (SpecInvalid) when a step's examples do not divide evenly."""
+    """This process's part of a step. Raises StageError (SpecInvalid) if a step's examples do not divide evenly."""
     batch = Batch.of(training).divided(team.size)
     if batch is None:
         raise StageError(Reason.SPEC_INVALID, indivisible(training, team.size))
@@ -196,7 +197,7 @@ def _share_of(training: Training, team: Team) -> Batch:
 
 
 def _all_with_less(batch: Batch, team: Team) -> StageError:
-    """The others wait for this process's gradients: it ends, and with it all, to begin again with smaller passes."""
+    """The others wait for this process's gradients: it ends, and all with it, to restart with smaller passes."""
     message = (
         f"The GPU of process {team.rank} is too small for {batch.size} examples at a time; all restart with fewer."
     )
@@ -204,7 +205,7 @@ def _all_with_less(batch: Batch, team: Team) -> StageError:
 
 
 def _smaller(batch: Batch, training: Training) -> Batch:
-    """What to try next. Raises StageError (CudaOutOfMemory) when a pass is one example already."""
+    """What to try next. Raises StageError (CudaOutOfMemory) if a pass is already a single example."""
     smaller = batch.smaller()
     if smaller is None:
         raise StageError(
@@ -251,14 +252,13 @@ def build_trainer(
 
 
 def sharded(training: Training, team: Team) -> bool:
-    """Whether the model is divided among the processes; under an adapter each has its own, which is only read."""
+    """Whether the model is sharded over the processes; with an adapter each has its own copy, which is only read."""
     return training.method is Method.FULL and team.size > 1
 
 
 def load_trainable(base: Path, training: Training, team: Team = ALONE) -> Any:
-    """The base model as it is trained: all of its weights in float32, or under an adapter, rounded where asked for.
-
-    One that is going to be divided need not fit a GPU: it is loaded into the host's memory.
+    """The base model for training: all weights in float32, or, under an adapter, quantised if asked for. A model that
+    will be sharded need not fit a GPU: it is loaded into host memory.
     """
     dtype = torch.float32 if training.method is Method.FULL else DTYPE
     return load_base(base, training.base_quantization, dtype=dtype, where="cpu" if sharded(training, team) else None)
@@ -303,7 +303,7 @@ def configuration(
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         gradient_checkpointing=on_gpu,  # memory for time: worth it on GPUs only
-        max_length=None,  # prepare has decided what becomes of long examples; TRL would cut them without a word
+        max_length=None,  # prepare has decided what becomes of long examples; TRL would silently truncate them
         seed=training.seed,
         data_seed=training.seed,
         eval_strategy="steps",
@@ -326,8 +326,8 @@ def configuration(
 
 
 def _save(trainer: LabelLossTrainer, weights: dict[str, torch.Tensor], training: Training, files: Files) -> None:
-    """The result without what only concerns this machine, with the base model's own tokenizer; ``weights`` are those of
-    a whole model."""
+    """The result without machine-specific data, with the base model's own tokenizer; ``weights`` are those of a whole
+    model."""
     files.out.mkdir(parents=True, exist_ok=True)
     if weights:
         trainer.model.save_pretrained(files.out, state_dict=weights, safe_serialization=True, max_shard_size=MAX_SHARD)

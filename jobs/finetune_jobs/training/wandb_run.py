@@ -1,10 +1,10 @@
 """A training as a run of Weights & Biases: settings and lineage as its config, figures as its history.
 
-Everything goes through a bounded queue and a thread of its own, as for MLflow: a server that is slow, away or wrong
-costs the figures, never a step. W&B's client has a process beside the training (wandb-core), which sends what that
-thread hands over, and tries again by itself while a server that has answered before is away.
+Everything goes through a bounded queue and its own thread, as for MLflow: a slow, unavailable or faulty server costs
+the figures, never a step. W&B's client runs a process beside the training (wandb-core), which sends what that thread
+hands over, and retries by itself if a server that has answered before is unavailable.
 
-The client is told to send what is said here and no more: no code, no list of packages, nothing about the machine, no
+The client is configured to send only what is listed here: no code, no list of packages, nothing about the machine, no
 output of the program, no files, no usage statistics or crash reports. Hence nothing but the server is contacted.
 https://docs.wandb.ai/ref/python/
 """
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 _DELIVER_SECONDS: Final = 5.0
 """Time between two deliveries to wandb-core."""
 _QUEUE: Final = 5_000
-"""Measurements that wait at most while there is no run (some 5 MB); beyond, the oldest are lost."""
+"""Maximum of queued measurements while there is no run (about 5 MB); beyond it, the oldest are dropped."""
 _REQUEST_SECONDS: Final = 5
 """Longest that the server may take for an answer."""
 _OPEN_SECONDS: Final = 15.0
 """Longest that opening a run may take, wandb-core's start included."""
 _FINISH_SECONDS: Final = 10.0
-"""Longest that closing a run may take. One that is not closed looks crashed, hence it gets its time."""
+"""Longest that closing a run may take. A run that is not closed looks crashed, so this may take a while."""
 
 
 class WandbRun:
-    """Follows a training into a run of W&B. The API key comes from the environment; ``folder`` is for W&B's files."""
+    """Records a training as a run of W&B. The API key comes from the environment; ``folder`` is for W&B's files."""
 
     def __init__(self, spec: Wandb, name: str, settings: Settings, facts: Facts, folder: Path) -> None:
         self._spec, self._name = spec, name
@@ -51,7 +51,7 @@ class WandbRun:
         self._lost = 0
         name = f"tracking with Weights & Biases at {spec.base_url}"
         self._delivering = Repeating(self._deliver, name=name, pause=_DELIVER_SECONDS)
-        self._delivering.soon()  # so that the run is there from the beginning
+        self._delivering.soon()  # so that the run exists from the start
 
     def measured(self, measurement: Measurement) -> None:
         """Queue what is known of a step."""
@@ -59,7 +59,7 @@ class WandbRun:
         self._waiting.append((measurement.step, dict(figures(measurement))))
 
     def end(self, end: End) -> None:
-        """Have the rest delivered and the run closed. A stopped one is opened again by the pod that goes on."""
+        """Deliver the rest and close the run. The pod that resumes a stopped training reopens it."""
         self._end = end
         self._delivering.end()
 
@@ -72,11 +72,11 @@ class WandbRun:
         return done and not missing
 
     def _deliver(self) -> None:
-        """In the thread: whatever fails here is tried again."""
+        """In the thread: a failure here is retried."""
         self._run = self._run or self._open()
         while self._waiting:
             step, row = self._waiting[0]
-            # What is done again after a restart is there already, with the same values; the client leaves it out.
+            # Steps repeated after a restart are already there, with the same values; the client skips them.
             self._run.log(row, step=step)
             self._waiting.popleft()
         if self._end:
@@ -85,7 +85,7 @@ class WandbRun:
             self._run.finish(exit_code=0 if self._end is End.FINISHED else 1)
 
     def _open(self) -> Any:
-        """This training's run, whose id follows from the lineage: a pod that goes on finds that of the one before."""
+        """This training's run, whose id is derived from the lineage: a pod that resumes finds the earlier one's."""
         if not os.environ[WANDB_KEY_VARIABLE]:
             raise StageError(Reason.SPEC_INVALID, _no_key(self._spec.credentials))
         job = self._facts["finetune.job"]
@@ -97,7 +97,7 @@ class WandbRun:
             name=self._name,
             id=digest(self._facts)[:32],
             resume="allow",
-            reinit="create_new",  # beside whatever else of this process: no library takes it for its own
+            reinit="create_new",  # beside any other run of this process: no library takes it for its own
             config=_nested({**self._settings, **self._facts}),
             settings=self._client.Settings(
                 mode="online",
@@ -128,7 +128,8 @@ class WandbRun:
 
 
 def _client(folder: Path) -> Any:
-    """W&B's client, told to be quiet, to keep its caches below ``folder``, and to send no reports about itself."""
+    """W&B's client, configured to be quiet, to keep its caches below ``folder``, and to send no reports about
+    itself."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {
         WANDB_KEY_VARIABLE: os.environ.get(

@@ -1,4 +1,4 @@
-"""What tells a training that goes well from one that does not: pure judgements over the losses so far."""
+"""Distinguishes good trainings from bad ones: pure judgements of the losses so far."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ History = Sequence[Mapping[str, Any]]
 """The trainer's log: entries with ``loss`` (of a step) or ``eval_loss`` (of a validation), in order."""
 
 WINDOW: Final = 10
-"""Steps that are judged together; one step's loss says little."""
+"""Steps judged together; one step's loss says little."""
 DIVERGED: Final = 1.0
-"""Nats per token above the beginning: the perplexity is e times that of the untrained model."""
+"""Nats per token above the start: the perplexity is e times that of the untrained model."""
 WORSE: Final = 1.01
 """A validation loss this many times the best is a rise; less is noise."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a training came to its end."""
+    """How a training ended."""
 
     reason: Reason
     message: str
@@ -29,7 +29,7 @@ class Ending:
 
 
 def not_finite(logs: Mapping[str, float]) -> str:
-    """Name of the first measure that is no number any more, or an empty string."""
+    """Name of the first measure that is no longer a number, or an empty string."""
     return next((name for name in ("loss", "grad_norm", "eval_loss") if not math.isfinite(logs.get(name, 0.0))), "")
 
 
@@ -39,7 +39,7 @@ def diverged(losses: Sequence[float]) -> bool:
 
 
 def overfits(history: History) -> bool:
-    """Whether the last two validations were worse than the best one, while the training loss went on falling."""
+    """Whether the last two validations were worse than the best one, while the training loss kept falling."""
     validations = [(place, entry["eval_loss"]) for place, entry in enumerate(history) if "eval_loss" in entry]
     if len(validations) < 3:
         return False
@@ -52,7 +52,7 @@ def overfits(history: History) -> bool:
 
 def ending(history: History, steps: int, planned: int, best: tuple[int, float]) -> Ending:
     """Why a training ended after ``steps`` of ``planned`` steps. In each case the weights of ``best`` are kept, a step
-    and its validation loss: the best of all, unless a restart has found the checkpoint of a better one lost."""
+    and its validation loss: the best of all, unless the checkpoint of a better one was lost in a restart."""
     validations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     kept = f"the weights of step {best[0]} are kept (validation loss {best[1]:.4f})"
     if overfits(history):
