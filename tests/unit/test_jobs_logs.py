@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import assume, given
@@ -166,3 +167,18 @@ def test_a_finalizer_that_prints_while_a_line_is_printed_does_not_wait_for_it(
     printed = PrintedLines(logging.getLogger("interrupted"), logging.WARNING)
     printed.write(Interrupted("one line\n"))
     assert caplog.messages == ["last words", "one line"]
+
+
+def test_a_bar_that_is_redrawn_for_hours_takes_no_memory(caplog: pytest.LogCaptureFixture) -> None:
+    printed = PrintedLines(logging.getLogger("drawn"), logging.WARNING)
+    tracemalloc.start()
+    try:
+        for percent in range(2000):
+            printed.write(f"\r{percent} " + "#" * 200)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    printed.write("\nas in DOS\r")
+    printed.write("\n")
+    assert held < 100_000
+    assert caplog.messages == ["1999 " + "#" * 200, "as in DOS"]

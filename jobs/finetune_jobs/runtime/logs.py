@@ -168,7 +168,8 @@ class PrintedLines(io.TextIOBase):
     def write(self, text: str) -> int:
         """Log the complete lines, and keep the rest until it is complete."""
         with self._lock:
-            *lines, self._begun = (self._begun + text).split("\n")
+            *lines, begun = (self._begun + text).split("\n")
+            self._begun = begun[begun.rstrip("\r").rfind("\r") + 1 :]  # a bar is redrawn for hours without an end
         for line in lines:
             self._log(line)
         return len(text)
