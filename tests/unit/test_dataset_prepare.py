@@ -199,11 +199,9 @@ def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Pre
     assert_says(caught.value.message, files, "overwritten", "Set spec.rerun")
 
 
-@pytest.mark.parametrize("module", ["download", "collect", "replay"])
+@pytest.mark.parametrize(
+    "module",
+    ["prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"],
+)
 def test_every_sentence_of_the_stage_is_provoked(endings: dict[str, str], module: str) -> None:
-    assert unsaid(f"finetune_jobs.preparation.{module}", endings.values()) == []
-
-
-@pytest.mark.parametrize("module", ["prepare", "reading.inputs"])
-def test_every_sentence_about_its_input_is_provoked(endings: dict[str, str], module: str) -> None:
     assert unsaid(f"finetune_jobs.{module}", endings.values()) == []

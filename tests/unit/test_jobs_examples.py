@@ -12,6 +12,7 @@ from finetune_jobs.examples.validation import Example, Rules
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.splitting.split import assign
+from tests.support.sentences import assert_says
 from tests.support.stages import prepare_params
 
 pytestmark = pytest.mark.unit
@@ -61,7 +62,7 @@ def test_a_record_stays_json_when_it_is_masked_or_is_a_fault(record: str, learnt
     if learnt is None:
         assert isinstance(found, Fault)
         assert (found.line, found.field, found.kind, found.value) == (3, "label", "answerNotJson", "")
-        assert found.problem.startswith("is no JSON any more once personal data and secrets are masked")
+        assert_says(found.problem, "valid JSON", "masking personal data", "spec.dataset.pii.entities")
     else:
         assert isinstance(found, Example)
         assert found.label == learnt

@@ -45,7 +45,9 @@ TABLES: Final = {
     ],
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.recipe"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
-    "test_dataset_prepare": ["preparation.download", "preparation.collect", "reading.inputs"],
+    "test_dataset_prepare": [
+        *("prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"),
+    ],
     "test_jobs_basemodel": ["modelling.base_model"],
 }
 """Test modules that provoke every sentence of modules of the jobs, and these."""

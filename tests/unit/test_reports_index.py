@@ -87,6 +87,7 @@ def test_each_stage_adds_its_report(s3: SeaweedFS, place: str, tmp_path: Path) -
     assert all(store.exists(target) for target in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [
