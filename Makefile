@@ -19,7 +19,7 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 	@touch $@
 
 ##@ Use (as root, on Debian or Ubuntu)
-demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (10 minutes; the first time an hour); FRESH=1 starts over
+demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (9 minutes; 20 or more the first time); FRESH=1 starts over
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
 demo-full: demo ## The demo, then extraction with a learning curve, and distillation from a teacher
