@@ -166,10 +166,14 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
 
 
 def prune_images(store: ImageStore) -> None:
-    """Drop what builds have left behind, and say how much that was."""
-    with step("pruning layers that no image needs"):
-        freed = store.prune()
-    say(f"{freed / 1e9:.1f} GB freed")
+    """Drop what builds have left behind, and say how much that was. A failure costs disk only: the images are built."""
+    try:
+        with step("pruning layers that no image needs"):
+            freed = store.prune()
+    except ClusterError as error:
+        say(f"  ! old layers stay: {error}")
+    else:
+        say(f"{freed / 1e9:.1f} GB freed")
 
 
 def _files(inputs: Iterable[str]) -> Iterator[Path]:

@@ -72,6 +72,15 @@ def test_status_reads_well(demo: Kubectl) -> None:
         assert word in described
 
 
+def test_pods_log_json_lines_only(demo: Kubectl) -> None:
+    """What libraries print stands between no two lines of the stages and of the server."""
+    pods = [pod["metadata"]["name"] for pod in demo.items("pods", f"{LABEL_OWNER_NAME}=transactions")]
+    lines = [line for pod in pods for line in demo("logs", pod, "--all-containers").splitlines()]
+    assert len(pods) >= 8, "six stages, fetch and server, verification"
+    assert [line for line in lines if not line.startswith("{")] == []
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
 def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl) -> None:
     before = FineTuneJob.model_validate(demo.get("ftj", "transactions"))
     demo("delete", "ftj", "transactions", "--wait=true")

@@ -103,6 +103,19 @@ def test_pruning_says_what_it_freed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "5.2 GB freed"
 
 
+def test_images_are_built_even_where_pruning_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_self: Shelf) -> int:
+        raise ClusterError("buildctl: timed out after 600 s")
+
+    monkeypatch.setattr(Shelf, "prune", refuse)
+    images.prune_images(Shelf())
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "old layers stay" in last
+    assert "timed out after 600 s" in last
+
+
 @pytest.mark.parametrize(
     ("changed", "rebuilt"),
     [
