@@ -156,7 +156,7 @@ def test_a_running_spec_is_frozen(team: Team) -> None:
     team.start()
     team.create("frozen")
     team.until("frozen", Phase.RUNNING)
-    with pytest.raises(ApiError, match="suspend the job first") as refused:
+    with pytest.raises(ApiError, match=r"set spec\.suspend to true first") as refused:
         team.change("frozen", training={"epochs": 5})
     assert refused.value.status == 422
 

@@ -145,6 +145,17 @@ def test_whatever_libraries_print_is_a_json_line(tmp_path: Path) -> None:
     assert any(name == "py.warnings" and "careful" in message for name, _, message in said)
 
 
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EVALUATE])
+def test_what_libraries_say_while_they_are_imported_is_a_json_line(stage: Stage, tmp_path: Path) -> None:
+    """Transformers and bitsandbytes warn where torch or a kernel is missing."""
+    command = [sys.executable, "-m", f"finetune_jobs.{stage}", "--input", str(tmp_path / "none"), "--result"]
+    ended = subprocess.run([*command, str(tmp_path / "result")], capture_output=True, text=True, check=False)
+    assert ended.returncode == ExitCode.FATAL
+    assert [line for line in ended.stderr.splitlines() if json.loads(line)["stage"] != stage] == []
+    wrong = subprocess.run([*command[:3], "--no-such-option"], capture_output=True, text=True, check=False)
+    assert "\nusage: " in f"\n{wrong.stderr}", "a person's mistake is told as it is"
+
+
 def test_a_result_may_go_to_stdout(tmp_path: Path) -> None:
     (tmp_path / "input.json").write_text(GIVEN.model_dump_json(by_alias=True))
     program = PROGRAM.format(body="print('printed'); return StageOutput()", graceful=False, stage="VERIFY")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.tiny_model import build_tiny_llama, edit_json
 from tgi_cpu.__main__ import JsonLines
-from tgi_cpu.args import parse_args
+from tgi_cpu.args import bind_address, parse_args
 from tgi_cpu.dialect import CheckpointFiles
 
 pytestmark = pytest.mark.unit
@@ -74,7 +74,7 @@ def test_the_rotary_base_is_read_as_transformers_4_reads_it(config: dict[str, An
 
 @pytest.mark.parametrize(("hostname", "bound"), [("127.0.0.1", "127.0.0.1"), ("::", "::"), ("tgi-6f5b-x2x", "0.0.0.0")])
 def test_a_pod_name_in_hostname_means_every_interface(hostname: str, bound: str) -> None:
-    assert parse_args([], {"HOSTNAME": hostname}).hostname == bound
+    assert bind_address(parse_args([], {"HOSTNAME": hostname}).hostname) == bound
 
 
 def test_a_log_line_is_json_with_its_traceback() -> None:

@@ -173,7 +173,7 @@ def test_a_store_that_is_away_costs_one_checkpoint_only(
     checkpoints.keep(work)
     assert checkpoints.flush(10)
     assert checkpoints.newest_step == 0
-    assert "checkpoint not saved, the next one will be tried: the endpoint did not answer" in caplog.text
+    assert_says(caplog.text, "checkpoint not saved", "the next one", "the endpoint did not answer")
 
     checkpoint(work, 4)
     checkpoints.keep(work)

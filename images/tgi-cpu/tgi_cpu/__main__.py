@@ -11,8 +11,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
-from tgi_cpu.args import Args, LauncherError, Limits, parse_args
+from tgi_cpu.args import Args, LauncherError, Limits, bind_address, parse_args
 from tgi_cpu.dialect import CheckpointFiles, read_checkpoint
 
 TIME = "%Y-%m-%dT%H:%M:%S%z"
@@ -69,6 +70,7 @@ def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
     from tgi_cpu.server import build_app
     from tgi_cpu.validation import Validator
 
+    draw_no_bars()
     checkpoint = load_checkpoint(args, files)
     metrics = Metrics(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
     engine = Engine(
@@ -81,7 +83,7 @@ def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
     try:
         uvicorn.run(
             build_app(args, limits, inference, template),
-            host=args.hostname,
+            host=bind_address(args.hostname),
             port=args.port,
             lifespan="off",
             log_config=None,  # logs go through our handler, in our format
@@ -91,6 +93,18 @@ def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
         )
     finally:  # after draining, uvicorn raises the signal again, and _exit ends the process
         engine.stop()
+
+
+def draw_no_bars() -> None:
+    """compressed-tensors draws its progress bars whatever TQDM_DISABLE says; a log has no room for them."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    begin = tqdm.__init__
+
+    def begin_silently(bar: tqdm, *arguments: Any, **options: Any) -> None:
+        begin(bar, *arguments, **{**options, "disable": True})
+
+    tqdm.__init__ = begin_silently
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

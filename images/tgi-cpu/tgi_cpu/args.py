@@ -104,7 +104,7 @@ def parse_args(argv: Sequence[str], env: Mapping[str, str]) -> Args:
         validation_workers=flags.validation_workers,
         tokenizer_config_path=flags.tokenizer_config_path,
         api_key=flags.api_key,
-        hostname=_bind_address(flags.hostname),
+        hostname=flags.hostname,
         port=flags.port,
         payload_limit=flags.payload_limit,
         graceful_termination_timeout=flags.graceful_termination_timeout,
@@ -215,7 +215,7 @@ def _refuse_contradictions(flags: argparse.Namespace) -> None:
         raise LauncherError("TRUST_REMOTE_CODE is not supported: a checkpoint's own code is never executed")
 
 
-def _bind_address(hostname: str) -> str:
+def bind_address(hostname: str) -> str:
     """Kubernetes sets HOSTNAME to the pod's name; TGI warns and listens everywhere, and so does the stand-in."""
     try:
         return str(ipaddress.ip_address(hostname))

@@ -38,6 +38,7 @@ from finetune_api.stages import (
 from finetune_api.storage import Storage
 from finetune_api.tracking import WANDB_KEY_VARIABLE
 from finetune_api.training import Training
+from finetune_jobs.runtime import logs
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Where the kubelet reads a container's termination message unless its spec says otherwise."""
@@ -165,6 +166,7 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
     )
     if stage is Stage.TRAIN:
         _add_together(parser)
+    logs.take_down()  # what is wrong with the command line is told to a person
     options = parser.parse_args(argv)
     if options.example:
         sys.stdout.write(example_input(stage).model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")

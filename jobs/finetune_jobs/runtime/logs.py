@@ -198,11 +198,24 @@ class PrintedLines(io.TextIOBase):
             self._thread.logging = False
 
 
+def before_imports() -> None:
+    """Set up the log of a stage that ``python -m`` starts without a terminal: libraries warn while they are imported.
+
+    Its command line is still to be read, so stdout is left alone.
+    """
+    stage = next((name.rpartition(".")[2] for name in sys.orig_argv if name.startswith("finetune_jobs.")), "")
+    if sys.argv[:1] == ["-m"] and not sys.stderr.isatty():
+        stdout = sys.stdout
+        set_up(stage, terminal=False)
+        sys.stdout = stdout
+
+
 def set_up(stage: str, *, terminal: bool) -> Tail:
     """Send this process's logs to stderr in the format for its reader; returns their end as JSON lines.
 
     Without a terminal, what libraries print and warn about goes there too, and they draw no progress bars.
     """
+    take_down()
     redaction = Redaction(os.environ)
     lines = JsonLines(stage, redaction)
     stream, tail = logging.StreamHandler(sys.stderr), Tail(lines)
@@ -219,11 +232,11 @@ def set_up(stage: str, *, terminal: bool) -> Tail:
 
 
 def take_down() -> None:
-    """Restore the process's own stdout and stderr for the end; what was printed until now is logged."""
-    for printed in (sys.stdout, sys.stderr):
-        if isinstance(printed, PrintedLines):
+    """Restore the process's own stdout and stderr; what was printed until now is logged."""
+    for name, own in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        if isinstance(printed := getattr(sys, name), PrintedLines):
             printed.close()
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            setattr(sys, name, own)
 
 
 def process_age() -> float:
