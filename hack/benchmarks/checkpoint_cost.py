@@ -148,7 +148,7 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
             if measurement.loss is not None:
                 first_step.append(time.time())
 
-    files = training_module.Files(model, dataset, folder / "tuned", folder / "work", "s3://data/model")
+    files = training_module.TrainingFiles(model, dataset, folder / "tuned", folder / "work", "s3://data/model")
     others = time.process_time() - time.thread_time()
     context = TrainingContext(Checkpoints(store), Noticing("train"), threading.Event())
     training_module.train_model(files, settings, context)

@@ -40,7 +40,7 @@ BATCH_SIZE: Final = 16
 
 
 @dataclass(frozen=True)
-class Files:
+class EvaluationFiles:
     """Where an evaluation reads and writes."""
 
     base: Path
@@ -66,7 +66,7 @@ def evaluate(context: Context) -> StageOutput:
     for stage, digest in upstream.items():
         folders.fetch_folder(context.store, output_folder(stage, digest), context.scratch / stage)
     fetch_base_model(context, base)
-    files = Files(
+    files = EvaluationFiles(
         base=base,
         tuned=context.scratch / Stage.TRAIN,
         artifact=context.scratch / Stage.EXPORT,
@@ -84,7 +84,7 @@ def evaluate(context: Context) -> StageOutput:
 
 
 def evaluate_models(
-    files: Files,
+    files: EvaluationFiles,
     tuning: Tuning,
     task: TaskType,
     evaluation: Evaluation,
@@ -144,7 +144,7 @@ def evaluate_models(
 
 
 def _ask_base_and_tuned(
-    files: Files, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
+    files: EvaluationFiles, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
 ) -> dict[str, list[str]]:
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")

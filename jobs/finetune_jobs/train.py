@@ -35,12 +35,12 @@ def train(context: Context) -> StageOutput:
     from finetune_jobs.training.learning_curve import Parts, measure_curve
     from finetune_jobs.training.team import Team, peers_needed
     from finetune_jobs.training.time_budget import TimeBudget
-    from finetune_jobs.training.trainer import Files, train_model
+    from finetune_jobs.training.trainer import TrainingFiles, train_model
 
     given, team = context.input, Team.of(os.environ)
     require_promised(given.hardware)
     params = require(given.params.train, "params.train")
-    files = Files(
+    files = TrainingFiles(
         base=context.scratch / "base",
         dataset=context.scratch / "dataset",
         out=context.scratch / "tuned",

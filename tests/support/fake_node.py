@@ -149,8 +149,8 @@ class FakeNode:
         if given is None:
             return
         if phase == "Pending":
-            if hindrance := self.admit(pod):
-                self._write(pod, hindrance)
+            if blocker := self.admit(pod):
+                self._write(pod, blocker)
                 return
             self.started.append((given.stage, pod["metadata"]["name"]))
             running = {"phase": "Running", "podIP": self._address, "startTime": _now()}

@@ -27,7 +27,7 @@ from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.time_budget import TimeBudget
-from finetune_jobs.training.trainer import Files, Trained, train_model
+from finetune_jobs.training.trainer import Trained, TrainingFiles, train_model
 
 LABELS: Final = ("refund", "question", "other fox")
 BASE: Final = "base-model"
@@ -131,7 +131,7 @@ def run_training(
     allowance = limit(kept) if limit else None
     with allowance or nullcontext():
         return train_model(
-            Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
+            TrainingFiles(base, dataset, folder / "adapter", folder / "work", "s3://data/model"),
             training,
             TrainingContext(kept, progress or Progress("train"), stopping or threading.Event(), allowance),
         )

@@ -15,7 +15,7 @@ from finetune_api.layout import EVALUATION_PAGE
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, read_answers
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import Files, evaluate_models
+from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
@@ -108,7 +108,7 @@ def test_an_answer_may_be_a_little_longer_than_the_longest_label(folder: Path) -
 @pytest.mark.parametrize("method", list(Method))
 def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_path: Path) -> None:
     progress = Progress("evaluate")
-    files = Files(
+    files = EvaluationFiles(
         base=folder / "base",
         tuned=folder / ("whole" if method is Method.FULL else "adapter"),
         artifact=folder / "artifact",

@@ -28,7 +28,7 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.learning_curve import CURVE, Parts, divide, measure_curve, proportional
 from finetune_jobs.training.time_budget import TimeBudget
-from finetune_jobs.training.trainer import Files
+from finetune_jobs.training.trainer import TrainingFiles
 from tests.support.readiness import assert_accessible, parsed_page
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
@@ -285,7 +285,7 @@ class Attempt:
     """One pod: the training and its curve, below a folder of its own."""
 
     def __init__(self, base: Path, dataset: Path, folder: Path, store: Store) -> None:
-        self.files = Files(base, dataset, folder / "adapter", folder / "work", "s3://data/model")
+        self.files = TrainingFiles(base, dataset, folder / "adapter", folder / "work", "s3://data/model")
         self.folder, self.store, self.stopping = folder, store, threading.Event()
 
     def run(self, limit: TimeBudget | None = None) -> Forecast:

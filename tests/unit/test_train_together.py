@@ -286,7 +286,7 @@ class _OneOfTwo(Team):
 
 
 def test_all_stop_with_a_checkpoint_when_one_is_told_to(store: Store, tmp_path: Path) -> None:
-    """The one that was not told ends blamelessly: its end must not count as a failure of the Job."""
+    """The one that was not told ends because of its peer: that must not count as a failure of the Job."""
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3/trainer_state.json").write_text("{}")
     checkpoints = Checkpoints(store)

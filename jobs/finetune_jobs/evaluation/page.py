@@ -16,7 +16,7 @@ from finetune_jobs.evaluation.mistakes import worst
 from finetune_jobs.evaluation.report import MODELS, Evaluated
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
-from finetune_jobs.reports.page import Fact, Row, Table, uris
+from finetune_jobs.reports.page import Fact, Table, TableRow, uris
 
 TITLE: Final = "Evaluation"
 _CONFUSIONS: Final = 20
@@ -69,7 +69,7 @@ _WORDS: Final = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """The answer to one question about two models."""
 
     question: str
@@ -126,7 +126,7 @@ def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
 
 def _accuracy(evaluated: Evaluated) -> Table:
     rows = [
-        Row(
+        TableRow(
             MODELS[model],
             [
                 f"{round(s.accuracy * s.samples):,} of {s.samples:,}",
@@ -144,7 +144,7 @@ def _accuracy(evaluated: Evaluated) -> Table:
 
 def _agreement(evaluated: Evaluated, words: _Words) -> Table:
     rows = [
-        Row(
+        TableRow(
             MODELS[model],
             [
                 *(f"{value:.3f}" for value in (s.precision, s.recall, s.f1)),
@@ -186,7 +186,7 @@ def _meanings(words: _Words) -> list[Fact]:
     ]
 
 
-def _gain(gain: Comparison) -> Verdict:
+def _gain(gain: Comparison) -> Conclusion:
     """The tuned model against the base."""
     question = "Was tuning worth it?"
     counts = (
@@ -194,13 +194,13 @@ def _gain(gain: Comparison) -> Verdict:
         f"{_examples(gain.losses)} answered wrong that it got right."
     )
     if gain.p_value >= _CHANCE:
-        return Verdict(question, "Warn", "! unclear", f"{counts} Chance could explain the difference.", _test(gain))
+        return Conclusion(question, "Warn", "! unclear", f"{counts} Chance could explain the difference.", _test(gain))
     if gain.wins > gain.losses:
-        return Verdict(question, "Pass", "✓ yes", f"{counts} That is more than chance.", _test(gain))
-    return Verdict(question, "Fail", "✕ no", f"{counts} Tuning made the model worse.", _test(gain))
+        return Conclusion(question, "Pass", "✓ yes", f"{counts} That is more than chance.", _test(gain))
+    return Conclusion(question, "Fail", "✕ no", f"{counts} Tuning made the model worse.", _test(gain))
 
 
-def _export_loss(loss: Comparison) -> Verdict:
+def _export_loss(loss: Comparison) -> Conclusion:
     """The artifact against the tuned model."""
     question = "Did the export cost anything?"
     counts = (
@@ -208,10 +208,10 @@ def _export_loss(loss: Comparison) -> Verdict:
         "got wrong."
     )
     if loss.p_value >= _CHANCE:
-        return Verdict(question, "Pass", "✓ not seen", f"{counts} Chance could explain the difference.", _test(loss))
+        return Conclusion(question, "Pass", "✓ not seen", f"{counts} Chance could explain the difference.", _test(loss))
     if loss.wins > loss.losses:
-        return Verdict(question, "Pass", "✓ no", f"{counts} The artifact is better.", _test(loss))
-    return Verdict(question, "Fail", "✕ yes", f"{counts} That is more than chance.", _test(loss))
+        return Conclusion(question, "Pass", "✓ no", f"{counts} The artifact is better.", _test(loss))
+    return Conclusion(question, "Fail", "✕ yes", f"{counts} That is more than chance.", _test(loss))
 
 
 def _examples(count: int) -> str:
@@ -227,7 +227,7 @@ def _labels(evaluated: Evaluated) -> Table:
     labels = evaluated.scores["artifact"].labels
     ordered = sorted(labels, key=lambda label: (labels[label].f1, label))
     rows = [
-        Row(
+        TableRow(
             label,
             [
                 f"{labels[label].support:,}",
@@ -243,7 +243,7 @@ def _labels(evaluated: Evaluated) -> Table:
 
 def _confusions(evaluated: Evaluated) -> Table | None:
     found = confusions(evaluated.truth, evaluated.answers["artifact"], _CONFUSIONS)
-    rows = [Row(right, [answer, f"{count:,}"]) for right, answer, count in found]
+    rows = [TableRow(right, [answer, f"{count:,}"]) for right, answer, count in found]
     return (
         Table("Labels that the artifact takes for another", ["right", "answered", "times"], rows, words=True)
         if rows

@@ -8,7 +8,7 @@ from finetune_jobs.readiness.forecast import Forecast
 from finetune_jobs.readiness.learning_curve import LearningCurve
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Curve
-from finetune_jobs.reports.page import Fact, Row, Table
+from finetune_jobs.reports.page import Fact, Table, TableRow
 
 TITLE: Final = "What more examples would bring"
 _STEPS: Final = 64
@@ -29,7 +29,7 @@ def render_curve(forecast: Forecast, identity: Sequence[Fact] = ()) -> str:
     measured = Table(
         "Loss per token of the validation part",
         ["training examples", "validation loss"],
-        [Row(f"{point.examples:,}", [f"{point.error:.4f}"]) for point in forecast.points],
+        [TableRow(f"{point.examples:,}", [f"{point.error:.4f}"]) for point in forecast.points],
     )
     return page.render(
         "readiness/learning_curve.html.j2",
@@ -45,7 +45,7 @@ def _expected(forecast: Forecast, curve: LearningCurve) -> Expected:
     sizes = [point.examples for point in curve.points]
     told = sorted({max(sizes), forecast.target, 2 * max(sizes), curve.reach})
     lines = [
-        Row(f"{point.examples:,}", [f"{point.error:.3g}", f"{point.low:.3g} – {point.high:.3g}"])
+        TableRow(f"{point.examples:,}", [f"{point.error:.3g}", f"{point.low:.3g} – {point.high:.3g}"])
         for point in map(curve.predict, told)
     ]
     chart = Curve.of(

@@ -15,7 +15,7 @@ from finetune_jobs.readiness.facts import Counts, Facts, Findings, Rows
 from finetune_jobs.reports import page
 from finetune_jobs.reports.bins import Bins, quantile
 from finetune_jobs.reports.charts import Bar, Histogram, Kind, Segment
-from finetune_jobs.reports.page import Fact, Row, Table, uris
+from finetune_jobs.reports.page import Fact, Table, TableRow, uris
 from finetune_jobs.text.language import UNKNOWN
 
 TITLE: Final = "Readiness of the data set"
@@ -85,9 +85,9 @@ def _waterfall(rows: Rows) -> Table:
     """The rows' way: what is lost stands where the bar above it ends, and the parts fill what is left."""
     whole = max(1, rows.read + rows.added)
 
-    def line(name: str, count: int, kind: Kind, begin: int) -> Row:
+    def line(name: str, count: int, kind: Kind, begin: int) -> TableRow:
         cells = [f"{count:,}", percent(count, whole) if count >= 0 else ""]
-        return Row(name, cells, Bar([Segment(kind, max(0, count) / whole, max(0, begin) / whole)]))
+        return TableRow(name, cells, Bar([Segment(kind, max(0, count) / whole, max(0, begin) / whole)]))
 
     lines = [line("rows read", rows.read, Kind.ASIDE, 0)]
     if rows.added:
@@ -138,7 +138,7 @@ def _lengths(facts: Facts) -> LengthSection | None:
         caption = f"{_NAMES[part].capitalize()}, up to {max(bins.counts(counts)):,} a bar"
         described = f"Token lengths, {_NAMES[part]}: half have {numbers[0]:,} or fewer, the longest {numbers[2]:,}."
         histograms.append(Histogram.of(counts, bins, _KIND_OF[part], limit, caption, described))
-        lines.append(Row(_NAMES[part], [f"{counts.total():,}", *(f"{number:,}" for number in numbers)]))
+        lines.append(TableRow(_NAMES[part], [f"{counts.total():,}", *(f"{number:,}" for number in numbers)]))
     return LengthSection(text, histograms, Table("In tokens", ["", "examples", "median", "95 %", "longest"], lines))
 
 
@@ -149,7 +149,7 @@ def _classes(facts: Facts) -> Table | None:
     ordered = sorted(totals, key=lambda label: (-totals[label], label))
     largest = max(1, *totals.values())
     lines = [
-        Row(
+        TableRow(
             label,
             [f"{totals[label]:,}", *(f"{facts.labels[label].get(part, 0):,}" for part in Part)],
             Bar([Segment(_KIND_OF[part], facts.labels[label].get(part, 0) / largest) for part in Part]),
@@ -158,7 +158,9 @@ def _classes(facts: Facts) -> Table | None:
     ]
     if rest := ordered[_CLASSES:]:
         by_part = [sum(facts.labels[label].get(part, 0) for label in rest) for part in Part]
-        lines.append(Row(f"{len(rest):,} more classes", [f"{sum(by_part):,}", *(f"{count:,}" for count in by_part)]))
+        lines.append(
+            TableRow(f"{len(rest):,} more classes", [f"{sum(by_part):,}", *(f"{count:,}" for count in by_part)])
+        )
     caption = f"Examples of the {_CLASSES} largest of {len(ordered):,} classes" if rest else "Examples by class"
     return Table(caption, ["class", "all", "train", "valid.", "test"], lines, long=True)
 
@@ -182,9 +184,9 @@ def _languages(facts: Facts) -> Table | None:
 
 def _faults(faults: Sequence[Mapping[str, str | int]]) -> list[Table]:
     """A table for each file."""
-    by_file: dict[str, list[Row]] = {}
+    by_file: dict[str, list[TableRow]] = {}
     for fault in faults:
-        row = Row(f"{fault['line']}", [f"{fault['field']}", f"{fault['kind']}"])
+        row = TableRow(f"{fault['line']}", [f"{fault['field']}", f"{fault['kind']}"])
         by_file.setdefault(f"{fault['file']}", []).append(row)
     return [Table(file, ["line", "field", "kind"], rows, words=True, of_place=True) for file, rows in by_file.items()]
 
@@ -203,7 +205,7 @@ def _count_table(caption: str, what: str, unit: str, counts: Counts, kind: Kind)
     """Counts by kind with bars, the largest first."""
     ordered = sorted(((name, n) for name, n in counts.items() if n), key=lambda pair: (-pair[1], pair[0]))
     largest = max((n for _, n in ordered), default=1)
-    lines = [Row(name, [f"{n:,}"], Bar([Segment(kind, n / largest)])) for name, n in ordered[:_KINDS]]
+    lines = [TableRow(name, [f"{n:,}"], Bar([Segment(kind, n / largest)])) for name, n in ordered[:_KINDS]]
     if rest := ordered[_KINDS:]:
-        lines.append(Row(f"{len(rest):,} more", [f"{sum(n for _, n in rest):,}"]))
+        lines.append(TableRow(f"{len(rest):,} more", [f"{sum(n for _, n in rest):,}"]))
     return Table(caption, [what, unit], lines)

@@ -49,7 +49,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of a table."""
 
     name: str
@@ -64,7 +64,7 @@ class Table:
     caption: str
     head: Sequence[str]
     """Names of the columns; the first one may be empty."""
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     long: bool = False
     """Whether the table may be broken between two sheets of paper; on a phone its rows are folded."""
     words: bool = False

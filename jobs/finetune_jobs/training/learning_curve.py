@@ -49,8 +49,8 @@ from finetune_jobs.training.callbacks import LAST, Reporting
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import (
     Examples,
-    Files,
     Trained,
+    TrainingFiles,
     build_trainer,
     load_trainable,
     longest,
@@ -78,7 +78,7 @@ class Measured(WireModel):
 class Parts:
     """Where the parts are trained."""
 
-    files: Files
+    files: TrainingFiles
     training: Training
     batch: Batch
     """As it fitted the memory."""

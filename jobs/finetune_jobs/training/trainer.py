@@ -52,7 +52,7 @@ MAX_SHARD: Final = "5GB"
 
 
 @dataclass(frozen=True)
-class Files:
+class TrainingFiles:
     """Where a training reads and writes."""
 
     base: Path
@@ -110,7 +110,7 @@ class Trained:
         }
 
 
-def train_model(files: Files, training: Training, context: TrainingContext) -> Trained:
+def train_model(files: TrainingFiles, training: Training, context: TrainingContext) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; resumes from the newest checkpoint.
 
     If a pass does not fit the GPU's memory, it gets half the examples at a time, and twice the passes: the same
@@ -139,7 +139,7 @@ def train_model(files: Files, training: Training, context: TrainingContext) -> T
 
 
 def _attempt(
-    files: Files, training: Training, context: TrainingContext, batch: Batch, resume: Path | None
+    files: TrainingFiles, training: Training, context: TrainingContext, batch: Batch, resume: Path | None
 ) -> Trained | None:
     """The whole training with this batch, from the base model's files on; None if it did not fit the memory."""
     progress, team = context.progress, context.team
@@ -325,7 +325,9 @@ def configuration(
     )
 
 
-def _save(trainer: LabelLossTrainer, weights: dict[str, torch.Tensor], training: Training, files: Files) -> None:
+def _save(
+    trainer: LabelLossTrainer, weights: dict[str, torch.Tensor], training: Training, files: TrainingFiles
+) -> None:
     """The result without machine-specific data, with the base model's own tokenizer; ``weights`` are those of a whole
     model."""
     files.out.mkdir(parents=True, exist_ok=True)
@@ -339,7 +341,7 @@ def _save(trainer: LabelLossTrainer, weights: dict[str, torch.Tensor], training:
     (files.out / "train_log.jsonl").write_text(history)
 
 
-def _save_adapter(model: Any, files: Files) -> None:
+def _save_adapter(model: Any, files: TrainingFiles) -> None:
     """In PEFT's format."""
     model.save_pretrained(files.out, safe_serialization=True)
     (files.out / "README.md").unlink(missing_ok=True)
