@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 
 if TYPE_CHECKING:
@@ -52,3 +54,12 @@ def prepared(s3: SeaweedFS, place: str, tiny_llama: Path, tmp_path: Path) -> Pre
     from tests.support.preparing import Prepared
 
     return Prepared(s3, place, tiny_llama, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def quantize_python() -> Path:
+    """Python with llm-compressor, whose pins exclude those of the tests' own environment."""
+    python = Path(os.environ.get("FINETUNE_QUANTIZE_PYTHON", cache_directory() / "venvs/quantize/bin/python"))
+    if not python.exists():
+        pytest.fail(f"{python} is missing: `python3 -m hack.environments quantize` makes it")
+    return python

@@ -1,7 +1,6 @@
 """Export: merging keeps what was trained, INT8 files are readable everywhere, JSON speaks both dialects."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.store.s3 import Store
-from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import Ended, pipeline_params, run_process, stage_input
 from tests.support.tiny_model import build_tiny_llama
@@ -139,15 +137,6 @@ def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:
     for method in (Method.QLORA, Method.LORA):
         other = load_adapter(load_base(tuned.base, tuning_of(method).quantization), adapter).merge_and_unload()
         assert divergence(trained, log_probabilities(other, tuned)) > 20 * ours
-
-
-@pytest.fixture(scope="module")
-def quantize_python() -> Path:
-    """Python with llm-compressor, whose pins exclude those of the tests' own environment."""
-    python = Path(os.environ.get("FINETUNE_QUANTIZE_PYTHON", cache_directory() / "venvs/quantize/bin/python"))
-    if not python.exists():
-        pytest.fail(f"{python} is missing: `python3 -m hack.environments quantize` makes it")
-    return python
 
 
 @pytest.fixture(scope="module", params=list(Method))

@@ -201,13 +201,11 @@ class PrintedLines(io.TextIOBase):
 def before_imports() -> None:
     """Set up the log of a stage that ``python -m`` starts without a terminal: libraries warn while they are imported.
 
-    Its command line is still to be read, so stdout is left alone.
+    ``commandline.parse`` takes stdout and stderr back for what it has to say.
     """
     stage = next((name.rpartition(".")[2] for name in sys.orig_argv if name.startswith("finetune_jobs.")), "")
     if sys.argv[:1] == ["-m"] and not sys.stderr.isatty():
-        stdout = sys.stdout
         set_up(stage, terminal=False)
-        sys.stdout = stdout
 
 
 def set_up(stage: str, *, terminal: bool) -> Tail:
