@@ -97,7 +97,7 @@ def serve(args: Args, files: CheckpointFiles, limits: Limits) -> None:
 
 def draw_no_bars() -> None:
     """compressed-tensors draws its progress bars whatever TQDM_DISABLE says; a log has no room for them."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm  # type: ignore[import-untyped] # tqdm has no types here
 
     begin = tqdm.__init__
 
