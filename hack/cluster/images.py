@@ -110,7 +110,7 @@ def content_tags(base_image: str) -> dict[str, str]:
     tags: dict[str, str] = {}
     lock = (REPOSITORY / "uv.lock").read_text()
     for image in IMAGES.values():  # parents come first
-        digest = hashlib.sha256(image.dockerfile.read_bytes())
+        digest = hashlib.sha256(_instructions(image.dockerfile).encode())
         digest.update((base_image if image.parent is None else "").encode())
         for parent in image.parents:
             digest.update(tags[parent].encode())
@@ -120,6 +120,11 @@ def content_tags(base_image: str) -> dict[str, str]:
             digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
         tags[image.name] = digest.hexdigest()[:12]
     return tags
+
+
+def _instructions(dockerfile: Path) -> str:
+    """A Dockerfile without its comments: a word in a comment of the base image must not build torch's layer again."""
+    return "".join(line for line in dockerfile.read_text().splitlines(keepends=True) if not line.startswith("#"))
 
 
 def references(base_image: str) -> dict[str, str]:

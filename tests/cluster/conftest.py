@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from hack.cluster.provider import provider
 from hack.platform import local
 from hack.platform.kubectl import Kubectl
 from hack.platform.tiny import upload_tiny_inputs
+from tests.support.teams import team_namespace
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,6 @@ def cluster() -> Kubectl:
 
 @pytest.fixture
 def team(cluster: Kubectl) -> Iterator[Kubectl]:
-    """A namespace as an admin prepares it for a team: restricted, runner ServiceAccount, Secret for the store."""
-    name = f"team-{uuid.uuid4().hex[:8]}"
-    local.prepare_namespace(cluster, name)
-    yield cluster.within(name)
-    cluster("delete", "namespace", name, "--wait=false")
+    """A namespace of this test's own."""
+    with team_namespace(cluster) as kubectl:
+        yield kubectl

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from finetune_api.finetunejob import FineTuneJob, Phase
+from finetune_api.meta import LABEL_OWNER_NAME
 from finetune_api.reasons import REMEDIES, Reason
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from hack.platform.tiny import tiny_job
 from tests.support.sentences import assert_says
+from tests.support.teams import team_namespace
 
 pytestmark = pytest.mark.cluster
 
@@ -102,22 +104,30 @@ FAILS = (
 )
 
 
+@pytest.fixture(scope="module")
+def failing(cluster: Kubectl) -> Iterator[Kubectl]:
+    """A namespace in which all cases of ``FAILS`` run at the same time: they mostly wait for the node."""
+    with team_namespace(cluster) as kubectl:
+        with object_store.client(kubectl) as s3:
+            for key, content in filter(None, (case.upload for case in FAILS)):
+                s3.put_object(Bucket="datasets", Key=key, Body=content)
+        kubectl.apply(*(tiny_job(case.name, **case.changes) for case in FAILS))
+        yield kubectl
+
+
 @pytest.mark.parametrize("case", FAILS, ids=lambda case: case.name)
-def test_what_cannot_succeed_fails_once_and_says_why(team: Kubectl, case: Case) -> None:
-    if case.upload:
-        with object_store.client(team) as s3:
-            s3.put_object(Bucket="datasets", Key=case.upload[0], Body=case.upload[1])
-    team.apply(tiny_job(case.name, **case.changes))
-    job = wait_for("the end of the run", lambda: ended(team, case.name), 120)
+def test_what_cannot_succeed_fails_once_and_says_why(failing: Kubectl, case: Case) -> None:
+    job = wait_for("the end of the run", lambda: ended(failing, case.name), 180)
     failed = condition(job, "Failed")
     assert job.status.phase is Phase.FAILED
     assert failed["reason"] == case.reason.value
     assert failed["message"].startswith(case.says[0]), failed["message"]
     assert_says(failed["message"], *case.says)
     assert f" {REMEDIES[case.reason]}" in failed["message"], failed["message"]
-    pods = team.items("pods")
+    pods = failing.items("pods", f"{LABEL_OWNER_NAME}={case.name}")
     assert sum(each["status"]["phase"] == "Failed" for each in pods) == 1, "tried again in vain"
-    assert [each["reason"] for each in team.items("events") if each["reason"] == case.reason.value]
+    events = [each for each in failing.items("events") if each["involvedObject"]["name"] == case.name]
+    assert case.reason.value in {each["reason"] for each in events}
 
 
 def test_wrong_credentials_then_rerun(team: Kubectl) -> None:

@@ -117,23 +117,30 @@ def test_images_are_built_even_where_pruning_fails(
 
 
 @pytest.mark.parametrize(
-    ("changed", "rebuilt"),
+    ("changed", "text", "rebuilt"),
     [
-        ("operator/finetune_operator/__init__.py", {"operator"}),
-        ("jobs/finetune_jobs/__init__.py", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
-        ("crds/finetune_api/__init__.py", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
-        ("images/tgi-cpu/tgi_cpu/__init__.py", {"tgi-cpu"}),
-        ("images/torch/Dockerfile", {"torch", "jobs", "tgi-cpu", "quantize"}),
-        ("images/Dockerfile", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
-        ("images/base/Dockerfile", set(images.IMAGES)),
-        ("jobs/finetune_jobs/__pycache__/x.pyc", set()),
+        ("operator/finetune_operator/__init__.py", "# changed\n", {"operator"}),
+        ("jobs/finetune_jobs/__init__.py", "# changed\n", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        (
+            "crds/finetune_api/__init__.py",
+            "# changed\n",
+            {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"},
+        ),
+        ("images/tgi-cpu/tgi_cpu/__init__.py", "# changed\n", {"tgi-cpu"}),
+        ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "tgi-cpu", "quantize"}),
+        ("images/Dockerfile", "ENV A=1\n", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        ("images/base/Dockerfile", "ENV A=1\n", set(images.IMAGES)),
+        ("images/base/Dockerfile", "# a comment\n", set()),
+        ("jobs/finetune_jobs/__pycache__/x.pyc", "# changed\n", set()),
     ],
 )
-def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(checkout: Path, changed: str, rebuilt: set[str]) -> None:
+def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
+    checkout: Path, changed: str, text: str, rebuilt: set[str]
+) -> None:
     before = images.content_tags("python")
     path = checkout / changed
     path.parent.mkdir(exist_ok=True)
-    path.write_text(path.read_text() + "# changed\n" if path.exists() else "")
+    path.write_text(path.read_text() + text if path.exists() else "")
     after = images.content_tags("python")
     assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
 
