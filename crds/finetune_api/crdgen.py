@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
-from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus, Phase
-from finetune_api.rules import Rule, frozen_while, name_rule
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.rules import Rule, frozen_at_work, name_rule
 
 Schema = dict[str, Any]
 
@@ -65,10 +65,7 @@ KINDS = (
             ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
             ("Age", "date", ".metadata.creationTimestamp", 0),
         ),
-        rules=(
-            name_rule(),
-            frozen_while((Phase.RUNNING.value,), FineTuneJobSpec, free=("suspend",)),
-        ),
+        rules=(name_rule(), frozen_at_work(FineTuneJobSpec)),
     ),
     Kind(
         model=AdapterDeployment,

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel, Decimal
+from finetune_api.freeze import Changes
 from finetune_api.rules import Rule
 from finetune_api.storage import SECRET_NAME
 
@@ -50,7 +51,7 @@ class TeacherRef(ApiModel):
     """Base URL, ending in /v1, e.g. https://api.openai.com/v1 or http://vllm.models.svc:8000/v1."""
     model: Annotated[str, Field(pattern=MODEL_NAME, min_length=1, max_length=128)]
     """Name of the model on the server."""
-    credentials: TeacherCredentials | None = None
+    credentials: Annotated[TeacherCredentials | None, Changes.RETRY] = None
     """Secret with the API key; omit it if the server needs none."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
     """A request that takes longer is cancelled and retried."""

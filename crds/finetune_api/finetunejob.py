@@ -8,6 +8,7 @@ from pydantic import Field
 from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
+from finetune_api.freeze import Changes
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.storage import MODEL_URI, S3Uri, Storage
 from finetune_api.tracking import Retention, Tracking
@@ -60,7 +61,8 @@ class Reuse(StrEnum):
 
 
 class FineTuneJobSpec(ApiModel):
-    """The artifact to make. Frozen while a run is active; a later change, also of `rerun`, starts a new run."""
+    """The artifact to make. Frozen while a stage is at work, except for suspend, tracking, retention, credentials,
+    caBundle and a higher budget; any other change, also of `rerun`, starts a new run."""
 
     profile: Name
     """Hardware profile from the platform's values, e.g. cpu-small."""
@@ -78,15 +80,15 @@ class FineTuneJobSpec(ApiModel):
     """How to test the artifact."""
     output: Output
     """Where to publish."""
-    budget: Budget | None = None
-    """What a run's GPUs may cost; no limit if omitted."""
+    budget: Annotated[Budget | None, Changes.RETRY] = None
+    """What a run's GPUs may cost; no limit if omitted. A higher one holds for the stages that start later."""
     storage: Storage = Storage()
     """How to reach S3, for sources, base model and output."""
-    tracking: Tracking = Tracking()
+    tracking: Annotated[Tracking, Changes.NOTHING] = Tracking()
     """Where training metrics are tracked."""
-    retention: Retention = Retention()
+    retention: Annotated[Retention, Changes.NOTHING] = Retention()
     """How much of the runs' state is kept."""
-    suspend: bool = False
+    suspend: Annotated[bool, Changes.NOTHING] = False
     """True stops the running stage's pod and keeps all finished work; false resumes."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
     """Any new value starts a new run once the last one has ended, e.g. with new credentials; finished stages are
@@ -135,6 +137,9 @@ class StageStatus(WireModel):
     started."""
     earlier_seconds: int | None = None
     """Seconds that its deleted pods ran, e.g. before a suspension."""
+    working_since: Timestamp | None = None
+    """When its pods were first seen at work, not only scheduled; absent again while it is suspended. While a running
+    stage has it, the spec is frozen."""
     finished_at: Timestamp | None = None
     """When it ended."""
     message: Message = ""
@@ -258,7 +263,9 @@ class RunStatus(WireModel):
     number: int
     """1 for the first run of this resource."""
     spec_hash: Annotated[str, Field(max_length=64)]
-    """Identity of this run's spec (without suspend), as this version of the operator computes it."""
+    """Identity of what this run makes, as this version of the operator computes it."""
+    means_hash: Annotated[str, Field(max_length=64)] = ""
+    """Identity of its credentials and budget; if they change after it has failed, a new run starts."""
     generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = 0
     """Newest generation of the resource with this spec, so that an operator upgrade does not restart a finished run."""
     started_at: Timestamp
@@ -309,6 +316,12 @@ class FineTuneJobStatus(WireModel):
     """The scores of the run."""
     artifact: ArtifactStatus | None = None
     """The newest published artifact."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a stage of the open run has pods at work: the API server freezes the spec (``rules.py``)."""
+        is_open = self.run is not None and self.run.finished_at is None
+        return is_open and any(row.state is StageState.RUNNING and row.working_since for row in self.stages)
 
 
 class FineTuneJob(WireModel):

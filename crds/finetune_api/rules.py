@@ -3,13 +3,14 @@
 Rules for one model are in its ``json_schema_extra``; the rules here span the whole object.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import BaseModel, JsonValue
 from pydantic.alias_generators import to_camel
 
 from finetune_api import meta
+from finetune_api.freeze import Place, has_marks, places
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,46 @@ def name_rule() -> Rule:
     )
 
 
-def frozen_while(phases: Iterable[str], spec: type[BaseModel], free: Iterable[str]) -> Rule:
-    """The spec may not change in these phases, except for the fields in ``free``."""
-    listed = ", ".join(f"'{phase}'" for phase in phases)
-    fields = [to_camel(name) for name in spec.model_fields if name not in set(free)]
-    required = {to_camel(name) for name, field in spec.model_fields.items() if field.is_required()}
-    same = [f"self.spec.{f} == oldSelf.spec.{f}" if f in required else _same_or_absent(f) for f in fields]
+AT_WORK: Final = (
+    "has(oldSelf.status) && has(oldSelf.status.run) && !has(oldSelf.status.run.finishedAt) && "
+    "has(oldSelf.status.stages) && "
+    "oldSelf.status.stages.exists(stage, stage.state == 'Running' && has(stage.workingSince))"
+)
+"""The open run has a stage with pods at work; ``FineTuneJobStatus.at_work`` says the same."""
+
+BUDGET_NOT_LOWERED: Final = (
+    "!has(self.spec.budget) || (has(oldSelf.spec.budget) && "
+    "double(self.spec.budget.maxCost) >= double(oldSelf.spec.budget.maxCost) && "
+    "self.spec.budget.onExceeded == oldSelf.spec.budget.onExceeded)"
+)
+
+
+def frozen_at_work(spec: type[BaseModel]) -> Rule:
+    """While a stage is at work, only the fields of the spec may change that are marked so (``freeze.py``)."""
     return Rule(
-        f"!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in [{listed}]) || "
-        f"({' && '.join(same)})",
-        "spec is frozen while a run is active (only suspend may change): set spec.suspend to true first, or wait for "
-        "the run to end; changing the spec then starts a new run",
+        f"!({AT_WORK}) || ({_same(spec, 'self.spec', 'oldSelf.spec')} && ({BUDGET_NOT_LOWERED}))",
+        "spec is frozen while a stage is at work (only suspend, tracking, retention, credentials, caBundle and a "
+        "higher budget may change): set spec.suspend to true first, or wait for the run to end; changing the spec then "
+        "starts a new run",
     )
 
 
-def _same_or_absent(field: str) -> str:
-    return (
-        f"has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
-        f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field})"
-    )
+def _same(model: type[BaseModel], new: str, old: str, depth: int = 0) -> str:
+    """The CEL condition under which two objects are equal but for what may change.
+
+    Fields are compared one by one, with ``has``: the API server cannot estimate what CEL's optional values cost.
+    """
+    frozen = [field for field in places(model) if not field.changes]
+    return " && ".join(_same_field(field, f"{new}.{field.name}", f"{old}.{field.name}", depth) for field in frozen)
+
+
+def _same_field(field: Place, new: str, old: str, depth: int) -> str:
+    if field.below is None or not has_marks(field.below):
+        same = f"{new} == {old}"
+    elif field.many:
+        number, item = f"n{depth}", f"item{depth}"
+        items = _same(field.below, item, f"{old}[{number}]", depth + 1)
+        same = f"size({new}) == size({old}) && {new}.all({number}, {item}, {items})"
+    else:
+        same = _same(field.below, new, old, depth)
+    return same if field.required else f"has({new}) == has({old}) && (!has({new}) || ({same}))"

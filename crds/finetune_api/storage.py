@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.base import ApiModel
+from finetune_api.freeze import Changes
 from finetune_api.rules import Rule
 
 S3_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@/-]*)?$"
@@ -77,9 +78,9 @@ class Storage(ApiModel):
     """Region for the request signature."""
     path_style: bool = True
     """Put the bucket in the URL's path (most S3-compatible stores) rather than in the host name."""
-    credentials: Credentials | None = None
+    credentials: Annotated[Credentials | None, Changes.RETRY] = None
     """Secret with the keys; omit it if the pod's service account provides the identity."""
-    ca_bundle: CaBundle | None = None
+    ca_bundle: Annotated[CaBundle | None, Changes.RETRY] = None
     """CA certificates to trust if a private CA issued the store's certificate; omit it for public CAs."""
     encryption: Encryption | None = None
     """How the store encrypts what stages write; reading needs no setting. Changing it does not invalidate results."""

@@ -11,6 +11,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from kubernetes import client, config
@@ -29,6 +30,7 @@ from tests.support.crd_cases import (
     STATUS_CASES,
     TIME,
     Case,
+    Path,
     changed,
     dotted,
     message_of,
@@ -190,16 +192,29 @@ def test_name_rule(api: Api, kind: str, name: str, accepted: bool) -> None:
     judge(api.create(body), None if accepted else NAME)
 
 
-FREE = "suspend"
+FREE = {"budget", "retention", "suspend", "tracking"}
 FROZEN = message_of(
     SCHEMAS[meta.FINETUNEJOB],
     *(
-        "spec is frozen while a run is active",
-        "only suspend may change",
+        "spec is frozen while a stage is at work",
+        "only suspend, tracking, retention, credentials, caBundle and a higher budget may change",
         "set spec.suspend to true",
         "wait for the run",
     ),
 )
+OPEN_RUN: Object = {"id": "r", "number": 1, "specHash": "h", "startedAt": TIME}
+WORKING: Object = {"name": "train", "state": "Running", "workingSince": TIME}
+AT_WORK: Object = {"phase": "Running", "run": OPEN_RUN, "stages": [{"name": "prepare", "state": "Reused"}, WORKING]}
+STATUSES: dict[str, tuple[Object, bool]] = {
+    "at work": (AT_WORK, True),
+    "at work, in other words": (AT_WORK | {"phase": "Pending"}, True),
+    "no status": ({}, False),
+    "no stage yet": ({"run": OPEN_RUN}, False),
+    "no pod at work": (AT_WORK | {"stages": [{"name": "train", "state": "Running", "startedAt": TIME}]}, False),
+    "between two stages": (AT_WORK | {"stages": [WORKING | {"state": "Succeeded"}]}, False),
+    "ended": (AT_WORK | {"run": OPEN_RUN | {"finishedAt": TIME, "outcome": "Failed"}}, False),
+}
+"""A status, and whether it freezes the spec."""
 CHANGES: Object = {
     "profile": "other",
     "model": {"uri": "s3://abc/other"},
@@ -209,7 +224,7 @@ CHANGES: Object = {
     "export": None,
     "evaluation": {"maxSamples": 99},
     "output": {"uri": "s3://abc/other", "name": "other"},
-    "budget": {"maxCost": "1"},
+    "budget": {"maxCost": "9999999.99"},
     "storage": {"region": "other"},
     "tracking": {"mlflow": {"url": "http://other"}},
     "retention": {"checkpoints": 9},
@@ -224,15 +239,64 @@ def test_every_field_of_the_spec_is_tried_against_the_freeze() -> None:
     assert CHANGES.keys() == SCHEMAS[meta.FINETUNEJOB]["properties"]["spec"]["properties"].keys()
 
 
-@pytest.mark.parametrize("phase", [None, *finetunejob.Phase])
+@pytest.mark.parametrize(("status", "frozen"), STATUSES.values(), ids=STATUSES.keys())
+def test_what_freezes_a_spec(api: Api, status: Object, frozen: bool) -> None:
+    """The model answers as the rule does."""
+    assert finetunejob.FineTuneJobStatus.model_validate(status).at_work is frozen
+    job = api.fresh(valid_object(meta.FINETUNEJOB) | {"status": status})
+    judge(api.replace(job | {"spec": job["spec"] | {"profile": "other"}}), FROZEN if frozen else None)
+
+
 @pytest.mark.parametrize("field", [field for field, value in CHANGES.items() if value is not None])
-def test_spec_is_frozen_while_a_run_is_active(api: Api, phase: finetunejob.Phase | None, field: str) -> None:
-    body = valid_object(meta.FINETUNEJOB)
-    body["status"] = {"phase": phase.value} if phase else {}
-    job = api.fresh(body)
+def test_spec_is_frozen_while_a_stage_is_at_work(api: Api, field: str) -> None:
+    job = api.fresh(valid_object(meta.FINETUNEJOB) | {"status": AT_WORK})
     job["spec"][field] = CHANGES[field]
-    allowed = phase is not finetunejob.Phase.RUNNING or field == FREE
-    judge(api.replace(job), None if allowed else FROZEN)
+    judge(api.replace(job), None if field in FREE else FROZEN)
+
+
+BUDGETS: list[tuple[Object | None, Object | None, bool]] = [
+    ({"maxCost": "5"}, {"maxCost": "5.00"}, True),
+    ({"maxCost": "5"}, {"maxCost": "10"}, True),
+    ({"maxCost": "5"}, None, True),
+    (None, None, True),
+    ({"maxCost": "10"}, {"maxCost": "9.99"}, False),
+    ({"maxCost": "5"}, {"maxCost": "6", "onExceeded": "Fail"}, False),
+    (None, {"maxCost": "1000"}, False),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "allowed"), BUDGETS)
+def test_a_budget_may_be_raised_while_a_stage_is_at_work(
+    api: Api, before: Object | None, after: Object | None, allowed: bool
+) -> None:
+    def budgeted(spec: Object, budget: Object | None) -> Object:
+        return {name: value for name, value in (spec | {"budget": budget}).items() if value is not None}
+
+    body = valid_object(meta.FINETUNEJOB)
+    job = api.fresh(body | {"spec": budgeted(body["spec"], before), "status": AT_WORK})
+    judge(api.replace(job | {"spec": budgeted(job["spec"], after)}), None if allowed else FROZEN)
+
+
+FREE_AT_DEPTH = [
+    (("spec", "storage", "credentials"), ABSENT),
+    (("spec", "storage", "credentials", "secretName"), "other"),
+    (("spec", "storage", "caBundle", "configMapName"), "other"),
+    ((*DISTILLATION, "teacher", "credentials"), ABSENT),
+    ((*DISTILLATION, "teacher", "credentials", "key"), "OTHER"),
+    (("spec", "tracking", "mlflow", "credentials"), ABSENT),
+    (("spec", "tracking", "wandb", "project"), "other"),
+    (("spec", "retention", "checkpoints"), 9),
+]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize(("path", "value"), FREE_AT_DEPTH, ids=lambda each: str(each))
+def test_what_may_change_while_a_stage_is_at_work(api: Api, path: Path, value: Any, back: bool) -> None:
+    before, after = valid_object(meta.FINETUNEJOB, path), changed(Case(meta.FINETUNEJOB, path, value, None))
+    if back:
+        before, after = after, before
+    job = api.fresh(before | {"status": AT_WORK})
+    judge(api.replace(job | {"spec": after["spec"]}), None)
 
 
 DEEP_CHANGES = [
@@ -245,12 +309,8 @@ DEEP_CHANGES = [
         ((*DISTILLATION, "teacher", "model"), "other"),
         ((*DISTILLATION, "questionTemplate"), ABSENT),
         (("spec", "training", "targetModules"), []),
-        (("spec", "budget"), ABSENT),
         (("spec", "budget", "onExceeded"), "Fail"),
-        (("spec", "tracking", "mlflow", "credentials"), ABSENT),
-        (("spec", "tracking", "wandb", "project"), "other"),
         (("spec", "storage", "encryption"), ABSENT),
-        (("spec", "retention", "checkpoints"), 9),
     )
 ]
 
@@ -262,15 +322,16 @@ def test_the_freeze_reaches_every_depth(api: Api, case: Case, back: bool) -> Non
     before, after = valid_object(case.kind, case.path), changed(case)
     if back:
         before, after = after, before
-    job = api.fresh(before | {"status": {"phase": "Running"}})
+    job = api.fresh(before | {"status": AT_WORK})
     judge(api.replace(job | {"spec": after["spec"]}), case.complaint)
-    suspended = api.replace_status(job | {"status": {"phase": "Suspended"}})
+    waiting = [{"name": "train", "state": "Running"}]
+    suspended = api.replace_status(job | {"status": AT_WORK | {"phase": "Suspended", "stages": waiting}})
     assert isinstance(suspended, dict), suspended
     judge(api.replace(suspended | {"spec": after["spec"]}), None)
 
 
-def test_labels_and_status_stay_free_while_a_run_is_active(api: Api) -> None:
-    job = api.fresh(valid_object(meta.FINETUNEJOB) | {"status": {"phase": "Running"}})
+def test_labels_and_status_stay_free_while_a_stage_is_at_work(api: Api) -> None:
+    job = api.fresh(valid_object(meta.FINETUNEJOB) | {"status": AT_WORK})
     job["metadata"]["labels"] = {"team": "a"}
     updated = api.replace(job)
     assert isinstance(updated, dict), updated

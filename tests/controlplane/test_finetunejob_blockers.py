@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.finetunejob import Phase
+from finetune_api.finetunejob import Phase, StageState
+from finetune_api.meta import LABEL_STAGE
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
 from finetune_operator.framework.objects import PODS, SERVICE_ACCOUNTS, Object
@@ -153,6 +154,24 @@ def test_a_pod_that_cannot_start(team: Team, case: PodCase) -> None:
     assert case.says in message(team, "stuck")
     held["by"] = None
     team.until("stuck", Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize("case", POD_CASES.values(), ids=POD_CASES.keys())
+def test_the_remedy_is_not_refused(team: Team, case: PodCase) -> None:
+    """A pod that cannot start freezes nothing: another profile is another run, and finished stages are reused."""
+    held = [True]
+    team.node.admit = lambda pod: case.status if held[0] and pod["metadata"]["labels"][LABEL_STAGE] == "train" else None
+    small = team.settings().profiles["small"]
+    team.start(profiles={"small": small, "smaller": small})
+    team.create("stuck")
+    team.until("stuck", case.reason)
+    assert next(row for row in team.status("stuck").stages if row.name == "train").working_since is None
+    team.change("stuck", profile="smaller")
+    held[0] = False
+    status = team.until("stuck", Phase.SUCCEEDED)
+    assert status.run is not None
+    assert status.run.number == 2
+    assert {row.name: row.state for row in status.stages}["prepare"] is StageState.REUSED
 
 
 def test_a_quota_refuses_the_pod(team: Team) -> None:

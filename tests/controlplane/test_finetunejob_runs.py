@@ -8,18 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import REMEDIES, Reason
-from finetune_api.stages import PIPELINE, Stage
+from finetune_api.stages import PIPELINE, Stage, StageInput
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, Object
 from finetune_operator.kinds import FINETUNEJOBS
 from tests.controlplane.conftest import ADDED_LATER, Team, condition, newer_crds, ready, wait
-from tests.support.fake_node import failed
+from tests.support.fake_node import Ending, failed
 
 pytestmark = pytest.mark.controlplane
 
@@ -150,15 +151,54 @@ def test_objects_of_runs_that_are_over_go(team: Team) -> None:
     assert len(team.node.started) == started
 
 
+def working(team: Team, name: str, stage: Stage) -> bool:
+    """Whether the status says that a stage's pod is at work."""
+    return any(row.name == stage and row.working_since for row in team.status(name).stages)
+
+
 def test_a_running_spec_is_frozen(team: Team) -> None:
     """The API server refuses the change, in words that say what to do."""
     team.node.scripts[Stage.RESOLVE] = lambda given: None
     team.start()
     team.create("frozen")
-    team.until("frozen", Phase.RUNNING)
+    wait(lambda: working(team, "frozen", Stage.RESOLVE), "resolve to work")
     with pytest.raises(ApiError, match=r"set spec\.suspend to true first") as refused:
         team.change("frozen", training={"epochs": 5})
     assert refused.value.status == 422
+
+
+def test_what_may_change_ends_no_run(team: Team) -> None:
+    """The training goes on in its pod; the stages after it use what the spec says by then."""
+    held = threading.Event()
+    seen: list[str] = []
+
+    def export(given: StageInput) -> Ending | None:
+        seen.append(given.storage.credentials.secret_name if given.storage.credentials else "")
+        return team.node.store.run(given)
+
+    team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held.is_set() else None
+    team.node.scripts[Stage.EXPORT] = export
+    team.start()
+    team.create("live", budget={"maxCost": "5"}, storage={"credentials": {"secretName": "old"}})
+    wait(lambda: working(team, "live", Stage.TRAIN), "train to work")
+    team.change("live", storage={"credentials": {"secretName": "new"}}, budget={"maxCost": "9"})
+    team.change("live", retention={"checkpoints": 0}, tracking={"mlflow": {"url": "http://mlflow:5000"}})
+    held.set()
+    status = team.until("live", Phase.SUCCEEDED)
+    assert status.run is not None
+    assert (status.run.number, status.runs) == (1, [])
+    assert [row.attempts for row in status.stages] == [1] * 6
+    assert seen == ["new"]
+    team.change("live", storage={"credentials": {"secretName": "newer"}})
+    wait(lambda: team.status("live").observed_generation == 4, "the change to be seen")
+    assert team.status("live").run == status.run.model_copy(update=newest(team, "live"))
+
+
+def newest(team: Team, name: str) -> dict[str, Any]:
+    """What of a run follows the spec."""
+    run = team.status(name).run
+    assert run is not None
+    return {"generation": run.generation, "means_hash": run.means_hash}
 
 
 def test_suspend_and_resume(team: Team) -> None:
@@ -211,8 +251,7 @@ def test_an_operator_that_is_older_than_the_crds(team: Team) -> None:
     team.create("finished")
     finished = team.until("finished", Phase.SUCCEEDED)
     team.create("running", reuse="Never")
-    wait(lambda: team.jobs("running", Stage.TRAIN), "train to run")
-    team.until("running", Reason.STAGE_STARTED)
+    wait(lambda: working(team, "running", Stage.TRAIN), "train to work")
     newer.stop()
     with newer_crds(team.plane):
         wait(lambda: ADDED_LATER in _spec(team, "finished")["storage"], "the CRDs")

@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api import meta
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.freeze import made
 from finetune_api.stages import StageInput
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.conditions import timestamp
@@ -89,12 +91,13 @@ class MemoryCluster:
             self.remove(PODS, pod["metadata"]["name"])
 
     def change_spec(self, name: str, **spec: Any) -> None:
-        """Somebody edits a FineTuneJob; refused as the API server does while a run is active."""
+        """Somebody edits a FineTuneJob; refused as the API server does while a stage is at work."""
         found = self.objects[FINETUNEJOBS.kind, name]
-        if found["status"].get("phase") == "Running" and set(spec) - {"suspend"}:
-            return
         changed = copy.deepcopy(found)
         changed["spec"] |= spec
+        before, after = (made(FineTuneJobSpec.model_validate(each["spec"])) for each in (found, changed))
+        if before != after and FineTuneJobStatus.model_validate(found["status"]).at_work:
+            return
         changed["metadata"]["generation"] += 1
         self._put(FINETUNEJOBS, changed)
 

@@ -117,6 +117,7 @@ class Case:
 
 RESOLVED = done(Stage.RESOLVE)
 TENANCY = Tenancy(rules=[TenancyRule(namespaces=["*"], outputs=["s3://models/{namespace}"])])
+UNSHARED = SPEC.model_copy(update={"reuse": Reuse.NEVER})
 CASES = {
     "new": Case(observed(), Stage.RESOLVE),
     "resolving": Case(observed(jobs=(job(Stage.RESOLVE),)), says=(Phase.RUNNING, Reason.STAGE_STARTED)),
@@ -137,9 +138,9 @@ CASES = {
     ),
     "found, but not wanted": Case(
         observed(
-            SPEC.model_copy(update={"reuse": Reuse.NEVER}),
+            UNSHARED,
             status=FineTuneJobStatus(
-                phase=Phase.RUNNING, run=RunStatus(id=RUN, number=1, spec_hash="x", started_at=THEN)
+                phase=Phase.RUNNING, run=RunStatus(id=RUN, number=1, spec_hash=spec_hash(UNSHARED), started_at=THEN)
             ),
             jobs=(done(Stage.RESOLVE, found=[Found(stage=Stage.PREPARE, output_digest="7" * 64)]),),
         ),

@@ -37,7 +37,7 @@ STEPS = (
     *("go on",) * 6,
     *("reconcile", "controllers", "kubelet"),
     *("watch", "lag", "restart", "crash in 1", "crash in 2", "crash in 3"),
-    *("delete a job", "delete the pods", "suspend", "resume", "change", "rerun"),
+    *("delete a job", "delete the pods", "suspend", "resume", "change", "other credentials", "rerun"),
 )
 
 
@@ -118,6 +118,9 @@ class Walk:
             case ["change"]:
                 self.edits += 1
                 cluster.change_spec("walk", training={"epochs": 1 + self.edits % 50})
+            case ["other", "credentials"]:
+                self.edits += 1
+                cluster.change_spec("walk", storage={"credentials": {"secretName": f"s{self.edits}"}})
             case ["rerun"]:
                 self.edits += 1
                 cluster.change_spec("walk", rerun=f"r{self.edits}")

@@ -25,6 +25,7 @@ from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.outcome.job import State
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
@@ -75,6 +76,7 @@ class RunLedger:
             attempts=verdict.attempts,
             started_at=verdict.started_at,
             earlier_seconds=self._gone_seconds(before, verdict.started_at) or None,
+            working_since=self._working_since(before, job),
             finished_at=verdict.finished_at,
             message=message[:1024],
         )
@@ -120,6 +122,13 @@ class RunLedger:
             return known
         end = parse_timestamp(started_at) if started_at else self._now
         return known + max(0, round((end - parse_timestamp(before.started_at)).total_seconds()))
+
+    def _working_since(self, before: StageStatus, job: StageJob) -> str | None:
+        """A Job whose pod restarts or is lost still is at work; one that is suspended is not, or not for long."""
+        if self._spec.suspend or job.verdict.state is State.SUSPENDED:
+            return None
+        known = before.working_since if before.job == job.name else None
+        return known or (timestamp(self._now) if job.verdict.state is State.RUNNING else None)
 
     def _facts(self, stage: Stage, output_digest: str, scalars: Mapping[str, str]) -> None:
         uri = f"{self._spec.output.uri.rstrip('/')}/{output_folder(stage, output_digest)}"

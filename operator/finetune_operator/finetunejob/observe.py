@@ -9,6 +9,7 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.freeze import made, means
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
@@ -205,8 +206,13 @@ class JobObserver:
 
 
 def spec_hash(spec: FineTuneJobSpec) -> str:
-    """Identity of what a run makes. Defaults are left out, so a field that a later version adds changes nothing."""
-    return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend"}))
+    """Identity of what a run makes."""
+    return digest(made(spec))
+
+
+def means_hash(spec: FineTuneJobSpec) -> str:
+    """Identity of what a run needs for that: credentials and budget."""
+    return digest(means(spec))
 
 
 def older_publisher(resource: Object, publishers: Sequence[Object]) -> str:

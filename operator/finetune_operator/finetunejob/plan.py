@@ -17,7 +17,7 @@ from finetune_operator.finetunejob.blockers import BLOCKERS
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import within_budget
 from finetune_operator.finetunejob.ledger import RunLedger
-from finetune_operator.finetunejob.observe import ObservedJob, StageJob, UnplannedJob, spec_hash
+from finetune_operator.finetunejob.observe import ObservedJob, StageJob, UnplannedJob, means_hash, spec_hash
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, compose_unplanned, transition_events
@@ -78,15 +78,28 @@ def current_run(observed: ObservedJob, now: datetime) -> RunStatus:
     Its id follows from resource, spec and number alone: if the operator dies between creating the first Job and
     writing the status, the next attempt finds that Job under the same id.
     """
-    last, wanted, generation = observed.status.run, spec_hash(observed.spec), observed.metadata.generation
-    # A spec changes only with its generation, and not at all in phase Running, where the API server freezes it. Without
-    # such a change, another hash means that another version computed it, with other defaults for example.
-    same = last is not None and (last.generation == generation or observed.status.phase is Phase.RUNNING)
-    if last is not None and (same or last.spec_hash == wanted):
-        return last.model_copy(update={"spec_hash": wanted, "generation": generation})
+    last, spec, generation = observed.status.run, observed.spec, observed.metadata.generation
+    hashes = {"spec_hash": spec_hash(spec), "means_hash": means_hash(spec)}
+    if last is not None and (last.generation == generation or _goes_on(observed.status, last, **hashes)):
+        return last.model_copy(update={**hashes, "generation": generation})
     number = 1 if last is None else last.number + 1
-    identity = short([observed.owner.uid, wanted, number])
-    return RunStatus(id=identity, number=number, spec_hash=wanted, generation=generation, started_at=timestamp(now))
+    identity = short([observed.owner.uid, hashes["spec_hash"], number])
+    return RunStatus(id=identity, number=number, **hashes, generation=generation, started_at=timestamp(now))
+
+
+def _goes_on(status: FineTuneJobStatus, last: RunStatus, spec_hash: str, means_hash: str) -> bool:
+    """Whether the last run is still the one that the spec asks for, though the spec is of another generation.
+
+    While a stage is at work, the API server accepts only changes that end no run: if the hash differs nevertheless,
+    another version computed it, with other defaults for example.
+    """
+    if status.at_work:
+        return True
+    # With other means, what they ended may now succeed: a run that failed, or a training that a budget cut short.
+    cut_short = any(row.ended == Reason.BUDGET_EXCEEDED for row in status.stages)
+    ended_by_means = last.outcome is Phase.FAILED or (last.outcome is Phase.SUCCEEDED and cut_short)
+    tried_again = ended_by_means and last.means_hash not in ("", means_hash)
+    return last.spec_hash == spec_hash and not tried_again
 
 
 def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJobStatus]:
