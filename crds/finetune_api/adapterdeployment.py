@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Condition, Message, Name, ObjectMeta, Timestamp, WireModel
+from finetune_api.base import ApiModel, Condition, Message, Name, ObjectMeta, Timestamp, WireModel, as_map
 from finetune_api.rules import exactly_one_of
 from finetune_api.storage import Storage
 
@@ -139,7 +139,7 @@ class AdapterDeploymentStatus(WireModel):
     """Generation of the spec that this status describes."""
     phase: ServingPhase | None = None
     """Pending, Progressing, Ready, Degraded or Failed."""
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
     """Ready, Reconciling and Stalled (kstatus); Discouraged if the served artifact may not fit the runtime."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""

@@ -4,12 +4,14 @@ Stored objects and messages of other programs may come from a newer version. The
 which applies at every level, including the models that people write.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_api.meta import MAX_NAME, NAME_PATTERN
+
+T = TypeVar("T")
 
 
 class ApiModel(BaseModel):
@@ -40,6 +42,23 @@ def unknown_fields(model: type[BaseModel], raw: Any) -> dict[tuple[str | int, ..
     except ValidationError as error:
         return {fault["loc"]: fault["input"] for fault in error.errors() if fault["type"] == "extra_forbidden"}
     return {}
+
+
+def _distinct(items: list[T]) -> list[T]:
+    twice = next((item for number, item in enumerate(items) if item in items[:number]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is listed twice")
+    return items
+
+
+AS_SET: Final = (Field(json_schema_extra={"x-kubernetes-list-type": "set"}), AfterValidator(_distinct))
+"""For ``Annotated[list[…], *AS_SET]``: no value twice, and appliers share the list: each owns the values that it sets.
+Lists whose order means something, or whose items have no identity, stay whole (``atomic``)."""
+
+
+def as_map(key: str) -> Any:
+    """For ``Annotated[list[…], …]``: items are told apart by this field, and appliers share the list."""
+    return Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]})
 
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME)]

@@ -23,7 +23,7 @@ Schema = dict[str, Any]
 _KEPT = frozenset(
     {"type", "description", "default", "enum", "format", "pattern", "items", "properties", "required"}
     | {"minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}
-    | {"additionalProperties", "x-kubernetes-validations"}
+    | {"additionalProperties", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
 )
 
 
@@ -39,6 +39,8 @@ class Kind:
     short_name: str
     columns: tuple[tuple[str, str, str, int], ...]
     """Printer columns: name, type, JSON path, priority (1 shows only with ``-o wide``)."""
+    selectable: tuple[str, ...]
+    """JSON paths of the fields that ``kubectl get --field-selector`` and watches can select by."""
     rules: tuple[Rule, ...]
     """CEL rules over the whole object."""
     scale: Schema | None = None
@@ -65,6 +67,7 @@ KINDS = (
             ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
             ("Age", "date", ".metadata.creationTimestamp", 0),
         ),
+        selectable=(".status.phase", ".spec.profile"),
         rules=(name_rule(), frozen_at_work(FineTuneJobSpec)),
     ),
     Kind(
@@ -86,6 +89,7 @@ KINDS = (
             ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
             ("Age", "date", ".metadata.creationTimestamp", 0),
         ),
+        selectable=(".status.phase", ".spec.runtime"),
         rules=(name_rule(),),
         scale={
             "specReplicasPath": ".spec.replicas",
@@ -140,6 +144,7 @@ def crd(kind: Kind) -> Schema:
                         {"name": name, "type": kind_of, "jsonPath": path} | ({"priority": priority} if priority else {})
                         for name, kind_of, path, priority in kind.columns
                     ],
+                    "selectableFields": [{"jsonPath": path} for path in kind.selectable],
                     "schema": {"openAPIV3Schema": schema},
                 }
             ],
@@ -175,8 +180,8 @@ def _convert(node: Schema, definitions: Schema, path: str) -> Schema:
         _default_when_optional(result)
     if "const" in node:
         result["enum"] = [node["const"]]
-    if result.get("items", {}).get("properties", {}).keys() >= {"type", "status", "lastTransitionTime"}:
-        result |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    if result.get("type") == "array":
+        result.setdefault("x-kubernetes-list-type", "atomic")
     return result
 
 

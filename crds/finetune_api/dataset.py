@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Decimal
+from finetune_api.base import AS_SET, ApiModel, Decimal
 from finetune_api.distillation import Distillation
 from finetune_api.rules import Rule, exactly_one_of
 from finetune_api.storage import SECRET_NAME, S3Uri
@@ -185,7 +185,9 @@ class Cleaning(ApiModel):
     min_answer_words: Annotated[int, Field(ge=1, le=100)] = 1
     """Minimum words of an answer; examples with shorter ones are dropped. 2 suits free text, where a single word seldom
     teaches anything."""
-    languages: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{2}$", max_length=2)]], Field(max_length=16)] = []
+    languages: Annotated[
+        list[Annotated[str, Field(pattern=r"^[a-z]{2}$", max_length=2)]], Field(max_length=16), *AS_SET
+    ] = []
     """ISO 639-1 codes of the languages to keep, e.g. en; all if omitted."""
     secrets: OnFinding = OnFinding.MASK
     """What to do with keys, tokens and passwords: Mask them, Drop the row, only Report them, or Off (no scan)."""
@@ -215,7 +217,7 @@ class Pii(ApiModel):
     """What to do with personal data: Mask it (with a pseudonym such as <EMAIL_ADDRESS_1>, one per value and example),
     Drop the row, only Report it, or Off (no scan)."""
     entities: Annotated[
-        list[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]{1,39}$", max_length=40)]], Field(max_length=40)
+        list[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]{1,39}$", max_length=40)]], Field(max_length=40), *AS_SET
     ] = []
     """Entities to look for, e.g. EMAIL_ADDRESS; all that the recognisers know if omitted
     (docs/how-to/prepare-data.md)."""
@@ -319,5 +321,5 @@ class Task(ApiModel):
 
     type: TaskType = TaskType.CLASSIFICATION
     """Classification: the whole answer is one label. Extraction: the answer is JSON. Text: anything else."""
-    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500)] = []
+    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=500), *AS_SET] = []
     """Allowed labels of a classification; a row with any other label is invalid. By default, the labels in the data."""

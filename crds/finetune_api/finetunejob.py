@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel
+from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel, as_map
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
@@ -293,14 +293,14 @@ class FineTuneJobStatus(WireModel):
     """Generation of the spec that this status describes."""
     phase: Phase | None = None
     """Pending, Running, Suspended, Succeeded or Failed."""
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
     """Ready, Reconciling and Stalled (kstatus); Complete, Failed and Suspended (as in batch Jobs); Discouraged if
     settings are known to perform badly."""
     run: RunStatus | None = None
     """The active run, or the last one."""
-    runs: Annotated[list[RunStatus], Field(max_length=10)] = []
+    runs: Annotated[list[RunStatus], Field(max_length=10), as_map("id")] = []
     """Earlier runs, newest first."""
-    stages: Annotated[list[StageStatus], Field(max_length=8)] = []
+    stages: Annotated[list[StageStatus], Field(max_length=8), as_map("name")] = []
     """The stages of the run."""
     stages_done: Annotated[str, Field(max_length=8)] = ""
     """Finished stages out of all, e.g. 3/5."""

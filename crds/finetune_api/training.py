@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Decimal
+from finetune_api.base import AS_SET, ApiModel, Decimal
 
 
 class Method(StrEnum):
@@ -40,14 +40,18 @@ LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_
 class LearningCurve(ApiModel):
     """Additional trainings on parts of the examples, to forecast the benefit of more examples."""
 
-    percents: Annotated[list[Annotated[int, Field(ge=5, le=90)]], Field(min_length=2, max_length=6)] = [10, 25, 50]
+    percents: Annotated[list[Annotated[int, Field(ge=5, le=90)]], Field(min_length=2, max_length=6), *AS_SET] = [
+        10,
+        25,
+        50,
+    ]
     """Percentages of the training examples; a model is trained on each part, in addition to the one on all examples.
     Training takes longer by their sum: by 85 % for 10, 25 and 50."""
 
     @property
     def extra_work(self) -> float:
         """Additional work of the parts, as a share of the training on all examples."""
-        return sum(set(self.percents)) / 100
+        return sum(self.percents) / 100
 
 
 class Training(ApiModel):
@@ -82,7 +86,7 @@ class Training(ApiModel):
     """Divide the scale by the square root of the rank instead of the rank (rsLoRA), for ranks of 64 and more."""
     dora: bool = False
     """Train magnitude and direction of the weights separately (DoRA): slower, often better at low ranks."""
-    target_modules: Annotated[list[LayerName], Field(max_length=64)] = []
+    target_modules: Annotated[list[LayerName], Field(max_length=64), *AS_SET] = []
     """Linear layers that get an adapter, e.g. q_proj; all if omitted."""
     dropout: Fraction = "0.05"
     """Dropout on the adapter's input."""

@@ -475,6 +475,52 @@ def test_printer_columns(api: Api, kind: str) -> None:
     assert wide in line
 
 
+SELECTED: dict[str, tuple[str, dict[str, str]]] = {
+    meta.FINETUNEJOB: ("Failed", {"status.phase": "Failed", "spec.profile": "selected"}),
+    meta.ADAPTERDEPLOYMENT: ("Degraded", {"status.phase": "Degraded", "spec.runtime": "selected"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_are_selected_by_phase_and_profile(api: Api, kind: str) -> None:
+    phase, fields = SELECTED[kind]
+    named = next(name for name in fields if name.startswith("spec.")).removeprefix("spec.")
+    bodies = [valid_object(kind) | {"status": {"phase": each}} for each in (phase, "Pending", phase)]
+    bodies[0]["spec"][named] = bodies[1]["spec"][named] = "selected"
+    wanted, *_ = (api.fresh(body)["metadata"]["name"] for body in bodies)
+    selector = ",".join(f"{path}={value}" for path, value in fields.items())
+    listed = api.plane.kubectl("get", KINDS[kind].short_name, "--field-selector", selector, "-o", "name")
+    assert [line.split("/")[1] for line in listed.splitlines()] == [wanted]
+
+
+SHARED: list[tuple[Object, Object, tuple[str, ...], list[str]]] = [
+    ({"task": {"labels": ["a"]}}, {"task": {"labels": ["b"]}}, ("task", "labels"), ["a", "b"]),
+    (
+        {"training": {"targetModules": ["q_proj"]}},
+        {"training": {"targetModules": ["v_proj"]}},
+        ("training", "targetModules"),
+        ["q_proj", "v_proj"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("mine", "yours", "path", "merged"), SHARED, ids=["labels", "targetModules"])
+def test_appliers_share_a_set(api: Api, mine: Object, yours: Object, path: tuple[str, ...], merged: list[str]) -> None:
+    """Server-side apply: each owns its values, and takes back only these."""
+    body = {"apiVersion": meta.API_VERSION, "kind": meta.FINETUNEJOB, "metadata": {"name": f"shared-{path[1].lower()}"}}
+
+    def apply(manager: str, spec: Object) -> list[str]:
+        options = ("--server-side", f"--field-manager={manager}", "-o", "json", "-f", "-")
+        value = json.loads(api.plane.kubectl("apply", *options, stdin=json.dumps(body | {"spec": spec})))["spec"]
+        for step in path:
+            value = value[step]
+        return sorted(value)
+
+    apply("me", SHORT | mine)
+    assert apply("you", yours) == merged
+    assert apply("me", SHORT) == merged[1:]
+
+
 def test_both_kinds_are_in_one_category(api: Api) -> None:
     names = {api.fresh(valid_object(kind))["metadata"]["name"] for kind in KINDS}
     listed = api.plane.kubectl("get", "finetune", "-o", "name")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any, Final
 
 from finetune_api import meta
@@ -50,7 +51,7 @@ def valid(schema: Object, path: Path = ()) -> Any:
                 if name not in left_out
             }
         case "array":
-            return _many(valid(schema["items"], path[1:]), schema.get("minItems", 1))
+            return _many(schema, schema.get("minItems", 1), path[1:])
         case "integer":
             return schema.get("minimum", 0)
         case "boolean":
@@ -132,7 +133,7 @@ def _accepted(schema: Object, texts: bool) -> Iterator[Any]:
     if long := _of_length(schema, 0):
         yield long
     if schema["type"] == "array":
-        yield _many(valid(schema["items"]), schema["maxItems"])
+        yield _many(schema, schema["maxItems"])
 
 
 def _refused(schema: Object, texts: bool) -> Iterator[tuple[Any, str]]:
@@ -150,8 +151,9 @@ def _refused(schema: Object, texts: bool) -> Iterator[tuple[Any, str]]:
     if "minLength" in schema:
         yield "a" * (schema["minLength"] - 1), f"should be at least {schema['minLength']} chars long"
     if schema["type"] == "array":
-        item = valid(schema["items"])
-        yield _many(item, schema["maxItems"] + 1), f"must have at most {schema['maxItems']} items"
+        yield _many(schema, schema["maxItems"] + 1), f"must have at most {schema['maxItems']} items"
+        if schema["x-kubernetes-list-type"] != "atomic":
+            yield [*_many(schema, 2), _many(schema, 1)[0]], "Duplicate value"
         if "minItems" in schema:
             yield [], f"should have at least {schema['minItems']} items"
 
@@ -162,10 +164,18 @@ def _of_length(schema: Object, beyond: int) -> str | None:
     return long(schema["maxLength"] + beyond) if long and "maxLength" in schema else None
 
 
-def _many(item: Any, count: int) -> list[Any]:
-    """Conditions are a map by type, so each needs its own."""
-    if isinstance(item, dict) and "type" in item:
-        return [item | {"type": f"T{number}"} for number in range(count)]
+def _many(schema: Object, count: int, path: Path = ()) -> list[Any]:
+    """So many items of a list, each with its own value, or its own key, where the list asks for that."""
+    item = valid(schema["items"], path)
+    match schema["x-kubernetes-list-type"]:
+        case "map":
+            [key] = schema["x-kubernetes-list-map-keys"]
+            return [item | {key: f"T{number}"} for number in range(count)]
+        case "set" if isinstance(item, int):
+            return [item + number for number in range(count)]
+        case "set":
+            pairs = [one + other for one in ascii_lowercase for other in ascii_lowercase]
+            return [pair.upper() if item.isupper() else pair for pair in pairs[:count]]
     return [item] * count
 
 
