@@ -4,18 +4,47 @@ Stored objects and messages of other programs may come from a newer version. The
 which applies at every level, including the models that people write.
 """
 
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from finetune_api.meta import MAX_NAME, NAME_PATTERN
 
 T = TypeVar("T")
+REFUSE_RETIRED: Final = "refuse retired fields"
+"""As a validation's context: a retired field is an error that names its successor, even where unknown fields are not.
+"""
+
+
+@dataclass(frozen=True)
+class Retired:
+    """A field of an earlier version. The CRD keeps it, so that the API server neither drops it nor calls it unknown,
+    but refuses it with what to write instead."""
+
+    instead: str
+    type: str = "object"
+    """Its type in OpenAPI."""
 
 
 class ApiModel(BaseModel):
     """Base of the spec and of everything else that people write: unknown fields are errors."""
+
+    retired: ClassVar[Mapping[str, Retired]] = {}
+    """Fields of earlier versions, by their name on the wire."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -26,6 +55,41 @@ class ApiModel(BaseModel):
         extra="forbid",
         frozen=True,
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(core)
+        if cls.retired:
+            properties = handler.resolve_ref_schema(reference)["properties"]
+            properties |= {name: _retired_schema(name, field) for name, field in cls.retired.items()}
+        return reference
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_retired(cls, given: Any, info: ValidationInfo) -> Any:
+        found = given.keys() & cls.retired.keys() if info.context == REFUSE_RETIRED and isinstance(given, dict) else ()
+        for name in sorted(found):
+            raise ValueError(_refusal(name, cls.retired[name]))
+        return given
+
+
+def _retired_schema(name: str, field: Retired) -> JsonSchemaValue:
+    """A field that no value satisfies."""
+    schema = {
+        "type": field.type,
+        "description": f"Retired: {field.instead}.",
+        "x-kubernetes-validations": [{"rule": "false", "message": _refusal(name, field)}],
+    }
+    return schema | ({"x-kubernetes-preserve-unknown-fields": True} if field.type == "object" else {})
+
+
+def is_retired(schema: JsonSchemaValue) -> bool:
+    """Whether the schema of a field says that it is retired."""
+    return any(rule["rule"] == "false" for rule in schema.get("x-kubernetes-validations", []))
+
+
+def _refusal(name: str, field: Retired) -> str:
+    return f"{name} was a field of an earlier version: {field.instead}"
 
 
 class WireModel(ApiModel):

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
+from finetune_api.base import is_retired
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.rules import Rule, frozen_at_work, name_rule
 
@@ -23,7 +24,8 @@ Schema = dict[str, Any]
 _KEPT = frozenset(
     {"type", "description", "default", "enum", "format", "pattern", "items", "properties", "required"}
     | {"minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}
-    | {"additionalProperties", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
+    | {"additionalProperties", "x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields"}
+    | {"x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
 )
 
 
@@ -213,7 +215,10 @@ def _default_when_optional(schema: Schema) -> None:
 
 
 def _sparse(schema: Schema) -> Schema:
-    """Drop empty defaults from a status: the API server must not fill in what the operator omits."""
+    """Drop empty defaults from a status: the API server must not fill in what the operator omits. Nobody writes retired
+    fields there."""
+    if "properties" in schema:
+        schema["properties"] = {name: each for name, each in schema["properties"].items() if not is_retired(each)}
     children = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
     for child in children:
         _sparse(child)

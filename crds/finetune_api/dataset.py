@@ -1,16 +1,18 @@
 """The data set of a FineTuneJob: where its examples are, how to read them, and the task they describe."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import AS_SET, ApiModel, Decimal
+from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
 from finetune_api.distillation import Distillation
+from finetune_api.references import ConfigMapKeyRef
 from finetune_api.rules import Rule, exactly_one_of
-from finetune_api.storage import SECRET_NAME, S3Uri
+from finetune_api.storage import S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -24,7 +26,6 @@ DATA_URI: Final = (
     r"/([A-Za-z0-9!_.'()=+@/-]*/)?[A-Za-z0-9!_.*'()=+@-]*)$"
 )
 """A file, a folder (ends with ``/``) or a pattern (``*`` in its last part)."""
-CONFIG_MAP_KEY: Final = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
 
 
 class DataFormat(StrEnum):
@@ -36,15 +37,6 @@ class DataFormat(StrEnum):
     PARQUET = "Parquet"
 
 
-class ConfigMapKey(ApiModel):
-    """A file in a ConfigMap of the same namespace, for sets below 1 MiB."""
-
-    name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
-    """Name of the ConfigMap."""
-    key: Annotated[str, Field(pattern=CONFIG_MAP_KEY, min_length=1, max_length=253)]
-    """Key whose value is the file, e.g. rows.csv; its extension determines the format."""
-
-
 class SourcePart(StrEnum):
     """A part of the data set that a source provides."""
 
@@ -54,15 +46,19 @@ class SourcePart(StrEnum):
 
 
 class Source(ApiModel):
-    """Files with examples: exactly one of uri and configMap."""
+    """Files with examples: exactly one of uri and configMapKeyRef."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "config_map"))
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "config_map_key_ref"))
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "configMap": Retired("name the ConfigMap and its key in configMapKeyRef"),
+    }
 
     uri: Annotated[str, Field(pattern=DATA_URI, min_length=6, max_length=512)] | None = None
     """s3://bucket/key or hf://datasets/organisation/name@revision/path: a file, a folder (ends with /), or several
     files (* in the last part). Files are read in name order."""
-    config_map: ConfigMapKey | None = None
-    """A key of a ConfigMap."""
+    config_map_key_ref: ConfigMapKeyRef | None = None
+    """A file in a ConfigMap, for sets below 1 MiB: the key's value. The key's extension determines the format, e.g.
+    rows.csv."""
     format: DataFormat | None = None
     """CSV, JSONL, JSON (a list of objects) or Parquet. By default determined by the file extension (.csv, .jsonl,
     .ndjson, .json, .parquet, each also with .gz or .zst)."""
@@ -75,12 +71,13 @@ class Source(ApiModel):
     @property
     def name(self) -> str:
         """Name for people: its URI, or configmap://name/key."""
-        return self.uri or (f"configmap://{self.config_map.name}/{self.config_map.key}" if self.config_map else "")
+        file = self.config_map_key_ref
+        return self.uri or (f"configmap://{file.name}/{file.key}" if file else "")
 
     @model_validator(mode="after")
     def _one(self) -> "Source":
-        if (self.uri is None) == (self.config_map is None):
-            raise ValueError("exactly one of uri and configMap must be set")
+        if (self.uri is None) == (self.config_map_key_ref is None):
+            raise ValueError("exactly one of uri and configMapKeyRef must be set")
         return self
 
 

@@ -1,15 +1,16 @@
 """Distillation: a larger model, the teacher, answers prompts, and its answers become the examples."""
 
+from collections.abc import Mapping
 from decimal import Decimal as Number
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Decimal
+from finetune_api.base import ApiModel, Decimal, Retired
 from finetune_api.freeze import Changes
+from finetune_api.references import SecretKeyRef
 from finetune_api.rules import Rule
-from finetune_api.storage import SECRET_NAME
 
 TEACHER_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/v1$"
 MODEL_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
@@ -35,24 +36,19 @@ _WORDS_IN_ORDER: Final = Rule(
 )
 
 
-class TeacherCredentials(ApiModel):
-    """The teacher's API key, in a Secret of the same namespace. The pod reads it; the operator never does."""
-
-    secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
-    """Name of the Secret, in the namespace of this resource."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "OPENAI_API_KEY"
-    """Key of the Secret that holds the API key."""
-
-
 class TeacherRef(ApiModel):
     """A model behind any server that implements OpenAI's chat API."""
+
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "credentials": Retired("name the Secret and its key with the API key in secretKeyRef")
+    }
 
     url: Annotated[str, Field(pattern=TEACHER_URL, min_length=10, max_length=253)]
     """Base URL, ending in /v1, e.g. https://api.openai.com/v1 or http://vllm.models.svc:8000/v1."""
     model: Annotated[str, Field(pattern=MODEL_NAME, min_length=1, max_length=128)]
     """Name of the model on the server."""
-    credentials: Annotated[TeacherCredentials | None, Changes.RETRY] = None
-    """Secret with the API key; omit it if the server needs none."""
+    secret_key_ref: Annotated[SecretKeyRef | None, Changes.RETRY] = None
+    """The API key; omit it if the server needs none."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
     """A request that takes longer is cancelled and retried."""
 

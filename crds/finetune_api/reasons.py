@@ -194,7 +194,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.PROFILE_UNKNOWN: "Choose a profile that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.NOT_ALLOWED: "Ask only for what this namespace may use, or ask the platform's admin to extend tenancy.rules in the chart's values; the operator then continues automatically.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "Ask the admin to create the runner ServiceAccount in this namespace.",
-    Reason.SECRET_MISSING: "Create the Secret with the keys that spec.storage.credentials names; the pod then starts automatically.",
+    Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); the pod then starts automatically.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, free resources in the namespace, or choose a smaller profile.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the profile, or choose another profile.",
     Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values.",
@@ -246,7 +246,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
     # It waits for a while; then the revision fails and is not retried automatically
-    Reason.SECRET_MISSING: "Create the Secret with the keys that the storage's credentials name; if the revision has failed, set spec.rerun to a new value.",
+    Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); if the revision has failed, set spec.rerun to a new value.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; if the revision has failed, set spec.rerun to a new value.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the runtime; if the revision has failed, set spec.rerun to a new value.",
     Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values; if the revision has failed, set spec.rerun to a new value.",

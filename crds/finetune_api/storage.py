@@ -1,12 +1,14 @@
 """How to reach S3: the endpoint, and the Secret of the same namespace with its keys."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, Retired
 from finetune_api.freeze import Changes
+from finetune_api.references import ConfigMapKeyRef, SecretRef
 from finetune_api.rules import Rule
 
 S3_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@/-]*)?$"
@@ -14,29 +16,22 @@ MODEL_URI: Final = (
     r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[A-Za-z0-9!_.*'()=+@/-]+"
     r"|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[A-Za-z0-9._/-]+)$"
 )
-SECRET_NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+STORE_SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Keys of a store's Secret (AWS's own names)."""
 
 S3Uri = Annotated[str, Field(pattern=S3_URI, min_length=6, max_length=512)]
-
-
-class Credentials(ApiModel):
-    """Static keys in a Secret of the same namespace. Pods read it; the operator never does."""
-
-    secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
-    """Name of the Secret, in the namespace of this resource."""
-    access_key_id_key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "AWS_ACCESS_KEY_ID"
-    """Key of the Secret that holds the access key id."""
-    secret_access_key_key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "AWS_SECRET_ACCESS_KEY"
-    """Key of the Secret that holds the secret access key."""
 
 
 class CaBundle(ApiModel):
     """CA certificates in PEM format, in a ConfigMap of the same namespace."""
 
-    config_map_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
-    """Name of the ConfigMap, in the namespace of this resource."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "ca.crt"
-    """Key of the ConfigMap that holds the certificates."""
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "configMapName": Retired("name the ConfigMap in configMapKeyRef.name", "string"),
+        "key": Retired("name the key in configMapKeyRef.key", "string"),
+    }
+
+    config_map_key_ref: ConfigMapKeyRef
+    """The ConfigMap, and its key with the certificates, e.g. ca.crt."""
 
 
 class EncryptionAlgorithm(StrEnum):
@@ -72,14 +67,21 @@ class Encryption(ApiModel):
 class Storage(ApiModel):
     """How to reach S3. Empty: AWS, with the pod's own identity (IRSA, workload identity)."""
 
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "credentials": Retired(
+            f"name the Secret in secretRef.name; its keys are {' and '.join(STORE_SECRET_KEYS)}",
+        )
+    }
+
     endpoint: Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$", max_length=253)] = ""
     """URL of an S3-compatible store, e.g. http://seaweedfs.storage.svc:8333; empty for AWS."""
     region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", min_length=1, max_length=32)] = "us-east-1"
     """Region for the request signature."""
     path_style: bool = True
     """Put the bucket in the URL's path (most S3-compatible stores) rather than in the host name."""
-    credentials: Annotated[Credentials | None, Changes.RETRY] = None
-    """Secret with the keys; omit it if the pod's service account provides the identity."""
+    secret_ref: Annotated[SecretRef | None, Changes.RETRY] = None
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; omit it if the pod's service account provides the
+    identity."""
     ca_bundle: Annotated[CaBundle | None, Changes.RETRY] = None
     """CA certificates to trust if a private CA issued the store's certificate; omit it for public CAs."""
     encryption: Encryption | None = None

@@ -3,12 +3,13 @@
 None of this is part of an input's identity: tracking does not change what a training produces.
 """
 
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel
-from finetune_api.storage import SECRET_NAME
+from finetune_api.base import ApiModel, Retired
+from finetune_api.references import SecretKeyRef, SecretRef
 
 MLFLOW_SECRET_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Optional keys of the Secret; the container gets them as environment variables with the same names (MLflow's own)."""
@@ -22,35 +23,26 @@ ServerUrl = Annotated[
 """URL without user name, password and query."""
 
 
-class MlflowCredentials(ApiModel):
-    """How to log in to the tracking server. Pods read the Secret; the operator never does."""
-
-    secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
-    """Secret of this namespace with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."""
-
-
 class Mlflow(ApiModel):
     """An MLflow tracking server. If it is unavailable, training continues without it."""
+
+    retired: ClassVar[Mapping[str, Retired]] = {"credentials": Retired("name the Secret in secretRef.name")}
 
     url: ServerUrl
     """URL of the server, e.g. http://mlflow.tracking.svc:5000; no user name or password in it."""
     experiment: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$")] = ""
     """Experiment of the runs, created if it does not exist. Default: namespace/name of this resource."""
-    credentials: MlflowCredentials | None = None
-    """Login, for servers that require one."""
-
-
-class WandbCredentials(ApiModel):
-    """The API key for Weights & Biases. Pods read the Secret; the operator never does."""
-
-    secret_name: Annotated[str, Field(pattern=SECRET_NAME, min_length=1, max_length=253)]
-    """Name of the Secret, in the namespace of this resource."""
-    api_key_key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = WANDB_KEY_VARIABLE
-    """Key of the Secret that holds the API key."""
+    secret_ref: SecretRef | None = None
+    """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for servers that
+    require a login."""
 
 
 class Wandb(ApiModel):
     """Weights & Biases, the service or your own server. If it is unavailable, training continues without it."""
+
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "credentials": Retired("name the Secret and its key with the API key in secretKeyRef")
+    }
 
     base_url: ServerUrl = "https://api.wandb.ai"
     """URL of the API; no user name or password in it."""
@@ -58,7 +50,7 @@ class Wandb(ApiModel):
     """Team or user of the runs. Default: the default entity of the API key's owner."""
     project: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$")] = ""
     """Project of the runs, created if it does not exist. Default: namespace.name of this resource."""
-    credentials: WandbCredentials
+    secret_key_ref: SecretKeyRef
     """The API key."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import crdgen, meta
+from finetune_api.base import is_retired
 
 Schema = dict[str, Any]
 
@@ -50,10 +51,11 @@ def _object(path: str, schema: Schema) -> Iterator[str]:
     yield "| field | type | default | description |"
     yield "| --- | --- | --- | --- |"
     required = set(schema.get("required", []))
-    for name, field in schema["properties"].items():
+    fields = {name: field for name, field in schema["properties"].items() if not is_retired(field)}
+    for name, field in fields.items():
         default = "required" if name in required else _default(field)
         yield f"| `{name}` | {_type(field)} | {default} | {_cell(_prose(field['description']) + _bounds(field))} |"
-    for name, field in schema["properties"].items():
+    for name, field in fields.items():
         inner, suffix = (field["items"], "[]") if field["type"] == "array" else (field, "")
         if "properties" in inner:
             yield from _object(f"{path}.{name}{suffix}", {"description": field["description"], **inner})

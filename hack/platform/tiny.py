@@ -30,7 +30,7 @@ def tiny_job(name: str, **changes: Any) -> Object:
         "training": {"maxSteps": 4, "checkpointSteps": 2, "maxLength": 128, "gradientAccumulation": 1},
         "evaluation": {"maxSamples": 10, "goldenPrompts": 2},
         "output": {"uri": f"s3://artifacts/{name}", "name": name},
-        "storage": {"endpoint": object_store.ENDPOINT, "credentials": {"secretName": "s3-credentials"}},
+        "storage": {"endpoint": object_store.ENDPOINT, "secretRef": {"name": "s3-credentials"}},
     }
     return {
         "apiVersion": meta.API_VERSION,

@@ -87,7 +87,7 @@ class Endpoint:
 
     def serve(self, uri: str, **spec: Any) -> None:
         """Ask for an artifact to be served."""
-        storage = {"endpoint": object_store.ENDPOINT, "credentials": {"secretName": "s3-credentials"}}
+        storage = {"endpoint": object_store.ENDPOINT, "secretRef": {"name": "s3-credentials"}}
         source = {"artifact": {"uri": uri, "storage": storage}}
         self.team.apply(
             {

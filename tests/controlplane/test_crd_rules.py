@@ -302,7 +302,7 @@ def test_what_may_change_while_a_stage_is_at_work(api: Api, path: Path, value: A
 DEEP_CHANGES = [
     Case(meta.FINETUNEJOB, path, value, FROZEN)
     for path, value in (
-        ((*DATASET, "sources", 0), {"configMap": {"name": "rows", "key": "rows.csv"}}),
+        ((*DATASET, "sources", 0), {"configMapKeyRef": {"name": "rows", "key": "rows.csv"}}),
         ((*DATASET, "columns", "template"), "{other}"),
         ((*DATASET, "pii", "ner"), ABSENT),
         ((*DATASET, "pilot", "examples"), 99),
@@ -360,7 +360,7 @@ SHORT: Object = {
 }
 SHORT_BLOCKS: Object = {
     "dataset": {
-        "sources": [{"configMap": {"name": "rows", "key": "rows.csv"}}],
+        "sources": [{"configMapKeyRef": {"name": "rows", "key": "rows.csv"}}],
         "cleaning": {},
         "pii": {"ner": {"package": "en_core_web_sm"}},
         "duplicates": {},
@@ -368,20 +368,20 @@ SHORT_BLOCKS: Object = {
         "benchmarks": [{"uri": "s3://abc/b.jsonl"}],
         "replay": {"source": {"uri": "s3://abc/r.jsonl"}},
         "distillation": {
-            "teacher": {"url": "http://t/v1", "model": "m", "credentials": {"secretName": "s"}},
+            "teacher": {"url": "http://t/v1", "model": "m", "secretKeyRef": {"name": "s", "key": "k"}},
             "prices": {"usdPerMillionInputTokens": "1"},
         },
         "pilot": {},
     },
     "budget": {"maxCost": "25"},
     "storage": {
-        "credentials": {"secretName": "s"},
-        "caBundle": {"configMapName": "ca"},
+        "secretRef": {"name": "s"},
+        "caBundle": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}},
         "encryption": {"algorithm": "aws:kms"},
     },
     "tracking": {
-        "mlflow": {"url": "http://mlflow", "credentials": {"secretName": "s"}},
-        "wandb": {"credentials": {"secretName": "s"}},
+        "mlflow": {"url": "http://mlflow", "secretRef": {"name": "s"}},
+        "wandb": {"secretKeyRef": {"name": "s", "key": "k"}},
     },
     "retention": {},
 }

@@ -209,9 +209,9 @@ def _schema(kind: str, path: Path) -> Object:
 DATASET: Final = ("spec", "dataset")
 DISTILLATION: Final = (*DATASET, "distillation")
 _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
-    (meta.FINETUNEJOB, (*DATASET, "sources", 0), ("uri", "configMap")),
-    (meta.FINETUNEJOB, (*DATASET, "benchmarks", 0), ("uri", "configMap")),
-    (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMap")),
+    (meta.FINETUNEJOB, (*DATASET, "sources", 0), ("uri", "configMapKeyRef")),
+    (meta.FINETUNEJOB, (*DATASET, "benchmarks", 0), ("uri", "configMapKeyRef")),
+    (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMapKeyRef")),
     (meta.FINETUNEJOB, (*DATASET, "columns"), ("input", "template")),
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source"), ("fineTuneJob", "artifact")),

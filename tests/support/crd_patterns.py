@@ -6,12 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api import adapterdeployment, crdgen, dataset, distillation, meta, storage
+from finetune_api import adapterdeployment, crdgen, dataset, distillation, meta, references, storage
+from finetune_api.base import is_retired
 
 Object = dict[str, Any]
 
 KINDS = {kind.kind: kind for kind in crdgen.KINDS}
-SCHEMAS = {name: crdgen.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for name, kind in KINDS.items()}
+
+
+def _current(schema: Object) -> Object:
+    """The schema without the fields that only refuse objects of earlier versions."""
+    result = dict(schema)
+    if "properties" in schema:
+        fields = {name: each for name, each in schema["properties"].items() if not is_retired(each)}
+        result["properties"] = {name: _current(each) for name, each in fields.items()}
+    if "items" in schema:
+        result["items"] = _current(schema["items"])
+    return result
+
+
+SCHEMAS = {
+    name: _current(crdgen.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]) for name, kind in KINDS.items()
+}
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -133,12 +149,9 @@ _URIS = {
 
 _NAMES = {
     meta.NAME_PATTERN: Pattern(("a", "a-1", "abc"), ("1a", "A", "a-", "a.b", "a_b", "ä", "a\n"), lambda n: "a" * n),
-    storage.SECRET_NAME: Pattern(("a", "1", "a.b-c"), ("A", "a_b", "-a", "a/", "team-a/secret"), lambda n: "a" * n),
-    _pattern_of("spec.storage.credentials.accessKeyIdKey"): Pattern(
-        ("a", "AWS_ACCESS_KEY_ID", "x.y-z"), ("", "a b", "a/b", "a=b", "ä"), lambda n: "a" * n
-    ),
-    dataset.CONFIG_MAP_KEY: Pattern(
-        ("a", ".hidden", "_x-1.JSONL.gz", "rows.csv"),
+    references.OBJECT_NAME: Pattern(("a", "1", "a.b-c"), ("A", "a_b", "-a", "a/", "team-a/secret"), lambda n: "a" * n),
+    references.DATA_KEY: Pattern(
+        ("a", "AWS_ACCESS_KEY_ID", ".hidden", "_x-1.JSONL.gz", "rows.csv"),
         (".", "..", "..a", "../a", "a/b", "a b", "ä", "a\n"),
         lambda n: "a" * n,
     ),

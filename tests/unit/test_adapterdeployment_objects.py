@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.references import ConfigMapKeyRef, SecretRef
 from finetune_api.stages import StageInput
-from finetune_api.storage import CaBundle, Credentials, Storage
+from finetune_api.storage import CaBundle, Storage
 from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import SERVICES
 from finetune_operator.framework.ownership import Owner
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.unit
 
 OWNER = Owner(ADAPTERDEPLOYMENTS, "team", "a" * meta.MAX_NAME, "uid")
 REVISION = "0123abcd"
-STORAGE = Storage(endpoint="http://s3.svc:8333", credentials=Credentials(secret_name="s3-read"))
+STORAGE = Storage(endpoint="http://s3.svc:8333", secret_ref=SecretRef(name="s3-read"))
 
 
 def serving(**runtime: Any) -> Serving:
@@ -77,7 +78,9 @@ def test_only_fetch_has_the_keys_and_only_as_references() -> None:
 
 
 def test_only_fetch_trusts_the_stores_private_authority() -> None:
-    storage = STORAGE.model_copy(update={"ca_bundle": CaBundle(config_map_name="corp")})
+    storage = STORAGE.model_copy(
+        update={"ca_bundle": CaBundle(config_map_key_ref=ConfigMapKeyRef(name="corp", key="ca.crt"))}
+    )
     asked = replace(serving(), storage=storage)
     spec = deployment(OWNER, asked, SETTINGS, REVISION, 1)["spec"]["template"]["spec"]
     assert [each["configMap"]["name"] for each in spec["volumes"] if each["name"] == "store-ca"] == ["corp"]

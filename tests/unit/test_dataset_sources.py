@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import constants
 from pydantic import ValidationError
 
-from finetune_api.dataset import ConfigMapKey, DataFormat, Dataset, Source
+from finetune_api.dataset import DataFormat, Dataset, Source
 from finetune_api.reasons import Reason
+from finetune_api.references import ConfigMapKeyRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading import sources
 from finetune_jobs.reading.hub_files import hub_place
@@ -36,8 +37,8 @@ REFUSED = "s3://data/sources-that-are-refused"
         {"uri": "hf://datasets/org/name@main/train.json"},
         {"uri": "hf://datasets/org/na.me@refs/convert/parquet/default/train/*.parquet"},
         {"uri": "hf://datasets/org/name@5e5e5e/"},
-        {"configMap": {"name": "rows", "key": "rows.csv"}},
-        {"configMap": {"name": "rows.v1", "key": ".rows_v1-a.jsonl"}, "format": "JSON"},
+        {"configMapKeyRef": {"name": "rows", "key": "rows.csv"}},
+        {"configMapKeyRef": {"name": "rows.v1", "key": ".rows_v1-a.jsonl"}, "format": "JSON"},
     ],
 )
 def test_a_source(source: dict[str, Any]) -> None:
@@ -48,7 +49,7 @@ def test_a_source(source: dict[str, Any]) -> None:
     "source",
     [
         {},
-        {"uri": "s3://datasets/a.csv", "configMap": {"name": "rows", "key": "rows.csv"}},
+        {"uri": "s3://datasets/a.csv", "configMapKeyRef": {"name": "rows", "key": "rows.csv"}},
         {"uri": "s3://datasets"},
         {"uri": "s3://datasets/*/a.csv"},
         {"uri": "s3://datasets/a.csv?versionId=1"},
@@ -61,9 +62,9 @@ def test_a_source(source: dict[str, Any]) -> None:
         {"uri": "hf://org/name@main/train.json"},
         {"uri": "hf://datasets/org/name@main"},
         {"uri": "s3://datasets/a.csv", "format": "XML"},
-        {"configMap": {"name": "rows", "key": ".."}},
-        {"configMap": {"name": "rows", "key": "a/b"}},
-        {"configMap": {"name": "Rows", "key": "rows.csv"}},
+        {"configMapKeyRef": {"name": "rows", "key": ".."}},
+        {"configMapKeyRef": {"name": "rows", "key": "a/b"}},
+        {"configMapKeyRef": {"name": "Rows", "key": "rows.csv"}},
     ],
 )
 def test_no_source(source: dict[str, Any]) -> None:
@@ -196,7 +197,7 @@ def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) 
     mounted = tmp_path / "1" / "rows.csv"
     mounted.parent.mkdir()
     mounted.write_bytes(b"text,label\na,b\n")
-    given = [Source(uri=store.uri("a.csv")), Source(config_map=ConfigMapKey(name="rows", key="rows.csv"))]
+    given = [Source(uri=store.uri("a.csv")), Source(config_map_key_ref=ConfigMapKeyRef(name="rows", key="rows.csv"))]
     file = find_sources(store, Dataset(sources=given), tmp_path)[1]
     assert (file.uri, file.size, file.format) == ("configmap://rows/rows.csv", 15, DataFormat.CSV)
     mounted.write_bytes(b"changed")  # as when the object changes: the file is still what was found
@@ -316,7 +317,7 @@ def refused(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         [stored] = find_sources(store, Dataset(sources=[Source(uri=store.uri("a.csv"))]))
         store.delete("a.csv")
         made["deleted"] = refusal(stored.copy_to, folder / "copy")
-        mounted = Source(config_map=ConfigMapKey(name="rows", key="rows.csv"))
+        mounted = Source(config_map_key_ref=ConfigMapKeyRef(name="rows", key="rows.csv"))
         made["no key"] = refusal(find_sources, store, Dataset(sources=[mounted]), folder)
         for number, (uri, gated, _) in enumerate(NOT_ON_THE_HUB):
             with fake_hub(patch, "dataset", "org/set", HUB, gated=gated):

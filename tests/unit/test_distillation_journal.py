@@ -224,7 +224,7 @@ def test_a_request_that_is_cut_off_counts_as_money(store: Store) -> None:
 
 
 def secured(url: str) -> Distillation:
-    teacher = {"url": url, "model": "m", "credentials": {"secretName": "teacher", "key": "token"}}
+    teacher = {"url": url, "model": "m", "secretKeyRef": {"name": "teacher", "key": "token"}}
     return Distillation.model_validate({"teacher": teacher})
 
 

@@ -103,8 +103,8 @@ def expected(field: str) -> frozenset[Stage]:
 def test_the_fields_are_those_of_all_depths() -> None:
     assert len(FIELDS) > 100
     assert {
-        *("suspend", "dataset.split.seed", "dataset.sources.0.weight", "dataset.distillation.teacher.credentials.key"),
-        *("dataset.replay.source.configMap.key", "dataset.pii.ner.package", "training.learningCurve.percents"),
+        *("suspend", "dataset.split.seed", "dataset.sources.0.weight", "dataset.distillation.teacher.secretKeyRef.key"),
+        *("dataset.replay.source.configMapKeyRef.key", "dataset.pii.ner.package", "training.learningCurve.percents"),
     } <= FIELDS.keys()
 
 

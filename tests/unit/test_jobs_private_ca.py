@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.meta import CA_VARIABLE
 from finetune_api.reasons import Reason
+from finetune_api.references import ConfigMapKeyRef
 from finetune_api.storage import CaBundle, Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.s3 import Store
@@ -18,7 +19,7 @@ from tests.support.tls_store import PrivateAuthority, encrypted, private_authori
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-BUNDLE = CaBundle(config_map_name="corp-ca")
+BUNDLE = CaBundle(config_map_key_ref=ConfigMapKeyRef(name="corp-ca", key="ca.crt"))
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def judged(spec: dict[str, Any], answers: Answers) -> Iterator[str]:
 
 
 def keys() -> Iterator[str]:
-    teacher = {"url": "http://host/v1", "model": "m", "credentials": {"secretName": "teacher", "key": "token"}}
+    teacher = {"url": "http://host/v1", "model": "m", "secretKeyRef": {"name": "teacher", "key": "token"}}
     for key in ("", "sk-ä"):
         with pytest.raises(StageError) as error:
             Teacher.from_environment(Distillation.model_validate({"teacher": teacher}), {TEACHER_KEY_VARIABLE: key})

@@ -13,9 +13,10 @@ from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
+from finetune_api.references import ConfigMapKeyRef, SecretKeyRef, SecretRef
 from finetune_api.stages import PIPELINE, Found, RunRef, Stage, StageInput, Upstream
-from finetune_api.storage import CaBundle, Credentials, Storage
-from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, MlflowCredentials, Tracking, Wandb, WandbCredentials
+from finetune_api.storage import CaBundle, Storage
+from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, Tracking, Wandb
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob
@@ -45,7 +46,7 @@ SHAPE = PodShape(
     priority_class_name="batch",
     runtime_class_name="nvidia",
 )
-SECRET = Credentials(secret_name="s3", access_key_id_key="id", secret_access_key_key="key")
+SECRET = SecretRef(name="s3")
 
 
 def request(stage: Stage = Stage.TRAIN, spec: FineTuneJobSpec = SPEC, **more: Any) -> StageRequest:
@@ -53,7 +54,7 @@ def request(stage: Stage = Stage.TRAIN, spec: FineTuneJobSpec = SPEC, **more: An
     given = StageInput(
         stage=stage,
         run=RunRef(kind="FineTuneJob", namespace="team", name=OWNER.name, uid="uid", id="run"),
-        storage=Storage(endpoint="http://s3:8333", credentials=SECRET),
+        storage=Storage(endpoint="http://s3:8333", secret_ref=SECRET),
         upstream=Upstream(dataset="d"),
         params=params_of(spec),
     )
@@ -104,8 +105,11 @@ def test_credentials_are_references() -> None:
     """The Secret's keys by name; neither Job nor ConfigMap holds a value."""
     variables = stage_job(request())["spec"]["template"]["spec"]["containers"][0]["env"]
     assert variables[:2] == [
-        {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "id"}}},
-        {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "key"}}},
+        {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "AWS_ACCESS_KEY_ID"}}},
+        {
+            "name": "AWS_SECRET_ACCESS_KEY",
+            "valueFrom": {"secretKeyRef": {"name": "s3", "key": "AWS_SECRET_ACCESS_KEY"}},
+        },
     ]
     others = {variable["name"]: variable.get("value") for variable in variables[2:]}
     assert others.items() >= {"HOME": "/scratch", "TMPDIR": "/scratch", "HF_HOME": "/scratch/huggingface"}.items()
@@ -115,8 +119,8 @@ def test_credentials_are_references() -> None:
 def test_trackers_keys_are_references_of_the_training_alone() -> None:
     """Optional ones: a key that is missing costs the tracking, and keeps no pod from starting."""
     tracking = Tracking(
-        mlflow=Mlflow(url="http://mlflow:5000", credentials=MlflowCredentials(secret_name="m")),
-        wandb=Wandb(credentials=WandbCredentials(secret_name="w", api_key_key="key")),
+        mlflow=Mlflow(url="http://mlflow:5000", secret_ref=SecretRef(name="m")),
+        wandb=Wandb(secret_key_ref=SecretKeyRef(name="w", key="key")),
     )
     found = {}
     for stage in PIPELINE:
@@ -139,7 +143,9 @@ def test_trackers_keys_are_references_of_the_training_alone() -> None:
 def test_a_private_authority_is_mounted_where_the_variable_says() -> None:
     """One key of the ConfigMap that the resource names; without one, nothing of it."""
     plain = request()
-    storage = plain.input.storage.model_copy(update={"ca_bundle": CaBundle(config_map_name="corp", key="root.pem")})
+    storage = plain.input.storage.model_copy(
+        update={"ca_bundle": CaBundle(config_map_key_ref=ConfigMapKeyRef(name="corp", key="root.pem"))}
+    )
     asked = replace(plain, input=plain.input.model_copy(update={"storage": storage}))
     pod = stage_job(asked)["spec"]["template"]["spec"]
     [volume] = [each for each in pod["volumes"] if each["name"] == "store-ca"]

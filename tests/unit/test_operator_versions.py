@@ -26,6 +26,7 @@ from finetune_operator.framework.reading import Unplanned, parse_spec, parse_sta
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import parse_result
+from tests.support.retired_fields import JOB, OLD, Old
 from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving
 from tests.support.stage_objects import ended, failure, job, pod, terminated
 
@@ -60,6 +61,17 @@ def test_fields_of_newer_crds_are_ignored_and_told_of_once(caplog: pytest.LogCap
         f"FineTuneJob: spec.addedLater {ignored}",
         f"AdapterDeployment: spec.verification.addedLater {ignored}",
     ]
+
+
+@pytest.mark.parametrize("old", OLD, ids=str)
+def test_a_stored_spec_of_an_earlier_api_is_not_read_without_what_it_says(old: Old) -> None:
+    """An object that was stored before the CRDs were replaced: its Secret would be ignored."""
+    model = FineTuneJobSpec if old.body is JOB else AdapterDeploymentSpec
+    spec, problem = parse_spec(model, old.object["spec"])
+    assert spec is None
+    assert "was a field of an earlier version" in problem
+    assert old.says in problem
+    assert parse_spec(model, old.body["spec"])[1] == ""
 
 
 def test_a_status_with_fields_of_a_newer_version_is_kept() -> None:

@@ -245,7 +245,7 @@ FULL = FineTuneJobSpec.model_validate(
         "profile": "gpu-l4",
         "model": {"uri": "s3://models/base"},
         "dataset": {
-            "sources": [{"uri": "s3://data/a.csv"}, {"configMap": {"name": "rows", "key": "b.csv"}}],
+            "sources": [{"uri": "s3://data/a.csv"}, {"configMapKeyRef": {"name": "rows", "key": "b.csv"}}],
             "benchmarks": [{"uri": "hf://datasets/acme/bench@v1/c.csv"}],
             "replay": {"source": {"uri": "s3://data/d.jsonl"}},
             "pii": {"ner": {"uri": "s3://models/ner"}},

@@ -283,7 +283,7 @@ def test_the_stage_is_tracked_as_its_input_says(mlflow_url: str, s3: SeaweedFS, 
     with wandb_server.running() as wandb:
         document["tracking"] = {
             "mlflow": {"url": mlflow_url, "experiment": "stage"},
-            "wandb": {"baseUrl": wandb.url, "credentials": {"secretName": "wandb"}},
+            "wandb": {"baseUrl": wandb.url, "secretKeyRef": {"name": "wandb", "key": "WANDB_API_KEY"}},
         }
         (tmp_path / "input.json").write_text(json.dumps(document))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)

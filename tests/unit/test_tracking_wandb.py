@@ -19,7 +19,8 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.hashing import digest
-from finetune_api.tracking import Tracking, Wandb, WandbCredentials
+from finetune_api.references import SecretKeyRef
+from finetune_api.tracking import Tracking, Wandb
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training import tracking as tracking_module
@@ -37,7 +38,7 @@ from tests.support.wandb_server import WandbServer
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-SECRET = WandbCredentials(secret_name="wandb", api_key_key="key")
+SECRET = SecretKeyRef(name="wandb", key="key")
 PATIENCE_S = 60.0
 """On a busy machine, the client's process takes its time to start."""
 
@@ -57,7 +58,7 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def follow(url: str, folder: Path, first: int = 1, last: int = 4, end: End = End.FINISHED) -> bool:
     """Whether a training of these steps has been tracked to the last word."""
     run = WandbRun(
-        Wandb(base_url=url, credentials=SECRET), "name", hyperparameters(given()), lineage_facts(given()), folder
+        Wandb(base_url=url, secret_key_ref=SECRET), "name", hyperparameters(given()), lineage_facts(given()), folder
     )
     progress = Progress("train")
     progress.follow(run)
@@ -75,19 +76,19 @@ def follow(url: str, folder: Path, first: int = 1, last: int = 4, end: End = End
         ({"baseUrl": "file:///tmp/wandb"}, False),
         ({"entity": "acme/support"}, False),
         ({"project": "a/b"}, False),
-        ({"credentials": None}, False),
+        ({"secretKeyRef": None}, False),
     ],
 )
 def test_a_project_is_named_and_a_key_is_needed(fields: dict[str, Any], valid: bool) -> None:
     with nullcontext() if valid else pytest.raises(ValidationError):
-        Wandb.model_validate({"credentials": {"secretName": "wandb"}} | fields)
+        Wandb.model_validate({"secretKeyRef": {"name": "wandb", "key": "key"}} | fields)
 
 
 def test_a_run_holds_figures_settings_and_lineage(
     server: WandbServer, s3: SeaweedFS, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking_module, "LAST_WORDS_SECONDS", PATIENCE_S)
-    tracking = Tracking(wandb=Wandb(base_url=server.url, credentials=SECRET))
+    tracking = Tracking(wandb=Wandb(base_url=server.url, secret_key_ref=SECRET))
     progress = Progress("train")
     store = Store.connect(s3.storage, place)
     with tracked(given(rank=8, learning_rate="2e-4"), tracking, store, tmp_path / "tracking", progress):
@@ -107,7 +108,7 @@ def test_a_run_holds_figures_settings_and_lineage(
 
 
 def test_entity_and_project_are_those_of_the_spec(server: WandbServer, tmp_path: Path) -> None:
-    spec = Wandb(base_url=server.url, entity="acme", project="Support answers", credentials=SECRET)
+    spec = Wandb(base_url=server.url, entity="acme", project="Support answers", secret_key_ref=SECRET)
     run = WandbRun(spec, "name", {}, {"finetune.job": "a/b"}, tmp_path)
     run.end(End.FAILED)
     assert run.wait(PATIENCE_S)
@@ -136,7 +137,7 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
     url = f"http://127.0.0.1:{free_port()}" if fault == "closed port" else server.url
     server.delay_seconds = PATIENCE_S if fault == "never answers" else 0.0
     server.status = HTTPStatus.UNAUTHORIZED
-    tracking = Tracking(wandb=Wandb(base_url=url, credentials=SECRET))
+    tracking = Tracking(wandb=Wandb(base_url=url, secret_key_ref=SECRET))
     progress = Progress("train")
     # Its own run: the client's service, which the tests share, may not have given up the one before yet.
     stage = given().model_copy(update={"input_key": digest(fault)})
@@ -158,7 +159,7 @@ def test_a_server_that_falls_silent_holds_up_the_end_for_some_seconds_only(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(wandb_run, "_FINISH_SECONDS", 2.0)
-    run = WandbRun(Wandb(base_url=server.url, credentials=SECRET), "name", {}, {"finetune.job": "a/b"}, tmp_path)
+    run = WandbRun(Wandb(base_url=server.url, secret_key_ref=SECRET), "name", {}, {"finetune.job": "a/b"}, tmp_path)
     deadline = time.monotonic() + PATIENCE_S
     while not server.runs:
         assert time.monotonic() < deadline
@@ -188,12 +189,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 
-from finetune_api.tracking import Wandb, WandbCredentials
+from finetune_api.references import SecretKeyRef
+from finetune_api.tracking import Wandb
 from finetune_jobs.base.progress import Measurement
 from finetune_jobs.training.figures import End
 from finetune_jobs.training.wandb_run import WandbRun
 
-spec = Wandb(base_url=sys.argv[1], credentials=WandbCredentials(secret_name="wandb"))
+spec = Wandb(base_url=sys.argv[1], secret_key_ref=SecretKeyRef(name="wandb", key="key"))
 run = WandbRun(spec, "name", {"rank": 8}, {"finetune.job": "a/b"}, Path(sys.argv[2]))
 run.measured(Measurement(1, 1, loss=1.0))
 run.end(End.FINISHED)

@@ -62,19 +62,19 @@ class Teacher:
     def from_environment(cls, config: Distillation, environment: Mapping[str, str] = os.environ) -> "Teacher":
         """The teacher with its key from TEACHER_API_KEY. Raises StageError (SecretMissing)."""
         key = environment.get(TEACHER_KEY_VARIABLE, "").strip()  # Secrets made from files end in a line break
-        credentials = config.teacher.credentials
-        if credentials and not key:
+        secret = config.teacher.secret_key_ref
+        if secret and not key:
             raise StageError(
                 Reason.SECRET_MISSING,
-                f"{TEACHER_KEY_VARIABLE} is empty: Secret {credentials.secret_name!r} must contain the API key of the "
-                f"teacher under {credentials.key!r}.",
+                f"{TEACHER_KEY_VARIABLE} is empty: Secret {secret.name!r} must contain the API key of the "
+                f"teacher under {secret.key!r}.",
             )
         if not (key.isascii() and key.isprintable()):
             raise StageError(
                 Reason.TEACHER_REFUSED,
                 f"{TEACHER_KEY_VARIABLE} contains characters not allowed in an HTTP header: it is not an API key.",
             )
-        return cls(config, key if credentials else "")
+        return cls(config, key if secret else "")
 
     def most(self, text: str) -> Tokens:
         """What a request with this prompt may use at most; its own tokens are an estimate."""

@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from finetune_api.dataset import ConfigMapKey, DataFormat, Dataset, DatasetSource
+from finetune_api.dataset import DataFormat, Dataset, DatasetSource
 from finetune_api.hashing import digest
 from finetune_api.meta import SOURCES_DIR
 from finetune_api.reasons import Reason
+from finetune_api.references import ConfigMapKeyRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading.formats import format_of
 from finetune_jobs.reading.hub_files import fetch_hub_file, hub_place, list_hub_files
@@ -81,8 +82,8 @@ def source_digest(files: Iterable[SourceFile]) -> str:
 
 
 def _files(store: Store, origin: DatasetSource, mount: Path) -> list[SourceFile]:
-    if origin.source.config_map:
-        return [_in_config_map(origin, origin.source.config_map, mount)]
+    if origin.source.config_map_key_ref:
+        return [_in_config_map(origin, origin.source.config_map_key_ref, mount)]
     uri = origin.source.uri or ""
     found = _on_hub(origin, uri) if uri.startswith("hf://") else _in_s3(origin, store.at(uri), uri)
     files = list(islice(found, MAX_FILES + 1))
@@ -103,7 +104,7 @@ def _missing(uri: str) -> StageError:
     return StageError(Reason.DATASET_NOT_FOUND, f"{uri} {problem}.")
 
 
-def _in_config_map(origin: DatasetSource, asked: ConfigMapKey, mount: Path) -> SourceFile:
+def _in_config_map(origin: DatasetSource, asked: ConfigMapKeyRef, mount: Path) -> SourceFile:
     uri = f"configmap://{asked.name}/{asked.key}"
     try:
         content = (mount / asked.key).read_bytes()

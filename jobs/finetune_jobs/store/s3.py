@@ -259,10 +259,11 @@ class _LostError(Exception):
 def _require_authorities(storage: Storage) -> None:
     bundle, file = storage.ca_bundle, os.environ.get(CA_VARIABLE, "")
     if bundle is not None and not Path(file).is_file():
+        named = bundle.config_map_key_ref
         raise StageError(
             Reason.SPEC_INVALID,
-            f"storage.caBundle: ConfigMap {bundle.config_map_name!r} does not exist in this namespace, or has no key "
-            f"{bundle.key!r} (there is no file {file!r}, which {CA_VARIABLE} names). Create it, then set "
+            f"storage.caBundle: ConfigMap {named.name!r} does not exist in this namespace, or has no key "
+            f"{named.key!r} (there is no file {file!r}, which {CA_VARIABLE} names). Create it, then set "
             "spec.rerun to a new value.",
         )
 

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
-from finetune_api.tracking import WANDB_KEY_VARIABLE, Wandb, WandbCredentials
+from finetune_api.references import SecretKeyRef
+from finetune_api.tracking import WANDB_KEY_VARIABLE, Wandb
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Measurement
@@ -87,7 +88,7 @@ class WandbRun:
     def _open(self) -> Any:
         """This training's run, whose id is derived from the lineage: a pod that resumes finds the earlier one's."""
         if not os.environ[WANDB_KEY_VARIABLE]:
-            raise StageError(Reason.SPEC_INVALID, _no_key(self._spec.credentials))
+            raise StageError(Reason.SPEC_INVALID, _no_key(self._spec.secret_key_ref))
         job = self._facts["finetune.job"]
         return self._client.init(
             entity=self._spec.entity or None,
@@ -146,11 +147,8 @@ def _client(folder: Path) -> Any:
     return wandb
 
 
-def _no_key(secret: WandbCredentials) -> str:
-    return (
-        f"{WANDB_KEY_VARIABLE} is empty: Secret {secret.secret_name!r} must hold the API key under "
-        f"{secret.api_key_key!r}."
-    )
+def _no_key(secret: SecretKeyRef) -> str:
+    return f"{WANDB_KEY_VARIABLE} is empty: Secret {secret.name!r} must hold the API key under {secret.key!r}."
 
 
 def _stop_asked() -> None:

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_api.base import ObjectMeta, unknown_fields
+from finetune_api.base import REFUSE_RETIRED, ObjectMeta, unknown_fields
 from finetune_api.reasons import Reason
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object
@@ -69,7 +69,7 @@ def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:
     that its CRD lacks: they belong to a newer CRD, which fills in their defaults in every object.
     """
     try:
-        spec = model.model_validate(raw, extra="ignore")
+        spec = model.model_validate(raw, extra="ignore", context=REFUSE_RETIRED)
     except ValidationError as error:
         problems = [f"spec.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         return None, "; ".join(problems)

@@ -16,8 +16,8 @@ def ca_volumes(storage: Storage) -> list[Object]:
     """Optional, so that a missing ConfigMap does not keep the pod waiting: the stage then reports which one."""
     if storage.ca_bundle is None:
         return []
-    items = [{"key": storage.ca_bundle.key, "path": _FILE.name}]
-    source = {"name": storage.ca_bundle.config_map_name, "items": items, "optional": True}
+    named = storage.ca_bundle.config_map_key_ref
+    source = {"name": named.name, "items": [{"key": named.key, "path": _FILE.name}], "optional": True}
     return [{"name": _VOLUME, "configMap": source}]
 
 

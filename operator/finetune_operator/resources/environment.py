@@ -1,8 +1,9 @@
 """Environment variables of containers: references to credentials, folders, threads, the pod's name."""
 
 from finetune_api import meta
+from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage
-from finetune_api.storage import Storage
+from finetune_api.storage import STORE_SECRET_KEYS, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.stage_request import StageRequest
@@ -11,27 +12,16 @@ from finetune_operator.settings import PodShape
 
 def credentials_env(storage: Storage) -> list[Object]:
     """The keys of the Secret that the resource names. The kubelet reads it, the operator never does."""
-    if storage.credentials is None:
-        return []
-    secret = storage.credentials
-    keys = {
-        "AWS_ACCESS_KEY_ID": secret.access_key_id_key,
-        "AWS_SECRET_ACCESS_KEY": secret.secret_access_key_key,
-    }
-    return [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret_name, "key": key}}}
-        for name, key in keys.items()
-    ]
+    secret = storage.secret_ref
+    return [_secret_env(key, secret.at(key)) for key in STORE_SECRET_KEYS] if secret else []
 
 
 def teacher_env(request: StageRequest) -> list[Object]:
     """The API key of the distillation teacher, for the stage that calls it."""
     prepare = request.input.params.prepare if request.stage is Stage.PREPARE else None
-    credentials = prepare.dataset.distillation.teacher.credentials if prepare and prepare.dataset.distillation else None
-    if credentials is None:
-        return []
-    reference = {"name": credentials.secret_name, "key": credentials.key}
-    return [{"name": meta.TEACHER_KEY_VARIABLE, "valueFrom": {"secretKeyRef": reference}}]
+    distillation = prepare.dataset.distillation if prepare else None
+    secret = distillation.teacher.secret_key_ref if distillation else None
+    return [_secret_env(meta.TEACHER_KEY_VARIABLE, secret)] if secret else []
 
 
 def tracking_env(request: StageRequest) -> list[Object]:
@@ -39,15 +29,16 @@ def tracking_env(request: StageRequest) -> list[Object]:
     if request.stage is not Stage.TRAIN:
         return []
     mlflow, wandb = request.input.tracking.mlflow, request.input.tracking.wandb
-    references: dict[str, Object] = {}
-    if mlflow and mlflow.credentials:
-        references |= {name: {"name": mlflow.credentials.secret_name, "key": name} for name in MLFLOW_SECRET_KEYS}
-    if wandb:
-        references[WANDB_KEY_VARIABLE] = {"name": wandb.credentials.secret_name, "key": wandb.credentials.api_key_key}
-    return [
-        {"name": name, "valueFrom": {"secretKeyRef": reference | {"optional": True}}}
-        for name, reference in references.items()
-    ]
+    login = mlflow.secret_ref if mlflow else None
+    found = {name: login.at(name) for name in MLFLOW_SECRET_KEYS} if login else {}
+    found |= {WANDB_KEY_VARIABLE: wandb.secret_key_ref} if wandb else {}
+    return [_secret_env(name, reference, optional=True) for name, reference in found.items()]
+
+
+def _secret_env(name: str, reference: SecretKeyRef, *, optional: bool = False) -> Object:
+    """A variable with the value of a Secret's key."""
+    named = {"name": reference.name, "key": reference.key} | ({"optional": True} if optional else {})
+    return {"name": name, "valueFrom": {"secretKeyRef": named}}
 
 
 def name_env(request: StageRequest) -> list[Object]:

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.dataset import ConfigMapKey
 from finetune_api.hashing import canonical_json
+from finetune_api.references import ConfigMapKeyRef
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.resources.egress import ca_env, ca_mounts, ca_volumes, proxy_env
@@ -143,11 +143,12 @@ def _together_arguments(request: StageRequest) -> list[str]:
     return arguments
 
 
-def _config_maps(request: StageRequest) -> dict[int, ConfigMapKey]:
+def _config_maps(request: StageRequest) -> dict[int, ConfigMapKeyRef]:
     """The sources that are keys of ConfigMaps, by their position in the stage's input."""
     prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
     sources = prepare.dataset.all_sources if prepare else []
-    return {number: each.source.config_map for number, each in enumerate(sources) if each.source.config_map}
+    found = {number: each.source.config_map_key_ref for number, each in enumerate(sources)}
+    return {number: reference for number, reference in found.items() if reference}
 
 
 def _source_volumes(request: StageRequest) -> list[Object]:

@@ -1,0 +1,46 @@
+"""References to Secrets and ConfigMaps of the resource's own namespace: one shape for each, wherever one is named.
+
+``secretKeyRef`` and ``configMapKeyRef`` name one value. ``secretRef`` names a whole Secret, for a fixed set of keys
+that its field lists. Pods read what is referred to; the operator never does.
+"""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+
+OBJECT_NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+DATA_KEY: Final = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
+
+_Name = Annotated[str, Field(pattern=OBJECT_NAME, min_length=1, max_length=253)]
+_Key = Annotated[str, Field(pattern=DATA_KEY, min_length=1, max_length=253)]
+
+
+class SecretKeyRef(ApiModel):
+    """A key of a Secret of the same namespace. Pods read it; the operator never does."""
+
+    name: _Name
+    """Name of the Secret, in the namespace of this resource."""
+    key: _Key
+    """Key of the Secret."""
+
+
+class SecretRef(ApiModel):
+    """A Secret of the same namespace, with fixed keys. Pods read it; the operator never does."""
+
+    name: _Name
+    """Name of the Secret, in the namespace of this resource."""
+
+    def at(self, key: str) -> SecretKeyRef:
+        """The reference to one of its keys."""
+        return SecretKeyRef(name=self.name, key=key)
+
+
+class ConfigMapKeyRef(ApiModel):
+    """A key of a ConfigMap of the same namespace."""
+
+    name: _Name
+    """Name of the ConfigMap, in the namespace of this resource."""
+    key: _Key
+    """Key of the ConfigMap."""

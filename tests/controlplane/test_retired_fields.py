@@ -1,0 +1,54 @@
+"""An object of an earlier API is refused by ``kubectl apply``, and told the name of the field that it must use now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_api import crdgen
+from finetune_api.base import is_retired
+from hack.cluster.console import ClusterError
+from hack.cluster.controlplane import ControlPlane
+from tests.support.crd_patterns import KINDS, Object
+from tests.support.retired_fields import DEPLOYMENT, JOB, OLD, Old, Path
+
+pytestmark = pytest.mark.controlplane
+
+
+def retired(path: Path, schema: Object) -> Iterator[Path]:
+    """Every field of a schema that is refused whatever it holds; list items are number 0."""
+    if "items" in schema:
+        yield from retired((*path, 0), schema["items"])
+    for name, child in schema.get("properties", {}).items():
+        if is_retired(child):
+            yield (*path, name)
+        else:
+            yield from retired((*path, name), child)
+
+
+def test_every_retired_field_is_tried() -> None:
+    declared = {
+        (kind, *path)
+        for kind in KINDS
+        for path in retired((), crdgen.crd(KINDS[kind])["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+    }
+    tried = {(old.body["kind"], *old.path, name) for old in OLD for name in old.value}
+    assert declared
+    assert declared <= tried
+    assert all("status" not in path for path in declared), "the operator never writes them"
+
+
+@pytest.mark.parametrize("body", [JOB, DEPLOYMENT], ids=lambda body: str(body["kind"]))
+def test_without_the_old_field_it_is_taken(plane: ControlPlane, body: Object) -> None:
+    plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(body))
+
+
+@pytest.mark.parametrize("options", [(), ("--server-side",), ("--validate=ignore",)], ids=" ".join)
+@pytest.mark.parametrize("old", OLD, ids=str)
+def test_kubectl_says_what_to_write_instead(plane: ControlPlane, old: Old, options: tuple[str, ...]) -> None:
+    """Also to clients that do not ask for strict validation: nothing is dropped without a word."""
+    with pytest.raises(ClusterError) as error:
+        plane.kubectl("apply", *options, "--dry-run=server", "-f", "-", stdin=json.dumps(old.object))
+    assert old.says in str(error.value)

@@ -1,0 +1,85 @@
+"""Objects as an earlier version of the API had them, and the sentence with which each field is refused now."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_api import meta
+
+Object = dict[str, Any]
+Path = tuple[str | int, ...]
+
+_STORE: Final = "secretRef.name; its keys are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_FILE: Final = "name the ConfigMap and its key in configMapKeyRef"
+_KEY: Final = "name the Secret and its key with the API key in secretKeyRef"
+_BUNDLE: Final = {"configMapName": "ca", "key": "ca.crt"}
+_ROWS: Final = {"configMap": {"name": "rows", "key": "rows.csv"}}
+_DATASET: Final = ("spec", "dataset")
+
+JOB: Final[Object] = {
+    "apiVersion": meta.API_VERSION,
+    "kind": meta.FINETUNEJOB,
+    "metadata": {"name": "old"},
+    "spec": {
+        "profile": "small",
+        "model": {"uri": "s3://abc/model"},
+        "dataset": {
+            "sources": [{"uri": "s3://abc/rows.csv"}],
+            "benchmarks": [{"uri": "s3://abc/benchmark.csv"}],
+            "replay": {"source": {"uri": "s3://abc/general.jsonl"}},
+            "distillation": {"teacher": {"url": "http://t/v1", "model": "m"}},
+        },
+        "output": {"uri": "s3://abc", "name": "old"},
+    },
+}
+DEPLOYMENT: Final[Object] = {
+    "apiVersion": meta.API_VERSION,
+    "kind": meta.ADAPTERDEPLOYMENT,
+    "metadata": {"name": "old"},
+    "spec": {"runtime": "tgi", "source": {"artifact": {"uri": f"s3://abc/artifacts/{'0' * 64}"}}},
+}
+
+
+@dataclass(frozen=True)
+class Old:
+    """A field of an earlier version, written into an object that is otherwise of this one."""
+
+    body: Object
+    path: Path
+    """Where ``value`` stands, which holds the field."""
+    value: Object
+    says: str
+    """Part of the complaint: what to write instead."""
+
+    def __str__(self) -> str:
+        return ".".join(map(str, (self.body["kind"], *self.path, *self.value)))
+
+    @property
+    def object(self) -> Object:
+        """The whole object."""
+        made = copy.deepcopy(self.body)
+        target: Any = made
+        for step in self.path:
+            target = target[step] if isinstance(step, int) else target.setdefault(step, {})
+        if self.value == _ROWS:
+            target.clear()  # a source is either a URI or a file
+        target.update(self.value)
+        return made
+
+
+OLD: Final = [
+    Old(JOB, ("spec", "storage"), {"credentials": {"secretName": "s3"}}, _STORE),
+    Old(JOB, ("spec", "storage"), {"credentials": {"secretName": "s3", "accessKeyIdKey": "id"}}, _STORE),
+    Old(JOB, ("spec", "storage", "caBundle"), _BUNDLE, "configMapKeyRef"),
+    Old(JOB, (*_DATASET, "sources", 0), _ROWS, _FILE),
+    Old(JOB, (*_DATASET, "benchmarks", 0), _ROWS, _FILE),
+    Old(JOB, (*_DATASET, "replay", "source"), _ROWS, _FILE),
+    Old(JOB, (*_DATASET, "distillation", "teacher"), {"credentials": {"secretName": "t"}}, _KEY),
+    Old(JOB, ("spec", "tracking", "mlflow"), {"url": "http://m", "credentials": {"secretName": "m"}}, "secretRef.name"),
+    Old(JOB, ("spec", "tracking", "wandb"), {"credentials": {"secretName": "w"}}, "secretKeyRef"),
+    Old(DEPLOYMENT, ("spec", "source", "artifact", "storage"), {"credentials": {"secretName": "s3"}}, _STORE),
+    Old(DEPLOYMENT, ("spec", "source", "artifact", "storage", "caBundle"), _BUNDLE, "configMapKeyRef"),
+]
+"""One for each retired field of the CRDs."""
