@@ -141,6 +141,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("runner", "networkPolicy", "metricsFrom"): {"type": "array", "items": _PEER},
         **{("proxy", each): proxy[each] for each in ("httpProxy", "httpsProxy")},
         ("tenancy", "rules"): tenancy["rules"],
+        ("serving", "ingressFrom"): {"type": "array", "items": _PEER},
         ("operator", "workers"): settings["workers"],
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
         ("operator", "keepEndedSeconds"): settings["keepEndedSeconds"],

@@ -155,6 +155,13 @@ class Proxy(ApiModel):
     """Hosts, domains and addresses that bypass the proxy, separated by commas."""
 
 
+class ServingAccess(ApiModel):
+    """What the admin decides about all endpoints."""
+
+    ingress_from: list[dict[str, Any]] = [{"podSelector": {}}]
+    """Who may reach a verified endpoint, as NetworkPolicy peers."""
+
+
 class Settings(ApiModel):
     """The operator's configuration (``/etc/finetune-operator/config.yaml``)."""
 
@@ -168,6 +175,8 @@ class Settings(ApiModel):
     """The way out of the cluster."""
     tenancy: Tenancy = Tenancy()
     """Which namespaces may use what."""
+    serving: ServingAccess = ServingAccess()
+    """Who may reach endpoints."""
     namespaces: list[str] = []
     """Namespaces to watch; empty means all."""
     workers: Annotated[int, Field(ge=1, le=64)] = 32

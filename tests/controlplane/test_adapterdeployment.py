@@ -181,7 +181,7 @@ def test_first_rollout(serving: Serving) -> None:
     )
     wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
     [policy] = serving.children(NETWORK_POLICIES).values()
-    assert "from" not in policy["spec"]["ingress"][0]
+    assert policy["spec"]["ingress"][0]["from"][1:] == [{"podSelector": {}}]
     assert serving.events() == [("Normal", "CandidateStarting"), ("Normal", "Promoted")]
 
 
@@ -232,7 +232,7 @@ def test_update_and_drain(serving: Serving) -> None:
     assert len(serving.children(DEPLOYMENTS)) == 2
     policy = serving.get(NETWORK_POLICIES, f"demo-{new}")
     assert policy is not None
-    assert "from" in policy["spec"]["ingress"][0]
+    assert len(policy["spec"]["ingress"][0]["from"]) == 1, "the verifier only"
     serving.servers.loading.clear()
     wait(lambda: serving.traffic() == new, "the promotion")
     assert f"demo-{old}" in serving.children(DEPLOYMENTS)

@@ -156,9 +156,11 @@ def test_selectors_agree() -> None:
     assert made["spec"]["selector"]["matchLabels"] == labels
     for service in (public_service(OWNER, REVISION), candidate_service(OWNER, REVISION)):
         assert service["spec"]["selector"] == labels
-    for policy in (candidate_policy(OWNER, REVISION), serving_policy(OWNER, REVISION)):
+    for policy in (candidate_policy(OWNER, REVISION), serving_policy(OWNER, REVISION, [])):
         assert policy["spec"]["podSelector"]["matchLabels"] == labels
-    assert candidate_policy(OWNER, REVISION)["metadata"]["name"] == serving_policy(OWNER, REVISION)["metadata"]["name"]
+    assert (
+        candidate_policy(OWNER, REVISION)["metadata"]["name"] == serving_policy(OWNER, REVISION, [])["metadata"]["name"]
+    )
 
 
 def test_the_longest_names_fit() -> None:

@@ -13,7 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_operator.framework.actions import Action, Apply, Create, Patch
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Resource
-from finetune_operator.settings import Settings
+from finetune_operator.settings import ServingAccess, Settings
 from tests.support.serving import (
     BETTER,
     GOOD,
@@ -76,8 +76,16 @@ class TestRollout:
         made = serving().plan()
         assert (made.actions, made.events, made.requeue_after) == ((), (), None)
 
-    def test_only_the_verifier_reaches_a_candidate_and_everybody_what_serves(self) -> None:
-        cluster = serving()
+    @pytest.mark.parametrize(
+        "clients", [[], [{"podSelector": {}}], [{"namespaceSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]]
+    )
+    def test_only_the_verifier_reaches_a_candidate_and_the_admins_clients_what_serves(
+        self, clients: list[dict[str, Any]]
+    ) -> None:
+        """Without any client too, the list of peers is not empty: that would mean everybody."""
+        access = ServingAccess(ingress_from=clients)
+        cluster = ServingCluster(settings=SETTINGS.model_copy(update={"serving": access}))
+        cluster.settle()
         old = cluster.traffic()
         cluster.spec = pinned(BETTER)
         cluster.reconcile()
@@ -85,15 +93,30 @@ class TestRollout:
         port = [{"protocol": "TCP", "port": meta.SERVING_PORT}]
         candidate = cluster.status.candidate
         assert candidate is not None
-        assert policies.pop(f"demo-{old}") == [{"ports": port}]
         [rule] = policies.pop(candidate.deployment)
-        [peer] = rule["from"]
-        assert peer["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
-        assert peer["podSelector"]["matchLabels"][meta.LABEL_OWNER_NAME] == "demo"
+        [verifier] = rule["from"]
+        assert verifier["podSelector"]["matchLabels"][meta.LABEL_STAGE] == "verify"
+        assert verifier["podSelector"]["matchLabels"][meta.LABEL_OWNER_NAME] == "demo"
+        opened = [{"ports": port, "from": [verifier, *clients]}]
+        assert policies.pop(f"demo-{old}") == opened
         cluster.settle()
-        assert [policy["spec"]["ingress"] for policy in cluster.objects[NETWORK_POLICIES].values()] == [
-            [{"ports": port}]
-        ]
+        assert [policy["spec"]["ingress"] for policy in cluster.objects[NETWORK_POLICIES].values()] == [opened]
+
+    def test_other_clients_are_let_in_without_a_new_revision(self) -> None:
+        """Also where an earlier version of the operator had let in everybody."""
+        cluster = serving()
+        before = cluster.status.stable
+        [policy] = cluster.objects[NETWORK_POLICIES].values()
+        del policy["spec"]["ingress"][0]["from"]
+        cluster.settle()
+        [policy] = cluster.objects[NETWORK_POLICIES].values()
+        assert policy["spec"]["ingress"][0]["from"][1:] == [{"podSelector": {}}]
+        access = ServingAccess(ingress_from=[{"namespaceSelector": {}}])
+        cluster.settings = SETTINGS.model_copy(update={"serving": access})
+        cluster.settle()
+        [policy] = cluster.objects[NETWORK_POLICIES].values()
+        assert policy["spec"]["ingress"][0]["from"][1:] == [{"namespaceSelector": {}}]
+        assert cluster.status.stable == before
 
     def test_the_old_revision_serves_until_the_new_one_is_proved_and_drains_before_it_goes(self) -> None:
         cluster = serving()

@@ -61,6 +61,7 @@ runtimes:
   {{- end }}
 proxy: {{ toJson .Values.proxy }}
 tenancy: {{ toJson .Values.tenancy }}
+serving: {{ toJson .Values.serving }}
 namespaces: {{ toJson .Values.watchNamespaces }}
 workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ int64 .Values.operator.resyncSeconds }}

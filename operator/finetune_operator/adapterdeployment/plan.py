@@ -27,7 +27,7 @@ from finetune_operator.adapterdeployment.verification import VERIFIED, find_verd
 from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.deployment import (
@@ -196,14 +196,14 @@ def _roll_out(
 
 
 def _closed_for(observed: ObservedDeployment, target: Target, candidate: RevisionStatus, now: datetime) -> float:
-    """Seconds until the network can be expected to let everybody reach the verified pods.
+    """Seconds until the network can be expected to let clients reach the verified pods.
 
     Network plugins follow a policy a moment later: a Service that moved at once would send the first clients to closed
     ports. The time counts from when the policy was written, which the status shows, and not from the end of the
     verification: the operator may have been down since.
     """
     seconds = float(observed.settings.policy_seconds)
-    policy = serving_policy(observed.owner, target.revision)
+    policy = _open_policy(observed, target.revision)
     live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
     if candidate.state is not RevisionState.PROMOTING or ensure(NETWORK_POLICIES, policy, live):
         return seconds
@@ -297,7 +297,7 @@ def _start(observed: ObservedDeployment, target: Target, replicas: int, *, is_op
     """
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
-    policy = serving_policy(owner, revision) if is_open else candidate_policy(owner, revision)
+    policy = _open_policy(observed, revision) if is_open else candidate_policy(owner, revision)
     asked = () if is_open else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
@@ -318,8 +318,13 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
 
 def _traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
     """Clients may reach the pods of the revision, and the public Service points to them."""
-    policy, service = serving_policy(observed.owner, revision), public_service(observed.owner, revision)
+    policy, service = _open_policy(observed, revision), public_service(observed.owner, revision)
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
     )
+
+
+def _open_policy(observed: ObservedDeployment, revision: str) -> Object:
+    """The policy that lets clients reach a revision."""
+    return serving_policy(observed.owner, revision, observed.settings.serving.ingress_from)

@@ -3,6 +3,8 @@
 There is one policy per revision, changed in place at the promotion, so that no pod is restarted or relabelled.
 """
 
+from collections.abc import Sequence
+
 from finetune_api import meta
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
@@ -12,17 +14,21 @@ from finetune_operator.resources.deployment import deployment_name, server_label
 
 def candidate_policy(owner: Owner, revision: str) -> Object:
     """Only the verification pods of this resource."""
+    return _policy(owner, revision, ())
+
+
+def serving_policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
+    """Those whom the platform's admin names, as NetworkPolicy peers, on the serving port.
+
+    Policies add up: those of the namespace can allow more, but cannot restrict this one. So it is the admin's and not
+    whoever writes a custom resource who decides.
+    """
+    return _policy(owner, revision, clients)
+
+
+def _policy(owner: Owner, revision: str, clients: Sequence[Object]) -> Object:
+    """The verifier is always among the peers: an empty list of them would mean everybody."""
     verifier = {"podSelector": {"matchLabels": {**owner.labels, meta.LABEL_STAGE: Stage.VERIFY.value}}}
-    return _policy(owner, revision, {"from": [verifier]})
-
-
-def serving_policy(owner: Owner, revision: str) -> Object:
-    """Everybody, on the serving port. Policies add up: the namespace's admin can allow more, but cannot restrict this
-    with another policy, and a published Service answers."""
-    return _policy(owner, revision, {})
-
-
-def _policy(owner: Owner, revision: str, peers: Object) -> Object:
     labels = server_labels(owner, revision)
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -31,6 +37,8 @@ def _policy(owner: Owner, revision: str, peers: Object) -> Object:
         "spec": {
             "podSelector": {"matchLabels": labels},
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [{"protocol": "TCP", "port": meta.SERVING_PORT}], **peers}],
+            "ingress": [
+                {"ports": [{"protocol": "TCP", "port": meta.SERVING_PORT}], "from": [verifier, *clients]},
+            ],
         },
     }
