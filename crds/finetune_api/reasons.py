@@ -128,7 +128,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.SPEC_CHANGED: "The spec changed, so a new run cut this one short.",
     Reason.PROFILE_UNKNOWN: "The chart's values have no profile with the name in spec.profile.",
     Reason.RUNTIME_UNKNOWN: "The chart's values have no runtime with the name in spec.runtime.",
-    Reason.NOT_ALLOWED: "No rule in tenancy.rules of the chart's values allows this namespace to use what the spec asks for.",
+    Reason.NOT_ALLOWED: "No rule in tenancy.rules of the chart's values allows this namespace to use what the spec asks for; without rules, profiles with a price are closed.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "The namespace lacks the ServiceAccount that the profile or runtime names.",
     Reason.SECRET_MISSING: "A Secret that the spec names does not exist in the namespace, or lacks a key. An empty teacher API key fails the run.",
     Reason.QUOTA_EXCEEDED: "The namespace's ResourceQuota has no room for the pod, or requires requests or limits that the pod does not set.",
@@ -192,7 +192,7 @@ MEANINGS: Final[dict[Reason, str]] = {
 REMEDIES: Final[dict[Reason, str]] = {
     # The run waits and continues automatically
     Reason.PROFILE_UNKNOWN: "Choose a profile that the platform offers, or ask the platform's admin to add one to the chart's values.",
-    Reason.NOT_ALLOWED: "Ask only for what this namespace may use, or ask the platform's admin to extend tenancy.rules in the chart's values; the operator then continues automatically.",
+    Reason.NOT_ALLOWED: "Ask only for what this namespace may use, or ask the platform's admin to extend tenancy.rules in the chart's values (without any, tenancy.open: true allows everything); the operator then continues automatically.",
     Reason.RUNNER_SERVICE_ACCOUNT_MISSING: "Ask the admin to create the runner ServiceAccount in this namespace.",
     Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); the pod then starts automatically.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, free resources in the namespace, or choose a smaller profile.",

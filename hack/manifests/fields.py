@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from finetune_operator.settings import Gpu, PodShape, Profile, Runtime
-from finetune_operator.tenancy import TenancyRule
+from finetune_operator.tenancy.rules import TenancyRule
 
 _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("profiles.<name>", Profile),

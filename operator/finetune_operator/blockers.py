@@ -13,7 +13,6 @@ from finetune_api.reasons import Reason
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.outcome.pod import refusal
 from finetune_operator.settings import Profile, Runtime, Settings
-from finetune_operator.tenancy import Claim, tenancy_violation
 
 RETRY_SECONDS: Final = 30.0
 """When to look again for what no watched object shows: a ServiceAccount, a conflicting object, a quota."""
@@ -78,9 +77,8 @@ def choice_unknown(observed: Observation) -> Blocker | None:
     return Blocker(choice.unknown, f"spec.{choice.field} is {choice.name!r}; the platform offers: {known}.")
 
 
-def tenancy_blocker(observed: Observation, claims: Iterable[Claim]) -> Blocker | None:
-    """The platform's tenancy does not allow one of the claims in this namespace."""
-    violation = tenancy_violation(observed.settings.tenancy, observed.owner.namespace, claims)
+def tenancy_blocker(violation: str) -> Blocker | None:
+    """The platform's tenancy does not allow what the spec asks for, in words; empty: it does."""
     return Blocker(Reason.NOT_ALLOWED, violation) if violation else None
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from finetune_api import __version__
 from finetune_api.base import ApiModel, Name
 from finetune_api.stages import Stage
-from finetune_operator.tenancy import Tenancy
+from finetune_operator.tenancy.rules import Tenancy
 
 
 class PodShape(ApiModel):
@@ -66,6 +66,11 @@ class Profile(ApiModel):
     """The GPU, if there is one."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of accelerator pods that train together; every other stage runs in one pod."""
+
+    @property
+    def has_price(self) -> bool:
+        """Whether its GPUs cost money."""
+        return self.gpu is not None and self.gpu.count * self.gpu.usd_per_hour > 0
 
 
 class Engine(StrEnum):
@@ -190,6 +195,11 @@ class Settings(ApiModel):
     """Seconds between readings of a running stage's progress."""
     policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10
     """Seconds that the network plugin gets to apply a NetworkPolicy before a Service relies on it."""
+
+    @property
+    def free_profiles(self) -> list[str]:
+        """Names of the profiles without a price."""
+        return [name for name, profile in self.profiles.items() if not profile.has_price]
 
 
 class SettingsError(Exception):

@@ -28,7 +28,7 @@ from finetune_operator.framework.objects import (
     Resource,
 )
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
-from finetune_operator.tenancy import Tenancy, TenancyRule
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import ADDED_LATER, Team, newer_crds, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers

@@ -14,7 +14,7 @@ from finetune_api.meta import LABEL_STAGE
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage
 from finetune_operator.framework.objects import PODS, SERVICE_ACCOUNTS, Object
-from finetune_operator.tenancy import Tenancy, TenancyRule
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import RUNNER, Team, account, condition, wait
 from tests.support.fake_node import Ending
 from tests.support.sentences import assert_says

@@ -16,7 +16,7 @@ from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.objects import DEPLOYMENTS
 from finetune_operator.settings import Settings
-from finetune_operator.tenancy import Tenancy, TenancyRule
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.sentences import assert_says
 from tests.support.serving import (
     BETTER,

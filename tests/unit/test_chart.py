@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 from finetune_api import meta
 from finetune_operator.rbac import RULES
 from finetune_operator.settings import Gpu, Proxy, Settings
-from finetune_operator.tenancy import TenancyRule
+from finetune_operator.tenancy.rules import TenancyRule
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale

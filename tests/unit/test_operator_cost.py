@@ -22,6 +22,7 @@ from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.job import Verdict as JobVerdict
 from finetune_operator.settings import Gpu, PodShape, Profile, Settings
+from finetune_operator.tenancy.rules import Tenancy
 from tests.support.sentences import assert_says
 from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 
@@ -36,7 +37,7 @@ PROFILES = {
     "cpu": Profile(accelerator=PodShape(limits={"cpu": "500m", "memory": "2Gi"})),
     "unlimited": Profile(),
 }
-PRICED = Settings(images=SETTINGS.images, profiles=PROFILES)
+PRICED = Settings(images=SETTINGS.images, profiles=PROFILES, tenancy=Tenancy(open=True))
 FIT = {
     "fitVerdict": "Fits",
     "fitGib": "7.90",

@@ -32,7 +32,7 @@ from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.settings import Images, Profile, Settings
-from finetune_operator.tenancy import Tenancy, TenancyRule
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit

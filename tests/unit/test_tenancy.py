@@ -11,11 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_operator.adapterdeployment.blockers import claims_of as deployment_claims
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.finetunejob.claims import claims_of
 from finetune_operator.settings import Gpu, Profile
-from finetune_operator.tenancy import Claim, Subject, Tenancy, TenancyRule, lies_below, tenancy_violation
+from finetune_operator.tenancy.claim import Claim, Subject
+from finetune_operator.tenancy.places import is_inside, lies_below
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
+from finetune_operator.tenancy.verdict import WITHOUT_RULES, tenancy_violation
 from tests.support.sentences import assert_says
+from tests.support.serving import GOOD, ServingCluster, pinned
 
 pytestmark = pytest.mark.unit
 
@@ -26,6 +34,9 @@ ASKED = {
     Subject.OUTPUT: Claim(Subject.OUTPUT, "spec.output.uri", "s3://models/team-a/v2"),
     Subject.INPUT: Claim(Subject.INPUT, "spec.model.uri", "hf://acme/base@v1"),
     Subject.ENDPOINT: Claim(Subject.ENDPOINT, "spec.storage.endpoint", "https://S3.example"),
+    Subject.SECRET: Claim(Subject.SECRET, "spec.storage.credentials.secretName", "s3-keys"),
+    Subject.HOST: Claim(Subject.HOST, "spec.tracking.mlflow.url", "https://MLflow.example:5000/api"),
+    Subject.TRANSPORT: Claim(Subject.TRANSPORT, "spec.tracking.mlflow.url", "https://MLflow.example:5000/api"),
     Subject.COST: Claim(Subject.COST, "spec.budget.maxCost", "25.00"),
 }
 
@@ -36,11 +47,11 @@ def rule(*namespaces: str, **limits: Any) -> TenancyRule:
 
 def said(*rules: TenancyRule, claims: list[Claim] | None = None) -> str:
     """What the rules have against team-a's claims."""
-    return tenancy_violation(Tenancy(rules=list(rules)), "team-a", [*ASKED.values()] if claims is None else claims)
+    asked = [*ASKED.values()] if claims is None else claims
+    return tenancy_violation(Tenancy(rules=list(rules)), ["cpu-small"], "team-a", asked)
 
 
 ALLOWED = {
-    "no rules": [],
     "nothing limited": [rule()],
     "a glob": [rule("team-*", profiles=["gpu-*"])],
     "everybody": [rule("*")],
@@ -51,6 +62,8 @@ ALLOWED = {
             outputs=["s3://models/{namespace}"],
             inputs=["s3://data", "hf://acme"],
             endpoints=["", "https://s3.example"],
+            hosts=["mlflow.example"],
+            secrets=["s3-*", "mlflow"],
             max_usd_per_run=25,
         )
     ],
@@ -79,6 +92,19 @@ REFUSED = {
     "nowhere": (
         [rule(outputs=[])],
         "spec.output.uri is 's3://models/team-a/v2' … 'team-a' … none.",
+    ),
+    "host": (
+        [rule(hosts=["*.mlflow.example", "mlflow"])],
+        "spec.tracking.mlflow.url is 'https://MLflow.example:5000/api' … 'team-a' … "
+        "the host *.mlflow.example or mlflow.",
+    ),
+    "no host at all": (
+        [rule(hosts=[])],
+        "spec.tracking.mlflow.url is 'https://MLflow.example:5000/api' … 'team-a' … none.",
+    ),
+    "secret": (
+        [rule(secrets=["s3", "*.s3-keys"])],
+        "spec.storage.credentials.secretName is 's3-keys' … 'team-a' … s3 or *.s3-keys.",
     ),
     "store": (
         [rule(endpoints=["", "http://s3.example"])],
@@ -127,6 +153,91 @@ def test_a_limit_on_money_asks_for_a_budget() -> None:
     assert said(rule(), claims=[unlimited]) == ""
 
 
+# Without rules
+
+
+PRICED_CLAIM = Claim(Subject.COST, "spec.budget.maxCost", "1")
+
+
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ([Claim(Subject.PROFILE, "spec.profile", "cpu-small")], ""),
+        ([Claim(Subject.TRANSPORT, "spec.storage.endpoint", "https://s3.example")], ""),
+        ([Claim(Subject.SECRET, "spec.storage.credentials.secretName", "any")], ""),
+        (
+            [Claim(Subject.PROFILE, "spec.profile", "gpu-l4"), PRICED_CLAIM],
+            "spec.profile is 'gpu-l4' … 'team-a' … cpu-small.",
+        ),
+        (
+            [Claim(Subject.TRANSPORT, "spec.storage.endpoint", "http://s3.example")],
+            "spec.storage.endpoint is 'http://s3.example' … 'team-a' … https:// outside of the cluster.",
+        ),
+    ],
+)
+def test_without_rules_money_and_plain_http_are_closed(claims: list[Claim], words: str) -> None:
+    refused = said(claims=claims)
+    assert bool(refused) == bool(words)
+    if words:
+        assert_says(refused, *words.split(" … "), WITHOUT_RULES)
+    assert tenancy_violation(Tenancy(open=True), [], "team-a", claims) == ""
+
+
+def test_open_is_for_platforms_without_rules() -> None:
+    with pytest.raises(ValidationError) as error:
+        Tenancy(open=True, rules=[rule()])
+    assert_says(str(error.value), "open allows everything", "remove one of them")
+
+
+# Hosts and http://
+
+
+INSIDE = ["store", "store.team.svc", "s3.storage.svc.cluster.local", "db-0.db.team.svc", "a"]
+OUTSIDE = [
+    *("s3.example", "svc", "another.store", "store.svc.example", "store.team.svc.", ".svc", "xsvc.cluster.local"),
+    *("10.0.0.1", "134744072", "0x08080808", "127.0.0.1", "1.2.3.4.nip.io", "store.team.pod.cluster.local", "-a", ""),
+]
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_only_the_clusters_dns_answers(host: str) -> None:
+    assert is_inside(host)
+
+
+@pytest.mark.parametrize("host", sorted({*OUTSIDE} - {"svc"}))
+def test_others_may_answer(host: str) -> None:
+    """Also a number, which the C library takes for an address."""
+    assert not is_inside(host)
+
+
+HTTP: dict[str, tuple[str, dict[str, Any], str]] = {
+    "inside": ("http://MLflow.team.svc:5000/x", {}, ""),
+    "outside": ("http://mlflow.example", {}, "https:// outside of the cluster."),
+    "an address": ("http://134744072/v1", {}, "https:// outside of the cluster."),
+    "excepted": ("http://mlflow.example:5000/x", {"insecure_hosts": ["*.example"]}, ""),
+    "another one is": (
+        "http://mlflow.example",
+        {"insecure_hosts": ["*.corp", "s3"]},
+        "https:// outside of the cluster, or http:// to *.corp or s3.",
+    ),
+    "a store that is listed so": ("http://S3.example:9000", {"endpoints": ["http://s3.example:9000"]}, ""),
+    "listed with https": (
+        "http://s3.example",
+        {"endpoints": ["https://s3.example"]},
+        "https:// outside of the cluster.",
+    ),
+    "encrypted": ("https://s3.example", {}, ""),
+}
+
+
+@pytest.mark.parametrize(("url", "limits", "words"), HTTP.values(), ids=HTTP.keys())
+def test_keys_cross_a_network_encrypted(url: str, limits: dict[str, Any], words: str) -> None:
+    refused = said(rule(**limits), claims=[Claim(Subject.TRANSPORT, "spec.storage.endpoint", url)])
+    assert bool(refused) == bool(words)
+    if words:
+        assert_says(refused, f"spec.storage.endpoint is '{url}'", "'team-a'", words)
+
+
 # Prefixes
 
 BELOW = [
@@ -135,9 +246,7 @@ BELOW = [
     ("s3://a/team1", "s3://a/team1/"),
     ("s3://a/team1/x/y.csv", "s3://a/team1"),
     ("s3://a/team1/*.csv", "s3://a/team1"),
-    ("s3://a/team1/x/../y", "s3://a/team1"),
-    ("s3://a/team1/./x//y", "s3://a/team1"),
-    ("s3://a/team1/x", "s3://a//team1/z/.."),
+    ("s3://a/team1/..x/.y/z.", "s3://a/team1"),
     ("s3://a/x", "s3://a"),
     ("s3://a/x", "s3://"),
     ("hf://acme/base@v1", "hf://"),
@@ -156,15 +265,21 @@ NOT_BELOW = [
     ("s3://ab/team1", "s3://a"),
     ("s3://b/a/team1", "s3://a/team1"),
     ("s3://a/Team1/x", "s3://a/team1"),
+    ("s3://a/team1/x/../y", "s3://a/team1"),
+    ("s3://a/team1/./x", "s3://a/team1"),
+    ("s3://a/team1/x//y", "s3://a/team1"),
+    ("s3://a/team1//", "s3://a/team1"),
+    ("s3://a/team1/..", "s3://a/team1"),
     ("s3://a/team1/../team10/x", "s3://a/team1"),  # is in team10 for a store that resolves ".."
     ("s3://a/team10/../team1/x", "s3://a/team1"),  # is in team10 for a store that does not
     ("s3://a//team1/x", "s3://a/team1"),  # a key may begin with a slash
     ("s3://a/x//team1/../../team1", "s3://a/team1"),
     ("s3://a/team1//../../team1/x", "s3://a/team1/x"),
     ("s3://a/../b/x", "s3://"),
+    ("hf://../base@v1", "hf://"),
+    ("hf://acme/../base@v1", "hf://"),
     ("s3://a/team1/../../b/x", "s3://a"),
     ("s3://a/..", "s3://a"),
-    ("s3://a/x", "s3://a/../a"),
     ("hf://acme/base@v1", "s3://acme"),
     ("hf://acme/base@v1", "hf://acme/base@v2"),
     ("hf://acme/base2@v1", "hf://acme/base"),
@@ -198,7 +313,7 @@ def test_whatever_the_path_it_ends_below_the_prefix_in_both_readings(prefix: str
         assert f"{_walk(path)}/".startswith("/bucket/")
 
 
-@given(PATHS, PATHS)
+@given(PATHS.filter(bool), PATHS)
 def test_all_that_is_below_is_found_to_be(prefix: str, path: str) -> None:
     assert lies_below(f"s3://bucket/{prefix}/{path}", f"s3://bucket/{prefix}")
 
@@ -226,6 +341,11 @@ def _walk(path: str) -> str:
         {"namespaces": ["Team"]},
         {"namespaces": ["a"], "outputs": ["s3://models/*"]},
         {"namespaces": ["a"], "outputs": ["models/team"]},
+        {"namespaces": ["a"], "outputs": ["s3://models/../team"]},
+        {"namespaces": ["a"], "outputs": ["s3://models//team"]},
+        {"namespaces": ["a"], "inputs": ["s3://./team"]},
+        {"namespaces": ["a"], "hosts": ["https://mlflow.example"]},
+        {"namespaces": ["a"], "secrets": ["S3"]},
         {"namespaces": ["a"], "outputs": ["s3://models/{name}"]},
         {"namespaces": ["a"], "endpoints": ["s3.example"]},
         {"namespaces": ["a"], "maxUsdPerRun": -1},
@@ -249,45 +369,85 @@ FULL = FineTuneJobSpec.model_validate(
             "benchmarks": [{"uri": "hf://datasets/acme/bench@v1/c.csv"}],
             "replay": {"source": {"uri": "s3://data/d.jsonl"}},
             "pii": {"ner": {"uri": "s3://models/ner"}},
+            "distillation": {
+                "teacher": {"url": "http://vllm/v1", "model": "m", "credentials": {"secretName": "teacher"}}
+            },
         },
         "output": {"uri": "s3://artifacts/team", "name": "ft"},
-        "storage": {"endpoint": "http://store:8333"},
+        "storage": {"endpoint": "http://store:8333", "credentials": {"secretName": "s3"}},
+        "tracking": {
+            "mlflow": {"url": "http://mlflow", "credentials": {"secretName": "mlflow"}},
+            "wandb": {"credentials": {"secretName": "wandb"}},
+        },
         "budget": {"maxCost": "12.50"},
     }
 )
 
 
 def test_all_that_a_job_asks_for() -> None:
-    assert {claim.field: (claim.subject, claim.value) for claim in claims_of(FULL, PRICED)} == {
-        "spec.profile": (Subject.PROFILE, "gpu-l4"),
-        "spec.output.uri": (Subject.OUTPUT, "s3://artifacts/team"),
-        "spec.storage.endpoint": (Subject.ENDPOINT, "http://store:8333"),
-        "spec.model.uri": (Subject.INPUT, "s3://models/base"),
-        "spec.dataset.sources[0].uri": (Subject.INPUT, "s3://data/a.csv"),
-        "spec.dataset.benchmarks[0].uri": (Subject.INPUT, "hf://datasets/acme/bench@v1/c.csv"),
-        "spec.dataset.replay.source.uri": (Subject.INPUT, "s3://data/d.jsonl"),
-        "spec.dataset.pii.ner.uri": (Subject.INPUT, "s3://models/ner"),
-        "spec.budget.maxCost": (Subject.COST, "12.50"),
-    }
+    teacher, tracking = "spec.dataset.distillation.teacher", "spec.tracking"
+    assert [(claim.subject, claim.field, claim.value) for claim in claims_of(FULL, PRICED)] == [
+        (Subject.PROFILE, "spec.profile", "gpu-l4"),
+        (Subject.OUTPUT, "spec.output.uri", "s3://artifacts/team"),
+        (Subject.ENDPOINT, "spec.storage.endpoint", "http://store:8333"),
+        (Subject.TRANSPORT, "spec.storage.endpoint", "http://store:8333"),
+        (Subject.SECRET, "spec.storage.credentials.secretName", "s3"),
+        (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
+        (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
+        (Subject.SECRET, f"{teacher}.credentials.secretName", "teacher"),
+        (Subject.HOST, f"{tracking}.mlflow.url", "http://mlflow"),
+        (Subject.TRANSPORT, f"{tracking}.mlflow.url", "http://mlflow"),
+        (Subject.SECRET, f"{tracking}.mlflow.credentials.secretName", "mlflow"),
+        (Subject.HOST, f"{tracking}.wandb.baseUrl", "https://api.wandb.ai"),
+        (Subject.TRANSPORT, f"{tracking}.wandb.baseUrl", "https://api.wandb.ai"),
+        (Subject.SECRET, f"{tracking}.wandb.credentials.secretName", "wandb"),
+        (Subject.INPUT, "spec.model.uri", "s3://models/base"),
+        (Subject.INPUT, "spec.dataset.sources[0].uri", "s3://data/a.csv"),
+        (Subject.INPUT, "spec.dataset.benchmarks[0].uri", "hf://datasets/acme/bench@v1/c.csv"),
+        (Subject.INPUT, "spec.dataset.replay.source.uri", "s3://data/d.jsonl"),
+        (Subject.INPUT, "spec.dataset.pii.ner.uri", "s3://models/ner"),
+        (Subject.COST, "spec.budget.maxCost", "12.50"),
+    ]
 
 
 def test_hardware_without_a_price_costs_nothing() -> None:
     assert Subject.COST not in {claim.subject for claim in claims_of(FULL, Profile())}
 
 
-def test_no_place_in_a_store_is_forgotten() -> None:
-    """Every field of the API that takes an s3:// URI is claimed, also one that is added later."""
-    asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claims_of(FULL, PRICED)}
-    assert {f"spec{path}" for path in _store_fields(FineTuneJobSpec.model_json_schema())} <= asked
+@pytest.mark.parametrize(
+    "field",
+    [
+        re.compile(r"s3://"),
+        re.compile(r"https\?://"),
+        re.compile(r"secretName$"),
+    ],
+    ids=["places", "servers", "Secrets"],
+)
+@pytest.mark.parametrize("spec", [FineTuneJobSpec, AdapterDeploymentSpec])
+def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], field: re.Pattern[str]) -> None:
+    """Every field that takes an s3:// URI, a URL or the name of a Secret is claimed, also one that is added later."""
+    claimed = claims_of(FULL, PRICED) if spec is FineTuneJobSpec else deployment_claims(pinned_with_keys())
+    asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claimed}
+    found = {f"spec{path}" for path in _fields(spec.model_json_schema(), field)}
+    assert found
+    assert found <= asked
 
 
-def _store_fields(schema: dict[str, Any]) -> Iterator[str]:
-    """Paths of the fields whose pattern takes an s3:// URI."""
+def pinned_with_keys() -> ObservedDeployment:
+    """An AdapterDeployment of a pinned artifact, in a store that asks for keys."""
+    storage = {"endpoint": "http://store:8333", "credentials": {"secretName": "s3"}}
+    spec = pinned(GOOD)
+    spec["source"]["artifact"]["storage"] = storage
+    return ServingCluster(spec=spec).observe()
+
+
+def _fields(schema: dict[str, Any], wanted: re.Pattern[str]) -> Iterator[str]:
+    """Paths of the fields whose name or pattern matches."""
 
     def walk(node: Any, path: str) -> Iterator[str]:
         if reference := node.get("$ref"):
             node = schema["$defs"][reference.rpartition("/")[2]]
-        if "s3://" in node.get("pattern", ""):
+        if wanted.search(node.get("pattern", "")) or wanted.search(path):
             yield path
         for option in node.get("anyOf", []):
             yield from walk(option, path)

@@ -60,7 +60,10 @@ runtimes:
   {{- else }} {}
   {{- end }}
 proxy: {{ toJson .Values.proxy }}
-tenancy: {{ toJson .Values.tenancy }}
+{{- if and .Values.tenancy.open .Values.tenancy.rules }}
+{{- fail "tenancy.open is true, so tenancy.rules would limit nothing: remove one of them." }}
+{{- end }}
+tenancy: {{ toJson (pick .Values.tenancy "open" "rules") }}
 serving: {{ toJson .Values.serving }}
 namespaces: {{ toJson .Values.watchNamespaces }}
 workers: {{ .Values.operator.workers }}

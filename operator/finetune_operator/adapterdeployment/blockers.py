@@ -16,7 +16,8 @@ from finetune_operator.blockers import (
     name_conflict,
     tenancy_blocker,
 )
-from finetune_operator.tenancy import Claim, Subject
+from finetune_operator.tenancy.claim import Claim, Subject, store_claims
+from finetune_operator.tenancy.verdict import tenancy_violation
 
 DELETION_SECONDS: Final = 5.0
 """When to look again for an object that the garbage collector is about to delete."""
@@ -24,7 +25,8 @@ DELETION_SECONDS: Final = 5.0
 
 def not_allowed(observed: ObservedDeployment) -> Blocker | None:
     """The platform's tenancy does not allow what the spec asks for."""
-    return tenancy_blocker(observed, claims_of(observed))
+    settings, namespace = observed.settings, observed.owner.namespace
+    return tenancy_blocker(tenancy_violation(settings.tenancy, settings.free_profiles, namespace, claims_of(observed)))
 
 
 def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
@@ -74,9 +76,11 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     yield Claim(Subject.RUNTIME, "spec.runtime", spec.runtime)
     if isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
-        uri, endpoint = "spec.source.artifact.uri", "The endpoint in spec.source.artifact.storage"
+        uri, storage = "spec.source.artifact.uri", "spec.source.artifact.storage"
+        endpoint, secret = f"{storage}.endpoint", f"{storage}.credentials.secretName"
         if job is not None:
-            uri = f"The artifact of FineTuneJob {job.name!r}"
-            endpoint = f"The endpoint to which FineTuneJob {job.name!r} published"
+            uri = f"The artifact of FineTuneJob '{job.name}'"
+            endpoint = f"The endpoint to which FineTuneJob '{job.name}' published"
+            secret = f"The Secret with which FineTuneJob '{job.name}' published"
         yield Claim(Subject.INPUT, uri, artifact.uri)
-        yield Claim(Subject.ENDPOINT, endpoint, artifact.storage.endpoint)
+        yield from store_claims(artifact.storage, endpoint, secret)

@@ -12,14 +12,13 @@ from finetune_operator.blockers import (
     refused,
     tenancy_blocker,
 )
-from finetune_operator.finetunejob.claims import claims_of
+from finetune_operator.finetunejob.claims import job_violation
 from finetune_operator.finetunejob.observe import ObservedJob
 
 
 def not_allowed(observed: ObservedJob) -> Blocker | None:
     """The platform's tenancy does not allow what the spec asks for."""
-    spec = observed.spec
-    return tenancy_blocker(observed, claims_of(spec, observed.settings.profiles[spec.profile]))
+    return tenancy_blocker(job_violation(observed.settings, observed.owner.namespace, observed.spec))
 
 
 def output_conflict(observed: ObservedJob) -> Blocker | None:

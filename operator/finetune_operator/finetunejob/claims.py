@@ -3,19 +3,51 @@
 from collections.abc import Iterator
 
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_operator.finetunejob.hardware import hardware_facts
-from finetune_operator.settings import Profile
-from finetune_operator.tenancy import Claim, Subject
+from finetune_operator.settings import Profile, Settings
+from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
+from finetune_operator.tenancy.verdict import tenancy_violation
+
+
+def job_violation(settings: Settings, namespace: str, spec: FineTuneJobSpec) -> str:
+    """What the platform's tenancy has against a spec whose profile exists; empty: nothing."""
+    claims = claims_of(spec, settings.profiles[spec.profile])
+    return tenancy_violation(settings.tenancy, settings.free_profiles, namespace, claims)
 
 
 def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
-    """Hardware, money, and every place in a store. ConfigMaps and Secrets belong to the namespace: no claims."""
+    """Hardware, money, every place in a store, and every server that gets a key or data."""
     yield Claim(Subject.PROFILE, "spec.profile", spec.profile)
     yield Claim(Subject.OUTPUT, "spec.output.uri", spec.output.uri)
-    yield Claim(Subject.ENDPOINT, "spec.storage.endpoint", spec.storage.endpoint)
+    yield from store_claims(spec.storage, "spec.storage.endpoint", "spec.storage.credentials.secretName")
+    yield from _teacher_claims(spec)
+    yield from _tracking_claims(spec)
     yield from (Claim(Subject.INPUT, field, uri) for field, uri in _inputs(spec) if uri)
-    if hardware_facts(spec.profile, profile).usd_per_second:
+    if profile.has_price:
         yield Claim(Subject.COST, "spec.budget.maxCost", spec.budget.max_cost if spec.budget else "")
+
+
+def _teacher_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
+    """The teacher gets prompts, and the key that is meant for it."""
+    if distillation := spec.dataset.distillation:
+        place, teacher = "spec.dataset.distillation.teacher", distillation.teacher
+        yield from _server_claims(f"{place}.url", teacher.url)
+        yield from secret_claim(f"{place}.credentials.secretName", teacher.credentials)
+
+
+def _tracking_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
+    """Tracking servers get settings and losses, and the keys that are meant for them."""
+    place = "spec.tracking"
+    if mlflow := spec.tracking.mlflow:
+        yield from _server_claims(f"{place}.mlflow.url", mlflow.url)
+        yield from secret_claim(f"{place}.mlflow.credentials.secretName", mlflow.credentials)
+    if wandb := spec.tracking.wandb:
+        yield from _server_claims(f"{place}.wandb.baseUrl", wandb.base_url)
+        yield from secret_claim(f"{place}.wandb.credentials.secretName", wandb.credentials)
+
+
+def _server_claims(field: str, url: str) -> Iterator[Claim]:
+    yield Claim(Subject.HOST, field, url)
+    yield Claim(Subject.TRANSPORT, field, url)
 
 
 def _inputs(spec: FineTuneJobSpec) -> Iterator[tuple[str, str | None]]:
