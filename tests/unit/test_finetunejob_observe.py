@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import stage_job
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import Images, PodShape, Profile, Settings
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
 
 pytestmark = pytest.mark.unit
@@ -80,3 +83,40 @@ def test_the_service_of_pods_that_train_together(
     assert isinstance(seen, ObservedJob)
     [job] = seen.jobs
     assert (SERVICES in cluster.asked, job.peers_missing) == (asks, missing)
+
+
+RIVALS: dict[str, tuple[Object, bool]] = {
+    "an older one": ({}, True),
+    "of another namespace": ({"metadata": {"namespace": "other"}}, False),
+    "of another store": ({"spec": {"storage": {"endpoint": "http://another"}}}, False),
+    "suspended": ({"spec": {"suspend": True}}, False),
+    "suspended, but it has published": (
+        {"spec": {"suspend": True}, "status": {"artifact": {"digest": "0" * 64}}},
+        True,
+    ),
+    "not allowed": ({"spec": {"model": {"uri": "s3://secret/base"}}}, False),
+    "of an unknown profile": ({"spec": {"profile": "huge"}}, False),
+    "of a spec that nobody can read": ({"spec": {"training": {"rank": "many"}}}, False),
+    "being deleted": ({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, False),
+    "younger": ({"metadata": {"creationTimestamp": "2027-01-01T00:00:00Z"}}, False),
+}
+
+
+@pytest.mark.parametrize(("rival", "conflicts"), RIVALS.values(), ids=RIVALS.keys())
+def test_who_goes_first_with_an_output(rival: dict[str, Any], conflicts: bool) -> None:
+    """Nobody waits for what is held back itself, or for what somebody wrote into another namespace."""
+    cluster = MemoryCluster()
+    cluster.create(FINETUNEJOBS, fine_tune_job())
+    cluster.create(SERVICE_ACCOUNTS, runner())
+    mine = cluster.objects[FINETUNEJOBS.kind, "walk"]
+    elder = copy.deepcopy(mine)
+    elder["metadata"] |= {"name": "elder", "uid": "0", "creationTimestamp": "2025-01-01T00:00:00Z"}
+    for part, changes in rival.items():
+        elder[part] |= changes
+    cache = Cache(OUTPUT_INDEX)
+    cache.replace(FINETUNEJOBS, {}, [mine, elder])
+    rule = TenancyRule(namespaces=["*"], inputs=["s3://models", "s3://data"])
+    settings = SETTINGS.model_copy(update={"tenancy": Tenancy(rules=[rule])})
+    seen = fine_tune_job_kind(cluster, cache, settings).observe(mine, cluster.now)
+    assert isinstance(seen, ObservedJob)
+    assert seen.conflicting_job == ("elder" if conflicts else "")

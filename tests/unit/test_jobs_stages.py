@@ -375,7 +375,8 @@ def _other_owner(store: Store) -> None:
         (
             _other_owner,
             Reason.OUTPUT_NAME_CONFLICT,
-            "{place}/out/channels/transactions/stable.json … FineTuneJob team-b/cards, … team-a/transactions may not",
+            "{place}/out/channels/transactions/stable.json … FineTuneJob team-b/cards, … team-a/transactions may not … "
+            "gone for good, delete this object",
         ),
     ],
 )

@@ -186,7 +186,7 @@ CASES = {
         in_words="'finetune-runner' … profile 'small' … namespace 'team'",
     ),
     "another job publishes to the output": Case(
-        observed(conflicting_job="The older FineTuneJob 'first'"),
+        observed(conflicting_job="first"),
         says=(Phase.PENDING, Reason.OUTPUT_NAME_CONFLICT),
         in_words="The older FineTuneJob 'first' … 'ft' … s3://artifacts/team",
     ),

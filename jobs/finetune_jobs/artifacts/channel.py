@@ -25,5 +25,6 @@ def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
         raise StageError(
             Reason.OUTPUT_NAME_CONFLICT,
             f"{uri} belongs to {owner.kind} {owner.namespace}/{owner.name}, which published there last; "
-            f"{run.namespace}/{run.name} may not publish there.",
+            f"{run.namespace}/{run.name} may not publish there. If that one is gone for good, delete this object: "
+            "it only points to what was published.",
         )

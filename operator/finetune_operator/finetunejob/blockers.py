@@ -22,11 +22,11 @@ def not_allowed(observed: ObservedJob) -> Blocker | None:
 
 
 def output_conflict(observed: ObservedJob) -> Blocker | None:
-    """An older FineTuneJob publishes to the same output."""
+    """An older FineTuneJob of the namespace publishes to the same output."""
     if not observed.conflicting_job:
         return None
-    output = observed.spec.output
-    message = f"{observed.conflicting_job} already publishes {output.name!r} under {output.uri}."
+    output, rival = observed.spec.output, observed.conflicting_job
+    message = f"The older FineTuneJob {rival!r} already publishes {output.name!r} under {output.uri}."
     return Blocker(Reason.OUTPUT_NAME_CONFLICT, message)
 
 

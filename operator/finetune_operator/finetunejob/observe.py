@@ -14,6 +14,7 @@ from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.blockers import Choice
+from finetune_operator.finetunejob.claims import job_violation
 from finetune_operator.finetunejob.expiry import ExpiredObject, has_expired
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.finetunejob.progress import ProgressReader, Sample
@@ -80,7 +81,7 @@ class ObservedJob:
     service_account: bool = True
     """Whether the profile's ServiceAccount exists; True where the profile is unknown."""
     conflicting_job: str = ""
-    """The older FineTuneJob that publishes to the same output, in words: only its own namespace sees its name."""
+    """Name of the older FineTuneJob of this namespace that publishes to the same output; empty if there is none."""
     conflicts: tuple[str, ...] = ()
     """Objects of another owner, as "Kind name", whose names the plan needs."""
     refusal: str = ""
@@ -134,7 +135,7 @@ class JobObserver:
             jobs=jobs,
             orphan_pods=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=self._has_account(owner.namespace, spec.profile),
-            conflicting_job=older_publisher(resource, self._cache.indexed(output_of(resource))),
+            conflicting_job=self._conflict(resource),
             sample=self._sample(jobs, now),
             expired=tuple(self._expired(owner, status, jobs, now)),
         )
@@ -194,6 +195,20 @@ class JobObserver:
                     yield ExpiredObject(resource, metadata["name"], metadata["uid"], run)
         yield from (ExpiredObject(JOBS, job.name, job.uid, job.run) for job in done)
 
+    def _conflict(self, resource: Object) -> str:
+        """Name of the oldest of the FineTuneJobs with this output that go first; empty if none does."""
+        elders = elder_publishers(resource, self._cache.indexed(output_of(resource)))
+        return next((str(elder["metadata"]["name"]) for elder in elders if self._goes_first(elder)), "")
+
+    def _goes_first(self, elder: Object) -> bool:
+        """Whether it has published, or will without anybody's doing: what is held back holds back nothing."""
+        spec, _ = parse_spec(FineTuneJobSpec, elder.get("spec") or {})
+        if (elder.get("status") or {}).get("artifact"):
+            return True
+        if spec is None or spec.suspend or spec.profile not in self._settings.profiles:
+            return False
+        return not job_violation(self._settings, elder["metadata"]["namespace"], spec)
+
     def _has_account(self, namespace: str, profile: str) -> bool:
         known = self._settings.profiles.get(profile)
         return known is None or self._accounts.exists(namespace, known.service_account_name)
@@ -215,21 +230,14 @@ def means_hash(spec: FineTuneJobSpec) -> str:
     return digest(means(spec))
 
 
-def older_publisher(resource: Object, publishers: Sequence[Object]) -> str:
-    """The oldest FineTuneJob with the same output, if it is older than this one, in words; empty if there is none.
-
-    Another namespace may belong to another tenant: names in it are not disclosed.
-    """
+def elder_publishers(resource: Object, publishers: Sequence[Object]) -> list[Object]:
+    """Those that are older than this FineTuneJob and are not being deleted, oldest first."""
     elders = [
         other
         for other in publishers
         if _seniority(other) < _seniority(resource) and not other["metadata"].get("deletionTimestamp")
     ]
-    if not elders:
-        return ""
-    eldest = min(elders, key=_seniority)["metadata"]
-    at_home = eldest["namespace"] == resource["metadata"]["namespace"]
-    return f"The older FineTuneJob {eldest['name']!r}" if at_home else "An older FineTuneJob of another namespace"
+    return sorted(elders, key=_seniority)
 
 
 def _owners(pod: Object) -> set[str]:

@@ -8,8 +8,13 @@ from finetune_operator.kinds import FINETUNEJOBS
 
 
 class Output(NamedTuple):
-    """Where a FineTuneJob publishes. Buckets of one name in different stores are different buckets."""
+    """Where a FineTuneJob publishes. Buckets of one name in different stores are different buckets.
 
+    The namespace is a part of it: a resource that somebody else writes anywhere in the cluster must not keep this one
+    waiting. Between namespaces the store decides, where the name belongs to who published first (resolve).
+    """
+
+    namespace: str
     endpoint: str
     uri: str
     name: str
@@ -19,6 +24,7 @@ def output_of(job: Object) -> Output:
     """A FineTuneJob's output, from its stored spec."""
     storage, output = job["spec"].get("storage") or {}, job["spec"].get("output") or {}
     return Output(
+        namespace=str(job["metadata"]["namespace"]),
         endpoint=str(storage.get("endpoint", "")),
         uri=str(output.get("uri", "")).rstrip("/"),
         name=str(output.get("name", "")),
@@ -26,4 +32,4 @@ def output_of(job: Object) -> Output:
 
 
 OUTPUT_INDEX: Final[Indexes] = {FINETUNEJOBS.kind: output_of}
-"""How the cache finds the FineTuneJobs of all namespaces that publish to an output."""
+"""How the cache finds the FineTuneJobs of a namespace that publish to an output."""
