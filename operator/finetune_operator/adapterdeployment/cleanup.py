@@ -11,6 +11,7 @@ from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.framework.actions import Delete
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Resource
+from finetune_operator.resources.deployment import deployment_name, drain_seconds
 from finetune_operator.resources.service import candidate_service_name
 
 
@@ -28,8 +29,8 @@ class Cleanup:
 def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
-    Pods are deleted last, once the drain of the newest promotion is over and none of them is an endpoint of the
-    Service: until then clients may be connected to the previous revision. A candidate's own Service is deleted once the
+    Pods are deleted last, once their own drain, which began with the newest promotion, is over and none of them is an
+    endpoint of the Service: until then clients may be connected to the previous revision. A candidate's own Service is deleted once the
     candidate is verified. The verification Job of a failed candidate stays, so that its log can be read.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
@@ -41,7 +42,6 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     verification = (
         verify_request(owner, target, spec, observed.settings).name if isinstance(target, Target) and candidate else ""
     )
-    drain = _drain_left(rollout)
 
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:
@@ -58,18 +58,24 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]
     ]
-    due = [each for each in gone if not (drain or rollout.endpoint.elsewhere) or each[0].resource in (JOBS, SERVICES)]
+    due, waits = [], []
+    for delete, revision in gone:
+        left = 0.0 if delete.resource in (JOBS, SERVICES) else _drain_left(rollout, revision)
+        if left:
+            waits.append(left)
+        elif delete.resource in (JOBS, SERVICES) or not rollout.endpoint.elsewhere:
+            due.append((delete, revision))
     return Cleanup(
         first=tuple(delete for delete, revision in due if revision != observed.traffic),
         last=tuple(delete for delete, revision in due if revision == observed.traffic),
-        due_after=drain or None if len(due) < len(gone) else None,
+        due_after=min(waits, default=None),
     )
 
 
-def _drain_left(rollout: Rollout) -> float:
-    """Seconds until the drain of earlier revisions is over."""
-    runtime = rollout.observed.settings.runtimes.get(rollout.observed.resource.spec.runtime)
-    if rollout.stable is None or runtime is None:
+def _drain_left(rollout: Rollout, revision: str) -> float:
+    """Seconds until the drain of an earlier revision is over, as its own pods have it."""
+    live = rollout.observed.child(DEPLOYMENTS, deployment_name(rollout.observed.owner, revision))
+    if rollout.stable is None or live is None:
         return 0.0
-    end = parse_timestamp(rollout.stable.since) + timedelta(seconds=runtime.drain_seconds)
+    end = parse_timestamp(rollout.stable.since) + timedelta(seconds=drain_seconds(live))
     return max(0.0, (end - rollout.now).total_seconds())

@@ -125,6 +125,15 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     return {"metadata": {"labels": server_labels(owner, revision)}, "spec": pod}
 
 
+def drain_seconds(live: Object) -> float:
+    """How long the pods of a Deployment wait before they stop, whatever the runtime's settings say by now."""
+    for each in live["spec"]["template"]["spec"]["containers"]:
+        if each["name"] == SERVER:
+            sleep = ((each.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
+            return float(sleep.get("seconds", 0))
+    return 0.0
+
+
 def _fetch(request: StageRequest) -> Object:
     body = stage_container(request)
     body["name"] = FETCH
