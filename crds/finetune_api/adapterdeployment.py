@@ -94,6 +94,7 @@ class ServingPhase(StrEnum):
 class RevisionState(StrEnum):
     """State of a revision."""
 
+    WAITING = "Waiting"
     STARTING = "Starting"
     VERIFYING = "Verifying"
     PROMOTING = "Promoting"
@@ -107,7 +108,8 @@ class RevisionStatus(WireModel):
     revision: Annotated[str, Field(max_length=16)]
     """Short hash of artifact and runtime; part of the Deployment's name."""
     state: RevisionState
-    """Starting, Verifying, Promoting (verified; its network opens and its other pods start), Serving or Failed."""
+    """Waiting (for its turn or its next try, without pods), Starting, Verifying, Promoting (verified; its network opens
+    and its other pods start), Serving or Failed."""
     artifact_digest: Annotated[str, Field(max_length=64)]
     """Content address of the artifact that it serves."""
     artifact_uri: Annotated[str, Field(max_length=1024)]
@@ -146,7 +148,7 @@ class AdapterDeploymentStatus(WireModel):
     stable: RevisionStatus | None = None
     """The revision that the Service routes to."""
     candidate: RevisionStatus | None = None
-    """The revision that is starting, being verified, or has failed."""
+    """The revision that waits, is starting, being verified, or has failed."""
     last_good_revision: Annotated[str, Field(max_length=16)] = ""
     """The last revision that passed verification."""
     replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0

@@ -80,6 +80,7 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     BUDGET_EXCEEDED = "BudgetExceeded"
     PREEMPTED = "Preempted"
+    NODE_LOST = "NodeLost"
     STAGE_CRASHED = "StageCrashed"
     RESULT_LOST = "ResultLost"
     INTERNAL_ERROR = "InternalError"
@@ -92,6 +93,7 @@ class Reason(StrEnum):
     # Serving
     SOURCE_NOT_READY = "SourceNotReady"
     SOURCE_NOT_FOUND = "SourceNotFound"
+    ROLLOUT_QUEUED = "RolloutQueued"
     CANDIDATE_STARTING = "CandidateStarting"
     CANDIDATE_FAILED = "CandidateFailed"
     VERIFYING = "Verifying"
@@ -168,6 +170,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.DEADLINE_EXCEEDED: "The stage exceeded its profile's deadline (or a distillation its deadlineMinutes), or the server its runtime's time to start.",
     Reason.BUDGET_EXCEEDED: "The run would cost more than spec.budget or a teacher's maxCost allows. With onExceeded: Checkpoint, a training that stops for this reason has succeeded.",
     Reason.PREEMPTED: "The pod was evicted or told to stop: its node was drained or needed the resources.",
+    Reason.NODE_LOST: "The node of a pod no longer answers the cluster's control plane.",
     Reason.STAGE_CRASHED: "A pod ended without reporting why.",
     Reason.RESULT_LOST: "A stage succeeded, but its pod is gone with the result, and the store does not hold it.",
     Reason.INTERNAL_ERROR: "An unexpected error.",
@@ -176,6 +179,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PLATEAU: "The validation loss stopped falling: training stopped early and kept the best weights.",
     Reason.SOURCE_NOT_READY: "The FineTuneJob does not exist yet, or has not published yet.",
     Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; the artifact that it published is still served.",
+    Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer during verification.",
     Reason.VERIFYING: "A revision is being verified.",
@@ -245,14 +249,15 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin the artifact: set spec.source.artifact.uri to the URI that is being served.",
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
-    # It waits for a while; then the revision fails and is not retried automatically
-    Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); if the revision has failed, set spec.rerun to a new value.",
-    Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; if the revision has failed, set spec.rerun to a new value.",
-    Reason.UNSCHEDULABLE: "Free or add a node that fits the runtime; if the revision has failed, set spec.rerun to a new value.",
-    Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values; if the revision has failed, set spec.rerun to a new value.",
-    Reason.POD_REJECTED: "Ask the admin which admission policy refused the pod; if the revision has failed, set spec.rerun to a new value.",
-    Reason.S3_UNREACHABLE: "Check the storage's endpoint and the network policies between the pod and the store; if the revision has failed, set spec.rerun to a new value.",
-    Reason.PREEMPTED: "The pod restarts elsewhere; if the revision has failed, set spec.rerun to a new value.",
+    Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; the pods then start automatically.",
+    Reason.UNSCHEDULABLE: "Free or add a node that fits the runtime; the pods then start automatically.",
+    Reason.POD_REJECTED: "Ask the admin which admission policy, or which node, refused the pod; the pods then start automatically.",
+    Reason.PREEMPTED: "The pod restarts elsewhere; if that happens often, find out why its nodes go away.",
+    Reason.NODE_LOST: "Check the node named here: Kubernetes starts the pod elsewhere after five minutes, unless its tolerations say otherwise.",
+    # It waits for a while; then its pods are removed, and tried again an hour later
+    Reason.SECRET_MISSING: "Create that Secret, or add the key to it (a storage's secretRef needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); to try again at once, set spec.rerun to a new value.",
+    Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values; to try again at once, set spec.rerun to a new value.",
+    Reason.S3_UNREACHABLE: "Check the storage's endpoint and the network policies between the pod and the store; to try again at once, set spec.rerun to a new value.",
     # The revision has failed
     Reason.MODEL_UNSUPPORTED: "Serve an artifact that a FineTuneJob has published.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",

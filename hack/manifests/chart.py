@@ -146,6 +146,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
         ("operator", "keepEndedSeconds"): settings["keepEndedSeconds"],
         ("operator", "progressSeconds"): settings["progressSeconds"],
+        ("operator", "maxConcurrentRollouts"): settings["maxConcurrentRollouts"],
         ("operator", "policySeconds"): settings["policySeconds"],
         ("operator", "logFormat"): {"enum": ["plain", "json"]},
         ("operator", "resources"): {"$ref": "#/$defs/Resources"},

@@ -15,7 +15,7 @@ class Then(StrEnum):
 
     NEWS = "nothing"
     WAITS = "waits, then continues"
-    WAITS_A_WHILE = "waits, fails after the start timeout"
+    WAITS_A_WHILE = "waits, then tries again later"
     TRIES = "retries, then fails"
     TRIES_FREELY = "retries without limit"
     FAILS = "fails"
@@ -53,11 +53,9 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.NOT_ALLOWED),
         *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
         Reason.API_CALLS_FAIL,
+        *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
     ),
-    Then.WAITS_A_WHILE: (
-        *(Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED),
-        *(Reason.POD_REJECTED, Reason.S3_UNREACHABLE, Reason.PREEMPTED),
-    ),
+    Then.WAITS_A_WHILE: (Reason.SECRET_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
     Then.TRIES: (
         *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.CANDIDATE_FAILED),
         *(Reason.STAGE_CRASHED, Reason.INTERNAL_ERROR),
@@ -69,7 +67,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     ),
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
-        Reason.SERVING,
+        *(Reason.SERVING, Reason.ROLLOUT_QUEUED),
     ),
 }
 """The reasons of an AdapterDeployment."""
@@ -86,7 +84,7 @@ the case: the place, the value, and where the log is. It ends with the text unde
 | what happens next | |
 | --- | --- |
 | {Then.WAITS} | `Stalled` is True until the cause is gone, then the operator continues; nothing is lost |
-| {Then.WAITS_A_WHILE} | a revision has the runtime's `startupTimeoutSeconds` plus 15 minutes to start, and 5 minutes to pull its image |
+| {Then.WAITS_A_WHILE} | a revision's pods may have a node for the runtime's `startupTimeoutSeconds` plus 15 minutes, or 5 minutes to pull an image; then they give it back, and are tried again an hour later |
 | {Then.TRIES} | the stage's Job makes up to `retries` more attempts (set in the profile), a revision's container three; then the run or the revision fails |
 | {Then.TRIES_FREELY} | these attempts do not count as `retries`; each may take the profile's `deadlineSeconds` |
 | {Then.FAILS} | immediately: another attempt would end the same way |

@@ -7,7 +7,7 @@ API server (tests/controlplane).
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source, controller_uid
 from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Event, Patch, Plan
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
@@ -33,6 +34,7 @@ SETTINGS = Settings(
         "tgi": Runtime(engine=Engine.TGI, image="images/tgi:3.3.7", drain_seconds=15),
         "tgi-cpu": Runtime(engine=Engine.TGI, image="images/tgi-cpu:1", drain_seconds=5),
     },
+    max_concurrent_rollouts=0,
 )
 GOOD, BETTER, INACTIVE, CORRUPT, CRASHING = (character * 64 for character in "abcde")
 """Digests of artifacts, by their fate in a pod."""
@@ -44,6 +46,15 @@ FATES: Mapping[str, Reason | None] = {
     CRASHING: Reason.CANDIDATE_FAILED,
 }
 """Why a revision with the artifact fails; None: it serves."""
+
+
+UNSCHEDULABLE: Object = {
+    "phase": "Pending",
+    "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: insufficient GPU"}
+    ],
+}
+"""The status of a pod that finds no node."""
 
 
 def uri(digest: str) -> str:
@@ -72,6 +83,11 @@ class ServingCluster:
 
     spec: dict[str, Any] = field(default_factory=lambda: pinned(GOOD))
     source: Source | None = None
+    namespace: str = "team"
+    uid: str = "uid-of-demo"
+    generation: int = 1
+    others: Sequence[Object] = ()
+    """Other AdapterDeployments."""
     settings: Settings = SETTINGS
     service_account: bool = True
     status: AdapterDeploymentStatus = field(default_factory=AdapterDeploymentStatus)
@@ -82,6 +98,10 @@ class ServingCluster:
     slices: dict[str, Object] = field(default_factory=dict)
     """EndpointSlices by the name of their Service."""
     events: list[Event] = field(default_factory=list)
+    room: int = 1000
+    """So many pods find a node."""
+    loading: set[str] = field(default_factory=set)
+    """Digests of artifacts whose servers never finish loading."""
     watch: Callable[["ServingCluster"], None] = lambda _: None
     """Called after every change of an object: the place for what must always hold."""
     refuse: Callable[["ServingCluster", Action], str] = lambda _cluster, _action: ""
@@ -90,10 +110,15 @@ class ServingCluster:
 
     # What the operator does
 
+    def raw(self) -> Object:
+        """The resource as the API server has it."""
+        metadata = {"name": "demo", "namespace": self.namespace, "uid": self.uid, "generation": self.generation}
+        return {"metadata": metadata, "spec": self.spec, "status": self.status.model_dump(by_alias=True)}
+
     def observe(self) -> ObservedDeployment:
         """What the operator sees."""
-        metadata = {"name": "demo", "namespace": "team", "uid": "uid-of-demo", "generation": 1}
-        raw = {"metadata": metadata, "spec": self.spec, "status": self.status.model_dump(by_alias=True)}
+        raw = self.raw()
+        contenders = (contender_of(resource) for resource in (raw, *self.others))
         return ObservedDeployment(
             resource=AdapterDeployment.model_validate(raw),
             settings=self.settings,
@@ -101,6 +126,7 @@ class ServingCluster:
             service_account=self.service_account,
             children=copy.deepcopy(self.objects),
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
+            contenders=tuple(contender for contender in contenders if contender is not None),
             slices=self._endpoints_of(self.objects.get(SERVICES, {}).get("demo")),
         )
 
@@ -194,8 +220,16 @@ class ServingCluster:
         return {"metadata": metadata, "endpoints": endpoints}
 
     def _run_deployment(self, name: str, deployment: Object) -> None:
-        fate, wanted = FATES[served(deployment["spec"]["template"]["spec"])], deployment["spec"]["replicas"]
-        ready = 0 if fate in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED) else wanted
+        digest, wanted = served(deployment["spec"]["template"]["spec"]), deployment["spec"]["replicas"]
+        labels, pods = deployment["spec"]["template"]["metadata"]["labels"], self.pods.get(name, [])[:wanted]
+        self.pods[name] = pods
+        for number in range(len(pods), wanted):
+            metadata = {"name": f"{name}-{number}", "labels": labels, "creationTimestamp": timestamp(self.now)}
+            pods.append({"metadata": metadata, "status": copy.deepcopy(UNSCHEDULABLE)})
+        for pod in pods:
+            if "startTime" not in pod["status"] and self.held() < self.room:
+                pod["status"] = self._started(digest)
+        ready = sum(map(_is_ready, pods))
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": wanted,
@@ -203,13 +237,13 @@ class ServingCluster:
             "readyReplicas": ready,
             "availableReplicas": ready,
         }
-        labels = deployment["spec"]["template"]["metadata"]["labels"]
-        condition = {"type": "Ready", "status": str(ready > 0), "lastTransitionTime": timestamp(self.now)}
-        status, before = pod_status(fate) | {"conditions": [condition]}, self.pods.get(name, [])[:wanted]
-        self.pods[name] = before + [
-            {"metadata": {"name": f"{name}-{number}", "labels": labels}, "status": status}
-            for number in range(len(before), wanted)
-        ]
+
+    def _started(self, digest: str) -> Object:
+        """The status of a pod that has a node."""
+        fate = FATES[digest]
+        ready = fate not in (Reason.ARTIFACT_CORRUPT, Reason.CANDIDATE_FAILED) and digest not in self.loading
+        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": timestamp(self.now)}
+        return pod_status(fate) | {"startTime": timestamp(self.now), "phase": "Running", "conditions": [condition]}
 
     def _run_job(self, name: str, job: Object) -> None:
         revision = job["metadata"]["labels"][meta.LABEL_REVISION]
@@ -247,6 +281,11 @@ class ServingCluster:
         return merged
 
     # What tests ask
+
+    def held(self) -> int:
+        """Pods that have a node."""
+        serving = [pod for name in self.objects.get(DEPLOYMENTS, {}) for pod in self.pods.get(name, [])]
+        return sum("startTime" in pod["status"] for pod in serving)
 
     def revisions(self, resource: Resource) -> set[str]:
         """Revisions that have an object of a kind."""

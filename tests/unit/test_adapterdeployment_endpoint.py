@@ -11,7 +11,7 @@ from finetune_operator.adapterdeployment.endpoint import SETTLING_SECONDS, Endpo
 from finetune_operator.framework.actions import Create
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, SERVICES, Object
-from tests.support.sentences import assert_says
+from tests.support.sentences import Saying, assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned, serving
 
 pytestmark = pytest.mark.unit
@@ -68,13 +68,15 @@ class TestEndpointState:
 
     @pytest.mark.parametrize("answered", [True, False])
     def test_no_endpoint(self, answered: bool) -> None:
-        assert self.state(answered=answered) == EndpointState()
-        assert self.state({"conditions": {"ready": False}}, answered=answered) == EndpointState()
+        gap = Saying("pod demo-", "is ready", "EndpointSlice")
+        assert self.state(answered=answered) == EndpointState(gap=gap)
+        assert self.state({"conditions": {"ready": False}}, answered=answered) == EndpointState(gap=gap)
 
     @pytest.mark.parametrize("answered", [True, False])
     def test_only_pods_of_another_revision(self, answered: bool) -> None:
         """Whoever has been told of an endpoint goes on being answered; nobody is told of a first one by it."""
-        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=True)
+        gap = Saying("pod demo-", "in no EndpointSlice")
+        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=True, gap=gap)
 
     def test_pods_of_both(self) -> None:
         assert self.state({}, OTHER) == EndpointState(answers=True, settled=True, elsewhere=True)

@@ -212,6 +212,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
             "resyncSeconds": 60,
             "keepEndedSeconds": 1000000,
             "progressSeconds": 5,
+            "maxConcurrentRollouts": 2,
             "policySeconds": 7,
         },
     }
@@ -219,7 +220,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     rendered = settings(render("--values", str(tmp_path / "values.yaml")))
     mine, runtime = rendered.profiles["mine"], rendered.runtimes["tgi-cpu"]
     assert (rendered.workers, rendered.resync_seconds, rendered.keep_ended_seconds) == (3, 60, 1000000)
-    assert (rendered.progress_seconds, rendered.policy_seconds) == (5, 7)
+    assert (rendered.progress_seconds, rendered.policy_seconds, rendered.max_concurrent_rollouts) == (5, 7, 2)
     assert (rendered.images.pull_policy, rendered.images.pull_secrets) == ("Never", ["registry"])
     assert rendered.proxy == Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
     team = TenancyRule(namespaces=["team-*"], outputs=["s3://models/{namespace}"], max_usd_per_run=1e8)

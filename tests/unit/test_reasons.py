@@ -25,6 +25,7 @@ NO_TROUBLE = {
     *(Reason.STAGE_RETRIED, Reason.RUN_SUCCEEDED, Reason.SUSPENDED, Reason.RESUMED, Reason.SPEC_CHANGED),
     *(Reason.TRAINING_COMPLETED, Reason.OVERFITTING, Reason.PLATEAU, Reason.SETTINGS_DISCOURAGED),
     *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
+    Reason.ROLLOUT_QUEUED,
 }
 """What passes by itself or is well; a discouraged setting's message is itself the advice."""
 RUN_WAITS = {
@@ -43,6 +44,7 @@ SERVING_WAITS = {
     *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
     Reason.API_CALLS_FAIL,
+    *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What an AdapterDeployment waits for as long as it takes."""
 OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG}
@@ -66,7 +68,7 @@ def test_a_failed_run_is_told_to_begin_again_unless_the_spec_changes(reason: Rea
 
 @pytest.mark.parametrize("reason", sorted(SERVING_REMEDIES.keys() | SERVING_WAITS))
 def test_a_failed_revision_is_told_to_begin_again_unless_another_takes_its_place(reason: Reason) -> None:
-    """Candidates never try again by themselves."""
+    """Those that failed never try again by themselves; those that gave their hardware back do so later."""
     text = remedy(reason, ADAPTERDEPLOYMENT)
     again = RERUN in text or "set spec.rerun of the FineTuneJob to a new value" in text
     assert again is (reason not in SERVING_WAITS | OTHER_REVISION)

@@ -70,6 +70,7 @@ workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ int64 .Values.operator.resyncSeconds }}
 keepEndedSeconds: {{ int64 .Values.operator.keepEndedSeconds }}
 progressSeconds: {{ int64 .Values.operator.progressSeconds }}
+maxConcurrentRollouts: {{ int64 .Values.operator.maxConcurrentRollouts }}
 policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{- end -}}
 

@@ -7,6 +7,7 @@ from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.framework.actions import Delete
 from finetune_operator.framework.conditions import parse_timestamp
@@ -30,18 +31,19 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
     Pods are deleted last, once their own drain, which began with the newest promotion, is over and none of them is an
-    endpoint of the Service: until then clients may be connected to the previous revision. A candidate's own Service is deleted once the
-    candidate is verified. The verification Job of a failed candidate stays, so that its log can be read.
+    endpoint of the Service: until then clients may be connected to the previous revision. A candidate's own Service is
+    deleted once the candidate is verified. One that waits keeps nothing: its next try is verified anew. The
+    verification Job of a failed candidate stays, so that its log can be read.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
-    starting = candidate.revision if candidate and candidate.state is not RevisionState.FAILED else ""
+    starting = candidate.revision if candidate and candidate.state in ACTIVE else ""
     asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
-    verification = (
-        verify_request(owner, target, spec, observed.settings).name if isinstance(target, Target) and candidate else ""
-    )
+    verification = ""
+    if isinstance(target, Target) and candidate and candidate.state is not RevisionState.WAITING:
+        verification = verify_request(owner, target, spec, observed.settings).name
 
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:

@@ -1,6 +1,6 @@
 """Which pods clients of the public Service reach: its EndpointSlices say so, and nodes follow them a moment later."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -9,6 +9,7 @@ from finetune_api.adapterdeployment import RevisionStatus
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object
+from finetune_operator.outcome.pod import find_condition
 
 SETTLING_SECONDS: Final = 2.5
 """How long nodes are given to follow an EndpointSlice. kube-proxy does so once a second (``minSyncPeriod``); until then
@@ -27,6 +28,8 @@ class EndpointState:
     """Clients may still be sent to pods of another revision."""
     due_after: float | None = None
     """Seconds until it is settled, if nothing else happens."""
+    gap: str = ""
+    """Which pods of the stable revision are no endpoints and why, while none is one."""
 
 
 def endpoint_state(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> EndpointState:
@@ -47,17 +50,37 @@ def endpoint_state(observed: ObservedDeployment, stable: RevisionStatus | None, 
         if name in pods
     ]
     left = min(waits, default=None)
+    listed = {(each.get("targetRef") or {}).get("name", "") for found in observed.slices for each in _endpoints(found)}
     return EndpointState(
         answers=left == 0 or (answered and bool(ready)),
         settled=left == 0,
         elsewhere=any(name not in pods for name, _ in ready),
         due_after=left or None,
+        gap=_gap(pods.values(), listed) if left is None else "",
     )
+
+
+def _gap(pods: Iterable[Object], listed: Collection[str]) -> str:
+    """Why no pod of a revision is an endpoint."""
+    found = [_not_reached(pod, pod["metadata"]["name"] in listed) for pod in pods]
+    return f"{'; '.join(found[:3])}." if found else "no pod has the labels that the Service selects."
+
+
+def _not_reached(pod: Object, listed: bool) -> str:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if find_condition(status, "Ready") is None:
+        return f"pod {name} is not ready"
+    how = "is ready, and its EndpointSlice does not say so yet" if listed else "is ready, but in no EndpointSlice yet"
+    return f"pod {name} {how}"
+
+
+def _endpoints(found: Object) -> list[Object]:
+    return found.get("endpoints") or []
 
 
 def _ready_pods(endpoints: Object) -> Iterator[str]:
     """Names of the pods that accept connections. By the API's definition, unknown readiness counts as ready."""
-    for endpoint in endpoints.get("endpoints") or []:
+    for endpoint in _endpoints(endpoints):
         if (endpoint.get("conditions") or {}).get("ready") is not False:
             yield (endpoint.get("targetRef") or {}).get("name", "")
 

@@ -1,29 +1,57 @@
-"""The health of a revision's pods: available, waiting for something, or failed."""
+"""The health of a revision's pods: available, waiting for something, or failed, and why. Pure.
 
-from collections.abc import Iterator, Sequence
+A candidate that holds no hardware may wait for as long as it takes: no node fits, a quota is used up, a policy refuses
+the pod. The clock runs for a pod that has a node: if it is not ready in time, the hardware is for others.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import IntEnum
 from typing import Final
 
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
-from finetune_operator.outcome.pod import parse_result, pod_blocker, refusal
-from finetune_operator.resources.deployment import FETCH
+from finetune_operator.outcome.pod import find_condition, parse_result, pod_blocker, pod_failure, refusal
+from finetune_operator.resources.deployment import FETCH, SERVER
 
 CRASHES: Final = 3
-"""Restarts after which a crashing container counts as failed."""
+"""Restarts after which a crashing container counts as failed, and pods after which their own fault does."""
 PULL_PATIENCE_SECONDS: Final = 300.0
-"""How long a failing image pull may be a passing fault of the registry."""
+"""How long a node may try to pull an image."""
+HOLDS_NOTHING: Final = frozenset(
+    {Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING}
+)
+"""What a pod waits for before it has a node."""
+LONG_WAIT_SECONDS: Final = 600.0
+"""For how long a wait for hardware is nothing special: an autoscaler may be adding a node."""
+_PASSING: Final = HOLDS_NOTHING | {
+    *(Reason.SECRET_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
+    *(Reason.PREEMPTED, Reason.NODE_LOST),
+}
+"""What has its cause outside the revision: the same pods may start once it is gone."""
+
+
+class Outlook(IntEnum):
+    """What waiting can do about a problem, from the best to the worst."""
+
+    WAIT = 0
+    """It may pass by itself."""
+    GIVE_BACK = 1
+    """The same, but the pod has held its node for as long as it may: it goes, and is tried again later."""
+    FAIL = 2
+    """Waiting does not help."""
 
 
 @dataclass(frozen=True)
-class CandidateProblem:
-    """Why a candidate does not become available."""
+class ServerProblem:
+    """Why pods are not ready."""
 
     reason: Reason
     message: str
-    fatal: bool = False
-    """True: waiting does not help."""
+    outlook: Outlook = Outlook.WAIT
 
 
 def is_available(deployment: Object | None, replicas: int) -> bool:
@@ -39,50 +67,159 @@ def is_available(deployment: Object | None, replicas: int) -> bool:
     )
 
 
-def candidate_problem(deployment: Object | None, pods: Sequence[Object], age_seconds: float) -> CandidateProblem | None:
+def candidate_problem(deployment: Object | None, pods: Sequence[Object], now: datetime) -> ServerProblem | None:
     """The worst problem that keeps a candidate from becoming available; None if none is known."""
-    refused = [condition.get("message", "") for condition in _conditions(deployment, "ReplicaFailure", "True")]
-    problems = [problem for pod in pods for problem in _pod_problems(pod)]
-    problems += [CandidateProblem(*refusal(message)) for message in refused]
-    worst = min(problems, key=lambda problem: not problem.fatal, default=None)
-    if worst is not None and worst.fatal:
-        return worst
-    if worst is not None and worst.reason is Reason.IMAGE_PULL_FAILED and age_seconds >= PULL_PATIENCE_SECONDS:
-        return replace(worst, fatal=True)
-    if deployment is not None and any(
-        condition.get("reason") == "ProgressDeadlineExceeded"
-        for condition in _conditions(deployment, "Progressing", "False")
-    ):
-        seconds = deployment["spec"]["progressDeadlineSeconds"]
-        root = worst or CandidateProblem(Reason.DEADLINE_EXCEEDED, "The server did not become ready.")
-        return CandidateProblem(root.reason, f"Not available after {seconds} s. {root.message}", fatal=True)
+    if deployment is None:
+        return None
+    limit = float(deployment["spec"]["progressDeadlineSeconds"])
+    ended = [found for pod in pods if (found := _ending(pod))]
+    problems = [found for pod in pods if not _ending(pod) and (found := _in_time(pod, limit, now))]
+    worst = max([*problems, *_refused(deployment), *ended], key=lambda problem: problem.outlook, default=None)
+    if worst is not None and worst.outlook is Outlook.WAIT:
+        own = [each for each in ended if each.reason not in (Reason.PREEMPTED, Reason.NODE_LOST)]
+        return replace(own[-1], outlook=Outlook.FAIL) if len(own) >= CRASHES else worst
     return worst
 
 
-def _pod_problems(pod: Object) -> Iterator[CandidateProblem]:
+def candidate_due_after(deployment: Object | None, pods: Sequence[Object], now: datetime) -> float | None:
+    """Seconds until one of a candidate's pods has had its node for as long as it may; None if none has one."""
+    if deployment is None:
+        return None
+    limits = (PULL_PATIENCE_SECONDS, float(deployment["spec"]["progressDeadlineSeconds"]))
+    waits = [seconds for pod in pods if (seconds := _unready_seconds(pod, now)) is not None]
+    return min((limit - seconds for seconds in waits for limit in limits if limit > seconds), default=None)
+
+
+def serving_problem(deployment: Object | None, pods: Sequence[Object]) -> ServerProblem:
+    """Why pods of what serves are not ready. ``pods`` include those that were lost."""
+    missing = [pod for pod in pods if not _ending(pod) and not _is_ready(pod)]
+    problems = [problem for pod in missing for problem in _pod_problems(pod)] + list(_refused(deployment))
+    worst = max(problems, key=lambda problem: problem.outlook, default=None)
+    lost = _last_loss(pods)
+    said = [worst.message] if worst else [_starting(pod) for pod in missing[:1]]
+    if lost:
+        said.append(lost.message if not said else f"Before it: {lost.message}")
+    cause = worst or lost
+    reason = cause.reason if cause and cause.reason is not Reason.CANDIDATE_FAILED else Reason.SERVER_UNAVAILABLE
+    return ServerProblem(reason, " ".join(said) or "Its Deployment has no pod.")
+
+
+def _in_time(pod: Object, limit: float, now: datetime) -> ServerProblem | None:
+    """The worst problem of a candidate's pod, whose time is limited from when it has a node."""
+    worst = max(_pod_problems(pod), key=lambda problem: problem.outlook, default=None)
+    pulls = worst is not None and worst.reason is Reason.IMAGE_PULL_FAILED
+    patience, waited = PULL_PATIENCE_SECONDS if pulls else limit, _unready_seconds(pod, now)
+    if (worst and worst.outlook is Outlook.FAIL) or waited is None or waited < patience:
+        return worst
+    name = pod["metadata"]["name"]
+    root = worst or ServerProblem(Reason.DEADLINE_EXCEEDED, f"The server of pod {name} did not become ready.")
+    outlook = Outlook.GIVE_BACK if root.reason in _PASSING else Outlook.FAIL
+    return ServerProblem(root.reason, f"Not available after {patience:.0f} s. {root.message}", outlook)
+
+
+def _unready_seconds(pod: Object, now: datetime) -> float | None:
+    """For how long a pod has had a node and not been ready; None for one without a node, or one that is ready."""
     status = pod.get("status") or {}
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+    began = status.get("startTime") or (find_condition(status, "PodScheduled") or {}).get("lastTransitionTime")
+    if not began or _is_ready(pod) or _ending(pod):
+        return None
+    fell = (find_condition(status, "Ready", "False") or {}).get("lastTransitionTime") or began
+    return (now - max(parse_timestamp(began), parse_timestamp(fell))).total_seconds()
+
+
+def _refused(deployment: Object | None) -> Iterator[ServerProblem]:
+    """Why the API server refuses more pods."""
+    failure = find_condition((deployment or {}).get("status") or {}, "ReplicaFailure")
+    if failure:
+        yield ServerProblem(*refusal(failure.get("message", "")))
+
+
+def _pod_problems(pod: Object) -> Iterator[ServerProblem]:
+    """What is wrong with a pod that has not ended."""
+    if _node_is_silent(pod):
+        name, node = pod["metadata"]["name"], (pod.get("spec") or {}).get("nodeName", "")
+        yield ServerProblem(Reason.NODE_LOST, f"Node {node} of pod {name} does not answer.")
+        return
+    for container in _containers(pod):
         ended = _last_end(container)
         if ended is not None and ended["exitCode"] != ExitCode.OK:
-            yield _container_problem(container, ended)
+            yield _container_problem(pod["metadata"]["name"], container, ended)
     blocker = pod_blocker(pod)
     if blocker is not None:
-        yield CandidateProblem(*blocker)
+        yield ServerProblem(*blocker)
 
 
-def _container_problem(container: Object, ended: Object) -> CandidateProblem:
+def _container_problem(pod: str, container: Object, ended: Object) -> ServerProblem:
     """Why a container ended; the kubelet keeps restarting it."""
-    name, restarts = container["name"], container.get("restartCount", 0)
+    name, code, restarts = container["name"], ended["exitCode"], container.get("restartCount", 0)
     result = parse_result(ended.get("message")) if name == FETCH else None
-    fatal = restarts >= CRASHES and ended["exitCode"] != ExitCode.RETRIABLE
+    outlook = Outlook.FAIL if restarts >= CRASHES and code != ExitCode.RETRIABLE else Outlook.WAIT
     if result is not None:
-        return CandidateProblem(result.reason, result.message, fatal or ended["exitCode"] == ExitCode.FATAL)
+        return ServerProblem(result.reason, result.message, Outlook.FAIL if code == ExitCode.FATAL else outlook)
     if ended.get("reason") == "OOMKilled":
-        return CandidateProblem(Reason.OUT_OF_MEMORY, f"Container {name!r} used more memory than its limit.", fatal)
+        message = f"Container {name!r} of pod {pod} used more memory than its limit."
+        return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
-    return CandidateProblem(
-        reason, f"Container {name!r} exited with code {ended['exitCode']} after {restarts} restarts.", fatal
-    )
+    message = f"Container {name!r} of pod {pod} exited with code {code} after {restarts} restarts."
+    return ServerProblem(reason, message, outlook)
+
+
+def _ending(pod: Object) -> ServerProblem | None:
+    """Why a pod has ended, or is being deleted although nobody asked for fewer; None for any other."""
+    status = pod.get("status") or {}
+    lost = "deletionTimestamp" in pod["metadata"]
+    if lost and _node_is_silent(pod):
+        return next(_pod_problems(pod))
+    if not lost and status.get("phase") != "Failed":
+        return None
+    if failure := pod_failure(pod):
+        return ServerProblem(failure.reason, failure.message)
+    said = " ".join(filter(None, [status.get("reason", ""), status.get("message", "")]))
+    return ServerProblem(Reason.POD_REJECTED, f"Pod {pod['metadata']['name']} was ended by its node: {said}")
+
+
+def _last_loss(pods: Iterable[Object]) -> ServerProblem | None:
+    """Why the newest pod ended that no ready pod has replaced."""
+    ended = [(_ended_at(pod), found) for pod in pods if (found := _ending(pod))]
+    replaced = max((pod["metadata"].get("creationTimestamp", "") for pod in pods if _is_ready(pod)), default="")
+    when, newest = max(ended, key=lambda each: each[0], default=("", None))
+    return newest if when > replaced else None
+
+
+def _ended_at(pod: Object) -> str:
+    """When a pod ended; RFC 3339 in UTC, as everything here."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    times: list[str] = [each.get("lastTransitionTime") or "" for each in conditions]
+    return max([*times, str(pod["metadata"].get("creationTimestamp", ""))])
+
+
+def _starting(pod: Object) -> str:
+    name = pod["metadata"]["name"]
+    server = next((each for each in _containers(pod) if each["name"] == SERVER), {})
+    if "running" not in (server.get("state") or {}):
+        return f"Pod {name} is starting."
+    if server.get("started"):
+        return f"Pod {name} runs, but its server does not answer the readiness probe."
+    return f"Pod {name} is loading the model."
+
+
+def _is_ready(pod: Object) -> bool:
+    """Whether a pod serves."""
+    ready = find_condition(pod.get("status") or {}, "Ready") is not None
+    return ready and not {"deletionTimestamp"} & pod["metadata"].keys()
+
+
+def _node_is_silent(pod: Object) -> bool:
+    """Whether the control plane took a pod's readiness away, while its node last said that the server is ready."""
+    status = pod.get("status") or {}
+    server = next((each for each in _containers(pod) if each["name"] == SERVER), {})
+    taken = find_condition(status, "Ready", "False") or find_condition(status, "Ready", "Unknown")
+    return bool(taken and server.get("ready") and status.get("phase") == "Running")
+
+
+def _containers(pod: Object) -> list[Object]:
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
 def _last_end(container: Object) -> Object | None:
@@ -92,8 +229,3 @@ def _last_end(container: Object) -> Object | None:
         if ended is not None:
             return ended
     return None
-
-
-def _conditions(deployment: Object | None, kind: str, status: str) -> list[Object]:
-    conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
-    return [condition for condition in conditions if condition["type"] == kind and condition["status"] == status]

@@ -11,6 +11,7 @@ from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJo
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.turns import Contender, contender_of
 from finetune_operator.blockers import Choice
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
@@ -28,7 +29,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
-from finetune_operator.outcome.pod import read_result
+from finetune_operator.outcome.pod import is_disrupted, read_result
 from finetune_operator.resources.deployment import server_labels
 from finetune_operator.settings import Settings
 
@@ -66,6 +67,8 @@ class ObservedDeployment:
     """Pods of its Deployments and Jobs."""
     slices: tuple[Object, ...] = ()
     """EndpointSlices of its public Service."""
+    contenders: tuple[Contender, ...] = ()
+    """The AdapterDeployments, this one too, that are rolled out or wait for it."""
     conflicts: tuple[str, ...] = ()
     """Objects of another owner, as "Kind name", whose names the plan needs."""
     pending_deletion: tuple[str, ...] = ()
@@ -93,14 +96,17 @@ class ObservedDeployment:
         """One child, if it exists."""
         return self.children.get(resource, {}).get(name)
 
-    def server_pods(self, revision: str) -> list[Object]:
-        """Serving pods of a revision, without those that are being deleted."""
+    def server_pods(self, revision: str, *, lost: bool = False) -> list[Object]:
+        """Serving pods of a revision, without those that are being deleted.
+
+        ``lost``: with those that are being deleted because they or their node had to go.
+        """
         wanted = server_labels(self.owner, revision)
         return [
             pod
             for pod in self.pods
             if wanted.items() <= (pod["metadata"].get("labels") or {}).items()
-            and "deletionTimestamp" not in pod["metadata"]
+            and ("deletionTimestamp" not in pod["metadata"] or (lost and is_disrupted(pod)))
         ]
 
     def job_pods(self, job: Object) -> list[Object]:
@@ -139,6 +145,7 @@ class DeploymentObserver:
             children=children,
             pods=self._pods(owner, children[JOBS].values()),
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
+            contenders=self._contenders(),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -182,6 +189,10 @@ class DeploymentObserver:
         job, _ = parse_spec(FineTuneJobSpec, raw.get("spec") or {})
         status = parse_status(FineTuneJobStatus, raw.get("status") or {})
         return Source(status.phase or "", status.artifact if job else None, job.storage if job else Storage())
+
+    def _contenders(self) -> tuple[Contender, ...]:
+        found = (contender_of(resource) for resource in self._cache.all(ADAPTERDEPLOYMENTS))
+        return tuple(contender for contender in found if contender is not None)
 
     def _service_of_others(self, owner: Owner) -> tuple[tuple[str, ...], bool]:
         """A Service of another owner with the public name, and whether that owner is deleted."""

@@ -11,11 +11,21 @@ from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.candidate import (
+    PAUSE_SECONDS,
+    candidacy,
+    given_back,
+    in_state,
+    known_candidate,
+)
 from finetune_operator.adapterdeployment.cleanup import plan_cleanup
 from finetune_operator.adapterdeployment.endpoint import endpoint_state
 from finetune_operator.adapterdeployment.health import (
-    PULL_PATIENCE_SECONDS,
-    CandidateProblem,
+    HOLDS_NOTHING,
+    LONG_WAIT_SECONDS,
+    Outlook,
+    ServerProblem,
+    candidate_due_after,
     candidate_problem,
     is_available,
 )
@@ -23,7 +33,7 @@ from finetune_operator.adapterdeployment.observe import ObservedDeployment, Unpl
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
-from finetune_operator.adapterdeployment.verification import VERIFIED, find_verdict, verify_request
+from finetune_operator.adapterdeployment.verification import VERIFIED, find_verdict, verify_overdue, verify_request
 from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
@@ -36,16 +46,19 @@ from finetune_operator.resources.deployment import (
     deployment,
     deployment_name,
     fetch_request,
+    start_seconds,
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.service import candidate_service, public_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 
-MESSAGE_LIMIT: Final = 1024
-"""The API's limit; a scheduler's message about many nodes is longer."""
 SCORE_LIMIT: Final = 16
 """The API's limit; pods are not trusted to respect it."""
+
+
+VERIFY_LOOK_SECONDS: Final = 600.0
+"""How often to look whether a verification runs at all: nothing tells of a Job without a pod."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,8 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     target = find_target(observed)
     stable = serving_revision(observed, target, now)
     if isinstance(target, Target) and (blocker := refused(observed)):
-        # The candidate stays what it is, and the refused object is tried again: the rollout does not start anew.
-        step = RolloutStep(stable, _known(observed, target), requeue_after=RETRY_SECONDS)
+        # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
+        step = RolloutStep(stable, _refused(observed, target, stable, now), requeue_after=RETRY_SECONDS)
         target = blocker
     elif isinstance(target, Blocker):
         step = _hold(observed, target, stable)
@@ -157,34 +170,52 @@ def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[
     return (*_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
 
 
+def _refused(
+    observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
+) -> RevisionStatus | None:
+    """The candidate after a refusal. One whose turn has come takes it, or it would hold up those behind it for ever."""
+    known = known_candidate(observed, target)
+    waits = known is not None and known.state is RevisionState.WAITING
+    return candidacy(observed, target, stable, now).candidate if waits else known
+
+
 def _roll_out(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
 ) -> RolloutStep:
     """The target does not serve yet: start it, verify it, move the traffic; or report why that is impossible."""
-    candidate, events = _candidate(observed, target, now)
+    candidate, events, due_after = candidacy(observed, target, stable, now)
     keep = _keep(observed, stable)
-    if candidate.state is RevisionState.FAILED:
-        return RolloutStep(stable, candidate, keep)
-    live = observed.child(DEPLOYMENTS, candidate.deployment)
-    age = (now - parse_timestamp(candidate.since)).total_seconds()
-    problem = candidate_problem(live, observed.server_pods(target.revision), age)
-    if problem is not None and problem.fatal:
-        return _fail(stable, candidate, problem, keep, now)
+    if candidate.state in (RevisionState.FAILED, RevisionState.WAITING):
+        return RolloutStep(stable, candidate, keep, events, due_after)
+    live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
     verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
     verdict = find_verdict(observed, verification.name)
+    problem = candidate_problem(live, pods, now)
+    if problem is not None and problem.outlook is Outlook.FAIL:
+        return _fail(stable, candidate, problem, keep, now)
     if verdict is not None and verdict.state is State.FAILED:
-        return _fail(stable, candidate, CandidateProblem(verdict.reason, verdict.message), keep, now)
+        return _fail(stable, candidate, ServerProblem(verdict.reason, verdict.message), keep, now)
     verified = verdict is not None and verdict.state in VERIFIED
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
     closed = _closed_for(observed, target, candidate, now) if verified else 0.0
-    if verdict is not None and verified and is_available(live, replicas) and not closed:
+    left = _promoting_left(candidate, target, now)
+    enough = _suffices(observed, stable, live, replicas, late=left == 0)
+    if verdict is not None and verified and enough and not closed:
         return _promote(observed, target, candidate, verdict, now)
+    overdue = (
+        _promotion_overdue(problem, replicas, target) if left == 0 else verify_overdue(observed, verification, now)
+    )
+    if overdue is None and problem is not None and problem.outlook is Outlook.GIVE_BACK:
+        overdue = problem
+    if overdue is not None:
+        return _give_back(stable, candidate, overdue, keep, now)
     actions = (*keep, *_start(observed, target, replicas, is_open=verified))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
-        patience = max(0.0, PULL_PATIENCE_SECONDS - age) or None
-        return RolloutStep(stable, waiting, actions, events, requeue_after=closed or patience)
+        looks = [closed or None, left, candidate_due_after(live, pods, now), _long_wait_left(waiting, now)]
+        due_after = min((seconds for seconds in looks if seconds is not None), default=None)
+        return RolloutStep(stable, waiting, actions, events, due_after)
     actions += (
         *ensure_exists(CONFIG_MAPS, input_config_map(verification), observed.child(CONFIG_MAPS, verification.name)),
         *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
@@ -192,7 +223,40 @@ def _roll_out(
     blocker = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
     message = blocker or "Comparing the server's answers with those of the evaluated artifact."
     verifying = in_state(candidate, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
-    return RolloutStep(stable, verifying, actions, events)
+    return RolloutStep(stable, verifying, actions, events, VERIFY_LOOK_SECONDS)
+
+
+def _suffices(
+    observed: ObservedDeployment, stable: RevisionStatus | None, live: Object | None, replicas: int, *, late: bool
+) -> bool:
+    """Whether enough pods of a verified candidate are available. Late and with nothing that answers, one is enough."""
+    if is_available(live, replicas):
+        return True
+    old = observed.child(DEPLOYMENTS, stable.deployment) if stable else None
+    answers = bool(((old or {}).get("status") or {}).get("readyReplicas"))
+    return late and not answers and bool(((live or {}).get("status") or {}).get("availableReplicas"))
+
+
+def _promoting_left(candidate: RevisionStatus, target: Target, now: datetime) -> float | None:
+    """Seconds that a verified candidate still has to start its other pods; None for one that is not verified."""
+    if candidate.state is not RevisionState.PROMOTING:
+        return None
+    age = (now - parse_timestamp(candidate.since)).total_seconds()
+    return max(0.0, start_seconds(target.serving.runtime) - age)
+
+
+def _promotion_overdue(problem: ServerProblem | None, replicas: int, target: Target) -> ServerProblem:
+    """Why a verified candidate is not promoted: its first pods hold hardware that the others do not get."""
+    said = f"Verified, but not all of its {replicas} pods were ready {start_seconds(target.serving.runtime)} s later."
+    if problem is None:
+        return ServerProblem(Reason.DEADLINE_EXCEEDED, said)
+    return ServerProblem(problem.reason, f"{said} {problem.message}")
+
+
+def _long_wait_left(candidate: RevisionStatus, now: datetime) -> float | None:
+    """Seconds until a wait for hardware counts as long; None if it does not wait for any, or already for long."""
+    left = LONG_WAIT_SECONDS - (now - parse_timestamp(candidate.since)).total_seconds()
+    return left if candidate.reason in HOLDS_NOTHING and left > 0 else None
 
 
 def _closed_for(observed: ObservedDeployment, target: Target, candidate: RevisionStatus, now: datetime) -> float:
@@ -210,9 +274,7 @@ def _closed_for(observed: ObservedDeployment, target: Target, candidate: Revisio
     return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
 
 
-def _waiting(
-    candidate: RevisionStatus, verified: bool, problem: CandidateProblem | None, now: datetime
-) -> RevisionStatus:
+def _waiting(candidate: RevisionStatus, verified: bool, problem: ServerProblem | None, now: datetime) -> RevisionStatus:
     """The candidate while its pods start: the first one, or after verification the others."""
     state = RevisionState.PROMOTING if verified else RevisionState.STARTING
     reason = Reason.VERIFIED if verified else Reason.CANDIDATE_STARTING
@@ -224,39 +286,10 @@ def _waiting(
     return in_state(candidate, state, reason, message, now)
 
 
-def _known(observed: ObservedDeployment, target: Target) -> RevisionStatus | None:
-    """The candidate, if it is the target."""
-    known = observed.resource.status.candidate
-    return known if known is not None and known.revision == target.revision else None
-
-
-def _candidate(observed: ObservedDeployment, target: Target, now: datetime) -> tuple[RevisionStatus, tuple[Event, ...]]:
-    """The target as the current candidate, or as a new one."""
-    known = _known(observed, target)
-    if known is not None:
-        same_spec = known.spec_hash == target.spec_hash
-        if same_spec or known.state is not RevisionState.FAILED:
-            return known.model_copy(update={"spec_hash": target.spec_hash}), ()
-    started = RevisionStatus(
-        revision=target.revision,
-        state=RevisionState.STARTING,
-        artifact_digest=target.serving.artifact_digest,
-        artifact_uri=target.serving.artifact_uri,
-        deployment=deployment_name(observed.owner, target.revision),
-        runtime=target.serving.runtime_name,
-        storage=target.serving.storage,
-        since=timestamp(now),
-        spec_hash=target.spec_hash,
-        reason=Reason.CANDIDATE_STARTING,
-    )
-    message = f"Starting revision {target.revision} with artifact {target.serving.artifact_digest[:12]}."
-    return started, (Event("Normal", Reason.CANDIDATE_STARTING, message),)
-
-
 def _fail(
     stable: RevisionStatus | None,
     candidate: RevisionStatus,
-    problem: CandidateProblem,
+    problem: ServerProblem,
     actions: tuple[Action, ...],
     now: datetime,
 ) -> RolloutStep:
@@ -264,6 +297,19 @@ def _fail(
     serves = f" Revision {stable.revision} keeps serving." if stable else ""
     message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
     return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
+
+
+def _give_back(
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus,
+    problem: ServerProblem,
+    actions: tuple[Action, ...],
+    now: datetime,
+) -> RolloutStep:
+    """The candidate's pods are removed, and it is tried again after a pause."""
+    waiting = given_back(candidate, problem, now)
+    message = f"Revision {candidate.revision} is not promoted yet: {waiting.message}"
+    return RolloutStep(stable, waiting, actions, (Event("Warning", problem.reason, message),), PAUSE_SECONDS)
 
 
 def _promote(
@@ -279,15 +325,6 @@ def _promote(
     )
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"
     return RolloutStep(serving, actions=_serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))
-
-
-def in_state(
-    revision: RevisionStatus, state: RevisionState, reason: Reason, message: str, now: datetime
-) -> RevisionStatus:
-    """The revision in a state, since now if it was in another one."""
-    since = revision.since if revision.state is state else timestamp(now)
-    update = {"state": state, "reason": reason, "message": message[:MESSAGE_LIMIT], "since": since}
-    return revision.model_copy(update=update)
 
 
 def _start(observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:

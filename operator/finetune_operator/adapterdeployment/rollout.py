@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.endpoint import EndpointState
+from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_SECONDS, ServerProblem, serving_problem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.blockers import Blocker
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
 
 
@@ -29,6 +32,25 @@ class Rollout:
     def failed(self) -> RevisionStatus | None:
         """The candidate, if it has failed."""
         return self.candidate if self.candidate and self.candidate.state is RevisionState.FAILED else None
+
+    @property
+    def stuck(self) -> RevisionStatus | None:
+        """The candidate, if it waits for something that somebody should look after."""
+        candidate = self.candidate
+        if candidate is None:
+            return None
+        if candidate.state is RevisionState.WAITING:
+            return candidate if candidate.reason != Reason.ROLLOUT_QUEUED else None
+        waited = (self.now - parse_timestamp(candidate.since)).total_seconds()
+        return candidate if candidate.reason in HOLDS_NOTHING and waited >= LONG_WAIT_SECONDS else None
+
+    @property
+    def trouble(self) -> ServerProblem:
+        """Why pods of the stable revision are not ready."""
+        if self.stable is None:
+            return ServerProblem(Reason.SERVER_UNAVAILABLE, "No revision serves yet.")
+        deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment)
+        return serving_problem(deployment, self.observed.server_pods(self.stable.revision, lost=True))
 
     @property
     def blocker(self) -> Blocker | None:

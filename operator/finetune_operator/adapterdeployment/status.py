@@ -9,6 +9,7 @@ from finetune_api.reasons import Reason, remedy
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
@@ -53,9 +54,12 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
         Finding(ConditionType.RECONCILING, False, observed.reason, f"{what}."),
         Finding(ConditionType.STALLED, True, observed.reason, f"{what}: {observed.problem}."),
     )
+    # What cannot be planned takes no turn, and must not hold up those behind it.
+    queued = before.candidate is not None and before.candidate.state is RevisionState.WAITING
     return before.model_copy(
         update={
             "observed_generation": generation,
+            "candidate": None if queued else before.candidate,
             "phase": ServingPhase.DEGRADED if before.stable else ServingPhase.FAILED,
             "conditions": merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, now),
         }
@@ -78,7 +82,7 @@ def _problem(status: AdapterDeploymentStatus) -> Condition | None:
     Some pods of the stable revision not being ready is no problem yet: they may be new.
     """
     candidate, shown = status.candidate, {condition.type: condition for condition in status.conditions}
-    told = candidate.reason if candidate and candidate.state is RevisionState.FAILED else ""
+    told = candidate.reason if candidate and candidate.state not in ACTIVE else ""
     speaking = [(ConditionType.STALLED, "True"), (ConditionType.READY, "False")]
     speaking += [(ConditionType.RECONCILING, "True")] if candidate else []
     found = [condition for kind, value in speaking if (condition := shown.get(kind)) and condition.status == value]
@@ -95,6 +99,8 @@ def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
         return blocker.reason, blocker.message
     if failed := rollout.failed:
         return Reason(failed.reason), f"Revision {failed.revision} was not promoted: {failed.message}"
+    if stuck := rollout.stuck:
+        return Reason(stuck.reason), f"Revision {stuck.revision} waits: {stuck.message}"
     return None
 
 
@@ -108,9 +114,10 @@ def _progress(rollout: Rollout) -> tuple[Reason, str] | None:
     if blocker:
         return blocker.reason, blocker.message
     if stable and rollout.ready < rollout.wanted:
-        return Reason.SERVER_UNAVAILABLE, f"{rollout.ready} of {rollout.wanted} pods are ready."
+        trouble = rollout.trouble
+        return trouble.reason, f"{rollout.ready} of {rollout.wanted} pods are ready. {trouble.message}"
     if stable and rollout.wanted and not rollout.endpoint.settled:
-        return Reason.WAITING, _spreading(stable)
+        return Reason.WAITING, _spreading(rollout, stable)
     return None
 
 
@@ -120,10 +127,11 @@ def _ready(rollout: Rollout) -> Finding:
         reason, message = _failure(rollout) or _progress(rollout) or (Reason.WAITING, "No revision serves yet.")
         return Finding(ConditionType.READY, False, reason, message)
     if rollout.ready == 0 and rollout.wanted > 0:
-        message = f"None of the {rollout.wanted} pods of revision {rollout.stable.revision} is ready."
-        return Finding(ConditionType.READY, False, Reason.SERVER_UNAVAILABLE, message)
+        trouble, pods = rollout.trouble, f"{rollout.wanted} pod{'s' if rollout.wanted > 1 else ''}"
+        message = f"None of the {pods} of revision {rollout.stable.revision} is ready. {trouble.message}"
+        return Finding(ConditionType.READY, False, trouble.reason, message)
     if rollout.wanted and not rollout.endpoint.answers:
-        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(rollout.stable))
+        return Finding(ConditionType.READY, False, Reason.WAITING, _spreading(rollout, rollout.stable))
     return Finding(ConditionType.READY, True, Reason.SERVING, _serving(rollout, rollout.stable))
 
 
@@ -138,7 +146,10 @@ def _serving(rollout: Rollout, stable: RevisionStatus) -> str:
     )
 
 
-def _spreading(stable: RevisionStatus) -> str:
+def _spreading(rollout: Rollout, stable: RevisionStatus) -> str:
+    if gap := rollout.endpoint.gap:
+        why = f" {rollout.trouble.message}" if rollout.ready < rollout.wanted else ""
+        return f"Revision {stable.revision} is deployed, but no pod of it is among the Service's endpoints: {gap}{why}"
     return f"Revision {stable.revision} is deployed; waiting until every node knows the Service's endpoints."
 
 
@@ -164,7 +175,7 @@ def _phase(rollout: Rollout) -> ServingPhase:
     waiting = rollout.blocker is not None and rollout.blocker.waiting and rollout.candidate is None
     if rollout.stable is None:
         if _failure(rollout):
-            return ServingPhase.FAILED
+            return ServingPhase.PENDING if rollout.stuck else ServingPhase.FAILED
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
     if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0):
         return ServingPhase.DEGRADED

@@ -76,7 +76,7 @@ def pod_failure(pod: Object) -> Failure | None:
         return Failure(result.reason, result.message, reported=True)
     said = status.get("message", "")
     if status.get("reason") == "Evicted" and _OWN_LIMIT.search(said):
-        return Failure(Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than its profile allows: {said}")
+        return Failure(Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than it may: {said}")
     disrupted = find_condition(status, "DisruptionTarget")
     if disrupted or status.get("reason") in ("Evicted", "Preempting"):
         said = said or (disrupted or {}).get("message") or "the node needed its resources"
@@ -133,6 +133,11 @@ def _last_words(pods: Sequence[Object]) -> str:
 def is_late(pod: Object) -> bool:
     """Whether a pod ran for as long as it may: another attempt would take as long."""
     return (pod["status"].get("phase"), pod["status"].get("reason")) == ("Failed", TOO_LATE)
+
+
+def is_disrupted(pod: Object) -> bool:
+    """Whether something else than its own end or its owner stops a pod: a drain, a preemption, a lost node."""
+    return find_condition(pod.get("status") or {}, "DisruptionTarget") is not None
 
 
 def is_alive(pod: Object) -> bool:

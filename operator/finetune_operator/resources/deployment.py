@@ -23,7 +23,7 @@ SERVER: Final = "server"
 FETCH: Final = Stage.FETCH.value
 """Name of the init container that downloads and verifies the artifact."""
 FETCH_SECONDS: Final = 900
-"""Seconds for scheduling, pulling images and fetching, on top of the runtime's startup timeout."""
+"""Seconds for pulling images and fetching, on top of the runtime's startup timeout."""
 
 ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
 ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
@@ -49,6 +49,11 @@ class Serving:
     def model_path(self) -> str:
         """Where the server finds the model. It contains the digest, so it shows what a pod serves."""
         return f"{meta.MODELS_DIR}/{self.artifact_digest}/model"
+
+
+def start_seconds(runtime: Runtime) -> int:
+    """For how long a pod may have a node before it is ready."""
+    return runtime.startup_timeout_seconds + FETCH_SECONDS
 
 
 def deployment_name(owner: Owner, revision: str) -> str:
@@ -98,7 +103,7 @@ def deployment(owner: Owner, serving: Serving, settings: Settings, revision: str
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": labels},
-            "progressDeadlineSeconds": serving.runtime.startup_timeout_seconds + FETCH_SECONDS,
+            "progressDeadlineSeconds": start_seconds(serving.runtime),
             "revisionHistoryLimit": 1,
             # Within a revision, only a repair (somebody changed the template) or `kubectl rollout restart` rolls.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},

@@ -1,0 +1,132 @@
+"""The candidate, from one state to the next, as the status records it. Pure.
+
+```
+Waiting ─▶ Starting ─▶ Verifying ─▶ Promoting ─▶ Serving
+   ▲          │            │            │
+   └──────────┴────────────┴────────────┤  its pods have had hardware for as long as they may: another try later
+                                        └─▶ Failed: only another artifact, runtime or spec is another try
+```
+"""
+
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.health import ServerProblem
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.adapterdeployment.turns import ACTIVE, find_turn
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.resources.deployment import deployment_name
+
+PAUSE_SECONDS: Final = 3600.0
+"""For how long a candidate that has given its hardware back leaves it to others."""
+RECORD_SECONDS: Final = 1.0
+"""When to look whose turn it is, once a candidate is in line: all that came in the same second are in line by then."""
+MESSAGE_LIMIT: Final = 1024
+"""The API's limit; a scheduler's message about many nodes is longer."""
+_CAUSE_LIMIT: Final = 768
+"""What a cause may take of it, if more is said."""
+
+
+class Candidacy(NamedTuple):
+    """The target as the candidate."""
+
+    candidate: RevisionStatus
+    events: tuple[Event, ...] = ()
+    due_after: float | None = None
+    """Seconds until it may start, if it waits."""
+
+
+def known_candidate(observed: ObservedDeployment, target: Target) -> RevisionStatus | None:
+    """The candidate of the status, if it is the target."""
+    known = observed.resource.status.candidate
+    return known if known is not None and known.revision == target.revision else None
+
+
+def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime) -> Candidacy:
+    """The target as the candidate of the status, or as a new one; started, if nothing holds it back."""
+    known = known_candidate(observed, target)
+    if known is not None:
+        known = known.model_copy(update={"spec_hash": target.spec_hash})
+        tried = observed.resource.status.candidate
+        same_spec = tried is not None and tried.spec_hash == target.spec_hash
+        if known.state in ACTIVE or (known.state is RevisionState.FAILED and same_spec):
+            return Candidacy(known)
+        if left := _pause_left(observed, known, now):
+            return Candidacy(known, due_after=left)
+    waiting = known if known and known.state is RevisionState.WAITING else _new(observed, target, now)
+    return _in_line(observed, waiting, now) if _queues(observed, stable) else _started(waiting, now)
+
+
+def in_state(
+    revision: RevisionStatus, state: RevisionState, reason: Reason, message: str, now: datetime
+) -> RevisionStatus:
+    """The revision in a state, since now if it was in another one."""
+    since = revision.since if revision.state is state else timestamp(now)
+    update = {"state": state, "reason": reason, "message": message[:MESSAGE_LIMIT], "since": since}
+    return revision.model_copy(update=update)
+
+
+def given_back(candidate: RevisionStatus, problem: ServerProblem, now: datetime) -> RevisionStatus:
+    """The candidate without pods: others can use its hardware, and it is tried again later."""
+    again = timestamp(now + timedelta(seconds=PAUSE_SECONDS))
+    message = (
+        f"{problem.message[:_CAUSE_LIMIT].rstrip('. ')}. Its pods were removed, so that others can use the hardware; "
+        f"it is tried again at {again}, or as soon as the spec changes."
+    )
+    return in_state(candidate, RevisionState.WAITING, problem.reason, message, now)
+
+
+def _new(observed: ObservedDeployment, target: Target, now: datetime) -> RevisionStatus:
+    """The target as a candidate that waits. One that replaces another in line keeps its place."""
+    before = observed.resource.status.candidate
+    queued = before is not None and before.state is RevisionState.WAITING and before.reason == Reason.ROLLOUT_QUEUED
+    return RevisionStatus(
+        revision=target.revision,
+        state=RevisionState.WAITING,
+        artifact_digest=target.serving.artifact_digest,
+        artifact_uri=target.serving.artifact_uri,
+        deployment=deployment_name(observed.owner, target.revision),
+        runtime=target.serving.runtime_name,
+        storage=target.serving.storage,
+        since=before.since if before is not None and queued else timestamp(now),
+        spec_hash=target.spec_hash,
+    )
+
+
+def _pause_left(observed: ObservedDeployment, known: RevisionStatus, now: datetime) -> float:
+    """Seconds for which a candidate that gave its hardware back still waits; none once the spec has changed."""
+    status = observed.resource.status
+    changed = status.observed_generation != observed.resource.metadata.generation
+    if known.state is not RevisionState.WAITING or known.reason == Reason.ROLLOUT_QUEUED or changed:
+        return 0.0
+    return max(0.0, PAUSE_SECONDS - (now - parse_timestamp(known.since)).total_seconds())
+
+
+def _queues(observed: ObservedDeployment, stable: RevisionStatus | None) -> bool:
+    """Whether a candidate needs a turn: not while nothing serves, and not if it replaces one that has a turn."""
+    before = observed.resource.status.candidate
+    has_turn = before is not None and before.state in ACTIVE
+    return stable is not None and observed.settings.max_concurrent_rollouts > 0 and not has_turn
+
+
+def _in_line(observed: ObservedDeployment, waiting: RevisionStatus, now: datetime) -> Candidacy:
+    """The candidate in its place in line, or started if its turn has come."""
+    turn = find_turn(observed.contenders, observed.owner.uid, observed.settings.max_concurrent_rollouts, now)
+    if turn is None:
+        message, due_after = "It waits for its turn among the endpoints that are rolled out.", RECORD_SECONDS
+    elif turn.has_come:
+        return _started(waiting, now)
+    else:
+        message, due_after = turn.message(observed.owner.namespace), turn.look_after
+    queued = in_state(waiting, RevisionState.WAITING, Reason.ROLLOUT_QUEUED, message, now)
+    return Candidacy(queued, due_after=due_after)
+
+
+def _started(waiting: RevisionStatus, now: datetime) -> Candidacy:
+    message = f"Starting revision {waiting.revision} with artifact {waiting.artifact_digest[:12]}."
+    started = in_state(waiting, RevisionState.STARTING, Reason.CANDIDATE_STARTING, "", now)
+    return Candidacy(started, (Event("Normal", Reason.CANDIDATE_STARTING, message),))

@@ -1,0 +1,133 @@
+"""Whose turn it is: a few endpoints are rolled out at once, the others wait in line and serve as before. Pure.
+
+The line is in the statuses, as the cache has them, and nowhere else, so that a restart of the operator loses nothing:
+a candidate that waits is recorded first, and starts in a later pass if its place is among the free ones. Everybody
+reads the same line and has another place in it, so no lock is needed. Nobody blocks it for ever: a candidate takes a
+turn for ``TURN_SECONDS`` per state at most, for less if it waits for hardware, and one that failed, or has given its
+hardware back, takes none.
+
+Endpoints that serve nothing yet do not wait: nothing would be served meanwhile.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from finetune_api.adapterdeployment import RevisionState
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_SECONDS
+from finetune_operator.framework.conditions import ConditionType, parse_timestamp
+from finetune_operator.framework.objects import Object
+
+ACTIVE: Final = frozenset({RevisionState.STARTING, RevisionState.VERIFYING, RevisionState.PROMOTING})
+"""States of a candidate that has pods."""
+TURN_SECONDS: Final = 3600.0
+"""How long a candidate counts as rolled out in one state; after that, something holds it up, and others go on."""
+LOOK_SECONDS: Final = 20.0
+"""How often those next in line look whether it is their turn; those behind look less often."""
+MOST_LOOK_SECONDS: Final = 600.0
+_NAMES: Final = 3
+"""So many others are named in a message."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An endpoint that serves, with a candidate that is to take over."""
+
+    namespace: str
+    name: str
+    uid: str
+    state: RevisionState
+    reason: str
+    since: str
+    patient: bool
+    """Only the platform's settings have changed, and clients get answers: whoever changed a spec goes first."""
+
+    @property
+    def place(self) -> tuple[bool, str, str]:
+        """Those in line, sorted: what people ask for first, then the oldest."""
+        return self.patient, self.since, self.uid
+
+    def takes_turn(self, now: datetime) -> bool:
+        """Whether it counts as one that is rolled out."""
+        limit = LONG_WAIT_SECONDS if self.reason in HOLDS_NOTHING else TURN_SECONDS
+        return self.state in ACTIVE and (now - parse_timestamp(self.since)).total_seconds() < limit
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it waits for its turn."""
+        return self.state is RevisionState.WAITING and self.reason == Reason.ROLLOUT_QUEUED
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The place of an endpoint in the line."""
+
+    limit: int
+    """So many are rolled out at once."""
+    running: tuple[Contender, ...] = ()
+    ahead: tuple[Contender, ...] = ()
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it may start."""
+        return len(self.running) + len(self.ahead) < self.limit
+
+    @property
+    def look_after(self) -> float:
+        """Seconds until it should look again. A long line costs little: who is far behind looks seldom."""
+        rounds = 1 + (len(self.running) + len(self.ahead) - self.limit) // self.limit
+        return min(MOST_LOOK_SECONDS, LOOK_SECONDS * rounds)
+
+    def message(self, namespace: str) -> str:
+        """What it waits for. Another namespace may belong to another tenant: names in it are not disclosed."""
+        return (
+            f"It waits for its turn: {_named(self.running, namespace)} being rolled out, and the platform allows "
+            f"{self.limit} at once (operator.maxConcurrentRollouts); {_named(self.ahead, namespace)} before it in line."
+        )
+
+
+def contender_of(resource: Object) -> Contender | None:
+    """An AdapterDeployment as one of those that are rolled out or wait for it; None if it is neither."""
+    metadata, status = resource["metadata"], resource.get("status") or {}
+    candidate, stable = status.get("candidate"), status.get("stable")
+    if not candidate or not stable or metadata.get("deletionTimestamp"):
+        return None
+    state = next((each for each in (*ACTIVE, RevisionState.WAITING) if each == candidate.get("state")), None)
+    if state is None:
+        return None
+    conditions = status.get("conditions") or []
+    answers = any(each["type"] == ConditionType.READY and each["status"] == "True" for each in conditions)
+    same = all(candidate.get(field) == stable.get(field) for field in ("specHash", "artifactDigest"))
+    return Contender(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        state=state,
+        reason=candidate.get("reason", ""),
+        since=candidate["since"],
+        patient=same and answers,
+    )
+
+
+def find_turn(contenders: Sequence[Contender], uid: str, limit: int, now: datetime) -> Turn | None:
+    """The turn of the endpoint with this uid; None if it is not in line."""
+    me = next((each for each in contenders if each.uid == uid and each.in_line), None)
+    if me is None:
+        return None
+    others = [each for each in contenders if each.uid != uid]
+    return Turn(
+        limit=limit,
+        running=tuple(sorted((each for each in others if each.takes_turn(now)), key=lambda each: each.place)),
+        ahead=tuple(sorted((o for o in others if o.in_line and o.place < me.place), key=lambda each: each.place)),
+    )
+
+
+def _named(contenders: Iterable[Contender], namespace: str) -> str:
+    """So many, with the names of those in the same namespace, and the verb."""
+    found = list(contenders)
+    own = [each.name for each in found if each.namespace == namespace]
+    names = ", ".join(own[:_NAMES]) + (", …" if len(own) > _NAMES else "")
+    count = f"{len(found)} {'endpoint is' if len(found) == 1 else 'endpoints are'}"
+    return count.replace(" ", f" ({names}) ", 1) if names else count

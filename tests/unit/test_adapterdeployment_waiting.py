@@ -1,0 +1,200 @@
+"""Waiting is no failure: a candidate waits for hardware as long as it takes, and holds none for ever itself."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, Object
+from finetune_operator.resources.deployment import start_seconds
+from tests.support.sentences import assert_says
+from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, shown
+
+pytestmark = pytest.mark.unit
+
+LIMIT = start_seconds(SETTINGS.runtimes["tgi-cpu"])
+LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": ""}
+QUOTA = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}
+
+
+def run(cluster: ServingCluster, seconds: float, step: float = 300) -> None:
+    """Time passes, and everybody does their part."""
+    end = cluster.now + timedelta(seconds=seconds)
+    while cluster.now < end:
+        cluster.reconcile()
+        cluster.run_controllers()
+        _say_late(cluster)
+        cluster.now = min(end, cluster.now + timedelta(seconds=step))
+    cluster.reconcile()
+
+
+def _say_late(cluster: ServingCluster) -> None:
+    """What the controller of Deployments says of one that is not available after its deadline."""
+    for deployment in cluster.objects.get(DEPLOYMENTS, {}).values():
+        if deployment["status"].get("availableReplicas", 0) < deployment["spec"]["replicas"]:
+            deployment["status"]["conditions"] = [LATE]
+
+
+def candidate(cluster: ServingCluster) -> RevisionStatus:
+    found = cluster.status.candidate
+    assert found is not None
+    return found
+
+
+def updating(room: int, **spec: Any) -> ServingCluster:
+    """One pod serves; an update has been asked for, and so many pods find a node in all."""
+    cluster = serving(replicas=spec.get("replicas", 1))
+    cluster.room = room
+    cluster.spec = pinned(BETTER, **spec)
+    cluster.generation += 1
+    return cluster
+
+
+class TestNoHardware:
+    @pytest.mark.parametrize("served", [True, False])
+    def test_no_node_for_two_days(self, served: bool) -> None:
+        cluster = updating(room=1) if served else ServingCluster(room=0)
+        run(cluster, 2 * 86400, step=3600)
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.STARTING, Reason.UNSCHEDULABLE)
+        assert cluster.status.phase is (ServingPhase.DEGRADED if served else ServingPhase.PENDING)
+        assert shown(cluster.status) == {"Ready": str(served), "Reconciling": "False", "Stalled": "True"}
+        stalled = next(each for each in cluster.status.conditions if each.type == "Stalled")
+        assert_says(stalled.message, candidate(cluster).revision, "insufficient GPU", "add a node")
+        assert [event.reason for event in cluster.events][-1] == Reason.UNSCHEDULABLE
+        cluster.room = 2
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == (BETTER if served else GOOD)
+
+    def test_it_is_said_after_ten_minutes_and_once(self) -> None:
+        cluster = updating(room=1)
+        cluster.reconcile()
+        cluster.run_controllers()
+        made = cluster.reconcile()
+        assert shown(cluster.status)["Stalled"] == "False"
+        assert cluster.status.phase is ServingPhase.PROGRESSING
+        assert made.requeue_after == LONG_WAIT_SECONDS
+        cluster.now += timedelta(seconds=LONG_WAIT_SECONDS)
+        cluster.reconcile()
+        assert condition(cluster.status, "Stalled") == ("True", Reason.UNSCHEDULABLE)
+        told = [event for event in cluster.events if event.reason == Reason.UNSCHEDULABLE]
+        assert len(told) == 1
+
+    def test_a_quota_for_two_days(self) -> None:
+        cluster = ServingCluster(room=0)
+        cluster.reconcile()
+        for _ in range(48):
+            for deployment in cluster.objects[DEPLOYMENTS].values():
+                deployment["status"] = {"conditions": [QUOTA, LATE]}
+            cluster.now += timedelta(hours=1)
+            cluster.reconcile()
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.STARTING, Reason.QUOTA_EXCEEDED)
+        cluster.room = 1
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+
+    def test_a_node_that_comes_late_gives_the_model_its_time(self) -> None:
+        cluster = updating(room=1)
+        cluster.loading.add(BETTER)
+        run(cluster, 86400, step=3600)
+        cluster.room = 2
+        run(cluster, LIMIT - 600)
+        assert candidate(cluster).state is RevisionState.STARTING
+        run(cluster, 900)
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.FAILED, Reason.DEADLINE_EXCEEDED)
+        assert cluster.held() == 1
+
+
+class TestPromoting:
+    """The first pod is verified and holds a GPU; the others find none."""
+
+    def test_its_hardware_is_given_back_and_it_is_tried_again(self) -> None:
+        cluster = updating(room=3, replicas=2)
+        old = cluster.traffic()
+        run(cluster, LIMIT - 600)
+        assert candidate(cluster).state is RevisionState.PROMOTING
+        assert cluster.held() == 3
+        run(cluster, 1500)
+        waiting = candidate(cluster)
+        assert (waiting.state, waiting.reason) == (RevisionState.WAITING, Reason.UNSCHEDULABLE)
+        assert_says(waiting.message, "2 pods", f"{LIMIT} s", "insufficient GPU", "tried again at", "spec changes")
+        assert cluster.held() == 2
+        assert cluster.revisions(DEPLOYMENTS) == {old} == {cluster.traffic()}
+        assert cluster.status.phase is ServingPhase.DEGRADED
+        assert shown(cluster.status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
+        assert [event.reason for event in cluster.events][-1] == Reason.UNSCHEDULABLE
+        cluster.room = 4
+        run(cluster, PAUSE_SECONDS - 900)
+        assert cluster.held() == 2
+        run(cluster, 1800, step=60)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.traffic() == waiting.revision
+
+    def test_it_wakes_at_the_end_of_its_pause(self) -> None:
+        cluster = updating(room=3, replicas=2)
+        run(cluster, LIMIT + 900)
+        left = cluster.plan().requeue_after
+        assert left is not None
+        cluster.now += timedelta(seconds=left)
+        cluster.reconcile()
+        assert candidate(cluster).state is RevisionState.STARTING
+
+    @pytest.mark.parametrize("spec", [{"replicas": 1}, {"replicas": 2, "rerun": "now"}])
+    def test_a_change_of_the_spec_ends_the_pause(self, spec: dict[str, Any]) -> None:
+        cluster = updating(room=3, replicas=2)
+        run(cluster, LIMIT + 900)
+        cluster.spec |= spec
+        cluster.generation += 1
+        cluster.reconcile()
+        assert candidate(cluster).state is RevisionState.STARTING
+
+    def test_where_nothing_serves_what_was_verified_does(self) -> None:
+        """Fewer pods than were asked for are better than none."""
+        cluster = ServingCluster(spec=pinned(GOOD, replicas=3), room=2)
+        run(cluster, LIMIT - 600)
+        assert cluster.traffic() == ""
+        run(cluster, 1500)
+        assert cluster.traffic() != ""
+        assert cluster.status.phase is ServingPhase.DEGRADED
+        assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+        assert condition(cluster.status, "Reconciling") == ("True", Reason.UNSCHEDULABLE)
+
+    def test_where_what_served_is_down_too(self) -> None:
+        cluster = updating(room=3, replicas=2)
+        old = cluster.traffic()
+        run(cluster, LIMIT - 600)
+        for pod in cluster.pods[f"demo-{old}"]:
+            pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+        run(cluster, 1500)
+        assert cluster.traffic() not in ("", old)
+
+
+class TestVerifying:
+    def test_a_verification_that_never_runs_holds_no_hardware_for_ever(self) -> None:
+        cluster = updating(room=2)
+        for _ in range(2):
+            cluster.reconcile()
+            cluster.run_deployments()
+        assert candidate(cluster).state is RevisionState.VERIFYING
+        for _ in range(20):
+            cluster.now += timedelta(seconds=600)
+            cluster.reconcile()
+            if candidate(cluster).state is RevisionState.WAITING:
+                break
+        assert_says(candidate(cluster).message, "verification", "The Job has no pod yet", "tried again at")
+        assert cluster.held() == 1
+        assert not [job for job in _jobs(cluster) if not job.get("status")]
+        run(cluster, PAUSE_SECONDS + 1200, step=60)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.traffic() == cluster.status.last_good_revision
+
+
+def _jobs(cluster: ServingCluster) -> list[Object]:
+    return list(cluster.objects.get(JOBS, {}).values())
