@@ -1,11 +1,21 @@
 """AdapterDeployment: published artifact in, verified endpoint out."""
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Condition, Message, Name, ObjectMeta, Timestamp, WireModel, as_map
+from finetune_api.base import (
+    ApiModel,
+    Condition,
+    Message,
+    Name,
+    ObjectMeta,
+    OpenEnum,
+    Timestamp,
+    WireModel,
+    Word,
+    as_map,
+)
 from finetune_api.rules import exactly_one_of
 from finetune_api.storage import Storage
 
@@ -81,7 +91,7 @@ class AdapterDeploymentSpec(ApiModel):
     """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
 
 
-class ServingPhase(StrEnum):
+class ServingPhase(OpenEnum):
     """A one-word summary for people; programs read the conditions."""
 
     PENDING = "Pending"
@@ -91,7 +101,7 @@ class ServingPhase(StrEnum):
     FAILED = "Failed"
 
 
-class RevisionState(StrEnum):
+class RevisionState(OpenEnum):
     """State of a revision."""
 
     WAITING = "Waiting"
@@ -128,7 +138,7 @@ class RevisionStatus(WireModel):
     """Accuracy that the evaluation measured on the same examples."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""
     """Identity of the spec (without replicas) that it was tried for; a failed revision is retried when this changes."""
-    reason: Annotated[str, Field(max_length=63)] = ""
+    reason: Word = ""
     """Root cause of the state, as one word for programs."""
     message: Message = ""
     """What it waits for, or why it failed."""

@@ -4,9 +4,12 @@ Stored objects and messages of other programs may come from a newer version. The
 which applies at every level, including the models that people write.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +41,32 @@ class Retired:
     instead: str
     type: str = "object"
     """Its type in OpenAPI."""
+
+
+_WORD: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9_,:]{0,61}[A-Za-z0-9_])?", re.ASCII)
+"""What metav1.Condition accepts as a reason, limited to the length that our conditions allow."""
+_NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,8})?", re.ASCII)
+
+
+class OpenEnum(StrEnum):
+    """Words of a status. Any other word comes from a newer version and is a member too: ``Phase("AddedLater")``.
+
+    Such a member is made anew each time: it equals its word, and is identical to nothing.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Self | None":
+        """A member without a name, made as ``enum.Flag`` makes them; None for what is not a word."""
+        if not isinstance(value, str) or not _WORD.fullmatch(value):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = unknown._value_ = value
+        return unknown
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version knows the word."""
+        return self.value in type(self)._value2member_map_
 
 
 class ApiModel(BaseModel):
@@ -137,8 +166,33 @@ Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,8})?([eE]-?[0-9]{
 Message = Annotated[str, Field(max_length=1024)]
 """Text for people, at most 1 KiB."""
 
-Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+def _moment(text: str) -> str:
+    if text:
+        datetime.fromisoformat(text)
+    return text
+
+
+def _word(text: str) -> str:
+    if text and not _WORD.fullmatch(text):
+        raise ValueError("not one word")
+    return text
+
+
+def _number(text: str) -> str:
+    if text and not _NUMBER.fullmatch(text):
+        raise ValueError("not a number")
+    return text
+
+
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}), AfterValidator(_moment)]
 """RFC 3339 in UTC, e.g. ``2026-01-31T12:00:00Z``."""
+
+Word = Annotated[str, Field(max_length=63), AfterValidator(_word)]
+"""A reason in a status: one word, also one that this version does not know, or empty."""
+
+Number = Annotated[str, Field(max_length=16), AfterValidator(_number)]
+"""A number in a status, as text; empty while it is not known."""
 
 
 class Condition(WireModel):
@@ -148,7 +202,7 @@ class Condition(WireModel):
     """What this condition is about, e.g. Ready."""
     status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})]
     """True, False or Unknown."""
-    reason: Annotated[str, Field(max_length=63)]
+    reason: Annotated[Word, Field(min_length=1)]
     """Why the condition has this status: one CamelCase word for programs."""
     message: Message = ""
     """What happened, why, and what to do next."""

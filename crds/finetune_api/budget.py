@@ -5,17 +5,17 @@ here. Hardware facts and prices are lineage: they change no input key.
 """
 
 from decimal import ROUND_HALF_UP
-from decimal import Decimal as Number
+from decimal import Decimal as Amount
 from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, WireModel
+from finetune_api.base import ApiModel, Number, OpenEnum, WireModel
 from finetune_api.training import Training
 
 CURRENCY: Final = "USD"
-_CENT: Final = Number("0.01")
+_CENT: Final = Amount("0.01")
 
 Usd = Annotated[str, Field(pattern=r"^[0-9]{1,7}(\.[0-9]{1,2})?$", max_length=16)]
 """An amount of money as text, e.g. ``12.50``."""
@@ -76,7 +76,7 @@ class HardwareFacts(WireModel):
         return self.count * self.usd_per_hour / 3600
 
 
-class Verdict(StrEnum):
+class Verdict(OpenEnum):
     """Whether the training fits the profile."""
 
     FITS = "Fits"
@@ -88,17 +88,17 @@ class FitStatus(WireModel):
 
     verdict: Verdict = Verdict.UNKNOWN
     """Fits, or Unknown if there is no estimate. A training that does not fit is refused (FitRefused)."""
-    memory_gib: Annotated[str, Field(max_length=16)] = ""
+    memory_gib: Number = ""
     """Estimated peak memory of training in GiB, for batches of examples of maxLength."""
-    available_gib: Annotated[str, Field(max_length=16)] = ""
+    available_gib: Number = ""
     """Memory of the GPU, or of the pod, in GiB."""
-    tokens_per_second: Annotated[str, Field(max_length=16)] = ""
+    tokens_per_second: Number = ""
     """Estimated training speed of all GPUs together."""
-    load_seconds: Annotated[str, Field(max_length=16)] = ""
+    load_seconds: Number = ""
     """Estimated time that a stage needs to start and to load the model."""
 
 
-class Basis(StrEnum):
+class Basis(OpenEnum):
     """What a forecast is based on."""
 
     LIMITS = "Limits"
@@ -116,19 +116,19 @@ class CostStatus(WireModel):
 
     currency: Annotated[str, Field(max_length=3)] = CURRENCY
     """USD."""
-    spent: Annotated[str, Field(max_length=16)] = "0.00"
+    spent: Number = "0.00"
     """Cost so far: running time of the stages with a GPU, times the profile's price."""
-    forecast: Annotated[str, Field(max_length=16)] = ""
+    forecast: Number = ""
     """Cost of the whole run, including what is already spent; empty while unknown."""
     basis: Basis | None = None
     """What the forecast is based on: Limits (an upper bound), Tokens, Speed or Finished."""
-    max_cost: Annotated[str, Field(max_length=16)] = ""
+    max_cost: Number = ""
     """spec.budget.maxCost."""
 
 
 def dollars(amount: float) -> str:
     """An amount of money with two decimals."""
-    return str(Number(amount).quantize(_CENT, rounding=ROUND_HALF_UP))
+    return str(Amount(amount).quantize(_CENT, rounding=ROUND_HALF_UP))
 
 
 def trained_tokens(training: Training, examples: int, tokens: int) -> float:

@@ -5,7 +5,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Condition, Digest, Message, Name, ObjectMeta, Timestamp, WireModel, as_map
+from finetune_api.base import (
+    ApiModel,
+    Condition,
+    Digest,
+    Message,
+    Name,
+    ObjectMeta,
+    OpenEnum,
+    Timestamp,
+    WireModel,
+    Word,
+    as_map,
+)
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
@@ -97,7 +109,7 @@ class FineTuneJobSpec(ApiModel):
     """Never: run every stage again even if a result for the same input exists."""
 
 
-class Phase(StrEnum):
+class Phase(OpenEnum):
     """A one-word summary for people; programs read the conditions."""
 
     PENDING = "Pending"
@@ -107,7 +119,7 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
-class StageState(StrEnum):
+class StageState(OpenEnum):
     """State of a stage."""
 
     PENDING = "Pending"
@@ -245,8 +257,8 @@ class ArtifactStatus(WireModel):
     """Content address of the artifact."""
     uri: Annotated[str, Field(max_length=1024)]
     """Folder of the artifact; set it in an AdapterDeployment to pin this version."""
-    format: ExportFormat
-    """Format of the weights."""
+    format: Annotated[str, Field(max_length=16)]
+    """Format of the weights: INT8, or one that a newer version knows."""
     size_bytes: int = 0
     """Size of the weights."""
     storage: Storage | None = None
@@ -274,7 +286,7 @@ class RunStatus(WireModel):
     """When it ended."""
     outcome: Annotated[Phase, Field(json_schema_extra={"enum": ["Running", "Succeeded", "Failed"]})] = Phase.RUNNING
     """Running, Succeeded or Failed."""
-    reason: Annotated[str, Field(max_length=63)] = ""
+    reason: Word = ""
     """Root cause of the outcome."""
     message: Message = ""
     """What happened."""

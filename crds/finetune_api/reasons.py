@@ -5,21 +5,14 @@ The remedy says what to do next; it is appended to the message where there is ro
 lists what each reason means, is generated from this module.
 """
 
-import re
-from enum import StrEnum
 from typing import Final
 
+from finetune_api.base import OpenEnum
 from finetune_api.meta import ADAPTERDEPLOYMENT
 
-_WORD: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9_,:]{0,61}[A-Za-z0-9_])?", re.ASCII)
-"""What metav1.Condition accepts as a reason, limited to the length that our conditions allow."""
 
-
-class Reason(StrEnum):
-    """Reasons of conditions, events and stage results.
-
-    Any other word comes from a newer version. It is a reason too, ``Reason("AddedLater")``, without a remedy here.
-    """
+class Reason(OpenEnum):
+    """Reasons of conditions, events and stage results. One of a newer version has no remedy here."""
 
     # Life of a run
     WAITING = "Waiting"
@@ -47,6 +40,7 @@ class Reason(StrEnum):
     OUTPUT_NAME_CONFLICT = "OutputNameConflict"
     API_CALLS_FAIL = "ApiCallsFail"
     SPEC_INVALID = "SpecInvalid"
+    STATUS_UNREADABLE = "StatusUnreadable"
     SETTINGS_DISCOURAGED = "SettingsDiscouraged"
 
     # What the data or the store lacks
@@ -105,15 +99,6 @@ class Reason(StrEnum):
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
 
-    @classmethod
-    def _missing_(cls, value: object) -> "Reason | None":
-        """A reason of a newer version, made as ``enum.Flag`` makes unnamed members; None for what is not a word."""
-        if not isinstance(value, str) or not _WORD.fullmatch(value):
-            return None
-        unknown = str.__new__(cls, value)
-        unknown._name_ = unknown._value_ = value
-        return unknown
-
 
 # One sentence a line reads best here.
 # ruff: noqa: E501
@@ -141,6 +126,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.OUTPUT_NAME_CONFLICT: "Another FineTuneJob publishes under the same spec.output.name. If only the store knows of it, the run fails.",
     Reason.API_CALLS_FAIL: "The API server has failed or refused the operator's calls for a minute or more: a permission is missing, or an admission webhook does not answer; the message quotes the server.",
     Reason.SPEC_INVALID: "The spec combines settings that exclude each other, or has a value that only a stage could find to be invalid.",
+    Reason.STATUS_UNREADABLE: "The status holds something that this version of the operator cannot read, so a newer one has written it; the operator changes nothing but conditions.",
     Reason.SETTINGS_DISCOURAGED: "Training settings are valid but known to perform badly; the message of the condition Discouraged says what works better.",
     Reason.DATASET_INVALID: "The data cannot be used as they are: too many invalid rows, only one label, or a test set too close to the training set; the message says where.",
     Reason.DATASET_TOO_SMALL: "Too few examples remain for training, validation and test.",
@@ -206,6 +192,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.NAME_TAKEN: "Delete or rename the conflicting object, or rename this resource.",
     Reason.OUTPUT_NAME_CONFLICT: "Give one of the two jobs a different spec.output.name or spec.output.uri.",
     Reason.API_CALLS_FAIL: "Ask the admin to check the operator's RBAC roles and the cluster's admission webhooks; the operator continues once its calls succeed.",
+    Reason.STATUS_UNREADABLE: "Ask the admin to upgrade the operator to the version that wrote the status, or a newer one; if none did, correct the field with kubectl edit --subresource=status.",
     # The run has failed: changing the spec starts a new one
     Reason.SPEC_INVALID: "Correct the field named here.",
     Reason.MODEL_UNSUPPORTED: "Set spec.model.uri to a model with safetensors weights and an architecture that transformers supports.",

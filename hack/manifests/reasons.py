@@ -25,7 +25,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.WAITS: (
         *(Reason.PROFILE_UNKNOWN, Reason.NOT_ALLOWED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING),
         *(Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED),
-        *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT, Reason.API_CALLS_FAIL),
+        *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
     ),
     Then.FAILS: (
         *(Reason.SPEC_INVALID, Reason.DATASET_INVALID, Reason.DATASET_TOO_SMALL, Reason.DATASET_NOT_FOUND),
@@ -52,7 +52,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.WAITS: (
         *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.NOT_ALLOWED),
         *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.SERVER_UNAVAILABLE),
-        Reason.API_CALLS_FAIL,
+        *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
         *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
     ),
     Then.WAITS_A_WHILE: (Reason.SECRET_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),

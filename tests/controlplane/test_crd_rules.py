@@ -18,7 +18,7 @@ from kubernetes import client, config
 from pydantic import BaseModel, ValidationError
 
 from finetune_api import adapterdeployment, crdgen, finetunejob, meta
-from finetune_operator.framework.reconcile import sparse
+from finetune_operator.framework.stored_status import sparse
 from hack.cluster.controlplane import ControlPlane
 from tests.support.crd_cases import (
     ABSENT,

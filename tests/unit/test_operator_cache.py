@@ -16,7 +16,7 @@ from finetune_operator.finetunejob.output import OUTPUT_INDEX, Output, output_of
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.objects import JOBS, Object
 from finetune_operator.framework.ownership import Key, Owner
-from finetune_operator.framework.reconcile import merge_patch, sparse
+from finetune_operator.framework.stored_status import merge_patch, sparse
 from finetune_operator.kinds import FINETUNEJOBS
 from tests.support.memory_cluster import merged
 
@@ -134,7 +134,7 @@ OBJECTS = st.dictionaries(st.text("xyz", min_size=1, max_size=1), VALUES, max_si
 def test_a_merge_patch_makes_what_is_wanted(current: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Applied to the current object it gives the wanted one, and it is empty exactly if they are equal."""
     untouched = copy.deepcopy(current)
-    patch = merge_patch(current, wanted)
+    patch = merge_patch(current, current, wanted)
     assert merged(current, patch) == wanted
     assert (patch == {}) is (current == wanted)
     assert current == untouched

@@ -31,7 +31,7 @@ NO_TROUBLE = {
 RUN_WAITS = {
     *(Reason.PROFILE_UNKNOWN, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED),
     *(Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED, Reason.NAME_TAKEN),
-    *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED, Reason.API_CALLS_FAIL),
+    *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
 }
 """What a FineTuneJob waits for: the run goes on by itself."""
 SPEC_CHANGES = {
@@ -43,7 +43,7 @@ SPEC_CHANGES = {
 SERVING_WAITS = {
     *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
-    Reason.API_CALLS_FAIL,
+    *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
     *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What an AdapterDeployment waits for as long as it takes."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus
 from finetune_operator.adapterdeployment.observe import DeploymentObserver, ObservedDeployment, UnplannedDeployment
-from finetune_operator.adapterdeployment.plan import plan
+from finetune_operator.adapterdeployment.plan import plan, undecidable
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
@@ -21,6 +21,8 @@ def adapter_deployment_kind(
     observer = DeploymentObserver(client, cache, settings)
     return Kind(
         resource=ADAPTERDEPLOYMENTS,
+        status=AdapterDeploymentStatus,
+        undecidable=undecidable,
         observe=observer.observe,
         plan=plan,
         with_conflict=with_conflict,

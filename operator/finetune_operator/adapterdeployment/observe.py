@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from pydantic import ValidationError
+
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -187,8 +189,9 @@ class DeploymentObserver:
         if raw is None:
             return None
         job, _ = parse_spec(FineTuneJobSpec, raw.get("spec") or {})
-        status = parse_status(FineTuneJobStatus, raw.get("status") or {})
-        return Source(status.phase or "", status.artifact if job else None, job.storage if job else Storage())
+        status = raw.get("status") or {}
+        artifact = published_artifact(status) if job else None
+        return Source(str(status.get("phase") or ""), artifact, job.storage if job else Storage())
 
     def _contenders(self) -> tuple[Contender, ...]:
         found = (contender_of(resource) for resource in self._cache.all(ADAPTERDEPLOYMENTS))
@@ -204,6 +207,14 @@ class DeploymentObserver:
     def _has_account(self, namespace: str, runtime: str) -> bool:
         known = self._settings.runtimes.get(runtime)
         return known is None or self._accounts.exists(namespace, known.service_account_name)
+
+
+def published_artifact(status: Object) -> ArtifactStatus | None:
+    """What a FineTuneJob has published, from its stored status, whether or not the rest of that can be read."""
+    try:
+        return ArtifactStatus.model_validate(status.get("artifact"), extra="ignore")
+    except ValidationError:
+        return None
 
 
 def controller_uid(child: Object) -> str:

@@ -102,6 +102,15 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     )
 
 
+def undecidable(status: AdapterDeploymentStatus) -> str:
+    """The word of a newer version on which the next step would hang: the candidate might have failed. Empty if there is
+    none."""
+    candidate = status.candidate
+    if candidate is None or candidate.state.is_known:
+        return ""
+    return f"status.candidate.state is {str(candidate.state)!r}, which this version does not know"
+
+
 def serving_revision(observed: ObservedDeployment, target: Target | Blocker, now: datetime) -> RevisionStatus | None:
     """The revision that clients are sent to.
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_operator.finetunejob.observe import JobObserver, ObservedJob, UnplannedJob
-from finetune_operator.finetunejob.plan import plan
+from finetune_operator.finetunejob.plan import plan, undecidable
 from finetune_operator.finetunejob.progress import ProgressReader
 from finetune_operator.framework.apply import NameTaken
 from finetune_operator.framework.cache import Cache
@@ -24,6 +24,8 @@ def fine_tune_job_kind(
     observer = JobObserver(client, cache, settings, progress)
     return Kind(
         resource=FINETUNEJOBS,
+        status=FineTuneJobStatus,
+        undecidable=undecidable,
         observe=observer.observe,
         plan=plan,
         with_conflict=with_conflict,

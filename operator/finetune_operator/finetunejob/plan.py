@@ -16,7 +16,7 @@ from finetune_operator.blockers import first_blocker
 from finetune_operator.finetunejob.blockers import BLOCKERS
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import within_budget
-from finetune_operator.finetunejob.ledger import RunLedger
+from finetune_operator.finetunejob.ledger import STAGES, RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob, StageJob, UnplannedJob, means_hash, spec_hash
 from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
@@ -70,6 +70,23 @@ def plan(observed: ObservedJob | UnplannedJob, now: datetime) -> Plan[FineTuneJo
             return _plan(context, Headline(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED, _success(context.ledger)))
         case unknown:
             assert_never(unknown)
+
+
+def undecidable(status: FineTuneJobStatus) -> str:
+    """The word of a newer version on which the next step would hang; empty if there is none.
+
+    A run that has ended needs its outcome only: whatever else its status says is kept, and nothing is started.
+    """
+    run = status.run
+    if run is None:
+        return ""
+    if run.outcome not in (Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED):
+        return f"status.run.outcome is {str(run.outcome)!r}, which this version does not know"
+    for number, row in enumerate(status.stages if run.outcome is Phase.RUNNING else ()):
+        for field, value, known in (("name", row.name, row.name in STAGES), ("state", row.state, row.state.is_known)):
+            if not known:
+                return f"status.stages[{number}].{field} is {str(value)!r}, which this version does not know"
+    return ""
 
 
 def current_run(observed: ObservedJob, now: datetime) -> RunStatus:

@@ -48,7 +48,11 @@ def compose(context: RunContext, headline: Headline) -> FineTuneJobStatus:
     observed, now = context.observed, context.now
     findings = [*_findings(headline), *_advice(observed.spec)]
     status = _with_conditions(observed.status, observed.metadata.generation, headline, findings, now)
-    return status.model_copy(update=_run_fields(context, headline)) if context.has_begun else status
+    if not context.has_begun:
+        return status
+    run = context.ledger.run
+    # What has ended stays as it was recorded, also in words that only a newer version knows.
+    return status.model_copy(update=_run_fields(context, headline) if _open(run) else {"run": run})
 
 
 def compose_unplanned(unplanned: UnplannedJob, now: datetime) -> FineTuneJobStatus:

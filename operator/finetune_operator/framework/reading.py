@@ -26,6 +26,10 @@ ACCOUNT_SECONDS: Final = 60.0
 """How long a ServiceAccount counts as existing after it was found."""
 
 
+class StatusUnreadable(ValueError):  # noqa: N818 - reported in the status, not an error of the operator
+    """A stored status that this version cannot read; the message names the fields."""
+
+
 @dataclass(frozen=True)
 class Unplanned(Generic[P, S]):
     """A custom resource for which nothing can be planned: its children are left as they are."""
@@ -71,19 +75,22 @@ def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:
     try:
         spec = model.model_validate(raw, extra="ignore", context=REFUSE_RETIRED)
     except ValidationError as error:
-        problems = [f"spec.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        return None, "; ".join(problems)
+        return None, "; ".join(_problems("spec", error))
     for place in unknown_fields(model, raw):
         _tell_unknown(model.__name__, ".".join(part for part in place if isinstance(part, str)))
     return spec, ""
 
 
 def parse_status(model: type[M], raw: Object) -> M:
-    """A stored status. One that cannot be read is started anew: everything in it can be found again."""
+    """A stored status; words and fields of a newer version are no fault in it. Raises StatusUnreadable."""
     try:
         return model.model_validate(raw, extra="ignore")
-    except ValidationError:
-        return model()
+    except ValidationError as error:
+        raise StatusUnreadable("; ".join(_problems("status", error))) from error
+
+
+def _problems(root: str, error: ValidationError) -> list[str]:
+    return [f"{'.'.join(map(str, (root, *problem['loc'])))}: {problem['msg']}" for problem in error.errors()]
 
 
 @cache

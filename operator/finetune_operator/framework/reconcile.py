@@ -22,6 +22,8 @@ from finetune_operator.framework.client import ApiError, KubeClient
 from finetune_operator.framework.events import event_object
 from finetune_operator.framework.objects import EVENTS, Object, Resource
 from finetune_operator.framework.ownership import Key, Owner
+from finetune_operator.framework.reading import StatusUnreadable, parse_status
+from finetune_operator.framework.stored_status import status_patch, unreadable_event, unreadable_patch
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ class Kind(Generic[O, S]):
     """How one kind of custom resource is reconciled."""
 
     resource: Resource
+    status: type[S]
+    undecidable: Callable[[S], str]
+    """What a newer version has written into the status that decides what to do next, and that this version does not
+    know; empty if there is no such thing. It is treated like a status that cannot be read."""
     observe: Callable[[Object, datetime], O]
     """Read what the plan needs; may call the API, changes nothing."""
     plan: Callable[[O, datetime], Plan[S]]
@@ -84,6 +90,9 @@ class Reconciler:
             return NextTurn()  # owner references delete the children; data in the store stays
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
+        if problem := _unreadable(kind, resource):
+            self._report_unreadable(owner, resource, problem, now)
+            return NextTurn()
         try:
             plan = self._observe_and_apply(kind, owner, resource, now)
         except ApiError as error:
@@ -115,6 +124,13 @@ class Reconciler:
         version = self._write_status(kind, resource, plan.status)
         self._write_events(owner, plan.events, version, now)
 
+    def _report_unreadable(self, owner: Owner, resource: Object, problem: str, now: datetime) -> None:
+        """Say so in the conditions; everything else is left to a version that can read it."""
+        stored, metadata = resource.get("status") or {}, ObjectMeta.model_validate(resource["metadata"])
+        change = unreadable_patch(stored, problem, metadata, owner.resource.kind, now)
+        version = self._patch_status(owner.resource, resource, change)
+        self._write_events(owner, unreadable_event(stored, problem), version, now)
+
     def _report_failing(self, kind: Kind[O, S], owner: Owner, resource: Object, error: ApiError, now: datetime) -> None:
         """Report the failing call in the status. If that fails too, the queue retries everything."""
         try:
@@ -123,21 +139,24 @@ class Reconciler:
             logger.warning("%s: cannot report the failure in the status: %s", "/".join(owner.key), second)
 
     def _write_status(self, kind: Kind[O, S], resource: Object, status: S) -> str:
+        stored = resource.get("status") or {}
+        change = status_patch(stored, parse_status(kind.status, stored), status)
+        return self._patch_status(kind.resource, resource, change)
+
+    def _patch_status(self, kind: Resource, resource: Object, change: Object) -> str:
         """Write what has changed, if the resource is still at the observed version; returns that version."""
-        wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        change = merge_patch(sparse(resource.get("status") or {}), sparse(wanted))
         metadata = resource["metadata"]
         version: str = metadata["resourceVersion"]
         if not change:
             return version
         body = {"metadata": {"resourceVersion": version}, "status": change}
         try:
-            written = self._client.patch_status(kind.resource, metadata["namespace"], metadata["name"], body)
+            written = self._client.patch_status(kind, metadata["namespace"], metadata["name"], body)
         except ApiError as error:
             if error.conflict or error.status == 404:
-                self._refresh(kind.resource, resource)
+                self._refresh(kind, resource)
             raise
-        self._cache.record(kind.resource, written)
+        self._cache.record(kind, written)
         return version
 
     def _refresh(self, resource: Resource, outdated: Object) -> None:
@@ -159,27 +178,9 @@ class Reconciler:
                     )
 
 
-def sparse(status: Any) -> Any:
-    """A status without empty strings and lists, which say nothing to people. Conditions stay whole.
-
-    Compared like this, a field that another version wrote as empty, or that an older CRD filled in, has not changed.
-    """
-    if isinstance(status, list):
-        return [sparse(entry) for entry in status]
-    if not isinstance(status, dict) or "lastTransitionTime" in status:
-        return status
-    return {key: sparse(value) for key, value in status.items() if value not in ("", [])}
-
-
-def merge_patch(current: Any, wanted: Any) -> Object:
-    """The JSON merge patch (RFC 7386) from ``current`` to ``wanted``; empty if they are equal."""
-    patch: Object = {key: None for key in current if key not in wanted}
-    for key, value in wanted.items():
-        before = current.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            nested = merge_patch(before, value)
-            if nested:
-                patch[key] = nested
-        elif key not in current or before != value:
-            patch[key] = value
-    return patch
+def _unreadable(kind: Kind[O, S], resource: Object) -> str:
+    """Why this version cannot work with the resource's status; empty if it can."""
+    try:
+        return kind.undecidable(parse_status(kind.status, resource.get("status") or {}))
+    except StatusUnreadable as unreadable:
+        return str(unreadable)
