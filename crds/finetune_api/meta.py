@@ -24,6 +24,8 @@ LABEL_REVISION: Final = f"{GROUP}/revision"
 LABEL_JOB: Final = "batch.kubernetes.io/job-name"
 LABEL_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 """Set on pods by Kubernetes: their Job, and their index in an Indexed Job."""
+ANNOTATION_SUSPENDED: Final = f"{GROUP}/suspended"
+"""On a Job that the operator has suspended. Only such a Job is resumed: who else suspends one resumes it too."""
 LABEL_ROLE: Final = f"{GROUP}/role"
 """Role of a pod, stage or server; NetworkPolicies select by it."""
 

@@ -23,6 +23,7 @@ class Reason(OpenEnum):
     STAGE_RETRIED = "StageRetried"
     RUN_SUCCEEDED = "RunSucceeded"
     SUSPENDED = "Suspended"
+    QUEUED = "Queued"
     RESUMED = "Resumed"
     SPEC_CHANGED = "SpecChanged"
 
@@ -36,6 +37,7 @@ class Reason(OpenEnum):
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
+    JOB_SUSPENDED = "JobSuspended"
     NAME_TAKEN = "NameTaken"
     OUTPUT_NAME_CONFLICT = "OutputNameConflict"
     API_CALLS_FAIL = "ApiCallsFail"
@@ -111,6 +113,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.STAGE_RETRIED: "A stage's pod failed and its Job retries; the message says how the last attempt ended.",
     Reason.RUN_SUCCEEDED: "The artifact is published.",
     Reason.SUSPENDED: "spec.suspend is true.",
+    Reason.QUEUED: "The stage's Job is in a queue of Kueue, which decides when it starts.",
     Reason.RESUMED: "spec.suspend is false again.",
     Reason.SPEC_CHANGED: "The spec changed, so a new run cut this one short.",
     Reason.PROFILE_UNKNOWN: "The chart's values have no profile with the name in spec.profile.",
@@ -122,6 +125,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.UNSCHEDULABLE: "No node has enough free resources for the pod, or none matches its node selector and tolerations.",
     Reason.IMAGE_PULL_FAILED: "A node cannot pull an image: its name is wrong, or the registry or the pull secret does not work.",
     Reason.POD_REJECTED: "The API server or the node rejects the pod, for example because of an admission policy or a missing ConfigMap.",
+    Reason.JOB_SUSPENDED: "Somebody else has suspended the stage's Job: a person, or Kueue where it manages Jobs without a queue label; the operator resumes only what it suspended itself.",
     Reason.NAME_TAKEN: "A conflicting object, not owned by this resource, has a name that the operator needs; the operator does not adopt it.",
     Reason.OUTPUT_NAME_CONFLICT: "Another FineTuneJob publishes under the same spec.output.name. If only the store knows of it, the run fails.",
     Reason.API_CALLS_FAIL: "The API server has failed or refused the operator's calls for a minute or more: a permission is missing, or an admission webhook does not answer; the message quotes the server.",
@@ -189,6 +193,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.UNSCHEDULABLE: "Free or add a node that fits the profile, or choose another profile.",
     Reason.IMAGE_PULL_FAILED: "Check the image name and the pull secret in the chart's values.",
     Reason.POD_REJECTED: "Ask the admin which admission policy refused the pod.",
+    Reason.JOB_SUSPENDED: "Set spec.suspend of the Job named here to false. If Kueue suspends it, give this FineTuneJob the label kueue.x-k8s.io/queue-name and delete the Job.",
     Reason.NAME_TAKEN: "Delete or rename the conflicting object, or rename this resource.",
     Reason.OUTPUT_NAME_CONFLICT: "Give one of the two jobs a different spec.output.name or spec.output.uri.",
     Reason.API_CALLS_FAIL: "Ask the admin to check the operator's RBAC roles and the cluster's admission webhooks; the operator continues once its calls succeed.",

@@ -26,6 +26,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.PROFILE_UNKNOWN, Reason.NOT_ALLOWED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING),
         *(Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED),
         *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
+        Reason.JOB_SUSPENDED,
     ),
     Then.FAILS: (
         *(Reason.SPEC_INVALID, Reason.DATASET_INVALID, Reason.DATASET_TOO_SMALL, Reason.DATASET_NOT_FOUND),
@@ -42,7 +43,14 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.TRIES_FREELY: (Reason.PREEMPTED, Reason.PEER_LOST),
     Then.NEWS: (
         *(Reason.WAITING, Reason.RUN_STARTED, Reason.STAGE_STARTED, Reason.STAGE_SUCCEEDED, Reason.STAGE_REUSED),
-        *(Reason.STAGE_RETRIED, Reason.RUN_SUCCEEDED, Reason.SUSPENDED, Reason.RESUMED, Reason.SPEC_CHANGED),
+        *(
+            Reason.STAGE_RETRIED,
+            Reason.RUN_SUCCEEDED,
+            Reason.SUSPENDED,
+            Reason.QUEUED,
+            Reason.RESUMED,
+            Reason.SPEC_CHANGED,
+        ),
         *(Reason.SETTINGS_DISCOURAGED, Reason.TRAINING_COMPLETED, Reason.PLATEAU, Reason.OVERFITTING),
     ),
 }

@@ -225,6 +225,30 @@ def test_suspend_and_resume(team: Team) -> None:
     ]
 
 
+def test_somebody_elses_suspension_is_left_alone(team: Team) -> None:
+    """Told with the Job's name; the run goes on when they resume it, and our own suspension is still ours to end."""
+    held = threading.Event()
+    team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held.is_set() else None
+    team.start()
+    team.create("theirs")
+    team.until("theirs", Reason.STAGE_STARTED)
+    job = wait(lambda: team.jobs("theirs", Stage.TRAIN), "train")[0]["metadata"]["name"]
+    wait(lambda: team.node.started and team.node.started[-1][0] is Stage.TRAIN, "train to run")
+    team.api.patch(JOBS, team.namespace, job, {"spec": {"suspend": True}})
+    status = team.until("theirs", Reason.JOB_SUSPENDED)
+    assert (status.phase, condition(status, "Stalled")) == (Phase.PENDING, "True")
+    assert f"Job {job}" in next(each.message for each in status.conditions if each.type == "Stalled")
+    team.change("theirs", suspend=True)
+    team.until("theirs", Phase.SUSPENDED)
+    team.change("theirs", suspend=False)
+    team.until("theirs", Reason.JOB_SUSPENDED)
+    assert team.jobs("theirs", Stage.TRAIN)[0]["spec"]["suspend"] is True
+    held.set()
+    team.api.patch(JOBS, team.namespace, job, {"spec": {"suspend": False}})
+    team.until("theirs", Phase.SUCCEEDED)
+    assert len(team.jobs("theirs", Stage.TRAIN)) == 1
+
+
 def test_a_spec_changed_while_suspended_starts_a_new_run(team: Team) -> None:
     """Nothing of the old run goes on: its Job is deleted, and its end is in the history."""
     team.node.scripts[Stage.TRAIN] = lambda given: (

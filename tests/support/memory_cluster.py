@@ -196,6 +196,8 @@ class MemoryCluster:
         changed = copy.deepcopy(found)
         for part in ("spec", "status"):
             changed[part] = merged(changed.get(part) or {}, body.get(part) or {})
+        annotations = body.get("metadata", {}).get("annotations") or {}
+        changed["metadata"]["annotations"] = merged(changed["metadata"].get("annotations") or {}, annotations)
         return self._written(self._put(resource, changed))
 
     def _written(self, result: Object) -> Object:

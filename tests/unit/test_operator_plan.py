@@ -247,24 +247,61 @@ def test_a_started_stage_knows_its_place_in_the_chain() -> None:
     assert result.actions == again.actions, "a crash repeats itself"
 
 
-@pytest.mark.parametrize(
-    ("state", "suspend", "queued", "expected"),
-    [
-        (State.RUNNING, True, False, Patch),
-        (State.SUSPENDED, True, False, None),
-        (State.SUSPENDED, False, False, Patch),
-        (State.RUNNING, False, False, None),
-        (State.RUNNING, True, True, Delete),
-        (State.SUSPENDED, False, True, None),
-        (State.TERMINATING, True, False, None),
-    ],
-)
-def test_suspend(state: State, suspend: bool, queued: bool, expected: type | None) -> None:
-    """Our own Jobs are suspended and resumed; Kueue's are left to Kueue, and deleted where they must not run."""
-    spec = SPEC.model_copy(update={"suspend": suspend})
-    result = plan(observed(spec, jobs=(job(Stage.RESOLVE, state, queued=queued),)), NOW)
-    assert [type(action) for action in result.actions] == ([expected] if expected else [])
-    assert result.status.phase is (Phase.SUSPENDED if suspend else Phase.RUNNING)
+@dataclass(frozen=True)
+class Hold:
+    """A Job, whether the spec suspends the run, and what is done and said."""
+
+    state: State
+    suspend: bool = False
+    queued: bool = False
+    by_us: bool = False
+    done: type | None = None
+    says: tuple[Phase, Reason] = (Phase.SUSPENDED, Reason.SUSPENDED)
+
+
+RUNNING = (Phase.RUNNING, Reason.STAGE_STARTED)
+HOLDS = {
+    "to be suspended": Hold(State.RUNNING, suspend=True, done=Patch),
+    "suspended": Hold(State.SUSPENDED, suspend=True, by_us=True),
+    "suspended by others too": Hold(State.SUSPENDED, suspend=True),
+    "resumed by others against us": Hold(State.RUNNING, suspend=True, by_us=True, done=Delete),
+    "queued, and to be suspended": Hold(State.RUNNING, suspend=True, queued=True, done=Delete),
+    "being deleted": Hold(State.TERMINATING, suspend=True),
+    "to be resumed": Hold(State.SUSPENDED, by_us=True, done=Patch, says=(Phase.RUNNING, Reason.RESUMED)),
+    "resumed by others for us": Hold(State.RUNNING, by_us=True, done=Patch, says=RUNNING),
+    "running": Hold(State.RUNNING, says=RUNNING),
+    "queued": Hold(State.SUSPENDED, queued=True, says=(Phase.PENDING, Reason.QUEUED)),
+    "suspended by others": Hold(State.SUSPENDED, says=(Phase.PENDING, Reason.JOB_SUSPENDED)),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS.keys())
+def test_suspend(hold: Hold) -> None:
+    """What we suspended is resumed, and nothing else; what others start against us is deleted."""
+    reason = Reason.SUSPENDED if hold.state is State.SUSPENDED else Reason.STAGE_STARTED
+    spec = SPEC.model_copy(update={"suspend": hold.suspend})
+    verdict = Verdict(hold.state, reason)
+    found = job(
+        Stage.RESOLVE, hold.state, queued=hold.queued, suspended_by_us=hold.by_us, verdict=verdict, name="ft-resolve-1"
+    )
+    result = plan(observed(spec, jobs=(found,)), NOW)
+    assert [type(action) for action in result.actions] == ([hold.done] if hold.done else [])
+    assert told(result) == hold.says
+    for action in result.actions:
+        if isinstance(action, Patch):
+            assert action.body["spec"] == {"suspend": hold.suspend}
+            assert action.body["metadata"]["annotations"] == {
+                meta.ANNOTATION_SUSPENDED: "true" if hold.suspend else None
+            }
+
+
+def test_somebody_elses_suspension_is_told_with_the_job_and_the_remedy() -> None:
+    held = job(Stage.RESOLVE, State.SUSPENDED, verdict=Verdict(State.SUSPENDED, Reason.SUSPENDED), name="ft-resolve-1")
+    result = plan(observed(jobs=(held,)), NOW)
+    stalled = next(each for each in result.status.conditions if each.type == "Stalled")
+    assert stalled.status == "True"
+    assert_says(stalled.message, "resolve:", "Job ft-resolve-1", "spec.suspend", "false", QUEUE_LABEL)
+    assert [(event.type, event.reason) for event in result.events][-1] == ("Warning", Reason.JOB_SUSPENDED)
 
 
 def test_the_queue_label_goes_through() -> None:

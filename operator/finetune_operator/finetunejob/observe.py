@@ -52,6 +52,8 @@ class StageJob:
     queued: bool
     """Kueue decides when it runs."""
     verdict: Verdict
+    suspended_by_us: bool = False
+    """The operator has suspended it, and nobody may have resumed it since."""
     age: timedelta = timedelta()
     """Since it was created."""
     input_missing: bool = False
@@ -167,6 +169,7 @@ class JobObserver:
             suspended=bool(job["spec"].get("suspend")),
             queued="kueue.x-k8s.io/queue-name" in labels,
             verdict=verdict,
+            suspended_by_us=meta.ANNOTATION_SUSPENDED in (metadata.get("annotations") or {}),
             age=age,
             input_missing=missing,
             peers_missing=verdict.state in (State.WAITING, State.RUNNING) and self._lacks_peers(owner, job),

@@ -177,10 +177,20 @@ def _watch(context: RunContext, stage: Stage, job: StageJob) -> Plan[FineTuneJob
 
 def _running(stage: Stage, job: StageJob) -> Headline:
     verdict = job.verdict
-    message = f"{stage}: {verdict.message}" if verdict.message else f"{stage} is running."
     if verdict.state is State.SUSPENDED:
-        message = f"{stage} is queued in Kueue." if job.queued else f"{stage} is being resumed."
+        return _held(stage, job)
+    message = f"{stage}: {verdict.message}" if verdict.message else f"{stage} is running."
     return Headline(Phase.RUNNING, verdict.reason, message, stalled=verdict.reason in _NEEDS_SOMEBODY)
+
+
+def _held(stage: Stage, job: StageJob) -> Headline:
+    """A Job is suspended although the spec does not ask for it."""
+    if job.queued:
+        return Headline(Phase.PENDING, Reason.QUEUED, f"{stage} is queued in Kueue.")
+    if job.suspended_by_us:
+        return Headline(Phase.RUNNING, Reason.RESUMED, f"{stage} is being resumed.")
+    message = f"{stage}: somebody else has suspended Job {job.name}."
+    return Headline(Phase.PENDING, Reason.JOB_SUSPENDED, message, stalled=True)
 
 
 def _next_look(context: RunContext, job: StageJob) -> float | None:

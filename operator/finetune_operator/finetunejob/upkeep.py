@@ -1,5 +1,6 @@
 """What the objects of a FineTuneJob's runs need, whatever the next step is: suspend, resume, delete, restore. Pure."""
 
+from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec, Phase, RunStatus
 from finetune_api.stages import Stage
 from finetune_operator.blockers import first_blocker
@@ -38,13 +39,22 @@ def restore(context: RunContext, job: StageJob) -> tuple[Action, ...]:
 
 
 def _suspend_or_resume(spec: FineTuneJobSpec, job: StageJob) -> tuple[Action, ...]:
-    """Kueue would resume a Job that we suspended: there, the Job is deleted and queued again."""
-    if job.queued:
-        return (Delete(JOBS, job.name, job.uid),) if spec.suspend else ()
-    if spec.suspend == job.suspended:
-        return ()
-    body: Object = {"metadata": {"uid": job.uid}, "spec": {"suspend": spec.suspend}}
-    return (Patch(JOBS, job.name, body),)
+    """A Job that others resume against us (as Kueue would) is deleted, and created again when the run goes on.
+
+    What others suspended, they resume: only they know why it must not run.
+    """
+    if spec.suspend:
+        if job.queued or (job.suspended_by_us and not job.suspended):
+            return (Delete(JOBS, job.name, job.uid),)
+        return () if job.suspended else (_suspension(job, suspend=True),)
+    return (_suspension(job, suspend=False),) if job.suspended_by_us else ()
+
+
+def _suspension(job: StageJob, *, suspend: bool) -> Patch:
+    """Suspends or resumes the Job, and notes that this was us."""
+    annotations = {meta.ANNOTATION_SUSPENDED: "true" if suspend else None}
+    body: Object = {"metadata": {"uid": job.uid, "annotations": annotations}, "spec": {"suspend": suspend}}
+    return Patch(JOBS, job.name, body)
 
 
 def _restore_input(context: RunContext, job: StageJob) -> tuple[Action, ...]:
