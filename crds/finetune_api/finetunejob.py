@@ -306,8 +306,8 @@ class FineTuneJobStatus(WireModel):
     phase: Phase | None = None
     """Pending, Running, Suspended, Succeeded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
-    """Ready, Reconciling and Stalled (kstatus); Complete, Failed and Suspended (as in batch Jobs); Discouraged if
-    settings are known to perform badly."""
+    """Ready, Reconciling and Stalled (kstatus); Complete, Failed and Suspended (as in batch Jobs); Finished, once the
+    run has ended, well or not; Discouraged if settings are known to perform badly."""
     run: RunStatus | None = None
     """The active run, or the last one."""
     runs: Annotated[list[RunStatus], Field(max_length=10), as_map("id")] = []

@@ -102,6 +102,9 @@ class Reason(OpenEnum):
     SERVER_UNAVAILABLE = "ServerUnavailable"
 
 
+UNSCHEDULABLE_MINUTES: Final = 10
+"""After so long somebody has to act on ``Unschedulable``; before, an autoscaler may be adding a node."""
+
 # One sentence a line reads best here.
 # ruff: noqa: E501
 MEANINGS: Final[dict[Reason, str]] = {

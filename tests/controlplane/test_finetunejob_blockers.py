@@ -149,7 +149,7 @@ def test_a_pod_that_cannot_start(team: Team, case: PodCase) -> None:
     team.start()
     team.create("stuck")
     status = team.until("stuck", case.reason)
-    assert status.phase is Phase.RUNNING
+    assert status.phase is Phase.PENDING
     assert condition(status, "Stalled") == str(case.stalled)
     assert case.says in message(team, "stuck")
     held["by"] = None

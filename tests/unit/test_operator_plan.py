@@ -25,6 +25,7 @@ from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.framework.actions import Create, Delete, Patch, Plan
 from finetune_operator.framework.apply import NameTaken
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.framework.reading import Unplanned
@@ -153,7 +154,7 @@ CASES = {
     ),
     "unschedulable": Case(
         observed(jobs=(job(Stage.RESOLVE, verdict=Verdict(State.WAITING, Reason.UNSCHEDULABLE, "no node.")),)),
-        says=(Phase.RUNNING, Reason.UNSCHEDULABLE),
+        says=(Phase.PENDING, Reason.UNSCHEDULABLE),
         in_words=f"resolve: no node. {REMEDIES[Reason.UNSCHEDULABLE]}",
     ),
     "invalid": Case(
@@ -302,6 +303,67 @@ def test_somebody_elses_suspension_is_told_with_the_job_and_the_remedy() -> None
     assert stalled.status == "True"
     assert_says(stalled.message, "resolve:", "Job ft-resolve-1", "spec.suspend", "false", QUEUE_LABEL)
     assert [(event.type, event.reason) for event in result.events][-1] == ("Warning", Reason.JOB_SUSPENDED)
+
+
+def conditions(plan_: Plan[FineTuneJobStatus]) -> dict[str, str]:
+    """Status of each condition."""
+    return {each.type: each.status for each in plan_.status.conditions}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "running", "frozen"),
+    [
+        (State.RUNNING, Reason.STAGE_STARTED, True, True),
+        (State.WAITING, Reason.WAITING, True, False),  # a pod that is starting
+        (State.WAITING, Reason.UNSCHEDULABLE, False, False),
+        (State.WAITING, Reason.SECRET_MISSING, False, False),
+        (State.WAITING, Reason.QUOTA_EXCEEDED, False, False),
+        (State.WAITING, Reason.IMAGE_PULL_FAILED, False, False),
+        (State.SUSPENDED, Reason.SUSPENDED, False, False),
+    ],
+)
+def test_a_run_that_waits_for_a_place_may_be_changed(
+    state: State, reason: Reason, running: bool, frozen: bool
+) -> None:
+    """The remedies say "choose another profile": then a new run begins, in which finished stages are reused."""
+    waiting = job(Stage.TRAIN, state, verdict=Verdict(state, reason, "It waits."))
+    first = plan(observed(jobs=(RESOLVED, done(Stage.PREPARE), waiting)), NOW)
+    assert (first.status.at_work, first.status.phase is Phase.RUNNING) == (frozen, running)
+    changed = SPEC.model_copy(update={"rerun": "2"})
+    after = observed(changed, generation=4, status=first.status, jobs=(RESOLVED, done(Stage.PREPARE), waiting))
+    run = current_run(after, NOW)
+    assert (run.number == 1) is frozen
+    if not frozen:
+        assert plan(after, NOW).actions == (Delete(JOBS, waiting.name, waiting.uid),)
+
+
+@pytest.mark.parametrize(("minutes", "stalled"), [(0, "False"), (9.9, "False"), (10, "True"), (600, "True")])
+def test_a_pod_without_a_node_is_stalled_after_a_while(minutes: float, stalled: str) -> None:
+    since = timestamp(NOW - timedelta(minutes=minutes))
+    verdict = Verdict(State.WAITING, Reason.UNSCHEDULABLE, "no node.", unschedulable_since=since)
+    made = plan(observed(jobs=(job(Stage.RESOLVE, verdict=verdict),)), NOW)
+    told = conditions(made)
+    assert (told["Stalled"], told["Reconciling"]) == (stalled, "True" if stalled == "False" else "False")
+    if stalled == "False":
+        assert made.requeue_after is not None
+        assert timedelta(seconds=made.requeue_after) <= timedelta(minutes=10 - minutes)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_every_status_says_what_is_in_progress_and_whether_it_has_ended(case: Case) -> None:
+    """``Finished`` is what a script can wait for: it is reached whether the run succeeds or fails."""
+    made = plan(case.observed, NOW)
+    if made.defer_status:
+        return
+    told = conditions(made)
+    ended = made.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
+    assert told["Finished"] == str(ended)
+    assert (told["Complete"], told["Failed"]) == (
+        str(made.status.phase is Phase.SUCCEEDED),
+        str(made.status.phase is Phase.FAILED),
+    )
+    reconciling = next(each for each in made.status.conditions if each.type == "Reconciling")
+    assert reconciling.message
 
 
 def test_the_queue_label_goes_through() -> None:

@@ -34,7 +34,7 @@ ASKED = {
     Subject.OUTPUT: Claim(Subject.OUTPUT, "spec.output.uri", "s3://models/team-a/v2"),
     Subject.INPUT: Claim(Subject.INPUT, "spec.model.uri", "hf://acme/base@v1"),
     Subject.ENDPOINT: Claim(Subject.ENDPOINT, "spec.storage.endpoint", "https://S3.example"),
-    Subject.SECRET: Claim(Subject.SECRET, "spec.storage.credentials.secretName", "s3-keys"),
+    Subject.SECRET: Claim(Subject.SECRET, "spec.storage.secretRef.name", "s3-keys"),
     Subject.HOST: Claim(Subject.HOST, "spec.tracking.mlflow.url", "https://MLflow.example:5000/api"),
     Subject.TRANSPORT: Claim(Subject.TRANSPORT, "spec.tracking.mlflow.url", "https://MLflow.example:5000/api"),
     Subject.COST: Claim(Subject.COST, "spec.budget.maxCost", "25.00"),
@@ -104,7 +104,7 @@ REFUSED = {
     ),
     "secret": (
         [rule(secrets=["s3", "*.s3-keys"])],
-        "spec.storage.credentials.secretName is 's3-keys' … 'team-a' … s3 or *.s3-keys.",
+        "spec.storage.secretRef.name is 's3-keys' … 'team-a' … s3 or *.s3-keys.",
     ),
     "store": (
         [rule(endpoints=["", "http://s3.example"])],
@@ -164,7 +164,7 @@ PRICED_CLAIM = Claim(Subject.COST, "spec.budget.maxCost", "1")
     [
         ([Claim(Subject.PROFILE, "spec.profile", "cpu-small")], ""),
         ([Claim(Subject.TRANSPORT, "spec.storage.endpoint", "https://s3.example")], ""),
-        ([Claim(Subject.SECRET, "spec.storage.credentials.secretName", "any")], ""),
+        ([Claim(Subject.SECRET, "spec.storage.secretRef.name", "any")], ""),
         (
             [Claim(Subject.PROFILE, "spec.profile", "gpu-l4"), PRICED_CLAIM],
             "spec.profile is 'gpu-l4' … 'team-a' … cpu-small.",
@@ -370,14 +370,14 @@ FULL = FineTuneJobSpec.model_validate(
             "replay": {"source": {"uri": "s3://data/d.jsonl"}},
             "pii": {"ner": {"uri": "s3://models/ner"}},
             "distillation": {
-                "teacher": {"url": "http://vllm/v1", "model": "m", "credentials": {"secretName": "teacher"}}
+                "teacher": {"url": "http://vllm/v1", "model": "m", "secretKeyRef": {"name": "teacher", "key": "k"}}
             },
         },
         "output": {"uri": "s3://artifacts/team", "name": "ft"},
-        "storage": {"endpoint": "http://store:8333", "credentials": {"secretName": "s3"}},
+        "storage": {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}},
         "tracking": {
-            "mlflow": {"url": "http://mlflow", "credentials": {"secretName": "mlflow"}},
-            "wandb": {"credentials": {"secretName": "wandb"}},
+            "mlflow": {"url": "http://mlflow", "secretRef": {"name": "mlflow"}},
+            "wandb": {"secretKeyRef": {"name": "wandb", "key": "k"}},
         },
         "budget": {"maxCost": "12.50"},
     }
@@ -391,16 +391,16 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.OUTPUT, "spec.output.uri", "s3://artifacts/team"),
         (Subject.ENDPOINT, "spec.storage.endpoint", "http://store:8333"),
         (Subject.TRANSPORT, "spec.storage.endpoint", "http://store:8333"),
-        (Subject.SECRET, "spec.storage.credentials.secretName", "s3"),
+        (Subject.SECRET, "spec.storage.secretRef.name", "s3"),
         (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
         (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
-        (Subject.SECRET, f"{teacher}.credentials.secretName", "teacher"),
+        (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),
         (Subject.HOST, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.TRANSPORT, f"{tracking}.mlflow.url", "http://mlflow"),
-        (Subject.SECRET, f"{tracking}.mlflow.credentials.secretName", "mlflow"),
+        (Subject.SECRET, f"{tracking}.mlflow.secretRef.name", "mlflow"),
         (Subject.HOST, f"{tracking}.wandb.baseUrl", "https://api.wandb.ai"),
         (Subject.TRANSPORT, f"{tracking}.wandb.baseUrl", "https://api.wandb.ai"),
-        (Subject.SECRET, f"{tracking}.wandb.credentials.secretName", "wandb"),
+        (Subject.SECRET, f"{tracking}.wandb.secretKeyRef.name", "wandb"),
         (Subject.INPUT, "spec.model.uri", "s3://models/base"),
         (Subject.INPUT, "spec.dataset.sources[0].uri", "s3://data/a.csv"),
         (Subject.INPUT, "spec.dataset.benchmarks[0].uri", "hf://datasets/acme/bench@v1/c.csv"),
@@ -419,7 +419,7 @@ def test_hardware_without_a_price_costs_nothing() -> None:
     [
         re.compile(r"s3://"),
         re.compile(r"https\?://"),
-        re.compile(r"secretName$"),
+        re.compile(r"secret(Key)?Ref\.name$"),
     ],
     ids=["places", "servers", "Secrets"],
 )
@@ -435,7 +435,7 @@ def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], fiel
 
 def pinned_with_keys() -> ObservedDeployment:
     """An AdapterDeployment of a pinned artifact, in a store that asks for keys."""
-    storage = {"endpoint": "http://store:8333", "credentials": {"secretName": "s3"}}
+    storage = {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}}
     spec = pinned(GOOD)
     spec["source"]["artifact"]["storage"] = storage
     return ServingCluster(spec=spec).observe()

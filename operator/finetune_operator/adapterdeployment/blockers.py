@@ -77,7 +77,7 @@ def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     if isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
         uri, storage = "spec.source.artifact.uri", "spec.source.artifact.storage"
-        endpoint, secret = f"{storage}.endpoint", f"{storage}.credentials.secretName"
+        endpoint, secret = f"{storage}.endpoint", f"{storage}.secretRef.name"
         if job is not None:
             uri = f"The artifact of FineTuneJob '{job.name}'"
             endpoint = f"The endpoint to which FineTuneJob '{job.name}' published"

@@ -18,7 +18,7 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
     """Hardware, money, every place in a store, and every server that gets a key or data."""
     yield Claim(Subject.PROFILE, "spec.profile", spec.profile)
     yield Claim(Subject.OUTPUT, "spec.output.uri", spec.output.uri)
-    yield from store_claims(spec.storage, "spec.storage.endpoint", "spec.storage.credentials.secretName")
+    yield from store_claims(spec.storage, "spec.storage.endpoint", "spec.storage.secretRef.name")
     yield from _teacher_claims(spec)
     yield from _tracking_claims(spec)
     yield from (Claim(Subject.INPUT, field, uri) for field, uri in _inputs(spec) if uri)
@@ -31,7 +31,7 @@ def _teacher_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
     if distillation := spec.dataset.distillation:
         place, teacher = "spec.dataset.distillation.teacher", distillation.teacher
         yield from _server_claims(f"{place}.url", teacher.url)
-        yield from secret_claim(f"{place}.credentials.secretName", teacher.credentials)
+        yield from secret_claim(f"{place}.secretKeyRef.name", teacher.secret_key_ref)
 
 
 def _tracking_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
@@ -39,10 +39,10 @@ def _tracking_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
     place = "spec.tracking"
     if mlflow := spec.tracking.mlflow:
         yield from _server_claims(f"{place}.mlflow.url", mlflow.url)
-        yield from secret_claim(f"{place}.mlflow.credentials.secretName", mlflow.credentials)
+        yield from secret_claim(f"{place}.mlflow.secretRef.name", mlflow.secret_ref)
     if wandb := spec.tracking.wandb:
         yield from _server_claims(f"{place}.wandb.baseUrl", wandb.base_url)
-        yield from secret_claim(f"{place}.wandb.credentials.secretName", wandb.credentials)
+        yield from secret_claim(f"{place}.wandb.secretKeyRef.name", wandb.secret_key_ref)
 
 
 def _server_claims(field: str, url: str) -> Iterator[Claim]:

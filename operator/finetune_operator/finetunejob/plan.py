@@ -5,12 +5,12 @@ watch the one that is running, or end the run. A stage starts only when no block
 goes on.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, assert_never
 
 from finetune_api.finetunejob import FineTuneJobStatus, Phase, RunStatus, StageState
 from finetune_api.hashing import short
-from finetune_api.reasons import Reason
+from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
 from finetune_api.stages import Stage
 from finetune_operator.blockers import first_blocker
 from finetune_operator.finetunejob.blockers import BLOCKERS
@@ -23,10 +23,10 @@ from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, compose_unplanned, transition_events
 from finetune_operator.finetunejob.upkeep import restore, upkeep
 from finetune_operator.framework.actions import Action, Create, Plan
-from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.reading import Unplanned
-from finetune_operator.outcome.job import NOT_STARTED, State
+from finetune_operator.outcome.job import NOT_STARTED, State, Verdict
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
@@ -36,6 +36,7 @@ RECHECK_SECONDS: Final = 10.0
 START_SECONDS: Final = 10.0
 """When a Job that waits for its pod is first looked at again without an event; intervals then grow."""
 MAX_WAIT_SECONDS: Final = 120.0
+UNSCHEDULABLE_PATIENCE: Final = timedelta(minutes=UNSCHEDULABLE_MINUTES)
 _NEEDS_SOMEBODY: Final = frozenset(
     {
         Reason.SECRET_MISSING,
@@ -45,7 +46,7 @@ _NEEDS_SOMEBODY: Final = frozenset(
         Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
     }
 )
-"""Causes of waiting that do not pass without somebody's help."""
+"""Causes of waiting that do not pass without somebody's help; no node may pass by itself, for a while."""
 
 
 def plan(observed: ObservedJob | UnplannedJob, now: datetime) -> Plan[FineTuneJobStatus]:
@@ -129,7 +130,7 @@ def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJob
     job = _just_made(request, recovers)
     if not recovers:
         context.ledger.enter(stage, job, StageState.RUNNING, job.verdict.message, request.input.input_key)
-    headline = _running(Stage(recovers) if recovers else stage, job)
+    headline = _running(Stage(recovers) if recovers else stage, job, context.now)
     return _plan(context, headline, _creations(request), requeue_after=START_SECONDS)
 
 
@@ -171,16 +172,25 @@ def _just_made(request: StageRequest, recovers: str) -> StageJob:
 
 def _watch(context: RunContext, stage: Stage, job: StageJob) -> Plan[FineTuneJobStatus]:
     suspended = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended during stage {stage}.")
-    headline = suspended if context.spec.suspend else _running(stage, job)
+    headline = suspended if context.spec.suspend else _running(stage, job, context.now)
     return _plan(context, headline, restore(context, job), requeue_after=_next_look(context, job))
 
 
-def _running(stage: Stage, job: StageJob) -> Headline:
+def _running(stage: Stage, job: StageJob, now: datetime) -> Headline:
     verdict = job.verdict
     if verdict.state is State.SUSPENDED:
         return _held(stage, job)
     message = f"{stage}: {verdict.message}" if verdict.message else f"{stage} is running."
-    return Headline(Phase.RUNNING, verdict.reason, message, stalled=verdict.reason in _NEEDS_SOMEBODY)
+    if verdict.reason is Reason.UNSCHEDULABLE:
+        return Headline(Phase.PENDING, verdict.reason, message, stalled=_patience_left(verdict, now) <= timedelta())
+    stalled = verdict.reason in _NEEDS_SOMEBODY
+    return Headline(Phase.PENDING if stalled else Phase.RUNNING, verdict.reason, message, stalled)
+
+
+def _patience_left(verdict: Verdict, now: datetime) -> timedelta:
+    """How long a node may still take to appear before somebody has to act."""
+    since = parse_timestamp(verdict.unschedulable_since) if verdict.unschedulable_since else now
+    return since + UNSCHEDULABLE_PATIENCE - now
 
 
 def _held(stage: Stage, job: StageJob) -> Headline:
@@ -196,6 +206,9 @@ def _held(stage: Stage, job: StageJob) -> Headline:
 def _next_look(context: RunContext, job: StageJob) -> float | None:
     if job.verdict.state is State.RUNNING:
         return float(context.observed.settings.progress_seconds)
+    if job.verdict.unschedulable_since:
+        left = _patience_left(job.verdict, context.now).total_seconds()
+        return left if left > 0 else None
     if job.verdict.state is State.WAITING:
         return min(MAX_WAIT_SECONDS, max(START_SECONDS, job.age.total_seconds() / 2))
     return None

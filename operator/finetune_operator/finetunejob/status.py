@@ -107,15 +107,23 @@ def _findings(headline: Headline) -> list[Finding]:
     phase, reason = headline.phase, headline.reason
     succeeded, failed = phase is Phase.SUCCEEDED, phase is Phase.FAILED
     working = phase in (Phase.RUNNING, Phase.PENDING) and not headline.stalled
-    stalled = headline.stalled or failed
+    stalled, ended = headline.stalled or failed, succeeded or failed
     return [
         Finding(ConditionType.READY, succeeded, reason, headline.message),
-        Finding(ConditionType.RECONCILING, working, reason),
+        Finding(ConditionType.RECONCILING, working, reason, headline.message if working else _rest(headline)),
         Finding(ConditionType.STALLED, stalled, reason, headline.message if stalled else ""),
         Finding(ConditionType.COMPLETE, succeeded, reason),
         Finding(ConditionType.FAILED, failed, reason, headline.message if failed else ""),
+        Finding(ConditionType.FINISHED, ended, reason, headline.message if ended else ""),
         Finding(ConditionType.SUSPENDED, phase is Phase.SUSPENDED, reason),
     ]
+
+
+def _rest(headline: Headline) -> str:
+    """Why nothing is in progress."""
+    if headline.phase is Phase.SUSPENDED:
+        return "spec.suspend is true."
+    return "Somebody has to act first." if headline.phase is not Phase.SUCCEEDED else "The run has ended."
 
 
 def _advice(spec: FineTuneJobSpec | None) -> list[Finding]:

@@ -20,6 +20,7 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    FINISHED = "Finished"
     SUSPENDED = "Suspended"
     DISCOURAGED = "Discouraged"
 

@@ -23,6 +23,7 @@ from finetune_operator.outcome.pod import (
     read_result,
     refusal,
     terminated,
+    unscheduled_since,
 )
 
 
@@ -55,6 +56,8 @@ class Verdict:
     finished_at: str | None = None
     pod_ip: str = ""
     """Address of the running pod."""
+    unschedulable_since: str | None = None
+    """Since when no node takes its pod; None if that is not what it waits for."""
     needs_events: bool = False
     """No pod was created: only the Job's events show why."""
     tries_again: bool = False
@@ -169,8 +172,10 @@ def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], f
     if not alive:
         return _without_pod(job, pods, events, facts)
     newest = _newest_of_each(alive)
-    if blocker := next((found for pod in newest if (found := pod_blocker(pod))), None):
-        return Verdict(State.WAITING, blocker[0], blocker[1], **facts)
+    if blocked := next((pod for pod in newest if pod_blocker(pod)), None):
+        reason, message = pod_blocker(blocked) or (Reason.WAITING, "")
+        since = unscheduled_since(blocked) if reason is Reason.UNSCHEDULABLE else None
+        return Verdict(State.WAITING, reason, message, unschedulable_since=since, **facts)
     if starting := next((pod for pod in newest if pod["status"].get("phase") != "Running"), None):
         return Verdict(State.WAITING, Reason.WAITING, f"Pod {starting['metadata']['name']} is starting.", **facts)
     message = ""

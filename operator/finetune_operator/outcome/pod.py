@@ -107,6 +107,13 @@ def pod_blocker(pod: Object) -> tuple[Reason, str] | None:
     return None
 
 
+def unscheduled_since(pod: Object) -> str | None:
+    """Since when the scheduler has found no node for the pod."""
+    condition = find_condition(pod["status"], "PodScheduled", "False") or {}
+    since: str | None = condition.get("lastTransitionTime") or pod["metadata"].get("creationTimestamp")
+    return since
+
+
 def refusal(message: str) -> tuple[Reason, str]:
     """Why the API server refused an object, in its own words."""
     said = message.removeprefix("Error creating: ")

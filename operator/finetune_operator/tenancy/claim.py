@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from finetune_api.distillation import TeacherCredentials
-from finetune_api.storage import Credentials, Storage
-from finetune_api.tracking import MlflowCredentials, WandbCredentials
+from finetune_api.references import SecretKeyRef, SecretRef
+from finetune_api.storage import Storage
 
 
 class Subject(StrEnum):
@@ -39,12 +38,10 @@ def store_claims(storage: Storage, endpoint: str, secret: str) -> Iterator[Claim
     yield Claim(Subject.ENDPOINT, endpoint, storage.endpoint)
     if storage.endpoint:
         yield Claim(Subject.TRANSPORT, endpoint, storage.endpoint)
-    yield from secret_claim(secret, storage.credentials)
+    yield from secret_claim(secret, storage.secret_ref)
 
 
-def secret_claim(
-    field: str, credentials: Credentials | TeacherCredentials | MlflowCredentials | WandbCredentials | None
-) -> Iterator[Claim]:
+def secret_claim(field: str, reference: SecretRef | SecretKeyRef | None) -> Iterator[Claim]:
     """The Secret whose keys are sent; none where the resource names none."""
-    if credentials:
-        yield Claim(Subject.SECRET, field, credentials.secret_name)
+    if reference:
+        yield Claim(Subject.SECRET, field, reference.name)
