@@ -35,8 +35,9 @@ from finetune_operator.framework.cache import CHILDREN
 from finetune_operator.framework.objects import Resource
 from finetune_operator.kinds import CUSTOM_RESOURCES
 
-MAX_QUEUE_AGE: Final = 300.0
-"""Seconds that a key may wait before the operator reports itself unhealthy."""
+MAX_STANDSTILL: Final = 300.0
+"""Seconds without the end of any reconciliation, while there is one to do, before the operator is restarted. A long
+queue that moves is no reason: its length is a metric."""
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
@@ -82,12 +83,12 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-    @kopf.on.probe(registry=registry)
-    def queue_age_seconds(**_: Any) -> float:
-        age = controller.queue.age()
-        if age > MAX_QUEUE_AGE:
-            raise RuntimeError(f"a resource has waited {age:.0f} s for its reconciliation")
-        return age
+    @kopf.on.probe(registry=registry, errors=kopf.ErrorsMode.PERMANENT)  # else Kopf tries again, and gives no answer
+    def standstill_seconds(**_: Any) -> float:
+        standstill = controller.queue.state().standstill
+        if standstill > MAX_STANDSTILL:
+            raise RuntimeError(f"no reconciliation has ended for {standstill:.0f} s, although some are due")
+        return standstill
 
     @kopf.on.probe(registry=registry)
     def event_age_seconds(**_: Any) -> float:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from finetune_operator.framework.workqueue import BACKOFF_LIMIT, BACKOFF_START, PATIENCE, QUIET, WorkQueue
+from finetune_operator.framework.workqueue import BACKOFF_LIMIT, BACKOFF_START, PATIENCE, QUIET, QueueState, WorkQueue
 
 pytestmark = pytest.mark.unit
 
@@ -168,14 +168,53 @@ def test_take_wakes_for_a_key_of_low_priority() -> None:
     assert time.monotonic() - started >= QUIET * 0.9
 
 
-def test_its_age_is_that_of_the_longest_wait(queue: WorkQueue[str], clock: Clock) -> None:
-    assert queue.age() == 0
+def test_its_state_tells_waiting_from_work(queue: WorkQueue[str], clock: Clock) -> None:
+    assert queue.state() == QueueState()
     queue.add("later", 50)
     queue.add("now")
     clock.now += 30
-    assert queue.age() == 30
+    assert queue.state() == QueueState(waiting=1, longest_wait=30, longest_unreconciled=30, standstill=30)
     queue.poll()
-    assert queue.age() == 0, "in work, not waiting"
+    assert queue.state() == QueueState(working=1, longest_unreconciled=30)
+    queue.done("now")
+    assert queue.state() == QueueState()
+
+
+def test_a_key_that_fails_is_unreconciled_all_the_time(queue: WorkQueue[str], clock: Clock) -> None:
+    """Also between two attempts, and however often it is added meanwhile; success ends it."""
+    queue.add("broken")
+    for _ in range(3):
+        assert queue.poll() == "broken"
+        queue.failed("broken", not_before=10.0)
+        queue.add("broken", 10.0)
+        clock.now += 10
+    assert queue.state().longest_unreconciled == 30
+    queue.poll()
+    queue.add("broken")
+    queue.done("broken")
+    assert queue.state().longest_unreconciled == 0
+
+
+def test_a_long_queue_that_moves_does_not_stand_still(queue: WorkQueue[str], clock: Clock) -> None:
+    """What liveness asks: an operator that works through 1,000 keys is well, one that finishes none is not."""
+    for number in range(1000):
+        queue.add(f"key {number}")
+    for _ in range(500):
+        key = queue.poll()
+        assert key is not None
+        clock.now += 1
+        queue.done(key)
+    assert queue.state() == QueueState(waiting=500, longest_wait=500, longest_unreconciled=500)
+    queue.poll()
+    clock.now += 301
+    assert queue.state().standstill == 301
+
+
+def test_an_idle_queue_does_not_stand_still(queue: WorkQueue[str], clock: Clock) -> None:
+    clock.now += 5000
+    queue.add("first for hours")
+    clock.now += 1
+    assert queue.state().standstill == 1
 
 
 def test_each_key_is_worked_on_by_one_thread_at_a_time() -> None:
@@ -201,7 +240,7 @@ def test_each_key_is_worked_on_by_one_thread_at_a_time() -> None:
         thread.start()
     for round_ in range(300):
         queue.add(round_ % 5)
-    while queue.age() > 0:
+    while queue.state().waiting:
         pass
     queue.close()
     for thread in threads:

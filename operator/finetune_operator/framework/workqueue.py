@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
@@ -27,6 +27,21 @@ PATIENCE: Final = 5.0
 """Seconds that a key of low priority waits at most, however busy the queue is."""
 
 
+class QueueState(NamedTuple):
+    """The queue at one moment. Times are in seconds."""
+
+    waiting: int = 0
+    """Keys that are due and wait for a worker."""
+    working: int = 0
+    """Keys in work."""
+    longest_wait: float = 0.0
+    """For how long the key that waits longest has been due."""
+    longest_unreconciled: float = 0.0
+    """How long ago the turn became due that has not succeeded for longest, whether it waits, is in work or fails."""
+    standstill: float = 0.0
+    """For how long no turn has ended although one was due or in work: a long queue that moves stands at 0."""
+
+
 @dataclass
 class _Entry:
     """What the queue knows of one key."""
@@ -35,9 +50,11 @@ class _Entry:
     """When its next turn is; None: no turn is planned."""
     low_priority: bool = False
     """Whether all others go before its next turn."""
-    since: float = 0.0
-    """When it became due; the queue's age follows from it."""
+    owed: float | None = None
+    """When the turn became due that was taken and has not succeeded yet; None: the last one has succeeded."""
     working: bool = False
+    began: float = 0.0
+    """When the work on it began."""
     failures: int = 0
 
 
@@ -54,6 +71,8 @@ class WorkQueue(Generic[K]):
         self._low_priority: list[tuple[float, int, K]] = []
         self._busy = -QUIET
         """When a key of normal priority last had a turn."""
+        self._last_end = clock()
+        """When a turn last ended, well or not."""
         self._sequence = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -65,7 +84,7 @@ class WorkQueue(Generic[K]):
             due = self._clock() + delay
             if entry.due is not None and entry.due <= due:
                 return
-            entry.due = entry.since = due
+            entry.due = due
             if not entry.working:
                 self._push(due, key)
 
@@ -91,7 +110,7 @@ class WorkQueue(Generic[K]):
         """
         with self._changed:
             entry = self._release(key, low_priority)
-            entry.failures = 0
+            entry.failures, entry.owed = 0, None
             if again_after is not None:
                 self._plan(key, entry, again_after * (1 + JITTER * self._jitter()))
             self._forget_idle(key, entry)
@@ -107,12 +126,22 @@ class WorkQueue(Generic[K]):
             self._plan(key, entry, delay)
             return delay
 
-    def age(self) -> float:
-        """For how many seconds the key that waits longest has been due; 0 if none is."""
+    def state(self) -> QueueState:
+        """What waits, since when, and whether the queue moves."""
         with self._changed:
             now = self._clock()
-            waits = [now - e.since for e in self._entries.values() if e.due is not None and not e.working]
-            return max([0.0, *waits])
+            entries = self._entries.values()
+            waits = [e.due for e in entries if not e.working and e.due is not None and e.due <= now]
+            working = [e.began for e in entries if e.working]
+            owed = [e.owed for e in entries if e.owed is not None]
+            moved = max(self._last_end, min([now, *waits, *working]))
+            return QueueState(
+                waiting=len(waits),
+                working=len(working),
+                longest_wait=now - min([now, *waits]),
+                longest_unreconciled=now - min([now, *waits, *owed]),
+                standstill=now - moved,
+            )
 
     def close(self) -> None:
         """Wake all threads in ``take`` with None; work in hand may finish."""
@@ -147,11 +176,14 @@ class WorkQueue(Generic[K]):
     def _begin(self, heap: list[tuple[float, int, K]]) -> K:
         key = heapq.heappop(heap)[2]
         entry = self._entries[key]
-        entry.working, entry.due, entry.low_priority = True, None, False
+        if entry.owed is None:
+            entry.owed = entry.due
+        entry.working, entry.began, entry.due, entry.low_priority = True, self._clock(), None, False
         return key
 
     def _release(self, key: K, low_priority: bool = False) -> _Entry:
         entry = self._entries[key]
+        self._last_end = self._clock()
         entry.working, entry.low_priority = False, low_priority
         if entry.due is not None:
             self._push(entry.due, key)
@@ -160,7 +192,7 @@ class WorkQueue(Generic[K]):
     def _plan(self, key: K, entry: _Entry, delay: float) -> None:
         due = self._clock() + delay
         if entry.due is None or due < entry.due:
-            entry.due = entry.since = due
+            entry.due = due
             self._push(due, key)
 
     def _forget_idle(self, key: K, entry: _Entry) -> None:
