@@ -1,7 +1,6 @@
 """FineTuneJob as the reconciler takes it."""
 
 from dataclasses import replace
-from datetime import timedelta
 
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_operator.finetunejob.observe import JobObserver, ObservedJob, UnplannedJob
@@ -20,8 +19,7 @@ def fine_tune_job_kind(
     client: KubeClient, cache: Cache, settings: Settings
 ) -> Kind[ObservedJob | UnplannedJob, FineTuneJobStatus]:
     """How FineTuneJobs are observed and planned."""
-    progress = ProgressReader(timedelta(seconds=settings.progress_seconds))
-    observer = JobObserver(client, cache, settings, progress)
+    observer = JobObserver(client, cache, settings, ProgressReader(settings.progress_seconds))
     return Kind(
         resource=FINETUNEJOBS,
         status=FineTuneJobStatus,

@@ -138,7 +138,7 @@ class JobObserver:
             orphan_pods=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
             service_account=self._has_account(owner.namespace, spec.profile),
             conflicting_job=self._conflict(resource),
-            sample=self._sample(jobs, now),
+            sample=self._sample(jobs),
             expired=tuple(self._expired(owner, status, jobs, now)),
         )
 
@@ -216,10 +216,10 @@ class JobObserver:
         known = self._settings.profiles.get(profile)
         return known is None or self._accounts.exists(namespace, known.service_account_name)
 
-    def _sample(self, jobs: Sequence[StageJob], now: datetime) -> Sample | None:
+    def _sample(self, jobs: Sequence[StageJob]) -> Sample | None:
         for job in jobs:
             if job.verdict.pod_ip and job.stage in set(Stage):
-                return self._progress.read(job.uid, job.stage, job.verdict.pod_ip, now)
+                return self._progress.read(job.uid, job.stage, job.verdict.pod_ip)
         return None
 
 
