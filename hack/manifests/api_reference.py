@@ -19,8 +19,8 @@ def page() -> str:
         "# API reference",
         "",
         f"Group and version: `{meta.API_VERSION}`. The cluster has the same text: `kubectl explain ftj.spec.training`.",
-        "Both kinds are in the category `finetune`: `kubectl get finetune` lists them. Field selectors know `status.phase`,",
-        "`spec.profile` and `spec.runtime`: `kubectl get ftj --field-selector status.phase=Failed`.",
+        "Both kinds are in the category `finetune`: `kubectl get finetune` lists them. Field selectors know",
+        "`status.phase`, `spec.profile` and `spec.runtime`: `kubectl get ftj --field-selector status.phase=Failed`.",
     ]
     for kind in crdgen.KINDS:
         lines += ["", *_kind(kind)]

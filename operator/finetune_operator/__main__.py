@@ -11,12 +11,12 @@ import kopf
 
 from finetune_operator import handlers
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
-from finetune_operator.controller import Controller
+from finetune_operator.controller import INDEXES, Controller
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
-from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.cache import Cache
-from finetune_operator.framework.client import HttpKubeClient, KubeClient, load_configuration
+from finetune_operator.framework.client import HttpKubeClient, StreamClient, load_configuration
 from finetune_operator.framework.reconcile import Kind, Reconciler
+from finetune_operator.kinds import WATCHED_OWNERS
 from finetune_operator.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
@@ -25,9 +25,9 @@ _WARNINGS_ONLY: Final = ("kopf.objects", "kopf.activities.probe", "aiohttp.acces
 """Kopf and its web server log every watch event, every probe and every request at level info."""
 
 
-def build(client: KubeClient, settings: Settings) -> Controller:
+def build(client: StreamClient, settings: Settings) -> Controller:
     """The controller with both kinds."""
-    cache = Cache(OUTPUT_INDEX)
+    cache = Cache(INDEXES, WATCHED_OWNERS)
     kinds: list[Kind[Any, Any]] = [
         fine_tune_job_kind(client, cache, settings),
         adapter_deployment_kind(client, cache, settings),
@@ -36,8 +36,8 @@ def build(client: KubeClient, settings: Settings) -> Controller:
     return Controller(client, cache, reconciler, settings)
 
 
-def run(client: KubeClient, settings: Settings, health: str) -> None:
-    """Watch and reconcile until a signal ends the process; raises the error that ended a watch stream."""
+def run(client: StreamClient, settings: Settings, health: str) -> None:
+    """Watch and reconcile until a signal ends the process; raises ApiError if the first LISTs fail."""
     registry = kopf.OperatorRegistry()
     handlers.register(registry, build(client, settings))
     kopf_settings = kopf.OperatorSettings()

@@ -1,83 +1,118 @@
-"""The running operator: watch events fill the cache and the queue, worker threads reconcile, a resync finds the rest.
+"""The running operator: informers fill the cache and the queue, worker threads reconcile, a resync gives turns to all.
 
-Kopf calls ``seen`` from its event loop, which must not block: everything that blocks runs in the threads.
+Each informer, each worker and the resync has a thread of its own, which survives any error.
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Iterable
 from typing import Final
 
-from finetune_api import meta
-from finetune_operator.framework.cache import CHILDREN, Cache
-from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.adapterdeployment.followed import SOURCE_INDEX, FollowedJob
+from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
+from finetune_operator.framework.client import ApiError, Selection, StreamClient
+from finetune_operator.framework.informer import Informer
 from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.framework.ownership import Key, owner_key
 from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.framework.workqueue import WorkQueue
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS, CUSTOM_RESOURCES, FINETUNEJOBS
+from finetune_operator.kinds import CUSTOM_RESOURCES, FINETUNEJOBS, selector
 from finetune_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CHILD_SELECTOR: Final = f"{meta.LABEL_MANAGED_BY}={meta.MANAGED_BY}"
+INDEXES: Final[Indexes] = {**OUTPUT_INDEX, **SOURCE_INDEX}
+"""How custom resources are found by what they publish and what they serve."""
+_KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
 RESYNC_SPREAD: Final = 0.5
 """A resync spreads the turns of all resources over this share of its period."""
+_LEAST, _MOST = 0.9, 1.1
+"""Between these times the period, so that operators of one cluster do not resync together."""
 
 
 class Controller:
-    """Cache, queue and threads. ``start`` once, then ``seen`` for each event, then ``stop``."""
+    """Cache, queue and threads. ``start`` once, then ``stop``."""
 
-    def __init__(self, client: KubeClient, cache: Cache, reconciler: Reconciler, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, client: StreamClient, cache: Cache, reconciler: Reconciler, settings: Settings) -> None:
         self._cache = cache
         self._reconciler = reconciler
         self._settings = settings
         self._stopping = threading.Event()
-        self._last_event = time.monotonic()
-        self._threads: list[threading.Thread] = []
+        self._resynced = time.monotonic()
+        self._workers: list[threading.Thread] = []
+        namespaces: list[str | None] = [*settings.namespaces] or [None]
+        self._informers = [
+            Informer(
+                client,
+                cache,
+                Selection(resource, namespace, selector(resource)),
+                changed=self.changed,
+                seen=self.seen,
+            )
+            for resource in (*CUSTOM_RESOURCES, *CHILDREN)
+            for namespace in namespaces
+        ]
         self.queue: WorkQueue[Key] = WorkQueue()
 
     def start(self) -> None:
-        """Read everything once, then start the threads; raises ApiError if the first LIST fails."""
-        self._seed()
-        self._add_all(within=0)
+        """Read everything once, then start the threads; raises ApiError if a LIST fails."""
+        period = self._settings.resync_seconds
+        for informer in self._informers:
+            informer.list(period)
+        for informer in self._informers:
+            threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
         targets = [self._work] * self._settings.workers + [self._resync]
-        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
-        for thread in self._threads:
+        self._workers = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in self._workers:
             thread.start()
 
     def stop(self, timeout: float = 30) -> None:
-        """Let running reconciliations finish, for ``timeout`` seconds at most."""
+        """Let running reconciliations finish, for ``timeout`` seconds at most. Informers write nothing and just end."""
         self._stopping.set()
         self.queue.close()
         deadline = time.monotonic() + timeout
-        for thread in self._threads:
+        for thread in self._workers:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def seen(self, resource: Resource, gone: bool, found: Object) -> None:
         """Record what a watch stream showed, and give the custom resource a turn if that is news."""
-        self._last_event = time.monotonic()
         news = self._cache.forget(resource, found) if gone else self._cache.record(resource, found)
-        key = _key(resource, found)
-        if news and key is not None:
-            self.queue.add(key)
+        if news:
+            self._add(resource, found)
         # News or not: the cache knows of a status that the operator wrote itself, the followers do not.
         if resource == FINETUNEJOBS:
-            self._wake_followers(found["metadata"]["namespace"], found["metadata"]["name"])
+            self._wake_followers(found)
 
-    def event_age(self) -> float:
-        """Seconds since the last watch event."""
-        return time.monotonic() - self._last_event
+    def changed(self, resource: Resource, found: Object) -> None:
+        """Give the custom resource a turn because of what a LIST has changed in the cache."""
+        self._add(resource, found)
+        if resource == FINETUNEJOBS:
+            self._wake_followers(found)
 
-    def _wake_followers(self, namespace: str, name: str) -> None:
+    def sync_ages(self) -> dict[str, float]:
+        """By kind, as plural: seconds since the API server last said something about it."""
+        ages: dict[str, float] = {}
+        for informer in self._informers:
+            plural = informer.selection.resource.plural
+            ages[plural] = max(ages.get(plural, 0.0), informer.age())
+        return ages
+
+    def resync_delay(self) -> float:
+        """Seconds by which the next resync is late."""
+        return max(0.0, time.monotonic() - self._resynced - _MOST * self._settings.resync_seconds)
+
+    def _add(self, resource: Resource, found: Object) -> None:
+        key = _key(resource, found)
+        if key is not None:
+            self.queue.add(key)
+
+    def _wake_followers(self, job: Object) -> None:
         """Give a turn to the AdapterDeployments whose source is this FineTuneJob."""
-        for follower in self._cache.all(ADAPTERDEPLOYMENTS):
-            source = follower["spec"].get("source", {}).get("fineTuneJob", {}).get("name")
-            if source == name and follower["metadata"]["namespace"] == namespace:
-                self.queue.add(Key(ADAPTERDEPLOYMENTS.kind, namespace, follower["metadata"]["name"]))
+        metadata = job["metadata"]
+        for follower in self._cache.indexed_names(FollowedJob(metadata["namespace"], metadata["name"])):
+            self.queue.add(follower)
 
     def _work(self) -> None:
         while (key := self.queue.take()) is not None:
@@ -91,37 +126,24 @@ class Controller:
                 logger.exception("%s: reconciliation failed", "/".join(key))
 
     def _resync(self) -> None:
-        """LIST everything periodically: finds what the streams missed, and gives every resource a turn."""
+        """Give every resource a turn periodically, for what no event tells. Informers LIST by themselves."""
         period = self._settings.resync_seconds
-        while not self._stopping.wait(period * random.uniform(0.9, 1.1)):  # noqa: S311 - jitter
+        while not self._stopping.wait(period * random.uniform(_LEAST, _MOST)):  # noqa: S311 - jitter
             try:
-                self._seed()
                 self._add_all(within=period * RESYNC_SPREAD)
-            except ApiError as error:
-                logger.warning("resync failed: %s", error)
-
-    def _seed(self) -> None:
-        for resource in CUSTOM_RESOURCES:
-            self._list(resource, "")
-        for resource in CHILDREN:
-            self._list(resource, CHILD_SELECTOR)
-
-    def _list(self, resource: Resource, labels: str) -> None:
-        before = self._cache.versions(resource)
-        namespaces: Iterable[str | None] = self._settings.namespaces or [None]
-        listed = [found for namespace in namespaces for found in self._client.select(resource, namespace, labels)]
-        self._cache.replace(resource, before, listed)
+                self._resynced = time.monotonic()
+            except Exception:  # a defect must not end the thread; the probe tells how old the last resync is
+                logger.exception("resync failed")
 
     def _add_all(self, within: float) -> None:
         for resource in CUSTOM_RESOURCES:
-            for found in self._cache.all(resource):
-                key = _key(resource, found)
-                if key is not None:
-                    self.queue.add(key, random.uniform(0, within))  # noqa: S311 - jitter
+            for key in self._cache.names(resource):
+                self.queue.add(key, random.uniform(0, within))  # noqa: S311 - jitter
 
 
 def _key(resource: Resource, found: Object) -> Key | None:
-    """The custom resource to reconcile for an object: itself, or its owner."""
+    """The custom resource to reconcile for an object: itself, or its owner. None for what names no kind of ours."""
     if resource in CUSTOM_RESOURCES:
         return Key(resource.kind, found["metadata"]["namespace"], found["metadata"]["name"])
-    return owner_key(found)
+    owner = owner_key(found)
+    return owner if owner and owner.kind in _KINDS else None

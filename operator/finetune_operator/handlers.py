@@ -1,12 +1,12 @@
-"""Everything that Kopf is told: which streams to watch, how to log in, what is healthy. Handlers only pass things on.
+"""Everything that Kopf is told: how to log in, what to do at start and end, what is healthy. It runs the process.
 
-Only ``on.event`` handlers: they write nothing to the objects, need no finalizer and have no state that could be lost.
-Retries, which they lack, are the work queue's (docs/decisions/0003-level-triggered-kopf.md).
+It watches nothing: the informers do (docs/decisions/0017-informers-of-our-own.md).
 
-One event, followed through the operator: the pod that trains has ended, and Kopf's stream shows it to ``enqueue``.
+One event, followed through the operator: the pod that trains has ended, and a watch stream shows it.
 
-1. ``Controller.seen`` records the pod in ``framework/cache.py``, reads the name of its FineTuneJob from its labels
-   (``framework/ownership.py``) and adds that key to ``framework/workqueue.py``. Nothing blocks Kopf's event loop.
+1. The informer of pods (``framework/informer.py``) passes it to ``Controller.seen``, which records the pod in
+   ``framework/cache.py``, reads the name of its FineTuneJob from its labels (``framework/ownership.py``) and adds that
+   key to ``framework/workqueue.py``.
 2. A worker thread of the controller takes the key and gives it to ``framework/reconcile.py``, which knows the rest of
    the way for either kind: observe, plan, apply, write the status, write events.
 3. ``finetunejob/observe.py`` reads the FineTuneJob, its Jobs and their pods from the cache, and a few objects from the
@@ -24,52 +24,33 @@ A crash between any two of these steps costs nothing: the next pass observes wha
 AdapterDeployment takes the same way through ``adapterdeployment/``.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import kopf
 
-from finetune_api import meta
-from finetune_operator.controller import CHILD_SELECTOR, Controller
-from finetune_operator.framework.cache import CHILDREN
-from finetune_operator.framework.objects import Resource
-from finetune_operator.kinds import CUSTOM_RESOURCES
+from finetune_operator.controller import Controller
 
 MAX_STANDSTILL: Final = 300.0
 """Seconds without the end of any reconciliation, while there is one to do, before the operator is restarted. A long
 queue that moves is no reason: its length is a metric."""
-
-
-class _NoDiffBase(kopf.DiffBaseStorage):
-    """Kopf would copy each object on each event to find out what changed; nothing here needs that."""
-
-    def build(self, **_: Any) -> kopf.BodyEssence:
-        return kopf.BodyEssence()
-
-    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
-        return None
-
-    def store(self, **_: Any) -> None:
-        """Keep nothing."""
+MAX_SYNC_AGE: Final = 1800.0
+"""Seconds without a word about a kind. Informers go on by themselves, so a restart is the last resort: it helps if this
+process lost its credentials or its network, and not if the API server is down."""
+MAX_RESYNC_DELAY: Final = 600.0
+"""Seconds by which a resync may be late."""
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
-    """Kopf's settings: it writes nothing to objects, and streams only the children that the operator labels."""
+    """Kopf's settings: no peers, no events, no look at what the cluster offers."""
     settings.peering.standalone = True
     settings.posting.enabled = False
-    settings.persistence.finalizer = f"{meta.GROUP}/finalizer"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=meta.GROUP)
-    settings.persistence.diffbase_storage = _NoDiffBase()
     settings.networking.connect_timeout = 5
     settings.networking.request_timeout = 30
     settings.scanning.disabled = True
-    for resource in CHILDREN:
-        group = resource.api_version.rpartition("/")[0]
-        settings.watching.label_selectors[group, resource.plural] = CHILD_SELECTOR
 
 
 def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
-    """Connect Kopf's streams and probes to the controller."""
+    """Connect Kopf's start, end and probes to the controller."""
 
     @kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
     def start(**_: Any) -> None:
@@ -91,16 +72,15 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
         return standstill
 
     @kopf.on.probe(registry=registry)
-    def event_age_seconds(**_: Any) -> float:
-        return controller.event_age()
+    def sync_age_seconds(**_: Any) -> dict[str, float]:
+        ages = controller.sync_ages()
+        if late := [kind for kind, age in ages.items() if age > MAX_SYNC_AGE]:
+            raise RuntimeError(f"the API server has said nothing for {MAX_SYNC_AGE:.0f} s about {', '.join(late)}")
+        return ages
 
-    for resource in (*CUSTOM_RESOURCES, *CHILDREN):
-        _watch(registry, controller, resource)
-
-
-def _watch(registry: kopf.OperatorRegistry, controller: Controller, resource: Resource) -> None:
-    group, _, version = resource.api_version.rpartition("/")
-
-    @kopf.on.event(group, version, resource.plural, registry=registry, id=f"watch-{resource.plural}")
-    async def enqueue(event: Mapping[str, Any], **_: Any) -> None:
-        controller.seen(resource, event["type"] == "DELETED", dict(event["object"]))
+    @kopf.on.probe(registry=registry)
+    def resync_delay_seconds(**_: Any) -> float:
+        delay = controller.resync_delay()
+        if delay > MAX_RESYNC_DELAY:
+            raise RuntimeError(f"the resync is {delay:.0f} s late")
+        return delay

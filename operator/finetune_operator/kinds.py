@@ -1,10 +1,28 @@
-"""The two kinds of custom resource, as the API server names them."""
+"""The two kinds of custom resource, as the API server names them, and which of their children are watched."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from finetune_api import meta
-from finetune_operator.framework.objects import Resource
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Resource
 
 FINETUNEJOBS: Final = Resource(meta.API_VERSION, meta.FINETUNEJOB, meta.FINETUNEJOBS)
 ADAPTERDEPLOYMENTS: Final = Resource(meta.API_VERSION, meta.ADAPTERDEPLOYMENT, meta.ADAPTERDEPLOYMENTS)
 CUSTOM_RESOURCES: Final = (FINETUNEJOBS, ADAPTERDEPLOYMENTS)
+
+_ALL: Final = tuple(each.kind for each in CUSTOM_RESOURCES)
+_SERVING: Final = (ADAPTERDEPLOYMENTS.kind,)
+_OF_SERVING: Final = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
+"""FineTuneJobs have Services and ConfigMaps too, thousands of them. They are read in the rare cases that need them."""
+WATCHED_OWNERS: Final[Mapping[Resource, tuple[str, ...]]] = dict.fromkeys(_OF_SERVING, _SERVING)
+"""By kind of child: the kinds of custom resources whose children are watched. Children of other kinds: of both."""
+
+
+def selector(resource: Resource) -> str:
+    """The label selector of what is watched of a kind; empty for a custom resource.
+
+    It asks for a label of our own. Of ``app.kubernetes.io/managed-by`` others may think that it is theirs to change.
+    """
+    if resource in CUSTOM_RESOURCES:
+        return ""
+    return f"{meta.LABEL_OWNER_KIND} in ({','.join(WATCHED_OWNERS.get(resource, _ALL))})"

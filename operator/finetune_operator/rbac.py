@@ -51,18 +51,18 @@ RULES: Final = (
     Rule(ADAPTERDEPLOYMENTS, ("get", "list", "watch")),
     Rule(ADAPTERDEPLOYMENTS, ("patch",), "status"),
     Rule(ADAPTERDEPLOYMENTS, ("update",), "finalizers"),
-    # Inputs of stages.
-    Rule(CONFIG_MAPS, ("get", "list", "create", "delete")),
+    # Inputs of stages; watched are those of AdapterDeployments.
+    Rule(CONFIG_MAPS, ("get", "list", "watch", "create", "delete")),
     # Stages; patch is for suspend.
     Rule(JOBS, ("get", "list", "watch", "create", "patch", "delete")),
     # Results, progress, and why a pod waits or failed.
     Rule(PODS, ("list", "watch")),
     # Serving; patch is server-side apply.
     Rule(DEPLOYMENTS, ("get", "list", "watch", "create", "patch", "delete")),
-    Rule(SERVICES, ("get", "list", "create", "patch", "delete")),
+    Rule(SERVICES, ("get", "list", "watch", "create", "patch", "delete")),
     # Whether clients reach the revision that serves.
     Rule(ENDPOINT_SLICES, ("list", "watch")),
-    Rule(NETWORK_POLICIES, ("get", "list", "create", "patch", "delete")),
+    Rule(NETWORK_POLICIES, ("get", "list", "watch", "create", "patch", "delete")),
     # Whether the runner's ServiceAccount exists.
     Rule(SERVICE_ACCOUNTS, ("get",)),
     # Created on the custom resources; listed to find out why a Job could not create its pod.

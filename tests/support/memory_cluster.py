@@ -17,6 +17,7 @@ from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.freeze import made
 from finetune_api.stages import StageInput
+from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, SERVICE_ACCOUNTS, Object, Resource
@@ -153,7 +154,7 @@ class MemoryCluster:
             self._job_status(job, {"active": 1, "startTime": timestamp(self.now)})
 
     def _new_pod(self, job: Object) -> None:
-        owner = {"uid": job["metadata"]["uid"], "controller": True, "kind": "Job"}
+        owner = {"uid": job["metadata"]["uid"], "controller": True, "kind": "Job", "name": job["metadata"]["name"]}
         metadata = {
             "name": f"{job['metadata']['name']}-{next(self._numbers)}",
             "namespace": NAMESPACE,
@@ -221,6 +222,15 @@ def merged(value: Object, patch: Object) -> Object:
         else:
             result[key] = change
     return result
+
+
+def read_all(cache: Cache, cluster: MemoryCluster) -> None:
+    """A LIST of everything that an operator watches, as its informers do it."""
+    for resource in (FINETUNEJOBS, *CHILDREN):
+        asked = cache.moment()
+        for found in cluster.select(resource, None):
+            cache.record(resource, found, asked)
+        cache.sweep(resource, None, asked)
 
 
 def fine_tune_job(name: str = "walk") -> Object:

@@ -27,7 +27,7 @@ from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator import __main__ as program
 from finetune_operator.finetunejob import stage_jobs
-from finetune_operator.framework.client import ApiError, HttpKubeClient, KubeClient
+from finetune_operator.framework.client import PAGE, ApiError, Change, HttpKubeClient, Page, Selection, StreamClient
 from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.settings import Settings
 from hack.cluster.layout import free_port
@@ -69,9 +69,9 @@ class Start:
 
 @dataclass
 class FaultyClient:
-    """A KubeClient whose calls fail as asked."""
+    """A StreamClient whose calls fail as asked; its streams do not."""
 
-    inner: KubeClient
+    inner: StreamClient
     faults: list[Fault]
     crash_after: int = 0
     writes_log: Path | None = None
@@ -98,6 +98,12 @@ class FaultyClient:
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         self._call("delete", resource, namespace, name, uid)
+
+    def pages(self, selection: Selection, limit: int = PAGE) -> Iterator[Page]:
+        return self.inner.pages(selection, limit)
+
+    def watch(self, selection: Selection, version: int, seconds: int) -> Iterator[Change]:
+        return self.inner.watch(selection, version, seconds)
 
     def _call(self, verb: str, resource: Resource, *arguments: Any) -> Any:
         fault = self._next_fault(verb, resource.kind)

@@ -18,12 +18,13 @@ from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportForma
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source, controller_uid
+from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Event, Patch, Plan
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
+from finetune_operator.framework.ownership import controller_uid
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -224,8 +225,8 @@ class ServingCluster:
         labels, pods = deployment["spec"]["template"]["metadata"]["labels"], self.pods.get(name, [])[:wanted]
         self.pods[name] = pods
         for number in range(len(pods), wanted):
-            metadata = {"name": f"{name}-{number}", "labels": labels, "creationTimestamp": timestamp(self.now)}
-            pods.append({"metadata": metadata, "status": copy.deepcopy(UNSCHEDULABLE)})
+            pods.append(server_pod(name, f"{name}-{number}", labels, copy.deepcopy(UNSCHEDULABLE)))
+            pods[-1]["metadata"]["creationTimestamp"] = timestamp(self.now)
         for pod in pods:
             if "startTime" not in pod["status"] and self.held() < self.room:
                 pod["status"] = self._started(digest)
@@ -340,6 +341,12 @@ def pod_status(fate: Reason | None) -> Object:
             "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
         }
     return {"initContainerStatuses": [fetched], "containerStatuses": [server]}
+
+
+def server_pod(deployment: str, name: str, labels: dict[str, str], status: Object) -> Object:
+    """A pod of a Deployment's ReplicaSet."""
+    controller = {"kind": "ReplicaSet", "name": f"{deployment}-5d8f", "uid": f"uid-of-{deployment}", "controller": True}
+    return {"metadata": {"name": name, "labels": labels, "ownerReferences": [controller]}, "status": status}
 
 
 def job_pod(job: Object, result: StageResult) -> Object:

@@ -29,6 +29,7 @@ from tests.support.serving import (
     following,
     pinned,
     published,
+    server_pod,
     serving,
     shown,
     uri,
@@ -259,9 +260,9 @@ class TestEvents:
         cluster.reconcile()
         assert cluster.status.candidate is not None
         unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
-        labels = cluster.objects[DEPLOYMENTS][cluster.status.candidate.deployment]["spec"]["template"]["metadata"]
-        pod = {"metadata": {"name": "p", **labels}, "status": {"conditions": [unschedulable]}}
-        cluster.pods[cluster.status.candidate.deployment] = [pod]
+        name = cluster.status.candidate.deployment
+        labels = cluster.objects[DEPLOYMENTS][name]["spec"]["template"]["metadata"]["labels"]
+        cluster.pods[name] = [server_pod(name, "p", labels, {"conditions": [unschedulable]})]
         for _ in range(2):
             cluster.reconcile()
         assert [(event.type, event.reason) for event in cluster.events[-2:]] == [

@@ -14,16 +14,25 @@ from finetune_api.storage import Storage
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import LABEL_SERVICE, ObservedJob
 from finetune_operator.finetunejob.output import OUTPUT_INDEX
-from finetune_operator.framework.cache import CHILDREN, Cache
-from finetune_operator.framework.objects import ENDPOINT_SLICES, JOBS, SERVICE_ACCOUNTS, SERVICES, Object, Resource
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.objects import (
+    ENDPOINT_SLICES,
+    JOBS,
+    PODS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Object,
+    Resource,
+)
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import FINETUNEJOBS
+from finetune_operator.outcome.job import State
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import stage_job
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
-from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
+from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, read_all, runner
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +63,18 @@ def training(nodes: int) -> tuple[AskedCluster, StageRequest]:
     return cluster, request
 
 
+def observe(cluster: AskedCluster) -> ObservedJob:
+    """The FineTuneJob as the operator sees it."""
+    cache = Cache(OUTPUT_INDEX)
+    read_all(cache, cluster)
+    raw = cache.get(FINETUNEJOBS, NAMESPACE, "walk")
+    assert raw is not None
+    cluster.asked.clear()
+    seen = fine_tune_job_kind(cluster, cache, SETTINGS).observe(raw, cluster.now)
+    assert isinstance(seen, ObservedJob)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("nodes", "there", "asks", "missing"),
     [
@@ -73,15 +94,7 @@ def test_the_service_of_pods_that_train_together(
     for resource in there:
         cluster.create(resource, service)
     cluster.create(SERVICE_ACCOUNTS, runner())
-    cache = Cache(OUTPUT_INDEX)
-    for resource in (FINETUNEJOBS, *CHILDREN):
-        cache.replace(resource, {}, cluster.select(resource, None))
-    raw = cache.get(FINETUNEJOBS, NAMESPACE, "walk")
-    assert raw is not None
-    cluster.asked.clear()
-    seen = fine_tune_job_kind(cluster, cache, SETTINGS).observe(raw, cluster.now)
-    assert isinstance(seen, ObservedJob)
-    [job] = seen.jobs
+    [job] = observe(cluster).jobs
     assert (SERVICES in cluster.asked, job.peers_missing) == (asks, missing)
 
 
@@ -114,9 +127,42 @@ def test_who_goes_first_with_an_output(rival: dict[str, Any], conflicts: bool) -
     for part, changes in rival.items():
         elder[part] |= changes
     cache = Cache(OUTPUT_INDEX)
-    cache.replace(FINETUNEJOBS, {}, [mine, elder])
+    for each in (mine, elder):
+        cache.record(FINETUNEJOBS, each)
     rule = TenancyRule(namespaces=["*"], inputs=["s3://models", "s3://data"])
     settings = SETTINGS.model_copy(update={"tenancy": Tenancy(rules=[rule])})
     seen = fine_tune_job_kind(cluster, cache, settings).observe(mine, cluster.now)
     assert isinstance(seen, ObservedJob)
     assert seen.conflicting_job == ("elder" if conflicts else "")
+
+
+STAGE_JOB: Object = {"kind": "Job", "name": "walk-train-1", "uid": "uid-of-a-job-that-is-gone", "controller": True}
+
+
+@pytest.mark.parametrize(
+    ("reference", "counts", "orphaned"),
+    [
+        ({"controller": True, "kind": "Job"}, True, False),
+        ({"kind": "Job"}, False, False),
+        ({"controller": False, "kind": "Job"}, False, False),
+        (STAGE_JOB, False, True),
+        (STAGE_JOB | {"name": "somebody-elses"}, False, False),
+        (STAGE_JOB | {"kind": "ReplicaSet"}, False, False),
+        (None, False, False),
+    ],
+)
+def test_a_pod_counts_only_under_a_controller_reference_to_a_job_of_ours(
+    reference: Object | None, counts: bool, orphaned: bool
+) -> None:
+    """Anybody in the namespace may make a pod with our labels: it neither ends the stage nor holds up the next run."""
+    cluster, request = training(1)
+    cluster.create(SERVICE_ACCOUNTS, runner())
+    job = cluster.objects[JOBS.kind, request.name]
+    references = [] if reference is None else [{"name": request.name, "uid": job["metadata"]["uid"]} | reference]
+    metadata = {"name": "pod", "namespace": NAMESPACE, "labels": job["metadata"]["labels"]}
+    status = {"phase": "Running", "podIP": "192.0.2.1"}
+    cluster.create(PODS, {"metadata": metadata | {"ownerReferences": references}, "status": status})
+    seen = observe(cluster)
+    assert [each.verdict.state is State.RUNNING for each in seen.jobs] == [counts]
+    assert [each.verdict.attempts for each in seen.jobs] == [int(counts)]
+    assert bool(seen.orphan_pods) is orphaned

@@ -13,14 +13,14 @@ from finetune_api.reasons import Reason, remedy
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.output import OUTPUT_INDEX
 from finetune_operator.framework.api_failures import LASTING
-from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import CONFIG_MAPS, EVENTS, JOBS, SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.framework.ownership import Key
 from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
-from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, runner
+from tests.support.memory_cluster import NAMESPACE, MemoryCluster, fine_tune_job, read_all, runner
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -85,8 +85,7 @@ class Operator:
     def turn(self, after: timedelta = timedelta()) -> str:
         """A pass, some time after the one before; what fails, in the server's words."""
         self.cluster.now += after
-        for resource in (FINETUNEJOBS, *CHILDREN):
-            self._cache.replace(resource, self._cache.versions(resource), self.cluster.select(resource, None))
+        read_all(self._cache, self.cluster)
         try:
             self._reconciler.reconcile(KEY)
         except ApiError as error:

@@ -1,9 +1,10 @@
-"""The cache under what streams really do: repeat, reorder, miss; and the merge patch of a status."""
+"""The cache under what lists and streams really do: repeat, reorder, miss; and the merge patch of a status."""
 
 from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from finetune_api import meta
 from finetune_operator.finetunejob.observe import elder_publishers
 from finetune_operator.finetunejob.output import OUTPUT_INDEX, Output, output_of
 from finetune_operator.framework.cache import Cache
-from finetune_operator.framework.objects import JOBS, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, Object
 from finetune_operator.framework.ownership import Key, Owner
 from finetune_operator.framework.stored_status import merge_patch, sparse
-from finetune_operator.kinds import FINETUNEJOBS
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS, WATCHED_OWNERS
 from tests.support.memory_cluster import merged
 
 pytestmark = pytest.mark.unit
@@ -29,6 +30,11 @@ def child(version: int, uid: str = "a", owner: str = "ft") -> Object:
     """A Job of a FineTuneJob."""
     metadata = Owner(FINETUNEJOBS, "team", owner, "owner").metadata("job")
     return {"metadata": metadata | {"uid": uid, "resourceVersion": str(version), "managedFields": ["much"]}}
+
+
+def uids(cache: Cache) -> list[str]:
+    """The Jobs that the cache knows."""
+    return [found["metadata"]["uid"] for found in cache.children(KEY, JOBS)]
 
 
 def publisher(name: str, version: int, output: str, endpoint: str = "", namespace: str = "team") -> Object:
@@ -56,24 +62,164 @@ def test_what_was_deleted_does_not_come_back() -> None:
     """The answer to a write may arrive after the event of the deletion; a new object of the name is another one."""
     cache = Cache(OUTPUT_INDEX)
     cache.record(JOBS, child(1))
-    assert cache.forget(JOBS, child(2))
-    assert not cache.record(JOBS, child(3))
+    assert cache.forget(JOBS, child(3))
+    assert [cache.record(JOBS, child(version)) for version in (1, 2, 3)] == [False, False, False]
     assert cache.children(KEY, JOBS) == []
     assert cache.record(JOBS, child(4, uid="b"))
-    assert not cache.forget(JOBS, child(2))
+    assert not cache.forget(JOBS, child(3))
     assert len(cache.children(KEY, JOBS)) == 1
+
+
+def test_what_lost_its_label_comes_back_with_it() -> None:
+    """A stream shows an object that loses the label as deleted, and as added when it gets the label back."""
+    cache = Cache(OUTPUT_INDEX)
+    cache.record(JOBS, child(1))
+    assert cache.forget(JOBS, child(2))
+    assert cache.record(JOBS, child(3))
+    assert uids(cache) == ["a"]
+    assert not cache.forget(JOBS, child(2)), "the event of an earlier loss, after our own repair"
+    assert uids(cache) == ["a"]
 
 
 def test_a_list_finds_what_the_stream_missed() -> None:
     """Gone is what was known before the LIST and is not in it; what came during the LIST stays."""
     cache = Cache(OUTPUT_INDEX)
     cache.record(JOBS, child(1))
-    before = cache.versions(JOBS)
+    asked = cache.moment()
     late = child(5, uid="late")
     late["metadata"]["name"] = "late"
     cache.record(JOBS, late)
-    cache.replace(JOBS, before, [])
-    assert [found["metadata"]["uid"] for found in cache.children(KEY, JOBS)] == ["late"]
+    assert [found["metadata"]["uid"] for found in cache.sweep(JOBS, None, asked)] == ["a"]
+    assert uids(cache) == ["late"]
+
+
+def test_a_list_counts_more_than_a_tombstone_from_before_it() -> None:
+    cache = Cache(OUTPUT_INDEX)
+    cache.record(JOBS, child(1))
+    cache.forget(JOBS, child(2))
+    asked = cache.moment()
+    assert cache.record(JOBS, child(2), asked)
+    assert uids(cache) == ["a"]
+
+
+def test_a_deletion_during_a_list_counts_more_than_its_pages() -> None:
+    cache = Cache(OUTPUT_INDEX)
+    cache.record(JOBS, child(1))
+    asked = cache.moment()
+    cache.forget(JOBS, child(2))
+    assert not cache.record(JOBS, child(1), asked)
+    assert cache.sweep(JOBS, None, asked) == []
+    assert uids(cache) == []
+
+
+def test_a_restored_etcd_has_lower_versions() -> None:
+    """What is read now is what there is; what the operator wrote since it asked is newer still."""
+    cache = Cache(OUTPUT_INDEX)
+    cache.record(JOBS, child(900))
+    assert cache.record(JOBS, child(40), cache.moment())
+    assert cache.children(KEY, JOBS)[0]["metadata"]["resourceVersion"] == "40"
+    asked = cache.moment()
+    cache.record(JOBS, child(50))
+    assert not cache.record(JOBS, child(41), asked)
+    assert cache.children(KEY, JOBS)[0]["metadata"]["resourceVersion"] == "50"
+
+
+def test_a_list_of_one_namespace_says_nothing_of_others() -> None:
+    cache = Cache(OUTPUT_INDEX)
+    cache.record(JOBS, child(1))
+    assert cache.sweep(JOBS, "elsewhere", cache.moment()) == []
+    assert uids(cache) == ["a"]
+
+
+@dataclass
+class Server:
+    """What the API server has, and the events that a stream has yet to show."""
+
+    version: int = 0
+    objects: dict[str, Object] = field(default_factory=dict)
+    events: list[tuple[bool, Object]] = field(default_factory=list)
+
+    def change(self, name: str) -> None:
+        """Create or change an object, which keeps its uid as long as it exists."""
+        self.version += 1
+        uid = self.objects[name]["metadata"]["uid"] if name in self.objects else f"{name}-{self.version}"
+        self.objects[name] = named(name, self.version, uid)
+        self.events.append((False, self.objects[name]))
+
+    def remove(self, name: str) -> None:
+        if name in self.objects:
+            self.version += 1
+            gone = self.objects.pop(name)
+            self.events.append((True, named(name, self.version, gone["metadata"]["uid"])))
+
+
+def named(name: str, version: int, uid: str) -> Object:
+    found = child(version, uid)
+    found["metadata"]["name"] = name
+    return found
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["change", "remove", "watch", "answer", "lose events", "list"]), st.sampled_from("ab"))
+)
+
+
+@given(STEPS)
+def test_after_a_list_the_cache_is_what_the_api_server_has(steps: list[tuple[str, str]]) -> None:
+    """Whatever came before, in whatever order: events late or lost, answers to writes before their events.
+
+    And whatever comes late afterwards changes nothing.
+    """
+    server, cache = Server(), Cache(OUTPUT_INDEX)
+    late: list[tuple[bool, Object]] = []
+
+    def show(events: list[tuple[bool, Object]]) -> None:
+        for gone, found in events:
+            if gone:
+                cache.forget(JOBS, found)
+            else:
+                cache.record(JOBS, found)
+
+    def read() -> None:
+        asked = cache.moment()
+        for found in server.objects.values():
+            cache.record(JOBS, found, asked)
+        cache.sweep(JOBS, None, asked)
+        known = {each["metadata"]["name"]: each["metadata"]["resourceVersion"] for each in cache.all(JOBS)}
+        assert known == {name: each["metadata"]["resourceVersion"] for name, each in server.objects.items()}
+
+    for what, name in steps:
+        match what:
+            case "change":
+                server.change(name)
+            case "remove":
+                server.remove(name)
+            case "watch":
+                show(server.events)
+                server.events.clear()
+            case "answer" if name in server.objects:
+                cache.record(JOBS, server.objects[name])
+            case "lose events":
+                late += server.events
+                server.events.clear()
+            case "list":
+                read()
+    read()
+    show(late)
+    show(server.events)
+    read()
+
+
+def test_no_more_is_kept_than_is_observed() -> None:
+    """Of the children that are not watched, the operator's own writes are not kept either."""
+    cache = Cache(OUTPUT_INDEX, WATCHED_OWNERS)
+    ours = {"metadata": Owner(FINETUNEJOBS, "team", "ft", "u").metadata("c") | {"uid": "u", "resourceVersion": "1"}}
+    theirs = {
+        "metadata": Owner(ADAPTERDEPLOYMENTS, "team", "s", "u").metadata("d") | {"uid": "v", "resourceVersion": "1"}
+    }
+    foreign = {"metadata": {"namespace": "team", "name": "e", "uid": "w", "resourceVersion": "1"}}
+    assert [cache.record(CONFIG_MAPS, each) for each in (ours, theirs, foreign)] == [False, True, False]
+    assert [found["metadata"]["name"] for found in cache.all(CONFIG_MAPS)] == ["d"]
 
 
 def test_publishers_follow_the_spec() -> None:
@@ -88,7 +234,7 @@ def test_publishers_follow_the_spec() -> None:
     assert [each["metadata"]["name"] for each in cache.indexed(wanted)] == ["two"]
     cache.forget(FINETUNEJOBS, publisher("two", 4, "s3://b/x"))
     assert cache.indexed(wanted) == []
-    assert len(cache.all(FINETUNEJOBS)) == 2
+    assert {key.name for key in cache.names(FINETUNEJOBS)} == {"one", "foreign"}
 
 
 def test_a_bucket_of_the_same_name_in_another_store_is_another_bucket() -> None:

@@ -276,7 +276,8 @@ def conditions_only(status: Object) -> Object:
     memory = served(REFUSED)
     memory.objects[ADAPTERDEPLOYMENTS.kind, "demo"]["status"] = copy.deepcopy(status)
     cache = Cache()
-    cache.replace(ADAPTERDEPLOYMENTS, {}, memory.select(ADAPTERDEPLOYMENTS, None))
+    for found in memory.select(ADAPTERDEPLOYMENTS, None):
+        cache.record(ADAPTERDEPLOYMENTS, found)
     kinds = {ADAPTERDEPLOYMENTS.kind: adapter_deployment_kind(memory, cache, SETTINGS)}
     Reconciler(memory, cache, kinds, lambda: memory.now).reconcile(Key(ADAPTERDEPLOYMENTS.kind, "team", "demo"))
     after: Object = memory.objects[ADAPTERDEPLOYMENTS.kind, "demo"]["status"]

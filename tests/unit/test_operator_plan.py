@@ -322,9 +322,7 @@ def conditions(plan_: Plan[FineTuneJobStatus]) -> dict[str, str]:
         (State.SUSPENDED, Reason.SUSPENDED, False, False),
     ],
 )
-def test_a_run_that_waits_for_a_place_may_be_changed(
-    state: State, reason: Reason, running: bool, frozen: bool
-) -> None:
+def test_a_run_that_waits_for_a_place_may_be_changed(state: State, reason: Reason, running: bool, frozen: bool) -> None:
     """The remedies say "choose another profile": then a new run begins, in which finished stages are reused."""
     waiting = job(Stage.TRAIN, state, verdict=Verdict(state, reason, "It waits."))
     first = plan(observed(jobs=(RESOLVED, done(Stage.PREPARE), waiting)), NOW)

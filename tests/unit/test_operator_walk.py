@@ -19,7 +19,7 @@ from finetune_api.stages import PIPELINE
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.finetunejob.observe import spec_hash
 from finetune_operator.finetunejob.output import OUTPUT_INDEX
-from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, SERVICE_ACCOUNTS
 from finetune_operator.framework.ownership import Key
@@ -27,7 +27,7 @@ from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.settings import Images, Profile, Settings
 from tests.support.fast import share
-from tests.support.memory_cluster import NAMESPACE, Crash, MemoryCluster, fine_tune_job, runner
+from tests.support.memory_cluster import NAMESPACE, Crash, MemoryCluster, fine_tune_job, read_all, runner
 
 pytestmark = pytest.mark.unit
 
@@ -61,8 +61,7 @@ class Walk:
         cluster.stream.clear()
         self.lagging = False
         self.cache = Cache(OUTPUT_INDEX)
-        for resource in (FINETUNEJOBS, *CHILDREN):
-            self.cache.replace(resource, {}, cluster.select(resource, None))
+        read_all(self.cache, cluster)
         kind = fine_tune_job_kind(cluster, self.cache, self.settings)
         self.reconciler = Reconciler(cluster, self.cache, {KEY.kind: kind}, lambda: cluster.now)
 

@@ -28,16 +28,15 @@ from finetune_operator.framework.objects import (
     Object,
     Resource,
 )
-from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.ownership import Owner, controller_of, controller_uid
 from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.outcome.pod import is_disrupted, read_result
-from finetune_operator.resources.deployment import server_labels
+from finetune_operator.resources.deployment import deployment_name, server_labels
 from finetune_operator.settings import Settings
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
-_WATCHED: Final = (DEPLOYMENTS, JOBS)
-_LISTED: Final = (SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
+_CHILDREN: Final = (DEPLOYMENTS, JOBS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ class ObservedDeployment:
             pod
             for pod in self.pods
             if wanted.items() <= (pod["metadata"].get("labels") or {}).items()
+            and _of_deployment(pod, deployment_name(self.owner, revision))
             and ("deletionTimestamp" not in pod["metadata"] or (lost and is_disrupted(pod)))
         ]
 
@@ -121,7 +121,7 @@ UnplannedDeployment = Unplanned[AdapterDeploymentSpec, AdapterDeploymentStatus]
 
 
 class DeploymentObserver:
-    """Reads what a plan needs: what is watched from the cache, the rest from the API."""
+    """Reads what a plan needs, almost all of it from the cache."""
 
     def __init__(self, client: KubeClient, cache: Cache, settings: Settings) -> None:
         self._client = client
@@ -137,7 +137,7 @@ class DeploymentObserver:
         if spec is None:
             return Unplanned(metadata, status, Reason.SPEC_INVALID, problem)
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
-        children = {resource: self._children(owner, resource) for resource in (*_WATCHED, *_LISTED)}
+        children = {resource: self._children(owner, resource) for resource in _CHILDREN}
         theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)
         return ObservedDeployment(
             resource=AdapterDeployment(metadata=metadata, spec=spec, status=status),
@@ -159,10 +159,7 @@ class DeploymentObserver:
 
     def _children(self, owner: Owner, resource: Resource) -> dict[str, Object]:
         """The owner's children of a kind; objects of others may carry its labels."""
-        if resource in _WATCHED:
-            found = self._cache.children(owner.key, resource)
-        else:
-            found = self._client.select(resource, owner.namespace, owner.selector)
+        found = self._cache.children(owner.key, resource)
         return {child["metadata"]["name"]: child for child in found if owner.owns(child)}
 
     def _pods(self, owner: Owner, jobs: Iterable[Object]) -> tuple[Object, ...]:
@@ -217,10 +214,10 @@ def published_artifact(status: Object) -> ArtifactStatus | None:
         return None
 
 
-def controller_uid(child: Object) -> str:
-    """Uid of the object's controller: a pod's ReplicaSet or Job, an EndpointSlice's Service."""
-    references = child["metadata"].get("ownerReferences") or []
-    return next((str(reference["uid"]) for reference in references if reference.get("controller")), "")
+def _of_deployment(pod: Object, name: str) -> bool:
+    """Whether a ReplicaSet of this Deployment made the pod. Labels alone say nothing."""
+    controller = controller_of(pod)
+    return controller.get("kind") == "ReplicaSet" and str(controller.get("name")).startswith(f"{name}-")
 
 
 def is_finished(job: Object) -> bool:

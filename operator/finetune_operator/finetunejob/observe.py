@@ -22,7 +22,7 @@ from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, JOBS, PODS, SERVICES, Object
-from finetune_operator.framework.ownership import Owner
+from finetune_operator.framework.ownership import Owner, controller_of, controller_uid
 from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
@@ -120,13 +120,12 @@ class JobObserver:
         if spec is None:
             return Unplanned(metadata, status, Reason.SPEC_INVALID, problem)
         owner = Owner.of(FINETUNEJOBS, metadata)
-        pods = [pod for pod in self._cache.children(owner.key, PODS) if pod["metadata"].get("ownerReferences")]
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
-        by_owner = defaultdict[str, list[Object]](list)
+        pods = [pod for pod in self._cache.children(owner.key, PODS) if _of_a_stage(owner, pod)]
+        by_job = defaultdict[str, list[Object]](list)
         for pod in pods:
-            for uid in _owners(pod):
-                by_owner[uid].append(pod)
-        jobs = tuple(self._stage_job(owner, job, by_owner[job["metadata"]["uid"]], now) for job in live)
+            by_job[controller_uid(pod)].append(pod)
+        jobs = tuple(self._stage_job(owner, job, by_job[job["metadata"]["uid"]], now) for job in live)
         uids = {job["metadata"]["uid"] for job in live}
         return ObservedJob(
             owner=owner,
@@ -135,7 +134,9 @@ class JobObserver:
             status=status,
             settings=self._settings,
             jobs=jobs,
-            orphan_pods=tuple(pod["metadata"]["name"] for pod in pods if _runs(pod) and not uids & _owners(pod)),
+            orphan_pods=tuple(
+                pod["metadata"]["name"] for pod in pods if _runs(pod) and controller_uid(pod) not in uids
+            ),
             service_account=self._has_account(owner.namespace, spec.profile),
             conflicting_job=self._conflict(resource),
             sample=self._sample(jobs),
@@ -243,8 +244,10 @@ def elder_publishers(resource: Object, publishers: Sequence[Object]) -> list[Obj
     return sorted(elders, key=_seniority)
 
 
-def _owners(pod: Object) -> set[str]:
-    return {reference["uid"] for reference in pod["metadata"].get("ownerReferences") or []}
+def _of_a_stage(owner: Owner, pod: Object) -> bool:
+    """Whether a Job of this owner made the pod; the Job itself may be gone. Labels alone say nothing."""
+    controller = controller_of(pod)
+    return controller.get("kind") == JOBS.kind and str(controller.get("name")).startswith(f"{owner.name}-")
 
 
 def _runs(pod: Object) -> bool:

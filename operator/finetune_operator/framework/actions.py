@@ -9,7 +9,10 @@ from finetune_operator.framework.objects import Object, Resource
 
 @dataclass(frozen=True)
 class Create:
-    """Create an object once. If it exists, that is success where the owner owns it, and NameTaken where it does not."""
+    """Create an object once. If it exists, that is success where the owner owns it, and NameTaken where it does not.
+
+    The owner's object gets labels back that were taken off it.
+    """
 
     resource: Resource
     object: Object

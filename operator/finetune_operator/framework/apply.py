@@ -6,7 +6,7 @@ from finetune_api import meta
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Patch
 from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.client import ApiError, KubeClient
-from finetune_operator.framework.objects import Object, Resource
+from finetune_operator.framework.objects import CONFIG_MAPS, Object, Resource
 from finetune_operator.framework.ownership import Owner
 
 
@@ -48,9 +48,23 @@ def _create(client: KubeClient, owner: Owner, resource: Resource, body: Object) 
     if existing is None:
         raise ApiError(409, "Conflict", f"{resource.kind} {name} has just been deleted")
     _refuse_conflict(owner, resource, existing)
-    if not body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items():
-        raise NameTaken(resource, name)  # the owner's, but without the labels by which it is found
-    return existing
+    if body["metadata"]["labels"].items() <= (existing["metadata"].get("labels") or {}).items():
+        return existing
+    return _relabel(client, resource, body, existing)
+
+
+def _relabel(client: KubeClient, resource: Resource, body: Object, existing: Object) -> Object:
+    """Give the owner's object back the labels by which it is found: somebody took them off.
+
+    A ConfigMap is made anew: the operator has no right to change ConfigMaps, and needs none, as these are immutable.
+    """
+    metadata = existing["metadata"]
+    if resource == CONFIG_MAPS:
+        client.delete(resource, metadata["namespace"], metadata["name"], metadata["uid"])
+        return client.create(resource, body)
+    identity = {name: metadata[name] for name in ("uid", "resourceVersion")}
+    change = {"metadata": identity | {"labels": body["metadata"]["labels"]}}
+    return client.patch(resource, metadata["namespace"], metadata["name"], change)
 
 
 def _patch(client: KubeClient, cache: Cache, owner: Owner, resource: Resource, name: str, body: Object) -> Object:
@@ -69,6 +83,6 @@ def _refuse_conflict(owner: Owner, resource: Resource, existing: Object | None) 
 
 
 def _record(cache: Cache, resource: Resource, result: Object) -> None:
-    """The next pass sees this write, for the kinds that the cache keeps up to date."""
+    """The next pass sees this write, if it is of what the cache keeps up to date."""
     if resource in CHILDREN:
         cache.record(resource, result)

@@ -1,108 +1,202 @@
-"""Custom resources, their Jobs, pods, Deployments and endpoints, as watch streams and the operator's writes show them.
+"""Custom resources and their children, as lists, watch streams and the operator's own writes show them.
 
 The cache may lag, and nothing relies on it being complete: children have deterministic names, a create that meets an
-existing object checks its owner, status writes are conditional on the resource version, and a periodic LIST
-(``replace``) finds what a stream missed.
+existing object checks its owner, and status writes are conditional on the resource version.
+
+Three sources may disagree, and who is right is decided here. Events and answers to writes are compared by resource
+version; a deletion leaves a tombstone, so that an answer which arrives late does not bring its object back. What was
+read from the API server (a LIST, a GET) counts more than all that the cache knew before it was asked for: also when its
+version is lower, because etcd was restored from a backup.
 """
 
+import sys
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.framework.objects import DEPLOYMENTS, ENDPOINT_SLICES, JOBS, PODS, Object, Resource
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    JOBS,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICES,
+    Object,
+    Resource,
+)
 from finetune_operator.framework.ownership import Key, owner_key
+from finetune_operator.framework.stripped import pack, unpack
 
-CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES)
-"""The kinds of children that are watched; others are read when needed. An EndpointSlice has its Service's labels."""
+CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
+"""The kinds of children that are watched. An EndpointSlice has its Service's labels."""
 _TOMBSTONES: Final = 10_000
 _Place = tuple[str, str, str]
 """Kind, namespace and name."""
 
 Indexes = Mapping[str, Callable[[Object], Hashable]]
 """By kind: the property by which its custom resources can be looked up."""
+Owners = Mapping[Resource, Collection[str]]
+"""By kind of child: the kinds of custom resources whose children are kept."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One object."""
+
+    uid: str
+    version: int
+    moment: int
+    """When it was last changed or confirmed; see ``Cache.moment``."""
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Tombstone:
+    """A deletion."""
+
+    version: int
+    moment: int
 
 
 class Cache:
     """Objects by kind, namespace and name, children by owner, custom resources by the property that ``indexes`` gives.
 
-    Safe for any number of threads.
+    Safe for any number of threads. Objects are given out as copies.
     """
 
-    def __init__(self, indexes: Indexes | None = None) -> None:
+    def __init__(self, indexes: Indexes | None = None, owners: Owners | None = None) -> None:
         self._indexes = indexes or {}
+        self._owners = owners or {}
         self._lock = threading.Lock()
-        self._objects: dict[_Place, Object] = {}
+        self._entries: dict[_Place, _Entry] = {}
         self._groups: dict[Hashable, set[_Place]] = defaultdict(set)
-        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._deleted: OrderedDict[str, _Tombstone] = OrderedDict()
+        self._moment = 0
 
-    def record(self, resource: Resource, found: Object) -> bool:
-        """Record an object; False if that is no news: the version is known or older, or the object was deleted."""
-        metadata = found["metadata"]
-        metadata.pop("managedFields", None)
-        place = (resource.kind, metadata["namespace"], metadata["name"])
+    def moment(self) -> int:
+        """A point in time between two changes of the cache. Taken before a LIST or GET, it says what came before."""
         with self._lock:
-            known = self._objects.get(place)
-            if metadata["uid"] in self._deleted or (known is not None and _version(known) >= _version(found)):
+            return self._moment
+
+    def record(self, resource: Resource, found: Object, asked: int | None = None) -> bool:
+        """Record an object; False if that is no news.
+
+        Args:
+            resource: its kind.
+            found: the object, which stays as it is.
+            asked: for what was read from the API server: the moment before it was asked for. All that was known before
+                gives way to it. Without: an event, or the answer to a write. It gives way to newer versions, and to a
+                deletion that is not older.
+        """
+        if not self._keeps(resource, found):
+            return False
+        metadata = found["metadata"]
+        uid, version = metadata["uid"], int(metadata["resourceVersion"])
+        place = _place(resource, found)
+        with self._lock:
+            known, deleted = self._entries.get(place), self._deleted.get(uid)
+            self._moment += 1
+            if deleted is not None and deleted.version >= version and not _before(deleted, asked):
+                return False
+            if known is not None and (known.uid, known.version) == (uid, version):
+                known.moment = self._moment  # confirmed
+                return False
+            if known is not None and known.version >= version and not _before(known, asked):
                 return False
             if known is not None:
                 self._remove(place)
-            self._objects[place] = found
+            self._deleted.pop(uid, None)
+            self._entries[place] = _Entry(uid, version, self._moment, pack(resource, found))
             for group in self._groups_of(place, found):
                 self._groups[group].add(place)
             return True
 
     def forget(self, resource: Resource, gone: Object) -> bool:
-        """Remove a deleted object; False if it was unknown. A newer one of the same name stays."""
-        metadata = gone["metadata"]
-        place = (resource.kind, metadata["namespace"], metadata["name"])
+        """Remove an object that was deleted or lost our label, at its version; False if it was unknown.
+
+        A newer one of the same name stays, and so does a newer version: its label came back.
+        """
+        uid, version = gone["metadata"]["uid"], int(gone["metadata"]["resourceVersion"])
+        place = _place(resource, gone)
         with self._lock:
-            self._deleted[metadata["uid"]] = None
-            if len(self._deleted) > _TOMBSTONES:
-                self._deleted.popitem(last=False)
-            known = self._objects.get(place)
-            if known is None or known["metadata"]["uid"] != metadata["uid"]:
+            self._moment += 1
+            known = self._entries.get(place)
+            if known is not None and known.uid == uid and known.version > version:
+                return False
+            self._bury(uid, version)
+            if known is None or known.uid != uid:
                 return False
             self._remove(place)
             return True
 
-    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
-        """One object, which callers must not change."""
+    def sweep(self, resource: Resource, namespace: str | None, asked: int) -> list[Object]:
+        """Remove what a LIST that is complete did not show, and return it. ``asked``: the moment before the LIST."""
         with self._lock:
-            return self._objects.get((resource.kind, namespace, name))
+            self._moment += 1
+            gone = [
+                place
+                for place in self._groups.get(resource.kind, ())
+                if namespace in (None, place[1]) and _before(self._entries[place], asked)
+            ]
+            found = [unpack(self._entries[place].packed) for place in gone]
+            for place in gone:
+                entry = self._entries[place]
+                self._bury(entry.uid, entry.version)
+                self._remove(place)
+            return found
 
-    def all(self, resource: Resource) -> list[Object]:
-        """All objects of a kind."""
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """One object."""
         with self._lock:
-            return [self._objects[place] for place in self._groups.get(resource.kind, ())]
+            entry = self._entries.get((resource.kind, namespace, name))
+        return unpack(entry.packed) if entry is not None else None
+
+    def names(self, resource: Resource) -> list[Key]:
+        """Kind, namespace and name of all objects of a kind."""
+        return self._named(resource.kind)
+
+    def all(self, resource: Resource) -> Iterator[Object]:
+        """All objects of a kind, one after the other: together they may be large."""
+        return self._unpacked(resource.kind)
 
     def children(self, owner: Key, resource: Resource) -> list[Object]:
-        """An owner's children of a kind, by labels. Callers check the owner reference."""
-        with self._lock:
-            places = sorted(self._groups.get((owner, resource.kind), ()))
-            return [self._objects[place] for place in places]
-
-    def versions(self, resource: Resource) -> dict[str, Object]:
-        """All objects of a kind by uid, for ``replace`` after a LIST."""
-        return {found["metadata"]["uid"]: found for found in self.all(resource)}
-
-    def replace(self, resource: Resource, before: dict[str, Object], listed: Iterable[Object]) -> None:
-        """Record a LIST, and remove what was in the cache ``before`` it and is missing in it."""
-        present = set()
-        for found in listed:
-            present.add(found["metadata"]["uid"])
-            self.record(resource, found)
-        for uid, gone in before.items():
-            if uid not in present:
-                self.forget(resource, gone)
+        """An owner's children of a kind, by labels and sorted by name. Callers check the owner reference."""
+        return list(self._unpacked((owner, resource.kind)))
 
     def indexed(self, value: Hashable) -> list[Object]:
         """The custom resources of all namespaces with a value of an indexed property."""
+        return list(self._unpacked(value))
+
+    def indexed_names(self, value: Hashable) -> list[Key]:
+        """Kind, namespace and name of the same: of thousands, if need be."""
+        return self._named(value)
+
+    def _named(self, group: Hashable) -> list[Key]:
         with self._lock:
-            return [self._objects[place] for place in self._groups.get(value, ())]
+            return [Key(*place) for place in self._groups.get(group, ())]
+
+    def _unpacked(self, group: Hashable) -> Iterator[Object]:
+        with self._lock:
+            packed = [self._entries[place].packed for place in sorted(self._groups.get(group, ()))]
+        return map(unpack, packed)
+
+    def _keeps(self, resource: Resource, found: Object) -> bool:
+        owners = self._owners.get(resource)
+        if owners is None:
+            return True
+        owner = owner_key(found)
+        return owner is not None and owner.kind in owners
+
+    def _bury(self, uid: str, version: int) -> None:
+        self._deleted[uid] = _Tombstone(version, self._moment)
+        if len(self._deleted) > _TOMBSTONES:
+            self._deleted.popitem(last=False)
 
     def _remove(self, place: _Place) -> None:
-        for group in self._groups_of(place, self._objects.pop(place)):
+        for group in self._groups_of(place, unpack(self._entries.pop(place).packed)):
             self._groups[group].discard(place)
             if not self._groups[group]:
                 del self._groups[group]
@@ -114,6 +208,11 @@ class Cache:
         return kind, index(found) if index else (owner_key(found), kind)
 
 
-def _version(found: Object) -> int:
-    """Resource versions grow (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions)."""
-    return int(found["metadata"]["resourceVersion"])
+def _place(resource: Resource, found: Object) -> _Place:
+    metadata = found["metadata"]
+    return resource.kind, sys.intern(metadata["namespace"]), metadata["name"]
+
+
+def _before(known: _Entry | _Tombstone, asked: int | None) -> bool:
+    """Whether what is known is from before the API server was asked."""
+    return asked is not None and known.moment <= asked

@@ -1,4 +1,4 @@
-"""The Kubernetes API in seven verbs, on plain JSON objects.
+"""The Kubernetes API in seven verbs and two streams, on plain JSON objects.
 
 The official client brings configuration, authentication, TLS and pooled connections; its generated models are left
 out, because they take most of a call's time and blur unset and null fields. Every call has its own content type and
@@ -7,7 +7,9 @@ timeout: the client has no default timeout, and its default patch is a strategic
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
 
 import urllib3
@@ -19,6 +21,8 @@ TIMEOUT: Final = (5.0, 30.0)
 """Seconds to connect and to wait for the answer."""
 PAGE: Final = 500
 """Objects per page of a list."""
+SILENCE: Final = 150.0
+"""Seconds without a word after which a watch counts as broken: the API server sends a bookmark every minute."""
 
 MERGE_PATCH: Final = "application/merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
@@ -44,6 +48,38 @@ class ApiError(Exception):
     def conflict(self) -> bool:
         """A write was based on an outdated object, or on one that was replaced."""
         return self.status == 409 and self.reason == "Conflict"
+
+    @property
+    def expired(self) -> bool:
+        """The API server no longer knows the version from which a list or a watch was to go on."""
+        return self.status == 410
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The objects that a stream shows."""
+
+    resource: Resource
+    namespace: str | None
+    """None: all namespaces."""
+    labels: str = ""
+    """A label selector."""
+
+
+class Page(NamedTuple):
+    """A part of a LIST."""
+
+    items: list[Object]
+    version: int
+    """The resource version of the whole LIST, from which a watch goes on."""
+
+
+class Change(NamedTuple):
+    """What a watch shows."""
+
+    type: str
+    """ADDED, MODIFIED, DELETED or BOOKMARK, which has no object but its version."""
+    object: Object
 
 
 class KubeClient(Protocol):
@@ -71,6 +107,16 @@ class KubeClient(Protocol):
         """Delete with background propagation if the uid is still this one; gone already is success."""
 
 
+class StreamClient(KubeClient, Protocol):
+    """The same with streams, which informers read. Both iterators raise ApiError."""
+
+    def pages(self, selection: Selection, limit: int = PAGE) -> Iterator[Page]:
+        """All objects as they are now, page by page."""
+
+    def watch(self, selection: Selection, version: int, seconds: int) -> Iterator[Change]:
+        """What changes after a version, for some seconds. Raises ApiError too when the API server reports an error."""
+
+
 class HttpKubeClient:
     """``KubeClient`` over HTTP. Safe for use by ``connections`` threads at a time."""
 
@@ -90,7 +136,22 @@ class HttpKubeClient:
             raise
 
     def select(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
-        return list(self._pages(_path(resource, namespace), labels, fields))
+        selection = Selection(resource, namespace, labels)
+        return [found for page in self._pages(selection, {"limit": PAGE}, fields) for found in page.items]
+
+    def pages(self, selection: Selection, limit: int = PAGE) -> Iterator[Page]:
+        return self._pages(selection, {"limit": limit})
+
+    def watch(self, selection: Selection, version: int, seconds: int) -> Iterator[Change]:
+        query: dict[str, Any] = {"watch": "true", "allowWatchBookmarks": "true"}
+        query |= {"resourceVersion": version, "timeoutSeconds": seconds}
+        path = _path(selection.resource, selection.namespace)
+        with self._opened("GET", _with_query(path, query, selection.labels), read_seconds=SILENCE) as response:
+            for line in response:
+                change = json.loads(line)
+                if change["type"] == "ERROR":
+                    raise _refused(change["object"])
+                yield Change(change["type"], change["object"])
 
     def create(self, resource: Resource, body: Object) -> Object:
         return self._call("POST", _path(resource, body["metadata"]["namespace"]), body)
@@ -116,33 +177,53 @@ class HttpKubeClient:
             if error.status != 404 and not error.conflict:
                 raise
 
-    def _pages(self, path: str, labels: str, fields: str) -> Iterator[Object]:
-        query: dict[str, Any] = {"limit": PAGE}
-        if labels:
-            query["labelSelector"] = labels
-        if fields:
-            query["fieldSelector"] = fields
+    def _pages(self, selection: Selection, query: dict[str, Any], fields: str = "") -> Iterator[Page]:
+        path = _path(selection.resource, selection.namespace)
         while True:
-            page = self._call("GET", f"{path}?{urlencode(query)}")
-            yield from page["items"]
+            page = self._call("GET", _with_query(path, query, selection.labels, fields))
+            yield Page(page["items"], int(page["metadata"].get("resourceVersion") or 0))
             query["continue"] = page["metadata"].get("continue")
             if not query["continue"]:
                 return
 
     def _call(self, method: str, path: str, body: Object | None = None, content: str = "application/json") -> Object:
+        with self._opened(method, path, body, content) as response:
+            parsed: Object = json.loads(response.data)
+        return parsed
+
+    @contextmanager
+    def _opened(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        content: str = "application/json",
+        read_seconds: float = TIMEOUT[1],
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The answer to a request, while it is read. What goes wrong on the way becomes an ApiError."""
         headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": "finetune-operator"}
         self._api.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
+        response = None
         try:
             response = self._api.rest_client.request(
-                method, self._host + path, headers=headers, body=body, _request_timeout=TIMEOUT
-            )
-            answer = response.read()
+                method, self._host + path, headers=headers, body=body, _request_timeout=(TIMEOUT[0], read_seconds)
+            ).response
+            if response.status >= 400:
+                raise _error(response.status, response.reason, response.data, response.headers.get("Retry-After"))
+            yield response
         except (urllib3.exceptions.HTTPError, client.ApiException) as error:
             raise ApiError(0, type(error).__name__, f"no answer to {method} {path}: {type(error).__name__}") from error
-        if response.status >= 400:
-            raise _error(response.status, response.reason, answer, response.getheader("Retry-After"))
-        parsed: Object = json.loads(answer)
-        return parsed
+        finally:
+            if response is not None:
+                _give_back(response)
+
+
+def _give_back(response: urllib3.BaseHTTPResponse) -> None:
+    """A connection of which all was read goes back to the pool; one of a watch that was left is closed."""
+    if response.closed:
+        response.release_conn()
+    else:
+        response.close()
 
 
 def load_configuration() -> client.Configuration:
@@ -159,6 +240,17 @@ def _path(resource: Resource, namespace: str | None, name: str = "") -> str:
     root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
     scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
     return f"{root}{scope}/{resource.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+def _with_query(path: str, query: dict[str, Any], labels: str = "", fields: str = "") -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    selectors = {"labelSelector": labels, "fieldSelector": fields}
+    return f"{path}?{urlencode(given | {name: value for name, value in selectors.items() if value})}"
+
+
+def _refused(status: Object) -> ApiError:
+    """The error that a watch reports, a Status object."""
+    return ApiError(status.get("code") or 500, status.get("reason") or "", status.get("message") or "the watch failed")
 
 
 def _error(status: int, reason: str, answer: bytes, retry_after: str | None) -> ApiError:

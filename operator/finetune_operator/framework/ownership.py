@@ -37,7 +37,7 @@ class Owner:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels by which all children are found."""
+        """Labels of all children. They are found by those of the owner; managed-by is for people and other tools."""
         return {
             meta.LABEL_MANAGED_BY: meta.MANAGED_BY,
             meta.LABEL_OWNER_KIND: self.resource.kind,
@@ -82,11 +82,22 @@ def _controllers(child: Object) -> list[Object]:
     return [each for each in child["metadata"].get("ownerReferences") or [] if each.get("controller")]
 
 
+def controller_of(child: Object) -> Object:
+    """The reference to the object's controller: a pod's ReplicaSet or Job, an EndpointSlice's Service; empty without.
+
+    Anybody may put our labels on a pod. The API server's controllers alone set this reference on what they made.
+    """
+    return next(iter(_controllers(child)), {})
+
+
+def controller_uid(child: Object) -> str:
+    """Uid of the object's controller; empty without one."""
+    return str(controller_of(child).get("uid", ""))
+
+
 def owner_key(child: Object) -> Key | None:
-    """The custom resource that a child's labels name, or None for an object of somebody else."""
+    """What a child's labels name as its owner, or None for an object of somebody else. The kind may be unknown."""
     metadata = child["metadata"]
     labels = metadata.get("labels") or {}
     kind, name = labels.get(meta.LABEL_OWNER_KIND), labels.get(meta.LABEL_OWNER_NAME)
-    if labels.get(meta.LABEL_MANAGED_BY) != meta.MANAGED_BY or not kind or not name:
-        return None
-    return Key(kind, metadata["namespace"], name)
+    return Key(kind, metadata["namespace"], name) if kind and name else None

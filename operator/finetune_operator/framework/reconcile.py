@@ -160,12 +160,12 @@ class Reconciler:
         return version
 
     def _refresh(self, resource: Resource, outdated: Object) -> None:
-        metadata = outdated["metadata"]
+        metadata, asked = outdated["metadata"], self._cache.moment()
         current = self._client.get(resource, metadata["namespace"], metadata["name"])
         if current is None:
             self._cache.forget(resource, outdated)
         else:
-            self._cache.record(resource, current)
+            self._cache.record(resource, current, asked)
 
     def _write_events(self, owner: Owner, events: tuple[Event, ...], version: str, now: datetime) -> None:
         for event in events:

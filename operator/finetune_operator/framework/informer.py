@@ -1,0 +1,129 @@
+"""Keeps the cache up to date with one kind of object: LIST, then WATCH from there, for ever.
+
+Everything that may be missed is found by the next LIST, which decides alone what exists (``Cache.record``, ``sweep``).
+There is one at the start, then from time to time; at once when the API server no longer knows the version from which a
+watch is to go on (410), because what was deleted meanwhile is in no event; and when its versions have become lower,
+because etcd was restored from a backup.
+
+The LIST is read page by page, so that no more than a page is in memory as it comes.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import ApiError, Selection, StreamClient
+from finetune_operator.framework.objects import Object, Resource
+
+logger = logging.getLogger(__name__)
+
+PAGE: Final = 250
+"""Objects per page: whole pods are large as Python objects."""
+WATCH_SECONDS: Final = 300
+"""After so long a watch ends, and the next one goes on where it ended."""
+SHORT_SECONDS: Final = 1.0
+"""Watches begin no more often than this, also if something on the way closes each at once."""
+RETRY_SECONDS: Final = (0.2, 30.0)
+"""Before the first retry, and at most; doubled with each failure in a row."""
+
+Changed = Callable[[Resource, Object], None]
+Seen = Callable[[Resource, bool, Object], None]
+
+
+class Informer:
+    """One stream. ``list`` once, then ``run`` in a thread of its own.
+
+    Args:
+        client: reads from the API server.
+        cache: is kept up to date.
+        selection: what is streamed.
+        changed: is called for what a LIST has changed in the cache, deletions too.
+        seen: is called for each event, with whether the object is gone; it records the event in the cache.
+    """
+
+    def __init__(
+        self, client: StreamClient, cache: Cache, selection: Selection, *, changed: Changed, seen: Seen
+    ) -> None:
+        self.selection = selection
+        self._client = client
+        self._cache = cache
+        self._changed = changed
+        self._seen = seen
+        self._version = 0
+        """From which a watch goes on; 0: from a LIST."""
+        self._list_due = 0.0
+        self._heard = time.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the API server last said something about this kind: an object, or that nothing changed."""
+        return time.monotonic() - self._heard
+
+    def list(self, again_after: float) -> None:
+        """Read everything, and plan to do so again after some seconds. Raises ApiError."""
+        resource, namespace = self.selection.resource, self.selection.namespace
+        self._version = version = 0
+        asked = self._cache.moment()
+        for page in self._client.pages(self.selection, PAGE):
+            self._heard = time.monotonic()
+            version = version or page.version
+            for found in page.items:
+                if self._cache.record(resource, found, asked):
+                    self._changed(resource, found)
+        for gone in self._cache.sweep(resource, namespace, asked):
+            self._changed(resource, gone)
+        self._version = version
+        self._list_due = time.monotonic() + again_after
+
+    def run(self, stopping: threading.Event, list_seconds: float) -> None:
+        """Follow the stream until ``stopping``; LIST again about every ``list_seconds``. Survives any error."""
+        failures = 0
+        while not stopping.is_set():
+            began = time.monotonic()
+            try:
+                self.step(stopping, list_seconds)
+                failures = 0
+                stopping.wait(max(0.0, began + SHORT_SECONDS - time.monotonic()))
+                continue
+            except ApiError as error:
+                if error.expired:
+                    self._version = 0
+                logger.info("%s: the stream broke, going on: %s", self._name, error)
+            except Exception:  # a defect, or an answer that is not the API's: this thread is the only one that watches
+                self._version = 0
+                logger.exception("%s: the stream failed, reading everything anew", self._name)
+            first, most = RETRY_SECONDS
+            stopping.wait(min(most, first * 2.0 ** min(failures, 16)) * random.uniform(1, 1.2))  # noqa: S311 - jitter
+            failures += 1
+
+    def step(self, stopping: threading.Event, list_seconds: float) -> None:
+        """LIST if it is time to, then one watch, until it ends. Raises ApiError."""
+        now = time.monotonic()
+        if not self._version or now >= self._list_due or self._is_restored():
+            self.list(list_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - kinds spread by themselves
+        seconds = max(1, round(min(WATCH_SECONDS, self._list_due - time.monotonic())))
+        for change in self._client.watch(self.selection, self._version, seconds):
+            self._heard = time.monotonic()
+            version = int(change.object["metadata"]["resourceVersion"])
+            if version < self._version:
+                self._version = 0
+                return
+            if change.type != "BOOKMARK":
+                self._seen(self.selection.resource, change.type == "DELETED", change.object)
+            self._version = version
+            if stopping.is_set():
+                return
+
+    def _is_restored(self) -> bool:
+        """Whether the API server's versions have become lower: a watch would then wait in silence, perhaps for ever."""
+        page = next(iter(self._client.pages(self.selection, 1)))
+        self._heard = time.monotonic()
+        return page.version < self._version
+
+    @property
+    def _name(self) -> str:
+        where = f" in {self.selection.namespace}" if self.selection.namespace else ""
+        return f"{self.selection.resource.plural}{where}"
