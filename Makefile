@@ -67,8 +67,8 @@ test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as r
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m cluster
 
-fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10; prints what to commit
-	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10)
+fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
+	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
 
 bench: $(STAMP) cluster-up ## Run all benchmarks, or NAME=... from hack/benchmarks
 	@$(VENV)/python -m hack.benchmarks $(NAME)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,8 +26,10 @@ def fake_hub(
     *,
     revisions: tuple[str, ...] = ("main",),
     gated: bool = False,
+    spoil: Callable[[bytes], bytes] = bytes,
 ) -> Iterator[None]:
-    """Serve ``repo`` of a ``kind`` (model, dataset) with ``files``; the ``revisions`` all stand for ``COMMIT``."""
+    """Serve ``repo`` of a ``kind`` (model, dataset) with ``files``; the ``revisions`` all stand for ``COMMIT``.
+    ``spoil`` changes what the hub says of a repository (its JSON), as a broken proxy does."""
     api = f"/api/{kind}s/{repo}"
     resolve = f"/{'' if kind == 'model' else f'{kind}s/'}{repo}/resolve/{COMMIT}/"
 
@@ -45,7 +47,7 @@ def fake_hub(
                 self._answer(200, b"")
             elif path in {f"{api}/revision/{revision}" for revision in (*revisions, COMMIT)}:
                 siblings = [{"rfilename": name} for name in files]
-                self._answer(200, _json({"id": repo, "sha": COMMIT, "private": False, "siblings": siblings}))
+                self._answer(200, spoil(_json({"id": repo, "sha": COMMIT, "private": False, "siblings": siblings})))
             elif path.startswith(f"{api}/tree/{COMMIT}"):
                 folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
                 self._tree(folder, recursive="recursive=true" in query.lower())
@@ -63,7 +65,9 @@ def fake_hub(
                 return
             folders = {name.rpartition("/")[0] for name in found} - {folder, ""}
             here = [_entry(name, found[name]) for name in found if recursive or "/" not in name.removeprefix(below)]
-            self._answer(200, _json([{"type": "directory", "path": each, "oid": "0" * 40} for each in folders] + here))
+            self._answer(
+                200, spoil(_json([{"type": "directory", "path": each, "oid": "0" * 40} for each in folders] + here))
+            )
 
         def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)

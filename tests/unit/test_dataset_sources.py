@@ -291,6 +291,13 @@ def test_a_hub_that_is_away_is_worth_a_retry(refused: dict[str, StageError], cau
     assert_says(refused[cause].message, f"{REPO}@main:", hub, f"({cause})", "copy", "to S3")
 
 
+def test_an_answer_that_is_not_of_the_hub_is_worth_a_retry(refused: dict[str, StageError]) -> None:
+    """As a proxy gives it, with status 200, before anybody has logged in."""
+    error = refused["proxy"]
+    assert (error.reason, error.retriable) == (Reason.DATASET_NOT_FOUND, True)
+    assert_says(error.message, f"{REPO}@main:", "http://127.0.0.1:", "not the hub", "JSONDecodeError", "proxy", "to S3")
+
+
 def test_what_is_no_place_on_the_hub(refused: dict[str, StageError]) -> None:
     """The API server refuses it before; a stage may be run without one."""
     assert refused["no place"].reason is Reason.SPEC_INVALID
@@ -326,6 +333,8 @@ def refused(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             [file] = find_sources(store, Dataset(sources=[source]))
         with fake_hub(patch, "dataset", "org/set", {"README.md": b"a card"}):
             made["removed"] = refusal(file.copy_to, folder / "copy")
+        with fake_hub(patch, "dataset", "org/set", HUB, spoil=lambda _answer: b"<html>log in</html>"):
+            made["proxy"] = refusal(find_sources, store, Dataset(sources=[source]))
         patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
         made["ConnectError"] = refusal(find_sources, store, Dataset(sources=[source]))
         made["LocalEntryNotFoundError"] = refusal(file.copy_to, folder / "copy")

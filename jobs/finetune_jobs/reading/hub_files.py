@@ -64,11 +64,12 @@ def list_hub_files(place: HubPlace, folder: str, *, recursive: bool) -> Iterator
     try:
         hub.auth_check(place.repo, repo_type=_DATASET)
         info = hub.dataset_info(place.repo, revision=place.revision, expand=["sha"], timeout=_TIMEOUT)
-        commit = str(info.sha)
+        commit = _commit(info.sha)
         found = hub.list_repo_tree(place.repo, folder or None, recursive=recursive, revision=commit, repo_type=_DATASET)
         for each in found:
             if isinstance(each, RepoFile):
-                yield HubFile(each.path, each.size, each.lfs.sha256 if each.lfs else each.blob_id, commit)
+                content = each.lfs.sha256 if each.lfs else each.blob_id
+                yield HubFile(str(each.path), int(each.size), str(content), commit)
     except HUB_ERRORS as error:
         if is_missing_entry(error):
             return
@@ -85,6 +86,12 @@ def fetch_hub_file(place: HubPlace, file: HubFile, target: Path) -> None:
             Path(path).replace(target)
     except HUB_ERRORS as error:
         raise _failed(error, place) from None
+
+
+def _commit(sha: str | None) -> str:
+    if not sha:
+        raise ValueError("an answer without a commit")
+    return str(sha)
 
 
 def _failed(error: Exception, place: HubPlace) -> StageError:

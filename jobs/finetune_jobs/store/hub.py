@@ -19,7 +19,9 @@ from finetune_jobs.base.errors import StageError
 CLIENT_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
 """Base class of everything that the hub's HTTP client (httpx or httpx2, by its version) raises: no connection, a
 timeout, a status of 400 or more."""
-HUB_ERRORS: Final = (CLIENT_ERROR, OfflineModeIsEnabled, EntryNotFoundError)
+_NO_SENSE: Final = (ValueError, LookupError, TypeError, AttributeError)
+"""What the client raises for an answer of 200 that is none of the hub's: a proxy's page, half of a listing."""
+HUB_ERRORS: Final = (CLIENT_ERROR, OfflineModeIsEnabled, EntryNotFoundError, *_NO_SENSE)
 """Everything that a request to the hub may raise."""
 
 
@@ -40,6 +42,13 @@ def hub_error(error: Exception, uri: str, kind: str, *, missing: Reason, gated: 
             return StageError(missing, f"{uri}: the {kind} has no such revision.")
         case RepositoryNotFoundError():
             return StageError(missing, f"{uri} does not exist on the hub, or is private.")
+        case _ if isinstance(error, _NO_SENSE) and not isinstance(error, CLIENT_ERROR):
+            return StageError(
+                missing,
+                f"{uri}: what answers at {constants.ENDPOINT} is not the hub ({type(error).__name__}). Check the proxy "
+                f"between, or copy the {kind} to S3.",
+                retriable=True,
+            )
         case _ if is_missing_entry(error):
             return StageError(missing, f"{uri}: a file was removed from the hub.")
         case _:
