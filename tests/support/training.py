@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from datasets.table import InMemoryTable
 
 from finetune_api.stages import Stage, Upstream
 from finetune_api.training import Loss, Method, Training
@@ -20,12 +19,13 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.modelling.base_model import find_base_model
 from finetune_jobs.modelling.encoding import encode_conversation
 from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import read_split, read_tokens
+from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.context import TrainingContext
+from finetune_jobs.training.division import mapped_split
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import Trained, TrainingFiles, train_model
 
@@ -76,7 +76,7 @@ def tokenise(base: Path, dataset: Path, loss: Loss = Loss.ANSWER) -> Path:
 
 def read_examples(base: Path, dataset: Path, split: str) -> Dataset:
     """A split as the trainer takes it."""
-    return Dataset(InMemoryTable(read_tokens(tokenise(base, dataset), split)))
+    return mapped_split(tokenise(base, dataset), split)
 
 
 def settings(method: Method = Method.QLORA, **changes: Any) -> Training:

@@ -1,11 +1,15 @@
 """The prepared data set: conversations (``<split>.jsonl``, one a line), and tokens to train on (Parquet)."""
 
+import fcntl
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from finetune_jobs.modelling.chat import Message
+
+_BATCH: Final = 1024
+"""Examples in memory while they are unpacked."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,29 @@ def read_split(dataset: Path, split: str) -> list[Conversation]:
 
 
 def read_tokens(dataset: Path, split: str) -> Any:
-    """``train`` or ``validation`` as a table of ``input_ids`` and ``labels`` (pyarrow), in the order of the file."""
-    import pyarrow.parquet as pq  # serving and publishing do without it
+    """``train`` or ``validation`` as a table of ``input_ids`` and ``labels`` (pyarrow), in the order of the file.
 
-    return pq.read_table(dataset / f"{split}.parquet")
+    It is mapped from ``mapped_tokens``: the kernel reads what is looked at, and processes share what it has read.
+    """
+    import pyarrow as pa  # serving and publishing do without it
+
+    with pa.memory_map(str(mapped_tokens(dataset, split))) as file, pa.ipc.open_stream(file) as stream:
+        return stream.read_all()
+
+
+def mapped_tokens(dataset: Path, split: str) -> Path:
+    """The tokens as they can be mapped, in Arrow's stream format: unpacked by the first process that asks for them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    packed, mapped = dataset / f"{split}.parquet", dataset / f"{split}.arrow"
+    with packed.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a training start together
+        if mapped.exists() and mapped.stat().st_mtime_ns >= packed.stat().st_mtime_ns:
+            return mapped
+        unfinished = mapped.with_suffix(".part")
+        with pq.ParquetFile(packed) as source, pa.ipc.new_stream(unfinished, source.schema_arrow) as out:
+            for batch in source.iter_batches(_BATCH):
+                out.write_batch(batch)
+        unfinished.replace(mapped)
+    return mapped

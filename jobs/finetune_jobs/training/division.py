@@ -6,15 +6,23 @@ to the loss, to its gradient, or to the number of tokens by which both are divid
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
-from datasets.table import InMemoryTable
+from datasets.table import InMemoryTable, MemoryMappedTable
 from torch.utils.data import Sampler
 
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.token_files import mapped_tokens, read_tokens
+
+
+def mapped_split(dataset: Path, split: str) -> Dataset:
+    """``train`` or ``validation`` as the trainer takes it; no process holds a copy of its own."""
+    path = mapped_tokens(dataset, split)
+    return Dataset(MemoryMappedTable(read_tokens(dataset, split), str(path)))
 
 
 def with_blanks(split: Dataset, count: int, token: int) -> Dataset:
@@ -24,7 +32,8 @@ def with_blanks(split: Dataset, count: int, token: int) -> Dataset:
     table = split.data.table.select(["input_ids", "labels"])
     columns = {"input_ids": [[token]] * count, "labels": [[chat.IGNORED]] * count}
     blanks = pa.table(columns, schema=table.schema.remove_metadata())
-    return Dataset(InMemoryTable(pa.concat_tables([table.replace_schema_metadata(None), blanks])))
+    whole = pa.concat_tables([table.replace_schema_metadata(None), blanks])
+    return Dataset(InMemoryTable(whole), fingerprint=f"{split._fingerprint}-{count}")  # else all of it is pickled
 
 
 def missing(examples: int, group: int) -> int:

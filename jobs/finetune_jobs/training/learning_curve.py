@@ -46,6 +46,7 @@ from finetune_jobs.reports.page import Fact
 from finetune_jobs.splitting import sampling
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import LAST, Reporting
+from finetune_jobs.training.division import mapped_split
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import (
     Examples,
@@ -97,8 +98,8 @@ class Parts:
     def points(self, progress: Progress) -> Iterator[Point]:
         """The size and the loss of each part, the smallest first."""
         table = read_tokens(self.files.dataset, "train")
-        validation = Dataset(InMemoryTable(read_tokens(self.files.dataset, "validation")))
-        tokens = longest(Dataset(InMemoryTable(table)), validation)
+        validation = mapped_split(self.files.dataset, "validation")
+        tokens = longest(mapped_split(self.files.dataset, "train"), validation)
         done = LAST / self.training.work
         for percent, rows in divide(table, _percents(self.training), self.training.seed).items():
             begin, done = done, done + LAST / self.training.work * percent / 100

@@ -15,7 +15,6 @@ from typing import Any, Final
 import pyarrow.compute as compute
 import torch
 from datasets import Dataset
-from datasets.table import InMemoryTable
 from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig
@@ -28,7 +27,6 @@ from finetune_jobs.fit.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible,
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import device
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
-from finetune_jobs.modelling.token_files import read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.training import checkpoints as kept
@@ -36,7 +34,7 @@ from finetune_jobs.training import sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.context import TrainingContext
-from finetune_jobs.training.division import FilledSampler, missing, with_blanks
+from finetune_jobs.training.division import FilledSampler, mapped_split, missing, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
@@ -147,7 +145,7 @@ def _attempt(
     try:
         tokenizer = load_tokenizer(files.base)
         model = load_trainable(files.base, training, team)
-        train, validation = (Dataset(InMemoryTable(read_tokens(files.dataset, s))) for s in ("train", "validation"))
+        train, validation = (mapped_split(files.dataset, split) for split in ("train", "validation"))
         suit_attention(model, longest(train, validation))
         trainer = build_trainer(model, Examples(train, validation, tokenizer), training, files.work, batch, team)
         trainer.add_callback(Measuring(progress))
