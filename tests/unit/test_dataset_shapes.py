@@ -67,6 +67,30 @@ def test_every_form_becomes_chat(fields: dict[str, Any], columns: Columns | None
     assert shape(Row(1, fields), columns) == Shaped(wanted)
 
 
+CODE = "    return a\n\n    # done"
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"messages": [TWO[0], {"role": "assistant", "content": f" \n{CODE} \n"}]}, None),
+        ({"prompt": "  q", "completion": CODE}, None),
+        ({"instruction": "\tq", "output": f"\r\n\n{CODE}\n"}, None),
+        ({"conversations": turns(("human", " q"), ("gpt", CODE))}, None),
+        ({"text": " q ", "label": CODE}, Columns(input="text", label="label")),
+    ],
+)
+def test_an_answer_keeps_the_indentation_of_its_first_line(fields: dict[str, Any], columns: Columns | None) -> None:
+    assert shape(Row(1, fields), columns) == Shaped([TWO[0], {"role": "assistant", "content": CODE}])
+
+
+@pytest.mark.parametrize(("task", "answer"), [(TaskType.CLASSIFICATION, " a"), (TaskType.EXTRACTION, ' {"a": 1}')])
+def test_a_label_and_a_record_are_not_indented(task: TaskType, answer: str) -> None:
+    made = Rules(Columns(input="text", label="label"), Task(type=task)).example(Row(1, {"text": "q", "label": answer}))
+    assert isinstance(made, Example)
+    assert made.label == answer[1:]
+
+
 def test_tool_calls_stay_with_their_arguments_as_objects() -> None:
     as_text = {**CALL, "function": {"name": "balance", "arguments": '{"account": 7}'}}
     messages = [TOOL[0], {"role": "assistant", "content": None, "tool_calls": [as_text]}, *TOOL[2:]]

@@ -70,7 +70,7 @@ class AnswerRules:
         """The answer as any example's: Unicode NFC, no white space around it, no NUL, not empty."""
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.text}]
         shaped = shape(Row(0, {"messages": turns}), None)
-        return shaped if isinstance(shaped, Fault) else str(shaped.messages[-1]["content"])
+        return shaped if isinstance(shaped, Fault) else str(shaped.messages[-1]["content"]).strip()
 
     def _json(self, text: str, problem_of: Callable[[Any], str]) -> str | Fault:
         """The JSON of an answer; many models put a fence of Markdown around it."""

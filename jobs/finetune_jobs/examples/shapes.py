@@ -9,6 +9,7 @@
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ _SPEAKERS: Final = {
     "bot": "assistant",
 }
 """Names of speakers in raw dialogues (ShareGPT's, and plain ones)."""
+_BLANK_LINES: Final = re.compile(r"\A(?:[^\S\n]*\n)+")
+"""Those before a text."""
 _LEVELS: Final = 64
 """Objects and lists within each other in what tools are called with: JSON schemas have a dozen."""
 
@@ -76,7 +79,7 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
             if isinstance(value, float) and not math.isfinite(value):
                 return Fault(row.line, name, "notText", f"is {json.dumps(value)}, must be text or a finite number")
             value = json.dumps(value)
-        made = text_or_fault(row.line, name, value)
+        made = text_or_fault(row.line, name, value, answer=name == columns.label)
         if isinstance(made, Fault):
             return made
         values[name] = made
@@ -90,7 +93,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def _pair(row: Row, first: str, second: str) -> Shaped | Fault:
-    texts = [text_or_fault(row.line, name, row.fields[name]) for name in (first, second)]
+    texts = [text_or_fault(row.line, name, row.fields[name], answer=name == second) for name in (first, second)]
     for each in texts:
         if isinstance(each, Fault):
             return each
@@ -123,7 +126,7 @@ def _dialogue(row: Row) -> Shaped | Fault:
         if role is None:
             allowed = ", ".join(_SPEAKERS)
             return Fault(row.line, f"{place}.from", "unknownRole", f"must be one of {allowed}", str(turn.get("from")))
-        text = text_or_fault(row.line, f"{place}.value", turn.get("value"))
+        text = text_or_fault(row.line, f"{place}.value", turn.get("value"), answer=role == "assistant")
         if isinstance(text, Fault):
             return text
         if made and made[-1]["role"] == role:
@@ -184,7 +187,7 @@ def _message(line: int, place: str, message: Any) -> Message | Fault:
     if calls and not given.get("content"):
         given["content"] = ""
         return given
-    content = text_or_fault(line, f"{place}.content", given.get("content"))
+    content = text_or_fault(line, f"{place}.content", given.get("content"), answer=role == "assistant")
     return content if isinstance(content, Fault) else given | {"content": content}
 
 
@@ -239,12 +242,14 @@ def _two(prompt: str, answer: str) -> Shaped:
     return Shaped([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
 
 
-def text_or_fault(line: int, place: str, value: Any) -> str | Fault:
-    """A text without surrounding white space, in Unicode NFC."""
+def text_or_fault(line: int, place: str, value: Any, *, answer: bool = False) -> str | Fault:
+    """A text without surrounding white space, in Unicode NFC; an ``answer`` keeps what its first line is indented by,
+    which code needs."""
     if not isinstance(value, str):
         parts = ": join its text parts into one string" if isinstance(value, list) else ""
         return Fault(line, place, "notText", f"is {kind_of(value)}, must be text{parts}")
-    text = unicodedata.normalize("NFC", value).strip()
+    text = unicodedata.normalize("NFC", value).rstrip()
+    text = _BLANK_LINES.sub("", text, count=1) if answer else text.lstrip()
     if not text:
         return Fault(line, place, "empty", "is empty")
     kind, problem = _character_problem(text)

@@ -77,8 +77,12 @@ class Rules:
         group = self._group(row)
         if isinstance(group, Fault):
             return group
-        example = Example(made.messages, made.tools, group)
+        example = Example([self._trimmed(message) for message in made.messages], made.tools, group)
         return self._answer_fault(row, example) or example
+
+    def _trimmed(self, message: Message) -> Message:
+        """White space before an answer means something in free text alone: a label or a record has none."""
+        return message if self.task.type is TaskType.TEXT else message | {"content": message["content"].strip()}
 
     def _group(self, row: Row) -> str | Fault:
         if not self.group_by:

@@ -98,7 +98,9 @@ class Intake:
         return masked if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
 
     def _clean(self, message: Message) -> str:
-        return self._cleaner.text(message["content"]).strip()
+        """The cleaned text; only an answer in free text (code) is indented."""
+        text = self._cleaner.text(message["content"]).rstrip()
+        return text if message["role"] == "assistant" and not (self._classes or self._records) else text.lstrip()
 
     def _left_out(self, messages: Sequence[Message]) -> str:
         last = messages[-1]
