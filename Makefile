@@ -1,7 +1,7 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench lint format manifests images \
+.PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench lint format manifests accept-api images \
         cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
@@ -44,6 +44,9 @@ format: $(STAMP) ## Format the code
 
 manifests: $(STAMP) ## Generate CRDs, the chart's copies and schema, and reference pages from the models
 	@$(VENV)/python -m hack.manifests
+
+accept-api: $(STAMP) ## Take the present CRDs as what later ones must accept; at a release
+	@$(VENV)/python -m hack.manifests.compatibility
 
 test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half an hour once everything is built)
 	@$(VENV)/python -m hack.tiers $(WORKERS)
