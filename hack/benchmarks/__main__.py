@@ -14,6 +14,7 @@ from hack.cluster.layout import REPOSITORY
 
 NAMES = (
     "operator_latency",
+    "operator_scale",
     "overhead",
     "demo_time",
     "prepare_throughput",

@@ -225,13 +225,16 @@ def writes_during(seconds: int) -> float:
 
 def api_writes() -> float:
     """Write requests that the API server has answered, except its own (leases, endpoints)."""
+    return api_requests(("POST", "PUT", "PATCH", "APPLY", "DELETE"))
+
+
+def api_requests(verbs: tuple[str, ...]) -> float:
+    """Requests that the API server has answered, except its own writes (leases, endpoints)."""
     api = client.ApiClient()
     text = api.rest_client.pool_manager.request("GET", f"{api.configuration.host}/metrics").data.decode()
     total = 0.0
     for line in text.splitlines():
-        if line.startswith("apiserver_request_total{") and any(
-            f'verb="{verb}"' in line for verb in ("POST", "PUT", "PATCH", "APPLY", "DELETE")
-        ):
+        if line.startswith("apiserver_request_total{") and any(f'verb="{verb}"' in line for verb in verbs):
             own = any(f'resource="{name}"' in line for name in ("leases", "endpoints", "endpointslices", "apiservices"))
             total += 0.0 if own else float(line.rsplit(" ", 1)[1])
     return total

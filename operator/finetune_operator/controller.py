@@ -7,6 +7,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from finetune_operator.adapterdeployment.followed import SOURCE_INDEX, FollowedJob
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 INDEXES: Final[Indexes] = {**OUTPUT_INDEX, **SOURCE_INDEX}
 """How custom resources are found by what they publish and what they serve."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
+FIRST_TURNS: Final = "all resources that were there at the start have been looked at"
+"""The log's words for the end of a cold start."""
 RESYNC_SPREAD: Final = 0.5
 """A resync spreads the turns of all resources over this share of its period."""
 _LEAST, _MOST = 0.9, 1.1
@@ -54,6 +57,7 @@ class Controller:
             for resource in (*CUSTOM_RESOURCES, *CHILDREN)
             for namespace in namespaces
         ]
+        self._first_turns = _FirstTurns()
         self.queue: WorkQueue[Key] = WorkQueue()
 
     def start(self) -> None:
@@ -61,6 +65,7 @@ class Controller:
         period = self._settings.resync_seconds
         for informer in self._informers:
             informer.list(period)
+        self._first_turns.expect(key for resource in CUSTOM_RESOURCES for key in self._cache.names(resource))
         for informer in self._informers:
             threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
         targets = [self._work] * self._settings.workers + [self._resync]
@@ -124,6 +129,7 @@ class Controller:
             except Exception:  # a defect must not end the thread: the key is retried, other keys are not affected
                 self.queue.failed(key)
                 logger.exception("%s: reconciliation failed", "/".join(key))
+            self._first_turns.had(key)
 
     def _resync(self) -> None:
         """Give every resource a turn periodically, for what no event tells. Informers LIST by themselves."""
@@ -139,6 +145,31 @@ class Controller:
         for resource in CUSTOM_RESOURCES:
             for key in self._cache.names(resource):
                 self.queue.add(key, random.uniform(0, within))  # noqa: S311 - jitter
+
+
+class _FirstTurns:
+    """Tells in the log when every resource that was there at the start has had a turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._count = 0
+        self._missing: set[Key] = set()
+
+    def expect(self, keys: Iterable[Key]) -> None:
+        """What is there at the start."""
+        self._missing = set(keys)
+        self._count = len(self._missing)
+        logger.info("read %d resources and their children in %.1f s", self._count, time.monotonic() - self._began)
+
+    def had(self, key: Key) -> None:
+        """A turn is over, with success or not."""
+        if not self._missing:
+            return
+        with self._lock:
+            self._missing.discard(key)
+            if not self._missing:
+                logger.info("%s: %d resources in %.1f s", FIRST_TURNS, self._count, time.monotonic() - self._began)
 
 
 def _key(resource: Resource, found: Object) -> Key | None:

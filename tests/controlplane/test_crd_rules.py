@@ -278,12 +278,12 @@ def test_a_budget_may_be_raised_while_a_stage_is_at_work(
 
 
 FREE_AT_DEPTH = [
-    (("spec", "storage", "credentials"), ABSENT),
-    (("spec", "storage", "credentials", "secretName"), "other"),
-    (("spec", "storage", "caBundle", "configMapName"), "other"),
-    ((*DISTILLATION, "teacher", "credentials"), ABSENT),
-    ((*DISTILLATION, "teacher", "credentials", "key"), "OTHER"),
-    (("spec", "tracking", "mlflow", "credentials"), ABSENT),
+    (("spec", "storage", "secretRef"), ABSENT),
+    (("spec", "storage", "secretRef", "name"), "other"),
+    (("spec", "storage", "caBundle", "configMapKeyRef", "name"), "other"),
+    ((*DISTILLATION, "teacher", "secretKeyRef"), ABSENT),
+    ((*DISTILLATION, "teacher", "secretKeyRef", "key"), "OTHER"),
+    (("spec", "tracking", "mlflow", "secretRef"), ABSENT),
     (("spec", "tracking", "wandb", "project"), "other"),
     (("spec", "retention", "checkpoints"), 9),
 ]

@@ -179,9 +179,9 @@ def test_what_may_change_ends_no_run(team: Team) -> None:
     team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held.is_set() else None
     team.node.scripts[Stage.EXPORT] = export
     team.start()
-    team.create("live", budget={"maxCost": "5"}, storage={"credentials": {"secretName": "old"}})
+    team.create("live", budget={"maxCost": "5"}, storage={"secretRef": {"name": "old"}})
     wait(lambda: working(team, "live", Stage.TRAIN), "train to work")
-    team.change("live", storage={"credentials": {"secretName": "new"}}, budget={"maxCost": "9"})
+    team.change("live", storage={"secretRef": {"name": "new"}}, budget={"maxCost": "9"})
     team.change("live", retention={"checkpoints": 0}, tracking={"mlflow": {"url": "http://mlflow:5000"}})
     held.set()
     status = team.until("live", Phase.SUCCEEDED)
@@ -189,7 +189,7 @@ def test_what_may_change_ends_no_run(team: Team) -> None:
     assert (status.run.number, status.runs) == (1, [])
     assert [row.attempts for row in status.stages] == [1] * 6
     assert seen == ["new"]
-    team.change("live", storage={"credentials": {"secretName": "newer"}})
+    team.change("live", storage={"secretRef": {"name": "newer"}})
     wait(lambda: team.status("live").observed_generation == 4, "the change to be seen")
     assert team.status("live").run == status.run.model_copy(update=newest(team, "live"))
 

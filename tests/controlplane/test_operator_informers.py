@@ -15,8 +15,7 @@ from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import HttpKubeClient, Selection
 from finetune_operator.framework.informer import Informer
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, PODS, SERVICES, Object, Resource
-from finetune_operator.framework.ownership import Owner
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS, selector
+from finetune_operator.kinds import FINETUNEJOBS, selector
 from hack.cluster.controlplane import ControlPlane
 from tests.controlplane.conftest import Team, wait
 from tests.controlplane.test_adapterdeployment import NAME, Serving, serving
@@ -71,11 +70,10 @@ def test_a_stage_job_that_loses_its_labels_is_not_lost(team: Team, put_back: boo
     wait(lambda: team.node.started and team.node.started[-1][0] is Stage.TRAIN, "train's pod")
     [job] = team.jobs("storm", Stage.TRAIN)
     name = job["metadata"]["name"]
-    for resource in (JOBS, CONFIG_MAPS):
-        before = take_off(team, resource, name, meta.LABEL_OWNER_KIND, meta.LABEL_STAGE)
-        if put_back:
-            team.api.patch(resource, team.namespace, name, {"metadata": {"labels": before}})
-    wait(lambda: labels(team, JOBS, name).items() >= before.items(), "the labels", 30)
+    before = take_off(team, JOBS, name, meta.LABEL_OWNER_KIND, meta.LABEL_STAGE)
+    if put_back:
+        team.api.patch(JOBS, team.namespace, name, {"metadata": {"labels": before}})
+    wait(lambda: labels(team, JOBS, name) == before, "the labels", 30)
     del team.node.scripts[Stage.TRAIN]
     team.until("storm", Phase.SUCCEEDED)
     assert [each["metadata"]["uid"] for each in team.jobs("storm", Stage.TRAIN)] == [job["metadata"]["uid"]]
@@ -126,20 +124,18 @@ def test_what_was_deleted_before_a_watch_starts_anew_is_found_at_once(team: Team
     informer = Informer(
         HttpKubeClient(configuration, 2),
         cache,
-        Selection(CONFIG_MAPS, team.namespace, selector(CONFIG_MAPS)),
+        Selection(FINETUNEJOBS, team.namespace, selector(FINETUNEJOBS)),
         changed=lambda _, found: told.append(found["metadata"]["name"]),
         seen=lambda *_: None,
     )
-    owner = Owner(ADAPTERDEPLOYMENTS, team.namespace, "demo", "uid")
-    body = {"metadata": owner.metadata("input") | {"ownerReferences": []}}
-    made = team.api.create(CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap"} | body)
+    made = team.create("gone")
     informer.list(3600)
-    assert told == ["input"]
-    assert [each["metadata"]["uid"] for each in cache.all(CONFIG_MAPS)] == [made["metadata"]["uid"]]
-    team.api.delete(CONFIG_MAPS, team.namespace, "input", made["metadata"]["uid"])
+    assert told == ["gone"]
+    assert [each["metadata"]["uid"] for each in cache.all(FINETUNEJOBS)] == [made["metadata"]["uid"]]
+    team.delete("gone")
     informer._version = 1
     threading.Thread(target=informer.run, args=(stopping, 3600), daemon=True).start()
     try:
-        wait(lambda: told == ["input", "input"] and not list(cache.all(CONFIG_MAPS)), "the deletion", 10)
+        wait(lambda: told == ["gone", "gone"] and not list(cache.all(FINETUNEJOBS)), "the deletion", 10)
     finally:
         stopping.set()

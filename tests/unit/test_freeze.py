@@ -30,7 +30,7 @@ GIVEN: dict[str, Any] = {
     "output": {"uri": "s3://artifacts/team", "name": "ft"},
     "budget": {"maxCost": "5"},
 }
-KEYS = {"secretName": "keys"}
+KEYS = {"name": "keys"}
 
 
 def changed(path: str, value: Any) -> FineTuneJobSpec:
@@ -46,9 +46,9 @@ def changed(path: str, value: Any) -> FineTuneJobSpec:
 SPEC = changed("profile", "small")
 NOTHING = {"suspend": True, "tracking": {"mlflow": {"url": "http://mlflow"}}, "retention": {"checkpoints": 9}}
 MEANS = {
-    "storage.credentials": KEYS,
-    "storage.caBundle": {"configMapName": "ca"},
-    "dataset.distillation.teacher.credentials": KEYS,
+    "storage.secretRef": KEYS,
+    "storage.caBundle": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}},
+    "dataset.distillation.teacher.secretKeyRef": KEYS | {"key": "key"},
     "budget": {"maxCost": "6"},
 }
 MADE = {
@@ -105,7 +105,7 @@ def test_the_marks_are_where_the_documentation_says() -> None:
     named = {".suspend", ".tracking", ".retention", ".budget"}
     assert named <= tops
     others = {name.rpartition(".")[2] for name in tops - named}
-    assert others <= {"credentials", "caBundle", "secretRef", "secretKeyRef"}
+    assert others <= {"caBundle", "secretRef", "secretKeyRef"}
 
 
 def status(outcome: Phase, means_: str, at_work: bool = False, ended: str = "") -> FineTuneJobStatus:

@@ -37,7 +37,8 @@ def finished() -> tuple[Object, Object]:
 
 def test_what_a_verdict_needs_of_a_job_and_its_pod() -> None:
     job, pod = finished()
-    assert strip(JOBS, job)["spec"] == {"template": {"spec": {}}}
+    template = {"metadata": job["spec"]["template"]["metadata"], "spec": {}}
+    assert strip(JOBS, job)["spec"] == {"template": template}
     assert strip(JOBS, job)["status"] == {"succeeded": 1, "conditions": [{"type": "Complete"}]}
     assert strip(PODS, pod)["status"] == {
         "phase": "Succeeded",

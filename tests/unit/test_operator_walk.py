@@ -119,7 +119,7 @@ class Walk:
                 cluster.change_spec("walk", training={"epochs": 1 + self.edits % 50})
             case ["other", "credentials"]:
                 self.edits += 1
-                cluster.change_spec("walk", storage={"credentials": {"secretName": f"s{self.edits}"}})
+                cluster.change_spec("walk", storage={"secretRef": {"name": f"s{self.edits}"}})
             case ["rerun"]:
                 self.edits += 1
                 cluster.change_spec("walk", rerun=f"r{self.edits}")

@@ -1,8 +1,8 @@
 """What is observed: one FineTuneJob, its Jobs and pods, and what its namespace offers."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -60,6 +60,8 @@ class StageJob:
     """Its ConfigMap is gone, so its pod cannot start."""
     peers_missing: bool = False
     """The Service by which its pods find each other is gone."""
+    lost_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels that somebody took off it or changed, as they should be."""
 
     @property
     def unfinished(self) -> bool:
@@ -122,6 +124,7 @@ class JobObserver:
         owner = Owner.of(FINETUNEJOBS, metadata)
         live = [job for job in self._cache.children(owner.key, JOBS) if owner.owns(job)]
         pods = [pod for pod in self._cache.children(owner.key, PODS) if _of_a_stage(owner, pod)]
+        live += self._unlabelled(owner, live, pods)
         by_job = defaultdict[str, list[Object]](list)
         for pod in pods:
             by_job[controller_uid(pod)].append(pod)
@@ -150,8 +153,18 @@ class JobObserver:
         spec, _ = parse_spec(FineTuneJobSpec, resource.get("spec") or {})
         return Unplanned(metadata, status, Reason.API_CALLS_FAIL, said, spec)
 
+    def _unlabelled(self, owner: Owner, live: Sequence[Object], pods: Sequence[Object]) -> Iterator[Object]:
+        """Jobs of running pods that exist but are not in the cache: they lost the label by which they are watched."""
+        known = {job["metadata"]["name"] for job in live}
+        for name in sorted({str(controller_of(pod)["name"]) for pod in pods if _runs(pod)} - known):
+            job = self._client.get(JOBS, owner.namespace, name)
+            if job is not None and owner.owns(job):
+                yield job
+
     def _stage_job(self, owner: Owner, job: Object, own: Sequence[Object], now: datetime) -> StageJob:
-        metadata = job["metadata"]
+        lost = _lost_labels(job)
+        metadata = job["metadata"] | {"labels": (job["metadata"].get("labels") or {}) | lost}
+        job = job | {"metadata": metadata}
         verdict = judge(job, own)
         age = now - parse_timestamp(metadata["creationTimestamp"])
         if verdict.needs_events and age > NO_POD_GRACE:
@@ -173,6 +186,7 @@ class JobObserver:
             suspended_by_us=meta.ANNOTATION_SUSPENDED in (metadata.get("annotations") or {}),
             age=age,
             input_missing=missing,
+            lost_labels=lost,
             peers_missing=verdict.state in (State.WAITING, State.RUNNING) and self._lacks_peers(owner, job),
         )
 
@@ -242,6 +256,14 @@ def elder_publishers(resource: Object, publishers: Sequence[Object]) -> list[Obj
         if _seniority(other) < _seniority(resource) and not other["metadata"].get("deletionTimestamp")
     ]
     return sorted(elders, key=_seniority)
+
+
+def _lost_labels(job: Object) -> dict[str, str]:
+    """Our labels that a Job lacks. Its template has them all, and nobody can change that."""
+    labels = job["metadata"].get("labels") or {}
+    wanted = ((job["spec"].get("template") or {}).get("metadata") or {}).get("labels") or {}
+    ours = {name: value for name, value in wanted.items() if name.startswith(f"{meta.GROUP}/")}
+    return {name: value for name, value in ours.items() if labels.get(name) != value}
 
 
 def _of_a_stage(owner: Owner, pod: Object) -> bool:

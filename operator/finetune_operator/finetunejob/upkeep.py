@@ -18,11 +18,13 @@ from finetune_operator.resources.stage_job import input_config_map
 def upkeep(observed: ObservedJob, run: RunStatus) -> tuple[Action, ...]:
     """Unfinished Jobs follow ``spec.suspend``; those of other runs are deleted, and all once the run has ended.
 
-    Expired objects are deleted too.
+    Expired objects are deleted too, and labels come back to Jobs that lost them: by these they are found.
     """
     ended = run.outcome is not Phase.RUNNING
     actions: list[Action] = []
     for job in observed.jobs:
+        if job.lost_labels:
+            actions.append(Patch(JOBS, job.name, {"metadata": {"uid": job.uid, "labels": dict(job.lost_labels)}}))
         if not job.unfinished or job.verdict.state is State.TERMINATING:
             continue
         if ended or job.run != run.id:

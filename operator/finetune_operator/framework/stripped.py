@@ -36,7 +36,11 @@ _CONDITION: Final[Fields] = dict.fromkeys(("type", "status", "reason", "message"
 _CONTAINER: Final[Fields] = dict.fromkeys(("name", "image", "restartCount", "state", "lastState"), WHOLE)
 _JOB: Final[Fields] = {
     "metadata": _METADATA,
-    "spec": {"suspend": WHOLE, "completionMode": WHOLE, "template": {"spec": {"subdomain": WHOLE}}},
+    "spec": {
+        "suspend": WHOLE,
+        "completionMode": WHOLE,
+        "template": {"metadata": {"labels": WHOLE}, "spec": {"subdomain": WHOLE}},
+    },
     "status": {
         **dict.fromkeys(("active", "succeeded", "failed", "startTime", "completionTime"), WHOLE),
         "conditions": _CONDITION,
