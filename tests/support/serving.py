@@ -228,8 +228,11 @@ class ServingCluster:
             pods.append(server_pod(name, f"{name}-{number}", labels, copy.deepcopy(UNSCHEDULABLE)))
             pods[-1]["metadata"]["creationTimestamp"] = timestamp(self.now)
         for pod in pods:
-            if "startTime" not in pod["status"] and self.held() < self.room:
+            waits = "startTime" not in pod["status"] and self.held() < self.room
+            if waits or (pod["metadata"].pop("loads", False) and digest not in self.loading):
                 pod["status"] = self._started(digest)
+            if "startTime" in pod["status"] and digest in self.loading and not _is_ready(pod):
+                pod["metadata"]["loads"] = True
         ready = sum(map(_is_ready, pods))
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
@@ -284,9 +287,12 @@ class ServingCluster:
     # What tests ask
 
     def held(self) -> int:
-        """Pods that have a node."""
-        serving = [pod for name in self.objects.get(DEPLOYMENTS, {}) for pod in self.pods.get(name, [])]
-        return sum("startTime" in pod["status"] for pod in serving)
+        """Serving pods that have a node."""
+        return sum(map(self.held_by, self.objects.get(DEPLOYMENTS, {})))
+
+    def held_by(self, deployment: str) -> int:
+        """Pods of a Deployment that have a node."""
+        return sum("startTime" in pod["status"] for pod in self.pods.get(deployment, []))
 
     def revisions(self, resource: Resource) -> set[str]:
         """Revisions that have an object of a kind."""

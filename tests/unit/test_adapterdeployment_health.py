@@ -282,7 +282,7 @@ def test_when_a_candidate_is_looked_at_again(pods: list[dict[str, Any]], seconds
     assert candidate_due_after(deployment(), pods, NOW) == seconds
 
 
-RUNNING = {"state": {"running": {}}}
+RUNNING: dict[str, Any] = {"state": {"running": {}}}
 SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
     "no pod": (deployment(), [], Reason.SERVER_UNAVAILABLE, Saying("no pod")),
     "it is new": (deployment(), [pod("new")], Reason.SERVER_UNAVAILABLE, Saying("Pod new is starting")),

@@ -9,7 +9,8 @@ from finetune_api.adapterdeployment import RevisionState, RevisionStatus, Servin
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
-from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, Object
+from finetune_operator.framework.actions import Action, Apply, Create
+from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object, Resource
 from finetune_operator.resources.deployment import start_seconds
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, shown
@@ -45,6 +46,10 @@ def candidate(cluster: ServingCluster) -> RevisionStatus:
     return found
 
 
+def phase(cluster: ServingCluster) -> ServingPhase | None:
+    return cluster.status.phase
+
+
 def updating(room: int, **spec: Any) -> ServingCluster:
     """One pod serves; an update has been asked for, and so many pods find a node in all."""
     cluster = serving(replicas=spec.get("replicas", 1))
@@ -60,14 +65,14 @@ class TestNoHardware:
         cluster = updating(room=1) if served else ServingCluster(room=0)
         run(cluster, 2 * 86400, step=3600)
         assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.STARTING, Reason.UNSCHEDULABLE)
-        assert cluster.status.phase is (ServingPhase.DEGRADED if served else ServingPhase.PENDING)
+        assert phase(cluster) is (ServingPhase.DEGRADED if served else ServingPhase.PENDING)
         assert shown(cluster.status) == {"Ready": str(served), "Reconciling": "False", "Stalled": "True"}
         stalled = next(each for each in cluster.status.conditions if each.type == "Stalled")
         assert_says(stalled.message, candidate(cluster).revision, "insufficient GPU", "add a node")
         assert [event.reason for event in cluster.events][-1] == Reason.UNSCHEDULABLE
         cluster.room = 2
         cluster.settle()
-        assert cluster.status.phase is ServingPhase.READY
+        assert phase(cluster) is ServingPhase.READY
         assert cluster.status.stable is not None
         assert cluster.status.stable.artifact_digest == (BETTER if served else GOOD)
 
@@ -77,7 +82,7 @@ class TestNoHardware:
         cluster.run_controllers()
         made = cluster.reconcile()
         assert shown(cluster.status)["Stalled"] == "False"
-        assert cluster.status.phase is ServingPhase.PROGRESSING
+        assert phase(cluster) is ServingPhase.PROGRESSING
         assert made.requeue_after == LONG_WAIT_SECONDS
         cluster.now += timedelta(seconds=LONG_WAIT_SECONDS)
         cluster.reconcile()
@@ -96,7 +101,7 @@ class TestNoHardware:
         assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.STARTING, Reason.QUOTA_EXCEEDED)
         cluster.room = 1
         cluster.settle()
-        assert cluster.status.phase is ServingPhase.READY
+        assert phase(cluster) is ServingPhase.READY
 
     def test_a_node_that_comes_late_gives_the_model_its_time(self) -> None:
         cluster = updating(room=1)
@@ -125,7 +130,7 @@ class TestPromoting:
         assert_says(waiting.message, "2 pods", f"{LIMIT} s", "insufficient GPU", "tried again at", "spec changes")
         assert cluster.held() == 2
         assert cluster.revisions(DEPLOYMENTS) == {old} == {cluster.traffic()}
-        assert cluster.status.phase is ServingPhase.DEGRADED
+        assert phase(cluster) is ServingPhase.DEGRADED
         assert shown(cluster.status) == {"Ready": "True", "Reconciling": "False", "Stalled": "True"}
         assert [event.reason for event in cluster.events][-1] == Reason.UNSCHEDULABLE
         cluster.room = 4
@@ -133,7 +138,7 @@ class TestPromoting:
         assert cluster.held() == 2
         run(cluster, 1800, step=60)
         cluster.settle()
-        assert cluster.status.phase is ServingPhase.READY
+        assert phase(cluster) is ServingPhase.READY
         assert cluster.traffic() == waiting.revision
 
     def test_it_wakes_at_the_end_of_its_pause(self) -> None:
@@ -161,7 +166,7 @@ class TestPromoting:
         assert cluster.traffic() == ""
         run(cluster, 1500)
         assert cluster.traffic() != ""
-        assert cluster.status.phase is ServingPhase.DEGRADED
+        assert phase(cluster) is ServingPhase.DEGRADED
         assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
         assert condition(cluster.status, "Reconciling") == ("True", Reason.UNSCHEDULABLE)
 
@@ -192,8 +197,37 @@ class TestVerifying:
         assert not [job for job in _jobs(cluster) if not job.get("status")]
         run(cluster, PAUSE_SECONDS + 1200, step=60)
         cluster.settle()
-        assert cluster.status.phase is ServingPhase.READY
+        assert phase(cluster) is ServingPhase.READY
         assert cluster.traffic() == cluster.status.last_good_revision
+
+
+class TestRefused:
+    """The API server does not take an object of the rollout, while the candidate's first pod holds hardware."""
+
+    @pytest.mark.parametrize("resource", [JOBS, NETWORK_POLICIES])
+    def test_the_hardware_is_given_back(self, resource: Resource) -> None:
+        cluster = updating(room=2)
+        seen: list[str] = []
+
+        def refuse(_: ServingCluster, action: Action) -> str:
+            """The Job of the verification, or the policy that opens the verified pods to everybody."""
+            opens = isinstance(action, Apply) and action.resource == NETWORK_POLICIES
+            hit = opens if resource == NETWORK_POLICIES else isinstance(action, Create) and action.resource == JOBS
+            seen.extend(["refused"] if hit else [])
+            return f'{resource.plural} "x" is forbidden: exceeded quota: few' if hit else ""
+
+        cluster.refuse = refuse
+        run(cluster, LIMIT - 600)
+        assert seen
+        assert cluster.held() == 2
+        run(cluster, 1500)
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.WAITING, Reason.QUOTA_EXCEEDED)
+        assert_says(candidate(cluster).message, "exceeded quota: few", "tried again at")
+        assert cluster.held() == 1
+        cluster.refuse = lambda _cluster, _action: ""
+        run(cluster, PAUSE_SECONDS)
+        cluster.settle()
+        assert phase(cluster) is ServingPhase.READY
 
 
 def _jobs(cluster: ServingCluster) -> list[Object]:

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
+from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Object,
+    Resource,
+)
+from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
 from tests.support.fast import share
 from tests.support.serving import (
     BETTER,
@@ -22,6 +32,7 @@ from tests.support.serving import (
     FATES,
     GOOD,
     INACTIVE,
+    SETTINGS,
     Quota,
     ServingCluster,
     following,
@@ -55,8 +66,18 @@ class Safety:
                 assert revision in self.proved, "an unproved revision is open to clients"
 
 
+ROOM = 1000
+"""Nodes for everything."""
+FREE = Quota(SERVICES, 100)
+"""No refusal."""
+START = start_seconds(SETTINGS.runtimes["tgi"])
+VERIFY = 2 * (600 + ANSWER_SECONDS * 50) + FETCH_SECONDS
+"""How long a verification may take to get a node."""
+
+
 def start() -> ServingCluster:
-    return ServingCluster(watch=Safety())
+    """An endpoint that waits for its turn too."""
+    return ServingCluster(watch=Safety(), settings=SETTINGS.model_copy(update={"max_concurrent_rollouts": 1}))
 
 
 specs = st.builds(
@@ -74,6 +95,7 @@ steps = st.one_of(
     st.tuples(st.just("controllers"), st.none()),
     st.tuples(st.just("wait"), st.integers(1, 400)),
     st.tuples(st.just("settle"), st.none()),
+    st.tuples(st.just("room"), st.integers(0, 3)),
     st.tuples(st.just("quota"), st.builds(Quota, st.sampled_from([DEPLOYMENTS, SERVICES, JOBS]), st.integers(0, 2))),
 )
 
@@ -93,8 +115,10 @@ def walk(cluster: ServingCluster, path: list[tuple[str, Any]]) -> None:
                 cluster.run_controllers()
             case "wait":
                 cluster.now += timedelta(seconds=value)
-            case "settle":
+            case "settle" if cluster.room == ROOM:  # else it may try again for ever
                 cluster.settle()
+            case "room":
+                cluster.room = value
             case "quota":
                 cluster.refuse = value
 
@@ -121,7 +145,7 @@ def _content(child: Object) -> Any:
 def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]) -> None:
     cluster = start()
     walk(cluster, path)
-    cluster.refuse = Quota(SERVICES, 100)
+    cluster.refuse, cluster.room = FREE, ROOM
     served = cluster.traffic()
     cluster.settle()
     straight = ServingCluster(spec=cluster.spec, source=cluster.source)
@@ -190,3 +214,47 @@ def test_deleted_children_do_not_change_the_end(digest: str, deletions: list[tup
     expected = ServingPhase.READY if FATES[digest] is None else ServingPhase.FAILED
     assert cluster.status.phase is expected
     assert cluster.traffic() == ("" if FATES[digest] else next(iter(cluster.revisions(DEPLOYMENTS))))
+
+
+@settings(max_examples=share(20), deadline=None)
+@given(
+    served=st.booleans(),
+    replicas=st.integers(1, 3),
+    room=st.integers(0, 4),
+    loads=st.booleans(),
+    verifies=st.booleans(),
+    refused=st.sampled_from([None, JOBS, NETWORK_POLICIES, CONFIG_MAPS]),
+)
+def test_no_candidate_holds_hardware_for_ever(
+    served: bool, replicas: int, room: int, loads: bool, verifies: bool, refused: Resource | None
+) -> None:
+    """Whatever does not go on, and whatever does afterwards: it ends as if nothing had been."""
+    cluster = start()
+    if served:
+        cluster.settle()
+    cluster.spec, cluster.room = pinned(BETTER, replicas=replicas), room + served
+    if not loads:
+        cluster.loading.add(BETTER)
+    if refused:
+        cluster.refuse = Quota(refused, len(cluster.objects.get(refused, {})))
+    held_since = cluster.now
+    for _ in range(60):
+        cluster.reconcile()
+        cluster.run_deployments()
+        if verifies:
+            cluster.run_controllers()
+        candidate = cluster.status.candidate
+        if candidate is None or not cluster.held_by(candidate.deployment):
+            held_since = cluster.now
+        assert cluster.now - held_since <= timedelta(seconds=2 * START + VERIFY + 1200)
+        cluster.now += timedelta(seconds=300)
+    cluster.refuse, cluster.room = FREE, ROOM
+    cluster.loading.clear()
+    if candidate is not None and candidate.state is RevisionState.FAILED:
+        cluster.spec["rerun"] = "it can now"
+    cluster.generation += 1
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+    assert cluster.status.stable is not None
+    assert cluster.status.stable.artifact_digest == BETTER
+    assert cluster.revisions(DEPLOYMENTS) == {cluster.traffic()}

@@ -117,14 +117,25 @@ def _in_time(pod: Object, limit: float, now: datetime) -> ServerProblem | None:
     return ServerProblem(root.reason, f"Not available after {patience:.0f} s. {root.message}", outlook)
 
 
+def has_node(pod: Object) -> bool:
+    """Whether a pod holds hardware."""
+    return bool(_on_node_since(pod)) and not _ending(pod)
+
+
+def _on_node_since(pod: Object) -> str:
+    """When a pod got its node; empty for one without."""
+    status = pod.get("status") or {}
+    bound = (find_condition(status, "PodScheduled") or {}).get("lastTransitionTime")
+    return str(status.get("startTime") or bound or "")
+
+
 def _unready_seconds(pod: Object, now: datetime) -> float | None:
     """For how long a pod has had a node and not been ready; None for one without a node, or one that is ready."""
-    status = pod.get("status") or {}
-    began = status.get("startTime") or (find_condition(status, "PodScheduled") or {}).get("lastTransitionTime")
-    if not began or _is_ready(pod) or _ending(pod):
+    if not has_node(pod) or _is_ready(pod):
         return None
-    fell = (find_condition(status, "Ready", "False") or {}).get("lastTransitionTime") or began
-    return (now - max(parse_timestamp(began), parse_timestamp(fell))).total_seconds()
+    began = parse_timestamp(_on_node_since(pod))
+    fell = (find_condition(pod["status"], "Ready", "False") or {}).get("lastTransitionTime")
+    return (now - max(began, parse_timestamp(fell) if fell else began)).total_seconds()
 
 
 def _refused(deployment: Object | None) -> Iterator[ServerProblem]:

@@ -5,6 +5,7 @@ as the candidate, verify it, and move the Service to it. Whatever happens to a c
 touched until another one has been verified.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -27,6 +28,7 @@ from finetune_operator.adapterdeployment.health import (
     ServerProblem,
     candidate_due_after,
     candidate_problem,
+    has_node,
     is_available,
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
@@ -36,7 +38,7 @@ from finetune_operator.adapterdeployment.target import Target, find_target, reco
 from finetune_operator.adapterdeployment.verification import VERIFIED, find_verdict, verify_overdue, verify_request
 from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
-from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
@@ -212,11 +214,10 @@ def _roll_out(
     enough = _suffices(observed, stable, live, replicas, late=left == 0)
     if verdict is not None and verified and enough and not closed:
         return _promote(observed, target, candidate, verdict, now)
-    overdue = (
-        _promotion_overdue(problem, replicas, target) if left == 0 else verify_overdue(observed, verification, now)
-    )
-    if overdue is None and problem is not None and problem.outlook is Outlook.GIVE_BACK:
-        overdue = problem
+    overdue = _overdue(problem) or _refused_for_long(observed, target, pods, now)
+    overdue = overdue or verify_overdue(observed, verification, now)
+    if left == 0:
+        overdue = _promotion_overdue(problem, replicas, target)
     if overdue is not None:
         return _give_back(stable, candidate, overdue, keep, now)
     actions = (*keep, *_start(observed, target, replicas, is_open=verified))
@@ -252,6 +253,24 @@ def _promoting_left(candidate: RevisionStatus, target: Target, now: datetime) ->
         return None
     age = (now - parse_timestamp(candidate.since)).total_seconds()
     return max(0.0, start_seconds(target.serving.runtime) - age)
+
+
+def _overdue(problem: ServerProblem | None) -> ServerProblem | None:
+    """The problem, if a pod has held its node for as long as it may."""
+    return problem if problem is not None and problem.outlook is Outlook.GIVE_BACK else None
+
+
+def _refused_for_long(
+    observed: ObservedDeployment, target: Target, pods: Sequence[Object], now: datetime
+) -> ServerProblem | None:
+    """Why the rollout does not go on, if the API server has long refused an object of it while pods hold hardware."""
+    stalled = next((each for each in observed.resource.status.conditions if each.type == ConditionType.STALLED), None)
+    if stalled is None or stalled.status != "True" or stalled.reason not in HOLDS_NOTHING:
+        return None
+    age = (now - parse_timestamp(stalled.last_transition_time)).total_seconds()
+    if age < start_seconds(target.serving.runtime) or not any(map(has_node, pods)):
+        return None
+    return ServerProblem(Reason(stalled.reason), stalled.message)
 
 
 def _promotion_overdue(problem: ServerProblem | None, replicas: int, target: Target) -> ServerProblem:
