@@ -224,6 +224,13 @@ class Pii(ApiModel):
     """Minimum confidence of a finding, in percent; less certain ones are ignored."""
 
 
+class AcrossParts(StrEnum):
+    """What to do when sources provide the same for training and for the test."""
+
+    DROP_FROM_TRAINING = "DropFromTraining"
+    FAIL = "Fail"
+
+
 class Duplicates(ApiModel):
     """Handling of duplicate examples."""
 
@@ -231,6 +238,9 @@ class Duplicates(ApiModel):
     """Examples are near duplicates if they share at least this percentage of word triples (Jaccard); 0: none are."""
     drop_near: bool = False
     """Drop near duplicates. If kept, they all go to the same part, so that the test never holds trained examples."""
+    across_parts: AcrossParts = AcrossParts.DROP_FROM_TRAINING
+    """What to do with a row of a source for training that is equal or nearly equal to one of your own test, or of its
+    group: DropFromTraining (counted and listed in the report), or Fail the job."""
 
 
 class Pilot(ApiModel):

@@ -173,7 +173,7 @@ def test_what_may_change_ends_no_run(team: Team) -> None:
     seen: list[str] = []
 
     def export(given: StageInput) -> Ending | None:
-        seen.append(given.storage.credentials.secret_name if given.storage.credentials else "")
+        seen.append(given.storage.secret_ref.name if given.storage.secret_ref else "")
         return team.node.store.run(given)
 
     team.node.scripts[Stage.TRAIN] = lambda given: team.node.store.run(given) if held.is_set() else None

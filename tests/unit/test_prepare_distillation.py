@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset import (
+    AcrossParts,
     Duplicates,
     OnFinding,
     Pii,
@@ -28,10 +29,33 @@ def test_a_prompt_for_training_and_for_the_test_is_refused_before_it_is_asked(pr
     test = prepared.put("test.jsonl", [{"prompt": f"what is {text(7)}?"}], part=SourcePart.TEST)
     with TeacherServer.running(lambda _prompt, _nth: says("No.")) as server:
         config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        fields = {"columns": None, "task": Task(type=TaskType.TEXT), "distillation": config}
         with pytest.raises(StageError) as caught:
-            prepared.run(own, test, columns=None, task=Task(type=TaskType.TEXT), distillation=config)
+            prepared.run(own, test, duplicates=Duplicates(across_parts=AcrossParts.FAIL), **fields)
         assert server.received == []
     assert f"{test.uri} line 1 (test) and {own.uri} line 8 (training)" in caught.value.message
+
+
+def test_a_prompt_for_training_that_your_test_has_too_is_not_asked_twice(prepared: Prepared) -> None:
+    numbers = {
+        SourcePart.TRAIN: range(40),
+        SourcePart.TEST: (7, *range(100, 112)),
+        SourcePart.VALIDATION: range(200, 212),
+    }
+    sources = [
+        prepared.put(f"{part}.jsonl", [{"prompt": f"What is {text(n)}?"} for n in some], part=part)
+        for part, some in numbers.items()
+    ]
+    with TeacherServer.running(lambda prompt, _nth: says(f"In short, {prompt.removeprefix('What is ')}")) as server:
+        config = Distillation(teacher=TeacherRef(url=server.url, model="large"))
+        prepared.run(*sources, columns=None, task=Task(type=TaskType.TEXT), distillation=config)
+        assert len(server.received) == 39 + 13 + 12
+    assert prepared.report["filters"] == {"inTest": 1}
+    assert prepared.report["rows"]["read"] == 40 + 13 + 12
+    assert [prepared.report["rows"][part] for part in ("train", "validation", "test")] == [39, 12, 13]
+    assert prepared.report["acrossParts"]["first"] == [
+        {"test": f"{sources[1].uri} line 1", "training": f"{sources[0].uri} line 8"}
+    ]
 
 
 def test_a_teacher_answers_prompts_that_hold_no_personal_data(prepared: Prepared) -> None:

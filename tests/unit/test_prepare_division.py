@@ -1,11 +1,13 @@
 """Which part an example belongs to, through the real stage: near duplicates, groups, parts of one's own."""
 
+import csv
 import json
 from typing import Any
 
 import pytest
 
 from finetune_api.dataset import (
+    AcrossParts,
     Cleaning,
     Columns,
     Duplicates,
@@ -16,6 +18,7 @@ from finetune_api.dataset import (
 )
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from hack.data import data_file, missing
 from tests.support.preparing import WORDS, Prepared, Row, rows, text
 from tests.support.sentences import assert_says
 
@@ -107,7 +110,7 @@ def test_a_test_that_is_trained_is_refused(prepared: Prepared) -> None:
     test = prepared.put("test.jsonl", tested, part=SourcePart.TEST)
     validation = prepared.put("validation.jsonl", rows(30, 1800), part=SourcePart.VALIDATION)
     with pytest.raises(StageError) as caught:
-        prepared.run(own, test, validation)
+        prepared.run(own, test, validation, duplicates=Duplicates(across_parts=AcrossParts.FAIL))
     assert caught.value.reason is Reason.DATASET_INVALID
     pair = f"{test.uri} line 31 (test) and {own.uri} line 201 (training). "
     assert_says(caught.value.message, "1 test examples", "training examples", pair, "score")
@@ -138,8 +141,9 @@ def test_a_row_for_training_and_for_the_test_is_refused(
 ) -> None:
     own = prepared.put("own.jsonl", [*rows(), *rows(2, 901)], part=SourcePart.TRAIN)
     test = prepared.put("test.jsonl", rows(30, 900), part=SourcePart.TEST)
+    duplicates = Duplicates(near_percent=near_percent, across_parts=AcrossParts.FAIL)
     with pytest.raises(StageError) as caught:
-        prepared.run(*([test, own] if test_first else [own, test]), duplicates=Duplicates(near_percent=near_percent))
+        prepared.run(*([test, own] if test_first else [own, test]), duplicates=duplicates)
     assert caught.value.reason is Reason.DATASET_INVALID
     pairs = f"{test.uri} line 2 (test) and {own.uri} line 201 (training); {test.uri} line 3 (test) and"
     assert_says(caught.value.message, "2 test examples", "training examples", pairs)
@@ -153,3 +157,64 @@ def test_of_near_duplicates_that_of_your_own_test_is_kept(prepared: Prepared) ->
     prepared.run(*sources, duplicates=Duplicates(drop_near=True))
     assert prepared.texts("test") == [row["text"] for row in tested]
     assert prepared.report["rows"]["nearDropped"] == 30
+
+
+@pytest.mark.parametrize("near_percent", [0, 85])
+def test_what_your_test_holds_too_is_dropped_from_training_counted_and_listed(
+    prepared: Prepared, near_percent: int
+) -> None:
+    long = [" ".join(f"{word}{n}" for word in WORDS) for n in range(3)]
+    both = rows(2, 901)
+    own = prepared.put(
+        "own.jsonl",
+        [*rows(), *both, *both[:1], *({"text": f"{each} now", "label": "a"} for each in long)],
+        part=SourcePart.TRAIN,
+    )
+    tested = [*rows(30, 900), *({"text": f"{each} then", "label": "a"} for each in long)]
+    test = prepared.put("test.jsonl", tested, part=SourcePart.TEST)
+    validation = prepared.put("validation.jsonl", rows(30, 1800), part=SourcePart.VALIDATION)
+    result = prepared.run(own, test, validation, duplicates=Duplicates(near_percent=near_percent))
+    near = 3 if near_percent else 0
+    assert prepared.texts("test") == [row["text"] for row in tested]
+    kept = [] if near else [f"{each} now" for each in long]
+    assert prepared.texts("train") == [*(row["text"] for row in rows()), *kept]
+    report = prepared.report
+    assert (report["filters"], report["rows"]["duplicates"]) == ({"inTest": 3 + near}, 0)
+    assert report["acrossParts"]["rows"] == 3 + near
+    pairs = [(f"{test.uri} line {line}", f"{own.uri} line {at}") for line, at in ((2, 201), (3, 202), (2, 203))]
+    listed = [(pair["test"], pair["training"]) for pair in report["acrossParts"]["first"]]
+    assert sorted(listed[:3]) == sorted(pairs)
+    assert result.scalars["rowsDropped"] == str(3 + near)
+    counts = (f"dropped {3 + near}", f"inTest {3 + near}")
+    assert_says(result.message, *counts, f"{own.uri} line 201", f"{test.uri} line 2")
+
+
+def test_a_group_of_your_test_is_dropped_from_training(prepared: Prepared) -> None:
+    given = {
+        SourcePart.TRAIN: [row | {"ticket": n // 5} for n, row in enumerate(rows())],
+        SourcePart.TEST: [row | {"ticket": n} for n, row in enumerate(rows(30, 900))],
+        SourcePart.VALIDATION: [row | {"ticket": f"v{n}"} for n, row in enumerate(rows(30, 1800))],
+    }
+    prepared.run(*(prepared.put(f"{part}.jsonl", each, part=part) for part, each in given.items()), group_by="ticket")
+    assert prepared.report["filters"] == {"inTest": 150}
+    assert prepared.texts("train") == [row["text"] for row in rows(50, 150)]
+
+
+BANKING77 = "banking77/train.csv"
+
+
+@pytest.mark.skipif(not data_file(BANKING77).exists(), reason=missing(BANKING77))
+def test_published_parts_that_share_a_row_are_trained_without_it(prepared: Prepared) -> None:
+    """As BANKING77's own files, of whose 5,000 training rows one stands in the test too."""
+    with data_file(BANKING77).open(encoding="utf-8") as file:
+        published = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+    train, test = published[:1500], [*published[1500:2000], published[7]]
+    sources = [
+        prepared.put("train.jsonl", train, part=SourcePart.TRAIN),
+        prepared.put("test.jsonl", test, part=SourcePart.TEST),
+        prepared.put("validation.jsonl", published[2000:2200], part=SourcePart.VALIDATION),
+    ]
+    prepared.run(*sources)
+    assert published[7]["text"] in prepared.texts("test")
+    assert published[7]["text"] not in prepared.texts("train")
+    assert prepared.report["filters"]["inTest"] >= 1

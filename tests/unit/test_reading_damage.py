@@ -18,8 +18,9 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Columns, ConfigMapKey, DataFormat, Dataset, Source
+from finetune_api.dataset import Columns, DataFormat, Dataset, Source
 from finetune_api.reasons import Reason
+from finetune_api.references import ConfigMapKeyRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.examples.validation import Example, Faults
 from finetune_jobs.preparation.intake import Intake
@@ -179,7 +180,7 @@ def test_no_key_of_a_config_map_crashes_its_reader(
     """The format that a source declares may be another one than that of the file."""
     (tmp_path / "0").mkdir(exist_ok=True)
     (tmp_path / "0" / name).write_bytes(edited(FILES[name], edits))
-    source = Source(config_map=ConfigMapKey(name="rows", key=name), format=kind)
+    source = Source(config_map_key_ref=ConfigMapKeyRef(name="rows", key=name), format=kind)
     [file] = find_sources(NO_STORE, Dataset(sources=[source]), tmp_path)
     file.copy_to(tmp_path / "copy")
     try:

@@ -6,7 +6,7 @@ from typing import Final
 
 import rensa
 
-from finetune_api.dataset import TaskType
+from finetune_api.dataset import AcrossParts, TaskType
 from finetune_api.distillation import Distillation
 from finetune_api.stages import PrepareParams
 from finetune_jobs.distillation.answer_collector import TeacherSession
@@ -62,6 +62,7 @@ def collect_distilled(
     made = distil(prompts, session, take, report=report, stopping=context.stopping, near=near)
     ledger.faults.merge(given.faults)
     ledger.dropped.update(given.dropped)
+    ledger.across += given.across
     ledger.dropped.update({"promptNotAsked": made.unasked} if made.unasked else {})
     ledger.duplicates += made.repeated
     ledger.read += given.faults.total + given.dropped.total() + made.unasked + made.repeated
@@ -88,12 +89,14 @@ def _prompts(
         for prompt in read_prompts(file.uri, rows, config, given, clean=intake.text, keep=keep):
             if part is Part.TEST:
                 tested.setdefault(_identity(prompt), str(Place(file.origin.number, file.uri, prompt.line)))
-            elif part is Part.TRAIN and tested and (test := tested.pop(_identity(prompt), "")):
+            elif part is Part.TRAIN and tested and (test := tested.get(_identity(prompt), "")):
                 conflicts.append((test, str(Place(file.origin.number, file.uri, prompt.line))))
+                continue
             yield prompt
     require_valid(given, params)
-    if conflicts:
+    if conflicts and params.dataset.duplicates.across_parts is AcrossParts.FAIL:
         raise leakage.refusal(conflicts)
+    given.leave_out_of_training(conflicts)
 
 
 def _identity(prompt: Prompt) -> str:

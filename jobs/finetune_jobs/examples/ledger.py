@@ -6,12 +6,17 @@ Memory an example: about 0.5 KiB, most of it the identity as text and its place 
 import sys
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from finetune_api.dataset import TaskType
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import Example, Faults, shown
 from finetune_jobs.reading.rows import Fault
+
+IN_TEST: Final = "inTest"
+"""Kind of the rows for training that a test which a source provides holds too."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,11 @@ class Ledger:
     _kept_as: dict[str, list[str]] = field(default_factory=dict)
     """The pieces or the shorter form that stay for an example that was too long."""
     _copies: Counter[str] = field(default_factory=Counter)
-    _trained_too: dict[str, Place] = field(default_factory=dict)
-    """Examples of the test, and where a row for training is equal to one."""
+    across: list[tuple[str, str]] = field(default_factory=list)
+    """Rows for training that were left out because a test that a source provides holds the same: where the row of the
+    test is, and where that one."""
+    _trained_too: dict[str, list[Place]] = field(default_factory=dict)
+    """Examples of the test, and where rows for training are equal to one."""
     _conflicting: set[str] = field(default_factory=set)
     _sources: "array[int]" = field(default_factory=lambda: array("H"))
     _files: list[str] = field(default_factory=list)
@@ -79,7 +87,7 @@ class Ledger:
             self._copies[identity] += 1
             self.duplicates += 1
             if part is Part.TRAIN and self._tested(identity):
-                self._trained_too.setdefault(identity, place)
+                self._trained_too.setdefault(identity, []).append(place)
             return False
         self._conflicting.add(identity)
         copies = self._copies.pop(identity, 0)
@@ -116,8 +124,13 @@ class Ledger:
 
     def train_test_conflicts(self) -> list[tuple[str, str]]:
         """Test rows that the sources also provide for training: the places of both."""
-        tests = ((self._tested(identity), place) for identity, place in self._trained_too.items())
-        return [(self.place(test), str(place)) for test, place in tests if test]
+        tests = ((self._tested(identity), places) for identity, places in self._trained_too.items())
+        return [(self.place(test), str(place)) for test, places in tests if test for place in places]
+
+    def leave_out_of_training(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Count rows for training that ``across`` names, with the places of the test's rows."""
+        self.across += pairs
+        self.dropped.update({IN_TEST: len(pairs)} if pairs else {})
 
     def identities(self) -> list[str]:
         """The identity of every example by its number, including those dropped later."""

@@ -226,6 +226,8 @@ def _leakage(facts: Facts) -> Item:
     evidence = "No test example is a near duplicate of a training example."
     if facts.contaminated is None:
         return Item("leakage", State.PASS, f"{evidence} No benchmark was provided for comparison.")
+    if facts.across:
+        evidence += f" {count_of(facts.across, 'row')} for training stood in your own test too, or nearly so: dropped."
     return _contamination(facts, facts.contaminated, evidence)
 
 

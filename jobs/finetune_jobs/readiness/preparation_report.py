@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
 from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
 from finetune_jobs.splitting.division import Division
 
+_LISTED: Final = 100
+"""Pairs of rows in the report."""
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
@@ -84,6 +86,8 @@ class PreparationReport:
     """The first faults for people, of the sources and of what is read beside them."""
     tokens: int
     """Tokens that one epoch trains."""
+    across: Sequence[tuple[str, str]] = ()
+    """Where rows of the test are, and rows for training that were left out because of them."""
 
     @classmethod
     def of(
@@ -141,6 +145,7 @@ class PreparationReport:
             split_provided=bool(ledger.given),
             seed=dataset.split.seed,
             leaks=0 if dataset.duplicates.near_percent else None,
+            across=len(ledger.across),
             contaminated=ledger.dropped["inBenchmark"] if dataset.benchmarks else None,
             tests_in_benchmark=own.tests_in_benchmark,
             benchmarks=_beside(beside.get(SourceRole.BENCHMARK)),
@@ -156,7 +161,7 @@ class PreparationReport:
         faults = {SourceRole.OWN: ledger.faults} | {role: each.faults for role, each in beside.items()}
         errors = [entry for each in faults.values() for entry in each.stored()]
         first = {role: each.sentences() for role, each in faults.items() if each.total}
-        return cls(facts, check(facts), errors, first, tokens)
+        return cls(facts, check(facts), errors, first, tokens, ledger.across)
 
     @property
     def labels(self) -> list[str]:

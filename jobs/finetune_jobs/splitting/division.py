@@ -3,13 +3,17 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
-from finetune_api.dataset import Dataset
+from finetune_api.dataset import AcrossParts, Dataset
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.parts import CLAIMS, Part
 from finetune_jobs.splitting import leakage, sampling
 from finetune_jobs.splitting.near_duplicates import Hashes, Near, Texts
 from finetune_jobs.splitting.split import assign, unite
+
+_ROUNDS: Final = 10
+"""Searches for leaks at most: each names one training example a test, and clusters have found nearly all before."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,14 @@ class Division:
 def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Division:
     """The division that the spec asks for, with the near duplicates that were found.
 
-    Raises StageError (DatasetInvalid) when what the sources provide for training and for the test is (nearly) the same.
+    What the sources provide for training and for the test, (nearly) the same, is left out of training, or, as
+    ``acrossParts`` has it, raises StageError (DatasetInvalid).
     """
-    if conflicts := ledger.train_test_conflicts():
+    conflicts = ledger.train_test_conflicts()
+    if conflicts and dataset.duplicates.across_parts is AcrossParts.FAIL:
         raise leakage.refusal(conflicts)
+    ledger.duplicates -= len(conflicts)
+    ledger.leave_out_of_training(conflicts)
     clusters = _clusters(near.clusters, ledger)
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
@@ -68,18 +76,24 @@ def _without_leaks(
     """A division whose test contains nothing that is trained.
 
     The search for leaks is another one than that for clusters. What only it finds joins its cluster, and the division
-    is made once more; where the sources decide, that does not help, and the pairs are refused.
+    is made once more; where the sources decide, that does not help: the training example goes, or the pairs
+    are refused.
     """
     provided = set(ledger.given.values())
     split = dataset.split.model_copy(
         update={f"{part}_percent": 0 for part in (Part.VALIDATION, Part.TEST) if part in provided}
     )
     leaks: list[leakage.Leak] = []
-    for _ in range(2):
+    drop = dataset.duplicates.across_parts is AcrossParts.DROP_FROM_TRAINING
+    for _ in range(_ROUNDS if drop else 2):
         links = [*links, *((leak.train, leak.test) for leak in leaks)]
         units = unite(links, ledger.groups.items())
-        if conflicts := leakage.across(units, ledger.given):
-            raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in conflicts])
+        if drop:
+            shared = leakage.trained_beside_tests(units, ledger.given)
+            ledger.leave_out_of_training(_places(ledger, shared))
+            ledger.leave_out({leak.train for leak in shared})
+        elif conflicts := leakage.across(units, ledger.given):
+            raise leakage.refusal(_places(ledger, conflicts))
         parts = assign(ledger.labels, split, units, ledger.given)
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
@@ -87,7 +101,11 @@ def _without_leaks(
         leaks = leakage.find(texts(train), texts(test), dataset.duplicates.near_percent, boilerplate)
         if not leaks:
             return parts
-    raise leakage.refusal([(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks])
+    raise leakage.refusal(_places(ledger, leaks))
+
+
+def _places(ledger: Ledger, leaks: list[leakage.Leak]) -> list[tuple[str, str]]:
+    return [(ledger.place(leak.test), ledger.place(leak.train)) for leak in leaks]
 
 
 def _repeats(ledger: Ledger, trained: set[str], dataset: Dataset) -> dict[str, int]:

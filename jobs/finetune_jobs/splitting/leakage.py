@@ -85,14 +85,24 @@ def across(units: Mapping[str, str], parts: Mapping[str, Part]) -> list[Leak]:
 
     ``parts``: those that the user provided, before the division; or all, after it.
     """
-    trained: dict[str, str] = {}
-    tested: dict[str, list[str]] = defaultdict(list)
+    trained, tested = (_by_unit(units, parts, part) for part in (Part.TRAIN, Part.TEST))
+    return sorted(Leak(trained[unit][0], test) for unit, tests in tested.items() if unit in trained for test in tests)
+
+
+def trained_beside_tests(units: Mapping[str, str], parts: Mapping[str, Part]) -> list[Leak]:
+    """As ``across``, the other way round: every training example whose unit has test examples too, and the smallest of
+    those."""
+    trained, tested = (_by_unit(units, parts, part) for part in (Part.TRAIN, Part.TEST))
+    return sorted(Leak(train, tested[unit][0]) for unit, all_ in trained.items() if unit in tested for train in all_)
+
+
+def _by_unit(units: Mapping[str, str], parts: Mapping[str, Part], part: Part) -> dict[str, list[str]]:
+    """The examples of a part by their unit, each list sorted."""
+    found: dict[str, list[str]] = defaultdict(list)
     for identity in sorted(units.keys() & parts.keys()):
-        if parts[identity] is Part.TEST:
-            tested[units[identity]].append(identity)
-        elif parts[identity] is Part.TRAIN:
-            trained.setdefault(units[identity], identity)
-    return sorted(Leak(trained[unit], test) for unit, tests in tested.items() if unit in trained for test in tests)
+        if parts[identity] is part:
+            found[units[identity]].append(identity)
+    return found
 
 
 def refusal(leaks: Sequence[tuple[str, str]]) -> StageError:
@@ -103,5 +113,5 @@ def refusal(leaks: Sequence[tuple[str, str]]) -> StageError:
         Reason.DATASET_INVALID,
         f"{len(leaks)} test examples are exact or near duplicates of training examples, or share a group with them: "
         f"{pairs}{more}. This would inflate the score. Put both rows of each pair in the same part, remove one of "
-        "them, or let the operator split them.",
+        "them, let the operator split them, or set spec.dataset.duplicates.acrossParts to DropFromTraining.",
     )
