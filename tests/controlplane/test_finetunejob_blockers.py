@@ -92,7 +92,7 @@ def test_two_jobs_of_one_output_name(team: Team) -> None:
     team.until("younger", Reason.OUTPUT_NAME_CONFLICT)
     assert_says(message(team, "younger"), "The older FineTuneJob 'older'", "'shared'", "s3://artifacts/team")
     assert not team.jobs("younger")
-    team.create("elsewhere", output=output, storage={"endpoint": "http://another.store:8333"})
+    team.create("elsewhere", output=output, storage={"endpoint": "http://another.store.svc:8333"})
     team.until("elsewhere", Phase.SUCCEEDED)
     team.delete("older")
     team.until("younger", Phase.SUCCEEDED)

@@ -14,8 +14,8 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api import meta
 from finetune_operator.rbac import RULES
-from finetune_operator.settings import Gpu, Proxy, Settings
-from finetune_operator.tenancy.rules import TenancyRule
+from finetune_operator.settings import Gpu, Proxy, ServingAccess, Settings
+from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
@@ -207,6 +207,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
         "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
         "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
         "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
+        "serving": {"ingressFrom": [{"namespaceSelector": {"matchLabels": {"gateway": "true"}}}]},
         "operator": {
             "workers": 3,
             "resyncSeconds": 60,
@@ -225,6 +226,8 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert rendered.proxy == Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
     team = TenancyRule(namespaces=["team-*"], outputs=["s3://models/{namespace}"], max_usd_per_run=1e8)
     assert rendered.tenancy.rules == [team]
+    peer = {"namespaceSelector": {"matchLabels": {"gateway": "true"}}}
+    assert rendered.serving == ServingAccess(ingress_from=[peer])
     assert "gpu-l4" not in rendered.profiles
     assert rendered.runtimes.keys() == {"tgi-cpu"}
     assert (runtime.env, runtime.num_shard) == ({"CUDA_GRAPHS": "0"}, 2)
@@ -284,6 +287,43 @@ def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:
     assert named == [to_camel(name) for name in TenancyRule.model_fields]
 
 
+def test_the_defaults_of_the_chart_are_the_operators() -> None:
+    rendered = settings(render())
+    assert (rendered.tenancy, rendered.serving) == (Tenancy(), ServingAccess())
+    assert rendered.free_profiles == ["cpu-small"]
+
+
+@pytest.mark.parametrize(
+    ("values", "bound"),
+    [
+        ((), {None}),
+        (("watchNamespaces={team-a,team-b}",), {("team-a", "team-b")}),
+        (("tenancy.open=true",), set()),
+        (("tenancy.admissionPolicy=false",), set()),
+    ],
+)
+def test_the_rules_are_also_the_api_servers(values: tuple[str, ...], bound: set[tuple[str, ...] | None]) -> None:
+    """For both kinds, and only where this release's operator watches; never for a platform that is open."""
+    objects = render(*(part for value in values for part in ("--set", value)))
+    policies = of_kind(objects, "ValidatingAdmissionPolicy")
+    bindings = of_kind(objects, "ValidatingAdmissionPolicyBinding")
+    assert {each["spec"]["policyName"] for each in bindings} == {each["metadata"]["name"] for each in policies}
+    assert len(policies) == (2 if bound else 0)
+    for binding in bindings:
+        resources = binding["spec"].get("matchResources")
+        chosen = resources["namespaceSelector"]["matchExpressions"][0]["values"] if resources else None
+        assert (tuple(chosen) if chosen else None) in bound
+    for policy in policies:
+        assert policy["spec"]["failurePolicy"] == "Ignore", "the operator checks the rules anyway"
+
+
+def test_open_is_for_platforms_without_rules() -> None:
+    values = ("--set", "tenancy.open=true", "--set", "tenancy.rules[0].namespaces={team-a}")
+    done = helm("template", "finetune-operator", str(CHART), *values)
+    assert done.returncode != 0
+    assert "tenancy.open is true, so tenancy.rules would limit nothing: remove one of them." in done.stderr
+
+
 def test_a_changed_configuration_restarts_the_operator() -> None:
     def checksum(*arguments: str) -> str:
         (deployment,) = of_kind(render(*arguments), "Deployment")
@@ -322,6 +362,8 @@ def test_a_changed_configuration_restarts_the_operator() -> None:
         ("runner.networkPolicy.metricsFrom[0].pod.x=y", "/runner/networkPolicy/metricsFrom/0", "'pod' not allowed"),
         ("tenancy.rules[0].profiles={gpu-l4}", "/tenancy/rules/0", "missing property 'namespaces'"),
         ("tenancy.rules[0].namespaces={Team}", "/tenancy/rules/0/namespaces/0", "does not match pattern"),
+        ("tenancy.rules[0].hosts={https://a.example}", "/tenancy/rules/0/hosts/0", "does not match pattern"),
+        ("serving.ingressFrom[0].pods=all", "/serving/ingressFrom/0", "'pods' not allowed"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
         ("replicas=2", "", "additional properties 'replicas' not allowed"),
     ],

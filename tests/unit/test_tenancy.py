@@ -194,7 +194,7 @@ def test_open_is_for_platforms_without_rules() -> None:
 
 INSIDE = ["store", "store.team.svc", "s3.storage.svc.cluster.local", "db-0.db.team.svc", "a"]
 OUTSIDE = [
-    *("s3.example", "svc", "another.store", "store.svc.example", "store.team.svc.", ".svc", "xsvc.cluster.local"),
+    *("s3.example", "another.store", "store.svc.example", "store.team.svc.", ".svc", "xsvc.cluster.local"),
     *("10.0.0.1", "134744072", "0x08080808", "127.0.0.1", "1.2.3.4.nip.io", "store.team.pod.cluster.local", "-a", ""),
 ]
 
@@ -204,7 +204,7 @@ def test_only_the_clusters_dns_answers(host: str) -> None:
     assert is_inside(host)
 
 
-@pytest.mark.parametrize("host", sorted({*OUTSIDE} - {"svc"}))
+@pytest.mark.parametrize("host", OUTSIDE)
 def test_others_may_answer(host: str) -> None:
     """Also a number, which the C library takes for an address."""
     assert not is_inside(host)

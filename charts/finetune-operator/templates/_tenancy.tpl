@@ -1,0 +1,128 @@
+{{/*
+The rules of tenancy as CEL: what operator/finetune_operator/tenancy/ says in Python, for the API server to say earlier.
+
+Every rule is a map from its fields to lists of text, which is JSON and CEL at once. A claim is a list of three texts:
+the field of the rule that limits it, the field of the custom resource that asks for it, and what it asks for.
+tests/controlplane/test_tenancy_policy.py holds both languages to the same answers, word for word.
+*/}}
+{{- define "finetune.tenancy.rules" -}}
+{{- $rules := list -}}
+{{- range .Values.tenancy.rules -}}
+  {{- $rule := dict -}}
+  {{- range $field, $value := . -}}
+    {{- if kindIs "slice" $value -}}
+      {{- $_ := set $rule $field $value -}}
+    {{- else if not (kindIs "invalid" $value) -}}
+      {{- $_ := set $rule $field (list (toString $value) (printf "%.2f" (float64 $value))) -}}
+    {{- end -}}
+  {{- end -}}
+  {{- if hasKey $rule "inputs" -}}
+    {{- $_ := set $rule "inputs" (concat $rule.inputs (default (list) $rule.outputs)) -}}
+  {{- end -}}
+  {{- $rules = append $rules $rule -}}
+{{- else -}}
+  {{- $free := list -}}
+  {{- range $name, $profile := .Values.profiles -}}
+    {{- if not (include "finetune.tenancy.price" $profile) -}}
+      {{- $free = append $free $name -}}
+    {{- end -}}
+  {{- end -}}
+  {{- $rules = list (dict "namespaces" (list "*") "profiles" $free) -}}
+{{- end -}}
+{{- toJson $rules -}}
+{{- end -}}
+
+{{/* Empty for a profile without a price. */}}
+{{- define "finetune.tenancy.price" -}}
+{{- with .gpu -}}
+{{- if gt (mulf (default 1 .count) .usdPerHour) 0.0 -}}priced{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Names of the profiles with a price. */}}
+{{- define "finetune.tenancy.priced" -}}
+{{- $names := list -}}
+{{- range $name, $profile := .Values.profiles -}}
+  {{- if include "finetune.tenancy.price" $profile -}}
+    {{- $names = append $names $name -}}
+  {{- end -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{/* What a FineTuneJob `o` asks for: operator/finetune_operator/finetunejob/claims.py. */}}
+{{- define "finetune.tenancy.finetunejobs" -}}
+[
+  ['profiles', 'spec.profile', string(o.spec.profile)],
+  ['outputs', 'spec.output.uri', string(o.spec.output.uri)],
+  ['endpoints', 'spec.storage.endpoint', string(o.spec.?storage.?endpoint.orValue(''))],
+  ['insecureHosts', 'spec.storage.endpoint', string(o.spec.?storage.?endpoint.orValue(''))],
+  ['secrets', 'spec.storage.secretRef.name', string(o.spec.?storage.?secretRef.?name.orValue(''))],
+  {{- with "spec.dataset.distillation.teacher" }}
+  {{- $path := "o.spec.dataset.?distillation.?teacher" }}
+  ['hosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],
+  ['insecureHosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],
+  ['secrets', '{{ . }}.secretKeyRef.name', string({{ $path }}.?secretKeyRef.?name.orValue(''))],
+  {{- end }}
+  {{- range $server, $fields := dict "mlflow" (list "url" "secretRef") "wandb" (list "baseUrl" "secretKeyRef") }}
+  {{- $path := printf "o.spec.?tracking.?%s" $server }}
+  {{- $url := first $fields }}
+  {{- $secret := last $fields }}
+  ['hosts', 'spec.tracking.{{ $server }}.{{ $url }}', string({{ $path }}.?{{ $url }}.orValue(''))],
+  ['insecureHosts', 'spec.tracking.{{ $server }}.{{ $url }}', string({{ $path }}.?{{ $url }}.orValue(''))],
+  ['secrets', 'spec.tracking.{{ $server }}.{{ $secret }}.name', string({{ $path }}.?{{ $secret }}.?name.orValue(''))],
+  {{- end }}
+  ['inputs', 'spec.model.uri', string(o.spec.model.uri)]
+]
+{{- range list "sources" "benchmarks" }}
++ {{ toJson (until 16) }}.filter(i, i < size(o.spec.dataset.?{{ . }}.orValue([]))).map(i,
+  ['inputs', 'spec.dataset.{{ . }}[' + string(i) + '].uri', string(o.spec.dataset.{{ . }}[i].?uri.orValue(''))])
+{{- end }}
++ [
+  ['inputs', 'spec.dataset.replay.source.uri', string(o.spec.dataset.?replay.?source.?uri.orValue(''))],
+  ['inputs', 'spec.dataset.pii.ner.uri', string(o.spec.dataset.?pii.?ner.?uri.orValue(''))]
+]
++ (o.spec.profile in {{ include "finetune.tenancy.priced" . }}
+  ? [['maxUsdPerRun', 'spec.budget.maxCost', string(o.spec.?budget.?maxCost.orValue(''))]] : [])
+{{- end -}}
+
+{{/* What an AdapterDeployment `o` asks for: operator/finetune_operator/adapterdeployment/blockers.py. Of one that follows a
+FineTuneJob, only the operator knows what that has published, and where. */}}
+{{- define "finetune.tenancy.adapterdeployments" -}}
+[['runtimes', 'spec.runtime', string(o.spec.runtime)]]
++ (has(o.spec.source.artifact) ? [
+{{- with "spec.source.artifact" }}
+  ['inputs', '{{ . }}.uri', string(o.{{ . }}.uri)],
+  ['endpoints', '{{ . }}.storage.endpoint', string(o.{{ . }}.?storage.?endpoint.orValue(''))],
+  ['insecureHosts', '{{ . }}.storage.endpoint', string(o.{{ . }}.?storage.?endpoint.orValue(''))],
+  ['secrets', '{{ . }}.storage.secretRef.name', string(o.{{ . }}.?storage.?secretRef.?name.orValue(''))]
+{{- end }}
+] : [])
+{{- end -}}
+
+{{/* Whether rule `r` allows claim `c`, whose fourth text is what has to be compared. */}}
+{{- define "finetune.tenancy.allows" -}}
+c[0] == 'insecureHosts' ? (
+  c[2].lowerAscii().startsWith('https://')
+  || c[3].matches('^([a-z][-a-z0-9]*|[-a-z0-9.]+[.]svc([.]cluster[.]local)?)$')
+  || r[?'endpoints'].orValue([]).exists(e, e.lowerAscii() == c[2].lowerAscii())
+  || r[?'insecureHosts'].orValue([]).exists(g, c[3].matches('^' + g.replace('.', '[.]').replace('*', '.*') + '$'))
+)
+: !(c[0] in r) ? true
+: c[0] == 'maxUsdPerRun' ? c[2] != '' && double(c[2]) <= double(r[c[0]][0])
+: c[0] == 'endpoints' ? r[c[0]].exists(e, e.lowerAscii() == c[3])
+: c[0] in ['inputs', 'outputs'] ? !c[3].matches('://(.*/)?[.]{0,2}/') && r[c[0]].exists(p, c[3].startsWith(
+    (p.startsWith('hf:') ? p.replace('@', '/@', 1) : p).replace('{namespace}', request.namespace)
+    + (p.endsWith('/') ? '' : '/')))
+: r[c[0]].exists(g, c[3].matches('^' + g.replace('.', '[.]').replace('*', '.*') + '$'))
+{{- end -}}
+
+{{/* What rule `r` would allow instead of claim `c`. */}}
+{{- define "finetune.tenancy.words" -}}
+c[0] == 'insecureHosts' ? 'https:// outside of the cluster' + (size(r[?'insecureHosts'].orValue([])) == 0
+  ? '' : ', or http:// to ' + r.insecureHosts.join(' or '))
+: c[0] == 'maxUsdPerRun' ? 'at most ' + r[c[0]][1] + ' USD a run'
+: size(r[c[0]]) == 0 ? 'none'
+: (c[0] in ['inputs', 'outputs'] ? 'URIs below ' : c[0] == 'hosts' ? 'the host ' : '')
+  + r[c[0]].map(x, x == '' ? 'none (AWS)' : x.replace('{namespace}', request.namespace)).join(' or ')
+{{- end -}}
