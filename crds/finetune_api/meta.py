@@ -29,6 +29,9 @@ ANNOTATION_SUSPENDED: Final = f"{GROUP}/suspended"
 LABEL_ROLE: Final = f"{GROUP}/role"
 """Role of a pod, stage or server; NetworkPolicies select by it."""
 
+LABEL_INSTANCE: Final = f"{GROUP}/instance"
+"""Set by users on a custom resource: which operator of the cluster handles it, if there are several."""
+
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """DNS-1035: the names that a Service, and therefore our custom resources, may have."""
 MAX_NAME: Final = 40

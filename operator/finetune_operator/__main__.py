@@ -3,26 +3,44 @@
 import argparse
 import asyncio
 import logging
+import socket
 import sys
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import kopf
+from kubernetes.client import Configuration
 
+from finetune_api import __version__
 from finetune_operator import handlers
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
 from finetune_operator.controller import INDEXES, Controller
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
-from finetune_operator.framework.cache import Cache
+from finetune_operator.framework import lease
+from finetune_operator.framework.cache import CHILDREN, Cache
 from finetune_operator.framework.client import HttpKubeClient, StreamClient, load_configuration
+from finetune_operator.framework.lease import Elector, LeaseName
+from finetune_operator.framework.metrics import Snapshot, serve
 from finetune_operator.framework.reconcile import Kind, Reconciler
-from finetune_operator.kinds import WATCHED_OWNERS
+from finetune_operator.kinds import CUSTOM_RESOURCES, WATCHED_OWNERS
 from finetune_operator.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
 
 _WARNINGS_ONLY: Final = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
 """Kopf and its web server log every watch event, every probe and every request at level info."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the process listens, each as ``host:port``."""
+
+    health: str
+    """/healthz, for the kubelet."""
+    metrics: str
+    """/metrics, for Prometheus."""
 
 
 def build(client: StreamClient, settings: Settings) -> Controller:
@@ -36,22 +54,50 @@ def build(client: StreamClient, settings: Settings) -> Controller:
     return Controller(client, cache, reconciler, settings)
 
 
-def run(client: StreamClient, settings: Settings, health: str) -> None:
-    """Watch and reconcile until a signal ends the process; raises ApiError if the first LISTs fail."""
+def elector_of(configuration: Configuration, settings: Settings) -> Elector | None:
+    """Who decides whether this replica works; None if it is the only one."""
+    if settings.lease is None:
+        return None
+    identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    client = HttpKubeClient(configuration, 1, timeout=lease.TIMEOUT)
+    return Elector(client, LeaseName(settings.lease.namespace, settings.lease.name, identity))
+
+
+def client_of(configuration: Configuration, settings: Settings, elector: Elector | None) -> HttpKubeClient:
+    """The client of everything but the Lease. It writes only while this replica leads."""
+    streams = len((*CUSTOM_RESOURCES, *CHILDREN)) * max(1, len(settings.namespaces))
+    return HttpKubeClient(configuration, settings.workers + streams + 2, elector.check if elector else None)
+
+
+def run(client: StreamClient, settings: Settings, elector: Elector | None, ports: Ports) -> bool:
+    """Watch, and reconcile while this replica leads, until a signal ends the process; raises ApiError if the
+    first LISTs fail. Returns whether it ends because the Lease was lost."""
+    controller = build(client, settings)
+    leads = elector.leads if elector else lambda: True
+    serve(ports.metrics, Snapshot(__version__, controller.queue.state, controller.headlines, leads))
+    return asyncio.run(_operate(controller, settings, elector, ports.health))
+
+
+async def _operate(controller: Controller, settings: Settings, elector: Elector | None, health: str) -> bool:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
-    handlers.register(registry, build(client, settings))
+
+    def lost() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    handlers.register(registry, controller, elector, lost)
     kopf_settings = kopf.OperatorSettings()
     handlers.configure(kopf_settings)
-    asyncio.run(
-        kopf.operator(
-            registry=registry,
-            settings=kopf_settings,
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-            liveness_endpoint=f"http://{health}/healthz",
-        )
+    await kopf.operator(
+        registry=registry,
+        settings=kopf_settings,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://{health}/healthz",
+        stop_flag=stop,
     )
+    return stop.is_set()
 
 
 def configure_logging(log_format: str) -> None:
@@ -67,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="finetune-operator", description="Fine-tunes and serves language models.")
     parser.add_argument("--config", type=Path, default=Path("/etc/finetune-operator/config.yaml"))
     parser.add_argument("--health", default="0.0.0.0:8080", help="host and port where /healthz answers")
+    parser.add_argument("--metrics", default="0.0.0.0:8081", help="host and port where /metrics answers")
     parser.add_argument("--log-format", choices=[each.name.lower() for each in kopf.LogFormat], default="json")
     arguments = parser.parse_args()
     configure_logging(arguments.log_format)
@@ -75,7 +122,11 @@ def main() -> None:
     except SettingsError as error:
         logger.critical("%s", error)
         sys.exit(1)
-    run(HttpKubeClient(load_configuration(), settings.workers + 2), settings, arguments.health)
+    configuration = load_configuration()
+    elector = elector_of(configuration, settings)
+    client = client_of(configuration, settings, elector)
+    if run(client, settings, elector, Ports(arguments.health, arguments.metrics)):
+        sys.exit(1)  # started anew, it stands by
 
 
 if __name__ == "__main__":

@@ -10,25 +10,32 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from finetune_operator.adapterdeployment.followed import SOURCE_INDEX, FollowedJob
-from finetune_operator.finetunejob.output import OUTPUT_INDEX
+from finetune_operator.adapterdeployment.followed import FollowedJob, followed_job
+from finetune_operator.adapterdeployment.turns import line_of
+from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.informer import Informer
+from finetune_operator.framework.metrics import RECONCILE_SECONDS, Headline, headline_of
 from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.framework.ownership import Key, owner_key
 from finetune_operator.framework.reconcile import Reconciler
 from finetune_operator.framework.workqueue import WorkQueue
-from finetune_operator.kinds import CUSTOM_RESOURCES, FINETUNEJOBS, selector
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, CUSTOM_RESOURCES, FINETUNEJOBS, selector
 from finetune_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-INDEXES: Final[Indexes] = {**OUTPUT_INDEX, **SOURCE_INDEX}
-"""How custom resources are found by what they publish and what they serve."""
+INDEXES: Final[Indexes] = {
+    FINETUNEJOBS.kind: (output_of, headline_of(FINETUNEJOBS.kind)),
+    ADAPTERDEPLOYMENTS.kind: (followed_job, line_of, headline_of(ADAPTERDEPLOYMENTS.kind)),
+}
+"""How custom resources are found: by what they publish and what they serve, in line, and by what they say."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
 FIRST_TURNS: Final = "all resources that were there at the start have been looked at"
 """The log's words for the end of a cold start."""
+STOP_SECONDS: Final = 20.0
+"""Running reconciliations have so long to finish: less than the pod's terminationGracePeriodSeconds."""
 RESYNC_SPREAD: Final = 0.5
 """A resync spreads the turns of all resources over this share of its period."""
 _LEAST, _MOST = 0.9, 1.1
@@ -36,7 +43,7 @@ _LEAST, _MOST = 0.9, 1.1
 
 
 class Controller:
-    """Cache, queue and threads. ``start`` once, then ``stop``."""
+    """Cache, queue and threads. ``start`` once, ``lead`` once, then ``stop``."""
 
     def __init__(self, client: StreamClient, cache: Cache, reconciler: Reconciler, settings: Settings) -> None:
         self._cache = cache
@@ -50,7 +57,7 @@ class Controller:
             Informer(
                 client,
                 cache,
-                Selection(resource, namespace, selector(resource)),
+                Selection(resource, namespace, selector(resource, settings.instance)),
                 changed=self.changed,
                 seen=self.seen,
             )
@@ -59,27 +66,39 @@ class Controller:
         ]
         self._first_turns = _FirstTurns()
         self.queue: WorkQueue[Key] = WorkQueue()
+        self.leading = threading.Event()
+        """Set by ``lead``. Before, the cache is kept up to date and the queue stays empty."""
 
     def start(self) -> None:
-        """Read everything once, then start the threads; raises ApiError if a LIST fails."""
+        """Read everything once and keep up to date; raises ApiError if a LIST fails. Nothing is written yet."""
         period = self._settings.resync_seconds
         for informer in self._informers:
             informer.list(period)
-        self._first_turns.expect(key for resource in CUSTOM_RESOURCES for key in self._cache.names(resource))
         for informer in self._informers:
             threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
+
+    def lead(self) -> None:
+        """Start to work: everything gets a turn."""
+        self.leading.set()
+        self._first_turns.expect(key for resource in CUSTOM_RESOURCES for key in self._cache.names(resource))
+        self._resynced = time.monotonic()
+        self._add_all(within=0)
         targets = [self._work] * self._settings.workers + [self._resync]
         self._workers = [threading.Thread(target=target, daemon=True) for target in targets]
         for thread in self._workers:
             thread.start()
 
-    def stop(self, timeout: float = 30) -> None:
-        """Let running reconciliations finish, for ``timeout`` seconds at most. Informers write nothing and just end."""
+    def stop(self, timeout: float = STOP_SECONDS) -> bool:
+        """Let running reconciliations finish, for ``timeout`` seconds at most; returns whether all have.
+
+        Informers write nothing and just end.
+        """
         self._stopping.set()
         self.queue.close()
         deadline = time.monotonic() + timeout
         for thread in self._workers:
             thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._workers)
 
     def seen(self, resource: Resource, gone: bool, found: Object) -> None:
         """Record what a watch stream showed, and give the custom resource a turn if that is news."""
@@ -105,31 +124,47 @@ class Controller:
         return ages
 
     def resync_delay(self) -> float:
-        """Seconds by which the next resync is late."""
+        """Seconds by which the next resync is late; on a replica that stands by there is none."""
+        if not self.leading.is_set():
+            return 0.0
         return max(0.0, time.monotonic() - self._resynced - _MOST * self._settings.resync_seconds)
+
+    def headlines(self) -> dict[Headline, int]:
+        """How many custom resources are in which phase, and why."""
+        return self._cache.sizes(Headline)
 
     def _add(self, resource: Resource, found: Object) -> None:
         key = _key(resource, found)
-        if key is not None:
+        if key is not None and self.leading.is_set():  # before, nothing is due: ``lead`` gives everything a turn
             self.queue.add(key)
 
     def _wake_followers(self, job: Object) -> None:
         """Give a turn to the AdapterDeployments whose source is this FineTuneJob."""
         metadata = job["metadata"]
-        for follower in self._cache.indexed_names(FollowedJob(metadata["namespace"], metadata["name"])):
-            self.queue.add(follower)
+        if self.leading.is_set():
+            for follower in self._cache.indexed_names(FollowedJob(metadata["namespace"], metadata["name"])):
+                self.queue.add(follower)
 
     def _work(self) -> None:
         while (key := self.queue.take()) is not None:
-            try:
-                self.queue.done(key, *self._reconciler.reconcile(key))
-            except ApiError as error:
-                delay = self.queue.failed(key, error.retry_after or 0.0)
-                logger.warning("%s: %s; retrying in %.1f s", "/".join(key), error, delay)
-            except Exception:  # a defect must not end the thread: the key is retried, other keys are not affected
-                self.queue.failed(key)
-                logger.exception("%s: reconciliation failed", "/".join(key))
+            began = time.monotonic()
+            result = self._turn(key)
+            RECONCILE_SECONDS.labels(key.kind, result).observe(time.monotonic() - began)
             self._first_turns.had(key)
+
+    def _turn(self, key: Key) -> str:
+        """Reconcile a key, give it back to the queue, and return the result as the metrics name it."""
+        try:
+            self.queue.done(key, *self._reconciler.reconcile(key))
+        except ApiError as error:
+            delay = self.queue.failed(key, error.retry_after or 0.0)
+            logger.warning("%s: %s; retrying in %.1f s", "/".join(key), error, delay)
+            return "api_error"
+        except Exception:  # a defect must not end the thread: the key is retried, other keys are not affected
+            self.queue.failed(key)
+            logger.exception("%s: reconciliation failed", "/".join(key))
+            return "defect"
+        return "ok"
 
     def _resync(self) -> None:
         """Give every resource a turn periodically, for what no event tells. Informers LIST by themselves."""

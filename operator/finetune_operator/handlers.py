@@ -24,11 +24,13 @@ A crash between any two of these steps costs nothing: the next pass observes wha
 AdapterDeployment takes the same way through ``adapterdeployment/``.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import kopf
 
 from finetune_operator.controller import Controller
+from finetune_operator.framework.lease import Elector
 
 MAX_STANDSTILL: Final = 300.0
 """Seconds without the end of any reconciliation, while there is one to do, before the operator is restarted. A long
@@ -49,16 +51,24 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
 
 
-def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
-    """Connect Kopf's start, end and probes to the controller."""
+def register(
+    registry: kopf.OperatorRegistry, controller: Controller, elector: Elector | None, lost: Callable[[], None]
+) -> None:
+    """Connect Kopf to the controller: start, end and probes. ``lost`` is called when another replica must take over."""
 
     @kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
     def start(**_: Any) -> None:
         controller.start()
+        if elector is None:
+            controller.lead()
+        else:
+            elector.start(controller.lead, lost)
 
     @kopf.on.cleanup(registry=registry)
     def stop(**_: Any) -> None:
-        controller.stop()
+        all_done = controller.stop()
+        if elector is not None:
+            elector.stop(release=all_done)
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:

@@ -18,11 +18,19 @@ WATCHED_OWNERS: Final[Mapping[Resource, tuple[str, ...]]] = dict.fromkeys(_OF_SE
 """By kind of child: the kinds of custom resources whose children are watched. Children of other kinds: of both."""
 
 
-def selector(resource: Resource) -> str:
-    """The label selector of what is watched of a kind; empty for a custom resource.
+def selector(resource: Resource, instance: str) -> str:
+    """The label selector of what an operator of this instance watches of a kind.
 
-    It asks for a label of our own. Of ``app.kubernetes.io/managed-by`` others may think that it is theirs to change.
+    It asks for labels of our own. Of ``app.kubernetes.io/managed-by`` others may think that it is theirs to change.
     """
     if resource in CUSTOM_RESOURCES:
-        return ""
+        return of_instance(instance)
     return f"{meta.LABEL_OWNER_KIND} in ({','.join(WATCHED_OWNERS.get(resource, _ALL))})"
+
+
+def of_instance(instance: str) -> str:
+    """Label selector of the custom resources that an operator of this instance handles; "" handles those without one.
+
+    Children carry no such label: they are handled with their owner (docs/decisions/0021-instances-by-label.md).
+    """
+    return f"{meta.LABEL_INSTANCE}={instance}" if instance else f"!{meta.LABEL_INSTANCE}"

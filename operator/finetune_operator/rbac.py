@@ -1,7 +1,7 @@
 """All permissions of the operator; the chart's Role or ClusterRole is generated from them.
 
-All are namespaced, so a Role per watched namespace is enough. There is no verb on Secrets (the kubelet mounts them into
-pods), no ``pods/exec``, no wildcard, and nothing that grants rights.
+All are namespaced, so a Role per watched namespace is enough, and one in the release's own for the Lease. There is no
+verb on Secrets (the kubelet mounts them into pods), no ``pods/exec``, no wildcard, and nothing that grants rights.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from finetune_operator.framework.objects import (
     ENDPOINT_SLICES,
     EVENTS,
     JOBS,
+    LEASES,
     NETWORK_POLICIES,
     PODS,
     SERVICE_ACCOUNTS,
@@ -69,3 +70,6 @@ RULES: Final = (
     Rule(EVENTS, ("list", "create")),
 )
 """One entry per resource or subresource."""
+
+LEASE_RULE: Final = Rule(LEASES, ("get", "create", "patch"))
+"""In the release's namespace only. The chart's Role, written by hand, grants get and patch for one name."""

@@ -167,6 +167,19 @@ class ServingAccess(ApiModel):
     """Who may reach a verified endpoint, as NetworkPolicy peers."""
 
 
+_INSTANCE: Final = r"^([a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?)?$"
+"""A label's value, and part of the names of the chart's roles."""
+
+
+class Lease(ApiModel):
+    """The Lease by which several replicas agree on the one that works."""
+
+    namespace: str
+    """Its namespace: that of the release."""
+    name: str
+    """Its name: that of the release's objects."""
+
+
 class Settings(ApiModel):
     """The operator's configuration (``/etc/finetune-operator/config.yaml``)."""
 
@@ -184,6 +197,11 @@ class Settings(ApiModel):
     """Who may reach endpoints."""
     namespaces: list[str] = []
     """Namespaces to watch; empty means all."""
+    instance: Annotated[str, Field(pattern=_INSTANCE)] = ""
+    """This operator handles only custom resources whose label ``finetune.dev/instance`` has this value; empty: those
+    without the label."""
+    lease: Lease | None = None
+    """None: this process is the only one, and works at once."""
     workers: Annotated[int, Field(ge=1, le=64)] = 32
     """Number of resources that are reconciled at the same time. Workers mostly wait for the API server, so many of them
     cost little, and in a burst no resource waits for a worker."""

@@ -21,7 +21,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.framework.client import HttpKubeClient, KubeClient
 from finetune_operator.framework.objects import EVENTS, JOBS, SERVICE_ACCOUNTS, Object
 from finetune_operator.kinds import FINETUNEJOBS
-from finetune_operator.rbac import RULES
+from finetune_operator.rbac import LEASE_RULE, RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
@@ -78,7 +78,10 @@ def operator_rights(namespace: str) -> list[Object]:
     """Role and binding of the operator, from the table that the chart's are generated from."""
     group = "rbac.authorization.k8s.io"
     metadata = {"name": OPERATOR, "namespace": namespace}
-    rules = [{"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)} for rule in RULES]
+    rules = [
+        {"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)}
+        for rule in (*RULES, LEASE_RULE)
+    ]
     return [
         {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
         {
@@ -128,9 +131,15 @@ class Team:
         return self.writes_log.read_text().splitlines() if self.writes_log.exists() else []
 
     def start(
-        self, *, faults: tuple[Fault, ...] = (), crash_after_writes: int = 0, newer: bool = False, **changes: Any
+        self,
+        *,
+        faults: tuple[Fault, ...] = (),
+        crash_after_writes: int = 0,
+        newer: bool = False,
+        writes_log: Path | None = None,
+        **changes: Any,
     ) -> Running:
-        """Start an operator process; it need not be ready yet."""
+        """Start an operator process; it need not be ready yet. ``writes_log``: a file of its own for its writes."""
         how = Start(
             settings=self.settings(**changes),
             kubeconfig=self.operator_kubeconfig,
@@ -138,7 +147,7 @@ class Team:
             faults=faults,
             crash_after_writes=crash_after_writes,
             newer=newer,
-            writes_log=self.writes_log,
+            writes_log=writes_log or self.writes_log,
         )
         operator = start(how)
         self.operators.append(operator)

@@ -27,7 +27,8 @@ from finetune_operator.framework.objects import (
     Object,
     Resource,
 )
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
+from finetune_operator.settings import Images
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import ADDED_LATER, Team, newer_crds, wait
 from tests.support.fake_node import Ending
@@ -569,3 +570,33 @@ def _deployment(namespace: str, name: str) -> Object:
     spec = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}
     metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+
+
+def test_two_operators_leave_what_is_not_theirs_alone(serving: Serving) -> None:
+    """Another release with other images would make another revision of every endpoint, and delete this one's.
+
+    What carries its label is its own; and what loses the label goes to the other operator as it is.
+    """
+    serving.start()
+    revision = serving.serve(GOOD)
+    before = serving.children(DEPLOYMENTS).keys()
+    team, canary = serving.team, serving.team.directory / "canary.log"
+    other = Images(data="canary/data", prepare="canary/prepare", jobs="canary/jobs", quantize="canary/quantize")
+    serving.start(instance="canary", images=other, writes_log=canary, resync_seconds=10).wait_ready()
+    team.create("theirs", labels={meta.LABEL_INSTANCE: "canary"})
+    team.create("ours")
+    for name, image in (("theirs", "canary/data"), ("ours", "example/data")):
+        team.until(name, Phase.SUCCEEDED)
+        [job] = team.jobs(name, Stage.RESOLVE)
+        assert job["spec"]["template"]["spec"]["containers"][0]["image"] == image
+    assert serving.status().last_good_revision == revision
+    assert serving.children(DEPLOYMENTS).keys() == before
+    assert {line.split()[1] for line in canary.read_text().splitlines()} == {"ConfigMap", "Job", "FineTuneJob", "Event"}
+    jobs = {job["metadata"]["uid"] for job in team.jobs("theirs")}
+    handed_over = {"metadata": {"labels": {meta.LABEL_INSTANCE: None}}, "spec": {"suspend": True}}
+    team.api.patch(FINETUNEJOBS, team.namespace, "theirs", handed_over)
+    size = len(canary.read_text())
+    found = team.status("theirs").conditions[0].observed_generation
+    wait(lambda: team.status("theirs").conditions[0].observed_generation != found, "the other operator's status", 30)
+    assert {job["metadata"]["uid"] for job in team.jobs("theirs")} == jobs
+    assert len(canary.read_text()) == size

@@ -124,7 +124,7 @@ def test_what_was_deleted_before_a_watch_starts_anew_is_found_at_once(team: Team
     informer = Informer(
         HttpKubeClient(configuration, 2),
         cache,
-        Selection(FINETUNEJOBS, team.namespace, selector(FINETUNEJOBS)),
+        Selection(FINETUNEJOBS, team.namespace, selector(FINETUNEJOBS, "")),
         changed=lambda _, found: told.append(found["metadata"]["name"]),
         seen=lambda *_: None,
     )

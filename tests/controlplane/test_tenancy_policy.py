@@ -237,8 +237,7 @@ JOB_FIELDS: dict[str, list[Any]] = {
         for url in URLS
         for extra in ({}, {"secretKeyRef": {"name": "root", "key": "k"}})
     ],
-    "tracking.mlflow": [{"url": url} for url in URLS]
-    + [{"url": "https://a.example", "secretRef": {"name": "x"}}],
+    "tracking.mlflow": [{"url": url} for url in URLS] + [{"url": "https://a.example", "secretRef": {"name": "x"}}],
     "tracking.wandb": [
         {"secretKeyRef": {"name": "finetune-wandb", "key": "k"}},
         *({"baseUrl": url, "secretKeyRef": {"name": "finetune-wandb", "key": "k"}} for url in URLS),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import field_validator
 
 from finetune_api import stages
@@ -27,7 +28,7 @@ from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator import __main__ as program
 from finetune_operator.finetunejob import stage_jobs
-from finetune_operator.framework.client import PAGE, ApiError, Change, HttpKubeClient, Page, Selection, StreamClient
+from finetune_operator.framework.client import PAGE, ApiError, Change, Page, Selection, StreamClient
 from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.settings import Settings
 from hack.cluster.layout import free_port
@@ -140,11 +141,19 @@ class Running:
 
     process: BaseProcess
     health: str
+    metrics: str
 
     def healthz(self) -> bytes:
         """What the probe answers; raises OSError while it does not."""
         with urllib.request.urlopen(self.health, timeout=15) as answer:
             return bytes(answer.read())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One value of the operator's own metrics; 0 if there is none. Raises OSError while it does not answer."""
+        with urllib.request.urlopen(self.metrics, timeout=15) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        samples = (sample for family in families for sample in family.samples)
+        return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
     def wait_ready(self, seconds: float = 30) -> None:
         """Until the probe answers, which is after the first LIST."""
@@ -167,10 +176,10 @@ class Running:
 
 def start(how: Start) -> Running:
     """Start a process; it need not be ready yet."""
-    port = free_port()
-    process = _CONTEXT.Process(target=_main, args=(how, port))
+    ports = program.Ports(f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    process = _CONTEXT.Process(target=_main, args=(how, ports))
     process.start()
-    return Running(process, f"http://127.0.0.1:{port}/healthz")
+    return Running(process, f"http://{ports.health}/healthz", f"http://{ports.metrics}/metrics")
 
 
 @contextlib.contextmanager
@@ -209,7 +218,7 @@ def become_newer() -> None:
     vars(stage_jobs).update({"__version__": NEWER_VERSION, "StageInput": NewerStageInput})
 
 
-def _main(how: Start, port: int) -> None:
+def _main(how: Start, ports: program.Ports) -> None:
     output = how.log.open("a", buffering=1)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
@@ -219,7 +228,9 @@ def _main(how: Start, port: int) -> None:
         become_newer()
     configuration = client.Configuration()
     config.load_kube_config(str(how.kubeconfig), client_configuration=configuration)
-    inner = HttpKubeClient(configuration, how.settings.workers + 2)
+    elector = program.elector_of(configuration, how.settings)
+    inner = program.client_of(configuration, how.settings, elector)
     wrapped = FaultyClient(inner, list(how.faults), how.crash_after_writes, how.writes_log)
     program.configure_logging("json")
-    program.run(wrapped, how.settings, f"127.0.0.1:{port}")
+    if program.run(wrapped, how.settings, elector, ports):
+        sys.exit(1)

@@ -10,6 +10,7 @@ import pytest
 from finetune_api import meta
 from finetune_operator.controller import INDEXES, Controller
 from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.metrics import Headline
 from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object, Resource
 from finetune_operator.framework.ownership import Key
 from finetune_operator.framework.reconcile import NextTurn
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.unit
 
 UNUSED = cast(Any, None)
 SETTINGS = Settings(images=Images(data="d", prepare="p", jobs="j", quantize="q"), profiles={})
+READY = [{"type": "Stalled", "reason": "Other"}, {"type": "Ready", "reason": "Unschedulable"}]
 FOLLOWER = Key("AdapterDeployment", "team", "endpoint")
 
 
@@ -46,6 +48,7 @@ def test_followers_hear_of_their_source_even_from_our_own_status_write(written_b
     """The operator records what it has written itself: the event of it is no news then, but the followers need it."""
     cache = Cache(INDEXES)
     controller = Controller(UNUSED, cache, UNUSED, SETTINGS)
+    controller.leading.set()
     follower = found("endpoint", 1, {"source": {"fineTuneJob": {"name": "source"}}})
     controller.seen(ADAPTERDEPLOYMENTS, gone=False, found=follower)
     controller.seen(FINETUNEJOBS, gone=False, found=job(2))
@@ -73,6 +76,7 @@ def pod(labels: dict[str, str]) -> Object:
 def test_only_kinds_of_ours_become_keys(owner: str, turn: set[Key]) -> None:
     """A tenant may label a pod as it likes. A key of another kind would fail for ever."""
     controller = Controller(UNUSED, Cache(INDEXES), UNUSED, SETTINGS)
+    controller.leading.set()
     found = pod({meta.LABEL_MANAGED_BY: meta.MANAGED_BY, meta.LABEL_OWNER_KIND: owner, meta.LABEL_OWNER_NAME: "mine"})
     for gone in (False, True):
         controller.seen(PODS, gone, found)
@@ -82,6 +86,7 @@ def test_only_kinds_of_ours_become_keys(owner: str, turn: set[Key]) -> None:
 def test_an_event_of_a_job_looks_at_no_other_adapterdeployment() -> None:
     """Those that follow it are found by an index."""
     controller = Controller(UNUSED, Cache(INDEXES), UNUSED, SETTINGS)
+    controller.leading.set()
     for number, source in enumerate(("source", "other", "source")):
         spec = {"source": {"fineTuneJob": {"name": source}}}
         controller.seen(ADAPTERDEPLOYMENTS, gone=False, found=found(f"endpoint-{number}", number + 1, spec))
@@ -95,15 +100,21 @@ def test_an_event_of_a_job_looks_at_no_other_adapterdeployment() -> None:
 
 def test_children_are_selected_by_a_label_of_our_own() -> None:
     """Others write app.kubernetes.io/managed-by: an object that lost it would be invisible for ever."""
-    assert selector(FINETUNEJOBS) == selector(ADAPTERDEPLOYMENTS) == ""
-    assert selector(PODS) == "finetune.dev/owner-kind in (FineTuneJob,AdapterDeployment)"
-    assert selector(DEPLOYMENTS) == "finetune.dev/owner-kind in (AdapterDeployment)"
+    for instance in ("", "blue"):
+        assert selector(PODS, instance) == "finetune.dev/owner-kind in (FineTuneJob,AdapterDeployment)"
+        assert selector(DEPLOYMENTS, instance) == "finetune.dev/owner-kind in (AdapterDeployment)"
+
+
+@pytest.mark.parametrize("resource", [FINETUNEJOBS, ADAPTERDEPLOYMENTS])
+def test_an_operator_watches_the_custom_resources_of_its_instance(resource: Resource) -> None:
+    assert selector(resource, "") == "!finetune.dev/instance"
+    assert selector(resource, "blue") == "finetune.dev/instance=blue"
 
 
 class BrokenCache(Cache):
-    """Fails until it is told not to."""
+    """Fails while it is told to."""
 
-    broken = True
+    broken = False
 
     def names(self, resource: Resource) -> list[Key]:
         if self.broken:
@@ -117,6 +128,8 @@ def test_the_resync_survives_any_error_and_tells_how_late_it_is() -> None:
     settings = SETTINGS.model_copy(update={"resync_seconds": 0.05, "workers": 1})
     controller = Controller(cast(Any, StreamServer()), cache, cast(Any, Calm()), settings)
     controller.start()
+    controller.lead()
+    cache.broken = True
     try:
         time.sleep(0.5)
         assert controller.resync_delay() > 0.2
@@ -134,3 +147,12 @@ class Calm:
 
     def reconcile(self, key: Key) -> NextTurn:
         return NextTurn()
+
+
+def test_a_replica_that_stands_by_knows_everything_and_does_nothing() -> None:
+    """Its cache is up to date, so that it can start at once; its queue is empty, so that its metrics mean something."""
+    controller = Controller(UNUSED, Cache(INDEXES), UNUSED, SETTINGS)
+    controller.seen(FINETUNEJOBS, gone=False, found=job(1) | {"status": {"phase": "Running", "conditions": READY}})
+    controller.seen(FINETUNEJOBS, gone=False, found=job(2) | {"status": {"phase": "Running", "conditions": READY}})
+    assert turns(controller) == set()
+    assert controller.headlines() == {Headline("FineTuneJob", "Running", "Unschedulable"): 1}

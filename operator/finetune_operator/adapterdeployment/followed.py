@@ -20,5 +20,5 @@ def followed_job(resource: Object) -> FollowedJob | None:
     return FollowedJob(resource["metadata"]["namespace"], source["name"]) if "name" in source else None
 
 
-SOURCE_INDEX: Final[Indexes] = {ADAPTERDEPLOYMENTS.kind: followed_job}
+SOURCE_INDEX: Final[Indexes] = {ADAPTERDEPLOYMENTS.kind: (followed_job,)}
 """How the cache finds the AdapterDeployments that follow a FineTuneJob."""

@@ -13,7 +13,7 @@ from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
 from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.turns import Contender, contender_of
+from finetune_operator.adapterdeployment.turns import Contender, Line, contender_of
 from finetune_operator.blockers import Choice
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
@@ -191,7 +191,7 @@ class DeploymentObserver:
         return Source(str(status.get("phase") or ""), artifact, job.storage if job else Storage())
 
     def _contenders(self) -> tuple[Contender, ...]:
-        found = (contender_of(resource) for resource in self._cache.all(ADAPTERDEPLOYMENTS))
+        found = (contender_of(resource) for resource in self._cache.indexed(Line.ROLLOUTS))
         return tuple(contender for contender in found if contender is not None)
 
     def _service_of_others(self, owner: Owner) -> tuple[tuple[str, ...], bool]:

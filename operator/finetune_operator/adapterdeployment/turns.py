@@ -12,6 +12,7 @@ Endpoints that serve nothing yet do not wait: nothing would be served meanwhile.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Final
 
 from finetune_api.adapterdeployment import RevisionState
@@ -109,6 +110,17 @@ def contender_of(resource: Object) -> Contender | None:
         since=candidate["since"],
         patient=same and answers,
     )
+
+
+class Line(Enum):
+    """The line, as the cache finds who is in it."""
+
+    ROLLOUTS = "rollouts"
+
+
+def line_of(resource: Object) -> Line | None:
+    """The line, for an AdapterDeployment that is rolled out or waits for it."""
+    return None if contender_of(resource) is None else Line.ROLLOUTS
 
 
 def find_turn(contenders: Sequence[Contender], uid: str, limit: int, now: datetime) -> Turn | None:

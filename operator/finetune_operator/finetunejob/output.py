@@ -31,5 +31,5 @@ def output_of(job: Object) -> Output:
     )
 
 
-OUTPUT_INDEX: Final[Indexes] = {FINETUNEJOBS.kind: output_of}
+OUTPUT_INDEX: Final[Indexes] = {FINETUNEJOBS.kind: (output_of,)}
 """How the cache finds the FineTuneJobs of a namespace that publish to an output."""

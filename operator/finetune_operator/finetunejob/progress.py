@@ -15,6 +15,7 @@ import aiohttp
 from yarl import URL
 
 from finetune_api import meta, telemetry
+from finetune_operator.framework.metrics import PROGRESS_READINGS
 
 TIMEOUT: Final = 2.0
 """Seconds for a whole reading, however slowly the answer comes."""
@@ -125,6 +126,7 @@ class ProgressReader:
         except (OSError, aiohttp.ClientError, TimeoutError, ValueError):
             failed = True
         finally:
+            PROGRESS_READINGS.labels("failed" if failed else "ok").inc()
             with self._lock:
                 self._readings.end(job_uid, began, sample, failed=failed)
 

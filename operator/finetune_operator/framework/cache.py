@@ -12,9 +12,9 @@ version is lower, because etcd was restored from a backup.
 import sys
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
@@ -33,11 +33,12 @@ from finetune_operator.framework.stripped import pack, unpack
 CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
 """The kinds of children that are watched. An EndpointSlice has its Service's labels."""
 _TOMBSTONES: Final = 10_000
+V = TypeVar("V", bound=Hashable)
 _Place = tuple[str, str, str]
 """Kind, namespace and name."""
 
-Indexes = Mapping[str, Callable[[Object], Hashable]]
-"""By kind: the property by which its custom resources can be looked up."""
+Indexes = Mapping[str, Sequence[Callable[[Object], Hashable]]]
+"""By kind: the properties by which its custom resources can be looked up; None is no property."""
 Owners = Mapping[Resource, Collection[str]]
 """By kind of child: the kinds of custom resources whose children are kept."""
 
@@ -62,7 +63,7 @@ class _Tombstone:
 
 
 class Cache:
-    """Objects by kind, namespace and name, children by owner, custom resources by the property that ``indexes`` gives.
+    """Objects by kind, namespace and name, children by owner, custom resources by what ``indexes`` give.
 
     Safe for any number of threads. Objects are given out as copies.
     """
@@ -174,6 +175,11 @@ class Cache:
         """Kind, namespace and name of the same: of thousands, if need be."""
         return self._named(value)
 
+    def sizes(self, kind: type[V]) -> dict[V, int]:
+        """How many custom resources have which value of an indexed property of this type."""
+        with self._lock:
+            return {value: len(places) for value, places in self._groups.items() if isinstance(value, kind)}
+
     def _named(self, group: Hashable) -> list[Key]:
         with self._lock:
             return [Key(*place) for place in self._groups.get(group, ())]
@@ -201,11 +207,13 @@ class Cache:
             if not self._groups[group]:
                 del self._groups[group]
 
-    def _groups_of(self, place: _Place, found: Object) -> tuple[Hashable, Hashable]:
-        """What an object is found by: its kind, and its kind's indexed property or its owner."""
+    def _groups_of(self, place: _Place, found: Object) -> list[Hashable]:
+        """What an object is found by: its kind, and its kind's indexed properties or its owner."""
         kind = place[0]
-        index = self._indexes.get(kind)
-        return kind, index(found) if index else (owner_key(found), kind)
+        if kind not in self._indexes:
+            return [kind, (owner_key(found), kind)]
+        values = (index(found) for index in self._indexes[kind])
+        return [kind, *(value for value in values if value is not None)]
 
 
 def _place(resource: Resource, found: Object) -> _Place:

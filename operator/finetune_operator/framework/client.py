@@ -6,7 +6,7 @@ timeout: the client has no default timeout, and its default patch is a strategic
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 import urllib3
 from kubernetes import client, config
 
+from finetune_operator.framework.metrics import api_call
 from finetune_operator.framework.objects import Object, Resource
 
 TIMEOUT: Final = (5.0, 30.0)
@@ -120,12 +121,21 @@ class StreamClient(KubeClient, Protocol):
 class HttpKubeClient:
     """``KubeClient`` over HTTP. Safe for use by ``connections`` threads at a time."""
 
-    def __init__(self, configuration: client.Configuration, connections: int) -> None:
+    def __init__(
+        self,
+        configuration: client.Configuration,
+        connections: int,
+        may_write: Callable[[], None] | None = None,
+        timeout: tuple[float, float] = TIMEOUT,
+    ) -> None:
+        """``may_write`` is called right before each write and raises ApiError to prevent it."""
         configuration.connection_pool_maxsize = connections
         # The work queue retries with backoff; hidden retries would only occupy its workers.
         configuration.retries = False
         self._api = client.ApiClient(configuration)
         self._host = configuration.host
+        self._may_write = may_write
+        self._timeout = timeout
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         try:
@@ -198,16 +208,24 @@ class HttpKubeClient:
         path: str,
         body: Object | None = None,
         content: str = "application/json",
-        read_seconds: float = TIMEOUT[1],
+        read_seconds: float | None = None,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """The answer to a request, while it is read. What goes wrong on the way becomes an ApiError."""
         headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": "finetune-operator"}
         self._api.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
+        if self._may_write is not None and method != "GET":
+            self._may_write()
         response = None
         try:
-            response = self._api.rest_client.request(
-                method, self._host + path, headers=headers, body=body, _request_timeout=(TIMEOUT[0], read_seconds)
-            ).response
+            with api_call(method, path) as call:
+                response = self._api.rest_client.request(
+                    method,
+                    self._host + path,
+                    headers=headers,
+                    body=body,
+                    _request_timeout=(self._timeout[0], read_seconds or self._timeout[1]),
+                ).response
+                call.code = response.status
             if response.status >= 400:
                 raise _error(response.status, response.reason, response.data, response.headers.get("Retry-After"))
             yield response

@@ -1,0 +1,104 @@
+"""Two replicas of the operator, of which one works: frozen, killed, stopped, and thawed again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune_api.finetunejob import Phase
+from finetune_operator.settings import Lease
+from tests.controlplane.conftest import Team, wait
+from tests.support.operator_process import Running
+
+pytestmark = pytest.mark.controlplane
+
+TAKE_OVER = 20
+"""Seconds after the leader's freeze within which another replica must have done its first work."""
+HAND_OVER = 8
+"""The same after an orderly stop: less than the Lease lasts."""
+
+
+def replica(team: Team, name: str) -> Running:
+    """A replica that is ready, with a file of its own for what it writes."""
+    operator = team.start(lease=Lease(namespace=team.namespace, name="operator"), writes_log=log(team, name))
+    operator.wait_ready()
+    return operator
+
+
+def log(team: Team, name: str) -> Path:
+    return team.directory / f"writes-{name}.log"
+
+
+def leads(operator: Running) -> bool:
+    return operator.metric("finetune_operator_leader") == 1
+
+
+def test_a_replica_takes_over_from_a_frozen_one_which_then_writes_no_more(team: Team) -> None:
+    """Nor does it when nobody leads: here the second one has died meanwhile, and a job waits."""
+    first = replica(team, "first")
+    wait(lambda: leads(first), "the first to lead", 5)
+    second = replica(team, "second")
+    team.create("before")
+    team.until("before", Phase.SUCCEEDED)
+    assert not log(team, "second").exists(), "it stands by"
+    assert not leads(second)
+    assert second.metric("finetune_operator_resources", kind="FineTuneJob", phase="Succeeded") == 1, "and knows"
+
+    os.kill(first.process.pid or 0, signal.SIGSTOP)
+    frozen = time.monotonic()
+    written = log(team, "first").read_text()
+    team.create("during")
+    wait(lambda: team.jobs("during"), "the second to start a job", TAKE_OVER)
+    assert time.monotonic() - frozen <= TAKE_OVER
+    team.until("during", Phase.SUCCEEDED)
+    assert leads(second)
+
+    second.process.kill()
+    second.process.join()
+    team.create("orphan")
+    os.kill(first.process.pid or 0, signal.SIGCONT)
+    wait(lambda: first.process.exitcode is not None, "the first to find out and to end", 15)
+    assert first.process.exitcode == 1
+    assert log(team, "first").read_text() == written
+    assert team.jobs("orphan") == []
+
+    third = replica(team, "third")
+    team.until("orphan", Phase.SUCCEEDED)
+    assert leads(third)
+
+
+def test_a_replica_that_stops_hands_over_at_once(team: Team) -> None:
+    """Kubernetes stops it for an upgrade: the other one need not wait until the Lease has run out."""
+    first = replica(team, "first")
+    wait(lambda: leads(first), "the first to lead", 5)
+    second = replica(team, "second")
+    first.process.terminate()
+    stopped = time.monotonic()
+    team.create("next")
+    wait(lambda: team.jobs("next"), "the second to start a job", HAND_OVER)
+    assert time.monotonic() - stopped <= HAND_OVER
+    first.process.join(20)
+    assert first.process.exitcode == 0
+    assert leads(second)
+
+
+def test_metrics_of_a_run(team: Team) -> None:
+    """What happened, by kind and result; requests in the words of RBAC; nothing is left undone."""
+    operator = team.start()
+    operator.wait_ready()
+    team.create("counted")
+    team.until("counted", Phase.SUCCEEDED)
+    wait(lambda: operator.metric("finetune_operator_unreconciled_seconds") == 0, "the queue to be empty", 30)
+    turns = operator.metric("finetune_operator_reconcile_duration_seconds_count", kind="FineTuneJob", result="ok")
+    assert turns >= 6, "at least one a stage"
+    assert operator.metric("finetune_operator_api_requests_total", verb="create", resource="jobs", code="201") == 6
+    assert operator.metric("finetune_operator_api_requests_total", verb="list", resource="pods", code="200") >= 1
+    assert operator.metric("finetune_operator_api_requests_total", resource="secrets") == 0
+    said = {"kind": "FineTuneJob", "phase": "Succeeded", "reason": "RunSucceeded"}
+    wait(lambda: operator.metric("finetune_operator_resources", **said) == 1, "the cache to have the last status", 10)
+    assert operator.metric("process_resident_memory_bytes") > 0
+    assert operator.metric("finetune_operator_leader") == 1
