@@ -15,10 +15,11 @@ from kubernetes import client, config
 from finetune_api import meta
 from finetune_operator.rbac import RULES
 from hack.cluster import toolchain
-from hack.cluster.console import run
+from hack.cluster.console import ClusterError, run
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
 from hack.platform.kubectl import wait_for
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.controlplane
 
@@ -133,6 +134,22 @@ def test_the_operators_pod_passes_restricted_admission(installed: Installed) -> 
 
 def test_runner_account_and_policies_are_accepted(installed: Installed) -> None:
     assert {"serviceaccount/finetune-runner", *POLICIES} <= set(installed.runner_objects())
+
+
+@pytest.mark.parametrize("arguments", [EVERYWHERE, TEAM_A_ONLY], ids=["all namespaces", "team-a only"])
+def test_a_second_release_must_handle_something_else(installed: Installed, arguments: tuple[str, ...]) -> None:
+    """Both would make and delete the same children: the second one is refused, unless it has an instance of its own."""
+    installed.helm("upgrade", RELEASE, str(CHART), *arguments)
+    watched = tuple(each.replace("runner.namespaces={team-a}", "crds.enabled=false") for each in arguments)
+    with pytest.raises(ClusterError) as refused:
+        installed.helm("install", "second", str(CHART), *watched)
+    assert_says(str(refused.value), "finetune-operator", "invalid ownership metadata", "second", RELEASE)
+    installed.helm("install", "canary", str(CHART), *watched, "--set", "operator.instance=canary")
+    canary = f"system:serviceaccount:{SYSTEM}:canary-{RELEASE}"
+    assert installed.allowed(canary, "team-a", "create", "batch", "jobs")
+    assert installed.allowed(canary, SYSTEM, "create", "coordination.k8s.io", "leases")
+    assert not installed.allowed(canary, "team-a", "get", "coordination.k8s.io", "leases")
+    installed.helm("uninstall", "canary")
 
 
 def test_objects_of_users_survive_the_uninstallation(installed: Installed) -> None:

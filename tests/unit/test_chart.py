@@ -13,8 +13,10 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from finetune_api import meta
-from finetune_operator.rbac import RULES
-from finetune_operator.settings import Gpu, Proxy, ServingAccess, Settings
+from finetune_operator.controller import STOP_SECONDS
+from finetune_operator.framework import lease
+from finetune_operator.rbac import LEASE_RULE, RULES
+from finetune_operator.settings import Gpu, Lease, Proxy, ServingAccess, Settings
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from hack.cluster import toolchain
 from hack.cluster.layout import REPOSITORY
@@ -91,13 +93,75 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
 def test_listed_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:
     objects = render(*NAMESPACED)
     bound = {(each["metadata"]["namespace"], each["roleRef"]["name"]) for each in of_kind(objects, "RoleBinding")}
-    roles = of_kind(objects, "Role")
+    roles = [each for each in of_kind(objects, "Role") if each["metadata"]["namespace"] != NAMESPACE]
     assert of_kind(objects, "ClusterRoleBinding") == []
-    assert bound == {("team-a", "finetune-operator"), ("team-b", "finetune-operator")}
+    own = (NAMESPACE, "finetune-operator-lease")
+    assert bound == {("team-a", "finetune-operator"), ("team-b", "finetune-operator"), own}
     assert {each["metadata"]["namespace"] for each in roles} == {"team-a", "team-b"}
     for role in roles:
         assert rules(role) == EXPECTED_RULES
     assert settings(objects).namespaces == ["team-a", "team-b"]
+
+
+def test_replicas_share_the_lease_that_they_may_write() -> None:
+    objects = render("--set", "operator.replicas=3,fullnameOverride=mine")
+    (deployment,) = of_kind(objects, "Deployment")
+    (role,) = of_kind(objects, "Role")
+    shared = settings(objects).lease
+    assert deployment["spec"]["replicas"] == 3
+    assert shared == Lease(namespace=NAMESPACE, name="mine")
+    assert role["metadata"]["namespace"] == NAMESPACE
+    assert {verb for _, _, verbs in rules(role) for verb in verbs} == set(LEASE_RULE.verbs)
+    assert {(group, resource) for group, resource, _ in rules(role)} == {(LEASE_RULE.api_group, LEASE_RULE.name)}
+    assert [each.get("resourceNames") for each in role["rules"] if each["verbs"] != ["create"]] == [["mine"]]
+
+
+@pytest.mark.parametrize("arguments", [(), NAMESPACED], ids=["all namespaces", "some"])
+def test_roles_are_named_after_the_instance_whatever_the_release_is_called(arguments: tuple[str, ...]) -> None:
+    """So Helm refuses a second release that would handle the same resources."""
+
+    def roles(*values: str) -> set[str]:
+        objects = render("--set", "fullnameOverride=x", *arguments, *values)
+        named = [each["metadata"]["name"] for each in of_kind(objects, "ClusterRole", "Role")]
+        bound = [each["roleRef"]["name"] for each in of_kind(objects, "ClusterRoleBinding", "RoleBinding")]
+        assert set(bound) <= set(named)
+        return {name for name in bound if name != "x-lease"}
+
+    assert roles() == {"finetune-operator"}
+    assert roles("--set", "operator.instance=canary") == {"finetune-operator-canary"}
+    assert settings(render("--set", "operator.instance=canary")).instance == "canary"
+
+
+def test_monitoring_is_there_if_it_is_asked_for(tmp_path: Path) -> None:
+    """The values of the guide: who may scrape, what is scraped, and alerts on metrics that exist."""
+    assert of_kind(render(), "PodMonitor", "PrometheusRule") == []
+    guide = REPOSITORY / "docs" / "how-to" / "operate.md"
+    (example,) = (block for block in blocks(guide, "yaml") if block.startswith("# values.yaml"))
+    (tmp_path / "values.yaml").write_text(example)
+    objects = render("--values", str(tmp_path / "values.yaml"))
+    (deployment,) = of_kind(objects, "Deployment")
+    (monitor,) = of_kind(objects, "PodMonitor")
+    (rule,) = of_kind(objects, "PrometheusRule")
+    (policy,) = of_kind(objects, "NetworkPolicy")
+    ports = {
+        each["name"]: each["containerPort"] for each in deployment["spec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert [each["port"] for each in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items()
+        <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    )
+    assert monitor["metadata"]["labels"]["release"] == rule["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    (ingress,) = policy["spec"]["ingress"]
+    assert [each["port"] for each in ingress["ports"]] == [ports["metrics"]]
+    assert ingress["from"] == yaml.safe_load(example)["networkPolicy"]["metricsFrom"]
+    (group,) = rule["spec"]["groups"]
+    asked = {name for each in group["rules"] for name in re.findall(r"finetune_\w+", each["expr"])}
+    known = re.findall(r"^\| `(finetune_operator_\w+)", guide.read_text(), re.MULTILINE)
+    assert {name.removesuffix("_count") for name in asked} <= set(known)
+    assert all(f'namespace="{NAMESPACE}"' in each["expr"] for each in group["rules"])
+    alerts = re.findall(r"^\| `(Finetune\w+)`", guide.read_text(), re.MULTILINE)
+    assert [each["alert"] for each in group["rules"]] == alerts
 
 
 @pytest.mark.parametrize("arguments", [(), NAMESPACED, RUNNERS])
@@ -131,8 +195,8 @@ def test_the_operators_pod_is_restricted() -> None:
     (deployment,) = of_kind(render(), "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
-    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert pod["terminationGracePeriodSeconds"] > STOP_SECONDS + sum(lease.TIMEOUT)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container["securityContext"] == {
@@ -216,6 +280,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
             "maxConcurrentRollouts": 2,
             "policySeconds": 7,
         },
+        "metrics": {"podMonitor": {"interval": "1m"}},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     rendered = settings(render("--values", str(tmp_path / "values.yaml")))
@@ -365,6 +430,7 @@ def test_a_changed_configuration_restarts_the_operator() -> None:
         ("tenancy.rules[0].hosts={https://a.example}", "/tenancy/rules/0/hosts/0", "does not match pattern"),
         ("serving.ingressFrom[0].pods=all", "/serving/ingressFrom/0", "'pods' not allowed"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
+        ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),
         ("replicas=2", "", "additional properties 'replicas' not allowed"),
     ],
 )

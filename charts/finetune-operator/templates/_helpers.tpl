@@ -16,6 +16,12 @@ app.kubernetes.io/name: {{ include "finetune.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Name of the operator's roles. It follows from the instance, not from the release: Helm then refuses a second release
+     that would handle the same custom resources, because the first one owns the role. */}}
+{{- define "finetune.claim" -}}
+{{- ternary (printf "finetune-operator-%s" .Values.operator.instance) "finetune-operator" (not (empty .Values.operator.instance)) -}}
+{{- end -}}
+
 {{/* Not managed-by: the operator sets that label on its own objects, with its name as the value. */}}
 {{- define "finetune.labels" -}}
 {{ include "finetune.selector" . }}
@@ -66,6 +72,8 @@ proxy: {{ toJson .Values.proxy }}
 tenancy: {{ toJson (pick .Values.tenancy "open" "rules") }}
 serving: {{ toJson .Values.serving }}
 namespaces: {{ toJson .Values.watchNamespaces }}
+instance: {{ .Values.operator.instance | quote }}
+lease: {{ dict "namespace" .Release.Namespace "name" (include "finetune.fullname" .) | toJson }}
 workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ int64 .Values.operator.resyncSeconds }}
 keepEndedSeconds: {{ int64 .Values.operator.keepEndedSeconds }}
