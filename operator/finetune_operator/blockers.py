@@ -7,15 +7,12 @@ profile that exists has a ServiceAccount. The checks here serve both kinds.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from finetune_api.reasons import Reason
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.outcome.pod import refusal
 from finetune_operator.settings import Profile, Runtime, Settings
-
-RETRY_SECONDS: Final = 30.0
-"""When to look again for what no watched object shows: a ServiceAccount, a conflicting object, a quota."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,11 @@ class Blocker:
     message: str
     waiting: bool = False
     """True: it passes without anybody changing the resource; False: somebody has to act."""
-    requeue_after: float | None = RETRY_SECONDS
-    """Seconds after which to look again; None where a watched object shows the change."""
+    watched: bool = False
+    """True: an event shows when it is gone, or the operator's restart (the platform's settings); False: somebody has to
+    look again."""
+    requeue_after: float | None = None
+    """Seconds after which to look again, for what passes by itself soon."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,13 @@ def choice_unknown(observed: Observation) -> Blocker | None:
     if choice.name in choice.offered:
         return None
     known = ", ".join(sorted(choice.offered)) or "none"
-    return Blocker(choice.unknown, f"spec.{choice.field} is {choice.name!r}; the platform offers: {known}.")
+    message = f"spec.{choice.field} is {choice.name!r}; the platform offers: {known}."
+    return Blocker(choice.unknown, message, watched=True)
 
 
 def tenancy_blocker(violation: str) -> Blocker | None:
     """The platform's tenancy does not allow what the spec asks for, in words; empty: it does."""
-    return Blocker(Reason.NOT_ALLOWED, violation) if violation else None
+    return Blocker(Reason.NOT_ALLOWED, violation, watched=True) if violation else None
 
 
 def name_conflict(observed: Observation) -> Blocker | None:

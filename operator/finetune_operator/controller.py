@@ -17,11 +17,12 @@ from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.informer import Informer
 from finetune_operator.framework.metrics import RECONCILE_SECONDS, Headline, headline_of
-from finetune_operator.framework.objects import Object, Resource
+from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.framework.ownership import Key, owner_key
 from finetune_operator.framework.reconcile import Reconciler
+from finetune_operator.framework.waiting_room import WaitingRoom
 from finetune_operator.framework.workqueue import WorkQueue
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS, CUSTOM_RESOURCES, FINETUNEJOBS, selector
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, CUSTOM_RESOURCES, FINETUNEJOBS, WAKERS, selector
 from finetune_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ FIRST_TURNS: Final = "all resources that were there at the start have been looke
 """The log's words for the end of a cold start."""
 STOP_SECONDS: Final = 20.0
 """Running reconciliations have so long to finish: less than the pod's terminationGracePeriodSeconds."""
+LOOK_SECONDS: Final = 0.5
+"""How often to see whether something that waits is due."""
 RESYNC_SPREAD: Final = 0.5
 """A resync spreads the turns of all resources over this share of its period."""
 _LEAST, _MOST = 0.9, 1.1
@@ -52,20 +55,19 @@ class Controller:
         self._stopping = threading.Event()
         self._resynced = time.monotonic()
         self._workers: list[threading.Thread] = []
-        namespaces: list[str | None] = [*settings.namespaces] or [None]
         self._informers = [
-            Informer(
-                client,
-                cache,
-                Selection(resource, namespace, selector(resource, settings.instance)),
-                changed=self.changed,
-                seen=self.seen,
-            )
+            Informer(client, cache, selection, changed=self.changed, seen=self.seen)
             for resource in (*CUSTOM_RESOURCES, *CHILDREN)
-            for namespace in namespaces
+            for selection in self._selections(resource)
+        ]
+        self._wakers = [
+            Informer(client, cache, selection, changed=self.cleared, seen=self.woken)
+            for resource in WAKERS
+            for selection in self._selections(resource)
         ]
         self._first_turns = _FirstTurns()
         self.queue: WorkQueue[Key] = WorkQueue()
+        self.waiting: WaitingRoom[Key] = WaitingRoom()
         self.leading = threading.Event()
         """Set by ``lead``. Before, the cache is kept up to date and the queue stays empty."""
 
@@ -74,7 +76,8 @@ class Controller:
         period = self._settings.resync_seconds
         for informer in self._informers:
             informer.list(period)
-        for informer in self._informers:
+        self._wakers = [informer for informer in self._wakers if _may_list(informer, period)]
+        for informer in (*self._informers, *self._wakers):
             threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
 
     def lead(self) -> None:
@@ -83,7 +86,7 @@ class Controller:
         self._first_turns.expect(key for resource in CUSTOM_RESOURCES for key in self._cache.names(resource))
         self._resynced = time.monotonic()
         self._add_all(within=0)
-        targets = [self._work] * self._settings.workers + [self._resync]
+        targets = [self._work] * self._settings.workers + [self._resync, self._look_again]
         self._workers = [threading.Thread(target=target, daemon=True) for target in targets]
         for thread in self._workers:
             thread.start()
@@ -115,10 +118,22 @@ class Controller:
         if resource == FINETUNEJOBS:
             self._wake_followers(found)
 
+    def cleared(self, resource: Resource, found: Object, gone: bool = False) -> None:
+        """Look again at what waits in the namespace of an object of ``WAKERS``."""
+        if gone and resource == SERVICE_ACCOUNTS:
+            return
+        self.waiting.wake(lambda key: key.namespace == found["metadata"]["namespace"])
+        self._look()
+
+    def woken(self, resource: Resource, gone: bool, found: Object) -> None:
+        """Record what a stream of ``WAKERS`` showed."""
+        if self._cache.forget(resource, found) if gone else self._cache.record(resource, found):
+            self.cleared(resource, found, gone)
+
     def sync_ages(self) -> dict[str, float]:
         """By kind, as plural: seconds since the API server last said something about it."""
         ages: dict[str, float] = {}
-        for informer in self._informers:
+        for informer in (*self._informers, *self._wakers):
             plural = informer.selection.resource.plural
             ages[plural] = max(ages.get(plural, 0.0), informer.age())
         return ages
@@ -132,6 +147,10 @@ class Controller:
     def headlines(self) -> dict[Headline, int]:
         """How many custom resources are in which phase, and why."""
         return self._cache.sizes(Headline)
+
+    def _selections(self, resource: Resource) -> list[Selection]:
+        namespaces: list[str | None] = [*self._settings.namespaces] or [None]
+        return [Selection(resource, each, selector(resource, self._settings.instance)) for each in namespaces]
 
     def _add(self, resource: Resource, found: Object) -> None:
         key = _key(resource, found)
@@ -151,20 +170,38 @@ class Controller:
             result = self._turn(key)
             RECONCILE_SECONDS.labels(key.kind, result).observe(time.monotonic() - began)
             self._first_turns.had(key)
+            self._look()
 
     def _turn(self, key: Key) -> str:
         """Reconcile a key, give it back to the queue, and return the result as the metrics name it."""
         try:
-            self.queue.done(key, *self._reconciler.reconcile(key))
+            turn = self._reconciler.reconcile(key)
+            self.queue.done(key, turn.after, turn.low_priority)
+            if turn.blocked:
+                self.waiting.enter(key)
+            else:
+                self.waiting.leave(key)
         except ApiError as error:
+            self.waiting.failed(key)
             delay = self.queue.failed(key, error.retry_after or 0.0)
             logger.warning("%s: %s; retrying in %.1f s", "/".join(key), error, delay)
             return "api_error"
         except Exception:  # a defect must not end the thread: the key is retried, other keys are not affected
+            self.waiting.failed(key)
             self.queue.failed(key)
             logger.exception("%s: reconciliation failed", "/".join(key))
             return "defect"
         return "ok"
+
+    def _look_again(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        """Give a turn to a resource that waits, if one is due."""
+        key = self.waiting.next()
+        if key is not None:
+            self.queue.add(key)
 
     def _resync(self) -> None:
         """Give every resource a turn periodically, for what no event tells. Informers LIST by themselves."""
@@ -172,6 +209,7 @@ class Controller:
         while not self._stopping.wait(period * random.uniform(_LEAST, _MOST)):  # noqa: S311 - jitter
             try:
                 self._add_all(within=period * RESYNC_SPREAD)
+                self.waiting.wake(lambda _: True)
                 self._resynced = time.monotonic()
             except Exception:  # a defect must not end the thread; the probe tells how old the last resync is
                 logger.exception("resync failed")
@@ -179,7 +217,8 @@ class Controller:
     def _add_all(self, within: float) -> None:
         for resource in CUSTOM_RESOURCES:
             for key in self._cache.names(resource):
-                self.queue.add(key, random.uniform(0, within))  # noqa: S311 - jitter
+                if key not in self.waiting:
+                    self.queue.add(key, random.uniform(0, within))  # noqa: S311 - jitter
 
 
 class _FirstTurns:
@@ -205,6 +244,19 @@ class _FirstTurns:
             self._missing.discard(key)
             if not self._missing:
                 logger.info("%s: %d resources in %.1f s", FIRST_TURNS, self._count, time.monotonic() - self._began)
+
+
+def _may_list(informer: Informer, period: float) -> bool:
+    """Whether the roles let the operator list a kind of ``WAKERS``: those of an earlier chart may not. Else ApiError."""
+    try:
+        informer.list(period)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        kind = informer.selection.resource.kind
+        logger.warning("%s is not watched, so what waits for one is looked at less often: %s", kind, error)
+        return False
+    return True
 
 
 def _key(resource: Resource, found: Object) -> Key | None:

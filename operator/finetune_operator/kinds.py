@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_api import meta
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Resource
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    NETWORK_POLICIES,
+    RESOURCE_QUOTAS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Resource,
+)
 
 FINETUNEJOBS: Final = Resource(meta.API_VERSION, meta.FINETUNEJOB, meta.FINETUNEJOBS)
 ADAPTERDEPLOYMENTS: Final = Resource(meta.API_VERSION, meta.ADAPTERDEPLOYMENT, meta.ADAPTERDEPLOYMENTS)
@@ -18,6 +26,11 @@ WATCHED_OWNERS: Final[Mapping[Resource, tuple[str, ...]]] = dict.fromkeys(_OF_SE
 """By kind of child: the kinds of custom resources whose children are watched. Children of other kinds: of both."""
 
 
+WAKERS: Final = (SERVICE_ACCOUNTS, RESOURCE_QUOTAS)
+"""Kinds whose events tell that the way may be clear for what waits in their namespace. Secrets are not among them: the
+operator has no right to know of any."""
+
+
 def selector(resource: Resource, instance: str) -> str:
     """The label selector of what an operator of this instance watches of a kind.
 
@@ -25,6 +38,8 @@ def selector(resource: Resource, instance: str) -> str:
     """
     if resource in CUSTOM_RESOURCES:
         return of_instance(instance)
+    if resource in WAKERS:
+        return ""
     return f"{meta.LABEL_OWNER_KIND} in ({','.join(WATCHED_OWNERS.get(resource, _ALL))})"
 
 

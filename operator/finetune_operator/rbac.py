@@ -16,6 +16,7 @@ from finetune_operator.framework.objects import (
     LEASES,
     NETWORK_POLICIES,
     PODS,
+    RESOURCE_QUOTAS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Resource,
@@ -64,8 +65,10 @@ RULES: Final = (
     # Whether clients reach the revision that serves.
     Rule(ENDPOINT_SLICES, ("list", "watch")),
     Rule(NETWORK_POLICIES, ("get", "list", "watch", "create", "patch", "delete")),
-    # Whether the runner's ServiceAccount exists.
-    Rule(SERVICE_ACCOUNTS, ("get",)),
+    # Whether the runner's ServiceAccount exists, and when it appears.
+    Rule(SERVICE_ACCOUNTS, ("get", "list", "watch")),
+    # When there is room again. Without these two, what waits is looked at again after a while.
+    Rule(RESOURCE_QUOTAS, ("list", "watch")),
     # Created on the custom resources; listed to find out why a Job could not create its pod.
     Rule(EVENTS, ("list", "create")),
 )

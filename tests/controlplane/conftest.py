@@ -126,6 +126,15 @@ class Team:
         """One line for each successful write of an operator."""
         return self.directory / "writes.log"
 
+    @property
+    def calls_log(self) -> Path:
+        """One line for each API call of an operator, the streams of Kopf apart."""
+        return self.directory / "calls.log"
+
+    def calls(self) -> list[str]:
+        """The calls of all operators so far."""
+        return self.calls_log.read_text().splitlines() if self.calls_log.exists() else []
+
     def writes(self) -> list[str]:
         """Successful writes of all operators so far."""
         return self.writes_log.read_text().splitlines() if self.writes_log.exists() else []
@@ -148,6 +157,7 @@ class Team:
             crash_after_writes=crash_after_writes,
             newer=newer,
             writes_log=writes_log or self.writes_log,
+            calls_log=self.calls_log,
         )
         operator = start(how)
         self.operators.append(operator)

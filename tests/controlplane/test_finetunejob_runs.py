@@ -273,10 +273,13 @@ def test_an_operator_that_is_older_than_the_crds(team: Team) -> None:
     )
     newer = team.start()
     team.create("finished")
-    finished = team.until("finished", Phase.SUCCEEDED)
+    team.until("finished", Phase.SUCCEEDED)
     team.create("running", reuse="Never")
     wait(lambda: working(team, "running", Stage.TRAIN), "train to work")
     newer.stop()
+    unknown = {"status": {"artifact": {"format": "FP8"}}}
+    team.api.patch_status(FINETUNEJOBS, team.namespace, "finished", unknown)
+    finished = team.status("finished")
     with newer_crds(team.plane):
         wait(lambda: ADDED_LATER in _spec(team, "finished")["storage"], "the CRDs")
         assert all(ADDED_LATER in source for source in _spec(team, "running")["dataset"]["sources"])

@@ -66,6 +66,8 @@ class Start:
     """Start a later version of the operator (``become_newer``)."""
     writes_log: Path | None = None
     """Gets a line for each successful write."""
+    calls_log: Path | None = None
+    """Gets a line for each call."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ class FaultyClient:
     faults: list[Fault]
     crash_after: int = 0
     writes_log: Path | None = None
+    calls_log: Path | None = None
     writes: int = field(default=0, init=False)
     calls: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
@@ -107,6 +110,8 @@ class FaultyClient:
         return self.inner.watch(selection, version, seconds)
 
     def _call(self, verb: str, resource: Resource, *arguments: Any) -> Any:
+        if self.calls_log is not None:
+            _append(self.calls_log, f"{verb} {resource.kind}\n")
         fault = self._next_fault(verb, resource.kind)
         if fault is None or fault.applied:
             answer = getattr(self.inner, verb)(resource, *arguments)
@@ -129,10 +134,14 @@ class FaultyClient:
     def _written(self, verb: str, resource: Resource) -> None:
         self.writes += 1
         if self.writes_log is not None:
-            with self.writes_log.open("a") as log:
-                log.write(f"{verb} {resource.kind}\n")
+            _append(self.writes_log, f"{verb} {resource.kind}\n")
         if self.crash_after and self.writes >= self.crash_after:
             os._exit(CRASH_EXIT)
+
+
+def _append(file: Path, line: str) -> None:
+    with file.open("a") as log:
+        log.write(line)
 
 
 @dataclass
@@ -230,7 +239,7 @@ def _main(how: Start, ports: program.Ports) -> None:
     config.load_kube_config(str(how.kubeconfig), client_configuration=configuration)
     elector = program.elector_of(configuration, how.settings)
     inner = program.client_of(configuration, how.settings, elector)
-    wrapped = FaultyClient(inner, list(how.faults), how.crash_after_writes, how.writes_log)
+    wrapped = FaultyClient(inner, list(how.faults), how.crash_after_writes, how.writes_log, how.calls_log)
     program.configure_logging("json")
     if program.run(wrapped, how.settings, elector, ports):
         sys.exit(1)

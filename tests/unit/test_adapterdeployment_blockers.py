@@ -145,7 +145,7 @@ class TestBlocked:
         made = plan(replace(cluster.observe(), conflicts=("Service demo",)), START)
         assert made.actions == ()
         assert condition(made.status, "Stalled") == ("True", Reason.NAME_TAKEN)
-        assert made.requeue_after is not None  # no event shows when the other Service is deleted
+        assert made.blocked  # no event shows when the other Service is deleted
 
     def test_what_an_earlier_resource_of_the_name_left_is_waited_for(self) -> None:
         """The garbage collector takes it: nobody has to act, and nobody is warned."""
@@ -183,7 +183,7 @@ class TestBlocked:
         made = plan(replace(cluster.observe(), refusal=said), START)
         assert condition(made.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
         assert any("exceeded quota: few" in each.message for each in made.status.conditions)
-        assert made.requeue_after is not None  # no event shows when the quota grows
+        assert made.blocked  # nobody need tell when the quota grows
 
     @pytest.mark.parametrize(
         ("breaks", "phase"),

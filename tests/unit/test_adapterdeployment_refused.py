@@ -39,8 +39,8 @@ def test_a_promotion_that_is_refused_waits_without_beginning_anew() -> None:
         made = cluster.reconcile()
         assert cluster.status.candidate == proved
         assert condition(cluster.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
-        assert made.requeue_after is not None  # nobody tells when the quota grows
-        cluster.now += timedelta(seconds=made.requeue_after)
+        assert made.blocked  # nobody need tell when the quota grows
+        cluster.now += timedelta(minutes=1)
     assert told(cluster) == [Reason.QUOTA_EXCEEDED]
     quota.most = 1
     cluster.settle()

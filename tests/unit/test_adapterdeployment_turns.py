@@ -22,7 +22,6 @@ from finetune_operator.adapterdeployment.turns import (
     contender_of,
     find_turn,
 )
-from finetune_operator.blockers import RETRY_SECONDS
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
 from finetune_operator.framework.reading import Unplanned
@@ -183,7 +182,7 @@ class Fleet:
         member.run_controllers()
         busy = made.actions or before != (member.status, member.traffic())
         after = 1.0 if busy and member.status.candidate and member.status.candidate.state in ACTIVE else RESYNC
-        asked = RESYNC if made.requeue_after in (None, RETRY_SECONDS) else made.requeue_after or 0
+        asked = RESYNC if made.blocked or made.requeue_after is None else made.requeue_after
         self.due[member.uid] = self.now + timedelta(seconds=min(after, asked, RESYNC))
 
     def check(self) -> None:

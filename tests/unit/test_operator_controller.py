@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
@@ -10,12 +12,23 @@ import pytest
 from finetune_api import meta
 from finetune_operator.controller import INDEXES, Controller
 from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.client import PAGE, ApiError, Page, Selection
 from finetune_operator.framework.metrics import Headline
-from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object, Resource
+from finetune_operator.framework.objects import (
+    DEPLOYMENTS,
+    PODS,
+    RESOURCE_QUOTAS,
+    SERVICE_ACCOUNTS,
+    Object,
+    Resource,
+)
 from finetune_operator.framework.ownership import Key
+from finetune_operator.framework.reading import MISSING_SECONDS, ServiceAccounts
 from finetune_operator.framework.reconcile import NextTurn
-from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS, selector
+from finetune_operator.framework.waiting_room import PACE, WaitingRoom
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS, WAKERS, selector
 from finetune_operator.settings import Images, Settings
+from tests.support.memory_cluster import MemoryCluster
 from tests.support.streams import StreamServer
 
 pytestmark = pytest.mark.unit
@@ -156,3 +169,81 @@ def test_a_replica_that_stands_by_knows_everything_and_does_nothing() -> None:
     controller.seen(FINETUNEJOBS, gone=False, found=job(2) | {"status": {"phase": "Running", "conditions": READY}})
     assert turns(controller) == set()
     assert controller.headlines() == {Headline("FineTuneJob", "Running", "Unschedulable"): 1}
+
+
+ACCOUNT: Object = {"metadata": {"name": "runner", "namespace": "team", "uid": "u", "resourceVersion": "7"}}
+
+
+def waits_in(controller: Controller, *namespaces: str) -> None:
+    """A FineTuneJob waits in each, since just now."""
+    now = [0.0]
+    controller.waiting = WaitingRoom(lambda: now[0])
+    for namespace in namespaces:
+        controller.waiting.enter(Key(FINETUNEJOBS.kind, namespace, "job"))
+    now[0] += PACE
+
+
+@pytest.mark.parametrize(
+    ("resource", "gone", "wakes"),
+    [
+        (SERVICE_ACCOUNTS, False, True),
+        (SERVICE_ACCOUNTS, True, False),
+        (RESOURCE_QUOTAS, False, True),
+        (RESOURCE_QUOTAS, True, True),
+    ],
+)
+def test_what_may_clear_the_way_wakes_its_namespace_only(resource: Resource, gone: bool, wakes: bool) -> None:
+    cache = Cache(INDEXES)
+    if gone:
+        cache.record(resource, ACCOUNT)
+    controller = Controller(UNUSED, cache, UNUSED, SETTINGS)
+    waits_in(controller, "team", "other")
+    controller.woken(resource, gone=gone, found=ACCOUNT)
+    assert turns(controller) == ({Key(FINETUNEJOBS.kind, "team", "job")} if wakes else set())
+
+
+@dataclass
+class Asked(MemoryCluster):
+    """Counts what it is asked for."""
+
+    gets: int = 0
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        self.gets += 1
+        return super().get(resource, namespace, name)
+
+
+@dataclass
+class Refusing(StreamServer):
+    """Refuses lists of some kinds."""
+
+    refuses: tuple[Resource, ...] = ()
+
+    def pages(self, selection: Selection, limit: int = PAGE) -> Iterator[Page]:
+        if selection.resource in self.refuses:
+            raise ApiError(403, "Forbidden", "not allowed")
+        return super().pages(selection, limit)
+
+
+@pytest.mark.parametrize("refused", [(), (RESOURCE_QUOTAS,), WAKERS])
+def test_only_what_the_roles_allow_is_watched(refused: tuple[Resource, ...]) -> None:
+    """A role without them, as of an earlier chart, costs promptness and nothing else."""
+    controller = Controller(cast(Any, Refusing(refuses=refused)), Cache(INDEXES), UNUSED, SETTINGS)
+    controller.start()
+    controller.stop()
+    watched = set(controller.sync_ages())
+    assert {each.plural for each in WAKERS if each not in refused} == watched & {each.plural for each in WAKERS}
+
+
+def test_a_missing_account_is_asked_for_once_in_a_while_and_seen_when_it_appears() -> None:
+    now = 0.0
+    client, cache = Asked(), Cache(INDEXES)
+    accounts = ServiceAccounts(client, cache, lambda: now)
+    assert not any(accounts.exists("team", "runner") for _ in range(400))
+    assert client.gets == 1
+    now += MISSING_SECONDS
+    assert not accounts.exists("team", "runner")
+    assert client.gets == 2
+    Controller(cast(Any, client), cache, UNUSED, SETTINGS).woken(SERVICE_ACCOUNTS, gone=False, found=ACCOUNT)
+    assert accounts.exists("team", "runner")
+    assert client.gets == 2, "the stream has told"

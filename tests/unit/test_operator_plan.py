@@ -509,7 +509,7 @@ def test_a_conflicting_object_blocks_until_it_is_gone() -> None:
     result = plan(with_conflict(observed(), NameTaken(JOBS, "ft-resolve-1")), NOW)
     assert told(result) == (Phase.PENDING, Reason.NAME_TAKEN)
     assert result.actions == ()
-    assert result.requeue_after is not None
+    assert result.blocked
 
 
 def test_the_input_that_somebody_deleted_is_made_again() -> None:

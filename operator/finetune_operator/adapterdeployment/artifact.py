@@ -50,12 +50,12 @@ def _source_blocker(observed: ObservedDeployment, name: str) -> Blocker:
     if job is not None:
         phase = f"its phase is {job.phase}" if job.phase else "it has not started"
         message = f"FineTuneJob {name!r} has not published an artifact; {phase}."
-        return Blocker(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED, requeue_after=None)
+        return Blocker(Reason.SOURCE_NOT_READY, message, waiting=job.phase != Phase.FAILED, watched=True)
     message = f"FineTuneJob {name!r} does not exist in this namespace"
     if stable is None:
-        return Blocker(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, requeue_after=None)
+        return Blocker(Reason.SOURCE_NOT_READY, f"{message}.", waiting=True, watched=True)
     message = f"{message}; revision {stable.revision} keeps serving {stable.artifact_uri}."
-    return Blocker(Reason.SOURCE_NOT_FOUND, message)
+    return Blocker(Reason.SOURCE_NOT_FOUND, message, watched=True)
 
 
 def _known(observed: ObservedDeployment) -> RevisionStatus | None:

@@ -35,7 +35,7 @@ def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
         return None
     objects = ", ".join(observed.pending_deletion)
     message = f"{objects} of a deleted AdapterDeployment of this name still exists; the garbage collector deletes it."
-    return Blocker(Reason.WAITING, message, waiting=True, requeue_after=DELETION_SECONDS)
+    return Blocker(Reason.WAITING, message, waiting=True, watched=True, requeue_after=DELETION_SECONDS)
 
 
 def source_not_ready(observed: ObservedDeployment) -> Blocker | None:
@@ -55,7 +55,7 @@ def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
         return None
     if stable is not None and stable.revision == revision_of(observed, artifact.serving(spec.runtime, runtime)):
         return None
-    return Blocker(Reason.PROMPTS_TOO_LONG, violation)
+    return Blocker(Reason.PROMPTS_TOO_LONG, violation, watched=True)
 
 
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (

@@ -127,7 +127,7 @@ class DeploymentObserver:
         self._client = client
         self._cache = cache
         self._settings = settings
-        self._accounts = ServiceAccounts(client)
+        self._accounts = ServiceAccounts(client, cache)
 
     def observe(self, raw: Object, _: datetime) -> ObservedDeployment | UnplannedDeployment:
         """One AdapterDeployment as it is now. Raises ApiError."""

@@ -36,7 +36,7 @@ from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import VERIFIED, find_verdict, verify_overdue, verify_request
-from finetune_operator.blockers import RETRY_SECONDS, Blocker, refused
+from finetune_operator.blockers import Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
@@ -72,6 +72,8 @@ class RolloutStep:
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
+    blocked: bool = False
+    """As in Plan."""
 
 
 def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> Plan[AdapterDeploymentStatus]:
@@ -83,7 +85,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     stable = serving_revision(observed, target, now)
     if isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
-        step = RolloutStep(stable, _refused(observed, target, stable, now), requeue_after=RETRY_SECONDS)
+        step = RolloutStep(stable, _refused(observed, target, stable, now), blocked=True)
         target = blocker
     elif isinstance(target, Blocker):
         step = _hold(observed, target, stable)
@@ -101,6 +103,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         actions=cleanup.first + step.actions + cleanup.last,
         events=step.events + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
+        blocked=step.blocked,
     )
 
 
@@ -147,7 +150,8 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None) -> RolloutStep:
     """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted."""
-    return RolloutStep(stable, actions=_keep(observed, stable), requeue_after=blocker.requeue_after)
+    actions, again = _keep(observed, stable), blocker.requeue_after
+    return RolloutStep(stable, actions=actions, requeue_after=again, blocked=not blocker.watched)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:

@@ -112,7 +112,7 @@ class JobObserver:
         self._cache = cache
         self._settings = settings
         self._progress = progress
-        self._accounts = ServiceAccounts(client)
+        self._accounts = ServiceAccounts(client, cache)
 
     def observe(self, resource: Object, now: datetime) -> ObservedJob | UnplannedJob:
         """One FineTuneJob as it is now. Raises ApiError."""

@@ -32,7 +32,7 @@ from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
 
 RECHECK_SECONDS: Final = 10.0
-"""How often a stage that cannot start yet is looked at again."""
+"""How often a stage that waits for pods to end is looked at again; their events come sooner."""
 START_SECONDS: Final = 10.0
 """When a Job that waits for its pod is first looked at again without an event; intervals then grow."""
 MAX_WAIT_SECONDS: Final = 120.0
@@ -122,7 +122,7 @@ def _goes_on(status: FineTuneJobStatus, last: RunStatus, spec_hash: str, means_h
 
 def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJobStatus]:
     if waits := _waits(context, stage):
-        return _plan(context, waits, requeue_after=RECHECK_SECONDS)
+        return waits
     request = stage_request(context, stage, recovers)
     if not context.has_begun:
         actions = (*context.upkeep, *_creations(request))
@@ -134,19 +134,21 @@ def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJob
     return _plan(context, headline, _creations(request), requeue_after=START_SECONDS)
 
 
-def _waits(context: RunContext, stage: Stage) -> Headline | None:
-    """Why a stage cannot start now; None if it can."""
+def _waits(context: RunContext, stage: Stage) -> Plan[FineTuneJobStatus] | None:
+    """What to say, and when to look again, where a stage cannot start now; None if it can."""
     observed = context.observed
     if context.spec.suspend:
-        return Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {stage}.")
-    if blocker := first_blocker(BLOCKERS, observed):
-        return Headline(Phase.PENDING, blocker.reason, blocker.message, stalled=True)
+        return _plan(context, Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {stage}."))
+    if found := first_blocker(BLOCKERS, observed):
+        headline = Headline(Phase.PENDING, found.reason, found.message, stalled=not found.waiting)
+        return _plan(context, headline, requeue_after=found.requeue_after, blocked=not found.watched)
     # Other Jobs, and pods whose Job is gone, may still write to the run's folder.
     ending = [f"Job {job.name}" for job in observed.jobs if job.unfinished]
     ending += [f"pod {name}" for name in observed.orphan_pods]
-    if ending:
-        return Headline(Phase.PENDING, Reason.WAITING, f"Stage {stage} waits for these to end: {', '.join(ending)}.")
-    return None
+    if not ending:
+        return None
+    message = f"Stage {stage} waits for these to end: {', '.join(ending)}."
+    return _plan(context, Headline(Phase.PENDING, Reason.WAITING, message), requeue_after=RECHECK_SECONDS)
 
 
 def _creations(request: StageRequest) -> tuple[Create, ...]:
@@ -173,6 +175,8 @@ def _just_made(request: StageRequest, recovers: str) -> StageJob:
 def _watch(context: RunContext, stage: Stage, job: StageJob) -> Plan[FineTuneJobStatus]:
     suspended = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended during stage {stage}.")
     headline = suspended if context.spec.suspend else _running(stage, job, context.now)
+    if headline.stalled and job.verdict.state is State.WAITING:
+        return _plan(context, headline, restore(context, job), blocked=True)
     return _plan(context, headline, restore(context, job), requeue_after=_next_look(context, job))
 
 
@@ -207,8 +211,7 @@ def _next_look(context: RunContext, job: StageJob) -> float | None:
     if job.verdict.state is State.RUNNING:
         return float(context.observed.settings.progress_seconds)
     if job.verdict.unschedulable_since:
-        left = _patience_left(job.verdict, context.now).total_seconds()
-        return left if left > 0 else None
+        return max(0.0, _patience_left(job.verdict, context.now).total_seconds())
     if job.verdict.state is State.WAITING:
         return min(MAX_WAIT_SECONDS, max(START_SECONDS, job.age.total_seconds() / 2))
     return None
@@ -222,8 +225,13 @@ def _success(ledger: RunLedger) -> str:
 
 
 def _plan(
-    context: RunContext, headline: Headline, actions: tuple[Action, ...] = (), requeue_after: float | None = None
+    context: RunContext,
+    headline: Headline,
+    actions: tuple[Action, ...] = (),
+    requeue_after: float | None = None,
+    *,
+    blocked: bool = False,
 ) -> Plan[FineTuneJobStatus]:
     before, status = context.observed.status, compose(context, headline)
-    actions = (*context.upkeep, *actions)
-    return Plan(status=status, actions=actions, events=transition_events(before, status), requeue_after=requeue_after)
+    actions, events = (*context.upkeep, *actions), transition_events(before, status)
+    return Plan(status, actions, events, requeue_after, blocked)

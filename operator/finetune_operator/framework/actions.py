@@ -71,6 +71,9 @@ class Plan(Generic[S]):
     """Written after the status write succeeded."""
     requeue_after: float | None = None
     """Seconds after which to reconcile again; None waits for an event or the resync."""
+    blocked: bool = False
+    """Something stands in the way, and no event shows for certain when it is gone: look again, ever more rarely
+    (``waiting_room.py``)."""
     defer_status: bool = False
     """True: write neither status nor events in this turn, but in a turn of its own, which yields to all other keys. In
     a burst, every resource gets its first Job before any gets its status, whose write costs the API server twice what

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api.base import REFUSE_RETIRED, ObjectMeta, unknown_fields
 from finetune_api.reasons import Reason
+from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object
 
@@ -24,6 +25,8 @@ S = TypeVar("S", bound=BaseModel)
 
 ACCOUNT_SECONDS: Final = 60.0
 """How long a ServiceAccount counts as existing after it was found."""
+MISSING_SECONDS: Final = 10.0
+"""How long it counts as missing: many jobs of a namespace ask for the same one."""
 
 
 class StatusUnreadable(ValueError):  # noqa: N818 - reported in the status, not an error of the operator
@@ -45,25 +48,29 @@ class Unplanned(Generic[P, S]):
 
 
 class ServiceAccounts:
-    """Which ServiceAccounts exist. They are not watched, and an answer is kept for a while."""
+    """Which ServiceAccounts exist. The cache knows those that are watched; other answers are kept for a while."""
 
-    def __init__(self, client: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: KubeClient, cache: Cache, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
+        self._cache = cache
         self._clock = clock
-        self._found: dict[tuple[str, str], float] = {}
+        self._answers: dict[tuple[str, str], tuple[bool, float]] = {}
+        """Whether it exists, and until when the answer holds."""
         self._lock = threading.Lock()
 
     def exists(self, namespace: str, name: str) -> bool:
         """Whether the ServiceAccount exists. Raises ApiError."""
+        if self._cache.get(SERVICE_ACCOUNTS, namespace, name) is not None:
+            return True
         place = (namespace, name)
         with self._lock:
-            if self._found.get(place, 0.0) > self._clock():
-                return True
-        if self._client.get(SERVICE_ACCOUNTS, namespace, name) is None:
-            return False
+            known, until = self._answers.get(place, (False, 0.0))
+            if until > self._clock():
+                return known
+        found = self._client.get(SERVICE_ACCOUNTS, namespace, name) is not None
         with self._lock:
-            self._found[place] = self._clock() + ACCOUNT_SECONDS
-        return True
+            self._answers[place] = (found, self._clock() + (ACCOUNT_SECONDS if found else MISSING_SECONDS))
+        return found
 
 
 def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:

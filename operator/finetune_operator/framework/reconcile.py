@@ -63,6 +63,8 @@ class NextTurn(NamedTuple):
     """Seconds; None waits for an event or the resync."""
     low_priority: bool = False
     """Whether all other keys go first."""
+    blocked: bool = False
+    """Whether something stands in the way."""
 
 
 class Reconciler:
@@ -103,7 +105,7 @@ class Reconciler:
         if plan.defer_status:
             return NextTurn(after=0.0, low_priority=True)
         self._report(kind, owner, resource, plan, now)
-        return NextTurn(plan.requeue_after)
+        return NextTurn(plan.requeue_after, blocked=plan.blocked)
 
     def _observe_and_apply(self, kind: Kind[O, S], owner: Owner, resource: Object, now: datetime) -> Plan[S]:
         """Observe, plan and apply; returns the plan whose status then holds."""

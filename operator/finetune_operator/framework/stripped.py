@@ -9,7 +9,16 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, JOBS, PODS, Object, Resource
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    ENDPOINT_SLICES,
+    JOBS,
+    PODS,
+    RESOURCE_QUOTAS,
+    SERVICE_ACCOUNTS,
+    Object,
+    Resource,
+)
 
 Fields = Mapping[str, Any]
 """Names of the fields to keep, each with its own ``Fields``, or with WHOLE. Of a list, each item is treated alike."""
@@ -63,6 +72,8 @@ _KEPT: Final[Mapping[Resource, Fields]] = {
     JOBS: _JOB,
     PODS: _POD,
     ENDPOINT_SLICES: _ENDPOINT_SLICE,
+    SERVICE_ACCOUNTS: {"metadata": _METADATA},  # the same
+    RESOURCE_QUOTAS: {"metadata": _METADATA},  # an event of one is all that matters
     CONFIG_MAPS: {"metadata": _METADATA},  # they are immutable: all that matters is that they exist
 }
 
