@@ -7,7 +7,12 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
+from finetune_api.adapterdeployment import (
+    AdapterDeployment,
+    AdapterDeploymentSpec,
+    AdapterDeploymentStatus,
+    RevisionState,
+)
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
 from finetune_api.meta import LABEL_REVISION
@@ -69,7 +74,7 @@ class ObservedDeployment:
     slices: tuple[Object, ...] = ()
     """EndpointSlices of its public Service."""
     contenders: tuple[Contender, ...] = ()
-    """The AdapterDeployments, this one too, that are rolled out or wait for it."""
+    """The AdapterDeployments, this one too, that are rolled out or wait for it; empty unless this one waits."""
     conflicts: tuple[str, ...] = ()
     """Objects of another owner, as "Kind name", whose names the plan needs."""
     pending_deletion: tuple[str, ...] = ()
@@ -147,7 +152,7 @@ class DeploymentObserver:
             children=children,
             pods=self._pods(owner, children[JOBS].values()),
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
-            contenders=self._contenders(),
+            contenders=self._contenders(status),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -190,7 +195,10 @@ class DeploymentObserver:
         artifact = published_artifact(status) if job else None
         return Source(str(status.get("phase") or ""), artifact, job.storage if job else Storage())
 
-    def _contenders(self) -> tuple[Contender, ...]:
+    def _contenders(self, status: AdapterDeploymentStatus) -> tuple[Contender, ...]:
+        """All that are rolled out or wait for it; only one that waits needs to know."""
+        if status.candidate is None or status.candidate.state is not RevisionState.WAITING:
+            return ()
         found = (contender_of(resource) for resource in self._cache.indexed(Line.ROLLOUTS))
         return tuple(contender for contender in found if contender is not None)
 

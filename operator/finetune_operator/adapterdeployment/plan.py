@@ -218,7 +218,7 @@ def _roll_out(
     enough = _suffices(observed, stable, live, replicas, late=left == 0)
     if verdict is not None and verified and enough and not closed:
         return _promote(observed, target, candidate, verdict, now)
-    overdue = _overdue(problem) or _refused_for_long(observed, target, pods, now)
+    overdue = _overdue(problem) or _refused_for_long(observed, candidate, target, pods, now)
     overdue = overdue or verify_overdue(observed, verification, now)
     if left == 0:
         overdue = _promotion_overdue(problem, replicas, target)
@@ -265,11 +265,16 @@ def _overdue(problem: ServerProblem | None) -> ServerProblem | None:
 
 
 def _refused_for_long(
-    observed: ObservedDeployment, target: Target, pods: Sequence[Object], now: datetime
+    observed: ObservedDeployment, candidate: RevisionStatus, target: Target, pods: Sequence[Object], now: datetime
 ) -> ServerProblem | None:
-    """Why the rollout does not go on, if the API server has long refused an object of it while pods hold hardware."""
+    """Why the rollout does not go on, if the API server has long refused an object of it while pods hold hardware.
+
+    A refusal leaves the candidate as it was; a wait of its pods for hardware is the candidate's own reason.
+    """
     stalled = next((each for each in observed.resource.status.conditions if each.type == ConditionType.STALLED), None)
-    if stalled is None or stalled.status != "True" or stalled.reason not in HOLDS_NOTHING:
+    if stalled is None or stalled.status != "True":
+        return None
+    if stalled.reason not in HOLDS_NOTHING or stalled.reason == candidate.reason:
         return None
     age = (now - parse_timestamp(stalled.last_transition_time)).total_seconds()
     if age < start_seconds(target.serving.runtime) or not any(map(has_node, pods)):
