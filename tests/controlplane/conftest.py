@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import yaml
@@ -18,6 +18,7 @@ from kubernetes import client, config
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
 from finetune_operator.framework.client import HttpKubeClient, KubeClient
 from finetune_operator.framework.objects import EVENTS, JOBS, SERVICE_ACCOUNTS, Object
 from finetune_operator.kinds import FINETUNEJOBS
@@ -26,8 +27,12 @@ from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
 from tests.support.fake_node import FakeNode
-from tests.support.fake_servers import NODE
+from tests.support.fake_servers import NODE, FakeServers
 from tests.support.operator_process import Fault, Running, Start, start
+from tests.support.serving import CORRUPT
+
+if TYPE_CHECKING:
+    from tests.controlplane.serving import Serving
 
 CONTROLLERS = (
     "job-controller",
@@ -244,6 +249,19 @@ def team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_pa
     """A team for one test."""
     with prepared_team(plane, api, operator_kubeconfig, tmp_path) as prepared:
         yield prepared
+
+
+@pytest.fixture
+def serving(team: Team) -> Iterator[Serving]:
+    """Nothing is deployed yet, no operator runs."""
+    from tests.controlplane.serving import Serving
+
+    pods = client.CoreV1Api(config.new_client_from_config(str(team.plane.kubeconfig)))
+    with FakeServers(team.api, pods, team.namespace) as servers:
+        servers.fates[CORRUPT] = Reason.ARTIFACT_CORRUPT
+        context = Serving(team, servers)
+        team.node.scripts[Stage.VERIFY] = context.verify
+        yield context
 
 
 @contextmanager

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from kubernetes import client, config
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
-from finetune_api.stages import Outcome, Stage, StageInput, StageResult
+from finetune_api.stages import Stage
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
-    ENDPOINT_SLICES,
-    EVENTS,
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -30,137 +25,12 @@ from finetune_operator.framework.objects import (
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.settings import Images
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
-from tests.controlplane.conftest import ADDED_LATER, Team, newer_crds, wait
-from tests.support.fake_node import Ending
-from tests.support.fake_servers import FakeServers
-from tests.support.operator_process import CRASH_EXIT, Running
-from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned
+from tests.controlplane.conftest import ADDED_LATER, newer_crds, wait
+from tests.controlplane.serving import CHILDREN, NAME, Serving
+from tests.support.operator_process import CRASH_EXIT
+from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, pinned
 
 pytestmark = pytest.mark.controlplane
-
-CHILDREN = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, JOBS, CONFIG_MAPS)
-NAME = "demo"
-
-
-@dataclass
-class Serving:
-    """A namespace with an operator, a node that runs servers, and one AdapterDeployment called ``demo``."""
-
-    team: Team
-    servers: FakeServers
-    asked: list[StageInput] = field(default_factory=list)
-    """Inputs of the verifications that ran."""
-    inactive: set[str] = field(default_factory=lambda: {INACTIVE})
-    """Digests of artifacts whose server answers like the base model."""
-
-    def start(self, **how: Any) -> Running:
-        """Start an operator that knows the runtimes."""
-        return self.team.start(**({"runtimes": SETTINGS.runtimes} | how))
-
-    def create(self, spec: dict[str, Any], name: str = NAME) -> Object:
-        metadata = {"name": name, "namespace": self.team.namespace}
-        body = {"apiVersion": meta.API_VERSION, "kind": meta.ADAPTERDEPLOYMENT, "metadata": metadata, "spec": spec}
-        return self.team.api.create(ADAPTERDEPLOYMENTS, body)
-
-    def serve(self, digest: str) -> str:
-        """Create the resource, wait until the artifact is served; the revision."""
-        self.create(pinned(digest))
-        return self.until(ServingPhase.READY).last_good_revision
-
-    def change(self, **spec: Any) -> None:
-        self.team.api.patch(ADAPTERDEPLOYMENTS, self.team.namespace, NAME, {"spec": spec})
-
-    def update(self, digest: str) -> None:
-        """Serve another artifact."""
-        self.change(**pinned(digest))
-
-    def get(self, resource: Resource, name: str) -> Object | None:
-        return self.team.api.get(resource, self.team.namespace, name)
-
-    def children(self, resource: Resource) -> dict[str, Object]:
-        labels = f"{meta.LABEL_OWNER_KIND}={meta.ADAPTERDEPLOYMENT}"
-        return {each["metadata"]["name"]: each for each in self.team.api.select(resource, self.team.namespace, labels)}
-
-    def status(self) -> AdapterDeploymentStatus:
-        found = self.get(ADAPTERDEPLOYMENTS, NAME)
-        assert found is not None
-        return AdapterDeploymentStatus.model_validate(found.get("status") or {})
-
-    def until(self, what: str, seconds: float = 180) -> AdapterDeploymentStatus:
-        """Wait for a phase, for this generation of the spec and with all of it done; the status."""
-
-        def reached() -> AdapterDeploymentStatus | None:
-            found = self.get(ADAPTERDEPLOYMENTS, NAME)
-            assert found is not None
-            status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
-            current = status.observed_generation == found["metadata"]["generation"]
-            return status if current and status.phase == what else None
-
-        return wait(reached, f"phase {what}", seconds, lambda: self.status().model_dump_json(exclude_defaults=True))
-
-    def others(self, revision: str) -> list[str]:
-        """Objects that belong to other revisions."""
-        return [
-            f"{resource.kind} {name}"
-            for resource in CHILDREN
-            for name, child in self.children(resource).items()
-            if child["metadata"]["labels"][meta.LABEL_REVISION] != revision
-        ]
-
-    def until_only(self, revision: str) -> None:
-        """Wait until no other revision has any object left."""
-        wait(lambda: not self.others(revision), f"only {revision}", 60, lambda: str(self.others(revision)))
-
-    def is_updated(self, old: str) -> bool:
-        """Whether another revision serves, and nothing else is left."""
-        new, status = self.traffic(), self.status()
-        return new not in ("", old) and status.phase is ServingPhase.READY and not self.others(new)
-
-    def traffic(self) -> str:
-        """Revision that the public Service points to."""
-        service = self.get(SERVICES, NAME)
-        return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
-
-    def reached(self) -> set[str]:
-        """Revisions of the pods that the public Service sends clients to."""
-        slices = self.team.api.select(ENDPOINT_SLICES, self.team.namespace, f"kubernetes.io/service-name={NAME}")
-        endpoints = [each for found in slices for each in found["endpoints"] or [] if each["conditions"]["ready"]]
-        pods = [self.get(PODS, each["targetRef"]["name"]) for each in endpoints]
-        return {pod["metadata"]["labels"][meta.LABEL_REVISION] for pod in pods if pod}
-
-    def events(self) -> list[tuple[str, str]]:
-        selector = f"involvedObject.kind={meta.ADAPTERDEPLOYMENT},involvedObject.name={NAME}"
-        found = self.team.api.select(EVENTS, self.team.namespace, fields=selector)
-        found.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
-        return [(event["type"], event["reason"]) for event in found]
-
-    def verify(self, given: StageInput) -> Ending:
-        """The verification pod."""
-        self.asked.append(given)
-        digest = given.artifact_uri.rsplit("/", 1)[-1]
-        proved = digest not in self.inactive
-        result = StageResult(
-            stage=Stage.VERIFY,
-            outcome=Outcome.SUCCEEDED if proved else Outcome.FAILED,
-            reason=Reason.VERIFIED if proved else Reason.ADAPTER_INACTIVE,
-            message="All golden prompts agree."
-            if proved
-            else "8 of 8 golden prompts were answered like the base model.",
-            scalars={"accuracy": "0.9400", "expectedAccuracy": "0.9500"},
-        )
-        code = meta.ExitCode.OK if proved else meta.ExitCode.FATAL
-        return Ending(result, exit_code=code, reason="Completed" if proved else "Error")
-
-
-@pytest.fixture
-def serving(team: Team) -> Iterator[Serving]:
-    """Nothing is deployed yet, no operator runs."""
-    pods = client.CoreV1Api(config.new_client_from_config(str(team.plane.kubeconfig)))
-    with FakeServers(team.api, pods, team.namespace) as servers:
-        servers.fates[CORRUPT] = Reason.ARTIFACT_CORRUPT
-        context = Serving(team, servers)
-        team.node.scripts[Stage.VERIFY] = context.verify
-        yield context
 
 
 def test_first_rollout(serving: Serving) -> None:

@@ -20,7 +20,7 @@ from finetune_operator.framework.client import ApiError, KubeClient
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import PODS, Object, Resource
 from finetune_operator.resources.deployment import SERVER
-from tests.support.serving import pod_status, served
+from tests.support.serving import UNSCHEDULABLE, pod_status, served
 
 NODE = "servers"
 """Where the pods run. The controller of endpoints wants a Node of the name to exist."""
@@ -36,6 +36,8 @@ class FakeServers:
         """Why pods with an artifact fail, by its digest; others become ready."""
         self.loading: set[str] = set()
         """Digests of artifacts whose servers never finish loading."""
+        self.homeless: set[str] = set()
+        """Digests of artifacts whose pods find no node."""
         self._api = api
         self._pods = pods
         self._namespace = namespace
@@ -73,6 +75,9 @@ class FakeServers:
         digest = served(pod["spec"])
         if digest in self.loading:
             return
+        if digest in self.homeless:
+            self._refuse(pod)
+            return
         fate = self.fates.get(digest)
         name, status = pod["metadata"]["name"], _complete(fate) | {"podIP": next(self._addresses)}
         try:
@@ -82,6 +87,11 @@ class FakeServers:
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+
+    def _refuse(self, pod: Object) -> None:
+        """What the scheduler says of a pod that no node has room for."""
+        if not pod["spec"].get("nodeName") and not pod["status"].get("conditions"):
+            self._api.patch_status(PODS, self._namespace, pod["metadata"]["name"], {"status": UNSCHEDULABLE})
 
 
 def _binding(namespace: str, pod: str) -> Object:
@@ -98,5 +108,9 @@ def _complete(fate: Reason | None) -> Object:
         kind: [_REPORTED | {"ready": ready} | each for each in status.get(kind, [])]
         for kind in ("initContainerStatuses", "containerStatuses")
     }
-    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": timestamp(datetime.now(UTC))}
-    return containers | {"phase": "Running", "conditions": [condition]}
+    now = timestamp(datetime.now(UTC))
+    conditions = [
+        {"type": kind, "status": value, "lastTransitionTime": now}
+        for kind, value in (("PodScheduled", "True"), ("Ready", str(ready)))
+    ]
+    return containers | {"phase": "Running", "startTime": now, "conditions": conditions}

@@ -1,0 +1,121 @@
+"""Endpoints that wait: for their turn while a chart upgrade moves others, for a node, for pods that were lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from tests.controlplane.conftest import wait
+from tests.controlplane.serving import NAME, Serving
+from tests.support.sentences import assert_says
+from tests.support.serving import BETTER, GOOD, SETTINGS, pinned
+
+pytestmark = pytest.mark.controlplane
+
+NAMES = ("demo", "second", "third")
+
+
+def test_a_chart_upgrade_moves_one_endpoint_at_a_time(serving: Serving) -> None:
+    """The others say so meanwhile, and serve."""
+    first = serving.start()
+    for name in NAMES:
+        serving.create(pinned(GOOD), name)
+    wait(lambda: all(each.phase is ServingPhase.READY for each in _statuses(serving)), "all to serve")
+    before = [each.last_good_revision for each in _statuses(serving)]
+    first.stop()
+    changed = SETTINGS.runtimes["tgi-cpu"].model_copy(update={"env": {"ADDED": "by the upgrade"}})
+    serving.start(runtimes={"tgi-cpu": changed}, max_concurrent_rollouts=1)
+    most, queued = 0, ""
+
+    def moved() -> bool:
+        nonlocal most, queued
+        statuses = _statuses(serving)
+        states = [each.candidate.state for each in statuses if each.candidate]
+        most = max(most, sum(state is not RevisionState.WAITING for state in states))
+        assert all(_conditions(each)["Ready"]["status"] == "True" for each in statuses)
+        waits = [each for each in map(_conditions, statuses) if each["Reconciling"]["reason"] == Reason.ROLLOUT_QUEUED]
+        queued = next(
+            (each["Reconciling"]["message"] for each in waits if "(" in each["Reconciling"]["message"]), queued
+        )
+        revisions = [each.last_good_revision for each in statuses]
+        return all(new != old for new, old in zip(revisions, before, strict=True))
+
+    wait(moved, "all to be moved", 300, lambda: str([each.candidate for each in _statuses(serving)]))
+    assert most == 1
+    assert_says(queued, "waits for its turn", "1 at once", "operator.maxConcurrentRollouts")
+    assert any(name in queued for name in NAMES)
+
+
+def test_a_candidate_without_a_node_waits_and_starts_once_there_is_one(serving: Serving) -> None:
+    """Even after the Deployment's controller has given up: its deadline counts the wait for a node."""
+    serving.servers.homeless.add(BETTER)
+    serving.start()
+    old = serving.serve(GOOD)
+    serving.update(BETTER)
+    wait(lambda: _reason(serving) == Reason.UNSCHEDULABLE, "the cause", describe=lambda: str(serving.status()))
+    candidate = serving.status().candidate
+    assert candidate is not None
+    found = serving.children(DEPLOYMENTS)[candidate.deployment]
+    conditions = [*found["status"]["conditions"]]
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "late"}
+    conditions = [each for each in conditions if each["type"] != "Progressing"] + [late]
+    serving.team.api.patch_status(
+        DEPLOYMENTS, serving.team.namespace, candidate.deployment, {"status": {"conditions": conditions}}
+    )
+    serving.change(replicas=2)  # a pass after it
+    wait(lambda: serving.status().observed_generation == 3, "a pass")
+    assert serving.status().candidate is not None
+    assert _reason(serving) == Reason.UNSCHEDULABLE
+    serving.servers.homeless.clear()
+    wait(lambda: serving.traffic() != old, "the promotion")
+    serving.until(ServingPhase.READY)
+
+
+def test_why_what_serves_does_not(serving: Serving) -> None:
+    """A pod is evicted, and its replacement finds no node."""
+    serving.start()
+    serving.serve(GOOD)
+    [pod] = [name for name, each in serving.children(PODS).items() if _serves(each)]
+    serving.servers.homeless.add(GOOD)
+    message = "The node was low on resource: memory."
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": message, "conditions": [_not_ready()]}
+    serving.team.api.patch_status(PODS, serving.team.namespace, pod, {"status": evicted})
+    status = serving.until(ServingPhase.DEGRADED)
+    wait(
+        lambda: _conditions(serving.status())["Ready"]["reason"] == Reason.UNSCHEDULABLE,
+        "the cause",
+        describe=lambda: str(serving.status().conditions),
+    )
+    status = serving.status()
+    assert _conditions(status)["Ready"]["status"] == "False"
+    assert_says(_conditions(status)["Ready"]["message"], "None of the 1 pod", "insufficient GPU", f"Pod {pod}", message)
+    serving.servers.homeless.clear()
+    serving.until(ServingPhase.READY)
+
+
+def _statuses(serving: Serving) -> list[AdapterDeploymentStatus]:
+    found = [serving.get(ADAPTERDEPLOYMENTS, name) or {} for name in NAMES]
+    return [AdapterDeploymentStatus.model_validate(each.get("status") or {}) for each in found]
+
+
+def _conditions(status: AdapterDeploymentStatus) -> dict[str, dict[str, Any]]:
+    return {each.type: each.model_dump() for each in status.conditions}
+
+
+def _reason(serving: Serving) -> str:
+    candidate = serving.status().candidate
+    return candidate.reason if candidate else ""
+
+
+def _serves(pod: Object) -> bool:
+    return meta.LABEL_STAGE not in pod["metadata"]["labels"] and pod["metadata"]["name"].startswith(NAME)
+
+
+def _not_ready() -> Object:
+    return {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
