@@ -54,6 +54,7 @@ test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half 
 test-needs: $(STAMP) # What the first two tiers need
 	@$(PYTHON) -m hack.environments quantize
 	@$(PYTHON) -m hack.cluster build
+	@$(PYTHON) -m hack.cluster build prometheus
 	@$(VENV)/python -m hack.models
 
 test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
@@ -64,6 +65,7 @@ test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 
 test-controlplane: $(STAMP) ## The operator against a real API server without a node (minutes)
 	@$(PYTHON) -m hack.cluster build
+	@$(PYTHON) -m hack.cluster build prometheus
 	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m controlplane
 
 test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour)

@@ -45,6 +45,8 @@ class Tool:
     module: str
     packages: tuple[str, ...]
     ldflags: str = ""
+    tags: str = ""
+    """Go's build tags, separated by commas."""
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -56,7 +58,8 @@ class Tool:
 
     def key(self) -> str:
         """Names the cached binaries: changes with everything that they are built from."""
-        digest = hashlib.sha256("\0".join((*self.packages, self.ldflags)).encode())
+        flags = (self.ldflags, self.tags) if self.tags else (self.ldflags,)
+        digest = hashlib.sha256("\0".join((*self.packages, *flags)).encode())
         for path in sorted(self.source.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return f"{self.name}-{self.version}-{digest.hexdigest()[:10]}"
@@ -102,8 +105,17 @@ NODE = (
 )
 CLIENTS = (Tool("helm", "v4.3.1", "helm", ("helm.sh/helm/v4/cmd/helm",)),)
 PEERS = (Tool("jobset", "v0.10.1", "jobset", ("sigs.k8s.io/jobset",)),)  # for the benchmark only
+TESTS = (  # for the control plane tests only; without the clouds' service discoveries and the web pages
+    Tool(
+        "prometheus",
+        "v3.16.0",
+        "prometheus",
+        ("github.com/prometheus/prometheus/cmd/prometheus",),
+        tags="remove_all_sd",
+    ),
+)
 CLUSTER = CONTROL_PLANE + NODE + CLIENTS
-TOOLS = {tool.name: tool for tool in CLUSTER + PEERS}
+TOOLS = {tool.name: tool for tool in CLUSTER + PEERS + TESTS}
 _OWNERS = {program: tool for tool in TOOLS.values() for program in tool.programs}
 
 
@@ -160,7 +172,7 @@ def _build_one(tool: Tool, environment: Mapping[str, str]) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     with step(f"build {tool.name} {tool.version} ({', '.join(tool.programs)})"):
-        flags = ["-mod=readonly", "-trimpath", f"-ldflags=-s -w {tool.ldflags}".strip()]
+        flags = ["-mod=readonly", "-trimpath", f"-tags={tool.tags}", f"-ldflags=-s -w {tool.ldflags}".strip()]
         run(["go", "build", *flags, "-o", f"{draft}/", *tool.packages], cwd=tool.source, env=environment)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
