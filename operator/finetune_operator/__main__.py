@@ -16,15 +16,15 @@ from kubernetes.client import Configuration
 from finetune_api import __version__
 from finetune_operator import handlers
 from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
-from finetune_operator.controller import INDEXES, Controller
+from finetune_operator.controller import INDEXES, Controller, connections
 from finetune_operator.finetunejob.kind import fine_tune_job_kind
 from finetune_operator.framework import lease
-from finetune_operator.framework.cache import CHILDREN, Cache
+from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import HttpKubeClient, StreamClient, load_configuration
 from finetune_operator.framework.lease import Elector, LeaseName
 from finetune_operator.framework.metrics import Snapshot, serve
 from finetune_operator.framework.reconcile import Kind, Reconciler
-from finetune_operator.kinds import CUSTOM_RESOURCES, WATCHED_OWNERS
+from finetune_operator.kinds import WATCHED_OWNERS
 from finetune_operator.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def elector_of(configuration: Configuration, settings: Settings) -> Elector | No
 
 def client_of(configuration: Configuration, settings: Settings, elector: Elector | None) -> HttpKubeClient:
     """The client of everything but the Lease. It writes only while this replica leads."""
-    streams = len((*CUSTOM_RESOURCES, *CHILDREN)) * max(1, len(settings.namespaces))
-    return HttpKubeClient(configuration, settings.workers + streams + 2, elector.check if elector else None)
+    return HttpKubeClient(configuration, connections(settings), elector.check if elector else None)
 
 
 def run(client: StreamClient, settings: Settings, elector: Elector | None, ports: Ports) -> bool:

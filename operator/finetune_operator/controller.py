@@ -45,6 +45,12 @@ _LEAST, _MOST = 0.9, 1.1
 """Between these times the period, so that operators of one cluster do not resync together."""
 
 
+def connections(settings: Settings) -> int:
+    """Most connections to the API server at the same time: one for each worker and stream, and one for others."""
+    streams = len((*CUSTOM_RESOURCES, *CHILDREN, *WAKERS)) * max(1, len(settings.namespaces))
+    return settings.workers + streams + 1
+
+
 class Controller:
     """Cache, queue and threads. ``start`` once, ``lead`` once, then ``stop``."""
 
@@ -247,7 +253,7 @@ class _FirstTurns:
 
 
 def _may_list(informer: Informer, period: float) -> bool:
-    """Whether the roles let the operator list a kind of ``WAKERS``: those of an earlier chart may not. Else ApiError."""
+    """Whether the roles let the operator list a kind of ``WAKERS``: an earlier chart's may not. Raises ApiError."""
     try:
         informer.list(period)
     except ApiError as error:

@@ -18,12 +18,10 @@ from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, 
 from finetune_operator.kinds import FINETUNEJOBS, selector
 from hack.cluster.controlplane import ControlPlane
 from tests.controlplane.conftest import Team, wait
-from tests.controlplane.test_adapterdeployment import NAME, Serving, serving
+from tests.controlplane.serving import NAME, Serving
 from tests.support.serving import GOOD
 
 pytestmark = pytest.mark.controlplane
-
-__all__ = ["serving"]
 
 
 def labels(team: Team, resource: Resource, name: str) -> dict[str, str]:

@@ -251,7 +251,7 @@ def test_no_candidate_holds_hardware_for_ever(
     cluster.refuse, cluster.room = FREE, ROOM
     cluster.loading.clear()
     if candidate is not None and candidate.state is RevisionState.FAILED:
-        cluster.spec["rerun"] = "it can now"
+        cluster.spec["rerun"] = "it-can-now"
     cluster.generation += 1
     cluster.settle()
     assert cluster.status.phase is ServingPhase.READY

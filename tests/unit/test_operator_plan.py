@@ -123,6 +123,12 @@ CASES = {
     "new": Case(observed(), Stage.RESOLVE),
     "resolving": Case(observed(jobs=(job(Stage.RESOLVE),)), says=(Phase.RUNNING, Reason.STAGE_STARTED)),
     "resolved": Case(observed(jobs=(RESOLVED,)), Stage.PREPARE),
+    "next in Kueue's queue": Case(
+        observed(labels={QUEUE_LABEL: "gpus"}, jobs=(RESOLVED,)),
+        Stage.PREPARE,
+        says=(Phase.PENDING, Reason.QUEUED),
+        in_words="prepare … queued … Kueue",
+    ),
     "prepared": Case(observed(jobs=(RESOLVED, done(Stage.PREPARE))), Stage.TRAIN),
     "evaluated": Case(observed(jobs=(RESOLVED, *map(done, PIPELINE[:4]))), Stage.PUBLISH),
     "published": Case(observed(jobs=(RESOLVED, *map(done, PIPELINE))), says=(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED)),

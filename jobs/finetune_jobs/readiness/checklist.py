@@ -224,10 +224,10 @@ def _leakage(facts: Facts) -> Item:
         remedy = "This inflates scores: move or remove one of each pair, or let the operator split the examples."
         return Item("leakage", State.FAIL, evidence, remedy)
     evidence = "No test example is a near duplicate of a training example."
-    if facts.contaminated is None:
-        return Item("leakage", State.PASS, f"{evidence} No benchmark was provided for comparison.")
     if facts.across:
         evidence += f" {count_of(facts.across, 'row')} for training stood in your own test too, or nearly so: dropped."
+    if facts.contaminated is None:
+        return Item("leakage", State.PASS, f"{evidence} No benchmark was provided for comparison.")
     return _contamination(facts, facts.contaminated, evidence)
 
 

@@ -152,10 +152,10 @@ class Facts:
     """spec.dataset.split.seed."""
     leaks: int | None = None
     """Near-duplicate pairs of a test and a training example after the split; None: not compared."""
-    contaminated: int | None = None
-    """Examples dropped because they share 13 consecutive words with a benchmark; None: no benchmark was given."""
     across: int = 0
     """Rows for training that were left out because a test that a source provides holds (nearly) the same."""
+    contaminated: int | None = None
+    """Examples dropped because they share 13 consecutive words with a benchmark; None: no benchmark was given."""
     tests_in_benchmark: int = 0
     """Those in a test part that a source provides: they stay, since they are not trained on."""
     benchmarks: Beside | None = None

@@ -144,8 +144,8 @@ class PreparationReport:
             languages=dict(sorted(own.intake.languages.items())),
             split_provided=bool(ledger.given),
             seed=dataset.split.seed,
-            leaks=0 if dataset.duplicates.near_percent else None,
             across=len(ledger.across),
+            leaks=0 if dataset.duplicates.near_percent else None,
             contaminated=ledger.dropped["inBenchmark"] if dataset.benchmarks else None,
             tests_in_benchmark=own.tests_in_benchmark,
             benchmarks=_beside(beside.get(SourceRole.BENCHMARK)),
@@ -205,6 +205,9 @@ class PreparationReport:
             "errors": self.errors,
             "warnings": self._warnings(),
         }
+        if self.across:
+            pairs = [{"test": test, "training": train} for test, train in self.across[:_LISTED]]
+            report["acrossParts"] = {"rows": facts.across, "first": pairs}
         if facts.languages:
             report["languages"] = facts.languages
         if known := facts.benchmarks:
@@ -223,6 +226,9 @@ class PreparationReport:
         if rows.dropped or rows.near_dropped:
             kinds = Counter(rows.dropped) + Counter(nearDuplicate=rows.near_dropped)
             text += f" Rules dropped {kinds.total()} ({_counted(kinds)})."
+        if self.across:
+            test, train = self.across[0]
+            text += f" inTest: rows for training that your test holds (nearly) too, such as {train} ({test})."
         if rows.invalid:
             wrong = sum(rows.invalid.values())
             text += (

@@ -26,7 +26,7 @@ from finetune_operator.framework.actions import Action, Create, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.reading import Unplanned
-from finetune_operator.outcome.job import NOT_STARTED, State, Verdict
+from finetune_operator.outcome.job import NOT_STARTED, SUSPENDED, State, Verdict
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
@@ -166,9 +166,9 @@ def _just_made(request: StageRequest, recovers: str) -> StageJob:
         run=request.input.run.id,
         stage=request.stage,
         recovers=recovers,
-        suspended=False,
+        suspended=bool(request.queue),
         queued=bool(request.queue),
-        verdict=NOT_STARTED,
+        verdict=SUSPENDED if request.queue else NOT_STARTED,
     )
 
 

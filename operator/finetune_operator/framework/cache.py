@@ -44,7 +44,7 @@ Owners = Mapping[Resource, Collection[str]]
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Stored:
     """One object."""
 
     uid: str
@@ -72,7 +72,7 @@ class Cache:
         self._indexes = indexes or {}
         self._owners = owners or {}
         self._lock = threading.Lock()
-        self._entries: dict[_Place, _Entry] = {}
+        self._entries: dict[_Place, _Stored] = {}
         self._groups: dict[Hashable, set[_Place]] = defaultdict(set)
         self._deleted: OrderedDict[str, _Tombstone] = OrderedDict()
         self._moment = 0
@@ -110,7 +110,7 @@ class Cache:
             if known is not None:
                 self._remove(place)
             self._deleted.pop(uid, None)
-            self._entries[place] = _Entry(uid, version, self._moment, pack(resource, found))
+            self._entries[place] = _Stored(uid, version, self._moment, pack(resource, found))
             for group in self._groups_of(place, found):
                 self._groups[group].add(place)
             return True
@@ -221,6 +221,6 @@ def _place(resource: Resource, found: Object) -> _Place:
     return resource.kind, sys.intern(metadata["namespace"]), metadata["name"]
 
 
-def _before(known: _Entry | _Tombstone, asked: int | None) -> bool:
+def _before(known: _Stored | _Tombstone, asked: int | None) -> bool:
     """Whether what is known is from before the API server was asked."""
     return asked is not None and known.moment <= asked

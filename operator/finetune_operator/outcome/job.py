@@ -66,6 +66,8 @@ class Verdict:
 
 NOT_STARTED: Final = Verdict(State.WAITING, Reason.WAITING, "The Job has no pod yet.", needs_events=True)
 """Of a Job that was just created."""
+SUSPENDED: Final = Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.")
+"""Also of a Job that was just created for a queue of Kueue, which suspends it."""
 
 
 def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> Verdict:
@@ -87,7 +89,7 @@ def judge(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) ->
         return Verdict(State.FAILED, Reason.DEADLINE_EXCEEDED, late_message([late]), **facts)
     if job["spec"].get("suspend"):
         stopped = {} if any(map(is_alive, ordered)) else {"started_at": None}
-        return Verdict(State.SUSPENDED, Reason.SUSPENDED, "The Job is suspended.", **facts | stopped)
+        return replace(SUSPENDED, **facts | stopped)
     return _verdict_from_pod(job, ordered, facts) or _unfinished(job, ordered, events, facts)
 
 
