@@ -51,7 +51,7 @@ def test_what_the_namespace_may_not_have(team: Team) -> None:
     rule = TenancyRule(namespaces=["team-*"], profiles=["small"], outputs=["s3://artifacts/{namespace}"])
     team.start(tenancy=Tenancy(rules=[rule]))
     team.create("corrected", output={"uri": f"{own}0", "name": "corrected"})
-    team.create("permitted", output={"uri": f"{own}/../elsewhere", "name": "permitted"})
+    team.create("permitted", output={"uri": "s3://artifacts/elsewhere", "name": "permitted"})
     for name in ("corrected", "permitted"):
         status = team.until(name, Reason.NOT_ALLOWED)
         assert (status.phase, condition(status, "Stalled")) == (Phase.PENDING, "True")
@@ -97,6 +97,20 @@ def test_two_jobs_of_one_output_name(team: Team) -> None:
     team.delete("older")
     team.until("younger", Phase.SUCCEEDED)
     assert team.node.store.executed == list(PIPELINE), "the same inputs: everything is reused"
+
+
+def test_what_is_held_back_itself_holds_no_output(team: Team) -> None:
+    """Neither a suspended FineTuneJob nor one that is not allowed keeps a younger one of its output waiting."""
+    output = {"uri": "s3://artifacts/team", "name": "shared"}
+    team.create("suspended", output=output, suspend=True)
+    team.create("refused", output=output, model={"uri": "s3://secret/base"})
+    time.sleep(1.1)  # creation times are whole seconds
+    team.create("younger", output=output)
+    rule = TenancyRule(namespaces=["*"], inputs=["s3://models", "s3://data"])
+    team.start(tenancy=Tenancy(rules=[rule]))
+    team.until("refused", Reason.NOT_ALLOWED)
+    team.until("younger", Phase.SUCCEEDED)
+    assert not team.jobs("suspended")
 
 
 @dataclass(frozen=True)
