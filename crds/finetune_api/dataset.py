@@ -8,11 +8,13 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
+from finetune_api.access import STORAGE_FOR_S3, access_rules, require_fitting
 from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
 from finetune_api.distillation import Distillation
-from finetune_api.references import ConfigMapKeyRef
+from finetune_api.freeze import Changes
+from finetune_api.references import ConfigMapKeyRef, SecretKeyRef
 from finetune_api.rules import Rule, exactly_one_of
-from finetune_api.storage import S3Uri
+from finetune_api.storage import InputStorage, S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -48,7 +50,7 @@ class SourcePart(StrEnum):
 class Source(ApiModel):
     """Files with examples: exactly one of uri and configMapKeyRef."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "config_map_key_ref"))
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "config_map_key_ref", also=access_rules()))
     retired: ClassVar[Mapping[str, Retired]] = {
         "configMap": Retired("name the ConfigMap and its key in configMapKeyRef"),
     }
@@ -67,6 +69,10 @@ class Source(ApiModel):
     part that another source provides."""
     weight: Decimal = "1"
     """How often its training examples are used per epoch: 2 uses each twice, 0.5 uses half of them, chosen by hash."""
+    storage: InputStorage | None = None
+    """How to reach the store of an s3:// URI, in place of spec.storage as a whole."""
+    secret_key_ref: Annotated[SecretKeyRef | None, Changes.RETRY] = None
+    """Hugging Face token for a gated or private hf:// data set."""
 
     @property
     def name(self) -> str:
@@ -78,6 +84,7 @@ class Source(ApiModel):
     def _one(self) -> "Source":
         if (self.uri is None) == (self.config_map_key_ref is None):
             raise ValueError("exactly one of uri and configMapKeyRef must be set")
+        require_fitting(self.uri, self.storage, self.secret_key_ref)
         return self
 
 
@@ -193,10 +200,12 @@ class Cleaning(ApiModel):
 class NamesModel(ApiModel):
     """A spaCy pipeline that recognises named entities: exactly one of uri and package."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "package"))
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("uri", "package", also=[STORAGE_FOR_S3.as_schema()]))
 
     uri: S3Uri | None = None
     """S3 prefix of the pipeline's folder, the one with config.cfg."""
+    storage: InputStorage | None = None
+    """How to reach the pipeline's store, in place of spec.storage as a whole."""
     package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", min_length=1, max_length=64)] | None = None
     """Name of a package installed in the platform's prepare image."""
 
@@ -204,6 +213,7 @@ class NamesModel(ApiModel):
     def _one(self) -> "NamesModel":
         if (self.uri is None) == (self.package is None):
             raise ValueError("exactly one of uri and package must be set")
+        require_fitting(self.uri, self.storage, None)
         return self
 
 

@@ -3,8 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
+from finetune_api.access import access_rules, require_fitting
 from finetune_api.base import (
     ApiModel,
     Condition,
@@ -22,7 +23,8 @@ from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
 from finetune_api.readiness import MAX_SUMMARY
-from finetune_api.storage import MODEL_URI, S3Uri, Storage
+from finetune_api.references import SecretKeyRef
+from finetune_api.storage import MODEL_URI, InputStorage, S3Uri, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Training
 
@@ -30,8 +32,19 @@ from finetune_api.training import Training
 class BaseModelRef(ApiModel):
     """The model to start from."""
 
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": access_rules()})
+
     uri: Annotated[str, Field(pattern=MODEL_URI, min_length=6, max_length=512)]
     """s3://bucket/prefix of a checkpoint with safetensors, or hf://organisation/name@revision."""
+    storage: InputStorage | None = None
+    """How to reach the model's store, in place of spec.storage as a whole."""
+    secret_key_ref: Annotated[SecretKeyRef | None, Changes.RETRY] = None
+    """Hugging Face token for a gated or private model."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "BaseModelRef":
+        require_fitting(self.uri, self.storage, self.secret_key_ref)
+        return self
 
 
 class ExportFormat(StrEnum):
@@ -63,6 +76,8 @@ class Output(ApiModel):
     """Bucket and prefix of all results of this job, e.g. s3://models/team-a."""
     name: Name
     """Name under which the artifact is published; only one FineTuneJob may use it."""
+    storage: Storage | None = None
+    """How to reach the results' store, in place of spec.storage as a whole."""
 
 
 class Reuse(StrEnum):
@@ -95,7 +110,7 @@ class FineTuneJobSpec(ApiModel):
     budget: Annotated[Budget | None, Changes.RETRY] = None
     """What a run's GPUs may cost; no limit if omitted. A higher one holds for the stages that start later."""
     storage: Storage = Storage()
-    """How to reach S3, for sources, base model and output."""
+    """How to reach S3, for sources, base model and output, unless one of them has a storage of its own."""
     tracking: Annotated[Tracking, Changes.NOTHING] = Tracking()
     """Where training metrics are tracked."""
     retention: Annotated[Retention, Changes.NOTHING] = Retention()
@@ -107,6 +122,11 @@ class FineTuneJobSpec(ApiModel):
     reused."""
     reuse: Reuse = Reuse.ALLOWED
     """Never: run every stage again even if a result for the same input exists."""
+
+    @property
+    def output_storage(self) -> Storage:
+        """How the results' store is reached."""
+        return self.output.storage or self.storage
 
 
 class Phase(OpenEnum):
@@ -262,7 +282,7 @@ class ArtifactStatus(WireModel):
     size_bytes: int = 0
     """Size of the weights."""
     storage: Storage | None = None
-    """How to reach it: spec.storage at the time of publishing, which may have changed since."""
+    """How to reach it: the output's storage at the time of publishing, which may have changed since."""
     tokens: ArtifactTokens | None = None
     """Token lengths of its prompts and examples."""
 

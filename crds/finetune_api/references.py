@@ -13,6 +13,9 @@ from finetune_api.base import ApiModel
 OBJECT_NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 DATA_KEY: Final = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
 
+SECRET_PREFIX: Final = "FINETUNE_SECRET."
+"""How the environment variables of a stage begin that hold a Secret's value."""
+
 _Name = Annotated[str, Field(pattern=OBJECT_NAME, min_length=1, max_length=253)]
 _Key = Annotated[str, Field(pattern=DATA_KEY, min_length=1, max_length=253)]
 
@@ -24,6 +27,12 @@ class SecretKeyRef(ApiModel):
     """Name of the Secret, in the namespace of this resource."""
     key: _Key
     """Key of the Secret."""
+
+    @property
+    def variable(self) -> str:
+        """Environment variable of a stage with the value: another one for each key of each Secret, because no name of a
+        Secret contains an underscore."""
+        return f"{SECRET_PREFIX}{self.name}_{self.key}"
 
 
 class SecretRef(ApiModel):

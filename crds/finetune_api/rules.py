@@ -3,6 +3,7 @@
 Rules for one model are in its ``json_schema_extra``; the rules here span the whole object.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,14 +29,14 @@ class Rule:
         return base | ({"optionalOldSelf": True} if self.optional_old_self else {})
 
 
-def exactly_one_of(*fields: str) -> dict[str, JsonValue]:
-    """``json_schema_extra`` of a model in which exactly one of these fields must be set."""
+def exactly_one_of(*fields: str, also: Iterable[JsonValue] = ()) -> dict[str, JsonValue]:
+    """``json_schema_extra`` of a model in which exactly one of these fields must be set; ``also``: its other rules."""
     names = [to_camel(field) for field in fields]
     rule = Rule(
         f"[{', '.join(f'has(self.{name})' for name in names)}].exists_one(set, set)",
         f"exactly one of {' and '.join(names)} must be set",
     )
-    return {"x-kubernetes-validations": [rule.as_schema()]}
+    return {"x-kubernetes-validations": [rule.as_schema(), *also]}
 
 
 def name_rule() -> Rule:

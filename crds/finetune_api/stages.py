@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
+from finetune_api.access import without_access
 from finetune_api.adapterdeployment import artifact_digest
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
@@ -20,7 +21,8 @@ from finetune_api.dataset import Dataset, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
-from finetune_api.storage import Storage
+from finetune_api.references import SecretKeyRef
+from finetune_api.storage import InputStorage, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
 
@@ -181,9 +183,14 @@ class StageInput(WireModel):
     stage: Stage
     run: RunRef
     storage: Storage = Storage()
+    """How to reach every store that has no ``storage`` of its own beside its URI."""
     output: Output | None = None
     """Where a FineTuneJob's results are stored."""
     base_model_uri: str = ""
+    base_model_storage: InputStorage | None = None
+    """How to reach the base model's store, if not as ``storage`` says."""
+    base_model_secret_key_ref: SecretKeyRef | None = None
+    """Token for a base model of the hub."""
     artifact_uri: str = ""
     """Folder of the artifact that fetch and verify work on."""
     artifact_digest: str = ""
@@ -210,6 +217,11 @@ class StageInput(WireModel):
     that this or a higher budget ended is reused. Empty: only trainings that no budget ended are reused."""
     operator_version: str = ""
     """For lineage only."""
+
+    @property
+    def results_storage(self) -> Storage:
+        """How the store of the results or the artifact is reached."""
+        return self.output.storage if self.output and self.output.storage else self.storage
 
     @model_validator(mode="before")
     @classmethod
@@ -256,6 +268,8 @@ class StageResult(WireModel):
 def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
     """Identity of a stage's work: upstream addresses, its part of the spec, and its recipe version.
 
+    With which credentials something is read changes no result, so it changes no key.
+
     Raises ValueError if an address that the stage depends on is not known yet.
     """
     chain = upstream.model_dump(by_alias=False)
@@ -267,6 +281,6 @@ def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
             "stage": stage.value,
             "recipe": RECIPE_VERSIONS[stage],
             "upstream": {name: chain[name] for name in DEPENDS_ON[stage]},
-            "params": getattr(params, stage.value),
+            "params": without_access(getattr(params, stage.value).model_dump(mode="json", by_alias=True)),
         }
     )

@@ -18,6 +18,8 @@ MODEL_URI: Final = (
 )
 STORE_SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of a store's Secret (AWS's own names)."""
+STORE_SESSION_KEY: Final = "AWS_SESSION_TOKEN"
+"""Optional key of a store's Secret, for temporary credentials."""
 
 S3Uri = Annotated[str, Field(pattern=S3_URI, min_length=6, max_length=512)]
 
@@ -64,8 +66,8 @@ class Encryption(ApiModel):
         return self
 
 
-class Storage(ApiModel):
-    """How to reach S3. Empty: AWS, with the pod's own identity (IRSA, workload identity)."""
+class InputStorage(ApiModel):
+    """How to reach a store that is only read. Empty: AWS, with the pod's own identity (IRSA, workload identity)."""
 
     retired: ClassVar[Mapping[str, Retired]] = {
         "credentials": Retired(
@@ -80,10 +82,15 @@ class Storage(ApiModel):
     path_style: bool = True
     """Put the bucket in the URL's path (most S3-compatible stores) rather than in the host name."""
     secret_ref: Annotated[SecretRef | None, Changes.RETRY] = None
-    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; omit it if the pod's service account provides the
-    identity."""
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN for temporary credentials; omit it
+    if the pod's service account provides the identity."""
     ca_bundle: Annotated[CaBundle | None, Changes.RETRY] = None
     """CA certificates to trust if a private CA issued the store's certificate; omit it for public CAs."""
+
+
+class Storage(InputStorage):
+    """How to reach S3. Empty: AWS, with the pod's own identity (IRSA, workload identity)."""
+
     encryption: Encryption | None = None
     """How the store encrypts what stages write; reading needs no setting. Changing it does not invalidate results."""
 

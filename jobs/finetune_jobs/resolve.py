@@ -16,7 +16,7 @@ from finetune_jobs.artifacts.channel import read_channel, require_owner
 from finetune_jobs.artifacts.folders import read_record
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.preflight import facts, preflight
-from finetune_jobs.modelling.base_model import find_base_model
+from finetune_jobs.modelling.base_model import model_of
 from finetune_jobs.reading.inputs import inputs_digest
 from finetune_jobs.reports.index import write_index
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
@@ -37,14 +37,14 @@ def resolve(context: Context) -> StageOutput:
     _require_name(context)
     probe_writes(store, f"{run_folder(given.run)}/probe-{uuid.uuid4().hex}")
     context.progress.report(0.3, "checking the sources")
-    sources = inputs_digest(store, prepare.dataset)
+    sources = inputs_digest(context.places, prepare.dataset)
     context.progress.report(0.6, "checking the base model")
-    model = find_base_model(store, given.base_model_uri)
+    model = model_of(context)
     context.progress.report(0.9, "looking for results to reuse")
     found = _find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
     _index(context, found)
     trained = any(entry.stage is Stage.TRAIN for entry in found)
-    admission = preflight(given, store, model, context.scratch, trained=trained)
+    admission = preflight(given, context.places, model, context.scratch, trained=trained)
     context.progress.report(1, "done")
     scalars = {"sourceDigest": sources, "modelDigest": model.digest, **facts(admission, given.hardware)}
     return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())

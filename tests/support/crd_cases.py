@@ -21,6 +21,10 @@ _EXCLUSIVE: Final = re.compile(r"\[has\(self\.\w+\)(, has\(self\.\w+\))+]\.exist
 """CEL rules by which fields exclude each other: exactly one of them, or not both."""
 
 
+_SCHEMES: Final = {"storage": "s3://", "secretKeyRef": "hf://"}
+"""Fields that go with a URI of one scheme only."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One change to a valid object, and what the API server must say about it (None: it accepts)."""
@@ -45,11 +49,16 @@ def valid(schema: Object, path: Path = ()) -> Any:
     match schema["type"]:
         case "object" if "properties" in schema:
             left_out = _left_out(schema, path)
-            return {
+            made = {
                 name: valid(child, path[1:] if path[:1] == (name,) else ())
                 for name, child in schema["properties"].items()
                 if name not in left_out
             }
+            for field, scheme in _SCHEMES.items():
+                if field in made and _reaches(schema):
+                    texts = PATTERNS[schema["properties"]["uri"]["pattern"]].accepted
+                    made["uri"] = next(text for text in texts if text.startswith(scheme))
+            return made
         case "array":
             return _many(schema, schema.get("minItems", 1), path[1:])
         case "integer":
@@ -67,7 +76,14 @@ def _left_out(schema: Object, path: Path) -> set[str]:
     left_out: set[str] = set()
     for names in exclusive_fields(schema):
         left_out |= set(names) - {path[0] if path and path[0] in names else names[0]}
+    if _reaches(schema):
+        left_out |= _SCHEMES.keys() - {path[0] if path else "storage"}
     return left_out
+
+
+def _reaches(schema: Object) -> bool:
+    """Whether rules say which fields go with the URI."""
+    return any("startsWith" in rule["rule"] for rule in schema.get("x-kubernetes-validations", []))
 
 
 def exclusive_fields(schema: Object) -> list[list[str]]:
@@ -272,7 +288,39 @@ _ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
 ]
 _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
+    (meta.FINETUNEJOB, ("spec", "output", "storage")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source", "artifact", "storage")),
+]
+
+
+_SOURCE: Final = (*DATASET, "sources", 0)
+_STORAGE_FOR_S3: Final = message_of(_schema(meta.FINETUNEJOB, _SOURCE), "storage", "s3:// uri", "leave it out")
+_TOKEN_FOR_HUB: Final = message_of(_schema(meta.FINETUNEJOB, _SOURCE), "secretKeyRef", "hf:// uri", "storage.secretRef")
+_S3: Final = {"uri": "s3://abc/x"}
+_HUB: Final = {"uri": "hf://org/name@main"}
+_HUB_DATA: Final = {"uri": "hf://datasets/org/name@main/data.csv"}
+_FILE: Final = {"configMapKeyRef": {"name": "rows", "key": "rows.csv"}}
+_TOKEN: Final = {"secretKeyRef": {"name": "hub", "key": "token"}}
+_STORE: Final = {"storage": {"endpoint": "http://s3"}}
+_ACCESSES: Final[list[tuple[Path, Object, str | None]]] = [
+    (("spec", "model"), _S3 | _STORE, None),
+    (("spec", "model"), _HUB | _TOKEN, None),
+    (("spec", "model"), _S3 | _TOKEN, _TOKEN_FOR_HUB),
+    (("spec", "model"), _HUB | _STORE, _STORAGE_FOR_S3),
+    *(
+        (path, value, message)
+        for path in (_SOURCE, (*DATASET, "benchmarks", 0), (*DATASET, "replay", "source"))
+        for value, message in (
+            (_S3 | _STORE, None),
+            (_HUB_DATA | _TOKEN, None),
+            (_S3 | _TOKEN, _TOKEN_FOR_HUB),
+            (_FILE | _TOKEN, _TOKEN_FOR_HUB),
+            (_HUB_DATA | _STORE, _STORAGE_FOR_S3),
+            (_FILE | _STORE, _STORAGE_FOR_S3),
+        )
+    ),
+    ((*DATASET, "pii", "ner"), _S3 | _STORE, None),
+    ((*DATASET, "pii", "ner"), {"package": "a"} | _STORE, _STORAGE_FOR_S3),
 ]
 
 
@@ -291,6 +339,7 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.FINETUNEJOB, DISTILLATION, teacher | value, message) for value, message in _DISTILLATIONS)
     for kind, path in _STORAGES:
         yield from (Case(kind, (*path, "encryption"), value, message) for value, message in _ENCRYPTIONS)
+    yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)

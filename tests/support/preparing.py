@@ -22,7 +22,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.splitting.division import divide
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.stages import context, pipeline_params, prepare_params, stage_input
+from tests.support.stages import Lent, context, pipeline_params, prepare_params, stage_input
 
 Row = dict[str, Any]
 NAMES = "amber basil cedar delta ember fjord grape hazel ivory jewel karma lemon mango noble olive pearl"
@@ -101,8 +101,8 @@ class Prepared:
         params = pipeline_params([], output, **fields)
         assert params.prepare
         upstream = Upstream(
-            source=inputs_digest(self.store, params.prepare.dataset),
-            model=find_base_model(self.store, self.store.uri("model")).digest,
+            source=inputs_digest(Lent(self.store), params.prepare.dataset),
+            model=find_base_model(Lent(self.store), self.store.uri("model")).digest,
         )
         model = self.store.uri("model")
         self.given = stage_input(Stage.PREPARE, self.s3.storage, output, params, upstream, base_model_uri=model)

@@ -29,6 +29,7 @@ JOB: Final[Object] = {
             "sources": [{"uri": "s3://abc/rows.csv"}],
             "benchmarks": [{"uri": "s3://abc/benchmark.csv"}],
             "replay": {"source": {"uri": "s3://abc/general.jsonl"}},
+            "pii": {"ner": {"uri": "s3://abc/names"}},
             "distillation": {"teacher": {"url": "http://t/v1", "model": "m"}},
         },
         "output": {"uri": "s3://abc", "name": "old"},
@@ -40,6 +41,18 @@ DEPLOYMENT: Final[Object] = {
     "metadata": {"name": "old"},
     "spec": {"runtime": "tgi", "source": {"artifact": {"uri": f"s3://abc/artifacts/{'0' * 64}"}}},
 }
+
+
+_STORAGES: Final[list[tuple[Object, Path]]] = [
+    (JOB, ("spec", "storage")),
+    (JOB, ("spec", "model", "storage")),
+    (JOB, ("spec", "output", "storage")),
+    (JOB, (*_DATASET, "sources", 0, "storage")),
+    (JOB, (*_DATASET, "benchmarks", 0, "storage")),
+    (JOB, (*_DATASET, "replay", "source", "storage")),
+    (JOB, (*_DATASET, "pii", "ner", "storage")),
+    (DEPLOYMENT, ("spec", "source", "artifact", "storage")),
+]
 
 
 @dataclass(frozen=True)
@@ -70,16 +83,14 @@ class Old:
 
 
 OLD: Final = [
-    Old(JOB, ("spec", "storage"), {"credentials": {"secretName": "s3"}}, _STORE),
+    *(Old(body, path, {"credentials": {"secretName": "s3"}}, _STORE) for body, path in _STORAGES),
+    *(Old(body, (*path, "caBundle"), _BUNDLE, "configMapKeyRef") for body, path in _STORAGES),
     Old(JOB, ("spec", "storage"), {"credentials": {"secretName": "s3", "accessKeyIdKey": "id"}}, _STORE),
-    Old(JOB, ("spec", "storage", "caBundle"), _BUNDLE, "configMapKeyRef"),
     Old(JOB, (*_DATASET, "sources", 0), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "benchmarks", 0), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "replay", "source"), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "distillation", "teacher"), {"credentials": {"secretName": "t"}}, _KEY),
     Old(JOB, ("spec", "tracking", "mlflow"), {"url": "http://m", "credentials": {"secretName": "m"}}, "secretRef.name"),
     Old(JOB, ("spec", "tracking", "wandb"), {"credentials": {"secretName": "w"}}, "secretKeyRef"),
-    Old(DEPLOYMENT, ("spec", "source", "artifact", "storage"), {"credentials": {"secretName": "s3"}}, _STORE),
-    Old(DEPLOYMENT, ("spec", "source", "artifact", "storage", "caBundle"), _BUNDLE, "configMapKeyRef"),
 ]
 """One for each retired field of the CRDs."""

@@ -20,6 +20,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from finetune_api.references import SecretRef
 from finetune_api.storage import Storage
 from hack.cluster.layout import free_port
 
@@ -35,9 +36,10 @@ class User:
     secret: str
     actions: tuple[str, ...]
 
-    def environment(self) -> dict[str, str]:
-        """The variables by which boto3 takes this identity."""
-        return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
+    def environment(self, secret: SecretRef | None = None) -> dict[str, str]:
+        """The variables by which boto3 takes this identity, or a stage that of a Secret."""
+        values = {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
+        return {secret.at(key).variable: value for key, value in values.items()} if secret else values
 
 
 ADMIN = User("testadmin", "testadminsecret", ("Admin", "Read", "Write", "List", "Tagging"))
@@ -58,8 +60,12 @@ class SeaweedFS:
 
     @property
     def storage(self) -> Storage:
-        """How a FineTuneJob would reach it."""
+        """How a FineTuneJob would reach it, with the machine's own identity."""
         return Storage(endpoint=self.endpoint)
+
+    def with_secret(self, name: str) -> Storage:
+        """How a FineTuneJob would reach it, with the keys of a Secret."""
+        return Storage(endpoint=self.endpoint, secret_ref=SecretRef(name=name))
 
     def client(self, user: User = ADMIN) -> Any:
         """A boto3 client that fails fast."""
@@ -76,17 +82,20 @@ class SeaweedFS:
 
     @classmethod
     @contextmanager
-    def running(cls, directory: Path, buckets: Sequence[str] = ("data",)) -> Iterator["SeaweedFS"]:
-        """Start a server whose data lie in ``directory``, make the buckets, stop it at the end."""
-        users = directory / "identities.json"
-        identities = [_identity(user) for user in (ADMIN, WRITER, READER)]
-        users.write_text(json.dumps({"identities": identities, "kms": _KEY_MANAGEMENT}))
+    def running(
+        cls, directory: Path, buckets: Sequence[str] = ("data",), users: Sequence[User] = (ADMIN, WRITER, READER)
+    ) -> Iterator["SeaweedFS"]:
+        """Start a server whose data lie in ``directory``, make the buckets, stop it at the end. The first user makes
+        the buckets."""
+        known = directory / "identities.json"
+        identities = [_identity(user) for user in users]
+        known.write_text(json.dumps({"identities": identities, "kms": _KEY_MANAGEMENT}))
         data = directory / "data"
         data.mkdir()
         port = free_port()
         with (directory / "weed.log").open("wb") as log:
             process = subprocess.Popen(
-                _command(data, users, port),
+                _command(data, known, port),
                 stdout=log,
                 stderr=log,
                 cwd=directory,
@@ -95,16 +104,16 @@ class SeaweedFS:
             )
         server = cls(f"http://127.0.0.1:{port}")
         try:
-            server._make_buckets(process, buckets)
+            server._make_buckets(process, buckets, users[0])
             yield server
         finally:
             # Its graceful stop takes ten seconds, and the data are thrown away.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
 
-    def _make_buckets(self, process: "subprocess.Popen[bytes]", buckets: Sequence[str]) -> None:
+    def _make_buckets(self, process: "subprocess.Popen[bytes]", buckets: Sequence[str], user: User) -> None:
         """The first write that succeeds shows that volume server and filer are up too."""
-        client, deadline = self.client(), time.monotonic() + START_TIMEOUT_S
+        client, deadline = self.client(user), time.monotonic() + START_TIMEOUT_S
         missing = list(buckets)
         while missing:
             try:

@@ -27,10 +27,11 @@ from finetune_api.stages import (
     Upstream,
     input_key,
 )
-from finetune_api.storage import Storage
+from finetune_api.storage import InputStorage, Storage
 from finetune_api.training import Training
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime.runner import Context, results_root
+from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
 from tests.support import forked
 from tests.support.forked import Forked
@@ -83,8 +84,21 @@ def context(given: StageInput, folder: Path) -> Context:
     """A Context as the runner makes it; keys come from the environment."""
     scratch = folder / f"scratch-{len(list(folder.glob('scratch-*')))}"
     scratch.mkdir()
-    store = Store.connect(given.storage, results_root(given))
-    return Context(given, store, Progress(given.stage), scratch, folder / "models")
+    places = Places(given.storage)
+    store = places.open(results_root(given), given.results_storage)
+    return Context(given, store, places, Progress(given.stage), scratch, folder / "models")
+
+
+class Lent(Places):
+    """Every place over the connection of one store."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(Storage())
+        self._store = store
+
+    def open(self, uri: str, storage: InputStorage | None = None) -> Store:
+        """The place, whatever its storage."""
+        return self._store.at(uri)
 
 
 Started = subprocess.Popen[bytes] | Forked

@@ -28,6 +28,7 @@ from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import Trained, TrainingFiles, train_model
+from tests.support.stages import Lent
 
 LABELS: Final = ("refund", "question", "other fox")
 BASE: Final = "base-model"
@@ -109,7 +110,7 @@ def publish_inputs(store: Store, base: Path, dataset: Path) -> Upstream:
     """Put a base model at ``BASE`` below ``store`` and a data set where prepare would; the chain up to there."""
     for file in base.iterdir():
         store.upload(f"{BASE}/{file.name}", file)
-    model = find_base_model(store, store.uri(BASE))
+    model = find_base_model(Lent(store), store.uri(BASE))
     digest = publish_folder(store, tokenise(base, dataset), Stage.PREPARE)
     return Upstream(source="sources", model=model.digest, dataset=digest)
 

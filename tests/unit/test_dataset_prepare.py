@@ -30,7 +30,7 @@ from finetune_jobs.store.s3 import Store
 from tests.support.preparing import Prepared, Row, rows, text
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says, unsaid
-from tests.support.stages import context
+from tests.support.stages import Lent, context
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -190,9 +190,9 @@ def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Pre
     source = prepared.put("rows.jsonl", rows())
     prepared.run(source, pii=pii)
     dataset = require(prepared.given.params.prepare, "params.prepare").dataset
-    before = inputs_digest(prepared.store, dataset)
+    before = inputs_digest(Lent(prepared.store), dataset)
     put_pipeline(prepared.store, tmp_path / "second", "Bo Chen")
-    assert before == prepared.given.upstream.source != inputs_digest(prepared.store, dataset)
+    assert before == prepared.given.upstream.source != inputs_digest(Lent(prepared.store), dataset)
     with pytest.raises(StageError) as caught:
         execute(context(prepared.given.model_copy(update={"reuse": False}), prepared.folder), prepare)
     files = f"{prepared.store.uri('names')}, {source.uri}"

@@ -21,6 +21,7 @@ from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says, unsaid
+from tests.support.stages import Lent
 
 pytestmark = pytest.mark.unit
 
@@ -116,7 +117,7 @@ def test_files_in_s3_in_the_order_of_their_names(
     store: Store, tmp_path: Path, uri: str, found: list[str], one_of_many: bool
 ) -> None:
     source = Source(uri=f"{store.uri()}/{uri}")
-    files = find_sources(store, Dataset(sources=[source]))
+    files = find_sources(Lent(store), Dataset(sources=[source]))
     assert names(store, files) == found
     assert {(file.one_of_many, file.origin.source) for file in files} == {(one_of_many, source)}
     for file, name in zip(files, found, strict=True):
@@ -128,7 +129,7 @@ def test_files_in_s3_in_the_order_of_their_names(
 @pytest.mark.slow
 def test_formats_and_the_order_of_sources(store: Store) -> None:
     given = [Source(uri=store.uri("rows"), format=DataFormat.JSON), Source(uri=f"{store.uri()}/set/")]
-    assert [(file.format, file.origin.source) for file in find_sources(store, Dataset(sources=given))] == [
+    assert [(file.format, file.origin.source) for file in find_sources(Lent(store), Dataset(sources=given))] == [
         (DataFormat.JSON, given[0]),
         (DataFormat.JSONL, given[1]),
         (DataFormat.CSV, given[1]),
@@ -139,7 +140,9 @@ def test_formats_and_the_order_of_sources(store: Store) -> None:
 @pytest.mark.slow
 def test_the_identity_follows_names_order_and_content(store: Store) -> None:
     def identity(*uris: str) -> str:
-        return source_digest(find_sources(store, Dataset(sources=[Source(uri=f"{store.uri()}/{uri}") for uri in uris])))
+        return source_digest(
+            find_sources(Lent(store), Dataset(sources=[Source(uri=f"{store.uri()}/{uri}") for uri in uris]))
+        )
 
     whole = identity("set/")
     assert whole == identity("set/a.jsonl.gz", "set/b.csv", "set/part=1/c.parquet")
@@ -183,7 +186,7 @@ def test_a_source_that_stands_for_no_files(
 @pytest.mark.parametrize("uri", ["s3://no-such-bucket/a.csv", "s3://no-such-bucket/a/", "s3://no-such-bucket/*.csv"])
 def test_a_bucket_that_does_not_exist(store: Store, uri: str) -> None:
     with pytest.raises(StageError, match="bucket 'no-such-bucket' does not exist") as error:
-        find_sources(store, Dataset(sources=[Source(uri=uri)]))
+        find_sources(Lent(store), Dataset(sources=[Source(uri=uri)]))
     assert error.value.reason is Reason.BUCKET_NOT_FOUND
 
 
@@ -198,12 +201,12 @@ def test_a_config_map_is_read_where_it_is_mounted(store: Store, tmp_path: Path) 
     mounted.parent.mkdir()
     mounted.write_bytes(b"text,label\na,b\n")
     given = [Source(uri=store.uri("a.csv")), Source(config_map_key_ref=ConfigMapKeyRef(name="rows", key="rows.csv"))]
-    file = find_sources(store, Dataset(sources=given), tmp_path)[1]
+    file = find_sources(Lent(store), Dataset(sources=given), tmp_path)[1]
     assert (file.uri, file.size, file.format) == ("configmap://rows/rows.csv", 15, DataFormat.CSV)
     mounted.write_bytes(b"changed")  # as when the object changes: the file is still what was found
     file.copy_to(tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"text,label\na,b\n"
-    assert find_sources(store, Dataset(sources=given), tmp_path)[1].tag != file.tag
+    assert find_sources(Lent(store), Dataset(sources=given), tmp_path)[1].tag != file.tag
 
 
 def test_a_config_map_without_the_key(refused: dict[str, StageError]) -> None:
@@ -239,7 +242,7 @@ def test_files_on_the_hub(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str, found: list[str]
 ) -> None:
     with fake_hub(monkeypatch, "dataset", "org/set", HUB, revisions=("main", "refs/convert/parquet")):
-        files = find_sources(store, Dataset(sources=[Source(uri=REPO + uri)]))
+        files = find_sources(Lent(store), Dataset(sources=[Source(uri=REPO + uri)]))
         revision = uri[1:].partition("/data")[0]
         assert [file.uri for file in files] == [f"{REPO}@{revision}/{name}" for name in found]
         for file, name in zip(files, found, strict=True):
@@ -255,7 +258,9 @@ def test_the_identity_on_the_hub_follows_the_content_and_not_the_commit(
 ) -> None:
     def identity(files: dict[str, bytes]) -> str:
         with fake_hub(monkeypatch, "dataset", "org/set", files):
-            return source_digest(find_sources(store, Dataset(sources=[Source(uri=f"{REPO}@main/data/*.parquet")])))
+            return source_digest(
+                find_sources(Lent(store), Dataset(sources=[Source(uri=f"{REPO}@main/data/*.parquet")]))
+            )
 
     assert identity(HUB) == identity(HUB | {"README.md": b"another card"})
     assert identity(HUB) != identity(HUB | {"data/train-1.parquet": b"2"})
@@ -320,23 +325,23 @@ def refused(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         with patch.context() as few:
             few.setattr(sources, "MAX_FILES", 1)
             for uri, *_ in NO_FILES:
-                made[uri] = refusal(find_sources, store, Dataset(sources=[Source(uri=f"{REFUSED}/{uri}")]))
-        [stored] = find_sources(store, Dataset(sources=[Source(uri=store.uri("a.csv"))]))
+                made[uri] = refusal(find_sources, Lent(store), Dataset(sources=[Source(uri=f"{REFUSED}/{uri}")]))
+        [stored] = find_sources(Lent(store), Dataset(sources=[Source(uri=store.uri("a.csv"))]))
         store.delete("a.csv")
         made["deleted"] = refusal(stored.copy_to, folder / "copy")
         mounted = Source(config_map_key_ref=ConfigMapKeyRef(name="rows", key="rows.csv"))
-        made["no key"] = refusal(find_sources, store, Dataset(sources=[mounted]), folder)
+        made["no key"] = refusal(find_sources, Lent(store), Dataset(sources=[mounted]), folder)
         for number, (uri, gated, _) in enumerate(NOT_ON_THE_HUB):
             with fake_hub(patch, "dataset", "org/set", HUB, gated=gated):
-                made[f"hub {number}"] = refusal(find_sources, store, Dataset(sources=[Source(uri=uri)]))
+                made[f"hub {number}"] = refusal(find_sources, Lent(store), Dataset(sources=[Source(uri=uri)]))
         with fake_hub(patch, "dataset", "org/set", HUB):
-            [file] = find_sources(store, Dataset(sources=[source]))
+            [file] = find_sources(Lent(store), Dataset(sources=[source]))
         with fake_hub(patch, "dataset", "org/set", {"README.md": b"a card"}):
             made["removed"] = refusal(file.copy_to, folder / "copy")
         with fake_hub(patch, "dataset", "org/set", HUB, spoil=lambda _answer: b"<html>log in</html>"):
             made["proxy"] = refusal(find_sources, store, Dataset(sources=[source]))
         patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-        made["ConnectError"] = refusal(find_sources, store, Dataset(sources=[source]))
+        made["ConnectError"] = refusal(find_sources, Lent(store), Dataset(sources=[source]))
         made["LocalEntryNotFoundError"] = refusal(file.copy_to, folder / "copy")
         made["no place"] = refusal(hub_place, "hf://datasets/set/a.csv")
     return made

@@ -33,7 +33,7 @@ from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import REPOSITORY, cache_directory
 from hack.models import ensure_smollm2
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.stages import context, pipeline_params, prepare_params, stage_input
+from tests.support.stages import Lent, context, pipeline_params, prepare_params, stage_input
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -198,8 +198,8 @@ def test_the_stage_takes_every_invoice_and_tears_no_supplier_apart(
     params = pipeline_params([], output)
     params = params.model_copy(update={"prepare": asked(spec, sources=sources)})
     upstream = Upstream(
-        source=source_digest(find_sources(store, Dataset(sources=sources))),
-        model=find_base_model(store, store.uri("model")).digest,
+        source=source_digest(find_sources(Lent(store), Dataset(sources=sources))),
+        model=find_base_model(Lent(store), store.uri("model")).digest,
     )
     given = stage_input(Stage.PREPARE, s3.storage, output, params, upstream, base_model_uri=store.uri("model"))
     made = execute(context(given, tmp_path), prepare)

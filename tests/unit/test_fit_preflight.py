@@ -22,7 +22,7 @@ from finetune_jobs.resolve import resolve
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
-from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.stages import Lent, context, pipeline_params, stage_input
 from tests.unit.test_fit import A100, CPU, L4, LLAMA_8B, SMOLLM
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -114,8 +114,8 @@ def test_a_training_that_its_budget_ended_is_found_by_no_higher_one(
 def pretend_trained(given: StageInput, store: Store, ended_by: str = "") -> None:
     """Records of prepare and train, the latter of a training that a budget ended where one is named."""
     assert given.params.prepare
-    sources = source_digest(find_sources(store, given.params.prepare.dataset))
-    upstream = Upstream(source=sources, model=find_base_model(store, store.uri("model")).digest)
+    sources = source_digest(find_sources(Lent(store), given.params.prepare.dataset))
+    upstream = Upstream(source=sources, model=find_base_model(Lent(store), store.uri("model")).digest)
     for stage, output in ((Stage.PREPARE, "7" * 64), (Stage.TRAIN, "8" * 64)):
         made = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output)
         results = store.below("out")
@@ -140,7 +140,7 @@ def test_the_hub_is_asked_for_one_file(
     monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", download)
     given = asked(s3, store, SMOLLM, hardware=L4)
     model = BaseModel("hf://org/name@main", "d" * 64, ["config.json"], "c" * 40)
-    admission = preflight(given, store, model, tmp_path)
+    admission = preflight(given, Lent(store), model, tmp_path)
     assert asked_for == [("org/name", "config.json", "c" * 40)]
     assert admission.memory is not None
     assert admission.memory.gib > 8
@@ -149,4 +149,4 @@ def test_the_hub_is_asked_for_one_file(
         raise OSError("no route")
 
     monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", unreachable)
-    assert preflight(given, store, model, tmp_path).memory is None
+    assert preflight(given, Lent(store), model, tmp_path).memory is None

@@ -32,6 +32,14 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
     "export.format": frozenset({EXPORT, PUBLISH}),
     "evaluation": frozenset({EVALUATE}),
     "output": frozenset({PUBLISH}),
+    # With whose credentials something is reached changes no result.
+    "output.storage": NO_STAGE,
+    **{
+        f"dataset.{field}": NO_STAGE
+        for place in ("sources.0", "benchmarks.0", "replay.source", "pii.ner")
+        for field in (f"{place}.storage", f"{place}.secretKeyRef")
+    },
+    "dataset.distillation.teacher.secretKeyRef": NO_STAGE,
     # The identity of the model's files is an address upstream, as is that of the sources' files.
     "model": NO_STAGE,
     # Where and how the work is done, what it may cost, what is told of it: the result is the same.
@@ -47,7 +55,17 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
 """Fields of the spec with all below them, and the stages whose results depend on them; the longest path counts."""
 LINEAGE: Final = {
     *("schemaVersion", "run", "storage", "output", "baseModelUri", "artifactUri", "inputKey", "reuse", "tracking"),
-    *("artifactDigest", "retention", "hardware", "alternatives", "allowanceSeconds", "maxCost", "operatorVersion"),
+    *(
+        "baseModelStorage",
+        "baseModelSecretKeyRef",
+        "artifactDigest",
+        "retention",
+        "hardware",
+        "alternatives",
+        "allowanceSeconds",
+        "maxCost",
+        "operatorVersion",
+    ),
 }
 """Fields of a StageInput on which no result depends: who asks, where, what with, and what is done with the result."""
 ONLY_ONE_VALUE: Final = {"export.format"}

@@ -15,7 +15,7 @@ from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says, unsaid
-from tests.support.stages import context, pipeline_params, stage_input
+from tests.support.stages import Lent, context, pipeline_params, stage_input
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -45,7 +45,7 @@ def train_input(s3: SeaweedFS, store: Store, model: str, digest: str) -> StageIn
 
 def test_a_model_in_s3_is_copied_without_pickles(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     uri = store.uri("model")
-    given = train_input(s3, store, uri, find_base_model(store, uri).digest)
+    given = train_input(s3, store, uri, find_base_model(Lent(store), uri).digest)
     fetch_base_model(context(given, tmp_path), tmp_path / "base")
     copied = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     assert copied == {name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
@@ -54,7 +54,7 @@ def test_a_model_in_s3_is_copied_without_pickles(s3: SeaweedFS, store: Store, tm
 def changed(s3: SeaweedFS, store: Store, folder: Path) -> StageError:
     """What copying ends in when the model is another one than the run started with."""
     uri = store.uri("model")
-    given = train_input(s3, store, uri, find_base_model(store, uri).digest)
+    given = train_input(s3, store, uri, find_base_model(Lent(store), uri).digest)
     store.put("model/model.safetensors", b"other weights")
     with pytest.raises(StageError) as error:
         fetch_base_model(context(given, folder), folder / "base")
@@ -70,7 +70,7 @@ def test_a_model_that_changed_since_the_run_started(s3: SeaweedFS, store: Store,
 def deleted(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageError:
     """What copying ends in when a file goes meanwhile."""
     uri = store.uri("model")
-    given = context(train_input(s3, store, uri, find_base_model(store, uri).digest), tmp_path)
+    given = context(train_input(s3, store, uri, find_base_model(Lent(store), uri).digest), tmp_path)
     given.progress.report = lambda *_: store.delete("model/tokenizer.json")  # type: ignore[method-assign] # in between
     with pytest.raises(StageError) as error:
         fetch_base_model(given, tmp_path / "base")
@@ -109,7 +109,7 @@ def refused(store: Store, name: str, files: list[str]) -> StageError:
 def not_found(store: Store, uri: str) -> StageError:
     """What looking at this model ends in."""
     with pytest.raises(StageError) as error:
-        find_base_model(store, uri)
+        find_base_model(Lent(store), uri)
     return error.value
 
 
@@ -130,9 +130,9 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(
     s3: SeaweedFS, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with fake_hub(monkeypatch, "model", "org/model", FILES):
-        found = find_base_model(store, "hf://org/model@main")
+        found = find_base_model(Lent(store), "hf://org/model@main")
         assert found.revision == COMMIT
-        assert find_base_model(store, f"hf://org/model@{COMMIT}").digest == found.digest
+        assert find_base_model(Lent(store), f"hf://org/model@{COMMIT}").digest == found.digest
         given = train_input(s3, store, "hf://org/model@main", found.digest)
         fetch_base_model(context(given, tmp_path), tmp_path / "base")
     copied = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir() if path.is_file()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.meta import CA_VARIABLE
+from finetune_api.meta import CA_DIR_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.references import ConfigMapKeyRef
 from finetune_api.storage import CaBundle, Storage
@@ -35,10 +35,18 @@ def endpoint(s3: SeaweedFS, authority: PrivateAuthority) -> Iterator[str]:
         yield url
 
 
+def _mount(authority: PrivateAuthority, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate where a pod would have it, as the key ca.crt of the ConfigMap corp-ca."""
+    file = folder / "mounted" / "corp-ca" / "ca.crt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(authority.authority.read_bytes())
+    monkeypatch.setenv(CA_DIR_VARIABLE, str(folder / "mounted"))
+
+
 def test_the_authority_that_is_named_is_trusted(
     endpoint: str, place: str, authority: PrivateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(CA_VARIABLE, str(authority.authority))
+    _mount(authority, tmp_path, monkeypatch)
     store = Store.connect(Storage(endpoint=endpoint, ca_bundle=BUNDLE), place)
     (tmp_path / "large").write_bytes(b"x" * 3_000_000)
     store.upload("large", tmp_path / "large")
@@ -55,7 +63,7 @@ def test_a_certificate_of_anybody_else_is_refused(
 ) -> None:
     """Without a bundle, and with the bundle of another authority."""
     if named:
-        monkeypatch.setenv(CA_VARIABLE, str(private_authority(tmp_path, "another authority").authority))
+        _mount(private_authority(tmp_path, "another authority"), tmp_path, monkeypatch)
     store = Store.connect(Storage(endpoint=endpoint, ca_bundle=BUNDLE if named else None), place)
     with pytest.raises(StageError) as caught:
         store.get("once")
@@ -63,8 +71,7 @@ def test_a_certificate_of_anybody_else_is_refused(
     assert_says(caught.value.message, f"reading {place}/once", "TLS certificate", "not trusted", "storage.caBundle")
 
 
-def test_a_bundle_that_is_missing_is_named(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CA_VARIABLE, "/etc/finetune-ca/ca.crt")
+def test_a_bundle_that_is_missing_is_named(place: str) -> None:
     with pytest.raises(StageError) as caught:
         Store.connect(Storage(ca_bundle=BUNDLE), place)
     assert (caught.value.reason, caught.value.retriable) == (Reason.SPEC_INVALID, False)

@@ -37,7 +37,7 @@ from finetune_jobs.store.s3 import Store
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, READER, STRANGER, SeaweedFS, User
 from tests.support.sentences import assert_says
-from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input
+from tests.support.stages import RUN, Lent, context, pipeline_params, run_process, stage_input
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -81,11 +81,11 @@ def given(store: Store, stage: Stage, storage: Storage, **prepare_fields: Any) -
 
 
 def _source_digest(store: Store) -> str:
-    return source_digest(find_sources(store, Dataset(sources=[Source(uri=store.uri("rows.csv"))])))
+    return source_digest(find_sources(Lent(store), Dataset(sources=[Source(uri=store.uri("rows.csv"))])))
 
 
 def _model_digest(store: Store) -> str:
-    return find_base_model(store, store.uri("model")).digest
+    return find_base_model(Lent(store), store.uri("model")).digest
 
 
 def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

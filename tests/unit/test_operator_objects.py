@@ -104,16 +104,19 @@ def test_the_command_needs_no_shell() -> None:
 def test_credentials_are_references() -> None:
     """The Secret's keys by name; neither Job nor ConfigMap holds a value."""
     variables = stage_job(request())["spec"]["template"]["spec"]["containers"][0]["env"]
-    assert variables[:2] == [
-        {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "AWS_ACCESS_KEY_ID"}}},
-        {
-            "name": "AWS_SECRET_ACCESS_KEY",
-            "valueFrom": {"secretKeyRef": {"name": "s3", "key": "AWS_SECRET_ACCESS_KEY"}},
-        },
+    assert variables[:3] == [
+        _variable("s3", "AWS_ACCESS_KEY_ID"),
+        _variable("s3", "AWS_SECRET_ACCESS_KEY"),
+        _variable("s3", "AWS_SESSION_TOKEN", optional=True),
     ]
-    others = {variable["name"]: variable.get("value") for variable in variables[2:]}
+    others = {variable["name"]: variable.get("value") for variable in variables[3:]}
     assert others.items() >= {"HOME": "/scratch", "TMPDIR": "/scratch", "HF_HOME": "/scratch/huggingface"}.items()
     assert "OMP_NUM_THREADS" in others
+
+
+def _variable(name: str, key: str, **more: bool) -> dict[str, Any]:
+    reference = {"name": name, "key": key} | more
+    return {"name": f"FINETUNE_SECRET.{name}_{key}", "valueFrom": {"secretKeyRef": reference}}
 
 
 def test_trackers_keys_are_references_of_the_training_alone() -> None:
@@ -149,11 +152,10 @@ def test_a_private_authority_is_mounted_where_the_variable_says() -> None:
     asked = replace(plain, input=plain.input.model_copy(update={"storage": storage}))
     pod = stage_job(asked)["spec"]["template"]["spec"]
     [volume] = [each for each in pod["volumes"] if each["name"] == "store-ca"]
-    items = [{"key": "root.pem", "path": "ca.crt"}]
-    assert volume["configMap"] == {"name": "corp", "items": items, "optional": True}
+    items = [{"key": "root.pem", "path": "corp/root.pem"}]
+    assert volume["projected"]["sources"] == [{"configMap": {"name": "corp", "items": items, "optional": True}}]
     [stage] = pod["containers"]
     assert {"name": "store-ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in stage["volumeMounts"]
-    assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in stage["env"]
     assert "store-ca" not in str(stage_job(plain))
 
 

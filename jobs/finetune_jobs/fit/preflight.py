@@ -18,16 +18,18 @@ from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.admission import Admission, admit
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR
-from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.places import Places
 
 CONFIG: Final = "config.json"
 
 
-def preflight(given: StageInput, store: Store, model: BaseModel, scratch: Path, *, trained: bool = False) -> Admission:
+def preflight(
+    given: StageInput, places: Places, model: BaseModel, scratch: Path, *, trained: bool = False
+) -> Admission:
     """Whether the run's training fits its profile; nothing if it is already done. Raises StageError (FitRefused)."""
     if given.hardware is None or trained:
         return Admission(None, None, "")
-    config = _read_config(store, model, scratch)
+    config = _read_config(given, places, model, scratch)
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
@@ -49,9 +51,12 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
     return {name: value for name, value in found.items() if value}
 
 
-def _read_config(store: Store, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:
+def _read_config(given: StageInput, places: Places, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:
     try:
-        content = _from_hub(model, scratch) if model.revision else store.at(model.uri).get(CONFIG)
+        if model.revision:
+            content: bytes | None = _from_hub(model, scratch)
+        else:
+            content = places.open(model.uri, given.base_model_storage).get(CONFIG)
         found = json.loads(content or b"null")
     except (StageError, OSError, ValueError, RecursionError, CLIENT_ERROR, OfflineModeIsEnabled):
         return None

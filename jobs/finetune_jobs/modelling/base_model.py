@@ -12,9 +12,11 @@ from huggingface_hub import HfApi
 
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
+from finetune_api.storage import InputStorage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.hub import HUB_ERRORS, hub_error
+from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store, StoredObject
 
 WEIGHTS: Final = ".safetensors"
@@ -38,13 +40,19 @@ class BaseModel:
     """Commit of a model of the hub."""
 
 
-def find_base_model(store: Store, uri: str) -> BaseModel:
-    """Check a model without downloading it, with the connection of ``store``.
+def find_base_model(places: Places, uri: str, storage: InputStorage | None = None) -> BaseModel:
+    """Check a model without downloading it.
 
     Raises StageError: ModelNotFound, ModelUnsupported (no config.json, no safetensors), GatedModelUnauthorized, and as
     Store for a model in S3.
     """
-    return _find_in_s3(store.at(uri), uri) if uri.startswith("s3://") else _find_on_hub(uri)
+    return _find_in_s3(places.open(uri, storage), uri) if uri.startswith("s3://") else _find_on_hub(uri)
+
+
+def model_of(context: Context) -> BaseModel:
+    """The base model of a stage's input. Raises StageError as ``find_base_model``."""
+    given = context.input
+    return find_base_model(context.places, given.base_model_uri, given.base_model_storage)
 
 
 def fetch_base_model(context: Context, target: Path) -> None:
@@ -52,7 +60,7 @@ def fetch_base_model(context: Context, target: Path) -> None:
 
     Raises StageError as ``find_base_model``, and ModelNotFound if it is no longer the model that the run started with.
     """
-    _fetch(context, find_base_model(context.store, context.input.base_model_uri), target)
+    _fetch(context, model_of(context), target)
 
 
 def _fetch(context: Context, model: BaseModel, target: Path) -> None:
@@ -61,12 +69,12 @@ def _fetch(context: Context, model: BaseModel, target: Path) -> None:
         _download_from_hub(model, target)  # a commit of the hub never changes
         return
     _download_from_s3(context, model, target)
-    _require_same(context, find_base_model(context.store, model.uri))
+    _require_same(context, model_of(context))
 
 
 def fetch_tokenizer(context: Context, target: Path) -> None:
     """As ``fetch_base_model``, without the weights."""
-    model = find_base_model(context.store, context.input.base_model_uri)
+    model = model_of(context)
     small = replace(model, files=[name for name in model.files if not name.endswith(WEIGHTS)])
     _fetch(context, small, target)
 
@@ -105,7 +113,7 @@ def _require_usable(uri: str, names: list[str]) -> None:
 
 
 def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:
-    place = context.store.at(model.uri)
+    place = context.places.open(model.uri, context.input.base_model_storage)
     target.mkdir(parents=True, exist_ok=True)
     for name in model.files:
         context.progress.report(0, f"downloading {place.uri(name)}")

@@ -10,6 +10,7 @@ from finetune_jobs.preparation.collect import Copy
 from finetune_jobs.reading.inputs import find_names_model, inputs_digest
 from finetune_jobs.reading.sources import find_sources
 from finetune_jobs.runtime.runner import Context
+from finetune_jobs.store.s3 import Store
 from finetune_jobs.text.pii.ner import package_folder
 
 _NAMES_MODEL: Final = "names"
@@ -21,17 +22,17 @@ def download(context: Context, dataset: Dataset) -> list[Copy]:
 
     Raises StageError (DatasetNotFound) when they changed meanwhile, and as ``inputs_digest``.
     """
-    before = context.input.upstream.source or inputs_digest(context.store, dataset)
-    files = find_sources(context.store, dataset)
+    before = context.input.upstream.source or inputs_digest(context.places, dataset)
+    files = find_sources(context.places, dataset)
     copies = []
     for index, file in enumerate(files):
         context.progress.report(0.2 * index / len(files), f"downloading {file.uri}")
         copies.append(Copy(file, context.scratch / f"source-{index}"))
         file.copy_to(copies[-1].path)
-    pipeline = dataset.pii.ner.uri if dataset.pii.ner else None
-    if pipeline:
-        _download_names_model(context, pipeline)
-    if inputs_digest(context.store, dataset) != before:
+    names, pipeline = dataset.pii.ner, dataset.pii.ner.uri if dataset.pii.ner else None
+    if names and pipeline:
+        _download_names_model(context, context.places.open(pipeline, names.storage))
+    if inputs_digest(context.places, dataset) != before:
         read = [*([pipeline] if pipeline else []), *(file.uri for file in files)]
         raise StageError(
             Reason.DATASET_NOT_FOUND,
@@ -48,9 +49,8 @@ def names_model(context: Context, pii: Pii) -> Path | None:
     return package_folder(pii.ner.package) if pii.ner.package else context.scratch / _NAMES_MODEL
 
 
-def _download_names_model(context: Context, uri: str) -> None:
-    place = context.store.at(uri)
-    for entry in find_names_model(context.store, uri):
+def _download_names_model(context: Context, place: Store) -> None:
+    for entry in find_names_model(place):
         target = context.scratch / _NAMES_MODEL / entry.key
         target.parent.mkdir(parents=True, exist_ok=True)
         place.download(entry.key, target)

@@ -17,6 +17,7 @@ from finetune_api.references import ConfigMapKeyRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading.formats import format_of
 from finetune_jobs.reading.hub_files import fetch_hub_file, hub_place, list_hub_files
+from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store, StoredObject
 
 MAX_FILES: Final = 10_000
@@ -65,14 +66,14 @@ class _Pattern:
         return below and not hidden and size > 0
 
 
-def find_sources(store: Store, dataset: Dataset, inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
-    """The files of every source that a data set reads, in order; ``store`` lends its connection.
+def find_sources(places: Places, dataset: Dataset, inputs: Path = Path(SOURCES_DIR)) -> list[SourceFile]:
+    """The files of every source that a data set reads, in order.
 
     Raises StageError: DatasetNotFound (names the URI), SpecInvalid (a name without a known extension, too many files),
     BucketNotFound, as Store.
     """
     return [
-        file for index, origin in enumerate(dataset.all_sources) for file in _files(store, origin, inputs / str(index))
+        file for index, origin in enumerate(dataset.all_sources) for file in _files(places, origin, inputs / str(index))
     ]
 
 
@@ -81,11 +82,14 @@ def source_digest(files: Iterable[SourceFile]) -> str:
     return digest([[file.uri, file.size, file.tag] for file in files])
 
 
-def _files(store: Store, origin: DatasetSource, mount: Path) -> list[SourceFile]:
+def _files(places: Places, origin: DatasetSource, mount: Path) -> list[SourceFile]:
     if origin.source.config_map_key_ref:
         return [_in_config_map(origin, origin.source.config_map_key_ref, mount)]
     uri = origin.source.uri or ""
-    found = _on_hub(origin, uri) if uri.startswith("hf://") else _in_s3(origin, store.at(uri), uri)
+    if uri.startswith("hf://"):
+        found = _on_hub(origin, uri)
+    else:
+        found = _in_s3(origin, places.open(uri, origin.source.storage), uri)
     files = list(islice(found, MAX_FILES + 1))
     if not files:
         raise _missing(uri)

@@ -42,6 +42,7 @@ from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.runtime import commandline, logs
 from finetune_jobs.runtime.stage_input import read_input
+from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Context:
     input: StageInput
     store: Store
     """The results' root: the FineTuneJob's output URI, or what stands before ``artifacts/<digest>`` of an artifact."""
+    places: Places
+    """Opens what the input names by other URIs, each as its own storage says."""
     progress: Progress
     scratch: Path
     """An empty folder of this attempt, removed at its end."""
@@ -246,10 +249,11 @@ def _guarded(
             progress.serve(options.metrics_port)
         stopping = _on_sigterm(graceful)
         with _scratch(stage, options.scratch) as scratch:
-            store = Store.connect(given.storage, results_root(given))
+            places = Places(given.storage)
+            store = places.open(results_root(given), given.results_storage)
             if given.output and kept_log:  # serving may only read what the artifact's FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, stage))
-            context = Context(given, store, progress, Path(scratch), Path(options.models), stopping)
+            context = Context(given, store, places, progress, Path(scratch), Path(options.models), stopping)
             return run(context), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)

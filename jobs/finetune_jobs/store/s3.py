@@ -15,9 +15,10 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from finetune_api.meta import CA_VARIABLE
+from finetune_api.meta import CA_DIR, CA_DIR_VARIABLE
 from finetune_api.reasons import Reason
-from finetune_api.storage import Encryption, Storage
+from finetune_api.references import SecretRef
+from finetune_api.storage import STORE_SECRET_KEYS, STORE_SESSION_KEY, Encryption, InputStorage, Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.errors import PUT_CONDITIONAL, STORE_ERRORS, error_code, store_error
 
@@ -32,8 +33,8 @@ _TRANSFER: Final = TransferConfig(
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 _LOST: Final = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"})
 
-_KEYS: Final = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-"""Parameters of a session of boto3; in capitals, the variables from which it takes them."""
+_KEYS: Final = (*STORE_SECRET_KEYS, STORE_SESSION_KEY)
+"""Keys of a store's Secret, and variables of the machine's own identity; in small letters, parameters of a session."""
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just transferred."""
@@ -64,11 +65,12 @@ class Store:
         """How the store encrypts objects written here; None: as configured for the bucket."""
 
     @classmethod
-    def connect(cls, storage: Storage, uri: str) -> "Store":
-        """A place reached as ``storage`` says; keys come from the environment or the pod's identity, and so does the
-        file with its certificate authorities. Raises StageError (SpecInvalid) where it asks for some that are missing.
+    def connect(cls, storage: InputStorage, uri: str) -> "Store":
+        """A place reached as ``storage`` says: with the keys of its Secret, which are in the environment, and with no
+        others; without a Secret, with the machine's or pod's own identity.
+
+        Raises StageError: SecretMissing if a key is empty, SpecInvalid if its certificate authorities are missing.
         """
-        _require_authorities(storage)
         config = Config(
             connect_timeout=10,
             read_timeout=60,
@@ -77,11 +79,16 @@ class Store:
             s3={"addressing_style": "path" if storage.path_style else "virtual"},
             user_agent_extra="finetune-operator",
         )
-        endpoint = storage.endpoint or None
         # boto3's default session would keep the first credentials of the process.
-        session = boto3.session.Session(**_keys(os.environ))
-        client = session.client("s3", region_name=storage.region, endpoint_url=endpoint, config=config)
-        return cls(client, uri, storage.encryption)
+        session = boto3.session.Session(**_keys(storage.secret_ref, os.environ))
+        client = session.client(
+            "s3",
+            region_name=storage.region,
+            endpoint_url=storage.endpoint or None,
+            verify=_authorities(storage),
+            config=config,
+        )
+        return cls(client, uri, storage.encryption if isinstance(storage, Storage) else None)
 
     def at(self, uri: str) -> "Store":
         """Another place, over the same connection."""
@@ -256,23 +263,36 @@ class _LostError(Exception):
     """The condition of a conditional write does not hold."""
 
 
-def _require_authorities(storage: Storage) -> None:
-    bundle, file = storage.ca_bundle, os.environ.get(CA_VARIABLE, "")
-    if bundle is not None and not Path(file).is_file():
-        named = bundle.config_map_key_ref
+def _authorities(storage: InputStorage) -> str | None:
+    """The file with the certificate authorities to trust; None: those of the system, or of AWS_CA_BUNDLE."""
+    if storage.ca_bundle is None:
+        return None
+    named = storage.ca_bundle.config_map_key_ref
+    file = Path(os.environ.get(CA_DIR_VARIABLE, CA_DIR)) / named.name / named.key
+    if not file.is_file():
         raise StageError(
             Reason.SPEC_INVALID,
             f"storage.caBundle: ConfigMap {named.name!r} does not exist in this namespace, or has no key "
-            f"{named.key!r} (there is no file {file!r}, which {CA_VARIABLE} names). Create it, then set "
-            "spec.rerun to a new value.",
+            f"{named.key!r} (there is no file {str(file)!r}). Create it, then set spec.rerun to a new value.",
         )
+    return str(file)
 
 
-def _keys(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment's keys as parameters of a session, without the line break in which Secrets made from files end;
-    nothing where they are not whole, which boto3 then says itself."""
-    found = {name: environment.get(name.upper(), "").strip() for name in _KEYS}
-    return {name: key for name, key in found.items() if key} if all(found[name] for name in _KEYS[:2]) else {}
+def _keys(secret: SecretRef | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Parameters of a session, without the line break in which Secrets made from files end.
+
+    Of a Secret, its keys: boto3 must not look for others where one is missing. Else those of the machine, and nothing
+    where they are not whole, which boto3 then says itself.
+    """
+    variables = {key: secret.at(key).variable if secret else key for key in _KEYS}
+    found = {key: environment.get(name, "").strip() for key, name in variables.items()}
+    missing = next((key for key in STORE_SECRET_KEYS if not found[key]), None)
+    if secret and missing:
+        raise StageError(
+            Reason.SECRET_MISSING,
+            f"{variables[missing]} is empty: Secret {secret.name!r} must contain an access key under {missing!r}.",
+        )
+    return {} if missing else {key.lower(): value for key, value in found.items() if value}
 
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:

@@ -193,7 +193,7 @@ class DeploymentObserver:
         job, _ = parse_spec(FineTuneJobSpec, raw.get("spec") or {})
         status = raw.get("status") or {}
         artifact = published_artifact(status) if job else None
-        return Source(str(status.get("phase") or ""), artifact, job.storage if job else Storage())
+        return Source(str(status.get("phase") or ""), artifact, job.output_storage if job else Storage())
 
     def _contenders(self, status: AdapterDeploymentStatus) -> tuple[Contender, ...]:
         """All that are rolled out or wait for it; only one that waits needs to know."""

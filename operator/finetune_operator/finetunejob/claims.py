@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 
+from finetune_api.dataset import Source
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.references import SecretKeyRef
+from finetune_api.storage import InputStorage
 from finetune_operator.settings import Profile, Settings
 from finetune_operator.tenancy.claim import Claim, Subject, secret_claim, store_claims
 from finetune_operator.tenancy.verdict import tenancy_violation
@@ -18,7 +21,10 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
     """Hardware, money, every place in a store, and every server that gets a key or data."""
     yield Claim(Subject.PROFILE, "spec.profile", spec.profile)
     yield Claim(Subject.OUTPUT, "spec.output.uri", spec.output.uri)
-    yield from store_claims(spec.storage, "spec.storage.endpoint", "spec.storage.secretRef.name")
+    for field, storage in storages_of(spec):
+        yield from store_claims(storage, f"{field}.endpoint", f"{field}.secretRef.name")
+    for field, token in tokens_of(spec):
+        yield from secret_claim(f"{field}.secretKeyRef.name", token)
     yield from _teacher_claims(spec)
     yield from _tracking_claims(spec)
     yield from (Claim(Subject.INPUT, field, uri) for field, uri in _inputs(spec) if uri)
@@ -50,15 +56,34 @@ def _server_claims(field: str, url: str) -> Iterator[Claim]:
     yield Claim(Subject.TRANSPORT, field, url)
 
 
+def storages_of(spec: FineTuneJobSpec) -> Iterator[tuple[str, InputStorage]]:
+    """Every storage that the spec has, by field."""
+    yield "spec.storage", spec.storage
+    beside: dict[str, InputStorage | None] = {"spec.output": spec.output.storage, "spec.model": spec.model.storage}
+    beside |= {field: source.storage for field, source in _sources(spec)}
+    if spec.dataset.pii.ner:
+        beside["spec.dataset.pii.ner"] = spec.dataset.pii.ner.storage
+    yield from ((f"{field}.storage", storage) for field, storage in beside.items() if storage)
+
+
+def tokens_of(spec: FineTuneJobSpec) -> Iterator[tuple[str, SecretKeyRef | None]]:
+    """The Hugging Face token of everything that is read, by field."""
+    yield "spec.model", spec.model.secret_key_ref
+    yield from ((field, source.secret_key_ref) for field, source in _sources(spec))
+
+
+def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, Source]]:
+    """Every source of the data set, by field."""
+    data = spec.dataset
+    yield from ((f"spec.dataset.sources[{number}]", source) for number, source in enumerate(data.sources))
+    yield from ((f"spec.dataset.benchmarks[{number}]", source) for number, source in enumerate(data.benchmarks))
+    if data.replay:
+        yield "spec.dataset.replay.source", data.replay.source
+
+
 def _inputs(spec: FineTuneJobSpec) -> Iterator[tuple[str, str | None]]:
     """The URIs that are read, by field; None where the source is not a URI."""
-    data = spec.dataset
     yield "spec.model.uri", spec.model.uri
-    for number, source in enumerate(data.sources):
-        yield f"spec.dataset.sources[{number}].uri", source.uri
-    for number, source in enumerate(data.benchmarks):
-        yield f"spec.dataset.benchmarks[{number}].uri", source.uri
-    if data.replay:
-        yield "spec.dataset.replay.source.uri", data.replay.source.uri
-    if data.pii.ner:
-        yield "spec.dataset.pii.ner.uri", data.pii.ner.uri
+    yield from ((f"{field}.uri", source.uri) for field, source in _sources(spec))
+    if spec.dataset.pii.ner:
+        yield "spec.dataset.pii.ner.uri", spec.dataset.pii.ner.uri

@@ -207,7 +207,7 @@ def _artifact(spec: FineTuneJobSpec, digest: str, uri: str, longest: int, scalar
         uri=scalars.get("artifactUri", uri),
         format=spec.export.format,
         size_bytes=_count(scalars, "sizeBytes"),
-        storage=spec.storage.for_reading,
+        storage=spec.output_storage.for_reading,
         tokens=ArtifactTokens(
             golden_prompt=_count(scalars, "goldenPromptTokens"),
             answer=_count(scalars, "answerTokens"),

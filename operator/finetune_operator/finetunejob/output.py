@@ -22,7 +22,8 @@ class Output(NamedTuple):
 
 def output_of(job: Object) -> Output:
     """A FineTuneJob's output, from its stored spec."""
-    storage, output = job["spec"].get("storage") or {}, job["spec"].get("output") or {}
+    output = job["spec"].get("output") or {}
+    storage = output.get("storage") or job["spec"].get("storage") or {}
     return Output(
         namespace=str(job["metadata"]["namespace"]),
         endpoint=str(storage.get("endpoint", "")),

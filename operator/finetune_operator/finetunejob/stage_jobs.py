@@ -54,6 +54,8 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         storage=spec.storage,
         output=spec.output,
         base_model_uri=spec.model.uri,
+        base_model_storage=spec.model.storage,
+        base_model_secret_key_ref=spec.model.secret_key_ref,
         input_key="" if stage is Stage.RESOLVE else input_key(stage, upstream, context.params),
         reuse=spec.reuse is Reuse.ALLOWED or bool(recovers),
         upstream=upstream,

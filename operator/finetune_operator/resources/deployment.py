@@ -8,6 +8,7 @@ from finetune_api.stages import RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
+from finetune_operator.resources.access import access_of
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.pod import container, pod_spec
@@ -122,7 +123,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["volumes"] += [
         {"name": "input", "configMap": {"name": fetch.name}},
-        *ca_volumes(serving.storage),
+        *ca_volumes(access_of(fetch.input).authorities),
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),
         *shared_memory_volumes(plan.shared_memory),

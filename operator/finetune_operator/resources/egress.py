@@ -1,36 +1,31 @@
-"""What a stage's pod needs to reach the outside: certificate authorities for its store, and the platform's proxy."""
+"""What a stage's pod needs to reach the outside: certificate authorities for its stores, and the platform's proxy."""
 
-from pathlib import PurePosixPath
+from collections.abc import Sequence
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.storage import Storage
+from finetune_api.references import ConfigMapKeyRef
 from finetune_operator.framework.objects import Object
 from finetune_operator.settings import Proxy
 
-_FILE: Final = PurePosixPath(meta.CA_FILE)
 _VOLUME: Final = "store-ca"
 
 
-def ca_volumes(storage: Storage) -> list[Object]:
+def ca_volumes(authorities: Sequence[ConfigMapKeyRef]) -> list[Object]:
     """Optional, so that a missing ConfigMap does not keep the pod waiting: the stage then reports which one."""
-    if storage.ca_bundle is None:
+    if not authorities:
         return []
-    named = storage.ca_bundle.config_map_key_ref
-    source = {"name": named.name, "items": [{"key": named.key, "path": _FILE.name}], "optional": True}
-    return [{"name": _VOLUME, "configMap": source}]
+    return [{"name": _VOLUME, "projected": {"sources": [_certificates(each) for each in authorities]}}]
 
 
-def ca_mounts(storage: Storage) -> list[Object]:
+def _certificates(reference: ConfigMapKeyRef) -> Object:
+    items = [{"key": reference.key, "path": f"{reference.name}/{reference.key}"}]
+    return {"configMap": {"name": reference.name, "items": items, "optional": True}}
+
+
+def ca_mounts(authorities: Sequence[ConfigMapKeyRef]) -> list[Object]:
     """Where the container finds the certificates."""
-    if storage.ca_bundle is None:
-        return []
-    return [{"name": _VOLUME, "mountPath": str(_FILE.parent), "readOnly": True}]
-
-
-def ca_env(storage: Storage) -> list[Object]:
-    """The variable by which boto3 finds them."""
-    return [{"name": meta.CA_VARIABLE, "value": meta.CA_FILE}] if storage.ca_bundle else []
+    return [{"name": _VOLUME, "mountPath": meta.CA_DIR, "readOnly": True}] if authorities else []
 
 
 def proxy_env(proxy: Proxy) -> list[Object]:

@@ -3,17 +3,26 @@
 from finetune_api import meta
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage
-from finetune_api.storage import STORE_SECRET_KEYS, Storage
+from finetune_api.storage import STORE_SECRET_KEYS, STORE_SESSION_KEY
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, WANDB_KEY_VARIABLE
 from finetune_operator.framework.objects import Object
+from finetune_operator.resources.access import Access
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape
 
 
-def credentials_env(storage: Storage) -> list[Object]:
-    """The keys of the Secret that the resource names. The kubelet reads it, the operator never does."""
-    secret = storage.secret_ref
-    return [_secret_env(key, secret.at(key)) for key in STORE_SECRET_KEYS] if secret else []
+def access_env(access: Access) -> list[Object]:
+    """The keys of the Secrets by which a stage reaches what it reads and writes, each under a name of its own.
+
+    None under the names that clients look for by themselves: a store without a Secret must not be shown the keys of
+    another. The kubelet reads Secrets, the operator never does.
+    """
+    keys = [secret.at(key) for secret in access.stores for key in STORE_SECRET_KEYS]
+    sessions = [secret.at(STORE_SESSION_KEY) for secret in access.stores]
+    return [
+        *(_secret_env(each.variable, each) for each in dict.fromkeys((*keys, *access.tokens))),
+        *(_secret_env(each.variable, each, optional=True) for each in sessions),
+    ]
 
 
 def teacher_env(request: StageRequest) -> list[Object]:

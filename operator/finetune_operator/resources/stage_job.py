@@ -9,12 +9,12 @@ from typing import Final
 from finetune_api import meta
 from finetune_api.hashing import canonical_json
 from finetune_api.references import ConfigMapKeyRef
-from finetune_api.stages import Stage
 from finetune_operator.framework.objects import Object
-from finetune_operator.resources.egress import ca_env, ca_mounts, ca_volumes, proxy_env
+from finetune_operator.resources.access import access_of, dataset_read
+from finetune_operator.resources.egress import ca_mounts, ca_volumes, proxy_env
 from finetune_operator.resources.environment import (
+    access_env,
     cpu_env,
-    credentials_env,
     name_env,
     scratch_env,
     teacher_env,
@@ -29,8 +29,6 @@ RESULT_FILE: Final = "/dev/termination-log"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue's label, passed from the custom resource to its stage Jobs."""
 _INPUT: Final = PurePosixPath(meta.INPUT_FILE)
-_READS_SOURCES: Final = frozenset({Stage.RESOLVE, Stage.PREPARE})
-"""Stages that read the sources of the data."""
 
 
 def input_config_map(request: StageRequest) -> Object:
@@ -52,7 +50,7 @@ def stage_job(request: StageRequest) -> Object:
     # The pod's deadline counts from when it has a node. A Job's would also end a stage that waits for a quota or node.
     pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
-    pod["volumes"] += [*ca_volumes(request.input.storage), *shared_memory_volumes(request.shared_memory)]
+    pod["volumes"] += [*ca_volumes(access_of(request.input).authorities), *shared_memory_volumes(request.shared_memory)]
     if request.nodes > 1:
         pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
@@ -107,6 +105,7 @@ def _peer_exits(request: StageRequest) -> list[Object]:
 
 def stage_container(request: StageRequest) -> Object:
     """The container of a stage; an init container where a stage fills a server's volume (fetch)."""
+    access = access_of(request.input)
     argv = ["python", "-m", f"finetune_jobs.{request.stage}", "--input", meta.INPUT_FILE, "--result", RESULT_FILE]
     body = container(
         STAGE_CONTAINER,
@@ -114,8 +113,7 @@ def stage_container(request: StageRequest) -> Object:
         request.images,
         request.shape,
         env=[
-            *credentials_env(request.input.storage),
-            *ca_env(request.input.storage),
+            *access_env(access),
             *proxy_env(request.proxy),
             *teacher_env(request),
             *tracking_env(request),
@@ -126,7 +124,7 @@ def stage_container(request: StageRequest) -> Object:
         mounts=[
             {"name": "input", "mountPath": str(_INPUT.parent), "readOnly": True},
             *_source_mounts(request),
-            *ca_mounts(request.input.storage),
+            *ca_mounts(access.authorities),
             *shared_memory_mounts(request.shared_memory),
         ],
     )
@@ -145,8 +143,8 @@ def _together_arguments(request: StageRequest) -> list[str]:
 
 def _config_maps(request: StageRequest) -> dict[int, ConfigMapKeyRef]:
     """The sources that are keys of ConfigMaps, by their position in the stage's input."""
-    prepare = request.input.params.prepare if request.stage in _READS_SOURCES else None
-    sources = prepare.dataset.all_sources if prepare else []
+    data = dataset_read(request.input)
+    sources = data.all_sources if data else []
     found = {number: each.source.config_map_key_ref for number, each in enumerate(sources)}
     return {number: reference for number, reference in found.items() if reference}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from finetune_api.references import SecretKeyRef, SecretRef
-from finetune_api.storage import Storage
+from finetune_api.storage import InputStorage
 
 
 class Subject(StrEnum):
@@ -33,7 +33,7 @@ class Claim:
     """What it asks for; for COST the highest cost in US dollars, empty where the resource sets no limit."""
 
 
-def store_claims(storage: Storage, endpoint: str, secret: str) -> Iterator[Claim]:
+def store_claims(storage: InputStorage, endpoint: str, secret: str) -> Iterator[Claim]:
     """A store, and the keys that are sent there; ``endpoint`` and ``secret`` say in words where they are named."""
     yield Claim(Subject.ENDPOINT, endpoint, storage.endpoint)
     if storage.endpoint:

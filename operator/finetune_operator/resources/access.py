@@ -1,0 +1,62 @@
+"""What a stage needs to reach what it reads and writes: Secrets and certificate authorities, and no more than those."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_api.dataset import Dataset
+from finetune_api.references import ConfigMapKeyRef, SecretKeyRef, SecretRef
+from finetune_api.stages import Stage, StageInput
+from finetune_api.storage import InputStorage
+
+READS_SOURCES: Final = frozenset({Stage.RESOLVE, Stage.PREPARE})
+"""Stages that read the sources of the data."""
+_READS_MODEL: Final = READS_SOURCES | {Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE}
+"""Stages that read the base model, or at least its tokenizer."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Distinct references, in the order in which a stage needs them."""
+
+    stores: tuple[SecretRef, ...]
+    """Secrets with the keys of stores."""
+    tokens: tuple[SecretKeyRef, ...]
+    """Tokens for the Hugging Face hub."""
+    authorities: tuple[ConfigMapKeyRef, ...]
+    """Certificates of private authorities."""
+
+
+def access_of(given: StageInput) -> Access:
+    """What a stage needs: of its results' store always, of sources and base model if it reads them."""
+    storages = list(dict.fromkeys(_storages(given)))
+    return Access(
+        stores=tuple(dict.fromkeys(each.secret_ref for each in storages if each.secret_ref)),
+        tokens=tuple(dict.fromkeys(_tokens(given))),
+        authorities=tuple(dict.fromkeys(each.ca_bundle.config_map_key_ref for each in storages if each.ca_bundle)),
+    )
+
+
+def dataset_read(given: StageInput) -> Dataset | None:
+    """The data set whose sources a stage reads."""
+    prepare = given.params.prepare if given.stage in READS_SOURCES else None
+    return prepare.dataset if prepare else None
+
+
+def _storages(given: StageInput) -> Iterator[InputStorage]:
+    yield given.results_storage
+    if given.stage in _READS_MODEL and given.base_model_uri.startswith("s3://"):
+        yield given.base_model_storage or given.storage
+    data = dataset_read(given)
+    for each in data.all_sources if data else []:
+        if each.source.uri and each.source.uri.startswith("s3://"):
+            yield each.source.storage or given.storage
+    if data and data.pii.ner and data.pii.ner.uri:
+        yield data.pii.ner.storage or given.storage
+
+
+def _tokens(given: StageInput) -> Iterator[SecretKeyRef]:
+    if given.stage in _READS_MODEL and given.base_model_secret_key_ref:
+        yield given.base_model_secret_key_ref
+    data = dataset_read(given)
+    yield from (each.source.secret_key_ref for each in (data.all_sources if data else []) if each.source.secret_key_ref)
