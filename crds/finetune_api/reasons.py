@@ -53,6 +53,7 @@ class Reason(OpenEnum):
     MODEL_UNSUPPORTED = "ModelUnsupported"
     FIT_REFUSED = "FitRefused"
     GATED_MODEL_UNAUTHORIZED = "GatedModelUnauthorized"
+    GATED_DATASET_UNAUTHORIZED = "GatedDatasetUnauthorized"
     BUCKET_NOT_FOUND = "BucketNotFound"
     S3_ACCESS_DENIED = "S3AccessDenied"
     S3_UNREACHABLE = "S3Unreachable"
@@ -141,7 +142,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.MODEL_NOT_FOUND: "There is no base model at spec.model.uri. If a hub does not answer, the stage is retried.",
     Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, or its files cannot be read.",
     Reason.FIT_REFUSED: "The training is estimated to exceed the profile's memory; the message names the smallest change that would make it fit.",
-    Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms.",
+    Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms, and the spec names no token of one.",
+    Reason.GATED_DATASET_UNAUTHORIZED: "The hub gives this data set only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.BUCKET_NOT_FOUND: "The store has no such bucket.",
     Reason.S3_ACCESS_DENIED: "The store rejects the keys, or the pod has none.",
     Reason.S3_UNREACHABLE: "The store does not answer, drops the connection, or has a TLS certificate that is not trusted.",
@@ -205,7 +207,6 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.SPEC_INVALID: "Correct the field named here.",
     Reason.MODEL_UNSUPPORTED: "Set spec.model.uri to a model with safetensors weights and an architecture that transformers supports.",
     Reason.FIT_REFUSED: "Make the change named here, or choose a profile with more memory.",
-    Reason.GATED_MODEL_UNAUTHORIZED: "Copy the model to your store with an account that has accepted its terms, and set spec.model.uri to that s3:// URI: pods hold no hub token.",
     Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Set spec.storage.endpoint to a store that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
     Reason.OUT_OF_MEMORY: "Choose a profile with more memory, or lower spec.training.batchSize or spec.training.maxLength.",
     Reason.CUDA_OUT_OF_MEMORY: "Lower spec.training.batchSize or spec.training.maxLength, or choose a profile with a larger GPU.",
@@ -216,6 +217,8 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.DATASET_INVALID: "Correct the setting of spec.dataset named here; or correct the data, then set spec.rerun to a new value.",
     Reason.DATASET_TOO_SMALL: "Add examples (500 to 5,000 good ones are a sound size), then set spec.rerun to a new value.",
     Reason.DATASET_NOT_FOUND: "Correct spec.dataset.sources; or upload the file, then set spec.rerun to a new value.",
+    Reason.GATED_MODEL_UNAUTHORIZED: "Accept the model's terms on the hub and name a token of that account in spec.model.secretKeyRef; or correct the token in its Secret, then set spec.rerun to a new value.",
+    Reason.GATED_DATASET_UNAUTHORIZED: "Accept the data set's terms on the hub and name a token of that account in the source's secretKeyRef (spec.dataset.sources); or correct the token in its Secret, then set spec.rerun to a new value.",
     Reason.MODEL_NOT_FOUND: "Correct spec.model.uri; or upload the model, then set spec.rerun to a new value.",
     Reason.BUCKET_NOT_FOUND: "Correct the URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",

@@ -5,7 +5,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +19,15 @@ LARGE = 1000
 """Files of more bytes are in large file storage, with the SHA-256 of their content."""
 
 
+@dataclass
+class Seen:
+    """The ``Authorization`` of each request for the repository; empty where there was none."""
+
+    hub: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    """Of those to the other host that has the large files."""
+
+
 @contextmanager
 def fake_hub(
     monkeypatch: pytest.MonkeyPatch,
@@ -26,10 +37,16 @@ def fake_hub(
     *,
     revisions: tuple[str, ...] = ("main",),
     gated: bool = False,
+    tokens: Mapping[str, bool] = MappingProxyType({}),
     spoil: Callable[[bytes], bytes] = bytes,
-) -> Iterator[None]:
+) -> Iterator[Seen]:
     """Serve ``repo`` of a ``kind`` (model, dataset) with ``files``; the ``revisions`` all stand for ``COMMIT``.
-    ``spoil`` changes what the hub says of a repository (its JSON), as a broken proxy does."""
+
+    ``tokens`` are those that the hub knows, and whether each opens the repository, which is then closed to others.
+    Large files are then on another host, as they are on the real hub. ``spoil`` changes what the hub says of a
+    repository (its JSON), as a broken proxy does.
+    """
+    seen = Seen()
     api = f"/api/{kind}s/{repo}"
     resolve = f"/{'' if kind == 'model' else f'{kind}s/'}{repo}/resolve/{COMMIT}/"
 
@@ -39,10 +56,16 @@ def fake_hub(
 
         def do_GET(self) -> None:
             path, _, query = unquote(self.path).partition("?")
-            if not path.startswith((api, resolve)):
+            given = self.headers.get("Authorization", "")
+            token = given.removeprefix("Bearer ")
+            if path.startswith((api, resolve)):
+                seen.hub.append(given)
+            if token and tokens and token not in tokens:
+                self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            elif not path.startswith((api, resolve)):
                 self._answer(401, b"", {"X-Error-Code": "RepoNotFound"})
-            elif gated:
-                self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
+            elif gated or (tokens and not tokens.get(token)):
+                self._answer(403 if token else 401, b"", {"X-Error-Code": "GatedRepo"})
             elif path == f"{api}/auth-check":
                 self._answer(200, b"")
             elif path in {f"{api}/revision/{revision}" for revision in (*revisions, COMMIT)}:
@@ -52,7 +75,13 @@ def fake_hub(
                 folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
                 self._tree(folder, recursive="recursive=true" in query.lower())
             elif content := files.get(path.removeprefix(resolve)):
-                self._answer(200, content, {"ETag": f'"{_git_hash(content)}"', "X-Repo-Commit": COMMIT})
+                about = {"ETag": f'"{_git_hash(content)}"', "X-Repo-Commit": COMMIT}
+                if tokens and len(content) > LARGE:
+                    about |= {"Location": f"{other}/{path.removeprefix(resolve)}"}
+                    about |= {"X-Linked-ETag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content))}
+                    self._answer(302, b"", about)
+                else:
+                    self._answer(200, content, about)
             else:
                 known = path.startswith(resolve)
                 self._answer(404, b"", {"X-Error-Code": "EntryNotFound" if known else "RevisionNotFound"})
@@ -81,25 +110,36 @@ def fake_hub(
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    class Elsewhere(Handler):
+        def do_GET(self) -> None:
+            seen.elsewhere.append(self.headers.get("Authorization", ""))
+            self._answer(200, files[unquote(self.path).removeprefix("/")])
+
+    server, storage = (ThreadingHTTPServer(("127.0.0.1", 0), each) for each in (Handler, Elsewhere))
+    other = f"http://localhost:{storage.server_address[1]}"
+    for each in (server, storage):
+        threading.Thread(target=each.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     try:
-        yield
+        yield seen
     finally:
-        server.shutdown()
-        server.server_close()
+        for each in (server, storage):
+            each.shutdown()
+            each.server_close()
 
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
     if len(content) > LARGE:
-        oid = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+        entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
     return entry
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _git_hash(content: bytes) -> str:

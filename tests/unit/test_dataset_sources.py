@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from finetune_api.dataset import DataFormat, Dataset, Source
 from finetune_api.reasons import Reason
-from finetune_api.references import ConfigMapKeyRef
+from finetune_api.references import ConfigMapKeyRef, SecretKeyRef
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reading import sources
 from finetune_jobs.reading.hub_files import hub_place
@@ -277,10 +277,41 @@ NOT_ON_THE_HUB: list[tuple[str, bool, tuple[str, ...]]] = [
 """What the hub does not give, whether its repository is gated, and the parts of what is said of it."""
 
 
+TOKENS: list[tuple[str, str, Reason, tuple[str, ...]]] = [
+    (
+        "",
+        f"{REPO}@main/a.csv",
+        Reason.SECRET_MISSING,
+        ("FINETUNE_SECRET.hub_token is empty", "Secret 'hub'"),
+    ),
+    ("of two\nlines", f"{REPO}@main/a.csv", Reason.SECRET_MISSING, ("Secret 'hub'", "'token'", "no line breaks")),
+    ("nobody's", f"{REPO}@main/a.csv", Reason.GATED_DATASET_UNAUTHORIZED, ("http://127.0.0.1:", "refuses", "'hub'")),
+    ("without-access", f"{REPO}@main/a.csv", Reason.GATED_DATASET_UNAUTHORIZED, (f"{REPO}@main is gated", "'hub'")),
+    (
+        "without-access",
+        "hf://datasets/org/none@main/a.csv",
+        Reason.DATASET_NOT_FOUND,
+        ("does not exist on the hub", "the token in Secret 'hub' (key 'token') does not show it"),
+    ),
+]
+"""Values of the Secret, and what is said of them."""
+
+
+@pytest.mark.parametrize("number", range(len(TOKENS)))
+def test_a_token_that_opens_nothing(refused: dict[str, StageError], number: int) -> None:
+    token, _, reason, parts = TOKENS[number]
+    error = refused[f"token {number}"]
+    assert (error.reason, error.retriable) == (reason, False)
+    assert_says(error.message, *parts)
+    assert not token or token not in error.message
+
+
 @pytest.mark.parametrize("number", range(len(NOT_ON_THE_HUB)))
 def test_files_that_the_hub_does_not_give(refused: dict[str, StageError], number: int) -> None:
     error = refused[f"hub {number}"]
-    assert (error.reason, error.retriable) == (Reason.DATASET_NOT_FOUND, False)
+    gated = NOT_ON_THE_HUB[number][1]
+    reason = Reason.GATED_DATASET_UNAUTHORIZED if gated else Reason.DATASET_NOT_FOUND
+    assert (error.reason, error.retriable) == (reason, False)
     assert_says(error.message, *NOT_ON_THE_HUB[number][2])
 
 
@@ -334,6 +365,12 @@ def refused(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         for number, (uri, gated, _) in enumerate(NOT_ON_THE_HUB):
             with fake_hub(patch, "dataset", "org/set", HUB, gated=gated):
                 made[f"hub {number}"] = refusal(find_sources, Lent(store), Dataset(sources=[Source(uri=uri)]))
+        for number, (token, uri, *_) in enumerate(TOKENS):
+            named = SecretKeyRef(name="hub", key="token")
+            patch.setenv(named.variable, token)
+            with fake_hub(patch, "dataset", "org/set", HUB, tokens={"with-access": True, "without-access": False}):
+                asked = Dataset(sources=[Source(uri=uri, secret_key_ref=named)])
+                made[f"token {number}"] = refusal(find_sources, Lent(store), asked)
         with fake_hub(patch, "dataset", "org/set", HUB):
             [file] = find_sources(Lent(store), Dataset(sources=[source]))
         with fake_hub(patch, "dataset", "org/set", {"README.md": b"a card"}):

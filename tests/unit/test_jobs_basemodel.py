@@ -144,7 +144,7 @@ NOT_GIVEN = [
         "hf://org/model@main",
         True,
         Reason.GATED_MODEL_UNAUTHORIZED,
-        "gated, … no token",
+        "gated, … names no token",
     ),
     ("hf://org/none@main", False, Reason.MODEL_NOT_FOUND, "does not exist … private"),
     ("hf://org/model@v9", False, Reason.MODEL_NOT_FOUND, "no such revision"),

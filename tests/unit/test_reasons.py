@@ -36,7 +36,7 @@ RUN_WAITS = {
 }
 """What a FineTuneJob waits for: the run goes on by itself."""
 SPEC_CHANGES = {
-    *(Reason.SPEC_INVALID, Reason.MODEL_UNSUPPORTED, Reason.FIT_REFUSED, Reason.GATED_MODEL_UNAUTHORIZED),
+    *(Reason.SPEC_INVALID, Reason.MODEL_UNSUPPORTED, Reason.FIT_REFUSED),
     *(Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED, Reason.OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY),
     *(Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.BUDGET_EXCEEDED),
 }

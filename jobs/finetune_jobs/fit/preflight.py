@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
+from finetune_api.references import SecretKeyRef
 from finetune_api.stages import StageInput
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.admission import Admission, admit
 from finetune_jobs.modelling.base_model import BaseModel
-from finetune_jobs.store.hub import CLIENT_ERROR
+from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
 from finetune_jobs.store.places import Places
 
 CONFIG: Final = "config.json"
@@ -54,7 +54,7 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
 def _read_config(given: StageInput, places: Places, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:
     try:
         if model.revision:
-            content: bytes | None = _from_hub(model, scratch)
+            content: bytes | None = _from_hub(model, given.base_model_secret_key_ref, scratch)
         else:
             content = places.open(model.uri, given.base_model_storage).get(CONFIG)
         found = json.loads(content or b"null")
@@ -63,6 +63,7 @@ def _read_config(given: StageInput, places: Places, model: BaseModel, scratch: P
     return found if isinstance(found, dict) else None
 
 
-def _from_hub(model: BaseModel, scratch: Path) -> bytes:
+def _from_hub(model: BaseModel, secret: SecretKeyRef | None, scratch: Path) -> bytes:
     repo = model.uri.removeprefix("hf://").partition("@")[0]
-    return Path(HfApi().hf_hub_download(repo, CONFIG, revision=model.revision, local_dir=scratch)).read_bytes()
+    hub = hub_client(secret)
+    return Path(hub.hf_hub_download(repo, CONFIG, revision=model.revision, local_dir=scratch)).read_bytes()

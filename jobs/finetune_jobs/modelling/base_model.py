@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import HfApi
-
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
+from finetune_api.references import SecretKeyRef
 from finetune_api.storage import InputStorage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import Context
-from finetune_jobs.store.hub import HUB_ERRORS, hub_error
+from finetune_jobs.store.hub import HUB_ERRORS, hub_client, hub_error
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store, StoredObject
 
@@ -40,19 +39,23 @@ class BaseModel:
     """Commit of a model of the hub."""
 
 
-def find_base_model(places: Places, uri: str, storage: InputStorage | None = None) -> BaseModel:
-    """Check a model without downloading it.
+def find_base_model(
+    places: Places, uri: str, storage: InputStorage | None = None, secret: SecretKeyRef | None = None
+) -> BaseModel:
+    """Check a model without downloading it; ``secret`` names the token for one of the hub.
 
     Raises StageError: ModelNotFound, ModelUnsupported (no config.json, no safetensors), GatedModelUnauthorized, and as
     Store for a model in S3.
     """
-    return _find_in_s3(places.open(uri, storage), uri) if uri.startswith("s3://") else _find_on_hub(uri)
+    return _find_in_s3(places.open(uri, storage), uri) if uri.startswith("s3://") else _find_on_hub(uri, secret)
 
 
 def model_of(context: Context) -> BaseModel:
     """The base model of a stage's input. Raises StageError as ``find_base_model``."""
     given = context.input
-    return find_base_model(context.places, given.base_model_uri, given.base_model_storage)
+    return find_base_model(
+        context.places, given.base_model_uri, given.base_model_storage, given.base_model_secret_key_ref
+    )
 
 
 def fetch_base_model(context: Context, target: Path) -> None:
@@ -66,7 +69,7 @@ def fetch_base_model(context: Context, target: Path) -> None:
 def _fetch(context: Context, model: BaseModel, target: Path) -> None:
     _require_same(context, model)
     if model.revision:
-        _download_from_hub(model, target)  # a commit of the hub never changes
+        _download_from_hub(model, context.input.base_model_secret_key_ref, target)  # a commit of the hub never changes
         return
     _download_from_s3(context, model, target)
     _require_same(context, model_of(context))
@@ -121,26 +124,27 @@ def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:
             raise StageError(Reason.MODEL_NOT_FOUND, f"{place.uri(name)} was deleted while the model was being copied.")
 
 
-def _find_on_hub(uri: str) -> BaseModel:
+def _find_on_hub(uri: str, secret: SecretKeyRef | None) -> BaseModel:
     repo, revision = _hub_name(uri)
+    hub = hub_client(secret)
     try:
-        hub = HfApi()
         hub.auth_check(repo)
         info = hub.model_info(repo, revision=revision, timeout=_HUB_TIMEOUT)
     except HUB_ERRORS as error:
-        raise _failed(error, uri) from None
+        raise _failed(error, uri, secret) from None
     names = sorted(file.rfilename for file in info.siblings or [] if "/" not in file.rfilename)
     _require_usable(uri, names)
     commit = str(info.sha)
     return BaseModel(uri, digest(["hf", repo, commit]), [n for n in names if n.endswith(_COPIED)], commit)
 
 
-def _download_from_hub(model: BaseModel, target: Path) -> None:
+def _download_from_hub(model: BaseModel, secret: SecretKeyRef | None, target: Path) -> None:
     repo, _ = _hub_name(model.uri)
+    hub = hub_client(secret)
     try:
-        HfApi().snapshot_download(repo, revision=model.revision, allow_patterns=model.files, local_dir=target)
+        hub.snapshot_download(repo, revision=model.revision, allow_patterns=model.files, local_dir=target)
     except HUB_ERRORS as error:
-        raise _failed(error, model.uri) from None
+        raise _failed(error, model.uri, secret) from None
 
 
 def _hub_name(uri: str) -> tuple[str, str]:
@@ -152,5 +156,12 @@ def _hub_name(uri: str) -> tuple[str, str]:
     return match["repo"], match["revision"]
 
 
-def _failed(error: Exception, uri: str) -> StageError:
-    return hub_error(error, uri, "model", missing=Reason.MODEL_NOT_FOUND, gated=Reason.GATED_MODEL_UNAUTHORIZED)
+def _failed(error: Exception, uri: str, secret: SecretKeyRef | None) -> StageError:
+    return hub_error(
+        error,
+        uri,
+        "model",
+        missing=Reason.MODEL_NOT_FOUND,
+        gated=Reason.GATED_MODEL_UNAUTHORIZED,
+        secret=secret,
+    )

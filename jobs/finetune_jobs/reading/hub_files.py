@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from finetune_api.reasons import Reason
+from finetune_api.references import SecretKeyRef
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.store.hub import HUB_ERRORS, hub_error, is_missing_entry
+from finetune_jobs.store.hub import HUB_ERRORS, hub_client, hub_error, is_missing_entry
 
 _URI: Final = re.compile(
     r"^hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>(refs/(convert|pr)/)?[^/@]+)/(?P<path>.*)$"
@@ -28,6 +28,8 @@ class HubPlace:
     repo: str
     revision: str
     path: str
+    secret: SecretKeyRef | None = None
+    """Where the token is."""
 
     def uri(self, path: str) -> str:
         """URI of a file of the same repository and revision."""
@@ -45,22 +47,23 @@ class HubFile:
     """The commit that the revision stood for when the file was found."""
 
 
-def hub_place(uri: str) -> HubPlace:
-    """The parts of a URI. Raises StageError (SpecInvalid)."""
+def hub_place(uri: str, secret: SecretKeyRef | None = None) -> HubPlace:
+    """The parts of a URI; ``secret`` names the token. Raises StageError (SpecInvalid)."""
     match = _URI.match(uri)
     if match is None:
         raise StageError(
             Reason.SPEC_INVALID, f"{uri!r} is not of the form hf://datasets/organisation/name@revision/path."
         )
-    return HubPlace(match["repo"], match["revision"], match["path"])
+    return HubPlace(match["repo"], match["revision"], match["path"], secret)
 
 
 def list_hub_files(place: HubPlace, folder: str, *, recursive: bool) -> Iterator[HubFile]:
     """The files of a folder, at the revision's current commit; none if there is no such folder.
 
-    Raises StageError: DatasetNotFound (no such repository or revision, gated, private, hub unreachable).
+    Raises StageError: DatasetNotFound (no such repository or revision, private, hub unreachable),
+    GatedDatasetUnauthorized, SecretMissing.
     """
-    hub = HfApi()
+    hub = hub_client(place.secret)
     try:
         hub.auth_check(place.repo, repo_type=_DATASET)
         info = hub.dataset_info(place.repo, revision=place.revision, expand=["sha"], timeout=_TIMEOUT)
@@ -80,7 +83,7 @@ def fetch_hub_file(place: HubPlace, file: HubFile, target: Path) -> None:
     """Copy a file to ``target``. Raises StageError as ``list_hub_files``."""
     try:
         with TemporaryDirectory(dir=target.parent) as folder:
-            path = HfApi().hf_hub_download(
+            path = hub_client(place.secret).hf_hub_download(
                 place.repo, file.path, repo_type=_DATASET, revision=file.commit, local_dir=folder
             )
             Path(path).replace(target)
@@ -96,4 +99,11 @@ def _commit(sha: str | None) -> str:
 
 def _failed(error: Exception, place: HubPlace) -> StageError:
     uri = f"hf://datasets/{place.repo}@{place.revision}"
-    return hub_error(error, uri, "data set", missing=Reason.DATASET_NOT_FOUND, gated=Reason.DATASET_NOT_FOUND)
+    return hub_error(
+        error,
+        uri,
+        "data set",
+        missing=Reason.DATASET_NOT_FOUND,
+        gated=Reason.GATED_DATASET_UNAUTHORIZED,
+        secret=place.secret,
+    )

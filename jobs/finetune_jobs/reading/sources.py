@@ -147,7 +147,7 @@ def _s3_file(origin: DatasetSource, place: Store, entry: StoredObject, one_of_ma
 
 
 def _on_hub(origin: DatasetSource, uri: str) -> Iterator[SourceFile]:
-    place = hub_place(uri)
+    place = hub_place(uri, origin.source.secret_key_ref)
     pattern = _pattern(place.path)
     prefix = f"{pattern.folder}/" if pattern.folder else ""
     for file in list_hub_files(place, pattern.folder, recursive=not pattern.name):

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from finetune_api.layout import run_folder
 from finetune_api.meta import POD_VARIABLE
+from finetune_api.references import SECRET_PREFIX
 from finetune_api.stages import RunRef
 from finetune_jobs.base.background import Repeating
 from finetune_jobs.store.s3 import Store
@@ -40,7 +41,8 @@ class Redaction:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         # Secrets made from files end in a line break, which their users strip.
-        secrets = {value.strip() for name, value in environment.items() if _SECRET_NAME.search(name)}
+        named = (name for name in environment if name.startswith(SECRET_PREFIX) or _SECRET_NAME.search(name))
+        secrets = {environment[name].strip() for name in named}
         longest_first = sorted((s for s in secrets if len(s) >= _SHORTEST_SECRET), key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

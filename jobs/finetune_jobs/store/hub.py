@@ -1,8 +1,10 @@
-"""The Hugging Face hub: which exceptions its client raises, and what they mean as failures of a stage."""
+"""The Hugging Face hub: a client with a token, what it raises, and what that means as a failure of a stage."""
 
+import os
+from collections.abc import Mapping
 from typing import Final
 
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -14,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from finetune_api.reasons import Reason
+from finetune_api.references import SecretKeyRef
 from finetune_jobs.base.errors import StageError
 
 CLIENT_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
@@ -30,18 +33,51 @@ def is_missing_entry(error: Exception) -> bool:
     return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
-def hub_error(error: Exception, uri: str, kind: str, *, missing: Reason, gated: Reason) -> StageError:
-    """What one of ``HUB_ERRORS`` means for the ``kind`` ("model", "data set") at ``uri``.
+def hub_client(secret: SecretKeyRef | None, environment: Mapping[str, str] = os.environ) -> HfApi:
+    """A client that sends the token of a Secret to the hub, and to no other host that the hub redirects to; without a
+    Secret, with the machine's own login, if there is one.
+
+    Raises StageError (SecretMissing) if the token is empty, or cannot be sent.
+    """
+    if secret is None:
+        return HfApi()
+    token = environment.get(secret.variable, "").strip()  # Secrets made from files end in a line break
+    if not token:
+        raise StageError(
+            Reason.SECRET_MISSING,
+            f"{secret.variable} is empty: Secret {secret.name!r} must contain a token for the hub under "
+            f"{secret.key!r}.",
+        )
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise StageError(
+            Reason.SECRET_MISSING,
+            f"Secret {secret.name!r} contains no token for the hub under {secret.key!r}: a token has no spaces and no "
+            "line breaks.",
+        )
+    return HfApi(token=token)
+
+
+def hub_error(
+    error: Exception, uri: str, kind: str, *, missing: Reason, gated: Reason, secret: SecretKeyRef | None = None
+) -> StageError:
+    """What one of ``HUB_ERRORS`` means for the ``kind`` ("model", "data set") at ``uri``, asked with the token of
+    ``secret``.
 
     ``missing`` is the reason if it does not exist or cannot be reached, ``gated`` if it needs another token.
     """
+    token = f"the token in Secret {secret.name!r} (key {secret.key!r})" if secret else ""
     match error:
+        case GatedRepoError() if secret:
+            return StageError(gated, f"{uri} is gated, and {token} gives no access to it.")
         case GatedRepoError():
-            return StageError(gated, f"{uri} is gated, and the pod has no token with access to it.")
+            return StageError(gated, f"{uri} is gated, and secretKeyRef names no token with access to it.")
         case RevisionNotFoundError():
             return StageError(missing, f"{uri}: the {kind} has no such revision.")
         case RepositoryNotFoundError():
-            return StageError(missing, f"{uri} does not exist on the hub, or is private.")
+            seen = f"{token} does not show it" if secret else "is private and needs a token in secretKeyRef"
+            return StageError(missing, f"{uri} does not exist on the hub, or {seen}.")
+        case HfHubHTTPError() if secret and _is_refusal(error):
+            return StageError(gated, f"{uri}: the hub at {constants.ENDPOINT} refuses {token}.")
         case _ if isinstance(error, _NO_SENSE) and not isinstance(error, CLIENT_ERROR):
             return StageError(
                 missing,
@@ -58,3 +94,8 @@ def hub_error(error: Exception, uri: str, kind: str, *, missing: Reason, gated: 
                 f"to the hub, copy the {kind} to S3.",
                 retriable=True,
             )
+
+
+def _is_refusal(error: HfHubHTTPError) -> bool:
+    """Whether the hub does not take the token: it is expired, revoked, or of other rights."""
+    return error.response is not None and error.response.status_code in (401, 403)
