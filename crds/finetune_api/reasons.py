@@ -222,7 +222,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.MODEL_NOT_FOUND: "Correct spec.model.uri; or upload the model, then set spec.rerun to a new value.",
     Reason.BUCKET_NOT_FOUND: "Correct the URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.S3_ACCESS_DENIED: "Correct the keys in the Secret or the bucket's policy, then set spec.rerun to a new value.",
-    Reason.S3_UNREACHABLE: "Check spec.storage.endpoint and the network policies between the pod and the store; if the run has failed, set spec.rerun to a new value.",
+    Reason.S3_UNREACHABLE: "Check the storage's endpoint (spec.storage, or that of the output, model or source) and the network policies between the pod and the store; if the run has failed, set spec.rerun to a new value.",
     Reason.S3_ENCRYPTION_REFUSED: "Correct spec.storage.encryption; or allow the keys in the Secret to use that encryption key (kms:GenerateDataKey, kms:Decrypt), then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_NOT_FOUND: "Make sure that nobody deletes objects below spec.output.uri, then set spec.rerun to a new value to make the result again.",

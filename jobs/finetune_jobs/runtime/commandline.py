@@ -93,7 +93,9 @@ writes:  {writes}
          runs/<name>/<uid>/logs/ (the log's end, for stages of a FineTuneJob)
 
 environment:
-  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY  keys for S3; without them the pod's or machine's own identity
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY  keys for each storage without a secretRef; without them the pod's or
+                                            machine's own identity
+  FINETUNE_SECRET.<name>_<key>              value of a Secret's key, for each secretRef or secretKeyRef of the input
   TMPDIR                                    parent of the scratch folder, which needs space for the models
   OMP_NUM_THREADS                           number of CPU threads for computation
 {more}
