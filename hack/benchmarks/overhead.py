@@ -166,13 +166,14 @@ def by_hand(kubectl: Kubectl, inputs: dict[Stage, StageInput]) -> dict[str, floa
         for stage in PIPELINE:
             given = inputs[stage]
             output = given.output.model_copy(update={"uri": "s3://artifacts/by-hand"}) if given.output else None
+            here = {"endpoint": f"http://127.0.0.1:{port}", "secret_ref": None}  # the keys of this process
             given = given.model_copy(
                 update={
                     "upstream": upstream,
                     "input_key": input_key(stage, upstream, given.params),
                     "reuse": False,
                     "output": output,
-                    "storage": given.storage.model_copy(update={"endpoint": f"http://127.0.0.1:{port}"}),
+                    "storage": given.storage.model_copy(update=here),
                 }
             )
             begin = time.monotonic()

@@ -16,7 +16,7 @@ from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.informer import Informer
-from finetune_operator.framework.metrics import RECONCILE_SECONDS, Headline, headline_of
+from finetune_operator.framework.metrics import RECONCILE_SECONDS, PhaseAndReason, phase_and_reason
 from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.framework.ownership import Key, owner_key
 from finetune_operator.framework.reconcile import Reconciler
@@ -28,8 +28,8 @@ from finetune_operator.settings import Settings
 logger = logging.getLogger(__name__)
 
 INDEXES: Final[Indexes] = {
-    FINETUNEJOBS.kind: (output_of, headline_of(FINETUNEJOBS.kind)),
-    ADAPTERDEPLOYMENTS.kind: (followed_job, line_of, headline_of(ADAPTERDEPLOYMENTS.kind)),
+    FINETUNEJOBS.kind: (output_of, phase_and_reason(FINETUNEJOBS.kind)),
+    ADAPTERDEPLOYMENTS.kind: (followed_job, line_of, phase_and_reason(ADAPTERDEPLOYMENTS.kind)),
 }
 """How custom resources are found: by what they publish and what they serve, in line, and by what they say."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
@@ -150,9 +150,9 @@ class Controller:
             return 0.0
         return max(0.0, time.monotonic() - self._resynced - _MOST * self._settings.resync_seconds)
 
-    def headlines(self) -> dict[Headline, int]:
+    def by_phase(self) -> dict[PhaseAndReason, int]:
         """How many custom resources are in which phase, and why."""
-        return self._cache.sizes(Headline)
+        return self._cache.sizes(PhaseAndReason)
 
     def _selections(self, resource: Resource) -> list[Selection]:
         namespaces: list[str | None] = [*self._settings.namespaces] or [None]

@@ -13,7 +13,7 @@ from finetune_api import meta
 from finetune_operator.controller import INDEXES, Controller
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import PAGE, ApiError, Page, Selection
-from finetune_operator.framework.metrics import Headline
+from finetune_operator.framework.metrics import PhaseAndReason
 from finetune_operator.framework.objects import (
     DEPLOYMENTS,
     PODS,
@@ -168,7 +168,7 @@ def test_a_replica_that_stands_by_knows_everything_and_does_nothing() -> None:
     controller.seen(FINETUNEJOBS, gone=False, found=job(1) | {"status": {"phase": "Running", "conditions": READY}})
     controller.seen(FINETUNEJOBS, gone=False, found=job(2) | {"status": {"phase": "Running", "conditions": READY}})
     assert turns(controller) == set()
-    assert controller.headlines() == {Headline("FineTuneJob", "Running", "Unschedulable"): 1}
+    assert controller.by_phase() == {PhaseAndReason("FineTuneJob", "Running", "Unschedulable"): 1}
 
 
 ACCOUNT: Object = {"metadata": {"name": "runner", "namespace": "team", "uid": "u", "resourceVersion": "7"}}

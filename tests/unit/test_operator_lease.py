@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.framework.client import ApiError
-from finetune_operator.framework.lease import DURATION, RENEW_DEADLINE, TIMEOUT, Claim, Elector, LeaseName
+from finetune_operator.framework.lease import DURATION, RENEW_DEADLINE, TIMEOUT, Elector, LeaseName, LeaseTerm
 from finetune_operator.framework.objects import Object, Resource
 from tests.support.sentences import assert_says
 
@@ -56,17 +56,17 @@ def held(by: str | None, renewed: int = 0, seconds: int = 12) -> Object:
 )
 def test_when_a_lease_may_be_taken(seen: list[tuple[float, Object]], free: bool) -> None:
     """By this replica's clock since it saw the last change: what the Lease says of the time is another machine's."""
-    claim = Claim(ME)
-    assert [claim.free(spec, 1000 + moment) for moment, spec in seen][-1] is free
+    term = LeaseTerm(ME)
+    assert [term.free(spec, 1000 + moment) for moment, spec in seen][-1] is free
 
 
 def test_a_term_counts_from_before_the_request_and_ends_once() -> None:
-    claim = Claim(ME)
-    assert (claim.leads(0), claim.lost(0)) == (False, False)
-    claim.taken(began=10)
-    assert claim.leads(10 + RENEW_DEADLINE - 0.1)
-    assert not claim.leads(10 + RENEW_DEADLINE)
-    assert claim.lost(10 + RENEW_DEADLINE)
+    term = LeaseTerm(ME)
+    assert (term.leads(0), term.lost(0)) == (False, False)
+    term.taken(began=10)
+    assert term.leads(10 + RENEW_DEADLINE - 0.1)
+    assert not term.leads(10 + RENEW_DEADLINE)
+    assert term.lost(10 + RENEW_DEADLINE)
 
 
 @dataclass

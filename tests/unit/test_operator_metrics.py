@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_operator.framework import metrics
-from finetune_operator.framework.metrics import Headline, Request, Snapshot, headline_of, request_of
+from finetune_operator.framework.metrics import PhaseAndReason, Request, Snapshot, phase_and_reason, request_of
 from finetune_operator.framework.workqueue import QueueState
 from hack.cluster.layout import REPOSITORY
 
@@ -41,16 +41,18 @@ def test_a_request_in_the_words_of_rbac(method: str, path: str, expected: Reques
 
 
 def test_what_a_resource_says_of_itself() -> None:
-    said = headline_of("FineTuneJob")
+    said = phase_and_reason("FineTuneJob")
     status = {"phase": "Succeeded", "conditions": [{"type": "Ready", "reason": "RunSucceeded"}]}
-    assert said({"status": status}) == Headline("FineTuneJob", "Succeeded", "RunSucceeded")
-    assert said({"status": {"phase": "Pending"}}) == Headline("FineTuneJob", "Pending", "")
-    assert said({}) == Headline("FineTuneJob", "", "")
+    assert said({"status": status}) == PhaseAndReason("FineTuneJob", "Succeeded", "RunSucceeded")
+    assert said({"status": {"phase": "Pending"}}) == PhaseAndReason("FineTuneJob", "Pending", "")
+    assert said({}) == PhaseAndReason("FineTuneJob", "", "")
 
 
 def test_the_page_of_metrics_names_all_that_the_guide_explains() -> None:
     """And nothing else: a metric without a word in the guide is one that nobody finds."""
-    snapshot = Snapshot("1.2.3", lambda: QueueState(3, 1, 2.5, 9.0), lambda: {Headline("K", "P", "R"): 4}, lambda: True)
+    snapshot = Snapshot(
+        "1.2.3", lambda: QueueState(3, 1, 2.5, 9.0), lambda: {PhaseAndReason("K", "P", "R"): 4}, lambda: True
+    )
     metrics.REGISTRY.register(snapshot)
     try:
         page = generate_latest(metrics.REGISTRY).decode()

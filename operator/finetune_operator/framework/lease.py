@@ -45,7 +45,7 @@ class LeaseName:
     """Unique for each process: one that restarts under its old name is another one."""
 
 
-class Claim:
+class LeaseTerm:
     """What a replica knows of the Lease, and what it may do: no I/O, and times are seconds of one clock."""
 
     def __init__(self, identity: str) -> None:
@@ -100,7 +100,7 @@ class Elector:
         self._client = client
         self._where = where
         self._clock = clock
-        self._claim = Claim(where.identity)
+        self._term = LeaseTerm(where.identity)
         self._held: Object = {}
         """The Lease as this replica last wrote it."""
         self._stopping = threading.Event()
@@ -113,7 +113,7 @@ class Elector:
 
     def leads(self) -> bool:
         """Whether this replica may write at this moment."""
-        return self._claim.leads(self._clock())
+        return self._term.leads(self._clock())
 
     def check(self) -> None:
         """Raises ApiError unless this replica may write at this moment."""
@@ -126,7 +126,7 @@ class Elector:
         if self._thread is not None:
             self._thread.join(sum(TIMEOUT))
         held = self.leads()
-        self._claim.given_up()
+        self._term.given_up()
         if not (held and release):
             return
         spec = self._held["spec"] | {"holderIdentity": None, "leaseDurationSeconds": 1}
@@ -140,16 +140,16 @@ class Elector:
     def attempt(self) -> None:
         """Get or renew the Lease if possible. A term that ran out is not renewed."""
         began = self._clock()
-        if self._claim.lost(began):
+        if self._term.lost(began):
             return
         try:
             if self._renew_or_take():
-                self._claim.taken(began)
+                self._term.taken(began)
             else:
-                self._claim.given_up()
+                self._term.given_up()
         except ApiError as error:
             self._held = {}
-            level = logging.WARNING if self._claim.leads(began) else logging.INFO
+            level = logging.WARNING if self._term.leads(began) else logging.INFO
             logger.log(level, "Lease %s: %s", self._where.name, error)
 
     def _run(self, won: Callable[[], None], lost: Callable[[], None]) -> None:
@@ -170,7 +170,7 @@ class Elector:
                 leads = True
                 logger.info("%s holds the Lease and starts to work", self._where.identity)
                 won()
-            if self._claim.lost(self._clock()):
+            if self._term.lost(self._clock()):
                 logger.critical("%s has lost the Lease and ends", self._where.identity)
                 return
             self._stopping.wait(RETRY * random.uniform(1.0, 1.2))  # noqa: S311 - jitter
@@ -182,7 +182,7 @@ class Elector:
             self._held = self._client.create(LEASES, self._body(self._next_spec({})))
             return True
         spec = found.get("spec") or {}
-        if not self._claim.free(spec, self._clock()):
+        if not self._term.free(spec, self._clock()):
             return False
         self._held = found
         self._patch(self._next_spec(spec))

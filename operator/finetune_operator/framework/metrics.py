@@ -1,8 +1,8 @@
 """What the operator tells Prometheus about itself. One registry for the process, as Prometheus' own libraries have it.
 
-What happens is counted where it happens, by those who know it. What holds at
-the moment (``Snapshot``) is computed when somebody asks. No label holds the name of an object or a namespace: there
-are thousands, and a metric for each costs Prometheus more than the operator. docs/how-to/operate.md explains each.
+What happens is counted where it happens. What holds at the moment (``Snapshot``) is computed when somebody asks. No
+label holds the name of an object or a namespace: there are thousands, and a metric for each costs Prometheus more than
+the operator. docs/how-to/operate.md explains each.
 """
 
 import time
@@ -52,7 +52,7 @@ PROGRESS_READINGS: Final = Counter(
 )
 
 
-class Headline(NamedTuple):
+class PhaseAndReason(NamedTuple):
     """What a custom resource says of itself in a word each."""
 
     kind: str
@@ -68,7 +68,7 @@ class Snapshot(Collector):
     """Version of the operator."""
     queue: Callable[[], QueueState]
     """The work queue."""
-    resources: Callable[[], Mapping[Headline, int]]
+    resources: Callable[[], Mapping[PhaseAndReason, int]]
     """How many custom resources there are."""
     leads: Callable[[], bool]
     """Whether this replica is the one that works."""
@@ -93,8 +93,8 @@ class Snapshot(Collector):
             "Custom resources by kind, phase and reason of the condition Ready",
             labels=["kind", "phase", "reason"],
         )
-        for headline, count in sorted(self.resources().items()):
-            resources.add_metric(headline, count)
+        for each, count in sorted(self.resources().items()):
+            resources.add_metric(each, count)
         yield resources
 
 
@@ -102,13 +102,13 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"finetune_operator_{name}", text, value=float(value))
 
 
-def headline_of(kind: str) -> Callable[[Object], Headline]:
+def phase_and_reason(kind: str) -> Callable[[Object], PhaseAndReason]:
     """What a custom resource of this kind says; phase and reason are empty as long as it has no status."""
 
-    def of(resource: Object) -> Headline:
+    def of(resource: Object) -> PhaseAndReason:
         status = resource.get("status") or {}
         reasons = [each.get("reason", "") for each in status.get("conditions") or [] if each.get("type") == "Ready"]
-        return Headline(kind, status.get("phase") or "", reasons[0] if reasons else "")
+        return PhaseAndReason(kind, status.get("phase") or "", reasons[0] if reasons else "")
 
     return of
 
