@@ -13,7 +13,7 @@ from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
 from finetune_api.distillation import Distillation
 from finetune_api.freeze import Changes
 from finetune_api.references import ConfigMapKeyRef, SecretKeyRef
-from finetune_api.rules import Rule, exactly_one_of
+from finetune_api.rules import Rule, exactly_one_of, not_zero
 from finetune_api.storage import InputStorage, S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
@@ -241,16 +241,35 @@ class AcrossParts(StrEnum):
     FAIL = "Fail"
 
 
+class OnNear(StrEnum):
+    """What to do with near duplicates."""
+
+    GROUP = "Group"
+    DROP = "Drop"
+    IGNORE = "Ignore"
+
+
 class Duplicates(ApiModel):
     """Handling of duplicate examples."""
 
-    near_percent: Annotated[int, Field(ge=0, le=100)] = 85
-    """Examples are near duplicates if they share at least this percentage of word triples (Jaccard); 0: none are."""
-    drop_near: bool = False
-    """Drop near duplicates. If kept, they all go to the same part, so that the test never holds trained examples."""
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "dropNear": Retired("write near: Drop, or near: Group to keep them", "boolean"),
+    }
+
+    near: OnNear = OnNear.GROUP
+    """Group: near duplicates all go to the same part, so that the test never holds trained examples. Drop: only one of
+    them is kept. Ignore: nothing looks for them, and no leak is found."""
+    near_percent: Annotated[int, Field(ge=1, le=100, json_schema_extra=not_zero("set near: Ignore"))] = 85
+    """Examples are near duplicates if they share at least this percentage of word triples (Jaccard)."""
+
     across_parts: AcrossParts = AcrossParts.DROP_FROM_TRAINING
     """What to do with a row of a source for training that is equal or nearly equal to one of your own test, or of its
     group: DropFromTraining (counted and listed in the report), or Fail the job."""
+
+    @property
+    def sought_percent(self) -> int | None:
+        """``near_percent``; None: nothing looks for near duplicates."""
+        return None if self.near is OnNear.IGNORE else self.near_percent
 
 
 class Pilot(ApiModel):

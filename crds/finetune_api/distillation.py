@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.base import ApiModel, Decimal, Retired
 from finetune_api.freeze import Changes
 from finetune_api.references import SecretKeyRef
-from finetune_api.rules import Rule
+from finetune_api.rules import Rule, not_zero
 
 TEACHER_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/v1$"
 MODEL_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
@@ -18,9 +18,13 @@ MAX_TEMPERATURE: Final = 2
 """Highest temperature that OpenAI's API accepts."""
 
 _COST_NEEDS_PRICES: Final = Rule(
-    "double(self.maxCost) == 0.0 || double(self.prices.usdPerMillionInputTokens) > 0.0 || "
-    "double(self.prices.usdPerMillionOutputTokens) > 0.0",
+    "!has(self.maxCost) || double(self.maxCost) == 0.0 || (has(self.prices) && "
+    "(double(self.prices.usdPerMillionInputTokens) > 0.0 || double(self.prices.usdPerMillionOutputTokens) > 0.0))",
     "maxCost needs prices: set prices.usdPerMillionInputTokens or prices.usdPerMillionOutputTokens above 0",
+)
+_COST_IS_MORE: Final = Rule(
+    "!has(self.maxCost) || double(self.maxCost) > 0.0",
+    "maxCost must be above 0: it allows no request otherwise; omit it for no limit",
 )
 _SAMPLES_NEED_CHANCE: Final = Rule(
     "self.samplesPerPrompt == 1 || !has(self.temperature) || double(self.temperature) > 0.0",
@@ -31,9 +35,12 @@ _WARM_AT_MOST: Final = Rule(
     f"temperature must be {MAX_TEMPERATURE} or less",
 )
 _WORDS_IN_ORDER: Final = Rule(
-    "self.maxAnswerWords == 0 || self.minAnswerWords <= self.maxAnswerWords",
+    "!has(self.maxAnswerWords) || self.maxAnswerWords == 0 || self.minAnswerWords <= self.maxAnswerWords",
     "minAnswerWords must not exceed maxAnswerWords",
 )
+
+
+_RULES: Final = (_COST_NEEDS_PRICES, _COST_IS_MORE, _SAMPLES_NEED_CHANCE, _WARM_AT_MOST, _WORDS_IN_ORDER)
 
 
 class TeacherRef(ApiModel):
@@ -53,13 +60,25 @@ class TeacherRef(ApiModel):
     """A request that takes longer is cancelled and retried."""
 
 
+class Refusals(StrEnum):
+    """What to do with a teacher's refusal."""
+
+    DROP = "Drop"
+    KEEP = "Keep"
+
+
 class TeacherPrices(ApiModel):
-    """Prices of the teacher. If both are 0, tokens are counted but not their cost."""
+    """Prices of the teacher."""
 
     usd_per_million_input_tokens: Decimal = "0"
     """US dollars per million prompt tokens."""
     usd_per_million_output_tokens: Decimal = "0"
     """US dollars per million answer tokens."""
+
+    @property
+    def are_zero(self) -> bool:
+        """Whether the teacher costs nothing."""
+        return not any(map(Number, (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens)))
 
 
 class AnswerDuplicates(StrEnum):
@@ -73,13 +92,10 @@ class AnswerDuplicates(StrEnum):
 class Distillation(ApiModel):
     """Have a teacher answer the rows of the sources, which are then prompts without answers."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                rule.as_schema() for rule in (_COST_NEEDS_PRICES, _SAMPLES_NEED_CHANCE, _WARM_AT_MOST, _WORDS_IN_ORDER)
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [rule.as_schema() for rule in _RULES]})
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "dropRefusals": Retired("write refusals: Drop, or refusals: Keep", "boolean"),
+    }
 
     teacher: TeacherRef
     """The model that answers."""
@@ -98,24 +114,30 @@ class Distillation(ApiModel):
     """Maximum tokens of an answer; an answer cut off there is dropped."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
     """Number of concurrent requests."""
-    requests_per_minute: Annotated[int, Field(ge=0, le=100000)] = 0
-    """Maximum requests per minute, evenly spread; 0: no limit."""
-    deadline_minutes: Annotated[int, Field(ge=0, le=10080)] = 0
-    """The job fails if the teacher takes longer; its answers are kept for the next run. 0: the stage's deadline
+    requests_per_minute: Annotated[
+        int | None, Field(ge=1, le=100000, json_schema_extra=not_zero("omit requestsPerMinute for no limit"))
+    ] = None
+    """Maximum requests per minute, evenly spread. Default: no limit."""
+    deadline_minutes: Annotated[
+        int | None, Field(ge=1, le=10080, json_schema_extra=not_zero("omit deadlineMinutes for no limit"))
+    ] = None
+    """The job fails if the teacher takes longer; its answers are kept for the next run. Default: the stage's deadline
     applies."""
-    prices: TeacherPrices = TeacherPrices()
-    """Prices of the teacher."""
-    max_cost: Decimal = "0"
-    """Cost limit in US dollars. No request is sent that could exceed it; the remaining prompts are dropped. 0: no
+    prices: TeacherPrices | None = None
+    """Prices of the teacher. If omitted, tokens are counted but not their cost."""
+    max_cost: Decimal | None = None
+    """Cost limit in US dollars. No request is sent that could exceed it; the remaining prompts are dropped. Default: no
     limit."""
     answer_schema: Annotated[str, Field(max_length=8192)] = ""
     """JSON Schema (draft 2020-12) as text; an answer that is not JSON or does not match it is dropped."""
     min_answer_words: Annotated[int, Field(ge=1, le=10000)] = 1
     """Minimum words of an answer; a shorter one is dropped."""
-    max_answer_words: Annotated[int, Field(ge=0, le=100000)] = 0
-    """Maximum words of an answer; a longer one is dropped. 0: any length."""
-    drop_refusals: bool = True
-    """Drop refusals such as "I'm sorry, but I can't help with that"."""
+    max_answer_words: Annotated[
+        int | None, Field(ge=1, le=100000, json_schema_extra=not_zero("omit maxAnswerWords for any length"))
+    ] = None
+    """Maximum words of an answer; a longer one is dropped. Default: any length."""
+    refusals: Refusals = Refusals.DROP
+    """Drop or Keep refusals such as "I'm sorry, but I can't help with that"."""
     duplicates: AnswerDuplicates = AnswerDuplicates.WITHIN_PROMPT
     """Keep: keep all. WithinPrompt: of equal answers to the same prompt, keep only one. Drop: of equal or near-equal
     answers to any prompts, keep only one, for free text."""
@@ -123,12 +145,13 @@ class Distillation(ApiModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Distillation":
         warmth = None if self.temperature is None else Number(self.temperature)
-        prices = (self.prices.usd_per_million_input_tokens, self.prices.usd_per_million_output_tokens)
+        limit = None if self.max_cost is None else Number(self.max_cost)
         broken = {
-            _COST_NEEDS_PRICES: Number(self.max_cost) > 0 and not any(map(Number, prices)),
+            _COST_NEEDS_PRICES: bool(limit) and (self.prices is None or self.prices.are_zero),
+            _COST_IS_MORE: limit == 0,
             _SAMPLES_NEED_CHANCE: self.samples_per_prompt > 1 and warmth == 0,
             _WARM_AT_MOST: warmth is not None and warmth > MAX_TEMPERATURE,
-            _WORDS_IN_ORDER: 0 < self.max_answer_words < self.min_answer_words,
+            _WORDS_IN_ORDER: self.max_answer_words is not None and self.max_answer_words < self.min_answer_words,
         }
         for rule, is_broken in broken.items():
             if is_broken:

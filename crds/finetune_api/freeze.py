@@ -44,7 +44,7 @@ class Place:
 def places(model: type[BaseModel]) -> Iterator[Place]:
     """The fields of a model, in order."""
     for name, field in model.model_fields.items():
-        below, many = _model_of(field.annotation)
+        below, many = model_of(field.annotation)
         yield Place(field.alias or to_camel(name), _mark(field), field.is_required(), below, many)
 
 
@@ -98,14 +98,14 @@ def _mark(field: FieldInfo) -> Changes | None:
     return next((each for each in field.metadata if isinstance(each, Changes)), None)
 
 
-def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+def model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """The model in a field's type (``M``, ``M | None``, ``list[M]``), and whether it is in a list."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _model_of(get_args(annotation)[0])
+        return model_of(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        found = [_model_of(each) for each in get_args(annotation) if each is not type(None)]
+        found = [model_of(each) for each in get_args(annotation) if each is not type(None)]
         return found[0] if len(found) == 1 else (None, False)
     if origin is list:
-        return _model_of(get_args(annotation)[0])[0], True
+        return model_of(get_args(annotation)[0])[0], True
     return (annotation, False) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else (None, False)

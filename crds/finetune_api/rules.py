@@ -39,6 +39,13 @@ def exactly_one_of(*fields: str, also: Iterable[JsonValue] = ()) -> dict[str, Js
     return {"x-kubernetes-validations": [rule.as_schema(), *also]}
 
 
+def not_zero(instead: str) -> dict[str, JsonValue]:
+    """``json_schema_extra`` of a number of at least 1, in which 0 once meant something: the API server says what to
+    write ``instead``."""
+    rule = Rule("self != 0", f"0 has no meaning here any more: {instead}")
+    return {"minimum": 0, "x-kubernetes-validations": [rule.as_schema()]}
+
+
 def name_rule() -> Rule:
     """Names become Service names and, with a suffix, label values."""
     return Rule(

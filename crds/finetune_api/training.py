@@ -1,12 +1,13 @@
 """How a FineTuneJob trains, and which settings are known to perform badly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_api.base import AS_SET, ApiModel, Decimal
+from finetune_api.base import AS_SET, ApiModel, Decimal, Retired
+from finetune_api.rules import not_zero
 
 
 class Method(StrEnum):
@@ -54,8 +55,34 @@ class LearningCurve(ApiModel):
         return sum(self.percents) / 100
 
 
+class AdapterKind(StrEnum):
+    """What an adapter learns of a weight matrix."""
+
+    LORA = "LoRA"
+    DORA = "DoRA"
+
+
+class Scaling(StrEnum):
+    """By what the adapter's scale is divided."""
+
+    RANK = "Rank"
+    ROOT_OF_RANK = "RootOfRank"
+
+
+class EarlyStopping(StrEnum):
+    """What ends a training before its last step."""
+
+    VALIDATION_LOSS = "ValidationLoss"
+    NEVER = "Never"
+
+
 class Training(ApiModel):
     """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
+
+    retired: ClassVar[Mapping[str, Retired]] = {
+        "rslora": Retired("write scaling: RootOfRank", "boolean"),
+        "dora": Retired("write adapter: DoRA", "boolean"),
+    }
 
     method: Method = Method.QLORA
     """QLoRA: adapter on a quantized base model. LoRA: adapter on the 16-bit base model. Full: all weights of the
@@ -66,8 +93,10 @@ class Training(ApiModel):
     """Answer: learn only the last answer of a conversation. AllAnswers: learn every answer of the assistant."""
     epochs: Annotated[int, Field(ge=1, le=50)] = 3
     """Passes over the training examples."""
-    max_steps: Annotated[int, Field(ge=0, le=1000000)] = 0
-    """Stop after this many optimiser steps; 0: `epochs` decides."""
+    max_steps: Annotated[
+        int | None, Field(ge=1, le=1000000, json_schema_extra=not_zero("omit maxSteps, so that epochs decides"))
+    ] = None
+    """Stop after this many optimiser steps. Default: `epochs` decides."""
     learning_rate: Decimal | None = None
     """Peak learning rate of a cosine schedule with 3 % warm-up. Default: 2e-4, or 1e-4 above 14 billion parameters; a
     tenth of that for Full."""
@@ -82,10 +111,10 @@ class Training(ApiModel):
     """Rank r of the adapter."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32
     """Scale of the adapter, usually twice the rank."""
-    rslora: bool = False
-    """Divide the scale by the square root of the rank instead of the rank (rsLoRA), for ranks of 64 and more."""
-    dora: bool = False
-    """Train magnitude and direction of the weights separately (DoRA): slower, often better at low ranks."""
+    scaling: Scaling = Scaling.RANK
+    """Rank: divide the scale by the rank. RootOfRank: by its square root (rsLoRA), for ranks of 64 and more."""
+    adapter: AdapterKind = AdapterKind.LORA
+    """LoRA, or DoRA: train magnitude and direction of the weights separately; slower, often better at low ranks."""
     target_modules: Annotated[list[LayerName], Field(max_length=64), *AS_SET] = []
     """Linear layers that get an adapter, e.g. q_proj; all if omitted."""
     dropout: Fraction = "0.05"
@@ -94,10 +123,14 @@ class Training(ApiModel):
     """Seed of initialisation and order."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=100000)] = 25
     """Optimiser steps between validations; each validation also saves a checkpoint."""
-    checkpoint_minutes: Annotated[int, Field(ge=0, le=1440)] = 10
-    """Save another checkpoint if the last one is this many minutes old, for slow steps; 0: never."""
-    patience: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Stop early after this many validations without a better loss; 0: never. The best weights are always kept."""
+    checkpoint_minutes: Annotated[
+        int, Field(ge=1, le=10080, json_schema_extra=not_zero("for hardly any, set checkpointMinutes: 10080, a week"))
+    ] = 10
+    """Save another checkpoint if the last one is this many minutes old, for slow steps."""
+    early_stopping: EarlyStopping = EarlyStopping.VALIDATION_LOSS
+    """ValidationLoss: stop when the validation loss no longer improves. Never. The best weights are always kept."""
+    patience: Annotated[int, Field(ge=1, le=1000, json_schema_extra=not_zero("set earlyStopping: Never"))] = 3
+    """Validations without a better loss after which training stops early."""
 
     learning_curve: LearningCurve | None = None
     """Also train on parts of the examples and forecast the benefit of more; omit it to skip this."""
@@ -152,10 +185,10 @@ def _adapter_warnings(training: Training) -> Iterator[str]:
             f"spec.training.targetModules names only attention layers ({', '.join(sorted(training.target_modules))}): "
             "they learn less than all linear layers, even with the same number of parameters. Omit it."
         )
-    if training.rank >= HIGH_RANK and not training.rslora:
+    if training.rank >= HIGH_RANK and training.scaling is Scaling.RANK:
         yield (
             f"spec.training.rank {training.rank} learns hardly more than a smaller rank, because LoRA divides by "
-            "the rank. Set rslora: true, or rank: 16."
+            "the rank. Set scaling: RootOfRank, or rank: 16."
         )
     if (batch := training.batch_size * training.gradient_accumulation) > LARGE_BATCH:
         yield (

@@ -66,7 +66,7 @@ TRACKED = (
     Tracked(
         "Llama shape, DoRA, checkpointing",
         LLAMA,
-        {"method": "LoRA", "dora": True, "batch_size": 4, "max_length": 512},
+        {"method": "LoRA", "adapter": "DoRA", "batch_size": 4, "max_length": 512},
     ),
     Tracked("Qwen2 shape, QLoRA, checkpointing", QWEN, {"method": "QLoRA", "batch_size": 1, "max_length": 4096}),
     Tracked("GPT-NeoX shape, LoRA, checkpointing", NEOX, {"method": "LoRA", "batch_size": 4, "max_length": 512}),

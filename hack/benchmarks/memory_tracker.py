@@ -24,7 +24,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 
-from finetune_api.training import Method, Training
+from finetune_api.training import AdapterKind, Method, Training
 
 DEVICE = "cpu"
 TILE_VOCABULARY = 32768
@@ -87,7 +87,7 @@ def _adapter(training: Training) -> LoraConfig:
         r=training.rank,
         lora_alpha=training.alpha,
         lora_dropout=float(training.dropout),
-        use_dora=training.dora,
+        use_dora=training.adapter is AdapterKind.DORA,
         target_modules=list(training.target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )

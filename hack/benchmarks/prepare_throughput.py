@@ -102,7 +102,7 @@ def prepare_rows(rows: Path) -> dict[str, int]:
     with Collector(params, Intake(params), Untokenised(None, 0, params), rows.with_suffix(".spool")) as collector:
         collector.read([Copy(file, rows)], _silent)
     made = collector.made
-    near = made.near(params.dataset.duplicates.near_percent)
+    near = made.near(params.dataset.duplicates.sought_percent)
     division = divide(made.ledger, near, made.texts, params.dataset)
     return {
         "examples": len(division.parts),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.training import Training
+from finetune_api.training import EarlyStopping, Training
 from hack.benchmarks.result import Result
 from hack.cluster.console import say, step
 from hack.cluster.layout import cache_directory
@@ -55,7 +55,7 @@ class Workload:
             max_steps=self.steps,
             epochs=50,
             max_length=1024,
-            patience=0,
+            early_stopping=EarlyStopping.NEVER,
         )
 
 

@@ -92,7 +92,7 @@ EXAMPLES: Final = (
             "dataset": {
                 "distillation": {
                     "teacher": {"url": f"http://{TEACHER}:{TEACHER_PORT}/v1", "model": teacher.MODEL},
-                    "requestsPerMinute": 0,
+                    "requestsPerMinute": 100000,
                     "duplicates": "WithinPrompt",  # the teacher quotes: many questions have the same answer
                 }
             }

@@ -55,7 +55,7 @@ def prepare(context: Context) -> StageOutput:
     own.encoder.require_short()
     require_learnable(own.ledger, params)
     context.progress.report(0.75, "finding near duplicates and splitting")
-    near = own.near(params.dataset.duplicates.near_percent)
+    near = own.near(params.dataset.duplicates.sought_percent)
     division = divide(own.ledger, near, own.texts, params.dataset)
     require_enough(own.ledger, division)
     general = _collect_general(context, params, of_role(copies, SourceRole.REPLAY), own.encoder, benchmarks)

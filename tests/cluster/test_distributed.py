@@ -25,7 +25,7 @@ STEPS = 600
 TRAINING = {
     "maxSteps": STEPS,
     "epochs": 40,
-    "patience": 0,
+    "earlyStopping": "Never",
     "checkpointSteps": 20,
     "maxLength": 128,
     "gradientAccumulation": 1,

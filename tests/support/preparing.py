@@ -62,7 +62,7 @@ class Reader:
         require_valid(made.ledger, params)
         encoder.require_short()
         require_learnable(made.ledger, params)
-        near = made.near(params.dataset.duplicates.near_percent)
+        near = made.near(params.dataset.duplicates.sought_percent)
         require_enough(made.ledger, divide(made.ledger, near, made.texts, params.dataset))
         return made
 

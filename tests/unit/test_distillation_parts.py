@@ -39,6 +39,7 @@ pytestmark = pytest.mark.unit
     ("fields", "message"),
     [
         ({"max_cost": "5"}, "maxCost needs prices"),
+        ({"max_cost": "0"}, "maxCost must be above 0"),
         ({"samples_per_prompt": 2, "temperature": "0.0"}, "samplesPerPrompt above 1 needs a temperature above 0"),
         ({"temperature": "2.1"}, "temperature must be 2 or less"),
         ({"min_answer_words": 5, "max_answer_words": 4}, "minAnswerWords must not exceed maxAnswerWords"),
@@ -78,7 +79,7 @@ def test_base_urls(url: str) -> None:
 def test_the_models_fit_a_crd() -> None:
     schema = structural(Distillation)
     messages = [rule["message"] for rule in schema["x-kubernetes-validations"]]
-    assert len(messages) == 4
+    assert len(messages) == 5
     assert schema["properties"]["teacher"]["required"] == ["url", "model"]
 
 
@@ -129,7 +130,7 @@ def test_what_must_not_leave_is_taken_out_before_the_teacher_sees_it() -> None:
         ({"max_answer_tokens": 99}, False),
         ({"concurrency": 1, "requests_per_minute": 9, "timeout": 1, "deadline_minutes": 1}, True),
         ({"max_cost": "1", "prices": {"usdPerMillionInputTokens": "1"}}, True),
-        ({"min_answer_words": 3, "duplicates": "Drop", "drop_refusals": False, "answer_schema": "{}"}, True),
+        ({"min_answer_words": 3, "duplicates": "Drop", "refusals": "Keep", "answer_schema": "{}"}, True),
     ],
 )
 def test_answers_are_used_again_unless_something_that_shapes_them_changes(fields: dict[str, Any], same: bool) -> None:
@@ -291,9 +292,9 @@ def judge(text: str, finish: str = "stop", **fields: Any) -> str:
         ("a\0b", {}, Saying("nulByte:", "NUL byte", "character 2")),
         ("cut", {"finish": "length", "max_answer_tokens": 64}, Saying("truncated:", "64 tokens")),
         ("", {"finish": "content_filter"}, Saying("contentFilter:", "content filter")),
-        ("Never.", {"finish": "refusal", "drop_refusals": False}, Saying("refusal:", "refusal")),
+        ("Never.", {"finish": "refusal", "refusals": "Keep"}, Saying("refusal:", "refusal")),
         ("I'm sorry, but I can't help with that.", {}, Saying("refusal:", "refusal")),
-        ("I'm sorry, but I can't help with that.", {"drop_refusals": False}, "I'm sorry, but I can't help with that."),
+        ("I'm sorry, but I can't help with that.", {"refusals": "Keep"}, "I'm sorry, but I can't help with that."),
         ("one two", {"min_answer_words": 3}, Saying("tooShort:", "2 words", "minAnswerWords", "3")),
         ("one two three", {"max_answer_words": 2}, Saying("tooLong:", "3 words", "maxAnswerWords", "2")),
         ('{"code": 7}', {"answer_schema": OBJECT}, '{"code": 7}'),

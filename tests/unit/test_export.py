@@ -106,7 +106,7 @@ def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"quantization": "INT8"}, {"dora": True}, {"method": "LoRA", "dora": True, "rslora": True}],
+    [{"quantization": "INT8"}, {"adapter": "DoRA"}, {"method": "LoRA", "adapter": "DoRA", "scaling": "RootOfRank"}],
     ids=["int8", "qdora", "dora+rslora"],
 )
 def test_merging_keeps_what_every_kind_of_adapter_learnt(changes: dict[str, Any], tuned: Tuned, tmp_path: Path) -> None:

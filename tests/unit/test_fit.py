@@ -16,7 +16,7 @@ from finetune_api.budget import (
     trained_tokens,
 )
 from finetune_api.reasons import Reason
-from finetune_api.training import Method, Quantization, Training
+from finetune_api.training import AdapterKind, Method, Quantization, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.admission import admit, fits, smallest_change
 from finetune_jobs.fit.cost import forecast
@@ -122,7 +122,7 @@ def test_shape_is_that_of_the_model_in_transformers(family: str) -> None:
     ("training", "adapted"),
     [
         (Training(rank=4), "all-linear"),
-        (Training(rank=4, dora=True), "all-linear"),
+        (Training(rank=4, adapter=AdapterKind.DORA), "all-linear"),
         (Training(rank=8, target_modules=["q_proj", "mlp.down_proj"]), ["q_proj", "down_proj"]),
     ],
     ids=["all", "dora", "two"],
@@ -135,7 +135,8 @@ def test_adapters_are_those_of_peft(training: Training, adapted: str | list[str]
 
     fields = {name: value for name, value in small("llama").items() if name != "model_type"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields))
-    adapter = LoraConfig(r=training.rank, use_dora=training.dora, target_modules=adapted, task_type="CAUSAL_LM")
+    dora = training.adapter is AdapterKind.DORA
+    adapter = LoraConfig(r=training.rank, use_dora=dora, target_modules=adapted, task_type="CAUSAL_LM")
     with torch.no_grad():
         adapted_model = get_peft_model(model, adapter)
     expected = sum(parameter.numel() for parameter in adapted_model.parameters() if parameter.requires_grad)
@@ -201,7 +202,7 @@ TRAININGS = st.builds(
     max_length=st.sampled_from([16, 512, 2048, 8192]),
     rank=st.sampled_from([1, 16, 256]),
     dropout=st.sampled_from(["0", "0.05"]),
-    dora=st.booleans(),
+    adapter=st.sampled_from(AdapterKind),
 )
 CONFIGS = st.sampled_from([LLAMA_8B, MIXTRAL, SMOLLM, small("gpt_neox"), small("gemma3_text")])
 STEPS = st.sampled_from([ON_GPU, ON_CPU, Step(checkpointing=False, head=Head.FUSED, on_gpu=True)])

@@ -208,13 +208,13 @@ def test_a_part_has_its_share_of_steps_and_validations() -> None:
     assert part.model_copy(update={"max_steps": 150, "checkpoint_steps": 50}) == whole.model_copy(
         update={"learning_curve": None}
     )
-    assert proportional(settings(max_steps=0, checkpoint_steps=1), 5).max_steps == 0
+    assert proportional(settings(max_steps=None, checkpoint_steps=1), 5).max_steps is None
 
 
 def test_parts_are_part_of_the_forecast_of_time_and_money() -> None:
     plain, more = (
         Training(max_steps=10),
-        Training(max_steps=10, learning_curve=LearningCurve(percents=[10, 25, 50, 50])),
+        Training(max_steps=10, learning_curve=LearningCurve(percents=[10, 25, 50])),
     )
     assert trained_tokens(more, 1000, 50_000) == pytest.approx(1.85 * trained_tokens(plain, 1000, 50_000))
     assert (most_tokens(more) or 0) == pytest.approx(1.85 * (most_tokens(plain) or 0))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.dataset import Cleaning, Duplicates, OnFinding, Pii, Pilot, Source, Task, TaskType, TooLong
+from finetune_api.dataset import Cleaning, Duplicates, OnFinding, OnNear, Pii, Pilot, Source, Task, TaskType, TooLong
 from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -52,7 +52,7 @@ def collect(tokenizer: tuple[Any, int], spool: Path, params: PrepareParams, rows
 
 
 def report_of(made: Collected, params: PrepareParams) -> PreparationReport:
-    near = made.near(params.dataset.duplicates.near_percent)
+    near = made.near(params.dataset.duplicates.sought_percent)
     return PreparationReport.of(made, divide(made.ledger, near, made.texts, params.dataset), params, "")
 
 
@@ -84,7 +84,7 @@ ROWS = st.one_of(
     task=st.sampled_from(list(TaskType)),
     too_long=st.sampled_from(list(TooLong)),
     pii=st.sampled_from(list(OnFinding)),
-    duplicates=st.builds(Duplicates, near_percent=st.sampled_from([0, 85]), drop_near=st.booleans()),
+    duplicates=st.builds(Duplicates, near=st.sampled_from(OnNear)),
     pilot=st.sampled_from([None, Pilot(examples=50)]),
     least=st.integers(1, 2),
 )
@@ -140,7 +140,7 @@ def test_pieces_that_say_the_same_are_counted_but_make_the_set_no_smaller(
 ) -> None:
     sources = [Source(uri="s3://data/rows.jsonl")] * 2
     params = params_of(
-        sources=sources, cleaning=Cleaning(too_long=TooLong.SPLIT), duplicates=Duplicates(near_percent=0)
+        sources=sources, cleaning=Cleaning(too_long=TooLong.SPLIT), duplicates=Duplicates(near=OnNear.IGNORE)
     )
     turns = [(words(f"row{n}", 25), "first", words("same", 25), "second", words("end", 25), "third") for n in range(4)]
     made = collect(tokenizer, tmp_path / "spool.arrow", params, [chat(*each) for each in turns])
@@ -157,10 +157,10 @@ def test_lines_that_a_wrong_quote_took_in_are_rows(tokenizer: tuple[Any, int], t
 
 
 def test_too_few_examples_are_refused_with_every_way_out(tokenizer: tuple[Any, int], tmp_path: Path) -> None:
-    params = params_of(duplicates=Duplicates(drop_near=True))
+    params = params_of(duplicates=Duplicates(near=OnNear.DROP))
     rows = [chat(f"{words('near', 20)} {end}", "yes") for end in ("now", "then", "now")] + [{}]
     ledger = (made := collect(tokenizer, tmp_path / "spool.arrow", params, rows)).ledger
-    near = made.near(params.dataset.duplicates.near_percent)
+    near = made.near(params.dataset.duplicates.sought_percent)
     with pytest.raises(StageError) as caught:
         require_enough(ledger, divide(ledger, near, made.texts, params.dataset))
     assert_says(caught.value.message, "4 rows", "1 were invalid", "1 duplicates", "1 dropped", "rules", "1 examples")

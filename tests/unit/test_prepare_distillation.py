@@ -10,6 +10,7 @@ from finetune_api.dataset import (
     AcrossParts,
     Duplicates,
     OnFinding,
+    OnNear,
     Pii,
     SourcePart,
     Task,
@@ -115,8 +116,8 @@ def test_prompts_are_checked_before_the_teacher_is_paid(
     assert (scalars["rowsRead"], scalars["rowsInvalid"], scalars["rowsDropped"]) == (str(35 + 3 * 65), "5", "30")
 
 
-@pytest.mark.parametrize("near_percent", [0, 85])
-def test_every_good_answer_to_a_prompt_is_learnt_and_all_are_in_one_part(prepared: Prepared, near_percent: int) -> None:
+@pytest.mark.parametrize("near", [OnNear.IGNORE, OnNear.GROUP])
+def test_every_good_answer_to_a_prompt_is_learnt_and_all_are_in_one_part(prepared: Prepared, near: OnNear) -> None:
     prompts = [{"prompt": f"What is {text(n)}?"} for n in range(60)]
     with TeacherServer.running(lambda prompt, nth: says(f"{prompt} Answer {nth}.")) as server:
         config = Distillation(teacher=TeacherRef(url=server.url, model="large"), samples_per_prompt=3)
@@ -125,7 +126,7 @@ def test_every_good_answer_to_a_prompt_is_learnt_and_all_are_in_one_part(prepare
             columns=None,
             task=Task(type=TaskType.TEXT),
             distillation=config,
-            duplicates=Duplicates(near_percent=near_percent),
+            duplicates=Duplicates(near=near),
         )
     parts = {part: Counter(prepared.texts(part)) for part in ("train", "validation", "test")}
     assert sum(parts.values(), Counter()) == {row["prompt"]: 3 for row in prompts}

@@ -11,6 +11,7 @@ from finetune_api.dataset import (
     Cleaning,
     Columns,
     Duplicates,
+    OnNear,
     SourcePart,
     Task,
     TaskType,
@@ -34,7 +35,7 @@ def test_near_duplicates_stay_together_or_go(prepared: Prepared) -> None:
     assert all(places[f"{each} now"] == places[f"{each} then"] for each in long)
     assert set(places.values()) == {"train", "validation", "test"}
     assert prepared.report["rows"]["nearDuplicates"] == 40
-    scalars = prepared.run(source, duplicates=Duplicates(drop_near=True)).scalars
+    scalars = prepared.run(source, duplicates=Duplicates(near=OnNear.DROP)).scalars
     assert (scalars["rowsDropped"], prepared.report["rows"]["nearDropped"]) == ("40", 40)
     assert "Rules dropped 40 (nearDuplicate 40)." in prepared.result.message
 
@@ -70,7 +71,7 @@ def test_a_text_around_all_rows_makes_none_a_near_duplicate(
     prepared.run(prepared.put("rows.jsonl", given), max_length=2048, **fields)
     assert prepared.report["rows"]["nearDuplicates"] == 3
     assert [prepared.report["rows"][part] for part in ("train", "validation", "test")] == [166, 20, 20]
-    prepared.run(prepared.put("rows.jsonl", given), max_length=2048, duplicates=Duplicates(drop_near=True), **fields)
+    prepared.run(prepared.put("rows.jsonl", given), max_length=2048, duplicates=Duplicates(near=OnNear.DROP), **fields)
     assert prepared.report["rows"]["nearDropped"] == 3
 
 
@@ -134,14 +135,12 @@ def test_your_own_test_stays_whole_when_its_rows_stand_in_another_source_too(
     assert answers == [row["label"] for row in tested]
 
 
-@pytest.mark.parametrize("near_percent", [0, 85])
+@pytest.mark.parametrize("near", [OnNear.IGNORE, OnNear.GROUP])
 @pytest.mark.parametrize("test_first", [False, True])
-def test_a_row_for_training_and_for_the_test_is_refused(
-    prepared: Prepared, test_first: bool, near_percent: int
-) -> None:
+def test_a_row_for_training_and_for_the_test_is_refused(prepared: Prepared, test_first: bool, near: OnNear) -> None:
     own = prepared.put("own.jsonl", [*rows(), *rows(2, 901)], part=SourcePart.TRAIN)
     test = prepared.put("test.jsonl", rows(30, 900), part=SourcePart.TEST)
-    duplicates = Duplicates(near_percent=near_percent, across_parts=AcrossParts.FAIL)
+    duplicates = Duplicates(near=near, across_parts=AcrossParts.FAIL)
     with pytest.raises(StageError) as caught:
         prepared.run(*([test, own] if test_first else [own, test]), duplicates=duplicates)
     assert caught.value.reason is Reason.DATASET_INVALID
@@ -154,14 +153,14 @@ def test_of_near_duplicates_that_of_your_own_test_is_kept(prepared: Prepared) ->
     own = [{"text": f"{each} now", "label": "a"} for each in long]
     tested = [{"text": f"{each} then", "label": "a"} for each in long]
     sources = [prepared.put("own.jsonl", rows() + own), prepared.put("test.jsonl", tested, part=SourcePart.TEST)]
-    prepared.run(*sources, duplicates=Duplicates(drop_near=True))
+    prepared.run(*sources, duplicates=Duplicates(near=OnNear.DROP))
     assert prepared.texts("test") == [row["text"] for row in tested]
     assert prepared.report["rows"]["nearDropped"] == 30
 
 
-@pytest.mark.parametrize("near_percent", [0, 85])
+@pytest.mark.parametrize("sought", [OnNear.IGNORE, OnNear.GROUP])
 def test_what_your_test_holds_too_is_dropped_from_training_counted_and_listed(
-    prepared: Prepared, near_percent: int
+    prepared: Prepared, sought: OnNear
 ) -> None:
     long = [" ".join(f"{word}{n}" for word in WORDS) for n in range(3)]
     both = rows(2, 901)
@@ -173,8 +172,8 @@ def test_what_your_test_holds_too_is_dropped_from_training_counted_and_listed(
     tested = [*rows(30, 900), *({"text": f"{each} then", "label": "a"} for each in long)]
     test = prepared.put("test.jsonl", tested, part=SourcePart.TEST)
     validation = prepared.put("validation.jsonl", rows(30, 1800), part=SourcePart.VALIDATION)
-    result = prepared.run(own, test, validation, duplicates=Duplicates(near_percent=near_percent))
-    near = 3 if near_percent else 0
+    result = prepared.run(own, test, validation, duplicates=Duplicates(near=sought))
+    near = 0 if sought is OnNear.IGNORE else 3
     assert prepared.texts("test") == [row["text"] for row in tested]
     kept = [] if near else [f"{each} now" for each in long]
     assert prepared.texts("train") == [*(row["text"] for row in rows()), *kept]

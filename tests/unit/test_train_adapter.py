@@ -42,7 +42,7 @@ def test_transposed_layers_count_too() -> None:
     ("changes", "expected"),
     [
         ({}, {"r": 4, "lora_alpha": 8, "use_dora": False, "use_rslora": False, "target_modules": "all-linear"}),
-        ({"dora": True, "rslora": True}, {"use_dora": True, "use_rslora": True}),
+        ({"adapter": "DoRA", "scaling": "RootOfRank"}, {"use_dora": True, "use_rslora": True}),
         ({"target_modules": ["q_proj", "v_proj"]}, {"target_modules": {"q_proj", "v_proj"}}),
         ({"target_modules": ["layers.0.mlp.up_proj"]}, {"target_modules": {"layers.0.mlp.up_proj"}}),
         ({"rank": 64, "alpha": 128}, {"r": 64}),

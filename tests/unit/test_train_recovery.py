@@ -222,8 +222,8 @@ def test_slow_steps_are_saved_by_the_clock(store: Store, tmp_path: Path) -> None
     "changes",
     [
         {"quantization": Quantization.INT8},
-        {"dora": True},
-        {"method": Method.LORA, "dora": True, "rslora": True},
+        {"adapter": "DoRA"},
+        {"method": Method.LORA, "adapter": "DoRA", "scaling": "RootOfRank"},
     ],
     ids=["int8", "qdora", "dora+rslora"],
 )
@@ -261,7 +261,7 @@ def test_a_training_ends_when_its_money_does_and_keeps_the_best_weights(
     def limit(checkpoints: Checkpoints) -> TimeBudget:
         return TimeBudget(100, checkpoints, age=lambda: float(next(ages)))
 
-    training = settings(max_steps=50, checkpoint_steps=5, patience=0)
+    training = settings(max_steps=50, checkpoint_steps=5, early_stopping="Never")
     first = run_training(base, dataset, tmp_path / "first", training, store, limit=limit)
     assert first.ending.reason is Reason.BUDGET_EXCEEDED
     assert_says(first.ending.message, "spec.budget.maxCost", "100 s")

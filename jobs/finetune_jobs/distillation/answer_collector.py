@@ -58,7 +58,8 @@ class AnswerCollector:
         self._quiet.set()
         self._closing = False
         self._not_kept: tuple[StageError, float] | None = None
-        self.budget = Budget(config.prices, Decimal(config.max_cost), journal.spent)
+        limit = None if config.max_cost is None else Decimal(config.max_cost)
+        self.budget = Budget(config.prices, limit, journal.spent)
         self.answered = 0
         """Answers that came."""
         self.given_up: dict[str, Fault] = {}
@@ -86,8 +87,8 @@ class AnswerCollector:
     async def _watch(
         self, workers: list[asyncio.Task[None]], count: int, report: Report | None, stopping: threading.Event
     ) -> None:
-        limit = self._config.deadline_minutes * _MINUTE
-        deadline = time.monotonic() + limit if limit else None
+        minutes = self._config.deadline_minutes
+        deadline = None if minutes is None else time.monotonic() + minutes * _MINUTE
         running = set(workers)
         while running:
             done, running = await asyncio.wait(running, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)

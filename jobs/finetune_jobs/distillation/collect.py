@@ -55,7 +55,7 @@ def collect_distilled(
         taken[uri, row.line] += several
 
     prompts = _prompts(copies, config, params, collector.made.intake, given)
-    near = NearAnswers(params.dataset.duplicates.near_percent)
+    near = NearAnswers(params.dataset.duplicates.sought_percent)
     journal = Journal.of(context.store, context.input.run, config)
     session = TeacherSession(config, Teacher.from_environment(config), journal)
     report = context.progress.part(0.2, 0.75, "collecting the teacher's answers")
@@ -107,9 +107,9 @@ def _identity(prompt: Prompt) -> str:
 class NearAnswers:
     """Tells whether a text nearly duplicates an earlier answer. Memory: about 1 kB a text."""
 
-    def __init__(self, near_percent: int) -> None:
-        """``near_percent``: as spec.dataset.duplicates.nearPercent; 0: nothing is near to anything."""
-        self._threshold = near_percent / 100
+    def __init__(self, near_percent: int | None) -> None:
+        """``near_percent``: as spec.dataset.duplicates.nearPercent; None: nothing is near to anything."""
+        self._threshold = (near_percent or 0) / 100
         self._index = rensa.RMinHashLSH(threshold=max(0.01, self._threshold), num_perm=_VALUES, num_bands=_BANDS)
         self._known: list[rensa.RMinHash] = []
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from finetune_api.distillation import AnswerDuplicates, Distillation
+from finetune_api.distillation import AnswerDuplicates, Distillation, Refusals
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.distillation.answers import CUT, FILTERED, REFUSED, TeacherAnswer
@@ -62,7 +62,7 @@ class AnswerRules:
             return _fault("truncated", f"was cut off at {self._config.max_answer_tokens} tokens")
         if answer.finish == FILTERED:
             return _fault("contentFilter", "was removed by the teacher's content filter")
-        if answer.finish == REFUSED or (self._config.drop_refusals and is_refusal(answer.text)):
+        if answer.finish == REFUSED or (self._config.refusals is Refusals.DROP and is_refusal(answer.text)):
             return _fault("refusal", "is a refusal")
         return None
 
@@ -86,7 +86,7 @@ class AnswerRules:
         words, least, most = len(text.split()), self._config.min_answer_words, self._config.max_answer_words
         if words < least:
             return _fault("tooShort", f"has {words} words, minAnswerWords is {least}")
-        if most and words > most:
+        if most is not None and words > most:
             return _fault("tooLong", f"has {words} words, maxAnswerWords is {most}")
         return None
 

@@ -41,17 +41,19 @@ class Tokens:
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(self.input + other.input, self.output + other.output, self.estimated + other.estimated)
 
-    def cost(self, prices: TeacherPrices) -> Decimal:
-        """US dollars."""
+    def cost(self, prices: TeacherPrices | None) -> Decimal:
+        """US dollars; 0 where the prices are not known."""
+        if prices is None:
+            return Decimal()
         dear = self.input * Decimal(prices.usd_per_million_input_tokens)
         dear += self.output * Decimal(prices.usd_per_million_output_tokens)
         return dear / _MILLION
 
 
 class Budget:
-    """What may still be spent, shared by the requests in flight. A limit of 0 never stops anything."""
+    """What may still be spent, shared by the requests in flight. Without a limit, nothing is ever stopped."""
 
-    def __init__(self, prices: TeacherPrices, limit: Decimal, spent: Tokens) -> None:
+    def __init__(self, prices: TeacherPrices | None, limit: Decimal | None, spent: Tokens) -> None:
         self._prices, self._limit = prices, limit
         self.spent = spent
         """All that was spent, also by earlier pods."""
@@ -71,7 +73,7 @@ class Budget:
         Waits for requests in flight while it is they who might need the money.
         """
         price = most.cost(self._prices)
-        while not self.exhausted and self._limit and self.cost + self._reserved + price > self._limit:
+        while not self.exhausted and self._limit is not None and self.cost + self._reserved + price > self._limit:
             if self._reserved:
                 self._settled.clear()
                 await self._settled.wait()

@@ -43,7 +43,7 @@ _FEWEST: Final = 5
 class Pacer:
     """Spreads requests evenly over time and holds all of them back while the teacher asks for it."""
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = 60 / per_minute if per_minute else 0.0
         self._clock = clock
         self._next = self._closed_until = 0.0

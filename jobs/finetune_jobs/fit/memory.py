@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.training import Method, Quantization, Training
+from finetune_api.training import AdapterKind, Method, Quantization, Training
 from finetune_jobs.fit.shapes import Shape
 
 GIB: Final = 1 << 30
@@ -139,7 +139,7 @@ def trained_parameters(shape: Shape, training: Training) -> int:
     if training.method is Method.FULL:
         return shape.parameters
     adapted = shape.adapted(tuple(training.target_modules))
-    lengths = sum(matrix.outputs for matrix in adapted) if training.dora else 0
+    lengths = sum(matrix.outputs for matrix in adapted) if training.adapter is AdapterKind.DORA else 0
     return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths)
 
 
@@ -219,7 +219,7 @@ def _input_bytes(shape: Shape, training: Training) -> float:
         return FP32 * norms + BF16 * sum(matrix.inputs for matrix in shape.matrices)
     adapted = shape.adapted(tuple(training.target_modules))
     inner = BF16 * training.rank * len(adapted)
-    if training.dora:
+    if training.adapter is AdapterKind.DORA:
         inner += DORA_PER_OUTPUT * sum(matrix.outputs for matrix in adapted)
     if float(training.dropout) == 0:
         return inner + BF16 * (norms + product)
@@ -237,7 +237,7 @@ def _dora_passing(shape: Shape, training: Training) -> float:
 
 
 def _dora_parameters(shape: Shape, training: Training) -> int:
-    if not training.dora or training.method is Method.FULL:
+    if training.adapter is not AdapterKind.DORA or training.method is Method.FULL:
         return 0
     return sum(matrix.parameters for matrix in shape.adapted(tuple(training.target_modules)))
 

@@ -86,7 +86,7 @@ class Collected:
     tests_in_benchmark: int = 0
     """Examples of a test that a source provides which hold texts of a benchmark."""
 
-    def near(self, near_percent: int) -> Near:
+    def near(self, near_percent: int | None) -> Near:
         """Which prompts are near duplicates; every different one is looked at once."""
         by_source = defaultdict[int, set[str]](set)
         for identity in self.ledger.labels:

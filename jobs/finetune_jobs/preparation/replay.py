@@ -64,7 +64,7 @@ def choose(general: Collected, own: Collected, division: Division, boilerplate: 
     examples for validation and test. ``boilerplate``: as ``near_duplicates.Near``."""
     held_out = {identity for identity, part in division.parts.items() if part is not Part.TRAIN}
     texts = general.texts(set(general.ledger.labels))
-    leaks = leakage.find(texts, own.texts(held_out), dataset.duplicates.near_percent, boilerplate)
+    leaks = leakage.find(texts, own.texts(held_out), dataset.duplicates.sought_percent, boilerplate)
     usable = general.ledger.labels.keys() - own.ledger.labels.keys() - {leak.train for leak in leaks}
     trained = sum(part is Part.TRAIN for part in division.parts.values())
     percent = dataset.replay.percent if dataset.replay else 0

@@ -149,7 +149,7 @@ def _duplicates(facts: Facts) -> Item:
     rows = facts.rows
     evidence = f"{count_of(rows.duplicates, 'exact duplicate')} dropped."
     if rows.near_duplicates is None:
-        remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85."
+        remedy = "Set spec.dataset.duplicates.near: Group."
         return Item("duplicates", State.WARN, f"{evidence} Near duplicates were not checked.", remedy)
     stay = rows.near_duplicates - rows.near_dropped
     evidence += f" {count_of(rows.near_duplicates, 'near duplicate')} found"
@@ -157,7 +157,7 @@ def _duplicates(facts: Facts) -> Item:
         evidence += f": {rows.near_dropped:,} dropped, {stay:,} kept in the same part as the text they resemble"
     if stay > rows.distinct * MAX_NEAR:
         evidence += f"; {percent(stay, rows.distinct)} of the examples nearly repeat another one"
-        remedy = "Set spec.dataset.duplicates.dropNear: true, or collect more varied examples."
+        remedy = "Set spec.dataset.duplicates.near: Drop, or collect more varied examples."
         return Item("duplicates", State.WARN, f"{evidence}.", remedy)
     return Item("duplicates", State.PASS, f"{evidence}.")
 
@@ -217,7 +217,7 @@ def _split(facts: Facts) -> Item:
 
 def _leakage(facts: Facts) -> Item:
     if facts.leaks is None:
-        remedy = "Set spec.dataset.duplicates.nearPercent, e.g. to 85: the leakage check uses the same comparison."
+        remedy = "Set spec.dataset.duplicates.near: Group: the leakage check uses the same comparison."
         return Item("leakage", State.WARN, "Test and training examples were not compared.", remedy)
     if facts.leaks:
         evidence = f"{count_of(facts.leaks, 'pair')} of a test and a training example are near duplicates."

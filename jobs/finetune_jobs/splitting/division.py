@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from finetune_api.dataset import AcrossParts, Dataset
+from finetune_api.dataset import AcrossParts, Dataset, OnNear
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.parts import CLAIMS, Part
 from finetune_jobs.splitting import leakage, sampling
@@ -46,7 +46,7 @@ def divide(ledger: Ledger, near: Near, texts: Texts, dataset: Dataset) -> Divisi
     clusters = _clusters(near.clusters, ledger)
     found = sum(len(members) - 1 for members in clusters)
     dropped: set[str] = set()
-    if dataset.duplicates.drop_near:
+    if dataset.duplicates.near is OnNear.DROP:
         dropped = {identity for members in clusters for identity in members[1:]}
         ledger.leave_out(dropped)
         clusters = []
@@ -98,7 +98,7 @@ def _without_leaks(
         train, test = (
             {identity for identity, where in parts.items() if where is part} for part in (Part.TRAIN, Part.TEST)
         )
-        leaks = leakage.find(texts(train), texts(test), dataset.duplicates.near_percent, boilerplate)
+        leaks = leakage.find(texts(train), texts(test), dataset.duplicates.sought_percent, boilerplate)
         if not leaks:
             return parts
     raise leakage.refusal(_places(ledger, leaks))

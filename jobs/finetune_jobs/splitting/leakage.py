@@ -34,7 +34,7 @@ class Leak(NamedTuple):
 def find(
     train: Iterable[tuple[str, str]],
     test: Iterable[tuple[str, str]],
-    near_percent: int,
+    near_percent: int | None,
     boilerplate: Hashes = NO_BOILERPLATE,
 ) -> list[Leak]:
     """For each test text that has near duplicates among the training texts, the most similar one.
@@ -42,7 +42,7 @@ def find(
     ``boilerplate`` does not count; ``near_duplicates`` finds it. Texts come as (identity, text) and are not
     kept. Memory: as ``NearDuplicates``, for four times the rows of the test; the training texts pass by in chunks.
     """
-    if not near_percent:
+    if near_percent is None:
         return []
     tested, index = _sketch(test, boilerplate)
     best: dict[str, tuple[float, str]] = {}

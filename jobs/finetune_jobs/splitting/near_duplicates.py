@@ -98,9 +98,12 @@ class Near:
     """What nearly all texts of a source share, in order; another search in the same texts must leave it out too."""
 
 
-def find(sources: Iterable[set[str]], texts: Texts, near_percent: int) -> Near:
-    """Near duplicates among the texts of some sources, given by identity. ``near_percent``: as ``NearDuplicates``."""
-    if not near_percent:
+def find(sources: Iterable[set[str]], texts: Texts, near_percent: int | None) -> Near:
+    """Near duplicates among the texts of some sources, given by identity.
+
+    ``near_percent``: as ``NearDuplicates``; None: nothing looks for them.
+    """
+    if near_percent is None:
         return Near({})
     every = [identities for identities in sources if identities]
     samples = [set(nsmallest(BOILERPLATE_SAMPLE, identities)) for identities in every]  # identities are hashes
@@ -131,7 +134,7 @@ class NearDuplicates:
     """
 
     def __init__(self, near_percent: int, boilerplate: Hashes = NO_BOILERPLATE) -> None:
-        """``near_percent``: similarity in percent from which two texts are near duplicates; 0: none are."""
+        """``near_percent``: similarity in percent from which two texts are near duplicates."""
         self._percent = near_percent
         self._identities: list[str] = []
         self._sketches = Sketches(SEED, boilerplate)

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import Reason
-from finetune_api.training import Training
+from finetune_api.training import AdapterKind, Scaling, Training
 from finetune_jobs.base.errors import StageError
 
 _SHOWN = 12
@@ -25,8 +25,8 @@ def adapter_config(model: Any, training: Training) -> LoraConfig:
         r=training.rank,
         lora_alpha=training.alpha,
         lora_dropout=float(training.dropout),
-        use_rslora=training.rslora,
-        use_dora=training.dora,
+        use_rslora=training.scaling is Scaling.ROOT_OF_RANK,
+        use_dora=training.adapter is AdapterKind.DORA,
         target_modules=list(training.target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )

@@ -207,9 +207,10 @@ def divide(table: Any, percents: Iterable[int], seed: int) -> dict[int, list[int
 
 def proportional(training: Training, percent: int) -> Training:
     """The same recipe for a part: as many passes over it, and as many validations."""
+    most = training.max_steps
     return training.model_copy(
         update={
-            "max_steps": math.ceil(Fraction(training.max_steps * percent, 100)),
+            "max_steps": None if most is None else math.ceil(Fraction(most * percent, 100)),
             "checkpoint_steps": max(1, math.ceil(Fraction(training.checkpoint_steps * percent, 100))),
             "learning_curve": None,
         }

@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig
 
 from finetune_api.reasons import Reason
-from finetune_api.training import Method, Training
+from finetune_api.training import EarlyStopping, Method, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
@@ -237,7 +237,7 @@ def build_trainer(
         eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=None if training.method is Method.FULL else adapter_config(model, training),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=training.patience)] if training.patience else [],
+        callbacks=_early_stopping(training),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
@@ -247,6 +247,12 @@ def build_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
+
+
+def _early_stopping(training: Training) -> list[Any]:
+    if training.early_stopping is EarlyStopping.NEVER:
+        return []
+    return [EarlyStoppingCallback(early_stopping_patience=training.patience)]
 
 
 def sharded(training: Training, team: Team) -> bool:
