@@ -27,6 +27,7 @@ from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import parse_result
 from tests.support.retired_fields import JOB, OLD, Old
+from tests.support.sentences import assert_says
 from tests.support.serving import GOOD, INACTIVE, SETTINGS, ServingCluster, pinned, serving
 from tests.support.stage_objects import ended, failure, job, pod, terminated
 
@@ -72,6 +73,14 @@ def test_a_stored_spec_of_an_earlier_api_is_not_read_without_what_it_says(old: O
     assert "was a field of an earlier version" in problem
     assert old.says in problem
     assert parse_spec(model, old.body["spec"])[1] == ""
+
+
+def test_a_stored_field_of_an_earlier_version_is_not_read_over() -> None:
+    """The spec would mean something else without it."""
+    older = GIVEN | {"training": {"dora": True}, "dataset": GIVEN["dataset"] | {"duplicates": {"dropNear": True}}}
+    spec, problem = parse_spec(FineTuneJobSpec, older)
+    assert spec is None
+    assert_says(problem, "spec.dataset.duplicates", "dropNear", "near: Drop", "spec.training", "dora", "adapter: DoRA")
 
 
 def test_a_status_with_fields_of_a_newer_version_is_kept() -> None:
