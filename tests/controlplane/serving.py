@@ -44,8 +44,8 @@ class Serving:
     """Digests of artifacts whose server answers like the base model."""
 
     def start(self, **how: Any) -> Running:
-        """Start an operator that knows the runtimes."""
-        return self.team.start(**({"runtimes": SETTINGS.runtimes} | how))
+        """Start an operator that knows the runtimes. Nobody waits for a turn, unless the test is about that."""
+        return self.team.start(**({"runtimes": SETTINGS.runtimes, "max_concurrent_rollouts": 0} | how))
 
     def create(self, spec: dict[str, Any], name: str = NAME) -> Object:
         metadata = {"name": name, "namespace": self.team.namespace}
