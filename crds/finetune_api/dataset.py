@@ -178,6 +178,13 @@ class OnFinding(StrEnum):
     OFF = "Off"
 
 
+class OnControlToken(StrEnum):
+    """What to do with the base model's control tokens in a text."""
+
+    REJECT = "Reject"
+    ESCAPE = "Escape"
+
+
 class Cleaning(ApiModel):
     """Cleaning of every text before it is compared or trained on."""
 
@@ -195,6 +202,9 @@ class Cleaning(ApiModel):
     """ISO 639-1 codes of the languages to keep, e.g. en; all if omitted."""
     secrets: OnFinding = OnFinding.MASK
     """What to do with keys, tokens and passwords: Mask them, Drop the row, only Report them, or Off (no scan)."""
+    control_tokens: OnControlToken = OnControlToken.REJECT
+    """What to do with control tokens of the base model, such as <|im_end|>, in a text, where they would be trained as
+    what they control: Reject the row as invalid, or Escape them with a space (< |im_end|>)."""
 
 
 class NamesModel(ApiModel):

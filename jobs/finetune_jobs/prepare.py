@@ -22,6 +22,7 @@ from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling.base_model import fetch_tokenizer
+from finetune_jobs.modelling.control_tokens import ControlTokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.benchmarks import Benchmarks, read_benchmarks
 from finetune_jobs.preparation.collect import Collected, Collector, Copy, of_role, own_parts_first, stoppable
@@ -89,7 +90,8 @@ def _collect(
     fetch_tokenizer(context, base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
-    intake = Intake(params, names_model(context, params.dataset.pii))
+    controls = ControlTokens.of(tokenizer)
+    intake = Intake(params, names_model(context, params.dataset.pii), controls)
     reference = benchmarks.reference if benchmarks else None
     copies = own_parts_first(copies)
     with Collector(params, intake, encoder, context.scratch / "examples.arrow", reference) as collector:
@@ -110,7 +112,7 @@ def _collect_general(
     general = general_params(params, params.dataset.replay)
     report = context.progress.part(0.8, 0.85, "reading general data")
     encoder = Encoder(own.tokenizer, own.stop, general)
-    intake = Intake(general, names_model(context, general.dataset.pii))
+    intake = Intake(general, names_model(context, general.dataset.pii), ControlTokens.of(own.tokenizer))
     reference = benchmarks.reference if benchmarks else None
     with Collector(general, intake, encoder, context.scratch / "replay.arrow", reference) as collector:
         collector.read(copies, stoppable(report, context.stopping))

@@ -14,6 +14,8 @@ from finetune_api.dataset import OnFinding, TaskType
 from finetune_api.stages import PrepareParams
 from finetune_jobs.examples.shapes import Message, Shaped
 from finetune_jobs.examples.validation import Dropped, Example, Rules, json_problem
+from finetune_jobs.modelling.control_tokens import NO_CONTROL_TOKENS, ControlTokens
+from finetune_jobs.preparation.guard import CONTROL_TOKEN, Guard
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.cleaning import Cleaner
 from finetune_jobs.text.language import LanguageFilter
@@ -34,14 +36,19 @@ _REMEMBERED: Final = 1 << 12
 class Intake:
     """Takes rows as the spec asks."""
 
-    def __init__(self, params: PrepareParams, ner: Path | None = None) -> None:
-        """``ner``: as ``Recognition``. Raises StageError (SpecInvalid) as ``Recognition`` and ``LanguageFilter``."""
+    def __init__(
+        self, params: PrepareParams, ner: Path | None = None, controls: ControlTokens = NO_CONTROL_TOKENS
+    ) -> None:
+        """``ner``: as ``Recognition``; ``controls``: those of the base model. Raises StageError (SpecInvalid) as
+        ``Recognition`` and ``LanguageFilter``, and for a control token in the instruction."""
         dataset = params.dataset
         self._rules = Rules(dataset.columns, params.task, dataset.group_by or "")
         self._instruction = dataset.instruction
         self._classes = params.task.type is TaskType.CLASSIFICATION
         self._records = params.task.type is TaskType.EXTRACTION
         self._cleaner = Cleaner(dataset.cleaning)
+        self._guard = Guard(controls, dataset.cleaning.control_tokens)
+        self._guard.require_plain("spec.dataset.instruction", dataset.instruction)
         self.looks_for_names = ner is not None
         """Whether a language model looks for names and places."""
         self._languages = LanguageFilter(dataset.cleaning.languages)
@@ -55,6 +62,11 @@ class Intake:
         if dataset.pii.mode is not OnFinding.OFF:
             recognition = Recognition(dataset.pii, ner)
             self._scans.append((dataset.pii.mode, self.personal, _remembering(recognition.find), "personalData"))
+
+    @property
+    def escaped(self) -> Counter[str]:
+        """Control tokens that were escaped."""
+        return self._guard.escaped
 
     @property
     def languages(self) -> Counter[str]:
@@ -78,8 +90,11 @@ class Intake:
         masked = self._scan(messages, found.tools)
         if isinstance(masked, Dropped):
             return masked
+        plain = self._guard.plain(row, masked, with_label=not self._classes)
+        if isinstance(plain, Fault):
+            return plain
         system = [{"role": "system", "content": self._instruction}] if self._instruction else []
-        made = replace(found, messages=[*system, *masked.messages], tools=masked.tools)
+        made = replace(found, messages=[*system, *plain.messages], tools=plain.tools)
         return self._broken_record(row, made) or made
 
     def _broken_record(self, row: Row, made: Example) -> Fault | None:
@@ -95,7 +110,10 @@ class Intake:
     def text(self, text: str) -> str | Dropped:
         """A single text, cleaned and masked (possibly empty), or why it is dropped."""
         masked = self._scan([{"role": "user", "content": self._cleaner.text(text).strip()}], whole=True)
-        return masked if isinstance(masked, Dropped) else str(masked.messages[0]["content"])
+        if isinstance(masked, Dropped):
+            return masked
+        said = str(masked.messages[0]["content"])
+        return Dropped(CONTROL_TOKEN) if self._guard.rejects(said) else said
 
     def _clean(self, message: Message) -> str:
         """The cleaned text; only an answer in free text (code) is indented."""

@@ -135,6 +135,8 @@ def _structured_sources(facts: Facts) -> Item:
 def _cleaned(facts: Facts) -> Item:
     valid, dropped = facts.rows.read - sum(facts.rows.invalid.values()), sum(facts.rows.dropped.values())
     evidence = "Unicode, white space and control characters of every text are normalised"
+    if facts.escaped:
+        evidence += f", control tokens of the base model escaped ({_kinds(facts.escaped)})"
     if not dropped:
         return Item("cleaned", State.PASS, f"{evidence}; no example was dropped by a rule.")
     evidence += f"; rules dropped {dropped:,} of {count_of(valid, 'example')} ({percent(dropped, valid)}): "

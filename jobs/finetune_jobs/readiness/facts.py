@@ -143,6 +143,8 @@ class Facts:
     secrets: Findings
     labels: Mapping[str, Mapping[Part, int]] = field(default_factory=dict)
     """Examples by label and part; empty for a task without classes."""
+    escaped: Counts = field(default_factory=dict)
+    """Control tokens of the base model that were escaped in the texts."""
     languages: Counts = field(default_factory=dict)
     """Rows by ISO 639-1 code, those of other languages than the spec's included; ``und`` where a text says too little.
     Empty where no languages were requested."""

@@ -141,6 +141,7 @@ class PreparationReport:
             ),
             secrets=Findings(dataset.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
             labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
+            escaped=dict(sorted(own.intake.escaped.items())),
             languages=dict(sorted(own.intake.languages.items())),
             split_provided=bool(ledger.given),
             seed=dataset.split.seed,
@@ -205,6 +206,8 @@ class PreparationReport:
             "errors": self.errors,
             "warnings": self._warnings(),
         }
+        if facts.escaped:
+            report["controlTokens"] = {"escaped": facts.escaped}
         if self.across:
             pairs = [{"test": test, "training": train} for test, train in self.across[:_LISTED]]
             report["acrossParts"] = {"rows": facts.across, "first": pairs}
@@ -229,6 +232,8 @@ class PreparationReport:
         if self.across:
             test, train = self.across[0]
             text += f" inTest: rows for training that your test holds (nearly) too, such as {train} ({test})."
+        if escaped := self.facts.escaped:
+            text += f" Control tokens were escaped with a space ({_counted(escaped)})."
         if rows.invalid:
             wrong = sum(rows.invalid.values())
             text += (
