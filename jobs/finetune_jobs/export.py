@@ -15,6 +15,7 @@ from finetune_jobs.exporting.transformers_v4 import write_transformers_v4
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
+from finetune_jobs.modelling.tokenizer import write_served_template
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 
@@ -48,6 +49,7 @@ def export_int8(base: Path, tuned: Path, out: Path, tuning: Tuning, progress: Pr
         progress.report(0.5, "quantising to INT8")
         quantize_int8(model, out)
     copy_tokenizer(base, out)
+    write_served_template(out)
     write_transformers_v4(out)
 
 

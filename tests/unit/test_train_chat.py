@@ -1,13 +1,18 @@
 """What a model is given and what it must learn, with real tokenizers and templates."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import chat
-from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
+from finetune_jobs.modelling.tokenizer import write_served_template
+from tests.support.sentences import assert_says, unsaid
+from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama, edit_json
 from tests.support.training import row
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -71,6 +76,57 @@ def test_any_stop_token_of_the_generation_config_will_do(base: Path) -> None:
 
     assert stops == {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id}
     assert chat.end_of_turn(tokenizer, stops) == tokenizer.bos_token_id
+
+
+OPENING = CHAT_TEMPLATE.replace(
+    "{{ '<|im_start|>assistant\n' }}",
+    "{{ '<|im_start|>assistant\n<think>\n' }}"
+    "{% if SWITCH is defined and not SWITCH %}{{ '\n</think>\n\n' }}{% endif %}",
+)
+"""As thinking models do it: the prompt opens a block of thoughts, and closes it where a variable says so."""
+STUCK = CHAT_TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+"""As DeepSeek-R1: nothing closes the block."""
+
+
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_a_block_of_thoughts_is_closed_before_the_answer_wherever_it_is_rendered(
+    base: Path, tmp_path: Path, switch: str
+) -> None:
+    tokenizer = tokenizer_of(base, OPENING.replace("SWITCH", switch))
+    messages = row("what is <think> for?", "refund my order")["messages"]
+
+    encoded = chat.encode(tokenizer, messages, stop_of(tokenizer))
+
+    prompt = chat.prompt_ids(tokenizer, messages[:-1])
+    assert tokenizer.decode(prompt).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert tokenizer.decode([each for each in encoded.labels if each != chat.IGNORED]) == "refund my order<|im_end|>"
+    shutil.copytree(base, tmp_path / "served")
+    edit_json(tmp_path / "served" / "tokenizer_config.json", chat_template=None)
+    (tmp_path / "served" / "chat_template.jinja").write_text(OPENING.replace("SWITCH", switch))
+    write_served_template(tmp_path / "served")
+    served = AutoTokenizer.from_pretrained(tmp_path / "served")
+    plain = served.apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert plain == prompt  # a server that knows of no variable
+    assert chat.prompt_ids(served, messages[:-1]) == prompt
+
+
+def test_a_template_that_opens_no_block_is_served_as_it_is(base: Path) -> None:
+    tokenizer = tokenizer_of(base, CHAT_TEMPLATE)
+    assert chat.served_template(tokenizer) == ""
+    asked = row("what does <think> mean?", "a")["messages"][:-1]
+    assert tokenizer.decode(chat.prompt_ids(tokenizer, asked)) == tokenizer.apply_chat_template(
+        asked, tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_a_block_of_thoughts_that_stays_open_is_refused(base: Path) -> None:
+    tokenizer = tokenizer_of(base, STUCK)
+    with pytest.raises(StageError) as caught:
+        chat.prompt_ids(tokenizer, row("q", "a")["messages"][:-1])
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert_says(caught.value.message, "chat template", "<think>", "trained as thoughts", "instruct", "enable_thinking")
+    assert unsaid("finetune_jobs.modelling.thinking", [caught.value.message]) == []
 
 
 TOOL_TEMPLATE = (

@@ -7,12 +7,14 @@ answer and the stop token carry loss, and a padding token that equals the stop t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from jinja2.exceptions import TemplateError
 
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.thinking import closing_switch, without_thoughts
 
 IGNORED: Final = -100
 """Label of a token that carries no loss (PyTorch's ``cross_entropy`` and all of transformers)."""
@@ -94,6 +96,22 @@ def answer_text(tokenizer: Any, messages: Sequence[Message], stop: int, tools: T
     return str(tokenizer.decode(_call_ids(tokenizer, messages, stop, tools), skip_special_tokens=True)).strip()
 
 
+def served_template(tokenizer: Any) -> str:
+    """The template with which a server renders what is trained; empty: the tokenizer's own does.
+
+    Raises StageError (ModelUnsupported) as ``closing_switch``.
+    """
+    template = str(tokenizer.get_chat_template())
+    switch = _switch(tokenizer, template)
+    return without_thoughts(template, switch) if switch else ""
+
+
+@lru_cache(maxsize=8)
+def _switch(tokenizer: Any, _template: str) -> str:
+    """As ``closing_switch``, once for each template."""
+    return closing_switch(partial(_apply, tokenizer, [{"role": "user", "content": "a question"}], (), generation=True))
+
+
 def _call_ids(tokenizer: Any, messages: Sequence[Message], stop: int, tools: Tools) -> list[int]:
     """Tokens of an answer that calls tools, as the template writes them, up to the stop token."""
     before = _render(tokenizer, messages[:-1], tools, generation=True)
@@ -116,10 +134,15 @@ def _render(tokenizer: Any, messages: Sequence[Message], tools: Tools, *, genera
             "The base model's tokenizer has no chat template: use an instruction-tuned model, or add chat_template to "
             "its tokenizer_config.json.",
         )
+    switch = _switch(tokenizer, str(tokenizer.chat_template))
+    return _apply(tokenizer, messages, tools, generation=generation, **({switch: False} if switch else {}))
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], tools: Tools, *, generation: bool, **switches: bool) -> str:
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation, **switches
             )
         )
     except TemplateError as error:

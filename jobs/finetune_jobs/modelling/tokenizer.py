@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint, without its weights and without torch."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,19 @@ def stop_token(folder: Path, tokenizer: Any) -> int:
         with readable(GENERATION_CONFIG_NAME, folder):
             settings = GenerationConfig.from_pretrained(folder)
     return chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, settings))
+
+
+def write_served_template(folder: Path) -> None:
+    """Give a checkpoint the chat template that renders what was trained (``chat.served_template``), if it is another
+    one: requests then need no variable, and cannot open a block of thoughts."""
+    template = chat.served_template(load_tokenizer(folder))
+    if not template:
+        return
+    config = folder / "tokenizer_config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"chat_template": template}
+    config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for other in ("chat_template.jinja", "chat_template.json"):  # both would come before it
+        (folder / other).unlink(missing_ok=True)
 
 
 @contextmanager
