@@ -26,8 +26,8 @@ from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama
 pytestmark = pytest.mark.unit
 
 CALLS: Final = "{% for c in message.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
-MAPPED: Final = {"columns": Columns(input="text", label="label")}
-ESCAPE: Final = {"cleaning": Cleaning(control_tokens=OnControlToken.ESCAPE)}
+MAPPED: Final[dict[str, Any]] = {"columns": Columns(input="text", label="label")}
+ESCAPE: Final[dict[str, Any]] = {"cleaning": Cleaning(control_tokens=OnControlToken.ESCAPE)}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_what_the_tokenizer_itself_makes_one_is_found(tmp_path: Path) -> None:
     assert ControlTokens.of(found).found("\uff1c|end|\uff1e") == "<|end|>"
 
 
-STRIP: Final = {"cleaning": Cleaning(markup=Markup.STRIP)}
+STRIP: Final[dict[str, Any]] = {"cleaning": Cleaning(markup=Markup.STRIP)}
 QUESTION: Final = {"role": "user", "content": "q"}
 CALLED: Final = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"</tool_call>": 1}'}}]}
 DIALOGUE: Final = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<|bos|>"}]

@@ -31,9 +31,11 @@ class ControlTokens:
         template = str(tokenizer.chat_template or "")
         added = list(tokenizer.added_tokens_decoder.values())
         control = [token for token in added if _is_name(token.content) and (token.special or token.content in template)]
-        normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-        normalised = normalizer is not None and any(token.normalized for token in control)
-        return cls(frozenset(token.content for token in control), normalizer.normalize_str if normalised else None)
+        names = frozenset(token.content for token in control)
+        normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+        if normalizer is None or not any(token.normalized for token in control):
+            return cls(names)
+        return cls(names, normalizer.normalize_str)
 
     def found(self, text: str) -> str:
         """The first control token in a text; empty: it has none."""
