@@ -227,6 +227,10 @@ class DatasetStatus(WireModel):
     """Tokens trained per epoch."""
     longest: int = 0
     """Tokens of the longest example, before spec.dataset.cleaning shortened or dropped any."""
+    test_masked: int = 0
+    """Test examples that hold placeholders for personal data, which the evaluation scores apart."""
+    answers_masked: int = 0
+    """Examples of all parts whose answer holds placeholders."""
     readiness: Annotated[str, Field(max_length=MAX_SUMMARY)] = ""
     """Summary of the readiness checklist, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed. The evaluation adds
     the base model's score, which resolves the item baseline."""

@@ -34,6 +34,7 @@ from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
+from finetune_jobs.text.placeholders import holds_placeholder
 
 BATCH_SIZE: Final = 16
 """Prompts in a batch."""
@@ -117,7 +118,8 @@ def evaluate_models(
             questions,
             progress.part(0.6, 0.9, "artifact"),
         )
-    evaluated = Evaluated.of(task, truth, answers, labels)
+    masked = [holds_placeholder(example.messages) for example in examples]
+    evaluated = Evaluated.of(task, truth, answers, labels, masked)
     files.out.mkdir(parents=True, exist_ok=True)
     rows = zip(examples, truth, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
     write_answers(

@@ -621,6 +621,22 @@ def test_reused_and_done_stages_count() -> None:
     ]
 
 
+@pytest.mark.parametrize(("task", "masked", "told"), [("Extraction", "7", 1), ("Extraction", "0", 0), ("Text", "7", 0)])
+def test_records_with_placeholders_are_discouraged(task: str, masked: str, told: int) -> None:
+    asked = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True) | {"task": {"type": task}})
+    run = current_run(observed(asked), NOW).id
+    prepared = done(Stage.PREPARE, scalars={"answersMasked": masked, "rowsTestMasked": "3"})
+    status = plan(observed(asked, jobs=tuple(replace(each, run=run) for each in (RESOLVED, prepared))), NOW).status
+    advice = [each.message for each in status.conditions if each.type == "Discouraged"]
+    assert len(advice) == told
+    assert status.dataset is not None
+    assert (status.dataset.answers_masked, status.dataset.test_masked) == (int(masked), 3)
+    for message in advice:
+        assert_says(
+            message, "7 records", "placeholders", "spec.dataset.pii.mode to Report", "spec.dataset.pii.entities"
+        )
+
+
 def test_settings_that_do_badly_are_taken_and_said_once() -> None:
     training = {"learningRate": "3e-5", "targetModules": ["q_proj", "v_proj"]}
     asked = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True) | {"training": training})

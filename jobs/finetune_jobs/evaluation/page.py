@@ -13,7 +13,7 @@ from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.report import MODELS, Evaluated
+from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris
@@ -96,6 +96,7 @@ def render_html(
         verdicts=[_gain(evaluated.gain), _export_loss(evaluated.export_loss)],
         accuracy=_accuracy(evaluated),
         agreement=_agreement(evaluated, words),
+        apart=_apart(evaluated),
         meanings=_meanings(words),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
@@ -155,6 +156,22 @@ def _agreement(evaluated: Evaluated, words: _Words) -> Table:
     ]
     head = ["model", "precision", "recall", "F1", *([words.unknown] if words.unknown else [])]
     return Table("How much of the answers is right, 0 to 1", head, rows, long=True)
+
+
+def _apart(evaluated: Evaluated) -> Table | None:
+    """Right answers to examples with and without placeholders, if the test has both."""
+    kinds = {WITH: "with placeholders", WITHOUT: "without"}
+    rows = [
+        TableRow(
+            f"{MODELS[model]}, {kinds[kind]}",
+            [f"{round(s.accuracy * s.samples):,} of {s.samples:,}", f"{s.accuracy:.1%}"],
+            Bar([Segment(Kind.SCORE, s.accuracy)], s.interval),
+        )
+        for kind, scores in evaluated.apart.items()
+        for model, s in scores.items()
+    ]
+    caption = "Examples with placeholders for personal data, and the others: the model will be asked about real values"
+    return Table(caption, ["model, examples", "right", "accuracy"], rows, long=True) if rows else None
 
 
 def _meanings(words: _Words) -> list[Fact]:

@@ -14,6 +14,8 @@ MODELS: Final = {
     "artifact": "exported artifact, as served",
 }
 """What was asked, by the name in files and scalars."""
+WITH: Final = "with"
+WITHOUT: Final = "without"
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,20 @@ class Evaluated:
     """The tuned model against the base."""
     export_loss: Comparison
     """The artifact against the tuned model."""
+    apart: Mapping[str, Mapping[str, Scores]]
+    """Scores by model of the examples WITH and WITHOUT placeholders for personal data; empty: all are of one kind."""
 
     @classmethod
     def of(
-        cls, task: TaskType, truth: Sequence[str], answers: Mapping[str, Sequence[str]], labels: Sequence[str]
+        cls,
+        task: TaskType,
+        truth: Sequence[str],
+        answers: Mapping[str, Sequence[str]],
+        labels: Sequence[str],
+        masked: Sequence[bool] = (),
     ) -> "Evaluated":
-        """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification."""
+        """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification, ``masked`` says
+        of each example whether it holds placeholders."""
         right = right_for(task)
         return cls(
             task,
@@ -42,6 +52,7 @@ class Evaluated:
             {model: score_task(task, truth, answers[model], labels) for model in MODELS},
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
+            _scored_apart(task, truth, answers, labels, masked),
         )
 
     def scalars(self) -> dict[str, str]:
@@ -55,13 +66,40 @@ class Evaluated:
     def summary(self) -> str:
         """One sentence for the status."""
         shares = ", ".join(f"{model} {scores.accuracy:.1%}" for model, scores in self.scores.items())
-        return f"Accuracy on {len(self.truth)} examples: {shares}."
+        text = f"Accuracy on {len(self.truth)} examples: {shares}."
+        if self.apart:
+            held, others = (self.apart[kind]["artifact"] for kind in (WITH, WITHOUT))
+            text += f" Artifact on the {held.samples} with placeholders {held.accuracy:.1%}, "
+            text += f"on the {others.samples} others {others.accuracy:.1%}."
+        return text
 
     def metrics(self) -> dict[str, Any]:
         """Everything measured, as JSON."""
         return {
             "scalars": self.scalars(),
             "models": {model: asdict(scores) for model, scores in self.scores.items()},
+            "placeholders": {
+                kind: {model: asdict(scores) for model, scores in each.items()} for kind, each in self.apart.items()
+            },
             "tunedAgainstBase": asdict(self.gain),
             "artifactAgainstTuned": asdict(self.export_loss),
         }
+
+
+def _scored_apart(
+    task: TaskType,
+    truth: Sequence[str],
+    answers: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    masked: Sequence[bool],
+) -> dict[str, dict[str, Scores]]:
+    """A model has been tuned on placeholders and will be asked about real values: a score that both share hides that
+    it does well on one kind only."""
+    if len(set(masked)) < 2:
+        return {}
+    made: dict[str, dict[str, Scores]] = {}
+    for kind, wanted in ((WITH, True), (WITHOUT, False)):
+        rows = [n for n, is_masked in enumerate(masked) if is_masked is wanted]
+        right = [truth[n] for n in rows]
+        made[kind] = {model: score_task(task, right, [answers[model][n] for n in rows], labels) for model in MODELS}
+    return made

@@ -56,6 +56,10 @@ class Ledger:
     _kept_as: dict[str, list[str]] = field(default_factory=dict)
     """The pieces or the shorter form that stay for an example that was too long."""
     _copies: Counter[str] = field(default_factory=Counter)
+    placeholders: set[str] = field(default_factory=set)
+    """Examples that hold placeholders for personal data or secrets."""
+    masked_answers: set[str] = field(default_factory=set)
+    """Those of them whose answer does."""
     across: list[tuple[str, str]] = field(default_factory=list)
     """Rows for training that were left out because a test that a source provides holds the same: where the row of the
     test is, and where that one."""

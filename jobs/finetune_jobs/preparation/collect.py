@@ -24,6 +24,7 @@ from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.reading.sources import SourceFile
 from finetune_jobs.splitting.contamination import Reference
 from finetune_jobs.splitting.near_duplicates import Near, compared_text, find
+from finetune_jobs.text.placeholders import holds_placeholder
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 _PARTS: Final = {SourcePart.TRAIN: Part.TRAIN, SourcePart.VALIDATION: Part.VALIDATION, SourcePart.TEST: Part.TEST}
@@ -189,8 +190,16 @@ class Collector:
                 continue
             index = ledger.keep(piece.example, place, piece.tokens, part, example)
             self._out.add(Spooled(index, _line(piece.example), piece.pieces))
+            self._note_placeholders(piece.example)
             if piece.example.sample:
                 self.made.again.add(piece.example.identity)
+
+    def _note_placeholders(self, example: Example) -> None:
+        ledger = self.made.ledger
+        if holds_placeholder(example.messages):
+            ledger.placeholders.add(example.identity)
+        if holds_placeholder(example.messages[-1]):
+            ledger.masked_answers.add(example.identity)
 
 
 def _numbered(example: Example, sample: int) -> Example:

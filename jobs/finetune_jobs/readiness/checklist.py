@@ -5,11 +5,11 @@ run: what must not be trained on at all, prepare refuses by itself.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from finetune_api.dataset import OnFinding, TooLong
+from finetune_api.dataset import OnFinding, TaskType, TooLong
 from finetune_api.readiness import BASELINE, EASY_BASELINE, Readiness
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import wilson
@@ -166,6 +166,15 @@ def _duplicates(facts: Facts) -> Item:
 
 def _anonymised(facts: Facts) -> Item:
     item = _searched("anonymised", "personal data", "spec.dataset.pii.mode", facts.pii)
+    if facts.placeholders:
+        test = count_of(facts.rows.parts.get(Part.TEST, 0), "test example")
+        evidence = f"{item.evidence} {facts.placeholders:,} of {test} hold placeholders, where the model will be asked"
+        item = replace(item, evidence=f"{evidence} about real values: the evaluation scores them apart.")
+    if facts.masked_answers and facts.task == TaskType.EXTRACTION:
+        evidence = f"{item.evidence} {count_of(facts.masked_answers, 'record')} to extract hold placeholders."
+        remedy = "The model learns to answer with them: set spec.dataset.pii.mode to Report, or name in "
+        remedy += "spec.dataset.pii.entities only what no record needs."
+        return Item(item.name, State.FAIL if item.state is State.FAIL else State.WARN, evidence, remedy)
     if item.state is State.PASS and not facts.pii.names:
         evidence = f"{item.evidence} Names and addresses were not checked: patterns cannot find them."
         remedy = "Set spec.dataset.pii.ner, or check a sample by hand."

@@ -143,6 +143,10 @@ class Facts:
     secrets: Findings
     labels: Mapping[str, Mapping[Part, int]] = field(default_factory=dict)
     """Examples by label and part; empty for a task without classes."""
+    placeholders: int = 0
+    """Test examples that hold placeholders for personal data or secrets."""
+    masked_answers: int = 0
+    """Examples of all parts whose answer does."""
     escaped: Counts = field(default_factory=dict)
     """Control tokens of the base model that were escaped in the texts."""
     languages: Counts = field(default_factory=dict)

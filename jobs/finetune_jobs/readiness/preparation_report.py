@@ -141,6 +141,8 @@ class PreparationReport:
             ),
             secrets=Findings(dataset.cleaning.secrets, dict(sorted(own.intake.secrets.items()))),
             labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
+            placeholders=sum(part is Part.TEST for each, part in trained.items() if each in ledger.placeholders),
+            masked_answers=len(ledger.masked_answers & trained.keys()),
             escaped=dict(sorted(own.intake.escaped.items())),
             languages=dict(sorted(own.intake.languages.items())),
             split_provided=bool(ledger.given),
@@ -183,6 +185,8 @@ class PreparationReport:
             "labels": len(self.labels),
             "tokens": self.tokens,
             "longest": self.facts.lengths.longest,
+            "rowsTestMasked": self.facts.placeholders,
+            "answersMasked": self.facts.masked_answers,
         }
         return {name: str(count) for name, count in counts.items()} | {"readiness": summary(self.items)[:MAX_SUMMARY]}
 
@@ -198,6 +202,7 @@ class PreparationReport:
             "labels": {label: {part.value: n for part, n in parts.items()} for label, parts in facts.labels.items()},
             "tokens": {"train": self.tokens, "longest": facts.lengths.longest, "over": facts.lengths.over},
             "pii": {"mode": facts.pii.mode.value, "counts": facts.pii.counts},
+            "placeholders": {"test": facts.placeholders, "answers": facts.masked_answers},
             "secrets": {"mode": facts.secrets.mode.value, "counts": facts.secrets.counts},
             "readiness": [
                 {"name": item.name, "state": item.state.value, "evidence": item.evidence, "remedy": item.remedy}
@@ -232,6 +237,8 @@ class PreparationReport:
         if self.across:
             test, train = self.across[0]
             text += f" inTest: rows for training that your test holds (nearly) too, such as {train} ({test})."
+        if masked := self.facts.placeholders:
+            text += f" {masked} test examples hold placeholders, which the evaluation scores apart."
         if escaped := self.facts.escaped:
             text += f" Control tokens were escaped with a space ({_counted(escaped)})."
         if rows.invalid:

@@ -177,6 +177,8 @@ def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus
         labels=_count(scalars, "labels"),
         tokens=_count(scalars, "tokens"),
         longest=_count(scalars, "longest"),
+        test_masked=_count(scalars, "rowsTestMasked"),
+        answers_masked=_count(scalars, "answersMasked"),
         readiness=scalars.get("readiness", "")[:MAX_SUMMARY],
         report_uri=f"{uri}/{READINESS_PAGE}",
     )

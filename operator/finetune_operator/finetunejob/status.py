@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import (
+    DatasetStatus,
     FineTuneJobSpec,
     FineTuneJobStatus,
     Phase,
@@ -46,7 +48,7 @@ class Headline:
 def compose(context: RunContext, headline: Headline) -> FineTuneJobStatus:
     """The whole new status. Until the run has begun, its tables stay those of the run before it."""
     observed, now = context.observed, context.now
-    findings = [*_findings(headline), *_advice(observed.spec)]
+    findings = [*_findings(headline), *_advice(observed.spec, context.ledger.dataset if context.has_begun else None)]
     status = _with_conditions(observed.status, observed.metadata.generation, headline, findings, now)
     if not context.has_begun:
         return status
@@ -64,7 +66,8 @@ def compose_unplanned(unplanned: UnplannedJob, now: datetime) -> FineTuneJobStat
     else:
         phase = (before.phase if run is not None else None) or Phase.PENDING
         headline = Headline(phase, unplanned.reason, _problem(unplanned), stalled=True)
-    return _with_conditions(before, generation, headline, [*_findings(headline), *_advice(unplanned.spec)], now)
+    findings = [*_findings(headline), *_advice(unplanned.spec, before.dataset if run is not None else None)]
+    return _with_conditions(before, generation, headline, findings, now)
 
 
 def _problem(unplanned: UnplannedJob) -> str:
@@ -126,9 +129,15 @@ def _rest(headline: Headline) -> str:
     return "Somebody has to act first." if headline.phase is not Phase.SUCCEEDED else "The run has ended."
 
 
-def _advice(spec: FineTuneJobSpec | None) -> list[Finding]:
+def _advice(spec: FineTuneJobSpec | None, dataset: DatasetStatus | None = None) -> list[Finding]:
     """A warning for settings that are allowed but known to work badly; no condition without one."""
     warnings = training_warnings(spec.training) if spec else []
+    if spec and dataset and dataset.answers_masked and spec.task.type is TaskType.EXTRACTION:
+        warnings.append(
+            f"{dataset.answers_masked} records to extract hold placeholders for personal data, and the model learns to "
+            "answer with them: set spec.dataset.pii.mode to Report, or name in spec.dataset.pii.entities only what no "
+            "record needs."
+        )
     if not warnings:
         return []
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, " ".join(warnings))]

@@ -42,7 +42,7 @@ _METADATA: Final[Fields] = dict.fromkeys(
     WHOLE,
 )
 _CONDITION: Final[Fields] = dict.fromkeys(("type", "status", "reason", "message", "lastTransitionTime"), WHOLE)
-_CONTAINER: Final[Fields] = dict.fromkeys(("name", "image", "restartCount", "state", "lastState"), WHOLE)
+_CONTAINER: Final[Fields] = dict.fromkeys(("name", "image", "ready", "started", "restartCount", "state", "lastState"), WHOLE)
 _JOB: Final[Fields] = {
     "metadata": _METADATA,
     "spec": {
@@ -57,6 +57,7 @@ _JOB: Final[Fields] = {
 }
 _POD: Final[Fields] = {
     "metadata": _METADATA,
+    "spec": {"nodeName": WHOLE},
     "status": {
         **dict.fromkeys(("phase", "reason", "message", "startTime", "podIP"), WHOLE),
         "conditions": _CONDITION,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from finetune_jobs.text.pii.findings import Finding
+from finetune_jobs.text.placeholders import placeholder
 
 _PREFIX: Final = re.compile(r"^(?:00|011)(?=[1-9]\d{8})|^0+")
 _EXTENSION: Final = re.compile(r"[^\d\s()+./-].*", re.DOTALL)
@@ -26,7 +27,7 @@ class Pseudonyms:
         parts, end = [], 0
         for finding in sorted(findings, key=lambda f: f.start):
             number = self._number(finding.entity, text[finding.start : finding.end])
-            parts += [text[end : finding.start], f"<{finding.entity}_{number}>"]
+            parts += [text[end : finding.start], placeholder(finding.entity, number)]
             end = finding.end
         return "".join(parts) + text[end:]
 
