@@ -69,6 +69,13 @@ BUDGET_NOT_LOWERED: Final = (
 )
 
 
+CEL_WORDS: Final = frozenset(
+    {"as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop"}
+    | {"namespace", "null", "package", "return", "true", "var", "void", "while"}
+)
+"""Names that a rule writes as ``__name__``; with one as it is, the API server says that the rule costs too much."""
+
+
 def frozen_at_work(spec: type[BaseModel]) -> Rule:
     """While a stage is at work, only the fields of the spec may change that are marked so (``freeze.py``)."""
     return Rule(
@@ -85,7 +92,10 @@ def _same(model: type[BaseModel], new: str, old: str, depth: int = 0) -> str:
     Fields are compared one by one, with ``has``: the API server cannot estimate what CEL's optional values cost.
     """
     frozen = [field for field in places(model) if not field.changes]
-    return " && ".join(_same_field(field, f"{new}.{field.name}", f"{old}.{field.name}", depth) for field in frozen)
+    names = {field.name: f"__{field.name}__" if field.name in CEL_WORDS else field.name for field in frozen}
+    return " && ".join(
+        _same_field(field, f"{new}.{names[field.name]}", f"{old}.{names[field.name]}", depth) for field in frozen
+    )
 
 
 def _same_field(field: Place, new: str, old: str, depth: int) -> str:

@@ -213,6 +213,9 @@ def test_every_sentence_of_a_refusal_is_provoked(refused: Refused, unusable: Ref
 
 TAKEN: Final = (
     "{} rows gave {} training, {} validation and {} test examples.",
+    " inTest: rows for training that your test holds (nearly) too, such as {} ({}).",
+    " {} test examples hold placeholders, which the evaluation scores apart.",
+    " Control tokens were escaped with a space ({}).",
     " {} duplicates dropped.",
     " Rules dropped {} ({}).",
     " {} invalid rows dropped ({}): {}",

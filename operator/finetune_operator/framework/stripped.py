@@ -42,7 +42,9 @@ _METADATA: Final[Fields] = dict.fromkeys(
     WHOLE,
 )
 _CONDITION: Final[Fields] = dict.fromkeys(("type", "status", "reason", "message", "lastTransitionTime"), WHOLE)
-_CONTAINER: Final[Fields] = dict.fromkeys(("name", "image", "ready", "started", "restartCount", "state", "lastState"), WHOLE)
+_CONTAINER: Final[Fields] = dict.fromkeys(
+    ("name", "image", "ready", "started", "restartCount", "state", "lastState"), WHOLE
+)
 _JOB: Final[Fields] = {
     "metadata": _METADATA,
     "spec": {
