@@ -201,7 +201,25 @@ DATA = [
     *("s3://team/rows.csv", "s3://team/a/*.csv", "s3://other/", "s3://shared/base/./x", "s3://team/x//y"),
     *("hf://datasets/acme/rows@v1/a.csv", "hf://datasets/acme/rows@v2/a.csv"),
 ]
+STORAGES: list[dict[str, Any]] = [
+    {},
+    {"endpoint": "https://S3.example"},
+    {"endpoint": "http://10.0.0.1", "secretRef": {"name": "root"}},
+    {"secretRef": {"name": "finetune-keys"}},
+]
+TOKENS = [{"name": name, "key": "token"} for name in ("finetune-hub", "root")]
 TEACHER = "dataset.distillation.teacher"
+
+
+def reached(uris: list[str]) -> list[Object]:
+    """What is read, in each of the ways that its URI can be reached."""
+    sources: list[Object] = [{"uri": uri} for uri in uris]
+    sources += [{"uri": uri, "storage": storage} for uri in uris[:1] for storage in STORAGES]
+    hub = [uri for uri in uris if uri.startswith("hf://")]
+    return sources + [{"uri": uri, "secretKeyRef": token} for uri in hub[:1] for token in TOKENS]
+
+
+SOURCES = reached(DATA)
 JOB_FIELDS: dict[str, list[Any]] = {
     "profile": ["gpu-l4", "gpu-a100-40", "gpu-h100-80"],
     "budget.maxCost": ["0", "10.00", "25.50", "25.51", "9999999.99"],
@@ -212,18 +230,17 @@ JOB_FIELDS: dict[str, list[Any]] = {
         "s3://team/a/./b",
         "s3://team/",
     ],
-    "model.uri": [
-        *URIS[:1],
-        "s3://shared/base",
-        "s3://shared/base2",
-        "hf://acme/m@v1",
-        "hf://acme2/m@v1",
-        "hf://x/m@v1",
+    "output.storage": STORAGES,
+    "model": reached(
+        [*URIS[:1], "s3://shared/base", "s3://shared/base2", "hf://acme/m@v1", "hf://acme2/m@v1", "hf://x/m@v1"]
+    ),
+    "dataset.sources": [
+        *([source] for source in SOURCES),
+        [{"configMapKeyRef": {"name": "rows", "key": "a.csv"}}, *SOURCES[-4:]],
     ],
-    "dataset.sources": [[{"uri": uri}] for uri in DATA] + [[{"configMapKeyRef": {"name": "rows", "key": "a.csv"}}]],
-    "dataset.benchmarks": [[{"uri": "s3://team/b.csv"}, {"uri": uri}] for uri in DATA],
-    "dataset.replay.source.uri": DATA,
-    "dataset.pii.ner.uri": ["s3://team/ner", "s3://other/ner"],
+    "dataset.benchmarks": [[{"uri": "s3://team/b.csv"}, source] for source in SOURCES],
+    "dataset.replay.source": SOURCES,
+    "dataset.pii.ner": reached(["s3://team/ner", "s3://other/ner"]),
     "storage.endpoint": [
         "",
         "https://S3.example",
@@ -273,6 +290,21 @@ def drawn(fields: dict[str, list[Any]]) -> st.SearchStrategy[dict[str, Any]]:
 @given(drawn(JOB_FIELDS))
 def test_of_many_things_at_once(refusals: Refusals, changes: dict[str, Any]) -> None:
     refusals.agree(refusals.job(changes))
+
+
+def test_of_as_much_as_the_api_takes(refusals: Refusals) -> None:
+    """The longest lists, with a store or a token for each item: the API server limits what a policy may cost."""
+    for store, token in ((STORAGES[1] | STORAGES[3], TOKENS[0]), (STORAGES[0], TOKENS[1])):
+        of_store, of_hub = {"uri": DATA[0], "storage": store}, {"uri": "hf://datasets/acme/rows@v1/a.csv"}
+        most = {
+            "output.storage": store,
+            "model": {"uri": "s3://team/x", "storage": store},
+            "dataset.sources": [of_store] * 15 + [of_hub | {"secretKeyRef": token}],
+            "dataset.benchmarks": [of_store] * 4,
+            "dataset.replay.source": of_store,
+            "dataset.pii.ner": {"uri": "s3://team/ner", "storage": store},
+        }
+        refusals.agree(refusals.job(most))
 
 
 @pytest.mark.parametrize("refusals", ["everything"], indirect=True)

@@ -50,14 +50,71 @@ tests/controlplane/test_tenancy_policy.py holds both languages to the same answe
 {{- toJson $names -}}
 {{- end -}}
 
-{{/* What a FineTuneJob `o` asks for: operator/finetune_operator/finetunejob/claims.py. */}}
-{{- define "finetune.tenancy.finetunejobs" -}}
+{{/* How the place whose path is given is reached, as entries of its map: the store, where it has one of its own. */}}
+{{- define "finetune.tenancy.storage" -}}
+?'endpoint': {{ . }}.?storage.optMap(s, string(s.?endpoint.orValue(''))),
+?'secret': {{ . }}.?storage.?secretRef.?name.optMap(s, string(s))
+{{- end -}}
+
+{{/* The same of a place that is read, with its URI and its token. */}}
+{{- define "finetune.tenancy.read" -}}
+?'uri': {{ . }}.?uri.optMap(s, string(s)),
+?'token': {{ . }}.?secretKeyRef.?name.optMap(s, string(s)),
+{{ include "finetune.tenancy.storage" . }}
+{{- end -}}
+
+{{/* Where a FineTuneJob `o` writes and reads: a map of texts for each place, in the order of the operator's claims. */}}
+{{- define "finetune.tenancy.places" -}}
 [
+  {
+    'field': 'spec',
+    'endpoint': string(o.spec.?storage.?endpoint.orValue('')),
+    'secret': string(o.spec.?storage.?secretRef.?name.orValue(''))
+  },
+  {
+    'field': 'spec.output',
+    {{- include "finetune.tenancy.storage" "o.spec.output" | nindent 4 }}
+  },
+  {
+    'field': 'spec.model',
+    {{- include "finetune.tenancy.read" "o.spec.model" | nindent 4 }}
+  }
+]
+{{- range list "sources" "benchmarks" }}
++ {{ toJson (until 16) }}.filter(i, i < size(o.spec.dataset.?{{ . }}.orValue([]))).map(i, {
+    'field': 'spec.dataset.{{ . }}[' + string(i) + ']',
+    {{- include "finetune.tenancy.read" (printf "o.spec.dataset.%s[i]" .) | nindent 4 }}
+  })
+{{- end }}
++ [
+  {
+    'field': 'spec.dataset.replay.source',
+    {{- include "finetune.tenancy.read" "o.spec.dataset.?replay.?source" | nindent 4 }}
+  },
+  {
+    'field': 'spec.dataset.pii.ner',
+    ?'uri': o.spec.dataset.?pii.?ner.?uri.optMap(s, string(s)),
+    {{- include "finetune.tenancy.storage" "o.spec.dataset.?pii.?ner" | nindent 4 }}
+  }
+]
+{{- end -}}
+
+{{/* What a FineTuneJob `o` asks for: operator/finetune_operator/finetunejob/claims.py. Each store is three claims,
+which are counted, because CEL cannot join lists of lists: of the 25 places (16 sources, 4 benchmarks, 5 others), 75. */}}
+{{- define "finetune.tenancy.finetunejobs" -}}
+[{{ include "finetune.tenancy.places" . | nindent 2 }}
+].map(places, [
   ['profiles', 'spec.profile', string(o.spec.profile)],
-  ['outputs', 'spec.output.uri', string(o.spec.output.uri)],
-  ['endpoints', 'spec.storage.endpoint', string(o.spec.?storage.?endpoint.orValue(''))],
-  ['insecureHosts', 'spec.storage.endpoint', string(o.spec.?storage.?endpoint.orValue(''))],
-  ['secrets', 'spec.storage.secretRef.name', string(o.spec.?storage.?secretRef.?name.orValue(''))],
+  ['outputs', 'spec.output.uri', string(o.spec.output.uri)]
+]
++ [places.filter(p, 'endpoint' in p)].map(stores,
+  {{ toJson (until 75) }}.filter(n, n / 3 < size(stores)).map(n, [
+    ['endpoints', 'insecureHosts', 'secrets'][n % 3],
+    stores[n / 3].field + ['.storage.endpoint', '.storage.endpoint', '.storage.secretRef.name'][n % 3],
+    stores[n / 3][?['endpoint', 'endpoint', 'secret'][n % 3]].orValue('')
+  ]))[0]
++ places.filter(p, 'token' in p).map(p, ['secrets', p.field + '.secretKeyRef.name', p.token])
++ [
   {{- with "spec.dataset.distillation.teacher" }}
   {{- $path := "o.spec.dataset.?distillation.?teacher" }}
   ['hosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],
@@ -72,18 +129,10 @@ tests/controlplane/test_tenancy_policy.py holds both languages to the same answe
   ['insecureHosts', 'spec.tracking.{{ $server }}.{{ $url }}', string({{ $path }}.?{{ $url }}.orValue(''))],
   ['secrets', 'spec.tracking.{{ $server }}.{{ $secret }}.name', string({{ $path }}.?{{ $secret }}.?name.orValue(''))],
   {{- end }}
-  ['inputs', 'spec.model.uri', string(o.spec.model.uri)]
 ]
-{{- range list "sources" "benchmarks" }}
-+ {{ toJson (until 16) }}.filter(i, i < size(o.spec.dataset.?{{ . }}.orValue([]))).map(i,
-  ['inputs', 'spec.dataset.{{ . }}[' + string(i) + '].uri', string(o.spec.dataset.{{ . }}[i].?uri.orValue(''))])
-{{- end }}
-+ [
-  ['inputs', 'spec.dataset.replay.source.uri', string(o.spec.dataset.?replay.?source.?uri.orValue(''))],
-  ['inputs', 'spec.dataset.pii.ner.uri', string(o.spec.dataset.?pii.?ner.?uri.orValue(''))]
-]
++ places.filter(p, 'uri' in p).map(p, ['inputs', p.field + '.uri', p.uri])
 + (o.spec.profile in {{ include "finetune.tenancy.priced" . }}
-  ? [['maxUsdPerRun', 'spec.budget.maxCost', string(o.spec.?budget.?maxCost.orValue(''))]] : [])
+  ? [['maxUsdPerRun', 'spec.budget.maxCost', string(o.spec.?budget.?maxCost.orValue(''))]] : []))[0]
 {{- end -}}
 
 {{/* What an AdapterDeployment `o` asks for: operator/finetune_operator/adapterdeployment/blockers.py. Of one that follows a
