@@ -81,7 +81,7 @@ class Controller:
         """Read everything once and keep up to date; raises ApiError if a LIST fails. Nothing is written yet."""
         period = self._settings.resync_seconds
         for informer in self._informers:
-            informer.list(period)
+            informer.first_list(period)
         self._wakers = [informer for informer in self._wakers if _may_list(informer, period)]
         for informer in (*self._informers, *self._wakers):
             threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
@@ -255,7 +255,7 @@ class _FirstTurns:
 def _may_list(informer: Informer, period: float) -> bool:
     """Whether the roles let the operator list a kind of ``WAKERS``: an earlier chart's may not. Raises ApiError."""
     try:
-        informer.list(period)
+        informer.first_list(period)
     except ApiError as error:
         if error.status != 403:
             raise

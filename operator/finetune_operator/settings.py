@@ -37,7 +37,7 @@ class Gpu(ApiModel):
 
     name: str
     """Product name, e.g. NVIDIA L4."""
-    count: int = 1
+    count: Annotated[int, Field(ge=1)] = 1
     """GPUs per pod."""
     memory_gib: float
     """Memory of one GPU in GiB."""

@@ -12,6 +12,7 @@ import pytest
 from finetune_api.finetunejob import FineTuneJob, Phase
 from finetune_api.meta import LABEL_OWNER_NAME
 from finetune_api.reasons import REMEDIES, Reason
+from hack.cluster.console import ClusterError
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from hack.platform.tiny import tiny_job
@@ -160,13 +161,6 @@ class Wait:
 
 WAITS = (
     Wait(
-        "profile",
-        Reason.PROFILE_UNKNOWN,
-        ("spec.profile is 'gpu-moon'; the platform offers: ", "cpu-small"),
-        lambda _: None,
-        {"profile": "gpu-moon"},
-    ),
-    Wait(
         "runner",
         Reason.RUNNER_SERVICE_ACCOUNT_MISSING,
         ("ServiceAccount 'finetune-runner' of profile 'cpu-small' does not exist in namespace ",),
@@ -211,6 +205,13 @@ def test_what_an_admin_can_put_right_is_waited_for(team: Kubectl, wait: Wait) ->
     assert all(part in message for part in wait.says), message
     assert message.endswith(f" {REMEDIES[wait.reason]}"), message
     assert not [pod for pod in team.items("pods") if pod["status"]["phase"] in ("Running", "Failed")]
+
+
+def test_a_profile_that_is_not_offered_is_refused_at_once(team: Kubectl) -> None:
+    """By the chart's admission policy, which knows the profiles that this namespace may use."""
+    with pytest.raises(ClusterError) as refused:
+        team.apply(tiny_job("profile", profile="gpu-moon"))
+    assert_says(str(refused.value), "spec.profile is 'gpu-moon'", team.namespace, "cpu-small", "admin", "tenancy.rules")
 
 
 def ended(team: Kubectl, name: str, run: int = 1) -> FineTuneJob | None:

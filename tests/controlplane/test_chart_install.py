@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client, config
 
 from finetune_api import meta
@@ -136,6 +137,11 @@ def test_runner_account_and_policies_are_accepted(installed: Installed) -> None:
     assert {"serviceaccount/finetune-runner", *POLICIES} <= set(installed.runner_objects())
 
 
+def test_who_may_view_a_namespace_reads_what_it_is_offered(installed: Installed) -> None:
+    offer = ("get", "configmap", "finetune-offers", "-n", "team-a", "-o", "jsonpath={.data.profiles}")
+    assert yaml.safe_load(installed.plane.kubectl(*offer, "--as", "viewer")).keys() == {"cpu-small"}
+
+
 @pytest.mark.parametrize("arguments", [EVERYWHERE, TEAM_A_ONLY], ids=["all namespaces", "team-a only"])
 def test_a_second_release_must_handle_something_else(installed: Installed, arguments: tuple[str, ...]) -> None:
     """Both would make and delete the same children: the second one is refused, unless it has an instance of its own."""
@@ -171,6 +177,8 @@ def test_objects_of_users_survive_the_uninstallation(installed: Installed) -> No
     assert "kept" in installed.plane.kubectl("get", "finetunejobs", "-n", "team-a")
     assert installed.plane.kubectl("get", "deployments,serviceaccounts", "-n", SYSTEM, "-o", "name").split() == []
     assert installed.runner_objects() == before, "what serving pods need when they are replaced"
+    offer = ("get", "configmap", "finetune-offers", "--ignore-not-found", "-n", "team-a", "-o", "name")
+    assert installed.plane.kubectl(*offer) == "", "without an operator nothing is offered"
     # Helm takes what stayed over again: its ownership annotations are still those of this release.
     installed.helm("install", RELEASE, str(CHART), *EVERYWHERE)
     assert "kept" in installed.plane.kubectl("get", "finetunejobs", "-n", "team-a")

@@ -46,9 +46,13 @@ def end_state(team: Team, name: str) -> dict[str, Any]:
     return {"children": sorted(children), "status": _normal(found["status"], found["status"]["run"]["id"])}
 
 
+SEEN_AT_WORK = ("earlierSeconds", "workingSince")
+"""Times too; missing where the operator was away while a pod was at work."""
+
+
 def _normal(value: Any, run: str) -> Any:
     if isinstance(value, dict):
-        return {key: _normal(each, run) for key, each in value.items() if key != "earlierSeconds"}  # a time, too
+        return {key: _normal(each, run) for key, each in value.items() if key not in SEEN_AT_WORK}
     if isinstance(value, list):
         return [_normal(each, run) for each in value]
     return HASHES.sub("-HASH", TIMES.sub("TIME", value.replace(run, "RUN"))) if isinstance(value, str) else value

@@ -10,7 +10,6 @@ from string import ascii_lowercase
 from typing import Any, Final
 
 from finetune_api import meta
-from finetune_api.base import is_retired
 from tests.support.crd_patterns import KINDS, PATTERNS, SCHEMAS, Object
 
 Path = tuple[str | int, ...]
@@ -53,7 +52,7 @@ def valid(schema: Object, path: Path = ()) -> Any:
             made = {
                 name: valid(child, path[1:] if path[:1] == (name,) else ())
                 for name, child in schema["properties"].items()
-                if name not in left_out and not is_retired(child)
+                if name not in left_out
             }
             for field, scheme in _SCHEMES.items():
                 if field in made and _reaches(schema):
@@ -147,8 +146,7 @@ def cases(kind: str, path: Path, schema: Object, tried: set[str]) -> Iterator[Ca
     if schema["type"] == "array":
         yield from cases(kind, (*path, 0), schema["items"], tried)
     for name, child in schema.get("properties", {}).items():
-        if not is_retired(child):
-            yield from cases(kind, (*path, name), child, tried)
+        yield from cases(kind, (*path, name), child, tried)
 
 
 def _accepted(schema: Object, texts: bool) -> Iterator[Any]:
@@ -349,16 +347,12 @@ def rules(kind: str, path: Path, schema: Object) -> Iterator[tuple[str, Path, st
         yield from rules(kind, (*path, name), child)
 
 
-_OF_TYPE: Final[dict[str, Any]] = {"boolean": True, "string": "a", "object": {}}
-
-
 def _old_shapes(kind: str, path: Path, schema: Object) -> Iterator[Case]:
     """What an earlier version took, refused with what is written now; and the same without it."""
     rules_ = schema.get("x-kubernetes-validations", [])
-    old = 0 if _means_nothing(schema) else _OF_TYPE[schema["type"]] if is_retired(schema) else None
-    if old is not None:
-        yield Case(kind, path, old, rules_[0]["message"])
-        yield Case(kind, path, 1 if old == 0 else ABSENT, None)
+    if _means_nothing(schema):
+        yield Case(kind, path, 0, rules_[0]["message"])
+        yield Case(kind, path, 1, None)
     if schema["type"] == "array":
         yield from _old_shapes(kind, (*path, 0), schema["items"])
     for name, child in schema.get("properties", {}).items():

@@ -90,6 +90,10 @@ OLD: Final = [
     Old(JOB, (*_DATASET, "benchmarks", 0), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "replay", "source"), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "distillation", "teacher"), {"credentials": {"secretName": "t"}}, _KEY),
+    Old(JOB, (*_DATASET, "duplicates"), {"dropNear": True}, "near: Drop"),
+    Old(JOB, (*_DATASET, "distillation"), {"dropRefusals": True}, "refusals: Drop"),
+    Old(JOB, ("spec", "training"), {"dora": True}, "adapter: DoRA"),
+    Old(JOB, ("spec", "training"), {"rslora": True}, "scaling: RootOfRank"),
     Old(JOB, ("spec", "tracking", "mlflow"), {"url": "http://m", "credentials": {"secretName": "m"}}, "secretRef.name"),
     Old(JOB, ("spec", "tracking", "wandb"), {"credentials": {"secretName": "w"}}, "secretKeyRef"),
 ]

@@ -54,7 +54,7 @@ def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:
 
 
 def settings(objects: Iterable[Object]) -> Settings:
-    (config,) = of_kind(objects, "ConfigMap")
+    (config,) = (each for each in of_kind(objects, "ConfigMap") if "config.yaml" in each["data"])
     return Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"]))
 
 

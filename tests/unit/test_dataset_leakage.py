@@ -51,7 +51,7 @@ def test_the_most_similar_training_text_is_named() -> None:
 def test_duplicates_within_one_part_are_no_leak() -> None:
     rows = list(texts(200, 200).items())
     assert find(rows, [], 85) == find([], rows, 85) == find(rows, [("t", "nothing like it")], 85) == []
-    assert find(rows, rows, 0) == []
+    assert find(rows, rows, None) == []
 
 
 def test_a_division_by_clusters_leaks_nothing_and_one_by_chance_does() -> None:

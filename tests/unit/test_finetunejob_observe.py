@@ -139,6 +139,7 @@ def test_who_goes_first_with_an_output(rival: dict[str, Any], conflicts: bool) -
 STAGE_JOB: Object = {"kind": "Job", "name": "walk-train-1", "uid": "uid-of-a-job-that-is-gone", "controller": True}
 
 
+@pytest.mark.slow  # a running pod is asked for its progress
 @pytest.mark.parametrize(
     ("reference", "counts", "orphaned"),
     [

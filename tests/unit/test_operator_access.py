@@ -129,4 +129,4 @@ def test_a_variable_tells_its_secret_and_key() -> None:
 )
 def test_two_jobs_publish_to_one_place_only_in_one_store(spec: dict[str, Any], endpoint: str) -> None:
     """An output's storage stands for spec.storage as a whole: without an endpoint it is AWS."""
-    assert output_of({"spec": spec}).endpoint == endpoint
+    assert output_of({"metadata": {"namespace": "team"}, "spec": spec}).endpoint == endpoint

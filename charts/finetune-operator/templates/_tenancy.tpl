@@ -50,6 +50,24 @@ tests/controlplane/test_tenancy_policy.py holds both languages to the same answe
 {{- toJson $names -}}
 {{- end -}}
 
+{{/* Not empty if one of the `rules` allows a `namespace` a `name` in the rule's `field`: profiles or runtimes. */}}
+{{- define "finetune.tenancy.offers" -}}
+{{- range $rule := .rules -}}
+  {{- if include "finetune.tenancy.matches" (list $rule.namespaces $.namespace) -}}
+    {{- if not (hasKey $rule $.field) -}}offered
+    {{- else if include "finetune.tenancy.matches" (list (get $rule $.field) $.name) -}}offered
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Not empty if one of a list of globs matches a name: list of both. */}}
+{{- define "finetune.tenancy.matches" -}}
+{{- range first . -}}
+  {{- if regexMatch (printf "^%s$" (replace "*" ".*" .)) (last $) -}}matched{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* How the place whose path is given is reached, as entries of its map: the store, where it has one of its own. */}}
 {{- define "finetune.tenancy.storage" -}}
 ?'endpoint': {{ . }}.?storage.optMap(s, string(s.?endpoint.orValue(''))),

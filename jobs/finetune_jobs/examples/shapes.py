@@ -79,7 +79,7 @@ def _mapped(row: Row, columns: Columns) -> Shaped | Fault:
             if isinstance(value, float) and not math.isfinite(value):
                 return Fault(row.line, name, "notText", f"is {json.dumps(value)}, must be text or a finite number")
             value = json.dumps(value)
-        made = text_or_fault(row.line, name, value, answer=name == columns.label)
+        made = text_or_fault(row.line, name, value, answer=columns.label == name != columns.input)
         if isinstance(made, Fault):
             return made
         values[name] = made

@@ -51,6 +51,11 @@ class ApiError(Exception):
         return self.status == 409 and self.reason == "Conflict"
 
     @property
+    def passes(self) -> bool:
+        """The API server was busy, was not there, or had yet to prepare for a kind that it has just learned of."""
+        return self.status in (0, 429) or self.status >= 500
+
+    @property
     def expired(self) -> bool:
         """The API server no longer knows the version from which a list or a watch was to go on."""
         return self.status == 410

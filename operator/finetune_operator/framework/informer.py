@@ -30,12 +30,16 @@ SHORT_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = (0.2, 30.0)
 """Before the first retry, and at most; doubled with each failure in a row."""
 
+FIRST_LIST_SECONDS: Final = 30.0
+"""For so long the first LIST is tried again, if what is in its way passes. CRDs that were installed a moment ago answer
+429 "storage is (re)initializing"."""
+
 Changed = Callable[[Resource, Object], None]
 Seen = Callable[[Resource, bool, Object], None]
 
 
 class Informer:
-    """One stream. ``list`` once, then ``run`` in a thread of its own.
+    """One stream. ``first_list`` once, then ``run`` in a thread of its own.
 
     Args:
         client: reads from the API server.
@@ -61,6 +65,19 @@ class Informer:
     def age(self) -> float:
         """Seconds since the API server last said something about this kind: an object, or that nothing changed."""
         return time.monotonic() - self._heard
+
+    def first_list(self, again_after: float) -> None:
+        """``list``, tried again for a while. Raises ApiError."""
+        deadline = time.monotonic() + FIRST_LIST_SECONDS
+        while True:
+            try:
+                return self.list(again_after)
+            except ApiError as error:
+                wait = error.retry_after or 1.0
+                if not error.passes or time.monotonic() + wait > deadline:
+                    raise
+                logger.info("%s: the first list failed, trying again: %s", self._name, error)
+                time.sleep(wait)
 
     def list(self, again_after: float) -> None:
         """Read everything, and plan to do so again after some seconds. Raises ApiError."""

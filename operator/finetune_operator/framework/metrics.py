@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -23,6 +31,7 @@ REGISTRY: Final = CollectorRegistry()
 """All metrics of the process."""
 ProcessCollector(registry=REGISTRY)
 GCCollector(registry=REGISTRY)
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody asks for
 
 RECONCILE_SECONDS: Final = Histogram(
     "finetune_operator_reconcile_duration_seconds",
