@@ -100,6 +100,8 @@ def test_prepare_writes_a_data_set_that_can_be_trained_on(s3: SeaweedFS, store: 
         "rowsTrain": "240",
         "rowsValidation": "30",
         "rowsTest": "30",
+        "rowsTestMasked": "0",
+        "answersMasked": "0",
         "labels": "3",
         "tokens": result.scalars["tokens"],
         "longest": result.scalars["longest"],
