@@ -26,7 +26,7 @@ demo-full: demo ## The demo, then extraction with a learning curve, and distilla
 	@$(VENV)/python -m hack.demo.full
 
 ##@ Develop
-test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (37 seconds)
+test-fast: $(STAMP) ## Pure logic, no torch, process or network: run this while you work (a minute)
 	@$(VENV)/python -m pytest --fast -n $(WORKERS) -q
 
 env: $(STAMP) ## Create the virtual environment from the lock file
