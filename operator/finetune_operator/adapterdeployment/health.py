@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Final
 
 from finetune_api.meta import ExitCode
-from finetune_api.reasons import Reason
+from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.pod import find_condition, parse_result, pod_blocker, pod_failure, refusal
@@ -25,7 +25,7 @@ HOLDS_NOTHING: Final = frozenset(
     {Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING}
 )
 """What a pod waits for before it has a node."""
-LONG_WAIT_SECONDS: Final = 600.0
+LONG_WAIT_SECONDS: Final = 60.0 * UNSCHEDULABLE_MINUTES
 """For how long a wait for hardware is nothing special: an autoscaler may be adding a node."""
 _PASSING: Final = HOLDS_NOTHING | {
     *(Reason.SECRET_MISSING, Reason.IMAGE_PULL_FAILED, Reason.S3_UNREACHABLE),
