@@ -194,16 +194,16 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     from trl import SFTTrainer
 
     from finetune_jobs.fit.recipe import Batch, learning_rate, planned_steps
-    from finetune_jobs.modelling.device import device
-    from finetune_jobs.modelling.loading import DTYPE, rounding
+    from finetune_jobs.modelling.device import device, precision
+    from finetune_jobs.modelling.loading import rounding
     from finetune_jobs.training.adapter import adapter_config
     from finetune_jobs.training.trainer import configuration
 
     logging.disable_progress_bar()
     training = workload.training
-    quantization = rounding(training.quantization)
+    quantization = rounding(training.quantization, precision())
     base = AutoModelForCausalLM.from_pretrained(
-        model, dtype=DTYPE, device_map={"": device()}, quantization_config=quantization
+        model, dtype=precision(), device_map={"": device()}, quantization_config=quantization
     )
     rate, steps = learning_rate(training, base.num_parameters()), planned_steps(len(examples), training)
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])

@@ -100,7 +100,9 @@ def test_why_what_serves_does_not(serving: Serving) -> None:
 
 
 def _statuses(serving: Serving) -> list[AdapterDeploymentStatus]:
-    found = [serving.get(ADAPTERDEPLOYMENTS, name) or {} for name in NAMES]
+    """All of one moment: between two reads, one may end and the next one begin."""
+    found = serving.team.api.select(ADAPTERDEPLOYMENTS, serving.team.namespace)
+    assert len(found) == len(NAMES)
     return [AdapterDeploymentStatus.model_validate(each.get("status") or {}) for each in found]
 
 

@@ -17,8 +17,9 @@ from finetune_api.training import Loss, Method, Training
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.modelling.base_model import find_base_model
+from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.encoding import encode_conversation
-from finetune_jobs.modelling.loading import DTYPE, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import read_tuning
@@ -96,7 +97,7 @@ def settings(method: Method = Method.QLORA, **changes: Any) -> Training:
 
 def load_for_training(base: Path, training: Training) -> Any:
     """The base model as the stage train loads it."""
-    dtype = torch.float32 if training.method is Method.FULL else DTYPE
+    dtype = torch.float32 if training.method is Method.FULL else precision()
     return load_base(base, training.base_quantization, dtype=dtype)
 
 

@@ -19,6 +19,7 @@ from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
+from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -150,7 +151,7 @@ def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:
     keep_rounded(kept)
     for _ in range(2):
         assert torch.equal(kept(input_ids=tokens).logits, unpacked(input_ids=tokens).logits)
-    for model, dtype in ((kept, torch.int8), (unpacked, torch.bfloat16)):
+    for model, dtype in ((kept, torch.int8), (unpacked, precision())):
         found = {p.dtype for name, p in model.named_parameters() if name.endswith("_proj.weight")}
         assert found == {dtype}
     prompts = [example.prompt for example in read_split(folder / "dataset", "test")][:4]

@@ -21,7 +21,7 @@ from finetune_api.training import LearningCurve
 from finetune_jobs.artifacts.folders import read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate
-from finetune_jobs.modelling.device import require_promised
+from finetune_jobs.modelling.device import precision, require_promised
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
@@ -100,6 +100,7 @@ def test_a_pod_without_its_gpu_ends_at_once(given: StageInput, stage: Stage, tmp
 
 def test_the_log_says_what_models_run_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO)
+    kind = "bfloat16" if precision() is torch.bfloat16 else "float32 (this CPU would have to emulate bfloat16)"
     for hardware in (None, HardwareFacts(profile="cpu")):
         require_promised(hardware)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -107,7 +108,7 @@ def test_the_log_says_what_models_run_on(caplog: pytest.LogCaptureFixture, monke
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _number: "NVIDIA L4")
     require_promised(HardwareFacts(profile="gpu-l4", count=2))
     assert caplog.messages == [
-        *[f"models run on the CPU, in {torch.get_num_threads()} threads"] * 2,
+        *[f"models run on the CPU, in {torch.get_num_threads()} threads and {kind}"] * 2,
         f"models run on 2 × NVIDIA L4, with CUDA {torch.version.cuda}",
     ]
 

@@ -84,10 +84,17 @@ def _load_model(args: Args, files: CheckpointFiles) -> Any:
     if files.rope_override is not None:
         LOG.warning("config.json has no rope_theta: using rotary base 10000, as TGI 3.3 silently would")
         config.rope_parameters = files.rope_override
-    dtype = getattr(torch, args.dtype) if args.dtype else "auto"
+    dtype = getattr(torch, args.dtype) if args.dtype else _precision(config)
     return AutoModelForCausalLM.from_pretrained(
         files.folder, config=config, dtype=dtype, use_safetensors=True, **OFFLINE
     )
+
+
+def _precision(config: Any) -> Any:
+    """The checkpoint's own, unless this CPU would have to emulate it, many times slower than float32."""
+    if config.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return "auto"
 
 
 def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:

@@ -18,8 +18,8 @@ def merge(base: Path, tuned: Path, tuning: Tuning) -> Any:
     """The tuned model as one 16-bit model that computes what the trained one did; ``tuned`` is train's output. It is in
     pod memory if the GPU, which may have trained on 4 bits of each weight, is too small for it."""
     if not tuning.is_adapter:
-        return load_checkpoint(tuned, where=device_for_16_bits(tuned))
-    model = load_base(base, tuning.quantization, where=device_for_16_bits(base))
+        return load_checkpoint(tuned, dtype=DTYPE, where=device_for_16_bits(tuned))
+    model = load_base(base, tuning.quantization, dtype=DTYPE, where=device_for_16_bits(base))
     if tuning.quantization is not None:
         model = model.dequantize().to(DTYPE)
     return load_adapter(model, tuned).merge_and_unload()

@@ -1,4 +1,4 @@
-"""Where models run; a pod that was promised a GPU and has none ends here."""
+"""Where models run, and in which precision; a pod that was promised a GPU and has none ends here."""
 
 import logging
 from collections import Counter
@@ -15,6 +15,16 @@ log = logging.getLogger(__name__)
 def device() -> str:
     """Where models run: this process's GPU (the first one, unless several processes train together), or the CPU."""
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def precision(where: str | None = None) -> torch.dtype:
+    """What a model computes in on ``where`` (``device()`` unless given): bfloat16, which its files hold, where the
+    hardware has it. A CPU without it emulates it, which takes many times longer than float32 (docs/benchmarks.md).
+    Files are written in bfloat16 in any case.
+    """
+    if (where or device()) != "cpu" or _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
 
 
 def require_promised(hardware: HardwareFacts | None) -> None:
@@ -34,7 +44,16 @@ def require_promised(hardware: HardwareFacts | None) -> None:
             f"Profile {hardware.profile!r} promises {hardware.count} × {hardware.name or 'GPU'}, but CUDA cannot be "
             f"used in this pod: {_why_not()}",
         )
-    log.info("models run on the CPU, in %s threads", torch.get_num_threads())
+    log.info(
+        "models run on the CPU, in %s threads and %s",
+        torch.get_num_threads(),
+        "bfloat16" if _cpu_has_bfloat16() else "float32 (this CPU would have to emulate bfloat16)",
+    )
+
+
+def _cpu_has_bfloat16() -> bool:
+    """By the library that computes: oneDNN is content with AVX512 without the BF16 extension, which it makes up for."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _why_not() -> str:

@@ -16,15 +16,15 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.reasons import Reason
 from finetune_api.training import Quantization
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.modelling.device import device
+from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.tokenizer import readable, unsupported
 
 DTYPE: Final = torch.bfloat16
-"""Precision of everything that is not quantised, and of the computation."""
+"""Precision of everything that is written and not quantised, whatever computed it."""
 
 
-def rounding(quantization: Quantization) -> BitsAndBytesConfig:
-    """How bitsandbytes rounds a base model.
+def rounding(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes rounds a base model that computes in ``dtype``.
 
     NF4: 4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). INT8: 8 bits per
     row, outliers of the activations apart (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339).
@@ -35,20 +35,26 @@ def rounding(quantization: Quantization) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPE,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
 def load_base(
-    folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype = DTYPE, where: str | None = None
+    folder: Path,
+    quantization: Quantization | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    where: str | None = None,
 ) -> Any:
-    """The base model, quantised if asked for; the rest in ``dtype``; on ``device()`` unless ``where`` is given.
+    """The base model, quantised if asked for; the rest in ``dtype``, or what is best there; on ``device()`` unless
+    ``where`` is given.
 
     Raises StageError(ModelUnsupported).
     """
+    dtype = dtype or precision(where)
     if quantization is None:
         return _load(folder, dtype, where)
-    model = _load(folder, dtype, where, quantization_config=rounding(quantization))
+    model = _load(folder, dtype, where, quantization_config=rounding(quantization, dtype))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
@@ -58,10 +64,10 @@ def load_base(
     return model
 
 
-def load_checkpoint(folder: Path, *, where: str | None = None) -> Any:
-    """A checkpoint exactly as its files say, e.g. an exported artifact with its own quantisation; on ``device()``
-    unless ``where`` is another one."""
-    return _load(folder, DTYPE, where)
+def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, where: str | None = None) -> Any:
+    """A checkpoint with the values that its files hold, e.g. an exported artifact with its own quantisation; to compute
+    in ``dtype``, or what is best there; on ``device()`` unless ``where`` is another one."""
+    return _load(folder, dtype or precision(where), where)
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

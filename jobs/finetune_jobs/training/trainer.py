@@ -25,7 +25,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.device import device
+from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
@@ -264,7 +264,7 @@ def load_trainable(base: Path, training: Training, team: Team = ALONE) -> Any:
     """The base model for training: all weights in float32, or, under an adapter, quantised if asked for. A model that
     will be sharded need not fit a GPU: it is loaded into host memory.
     """
-    dtype = torch.float32 if training.method is Method.FULL else DTYPE
+    dtype = torch.float32 if training.method is Method.FULL else precision()
     return load_base(base, training.base_quantization, dtype=dtype, where="cpu" if sharded(training, team) else None)
 
 
@@ -303,7 +303,7 @@ def configuration(
         warmup_steps=math.ceil(steps * WARM_UP),
         max_grad_norm=MAX_GRAD_NORM[training.method],
         optim="adamw_torch",
-        bf16=True,
+        bf16=precision() is torch.bfloat16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         gradient_checkpointing=on_gpu,  # memory for time: worth it on GPUs only
