@@ -29,7 +29,7 @@ def train(context: Context) -> StageOutput:
     """Train as ``params.train`` says; resumes from this FineTuneJob's newest checkpoint after the pod restarts, or
     after an earlier run ended too soon (not without ``reuse``)."""
     # The launcher of a pod's processes needs none of these, and would keep their memory the whole time.
-    from finetune_jobs.modelling.device import require_promised
+    from finetune_jobs.modelling.device import require_kernels, require_promised
     from finetune_jobs.training.checkpoints import Checkpoints
     from finetune_jobs.training.context import TrainingContext
     from finetune_jobs.training.learning_curve import Parts, measure_curve
@@ -39,6 +39,7 @@ def train(context: Context) -> StageOutput:
 
     given, team = context.input, Team.of(os.environ)
     require_promised(given.hardware)
+    require_kernels()
     params = require(given.params.train, "params.train")
     files = TrainingFiles(
         base=context.scratch / "base",

@@ -21,7 +21,7 @@ from finetune_api.training import LearningCurve
 from finetune_jobs.artifacts.folders import read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluate import evaluate
-from finetune_jobs.modelling.device import precision, require_promised
+from finetune_jobs.modelling.device import precision, require_kernels, require_promised
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
@@ -95,6 +95,15 @@ def test_a_pod_without_its_gpu_ends_at_once(given: StageInput, stage: Stage, tmp
     work = {Stage.TRAIN: train, Stage.EVALUATE: evaluate}.get(stage, lambda made: require_promised(made.input.hardware))
     with pytest.raises(StageError, match=MISSING) as error:
         work(context(asked, tmp_path))
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
+
+
+def test_kernels_that_cannot_be_compiled_end_a_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here there is no driver to link with."""
+    require_kernels()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(StageError, match=r"kernels cannot be compiled.*libcuda") as error:
+        require_kernels()
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
 
 

@@ -51,6 +51,22 @@ def require_promised(hardware: HardwareFacts | None) -> None:
     )
 
 
+def require_kernels() -> None:
+    """Compile Triton's driver now if there is a GPU; otherwise that happens at the first launch of a kernel, after the
+    model was loaded. Raises StageError (GpuUnusable)."""
+    if not torch.cuda.is_available():
+        return
+    try:
+        from triton.backends.nvidia.driver import CudaUtils  # a second, which only GPUs need
+
+        CudaUtils()
+    except Exception as error:  # anything: a compiler that is missing or fails, a library, a driver that is too old
+        raise StageError(
+            Reason.GPU_UNUSABLE,
+            f"The GPU's kernels cannot be compiled in this pod: {' '.join(str(error).split()) or type(error).__name__}",
+        ) from error
+
+
 def _cpu_has_bfloat16() -> bool:
     """By the library that computes: oneDNN is content with AVX512 without the BF16 extension, which it makes up for."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
