@@ -76,6 +76,13 @@ class EarlyStopping(StrEnum):
     NEVER = "Never"
 
 
+class Packing(StrEnum):
+    """Whether the examples of a pass share a row of tokens instead of being padded to the longest."""
+
+    AUTO = "Auto"
+    OFF = "Off"
+
+
 class Training(ApiModel):
     """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
 
@@ -107,6 +114,9 @@ class Training(ApiModel):
     max_length: Annotated[int, Field(ge=16, le=131072)] = 512
     """Maximum tokens of an example. spec.dataset.cleaning.tooLong decides what happens to longer ones; by default the
     job fails."""
+    packing: Packing = Packing.AUTO
+    """Auto: join the examples of a forward pass without padding, each attending to itself only, where the model allows
+    it; the training is the same, and faster. Off: pad them."""
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """Rank r of the adapter."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32

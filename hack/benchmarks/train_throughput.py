@@ -3,11 +3,13 @@
 Both sides use the same model (SmolLM2-135M, nf4), adapter, examples, order and batches, without validation and
 checkpoints. The baseline has all our settings that TRL supports, with its own loss, attention and adapter precision.
 Each side runs in a new process with one thread. CPU time is measured because it varies less than wall time on a busy
-machine. Short examples are like a classification, long ones like a letter with an answer of about 60 tokens.
+machine. Short examples are like a classification, long ones like a letter with an answer of about 60 tokens, those of
+a chat are mostly short and now and then long: log-normal lengths, median 120 tokens.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
@@ -17,7 +19,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from finetune_api.training import EarlyStopping, Training
 from hack.benchmarks.result import Result
@@ -30,7 +32,38 @@ contract copy cost credit customer date day debit deposit detail email error fee
 letter line list loan mail market message minute money month name notice number offer office order page paper payment
 person phone plan policy price problem product question rate reason record refund rent report request response service
 shipment state statement store street support system tax team term ticket time total transfer year"""
-GOAL = 1.7
+MAX_LENGTH = 1024
+
+
+class Lengths(Protocol):
+    """How long the examples of a kind are."""
+
+    def draw(self, chosen: random.Random) -> tuple[int, int]:
+        """Words of a question and of its answer."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """Any length between two, each as often."""
+
+    prompt: tuple[int, int]
+    answer: tuple[int, int]
+
+    def draw(self, chosen: random.Random) -> tuple[int, int]:
+        return chosen.randint(*self.prompt), chosen.randint(*self.answer)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Words that are log-normal, up to ``most``, a third of them the answer's."""
+
+    median: int
+    sigma: float
+    most: int
+
+    def draw(self, chosen: random.Random) -> tuple[int, int]:
+        words = min(self.most, max(3, round(chosen.lognormvariate(math.log(self.median), self.sigma))))
+        return words - words // 3, words // 3
 
 
 @dataclass(frozen=True)
@@ -38,13 +71,13 @@ class Workload:
     """Examples of one kind, and their batches."""
 
     name: str
-    prompt_words: tuple[int, int]
-    """Minimum and maximum words of a question."""
-    answer_words: tuple[int, int]
+    lengths: Lengths
     batch: int
     passes: int
     steps: int
     """The first step is a warm-up and not measured."""
+    goal: float
+    """Least ratio to TRL's rate."""
 
     @property
     def training(self) -> Training:
@@ -54,13 +87,14 @@ class Workload:
             gradient_accumulation=self.passes,
             max_steps=self.steps,
             epochs=50,
-            max_length=1024,
+            max_length=MAX_LENGTH,
             early_stopping=EarlyStopping.NEVER,
         )
 
 
-SHORT = Workload("short", (8, 24), (1, 1), batch=8, passes=2, steps=9)
-LONG = Workload("long", (380, 430), (50, 60), batch=4, passes=1, steps=4)
+SHORT = Workload("short", Between((8, 24), (1, 1)), batch=8, passes=2, steps=9, goal=1.7)
+LONG = Workload("long", Between((380, 430), (50, 60)), batch=4, passes=1, steps=4, goal=1.7)
+CHAT = Workload("chat", LogNormal(median=95, sigma=1.0, most=950), batch=8, passes=1, steps=7, goal=2.5)
 
 
 @dataclass(frozen=True)
@@ -73,11 +107,12 @@ class Measured:
 
 
 def run() -> Result:
-    """Measure; the value is our rate for the workload with the smaller gain."""
+    """Measure; the value is our rate for the workload that is the farthest from its goal."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before the processes start
     model = ensure_smollm2(cache_directory())
     figures: dict[str, dict[str, Any]] = {}
-    for workload in (SHORT, LONG):
+    workloads = (SHORT, LONG, CHAT)
+    for workload in workloads:
         sides = {}
         for side in ("ours", "stock"):
             with step(f"train on {workload.name} examples ({side})"):
@@ -85,13 +120,14 @@ def run() -> Result:
         ours, stock = sides["ours"], sides["stock"]
         figures[workload.name] = compared(workload, ours, stock)
         say(f"  {workload.name}: {figures[workload.name]['ratio']} times the tokens per CPU second")
-    worst = min(figures.values(), key=lambda figure: figure["ratio"])
+    worst = min(figures.values(), key=lambda figure: figure["ratio"] / figure["goal"])
+    goals = ", ".join(f"{workload.name} ≥ {workload.goal}" for workload in workloads)
     return Result(
         name="train_throughput",
         value=worst["ours"],
         unit="tokens/CPU-s",
         baseline=worst["stock"],
-        goal=f"≥ {GOAL} times TRL's on short and on long examples, with the same losses",
+        goal=f"times TRL's: {goals}, with the same losses",
         details=figures,
     )
 
@@ -103,6 +139,7 @@ def compared(workload: Workload, ours: Measured, stock: Measured) -> dict[str, A
         "ours": round(ours.tokens_per_cpu_second, 1),
         "stock": round(stock.tokens_per_cpu_second, 1),
         "ratio": round(ours.tokens_per_cpu_second / stock.tokens_per_cpu_second, 3),
+        "goal": workload.goal,
         "tokensPerExample": round(ours.tokens_per_example),
         "batch": f"{workload.batch} x {workload.passes}",
         "firstLossApart": round(apart[0], 5),
@@ -121,13 +158,8 @@ def messages(workload: Workload, seed: int) -> list[dict[str, str]]:
     """A conversation of random words, the same on every machine."""
     chosen, words = random.Random(seed), WORDS.split()
 
-    def text(length: tuple[int, int]) -> str:
-        return " ".join(chosen.choice(words) for _ in range(chosen.randint(*length)))
-
-    return [
-        {"role": "user", "content": text(workload.prompt_words)},
-        {"role": "assistant", "content": text(workload.answer_words)},
-    ]
+    prompt, answer = (" ".join(chosen.choices(words, k=count)) for count in workload.lengths.draw(chosen))
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def measure(side: str, workload: Workload, model: Path) -> Measured:
@@ -181,7 +213,7 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
     training = workload.training
     base = load_base(model, training.base_quantization)
     rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
-    suit_attention(base, longest(rows))
+    suit_attention(base, training, longest(rows))
     trainer = build_trainer(base, Examples(rows, rows.select([0]), tokenizer), training, folder, Batch.of(training))
     return without_interruptions(trainer)
 

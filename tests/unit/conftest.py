@@ -63,3 +63,11 @@ def quantize_python() -> Path:
     if not python.exists():
         pytest.fail(f"{python} is missing: `python3 -m hack.environments quantize` makes it")
     return python
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU of which oneDNN says that it has no bfloat16, whatever this machine's has: models compute in float32."""
+    import torch  # too slow for the tests that do without
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)

@@ -23,18 +23,12 @@ from tgi_cpu.dialect import read_checkpoint
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-@pytest.fixture
-def old_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU of which oneDNN says that it has no bfloat16, whatever this machine's has."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llama(tmp_path_factory.mktemp("base"))
 
 
-@pytest.mark.usefixtures("old_cpu")
+@pytest.mark.usefixtures("without_bfloat16")
 @pytest.mark.parametrize("quantization", [None, *Quantization])
 def test_a_base_computes_in_float32(base: Path, quantization: Quantization | None) -> None:
     assert precision("cuda:0") is torch.bfloat16
@@ -45,7 +39,7 @@ def test_a_base_computes_in_float32(base: Path, quantization: Quantization | Non
     assert found(input_ids=torch.arange(4, 20)[None]).logits.dtype is torch.float32
 
 
-@pytest.mark.usefixtures("old_cpu")
+@pytest.mark.usefixtures("without_bfloat16")
 def test_an_artifact_computes_in_float32(base: Path, tmp_path: Path) -> None:
     tokens = torch.arange(4, 20)[None]
     folder = build_tiny_int8(tmp_path / "int8", base)
@@ -55,7 +49,7 @@ def test_an_artifact_computes_in_float32(base: Path, tmp_path: Path) -> None:
         assert tgi.load_checkpoint(args, read_checkpoint(args)).model(input_ids=tokens).logits.dtype is torch.float32
 
 
-@pytest.mark.usefixtures("old_cpu")
+@pytest.mark.usefixtures("without_bfloat16")
 @pytest.mark.parametrize("method", [Method.QLORA, Method.FULL])
 def test_a_training_without_autocast_is_exported_in_bfloat16(
     method: Method, base: Path, s3: SeaweedFS, place: str, tmp_path: Path

@@ -14,6 +14,7 @@ from trl import SFTTrainer
 
 from finetune_jobs.modelling import chat
 from finetune_jobs.training.division import FilledSampler
+from finetune_jobs.training.packing import examples_in
 from finetune_jobs.training.team import ALONE
 
 SCALED_LOGITS: Final = (
@@ -47,7 +48,7 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
         if num_items_in_batch is None and not model.training:
             # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
             # Several processes' loss is multiplied by their number, since gradients are averaged over them.
-            num_items_in_batch = self.labels_per_example * len(inputs["input_ids"]) * self.team.size
+            num_items_in_batch = self.labels_per_example * examples_in(inputs) * self.team.size
         if self.team.size > 1:  # gradients are exchanged by the outer model's forward only
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -58,9 +59,8 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
         labels = inputs["labels"][:, 1:]
         labelled = labels != chat.IGNORED
         with self.accelerator.autocast():  # which accelerate puts around the outer model's forward only
-            hidden = causal.base_model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).last_hidden_state
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            hidden = causal.base_model(**given, use_cache=False).last_hidden_state
             logits = causal.get_output_embeddings()(hidden[:, :-1][labelled])
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
         return loss / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)

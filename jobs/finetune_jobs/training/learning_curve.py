@@ -156,7 +156,7 @@ class Parts:
         self, training: Training, part: Dataset, validation: Dataset, tokens: int, work: Path, progress: Progress
     ) -> Measured:
         model = load_trainable(self.files.base, training)
-        suit_attention(model, tokens)
+        suit_attention(model, training, tokens)
         tokenizer = load_tokenizer(self.files.base)
         trainer = build_trainer(model, Examples(part, validation, tokenizer), training, work, self.batch)
         trainer.add_callback(Reporting(progress))

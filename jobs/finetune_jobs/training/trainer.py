@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig
 
 from finetune_api.reasons import Reason
-from finetune_api.training import EarlyStopping, Method, Training
+from finetune_api.training import EarlyStopping, Method, Packing, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
@@ -30,7 +30,7 @@ from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.training import checkpoints as kept
-from finetune_jobs.training import sharding
+from finetune_jobs.training import packing, sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.context import TrainingContext
@@ -146,7 +146,7 @@ def _attempt(
         tokenizer = load_tokenizer(files.base)
         model = load_trainable(files.base, training, team)
         train, validation = (mapped_split(files.dataset, split) for split in ("train", "validation"))
-        suit_attention(model, longest(train, validation))
+        suit_attention(model, training, longest(train, validation), team)
         trainer = build_trainer(model, Examples(train, validation, tokenizer), training, files.work, batch, team)
         trainer.add_callback(Measuring(progress))
         trainer.add_callback(Reporting(progress))
@@ -230,9 +230,11 @@ def build_trainer(
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
         validation = with_blanks(validation, missing(len(validation), together), blank)
-    trainer = (sharding.ShardedTrainer if sharded(training, team) else LabelLossTrainer)(
+    divided, packed = sharded(training, team), packing.is_used(model)
+    trainer = (sharding.ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
-        args=configuration(training, work, batch, steps, rate, sharded=sharded(training, team)),
+        args=configuration(training, work, batch, steps, rate, sharded=divided, packed=packed),
+        data_collator=packing.collator(tokenizer.pad_token_id or 0) if packed else None,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -268,8 +270,11 @@ def load_trainable(base: Path, training: Training, team: Team = ALONE) -> Any:
     return load_base(base, training.base_quantization, dtype=dtype, where="cpu" if sharded(training, team) else None)
 
 
-def suit_attention(model: Any, tokens: int) -> None:
-    """Choose the attention that is fastest for examples of so many tokens."""
+def suit_attention(model: Any, training: Training, tokens: int, team: Team = ALONE) -> None:
+    """Choose the attention that is fastest for examples of up to so many tokens: packed, unless the model, its division
+    over processes or the spec are against it."""
+    if training.packing is Packing.AUTO and not sharded(training, team) and packing.use_packing(model):
+        return
     if device() == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
 
@@ -287,7 +292,14 @@ def _labelled(split: Dataset) -> int:
 
 
 def configuration(
-    training: Training, work: Path, batch: Batch, steps: int, rate: float, *, sharded: bool = False
+    training: Training,
+    work: Path,
+    batch: Batch,
+    steps: int,
+    rate: float,
+    *,
+    sharded: bool = False,
+    packed: bool = False,
 ) -> SFTConfig:
     """All settings of the trainer; ``steps`` are planned, ``rate`` is the peak learning rate."""
     on_gpu = device() != "cpu"
@@ -322,7 +334,7 @@ def configuration(
         restore_callback_states_from_checkpoint=True,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all" if packed else "non_padding",
         report_to="none",
         disable_tqdm=True,
         **(sharding.settings() if sharded else {}),
