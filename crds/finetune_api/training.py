@@ -83,6 +83,13 @@ class Packing(StrEnum):
     OFF = "Off"
 
 
+class Validation(ApiModel):
+    """What the training is judged by while it runs."""
+
+    max_examples: Annotated[int, Field(ge=10, le=100000)] = 500
+    """So many examples of the validation split at most are looked at each time, always the same ones."""
+
+
 class Training(ApiModel):
     """How to train. The defaults suit 500 to 5,000 examples (see docs/concepts)."""
 
@@ -131,16 +138,20 @@ class Training(ApiModel):
     """Dropout on the adapter's input."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 0
     """Seed of initialisation and order."""
-    checkpoint_steps: Annotated[int, Field(ge=1, le=100000)] = 25
-    """Optimiser steps between validations; each validation also saves a checkpoint."""
+    checkpoint_steps: Annotated[int | None, Field(ge=1, le=100000)] = None
+    """Optimiser steps between validations, each of which also saves a checkpoint. Default: 25, fewer in short runs, and
+    more in long ones, so that validations take about 5 % of the time and there are at most 20."""
     checkpoint_minutes: Annotated[
         int, Field(ge=1, le=10080, json_schema_extra=not_zero("for hardly any, set checkpointMinutes: 10080, a week"))
     ] = 10
     """Save another checkpoint if the last one is this many minutes old, for slow steps."""
     early_stopping: EarlyStopping = EarlyStopping.VALIDATION_LOSS
     """ValidationLoss: stop when the validation loss no longer improves. Never. The best weights are always kept."""
-    patience: Annotated[int, Field(ge=1, le=1000, json_schema_extra=not_zero("set earlyStopping: Never"))] = 3
-    """Validations without a better loss after which training stops early."""
+    patience: Annotated[int | None, Field(ge=1, le=1000, json_schema_extra=not_zero("set earlyStopping: Never"))] = None
+    """Validations without a better loss after which training stops early. Default: as many as an epoch has, and at
+    least 3."""
+    validation: Validation = Validation()
+    """What the training is judged by while it runs."""
 
     learning_curve: LearningCurve | None = None
     """Also train on parts of the examples and forecast the benefit of more; omit it to skip this."""

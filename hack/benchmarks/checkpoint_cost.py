@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.training import Training
+from finetune_jobs.fit.recipe import USUAL_INTERVAL
 from hack.benchmarks.result import Result
 from hack.benchmarks.train_throughput import SHORT, fresh_process, messages
 from hack.cluster.console import step
@@ -29,7 +30,7 @@ from hack.models import ensure_smollm2
 EVERY = 3
 """Steps between two checkpoints of this benchmark."""
 STEPS = 9
-DEFAULT_INTERVAL = Training().checkpoint_steps
+DEFAULT_INTERVAL = USUAL_INTERVAL
 EXAMPLES = 200
 
 

@@ -225,7 +225,7 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     from transformers.utils import logging
     from trl import SFTTrainer
 
-    from finetune_jobs.fit.recipe import Batch, learning_rate, planned_steps
+    from finetune_jobs.fit.recipe import Batch, schedule
     from finetune_jobs.modelling.device import device, precision
     from finetune_jobs.modelling.loading import rounding
     from finetune_jobs.training.adapter import adapter_config
@@ -237,12 +237,12 @@ def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Wo
     base = AutoModelForCausalLM.from_pretrained(
         model, dtype=precision(), device_map={"": device()}, quantization_config=quantization
     )
-    rate, steps = learning_rate(training, base.num_parameters()), planned_steps(len(examples), training)
+    plan = schedule(training, base.num_parameters(), len(examples), 1)
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
     set_seed(training.seed)
     trainer = SFTTrainer(
         model=base,
-        args=configuration(training, folder, Batch.of(training), steps, rate),
+        args=configuration(training, folder, Batch.of(training), plan),
         train_dataset=rows,
         eval_dataset=rows.select([0]),
         processing_class=tokenizer,

@@ -7,7 +7,7 @@ import torch
 
 from finetune_api.training import Method, Quantization
 from finetune_jobs.exporting.merge import merge
-from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.fit.recipe import Batch, schedule
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.tuning import read_tuning
@@ -55,7 +55,7 @@ def test_a_training_without_autocast_is_exported_in_bfloat16(
     method: Method, base: Path, s3: SeaweedFS, place: str, tmp_path: Path
 ) -> None:
     training, dataset = settings(method, epochs=2), write_dataset(tmp_path / "dataset")
-    assert not configuration(training, tmp_path, Batch.of(training), 10, 1e-3).bf16
+    assert not configuration(training, tmp_path, Batch.of(training), schedule(training, 1000, 48, 12)).bf16
     run_training(base, dataset, tmp_path, training, Store.connect(s3.storage, place))
     tuned = load_tuned(base, tmp_path / "adapter", method)
     assert {value.dtype for name, value in tuned.named_parameters() if "norm" in name} == {torch.float32}

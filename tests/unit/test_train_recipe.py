@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.training import Method, Quantization, Training, training_warnings
-from finetune_jobs.fit.recipe import Batch, learning_rate, planned_steps
+from finetune_jobs.fit.recipe import (
+    FORWARD_SHARE,
+    MOST_VALIDATIONS,
+    VALIDATION_SHARE,
+    Batch,
+    learning_rate,
+    planned_steps,
+    schedule,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -134,3 +142,36 @@ def test_what_no_training_can_mean_is_refused(settings: dict[str, Any], field: s
 def test_only_qlora_rounds_its_base() -> None:
     rounded = {method: Training(method=method, quantization=Quantization.INT8).base_quantization for method in Method}
     assert rounded == {Method.QLORA: Quantization.INT8, Method.LORA: None, Method.FULL: None}
+
+
+@pytest.mark.parametrize(
+    ("given", "examples", "validated", "expected"),
+    [
+        pytest.param({"max_steps": 100}, 1100, 140, (25, 3), id="the demo"),
+        pytest.param({"max_steps": 10}, 1100, 140, (3, 23), id="short: four looks, and none ends it"),
+        pytest.param({}, 800, 100, (38, 3), id="1,000 examples"),
+        pytest.param({}, 4000, 500, (188, 3), id="5,000 examples: as seldom as five percent ask for"),
+        pytest.param({}, 40_000, 500, (375, 7), id="50,000 examples: twenty times"),
+        pytest.param({"checkpoint_steps": 10, "patience": 2}, 4000, 500, (10, 2), id="as the spec says"),
+        pytest.param({"max_steps": 7, "checkpoint_steps": 50}, 4000, 500, (7, 36), id="at the end at least"),
+    ],
+)
+def test_a_training_looks_back_as_often_as_it_can_afford(
+    given: dict[str, Any], examples: int, validated: int, expected: tuple[int, int]
+) -> None:
+    training = Training(**given)
+    plan = schedule(training, 10**9, examples, validated)
+    assert (plan.interval, plan.patience) == expected
+    assert (plan.steps, plan.rate) == (planned_steps(examples, training), 2e-4)
+
+
+@given(st.integers(1, 200_000), st.integers(1, 500), st.integers(1, 5))
+def test_validations_cost_five_percent_or_are_four(examples: int, validated: int, epochs: int) -> None:
+    training = Training(epochs=epochs)
+    plan = schedule(training, 10**9, examples, validated)
+    times = math.ceil(plan.steps / plan.interval)
+    cost = times * validated * FORWARD_SHARE / (plan.steps * 16)
+    assert 1 <= plan.interval <= plan.steps
+    assert times <= MOST_VALIDATIONS
+    assert times <= 4 or cost <= VALIDATION_SHARE * times / (times - 1)
+    assert plan.patience >= 3

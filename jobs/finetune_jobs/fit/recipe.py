@@ -63,6 +63,42 @@ def indivisible(training: Training, processes: int) -> str:
     )
 
 
+VALIDATION_SHARE: Final = 0.05
+"""Share of the steps' time that validations may take."""
+FORWARD_SHARE: Final = 1 / 3
+"""Time of a validated example, as a share of a trained one: a forward pass of three passes' worth."""
+FEWEST_VALIDATIONS, MOST_VALIDATIONS = 4, 20
+"""Validations of a run that is long enough: fewer say little about when it was best, more say nothing new."""
+USUAL_INTERVAL: Final = 25
+LEAST_PATIENCE: Final = 3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training is, how fast it learns, and when it looks back."""
+
+    steps: int
+    rate: float
+    """The learning rate at its peak."""
+    interval: int
+    """Steps between validations."""
+    patience: int
+    """Validations without a better loss that end it."""
+
+
+def schedule(training: Training, parameters: int, examples: int, validated: int) -> Schedule:
+    """The schedule for a model of so many parameters; it learns from ``examples`` and is judged by ``validated``."""
+    batch, steps = Batch.of(training), planned_steps(examples, training)
+    trained = steps * batch.size * batch.passes
+    affordable = VALIDATION_SHARE * trained / (FORWARD_SHARE * max(1, validated))
+    count = min(MOST_VALIDATIONS, max(FEWEST_VALIDATIONS, affordable))
+    usual = min(USUAL_INTERVAL, math.ceil(steps / FEWEST_VALIDATIONS))
+    interval = min(steps, training.checkpoint_steps or max(usual, math.ceil(steps / count)))
+    epoch = math.ceil(examples / (batch.size * batch.passes))
+    patience = training.patience or max(LEAST_PATIENCE, math.ceil(epoch / interval))
+    return Schedule(steps, learning_rate(training, parameters), interval, patience)
+
+
 def planned_steps(examples: int, training: Training) -> int:
     """Optimiser steps: ``epochs`` passes in batches, the last of a pass perhaps smaller; at most ``max_steps``.
 

@@ -5,24 +5,45 @@ them up with examples that were seen already. Here blanks take these places: a t
 to the loss, to its gradient, or to the number of tokens by which both are divided.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from datasets.table import InMemoryTable, MemoryMappedTable
 from torch.utils.data import Sampler
 
+from finetune_api.training import Training
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.token_files import mapped_tokens, read_tokens
+
+VALIDATION_TOKENS: Final = 200_000
+"""Of the examples that a validation looks at, however many they may be."""
 
 
 def mapped_split(dataset: Path, split: str) -> Dataset:
     """``train`` or ``validation`` as the trainer takes it; no process holds a copy of its own."""
     path = mapped_tokens(dataset, split)
     return Dataset(MemoryMappedTable(read_tokens(dataset, split), str(path)))
+
+
+def validation_split(dataset: Path, training: Training) -> Dataset:
+    """What the training is judged by: the validation split, or the same examples of it every time if it is large."""
+    whole = mapped_split(dataset, "validation")
+    count = min(len(whole), training.validation.max_examples)
+    drawn = np.random.default_rng(training.seed).permutation(len(whole))[:count]
+    lengths = compute.list_value_length(whole.data.column("input_ids"))
+    total = list(accumulate(lengths.take(drawn).to_pylist()))
+    kept = drawn[: max(1, bisect_right(total, VALIDATION_TOKENS))]
+    if len(kept) == len(whole):
+        return whole
+    return Dataset(InMemoryTable(whole.data.table.take(sorted(kept))))
 
 
 def with_blanks(split: Dataset, count: int, token: int) -> Dataset:

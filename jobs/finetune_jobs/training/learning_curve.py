@@ -46,7 +46,7 @@ from finetune_jobs.reports.page import Fact
 from finetune_jobs.splitting import sampling
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import LAST, Reporting
-from finetune_jobs.training.division import mapped_split
+from finetune_jobs.training.division import mapped_split, validation_split
 from finetune_jobs.training.time_budget import TimeBudget
 from finetune_jobs.training.trainer import (
     Examples,
@@ -98,7 +98,7 @@ class Parts:
     def points(self, progress: Progress) -> Iterator[Point]:
         """The size and the loss of each part, the smallest first."""
         table = read_tokens(self.files.dataset, "train")
-        validation = mapped_split(self.files.dataset, "validation")
+        validation = validation_split(self.files.dataset, self.training)
         tokens = longest(mapped_split(self.files.dataset, "train"), validation)
         done = LAST / self.training.work
         for percent, rows in divide(table, _percents(self.training), self.training.seed).items():
@@ -207,11 +207,11 @@ def divide(table: Any, percents: Iterable[int], seed: int) -> dict[int, list[int
 
 def proportional(training: Training, percent: int) -> Training:
     """The same recipe for a part: as many passes over it, and as many validations."""
-    most = training.max_steps
+    most, interval = training.max_steps, training.checkpoint_steps
     return training.model_copy(
         update={
             "max_steps": None if most is None else math.ceil(Fraction(most * percent, 100)),
-            "checkpoint_steps": max(1, math.ceil(Fraction(training.checkpoint_steps * percent, 100))),
+            "checkpoint_steps": interval and max(1, math.ceil(Fraction(interval * percent, 100))),
             "learning_curve": None,
         }
     )

@@ -23,7 +23,14 @@ from finetune_api.reasons import Reason
 from finetune_api.training import EarlyStopping, Method, Packing, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.fit.recipe import MAX_GRAD_NORM, WARM_UP, Batch, indivisible, learning_rate, planned_steps
+from finetune_jobs.fit.recipe import (
+    MAX_GRAD_NORM,
+    WARM_UP,
+    Batch,
+    Schedule,
+    indivisible,
+    schedule,
+)
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
@@ -34,7 +41,7 @@ from finetune_jobs.training import packing, sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.context import TrainingContext
-from finetune_jobs.training.division import FilledSampler, mapped_split, missing, with_blanks
+from finetune_jobs.training.division import FilledSampler, mapped_split, missing, validation_split, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
@@ -145,7 +152,8 @@ def _attempt(
     try:
         tokenizer = load_tokenizer(files.base)
         model = load_trainable(files.base, training, team)
-        train, validation = (mapped_split(files.dataset, split) for split in ("train", "validation"))
+        train = mapped_split(files.dataset, "train")
+        validation = validation_split(files.dataset, training)
         suit_attention(model, training, longest(train, validation), team)
         trainer = build_trainer(model, Examples(train, validation, tokenizer), training, files.work, batch, team)
         trainer.add_callback(Measuring(progress))
@@ -224,8 +232,8 @@ def build_trainer(
     """
     train, validation, tokenizer = examples.train, examples.validation, examples.tokenizer
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
-    rate = learning_rate(training, model.num_parameters())
-    steps, real, together = planned_steps(len(train), training), len(train), batch.size * team.size
+    plan = schedule(training, model.num_parameters(), len(train), len(validation))
+    real, together = len(train), batch.size * team.size
     if team.size > 1:
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
@@ -233,13 +241,13 @@ def build_trainer(
     divided, packed = sharded(training, team), packing.is_used(model)
     trainer = (sharding.ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
-        args=configuration(training, work, batch, steps, rate, sharded=divided, packed=packed),
+        args=configuration(training, work, batch, plan, sharded=divided, packed=packed),
         data_collator=packing.collator(tokenizer.pad_token_id or 0) if packed else None,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=None if training.method is Method.FULL else adapter_config(model, training),
-        callbacks=_early_stopping(training),
+        callbacks=_early_stopping(training, plan.patience),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
@@ -251,10 +259,10 @@ def build_trainer(
     return trainer
 
 
-def _early_stopping(training: Training) -> list[Any]:
+def _early_stopping(training: Training, patience: int) -> list[Any]:
     if training.early_stopping is EarlyStopping.NEVER:
         return []
-    return [EarlyStoppingCallback(early_stopping_patience=training.patience)]
+    return [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
 def sharded(training: Training, team: Team) -> bool:
@@ -292,27 +300,19 @@ def _labelled(split: Dataset) -> int:
 
 
 def configuration(
-    training: Training,
-    work: Path,
-    batch: Batch,
-    steps: int,
-    rate: float,
-    *,
-    sharded: bool = False,
-    packed: bool = False,
+    training: Training, work: Path, batch: Batch, plan: Schedule, *, sharded: bool = False, packed: bool = False
 ) -> SFTConfig:
-    """All settings of the trainer; ``steps`` are planned, ``rate`` is the peak learning rate."""
+    """All settings of the trainer."""
     on_gpu = device() != "cpu"
-    interval = min(training.checkpoint_steps, steps)
     return SFTConfig(
         output_dir=str(work),
-        max_steps=steps,
+        max_steps=plan.steps,
         per_device_train_batch_size=batch.size,
         per_device_eval_batch_size=batch.size,
         gradient_accumulation_steps=batch.passes,
-        learning_rate=rate,
+        learning_rate=plan.rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(steps * WARM_UP),
+        warmup_steps=math.ceil(plan.steps * WARM_UP),
         max_grad_norm=MAX_GRAD_NORM[training.method],
         optim="adamw_torch",
         bf16=precision() is torch.bfloat16,
@@ -323,9 +323,9 @@ def configuration(
         seed=training.seed,
         data_seed=training.seed,
         eval_strategy="steps",
-        eval_steps=interval,
+        eval_steps=plan.interval,
         save_strategy="steps",
-        save_steps=interval,
+        save_steps=plan.interval,
         save_total_limit=2,  # the best and the newest
         save_on_each_node=True,  # where several pods train together, each loads the best one from its own disk
         ddp_find_unused_parameters=False,
@@ -369,7 +369,7 @@ def _save_adapter(model: Any, files: TrainingFiles) -> None:
 
 def _summary(trainer: LabelLossTrainer, training: Training, batch: Batch) -> Trained:
     state = trainer.state
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-training.checkpoint_steps :]
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-trainer.args.eval_steps :]
     return Trained(
         steps=state.global_step,
         train_loss=sum(losses) / len(losses),
