@@ -23,8 +23,8 @@ from finetune_operator.outcome.job import State
 from finetune_operator.outcome.job import Verdict as JobVerdict
 from finetune_operator.settings import Gpu, PodShape, Profile, Settings
 from finetune_operator.tenancy.rules import Tenancy
+from tests.support.runs import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 from tests.support.sentences import assert_says
-from tests.unit.test_operator_plan import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 
 pytestmark = pytest.mark.unit
 

@@ -32,7 +32,7 @@ from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import Gpu, Images, PodShape, Profile, Proxy
-from tests.unit.test_operator_plan import NOW, SETTINGS, SPEC, observed
+from tests.support.runs import NOW, SETTINGS, SPEC, observed
 
 pytestmark = pytest.mark.unit
 

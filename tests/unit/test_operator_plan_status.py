@@ -1,0 +1,220 @@
+"""What FineTuneJob's plan writes into the status: progress, times, messages, the artifact, advice, readiness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from finetune_api.dataset import Task, TaskType
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, StageState
+from finetune_api.reasons import REMEDIES, Reason
+from finetune_api.stages import PIPELINE, Found, Stage
+from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_operator.finetunejob.plan import current_run, plan
+from finetune_operator.finetunejob.progress import Sample
+from finetune_operator.outcome.job import State, Verdict
+from tests.support.runs import NOW, RESOLVED, SPEC, done, job, observed
+from tests.support.sentences import assert_says
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("before", "sample", "percent"),
+    [(None, None, 0), (None, 7, 7), (7, 7, 7), (7, 8, 8), (7, None, 7), (50, 3, 3)],
+)
+def test_progress_moves_by_whole_percents(before: int | None, sample: int | None, percent: int) -> None:
+    """A reading of the same percent changes nothing, not even the time."""
+    running = (job(Stage.RESOLVE),)
+    reading: Callable[[int], Sample] = lambda value: Sample("resolve", value, 60, "step")  # noqa: E731
+    status = FineTuneJobStatus()
+    if before is not None:
+        status = plan(observed(jobs=running, sample=reading(before)), NOW - timedelta(minutes=1)).status
+    later = observed(jobs=running, status=status, sample=None if sample is None else reading(sample))
+    progress = plan(later, NOW).status.progress
+    assert progress is not None
+    assert progress.percent == percent
+    assert (progress == status.progress) is (sample is None or sample == before) or before is None
+
+
+def test_times_move_on_transitions_only() -> None:
+    """The same observation an hour later gives the same status and no event."""
+    first = plan(observed(jobs=(job(Stage.RESOLVE),)), NOW)
+    second = plan(observed(jobs=(job(Stage.RESOLVE),), status=first.status), NOW + timedelta(hours=1))
+    assert second.status == first.status
+    assert second.events == ()
+    assert [event.reason for event in first.events] == [Reason.RUN_STARTED]
+
+
+def test_long_messages_fit() -> None:
+    """The API server refuses more than 1 KiB."""
+    verdict = Verdict(State.FAILED, Reason.DATASET_INVALID, "x" * 5000)
+    status = plan(observed(jobs=(job(Stage.RESOLVE, verdict=verdict),)), NOW).status
+    assert status.run is not None
+    messages = [each.message for each in status.conditions] + [row.message for row in status.stages]
+    assert max(map(len, [*messages, status.run.message])) <= 1024
+    assert next(each.message for each in status.conditions).endswith(REMEDIES[Reason.DATASET_INVALID])
+
+
+def test_the_artifact_keeps_the_storage_with_which_it_was_published() -> None:
+    """A run that begins with another store, or fails, has published nothing there; how to encrypt, no reader needs."""
+    storage = Storage(
+        endpoint="http://s3.storage.svc:8333", encryption=Encryption(algorithm=EncryptionAlgorithm.AES256)
+    )
+    stored = SPEC.model_copy(update={"storage": storage})
+    run = current_run(observed(stored), NOW).id
+    jobs = tuple(replace(each, run=run) for each in (RESOLVED, *map(done, PIPELINE)))
+    status = plan(observed(stored, jobs=jobs), NOW).status
+    assert status.artifact is not None
+    assert status.artifact.storage == Storage(endpoint="http://s3.storage.svc:8333")
+    moved = stored.model_copy(update={"storage": Storage(endpoint="http://other.svc:1")})
+    again = current_run(observed(moved, generation=4, status=status), NOW).id
+    begun = plan(observed(moved, generation=4, status=status, jobs=(job(Stage.RESOLVE, run=again),)), NOW).status
+    assert begun.phase is Phase.RUNNING
+    assert begun.artifact == status.artifact
+
+
+@pytest.mark.parametrize(
+    ("prepared", "published", "tokens"),
+    [
+        ({"longest": "300"}, {"goldenPromptTokens": "270", "answerTokens": "12"}, (270, 12, 300)),
+        ({"longest": "9000"}, {}, (0, 0, SPEC.training.max_length)),  # longer ones were cut or left out
+        ({}, {}, (0, 0, 0)),
+    ],
+)
+def test_the_artifact_knows_how_long_it_is_asked(
+    prepared: dict[str, str], published: dict[str, str], tokens: tuple[int, int, int]
+) -> None:
+    scalars = {Stage.PREPARE: prepared, Stage.PUBLISH: published}
+    jobs = (RESOLVED, *(done(stage, scalars=scalars.get(stage, {})) for stage in PIPELINE))
+    artifact = plan(observed(jobs=jobs), NOW).status.artifact
+    assert artifact is not None
+    assert artifact.tokens is not None
+    assert (artifact.tokens.golden_prompt, artifact.tokens.answer, artifact.tokens.example) == tokens
+
+
+def test_reused_and_done_stages_count() -> None:
+    """The table says who did what."""
+    found = [Found(stage=stage, output_digest="7" * 64) for stage in PIPELINE[:2]]
+    status = plan(observed(jobs=(done(Stage.RESOLVE, found=found), job(Stage.EXPORT))), NOW).status
+    assert status.stages_done == "2/5"
+    assert [row.state for row in status.stages] == [
+        StageState.SUCCEEDED,
+        StageState.REUSED,
+        StageState.REUSED,
+        StageState.RUNNING,
+        StageState.PENDING,
+        StageState.PENDING,
+    ]
+
+
+@pytest.mark.parametrize(("task", "masked", "told"), [("Extraction", "7", 1), ("Extraction", "0", 0), ("Text", "7", 0)])
+def test_records_with_placeholders_are_discouraged(task: str, masked: str, told: int) -> None:
+    asked = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True) | {"task": {"type": task}})
+    run = current_run(observed(asked), NOW).id
+    prepared = done(Stage.PREPARE, scalars={"answersMasked": masked, "rowsTestMasked": "3"})
+    status = plan(observed(asked, jobs=tuple(replace(each, run=run) for each in (RESOLVED, prepared))), NOW).status
+    advice = [each.message for each in status.conditions if each.type == "Discouraged"]
+    assert len(advice) == told
+    assert status.dataset is not None
+    assert (status.dataset.answers_masked, status.dataset.test_masked) == (int(masked), 3)
+    for message in advice:
+        assert_says(
+            message, "7 records", "placeholders", "spec.dataset.pii.mode to Report", "spec.dataset.pii.entities"
+        )
+
+
+def test_settings_that_do_badly_are_taken_and_said_once() -> None:
+    training = {"learningRate": "3e-5", "targetModules": ["q_proj", "v_proj"]}
+    asked = FineTuneJobSpec.model_validate(SPEC.model_dump(by_alias=True) | {"training": training})
+    jobs = (job(Stage.RESOLVE, run=current_run(observed(asked), NOW).id),)
+    first = plan(observed(asked, jobs=jobs), NOW)
+    [advice] = [each for each in first.status.conditions if each.type == "Discouraged"]
+    assert (advice.status, advice.reason) == ("True", Reason.SETTINGS_DISCOURAGED)
+    assert "spec.training.learningRate 3e-5" in advice.message
+    assert "(q_proj, v_proj)" in advice.message
+    assert [e.message for e in first.events if e.reason is Reason.SETTINGS_DISCOURAGED] == [advice.message]
+    second = plan(observed(asked, status=first.status, jobs=jobs), NOW)
+    assert not [e for e in second.events if e.reason is Reason.SETTINGS_DISCOURAGED]
+    assert all(each.type != "Discouraged" for each in plan(observed(jobs=(job(Stage.RESOLVE),)), NOW).status.conditions)
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"), [("Overfitting", True), ("BudgetExceeded", True), ("TrainingCompleted", False)]
+)
+def test_an_early_end_of_the_training_is_an_event(ended: str, told: bool) -> None:
+    before = plan(observed(jobs=(done(Stage.RESOLVE), done(Stage.PREPARE), job(Stage.TRAIN))), NOW).status
+    jobs = (done(Stage.RESOLVE), done(Stage.PREPARE), done(Stage.TRAIN, scalars={"ended": ended}))
+    after = plan(observed(jobs=jobs, status=before), NOW)
+    assert next(row for row in after.status.stages if row.name == "train").ended == ended
+    assert any(event.reason == ended and event.type == "Warning" for event in after.events) is told
+
+
+def test_a_reused_training_says_how_it_ended_but_that_is_no_news() -> None:
+    results = {Stage.TRAIN: {"ended": "Overfitting"}}
+    found = [Found(stage=s, output_digest="7" * 64, scalars=results.get(s, {})) for s in PIPELINE[:2]]
+    made = plan(observed(jobs=(done(Stage.RESOLVE, found=found),)), NOW)
+    assert [row.ended for row in made.status.stages if row.ended] == ["Overfitting"]
+    assert not any(event.reason == "Overfitting" for event in made.events)
+
+
+PENDING_BASELINE = "8 passed, 2 warnings (balance, baseline), 0 failed"
+
+
+@pytest.mark.parametrize(
+    ("task", "told", "scalars", "expected"),
+    [
+        pytest.param(
+            TaskType.CLASSIFICATION,
+            PENDING_BASELINE,
+            {"accuracyBase": "0.1200", "samples": "200"},
+            "9 passed, 1 warning (balance), 0 failed; base model: accuracy 12.0 % on 200 test examples",
+            id="measured",
+        ),
+        pytest.param(
+            TaskType.CLASSIFICATION,
+            PENDING_BASELINE,
+            {"accuracyBase": "0.9700", "samples": "1200"},
+            "8 passed, 2 warnings (balance, baseline), 0 failed; base model: accuracy 97.0 % on 1,200 test examples",
+            id="little left to win",
+        ),
+        pytest.param(
+            TaskType.TEXT,
+            "9 passed, 1 warning (baseline), 1 failed (leakage)",
+            {"accuracyBase": "0.0000", "f1Base": "0.2140", "samples": "60"},
+            "10 passed, 0 warnings, 1 failed (leakage); base model: F1 21.4 % on 60 test examples",
+            id="free text",
+        ),
+        pytest.param(TaskType.TEXT, PENDING_BASELINE, {}, PENDING_BASELINE, id="nothing measured"),
+        pytest.param(TaskType.EXTRACTION, PENDING_BASELINE, {"accuracyBase": "nan"}, PENDING_BASELINE, id="no number"),
+        pytest.param(
+            TaskType.CLASSIFICATION, "all is well", {"accuracyBase": "0.5"}, "all is well", id="no summary of ours"
+        ),
+    ],
+)
+def test_the_evaluation_completes_the_readiness(
+    task: TaskType, told: str, scalars: dict[str, str], expected: str
+) -> None:
+    """By a Job that ends, in later turns, and where all results are found in the store."""
+    spec = SPEC.model_copy(update={"task": Task(type=task)})
+    run = current_run(observed(spec), NOW).id
+    prepared = replace(done(Stage.PREPARE, scalars={"readiness": told}), run=run)
+    jobs = [replace(RESOLVED, run=run), prepared]
+    before = plan(observed(spec, jobs=tuple(jobs)), NOW).status
+    assert before.dataset is not None
+    assert before.dataset.readiness == told
+
+    jobs += [replace(done(stage), run=run) for stage in (Stage.TRAIN, Stage.EXPORT)]
+    jobs += [replace(done(Stage.EVALUATE, scalars=scalars), run=run)]
+    evaluated = plan(observed(spec, status=before, jobs=tuple(jobs)), NOW).status
+    again = plan(observed(spec, status=evaluated, jobs=tuple(jobs)), NOW).status
+    results = {Stage.PREPARE: {"readiness": told}, Stage.EVALUATE: scalars}
+    found = [Found(stage=s, output_digest="7" * 64, scalars=results.get(s, {})) for s in PIPELINE]
+    reused = plan(observed(spec, jobs=(replace(done(Stage.RESOLVE, found=found), run=run),)), NOW).status
+
+    for status in (evaluated, again, reused):
+        assert status.dataset is not None
+        assert status.dataset.readiness == expected
