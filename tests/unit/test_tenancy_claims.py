@@ -1,0 +1,164 @@
+"""All that a resource asks for is claimed: every place, server and Secret of its spec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.base import ApiModel
+from finetune_api.dataset import Replay, Source
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_operator.adapterdeployment.blockers import claims_of as deployment_claims
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.finetunejob.claims import claims_of
+from finetune_operator.settings import Gpu, Profile
+from finetune_operator.tenancy.claim import Subject
+from tests.support.serving import GOOD, ServingCluster, pinned
+
+pytestmark = pytest.mark.unit
+
+
+PRICED = Profile(gpu=Gpu(name="L4", memory_gib=22, peak_tflops=121, usd_per_hour=0.8))
+
+
+FULL = FineTuneJobSpec.model_validate(
+    {
+        "profile": "gpu-l4",
+        "model": {"uri": "hf://acme/base@v1", "secretKeyRef": {"name": "hub", "key": "token"}},
+        "dataset": {
+            "sources": [
+                {"uri": "s3://data/a.csv", "storage": {"endpoint": "https://a.example", "secretRef": {"name": "a"}}},
+                {"configMapKeyRef": {"name": "rows", "key": "b.csv"}},
+            ],
+            "benchmarks": [
+                {"uri": "hf://datasets/acme/bench@v1/c.csv", "secretKeyRef": {"name": "bench", "key": "token"}}
+            ],
+            "replay": {"source": {"uri": "s3://data/d.jsonl", "storage": {}}},
+            "pii": {"ner": {"uri": "s3://models/ner", "storage": {"secretRef": {"name": "ner"}}}},
+            "distillation": {
+                "teacher": {"url": "http://vllm/v1", "model": "m", "secretKeyRef": {"name": "teacher", "key": "k"}}
+            },
+        },
+        "output": {"uri": "s3://artifacts/team", "name": "ft", "storage": {"endpoint": "http://out:9000"}},
+        "storage": {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}},
+        "tracking": {
+            "mlflow": {"url": "http://mlflow", "secretRef": {"name": "mlflow"}},
+            "wandb": {"secretKeyRef": {"name": "wandb", "key": "k"}},
+        },
+        "budget": {"maxCost": "12.50"},
+    }
+)
+
+
+STORE: dict[str, Any] = {"storage": {"endpoint": "https://b.example", "secretRef": {"name": "b"}}}
+TOKEN: dict[str, Any] = {"uri": "hf://datasets/acme/d@v1/d.csv", "secretKeyRef": {"name": "hub", "key": "token"}}
+ELSEWHERE = FineTuneJobSpec.model_validate(
+    {
+        "profile": "gpu-l4",
+        "model": {"uri": "s3://models/base"} | STORE,
+        "dataset": {
+            "sources": [TOKEN],
+            "benchmarks": [{"uri": "s3://data/bench.csv"} | STORE],
+            "replay": {"source": TOKEN},
+        },
+        "output": {"uri": "s3://artifacts/team", "name": "ft"} | STORE,
+    }
+)
+"""What excludes a field of FULL."""
+FULL_STORES = FULL.model_copy(
+    update={
+        "dataset": FULL.dataset.model_copy(
+            update={"replay": Replay(source=Source.model_validate({"uri": "s3://data/d.jsonl"} | STORE))}
+        )
+    }
+)
+
+
+def test_all_that_a_job_asks_for() -> None:
+    teacher, tracking = "spec.dataset.distillation.teacher", "spec.tracking"
+    assert [(claim.subject, claim.field, claim.value) for claim in claims_of(FULL, PRICED)] == [
+        (Subject.PROFILE, "spec.profile", "gpu-l4"),
+        (Subject.OUTPUT, "spec.output.uri", "s3://artifacts/team"),
+        (Subject.ENDPOINT, "spec.storage.endpoint", "http://store:8333"),
+        (Subject.TRANSPORT, "spec.storage.endpoint", "http://store:8333"),
+        (Subject.SECRET, "spec.storage.secretRef.name", "s3"),
+        (Subject.ENDPOINT, "spec.output.storage.endpoint", "http://out:9000"),
+        (Subject.TRANSPORT, "spec.output.storage.endpoint", "http://out:9000"),
+        (Subject.ENDPOINT, "spec.dataset.sources[0].storage.endpoint", "https://a.example"),
+        (Subject.TRANSPORT, "spec.dataset.sources[0].storage.endpoint", "https://a.example"),
+        (Subject.SECRET, "spec.dataset.sources[0].storage.secretRef.name", "a"),
+        (Subject.ENDPOINT, "spec.dataset.replay.source.storage.endpoint", ""),
+        (Subject.ENDPOINT, "spec.dataset.pii.ner.storage.endpoint", ""),
+        (Subject.SECRET, "spec.dataset.pii.ner.storage.secretRef.name", "ner"),
+        (Subject.SECRET, "spec.model.secretKeyRef.name", "hub"),
+        (Subject.SECRET, "spec.dataset.benchmarks[0].secretKeyRef.name", "bench"),
+        (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
+        (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
+        (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),
+        (Subject.HOST, f"{tracking}.mlflow.url", "http://mlflow"),
+        (Subject.TRANSPORT, f"{tracking}.mlflow.url", "http://mlflow"),
+        (Subject.SECRET, f"{tracking}.mlflow.secretRef.name", "mlflow"),
+        (Subject.HOST, f"{tracking}.wandb.baseUrl", "https://api.wandb.ai"),
+        (Subject.TRANSPORT, f"{tracking}.wandb.baseUrl", "https://api.wandb.ai"),
+        (Subject.SECRET, f"{tracking}.wandb.secretKeyRef.name", "wandb"),
+        (Subject.INPUT, "spec.model.uri", "hf://acme/base@v1"),
+        (Subject.INPUT, "spec.dataset.sources[0].uri", "s3://data/a.csv"),
+        (Subject.INPUT, "spec.dataset.benchmarks[0].uri", "hf://datasets/acme/bench@v1/c.csv"),
+        (Subject.INPUT, "spec.dataset.replay.source.uri", "s3://data/d.jsonl"),
+        (Subject.INPUT, "spec.dataset.pii.ner.uri", "s3://models/ner"),
+        (Subject.COST, "spec.budget.maxCost", "12.50"),
+    ]
+
+
+def test_hardware_without_a_price_costs_nothing() -> None:
+    assert Subject.COST not in {claim.subject for claim in claims_of(FULL, Profile())}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        re.compile(r"s3://"),
+        re.compile(r"https\?://"),
+        re.compile(r"secret(Key)?Ref\.name$"),
+    ],
+    ids=["places", "servers", "Secrets"],
+)
+@pytest.mark.parametrize("spec", [FineTuneJobSpec, AdapterDeploymentSpec])
+def test_nothing_that_sends_data_or_keys_is_forgotten(spec: type[ApiModel], field: re.Pattern[str]) -> None:
+    """Every field that takes an s3:// URI, a URL or the name of a Secret is claimed, also one that is added later."""
+    jobs = (claim for each in (FULL, ELSEWHERE, FULL_STORES) for claim in claims_of(each, PRICED))
+    claimed = jobs if spec is FineTuneJobSpec else deployment_claims(pinned_with_keys())
+    asked = {re.sub(r"\[\d+\]", "[]", claim.field) for claim in claimed}
+    found = {f"spec{path}" for path in _fields(spec.model_json_schema(), field)}
+    assert found
+    assert found <= asked
+
+
+def pinned_with_keys() -> ObservedDeployment:
+    """An AdapterDeployment of a pinned artifact, in a store that asks for keys."""
+    storage = {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}}
+    spec = pinned(GOOD)
+    spec["source"]["artifact"]["storage"] = storage
+    return ServingCluster(spec=spec).observe()
+
+
+def _fields(schema: dict[str, Any], wanted: re.Pattern[str]) -> Iterator[str]:
+    """Paths of the fields whose name or pattern matches."""
+
+    def walk(node: Any, path: str) -> Iterator[str]:
+        if reference := node.get("$ref"):
+            node = schema["$defs"][reference.rpartition("/")[2]]
+        if wanted.search(node.get("pattern", "")) or wanted.search(path):
+            yield path
+        for option in node.get("anyOf", []):
+            yield from walk(option, path)
+        for name, child in node.get("properties", {}).items():
+            yield from walk(child, f"{path}.{name}")
+        if "items" in node:
+            yield from walk(node["items"], f"{path}[]")
+
+    return walk(schema, "")
