@@ -21,9 +21,9 @@ from finetune_jobs.reading.sources import find_sources, source_digest
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
+from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import Lent, context, pipeline_params, stage_input
-from tests.unit.test_fit import A100, CPU, L4, LLAMA_8B, SMOLLM
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

@@ -1,7 +1,7 @@
 """The shape of a causal language model, from its config.json alone: its matrices, and what a token passes through.
 
-Parameter counts are exact for the families below (tests/unit/test_fit.py builds each with transformers and compares).
-An unlisted family is unknown, not guessed: what looks like Llama in a config may differ in memory.
+Parameter counts are exact for the families below (tests/unit/test_fit_shapes.py builds each with transformers and
+compares). An unlisted family is unknown, not guessed: what looks like Llama in a config may differ in memory.
 """
 
 from collections.abc import Mapping

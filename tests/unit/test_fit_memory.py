@@ -1,0 +1,123 @@
+"""How much memory a training takes: tables, properties, and PyTorch's own memory tracker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.memory import (
+    GIB,
+    NF4,
+    ON_CPU,
+    ON_GPU,
+    Head,
+    Step,
+    floor_memory,
+    loading_memory,
+    peak_memory,
+)
+from tests.support.fit import A100, CONFIGS, LLAMA_8B, SMALL, SMOLLM, TRAININGS, shape_of
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("training", "bytes_per_linear_weight"),
+    [
+        (Training(), NF4),
+        (Training(quantization=Quantization.INT8), 1),
+        (Training(method=Method.LORA), 2),
+        (Training(method=Method.FULL), 4),
+    ],
+)
+def test_weights(training: Training, bytes_per_linear_weight: float) -> None:
+    """Linear layers as the method loads them; embeddings are never rounded."""
+    shape = shape_of(LLAMA_8B)
+    rest = (4 if training.method is Method.FULL else 2) * (shape.parameters - shape.linear_parameters)
+    expected = shape.linear_parameters * bytes_per_linear_weight + rest
+    assert peak_memory(shape, training, ON_GPU).weights == pytest.approx(expected)
+
+
+STEPS = st.sampled_from([ON_GPU, ON_CPU, Step(checkpointing=False, head=Head.FUSED, on_gpu=True)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=CONFIGS, training=TRAININGS, step=STEPS)
+def test_memory_grows_with_what_it_has_to_hold(config: dict[str, Any], training: Training, step: Step) -> None:
+    """A larger batch, longer examples or more rank never take less; all parts are there, and none is negative."""
+    shape = shape_of(config)
+    memory = peak_memory(shape, training, step)
+    assert min(memory.weights, memory.state, memory.activations, memory.overhead) > 0
+    assert memory.total >= memory.tensors >= floor_memory(shape, training, step).tensors
+    for more in ({"batch_size": training.batch_size * 2}, {"max_length": training.max_length * 2}):
+        assert peak_memory(shape, training.model_copy(update=more), step).tensors >= memory.tensors
+    if training.method is not Method.FULL:
+        assert peak_memory(shape, training.model_copy(update={"rank": 512}), step).tensors >= memory.tensors
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=CONFIGS, training=TRAININGS, step=STEPS, processes=st.integers(2, 64))
+def test_processes_divide_a_whole_model_and_no_other(
+    config: dict[str, Any], training: Training, step: Step, processes: int
+) -> None:
+    """Weights, gradients and Adam's moments, 16 bytes a parameter, are divided evenly; adapters' bases are not."""
+    shape = shape_of(config)
+    alone, one = peak_memory(shape, training, step), peak_memory(shape, training, step, processes)
+    if training.method is Method.FULL:
+        assert one.weights + one.state == pytest.approx(16 * shape.parameters / processes)
+        assert one.workspace == peak_memory(shape, training, step, 2 * processes).workspace > 0
+    else:
+        assert one == alone
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=CONFIGS, training=TRAININGS)
+def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training: Training) -> None:
+    """Checkpointing saves activations; nf4 saves weights over int8, int8 over 16 bits."""
+    shape = shape_of(config)
+    plain = Step(checkpointing=False, head=Head.FUSED, on_gpu=True)
+    if shape.layers > 3:
+        assert peak_memory(shape, training, ON_GPU).activations <= peak_memory(shape, training, plain).activations
+    weights = [
+        peak_memory(shape, training.model_copy(update=how), ON_GPU).weights
+        for how in (
+            {"method": Method.QLORA, "quantization": Quantization.NF4},
+            {"method": Method.QLORA, "quantization": Quantization.INT8},
+            {"method": Method.LORA},
+            {"method": Method.FULL},
+        )
+    ]
+    assert weights == sorted(weights)
+
+
+@given(processes=st.integers(1, 8), nodes=st.integers(1, 4), method=st.sampled_from(Method))
+def test_a_model_that_is_divided_is_first_loaded_whole(processes: int, nodes: int, method: Method) -> None:
+    """By each process of a pod, however many pods there are; nothing else needs a pod's own memory."""
+    shape, hardware = shape_of(LLAMA_8B), A100.model_copy(update={"count": processes, "nodes": nodes})
+    needed = loading_memory(shape, Training(method=method), hardware)
+    divided = method is Method.FULL and processes * nodes > 1
+    assert needed >= processes * 4 * shape.parameters if divided else needed == 0
+    assert needed <= processes * (4 * shape.parameters + GIB)
+
+
+def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:
+    """SmolLM2-135M: measured 470 MB for the imports alone and 105 MB of nf4 weights."""
+    floor = floor_memory(shape_of(SMOLLM), Training(), ON_CPU)
+    assert 0.5 * GIB < floor.total < 1.5 * GIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Method.QLORA, Method.FULL])
+def test_the_estimate_holds_against_pytorchs_memory_tracker(method: Method) -> None:
+    """A step of a small model over fake tensors; hack/benchmarks/fit_estimate.py has more and larger ones."""
+    from hack.benchmarks.fit_estimate import HIGHEST, LOWEST
+    from hack.benchmarks.memory_tracker import tracked_peak
+
+    config = SMALL | {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 2, "intermediate_size": 1408}
+    training = Training(method=method, batch_size=8, max_length=512)
+    measured = tracked_peak(config, training, checkpointing=True)
+    assert LOWEST <= peak_memory(shape_of(config), training, ON_GPU).tensors / measured - 1 <= HIGHEST
