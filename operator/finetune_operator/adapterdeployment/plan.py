@@ -32,6 +32,7 @@ from finetune_operator.adapterdeployment.health import (
     is_available,
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
+from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
@@ -39,26 +40,20 @@ from finetune_operator.adapterdeployment.verification import VERIFIED, find_verd
 from finetune_operator.blockers import Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,
-    deployment,
     deployment_name,
-    fetch_request,
     start_seconds,
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
-from finetune_operator.resources.network_policy import candidate_policy, serving_policy
-from finetune_operator.resources.service import candidate_service, public_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 
 SCORE_LIMIT: Final = 16
 """The API's limit; pods are not trusted to respect it."""
-
-
 VERIFY_LOOK_SECONDS: Final = 600.0
 """How often to look whether a verification runs at all: nothing tells of a Job without a pod."""
 
@@ -90,7 +85,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     elif isinstance(target, Blocker):
         step = _hold(observed, target, stable)
     elif stable is not None and stable.revision == target.revision:
-        step = RolloutStep(recorded(stable, target), actions=_serve(observed, target))
+        step = RolloutStep(recorded(stable, target), actions=serve(observed, target))
     else:
         step = _roll_out(observed, target, stable, now)
     endpoint = endpoint_state(observed, step.stable, now)
@@ -160,14 +155,6 @@ def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
     return stable.model_copy(update={"runtime": serving.runtime_name, "storage": serving.storage})
 
 
-def _serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
-    """The target serves: restore its objects, with as many pods as the spec asks for."""
-    return (
-        *_pods(observed, target, observed.resource.spec.replicas),
-        *_traffic(observed, target.revision),
-    )
-
-
 def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[Action, ...]:
     """Another revision than the target serves: its pods stay as they were verified, as many as the spec asks for.
 
@@ -178,11 +165,11 @@ def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[
         return ()
     verified = recorded_target(observed, stable)
     if verified is not None:
-        return _serve(observed, verified)
+        return serve(observed, verified)
     live, replicas = observed.child(DEPLOYMENTS, stable.deployment), observed.resource.spec.replicas
     outnumbered = live is not None and live["spec"].get("replicas") != replicas
     scale = Patch(DEPLOYMENTS, stable.deployment, {"spec": {"replicas": replicas}})
-    return (*_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
+    return (*direct_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
 
 
 def _refused(
@@ -224,7 +211,7 @@ def _roll_out(
         overdue = _promotion_overdue(problem, replicas, target)
     if overdue is not None:
         return _give_back(stable, candidate, overdue, keep, now)
-    actions = (*keep, *_start(observed, target, replicas, is_open=verified))
+    actions = (*keep, *start_candidate(observed, target, replicas, is_open=verified))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
         looks = [closed or None, left, candidate_due_after(live, pods, now), _long_wait_left(waiting, now)]
@@ -304,7 +291,7 @@ def _closed_for(observed: ObservedDeployment, target: Target, candidate: Revisio
     verification: the operator may have been down since.
     """
     seconds = float(observed.settings.policy_seconds)
-    policy = _open_policy(observed, target.revision)
+    policy = open_policy(observed, target.revision)
     live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
     if candidate.state is not RevisionState.PROMOTING or ensure(NETWORK_POLICIES, policy, live):
         return seconds
@@ -361,44 +348,4 @@ def _promote(
         }
     )
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"
-    return RolloutStep(serving, actions=_serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))
-
-
-def _start(observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool) -> tuple[Action, ...]:
-    """The candidate's objects. The policy comes first: until it is verified, only the verifier reaches its pods.
-
-    Once it is verified, its own Service is not needed: a quota may have room for one Service only, the public one.
-    """
-    owner, revision = observed.owner, target.revision
-    service = candidate_service(owner, revision)
-    policy = _open_policy(observed, revision) if is_open else candidate_policy(owner, revision)
-    asked = () if is_open else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
-    return (
-        *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
-        *asked,
-        *_pods(observed, target, replicas),
-    )
-
-
-def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[Action, ...]:
-    owner, settings = observed.owner, observed.settings
-    fetch = fetch_request(owner, target.serving, settings, target.revision)
-    wanted = deployment(owner, target.serving, settings, target.revision, replicas)
-    return (
-        *ensure_exists(CONFIG_MAPS, input_config_map(fetch), observed.child(CONFIG_MAPS, fetch.name)),
-        *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, wanted["metadata"]["name"])),
-    )
-
-
-def _traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
-    """Clients may reach the pods of the revision, and the public Service points to them."""
-    policy, service = _open_policy(observed, revision), public_service(observed.owner, revision)
-    return (
-        *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
-        *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
-    )
-
-
-def _open_policy(observed: ObservedDeployment, revision: str) -> Object:
-    """The policy that lets clients reach a revision."""
-    return serving_policy(observed.owner, revision, observed.settings.serving.ingress_from)
+    return RolloutStep(serving, actions=serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))

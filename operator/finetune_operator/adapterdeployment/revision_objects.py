@@ -1,0 +1,61 @@
+"""The objects of a revision, as actions that make or restore them: those of a candidate, and those that serve."""
+
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.framework.actions import Action
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Object
+from finetune_operator.resources.deployment import deployment, fetch_request
+from finetune_operator.resources.drift import ensure, ensure_exists
+from finetune_operator.resources.network_policy import candidate_policy, serving_policy
+from finetune_operator.resources.service import candidate_service, public_service
+from finetune_operator.resources.stage_job import input_config_map
+
+
+def serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
+    """The target serves: restore its objects, with as many pods as the spec asks for."""
+    return (
+        *_pods(observed, target, observed.resource.spec.replicas),
+        *direct_traffic(observed, target.revision),
+    )
+
+
+def start_candidate(
+    observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool
+) -> tuple[Action, ...]:
+    """The candidate's objects. The policy comes first: until it is verified, only the verifier reaches its pods.
+
+    Once it is verified, its own Service is not needed: a quota may have room for one Service only, the public one.
+    """
+    owner, revision = observed.owner, target.revision
+    service = candidate_service(owner, revision)
+    policy = open_policy(observed, revision) if is_open else candidate_policy(owner, revision)
+    asked = () if is_open else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
+    return (
+        *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
+        *asked,
+        *_pods(observed, target, replicas),
+    )
+
+
+def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[Action, ...]:
+    owner, settings = observed.owner, observed.settings
+    fetch = fetch_request(owner, target.serving, settings, target.revision)
+    wanted = deployment(owner, target.serving, settings, target.revision, replicas)
+    return (
+        *ensure_exists(CONFIG_MAPS, input_config_map(fetch), observed.child(CONFIG_MAPS, fetch.name)),
+        *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, wanted["metadata"]["name"])),
+    )
+
+
+def direct_traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
+    """Clients may reach the pods of the revision, and the public Service points to them."""
+    policy, service = open_policy(observed, revision), public_service(observed.owner, revision)
+    return (
+        *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
+        *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
+    )
+
+
+def open_policy(observed: ObservedDeployment, revision: str) -> Object:
+    """The policy that lets clients reach a revision."""
+    return serving_policy(observed.owner, revision, observed.settings.serving.ingress_from)
