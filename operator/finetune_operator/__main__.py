@@ -5,6 +5,7 @@ import asyncio
 import logging
 import socket
 import sys
+import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +79,17 @@ def run(client: StreamClient, settings: Settings, elector: Elector | None, ports
 
 
 async def _operate(controller: Controller, settings: Settings, elector: Elector | None, health: str) -> bool:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop, lost, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
 
-    def lost() -> None:
+    def end() -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    handlers.register(registry, controller, elector, lost)
+    def lose() -> None:
+        lost.set()
+        end()
+
+    handlers.register(registry, controller, elector, lost=lose, ended=end)
     kopf_settings = kopf.OperatorSettings()
     handlers.configure(kopf_settings)
     await kopf.operator(
@@ -96,7 +101,7 @@ async def _operate(controller: Controller, settings: Settings, elector: Elector 
         liveness_endpoint=f"http://{health}/healthz",
         stop_flag=stop,
     )
-    return stop.is_set()
+    return lost.is_set()
 
 
 def configure_logging(log_format: str) -> None:

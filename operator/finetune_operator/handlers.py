@@ -52,9 +52,17 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def register(
-    registry: kopf.OperatorRegistry, controller: Controller, elector: Elector | None, lost: Callable[[], None]
+    registry: kopf.OperatorRegistry,
+    controller: Controller,
+    elector: Elector | None,
+    lost: Callable[[], None],
+    ended: Callable[[], None],
 ) -> None:
-    """Connect Kopf to the controller: start, end and probes. ``lost`` is called when another replica must take over."""
+    """Connect Kopf to the controller: start, end and probes.
+
+    ``lost`` is called when another replica must take over, and ``ended`` when everything has come to its end. It must
+    set Kopf's stop flag: Kopf would wait for that five seconds more.
+    """
 
     @kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
     def start(**_: Any) -> None:
@@ -69,6 +77,7 @@ def register(
         all_done = controller.stop()
         if elector is not None:
             elector.stop(release=all_done)
+        ended()
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:

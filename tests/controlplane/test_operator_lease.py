@@ -20,6 +20,8 @@ TAKE_OVER = 20
 """Seconds after the leader's freeze within which another replica must have done its first work."""
 HAND_OVER = 8
 """The same after an orderly stop: less than the Lease lasts."""
+END = 4
+"""Seconds that an orderly stop may take: less than Kopf would wait for a flag that nobody sets."""
 
 
 def replica(team: Team, name: str) -> Running:
@@ -84,6 +86,17 @@ def test_a_replica_that_stops_hands_over_at_once(team: Team) -> None:
     first.process.join(20)
     assert first.process.exitcode == 0
     assert leads(second)
+
+
+def test_an_operator_without_work_ends_as_soon_as_it_is_told_to(team: Team) -> None:
+    """Every upgrade waits for it."""
+    operator = team.start()
+    operator.wait_ready()
+    operator.process.terminate()
+    told = time.monotonic()
+    operator.process.join(20)
+    assert operator.process.exitcode == 0
+    assert time.monotonic() - told < END
 
 
 def test_metrics_of_a_run(team: Team) -> None:
