@@ -8,10 +8,11 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final
 
 from finetune_operator.adapterdeployment.followed import FollowedJob, followed_job
-from finetune_operator.adapterdeployment.turns import line_of
+from finetune_operator.adapterdeployment.turns import Line, contender_of, frees_a_place, line_of, next_in_line
 from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
@@ -114,15 +115,13 @@ class Controller:
         news = self._cache.forget(resource, found) if gone else self._cache.record(resource, found)
         if news:
             self._add(resource, found)
-        # News or not: the cache knows of a status that the operator wrote itself, the followers do not.
-        if resource == FINETUNEJOBS:
-            self._wake_followers(found)
+        # News or not: the cache knows of a status that the operator wrote itself, those who wait for it do not.
+        self._wake_others(resource, found, gone)
 
     def changed(self, resource: Resource, found: Object) -> None:
         """Give the custom resource a turn because of what a LIST has changed in the cache."""
         self._add(resource, found)
-        if resource == FINETUNEJOBS:
-            self._wake_followers(found)
+        self._wake_others(resource, found)
 
     def cleared(self, resource: Resource, found: Object, gone: bool = False) -> None:
         """Look again at what waits in the namespace of an object of ``WAKERS``."""
@@ -163,12 +162,27 @@ class Controller:
         if key is not None and self.leading.is_set():  # before, nothing is due: ``lead`` gives everything a turn
             self.queue.add(key)
 
+    def _wake_others(self, resource: Resource, found: Object, gone: bool = False) -> None:
+        """Give a turn to the AdapterDeployments that wait for what this custom resource has just reached."""
+        if not self.leading.is_set():
+            return
+        if resource == FINETUNEJOBS:
+            self._wake_followers(found)
+        elif resource == ADAPTERDEPLOYMENTS and (gone or frees_a_place(found)):
+            self._wake_next_in_line()
+
     def _wake_followers(self, job: Object) -> None:
-        """Give a turn to the AdapterDeployments whose source is this FineTuneJob."""
+        """Those whose source is this FineTuneJob."""
         metadata = job["metadata"]
-        if self.leading.is_set():
-            for follower in self._cache.indexed_names(FollowedJob(metadata["namespace"], metadata["name"])):
-                self.queue.add(follower)
+        for follower in self._cache.indexed_names(FollowedJob(metadata["namespace"], metadata["name"])):
+            self.queue.add(follower)
+
+    def _wake_next_in_line(self) -> None:
+        """Those whose turn it is to be rolled out. Nobody else looks, however long the line is."""
+        limit = self._settings.max_concurrent_rollouts
+        found = (contender_of(resource) for resource in self._cache.indexed(Line.ROLLOUTS)) if limit else ()
+        for each in next_in_line([contender for contender in found if contender], limit, datetime.now(UTC)):
+            self.queue.add(Key(ADAPTERDEPLOYMENTS.kind, each.namespace, each.name))
 
     def _work(self) -> None:
         while (key := self.queue.take()) is not None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
 from finetune_api import meta
+from finetune_api.reasons import Reason
 from finetune_operator.controller import INDEXES, Controller
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import PAGE, ApiError, Page, Selection
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.metrics import PhaseAndReason
 from finetune_operator.framework.objects import (
     DEPLOYMENTS,
@@ -70,6 +73,46 @@ def test_followers_hear_of_their_source_even_from_our_own_status_write(written_b
         cache.record(FINETUNEJOBS, job(3))
     controller.seen(FINETUNEJOBS, gone=False, found=job(3))
     assert FOLLOWER in turns(controller)
+
+
+def endpoint(name: str, version: int, state: str, seconds: int, reason: str = "") -> Object:
+    """An AdapterDeployment that serves, with a candidate in this state since so many seconds; "": with none."""
+    since = timestamp(datetime.now(UTC) - timedelta(seconds=seconds))
+    reason = reason or (Reason.ROLLOUT_QUEUED if state == "Waiting" else Reason.CANDIDATE_STARTING)
+    candidate = {"state": state, "since": since, "reason": reason}
+    status = {"stable": {"revision": "old"}} | ({"candidate": candidate} if state else {})
+    return found(name, version, {}) | {"status": status}
+
+
+@pytest.mark.parametrize(
+    ("limit", "state", "reason", "gone", "woken"),
+    [
+        pytest.param(1, "", "", False, {"oldest"}, id="promoted"),
+        pytest.param(1, "Failed", "", False, {"oldest"}, id="failed"),
+        pytest.param(1, "Waiting", "Unschedulable", False, {"oldest"}, id="its hardware given back"),
+        pytest.param(1, "Verifying", "", True, {"oldest"}, id="deleted"),
+        pytest.param(1, "Verifying", "", False, set(), id="still under way"),
+        pytest.param(2, "", "", False, {"oldest", "newer"}, id="two places are free"),
+        pytest.param(0, "", "", False, set(), id="no limit, no line"),
+    ],
+)
+@pytest.mark.parametrize("written_by_us", [False, True])
+def test_when_a_rollout_ends_the_next_in_line_looks_at_once(
+    limit: int, state: str, reason: str, gone: bool, woken: set[str], written_by_us: bool
+) -> None:
+    """Only those for whom there is a place: the line may be long."""
+    cache = Cache(INDEXES)
+    controller = Controller(UNUSED, cache, UNUSED, SETTINGS.model_copy(update={"max_concurrent_rollouts": limit}))
+    controller.leading.set()
+    before = [("running", "Starting", 60), ("newest", "Waiting", 7), ("oldest", "Waiting", 9), ("newer", "Waiting", 8)]
+    for version, (name, at, seconds) in enumerate(before, 1):
+        controller.seen(ADAPTERDEPLOYMENTS, gone=False, found=endpoint(name, version, at, seconds))
+    turns(controller)
+    now = endpoint("running", 9, state, 0, reason)
+    if written_by_us and not gone:
+        cache.record(ADAPTERDEPLOYMENTS, now)
+    controller.seen(ADAPTERDEPLOYMENTS, gone=gone, found=now)
+    assert {key.name for key in turns(controller)} - {"running"} == woken
 
 
 def pod(labels: dict[str, str]) -> Object:

@@ -26,7 +26,8 @@ ACTIVE: Final = frozenset({RevisionState.STARTING, RevisionState.VERIFYING, Revi
 TURN_SECONDS: Final = 3600.0
 """How long a candidate counts as rolled out in one state; after that, something holds it up, and others go on."""
 LOOK_SECONDS: Final = 20.0
-"""How often those next in line look whether it is their turn; those behind look less often."""
+"""How often those next in line look whether it is their turn; those behind look less often. A place that becomes free
+by an event gives the next one a turn at once (``controller.py``); this is for places that become free by time."""
 MOST_LOOK_SECONDS: Final = 600.0
 _NAMES: Final = 3
 """So many others are named in a message."""
@@ -134,6 +135,19 @@ def find_turn(contenders: Sequence[Contender], uid: str, limit: int, now: dateti
         running=tuple(sorted((each for each in others if each.takes_turn(now)), key=lambda each: each.place)),
         ahead=tuple(sorted((o for o in others if o.in_line and o.place < me.place), key=lambda each: each.place)),
     )
+
+
+def frees_a_place(resource: Object) -> bool:
+    """Whether an AdapterDeployment, as it is now, takes no turn and waits for none: it may just have had one."""
+    contender = contender_of(resource)
+    return contender is None or not (contender.state in ACTIVE or contender.in_line)
+
+
+def next_in_line(contenders: Sequence[Contender], limit: int, now: datetime) -> list[Contender]:
+    """Those in line whose turn has come: as many as there are free places."""
+    running = sum(each.takes_turn(now) for each in contenders)
+    waiting = sorted((each for each in contenders if each.in_line), key=lambda each: each.place)
+    return waiting[: max(0, limit - running)]
 
 
 def _named(contenders: Iterable[Contender], namespace: str) -> str:
