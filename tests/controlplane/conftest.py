@@ -26,6 +26,7 @@ from finetune_operator.rbac import LEASE_RULE, RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
+from tests.support.crd_server import CrdServer
 from tests.support.fake_node import FakeNode
 from tests.support.fake_servers import NODE, FakeServers
 from tests.support.operator_process import Fault, Running, Start, start
@@ -61,6 +62,13 @@ def plane() -> Iterator[ControlPlane]:
         control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
         wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")
         yield control_plane
+
+
+@pytest.fixture(scope="session")
+def crds() -> Iterator[CrdServer]:
+    """A server for the tests of the CRDs: nothing but them acts on what is created there."""
+    with CrdServer.running() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
