@@ -14,6 +14,7 @@ from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 
 if TYPE_CHECKING:
+    from finetune_jobs.store.s3 import Store
     from tests.support.preparing import Prepared
 
 
@@ -46,6 +47,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_model import build_tiny_llama  # imports torch, which most tests do without
 
     return build_tiny_llama(tmp_path_factory.mktemp("tiny-llama") / "model")
+
+
+@pytest.fixture
+def stocked(s3: SeaweedFS, place: str, tiny_llama: Path) -> Store:
+    """A place with sources and a base model, for resolve and prepare."""
+    from finetune_jobs.store.s3 import Store
+    from tests.support.first_stages import stock
+
+    return stock(Store.connect(s3.storage, place), tiny_llama)
 
 
 @pytest.fixture

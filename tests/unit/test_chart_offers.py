@@ -11,7 +11,7 @@ import yaml
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.claim import Claim, Subject
 from finetune_operator.tenancy.verdict import tenancy_violation
-from tests.unit.test_chart import NAMESPACE, Object, of_kind, render, settings
+from tests.support.chart import NAMESPACE, Object, of_kind, render, settings
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

@@ -64,7 +64,7 @@ NOT_OF_THE_INPUT: Final = {
     "base.documents": "results: test_jobs_runner",
     "runtime.runner": "the operator's input, the pod: test_jobs_runner",
     "runtime.stage_input": "the operator's input: test_jobs_runner",
-    "resolve": "the store: test_jobs_stages",
+    "resolve": "the store: test_resolve_stage",
     "publish": "results: test_jobs_artifact",
     "fetch": "results: test_jobs_serving",
     "verify": "a server: test_jobs_serving, test_jobs_artifact",

@@ -1,0 +1,54 @@
+"""The Helm chart, rendered by the real helm."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from finetune_operator.settings import Settings
+from hack.cluster import toolchain
+from hack.cluster.layout import REPOSITORY
+
+CHART = REPOSITORY / "charts" / "finetune-operator"
+NAMESPACE = "finetune-system"
+NAMESPACED = ("--set", "watchNamespaces={team-a,team-b}")
+RUNNERS = ("--set", "runner.namespaces={team-a}")
+
+
+KEPT = {"helm.sh/resource-policy": "keep"}
+
+
+Object = dict[str, Any]
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(toolchain.program("helm")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def render(*arguments: str) -> list[Object]:
+    done = helm("template", "finetune-operator", str(CHART), "--namespace", NAMESPACE, *arguments)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def settings(objects: Iterable[Object]) -> Settings:
+    (config,) = (each for each in of_kind(objects, "ConfigMap") if "config.yaml" in each["data"])
+    return Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"]))
+
+
+def rules(role: Object) -> set[tuple[str, str, tuple[str, ...]]]:
+    """(group, resource, verbs) of a role."""
+    return {
+        (group, resource, tuple(rule["verbs"]))
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }

@@ -1,0 +1,173 @@
+"""The stage resolve against a real S3 server: what it finds, and what it refuses before anything is spent."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_api.finetunejob import Output
+from finetune_api.hashing import canonical_json
+from finetune_api.layout import (
+    MANIFEST,
+    READINESS_PAGE,
+    REPORTS_INDEX,
+    ChannelPointer,
+    channel_object,
+    output_folder,
+    run_folder,
+)
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import REMEDIES, Reason
+from finetune_api.stages import Stage
+from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.prepare import prepare
+from finetune_jobs.resolve import resolve
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
+from tests.support.first_stages import given, source_of
+from tests.support.forgetful_store import forgetful
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.sentences import assert_says
+from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+
+def test_resolve_finds_what_was_done(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:
+    asked = given(stocked, Stage.RESOLVE, s3.storage)
+    before = execute(context(asked, tmp_path), resolve)
+    assert (before.found, before.scalars["sourceDigest"]) == ([], source_of(stocked))
+    made = execute(context(given(stocked, Stage.PREPARE, s3.storage), tmp_path), prepare)
+    after = execute(context(asked, tmp_path), resolve)
+    assert [(f.stage, f.output_digest, f.scalars) for f in after.found] == [
+        (Stage.PREPARE, made.output_digest, made.scalars)
+    ]
+    assert execute(context(asked.model_copy(update={"reuse": False}), tmp_path), resolve).found == []
+    stocked.delete(f"out/{output_folder(Stage.PREPARE, made.output_digest)}/{MANIFEST}")
+    assert execute(context(asked, tmp_path), resolve).found == []
+    index = f"{run_folder(RUN)}/{REPORTS_INDEX}"
+    assert [entry.key for entry in stocked.list("out/runs")] == [index.removeprefix("runs/")], "no probe is left"
+    page = (stocked.get(f"out/{index}") or b"").decode()
+    assert f"{output_folder(Stage.PREPARE, made.output_digest)}/{READINESS_PAGE}" in page, "it was reused: linked here"
+
+
+def test_resolve_sees_changes_of_the_model_but_not_of_pickles(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:
+    def model_digest() -> str:
+        return execute(context(given(stocked, Stage.RESOLVE, s3.storage), tmp_path), resolve).scalars["modelDigest"]
+
+    first = model_digest()
+    stocked.put("model/pytorch_model.bin", b"another pickle")
+    assert model_digest() == first
+    stocked.put("model/model.safetensors", b"weightz")
+    assert model_digest() != first
+
+
+Spoil = Callable[[Store], None]
+
+
+def _no_source(store: Store) -> None:
+    store.delete("rows.csv")
+
+
+def _no_model(store: Store) -> None:
+    for entry in store.list("model"):
+        store.delete(f"model/{entry.key}")
+
+
+def _no_config(store: Store) -> None:
+    store.delete("model/config.json")
+
+
+def _only_pickles(store: Store) -> None:
+    store.delete("model/model.safetensors")
+
+
+def _other_owner(store: Store) -> None:
+    owner = RUN.model_copy(update={"namespace": "team-b", "name": "cards"})
+    pointer = ChannelPointer(artifact_digest="0" * 64, owner=owner, updated_at="2026-01-01T00:00:00Z")
+    store.put(f"out/{channel_object('transactions')}", canonical_json(pointer))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "parts"),
+    [
+        (_no_source, Reason.DATASET_NOT_FOUND, "{place}/rows.csv … does not exist"),
+        (_no_model, Reason.MODEL_NOT_FOUND, "{place}/model … no files"),
+        (
+            _no_config,
+            Reason.MODEL_NOT_FOUND,
+            "{place}/model … no config.json (found: generation_config.json, model.safetensors, pytorch_model.bin, "
+            "tokenizer.json, tokenizer_config.json)",
+        ),
+        (
+            _only_pickles,
+            Reason.MODEL_UNSUPPORTED,
+            "{place}/model … pickles (pytorch_model.bin), … run code … *.safetensors",
+        ),
+        (
+            _other_owner,
+            Reason.OUTPUT_NAME_CONFLICT,
+            "{place}/out/channels/transactions/stable.json … FineTuneJob team-b/cards, … team-a/transactions may not … "
+            "gone for good, delete this object",
+        ),
+    ],
+)
+def test_resolve_refuses_before_anything_is_spent(
+    s3: SeaweedFS, stocked: Store, place: str, tmp_path: Path, spoil: Spoil, reason: Reason, parts: str
+) -> None:
+    asked = given(stocked, Stage.RESOLVE, s3.storage)
+    spoil(stocked)
+    with pytest.raises(StageError) as error:
+        execute(context(asked, tmp_path), resolve)
+    assert error.value.reason is reason
+    assert_says(error.value.message, *parts.format(place=place).split(" … "))
+    assert reason in REMEDIES
+
+
+@pytest.mark.parametrize(
+    ("field", "uri", "parts"),
+    [
+        ("output", "s3://no-such-bucket/out", "s3://no-such-bucket/out … bucket 'no-such-bucket' … not exist"),
+        (
+            "source",
+            "s3://no-such-bucket/rows.csv",
+            "s3://no-such-bucket/rows.csv … bucket 'no-such-bucket' … not exist",
+        ),
+        (
+            "model",
+            "s3://no-such-bucket/model",
+            "s3://no-such-bucket/model … bucket 'no-such-bucket' … not exist",
+        ),
+    ],
+)
+def test_a_missing_bucket_is_named(
+    s3: SeaweedFS, stocked: Store, tmp_path: Path, field: str, uri: str, parts: str
+) -> None:
+    output = Output(uri=uri if field == "output" else stocked.uri("out"), name="transactions")
+    params = pipeline_params([uri if field == "source" else stocked.uri("rows.csv")], output)
+    model = uri if field == "model" else stocked.uri("model")
+    with pytest.raises(StageError) as error:
+        execute(
+            context(stage_input(Stage.RESOLVE, s3.storage, output, params, base_model_uri=model), tmp_path), resolve
+        )
+    assert error.value.reason is Reason.BUCKET_NOT_FOUND
+    assert_says(error.value.message, *parts.split(" … "))
+
+
+def test_resolve_refuses_a_store_that_forgets_conditions(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:
+    with forgetful(s3.endpoint, ADMIN) as endpoint, pytest.raises(StageError) as error:
+        execute(context(given(stocked, Stage.RESOLVE, Storage(endpoint=endpoint)), tmp_path), resolve)
+    assert error.value.reason is Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED
+    assert list(stocked.list("out")) == []
+
+
+def test_resolve_refuses_an_encryption_that_the_store_does_not_give(
+    s3: SeaweedFS, stocked: Store, tmp_path: Path
+) -> None:
+    encryption = Encryption(algorithm=EncryptionAlgorithm.KMS, kms_key_id="unknown")
+    storage = s3.storage.model_copy(update={"encryption": encryption})
+    ended = run_process(given(stocked, Stage.RESOLVE, storage), tmp_path, ADMIN)
+    assert (ended.code, ended.result.reason) == (ExitCode.FATAL, Reason.S3_ENCRYPTION_REFUSED)
+    assert "storage.encryption (algorithm aws:kms, kmsKeyId 'unknown')" in ended.result.message
+    assert REMEDIES[Reason.S3_ENCRYPTION_REFUSED] not in ended.result.message, "the operator appends it"
