@@ -69,11 +69,10 @@ def job_copies(template: list[Found], count: int) -> Iterator[Found]:
     """Copies of a FineTuneJob and its children, with other names, uids and outputs."""
     texts = [(resource, json.dumps(found)) for resource, found in template]
     uids = [found["metadata"]["uid"] for _, found in template]
-    words = re.compile("|".join(map(re.escape, [TEMPLATE, *uids])))
     for number in range(count):
         new = {uid: str(uuid.uuid4()) for uid in uids} | {TEMPLATE: f"job-{number:05}"}
         for resource, text in texts:
-            yield resource, json.loads(words.sub(lambda match, new=new: new[match[0]], text))  # type: ignore[misc]
+            yield resource, _renamed(text, new)
 
 
 def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[Found]:
@@ -87,9 +86,6 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
     assert not isinstance(target, Blocker)
     before = [target.revision, fetch_request(observed.owner, target.serving, settings, target.revision).name]
     before.append(verify_request(observed.owner, target, observed.resource.spec, settings).name)
-    words = re.compile(
-        "|".join(map(re.escape, [*sorted(before, key=len, reverse=True), "uid-of-demo", "demo", "team"]))
-    )
     pods = [(PODS, pod) for pods in cluster.pods.values() for pod in pods]
     slices = [
         (ENDPOINT_SLICES, _endpoint_slice(cluster.objects[SERVICES][name], each))
@@ -109,14 +105,10 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
         verify = verify_request(own.owner, replace(target, revision=revision), own.resource.spec, settings).name
         new = dict(zip(before, (revision, fetch, verify), strict=True))
         new |= {"uid-of-demo": metadata.uid, "demo": metadata.name, "team": NAMESPACE}
-
-        def renamed(found: Object, new: dict[str, str] = new) -> Object:
-            return json.loads(words.sub(lambda match: new[match[0]], json.dumps(found)))  # type: ignore[no-any-return]
-
-        yield ADAPTERDEPLOYMENTS, renamed(raw | {"status": status})
+        yield ADAPTERDEPLOYMENTS, _renamed(json.dumps(raw | {"status": status}), new)
         uids: dict[str, str] = {}
         for resource, child in children:
-            mine = renamed(child)
+            mine = _renamed(json.dumps(child), new)
             if resource == SERVICES:
                 mine = api.create(SERVICES, mine)
             else:
@@ -125,10 +117,17 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
             if resource != SERVICES:
                 yield resource, mine
         for resource, child in (*pods, *slices):
-            mine = renamed(child)
+            mine = _renamed(json.dumps(child), new)
             for reference in mine["metadata"]["ownerReferences"]:
                 reference["uid"] = uids.get(reference["uid"], reference["uid"])
             yield resource, mine
+
+
+def _renamed(text: str, new: dict[str, str]) -> Object:
+    """The object of a JSON text with each of the words replaced; where one begins with another, the longer one is."""
+    words = re.compile("|".join(map(re.escape, sorted(new, key=len, reverse=True))))
+    renamed: Object = json.loads(words.sub(lambda match: new[match[0]], text))
+    return renamed
 
 
 def _endpoint_slice(service: Object, found: Object) -> Object:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def run() -> Result:
         "first_job_seconds": {"alone": round(alone, 3), "among": round(among, 3), "ratio": round(among / alone, 2)},
     }
     goal = "details.rss_mib ≤ 300; cold_start_seconds ≤ 90; writes_at_rest 0; first_job_seconds.ratio ≤ 1.5"
-    return Result("operator_scale", float(details["rss_mib"]), "MiB", None, goal, details)  # type: ignore[arg-type]
+    return Result("operator_scale", round(rss), "MiB", None, goal, details)
 
 
 def template_job() -> list[clones.Found]:
@@ -160,7 +161,7 @@ def first_job_seconds(api: KubeClient, prefix: str) -> float:
         began = time.monotonic()
         api.create(FINETUNEJOBS, a_job(name))
         labels = f"{meta.LABEL_OWNER_NAME}={name}"
-        wait_for("its first Job", lambda labels=labels: api.select(JOBS, clones.NAMESPACE, labels), 60, interval=0.01)  # type: ignore[misc]
+        wait_for("its first Job", partial(api.select, JOBS, clones.NAMESPACE, labels), 60, interval=0.01)
         seconds.append(time.monotonic() - began)
         time.sleep(0.5)
     for resource in (FINETUNEJOBS, CONFIG_MAPS, JOBS):  # no garbage collector runs here
@@ -188,5 +189,5 @@ def requests_during(seconds: int, times: int) -> tuple[float, float]:
 
 def peak_mib(pid: int) -> float:
     """The most memory that a process has had."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
