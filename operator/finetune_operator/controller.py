@@ -35,7 +35,7 @@ INDEXES: Final[Indexes] = {
 """How custom resources are found: by what they publish and what they serve, in line, and by what they say."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
 FIRST_TURNS: Final = "all resources that were there at the start have been looked at"
-"""The log's words for the end of a cold start."""
+"""The log's words for the end of a cold start, or of a take-over."""
 STOP_SECONDS: Final = 20.0
 """Running reconciliations have so long to finish: less than the pod's terminationGracePeriodSeconds."""
 LOOK_SECONDS: Final = 0.5
@@ -80,10 +80,12 @@ class Controller:
 
     def start(self) -> None:
         """Read everything once and keep up to date; raises ApiError if a LIST fails. Nothing is written yet."""
-        period = self._settings.resync_seconds
+        period, began = self._settings.resync_seconds, time.monotonic()
         for informer in self._informers:
             informer.first_list(period)
         self._wakers = [informer for informer in self._wakers if _may_list(informer, period)]
+        count = sum(len(self._cache.names(resource)) for resource in CUSTOM_RESOURCES)
+        logger.info("read %d resources and their children in %.1f s", count, time.monotonic() - began)
         for informer in (*self._informers, *self._wakers):
             threading.Thread(target=informer.run, args=(self._stopping, period), daemon=True).start()
 
@@ -242,19 +244,19 @@ class Controller:
 
 
 class _FirstTurns:
-    """Tells in the log when every resource that was there at the start has had a turn."""
+    """Tells in the log when every resource has had a turn that was there when the operator began to lead."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._began = time.monotonic()
+        self._began = 0.0
         self._count = 0
         self._missing: set[Key] = set()
 
     def expect(self, keys: Iterable[Key]) -> None:
-        """What is there at the start."""
+        """What is there now; the time counts from here."""
+        self._began = time.monotonic()
         self._missing = set(keys)
         self._count = len(self._missing)
-        logger.info("read %d resources and their children in %.1f s", self._count, time.monotonic() - self._began)
 
     def had(self, key: Key) -> None:
         """A turn is over, with success or not."""

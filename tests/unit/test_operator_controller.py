@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_operator.controller import INDEXES, Controller
+from finetune_operator.controller import FIRST_TURNS, INDEXES, Controller
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import PAGE, ApiError, Page, Selection
 from finetune_operator.framework.conditions import timestamp
@@ -212,6 +212,35 @@ def test_a_replica_that_stands_by_knows_everything_and_does_nothing() -> None:
     controller.seen(FINETUNEJOBS, gone=False, found=job(2) | {"status": {"phase": "Running", "conditions": READY}})
     assert turns(controller) == set()
     assert controller.by_phase() == {PhaseAndReason("FineTuneJob", "Running", "Unschedulable"): 1}
+
+
+class OneJob(StreamServer):
+    """Holds a FineTuneJob and nothing else."""
+
+    def pages(self, selection: Selection, limit: int = PAGE) -> Iterator[Page]:
+        yield from super().pages(selection, limit) if selection.resource == FINETUNEJOBS else [Page([], self.version)]
+
+
+def test_the_log_says_how_long_reading_and_looking_took(caplog: pytest.LogCaptureFixture) -> None:
+    """On a replica that has stood by for days too: that time is in neither."""
+    caplog.set_level("INFO")
+    server, stands_by = OneJob(), 0.5
+    server.put(job(1))
+    settings = SETTINGS.model_copy(update={"workers": 1})
+    controller = Controller(cast(Any, server), Cache(INDEXES), cast(Any, Calm()), settings)
+    controller.start()
+    time.sleep(stands_by)
+    controller.lead()
+    try:
+        deadline = time.monotonic() + 10
+        while not any(FIRST_TURNS in each for each in caplog.messages):
+            assert time.monotonic() < deadline, caplog.messages
+            time.sleep(0.02)
+    finally:
+        controller.stop()
+    said = [each.rpartition(" in ") for each in caplog.messages if each.endswith(" s")]
+    assert [words for words, _, _ in said] == ["read 1 resources and their children", f"{FIRST_TURNS}: 1 resources"]
+    assert all(float(seconds.removesuffix(" s")) < stands_by for _, _, seconds in said)
 
 
 ACCOUNT: Object = {"metadata": {"name": "runner", "namespace": "team", "uid": "u", "resourceVersion": "7"}}
