@@ -199,6 +199,17 @@ class Team:
         """Apply an object of a kind that the operator does not know."""
         self.plane.kubectl("-n", self.namespace, "apply", "-f", "-", stdin=json.dumps(body))
 
+    def limit(self, hard: dict[str, str]) -> None:
+        """Set the namespace's quota, called ``few``, and wait until it is enforced."""
+        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
+        self.kubectl_apply(body)
+        get = ("-n", self.namespace, "get", "quota", "few", "-o", "jsonpath={.status.hard}")
+        wait(lambda: json.loads(self.plane.kubectl(*get) or "{}") == hard, "the quota to be enforced")
+
+    def unlimit(self) -> None:
+        """Delete the quota."""
+        self.plane.kubectl("-n", self.namespace, "delete", "quota", "few")
+
     def delete(self, name: str) -> None:
         """Delete a FineTuneJob and wait until it and its Jobs are gone."""
         found = self.api.get(FINETUNEJOBS, self.namespace, name)

@@ -157,10 +157,7 @@ def test_rollback_by_the_spec(serving: Serving) -> None:
 
 def test_a_namespace_with_room_for_one_service(serving: Serving) -> None:
     """The candidate's own makes way for the public one, in time; a second candidate waits without harm."""
-    spec = {"hard": {"services": "1"}}
-    serving.team.kubectl_apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one"}, "spec": spec})
-    get_hard = ("-n", serving.team.namespace, "get", "quota", "one", "-o", "jsonpath={.status.hard}")
-    wait(lambda: serving.team.plane.kubectl(*get_hard), "the quota to be enforced")
+    serving.team.limit({"services": "1"})
     serving.start(policy_seconds=5)
     old = serving.serve(GOOD)
     assert set(serving.children(SERVICES)) == {NAME}
@@ -168,7 +165,7 @@ def test_a_namespace_with_room_for_one_service(serving: Serving) -> None:
     status = serving.until(ServingPhase.DEGRADED)
     assert {each.type: each.reason for each in status.conditions}["Stalled"] == Reason.QUOTA_EXCEEDED
     assert serving.traffic() == old
-    serving.team.plane.kubectl("-n", serving.team.namespace, "delete", "quota", "one")
+    serving.team.unlimit()
     serving.change(replicas=2)  # rather than wait for the next look
     wait(lambda: serving.traffic() != old, "the promotion")
     serving.until(ServingPhase.READY)

@@ -190,31 +190,24 @@ def test_the_remedy_is_not_refused(team: Team, case: PodCase) -> None:
 
 def test_a_quota_refuses_the_pod(team: Team) -> None:
     """Told by the Job's events, since there is no pod that could tell it."""
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    team.kubectl_apply(quota)
-    wait(
-        lambda: team.plane.kubectl("-n", team.namespace, "get", "quota", "none", "-o", "jsonpath={.status.hard}"), "it"
-    )
+    team.limit({"pods": "0"})
     team.start()
     team.create("poor")
     team.until("poor", Reason.QUOTA_EXCEEDED)
-    assert "exceeded quota: none" in message(team, "poor")
+    assert "exceeded quota: few" in message(team, "poor")
     assert condition(team.status("poor"), "Stalled") == "True"
-    team.plane.kubectl("-n", team.namespace, "delete", "quota", "none")
+    team.unlimit()
     team.until("poor", Phase.SUCCEEDED, 90)
 
 
 def test_a_quota_refuses_the_job(team: Team) -> None:
     """The API server's own words, since nothing was created that could tell it."""
-    spec = {"hard": {"count/jobs.batch": "0"}}
-    team.kubectl_apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": spec})
-    get_hard = ("-n", team.namespace, "get", "quota", "none", "-o", "jsonpath={.status.hard}")
-    wait(lambda: team.plane.kubectl(*get_hard), "the quota to be enforced")
+    team.limit({"count/jobs.batch": "0"})
     team.start()
     team.create("poor")
     assert team.until("poor", Reason.QUOTA_EXCEEDED).phase is Phase.PENDING
-    assert "exceeded quota: none" in message(team, "poor")
-    team.plane.kubectl("-n", team.namespace, "delete", "quota", "none")
+    assert "exceeded quota: few" in message(team, "poor")
+    team.unlimit()
     team.until("poor", Phase.SUCCEEDED)
 
 
@@ -226,17 +219,14 @@ def brief(team: Team, seconds: int) -> dict[str, Any]:
 
 def test_waiting_counts_for_no_deadline(team: Team) -> None:
     """Neither for a quota nor for a node: the job starts by itself once there is room, however late."""
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    team.kubectl_apply(quota)
-    get_hard = ("-n", team.namespace, "get", "quota", "none", "-o", "jsonpath={.status.hard}")
-    wait(lambda: team.plane.kubectl(*get_hard), "the quota to be enforced")
+    team.limit({"pods": "0"})
     held: dict[str, Any] = {"by": POD_CASES["node"].status}
     team.node.admit = lambda pod: held["by"]
     team.start(**brief(team, 3))
     team.create("patient")
     team.until("patient", Reason.QUOTA_EXCEEDED)
     time.sleep(4)
-    team.plane.kubectl("-n", team.namespace, "delete", "quota", "none")
+    team.unlimit()
     team.until("patient", Reason.UNSCHEDULABLE, 90)
     time.sleep(4)
     held["by"] = None

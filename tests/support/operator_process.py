@@ -21,6 +21,7 @@ from typing import Any
 
 from kubernetes import client, config
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import field_validator
 
 from finetune_api import stages
@@ -159,10 +160,19 @@ class Running:
 
     def metric(self, name: str, **labels: str) -> float:
         """One value of the operator's own metrics; 0 if there is none. Raises OSError while it does not answer."""
+        return sum(each.value for each in self._samples(name) if labels.items() <= each.labels.items())
+
+    def requests(self) -> Counter[str]:
+        """All requests to the API server so far, those of streams and of the Lease too, by verb and resource."""
+        counted = Counter[str]()
+        for each in self._samples("finetune_operator_api_requests_total"):
+            counted[f"{each.labels['verb']} {each.labels['resource']}"] += int(each.value)
+        return counted
+
+    def _samples(self, name: str) -> list[Sample]:
         with urllib.request.urlopen(self.metrics, timeout=15) as answer:
             families = text_string_to_metric_families(answer.read().decode())
-        samples = (sample for family in families for sample in family.samples)
-        return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+        return [each for family in families for each in family.samples if each.name == name]
 
     def wait_ready(self, seconds: float = 30) -> None:
         """Until the probe answers, which is after the first LIST."""

@@ -358,6 +358,14 @@ def test_root_cause(case: Case) -> None:
         assert (verdict.result is not None) == (case.state is State.SUCCEEDED)
 
 
+@pytest.mark.parametrize("why", ["exceeded quota: few, requested: pods=1, used: pods=2", "violates PodSecurity"])
+def test_every_try_to_create_a_pod_says_the_same(why: str) -> None:
+    """A controller tries again with another name: in the message it would change the status each time."""
+    first, second = (judge(ACTIVE, (), (failed_create(f'pods "{name}" is forbidden: {why}'),)) for name in ("x", "y"))
+    assert first.message == second.message
+    assert why in first.message
+
+
 @pytest.mark.parametrize("older", [True, False])
 def test_the_remedy_is_left_to_the_conditions(older: bool) -> None:
     """Images of earlier versions appended it to their results themselves."""

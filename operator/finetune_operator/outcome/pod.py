@@ -19,6 +19,9 @@ _OWN_LIMIT: Final = re.compile(
     r"EmptyDir volume .* exceeds|local storage usage exceeds|exceeded its local ephemeral storage"
 )
 """The kubelet's message for a pod that it evicts because of the pod's own limits, not because its node lacks space."""
+_NEW_POD: Final = re.compile(r'^pods "[^"]*" is forbidden: ')
+"""How the API server begins when it refuses a pod. A controller tries again with another name, and the status would
+change with each try."""
 TOO_LATE: Final = "DeadlineExceeded"
 """The reason of a pod that ran for as long as it may, and of a Job that reached its own deadline."""
 
@@ -115,8 +118,8 @@ def unscheduled_since(pod: Object) -> str | None:
 
 
 def refusal(message: str) -> tuple[Reason, str]:
-    """Why the API server refused an object, in its own words."""
-    said = message.removeprefix("Error creating: ")
+    """Why the API server refused an object, in its own words. All tries to create a pod say the same."""
+    said = _NEW_POD.sub("", message.removeprefix("Error creating: "))
     lowered = said.lower()
     if "exceeded quota" in lowered or "must specify" in lowered:
         return Reason.QUOTA_EXCEEDED, f"Refused by the namespace's quota: {said}."
