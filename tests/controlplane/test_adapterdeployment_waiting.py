@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
-from finetune_api.reasons import Reason
+from finetune_api.reasons import Reason, remedy
 from finetune_operator.framework.objects import DEPLOYMENTS, PODS, Object
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from tests.controlplane.conftest import wait
@@ -75,6 +75,22 @@ def test_a_candidate_without_a_node_waits_and_starts_once_there_is_one(serving: 
     serving.servers.homeless.clear()
     wait(lambda: serving.traffic() != old, "the promotion")
     serving.until(ServingPhase.READY)
+
+
+def test_a_verification_for_whose_pod_a_quota_has_no_room(serving: Serving) -> None:
+    """It says which quota, and goes on by itself once there is room."""
+    serving.team.limit({"pods": "1"})
+    serving.start()
+    serving.create(pinned(GOOD))
+    wait(lambda: _reason(serving) == Reason.QUOTA_EXCEEDED, "the cause", 60, lambda: str(serving.status()))
+    status = serving.status()
+    assert status.phase is ServingPhase.PROGRESSING
+    said = _conditions(status)["Reconciling"]["message"]
+    assert_says(said, "verification", "exceeded quota: few, requested: pods=1, used: pods=1, limited: pods=1")
+    assert_says(said, remedy(Reason.QUOTA_EXCEEDED, meta.ADAPTERDEPLOYMENT))
+    assert ("Warning", Reason.QUOTA_EXCEEDED) in serving.events()
+    serving.team.unlimit()
+    serving.until(ServingPhase.READY, 90)
 
 
 def test_why_what_serves_does_not(serving: Serving) -> None:

@@ -96,6 +96,8 @@ class ServingCluster:
     objects: dict[Resource, dict[str, Object]] = field(default_factory=dict)
     pods: dict[str, list[Object]] = field(default_factory=dict)
     """Pods by the name of their Deployment or Job."""
+    job_events: dict[str, list[Object]] = field(default_factory=dict)
+    """Events by the name of their Job."""
     slices: dict[str, Object] = field(default_factory=dict)
     """EndpointSlices by the name of their Service."""
     events: list[Event] = field(default_factory=list)
@@ -127,6 +129,7 @@ class ServingCluster:
             service_account=self.service_account,
             children=copy.deepcopy(self.objects),
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
+            job_events=self.job_events,
             contenders=tuple(contender for contender in contenders if contender is not None),
             slices=self._endpoints_of(self.objects.get(SERVICES, {}).get("demo")),
         )

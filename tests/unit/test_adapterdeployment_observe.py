@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,9 +13,12 @@ from finetune_operator.adapterdeployment.kind import adapter_deployment_kind
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.controller import INDEXES
 from finetune_operator.framework.cache import Cache
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
+    EVENTS,
+    JOBS,
     NETWORK_POLICIES,
     PODS,
     SERVICE_ACCOUNTS,
@@ -31,6 +35,7 @@ from tests.support.serving import GOOD, SETTINGS, pinned, server_pod
 pytestmark = pytest.mark.unit
 
 METADATA = {"name": "demo", "namespace": "team", "uid": "uid-of-demo", "resourceVersion": "1", "generation": 1}
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 OWNER = Owner.of(ADAPTERDEPLOYMENTS, ObjectMeta.model_validate(METADATA))
 CHILDREN = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
 
@@ -52,7 +57,7 @@ class AskedCluster(MemoryCluster):
 
 def observe(cache: Cache) -> tuple[ObservedDeployment, list[Resource]]:
     """The AdapterDeployment as the operator sees it, and what the API was asked for."""
-    cluster, raw = AskedCluster(), {"metadata": METADATA, "spec": pinned(GOOD)}
+    cluster, raw = AskedCluster(now=NOW), {"metadata": METADATA, "spec": pinned(GOOD)}
     for name in {runtime.service_account_name for runtime in SETTINGS.runtimes.values()}:
         cluster.create(SERVICE_ACCOUNTS, {"metadata": {"name": name, "namespace": "team"}})
     seen = adapter_deployment_kind(cluster, cache, SETTINGS).observe(raw, cluster.now)
@@ -96,3 +101,21 @@ def test_a_serving_pod_counts_only_under_a_replica_set_of_our_deployment(referen
     seen, _ = observe(cache)
     assert bool(seen.server_pods("1234abcd")) is counts
     assert pod["metadata"]["labels"][meta.LABEL_OWNER_NAME] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("age", "has_pod", "read"), [(5, False, False), (10, False, True), (10, True, False), (86400, True, False)]
+)
+def test_events_are_read_of_a_job_that_lacks_its_pod(age: int, has_pod: bool, read: bool) -> None:
+    """Only they show why; of any other Job they would cost a call in every pass."""
+    cache = Cache(INDEXES, WATCHED_OWNERS)
+    job = stored(OWNER, "verify") | {"spec": {}, "status": {"active": int(has_pod)}}
+    job["metadata"]["creationTimestamp"] = timestamp(NOW - timedelta(seconds=age))
+    cache.record(JOBS, job)
+    if has_pod:
+        pod = stored(OWNER, "verify-x") | {"status": {"phase": "Running"}}
+        reference = {"kind": "Job", "name": "verify", "uid": "uid-verify", "controller": True}
+        pod["metadata"] |= {"creationTimestamp": timestamp(NOW), "ownerReferences": [reference]}
+        cache.record(PODS, pod)
+    _, asked = observe(cache)
+    assert (EVENTS in asked) is read

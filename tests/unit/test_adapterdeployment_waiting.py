@@ -13,12 +13,23 @@ from finetune_operator.framework.actions import Action, Apply, Create
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object, Resource
 from finetune_operator.resources.deployment import start_seconds
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, shown
+from tests.support.serving import (
+    BETTER,
+    GOOD,
+    SETTINGS,
+    UNSCHEDULABLE,
+    ServingCluster,
+    condition,
+    pinned,
+    serving,
+    shown,
+)
 
 pytestmark = pytest.mark.unit
 
 LIMIT = start_seconds(SETTINGS.runtimes["tgi-cpu"])
 LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": ""}
+FULL = 'Error creating: pods "v-x" is forbidden: exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2'
 QUOTA = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}
 
 
@@ -183,15 +194,8 @@ class TestPromoting:
 class TestVerifying:
     def test_a_verification_that_never_runs_holds_no_hardware_for_ever(self) -> None:
         cluster = updating(room=2)
-        for _ in range(2):
-            cluster.reconcile()
-            cluster.run_deployments()
-        assert candidate(cluster).state is RevisionState.VERIFYING
-        for _ in range(20):
-            cluster.now += timedelta(seconds=600)
-            cluster.reconcile()
-            if candidate(cluster).state is RevisionState.WAITING:
-                break
+        _verify(cluster)
+        _until_given_back(cluster)
         assert_says(candidate(cluster).message, "verification", "The Job has no pod yet", "tried again at")
         assert cluster.held() == 1
         assert not [job for job in _jobs(cluster) if not job.get("status")]
@@ -199,6 +203,67 @@ class TestVerifying:
         cluster.settle()
         assert phase(cluster) is ServingPhase.READY
         assert cluster.traffic() == cluster.status.last_good_revision
+
+    def test_a_job_without_a_pod_is_looked_at_soon(self) -> None:
+        """Nothing tells of it."""
+        cluster = updating(room=2)
+        _verify(cluster)
+        looks: list[float] = []
+        while len(looks) < 10:
+            looks.append(cluster.reconcile().requeue_after or 0)
+            cluster.now += timedelta(seconds=looks[-1])
+        assert looks[0] == 10
+        assert looks == sorted(looks)
+        assert looks[-1] == 120
+
+    def test_a_quota_without_room_for_its_pod(self) -> None:
+        """It says which, and what to do; it waits, and gives its hardware to others meanwhile."""
+        cluster = updating(room=2)
+        old = cluster.traffic()
+        _verify(cluster)
+        [job] = [job for job in _jobs(cluster) if not job.get("status")]
+        cluster.job_events[job["metadata"]["name"]] = [
+            {"reason": "FailedCreate", "message": FULL, "lastTimestamp": "2026-01-01T00:00:00Z"}
+        ]
+        made = cluster.reconcile()
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.VERIFYING, Reason.QUOTA_EXCEEDED)
+        assert_says(candidate(cluster).message, "verification", "exceeded quota: few", "used: pods=2")
+        assert condition(cluster.status, "Reconciling") == ("True", Reason.QUOTA_EXCEEDED)
+        said = {each.type: each.message for each in cluster.status.conditions}
+        assert_says(said["Reconciling"], "exceeded quota: few", "Raise the ResourceQuota")
+        assert cluster.events[-1].reason == Reason.QUOTA_EXCEEDED
+        assert made.blocked  # an event of the quota wakes it
+        assert phase(cluster) is ServingPhase.PROGRESSING
+        cluster.now += timedelta(seconds=made.requeue_after or 0)
+        cluster.reconcile()
+        assert condition(cluster.status, "Stalled") == ("True", Reason.QUOTA_EXCEEDED)
+        _until_given_back(cluster)
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.WAITING, Reason.QUOTA_EXCEEDED)
+        assert_says(candidate(cluster).message, "exceeded quota: few", "tried again at")
+        assert (cluster.held(), cluster.traffic()) == (1, old)
+        assert [each.reason for each in cluster.events].count(Reason.QUOTA_EXCEEDED) == 2
+        cluster.job_events.clear()
+        run(cluster, PAUSE_SECONDS + 600, step=60)
+        cluster.settle()
+        assert phase(cluster) is ServingPhase.READY
+        assert cluster.traffic() != old
+
+    @pytest.mark.parametrize(
+        ("status", "reason"),
+        [
+            (UNSCHEDULABLE, Reason.UNSCHEDULABLE),
+            ({"phase": "Pending"}, Reason.VERIFYING),
+            ({"phase": "Running"}, Reason.VERIFYING),
+        ],
+    )
+    def test_what_its_pod_waits_for(self, status: Object, reason: Reason) -> None:
+        cluster = updating(room=2)
+        _verify(cluster)
+        [job] = [job for job in _jobs(cluster) if not job.get("status")]
+        pod = {"metadata": {"name": "v", "creationTimestamp": "", "ownerReferences": [_controlled_by(job)]}}
+        cluster.pods[job["metadata"]["name"]] = [pod | {"status": status}]
+        assert not cluster.reconcile().blocked  # the pod's own events tell
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.VERIFYING, reason)
 
 
 class TestRefused:
@@ -228,6 +293,25 @@ class TestRefused:
         run(cluster, PAUSE_SECONDS)
         cluster.settle()
         assert phase(cluster) is ServingPhase.READY
+
+
+def _verify(cluster: ServingCluster) -> None:
+    """Go on until the candidate's verification has a Job, for which nobody creates a pod."""
+    for _ in range(2):
+        cluster.reconcile()
+        cluster.run_deployments()
+    cluster.reconcile()
+    assert candidate(cluster).state is RevisionState.VERIFYING
+
+
+def _until_given_back(cluster: ServingCluster) -> None:
+    while candidate(cluster).state is RevisionState.VERIFYING:
+        cluster.now += timedelta(seconds=600)
+        cluster.reconcile()
+
+
+def _controlled_by(job: Object) -> Object:
+    return {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
 
 
 def _jobs(cluster: ServingCluster) -> list[Object]:

@@ -1,6 +1,6 @@
 """What is observed: one AdapterDeployment, its source, and its children."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -36,6 +36,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.framework.ownership import Owner, controller_of, controller_uid
 from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
+from finetune_operator.outcome.no_pod import creation_events
 from finetune_operator.outcome.pod import is_disrupted, read_result
 from finetune_operator.resources.deployment import deployment_name, server_labels
 from finetune_operator.settings import Settings
@@ -71,6 +72,8 @@ class ObservedDeployment:
     """Objects that the resource owns, by kind and name."""
     pods: tuple[Object, ...] = ()
     """Pods of its Deployments and Jobs."""
+    job_events: Mapping[str, Sequence[Object]] = field(default_factory=dict)
+    """Events of its Jobs that should have a pod and have none, by the Job's name."""
     slices: tuple[Object, ...] = ()
     """EndpointSlices of its public Service."""
     contenders: tuple[Contender, ...] = ()
@@ -118,8 +121,7 @@ class ObservedDeployment:
 
     def job_pods(self, job: Object) -> list[Object]:
         """Pods of a Job, oldest first."""
-        owned = [pod for pod in self.pods if controller_uid(pod) == job["metadata"]["uid"]]
-        return sorted(owned, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+        return sorted(pods_of(job, self.pods), key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
 
 UnplannedDeployment = Unplanned[AdapterDeploymentSpec, AdapterDeploymentStatus]
@@ -134,7 +136,7 @@ class DeploymentObserver:
         self._settings = settings
         self._accounts = ServiceAccounts(client, cache)
 
-    def observe(self, raw: Object, _: datetime) -> ObservedDeployment | UnplannedDeployment:
+    def observe(self, raw: Object, now: datetime) -> ObservedDeployment | UnplannedDeployment:
         """One AdapterDeployment as it is now. Raises ApiError."""
         metadata = ObjectMeta.model_validate(raw["metadata"])
         status = parse_status(AdapterDeploymentStatus, raw.get("status") or {})
@@ -143,6 +145,8 @@ class DeploymentObserver:
             return Unplanned(metadata, status, Reason.SPEC_INVALID, problem)
         owner = Owner.of(ADAPTERDEPLOYMENTS, metadata)
         children = {resource: self._children(owner, resource) for resource in _CHILDREN}
+        jobs = children[JOBS]
+        pods = self._pods(owner, jobs.values())
         theirs, outlived = ((), False) if owner.name in children[SERVICES] else self._service_of_others(owner)
         return ObservedDeployment(
             resource=AdapterDeployment(metadata=metadata, spec=spec, status=status),
@@ -150,7 +154,10 @@ class DeploymentObserver:
             source=self._source(owner.namespace, spec),
             service_account=self._has_account(owner.namespace, spec.runtime),
             children=children,
-            pods=self._pods(owner, children[JOBS].values()),
+            pods=pods,
+            job_events={
+                name: creation_events(self._client, job, pods_of(job, pods), now) for name, job in jobs.items()
+            },
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
             contenders=self._contenders(status),
             conflicts=() if outlived else theirs,
@@ -171,8 +178,7 @@ class DeploymentObserver:
         """Pods from the cache; those of a finished Job from the API, as the pod's result may arrive after the Job's."""
         pods = {pod["metadata"]["name"]: pod for pod in self._cache.children(owner.key, PODS)}
         for job in jobs:
-            own = [pod for pod in pods.values() if controller_uid(pod) == job["metadata"]["uid"]]
-            if is_finished(job) and not any(map(read_result, own)):
+            if is_finished(job) and not any(map(read_result, pods_of(job, pods.values()))):
                 labels = f"{JOB_NAME_LABEL}={job['metadata']['name']}"
                 pods |= {pod["metadata"]["name"]: pod for pod in self._client.select(PODS, owner.namespace, labels)}
         return tuple(pods.values())
@@ -220,6 +226,11 @@ def published_artifact(status: Object) -> ArtifactStatus | None:
         return ArtifactStatus.model_validate(status.get("artifact"), extra="ignore")
     except ValidationError:
         return None
+
+
+def pods_of(job: Object, pods: Iterable[Object]) -> list[Object]:
+    """Those of the pods that a Job made."""
+    return [pod for pod in pods if controller_uid(pod) == job["metadata"]["uid"]]
 
 
 def _of_deployment(pod: Object, name: str) -> bool:

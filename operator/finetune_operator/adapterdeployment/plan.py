@@ -36,13 +36,14 @@ from finetune_operator.adapterdeployment.revision_objects import direct_traffic,
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
-from finetune_operator.adapterdeployment.verification import VERIFIED, find_verdict, verify_overdue, verify_request
+from finetune_operator.adapterdeployment.verification import Verification, find_verification, verify_request
 from finetune_operator.blockers import Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
+from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
     ANNOTATION_ARTIFACT_URI,
@@ -54,8 +55,6 @@ from finetune_operator.resources.stage_job import input_config_map, stage_job
 
 SCORE_LIMIT: Final = 16
 """The API's limit; pods are not trusted to respect it."""
-VERIFY_LOOK_SECONDS: Final = 600.0
-"""How often to look whether a verification runs at all: nothing tells of a Job without a pod."""
 
 
 @dataclass(frozen=True)
@@ -190,23 +189,23 @@ def _roll_out(
     if candidate.state in (RevisionState.FAILED, RevisionState.WAITING):
         return RolloutStep(stable, candidate, keep, events, due_after)
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
-    verification = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
-    verdict = find_verdict(observed, verification.name)
+    request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
+    verification = find_verification(observed, request, now)
     problem = candidate_problem(live, pods, now)
     if problem is not None and problem.outlook is Outlook.FAIL:
         return _fail(stable, candidate, problem, keep, now)
-    if verdict is not None and verdict.state is State.FAILED:
-        return _fail(stable, candidate, ServerProblem(verdict.reason, verdict.message), keep, now)
-    verified = verdict is not None and verdict.state in VERIFIED
+    if verification is not None and (failure := verification.failure):
+        return _fail(stable, candidate, failure, keep, now)
+    verified = verification is not None and verification.succeeded
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
     closed = _closed_for(observed, target, candidate, now) if verified else 0.0
     left = _promoting_left(candidate, target, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0)
-    if verdict is not None and verified and enough and not closed:
-        return _promote(observed, target, candidate, verdict, now)
+    if verification is not None and verified and enough and not closed:
+        return _promote(observed, target, candidate, verification.verdict, now)
     overdue = _overdue(problem) or _refused_for_long(observed, candidate, target, pods, now)
-    overdue = overdue or verify_overdue(observed, verification, now)
+    overdue = overdue or (verification.overdue if verification else None)
     if left == 0:
         overdue = _promotion_overdue(problem, replicas, target)
     if overdue is not None:
@@ -218,13 +217,13 @@ def _roll_out(
         due_after = min((seconds for seconds in looks if seconds is not None), default=None)
         return RolloutStep(stable, waiting, actions, events, due_after)
     actions += (
-        *ensure_exists(CONFIG_MAPS, input_config_map(verification), observed.child(CONFIG_MAPS, verification.name)),
-        *ensure_exists(JOBS, stage_job(verification), observed.child(JOBS, verification.name)),
+        *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
+        *ensure_exists(JOBS, stage_job(request), observed.child(JOBS, request.name)),
     )
-    blocker = verdict.message if verdict is not None and verdict.state is State.WAITING else ""
-    message = blocker or "Comparing the server's answers with those of the evaluated artifact."
-    verifying = in_state(candidate, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
-    return RolloutStep(stable, verifying, actions, events, VERIFY_LOOK_SECONDS)
+    verifying, refused = _verifying(candidate, verification, now), verification is not None and verification.refused
+    looks = [verification.due_after if verification else FIRST_LOOK_SECONDS, _long_wait_left(verifying, now)]
+    due_after = min((seconds for seconds in looks if seconds is not None), default=None)
+    return RolloutStep(stable, verifying, actions, events, due_after, blocked=refused)
 
 
 def _suffices(
@@ -308,6 +307,16 @@ def _waiting(candidate: RevisionStatus, verified: bool, problem: ServerProblem |
     if problem is not None:
         reason, message = problem.reason, problem.message
     return in_state(candidate, state, reason, message, now)
+
+
+def _verifying(candidate: RevisionStatus, verification: Verification | None, now: datetime) -> RevisionStatus:
+    """The candidate while its server is verified, or while that waits for something."""
+    reason, message = Reason.VERIFYING, "Comparing the server's answers with those of the evaluated artifact."
+    if verification is not None and (blocker := verification.blocker):
+        reason, message = blocker.reason, blocker.message
+    elif verification is not None and verification.verdict.state is State.WAITING:
+        message = verification.verdict.message
+    return in_state(candidate, RevisionState.VERIFYING, reason, message, now)
 
 
 def _fail(

@@ -1,10 +1,12 @@
 """The verification of a candidate: a Job that sends its server the golden prompts and a sample of the test split."""
 
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
-from finetune_api.meta import LABEL_REVISION
+from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
+from finetune_api.reasons import remedy
 from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -13,6 +15,7 @@ from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.no_pod import look_after
 from finetune_operator.resources.deployment import FETCH_SECONDS
 from finetune_operator.resources.service import candidate_service_name, service_url
 from finetune_operator.resources.stage_request import StageRequest
@@ -20,7 +23,7 @@ from finetune_operator.settings import PodShape, Settings
 
 ANSWER_SECONDS: Final = 10
 """How long one answer may take: about 20 tokens on a CPU."""
-VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
+_VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
 """The Job's exit code decides; its report may be lost with its pod."""
 _SHAPE: Final = PodShape(
     requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"}, scratch_size="1Gi"
@@ -66,23 +69,61 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
     )
 
 
-def find_verdict(observed: ObservedDeployment, job_name: str) -> Verdict | None:
-    """The verdict on a verification Job; None without one."""
-    job = observed.child(JOBS, job_name)
-    return judge(job, observed.job_pods(job)) if job is not None else None
+@dataclass(frozen=True)
+class Verification:
+    """Where a verification Job stands."""
+
+    verdict: Verdict
+    age: timedelta
+    """Since the Job was created."""
+    limit: timedelta
+    """For how long the candidate may hold hardware for a verification that does not run."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the candidate may be promoted."""
+        return self.verdict.state in _VERIFIED
+
+    @property
+    def failure(self) -> ServerProblem | None:
+        """Why the candidate must not be promoted, if the Job has failed."""
+        failed = self.verdict.state is State.FAILED
+        return ServerProblem(self.verdict.reason, self.verdict.message) if failed else None
+
+    @property
+    def overdue(self) -> ServerProblem | None:
+        """Why it does not run, if it has not for too long. Once its pod has a node, the pod's own deadline ends it."""
+        if self.verdict.state not in UNFINISHED - {State.RUNNING} or self.age < self.limit:
+            return None
+        said = f"The verification has not run within {self.limit.total_seconds():.0f} s. {self.verdict.message}"
+        return ServerProblem(self.verdict.reason, said)
+
+    @property
+    def blocker(self) -> ServerProblem | None:
+        """What it waits for that a person can do something about."""
+        if self.verdict.state is not State.WAITING or not remedy(self.verdict.reason, ADAPTERDEPLOYMENT):
+            return None
+        return ServerProblem(self.verdict.reason, f"Its verification waits. {self.verdict.message}")
+
+    @property
+    def refused(self) -> bool:
+        """Whether the API server refuses its pod: nothing shows when it no longer would."""
+        return self.verdict.needs_events and self.blocker is not None
+
+    @property
+    def due_after(self) -> float | None:
+        """Seconds after which to look at it if nothing is heard of it; None if whatever happens to it is told."""
+        if self.verdict.state not in UNFINISHED - {State.RUNNING}:
+            return None
+        left = max(0.0, (self.limit - self.age).total_seconds())
+        return min(left, look_after(self.age)) if self.verdict.needs_events and not self.blocker else left
 
 
-def verify_overdue(observed: ObservedDeployment, request: StageRequest, now: datetime) -> ServerProblem | None:
-    """Why the verification does not run, while the candidate holds hardware for it; None while it may still start.
-
-    Once its pod has a node, the pod's own deadline ends it.
-    """
+def find_verification(observed: ObservedDeployment, request: StageRequest, now: datetime) -> Verification | None:
+    """The verification that was asked for; None as long as it has no Job."""
     job = observed.child(JOBS, request.name)
     if job is None:
         return None
-    verdict = judge(job, observed.job_pods(job))
-    age = (now - parse_timestamp(job["metadata"]["creationTimestamp"])).total_seconds()
-    limit = request.deadline_seconds + FETCH_SECONDS
-    if verdict.state not in UNFINISHED - {State.RUNNING} or age < limit:
-        return None
-    return ServerProblem(verdict.reason, f"The verification has not run within {limit} s. {verdict.message}")
+    verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
+    age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
+    return Verification(verdict, age, timedelta(seconds=request.deadline_seconds + FETCH_SECONDS))

@@ -21,19 +21,18 @@ from finetune_operator.finetunejob.progress import ProgressReader, Sample
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.conditions import parse_timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, JOBS, PODS, SERVICES, Object
+from finetune_operator.framework.objects import CONFIG_MAPS, ENDPOINT_SLICES, JOBS, PODS, SERVICES, Object
 from finetune_operator.framework.ownership import Owner, controller_of, controller_uid
 from finetune_operator.framework.reading import ServiceAccounts, Unplanned, parse_spec, parse_status
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import UNFINISHED, State, Verdict, judge
+from finetune_operator.outcome.no_pod import creation_events
 from finetune_operator.settings import Settings
 
 LABEL_RECOVERS: Final = f"{meta.GROUP}/recovers"
 """On a resolve Job that looks up the result of a stage whose pod is gone: the name of that stage."""
 LABEL_SERVICE: Final = "kubernetes.io/service-name"
 """Names the Service of an EndpointSlice."""
-NO_POD_GRACE: Final = timedelta(seconds=8)
-"""Age at which a Job without a pod has its events read for the reason."""
 STARTED_GRACE: Final = timedelta(seconds=60)
 """How long a pod may take to start before its ConfigMap is checked."""
 
@@ -165,11 +164,8 @@ class JobObserver:
         lost = _lost_labels(job)
         metadata = job["metadata"] | {"labels": (job["metadata"].get("labels") or {}) | lost}
         job = job | {"metadata": metadata}
-        verdict = judge(job, own)
+        verdict = judge(job, own, creation_events(self._client, job, own, now))
         age = now - parse_timestamp(metadata["creationTimestamp"])
-        if verdict.needs_events and age > NO_POD_GRACE:
-            selector = f"involvedObject.uid={metadata['uid']}"
-            verdict = judge(job, own, self._client.select(EVENTS, metadata["namespace"], fields=selector))
         missing = False
         if verdict.state is State.WAITING and own and age > STARTED_GRACE:
             missing = self._client.get(CONFIG_MAPS, metadata["namespace"], metadata["name"]) is None

@@ -27,15 +27,13 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import NOT_STARTED, SUSPENDED, State, Verdict
+from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS, look_after
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
 
 RECHECK_SECONDS: Final = 10.0
 """How often a stage that waits for pods to end is looked at again; their events come sooner."""
-START_SECONDS: Final = 10.0
-"""When a Job that waits for its pod is first looked at again without an event; intervals then grow."""
-MAX_WAIT_SECONDS: Final = 120.0
 UNSCHEDULABLE_PATIENCE: Final = timedelta(minutes=UNSCHEDULABLE_MINUTES)
 _NEEDS_SOMEBODY: Final = frozenset(
     {
@@ -131,7 +129,7 @@ def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJob
     if not recovers:
         context.ledger.enter(stage, job, StageState.RUNNING, job.verdict.message, request.input.input_key)
     headline = _running(Stage(recovers) if recovers else stage, job, context.now)
-    return _plan(context, headline, _creations(request), requeue_after=START_SECONDS)
+    return _plan(context, headline, _creations(request), requeue_after=FIRST_LOOK_SECONDS)
 
 
 def _waits(context: RunContext, stage: Stage) -> Plan[FineTuneJobStatus] | None:
@@ -213,7 +211,7 @@ def _next_look(context: RunContext, job: StageJob) -> float | None:
     if job.verdict.unschedulable_since:
         return max(0.0, _patience_left(job.verdict, context.now).total_seconds())
     if job.verdict.state is State.WAITING:
-        return min(MAX_WAIT_SECONDS, max(START_SECONDS, job.age.total_seconds() / 2))
+        return look_after(job.age)
     return None
 
 
