@@ -15,6 +15,7 @@ from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
 from tests.support.chart import CHART, KEPT, NAMESPACE, helm, of_kind, render
 from tests.support.pages import blocks
+from tests.support.sentences import assert_says
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -110,6 +111,18 @@ def test_open_is_for_platforms_without_rules() -> None:
     done = helm("template", "finetune-operator", str(CHART), *values)
     assert done.returncode != 0
     assert "tenancy.open is true, so tenancy.rules would limit nothing: remove one of them." in done.stderr
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_rules_that_no_policy_can_hold_are_refused_before_the_api_server_does(policy: bool, tmp_path: Path) -> None:
+    secrets = [f"finetune-secret-{number:05}" for number in range(5000)]
+    tenancy = {"rules": [{"namespaces": ["team-a"], "secrets": secrets}], "admissionPolicy": policy}
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"tenancy": tenancy}))
+    done = helm("template", "finetune-operator", str(CHART), "--values", str(values))
+    assert (done.returncode != 0) is policy
+    if policy:
+        assert_says(done.stderr, "tenancy.rules", "100,000 characters", "globs", "tenancy.admissionPolicy: false")
 
 
 def test_a_changed_configuration_restarts_the_operator() -> None:

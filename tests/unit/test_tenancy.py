@@ -44,6 +44,10 @@ REFUSED = {
         [rule(profiles=["cpu-small", "gpu-a*"])],
         "spec.profile is 'gpu-l4' … 'team-a' … cpu-small or gpu-a*",
     ),
+    "many profiles": (
+        [rule(profiles=[f"cpu-{number}" for number in range(20)])],
+        "spec.profile is 'gpu-l4' … cpu-0 or … cpu-7 or 12 more.",
+    ),
     "no profile at all": ([rule(profiles=[])], "spec.profile is 'gpu-l4' … 'team-a' … none."),
     "runtime": ([rule(runtimes=["vllm"])], "spec.runtime is 'tgi' … 'team-a' … vllm."),
     "output": (

@@ -187,9 +187,16 @@ c[0] == 'insecureHosts' ? (
 {{/* What rule `r` would allow instead of claim `c`. */}}
 {{- define "finetune.tenancy.words" -}}
 c[0] == 'insecureHosts' ? 'https:// outside of the cluster' + (size(r[?'insecureHosts'].orValue([])) == 0
-  ? '' : ', or http:// to ' + r.insecureHosts.join(' or '))
+  ? '' : ', or http:// to ' + {{ include "finetune.tenancy.choices" "r.insecureHosts" }})
 : c[0] == 'maxUsdPerRun' ? 'at most ' + r[c[0]][1] + ' USD a run'
 : size(r[c[0]]) == 0 ? 'none'
 : (c[0] in ['inputs', 'outputs'] ? 'URIs below ' : c[0] == 'hosts' ? 'the host ' : '')
-  + r[c[0]].map(x, x == '' ? 'none (AWS)' : x.replace('{namespace}', request.namespace)).join(' or ')
+  + {{ include "finetune.tenancy.choices" "r[c[0]]" }}
+{{- end -}}
+
+{{/* The first eight of a list of texts, and how many there are besides: _one_of in tenancy/verdict.py. */}}
+{{- define "finetune.tenancy.choices" -}}
+[{{ . }}].map(l, ({{ toJson (until 8) }}.filter(i, i < size(l)).map(i,
+    l[i] == '' ? 'none (AWS)' : l[i].replace('{namespace}', request.namespace))
+  + (size(l) > 8 ? [string(size(l) - 8) + ' more'] : [])).join(' or '))[0]
 {{- end -}}

@@ -15,6 +15,8 @@ from finetune_operator.tenancy.claim import Claim, Subject
 from finetune_operator.tenancy.places import host_of, is_inside, lies_below
 from finetune_operator.tenancy.rules import NAMESPACE_PLACEHOLDER, Tenancy, TenancyRule
 
+MOST_NAMED: Final = 8
+"""So many things that a rule allows are named in a message."""
 WITHOUT_RULES: Final = (
     "The platform has no tenancy.rules: profiles with a price are closed, and http:// is for hosts in the cluster."
 )
@@ -127,4 +129,6 @@ def _matches(globs: Iterable[str], name: str) -> bool:
 
 
 def _one_of(choices: Sequence[str]) -> str:
-    return " or ".join(choices) or "none"
+    """The first of the choices, and how many there are besides: a message has room for a kilobyte or a few."""
+    left = len(choices) - MOST_NAMED
+    return " or ".join([*choices[:MOST_NAMED], *([f"{left} more"] if left > 0 else [])]) or "none"
