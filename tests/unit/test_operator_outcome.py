@@ -289,6 +289,22 @@ CASES = {
         "denied by policy",
         (failed_create("exceeded quota: a", EARLIER), failed_create("denied by policy", LATER)),
     ),
+    "a quota has no room for the next attempt": Case(
+        ACTIVE,
+        (pod("Failed", created=EARLIER, **terminated(75, message=failure(Reason.S3_UNREACHABLE, "no answer"))),),
+        State.WAITING,
+        Reason.QUOTA_EXCEEDED,
+        "exceeded quota: gpus",
+        (failed_create('pods "x" is forbidden: exceeded quota: gpus', LATER),),
+    ),
+    "a quota had no room for the attempt before": Case(
+        ACTIVE,
+        (pod("Failed", created=LATER, **terminated(75, message=failure(Reason.S3_UNREACHABLE, "no answer"))),),
+        State.WAITING,
+        Reason.STAGE_RETRIED,
+        "no answer",
+        (failed_create('pods "x" is forbidden: exceeded quota: gpus', EARLIER),),
+    ),
     "image": Case(ACTIVE, (pod(**waiting("ErrImagePull")),), State.WAITING, Reason.IMAGE_PULL_FAILED, "example/jobs:1"),
     "secret": Case(
         ACTIVE,

@@ -59,7 +59,7 @@ class Verdict:
     unschedulable_since: str | None = None
     """Since when no node takes its pod; None if that is not what it waits for."""
     needs_events: bool = False
-    """No pod was created: only the Job's events show why."""
+    """There is no pod, or no further one: only the Job's events show why."""
     tries_again: bool = False
     """The stage has failed for good, but its Job does not know and would start another pod."""
 
@@ -194,12 +194,16 @@ def _newest_of_each(pods: Sequence[Object]) -> list[Object]:
 
 
 def _without_pod(job: Object, pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:
-    refusals = [event for event in events if event.get("reason") == "FailedCreate"]
+    last = max((pod["metadata"]["creationTimestamp"] for pod in pods), default="")
+    refusals = [event for event in events if event.get("reason") == "FailedCreate" and _time_of(event) > last]
     if refusals:
-        newest = max(refusals, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
-        reason, message = refusal(newest.get("message") or "")
+        reason, message = refusal(max(refusals, key=_time_of).get("message") or "")
         return Verdict(State.WAITING, reason, message, needs_events=True, **facts)
     if earlier := _cause(pods):
         message = _while_retrying("Retrying; the last attempt failed", job, earlier)
-        return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, **facts)
+        return Verdict(State.WAITING, Reason.STAGE_RETRIED, message, needs_events=True, **facts)
     return replace(NOT_STARTED, **facts)
+
+
+def _time_of(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
