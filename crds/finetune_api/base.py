@@ -29,8 +29,19 @@ from finetune_api.meta import MAX_NAME, NAME_PATTERN
 
 T = TypeVar("T")
 REFUSE_RETIRED: Final = "refuse retired fields"
-"""As a validation's context: a retired field is an error that names its successor, even where unknown fields are not.
+"""As a validation's context, for what people write: a retired field is an error that names its successor, even where
+unknown fields are not. Without it, what programs of an earlier version wrote is read as they meant it, where it can be.
 """
+
+
+@dataclass(frozen=True)
+class Successor:
+    """How statuses and stage inputs that still have a retired field are read."""
+
+    name: str
+    """The field of this version, on the wire; where it is given, it counts."""
+    values: Mapping[Any, Any]
+    """Its value for each value of the retired field."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class Retired:
     instead: str
     type: str = "object"
     """Its type in OpenAPI."""
+    successor: Successor | None = None
+    """None: nothing but specs ever had it."""
 
 
 _WORD: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9_,:]{0,61}[A-Za-z0-9_])?", re.ASCII)
@@ -95,10 +108,14 @@ class ApiModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_retired(cls, given: Any, info: ValidationInfo) -> Any:
-        found = given.keys() & cls.retired.keys() if info.context == REFUSE_RETIRED and isinstance(given, dict) else ()
-        for name in sorted(found):
-            raise ValueError(_refusal(name, cls.retired[name]))
+    def _refuse_or_read_retired(cls, given: Any, info: ValidationInfo) -> Any:
+        for name in sorted(given.keys() & cls.retired.keys()) if isinstance(given, dict) else ():
+            field = cls.retired[name]
+            if info.context == REFUSE_RETIRED:
+                raise ValueError(_refusal(name, field))
+            if (now := field.successor) and given[name] in now.values:
+                rest = {key: value for key, value in given.items() if key != name}
+                given = {now.name: now.values[given[name]], **rest}
         return given
 
 

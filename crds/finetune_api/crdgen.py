@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentSpec, AdapterDeploymentStatus
-from finetune_api.base import is_retired
+from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.freeze import places
 from finetune_api.rules import Rule, frozen_at_work, name_rule
 
 Schema = dict[str, Any]
@@ -113,7 +114,7 @@ def crd(kind: Kind) -> Schema:
             "kind": {"type": "string", "description": "Kind of the object."},
             "metadata": {"type": "object"},
             "spec": structural(kind.spec),
-            "status": _sparse(structural(kind.status)) | {"default": {"observedGeneration": -1}},
+            "status": _written(structural(kind.status), kind.status) | {"default": {"observedGeneration": -1}},
         },
         "x-kubernetes-validations": [rule.as_schema() for rule in kind.rules],
     }
@@ -214,17 +215,30 @@ def _default_when_optional(schema: Schema) -> None:
             child["default"] = {}
 
 
-def _sparse(schema: Schema) -> Schema:
-    """Drop empty defaults from a status: the API server must not fill in what the operator omits. Nobody writes retired
-    fields there."""
-    if "properties" in schema:
-        schema["properties"] = {name: each for name, each in schema["properties"].items() if not is_retired(each)}
-    children = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
-    for child in children:
-        _sparse(child)
+def _written(schema: Schema, model: type[BaseModel] | None) -> Schema:
+    """The schema of a status, which only the operator writes: without rules, and without empty defaults, because the
+    API server must not fill in what the operator omits."""
+    _keep_what_is_read(schema, model)
+    below = {place.name: place.below for place in places(model)} if model else {}
+    children = [(child, below.get(name)) for name, child in schema.get("properties", {}).items()]
+    for child, its_model in [*children, *([(schema["items"], model)] if "items" in schema else [])]:
+        _written(child, its_model)
+        child.pop("x-kubernetes-validations", None)
         if child.get("default") in ("", []):
             del child["default"]
     return schema
+
+
+def _keep_what_is_read(schema: Schema, model: type[BaseModel] | None) -> None:
+    """Of retired fields, keep those with a successor: the API server drops what the schema lacks, also of what is
+    stored. It must not fill in the successor's default beside them."""
+    retired = model.retired if model and issubclass(model, ApiModel) else {}
+    for name, field in retired.items() if "properties" in schema else ():
+        if field.successor:
+            schema["properties"][name] = {"type": field.type, "description": "Written by earlier versions."}
+            schema["properties"][field.successor.name].pop("default", None)
+        else:
+            del schema["properties"][name]
 
 
 def _described(schema: Schema, path: str) -> Schema:

@@ -5,12 +5,15 @@ Rules for one model are in its ``json_schema_extra``; the rules here span the wh
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, ValidationInfo
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from finetune_api import meta
+from finetune_api.base import REFUSE_RETIRED
 from finetune_api.freeze import Place, has_marks, places
 
 
@@ -44,6 +47,33 @@ def not_zero(instead: str) -> dict[str, JsonValue]:
     write ``instead``."""
     rule = Rule("self != 0", f"0 has no meaning here any more: {instead}")
     return {"minimum": 0, "x-kubernetes-validations": [rule.as_schema()]}
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """Annotation of an optional text, in which the empty one once meant that it was not given: the API server and
+    readers of specs say what to write ``instead``. In what programs of an earlier version wrote, it is absent.
+
+    The text's own pattern lets the empty one through, so that this is the only complaint."""
+
+    instead: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(self._absent, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(core) | {"x-kubernetes-validations": [self._rule.as_schema()]}
+
+    @property
+    def _rule(self) -> Rule:
+        return Rule("self != ''", f"an empty text has no meaning here any more: {self.instead}")
+
+    def _absent(self, given: Any, info: ValidationInfo) -> Any:
+        if given != "":
+            return given
+        if info.context == REFUSE_RETIRED:
+            raise ValueError(self._rule.message)
+        return None
 
 
 def name_rule() -> Rule:

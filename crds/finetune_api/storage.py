@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
-from finetune_api.base import ApiModel, Retired
+from finetune_api.base import ApiModel, Retired, Successor
 from finetune_api.freeze import Changes
 from finetune_api.references import ConfigMapKeyRef, SecretRef
-from finetune_api.rules import Rule
+from finetune_api.rules import NotEmpty, Rule
 
 S3_URI: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@/-]*)?$"
 MODEL_URI: Final = (
@@ -44,7 +44,7 @@ class EncryptionAlgorithm(StrEnum):
 
 
 _KEY_ONLY_FOR_KMS: Final = Rule(
-    f"self.algorithm == '{EncryptionAlgorithm.KMS}' || self.kmsKeyId == ''",
+    f"self.algorithm == '{EncryptionAlgorithm.KMS}' || !has(self.kmsKeyId)",
     f"kmsKeyId needs algorithm {EncryptionAlgorithm.KMS}: with {EncryptionAlgorithm.AES256} the store uses its own key",
 )
 
@@ -56,7 +56,11 @@ class Encryption(ApiModel):
 
     algorithm: EncryptionAlgorithm
     """aws:kms (a key of the store's key management service) or AES256 (the store's own key)."""
-    kms_key_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9:/_.-]*$", max_length=2048)] = ""
+    kms_key_id: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9:/_.-]*$", max_length=2048),
+        NotEmpty("omit kmsKeyId for the store's default key"),
+    ] = None
     """Id, ARN or alias of the key for aws:kms, e.g. alias/models. Default: the store's default key."""
 
     @model_validator(mode="after")
@@ -66,26 +70,51 @@ class Encryption(ApiModel):
         return self
 
 
+class Addressing(StrEnum):
+    """Where URLs have a bucket's name."""
+
+    AUTO = "Auto"
+    PATH = "Path"
+    VIRTUAL_HOST = "VirtualHost"
+
+
 class InputStorage(ApiModel):
     """How to reach a store that is only read. Empty: AWS, with the pod's own identity (IRSA, workload identity)."""
 
     retired: ClassVar[Mapping[str, Retired]] = {
         "credentials": Retired(
             f"name the Secret in secretRef.name; its keys are {' and '.join(STORE_SECRET_KEYS)}",
-        )
+        ),
+        "pathStyle": Retired(
+            "write addressing: Path for true, or addressing: VirtualHost for false; omit both if the store is AWS",
+            "boolean",
+            Successor("addressing", {True: Addressing.PATH, False: Addressing.VIRTUAL_HOST}),
+        ),
     }
 
-    endpoint: Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$", max_length=253)] = ""
-    """URL of an S3-compatible store, e.g. http://seaweedfs.storage.svc:8333; empty for AWS."""
+    endpoint: Annotated[
+        str | None,
+        Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$", max_length=253),
+        NotEmpty("omit endpoint for AWS"),
+    ] = None
+    """URL of an S3-compatible store, e.g. http://seaweedfs.storage.svc:8333. Default: AWS."""
     region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", min_length=1, max_length=32)] = "us-east-1"
     """Region for the request signature."""
-    path_style: bool = True
-    """Put the bucket in the URL's path (most S3-compatible stores) rather than in the host name."""
+    addressing: Addressing = Addressing.AUTO
+    """Where URLs have the bucket's name: Path (most S3-compatible stores), or VirtualHost, in front of the host's name.
+    Auto: Path if endpoint is set, otherwise VirtualHost."""
     secret_ref: Annotated[SecretRef | None, Changes.RETRY] = None
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN for temporary credentials; omit it
     if the pod's service account provides the identity."""
     ca_bundle: Annotated[CaBundle | None, Changes.RETRY] = None
     """CA certificates to trust if a private CA issued the store's certificate; omit it for public CAs."""
+
+    @property
+    def in_path(self) -> bool:
+        """Whether URLs have the bucket's name in their path; boto3 puts it there too if it does not suit a host."""
+        if self.addressing is Addressing.AUTO:
+            return self.endpoint is not None
+        return self.addressing is Addressing.PATH
 
 
 class Storage(InputStorage):

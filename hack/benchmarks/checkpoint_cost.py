@@ -133,7 +133,7 @@ def train(model: Path, dataset: Path, folder: Path, endpoint: str, steps: int, s
     from finetune_jobs.training.label_loss import LabelLossTrainer
 
     torch.set_num_threads(1)
-    store = Store.connect(Storage(endpoint=endpoint, path_style=True), "s3://data/checkpoints")
+    store = Store.connect(Storage(endpoint=endpoint), "s3://data/checkpoints")
     settings = Training(
         batch_size=SHORT.batch, gradient_accumulation=SHORT.passes, epochs=50, max_steps=steps, checkpoint_steps=EVERY
     )

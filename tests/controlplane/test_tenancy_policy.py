@@ -258,7 +258,6 @@ JOB_FIELDS: dict[str, list[Any]] = {
     "dataset.replay.source": SOURCES,
     "dataset.pii.ner": reached(["s3://team/ner", "s3://other/ner"]),
     "storage.endpoint": [
-        "",
         "https://S3.example",
         "http://s3.example",
         "http://MinIO.example:9000",

@@ -19,6 +19,8 @@ ABSENT: Final = "(absent)"
 """As a case's value: the field is left out."""
 _EXCLUSIVE: Final = re.compile(r"\[has\(self\.\w+\)(, has\(self\.\w+\))+]\.exists_one\(set, set\)|!\(has\(.*\)\)")
 """CEL rules by which fields exclude each other: exactly one of them, or not both."""
+_ONLY_WITH: Final = re.compile(r"self\.\w+ == '[^']+' \|\| !has\(self\.(\w+)\)")
+"""CEL rules by which a field goes with one value of another, the first of its enum."""
 
 
 _SCHEMES: Final = {"storage": "s3://", "secretKeyRef": "hf://"}
@@ -74,8 +76,8 @@ def valid(schema: Object, path: Path = ()) -> Any:
 
 
 def _means_nothing(schema: Object) -> bool:
-    """Whether 0 once meant something, and a rule now says what to write instead."""
-    return any(rule["rule"] == "self != 0" for rule in schema.get("x-kubernetes-validations", []))
+    """Whether 0, or the empty text, once meant something, and a rule now says what to write instead."""
+    return any(rule["rule"] in ("self != 0", "self != ''") for rule in schema.get("x-kubernetes-validations", []))
 
 
 def _least(schema: Object) -> int:
@@ -86,6 +88,8 @@ def _left_out(schema: Object, path: Path) -> set[str]:
     left_out: set[str] = set()
     for names in exclusive_fields(schema):
         left_out |= set(names) - {path[0] if path and path[0] in names else names[0]}
+    found = [_ONLY_WITH.fullmatch(rule["rule"]) for rule in schema.get("x-kubernetes-validations", [])]
+    left_out |= {match[1] for match in found if match} - set(path[:1])
     if _reaches(schema):
         left_out |= _SCHEMES.keys() - {path[0] if path else "storage"}
     return left_out
@@ -295,7 +299,6 @@ _KEY: Final = message_of(
 )
 _ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
     ({"algorithm": "AES256"}, None),
-    ({"algorithm": "AES256", "kmsKeyId": ""}, None),
     ({"algorithm": "aws:kms"}, None),
     ({"algorithm": "aws:kms", "kmsKeyId": "alias/models"}, None),
     ({"algorithm": "AES256", "kmsKeyId": "alias/models"}, _KEY),
@@ -351,8 +354,8 @@ def _old_shapes(kind: str, path: Path, schema: Object) -> Iterator[Case]:
     """What an earlier version took, refused with what is written now; and the same without it."""
     rules_ = schema.get("x-kubernetes-validations", [])
     if _means_nothing(schema):
-        yield Case(kind, path, 0, rules_[0]["message"])
-        yield Case(kind, path, 1, None)
+        yield Case(kind, path, "" if schema["type"] == "string" else 0, rules_[0]["message"])
+        yield Case(kind, path, valid(schema), None)
     if schema["type"] == "array":
         yield from _old_shapes(kind, (*path, 0), schema["items"])
     for name, child in schema.get("properties", {}).items():

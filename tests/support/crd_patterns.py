@@ -112,7 +112,7 @@ _URIS = {
         lambda n: f"s3://abc/{'a' * (n - 84)}/artifacts/{DIGEST}",
     ),
     _pattern_of("spec.storage.endpoint"): Pattern(
-        ("", "http://s3", "https://s3.example.com:8333"),
+        ("http://s3", "https://s3.example.com:8333"),
         ("s3", "ftp://s3", "http://s3/path", "http://user:pw@s3", "http://s3:123456", "http://s3?x"),
         lambda n: "http://" + "a" * (n - 7),
     ),
@@ -164,9 +164,8 @@ _NAMES = {
         ("-m", "/m", ".m", "m n", "m,n", "$(m)", "ä", "m\n"),
         lambda n: "a" * n,
     ),
-    # The last one, which valid objects have, goes with either algorithm.
     _pattern_of("spec.storage.encryption.kmsKeyId"): Pattern(
-        ("alias/models", "arn:aws:kms:eu-west-1:111122223333:key/1234-ab", "my.key_1", ""),
+        ("arn:aws:kms:eu-west-1:111122223333:key/1234-ab", "my.key_1", "alias/models"),
         ("a b", "a@b", "$(a)", "ä", "a\n"),
         lambda n: "a" * n,
     ),

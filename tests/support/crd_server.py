@@ -11,6 +11,7 @@ from kubernetes import client, config
 from pydantic import ValidationError
 
 from finetune_api import crdgen, meta
+from finetune_api.base import REFUSE_RETIRED
 from hack.cluster.controlplane import ControlPlane
 from tests.support.crd_patterns import KINDS, Object
 
@@ -83,7 +84,7 @@ def judge(answer: Object | str, complaint: str | None) -> None:
 def complaint_of_the_model(body: Object) -> str | None:
     """What the model says to a spec; None: it accepts."""
     try:
-        KINDS[body["kind"]].spec.model_validate(body["spec"])
+        KINDS[body["kind"]].spec.model_validate(body["spec"], context=REFUSE_RETIRED)
     except ValidationError as error:
         return str(error)
     return None

@@ -85,6 +85,7 @@ class Old:
 OLD: Final = [
     *(Old(body, path, {"credentials": {"secretName": "s3"}}, _STORE) for body, path in _STORAGES),
     *(Old(body, (*path, "caBundle"), _BUNDLE, "configMapKeyRef") for body, path in _STORAGES),
+    *(Old(body, path, {"pathStyle": False}, "addressing: VirtualHost for false") for body, path in _STORAGES),
     Old(JOB, ("spec", "storage"), {"credentials": {"secretName": "s3", "accessKeyIdKey": "id"}}, _STORE),
     Old(JOB, (*_DATASET, "sources", 0), _ROWS, _FILE),
     Old(JOB, (*_DATASET, "benchmarks", 0), _ROWS, _FILE),

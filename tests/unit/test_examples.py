@@ -13,6 +13,7 @@ from finetune_api.adapterdeployment import AdapterDeployment
 from finetune_api.dataset import DataFormat
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.stages import PrepareParams
+from finetune_api.storage import Storage
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.validation import Example
 from finetune_jobs.fit.admission import admit
@@ -86,7 +87,7 @@ def test_a_job_names_what_the_local_cluster_has(job: dict[str, Any]) -> None:
 
 def test_the_job_for_aws_has_no_keys_and_fits_its_gpu_as_its_page_says() -> None:
     spec = FineTuneJob.model_validate(ON_AWS).spec
-    assert (spec.storage.endpoint, spec.storage.secret_ref, spec.storage.path_style) == ("", None, False)
+    assert spec.storage == Storage(region=spec.storage.region)
     profile = Profile.model_validate(CHART["profiles"][spec.profile])
     qwen = {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28}
     qwen |= {"num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False}

@@ -1,10 +1,13 @@
 """The store, content-addressed folders and records, against a real S3 server."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import ClientError
+from urllib3 import HTTPResponse
 
 from finetune_api.layout import (
     MANIFEST,
@@ -18,7 +21,7 @@ from finetune_api.layout import (
 )
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
-from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_api.storage import Addressing, Encryption, EncryptionAlgorithm, Storage
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, publish_record, read_manifest, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.resolve import probe_writes
@@ -55,6 +58,43 @@ def test_objects(store: Store, tmp_path: Path) -> None:
     assert not store.download("none", tmp_path / "none")
     store.delete("a")
     assert not store.exists("a")
+
+
+STORE = "http://s3.example:8333"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "addressing", "bucket", "url"),
+    [
+        (None, Addressing.AUTO, "models", "https://models.s3.eu-central-1.amazonaws.com/a"),
+        (
+            None,
+            Addressing.AUTO,
+            "my.models",
+            "https://s3.eu-central-1.amazonaws.com/my.models/a",
+        ),  # no certificate fits
+        (None, Addressing.PATH, "models", "https://s3.eu-central-1.amazonaws.com/models/a"),
+        (None, Addressing.VIRTUAL_HOST, "models", "https://models.s3.eu-central-1.amazonaws.com/a"),
+        (STORE, Addressing.AUTO, "models", "http://s3.example:8333/models/a"),
+        (STORE, Addressing.VIRTUAL_HOST, "models", "http://models.s3.example:8333/a"),
+    ],
+)
+def test_where_urls_have_the_bucket(
+    endpoint: str | None, addressing: Addressing, bucket: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    storage = Storage(endpoint=endpoint, addressing=addressing, region="eu-central-1")
+    asked: list[str] = []
+
+    def answer(request: AWSRequest, **_: object) -> AWSResponse:
+        asked.append(request.url)
+        return AWSResponse(request.url, 404, {}, HTTPResponse(io.BytesIO(), preload_content=False))
+
+    store = Store.connect(storage, f"s3://{bucket}")
+    store._client.meta.events.register("before-send.s3", answer)
+    assert not store.exists("a")
+    assert asked == [url]
 
 
 def test_conditional_writes(store: Store) -> None:
@@ -171,7 +211,7 @@ def test_everything_that_is_written_is_encrypted_as_asked(
     ("encryption", "asked"),
     [
         (KMS.model_copy(update={"kms_key_id": "unknown"}), "algorithm aws:kms, kmsKeyId 'unknown'"),
-        (KMS.model_copy(update={"kms_key_id": ""}), "algorithm aws:kms"),  # the server has no default key
+        (KMS.model_copy(update={"kms_key_id": None}), "algorithm aws:kms"),  # the server has no default key
     ],
 )
 def test_a_store_that_cannot_encrypt_as_asked_is_refused(

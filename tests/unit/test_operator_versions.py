@@ -1,4 +1,4 @@
-"""What an operator makes of resources that a newer version has written to, or whose CRDs are newer."""
+"""What an operator makes of resources that another version has written to, or whose CRDs are newer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from finetune_api.adapterdeployment import (
     ServingPhase,
 )
 from finetune_api.base import Condition, ObjectMeta
+from finetune_api.crdgen import KINDS, Kind, crd
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import Reason
+from finetune_api.storage import Addressing, Storage
 from finetune_operator.finetunejob.observe import ObservedJob, UnplannedJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.framework import reading
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.framework.reading import Unplanned, parse_spec, parse_status
+from finetune_operator.framework.stored_status import status_patch
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import parse_result
@@ -81,6 +85,54 @@ def test_a_stored_field_of_an_earlier_version_is_not_read_over() -> None:
     spec, problem = parse_spec(FineTuneJobSpec, older)
     assert spec is None
     assert_says(problem, "spec.dataset.duplicates", "dropNear", "near: Drop", "spec.training", "dora", "adapter: DoRA")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ({"endpoint": ""}, "spec.storage.endpoint", "omit endpoint for AWS"),
+        ({"encryption": {"algorithm": "aws:kms", "kmsKeyId": ""}}, "spec.storage.encryption.kmsKeyId", "omit kmsKeyId"),
+    ],
+)
+def test_a_stored_text_that_is_empty_is_refused_with_what_to_write(
+    place: dict[str, Any], value: str, says: str
+) -> None:
+    spec, problem = parse_spec(FineTuneJobSpec, GIVEN | {"storage": place})
+    assert spec is None
+    assert_says(problem, value, "an empty text", says)
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ({"endpoint": "http://s3", "pathStyle": True}, Storage(endpoint="http://s3", addressing=Addressing.PATH)),
+        (
+            {"endpoint": "http://s3", "pathStyle": False},
+            Storage(endpoint="http://s3", addressing=Addressing.VIRTUAL_HOST),
+        ),
+        ({"endpoint": "", "pathStyle": False}, Storage(addressing=Addressing.VIRTUAL_HOST)),
+        ({"pathStyle": False, "addressing": "Path"}, Storage(addressing=Addressing.PATH)),  # written since
+        ({"pathStyle": None}, Storage()),
+    ],
+)
+def test_the_storage_in_a_status_of_an_earlier_version_means_the_same(stored: dict[str, Any], read: Storage) -> None:
+    """Of what it serves, only the status may know how it is reached."""
+    artifact = {"digest": GOOD, "uri": "s3://models/team/artifacts/1", "format": "INT8", "storage": stored}
+    status = parse_status(FineTuneJobStatus, {"artifact": artifact})
+    assert status.artifact
+    assert status.artifact.storage == read
+    assert status_patch({"artifact": artifact}, status, status) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_the_api_server_keeps_the_earlier_storage_of_a_status_as_it_is(kind: Kind) -> None:
+    """What the schema lacks it drops, and beside the earlier field it must not fill in the default of the later one."""
+    schema = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    for place in {FINETUNEJOB: ("artifact",), ADAPTERDEPLOYMENT: ("stable", "candidate")}[kind.kind]:
+        fields = schema["properties"][place]["properties"]["storage"]["properties"]
+        assert fields["pathStyle"] == {"type": "boolean", "description": "Written by earlier versions."}
+        assert "default" not in fields["addressing"]
+        assert "credentials" not in fields
 
 
 def test_a_status_with_fields_of_a_newer_version_is_kept() -> None:

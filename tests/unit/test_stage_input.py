@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput
+from finetune_api.storage import Addressing, Encryption, EncryptionAlgorithm, Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.commandline import example_input
 from finetune_jobs.runtime.runner import results_root
@@ -60,6 +61,15 @@ def test_the_digest_may_stand_in_the_uri_only(stage: Stage, tmp_path: Path) -> N
     del document["artifactDigest"]
     assert read(tmp_path, document) == example_input(stage)
     assert results_root(read(tmp_path, document)) == "s3://models/team-a"
+
+
+def test_a_storage_of_an_earlier_version_means_the_same(tmp_path: Path) -> None:
+    """Where AWS had an empty endpoint, and addressing was a boolean; its other fields stay."""
+    document = json.loads(example_input(Stage.PREPARE).model_dump_json(by_alias=True))
+    earlier = {"endpoint": "", "region": "eu-west-1", "pathStyle": False}
+    given = read(tmp_path, document | {"storage": earlier | {"encryption": {"algorithm": "aws:kms", "kmsKeyId": ""}}})
+    kms = Encryption(algorithm=EncryptionAlgorithm.KMS)
+    assert given.storage == Storage(region="eu-west-1", addressing=Addressing.VIRTUAL_HOST, encryption=kms)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class Store:
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=16,
-            s3={"addressing_style": "path" if storage.path_style else "virtual"},
+            s3={"addressing_style": "path" if storage.in_path else "virtual"},
             user_agent_extra="finetune-operator",
         )
         # boto3's default session would keep the first credentials of the process.
@@ -84,7 +84,7 @@ class Store:
         client = session.client(
             "s3",
             region_name=storage.region,
-            endpoint_url=storage.endpoint or None,
+            endpoint_url=storage.endpoint,
             verify=_authorities(storage),
             config=config,
         )

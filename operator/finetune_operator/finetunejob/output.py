@@ -26,7 +26,7 @@ def output_of(job: Object) -> Output:
     storage = output.get("storage") or job["spec"].get("storage") or {}
     return Output(
         namespace=str(job["metadata"]["namespace"]),
-        endpoint=str(storage.get("endpoint", "")),
+        endpoint=str(storage.get("endpoint") or ""),
         uri=str(output.get("uri", "")).rstrip("/"),
         name=str(output.get("name", "")),
     )

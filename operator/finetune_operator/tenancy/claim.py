@@ -35,7 +35,7 @@ class Claim:
 
 def store_claims(storage: InputStorage, endpoint: str, secret: str) -> Iterator[Claim]:
     """A store, and the keys that are sent there; ``endpoint`` and ``secret`` say in words where they are named."""
-    yield Claim(Subject.ENDPOINT, endpoint, storage.endpoint)
+    yield Claim(Subject.ENDPOINT, endpoint, storage.endpoint or "")
     if storage.endpoint:
         yield Claim(Subject.TRANSPORT, endpoint, storage.endpoint)
     yield from secret_claim(secret, storage.secret_ref)
