@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -209,7 +210,10 @@ Word = Annotated[str, Field(max_length=63), AfterValidator(_word)]
 """A reason in a status: one word, also one that this version does not know, or empty."""
 
 Number = Annotated[str, Field(max_length=16), AfterValidator(_number)]
-"""A number in a status, as text; empty while it is not known."""
+"""A number in a status, as text; empty in the model, and absent on the wire, while it is not known."""
+
+Count = Annotated[int | None, BeforeValidator(lambda given: None if given == 0 else given)]
+"""How many there are in a status, of what is never none. Absent: not counted, for which earlier versions wrote 0."""
 
 
 class Condition(WireModel):

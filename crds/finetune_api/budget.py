@@ -119,7 +119,7 @@ class CostStatus(WireModel):
     spent: Number = "0.00"
     """Cost so far: running time of the stages with a GPU, times the profile's price."""
     forecast: Number = ""
-    """Cost of the whole run, including what is already spent; empty while unknown."""
+    """Cost of the whole run, including what is already spent; absent while unknown."""
     basis: Basis | None = None
     """What the forecast is based on: Limits (an upper bound), Tokens, Speed or Finished."""
     max_cost: Number = ""

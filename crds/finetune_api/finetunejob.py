@@ -9,6 +9,7 @@ from finetune_api.access import access_rules, require_fitting
 from finetune_api.base import (
     ApiModel,
     Condition,
+    Count,
     Digest,
     Message,
     Name,
@@ -221,15 +222,15 @@ class DatasetStatus(WireModel):
     """Content address of the prepared data set."""
     rows: Rows
     """Row counts: read, dropped and used."""
-    labels: int = 0
-    """Number of distinct labels."""
-    tokens: int = 0
+    labels: Count = None
+    """Number of distinct labels; absent for tasks without labels."""
+    tokens: Count = None
     """Tokens trained per epoch."""
-    longest: int = 0
+    longest: Count = None
     """Tokens of the longest example, before spec.dataset.cleaning shortened or dropped any."""
-    test_masked: int = 0
+    test_masked: int | None = None
     """Test examples that hold placeholders for personal data, which the evaluation scores apart."""
-    answers_masked: int = 0
+    answers_masked: int | None = None
     """Examples of all parts whose answer holds placeholders."""
     readiness: Annotated[str, Field(max_length=MAX_SUMMARY)] = ""
     """Summary of the readiness checklist, e.g. 10 passed, 2 warnings (balance, baseline), 0 failed. The evaluation adds
@@ -264,13 +265,13 @@ class EvaluationStatus(WireModel):
 
 
 class ArtifactTokens(WireModel):
-    """Token lengths of the artifact's prompts and examples, to compare with a runtime's limits; 0: not counted."""
+    """Token lengths of the artifact's prompts and examples, to compare with a runtime's limits. Absent: not counted."""
 
-    golden_prompt: int = 0
+    golden_prompt: Count = None
     """Tokens of the longest golden prompt."""
-    answer: int = 0
+    answer: Count = None
     """Maximum tokens of its answer."""
-    example: int = 0
+    example: Count = None
     """Tokens of the longest training example, prompt and answer together."""
 
 
@@ -283,7 +284,7 @@ class ArtifactStatus(WireModel):
     """Folder of the artifact; set it in an AdapterDeployment to pin this version."""
     format: Annotated[str, Field(max_length=16)]
     """Format of the weights: INT8, or one that a newer version knows."""
-    size_bytes: int = 0
+    size_bytes: Count = None
     """Size of the weights."""
     storage: Storage | None = None
     """How to reach it: the output's storage at the time of publishing, which may have changed since."""

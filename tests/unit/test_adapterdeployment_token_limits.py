@@ -31,16 +31,19 @@ def taking(prompt: int, total: int) -> Settings:
 
 @pytest.mark.parametrize(
     ("prompt", "answer", "refused"),
-    [(1024, 1024, False), (1025, 20, True), (1000, 1049, True), (0, 4096, False)],
+    [(1024, 1024, False), (1025, 20, True), (1000, 1049, True), (None, 4096, False), (1025, None, True)],
 )
-def test_golden_prompts_that_do_not_fit_start_nothing(prompt: int, answer: int, refused: bool) -> None:
+def test_golden_prompts_that_do_not_fit_start_nothing(prompt: int | None, answer: int | None, refused: bool) -> None:
     cluster = deployed(ArtifactTokens(golden_prompt=prompt, answer=answer))
     assert cluster.status.phase is (ServingPhase.FAILED if refused else ServingPhase.READY)
     if refused:
         assert not cluster.objects
         [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
         assert stalled.reason == Reason.PROMPTS_TOO_LONG
-        assert_says(stalled.message, "golden prompt", f"{prompt} tokens", str(answer), *LIMITS)
+        assert_says(
+            stalled.message, "golden prompt", f"{prompt} tokens", *([f"{answer} more"] if answer else []), *LIMITS
+        )
+        assert "None" not in stalled.message
         assert "maxInputTokens and maxTotalTokens in the chart's values" in stalled.message
         cluster.settings = taking(4096, 5200)
         cluster.settle()

@@ -81,12 +81,11 @@ def test_the_artifact_keeps_the_storage_with_which_it_was_published() -> None:
     ("prepared", "published", "tokens"),
     [
         ({"longest": "300"}, {"goldenPromptTokens": "270", "answerTokens": "12"}, (270, 12, 300)),
-        ({"longest": "9000"}, {}, (0, 0, SPEC.training.max_length)),  # longer ones were cut or left out
-        ({}, {}, (0, 0, 0)),
+        ({"longest": "9000"}, {}, (None, None, SPEC.training.max_length)),  # longer ones were cut or left out
     ],
 )
 def test_the_artifact_knows_how_long_it_is_asked(
-    prepared: dict[str, str], published: dict[str, str], tokens: tuple[int, int, int]
+    prepared: dict[str, str], published: dict[str, str], tokens: tuple[int | None, ...]
 ) -> None:
     scalars = {Stage.PREPARE: prepared, Stage.PUBLISH: published}
     jobs = (RESOLVED, *(done(stage, scalars=scalars.get(stage, {})) for stage in PIPELINE))
@@ -94,6 +93,23 @@ def test_the_artifact_knows_how_long_it_is_asked(
     assert artifact is not None
     assert artifact.tokens is not None
     assert (artifact.tokens.golden_prompt, artifact.tokens.answer, artifact.tokens.example) == tokens
+
+
+def test_what_was_not_counted_is_absent() -> None:
+    """As after an older image. Of placeholders there may be none; of tokens or bytes there is always one."""
+    silent = plan(observed(jobs=(RESOLVED, *map(done, PIPELINE))), NOW).status
+    shown = silent.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert shown["dataset"].keys() == {"digest", "rows", "readiness", "reportUri"}
+    assert shown["artifact"].keys() == {"digest", "uri", "format", "storage"}
+    scalars = {
+        Stage.PREPARE: {"labels": "0", "tokens": "9", "rowsTestMasked": "0", "answersMasked": "0"},
+        Stage.PUBLISH: {"sizeBytes": "7"},
+    }
+    jobs = (RESOLVED, *(done(stage, scalars=scalars.get(stage, {})) for stage in PIPELINE))
+    told = plan(observed(jobs=jobs), NOW).status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert told["dataset"].items() >= {"tokens": 9, "testMasked": 0, "answersMasked": 0}.items()
+    assert "labels" not in told["dataset"]
+    assert told["artifact"]["sizeBytes"] == 7
 
 
 def test_reused_and_done_stages_count() -> None:

@@ -16,7 +16,14 @@ from finetune_api.adapterdeployment import (
 )
 from finetune_api.base import Condition, ObjectMeta
 from finetune_api.crdgen import KINDS, Kind, crd
-from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase
+from finetune_api.finetunejob import (
+    ArtifactTokens,
+    DatasetStatus,
+    FineTuneJobSpec,
+    FineTuneJobStatus,
+    Phase,
+    Rows,
+)
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import Reason
 from finetune_api.storage import Addressing, Storage
@@ -122,6 +129,24 @@ def test_the_storage_in_a_status_of_an_earlier_version_means_the_same(stored: di
     assert status.artifact
     assert status.artifact.storage == read
     assert status_patch({"artifact": artifact}, status, status) == {}
+
+
+def test_a_zero_of_an_earlier_version_says_that_nothing_was_counted() -> None:
+    tokens = {"goldenPrompt": 0, "answer": 20, "example": 0}
+    artifact = {
+        "digest": GOOD,
+        "uri": "s3://models/team/artifacts/1",
+        "format": "INT8",
+        "sizeBytes": 0,
+        "tokens": tokens,
+    }
+    counts = {"labels": 0, "tokens": 0, "longest": 0, "testMasked": 0}
+    stored = {"artifact": artifact, "dataset": {"digest": GOOD, "rows": {"read": 0}, **counts}}
+    status = parse_status(FineTuneJobStatus, stored)
+    assert status.artifact
+    assert (status.artifact.size_bytes, status.artifact.tokens) == (None, ArtifactTokens(answer=20))
+    assert status.dataset == DatasetStatus(digest=GOOD, rows=Rows(read=0), test_masked=0)
+    assert status_patch(stored, status, status) == {}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)

@@ -6,20 +6,20 @@ from finetune_operator.settings import Runtime
 
 def prompt_violation(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
     """Why the golden prompts are too long for the runtime; empty if they are not, or were not counted."""
-    if tokens is None or not tokens.golden_prompt:
+    if tokens is None or tokens.golden_prompt is None:
         return ""
-    prompt, both = tokens.golden_prompt, tokens.golden_prompt + tokens.answer
+    prompt, both = tokens.golden_prompt, tokens.golden_prompt + (tokens.answer or 0)
     if prompt <= runtime.max_input_tokens and both <= runtime.max_total_tokens:
         return ""
     return (
-        f"The artifact's longest golden prompt has {prompt} tokens, its answer up to {tokens.answer} more; "
-        f"{_limits(name, runtime)}."
+        f"The artifact's longest golden prompt has {prompt} tokens{_answer(tokens.answer)}; {_limits(name, runtime)}."
     )
 
 
 def example_warning(tokens: ArtifactTokens | None, name: str, runtime: Runtime) -> str:
-    """That clients may send longer prompts than the runtime accepts; empty if all training examples fit."""
-    if tokens is None:
+    """That clients may send longer prompts than the runtime accepts; empty if all training examples fit, or were not
+    counted."""
+    if tokens is None or tokens.example is None:
         return ""
     prompt = tokens.example - tokens.answer if tokens.answer else 0
     if prompt <= runtime.max_input_tokens and tokens.example <= runtime.max_total_tokens:
@@ -28,6 +28,10 @@ def example_warning(tokens: ArtifactTokens | None, name: str, runtime: Runtime) 
         f"The artifact's longest training example has {tokens.example} tokens with its answer; "
         f"{_limits(name, runtime)}, and answers longer requests with 422."
     )
+
+
+def _answer(tokens: int | None) -> str:
+    return "" if tokens is None else f", its answer up to {tokens} more"
 
 
 def _limits(name: str, runtime: Runtime) -> str:

@@ -138,7 +138,7 @@ class RunLedger:
             self.evaluation = _evaluation(uri, scalars)
             self.dataset = _with_baseline(self.dataset, self._spec.task.type, scalars)
         elif stage is Stage.PUBLISH:
-            longest = self.dataset.longest if self.dataset else 0
+            longest = self.dataset.longest if self.dataset else None
             self.artifact = _artifact(self._spec, output_digest, uri, longest, scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
 
@@ -163,13 +163,13 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
 
 def _dataset(digest: str, uri: str, scalars: Mapping[str, str]) -> DatasetStatus:
     rows = Rows(
-        read=_count(scalars, "rowsRead"),
-        invalid=_count(scalars, "rowsInvalid"),
-        duplicates=_count(scalars, "rowsDuplicates"),
-        dropped=_count(scalars, "rowsDropped"),
-        train=_count(scalars, "rowsTrain"),
-        validation=_count(scalars, "rowsValidation"),
-        test=_count(scalars, "rowsTest"),
+        read=_count(scalars, "rowsRead") or 0,
+        invalid=_count(scalars, "rowsInvalid") or 0,
+        duplicates=_count(scalars, "rowsDuplicates") or 0,
+        dropped=_count(scalars, "rowsDropped") or 0,
+        train=_count(scalars, "rowsTrain") or 0,
+        validation=_count(scalars, "rowsValidation") or 0,
+        test=_count(scalars, "rowsTest") or 0,
     )
     return DatasetStatus(
         digest=digest,
@@ -190,31 +190,34 @@ def _with_baseline(dataset: DatasetStatus | None, task: TaskType, scalars: Mappi
     score = _number(scalars, name)
     if dataset is None or not score:
         return dataset
-    readiness = completed(dataset.readiness, measure, float(score), _count(scalars, "samples"))
+    readiness = completed(dataset.readiness, measure, float(score), _count(scalars, "samples") or 0)
     return dataset.model_copy(update={"readiness": readiness[:MAX_SUMMARY]})
 
 
 def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
     return EvaluationStatus(
-        samples=_count(scalars, "samples"),
+        samples=_count(scalars, "samples") or 0,
         accuracy=_scores(scalars, "accuracy"),
         f1=_scores(scalars, "f1"),
         report_uri=uri,
     )
 
 
-def _artifact(spec: FineTuneJobSpec, digest: str, uri: str, longest: int, scalars: Mapping[str, str]) -> ArtifactStatus:
+def _artifact(
+    spec: FineTuneJobSpec, digest: str, uri: str, longest: int | None, scalars: Mapping[str, str]
+) -> ArtifactStatus:
+    tokens = ArtifactTokens(
+        golden_prompt=_count(scalars, "goldenPromptTokens"),
+        answer=_count(scalars, "answerTokens"),
+        example=min(longest, spec.training.max_length) if longest else None,
+    )
     return ArtifactStatus(
         digest=digest,
         uri=scalars.get("artifactUri", uri),
         format=spec.export.format,
         size_bytes=_count(scalars, "sizeBytes"),
         storage=spec.output_storage.for_reading,
-        tokens=ArtifactTokens(
-            golden_prompt=_count(scalars, "goldenPromptTokens"),
-            answer=_count(scalars, "answerTokens"),
-            example=min(longest, spec.training.max_length),
-        ),
+        tokens=tokens if tokens != ArtifactTokens() else None,
     )
 
 
@@ -232,6 +235,7 @@ def _number(scalars: Mapping[str, str], name: str) -> str:
     return text if _NUMBER.fullmatch(text) else ""
 
 
-def _count(scalars: Mapping[str, str], name: str) -> int:
+def _count(scalars: Mapping[str, str], name: str) -> int | None:
+    """A number of things; None if the pod reports none."""
     text = scalars.get(name, "")
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() else None
