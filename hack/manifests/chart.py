@@ -148,7 +148,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("operator", "resyncSeconds"): settings["resyncSeconds"],
         ("operator", "keepEndedSeconds"): settings["keepEndedSeconds"],
         ("operator", "progressSeconds"): settings["progressSeconds"],
-        ("operator", "maxConcurrentRollouts"): settings["maxConcurrentRollouts"],
+        ("operator", "maxConcurrentRollouts"): {"type": "integer", "minimum": 1},
         ("operator", "policySeconds"): settings["policySeconds"],
         ("operator", "logFormat"): {"enum": ["plain", "json"]},
         ("operator", "resources"): {"$ref": "#/$defs/Resources"},
@@ -171,6 +171,10 @@ def _by_name(model: str) -> Schema:
     return {"type": "object", "additionalProperties": False, "patternProperties": {_NAME: {"$ref": f"#/$defs/{model}"}}}
 
 
+_MAY_BE_NULL = frozenset({("operator", "maxConcurrentRollouts")})
+"""Keys that null removes with a meaning."""
+
+
 def _infer(value: Any, path: Path, comments: dict[Path, str], known: dict[Path, Schema]) -> Schema:
     """Schema of a key: the known one, or inferred from its default. Raises ValueError if it has no comment."""
     described = {"description": comments[path]} if path in comments else {}
@@ -178,8 +182,9 @@ def _infer(value: Any, path: Path, comments: dict[Path, str], known: dict[Path, 
         return known[path] | described
     if isinstance(value, dict):
         children = {name: _infer(child, (*path, name), comments, known) for name, child in value.items()}
-        # Required: null removes a key, but the templates need all of them.
-        closed = {"type": "object", "additionalProperties": False, "required": list(children)}
+        # Required: null removes a key, but the templates need all others.
+        required = [name for name in children if (*path, name) not in _MAY_BE_NULL]
+        closed = {"type": "object", "additionalProperties": False, "required": required}
         return described | closed | {"properties": children}
     if not described:
         raise ValueError(f"values.yaml: {'.'.join(path)} has no description; add a line '# -- …' above it")

@@ -182,7 +182,9 @@ class Controller:
     def _wake_next_in_line(self) -> None:
         """Those whose turn it is to be rolled out. Nobody else looks, however long the line is."""
         limit = self._settings.max_concurrent_rollouts
-        found = (contender_of(resource) for resource in self._cache.indexed(Line.ROLLOUTS)) if limit else ()
+        if limit is None:
+            return
+        found = map(contender_of, self._cache.indexed(Line.ROLLOUTS))
         for each in next_in_line([contender for contender in found if contender], limit, datetime.now(UTC)):
             self.queue.add(Key(ADAPTERDEPLOYMENTS.kind, each.namespace, each.name))
 

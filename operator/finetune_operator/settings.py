@@ -211,8 +211,8 @@ class Settings(ApiModel):
     """Seconds for which the Jobs, pods and inputs of a run are kept after its end, for people who read their logs."""
     progress_seconds: Annotated[int, Field(ge=1)] = 10
     """Seconds between readings of a running stage's progress."""
-    max_concurrent_rollouts: Annotated[int, Field(ge=0)] = 5
-    """Number of endpoints that may be moved to another revision at the same time; 0: no limit. Endpoints that serve
+    max_concurrent_rollouts: Annotated[int | None, Field(ge=1)] = 5
+    """Number of endpoints that may be moved to another revision at the same time; None: no limit. Endpoints that serve
     nothing yet do not count."""
     policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10
     """Seconds that the network plugin gets to apply a NetworkPolicy before a Service relies on it."""

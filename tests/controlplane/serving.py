@@ -45,7 +45,7 @@ class Serving:
 
     def start(self, **how: Any) -> Running:
         """Start an operator that knows the runtimes. Nobody waits for a turn, unless the test is about that."""
-        given: dict[str, Any] = {"runtimes": SETTINGS.runtimes, "max_concurrent_rollouts": 0} | how
+        given: dict[str, Any] = {"runtimes": SETTINGS.runtimes, "max_concurrent_rollouts": None} | how
         return self.team.start(**given)
 
     def create(self, spec: dict[str, Any], name: str = NAME) -> Object:

@@ -55,7 +55,7 @@ VALUES: dict[str, Any] = {
                 "runtimes": ["tgi-*"],
                 "outputs": ["s3://models-{namespace}/", "s3://team"],
                 "inputs": ["s3://shared/base", "hf://acme", "hf://datasets/acme/rows@v1"],
-                "endpoints": ["", "https://s3.example", "http://minio.example:9000"],
+                "endpoints": ["AWS", "https://s3.example", "http://minio.example:9000"],
                 "hosts": ["*.example", "vllm*"],
                 "insecureHosts": ["old.example", "*.corp"],
                 "secrets": ["finetune-*", "s3.keys"],

@@ -35,7 +35,7 @@ SETTINGS = Settings(
         "tgi": Runtime(engine=Engine.TGI, image="images/tgi:3.3.7", drain_seconds=15),
         "tgi-cpu": Runtime(engine=Engine.TGI, image="images/tgi-cpu:1", drain_seconds=5),
     },
-    max_concurrent_rollouts=0,
+    max_concurrent_rollouts=None,
 )
 GOOD, BETTER, INACTIVE, CORRUPT, CRASHING = (character * 64 for character in "abcde")
 """Digests of artifacts, by their fate in a pod."""

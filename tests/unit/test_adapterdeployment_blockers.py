@@ -87,7 +87,7 @@ class TestBlocked:
                 False,
             ),
             (
-                ServingCluster(spec=following(), source=published(GOOD), settings=limited(endpoints=[""])),
+                ServingCluster(spec=following(), source=published(GOOD), settings=limited(endpoints=["AWS"])),
                 Reason.NOT_ALLOWED,
                 "The endpoint … FineTuneJob 'intents' … is 'http://s3.storage.svc:8333' … 'team' … none (AWS)",
                 False,

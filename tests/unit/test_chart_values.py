@@ -112,6 +112,10 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert mine.gpu == gpu
 
 
+def test_null_allows_any_number_of_rollouts() -> None:
+    assert settings(render("--set", "operator.maxConcurrentRollouts=null")).max_concurrent_rollouts is None
+
+
 def test_profiles_and_runtimes_use_the_runners_account_unless_they_name_another(tmp_path: Path) -> None:
     """Whatever its name: the chart makes the account under it."""
     special: Object = {"serviceAccountName": "special"}
@@ -183,6 +187,7 @@ def test_the_defaults_of_the_chart_are_the_operators() -> None:
         ("profiles.Mine.description=x", "/profiles", "additional properties 'Mine' not allowed"),
         (f"profiles.{'m' * 41}.description=x", "/profiles", "not allowed"),
         ("profiles=null", "", "missing property 'profiles'"),
+        ("operator.maxConcurrentRollouts=0", "/operator/maxConcurrentRollouts", "minimum: got 0, want 1"),
         ("runtimes.tgi.engine=vllm", "/runtimes/tgi/engine", "value must be 'tgi'"),
         ("runtimes.mine.engine=tgi", "/runtimes/mine", "missing property 'image'"),
         ("runtimes.tgi.image=tgi:3", "/runtimes/tgi/image", "got string, want object"),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_operator.tenancy.claim import Claim, Subject
+from finetune_api.storage import Storage
+from finetune_operator.tenancy.claim import Claim, Subject, store_claims
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from finetune_operator.tenancy.verdict import WITHOUT_RULES, tenancy_violation
 from tests.support.sentences import assert_says
@@ -26,7 +27,7 @@ ALLOWED = {
             runtimes=["tgi"],
             outputs=["s3://models/{namespace}"],
             inputs=["s3://data", "hf://acme"],
-            endpoints=["", "https://s3.example"],
+            endpoints=["AWS", "https://s3.example"],
             hosts=["mlflow.example"],
             secrets=["s3-*", "mlflow"],
             max_usd_per_run=25,
@@ -76,7 +77,7 @@ REFUSED = {
         "spec.storage.secretRef.name is 's3-keys' … 'team-a' … s3 or *.s3-keys.",
     ),
     "store": (
-        [rule(endpoints=["", "http://s3.example"])],
+        [rule(endpoints=["AWS", "http://s3.example"])],
         "spec.storage.endpoint is 'https://S3.example' … 'team-a' … none (AWS) or http://s3.example.",
     ),
     "money": (
@@ -115,10 +116,17 @@ def test_what_may_be_written_may_be_read() -> None:
     assert said(rule(inputs=["s3://models"], outputs=[]), claims=[own]) == ""
 
 
+def test_a_store_without_an_endpoint_is_aws() -> None:
+    aws = list(store_claims(Storage(), "spec.storage.endpoint", "spec.storage.secretRef.name"))
+    assert said(rule(endpoints=["http://s3.example", "AWS"]), claims=aws) == said(rule(), claims=aws) == ""
+    refused = said(rule(endpoints=["http://s3.example"]), claims=aws)
+    assert_says(refused, "spec.storage.endpoint is not set", "'team-a'", "may use http://s3.example.")
+
+
 def test_a_limit_on_money_asks_for_a_budget() -> None:
     unlimited = Claim(Subject.COST, "spec.budget.maxCost", "")
     refused = said(rule(max_usd_per_run=50), claims=[unlimited])
-    assert_says(refused, "spec.budget.maxCost is empty", "'team-a'", "at most 50.00 USD a run.")
+    assert_says(refused, "spec.budget.maxCost is not set", "'team-a'", "at most 50.00 USD a run.")
     assert said(rule(), claims=[unlimited]) == ""
 
 
@@ -169,6 +177,8 @@ def test_open_is_for_platforms_without_rules() -> None:
         {"namespaces": ["a"], "secrets": ["S3"]},
         {"namespaces": ["a"], "outputs": ["s3://models/{name}"]},
         {"namespaces": ["a"], "endpoints": ["s3.example"]},
+        {"namespaces": ["a"], "endpoints": [""]},
+        {"namespaces": ["a"], "endpoints": ["aws"]},
         {"namespaces": ["a"], "maxUsdPerRun": -1},
         {"namespaces": ["a"], "profile": ["cpu-small"]},
     ],

@@ -78,7 +78,7 @@ workers: {{ .Values.operator.workers }}
 resyncSeconds: {{ int64 .Values.operator.resyncSeconds }}
 keepEndedSeconds: {{ int64 .Values.operator.keepEndedSeconds }}
 progressSeconds: {{ int64 .Values.operator.progressSeconds }}
-maxConcurrentRollouts: {{ int64 .Values.operator.maxConcurrentRollouts }}
+maxConcurrentRollouts: {{ with .Values.operator.maxConcurrentRollouts }}{{ int64 . }}{{ else }}null{{ end }}
 policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{- end -}}
 

@@ -197,6 +197,6 @@ c[0] == 'insecureHosts' ? 'https:// outside of the cluster' + (size(r[?'insecure
 {{/* The first eight of a list of texts, and how many there are besides: _one_of in tenancy/verdict.py. */}}
 {{- define "finetune.tenancy.choices" -}}
 [{{ . }}].map(l, ({{ toJson (until 8) }}.filter(i, i < size(l)).map(i,
-    l[i] == '' ? 'none (AWS)' : l[i].replace('{namespace}', request.namespace))
+    l[i] == 'AWS' ? 'none (AWS)' : l[i].replace('{namespace}', request.namespace))
   + (size(l) > 8 ? [string(size(l) - 8) + ' more'] : [])).join(' or '))[0]
 {{- end -}}

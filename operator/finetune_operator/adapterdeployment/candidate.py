@@ -58,7 +58,10 @@ def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStat
         if left := _pause_left(observed, known, now):
             return Candidacy(known, due_after=left)
     waiting = known if known and known.state is RevisionState.WAITING else _new(observed, target, now)
-    return _in_line(observed, waiting, now) if _queues(observed, stable) else _started(waiting, now)
+    limit = observed.settings.max_concurrent_rollouts
+    if limit is not None and _needs_turn(observed, stable):
+        return _in_line(observed, limit, waiting, now)
+    return _started(waiting, now)
 
 
 def in_state(
@@ -106,16 +109,16 @@ def _pause_left(observed: ObservedDeployment, known: RevisionStatus, now: dateti
     return max(0.0, PAUSE_SECONDS - (now - parse_timestamp(known.since)).total_seconds())
 
 
-def _queues(observed: ObservedDeployment, stable: RevisionStatus | None) -> bool:
+def _needs_turn(observed: ObservedDeployment, stable: RevisionStatus | None) -> bool:
     """Whether a candidate needs a turn: not while nothing serves, and not if it replaces one that has a turn."""
     before = observed.resource.status.candidate
     has_turn = before is not None and before.state in ACTIVE
-    return stable is not None and observed.settings.max_concurrent_rollouts > 0 and not has_turn
+    return stable is not None and not has_turn
 
 
-def _in_line(observed: ObservedDeployment, waiting: RevisionStatus, now: datetime) -> Candidacy:
+def _in_line(observed: ObservedDeployment, limit: int, waiting: RevisionStatus, now: datetime) -> Candidacy:
     """The candidate in its place in line, or started if its turn has come."""
-    turn = find_turn(observed.contenders, observed.owner.uid, observed.settings.max_concurrent_rollouts, now)
+    turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
     if turn is None:
         message, due_after = "It waits for its turn among the endpoints that are rolled out.", RECORD_SECONDS
     elif turn.has_come:

@@ -30,7 +30,8 @@ class Claim:
     field: str
     """The field that asks for it, as people know it."""
     value: str
-    """What it asks for; for COST the highest cost in US dollars, empty where the resource sets no limit."""
+    """What it asks for; for COST the highest cost in US dollars, empty where the resource sets no limit; for ENDPOINT
+    empty where it is AWS."""
 
 
 def store_claims(storage: InputStorage, endpoint: str, secret: str) -> Iterator[Claim]:

@@ -18,8 +18,10 @@ DottedGlob = Annotated[str, Field(pattern=r"^[a-z0-9*]([-a-z0-9.*]*[a-z0-9*])?$"
 """The name of a host or Secret, in which ``*`` stands for any characters."""
 Prefix = Annotated[str, Field(pattern=rf"^(s3|hf)://({_SEGMENT}(/{_SEGMENT})*/?)?$", max_length=512)]
 """Where something may lie: at this URI, or below it. No part of its path is empty, ``.`` or ``..``."""
-Endpoint = Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$", max_length=253)]
-"""As in a custom resource's storage.endpoint: the URL of a store, or the empty string for AWS."""
+AWS: Final = "AWS"
+"""The store of a storage without an endpoint."""
+Endpoint = Annotated[str, Field(pattern=rf"^({AWS}|https?://[A-Za-z0-9.-]+(:[0-9]{{1,5}})?)$", max_length=253)]
+"""The URL of a store, as in a custom resource's storage.endpoint, or AWS."""
 
 
 class TenancyRule(ApiModel):
@@ -38,8 +40,8 @@ class TenancyRule(ApiModel):
     """Allowed prefixes of data, base models and served artifacts: s3://bucket/prefix, hf://organisation/name; s3:// or
     hf:// alone allows all. Everything below outputs may be read too."""
     endpoints: list[Endpoint] | None = None
-    """Allowed stores (storage.endpoint); the empty string is AWS. Without this list, a bucket name may refer to
-    anyone's store, and keys are sent there."""
+    """Allowed stores: a storage.endpoint, or AWS for a storage without one. Without this list, a bucket name may refer
+    to anyone's store, and keys are sent there."""
     hosts: list[DottedGlob] | None = None
     """Allowed hosts of teachers and tracking servers, on any port, e.g. api.openai.com, *.models.svc; prompts, metrics
     and keys are sent there."""

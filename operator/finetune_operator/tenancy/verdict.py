@@ -13,7 +13,7 @@ from typing import Final, assert_never
 from finetune_api.budget import dollars
 from finetune_operator.tenancy.claim import Claim, Subject
 from finetune_operator.tenancy.places import host_of, is_inside, lies_below
-from finetune_operator.tenancy.rules import NAMESPACE_PLACEHOLDER, Tenancy, TenancyRule
+from finetune_operator.tenancy.rules import AWS, NAMESPACE_PLACEHOLDER, Tenancy, TenancyRule
 
 MOST_NAMED: Final = 8
 """So many things that a rule allows are named in a message."""
@@ -48,7 +48,7 @@ def _faults(rule: TenancyRule, namespace: str, claims: Sequence[Claim]) -> Itera
     for claim in claims:
         allowed = _allowed(rule, namespace, claim)
         if not allowed.met:
-            value = f"is '{claim.value}'" if claim.value else "is empty"
+            value = f"is '{claim.value}'" if claim.value else "is not set"
             yield f"{claim.field} {value}; namespace '{namespace}' may use {allowed.words}."
 
 
@@ -94,7 +94,8 @@ def _by_name(names: list[str] | None, value: str, kind: str = "") -> _Allowed:
 def _by_endpoint(endpoints: list[str] | None, value: str) -> _Allowed:
     if endpoints is None:
         return _Allowed(True)
-    return _Allowed(_is_listed(endpoints, value), _one_of([endpoint or "none (AWS)" for endpoint in endpoints]))
+    words = ["none (AWS)" if endpoint == AWS else endpoint for endpoint in endpoints]
+    return _Allowed(_is_listed(endpoints, value or AWS), _one_of(words))
 
 
 def _by_transport(rule: TenancyRule, url: str) -> _Allowed:
