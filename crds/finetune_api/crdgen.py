@@ -18,7 +18,7 @@ from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentS
 from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.freeze import places
-from finetune_api.rules import Rule, frozen_at_work, name_rule
+from finetune_api.rules import NotEmpty, Rule, frozen_at_work, name_rule
 
 Schema = dict[str, Any]
 
@@ -207,9 +207,12 @@ def _inline(node: Schema, definitions: Schema, path: str) -> Schema:
 def _default_when_optional(schema: Schema) -> None:
     """Write defaults of nested objects as ``{}``, so that the API server fills in each field's own default.
 
-    A default that CEL rules check must be complete: the API server checks it before it fills in defaults.
+    A default that CEL rules check must be complete: the API server checks it before it fills in defaults. An empty text
+    that a rule refuses is no default.
     """
     for child in schema["properties"].values():
+        if any(rule["rule"] == NotEmpty.RULE for rule in child.get("x-kubernetes-validations", [])):
+            child.pop("default", None)
         nested = "default" in child and child.get("type") == "object" and "properties" in child
         if nested and "x-kubernetes-validations" not in child:
             child["default"] = {}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from decimal import Decimal as Number
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, model_validator
@@ -10,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.base import ApiModel, Decimal, Retired
 from finetune_api.freeze import Changes
 from finetune_api.references import SecretKeyRef
-from finetune_api.rules import Rule, not_zero
+from finetune_api.rules import NotEmpty, Rule, not_zero
 
 TEACHER_URL: Final = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/v1$"
 MODEL_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
@@ -41,6 +42,10 @@ _WORDS_IN_ORDER: Final = Rule(
 
 
 _RULES: Final = (_COST_NEEDS_PRICES, _COST_IS_MORE, _SAMPLES_NEED_CHANCE, _WARM_AT_MOST, _WORDS_IN_ORDER)
+
+
+_IN_KEY: Final = partial(NotEmpty, absent="")
+"""As earlier versions had them in prepare's key, so that what a teacher has answered is found."""
 
 
 class TeacherRef(ApiModel):
@@ -101,7 +106,7 @@ class Distillation(ApiModel):
     """The model that answers."""
     instruction: Annotated[str, Field(max_length=16384)] = ""
     """System prompt for the teacher only, e.g. with background knowledge; dataset.instruction is for the student."""
-    column: Annotated[str, Field(max_length=128)] = ""
+    column: Annotated[str, Field(max_length=128), _IN_KEY("omit column for the default")] = ""
     """Column or key of the sources with the prompts. Default: prompt, or document if questionTemplate is set."""
     question_template: Annotated[str, Field(min_length=10, max_length=4096, pattern=r"\{document\}")] | None = None
     """Turns a document into a prompt: {document} stands for the row's text. If omitted, the row's text is the
@@ -128,7 +133,7 @@ class Distillation(ApiModel):
     max_cost: Decimal | None = None
     """Cost limit in US dollars. No request is sent that could exceed it; the remaining prompts are dropped. Default: no
     limit."""
-    answer_schema: Annotated[str, Field(max_length=8192)] = ""
+    answer_schema: Annotated[str, Field(max_length=8192), _IN_KEY("omit answerSchema to accept any answer")] = ""
     """JSON Schema (draft 2020-12) as text; an answer that is not JSON or does not match it is dropped."""
     min_answer_words: Annotated[int, Field(ge=1, le=10000)] = 1
     """Minimum words of an answer; a shorter one is dropped."""

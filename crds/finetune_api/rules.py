@@ -5,7 +5,7 @@ Rules for one model are in its ``json_schema_extra``; the rules here span the wh
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, ValidationInfo
 from pydantic.alias_generators import to_camel
@@ -57,6 +57,10 @@ class NotEmpty:
     The text's own pattern lets the empty one through, so that this is the only complaint."""
 
     instead: str
+    absent: str | None = None
+    """What the model holds where the text is absent."""
+
+    RULE: ClassVar[str] = "self != ''"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(self._absent, handler(source))
@@ -66,14 +70,14 @@ class NotEmpty:
 
     @property
     def _rule(self) -> Rule:
-        return Rule("self != ''", f"an empty text has no meaning here any more: {self.instead}")
+        return Rule(self.RULE, f"an empty text has no meaning here any more: {self.instead}")
 
     def _absent(self, given: Any, info: ValidationInfo) -> Any:
         if given != "":
             return given
         if info.context == REFUSE_RETIRED:
             raise ValueError(self._rule.message)
-        return None
+        return self.absent
 
 
 def name_rule() -> Rule:

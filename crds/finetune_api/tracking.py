@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Retired
 from finetune_api.references import SecretKeyRef, SecretRef
+from finetune_api.rules import NotEmpty
 
 MLFLOW_SECRET_KEYS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Optional keys of the Secret; the container gets them as environment variables with the same names (MLflow's own)."""
@@ -30,7 +31,11 @@ class Mlflow(ApiModel):
 
     url: ServerUrl
     """URL of the server, e.g. http://mlflow.tracking.svc:5000; no user name or password in it."""
-    experiment: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$")] = ""
+    experiment: Annotated[
+        str | None,
+        Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._/-]*)?$"),
+        NotEmpty("omit experiment for namespace/name"),
+    ] = None
     """Experiment of the runs, created if it does not exist. Default: namespace/name of this resource."""
     secret_ref: SecretRef | None = None
     """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for servers that
@@ -46,9 +51,17 @@ class Wandb(ApiModel):
 
     base_url: ServerUrl = "https://api.wandb.ai"
     """URL of the API; no user name or password in it."""
-    entity: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
+    entity: Annotated[
+        str | None,
+        Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"),
+        NotEmpty("omit entity for the key owner's default"),
+    ] = None
     """Team or user of the runs. Default: the default entity of the API key's owner."""
-    project: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$")] = ""
+    project: Annotated[
+        str | None,
+        Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$"),
+        NotEmpty("omit project for namespace.name"),
+    ] = None
     """Project of the runs, created if it does not exist. Default: namespace.name of this resource."""
     secret_key_ref: SecretKeyRef
     """The API key."""

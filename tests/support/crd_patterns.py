@@ -170,13 +170,13 @@ _NAMES = {
         lambda n: "a" * n,
     ),
     _pattern_of("spec.tracking.mlflow.experiment"): Pattern(
-        ("", "7", "Team A/model_1.x-y"), (" a", "/a", "-a", "a:b", "a\tb", "ä", "a\n"), lambda n: "a" * n
+        ("7", "Team A/model_1.x-y"), (" a", "/a", "-a", "a:b", "a\tb", "ä", "a\n"), lambda n: "a" * n
     ),
     _pattern_of("spec.tracking.wandb.entity"): Pattern(
-        ("", "7", "acme.research_a-1"), (" a", "-a", ".a", "a b", "a/b", "a:b", "ä", "a\n"), lambda n: "a" * n
+        ("7", "acme.research_a-1"), (" a", "-a", ".a", "a b", "a/b", "a:b", "ä", "a\n"), lambda n: "a" * n
     ),
     _pattern_of("spec.tracking.wandb.project"): Pattern(
-        ("", "7", "Support answers_1.x-y"),
+        ("7", "Support answers_1.x-y"),
         (" a", "-a", "a/b", "a#b", "a?", "a%b", "a:b", "ä", "a\n"),
         lambda n: "a" * n,
     ),

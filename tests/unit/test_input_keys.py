@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.stages import DEPENDS_ON, PIPELINE, RECIPE_VERSIONS, Stage, StageInput, Upstream, input_key
+from finetune_api.stages import (
+    DEPENDS_ON,
+    PIPELINE,
+    RECIPE_VERSIONS,
+    PrepareParams,
+    Stage,
+    StageInput,
+    Upstream,
+    input_key,
+)
 from finetune_operator.finetunejob.params import params_of
 from tests.support.crd_cases import ABSENT, Case, Path, cases, changed, valid_object
 from tests.support.crd_patterns import SCHEMAS, Object
@@ -151,6 +160,20 @@ def test_every_parameter_of_a_stage_comes_from_the_spec() -> None:
 
 
 SPEC: Final = FineTuneJobSpec.model_validate(valid_object(meta.FINETUNEJOB)["spec"])
+
+
+def test_texts_that_are_absent_are_in_the_key_as_before() -> None:
+    """Earlier versions had them empty: what a teacher answered for such a spec is found again."""
+    given = valid_object(meta.FINETUNEJOB, ("spec", "dataset", "distillation"))["spec"]
+    for field in ("column", "answerSchema"):
+        del given["dataset"]["distillation"][field]
+    params = params_of(FineTuneJobSpec.model_validate(given)).prepare
+    assert params is not None
+    written = params.model_dump(mode="json", by_alias=True)["dataset"]["distillation"]
+    assert (written["column"], written["answerSchema"]) == ("", "")
+    read = PrepareParams.model_validate_json(params.model_dump_json(by_alias=True)).dataset.distillation
+    assert read is not None
+    assert (read.column, read.answer_schema) == ("", "")
 
 
 @pytest.mark.parametrize("address", Upstream.model_fields)

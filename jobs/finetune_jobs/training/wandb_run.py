@@ -91,7 +91,7 @@ class WandbRun:
             raise StageError(Reason.SPEC_INVALID, _no_key(self._spec.secret_key_ref))
         job = self._facts["finetune.job"]
         return self._client.init(
-            entity=self._spec.entity or None,
+            entity=self._spec.entity,
             project=self._spec.project or job.replace("/", "."),
             group=job,
             job_type="train",
