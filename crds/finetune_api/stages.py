@@ -47,7 +47,7 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 """The stages of a FineTuneJob that produce output, in order; ``resolve`` runs before them."""
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
-    Stage.PREPARE: 10,
+    Stage.PREPARE: 11,
     Stage.TRAIN: 2,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 3,

@@ -19,7 +19,7 @@ from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_ans
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
-from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers
+from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.sample import sample
@@ -28,7 +28,7 @@ from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import read_split
+from finetune_jobs.modelling.token_files import longest_thoughts, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
@@ -101,11 +101,17 @@ def evaluate_models(
     labels = json.loads((files.dataset / "labels.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(files.base)
     stop = stop_token(files.base, tokenizer)
-    truth = [chat.answer_text(tokenizer, example.messages, stop, example.tools) for example in examples]
+    rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
+    truth = [
+        chat.answer_text(tokenizer, example.messages, stop, example.tools, thoughts=tuning.thoughts)
+        for example in examples
+    ]
+    limit = answer_limit(tokenizer, [*labels, *truth])
     questions = Questions(
         [example.prompt for example in examples],
-        answer_limit(tokenizer, [*labels, *truth]),
+        max(limit, thoughts_limit(longest_thoughts(files.dataset))) if tuning.thoughts else limit,
         BATCH_SIZE,
+        tuning.thoughts,
         [example.tools for example in examples],
     )
     with cuda_memory("a model and one prompt"):
@@ -133,12 +139,19 @@ def evaluate_models(
                 tuned=t,
                 artifact=a,
                 max_tokens=questions.limit,
-                prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools)),
+                thoughts=rendering.marks,
+                prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=tuning.thoughts)),
             )
             for e, right, b, t, a in rows
         ),
     )
-    metrics = {"task": task.value, "goldenPrompts": evaluation.golden_prompts, **evaluated.metrics()}
+    metrics = {
+        "task": task.value,
+        "goldenPrompts": evaluation.golden_prompts,
+        "thoughts": rendering.marks and rendering.marks.model_dump(mode="json", by_alias=True),
+        "closed": rendering.closed,
+        **evaluated.metrics(),
+    }
     (files.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = [str(example.prompt[-1].get("content") or "") for example in examples]
     (files.out / EVALUATION_PAGE).write_text(render_html(evaluated, asked, *identity), encoding="utf-8")

@@ -49,7 +49,7 @@ def export_int8(base: Path, tuned: Path, out: Path, tuning: Tuning, progress: Pr
         progress.report(0.5, "quantising to INT8")
         quantize_int8(model, out)
     copy_tokenizer(base, out)
-    write_served_template(out)
+    write_served_template(out, thoughts=tuning.thoughts)
     write_transformers_v4(out)
 
 

@@ -7,29 +7,36 @@ the parts (``preparation.writing``) and reports what became of the rows (``readi
 ``train.parquet``, ``validation.parquet``   the same as tokens: ``input_ids`` and ``labels``
 ``labels.json``                             all labels of a classification, sorted
 ``report.json``, ``readiness.html``         what became of the rows, for programs and for people
+
+If any row has ``reasoning_content``, the model learns to think before it answers, in all rows: one prompt cannot be
+rendered in two ways. That is known once such a row is met; then all are read again.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Final
 
 from finetune_api.dataset import SourceRole
 from finetune_api.layout import READINESS_PAGE
+from finetune_api.reasons import Reason
 from finetune_api.stages import PrepareParams, Stage
-from finetune_jobs.base.errors import require
+from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
 from finetune_jobs.examples.parts import Part
+from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer
 from finetune_jobs.modelling.control_tokens import ControlTokens
+from finetune_jobs.modelling.token_files import REPORT
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.preparation.benchmarks import Benchmarks, read_benchmarks
 from finetune_jobs.preparation.collect import Collected, Collector, Copy, of_role, own_parts_first, stoppable
 from finetune_jobs.preparation.download import download, names_model
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.replay import Replayed, choose, general_params
-from finetune_jobs.preparation.tokens import Encoder
+from finetune_jobs.preparation.tokens import Encoder, ThoughtsError
 from finetune_jobs.preparation.writing import DatasetWriter
 from finetune_jobs.readiness.page import render
 from finetune_jobs.readiness.preparation_report import (
@@ -42,8 +49,9 @@ from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.splitting.division import Division, divide
 
+log = logging.getLogger(__name__)
+
 LABELS: Final = "labels.json"
-REPORT: Final = "report.json"
 
 
 def prepare(context: Context) -> StageOutput:
@@ -51,7 +59,7 @@ def prepare(context: Context) -> StageOutput:
     params = require(context.input.params.prepare, "params.prepare")
     copies = download(context, params.dataset)
     benchmarks = read_benchmarks(of_role(copies, SourceRole.BENCHMARK))
-    own, distilled = _collect(context, params, of_role(copies, SourceRole.OWN), benchmarks)
+    own, distilled = _collect(context, params, own_parts_first(of_role(copies, SourceRole.OWN)), benchmarks)
     require_valid(own.ledger, params)
     own.encoder.require_short()
     require_learnable(own.ledger, params)
@@ -90,17 +98,30 @@ def _collect(
     fetch_tokenizer(context, base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, stop_token(base, tokenizer), params)
-    controls = ControlTokens.of(tokenizer)
-    intake = Intake(params, names_model(context, params.dataset.pii), controls)
-    reference = benchmarks.reference if benchmarks else None
-    copies = own_parts_first(copies)
-    with Collector(params, intake, encoder, context.scratch / "examples.arrow", reference) as collector:
-        if params.dataset.distillation is None:
-            report = context.progress.part(0.2, 0.75, "reading and checking rows")
-            collector.read(copies, stoppable(report, context.stopping))
-            return collector.made, None
-        distilled = collect_distilled(context, params, params.dataset.distillation, copies, collector)
-    return collector.made, distilled
+    if params.dataset.distillation is not None:
+        chat.rendering(tokenizer, thoughts=False)  # a teacher's answers have no thoughts: refused before it is paid
+        with _collector(context, params, encoder, benchmarks) as collector:
+            distilled = collect_distilled(context, params, params.dataset.distillation, copies, collector)
+        return collector.made, distilled
+    encoder.thoughts = chat.must_think(tokenizer)
+    try:
+        own = _read(context, params, copies, encoder, benchmarks)
+    except ThoughtsError as found:
+        log.info("%s has thoughts before an answer: the model learns to think, and all rows are read again", found)
+        own = _read(context, params, copies, Encoder(tokenizer, encoder.stop, params, thoughts=True), benchmarks)
+    if own.encoder.thoughts and not own.ledger.thoughtful:
+        chat.rendering(tokenizer, thoughts=False)
+    return own, None
+
+
+def _read(
+    context: Context, params: PrepareParams, copies: list[Copy], encoder: Encoder, benchmarks: Benchmarks | None
+) -> Collected:
+    """The examples in the rows. Raises ThoughtsError."""
+    report = context.progress.part(0.2, 0.75, "reading and checking rows")
+    with _collector(context, params, encoder, benchmarks) as collector:
+        collector.read(copies, stoppable(report, context.stopping))
+    return collector.made
 
 
 def _collect_general(
@@ -111,13 +132,30 @@ def _collect_general(
         return None
     general = general_params(params, params.dataset.replay)
     report = context.progress.part(0.8, 0.85, "reading general data")
-    encoder = Encoder(own.tokenizer, own.stop, general)
-    intake = Intake(general, names_model(context, general.dataset.pii), ControlTokens.of(own.tokenizer))
-    reference = benchmarks.reference if benchmarks else None
-    with Collector(general, intake, encoder, context.scratch / "replay.arrow", reference) as collector:
-        collector.read(copies, stoppable(report, context.stopping))
+    encoder = Encoder(own.tokenizer, own.stop, general, thoughts=own.thoughts)
+    try:
+        with _collector(context, general, encoder, benchmarks, "replay.arrow") as collector:
+            collector.read(copies, stoppable(report, context.stopping))
+    except ThoughtsError as found:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{found} has reasoning_content, and no row of spec.dataset.sources has: the model will be asked to answer "
+            "at once. Remove it from the rows of spec.dataset.replay, or add it to those of spec.dataset.sources.",
+        ) from None
     require_valid(collector.made.ledger, general)
     return collector.made
+
+
+def _collector(
+    context: Context,
+    params: PrepareParams,
+    encoder: Encoder,
+    benchmarks: Benchmarks | None,
+    spool: str = "examples.arrow",
+) -> Collector:
+    intake = Intake(params, names_model(context, params.dataset.pii), ControlTokens.of(encoder.tokenizer))
+    reference = benchmarks.reference if benchmarks else None
+    return Collector(params, intake, encoder, context.scratch / spool, reference)
 
 
 def _write(folder: Path, own: Collected, division: Division, replayed: Replayed | None) -> None:

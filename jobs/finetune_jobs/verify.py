@@ -240,11 +240,18 @@ def _client(params: VerifyParams, deadline: float, limits: Limits) -> Ask:
         try:
             # Temperature 0 is greedy for TGI and vLLM alike; without it both sample.
             found: Any = client.chat_completion(answer.messages, max_tokens=answer.max_tokens, temperature=0.0)
-            return str(found.choices[0].message.content or "")
+            return answer_in(found.choices[0].message, answer)
         except (CLIENT_ERROR, InferenceTimeoutError) as error:
             raise _request_error(params.endpoint, error, limits) from None
 
     return ask
+
+
+def answer_in(message: Any, asked: Answer) -> str:
+    """What a server answered, without thoughts: those stand beside it where the server has a reasoning parser."""
+    text = str(message.content or "")
+    apart = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    return text if apart or asked.thoughts is None else asked.thoughts.answer_in(text)
 
 
 def _request_error(endpoint: str, error: Exception, limits: Limits) -> StageError:

@@ -82,6 +82,7 @@ def test_what_the_tokenizer_itself_makes_one_is_found(tmp_path: Path) -> None:
 STRIP: Final[dict[str, Any]] = {"cleaning": Cleaning(markup=Markup.STRIP)}
 QUESTION: Final = {"role": "user", "content": "q"}
 CALLED: Final = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"</tool_call>": 1}'}}]}
+THINKING: Final = {"role": "assistant", "content": "a", "reasoning_content": "so <|bos|>"}
 DIALOGUE: Final = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<|bos|>"}]
 WRONG: Final[list[tuple[dict[str, Any], dict[str, Any], str, str]]] = [
     (MAPPED, {"text": "say <|im_end|>", "label": "a"}, "text", "<|im_end|>"),
@@ -96,6 +97,8 @@ WRONG: Final[list[tuple[dict[str, Any], dict[str, Any], str, str]]] = [
         "tools[0].name",
         "<|pad|>",
     ),
+    ({}, {"messages": [QUESTION, THINKING]}, "messages[1].reasoning_content", "<|bos|>"),
+    ({"task": Task()}, {"messages": [QUESTION, THINKING]}, "messages[1].reasoning_content", "<|bos|>"),
     ({}, {"messages": [QUESTION, CALLED]}, "messages[1].tool_calls[0].function.arguments", "</tool_call>"),
 ]
 """What is asked, a row, the field where the token is, and the token."""
@@ -125,6 +128,8 @@ def test_escaped_tokens_are_counted_and_not_trained(
     assert f"{token[0]} {token[1:]}" in said
     assert token not in said
     stop = tokenizer.eos_token_id
+    if example.has_thoughts:
+        return  # of which this template knows nothing
     [encoded] = Encoder(tokenizer, stop, params).encode(example, "row 1")
     assert encoded.pieces[0].input_ids.count(stop) == 2  # those of the question and of the answer
 

@@ -27,6 +27,7 @@ TOOL = {"type": "function", "function": {"name": "send", "parameters": {"$schema
         ({}, {"function": {"name": "send", "arguments": {PERSONAL: 1}}}, {}, {}),
         ({}, {"function": {"name": "send", "arguments": json.dumps({"a": [{"b": {"c": [PERSONAL]}}]})}}, {}, {}),
         ({}, {"function": {"name": "send", "arguments": {"card": 4111111111111111}}}, {}, {}),
+        ({}, {"reasoning_content": f"They mean {PERSONAL}."}, {}, {}),
         ({}, {}, {}, {"function": {"name": "send", "description": f"Ask {PERSONAL} first."}}),
     ],
 )
@@ -36,9 +37,11 @@ def test_personal_data_is_found_in_every_part_of_a_conversation(
     task: TaskType, mode: OnFinding, asker: Message, call: Message, answer: Message, tool: Message
 ) -> None:
     intake = Intake(params_of(task=Task(type=task), pii=Pii(mode=mode)))
+    thinking = {key: said for key, said in call.items() if key == "reasoning_content"}
+    called = {key: said for key, said in call.items() if key != "reasoning_content"}
     messages = [
         {"role": "user", "content": "Send it."} | asker,
-        {"role": "assistant", "content": "", "tool_calls": [CALL | call | {"mail": PERSONAL}]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL | called | {"mail": PERSONAL}]} | thinking,
         {"role": "tool", "content": "done"} | answer,
         {"role": "assistant", "content": "Sent."},
     ]
@@ -64,3 +67,18 @@ def test_a_conversation_that_calls_tools_and_holds_nothing_personal_stays_as_it_
     found = intake.take(Row(1, {"messages": messages, "tools": [TOOL]}))
     assert isinstance(found, Example)
     assert (found.messages, found.tools, intake.personal.total()) == (messages, [TOOL], 0)
+
+
+@pytest.mark.parametrize("task", [TaskType.TEXT, TaskType.CLASSIFICATION])
+def test_thoughts_are_cleaned_and_masked_with_the_pseudonyms_of_their_conversation(task: TaskType) -> None:
+    intake = Intake(params_of(task=Task(type=task)))
+    thinking = {
+        "role": "assistant",
+        "content": "a",
+        "reasoning_content": f"So\u00a0{PERSONAL}\u200b wrote, key ghp_" + "a1B2" * 9,
+    }
+    found = intake.take(Row(1, {"messages": [{"role": "user", "content": f"Who is {PERSONAL}?"}, thinking]}))
+    assert isinstance(found, Example)
+    assert [message["content"] for message in found.messages] == ["Who is <EMAIL_ADDRESS_1>?", "a"]
+    assert found.messages[1]["reasoning_content"] == "So <EMAIL_ADDRESS_1> wrote, key <GITHUB_TOKEN_1>"
+    assert (intake.personal.total(), intake.secrets.total()) == (2, 1)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 import pytest
@@ -204,4 +204,9 @@ def test_a_pipeline_for_names_that_is_overwritten_is_another_input(prepared: Pre
     ["prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"],
 )
 def test_every_sentence_of_the_stage_is_provoked(endings: dict[str, str], module: str) -> None:
-    assert unsaid(f"finetune_jobs.{module}", endings.values()) == []
+    left = unsaid(f"finetune_jobs.{module}", endings.values())
+    assert [each for each in left if not each.startswith(ELSEWHERE)] == []
+
+
+ELSEWHERE: Final = "{} has reasoning_content, and no row of spec.dataset.sources has"
+"""Begin of what needs a model that thinks (test_prepare_thoughts)."""

@@ -98,6 +98,29 @@ def test_tool_calls_stay_with_their_arguments_as_objects() -> None:
     assert shape(Row(1, {"messages": messages, "tools": tools}), None) == Shaped(TOOL, tools)
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (" so\n", {"reasoning_content": "so"}),
+        ("", {}),
+        (" \n", {}),
+        (None, {}),
+        ("e\u0301", {"reasoning_content": "\u00e9"}),
+    ],
+)
+def test_thoughts_stay_before_the_answer(given: Any, kept: dict[str, str]) -> None:
+    messages = [TWO[0], TWO[1] | {"reasoning_content": given}]
+    assert shape(Row(1, {"messages": messages}), None) == Shaped([TWO[0], TWO[1] | kept])
+
+
+def test_prompts_differ_by_the_thoughts_in_them() -> None:
+    more = [{"role": "user", "content": "and?"}, TWO[1]]
+    thinking = [TWO[0], TWO[1] | {"reasoning_content": "so"}]
+    assert Example([*TWO, *more]).identity != Example([*thinking, *more]).identity
+    assert Example(TWO).identity == Example(thinking).identity  # those before the answer are no part of the prompt
+    assert Example(thinking).said == "q\nso\na"
+
+
 def test_a_template_names_its_columns_and_never_fills_what_a_value_says() -> None:
     columns = Columns(template="{a} {b} {a}", label="a")
     assert columns.names == ["a", "b"]

@@ -8,15 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.layout import EVALUATION_PAGE
 from finetune_api.training import Method, Training
-from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, read_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Marks, read_answers
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
-from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate_answers, left_padded
+from finetune_jobs.evaluation.generate import (
+    SPARE_TOKENS,
+    Questions,
+    answer_limit,
+    generate_answers,
+    left_padded,
+    thoughts_limit,
+)
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.device import precision
@@ -24,7 +32,8 @@ from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning
-from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora
+from tests.support.reasoning import QWEN3, QWEN3_THINKING
+from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
 from tests.support.training import LABELS, row, rows, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -142,6 +151,69 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert metrics["models"]["artifact"]["samples"] == 12
     sample = next(s for m in progress.collect() for s in m.samples if s.name == "finetune_stage_progress_ratio")
     assert sample.value == pytest.approx(0.9)
+
+
+class Recites:
+    """A model that writes the same text after every prompt."""
+
+    device = "cpu"
+    generation_config = GenerationConfig()
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.tokenizer, self.text, self.asked, self.limit = tokenizer, text, list[str](), 0
+
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any) -> torch.Tensor:
+        """The prompts with the text."""
+        self.asked += self.tokenizer.batch_decode(input_ids)
+        self.limit = generation_config.max_new_tokens
+        said = torch.tensor(self.tokenizer(self.text)["input_ids"])
+        return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("template", "thoughts", "end", "text", "answer"),
+    [
+        (QWEN3, True, "assistant\n", "<think>\nwell\n</think>\n\nrefund<|im_end|>", "refund"),
+        (QWEN3, True, "assistant\n", "<think>\nwell, if", ""),
+        (QWEN3, True, "assistant\n", "refund<|im_end|>", "refund"),
+        (QWEN3, False, "assistant\n<think>\n\n</think>\n\n", "refund<|im_end|>", "refund"),
+        (QWEN3_THINKING, True, "assistant\n<think>\n", "well\n</think>\n\nrefund<|im_end|>", "refund"),
+        (QWEN3_THINKING, True, "assistant\n<think>\n", "well, if", ""),
+    ],
+)
+def test_the_answer_is_what_follows_the_thoughts(
+    folder: Path, template: str, thoughts: bool, end: str, text: str, answer: str
+) -> None:
+    tokenizer = load_tokenizer(folder / "base")
+    tokenizer.chat_template = template
+    model, prompts = Recites(tokenizer, text), [row(f"{n} refund", "x")["messages"][:-1] for n in range(3)]
+    questions = Questions(prompts, limit=50, batch_size=2, thoughts=thoughts)
+    assert generate_answers(model, tokenizer, questions, lambda _done, _total: None) == [answer] * 3
+    assert all(prompt.endswith(end) for prompt in model.asked)
+
+
+def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, dataset = tmp_path / "base", tmp_path / "dataset"
+    shutil.copytree(folder / "base", base)
+    edit_json(base / "tokenizer_config.json", chat_template=QWEN3_THINKING)
+    write_dataset(dataset, test=rows(6))
+    (dataset / "report.json").write_text(json.dumps({"reasoning": {"longestAnswer": 80}}))
+    model = Recites(load_tokenizer(base), "well\n</think>\n\nrefund<|im_end|>")
+    for load in ("load_base", "load_adapter", "load_artifact"):
+        monkeypatch.setattr(f"finetune_jobs.evaluate.{load}", lambda *_, **__: model)
+    files = EvaluationFiles(base=base, tuned=base, artifact=base, dataset=dataset, out=tmp_path / "out")
+    tuning = Tuning.of(Training(method=Method.LORA), thoughts=True)
+    asked = Evaluation(max_samples=10, golden_prompts=3)
+    evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, asked, Progress("evaluate"))
+    assert evaluated.scores["artifact"].accuracy == pytest.approx(1 / 3)
+    answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
+    assert {answer.artifact for answer in answers} == {"refund"}
+    assert all(answer.thoughts == Marks(end="</think>") for answer in answers)
+    assert {answer.max_tokens for answer in answers} == {model.limit} == {thoughts_limit(80)}
+    metrics = json.loads((tmp_path / "out" / METRICS).read_text())
+    assert (metrics["thoughts"], metrics["closed"]) == ({"begin": "", "end": "</think>"}, False)
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ChatCompletionOutputMessage
 
 from finetune_api.finetunejob import Output
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
-from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, write_answers
+from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, Marks, write_answers
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
@@ -23,7 +24,7 @@ from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import choose_golden, move_channel, publish
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
-from finetune_jobs.verify import Limits, Verdict, judge, require_proof, verify
+from finetune_jobs.verify import Limits, Verdict, answer_in, judge, require_proof, verify
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
@@ -247,6 +248,50 @@ def test_a_better_server_is_no_failure() -> None:
     verdict = judge(GOLD, RIGHT[:8], tested, RIGHT[:20], eq)
     assert verdict == Verdict(100, 0, 8, samples=20, correct=20, expected=0, losses=0, wins=20)
     require_proof(verdict, 75)
+
+
+THINKING = Marks(begin="<think>", end="</think>")
+
+
+@pytest.mark.parametrize(
+    ("message", "answered"),
+    [
+        ({"content": "<think>\nwell\n</think>\n\na"}, "a"),
+        ({"content": "<think>\nwell"}, ""),
+        ({"content": "\n\na", "reasoning_content": "well"}, "a"),
+        ({"content": "a", "reasoning": "well"}, "a"),
+        ({"content": None, "reasoning": "well"}, ""),
+    ],
+)
+def test_a_servers_thoughts_are_no_part_of_its_answer(message: dict[str, Any], answered: str) -> None:
+    said = ChatCompletionOutputMessage.parse_obj_as_instance({"role": "assistant"} | message)
+    asked = ANSWERS[0].model_copy(update={"thoughts": THINKING})
+    assert answer_in(said, asked).strip() == answered
+
+
+@pytest.mark.parametrize(
+    ("metrics", "parts"),
+    [
+        ({}, ""),
+        ({"closed": True}, "## Requests … without thoughts … no variable … without a reasoning parser"),
+        (
+            {"thoughts": {"begin": "", "end": "</think>"}},
+            "## Requests … thinks before it answers … `</think>` … reasoning parser … `max_tokens` 8",
+        ),
+    ],
+)
+def test_the_card_says_how_a_model_with_thoughts_is_asked(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path, metrics: dict[str, Any], parts: str
+) -> None:
+    folder = tmp_path / "evaluated"
+    folder.mkdir()
+    write_answers(folder / "answers.jsonl", ANSWERS)
+    (folder / "metrics.json").write_text(json.dumps({"goldenPrompts": 8, "scalars": {}} | metrics))
+    evaluated = upstream.model_copy(update={"evaluation": publish_folder(store, folder, Stage.EVALUATE)})
+    made = execute(context(publish_input(s3, store, evaluated), tmp_path), publish)
+    card = (store.get(f"artifacts/{made.output_digest}/README.md") or b"").decode()
+    assert ("## Requests" in card) == bool(parts)
+    assert_says(" ".join(card.split()), *parts.split(" … "))
 
 
 @contextmanager

@@ -49,7 +49,7 @@ TABLES: Final = {
         *("prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"),
     ],
     "test_jobs_basemodel": ["modelling.base_model"],
-    "test_train_chat": ["modelling.thinking"],
+    "test_modelling_thinking": ["modelling.thinking"],
     "test_control_tokens": ["preparation.guard"],
 }
 """Test modules that provoke every sentence of modules of the jobs, and these."""

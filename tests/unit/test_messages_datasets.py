@@ -215,6 +215,8 @@ TAKEN: Final = (
     "{} rows gave {} training, {} validation and {} test examples.",
     " inTest: rows for training that your test holds (nearly) too, such as {} ({}).",
     " {} test examples hold placeholders, which the evaluation scores apart.",
+    " {} examples have thoughts, which are learned",
+    "; {} have none.",
     " Control tokens were escaped with a space ({}).",
     " {} duplicates dropped.",
     " Rules dropped {} ({}).",
@@ -222,4 +224,5 @@ TAKEN: Final = (
     "{} of {} rows of spec.dataset.{} are invalid and were dropped ({})",
     "Labels differ only in letter case, or in how a number is written: {}.",
 )
-"""What is said of a data set that is taken (test_preparation_report, test_prepare_roles)."""
+"""What is said of a data set that is taken (test_preparation_report, test_prepare_roles,
+test_prepare_thoughts)."""

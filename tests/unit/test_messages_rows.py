@@ -115,6 +115,18 @@ WRONG: Final[list[tuple[str, Fields, Fields, tuple[str, ...]]]] = [
         ("messages[0].role", "system, user, assistant, tool", "'critic'"),
     ),
     ("unknownKey", {}, chat(QUESTION | {"weight": 1}, ANSWER), ("messages[0]", "unsupported", "user", "'weight'")),
+    (
+        "unknownKey",
+        {},
+        chat(QUESTION | {"reasoning_content": "so"}, ANSWER),
+        ("messages[0]", "unsupported", "user", "'reasoning_content'"),
+    ),
+    (
+        "notText",
+        {},
+        chat(QUESTION, ANSWER | {"reasoning_content": ["so"]}),
+        ("messages[1].reasoning_content", "a list", "must be text"),
+    ),
     ("notText", {}, chat({"role": "user"}), ("messages[0].content", "missing or null", "must be text")),
     (
         "notText",

@@ -20,7 +20,8 @@ from finetune_api.reasons import REMEDIES, Reason, with_remedy
 from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.prepare import REPORT, prepare
+from finetune_jobs.modelling.token_files import REPORT
+from finetune_jobs.prepare import prepare
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.first_stages import given, need_prepare, never, rows

@@ -46,6 +46,8 @@ def test_good_data_pass() -> None:
 
 
 CASES: Sequence[tuple[str, Facts, State, str]] = [
+    ("thoughts", replace(GOOD, thoughts=by_part(800, 100, 100)), State.PASS, "1,000 examples have thoughts, all"),
+    ("thoughts", replace(GOOD, thoughts=by_part(1, 0, 0), without_thoughts=999), State.WARN, "999 have none"),
     ("examples", rows(parts=by_part(399, 50, 50)), State.WARN, "499 examples"),
     ("examples", rows(parts=by_part(400, 50, 50)), State.PASS, "500 examples"),
     ("examples", rows(parts=by_part(49, 300, 300)), State.FAIL, "49 of them for training"),

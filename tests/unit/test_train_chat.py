@@ -7,11 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
-from finetune_api.reasons import Reason
-from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import write_served_template
-from tests.support.sentences import assert_says, unsaid
 from tests.support.tiny_model import CHAT_TEMPLATE, build_tiny_llama, edit_json
 from tests.support.training import row
 
@@ -84,8 +81,6 @@ OPENING = CHAT_TEMPLATE.replace(
     "{% if SWITCH is defined and not SWITCH %}{{ '\n</think>\n\n' }}{% endif %}",
 )
 """As thinking models do it: the prompt opens a block of thoughts, and closes it where a variable says so."""
-STUCK = CHAT_TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
-"""As DeepSeek-R1: nothing closes the block."""
 
 
 @pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
@@ -118,15 +113,6 @@ def test_a_template_that_opens_no_block_is_served_as_it_is(base: Path) -> None:
     assert tokenizer.decode(chat.prompt_ids(tokenizer, asked)) == tokenizer.apply_chat_template(
         asked, tokenize=False, add_generation_prompt=True
     )
-
-
-def test_a_block_of_thoughts_that_stays_open_is_refused(base: Path) -> None:
-    tokenizer = tokenizer_of(base, STUCK)
-    with pytest.raises(StageError) as caught:
-        chat.prompt_ids(tokenizer, row("q", "a")["messages"][:-1])
-    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
-    assert_says(caught.value.message, "chat template", "<think>", "trained as thoughts", "instruct", "enable_thinking")
-    assert unsaid("finetune_jobs.modelling.thinking", [caught.value.message]) == []
 
 
 TOOL_TEMPLATE = (

@@ -20,6 +20,21 @@ METRICS: Final = "metrics.json"
 """Of evaluate's output: Metrics."""
 
 
+class Marks(WireModel):
+    """What stands around the thoughts in a model's text."""
+
+    begin: str = ""
+    """Empty: they begin at once, since the prompt has begun them."""
+    end: str
+
+    def answer_in(self, text: str) -> str:
+        """What follows the thoughts, as reasoning parsers have it; nothing, if these have no end."""
+        thoughts, end, answer = text.partition(self.end)
+        if end:
+            return answer
+        return "" if not self.begin or thoughts.lstrip().startswith(self.begin) else text
+
+
 class Answer(WireModel):
     """A test example and the answers of three models, each with greedy decoding."""
 
@@ -37,6 +52,8 @@ class Answer(WireModel):
     """That of the exported files."""
     max_tokens: int = 64
     """The most tokens that each was allowed to generate."""
+    thoughts: Marks | None = None
+    """What a server's text has before the answer; None: it is the answer."""
     prompt_tokens: int = 0
     """Tokens of the prompt with the model's own tokenizer and template; 0: an earlier version did not count them."""
 
@@ -55,6 +72,10 @@ class Metrics(WireModel):
     """Those of evaluate's result, for the model card."""
     task: TaskType = TaskType.CLASSIFICATION
     """The task that the model was measured for."""
+    thoughts: Marks | None = None
+    """What stands around the thoughts that the model writes before an answer; None: it was tuned to write none."""
+    closed: bool = False
+    """Whether its chat template closes a block of thoughts before every answer."""
 
 
 class ModelRef(WireModel):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_api.stages import StageInput
-from finetune_jobs.artifacts.artifact import ModelRef
+from finetune_jobs.artifacts.artifact import Metrics, ModelRef
 
 _MEASURES: Final = ("accuracy", "precision", "recall", "f1")
 
@@ -44,7 +44,7 @@ tags: [finetune-operator, {format}]
 | exported model | `{export}` |
 | evaluation | `{evaluation}` |
 
-Made by {kind} {namespace}/{run}.
+{requests}Made by {kind} {namespace}/{run}.
 
 ## Serving
 ```yaml
@@ -60,15 +60,36 @@ spec:
 ```
 """
 
+_CLOSED: Final = """\
+## Requests
+The model answers without thoughts. The chat template of these files closes the block of thoughts before every answer,
+so that a request needs no variable (`enable_thinking`, `thinking`). Run the server without a reasoning parser: it may
+take the answer for a thought and return nothing.
+
+"""
+_THOUGHTS: Final = """\
+## Requests
+The model thinks before it answers; the scores are those of the answers alone. Thoughts end with `{end}`, and what
+follows is the answer. Text Generation Inference returns both in `content`: take what follows the first `{end}`; a text
+without it may have been cut off while the model thought. A server with a reasoning parser for this model returns the
+answer in `content` and the thoughts beside it. Thoughts count as tokens: the evaluation allowed `max_tokens` {tokens}.
+Of earlier turns send the answers, without their thoughts, or with these in `reasoning_content`, which the template
+knows.
+
+"""
+
 
 def render(
     given: StageInput,
     model: ModelRef,
     dataset: Mapping[str, str],
     adapter: Mapping[str, str],
-    scores: Mapping[str, str],
+    metrics: Metrics,
+    max_tokens: int,
 ) -> str:
-    """The card of the artifact that publish's input asks for; the mappings are the scalars of the stages before."""
+    """The card of the artifact that publish's input asks for; the mappings are the scalars of the stages before,
+    ``max_tokens`` is the most that an answer took in the evaluation."""
+    scores = metrics.scalars
     rows = [
         f"| {m} | " + " | ".join(scores.get(f"{m}{who}", "–") for who in ("Base", "Tuned", "Artifact")) + " |"
         for m in _MEASURES
@@ -98,10 +119,18 @@ def render(
         adapter=given.upstream.adapter,
         export=given.upstream.export,
         evaluation=given.upstream.evaluation,
+        requests=_requests(metrics, max_tokens),
         kind=given.run.kind,
         namespace=given.run.namespace,
         run=given.run.name,
     )
+
+
+def _requests(metrics: Metrics, max_tokens: int) -> str:
+    """How a model with a template that has thoughts must be asked; empty for another one."""
+    if marks := metrics.thoughts:
+        return _THOUGHTS.format(end=marks.end, tokens=max_tokens)
+    return _CLOSED if metrics.closed else ""
 
 
 def _size(count: int) -> str:

@@ -28,6 +28,8 @@ class Questions:
     """Most tokens of an answer."""
     batch_size: int
     """Prompts in a batch, as long as they fit the GPU's memory."""
+    thoughts: bool = False
+    """Whether the models think before they answer; their thoughts are not part of the answer."""
     tools: Sequence[chat.Tools] = ()
     """The tools of each prompt; empty: none has any."""
 
@@ -37,8 +39,14 @@ def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
     return max(len(chat.answer_ids(tokenizer, answer)) for answer in answers) + 1 + SPARE_TOKENS
 
 
+def thoughts_limit(longest: int) -> int:
+    """Token limit of an answer with its thoughts, of which the longest right one has so many: half as many to spare,
+    since a model does not think as long as a row did."""
+    return longest + longest // 2 + 1 + SPARE_TOKENS
+
+
 def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered: Answered) -> list[str]:
-    """The most likely answer to each prompt, without white space around it.
+    """The most likely answer to each prompt, without thoughts before it and white space around it.
 
     Prompts of similar length share a batch and are padded on the left, so that every answer begins at the same
     position. Raises torch.OutOfMemoryError if one prompt does not fit the GPU's memory.
@@ -50,7 +58,11 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
         pad_token_id=tokenizer.pad_token_id,
     )
     tools = questions.tools or [()] * len(questions.prompts)
-    encoded = [chat.prompt_ids(tokenizer, *each) for each in zip(questions.prompts, tools, strict=True)]
+    thoughts = questions.thoughts
+    encoded = [
+        chat.prompt_ids(tokenizer, *each, thoughts=thoughts) for each in zip(questions.prompts, tools, strict=True)
+    ]
+    marks = chat.rendering(tokenizer, thoughts=thoughts).marks
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers, size, start = [""] * len(encoded), questions.batch_size, 0
     while start < len(order):
@@ -63,7 +75,7 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
             continue
         texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):
-            answers[index] = text.strip()
+            answers[index] = (marks.answer_in(text) if marks else text).strip()
         start += len(batch)
         answered(start, len(order))
     return answers

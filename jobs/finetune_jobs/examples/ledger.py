@@ -60,6 +60,8 @@ class Ledger:
     """Examples that hold placeholders for personal data or secrets."""
     masked_answers: set[str] = field(default_factory=set)
     """Those of them whose answer does."""
+    thoughtful: set[str] = field(default_factory=set)
+    """Examples with thoughts before an answer."""
     across: list[tuple[str, str]] = field(default_factory=list)
     """Rows for training that were left out because a test that a source provides holds the same: where the row of the
     test is, and where that one."""

@@ -17,16 +17,18 @@ from typing import Any, Final
 
 from finetune_api.dataset import PLACEHOLDER, Columns
 from finetune_jobs.base.wording import did_you_mean
+from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.reading.rows import Fault, Row
 
 Message = dict[str, Any]
-"""``role`` and ``content``; of an assistant also ``tool_calls``, of a tool ``tool_call_id`` and ``name``."""
+"""``role`` and ``content``; of an assistant also ``reasoning_content`` and ``tool_calls``, of a tool ``tool_call_id``
+and ``name``."""
 
 ROLES: Final = ("system", "user", "assistant", "tool")
 _KEYS: Final = {
     "system": {"role", "content"},
     "user": {"role", "content", "name"},
-    "assistant": {"role", "content", "name", "tool_calls"},
+    "assistant": {"role", "content", "name", "tool_calls", REASONING},
     "tool": {"role", "content", "name", "tool_call_id"},
 }
 _SPEAKERS: Final = {
@@ -181,6 +183,11 @@ def _message(line: int, place: str, message: Any) -> Message | Fault:
         if isinstance(checked, Fault):
             return checked
         given["tool_calls"] = checked
+    if REASONING in given:
+        thoughts = _thoughts(line, f"{place}.{REASONING}", given.pop(REASONING))
+        if isinstance(thoughts, Fault):
+            return thoughts
+        given |= {REASONING: thoughts} if thoughts else {}
     for key in ("name", "tool_call_id"):
         if given.get(key) and isinstance(wrong := text_or_fault(line, f"{place}.{key}", given[key]), Fault):
             return wrong
@@ -189,6 +196,11 @@ def _message(line: int, place: str, message: Any) -> Message | Fault:
         return given
     content = text_or_fault(line, f"{place}.content", given.get("content"), answer=role == "assistant")
     return content if isinstance(content, Fault) else given | {"content": content}
+
+
+def _thoughts(line: int, place: str, value: Any) -> str | Fault:
+    """The thoughts before an answer; empty where a row says that there are none."""
+    return "" if isinstance(value, str) and not value.strip() else text_or_fault(line, place, value)
 
 
 def _tool_calls(line: int, place: str, calls: Any) -> list[dict[str, Any]] | Fault:
@@ -271,6 +283,11 @@ def kind_of(value: Any) -> str:
             return "an object"
         case _:
             return type(value).__name__
+
+
+def texts(message: Mapping[str, Any]) -> list[str]:
+    """What a message says, in the order in which a model reads it: thoughts, then the answer."""
+    return [message[part] for part in (REASONING, "content") if message.get(part)]
 
 
 def _character_problem(text: str) -> tuple[str, str]:

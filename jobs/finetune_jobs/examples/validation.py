@@ -11,10 +11,12 @@ from typing import Any, Final
 from finetune_api.dataset import Columns, Task, TaskType
 from finetune_api.hashing import canonical_json
 from finetune_jobs.base.wording import did_you_mean, shorten
-from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault
+from finetune_jobs.examples.shapes import Message, kind_of, shape, text_or_fault, texts
+from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.redaction import redacted
 
+_SPEAKING: Final = ("user", "assistant")
 _SHOWN: Final = 5
 _STORED: Final = 100
 _LOOKED_AT: Final = 500
@@ -34,16 +36,26 @@ class Example:
     """Number of the answer, where a prompt has several that are all learned."""
 
     @property
+    def has_thoughts(self) -> bool:
+        """Whether any answer has thoughts before it."""
+        return any(REASONING in message for message in self.messages)
+
+    @property
     def label(self) -> str:
         """The answer; of one that only calls tools, the calls as JSON."""
         last = self.messages[-1]
         return last["content"] or canonical_json(last["tool_calls"]).decode()
 
+    @property
+    def said(self) -> str:
+        """What user and assistant say, thoughts included."""
+        return "\n".join(each for message in self.messages if message["role"] in _SPEAKING for each in texts(message))
+
     @cached_property
     def identity(self) -> str:
         """Equal for prompts that people would call the same: Unicode NFC, white space and letter case do not count.
         Answers that have a ``sample`` are examples of their own."""
-        parts = [f"{m['role']}\0{_plain(m['content'])}{_calls(m)}" for m in self.messages[:-1]]
+        parts = [f"{m['role']}\0{_plain(m['content'])}{_calls(m)}{_thoughts(m)}" for m in self.messages[:-1]]
         parts += [_calls({"tool_calls": self.tools})] if self.tools else []
         parts += [f"answer\0{self.sample}"] if self.sample else []
         return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()[:32]
@@ -167,6 +179,10 @@ def _no_constant(name: str) -> None:
 
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def _thoughts(message: Message) -> str:
+    return f"\0{_plain(message[REASONING])}" if REASONING in message else ""
 
 
 def _calls(message: Message) -> str:

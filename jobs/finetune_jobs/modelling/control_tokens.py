@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from finetune_jobs.modelling.thinking import MARKS
+
 _SHORTEST: Final = 3
 """Characters of a control token at least: ``<s>`` is one, a line break that is a token of its own is none."""
 _PASSES: Final = 4
@@ -27,11 +29,13 @@ class ControlTokens:
     @classmethod
     def of(cls, tokenizer: Any) -> "ControlTokens":
         """A tokenizer's special tokens, and those added tokens that its chat template writes: some call ``<tool_call>``
-        and ``<think>`` ordinary. Other added tokens are words or markup."""
+        and ``<think>`` ordinary. Other added tokens are words or markup. What marks thoughts need not be a token: the
+        template itself and reasoning parsers look for its text."""
         template = str(tokenizer.chat_template or "")
         added = list(tokenizer.added_tokens_decoder.values())
         control = [token for token in added if _is_name(token.content) and (token.special or token.content in template)]
-        names = frozenset(token.content for token in control)
+        marks = (mark for pair in MARKS for mark in pair if mark in template)
+        names = frozenset([*(token.content for token in control), *marks])
         normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         if normalizer is None or not any(token.normalized for token in control):
             return cls(names)

@@ -8,6 +8,10 @@ from typing import Any, Final
 
 from finetune_jobs.modelling.chat import Message
 
+REPORT: Final = "report.json"
+"""What became of the rows."""
+REASONING: Final = "reasoning"
+"""Key in the report of a data set that teaches to think before an answer; absent in others."""
 _BATCH: Final = 1024
 """Examples in memory while they are unpacked."""
 
@@ -35,6 +39,13 @@ def read_split(dataset: Path, split: str) -> list[Conversation]:
     """All examples of ``train``, ``validation`` or ``test``, in the order of the file."""
     with (dataset / f"{split}.jsonl").open(encoding="utf-8") as lines:
         return [Conversation(**json.loads(line)) for line in lines if line.strip()]
+
+
+def longest_thoughts(dataset: Path) -> int:
+    """Tokens of the longest answer with its thoughts; 0 where the model is not to think before it answers."""
+    report = dataset / REPORT
+    made = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    return int(made.get(REASONING, {}).get("longestAnswer", 0))
 
 
 def read_tokens(dataset: Path, split: str) -> Any:

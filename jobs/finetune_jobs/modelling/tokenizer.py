@@ -37,10 +37,10 @@ def stop_token(folder: Path, tokenizer: Any) -> int:
     return chat.end_of_turn(tokenizer, chat.stop_ids(tokenizer, settings))
 
 
-def write_served_template(folder: Path) -> None:
+def write_served_template(folder: Path, *, thoughts: bool = False) -> None:
     """Give a checkpoint the chat template that renders what was trained (``chat.served_template``), if it is another
-    one: requests then need no variable, and cannot open a block of thoughts."""
-    template = chat.served_template(load_tokenizer(folder))
+    one: requests then need no variable, and cannot open or close a block of thoughts."""
+    template = chat.served_template(load_tokenizer(folder), thoughts=thoughts)
     if not template:
         return
     config = folder / "tokenizer_config.json"

@@ -19,11 +19,13 @@ class Tuning(WireModel):
     method: Method
     quantization: Quantization | None = None
     """How the base was rounded while the adapter was trained; None: 16 bits."""
+    thoughts: bool = False
+    """Whether it was trained to think before it answers."""
 
     @classmethod
-    def of(cls, training: Training) -> "Tuning":
+    def of(cls, training: Training, *, thoughts: bool = False) -> "Tuning":
         """The output of a training with these settings."""
-        return cls(method=training.method, quantization=training.base_quantization)
+        return cls(method=training.method, quantization=training.base_quantization, thoughts=thoughts)
 
     @property
     def is_adapter(self) -> bool:

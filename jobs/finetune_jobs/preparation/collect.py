@@ -16,6 +16,7 @@ from finetune_jobs.base.progress import Report
 from finetune_jobs.examples.ledger import Ledger, Place
 from finetune_jobs.examples.parts import CLAIMS, Part
 from finetune_jobs.examples.validation import Dropped, Example
+from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.preparation.intake import Intake
 from finetune_jobs.preparation.spool import Spooled, SpoolWriter, read_spool, read_texts
 from finetune_jobs.preparation.tokens import Encoder
@@ -84,6 +85,8 @@ class Collected:
     """Pieces of longer examples, beyond the first of each."""
     repeated_pieces: int = 0
     """Those of them that were not new."""
+    longest_answer: int = 0
+    """Tokens of the longest answer with its thoughts; 0 where none are trained."""
     tests_in_benchmark: int = 0
     """Examples of a test that a source provides which hold texts of a benchmark."""
 
@@ -137,7 +140,7 @@ class Collector:
     def read(self, copies: list[Copy], report: Report) -> None:
         """Take every row of some files. ``report`` is told how many bytes are read.
 
-        Raises StageError as ``read_rows`` and ``Encoder``.
+        Raises StageError as ``read_rows`` and ``Encoder``, and ThoughtsError.
         """
         total, done = sum(copy.file.size for copy in copies), 0
         dataset = self._params.dataset
@@ -172,7 +175,7 @@ class Collector:
 
     def _take_example(self, example: Example, place: Place, part: Part | None) -> None:
         ledger = self.made.ledger
-        in_benchmark = self._benchmark is not None and self._benchmark.overlaps(_said(example))
+        in_benchmark = self._benchmark is not None and self._benchmark.overlaps(example.said)
         if in_benchmark and part is not Part.TEST:
             ledger.dropped["inBenchmark"] += 1  # whether an equal row of the user's own test was there before, or not
             return
@@ -191,6 +194,10 @@ class Collector:
             index = ledger.keep(piece.example, place, piece.tokens, part, example)
             self._out.add(Spooled(index, _line(piece.example), piece.pieces))
             self._note_placeholders(piece.example)
+            if piece.example.has_thoughts:
+                ledger.thoughtful.add(piece.example.identity)
+            if self.made.encoder.thoughts:
+                self.made.longest_answer = max(self.made.longest_answer, piece.longest_answer)
             if piece.example.sample:
                 self.made.again.add(piece.example.identity)
 
@@ -198,16 +205,12 @@ class Collector:
         ledger = self.made.ledger
         if holds_placeholder(example.messages):
             ledger.placeholders.add(example.identity)
-        if holds_placeholder(example.messages[-1]):
+        if holds_placeholder({part: said for part, said in example.messages[-1].items() if part != REASONING}):
             ledger.masked_answers.add(example.identity)
 
 
 def _numbered(example: Example, sample: int) -> Example:
     return replace(example, sample=sample, group=example.group or f"prompt {example.identity}")
-
-
-def _said(example: Example) -> str:
-    return "\n".join(m["content"] for m in example.messages if m["role"] in ("user", "assistant"))
 
 
 def _line(example: Example) -> bytes:

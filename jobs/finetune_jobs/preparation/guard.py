@@ -1,7 +1,7 @@
 """Keeps the base model's control tokens out of what is trained: rows with one are invalid, or it is escaped."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from finetune_api.dataset import OnControlToken
@@ -9,12 +9,13 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.examples.shapes import Message, Shaped
 from finetune_jobs.modelling.control_tokens import ControlTokens
+from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.pii.masking import map_texts
 
 CONTROL_TOKEN: Final = "controlToken"
 """Kind of fault of a row with a control token."""
-_TEXTS: Final = ("content", "reasoning_content", "name", "tool_call_id", "tool_calls")
+_TEXTS: Final = ("content", REASONING, "name", "tool_call_id", "tool_calls")
 """Parts of a message that a chat template may write."""
 
 
@@ -43,7 +44,8 @@ class Guard:
         is a label, which cannot be escaped: it would be another one."""
         if self._escapes:
             last = len(shaped.messages) - 1
-            messages = [m if n == last and not with_label else self._escape(m) for n, m in enumerate(shaped.messages)]
+            of_label = (REASONING,) if not with_label else _TEXTS
+            messages = [self._escape(m, of_label if n == last else _TEXTS) for n, m in enumerate(shaped.messages)]
             shaped = Shaped(messages, [map_texts(tool, self._text) for tool in shaped.tools])
         for number, message in enumerate(shaped.messages):
             said = {part: message[part] for part in _TEXTS if part in message}
@@ -62,8 +64,8 @@ class Guard:
         problem = "contains a control token of the base model, which would be trained as one"
         return Fault(row.line, field, CONTROL_TOKEN, problem, token, hint=hint)
 
-    def _escape(self, message: Message) -> Message:
-        return message | {part: map_texts(message[part], self._text) for part in _TEXTS if part in message}
+    def _escape(self, message: Message, parts: Sequence[str]) -> Message:
+        return message | {part: map_texts(message[part], self._text) for part in parts if part in message}
 
     def _text(self, text: str, _key: str) -> str:
         plain, tokens = self._controls.escaped(text)

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from finetune_api.dataset import OnFinding, TaskType
 from finetune_api.stages import PrepareParams
-from finetune_jobs.examples.shapes import Message, Shaped
+from finetune_jobs.examples.shapes import Message, Shaped, texts
 from finetune_jobs.examples.validation import Dropped, Example, Rules, json_problem
 from finetune_jobs.modelling.control_tokens import NO_CONTROL_TOKENS, ControlTokens
+from finetune_jobs.modelling.thinking import REASONING
 from finetune_jobs.preparation.guard import CONTROL_TOKEN, Guard
 from finetune_jobs.reading.rows import Fault, Row
 from finetune_jobs.text.cleaning import Cleaner
@@ -81,7 +82,7 @@ class Intake:
         if self._instruction and found.messages[0]["role"] == "system":
             problem = "start with a system message, but spec.dataset.instruction is also set: keep one of them"
             return Fault(row.line, "messages", "wrongOrder", problem)
-        messages = [message | {"content": self._clean(message)} for message in found.messages]
+        messages = [self._clean(message) for message in found.messages]
         empty = next((n for n, m in enumerate(messages) if not m["content"] and not m.get("tool_calls")), None)
         if empty is not None:
             return Fault(row.line, f"messages[{empty}]", "empty", "is empty after cleaning")
@@ -115,16 +116,19 @@ class Intake:
         said = str(masked.messages[0]["content"])
         return Dropped(CONTROL_TOKEN) if self._guard.rejects(said) else said
 
-    def _clean(self, message: Message) -> str:
-        """The cleaned text; only an answer in free text (code) is indented."""
+    def _clean(self, message: Message) -> Message:
+        """The message with cleaned texts; only an answer in free text (code) is indented."""
         text = self._cleaner.text(message["content"]).rstrip()
-        return text if message["role"] == "assistant" and not (self._classes or self._records) else text.lstrip()
+        indented = message["role"] == "assistant" and not (self._classes or self._records)
+        cleaned = message | {"content": text if indented else text.lstrip()}
+        thoughts = self._cleaner.text(cleaned.pop(REASONING, "")).strip()
+        return cleaned | ({REASONING: thoughts} if thoughts else {})
 
     def _left_out(self, messages: Sequence[Message]) -> str:
         last = messages[-1]
         if not self._classes and not last.get("tool_calls") and (problem := self._cleaner.problem(last["content"])):
             return problem
-        said = " ".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
+        said = " ".join(each for m in messages if m["role"] in ("user", "assistant") for each in texts(m))
         return "" if self._languages.allows(said) else "otherLanguage"
 
     def _scan(
@@ -161,6 +165,9 @@ class _Scan:
     def message(self, message: Message, *, is_label: bool) -> Message:
         """The message with findings replaced, in all that it holds. Of a label that only calls tools nothing is."""
         changed = dict(message)
+        if REASONING in message:
+            changed[REASONING] = self.text(message[REASONING], self.before)
+            self.before = message[REASONING]
         if not is_label:
             changed["content"] = self.text(message["content"], self.before)
         self.before = message["content"]

@@ -22,6 +22,14 @@ _CUT_END: Final = f"{string.whitespace}\N{REPLACEMENT CHARACTER}"
 """What a cut may leave at the end: tokens of bytes end within a character."""
 
 
+class ThoughtsError(Exception):
+    """A row has thoughts before an answer, and rows are being encoded without any. ``place``: file and line."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
 @dataclass(frozen=True)
 class EncodedExample:
     """An example with its tokens."""
@@ -34,6 +42,11 @@ class EncodedExample:
         """Tokens of the longest piece."""
         return max(len(piece.input_ids) for piece in self.pieces)
 
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer to learn."""
+        return max(piece.longest_answer for piece in self.pieces)
+
 
 @dataclass
 class Encoder:
@@ -43,6 +56,8 @@ class Encoder:
     stop: int
     """The token that ends an answer."""
     params: PrepareParams
+    thoughts: bool = False
+    """Whether the model learns to think before it answers."""
     over: int = 0
     """Examples that were too long."""
     longest: int = 0
@@ -54,8 +69,17 @@ class Encoder:
     def encode(self, example: Example, place: str) -> list[EncodedExample]:
         """The example; none if it is too long and dropped, several if it is split.
 
-        Raises StageError (ModelUnsupported) when the chat template has no form for it.
+        Raises StageError (ModelUnsupported) when the chat template has no form for it, and ThoughtsError.
         """
+        try:
+            if example.has_thoughts and not self.thoughts:
+                chat.rendering(self.tokenizer, thoughts=True)  # that there is one, or why not
+                raise ThoughtsError(place)
+            return self._fitting(example, place)
+        except StageError as error:
+            raise StageError(error.reason, f"{place}: {error.message}") from error
+
+    def _fitting(self, example: Example, place: str) -> list[EncodedExample]:
         self._require_system_message(example)
         whole = self._encode(example)
         self.longest = max(self.longest, whole.tokens)
@@ -85,11 +109,13 @@ class Encoder:
 
     def _encode(self, example: Example) -> EncodedExample:
         conversation = Conversation(example.messages, example.tools)
-        return EncodedExample(example, encode_conversation(self.tokenizer, conversation, self.stop, self.params.loss))
+        loss, thoughts = self.params.loss, self.thoughts
+        pieces = encode_conversation(self.tokenizer, conversation, self.stop, loss, thoughts=thoughts)
+        return EncodedExample(example, pieces)
 
     def _require_system_message(self, example: Example) -> None:
         if not self._checked and example.messages[0]["role"] == "system":
-            require_system_message(self.tokenizer, example.messages)
+            require_system_message(self.tokenizer, example.messages, thoughts=self.thoughts)
             self._checked = True
 
     def _truncate(self, example: Example) -> EncodedExample | None:

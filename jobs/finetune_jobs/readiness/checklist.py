@@ -64,10 +64,12 @@ class Item:
 
 
 def check(facts: Facts) -> list[Item]:
-    """All items in the order of the page. A task without classes has no item ``balance``."""
+    """All items in the order of the page. A task without classes has no item ``balance``, and a model that learns to
+    answer at once no item ``thoughts``."""
     checks = [
         *(_examples, _structured, _cleaned, _duplicates, _anonymised, _secrets, _split, _leakage),
         *([_balance] if facts.labels else []),
+        *([_thoughts] if facts.thoughts is not None else []),
         *(_lengths, _versioned, _baseline),
     ]
     return [judge(facts) for judge in checks]
@@ -280,6 +282,16 @@ def _balance(facts: Facts) -> Item:
         remedy = "Collect more examples of the small classes, or merge classes that need no distinction."
         return Item("balance", State.WARN, " ".join([evidence, *problems]), remedy)
     return Item("balance", State.PASS, evidence)
+
+
+def _thoughts(facts: Facts) -> Item:
+    having, lacking = sum((facts.thoughts or {}).values()), facts.without_thoughts
+    evidence = f"The model learns to think before it answers: {count_of(having, 'example')} have thoughts"
+    if not lacking:
+        return Item("thoughts", State.PASS, f"{evidence}, all of them.")
+    evidence += f", {lacking:,} have none, from which it learns to answer at once."
+    remedy = "Add reasoning_content to the other rows, or leave them out, unless easy questions need no thoughts."
+    return Item("thoughts", State.WARN, evidence, remedy)
 
 
 def _lengths(facts: Facts) -> Item:

@@ -147,6 +147,12 @@ class Facts:
     """Test examples that hold placeholders for personal data or secrets."""
     masked_answers: int = 0
     """Examples of all parts whose answer does."""
+    thoughts: Mapping[Part, int] | None = None
+    """Examples by part whose answers have thoughts; None: the model learns none."""
+    without_thoughts: int = 0
+    """Examples of a model that learns to think whose answers have none."""
+    longest_answer: int = 0
+    """Tokens of the longest answer with its thoughts."""
     escaped: Counts = field(default_factory=dict)
     """Control tokens of the base model that were escaped in the texts."""
     languages: Counts = field(default_factory=dict)

@@ -16,6 +16,7 @@ from finetune_jobs.base.wording import ended, shorten
 from finetune_jobs.examples.ledger import Ledger
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.examples.validation import shown
+from finetune_jobs.modelling.token_files import REASONING
 from finetune_jobs.preparation.benchmarks import Benchmarks
 from finetune_jobs.preparation.collect import Collected
 from finetune_jobs.preparation.replay import Replayed
@@ -143,6 +144,9 @@ class PreparationReport:
             labels=_labels(ledger, trained) if params.task.type is TaskType.CLASSIFICATION else {},
             placeholders=sum(part is Part.TEST for each, part in trained.items() if each in ledger.placeholders),
             masked_answers=len(ledger.masked_answers & trained.keys()),
+            thoughts=_thoughts(ledger, trained) if own.encoder.thoughts else None,
+            without_thoughts=len(trained.keys() - ledger.thoughtful) if own.encoder.thoughts else 0,
+            longest_answer=own.longest_answer,
             escaped=dict(sorted(own.intake.escaped.items())),
             languages=dict(sorted(own.intake.languages.items())),
             split_provided=bool(ledger.given),
@@ -211,6 +215,9 @@ class PreparationReport:
             "errors": self.errors,
             "warnings": self._warnings(),
         }
+        if facts.thoughts is not None:
+            counts = {part.value: count for part, count in facts.thoughts.items()}
+            report[REASONING] = counts | {"longestAnswer": facts.longest_answer}
         if facts.escaped:
             report["controlTokens"] = {"escaped": facts.escaped}
         if self.across:
@@ -239,6 +246,9 @@ class PreparationReport:
             text += f" inTest: rows for training that your test holds (nearly) too, such as {train} ({test})."
         if masked := self.facts.placeholders:
             text += f" {masked} test examples hold placeholders, which the evaluation scores apart."
+        if self.facts.thoughts is not None:
+            text += f" {sum(self.facts.thoughts.values())} examples have thoughts, which are learned"
+            text += f"; {self.facts.without_thoughts} have none." if self.facts.without_thoughts else "."
         if escaped := self.facts.escaped:
             text += f" Control tokens were escaped with a space ({_counted(escaped)})."
         if rows.invalid:
@@ -293,6 +303,10 @@ def _lengths(tokens: Mapping[str, int], parts: Mapping[str, Part]) -> dict[Part,
     for identity, part in parts.items():
         counts[part][tokens[identity]] += 1
     return {part: dict(sorted(each.items())) for part, each in counts.items()}
+
+
+def _thoughts(ledger: Ledger, parts: Mapping[str, Part]) -> dict[Part, int]:
+    return {part: sum(parts[each] is part for each in ledger.thoughtful & parts.keys()) for part in Part}
 
 
 def _labels(ledger: Ledger, parts: Mapping[str, Part]) -> dict[str, dict[Part, int]]:

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import rensa
 
+from finetune_jobs.examples.shapes import Message, texts
 from finetune_jobs.splitting.components import Rows, join
 
 WIDTH: Final = 128
@@ -347,9 +348,9 @@ def _ranks(owners: npt.NDArray[np.uint64], count: int) -> Rows:
     return np.arange(len(owners)) - firsts[owners.astype(np.intp)]
 
 
-def compared_text(messages: Sequence[dict[str, str]]) -> str:
+def compared_text(messages: Sequence[Message]) -> str:
     """The part of a conversation that is compared: no system message, which all rows share, and no answer.
 
     Rows that ask the same of the model are duplicates, whatever it is to answer.
     """
-    return "\n".join(message["content"] for message in messages[:-1] if message["role"] != "system")
+    return "\n".join(each for message in messages[:-1] if message["role"] != "system" for each in texts(message))

@@ -37,7 +37,7 @@ from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.token_files import read_tokens
+from finetune_jobs.modelling.token_files import REPORT, read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.readiness.curve_page import render_curve
 from finetune_jobs.readiness.forecast import Forecast, forecast
@@ -238,6 +238,6 @@ def _percents(training: Training) -> list[int]:
 
 def _left_aside(dataset: Path) -> int:
     """Training examples that a pilot did not use, as prepare reported."""
-    report = dataset / "report.json"
+    report = dataset / REPORT
     rows = json.loads(report.read_text(encoding="utf-8"))["rows"] if report.exists() else {}
     return int(rows.get("outsidePilot", 0))

@@ -34,6 +34,7 @@ from finetune_jobs.fit.recipe import (
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import device, precision
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
+from finetune_jobs.modelling.token_files import longest_thoughts
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.training import checkpoints as kept
@@ -352,7 +353,7 @@ def _save(
     else:
         _save_adapter(trainer.model, files)
     copy_tokenizer(files.base, files.out)
-    write_tuning(files.out, Tuning.of(training))
+    write_tuning(files.out, Tuning.of(training, thoughts=longest_thoughts(files.dataset) > 0))
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     (files.out / "train_log.jsonl").write_text(history)
 
