@@ -80,7 +80,7 @@ def test_requests_keep_to_the_rate(store: Store) -> None:
     outcome, server = distilled(store, sometimes_failing, 12, requests_per_minute=1200, concurrency=12)
     times = [each.at for each in server.received]
     assert len(times) == 13
-    assert times[-1] - times[0] >= 12 * 0.05 * 0.95  # the clock of another thread
+    assert times[-1] - times[0] >= 11 * 0.05  # another thread saw them: the first one late, on a busy machine
     assert outcome.result.examples == 12
 
 
