@@ -20,6 +20,7 @@ from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting.merge import merge
 from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_v4, write_transformers_v4
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_adapter, load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -89,6 +90,11 @@ def tuning_of(method: Method) -> Tuning:
     return Tuning.of(Training(method=method))
 
 
+def merged_model(tuned: Tuned, adapter: Path, tuning: Tuning) -> Any:
+    """The merged model, which is 16-bit, as it computes where it is loaded."""
+    return merge(tuned.base, adapter, tuning).to(precision())
+
+
 def divergence(trained: torch.Tensor, other: torch.Tensor) -> float:
     """Mean Kullback-Leibler divergence per token, in nats."""
     return float((trained.exp() * (trained - other)).sum(-1).mean())
@@ -97,7 +103,7 @@ def divergence(trained: torch.Tensor, other: torch.Tensor) -> float:
 @METHODS
 def test_merging_keeps_what_was_trained(method: Method, tuned: Tuned) -> None:
     trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(method), method), tuned)
-    merged = log_probabilities(merge(tuned.base, tuned.adapter(method), tuning_of(method)), tuned)
+    merged = log_probabilities(merged_model(tuned, tuned.adapter(method), tuning_of(method)), tuned)
     untrained = log_probabilities(load_base(tuned.base, tuning_of(method).quantization), tuned)
 
     assert divergence(trained, merged) < 1e-3
@@ -116,7 +122,7 @@ def test_merging_keeps_what_every_kind_of_adapter_learnt(changes: dict[str, Any]
     assert tuning == Tuning.of(training)
 
     trained = log_probabilities(load_tuned(tuned.base, adapter, training.method), tuned)
-    merged = log_probabilities(merge(tuned.base, adapter, tuning), tuned)
+    merged = log_probabilities(merged_model(tuned, adapter, tuning), tuned)
     untrained = log_probabilities(load_base(tuned.base, tuning.quantization), tuned)
 
     assert divergence(trained, merged) < 2e-3
@@ -132,7 +138,7 @@ def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:
     """Merging inside the 4-bit weights, or into the original base that the adapter has never seen."""
     adapter = tuned.adapter(Method.QLORA)
     trained = log_probabilities(load_tuned(tuned.base, adapter, Method.QLORA), tuned)
-    ours = divergence(trained, log_probabilities(merge(tuned.base, adapter, tuning_of(Method.QLORA)), tuned))
+    ours = divergence(trained, log_probabilities(merged_model(tuned, adapter, tuning_of(Method.QLORA)), tuned))
 
     for method in (Method.QLORA, Method.LORA):
         other = load_adapter(load_base(tuned.base, tuning_of(method).quantization), adapter).merge_and_unload()

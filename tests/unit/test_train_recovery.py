@@ -22,6 +22,7 @@ from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
+from finetune_jobs.training.packing import examples_in
 from finetune_jobs.training.time_budget import TimeBudget
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
@@ -78,7 +79,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
         if model.training:
-            watched.seen(len(inputs["input_ids"]))
+            watched.seen(examples_in(inputs))
         return original(self, model, inputs, *rest, **options)
 
     monkeypatch.setattr(LabelLossTrainer, "compute_loss", compute_loss)

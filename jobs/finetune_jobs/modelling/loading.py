@@ -46,15 +46,17 @@ def load_base(
     dtype: torch.dtype | None = None,
     where: str | None = None,
 ) -> Any:
-    """The base model, quantised if asked for; the rest in ``dtype``, or what is best there; on ``device()`` unless
-    ``where`` is given.
+    """The base model, quantised if asked for; the rest in ``dtype``; on ``device()`` unless ``where`` is given.
 
-    Raises StageError(ModelUnsupported).
+    Without ``dtype``, its values are those of 16 bits, with which an adapter will be merged, and it computes in what is
+    best there. Raises StageError(ModelUnsupported).
     """
-    dtype = dtype or precision(where)
-    if quantization is None:
-        return _load(folder, dtype, where)
-    model = _load(folder, dtype, where, quantization_config=rounding(quantization, dtype))
+    kept, computing = dtype or DTYPE, dtype or precision(where)
+    options = {} if quantization is None else {"quantization_config": rounding(quantization, computing)}
+    model = _load(folder, kept, where, **options)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype is kept:
+            tensor.data = tensor.data.to(computing)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
