@@ -1,8 +1,8 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench lint format manifests accept-api images \
-        cluster-up cluster-status cluster-down cluster-tools clean clean-cache
+.PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench gpu-check lint format manifests \
+        accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -74,6 +74,9 @@ test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as r
 
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
+
+gpu-check: $(STAMP) ## On a machine with an NVIDIA GPU: prove training, export and speed there, or PART=... of it
+	@$(VENV)/python -m hack.gpu $(PART)
 
 bench: $(STAMP) cluster-up ## Run all benchmarks, or NAME=... from hack/benchmarks
 	@$(VENV)/python -m hack.benchmarks $(NAME)

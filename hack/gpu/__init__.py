@@ -1,1 +1,1 @@
-"""What can only be shown on a GPU, and what of it can be shown without."""
+"""What only a GPU shows: ``make gpu-check``. Each part of ``__main__.PARTS`` proves one thing and can run alone."""

@@ -75,13 +75,18 @@ def compile_kernel(name: str, capability: int) -> int:
     return len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"])
 
 
+def tasks() -> list[tuple[str, Callable[[], int]]]:
+    """Everything that is compiled, with a name for it; each answers with bytes, or raises."""
+    found: list[tuple[str, Callable[[], int]]] = [("driver", build_driver)]
+    for name, capability in product(FLAGS, CAPABILITIES):
+        found.append((f"{name} sm_{capability}", partial(compile_kernel, name, capability)))
+    return found
+
+
 def main() -> None:
     """Entry point; the exit code is 1 if anything does not compile."""
     failed = False
-    tasks: list[tuple[str, Callable[[], int]]] = [("driver", build_driver)]
-    for name, capability in product(FLAGS, CAPABILITIES):
-        tasks.append((f"{name} sm_{capability}", partial(compile_kernel, name, capability)))
-    for what, build in tasks:
+    for what, build in tasks():
         try:
             found: dict[str, Any] = {"compiled": what, "bytes": build()}
         except Exception as error:  # noqa: BLE001 # whatever it is, it is the answer

@@ -51,6 +51,16 @@ def require_promised(hardware: HardwareFacts | None) -> None:
     )
 
 
+def log_peak() -> None:
+    """Log the most memory of its GPU that this process has taken, CUDA's own included; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return
+    free, total = torch.cuda.mem_get_info()
+    own = total - free - torch.cuda.memory_reserved()
+    most = own + torch.cuda.max_memory_reserved()
+    log.info("the GPU's memory: at most %.2f GiB of %.1f were taken", most / 2**30, total / 2**30)
+
+
 def require_kernels() -> None:
     """Compile Triton's driver now if there is a GPU; otherwise that happens at the first launch of a kernel, after the
     model was loaded. Raises StageError (GpuUnusable)."""

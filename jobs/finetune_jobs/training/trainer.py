@@ -32,7 +32,7 @@ from finetune_jobs.fit.recipe import (
     schedule,
 )
 from finetune_jobs.modelling import chat
-from finetune_jobs.modelling.device import device, precision
+from finetune_jobs.modelling.device import device, log_peak, precision
 from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
 from finetune_jobs.modelling.token_files import longest_thoughts
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -170,6 +170,7 @@ def _attempt(
         if context.time_budget:
             trainer.add_callback(context.time_budget)
         run_steps(trainer, resume, progress)
+        log_peak()
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory is too small for %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None

@@ -1,0 +1,66 @@
+"""Prove the GPU path on this machine: ``python -m hack.gpu [--rehearse] [PART …]``.
+
+It needs an NVIDIA GPU with its driver and the development environment, and no Kubernetes: the stages run as programs.
+``--rehearse`` runs on the CPU with a tiny model, to see that the suite itself works; it proves nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from hack.cluster.console import say
+from hack.cluster.layout import REPOSITORY
+from hack.gpu import compiling, exporting, throughput, training
+from hack.gpu.bench import Bench
+from hack.gpu.check import Check, Part, table, write
+
+PARTS: Mapping[str, Part] = {
+    "kernels": compiling.compiled,
+    "train": training.methods,
+    "resume": training.resuming,
+    "oom": training.out_of_memory,
+    "throughput": throughput.against_trl,
+    "export": exporting.formats,
+}
+"""In the order in which they tell most: what a later part needs, an earlier one has shown."""
+RESULTS = REPOSITORY / "build"
+
+
+def main() -> int:
+    """Entry point; the exit code is 1 if any check fails, 2 without a GPU."""
+    parser = argparse.ArgumentParser(prog="python -m hack.gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, with a tiny model")
+    given = parser.parse_args()
+    if unknown := sorted(set(given.parts) - set(PARTS)):
+        parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if not given.rehearse and not torch.cuda.is_available():
+        say("error: CUDA cannot be used here: `nvidia-smi` must show a GPU. --rehearse tries the suite without one.")
+        return 2
+    card = "CPU (a rehearsal)" if given.rehearse else torch.cuda.get_device_name()
+    result = RESULTS / ("gpu-rehearsal.json" if given.rehearse else "gpu-check.json")
+    checks: list[Check] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-gpu-") as folder,
+        Bench.running(Path(folder), on_gpu=not given.rehearse) as bench,
+    ):
+        for name in given.parts or PARTS:
+            say(f"{name} …")
+            for check in PARTS[name](bench):
+                say(f"  {check.mark} {check.what}: {check.found}")
+                checks.append(check)
+                write(checks, card, result)  # what is known survives whatever comes next
+    Console().print(table(checks))
+    say(f"{card}; details: {result.relative_to(REPOSITORY)}")
+    return int(any(check.passed is False for check in checks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
