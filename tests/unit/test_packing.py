@@ -23,7 +23,7 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.training import packing
-from finetune_jobs.training.trainer import Examples, build_trainer, suit_attention
+from finetune_jobs.training.trainer import PLAIN_ATTENTION_TOKENS, Examples, build_trainer, suit_attention
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import load_for_training, read_examples, settings, write_dataset
 
@@ -118,6 +118,13 @@ def test_a_model_that_mixes_examples_is_found_out(monkeypatch: pytest.MonkeyPatc
     assert not packing.use_packing(model)
 
 
+def test_short_examples_are_padded_on_a_cpu() -> None:
+    """Plain attention takes them all at once there, which is faster than one after the other."""
+    model = model_of(LlamaConfig(**SMALL))
+    suit_attention(model, settings(), PLAIN_ATTENTION_TOKENS)
+    assert not packing.is_used(model)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llama(tmp_path_factory.mktemp("base"))
@@ -133,7 +140,7 @@ def test_the_training_is_the_same(method: Method, base: Path, tmp_path: Path) ->
     for kind in Packing:
         training = settings(method, packing=kind, dropout="0", max_steps=6, batch_size=3, gradient_accumulation=2)
         model = load_for_training(base, training)
-        suit_attention(model, training, 64)
+        suit_attention(model, training, PLAIN_ATTENTION_TOKENS + 1)
         assert packing.is_used(model) == (kind is Packing.AUTO)
         work, batch = tmp_path / kind, Batch.of(training)
         trainer = build_trainer(model, Examples(split, split.select(range(8)), tokenizer), training, work, batch)

@@ -52,7 +52,7 @@ from finetune_jobs.training.watchdogs import Ending, ending
 log = logging.getLogger(__name__)
 
 PLAIN_ATTENTION_TOKENS: Final = 128
-"""On CPUs, plain attention is a fifth faster than the fused kernel up to here; its memory grows as the square."""
+"""On CPUs, plain attention of padded examples is faster up to here; its memory grows as the square."""
 MAX_SHARD: Final = "5GB"
 """Largest weight file of a whole model."""
 
@@ -281,12 +281,12 @@ def load_trainable(base: Path, training: Training, team: Team = ALONE) -> Any:
 
 
 def suit_attention(model: Any, training: Training, tokens: int, team: Team = ALONE) -> None:
-    """Choose the attention that is fastest for examples of up to so many tokens: packed, unless the model, its division
-    over processes or the spec are against it."""
-    if training.packing is Packing.AUTO and not sharded(training, team) and packing.use_packing(model):
-        return
+    """Choose the attention that is fastest for examples of up to so many tokens: packed, unless they are short and
+    compute on a CPU, or the model, its division over processes or the spec are against it."""
     if device() == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
+    elif training.packing is Packing.AUTO and not sharded(training, team):
+        packing.use_packing(model)
 
 
 def longest(*splits: Dataset) -> int:
