@@ -1,4 +1,4 @@
-"""Tokens a second, side by side with plain TRL (and Unsloth, where it is installed) on the same card."""
+"""Tokens a second, side by side with plain TRL on the same card."""
 
 from __future__ import annotations
 

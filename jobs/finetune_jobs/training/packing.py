@@ -34,7 +34,7 @@ MORE: Final = ("softcap", "s_aux", "position_bias")
 PROBE_TOKENS: Final = 48
 """Tokens of an example with which a model is asked; a head, a window and a convolution see more than one of them."""
 DEVIATION: Final = 0.05
-"""How far the packed result may be from the plain one, relative to its length: rounding to 16 bits makes up to 0.02."""
+"""How far the packed result may be from the plain one, relative to its norm: rounding to 16 bits makes up to 0.02."""
 
 
 def collator(pad_token_id: int) -> Any:
