@@ -21,8 +21,17 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 NAME = "demo"
 CLIENT = """
-import json, sys, time, urllib.request
+import json, sys, time, urllib.error, urllib.request
 url, prompt, seconds, limit = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+for _ in range(300):
+    try:
+        urllib.request.urlopen(url + "/health", timeout=5).close()
+        break
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ConnectionRefusedError):
+            raise
+        time.sleep(0.1)
+print("let in", flush=True)
 body = json.dumps({"messages": prompt, "max_tokens": limit, "temperature": 0, "model": "tgi"}).encode()
 answers, errors, begin = {}, [], time.monotonic()
 while True:
@@ -37,7 +46,8 @@ while True:
         break
 print(json.dumps({"answers": answers, "errors": errors}))
 """
-"""Asks one prompt again and again, each time on a new connection, and counts answers and errors."""
+"""Asks one prompt again and again, each time on a new connection, and counts answers and errors. It begins once the
+endpoint lets it in: network policies name pods by their address, and a node learns a new pod's up to a second late."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +147,15 @@ class Endpoint:
             },
         }
 
+    def heard(self, name: str) -> str:
+        """What a client has printed so far; nothing before it runs."""
+        running = self.team.get("pod", name)["status"]["phase"] != "Pending"
+        return self.team("logs", name) if running else ""
+
     def asked(self, name: str) -> tuple[dict[str, int], list[str]]:
         """What a client has heard: answers with their number, and errors."""
         wait_for(f"client {name}", lambda: self.team.get("pod", name)["status"]["phase"] == "Succeeded", 400)
-        heard = json.loads(self.team("logs", name))
+        heard = json.loads(self.heard(name).splitlines()[-1])
         return heard["answers"], heard["errors"]
 
 
@@ -159,7 +174,7 @@ def test_serving_from_the_first_revision_to_the_next_and_none_by_a_bad_one(
     assert first is not None
     assert (first.accuracy, first.expected_accuracy) == ("1.0000", "1.0000")
     endpoint.team.apply(endpoint.client("during-update", 90))
-    wait_for("the client", lambda: endpoint.team.get("pod", "during-update")["status"]["phase"] == "Running", 60)
+    wait_for("the client", lambda: "let in" in endpoint.heard("during-update"), 60)
     endpoint.serve(artifacts.second)
     second = wait_for("the promotion", lambda: _promoted(endpoint, first.revision), 400)
     answers, errors = endpoint.asked("during-update")
