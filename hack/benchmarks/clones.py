@@ -20,11 +20,12 @@ from kubernetes import client, config
 
 from finetune_api import meta
 from finetune_api.base import ObjectMeta
-from finetune_api.finetunejob import Phase
+from finetune_api.finetunejob import FineTuneJobSpec, Phase
 from finetune_operator.adapterdeployment.revision import revision_of
 from finetune_operator.adapterdeployment.target import find_target
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.blockers import Blocker
+from finetune_operator.finetunejob.observe import spec_hash
 from finetune_operator.framework.client import HttpKubeClient, KubeClient
 from finetune_operator.framework.objects import ENDPOINT_SLICES, JOBS, PODS, SERVICES, Object, Resource
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
@@ -66,11 +67,15 @@ def finished_job(api: KubeClient, job: Object) -> list[Found]:
 
 
 def job_copies(template: list[Found], count: int) -> Iterator[Found]:
-    """Copies of a FineTuneJob and its children, with other names, uids and outputs."""
+    """Copies of a FineTuneJob and its children, with other names, uids and outputs, and the hash of such a spec: with
+    the template's, the operator would have to write each status once."""
     texts = [(resource, json.dumps(found)) for resource, found in template]
     uids = [found["metadata"]["uid"] for _, found in template]
+    [job] = (found for resource, found in template if resource == FINETUNEJOBS)
     for number in range(count):
         new = {uid: str(uuid.uuid4()) for uid in uids} | {TEMPLATE: f"job-{number:05}"}
+        spec = FineTuneJobSpec.model_validate(_renamed(json.dumps(job["spec"]), new))
+        new[job["status"]["run"]["specHash"]] = spec_hash(spec)
         for resource, text in texts:
             yield resource, _renamed(text, new)
 
@@ -79,7 +84,7 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
     """AdapterDeployments that serve, with their children. Their Services are created: they need an address."""
     from tests.support.serving import GOOD, ServingCluster, pinned
 
-    cluster = ServingCluster(spec=pinned(GOOD), settings=settings)
+    cluster = ServingCluster(spec=pinned(GOOD), settings=settings, namespace=NAMESPACE)
     cluster.settle()
     observed = cluster.observe()
     target = find_target(observed)
@@ -94,7 +99,7 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
     children = [(resource, each) for resource, found in cluster.objects.items() for each in found.values()]
     status = cluster.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     raw = {
-        "metadata": {"name": "demo", "namespace": "team", "uid": "uid-of-demo", "generation": 1},
+        "metadata": {"name": "demo", "namespace": NAMESPACE, "uid": "uid-of-demo", "generation": 1},
         "spec": cluster.spec,
     }
     for number in range(count):
@@ -104,7 +109,7 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
         fetch = fetch_request(own.owner, target.serving, settings, revision).name
         verify = verify_request(own.owner, replace(target, revision=revision), own.resource.spec, settings).name
         new = dict(zip(before, (revision, fetch, verify), strict=True))
-        new |= {"uid-of-demo": metadata.uid, "demo": metadata.name, "team": NAMESPACE}
+        new |= {"uid-of-demo": metadata.uid, "demo": metadata.name}
         yield ADAPTERDEPLOYMENTS, _renamed(json.dumps(raw | {"status": status}), new)
         uids: dict[str, str] = {}
         for resource, child in children:

@@ -62,13 +62,14 @@ class Controller:
         self._stopping = threading.Event()
         self._resynced = time.monotonic()
         self._workers: list[threading.Thread] = []
+        turn = threading.Lock()
         self._informers = [
-            Informer(client, cache, selection, changed=self.changed, seen=self.seen)
+            Informer(client, cache, selection, changed=self.changed, seen=self.seen, turn=turn)
             for resource in (*CUSTOM_RESOURCES, *CHILDREN)
             for selection in self._selections(resource)
         ]
         self._wakers = [
-            Informer(client, cache, selection, changed=self.cleared, seen=self.woken)
+            Informer(client, cache, selection, changed=self.cleared, seen=self.woken, turn=turn)
             for resource in WAKERS
             for selection in self._selections(resource)
         ]

@@ -125,6 +125,7 @@ def test_what_was_deleted_before_a_watch_starts_anew_is_found_at_once(team: Team
         Selection(FINETUNEJOBS, team.namespace, selector(FINETUNEJOBS, "")),
         changed=lambda _, found: told.append(found["metadata"]["name"]),
         seen=lambda *_: None,
+        turn=threading.Lock(),
     )
     made = team.create("gone")
     informer.list(3600)

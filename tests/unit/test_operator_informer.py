@@ -36,10 +36,18 @@ class Followed:
     told: list[str] = field(default_factory=list)
     """Names of the objects that gave a turn."""
     stopping: threading.Event = field(default_factory=threading.Event)
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         selection = Selection(JOBS, None)
-        self.informer = Informer(cast(Any, self.server), self.cache, selection, changed=self.changed, seen=self.seen)
+        self.informer = Informer(
+            cast(Any, self.server),
+            self.cache,
+            selection,
+            changed=self.changed,
+            seen=self.seen,
+            turn=self.turn,
+        )
 
     def changed(self, _: Resource, found: Object) -> None:
         self.told.append(found["metadata"]["name"])
@@ -163,3 +171,15 @@ def run_until(followed: Followed, reached: Callable[[], bool]) -> None:
         followed.stopping.set()
         thread.join(5)
     assert not thread.is_alive()
+
+
+def test_informers_read_everything_one_after_the_other(followed: Followed) -> None:
+    """Whole pages are large, so that LISTs side by side would take much memory."""
+    other = Followed(turn=followed.turn)
+    with followed.turn:
+        thread = threading.Thread(target=other.informer.list, args=(LONG,), daemon=True)
+        thread.start()
+        thread.join(0.2)
+        assert (thread.is_alive(), other.server.lists) == (True, 0)
+    thread.join(10)
+    assert other.server.lists == 1

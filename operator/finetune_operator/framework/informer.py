@@ -5,7 +5,7 @@ There is one at the start, then from time to time; at once when the API server n
 watch is to go on (410), because what was deleted meanwhile is in no event; and when its versions have become lower,
 because etcd was restored from a backup.
 
-The LIST is read page by page, so that no more than a page is in memory as it comes.
+The LIST is read page by page, and one kind at a time, so that no more than a page is in memory as it comes.
 """
 
 import logging
@@ -47,16 +47,25 @@ class Informer:
         selection: what is streamed.
         changed: is called for what a LIST has changed in the cache, deletions too.
         seen: is called for each event, with whether the object is gone; it records the event in the cache.
+        turn: is held during a LIST; informers share one.
     """
 
     def __init__(
-        self, client: StreamClient, cache: Cache, selection: Selection, *, changed: Changed, seen: Seen
+        self,
+        client: StreamClient,
+        cache: Cache,
+        selection: Selection,
+        *,
+        changed: Changed,
+        seen: Seen,
+        turn: threading.Lock,
     ) -> None:
         self.selection = selection
         self._client = client
         self._cache = cache
         self._changed = changed
         self._seen = seen
+        self._turn = turn
         self._version = 0
         """From which a watch goes on; 0: from a LIST."""
         self._list_due = 0.0
@@ -81,6 +90,10 @@ class Informer:
 
     def list(self, again_after: float) -> None:
         """Read everything, and plan to do so again after some seconds. Raises ApiError."""
+        with self._turn:
+            self._list(again_after)
+
+    def _list(self, again_after: float) -> None:
         resource, namespace = self.selection.resource, self.selection.namespace
         self._version = version = 0
         asked = self._cache.moment()
