@@ -5,30 +5,21 @@ import socket
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.dataset import OnFinding, Pii
-from finetune_jobs.base.errors import StageError
 from finetune_jobs.text.pii import Finding, Recognition, cards, identifiers, internet, phones, presidio
 from finetune_jobs.text.pii.cards import passes_luhn
 from finetune_jobs.text.pii.findings import Recognizer, without_overlaps
-from finetune_jobs.text.pii.masking import Pseudonyms, counts, map_texts
-from finetune_jobs.text.pii.ner import package_folder
+from finetune_jobs.text.pii.masking import Pseudonyms
 from finetune_jobs.text.pii.recognition import DEFAULT, ON_REQUEST
 from finetune_jobs.text.pii.text import Text
+from tests.support.personal_texts import DEFAULTS, TEXTS, found
 
 pytestmark = pytest.mark.unit
-
-DEFAULTS = Recognition(Pii())
-
-
-def found(text: str, recognition: Recognition = DEFAULTS, before: str = "") -> list[tuple[str, str]]:
-    return [(finding.entity, text[finding.start : finding.end]) for finding in recognition.find(text, before)]
 
 
 @pytest.mark.parametrize(
@@ -153,38 +144,6 @@ def test_luhn(digits: str, valid: bool) -> None:
     assert passes_luhn(digits) is valid
 
 
-FRAGMENTS = st.one_of(
-    st.sampled_from(
-        [
-            *("4111 1111 1111 1111", "+1 212-555-0188", "07700 900123", "212.555.0188", "jane@example.com", "(at)"),
-            *("DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "203.0.113.7", "2001:db8::1", "536-90-4399"),
-            *(
-                "passport",
-                "call",
-                "driver license",
-                "A1234567",
-                "born",
-                "12/03/1980",
-                "account number",
-                "00:1A:2B:3C:4D:5E",
-            ),
-            *(
-                "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq",
-                "BB1388568",
-                "DEA",
-                "943 476 5919",
-                "NHS",
-                "www.example.org",
-            ),
-            *("123e4567-e89b-12d3-a456-426614174000", "2024-03-01T10:00:00Z", "RSSMRA85T10A562S", "QQ123456C", "x.com"),
-        ]
-    ),
-    st.text(st.sampled_from("0123456789 -./()+@:xXaeé٣,;#\n"), max_size=24),
-    st.text(max_size=6),
-)
-TEXTS = st.lists(st.tuples(FRAGMENTS, st.sampled_from(["", " ", ", ", "\n"])), max_size=6).map(
-    lambda parts: "".join(part + glue for part, glue in parts)
-)
 EVERYTHING = Recognition(Pii(entities=[each.entity for each in (*DEFAULT, *ON_REQUEST)], min_score_percent=1))
 
 
@@ -323,134 +282,6 @@ def test_entities_scores_and_modes_are_the_users_choice() -> None:
         ("PHONE_NUMBER", "+1 212-555-0188"),
     ]
     assert found(text, Recognition(Pii(mode=OnFinding.OFF))) == []
-
-
-def test_pseudonyms_are_the_same_for_the_same_value_however_it_is_written() -> None:
-    names = Pseudonyms()
-
-    def mask(text: str) -> str:
-        return names.mask(text, DEFAULTS.find(text))
-
-    assert mask("jane@example.com or bob@example.com") == "<EMAIL_ADDRESS_1> or <EMAIL_ADDRESS_2>"
-    assert mask("Write to JANE@example.com!") == "Write to <EMAIL_ADDRESS_1>!"
-    assert mask("call +44 20 7946 0958") == "call <PHONE_NUMBER_1>"
-    assert mask("020 7946 0958, not 020 7946 0959") == "<PHONE_NUMBER_1>, not <PHONE_NUMBER_2>"
-    assert mask("(212) 555-0188, +1 212.555.0188 x5, 312-555-0188") == (
-        "<PHONE_NUMBER_3>, <PHONE_NUMBER_3>, <PHONE_NUMBER_4>"
-    )
-    assert mask("4111-1111-1111-1111 = 4111 1111 1111 1111") == "<CREDIT_CARD_1> = <CREDIT_CARD_1>"
-    assert Pseudonyms().mask("bob@example.com", [Finding(0, 15, "EMAIL_ADDRESS")]) == "<EMAIL_ADDRESS_1>"
-
-
-def mask_all(text: str, key: str) -> str:
-    return Pseudonyms().mask(text, DEFAULTS.find(text, key))
-
-
-def test_thousands_of_telephone_numbers_take_no_time() -> None:
-    numbers = [f"{2025550000 + 7 * n}" for n in range(20_000)]
-    places = [Finding(11 * n, 11 * n + 10, "PHONE_NUMBER") for n in range(len(numbers))]
-    begin = time.process_time()
-    masked = Pseudonyms().mask(
-        " ".join([*numbers, f"+1 {numbers[6]}"]), [*places, Finding(220_000, 220_013, "PHONE_NUMBER")]
-    )
-    assert time.process_time() - begin < 5
-    assert masked.endswith("<PHONE_NUMBER_20000> <PHONE_NUMBER_7>")
-
-
-def test_values_of_tools_are_masked_at_any_depth_and_keys_say_what_they_are() -> None:
-    arguments = {
-        "to": "jane@example.com",
-        "passport": "912803456",
-        "ids": ["912803456", 912803456, 1.5, 1e300, True, None],
-        "café": "\u2615 \n",
-        "cards": [[{"deep": {"number": 4111111111111111}}], 4111111111111111.0],
-        "jane@example.com": {"bob@example.com": False},
-    }
-    assert map_texts(arguments, mask_all) == {
-        "to": "<EMAIL_ADDRESS_1>",
-        "passport": "<US_PASSPORT_1>",
-        "ids": arguments["ids"],
-        "café": "\u2615 \n",
-        "cards": [[{"deep": {"number": "<CREDIT_CARD_1>"}}], "<CREDIT_CARD_1>"],
-        "<EMAIL_ADDRESS_1>": {"<EMAIL_ADDRESS_1>": False},
-    }
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(deadline=None)
-@given(JSON)
-def test_masked_arguments_have_the_same_structure(arguments: Any) -> None:
-    def structure(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: structure(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [structure(item) for item in value]
-        return value if value is None or isinstance(value, bool) else "a text, or a number that may become one"
-
-    assert structure(map_texts(arguments, mask_all)) == structure(arguments)
-
-
-def test_a_report_holds_counts_only() -> None:
-    text = "jane@example.com, bob@example.com, 203.0.113.7"
-    assert counts(DEFAULTS.find(text)) == {"EMAIL_ADDRESS": 2, "IP_ADDRESS": 1}
-    assert "jane" not in repr(DEFAULTS.find(text))
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A spaCy pipeline that knows a few names, and has a component that must not be loaded."""
-    nlp = spacy.blank("en")
-    nlp.add_pipe("sentencizer")
-    ruler = nlp.add_pipe("entity_ruler")
-    patterns = [
-        ("PERSON", "Jane Miller"),
-        ("GPE", "Leeds"),
-        ("ORG", "Acme"),
-        ("DATE", "yesterday"),
-        ("MONEY", "ten pounds"),
-    ]
-    ruler.add_patterns([{"label": label, "pattern": pattern} for label, pattern in patterns])  # type: ignore[attr-defined]
-    folder = tmp_path_factory.mktemp("pipeline")
-    nlp.to_disk(folder / "en_names-1.0")
-    return folder
-
-
-def test_a_pipeline_of_spacy_finds_names_beside_the_patterns(pipeline: Path) -> None:
-    text = "Jane Miller of Acme in Leeds paid ten pounds yesterday, says jane@example.com"
-    recognition = Recognition(Pii(), ner=pipeline)
-    assert found(text, recognition) == [
-        ("PERSON", "Jane Miller"),
-        ("LOCATION", "Leeds"),
-        ("EMAIL_ADDRESS", "jane@example.com"),
-    ]
-    chosen = Recognition(Pii(entities=["ORGANIZATION", "PERSON"]), ner=pipeline / "en_names-1.0")
-    assert found(text, chosen) == [("PERSON", "Jane Miller"), ("ORGANIZATION", "Acme")]
-    names = Pseudonyms()
-    assert names.mask(text, recognition.find(text)).startswith("<PERSON_1> of Acme in <LOCATION_1>")
-    assert recognition.find(text) == recognition.find_unfiltered(text)
-
-
-def test_a_pipeline_may_be_an_installed_package(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "en_names").symlink_to(pipeline)
-    (pipeline / "__init__.py").write_text("raise AssertionError('the package must not be run')")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert ("PERSON", "Jane Miller") in found("Jane Miller", Recognition(Pii(), ner=package_folder("en_names")))
-    for name in ("en_missing", "os.path", "../en_names"):
-        with pytest.raises(StageError, match="not installed"):
-            package_folder(name)
-
-
-def test_long_texts_are_read_to_their_end(pipeline: Path) -> None:
-    text = "filler words " * 8000 + "Jane Miller"
-    assert found(text, Recognition(Pii(entities=["PERSON"]), ner=pipeline)) == [("PERSON", "Jane Miller")]
 
 
 def test_cards_among_other_digits() -> None:
