@@ -71,9 +71,9 @@ class HardwareFacts(WireModel):
         return max(1, self.count) * self.nodes
 
     @property
-    def usd_per_second(self) -> float:
-        """Price of all GPUs of a pod."""
-        return self.count * self.usd_per_hour / 3600
+    def usd_per_gpu_second(self) -> float:
+        """Price of one GPU for a second; 0 without a GPU."""
+        return self.usd_per_hour / 3600 if self.has_gpu else 0.0
 
 
 class Verdict(OpenEnum):
@@ -117,7 +117,7 @@ class CostStatus(WireModel):
     currency: Annotated[str, Field(max_length=3)] = CURRENCY
     """USD."""
     spent: Number = "0.00"
-    """Cost so far: running time of the stages with a GPU, times the profile's price."""
+    """Cost so far: running time of the stages with a GPU, times their GPUs, times the price of one."""
     forecast: Number = ""
     """Cost of the whole run, including what is already spent; absent while unknown."""
     basis: Basis | None = None

@@ -61,7 +61,7 @@ class Profile(ApiModel):
     cpu: PodShape = PodShape()
     """Shape of the stages without a model: resolve, prepare, publish."""
     accelerator: PodShape = PodShape()
-    """Shape of the stages with a model: train, export, evaluate."""
+    """Shape of the stages with a model: of train, and of export and evaluate with one of its GPUs."""
     gpu: Gpu | None = None
     """The GPU, if there is one."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1

@@ -16,7 +16,7 @@ from finetune_operator.finetunejob.hardware import hardware_facts, other_facts
 from finetune_operator.finetunejob.observe import ObservedJob, StageJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
-from finetune_operator.framework.actions import Delete
+from finetune_operator.framework.actions import Create, Delete
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome.job import State
@@ -101,7 +101,8 @@ def test_facts_of_a_profile() -> None:
     assert hardware_facts("cpu", PROFILES["cpu"]) == HardwareFacts(profile="cpu", memory_gib=2, cpus=0.5)
     assert hardware_facts("x", PROFILES["unlimited"]) == HardwareFacts(profile="x")
     assert [each.profile for each in other_facts(PRICED, "small")] == ["cpu", "unlimited"]
-    assert HardwareFacts(count=2, usd_per_hour=1.8).usd_per_second == pytest.approx(0.001)
+    assert HardwareFacts(count=2, usd_per_hour=1.8).usd_per_gpu_second == pytest.approx(0.0005)
+    assert HardwareFacts(usd_per_hour=1.8).usd_per_gpu_second == 0, "CPUs have no price"
 
 
 def test_resolve_is_told_the_hardware_and_no_key_changes() -> None:
@@ -230,7 +231,7 @@ def test_a_training_that_would_cost_too_much_is_not_begun() -> None:
     assert started(result) == []
     assert told(result) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
     assert result.status.run is not None
-    assert_says(result.status.run.message, "train:", "4.87 USD (1.4 h)", "spec.budget.maxCost", "4.00 USD")
+    assert_says(result.status.run.message, "train:", "4.87 USD (1.4 GPU hours)", "spec.budget.maxCost", "4.00 USD")
     row = next(row for row in result.status.stages if row.name == "train")
     assert (row.state, row.started_at) == (StageState.FAILED, None)
     assert result.status.cost == CostStatus(spent="0.00", forecast="0.00", basis=Basis.FINISHED, max_cost="4.00")
@@ -353,10 +354,35 @@ def test_the_sum_of_an_ended_run_is_final() -> None:
     assert fresh.cost == CostStatus()
 
 
-def test_a_training_in_three_pods_costs_three_times_as_much_a_second() -> None:
-    """1,000 seconds of a pod are a dollar: 600 of training in three pods are 1.80, then 300 of export in one 0.30."""
-    three = {"small": PROFILES["small"].model_copy(update={"nodes": 3})}
+def together(count: int, nodes: int) -> Settings:
+    """A platform whose profile has pods with several GPUs each."""
+    gpus = L4.model_copy(update={"count": count})
+    shape = PodShape(limits={**SHAPE.limits, "nvidia.com/gpu": str(count)})
+    return PRICED.model_copy(update={"profiles": {"small": Profile(accelerator=shape, gpu=gpus, nodes=nodes)}})
+
+
+@pytest.mark.parametrize(("count", "nodes"), [(1, 3), (3, 1), (2, 3)])
+def test_every_gpu_of_a_training_counts_and_one_of_the_stages_after_it(count: int, nodes: int) -> None:
+    """1,000 seconds of a GPU are a dollar: 600 of training on n of them, then 300 of export on one."""
     steps = (RESOLVED, PREPARED, ended(Stage.TRAIN, 600), running(Stage.EXPORT, 300))
-    told = plan(replace(seen(*steps), settings=PRICED.model_copy(update={"profiles": three})), NOW).status.cost
+    told = plan(replace(seen(*steps), settings=together(count, nodes)), NOW).status.cost
     assert told is not None
-    assert told.spent == "2.10"
+    assert float(told.spent) == pytest.approx(0.6 * count * nodes + 0.3)
+
+
+@pytest.mark.parametrize(("count", "nodes"), [(1, 3), (4, 1), (2, 2)])
+def test_forecast_and_allowance_count_the_same_gpus(count: int, nodes: int) -> None:
+    """The speed of resolve's estimate is that of all GPUs; each alone is slower. A budget of what the forecast says
+    allows the training its own part of it."""
+    gpus, settings = count * nodes, together(count, nodes)
+    after = 2 * 100 + 3 * 200 * 512 / (100 / gpus)
+    there = replace(seen(RESOLVED, PREPARED), settings=settings)
+    found = plan(there, NOW).status.cost
+    assert found is not None
+    assert float(found.forecast) == pytest.approx(((100 + 1500) * gpus + after) / 1000, abs=0.006)
+    spec = limited(found.forecast, OnExceeded.CHECKPOINT)
+    paid = replace(seen(*own(spec, (RESOLVED, PREPARED)), spec=spec), settings=settings)
+    made = [action.object for action in plan(paid, NOW).actions if isinstance(action, Create)]
+    given = StageInput.model_validate_json(next(each for each in made if "data" in each)["data"]["input.json"])
+    assert given.stage is Stage.TRAIN
+    assert given.allowance_seconds == pytest.approx(1600, abs=6 / gpus + 1)

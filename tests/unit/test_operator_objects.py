@@ -18,6 +18,7 @@ from finetune_api.stages import PIPELINE, Found, RunRef, Stage, StageInput, Upst
 from finetune_api.storage import CaBundle, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, Tracking, Wandb
 from finetune_operator.finetunejob.context import RunContext
+from finetune_operator.finetunejob.hardware import alone, hardware_facts, shape_alone
 from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob
 from finetune_operator.finetunejob.params import params_of
@@ -247,14 +248,83 @@ def context(seen: ObservedJob) -> RunContext:
 @pytest.mark.parametrize("known", [True, False], ids=["by its facts", "by its limit"])
 def test_only_training_is_shared(stage: Stage, nodes: int, processes: int, known: bool) -> None:
     gpu = Gpu(name="NVIDIA L4", count=4, memory_gib=22, peak_tflops=121, usd_per_hour=1)
-    shape = PodShape(limits={} if known else {"nvidia.com/gpu": "4"})
+    shape = PodShape(limits={"nvidia.com/gpu": "4"})
     profile = Profile(accelerator=shape, nodes=2, gpu=gpu if known else None)
     seen = replace(observed(), settings=SETTINGS.model_copy(update={"profiles": {"small": profile}}))
     made = stage_request(context(seen), stage)
     assert (made.nodes, made.processes) == (nodes, processes)
-    alone = stage_request(context(observed()), stage)
-    stripped = [each.input.model_copy(update={"hardware": None}) for each in (made, alone)]
+    assert made.shape.limits["nvidia.com/gpu"] == str(processes)
+    if known:
+        assert made.input.hardware is not None
+        assert (made.input.hardware.count, made.input.hardware.nodes) == (processes, nodes), "what the pod is promised"
+    single = stage_request(context(observed()), stage)
+    stripped = [each.input.model_copy(update={"hardware": None}) for each in (made, single)]
     assert stripped[0] == stripped[1], "who shares the work is no part of the key, nor of anything but the hardware"
+
+
+EIGHT = PodShape(
+    requests={"cpu": "48", "memory": "400Gi", "ephemeral-storage": "480Gi"},
+    limits={"cpu": "96", "memory": "800Gi", "nvidia.com/gpu": "8", "example.com/nic": "4", "hugepages-2Mi": "1Gi"},
+    scratch_size="480Gi",
+    node_selector={"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+)
+
+
+def profile_of(shape: PodShape, count: int) -> Profile:
+    """A profile with as many GPUs per pod."""
+    gpu = Gpu(name="NVIDIA A100 80GB", count=count, memory_gib=79, peak_tflops=312, usd_per_hour=2.5)
+    return Profile(accelerator=shape, gpu=gpu, nodes=2)
+
+
+def test_after_training_a_pod_has_one_gpu_and_its_part_of_what_goes_with_it() -> None:
+    """Memory and disk are those of the model, which is as large."""
+    assert shape_alone(profile_of(EIGHT, 8)) == EIGHT.model_copy(
+        update={
+            "requests": {"cpu": "6", "memory": "400Gi", "ephemeral-storage": "480Gi"},
+            "limits": {
+                "cpu": "12",
+                "memory": "800Gi",
+                "nvidia.com/gpu": "1",
+                "example.com/nic": "1",
+                "hugepages-2Mi": "1Gi",
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "given", "part"),
+    [
+        ("cpu", 8, "4", "500m"),
+        ("cpu", 8, "500m", "63m"),
+        ("cpu", 3, "1.5", "500m"),
+        ("nvidia.com/mig-3g.40gb", 2, "2", "1"),
+        ("amd.com/gpu", 8, "8", "1"),
+        ("rdma/hca", 4, "6", "2"),
+        ("nvidia.com/gpu", 2, "two", "two"),
+    ],
+)
+def test_a_part_is_rounded_up(name: str, count: int, given: str, part: str) -> None:
+    """A device is whole. What is no amount is left to the API server to refuse."""
+    shape = PodShape(requests={name: given}, limits={name: given})
+    made = shape_alone(profile_of(shape, count))
+    assert (made.requests, made.limits) == ({name: part}, {name: part})
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_pod_with_one_gpu_or_none_stays_as_it_is(gpu: bool) -> None:
+    shape = PodShape(requests={"cpu": "0.5"}, limits={"cpu": "2", "memory": "8Gi"})
+    profile = profile_of(shape, 1) if gpu else Profile(accelerator=shape, nodes=3)
+    assert shape_alone(profile) == shape
+
+
+def test_what_a_stage_is_promised_alone() -> None:
+    """One GPU, or the CPUs of its own pod; an older or newer operator's other facts stay."""
+    eight = hardware_facts("big", profile_of(EIGHT, 8))
+    assert (eight.count, eight.nodes, eight.cpus) == (8, 2, 96)
+    assert alone(eight) == eight.model_copy(update={"count": 1, "nodes": 1, "cpus": 12})
+    cpus = hardware_facts("cpu", Profile(accelerator=PodShape(limits={"cpu": "2"}), nodes=3))
+    assert alone(cpus) == cpus.model_copy(update={"nodes": 1})
 
 
 @pytest.mark.parametrize("stage", [Stage.RESOLVE, *PIPELINE])

@@ -18,9 +18,10 @@ class CostForecast:
     load_seconds: float
     """Time that each stage with the model needs before it starts."""
     most_seconds: float | None
-    """Upper bound of the time of all stages' pods; None without ``spec.training.maxSteps``."""
+    """Upper bound of the time of all stages, of each GPU or pod that takes part; None without
+    ``spec.training.maxSteps``."""
     most_usd: float | None
-    """Upper bound of their cost."""
+    """Upper bound of its cost."""
 
 
 def forecast(
@@ -33,8 +34,8 @@ def forecast(
     tokens, seconds = most_tokens(training), None
     if tokens is not None:
         length, alone = training.max_length, speed / hardware.processes
-        seconds = hardware.nodes * remaining_seconds(
+        seconds = hardware.processes * remaining_seconds(
             tokens=tokens, samples=0, max_length=length, speed=speed, load=load, stages=1
         ) + remaining_seconds(tokens=0, samples=samples, max_length=length, speed=alone, load=load, stages=2)
-    usd = None if seconds is None else seconds * hardware.usd_per_second
+    usd = None if seconds is None else seconds * hardware.usd_per_gpu_second
     return CostForecast(speed, load, seconds, usd)

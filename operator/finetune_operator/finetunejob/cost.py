@@ -1,9 +1,9 @@
 """What a run's GPUs cost: spent, forecast, and what happens when the budget is too small. Pure.
 
-Spent is the time for which stages with a model had a pod, times the profile's price. All times here are pod times: a
-training in several pods counts once for each. The forecast adds the time of the remaining stages: from the spec's
-limits before the data are known, from the data set's tokens after prepare, and from the measured speed while the
-training runs.
+Spent is the time for which stages with a model had a pod, times their GPUs, times the price of one. All times here are
+GPU seconds: a second of training counts once for each GPU of its pods, a second of export or evaluation once. The
+forecast adds the time of the remaining stages: from the spec's limits before the data are known, from the data set's
+tokens after prepare, and from the measured speed while the training runs.
 """
 
 from datetime import datetime
@@ -68,7 +68,7 @@ def time_budget_seconds(context: RunContext) -> int | None:
         return None
     reserve = _after_training(context) or 0.0
     left = float(limit) / price - reserve
-    return max(0, int(round(left / _pods(context, Stage.TRAIN), 3)))  # 27.9999… are 28
+    return max(0, int(round(left / _gpus(context, Stage.TRAIN), 3)))  # 27.9999… are 28
 
 
 def within_budget(context: RunContext, step: Step) -> Step:
@@ -102,7 +102,8 @@ def _too_dear(context: RunContext, price: float) -> str:
     if basis is not Basis.TOKENS or left is None or left * price <= float(limit):
         return ""
     return (
-        f"The forecast of {dollars(left * price)} USD ({left / 3600:.1f} h) exceeds spec.budget.maxCost of {limit} USD."
+        f"The forecast of {dollars(left * price)} USD ({left / 3600:.1f} GPU hours) exceeds spec.budget.maxCost of "
+        f"{limit} USD."
     )
 
 
@@ -117,8 +118,8 @@ def _overspent(context: RunContext, price: float) -> str:
 
 
 def _price(context: RunContext) -> float | None:
-    """US dollars per second of a pod; None where the price is unknown or zero."""
-    return _hardware(context).usd_per_second or None
+    """US dollars per GPU second; None where the price is unknown or zero."""
+    return _hardware(context).usd_per_gpu_second or None
 
 
 def _hardware(context: RunContext) -> HardwareFacts:
@@ -126,9 +127,9 @@ def _hardware(context: RunContext) -> HardwareFacts:
     return hardware_facts("", profile) if profile else HardwareFacts()
 
 
-def _pods(context: RunContext, stage: Stage) -> int:
-    """Pods that a stage runs in."""
-    return _hardware(context).nodes if stage is Stage.TRAIN else 1
+def _gpus(context: RunContext, stage: Stage) -> int:
+    """GPUs of a stage with a model."""
+    return _hardware(context).processes if stage is Stage.TRAIN else 1
 
 
 def _same_run(context: RunContext) -> bool:
@@ -138,7 +139,7 @@ def _same_run(context: RunContext) -> bool:
 
 
 def _spent_seconds(context: RunContext) -> float:
-    return sum(_pod_seconds(context.ledger.rows[stage], context.now) * _pods(context, stage) for stage in PRICED)
+    return sum(_pod_seconds(context.ledger.rows[stage], context.now) * _gpus(context, stage) for stage in PRICED)
 
 
 def _pod_seconds(row: StageStatus, now: datetime) -> float:
@@ -150,31 +151,31 @@ def _pod_seconds(row: StageStatus, now: datetime) -> float:
 
 
 def _left_seconds(context: RunContext) -> tuple[Basis | None, float | None]:
-    """Remaining GPU seconds and what they are estimated from; None where they cannot be estimated."""
+    """Remaining time and what it is estimated from; None where it cannot be estimated."""
     if all(context.ledger.done(stage) for stage in PRICED):
         return Basis.FINISHED, 0.0
-    after, pods = _after_training(context), _pods(context, Stage.TRAIN)
+    after, gpus = _after_training(context), _gpus(context, Stage.TRAIN)
     if context.ledger.done(Stage.TRAIN):
         return (None, None) if after is None else (Basis.SPEED, after)
     if context.ledger.rows[Stage.TRAIN].state is StageState.RUNNING and (eta := _eta(context)) is not None:
-        return Basis.SPEED, eta * pods + (after or 0.0)
+        return Basis.SPEED, eta * gpus + (after or 0.0)
     tokens, basis = _tokens(context)
     speed, load = _speed(context)
     if tokens is None or after is None or not speed:
         return None, None
     ahead = remaining_seconds(tokens=tokens, samples=0, max_length=0, speed=speed, load=load, stages=1)
-    return basis, max(0.0, ahead * pods - _running_seconds(context)) + after
+    return basis, max(0.0, ahead * gpus - _running_seconds(context)) + after
 
 
 def _running_seconds(context: RunContext) -> float:
-    """Seconds that a training without a measured speed has run, from the status's last cost."""
+    """Time that a training without a measured speed has run, from the status's last cost."""
     cost = context.observed.status.cost if _same_run(context) else None
     price = _price(context)
     return float(cost.spent) / price if cost and price else 0.0
 
 
 def _after_training(context: RunContext) -> float | None:
-    """Remaining seconds of export and evaluation; None where the model's speed is unknown."""
+    """Remaining time of export and evaluation; None where the model's speed is unknown."""
     speed, load = _speed(context)
     if not speed:
         return None

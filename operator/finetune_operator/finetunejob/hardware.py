@@ -1,10 +1,14 @@
-"""The admin's profiles as facts for the stages: hardware of the pods with a model, and its price."""
+"""The admin's profiles as facts for the stages: hardware of the pods with a model, and its price. Training gets all of
+a profile's GPUs, the stages after it one.
+"""
 
+from collections.abc import Mapping
+from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_operator.resources.drift import quantity
-from finetune_operator.settings import Profile, Settings
+from finetune_operator.settings import PodShape, Profile, Settings
 
 _GIB: Final = 1 << 30
 _GPUS: Final = "nvidia.com/gpu"
@@ -33,6 +37,42 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
 def processes(profile: Profile) -> int:
     """Processes that train in one pod: one per GPU, or one on its CPUs."""
     return profile.gpu.count if profile.gpu else int(quantity(profile.accelerator.limits.get(_GPUS, "1")) or 1)
+
+
+def alone(facts: HardwareFacts) -> HardwareFacts:
+    """What a stage sees of the hardware that does not share its work: one GPU, or the CPUs of one pod."""
+    count = max(1, facts.count)
+    return facts.model_copy(update={"count": min(1, facts.count), "nodes": 1, "cpus": facts.cpus / count})
+
+
+def shape_alone(profile: Profile) -> PodShape:
+    """The pod of such a stage: one of the GPUs, and its part of the CPUs and of all other devices. Memory and disk
+    follow from the size of the model, and stay: export may have to hold it in the pod's memory.
+    """
+    shape, count = profile.accelerator, processes(profile)
+    if count == 1:
+        return shape
+    parts = {"requests": _part(shape.requests, count), "limits": _part(shape.limits, count)}
+    return shape.model_copy(update=parts)
+
+
+def _part(amounts: Mapping[str, str], count: int) -> dict[str, str]:
+    return {name: _divided(name, amount, count) for name, amount in amounts.items()}
+
+
+def _divided(name: str, amount: str, count: int) -> str:
+    """CPUs in thousandths, devices whole; both rounded up. Only devices have a domain in their name."""
+    whole = quantity(amount)
+    if whole is None or not (name == "cpu" or "/" in name):
+        return amount
+    if name != "cpu":
+        return str(_up(whole / count))
+    thousandths = _up(1000 * whole / count)
+    return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
+
+
+def _up(number: Decimal) -> int:
+    return int(number.to_integral_value(ROUND_CEILING))
 
 
 def other_facts(settings: Settings, name: str) -> list[HardwareFacts]:

@@ -1,17 +1,19 @@
 """The Job of each stage: its input, its place and its names."""
 
 from finetune_api import __version__, meta
+from finetune_api.budget import HardwareFacts
 from finetune_api.finetunejob import Reuse
 from finetune_api.stages import RunRef, Stage, StageInput, input_key
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import ending_budget, time_budget_seconds
-from finetune_operator.finetunejob.hardware import hardware_facts, other_facts, processes
+from finetune_operator.finetunejob.hardware import alone, hardware_facts, other_facts, processes, shape_alone
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Profile
 
-_ACCELERATED = frozenset({Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE})
+_ALONE = frozenset({Stage.EXPORT, Stage.EVALUATE})
+"""The stages that run a model on one GPU."""
 
 
 def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> StageRequest:
@@ -62,7 +64,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         params=context.params,
         tracking=spec.tracking,
         retention=spec.retention,
-        hardware=hardware_facts(spec.profile, profile) if preflight or stage in _ACCELERATED else None,
+        hardware=_hardware(spec.profile, profile, stage) if preflight or stage is not Stage.RESOLVE else None,
         alternatives=other_facts(settings, spec.profile) if preflight else [],
         allowance_seconds=time_budget_seconds(context) if stage is Stage.TRAIN else None,
         # Results that this budget ended early may be reused under it.
@@ -72,4 +74,14 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
 
 
 def _shape(profile: Profile, stage: Stage) -> PodShape:
-    return profile.accelerator if stage in _ACCELERATED else profile.cpu
+    if stage in _ALONE:
+        return shape_alone(profile)
+    return profile.accelerator if stage is Stage.TRAIN else profile.cpu
+
+
+def _hardware(name: str, profile: Profile, stage: Stage) -> HardwareFacts | None:
+    """Resolve judges whether the training fits, so it is told of training's."""
+    facts = hardware_facts(name, profile)
+    if stage in _ALONE:
+        return alone(facts)
+    return facts if stage in (Stage.RESOLVE, Stage.TRAIN) else None
