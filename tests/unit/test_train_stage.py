@@ -5,6 +5,7 @@ import logging
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
 from tests.support.seaweedfs import ADMIN, KMS_KEY, SeaweedFS
+from tests.support.sentences import Saying
 from tests.support.stages import RUN, context, pipeline_params, run_process, stage_input, start_process, wait_for
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, publish_inputs, rows, settings, write_dataset
@@ -114,11 +116,19 @@ def test_the_log_says_what_models_run_on(caplog: pytest.LogCaptureFixture, monke
         require_promised(hardware)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _number: "NVIDIA L4")
-    require_promised(HardwareFacts(profile="gpu-l4", count=2))
+    card = SimpleNamespace(name="NVIDIA L4", total_memory=22 << 30, major=8, minor=9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: card)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_86"])
+    require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22))
+    require_promised(HardwareFacts(profile="cheap", count=2, name="NVIDIA A10G", memory_gib=16))
+    with pytest.raises(StageError, match=r"promises 1 × NVIDIA L4 with 24 GiB.*22\.0 GiB") as error:
+        require_promised(HardwareFacts(profile="gpu-l4", count=1, name="NVIDIA L4", memory_gib=24))
+    assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
     assert caplog.messages == [
         *[f"models run on the CPU, in {torch.get_num_threads()} threads and {kind}"] * 2,
-        f"models run on 2 × NVIDIA L4, with CUDA {torch.version.cuda}",
+        *[f"models run on 2 × NVIDIA L4, with CUDA {torch.version.cuda}"] * 2,
+        Saying("driver calls the GPU NVIDIA L4", "'cheap' calls it NVIDIA A10G", "time and cost"),
+        Saying("22.0 GiB", "more than the 16 of profile 'cheap'"),
     ]
 
 

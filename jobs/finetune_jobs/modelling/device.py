@@ -1,13 +1,14 @@
-"""Where models run, and in which precision; a pod that was promised a GPU and has none ends here."""
+"""Where models run, and in which precision; a pod whose GPU is not what was promised ends here."""
 
+import ctypes
 import logging
-from collections import Counter
 
 import torch
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling.cards import Card, Found, described, differences, unusable
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +31,17 @@ def precision(where: str | None = None) -> torch.dtype:
 def require_promised(hardware: HardwareFacts | None) -> None:
     """Log what models run on; ``hardware`` is what the profile has, as far as known.
 
-    Raises StageError (GpuUnusable) if it has GPUs but CUDA cannot be used: torch would silently use the CPUs, and take
-    days at the price of the GPUs.
+    Raises StageError (GpuUnusable) if it has GPUs but CUDA cannot be used (torch would silently use the CPUs, and take
+    days at the price of the GPUs), or if the GPU is not what the work needs (``modelling.cards``).
     """
-    if torch.cuda.is_available():
-        names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-        found = ", ".join(f"{count} × {name}" for name, count in names.items())
-        log.info("models run on %s, with CUDA %s", found, torch.version.cuda)
+    found = _found()
+    if fault := unusable(found, hardware):
+        raise StageError(Reason.GPU_UNUSABLE, fault)
+    if found.cards:
+        log.info("models run on %s, with CUDA %s", described(found.cards), found.cuda)
+        for difference in differences(found, hardware):
+            log.warning("%s", difference)
         return
-    if hardware is not None and hardware.has_gpu:
-        raise StageError(
-            Reason.GPU_UNUSABLE,
-            f"Profile {hardware.profile!r} promises {hardware.count} × {hardware.name or 'GPU'}, but CUDA cannot be "
-            f"used in this pod: {_why_not()}",
-        )
     log.info(
         "models run on the CPU, in %s threads and %s",
         torch.get_num_threads(),
@@ -80,6 +78,32 @@ def require_kernels() -> None:
 def _cpu_has_bfloat16() -> bool:
     """By the library that computes: oneDNN is content with AVX512 without the BF16 extension, which it makes up for."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _found() -> Found:
+    """What torch and the driver report."""
+    cuda = torch.version.cuda or ""
+    if not torch.cuda.is_available():
+        return Found(cuda=cuda, driver=_driver(), why_not=_why_not())
+    cards = tuple(_card(number) for number in range(torch.cuda.device_count()))
+    return Found(cards, cuda, _driver(), tuple(torch.cuda.get_arch_list()))
+
+
+def _card(number: int) -> Card:
+    properties = torch.cuda.get_device_properties(number)
+    return Card(properties.name, properties.total_memory / 2**30, (properties.major, properties.minor))
+
+
+def _driver() -> str:
+    """The newest CUDA that the driver supports, asked of the driver itself: torch does not start with one that is too
+    old, and says its version in a number only. Empty without one."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return ""
+    except (OSError, AttributeError):
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _why_not() -> str:
