@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Number, OpenEnum, WireModel
+from finetune_api.base import ApiModel, Message, Number, OpenEnum, WireModel
 from finetune_api.training import Training
 
 CURRENCY: Final = "USD"
@@ -96,6 +96,9 @@ class FitStatus(WireModel):
     """Estimated training speed of all GPUs together."""
     load_seconds: Number = ""
     """Estimated time that a stage needs to start and to load the model."""
+    warning: Message = ""
+    """What preflight warns of: runtimes that cannot serve the artifact or serve it differently, layers without an
+    adapter."""
 
 
 class Basis(OpenEnum):

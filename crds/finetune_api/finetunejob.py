@@ -284,6 +284,8 @@ class ArtifactStatus(WireModel):
     """Folder of the artifact; set it in an AdapterDeployment to pin this version."""
     format: Annotated[str, Field(max_length=16)]
     """Format of the weights: INT8, or one that a newer version knows."""
+    architecture: Annotated[str | None, Field(max_length=64)] = None
+    """Architecture of the weights, the model_type of their config.json, e.g. llama; absent if unknown."""
     size_bytes: Count = None
     """Size of the weights."""
     storage: Storage | None = None
@@ -332,7 +334,7 @@ class FineTuneJobStatus(WireModel):
     """Pending, Running, Suspended, Succeeded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
     """Ready, Reconciling and Stalled (kstatus); Complete, Failed and Suspended (as in batch Jobs); Finished, once the
-    run has ended, well or not; Discouraged if settings are known to perform badly."""
+    run has ended, well or not; Discouraged if settings are known to perform badly, or preflight warns."""
     run: RunStatus | None = None
     """The active run, or the last one."""
     runs: Annotated[list[RunStatus], Field(max_length=10), as_map("id")] = []

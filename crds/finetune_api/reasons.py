@@ -52,6 +52,7 @@ class Reason(OpenEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSUPPORTED = "ModelUnsupported"
     FIT_REFUSED = "FitRefused"
+    RUNTIME_UNSUITABLE = "RuntimeUnsuitable"
     GATED_MODEL_UNAUTHORIZED = "GatedModelUnauthorized"
     GATED_DATASET_UNAUTHORIZED = "GatedDatasetUnauthorized"
     BUCKET_NOT_FOUND = "BucketNotFound"
@@ -142,6 +143,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.MODEL_NOT_FOUND: "There is no base model at spec.model.uri. If a hub does not answer, the stage is retried.",
     Reason.MODEL_UNSUPPORTED: "The model has no safetensors weights, has no chat template that fits the examples, or its files cannot be read.",
     Reason.FIT_REFUSED: "The training is estimated to exceed the profile's memory; the message names the smallest change that would make it fit.",
+    Reason.RUNTIME_UNSUITABLE: "The runtime cannot serve a model of this architecture and format on its GPU; a FineTuneJob ends, before a GPU is requested, if that holds for every runtime that the platform offers.",
     Reason.GATED_MODEL_UNAUTHORIZED: "The hub gives this model only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.GATED_DATASET_UNAUTHORIZED: "The hub gives this data set only to accounts that have accepted its terms, and the spec names no token of one.",
     Reason.BUCKET_NOT_FOUND: "The store has no such bucket.",
@@ -207,6 +209,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.SPEC_INVALID: "Correct the field named here.",
     Reason.MODEL_UNSUPPORTED: "Set spec.model.uri to a model with safetensors weights and an architecture that transformers supports.",
     Reason.FIT_REFUSED: "Make the change named here, or choose a profile with more memory.",
+    Reason.RUNTIME_UNSUITABLE: "Set spec.model.uri to a model that this platform can serve; or ask the admin to add a model server for this one to the chart's values, then set spec.rerun to a new value.",
     Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED: "Set the endpoint of spec.output.storage or spec.storage to a store that honours If-None-Match and If-Match on PUT (AWS S3, MinIO, Ceph, SeaweedFS).",
     Reason.OUT_OF_MEMORY: "Choose a profile with more memory, or lower spec.training.batchSize or spec.training.maxLength.",
     Reason.CUDA_OUT_OF_MEMORY: "Lower spec.training.batchSize or spec.training.maxLength, or choose a profile with a larger GPU.",
@@ -271,6 +274,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format, then set spec.rerun to a new value.",
     Reason.VERIFICATION_FAILED: "Compare the runtime's version with the one the artifact was evaluated for, then set spec.rerun to a new value.",
     Reason.PROMPTS_TOO_LONG: "Ask the admin to raise the runtime's maxInputTokens and maxTotalTokens in the chart's values, or choose a runtime that accepts more: either makes a new revision, which starts automatically.",
+    Reason.RUNTIME_UNSUITABLE: "Choose another runtime, or ask the admin to change this one in the chart's values: either makes a new revision, which starts automatically.",
     Reason.CANDIDATE_FAILED: "Read the log of the candidate's pod, then set spec.rerun to a new value to try again.",
 }
 """The same for an AdapterDeployment, where its fields, limits or reasons differ."""

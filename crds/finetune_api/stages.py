@@ -17,6 +17,7 @@ from finetune_api.access import without_access
 from finetune_api.adapterdeployment import artifact_digest
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
+from finetune_api.compatibility import ServingFacts
 from finetune_api.dataset import Dataset, Task
 from finetune_api.finetunejob import Evaluation, Export, Output
 from finetune_api.hashing import digest
@@ -51,7 +52,7 @@ RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.TRAIN: 2,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 3,
-    Stage.PUBLISH: 1,
+    Stage.PUBLISH: 2,
 }
 """Raise a number when the stage's code changes its result for the same input: old results are then not reused."""
 
@@ -209,6 +210,9 @@ class StageInput(WireModel):
     like the next two fields. None: unknown, and a pod without a GPU uses its CPUs."""
     alternatives: list[HardwareFacts] = []
     """For resolve: the platform's other profiles, to suggest one that would fit."""
+    runtimes: list[ServingFacts] = []
+    """For resolve: the model servers that the platform offers, to tell which of them can serve the artifact; not part
+    of any key."""
     allowance_seconds: int | None = None
     """For train: its time budget in seconds, over all attempts; it stops in time and keeps the best checkpoint. None:
     no limit."""

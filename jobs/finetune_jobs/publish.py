@@ -8,6 +8,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from finetune_api.dataset import TaskType
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import ChannelPointer, Manifest, channel_object, output_folder
@@ -22,6 +24,7 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
+from finetune_jobs.store.s3 import Store
 
 
 def publish(context: Context) -> StageOutput:
@@ -51,12 +54,14 @@ def publish(context: Context) -> StageOutput:
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
     digest = describe_folder(folder, Stage.PUBLISH).content_digest()
     uri = context.store.uri(output_folder(Stage.PUBLISH, digest))
+    architecture = _architecture(context.store, model.folder)
     telling = sum(answer.distinguishes_base for answer in golden)
     return StageOutput(
         folder=folder,
         scalars={
             "artifactUri": uri,
             "format": model.format,
+            **({"architecture": architecture} if architecture else {}),
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
             "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
@@ -123,6 +128,14 @@ def _model_ref(context: Context, export: Manifest, task: TaskType) -> ModelRef:
         base_model_uri=context.input.base_model_uri,
         task=task,
     )
+
+
+def _architecture(store: Store, folder: str) -> str:
+    """``model_type`` of the exported model; empty if its config.json does not say: this costs a check, no run."""
+    try:
+        return artifact.ExportedConfig.model_validate_json(store.get(f"{folder}/config.json") or b"{}").model_type
+    except ValidationError:
+        return ""
 
 
 def _rank(answer: Answer) -> bytes:

@@ -64,11 +64,21 @@ def uri(digest: str) -> str:
 
 
 def published(
-    digest: str, endpoint: str = "http://s3.storage.svc:8333", tokens: ArtifactTokens | None = None
+    digest: str,
+    endpoint: str = "http://s3.storage.svc:8333",
+    tokens: ArtifactTokens | None = None,
+    architecture: str = "",
 ) -> Source:
     """A FineTuneJob that has published an artifact to a store."""
     storage = Storage(endpoint=endpoint)
-    artifact = ArtifactStatus(digest=digest, uri=uri(digest), format=ExportFormat.INT8, storage=storage, tokens=tokens)
+    artifact = ArtifactStatus(
+        digest=digest,
+        uri=uri(digest),
+        format=ExportFormat.INT8,
+        architecture=architecture or None,
+        storage=storage,
+        tokens=tokens,
+    )
     return Source("Succeeded", artifact, storage)
 
 

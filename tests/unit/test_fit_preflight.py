@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.budget import HardwareFacts
+from finetune_api.compatibility import ServingFacts
 from finetune_api.finetunejob import Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
 from finetune_api.reasons import Reason
@@ -23,6 +24,7 @@ from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM
 from tests.support.seaweedfs import SeaweedFS
+from tests.support.sentences import assert_says
 from tests.support.stages import Lent, context, pipeline_params, stage_input
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -53,6 +55,19 @@ def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     assert (found["fitVerdict"], found["fitAvailableGib"]) == ("Fits", "22.00")
     assert 8 < float(found["fitGib"]) < 22
     assert " GiB of the 22 GiB of NVIDIA L4." in result.message
+
+
+def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(
+    s3: SeaweedFS, store: Store, tmp_path: Path
+) -> None:
+    tgi, on_cpus = ServingFacts(name="tgi", engine="tgi", gpu=True), ServingFacts(name="tgi-cpu", engine="tgi")
+    given = asked(s3, store, LLAMA_8B | {"model_type": "qwen3"}, hardware=L4, runtimes=[tgi, on_cpus])
+    result = execute(context(given, tmp_path), resolve)
+    assert_says(result.scalars["fitWarning"], "Runtime 'tgi' cannot serve", "qwen3")
+    assert result.scalars["fitVerdict"] == "Fits"
+    with pytest.raises(StageError, match="No runtime of this platform") as refusal:
+        execute(context(given.model_copy(update={"runtimes": [tgi]}), tmp_path), resolve)
+    assert refusal.value.reason is Reason.RUNTIME_UNSUITABLE
 
 
 def test_what_does_not_fit_is_refused_before_a_gpu_is_asked_for(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

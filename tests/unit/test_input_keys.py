@@ -71,6 +71,7 @@ LINEAGE: Final = {
         "retention",
         "hardware",
         "alternatives",
+        "runtimes",
         "allowanceSeconds",
         "maxCost",
         "operatorVersion",

@@ -33,6 +33,7 @@ from tests.support.stages import DEPLOYMENT, RUN, context, pipeline_params, stag
 pytestmark = pytest.mark.unit
 
 WEIGHTS = bytes(range(256)) * 512
+CONFIG = b'{"model_type": "llama", "torch_dtype": "bfloat16"}'
 
 
 def answer(text: str, label: str, base: str, artifact: str, tokens: int = 30) -> Answer:
@@ -71,7 +72,7 @@ def upstream(store: Store, tmp_path: Path) -> Upstream:
         model="m",
         dataset=put(Stage.PREPARE, {"train.jsonl": b"{}\n"}, rowsTrain="320", labels="2"),
         adapter=put(Stage.TRAIN, {"adapter_model.safetensors": b"adapter"}, steps="60"),
-        export=put(Stage.EXPORT, {"config.json": b"{}", "model.safetensors": WEIGHTS}),
+        export=put(Stage.EXPORT, {"config.json": CONFIG, "model.safetensors": WEIGHTS}),
         evaluation=put(
             Stage.EVALUATE, {"answers.jsonl": answers.read_bytes(), "metrics.json": json.dumps(metrics).encode()}
         ),
@@ -101,7 +102,8 @@ def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, publish
     assert published.scalars == {
         "artifactUri": store.uri(f"artifacts/{digest}"),
         "format": "INT8",
-        "sizeBytes": str(len(WEIGHTS) + 2),
+        "architecture": "llama",
+        "sizeBytes": str(len(WEIGHTS) + len(CONFIG)),
         "goldenPrompts": "8",
         "goldenPromptTokens": "30",
         "answerTokens": "8",
@@ -165,7 +167,10 @@ def test_fetch_puts_the_model_where_the_server_reads_it(s3: SeaweedFS, published
     result = execute(context(asked, tmp_path), fetch)
     home = tmp_path / "models" / published.output_digest
     assert (home / "model" / "model.safetensors").read_bytes() == WEIGHTS
-    assert (result.output_digest, result.scalars) == (published.output_digest, {"sizeBytes": str(len(WEIGHTS) + 2)})
+    assert (result.output_digest, result.scalars) == (
+        published.output_digest,
+        {"sizeBytes": str(len(WEIGHTS) + len(CONFIG))},
+    )
     first = (home / "model" / "model.safetensors").stat().st_ino
     execute(context(asked, tmp_path), fetch)
     assert (home / "model" / "model.safetensors").stat().st_ino == first

@@ -44,6 +44,8 @@ TABLES: Final = {
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),
     ],
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.recipe"],
+    "test_messages_suitability": ["fit.suitability"],
+    "test_cards": ["modelling.cards"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
     "test_dataset_prepare": [
         *("prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"),

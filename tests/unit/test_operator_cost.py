@@ -21,7 +21,7 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import JOBS
 from finetune_operator.outcome.job import State
 from finetune_operator.outcome.job import Verdict as JobVerdict
-from finetune_operator.settings import Gpu, PodShape, Profile, Settings
+from finetune_operator.settings import Engine, Gpu, PodShape, Profile, Runtime, Settings
 from finetune_operator.tenancy.rules import Tenancy
 from tests.support.runs import IDENTITY, SETTINGS, SPEC, done, job, observed, started, told
 from tests.support.sentences import assert_says
@@ -37,7 +37,12 @@ PROFILES = {
     "cpu": Profile(accelerator=PodShape(limits={"cpu": "500m", "memory": "2Gi"})),
     "unlimited": Profile(),
 }
-PRICED = Settings(images=SETTINGS.images, profiles=PROFILES, tenancy=Tenancy(open=True))
+PRICED = Settings(
+    images=SETTINGS.images,
+    profiles=PROFILES,
+    runtimes={"tgi": Runtime(engine=Engine.TGI, image="tgi:3.3.7")},
+    tenancy=Tenancy(open=True),
+)
 FIT = {
     "fitVerdict": "Fits",
     "fitGib": "7.90",
@@ -110,12 +115,13 @@ def test_resolve_is_told_the_hardware_and_no_key_changes() -> None:
     given = started(plan(seen(), NOW))[0]
     assert given.hardware == hardware_facts("small", PROFILES["small"])
     assert len(given.alternatives) == 2
+    assert [each.name for each in given.runtimes] == ["tgi"]
     dear = {**PROFILES, "small": Profile(accelerator=SHAPE, gpu=L4.model_copy(update={"usd_per_hour": 99}))}
     keys = []
     for profiles in (PROFILES, dear):
         there = replace(seen(RESOLVED), settings=PRICED.model_copy(update={"profiles": profiles}))
         prepare = started(plan(there, NOW))[0]
-        assert (prepare.hardware, prepare.alternatives) == (None, [])
+        assert (prepare.hardware, prepare.alternatives, prepare.runtimes) == (None, [], [])
         keys.append((prepare.input_key, prepare))
         train = started(plan(replace(there, jobs=(RESOLVED, PREPARED)), NOW))[0]
         assert train.hardware == hardware_facts("small", profiles["small"]), "a pod without its GPU must not go on"
@@ -125,10 +131,11 @@ def test_resolve_is_told_the_hardware_and_no_key_changes() -> None:
 def test_an_older_operators_input_is_read() -> None:
     """It says nothing of hardware."""
     written = started(plan(seen(), NOW))[0].model_dump(mode="json", by_alias=True)
-    older = {name: value for name, value in written.items() if name not in ("hardware", "alternatives")}
+    older = {name: value for name, value in written.items() if name not in ("hardware", "alternatives", "runtimes")}
     older.pop("allowanceSeconds")
     older.pop("maxCost")
     read = StageInput.model_validate(older)
+    assert read.runtimes == []
     assert (read.hardware, read.alternatives, read.allowance_seconds, read.max_cost) == (None, [], None, "")
 
 

@@ -16,7 +16,7 @@ from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.outcome.job import State, Verdict
-from tests.support.runs import NOW, RESOLVED, SPEC, done, job, observed
+from tests.support.runs import IDENTITY, NOW, RESOLVED, SPEC, done, job, observed
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -93,6 +93,27 @@ def test_the_artifact_knows_how_long_it_is_asked(
     assert artifact is not None
     assert artifact.tokens is not None
     assert (artifact.tokens.golden_prompt, artifact.tokens.answer, artifact.tokens.example) == tokens
+
+
+def test_the_artifact_knows_its_architecture() -> None:
+    jobs = (RESOLVED, *(done(stage, scalars={"architecture": "llama"}) for stage in PIPELINE))
+    artifact = plan(observed(jobs=jobs), NOW).status.artifact
+    assert artifact is not None
+    assert (artifact.format, artifact.architecture) == ("INT8", "llama")
+
+
+def test_what_preflight_warns_of_is_said_once_and_stays() -> None:
+    warning = "Runtime 'tgi' cannot serve the artifact: it has no qwen3."
+    resolved = done(Stage.RESOLVE, scalars={**IDENTITY, "fitVerdict": "Fits", "fitWarning": warning})
+    first = plan(observed(jobs=(resolved,)), NOW)
+    assert first.status.fit is not None
+    assert first.status.fit.warning == warning
+    [advice] = [each for each in first.status.conditions if each.type == "Discouraged"]
+    assert (advice.reason, advice.message) == (Reason.SETTINGS_DISCOURAGED, warning)
+    assert [e.message for e in first.events if e.reason is Reason.SETTINGS_DISCOURAGED] == [warning]
+    second = plan(observed(status=first.status, jobs=(resolved, job(Stage.PREPARE))), NOW)
+    assert warning in {each.message for each in second.status.conditions}
+    assert not [e for e in second.events if e.reason is Reason.SETTINGS_DISCOURAGED]
 
 
 def test_what_was_not_counted_is_absent() -> None:

@@ -48,7 +48,10 @@ SERVING_WAITS = {
     *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What an AdapterDeployment waits for as long as it takes."""
-OTHER_REVISION = {Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG}
+OTHER_REVISION = {
+    *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG),
+    Reason.RUNTIME_UNSUITABLE,
+}
 """What another artifact or other values of the runtime put right: another revision, which is tried as it is."""
 RERUN = "set spec.rerun to a new value"
 BY_KIND = [(FINETUNEJOB, reason) for reason in REMEDIES] + [

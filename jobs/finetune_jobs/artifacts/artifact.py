@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
 from finetune_jobs.base.documents import parse_json
@@ -90,6 +92,13 @@ class ModelRef(WireModel):
     base_model_uri: str
     task: TaskType = TaskType.CLASSIFICATION
     """What counts as a right answer."""
+
+
+class ExportedConfig(BaseModel):
+    """The part of an exported model's ``config.json`` that publish reads."""
+
+    model_type: str = ""
+    """Its architecture."""
 
 
 def read_answers(lines: Iterable[str], place: str) -> list[Answer]:

@@ -32,6 +32,8 @@ class Admission:
     forecast: CostForecast | None
     message: str
     """The estimate in a sentence, or why there is none."""
+    warning: str = ""
+    """What is to be known beside it (``fit.suitability``)."""
 
 
 def admit(

@@ -6,6 +6,7 @@ wrong with it.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,32 +17,39 @@ from finetune_api.references import SecretKeyRef
 from finetune_api.stages import StageInput
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.admission import Admission, admit
+from finetune_jobs.fit.suitability import require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
 from finetune_jobs.store.places import Places
 
 CONFIG: Final = "config.json"
+MAX_WARNING: Final = 900
+"""Longest warning, in characters: results are short (MAX_RESULT_BYTES)."""
 
 
 def preflight(
     given: StageInput, places: Places, model: BaseModel, scratch: Path, *, trained: bool = False
 ) -> Admission:
-    """Whether the run's training fits its profile; nothing if it is already done. Raises StageError (FitRefused)."""
+    """Whether the run's training fits its profile; nothing if it is already done. Raises StageError: FitRefused, and
+    as ``require_suitable``."""
     if given.hardware is None or trained:
         return Admission(None, None, "")
     config = _read_config(given, places, model, scratch)
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
+    warning = require_suitable(config, training, _format(given), given.hardware, given.runtimes)
     samples = given.params.evaluate.evaluation.max_samples if given.params.evaluate else 0
-    return admit(config, training, given.hardware, given.alternatives, samples=samples)
+    admission = admit(config, training, given.hardware, given.alternatives, samples=samples)
+    return replace(admission, warning=warning)
 
 
 def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str]:
     """The admission as scalars of resolve (docs/reference/stages.md)."""
     if hardware is None or not admission.message:
         return {}
-    found = {"fitVerdict": (Verdict.FITS if admission.memory else Verdict.UNKNOWN).value}
+    warning = admission.warning[:MAX_WARNING]
+    found = {"fitWarning": warning, "fitVerdict": (Verdict.FITS if admission.memory else Verdict.UNKNOWN).value}
     if admission.memory:
         found["fitGib"] = f"{admission.memory.gib:.2f}"
         found["fitAvailableGib"] = f"{hardware.memory_gib:.2f}" if hardware.memory_gib else ""
@@ -49,6 +57,10 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitTokensPerSecond"] = f"{admission.forecast.tokens_per_second:.1f}"
         found["fitLoadSeconds"] = f"{admission.forecast.load_seconds:.0f}"
     return {name: value for name, value in found.items() if value}
+
+
+def _format(given: StageInput) -> str:
+    return given.params.publish.format if given.params.publish else ""
 
 
 def _read_config(given: StageInput, places: Places, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:

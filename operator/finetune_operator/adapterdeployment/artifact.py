@@ -21,6 +21,10 @@ class Artifact:
     digest: str
     storage: Storage
     tokens: ArtifactTokens | None = None
+    format: str = ""
+    """Format of its weights; empty: unknown, as of a pinned artifact."""
+    architecture: str = ""
+    """Their architecture; empty: unknown."""
     source_blocker: Blocker | None = None
 
     def serving(self, runtime_name: str, runtime: Runtime) -> Serving:
@@ -36,7 +40,14 @@ def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
     if job is not None and job.artifact is not None:
         # The spec may belong to a run that has not published yet; an earlier version recorded no storage.
         published, storage = job.artifact, job.artifact.storage or job.storage.for_reading
-        return Artifact(published.uri, published.digest, storage, published.tokens)
+        return Artifact(
+            published.uri,
+            published.digest,
+            storage,
+            published.tokens,
+            format=published.format,
+            architecture=published.architecture or "",
+        )
     source_blocker = _source_blocker(observed, source.fine_tune_job.name if source.fine_tune_job else "")
     known = _known(observed)
     if known is None or known.storage is None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from finetune_api.compatibility import serving_verdict
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
@@ -16,6 +17,7 @@ from finetune_operator.blockers import (
     name_conflict,
     tenancy_blocker,
 )
+from finetune_operator.runtimes.facts import serving_facts
 from finetune_operator.tenancy.claim import Claim, Subject, store_claims
 from finetune_operator.tenancy.verdict import tenancy_violation
 
@@ -46,16 +48,35 @@ def source_not_ready(observed: ObservedDeployment) -> Blocker | None:
 
 def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
     """The artifact's golden prompts are too long for the runtime. A revision that serves already keeps serving."""
-    spec, artifact, stable = observed.resource.spec, find_artifact(observed), observed.resource.status.stable
+    spec, artifact = observed.resource.spec, find_artifact(observed)
     if isinstance(artifact, Blocker):
         return None
     runtime = observed.settings.runtimes[spec.runtime]
     violation = prompt_violation(artifact.tokens, spec.runtime, runtime)
-    if not violation:
-        return None
-    if stable is not None and stable.revision == revision_of(observed, artifact.serving(spec.runtime, runtime)):
+    if not violation or _serves(observed, artifact):
         return None
     return Blocker(Reason.PROMPTS_TOO_LONG, violation, watched=True)
+
+
+def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
+    """The runtime is known not to serve such an artifact. A revision that serves already keeps serving."""
+    artifact, name = find_artifact(observed), observed.resource.spec.runtime
+    if isinstance(artifact, Blocker):
+        return None
+    found = serving_verdict(
+        serving_facts(name, observed.settings.runtimes[name]), artifact.architecture, artifact.format
+    )
+    if not found.refused or _serves(observed, artifact):
+        return None
+    return Blocker(Reason.RUNTIME_UNSUITABLE, f"Runtime {name!r} cannot serve it: {found.message}", watched=True)
+
+
+def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
+    """Whether the revision that the spec asks for is the one that serves: it has proved that it can."""
+    runtime, stable = observed.resource.spec.runtime, observed.resource.status.stable
+    if stable is None:
+        return False
+    return stable.revision == revision_of(observed, artifact.serving(runtime, observed.settings.runtimes[runtime]))
 
 
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
@@ -65,6 +86,7 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     pending_deletion,
     source_not_ready,
     account_missing,
+    runtime_unsuitable,
     prompts_too_long,
 )
 """A refusal by the API server is not among them: it does not change the target."""

@@ -1,15 +1,19 @@
 """What should serve: the spec, its source and the platform's settings, resolved to one revision."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.adapterdeployment import RevisionStatus
-from finetune_operator.adapterdeployment.artifact import find_artifact
+from finetune_api.compatibility import Level, serving_verdict
+from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import revision_of, spec_hash
 from finetune_operator.adapterdeployment.token_limits import example_warning
 from finetune_operator.blockers import Blocker, first_blocker
 from finetune_operator.resources.deployment import Serving
+from finetune_operator.runtimes.facts import serving_facts
+from finetune_operator.settings import Runtime
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,14 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
         serving=serving,
         spec_hash=spec_hash(spec),
         source_blocker=artifact.source_blocker,
-        warning=example_warning(artifact.tokens, spec.runtime, runtime),
+        warning=" ".join(filter(None, _warnings(artifact, spec.runtime, runtime))),
     )
+
+
+def _warnings(artifact: Artifact, name: str, runtime: Runtime) -> Iterator[str]:
+    yield example_warning(artifact.tokens, name, runtime)
+    found = serving_verdict(serving_facts(name, runtime), artifact.architecture, artifact.format)
+    yield f"Runtime {name!r}: {found.message}" if found.level is Level.CAVEAT else ""
 
 
 def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Target | None:

@@ -158,6 +158,7 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
         available_gib=_number(scalars, "fitAvailableGib"),
         tokens_per_second=_number(scalars, "fitTokensPerSecond"),
         load_seconds=_number(scalars, "fitLoadSeconds"),
+        warning=scalars.get("fitWarning", "")[:1024],
     )
 
 
@@ -215,6 +216,7 @@ def _artifact(
         digest=digest,
         uri=scalars.get("artifactUri", uri),
         format=spec.export.format,
+        architecture=scalars.get("architecture", "")[:64] or None,
         size_bytes=_count(scalars, "sizeBytes"),
         storage=spec.output_storage.for_reading,
         tokens=tokens if tokens != ArtifactTokens() else None,

@@ -10,6 +10,7 @@ from finetune_operator.finetunejob.hardware import alone, hardware_facts, other_
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.resources.stage_request import StageRequest
+from finetune_operator.runtimes.facts import offered_facts
 from finetune_operator.settings import PodShape, Profile
 
 _ALONE = frozenset({Stage.EXPORT, Stage.EVALUATE})
@@ -66,6 +67,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         retention=spec.retention,
         hardware=_hardware(spec.profile, profile, stage) if preflight or stage is not Stage.RESOLVE else None,
         alternatives=other_facts(settings, spec.profile) if preflight else [],
+        runtimes=offered_facts(settings) if preflight else [],
         allowance_seconds=time_budget_seconds(context) if stage is Stage.TRAIN else None,
         # Results that this budget ended early may be reused under it.
         max_cost=ending_budget(context) if stage in (Stage.RESOLVE, Stage.TRAIN) else "",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from finetune_api.budget import FitStatus
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import (
     DatasetStatus,
@@ -48,7 +49,9 @@ class Headline:
 def compose(context: RunContext, headline: Headline) -> FineTuneJobStatus:
     """The whole new status. Until the run has begun, its tables stay those of the run before it."""
     observed, now = context.observed, context.now
-    findings = [*_findings(headline), *_advice(observed.spec, context.ledger.dataset if context.has_begun else None)]
+    ledger = context.ledger
+    known = (ledger.dataset, ledger.fit) if context.has_begun else (None, None)
+    findings = [*_findings(headline), *_advice(observed.spec, *known)]
     status = _with_conditions(observed.status, observed.metadata.generation, headline, findings, now)
     if not context.has_begun:
         return status
@@ -66,7 +69,8 @@ def compose_unplanned(unplanned: UnplannedJob, now: datetime) -> FineTuneJobStat
     else:
         phase = (before.phase if run is not None else None) or Phase.PENDING
         headline = Headline(phase, unplanned.reason, _problem(unplanned), stalled=True)
-    findings = [*_findings(headline), *_advice(unplanned.spec, before.dataset if run is not None else None)]
+    known = (before.dataset, before.fit) if run is not None else (None, None)
+    findings = [*_findings(headline), *_advice(unplanned.spec, *known)]
     return _with_conditions(before, generation, headline, findings, now)
 
 
@@ -129,9 +133,11 @@ def _rest(headline: Headline) -> str:
     return "Somebody has to act first." if headline.phase is not Phase.SUCCEEDED else "The run has ended."
 
 
-def _advice(spec: FineTuneJobSpec | None, dataset: DatasetStatus | None = None) -> list[Finding]:
+def _advice(spec: FineTuneJobSpec | None, dataset: DatasetStatus | None, fit: FitStatus | None) -> list[Finding]:
     """A warning for settings that are allowed but known to work badly; no condition without one."""
     warnings = training_warnings(spec.training) if spec else []
+    if fit is not None and fit.warning:
+        warnings.append(fit.warning)
     if spec and dataset and dataset.answers_masked and spec.task.type is TaskType.EXTRACTION:
         warnings.append(
             f"{dataset.answers_masked} records to extract hold placeholders for personal data, and the model learns to "

@@ -1,0 +1,287 @@
+"""What serves which artifact, and on what: engine × architecture × format × GPU generation × number format.
+
+One table, read by the preflight of a FineTuneJob, before a GPU is asked for, and by an AdapterDeployment, before a pod
+starts. Each row is a fact with its source. What no row speaks of is not refused: verification decides. The rows of an
+engine are about its GPU pods; on CPUs, ``tgi`` is the stand-in, which serves what transformers reads.
+
+vLLM's rows are for version 0.32, TGI's for 3.3.7, its last release.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from finetune_api.base import WireModel
+from finetune_api.cards import NO_BFLOAT16, Generation, generation_of
+
+TGI: Final = "tgi"
+VLLM: Final = "vllm"
+TITLES: Final = {TGI: "Text Generation Inference", VLLM: "vLLM"}
+"""Engines by their name in a runtime's ``engine``, as people call them."""
+INT8: Final = "INT8"
+
+
+class Level(StrEnum):
+    """How well a combination works."""
+
+    FINE = "fine"
+    CAVEAT = "caveat"
+    """It serves, and something is to be known about it."""
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fact about combinations: those that have one of each kind that it names. None: whatever it is."""
+
+    level: Level
+    source: str
+    """Where it is from: a URL, or what was done here."""
+    says: str = ""
+    """For people: the fact, and of a refusal the remedy. Names in braces are those of ``Case``."""
+    engine: str | None = None
+    architectures: frozenset[str] | None = None
+    """``model_type`` of the artifact's config.json."""
+    formats: frozenset[str] | None = None
+    generations: frozenset[Generation] | None = None
+    dtypes: frozenset[str] | None = None
+    """What the runtime's environment forces the engine to compute in."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An artifact on a runtime, as far as both are known."""
+
+    engine: str
+    architecture: str
+    format: str
+    generation: Generation | None = None
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """What the table says of a case."""
+
+    level: Level = Level.FINE
+    says: tuple[str, ...] = ()
+    """Sentences of that level."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether it cannot work."""
+        return self.level is Level.REFUSED
+
+    @property
+    def message(self) -> str:
+        """All of them."""
+        return " ".join(self.says)
+
+
+class ServingFacts(WireModel):
+    """A runtime as the table sees it."""
+
+    name: str
+    """Name of the runtime."""
+    engine: str
+    """API of its server, e.g. tgi."""
+    gpu: bool = False
+    """Whether its pods have a GPU."""
+    card: str = ""
+    """Product name of that GPU, as far as the runtime's node selector says; empty: unknown."""
+    dtype: str = ""
+    """What its environment forces the server to compute in; empty: the server decides."""
+
+
+_TGI_SOURCE: Final = "https://github.com/huggingface/text-generation-inference/blob/v3.3.7"
+_TGI_MODELS: Final = f"{_TGI_SOURCE}/server/text_generation_server/models"
+_VLLM: Final = "https://github.com/vllm-project/vllm"
+_VLLM_MODELS: Final = "https://docs.vllm.ai/en/v0.32.0/models/supported_models/"
+_VLLM_DTYPES: Final = f"{_VLLM}/blob/v0.32.0/vllm/config/model.py"
+_INT8: Final = frozenset({INT8})
+_BLACKWELL: Final = frozenset({Generation.BLACKWELL})
+_EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
+_GEMMAS: Final = frozenset({"gemma", "gemma2", "gemma3_text"})
+_WIDE: Final = frozenset({"gemma2", "gemma3_text"})
+"""What overflows in float16."""
+_VLLM_16: Final = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "phi", "phi3", "gpt_neox", "granite"}
+)
+"""What vLLM serves in bfloat16 or float16."""
+
+ROWS: Final[Sequence[Row]] = (
+    # The artifact itself
+    Row(
+        Level.REFUSED,
+        "Exported here with llm-compressor 0.14 (tiny models of both families): it stores every expert apart, as "
+        "gate_proj, up_proj and down_proj, and transformers 5.24 cannot load the result.",
+        "The {format} export of a mixture of experts ({architecture}) cannot be read back, so that its evaluation "
+        "would fail after the training. Train a model without experts.",
+        architectures=_EXPERTS,
+        formats=_INT8,
+    ),
+    # Text Generation Inference
+    Row(
+        Level.CAVEAT,
+        f"{_TGI_MODELS}/flash_causal_lm.py (default_dtype) and __init__.py, which sets another one for Gemma only; "
+        f"{_TGI_SOURCE}/launcher/src/main.rs passes --quantize for such artifacts, beside which dtype is refused",
+        "Text Generation Inference computes {architecture} in float16, the evaluation did in bfloat16: some answers "
+        "may differ, and very large activations overflow.",
+        engine=TGI,
+        architectures=frozenset({"llama", "mistral", "qwen2", "phi", "phi3", "granite"}),
+    ),
+    Row(
+        Level.FINE,
+        f"{_TGI_MODELS}/__init__.py (default_dtype=torch.bfloat16)",
+        engine=TGI,
+        architectures=_GEMMAS,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_TGI_MODELS}/__init__.py (ModelType has neither; what is left to transformers has none of its INT8 "
+        "kernels); https://github.com/huggingface/text-generation-inference/issues/3226",
+        "Text Generation Inference has no {architecture} among the models that it serves in {format}. Choose a runtime "
+        "with another engine, or train a Llama, Mistral, Qwen2 or Gemma.",
+        engine=TGI,
+        architectures=frozenset({"qwen3", "qwen3_moe"}),
+        formats=_INT8,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_TGI_MODELS}/custom_modeling/flash_neox_modeling.py (load_qkv reorders the weights of query, key and value "
+        "if they are not quantized, their biases always)",
+        "Text Generation Inference mixes up the attention weights of a quantized {architecture}, so that its answers "
+        "are wrong. Choose a runtime with another engine, or train another base model.",
+        engine=TGI,
+        architectures=frozenset({"gpt_neox"}),
+        formats=_INT8,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_TGI_SOURCE}/server/text_generation_server/layers/compressed_tensors/w8a8_int.py multiplies by "
+        f"cutlass_scaled_mm, taken from vLLM, which lacks it there: {_VLLM}/pull/25935",
+        "Text Generation Inference has no {format} kernel for {generation} GPUs. Choose a runtime on an older "
+        "generation: Ampere, Ada or Hopper.",
+        engine=TGI,
+        formats=_INT8,
+        generations=_BLACKWELL,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_TGI_SOURCE}/server/text_generation_server/cli.py (dtype and quantize exclude each other); the launcher "
+        "passes the latter for every artifact that is quantized",
+        "Text Generation Inference does not start with a quantized model and a DTYPE ({dtype}). Remove DTYPE from env "
+        "of the runtime in the chart's values.",
+        engine=TGI,
+        formats=_INT8,
+        dtypes=frozenset({"float16", "bfloat16"}),
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_TGI_MODELS}/__init__.py (default_dtype=torch.bfloat16); bfloat16 needs Ampere: "
+        "https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support",
+        "Text Generation Inference computes {architecture} in bfloat16, which {generation} GPUs lack. Choose a runtime "
+        "on a newer generation: Ampere, Ada or Hopper.",
+        engine=TGI,
+        architectures=_GEMMAS,
+        generations=NO_BFLOAT16,
+    ),
+    # vLLM
+    Row(
+        Level.FINE,
+        _VLLM_MODELS,
+        engine=VLLM,
+        architectures=_VLLM_16 | _WIDE,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_VLLM}/pull/25935 (says so at startup); {_VLLM}/issues/54311 (the Triton kernel is never asked)",
+        "vLLM has no {format} kernel for {generation} GPUs. Choose a runtime on an older generation: Ampere, Ada or "
+        "Hopper.",
+        engine=VLLM,
+        formats=_INT8,
+        generations=_BLACKWELL,
+    ),
+    Row(
+        Level.REFUSED,
+        "https://docs.vllm.ai/en/v0.14.0/features/quantization/ (Supported hardware: INT8 from Turing on)",
+        "vLLM has no {format} kernel for {generation} GPUs. Choose a runtime on a newer generation: Ampere, Ada or "
+        "Hopper.",
+        engine=VLLM,
+        formats=_INT8,
+        generations=frozenset({Generation.VOLTA}),
+    ),
+    Row(
+        Level.CAVEAT,
+        f"{_VLLM_DTYPES} (falls back to the first supported dtype)",
+        "vLLM computes in float16 on {generation} GPUs, which lack bfloat16, the evaluation did in bfloat16: some "
+        "answers may differ, and very large activations overflow.",
+        engine=VLLM,
+        architectures=_VLLM_16,
+        generations=NO_BFLOAT16,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_VLLM_DTYPES} (_FLOAT16_NOT_SUPPORTED_MODELS: what remains is float32); "
+        f"{_VLLM}/blob/v0.32.0/vllm/_custom_ops.py (cutlass_scaled_mm answers in float16 or bfloat16)",
+        "vLLM computes {architecture} in {format} with bfloat16 only, which {generation} GPUs lack. Choose a runtime "
+        "on a newer generation: Ampere, Ada or Hopper.",
+        engine=VLLM,
+        architectures=_WIDE,
+        formats=_INT8,
+        generations=NO_BFLOAT16,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_VLLM}/issues/1157 (asking for bfloat16 ends the server)",
+        "{generation} GPUs lack {dtype}. Choose a runtime on a newer generation: Ampere, Ada or Hopper.",
+        engine=VLLM,
+        generations=NO_BFLOAT16,
+        dtypes=frozenset({"bfloat16"}),
+    ),
+)
+"""Every fact that is known."""
+
+
+def verdict(case: Case) -> Suitability:
+    """What the table says of a case: of the rows that apply, those of the gravest level."""
+    rows = [row for row in ROWS if _applies(row, case)]
+    known = not case.architecture or any(row.engine == case.engine and row.architectures for row in rows)
+    for level in (Level.REFUSED, Level.CAVEAT):
+        if said := tuple(_sentence(row, case) for row in rows if row.level is level):
+            return Suitability(level, said)
+    if not known and case.engine in TITLES:
+        unknown = f"Whether {TITLES[case.engine]} serves {case.architecture} in {case.format} is not known here."
+        return Suitability(Level.CAVEAT, (unknown,))
+    return Suitability()
+
+
+def artifact_verdict(architecture: str, format_: str) -> Suitability:
+    """What the table says of an artifact, whatever serves it."""
+    return verdict(Case("", architecture, format_))
+
+
+def serving_verdict(runtime: ServingFacts, architecture: str, format_: str) -> Suitability:
+    """What the table says of an artifact on a runtime; an ``architecture`` that is not known is empty."""
+    if not runtime.gpu:
+        return Suitability()
+    return verdict(Case(runtime.engine, architecture, format_, generation_of(runtime.card), runtime.dtype))
+
+
+def _applies(row: Row, case: Case) -> bool:
+    pairs = (
+        (row.architectures, case.architecture),
+        (row.formats, case.format),
+        (row.generations, case.generation),
+        (row.dtypes, case.dtype),
+    )
+    if row.engine is not None and row.engine != case.engine:
+        return False
+    return all(wanted is None or given in wanted for wanted, given in pairs)
+
+
+def _sentence(row: Row, case: Case) -> str:
+    return row.says.format(
+        architecture=case.architecture, format=case.format, generation=case.generation, dtype=case.dtype
+    )

@@ -1,0 +1,88 @@
+"""What preflight says of the model and the cards, apart from memory: whether anything can serve the artifact, whether
+the profile's card computes what training needs, and how much of a model the adapter reaches. Pure.
+
+The facts are in ``finetune_api.compatibility`` and ``finetune_api.cards``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from finetune_api.budget import HardwareFacts
+from finetune_api.cards import NO_BFLOAT16, generation_of
+from finetune_api.compatibility import Level, ServingFacts, Suitability, artifact_verdict, serving_verdict
+from finetune_api.reasons import Reason
+from finetune_api.training import Method, Training
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
+
+MOST_ADAPTED: Final = 0.5
+"""Below this share of a model's weights in adapted layers, users are told."""
+
+
+def require_suitable(
+    config: Mapping[str, Any],
+    training: Training,
+    export_format: str,
+    hardware: HardwareFacts,
+    runtimes: Sequence[ServingFacts] = (),
+) -> str:
+    """What to warn of, empty if nothing; ``runtimes`` are those that the platform offers.
+
+    Raises StageError: GpuUnusable for a card without bfloat16, ModelUnsupported for a model whose export nothing reads,
+    RuntimeUnsuitable if none of the runtimes, of which there are some, can serve it.
+    """
+    _require_bfloat16(hardware)
+    architecture = config.get("model_type")
+    architecture = architecture[:64] if isinstance(architecture, str) else ""
+    exported, unreached = artifact_verdict(architecture, export_format), [*_unreached(config, training)]
+    if exported.refused:
+        raise StageError(Reason.MODEL_UNSUPPORTED, " ".join([exported.message, *unreached]))
+    return " ".join([*_serving(architecture, export_format, runtimes), *unreached])
+
+
+def _require_bfloat16(hardware: HardwareFacts) -> None:
+    generation = generation_of(hardware.name) if hardware.has_gpu else None
+    if generation in NO_BFLOAT16:
+        raise StageError(
+            Reason.GPU_UNUSABLE,
+            f"Models train in bfloat16, which {hardware.name} of profile {hardware.profile!r} lacks, as all "
+            f"{generation} GPUs do. Choose a profile with a newer generation: Ampere, Ada, Hopper or Blackwell.",
+        )
+
+
+def _serving(architecture: str, export_format: str, runtimes: Sequence[ServingFacts]) -> Iterator[str]:
+    """What is to be known of each runtime; runtimes of which the same is said are named together."""
+    found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
+    if found and all(each.refused for each in found.values()):
+        why = " ".join(_each(found, Level.REFUSED))
+        raise StageError(Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {why}")
+    yield from _each(found, Level.REFUSED)
+    yield from _each(found, Level.CAVEAT)
+
+
+def _each(found: Mapping[str, Suitability], level: Level) -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for name, each in found.items():
+        if each.level is level:
+            names.setdefault(each.message, []).append(repr(name))
+    for message, some in names.items():
+        what = "cannot serve the artifact" if level is Level.REFUSED else "serves it with a difference"
+        yield f"Runtime {', '.join(some)} {what}: {message}"
+
+
+def _unreached(config: Mapping[str, Any], training: Training) -> Iterator[str]:
+    """A mixture of experts of which an adapter leaves most untouched."""
+    try:
+        shape = read_shape(config)
+    except UnknownShapeError:
+        return
+    if training.method is Method.FULL or shape.experts is None:
+        return
+    reached = shape.layers * sum(matrix.parameters for matrix in shape.adapted(tuple(training.target_modules)))
+    share = reached / shape.parameters
+    if share < MOST_ADAPTED:
+        yield (
+            f"{shape.family} is a mixture of experts, which get no adapter: the adapted layers hold "
+            f"{reached / 1e9:.2g} of {shape.parameters / 1e9:.3g} billion weights ({share:.1%}), attention only, which "
+            "learns less than all layers. Consider a dense model."
+        )

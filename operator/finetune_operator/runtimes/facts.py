@@ -1,0 +1,35 @@
+"""The admin's runtimes as facts for the table of what serves what (``finetune_api.compatibility``)."""
+
+from typing import Final
+
+from finetune_api.compatibility import ServingFacts
+from finetune_operator.settings import Runtime, Settings
+
+_GPUS: Final = "nvidia.com/"
+"""Resources of NVIDIA's device plugin: whole GPUs (gpu) and slices (mig-1g.5gb)."""
+_PRODUCT_LABELS: Final = (
+    "nvidia.com/gpu.product",
+    "cloud.google.com/gke-accelerator",
+    "karpenter.k8s.aws/instance-gpu-name",
+    "eks.amazonaws.com/instance-gpu-name",
+)
+"""Node labels with a GPU's product name: of GPU feature discovery, GKE, Karpenter and EKS Auto Mode."""
+_DTYPE: Final = "DTYPE"
+"""TGI's variable."""
+
+
+def serving_facts(name: str, runtime: Runtime) -> ServingFacts:
+    """A runtime: its engine, and the GPU of its pods as far as their node selector names it."""
+    limits, nodes = runtime.pod.limits, runtime.pod.node_selector
+    return ServingFacts(
+        name=name,
+        engine=runtime.engine.value,
+        gpu=any(resource.startswith(_GPUS) and amount != "0" for resource, amount in limits.items()),
+        card=next((nodes[label] for label in _PRODUCT_LABELS if nodes.get(label)), ""),
+        dtype=runtime.env.get(_DTYPE, ""),
+    )
+
+
+def offered_facts(settings: Settings) -> list[ServingFacts]:
+    """The same for every runtime that the platform offers."""
+    return [serving_facts(name, runtime) for name, runtime in sorted(settings.runtimes.items())]

@@ -1,0 +1,93 @@
+"""Artifacts that a runtime cannot serve are refused before a pod starts; what it serves with a difference is told."""
+
+import pytest
+
+from finetune_api.adapterdeployment import ServingPhase
+from finetune_api.reasons import Reason
+from finetune_operator.framework.objects import DEPLOYMENTS
+from finetune_operator.settings import Engine, PodShape, Runtime, Settings
+from tests.support.sentences import assert_says
+from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, pinned, published
+
+pytestmark = pytest.mark.unit
+
+LABEL = "nvidia.com/gpu.product"
+
+
+def on_gpus(card: str = "", **env: str) -> Settings:
+    """A platform whose runtime has a GPU, and nodes with this card."""
+    pod = PodShape(limits={"nvidia.com/gpu": "1"}, node_selector={LABEL: card} if card else {})
+    runtime = Runtime(engine=Engine.TGI, image="images/tgi:3.3.7", drain_seconds=15, pod=pod, env=env)
+    return SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": runtime}})
+
+
+def deployed(architecture: str, settings: Settings) -> ServingCluster:
+    source = published(GOOD, architecture=architecture)
+    cluster = ServingCluster(spec=following(), source=source, settings=settings)
+    cluster.settle()
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "says"),
+    [
+        ("qwen3", on_gpus(), "Runtime 'tgi-cpu' cannot serve it … no qwen3 … INT8"),
+        ("llama", on_gpus("NVIDIA-B200"), "INT8 … Blackwell"),
+        ("", on_gpus("NVIDIA-B200"), "INT8 … Blackwell"),
+        ("llama", on_gpus(DTYPE="bfloat16"), "DTYPE (bfloat16)"),
+    ],
+)
+def test_what_cannot_be_served_starts_nothing(architecture: str, settings: Settings, says: str) -> None:
+    cluster = deployed(architecture, settings)
+    assert (cluster.status.phase, cluster.objects) == (ServingPhase.FAILED, {})
+    [stalled] = [each for each in cluster.status.conditions if each.type == "Stalled"]
+    assert stalled.reason == Reason.RUNTIME_UNSUITABLE
+    assert_says(stalled.message, *says.split(" … "), "Choose another runtime")
+    assert [event.type for event in cluster.events if event.reason is Reason.RUNTIME_UNSUITABLE] == ["Warning"]
+    cluster.settings = SETTINGS
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "says"),
+    [
+        ("llama", on_gpus("NVIDIA-L4"), "Runtime 'tgi-cpu' … llama in float16 … bfloat16"),
+        ("olmo2", on_gpus(), "olmo2 … not known"),
+        ("gemma", on_gpus("NVIDIA-L4"), ""),
+        ("qwen3", SETTINGS, ""),
+        ("", on_gpus(), ""),
+    ],
+)
+def test_what_can_be_served_is(architecture: str, settings: Settings, says: str) -> None:
+    """With what is to be known of it; nothing is guessed of what is not known, as of a pinned artifact."""
+    cluster = deployed(architecture, settings)
+    assert cluster.status.phase is ServingPhase.READY
+    told = [each.message for each in cluster.status.conditions if each.type == "Discouraged"]
+    assert len(told) == bool(says)
+    for message in told:
+        assert_says(message, *says.split(" … "))
+
+
+def test_what_serves_goes_on_when_a_new_artifact_cannot_be_served() -> None:
+    cluster = deployed("llama", on_gpus())
+    old = cluster.traffic()
+    cluster.source = published(BETTER, architecture="qwen3")
+    cluster.settle()
+    assert (cluster.traffic(), cluster.revisions(DEPLOYMENTS)) == (old, {old})
+    assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+    assert condition(cluster.status, "Stalled") == ("True", Reason.RUNTIME_UNSUITABLE)
+
+
+def test_what_was_proved_is_not_refused_by_a_table() -> None:
+    """Of an artifact that an earlier version published nobody knew what it is."""
+    cluster = deployed("", on_gpus())
+    cluster.source = published(GOOD, architecture="qwen3")
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY
+
+
+def test_a_pinned_artifact_is_tried() -> None:
+    cluster = ServingCluster(spec=pinned(GOOD), settings=on_gpus("NVIDIA-B200"))
+    cluster.settle()
+    assert cluster.status.phase is ServingPhase.READY

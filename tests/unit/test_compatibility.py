@@ -1,0 +1,141 @@
+"""The table of what serves what: its verdicts, its sources, and where the platform's runtimes stand in it."""
+
+import string
+from dataclasses import fields
+from typing import Any, Final
+
+import pytest
+
+from finetune_api.cards import Generation
+from finetune_api.compatibility import (
+    ROWS,
+    TITLES,
+    Case,
+    Level,
+    Row,
+    ServingFacts,
+    artifact_verdict,
+    serving_verdict,
+    verdict,
+)
+from finetune_api.finetunejob import ExportFormat
+from finetune_jobs.fit.shapes import FAMILIES
+from finetune_operator.runtimes.facts import offered_facts, serving_facts
+from finetune_operator.settings import Engine, PodShape, Runtime
+from tests.support.sentences import assert_says
+from tests.support.serving import SETTINGS
+
+pytestmark = pytest.mark.unit
+
+FINE, CAVEAT, REFUSED = Level.FINE, Level.CAVEAT, Level.REFUSED
+DENSE: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt_neox")
+FLOAT16: Final = "llama in float16 … bfloat16 … answers may differ"
+
+
+def on(engine: str, architecture: str, card: str = "", dtype: str = "") -> Any:
+    """The verdict on an INT8 artifact on a runtime with a GPU."""
+    runtime = ServingFacts(name="here", engine=engine, gpu=True, card=card, dtype=dtype)
+    return serving_verdict(runtime, architecture, "INT8")
+
+
+@pytest.mark.parametrize(
+    ("engine", "architecture", "card", "dtype", "level", "says"),
+    [
+        ("tgi", "llama", "", "", CAVEAT, FLOAT16),
+        ("tgi", "llama", "NVIDIA L4", "", CAVEAT, FLOAT16),
+        ("tgi", "llama", "Tesla T4", "", CAVEAT, FLOAT16),
+        ("tgi", "mistral", "NVIDIA-A100-SXM4-80GB", "", CAVEAT, "mistral in float16"),
+        ("tgi", "qwen2", "", "", CAVEAT, "qwen2 in float16"),
+        ("tgi", "gemma2", "NVIDIA L4", "", FINE, ""),
+        ("tgi", "gemma2", "Tesla T4", "", REFUSED, "gemma2 in bfloat16 … Turing GPUs lack … Choose a runtime … Ampere"),
+        ("tgi", "qwen3", "", "", REFUSED, "no qwen3 … INT8 … Choose a runtime with another engine"),
+        ("tgi", "gpt_neox", "", "", REFUSED, "gpt_neox … answers are wrong … Choose a runtime with another engine"),
+        ("tgi", "llama", "NVIDIA B200", "", REFUSED, "no INT8 kernel for Blackwell … Choose a runtime … Hopper"),
+        ("tgi", "", "nvidia-b200", "", REFUSED, "no INT8 kernel for Blackwell"),
+        ("tgi", "llama", "", "bfloat16", REFUSED, "DTYPE (bfloat16) … Remove DTYPE from env"),
+        ("tgi", "olmo2", "", "", CAVEAT, "Whether Text Generation Inference serves olmo2 in INT8 … not known"),
+        ("tgi", "", "", "", FINE, ""),
+        ("vllm", "llama", "NVIDIA L4", "", FINE, ""),
+        ("vllm", "qwen3", "", "", FINE, ""),
+        ("vllm", "llama", "NVIDIA RTX PRO 6000 Blackwell", "", REFUSED, "vLLM has no INT8 kernel for Blackwell"),
+        ("vllm", "llama", "Tesla T4", "", CAVEAT, "float16 on Turing"),
+        ("vllm", "llama", "Tesla T4", "bfloat16", REFUSED, "Turing GPUs lack bfloat16 … Choose a runtime"),
+        ("vllm", "gemma3_text", "Tesla T4", "", REFUSED, "gemma3_text in INT8 with bfloat16 only … Turing"),
+        ("vllm", "llama", "Tesla V100-SXM2-16GB", "", REFUSED, "no INT8 kernel for Volta"),
+        ("vllm", "olmo2", "", "", CAVEAT, "Whether vLLM serves olmo2"),
+        ("of a newer operator", "llama", "NVIDIA B200", "", FINE, ""),
+    ],
+)
+def test_an_artifact_on_a_runtime(
+    engine: str, architecture: str, card: str, dtype: str, level: Level, says: str
+) -> None:
+    found = on(engine, architecture, card, dtype)
+    assert (found.level, found.refused) == (level, level is REFUSED)
+    if says:
+        assert_says(found.message, *says.split(" … "))
+    else:
+        assert found.message == ""
+
+
+def test_mixtures_of_experts_cannot_be_exported() -> None:
+    for architecture in ("mixtral", "qwen3_moe"):
+        found = artifact_verdict(architecture, "INT8")
+        assert found.refused
+        assert_says(found.message, "INT8 export", f"({architecture})", "evaluation", "Train a model without experts")
+        assert not artifact_verdict(architecture, "BF16").refused
+    assert [artifact_verdict(name, "INT8") for name in DENSE] == [verdict(Case("", "", ""))] * len(DENSE)
+
+
+def test_every_family_that_fit_knows_is_spoken_of() -> None:
+    """And every engine and format that a platform may have."""
+    assert {each.value for each in Engine} <= TITLES.keys()
+    for engine in TITLES:
+        for family in FAMILIES:
+            assert "not known" not in on(engine, family).message
+    named = {name for row in ROWS for name in row.formats or ()}
+    assert named <= {each.value for each in ExportFormat}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_a_row_is_complete(row: Row) -> None:
+    """It has its source, says what is wrong and what to do, and names only what the case has."""
+    assert "https://" in row.source or "here" in row.source
+    names = {name for _, name, _, _ in string.Formatter().parse(row.says) if name}
+    assert names <= {field.name for field in fields(Case)}
+    assert bool(row.says) is (row.level is not FINE)
+    assert (row.level is REFUSED) is any(verb in row.says for verb in ("Choose", "Remove", "Train"))
+    for name, limit in (("architecture", row.architectures), ("generation", row.generations), ("dtype", row.dtypes)):
+        assert name not in names or limit or name == "architecture"
+
+
+def test_a_cpu_runs_the_stand_in() -> None:
+    assert serving_verdict(ServingFacts(name="tgi-cpu", engine="tgi"), "qwen3", "INT8") == verdict(Case("", "", ""))
+
+
+@pytest.mark.parametrize(
+    ("pod", "env", "gpu", "card", "dtype"),
+    [
+        (PodShape(), {}, False, "", ""),
+        (PodShape(limits={"cpu": "2", "nvidia.com/gpu": "0"}), {}, False, "", ""),
+        (PodShape(limits={"nvidia.com/gpu": "1"}), {"DTYPE": "float16"}, True, "", "float16"),
+        (PodShape(limits={"nvidia.com/mig-1g.5gb": "1"}), {}, True, "", ""),
+        *(
+            (PodShape(limits={"nvidia.com/gpu": "1"}, node_selector={label: name, "zone": "a"}), {}, True, name, "")
+            for label, name in (
+                ("nvidia.com/gpu.product", "NVIDIA-L4"),
+                ("cloud.google.com/gke-accelerator", "nvidia-l4"),
+                ("karpenter.k8s.aws/instance-gpu-name", "l4"),
+                ("eks.amazonaws.com/instance-gpu-name", "l4"),
+            )
+        ),
+    ],
+)
+def test_what_the_values_say_of_a_runtime(pod: PodShape, env: dict[str, str], gpu: bool, card: str, dtype: str) -> None:
+    runtime = Runtime(engine=Engine.TGI, image="tgi:3.3.7", pod=pod, env=env)
+    expected = ServingFacts(name="mine", engine="tgi", gpu=gpu, card=card, dtype=dtype)
+    assert serving_facts("mine", runtime) == expected
+    assert not card or on("tgi", "llama", card) == verdict(Case("tgi", "llama", "INT8", Generation.ADA))
+
+
+def test_resolve_is_told_every_runtime() -> None:
+    assert [each.name for each in offered_facts(SETTINGS)] == ["tgi", "tgi-cpu"]

@@ -1,0 +1,126 @@
+"""What preflight says of a model that nothing serves, of cards without bfloat16, and of experts without an adapter."""
+
+from typing import Any, Final
+
+import pytest
+
+from finetune_api.budget import HardwareFacts
+from finetune_api.compatibility import ServingFacts
+from finetune_api.reasons import Reason
+from finetune_api.training import Method, Training
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.fit.suitability import require_suitable
+from tests.support.fit import CPU, L4, LLAMA_8B, MIXTRAL
+from tests.support.sentences import assert_says, unsaid
+
+pytestmark = pytest.mark.unit
+
+QWEN3: Final = LLAMA_8B | {"model_type": "qwen3"}
+MOE_30B: Final[dict[str, Any]] = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
+"""Qwen3-30B-A3B."""
+T4: Final = L4.model_copy(update={"profile": "gpu-t4", "name": "NVIDIA T4", "memory_gib": 14.5})
+ON_CPUS: Final = ServingFacts(name="tgi-cpu", engine="tgi")
+TGI: Final = ServingFacts(name="tgi", engine="tgi", gpu=True)
+LARGE: Final = ServingFacts(name="tgi-large", engine="tgi", gpu=True)
+NEW: Final = ServingFacts(name="new", engine="tgi", gpu=True, card="NVIDIA B200")
+VLLM: Final = ServingFacts(name="vllm", engine="vllm", gpu=True)
+EXPERTS: Final = "qwen3_moe … mixture of experts … no adapter … 0.91 of 30.5 billion … (3.0%) … Consider a dense model"
+
+REFUSED: Final[list[tuple[dict[str, Any], HardwareFacts, list[ServingFacts], Reason, str]]] = [
+    (LLAMA_8B, T4, [TGI], Reason.GPU_UNUSABLE, "bfloat16 … NVIDIA T4 … 'gpu-t4' … Turing … Choose a profile … Ampere"),
+    (QWEN3, L4, [TGI], Reason.RUNTIME_UNSUITABLE, "No runtime … Runtime 'tgi' cannot serve … no qwen3 … INT8"),
+    (
+        QWEN3,
+        L4,
+        [TGI, LARGE, NEW],
+        Reason.RUNTIME_UNSUITABLE,
+        "No runtime … Runtime 'tgi', 'tgi-large' cannot serve … no qwen3 … Runtime 'new' cannot serve … Blackwell",
+    ),
+    (MOE_30B, L4, [VLLM], Reason.MODEL_UNSUPPORTED, f"INT8 export … (qwen3_moe) … Train a model without … {EXPERTS}"),
+]
+"""config.json, the profile, the platform's runtimes, and why nothing is trained."""
+WARNED: Final[list[tuple[dict[str, Any], Training, str, list[ServingFacts], str]]] = [
+    (QWEN3, Training(), "INT8", [TGI, ON_CPUS], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
+    (QWEN3, Training(), "INT8", [TGI, VLLM], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
+    (
+        LLAMA_8B,
+        Training(),
+        "INT8",
+        [LARGE, TGI, NEW],
+        "Runtime 'new' cannot serve … Blackwell … Runtime 'tgi-large', 'tgi' … with a difference … llama in float16",
+    ),
+    (MOE_30B, Training(), "", [], EXPERTS),
+    (MIXTRAL, Training(method=Method.LORA), "", [], "mixtral … 1.3 of 46.7 billion … (2.9%)"),
+]
+"""config.json, the training, the format, the platform's runtimes, and what to warn of."""
+
+
+def refusal(row: int) -> StageError:
+    """What a row of REFUSED ends in."""
+    config, hardware, runtimes, _, _ = REFUSED[row]
+    with pytest.raises(StageError) as error:
+        require_suitable(config, Training(), "INT8", hardware, runtimes)
+    return error.value
+
+
+def warning(row: int) -> str:
+    """What is said of a row of WARNED."""
+    config, training, export_format, runtimes, _ = WARNED[row]
+    return require_suitable(config, training, export_format, L4, runtimes)
+
+
+@pytest.mark.parametrize("row", range(len(REFUSED)))
+def test_what_would_be_in_vain_is_refused(row: int) -> None:
+    *_, reason, parts = REFUSED[row]
+    assert (refusal(row).reason, refusal(row).retriable) == (reason, False)
+    assert_says(refusal(row).message, *parts.split(" … "))
+
+
+@pytest.mark.parametrize("row", range(len(WARNED)))
+def test_what_is_to_be_known_is_told(row: int) -> None:
+    assert_says(warning(row), *WARNED[row][-1].split(" … "))
+
+
+@pytest.mark.parametrize(
+    ("config", "training", "hardware", "runtimes"),
+    [
+        (LLAMA_8B, Training(), L4, []),
+        (LLAMA_8B, Training(), L4, [ON_CPUS]),
+        (LLAMA_8B, Training(), CPU, [VLLM]),
+        (LLAMA_8B, Training(), CPU.model_copy(update={"name": "NVIDIA T4"}), []),
+        (LLAMA_8B, Training(), L4.model_copy(update={"name": "my own card"}), [VLLM]),
+        (QWEN3, Training(), L4, []),
+        ({"model_type": "mamba"}, Training(), L4, []),
+        ({"model_type": ["llama"]}, Training(), L4, [TGI]),
+        ({}, Training(), L4, [TGI, VLLM]),
+        (LLAMA_8B, Training(method=Method.FULL), L4, [VLLM]),
+        (LLAMA_8B, Training(target_modules=["q_proj"]), L4, [VLLM]),
+    ],
+)
+def test_nothing_is_guessed(
+    config: dict[str, Any], training: Training, hardware: HardwareFacts, runtimes: list[ServingFacts]
+) -> None:
+    """A platform without runtimes, what serves well, what nobody knows."""
+    assert require_suitable(config, training, "INT8", hardware, runtimes) == ""
+
+
+def test_a_fully_tuned_mixture_of_experts_is_tuned_whole() -> None:
+    assert require_suitable(MOE_30B, Training(method=Method.FULL), "", L4) == ""
+
+
+def test_every_sentence_about_suitability_is_in_a_table() -> None:
+    messages = [*(refusal(row).message for row in range(len(REFUSED))), *map(warning, range(len(WARNED)))]
+    assert unsaid("finetune_jobs.fit.suitability", messages) == []
