@@ -49,7 +49,7 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 11,
-    Stage.TRAIN: 2,
+    Stage.TRAIN: 3,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 3,
     Stage.PUBLISH: 2,

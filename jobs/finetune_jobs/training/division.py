@@ -6,18 +6,15 @@ to the loss, to its gradient, or to the number of tokens by which both are divid
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
-from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from datasets.table import InMemoryTable, MemoryMappedTable
-from torch.utils.data import Sampler
 
 from finetune_api.training import Training
 from finetune_jobs.modelling import chat
@@ -46,6 +43,13 @@ def validation_split(dataset: Path, training: Training) -> Dataset:
     return Dataset(InMemoryTable(whole.data.table.take(sorted(kept))))
 
 
+def token_counts(split: Dataset) -> list[int]:
+    """Tokens of each example, in order."""
+    lengths = compute.list_value_length(split.data.column("input_ids"))
+    chosen = split._indices  # of a part of a table, whose columns are still whole
+    return list((lengths if chosen is None else lengths.take(chosen.column(0))).to_pylist())
+
+
 def with_blanks(split: Dataset, count: int, token: int) -> Dataset:
     """``split`` (columns ``input_ids`` and ``labels``) with so many blanks at its end; ``token`` is what they hold."""
     if not count:
@@ -60,26 +64,3 @@ def with_blanks(split: Dataset, count: int, token: int) -> Dataset:
 def missing(examples: int, group: int) -> int:
     """How many are missing to a multiple of ``group``."""
     return -examples % group
-
-
-class FilledSampler(Sampler[int]):  # type: ignore[misc] # torch's types are not looked at
-    """The order of one process alone (``SeedableRandomSampler``), with blanks at the end of each epoch.
-
-    The blanks are the data set's examples from number ``examples`` on.
-    """
-
-    def __init__(self, examples: int, blanks: int, seed: int) -> None:
-        self._order: Any = SeedableRandomSampler(range(examples), data_seed=seed)
-        self._blanks = range(examples, examples + blanks)
-
-    def __iter__(self) -> Iterator[int]:
-        """The numbers of an epoch's examples; the next call gives those of the next epoch."""
-        yield from self._order
-        yield from self._blanks
-
-    def __len__(self) -> int:
-        return len(self._order) + len(self._blanks)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader."""
-        self._order.set_epoch(epoch)

@@ -13,7 +13,7 @@ from peft import PeftModel
 from trl import SFTTrainer
 
 from finetune_jobs.modelling import chat
-from finetune_jobs.training.division import FilledSampler
+from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.packing import examples_in
 from finetune_jobs.training.team import ALONE
 
@@ -38,8 +38,8 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
     labels_per_example = 0.0
     """Of the validation split, on average."""
     team = ALONE
-    order: FilledSampler | None = None
-    """Of the training examples, where several processes divide them."""
+    order: StepOrder | None = None
+    """Of the training examples; without one it is the trainer's own."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -42,8 +42,9 @@ from finetune_jobs.training import packing, sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.context import TrainingContext
-from finetune_jobs.training.division import FilledSampler, mapped_split, missing, validation_split, with_blanks
+from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
+from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tracking import Measuring
@@ -235,7 +236,7 @@ def build_trainer(
     train, validation, tokenizer = examples.train, examples.validation, examples.tokenizer
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
     plan = schedule(training, model.num_parameters(), len(train), len(validation))
-    real, together = len(train), batch.size * team.size
+    lengths, together = token_counts(train), batch.size * team.size
     if team.size > 1:
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
@@ -253,8 +254,9 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
-    if team.size > 1:
-        trainer.team, trainer.order = team, FilledSampler(real, len(train) - real, training.seed)
+    blanks, step = len(train) - len(lengths), together * batch.passes
+    trainer.team = team
+    trainer.order = StepOrder(lengths, step, training.seed, blanks=blanks, by_length=not packed)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -291,8 +293,7 @@ def suit_attention(model: Any, training: Training, tokens: int, team: Team = ALO
 
 def longest(*splits: Dataset) -> int:
     """Tokens of the longest example."""
-    lengths = (compute.list_value_length(split.data.column("input_ids")) for split in splits)
-    return int(max(compute.max(each).as_py() for each in lengths))
+    return max(max(token_counts(split)) for split in splits)
 
 
 def _labelled(split: Dataset) -> int:
