@@ -213,6 +213,7 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
 
     from finetune_jobs.fit.recipe import Batch
     from finetune_jobs.modelling.loading import load_base
+    from finetune_jobs.training import packing
     from finetune_jobs.training.trainer import Examples, build_trainer, longest, suit_attention
 
     training = workload.training
@@ -220,7 +221,16 @@ def our_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Work
     rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     suit_attention(base, training, longest(rows))
     trainer = build_trainer(base, Examples(rows, rows.select([0]), tokenizer), training, folder, Batch.of(training))
+    trainer.order = order_of(workload, examples, by_length=not packing.is_used(base))
     return without_interruptions(trainer)
+
+
+def order_of(workload: Workload, examples: list[Any], *, by_length: bool) -> Any:
+    """Steps that are alike: of as few as are measured here, the one with the longest examples would be most of all."""
+    from finetune_jobs.training.order import StepOrder
+
+    lengths, step = [len(each.input_ids) for each in examples], workload.batch * workload.passes
+    return StepOrder(lengths, step, workload.training.seed, by_length=by_length, longest_first=False)
 
 
 def stock_trainer(model: Path, tokenizer: Any, examples: list[Any], workload: Workload, folder: Path) -> Any:
