@@ -97,8 +97,7 @@ class FitStatus(WireModel):
     load_seconds: Number = ""
     """Estimated time that a stage needs to start and to load the model."""
     warning: Message = ""
-    """What preflight warns of: runtimes that cannot serve the artifact or serve it differently, layers without an
-    adapter."""
+    """What preflight warns of: runtimes that cannot serve the artifact, layers without an adapter."""
 
 
 class Basis(OpenEnum):

@@ -9,7 +9,7 @@ from finetune_api.compatibility import ServingFacts
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.suitability import require_suitable
+from finetune_jobs.fit.suitability import Advice, require_suitable
 from tests.support.fit import CPU, L4, LLAMA_8B, MIXTRAL
 from tests.support.sentences import assert_says, unsaid
 
@@ -60,7 +60,7 @@ WARNED: Final[list[tuple[dict[str, Any], Training, str, list[ServingFacts], str]
         Training(),
         "INT8",
         [LARGE, TGI, NEW],
-        "Runtime 'new' cannot serve … Blackwell … Runtime 'tgi-large', 'tgi' … with a difference … llama in float16",
+        "Runtime 'new' cannot serve … Blackwell … / … Runtime 'tgi-large', 'tgi' … with a difference … in float16",
     ),
     (MOE_30B, Training(), "", [], EXPERTS),
     (MIXTRAL, Training(method=Method.LORA), "", [], "mixtral … 1.3 of 46.7 billion … (2.9%)"),
@@ -79,7 +79,8 @@ def refusal(row: int) -> StageError:
 def warning(row: int) -> str:
     """What is said of a row of WARNED."""
     config, training, export_format, runtimes, _ = WARNED[row]
-    return require_suitable(config, training, export_format, L4, runtimes)
+    advice = require_suitable(config, training, export_format, L4, runtimes)
+    return f"{advice.warning} / {advice.note}"
 
 
 @pytest.mark.parametrize("row", range(len(REFUSED)))
@@ -104,6 +105,7 @@ def test_what_is_to_be_known_is_told(row: int) -> None:
         (LLAMA_8B, Training(), L4.model_copy(update={"name": "my own card"}), [VLLM]),
         (QWEN3, Training(), L4, []),
         ({"model_type": "mamba"}, Training(), L4, []),
+        (LLAMA_8B, Training(), L4, [TGI]),
         ({"model_type": ["llama"]}, Training(), L4, [TGI]),
         ({}, Training(), L4, [TGI, VLLM]),
         (LLAMA_8B, Training(method=Method.FULL), L4, [VLLM]),
@@ -113,12 +115,12 @@ def test_what_is_to_be_known_is_told(row: int) -> None:
 def test_nothing_is_guessed(
     config: dict[str, Any], training: Training, hardware: HardwareFacts, runtimes: list[ServingFacts]
 ) -> None:
-    """A platform without runtimes, what serves well, what nobody knows."""
-    assert require_suitable(config, training, "INT8", hardware, runtimes) == ""
+    """A platform without runtimes, what is served, if with a difference, what nobody knows."""
+    assert require_suitable(config, training, "INT8", hardware, runtimes).warning == ""
 
 
 def test_a_fully_tuned_mixture_of_experts_is_tuned_whole() -> None:
-    assert require_suitable(MOE_30B, Training(method=Method.FULL), "", L4) == ""
+    assert require_suitable(MOE_30B, Training(method=Method.FULL), "", L4) == Advice()
 
 
 def test_every_sentence_about_suitability_is_in_a_table() -> None:

@@ -38,10 +38,10 @@ def preflight(
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
-    warning = require_suitable(config, training, _format(given), given.hardware, given.runtimes)
+    advice = require_suitable(config, training, _format(given), given.hardware, given.runtimes)
     samples = given.params.evaluate.evaluation.max_samples if given.params.evaluate else 0
     admission = admit(config, training, given.hardware, given.alternatives, samples=samples)
-    return replace(admission, warning=warning)
+    return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
 
 
 def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str]:

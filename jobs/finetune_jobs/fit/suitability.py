@@ -5,6 +5,7 @@ The facts are in ``finetune_api.compatibility`` and ``finetune_api.cards``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api.budget import HardwareFacts
@@ -19,14 +20,24 @@ MOST_ADAPTED: Final = 0.5
 """Below this share of a model's weights in adapted layers, users are told."""
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What is to be known of a run that may start; empty where there is nothing."""
+
+    warning: str = ""
+    """What may be in vain."""
+    note: str = ""
+    """What will be different."""
+
+
 def require_suitable(
     config: Mapping[str, Any],
     training: Training,
     export_format: str,
     hardware: HardwareFacts,
     runtimes: Sequence[ServingFacts] = (),
-) -> str:
-    """What to warn of, empty if nothing; ``runtimes`` are those that the platform offers.
+) -> Advice:
+    """What is to be known; ``runtimes`` are those that the platform offers.
 
     Raises StageError: GpuUnusable for a card without bfloat16, ModelUnsupported for a model whose export nothing reads,
     RuntimeUnsuitable if none of the runtimes, of which there are some, can serve it.
@@ -37,7 +48,11 @@ def require_suitable(
     exported, unreached = artifact_verdict(architecture, export_format), [*_unreached(config, training)]
     if exported.refused:
         raise StageError(Reason.MODEL_UNSUPPORTED, " ".join([exported.message, *unreached]))
-    return " ".join([*_serving(architecture, export_format, runtimes), *unreached])
+    found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
+    refused, different = (" ".join(_of_level(found, level)) for level in (Level.REFUSED, Level.CAVEAT))
+    if found and all(each.refused for each in found.values()):
+        raise StageError(Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {refused}")
+    return Advice(" ".join(filter(None, [refused, *unreached])), different)
 
 
 def _require_bfloat16(hardware: HardwareFacts) -> None:
@@ -50,17 +65,8 @@ def _require_bfloat16(hardware: HardwareFacts) -> None:
         )
 
 
-def _serving(architecture: str, export_format: str, runtimes: Sequence[ServingFacts]) -> Iterator[str]:
-    """What is to be known of each runtime; runtimes of which the same is said are named together."""
-    found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
-    if found and all(each.refused for each in found.values()):
-        why = " ".join(_each(found, Level.REFUSED))
-        raise StageError(Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {why}")
-    yield from _each(found, Level.REFUSED)
-    yield from _each(found, Level.CAVEAT)
-
-
-def _each(found: Mapping[str, Suitability], level: Level) -> Iterator[str]:
+def _of_level(found: Mapping[str, Suitability], level: Level) -> Iterator[str]:
+    """What is said of the runtimes of a level; those of which the same is said are named together."""
     names: dict[str, list[str]] = {}
     for name, each in found.items():
         if each.level is level:
