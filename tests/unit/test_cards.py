@@ -107,8 +107,8 @@ FAULTS: Final = [
     (here(L4), FOR_TWO, "2 × NVIDIA L4 … 1 × NVIDIA L4 … nvidia.com/gpu … accelerator.limits"),
     (
         here(L4),
-        NOMINAL,
-        "Profile 'gpu-l4' … 24 GiB … fit … a GPU with 22.0 GiB (NVIDIA L4) … gpu.memoryGib … to 22 … nodeSelector",
+        FOR_L4.model_copy(update={"memory_gib": 39}),
+        "Profile 'gpu-l4' … 39 GiB … fit … a GPU with 22.0 GiB (NVIDIA L4) … gpu.memoryGib … to 22 … nodeSelector",
     ),
     (
         here(SLICE),
@@ -144,6 +144,7 @@ def test_what_cannot_be_used(found: Found, hardware: HardwareFacts | None, says:
         (here(A100), FOR_L4, ["NVIDIA A100-SXM4-40GB … 'gpu-l4' calls it NVIDIA L4 … time and cost", "39.4 GiB … 22"]),
         (here(H200), FOR_H100, ["NVIDIA H200 … NVIDIA H100 80GB", "139.8 GiB … more than the 79"]),
         (here(SLICE), FOR_A100.model_copy(update={"memory_gib": 19.5}), []),
+        (here(L4), NOMINAL, ["22.0 GiB … less than the 24 … 'gpu-l4' … gpu.memoryGib to 22"]),
         (here(L4, L4), FOR_L4, ["2 GPUs … the 1 of its profile"]),
     ],
 )
@@ -157,7 +158,7 @@ def test_what_can_be_used(found: Found, hardware: HardwareFacts | None, said: li
 
 
 def test_every_sentence_about_cards_is_in_a_table() -> None:
-    logged = [*differences(here(H200), FOR_H100), *differences(here(L4, L4), FOR_L4)]
+    logged = [*differences(here(H200), FOR_H100), *differences(here(L4), NOMINAL), *differences(here(L4, L4), FOR_L4)]
     messages = [*(unusable(found, hardware) for found, hardware, _ in FAULTS), *logged]
     assert unsaid("finetune_jobs.modelling.cards", messages) == []
     assert described((L4, L4, T4)) == "2 × NVIDIA L4, 1 × Tesla T4"
