@@ -155,7 +155,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
     Reason.TEACHER_UNAVAILABLE: "The teacher does not answer, or asks for too long a wait.",
     Reason.TEACHER_REFUSED: "The teacher rejects the key, the model or a parameter, or the account has no credit left.",
-    Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is smaller than the profile says, or it lacks what models are computed with (bfloat16, kernels); the stage does not fall back to the CPU.",
+    Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is far smaller than the profile says, or it lacks what models are computed with (bfloat16, kernels); the stage does not fall back to the CPU.",
     Reason.OUT_OF_MEMORY: "A container exceeded its memory limit and was killed.",
     Reason.CUDA_OUT_OF_MEMORY: "The GPU's memory does not hold even one example; smaller passes were tried first.",
     Reason.SCRATCH_FULL: "The pod's scratch volume, or the disk under it, is full.",
