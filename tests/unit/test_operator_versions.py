@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -73,6 +75,21 @@ def test_fields_of_newer_crds_are_ignored_and_told_of_once(caplog: pytest.LogCap
         f"FineTuneJob: spec.addedLater {ignored}",
         f"AdapterDeployment: spec.verification.addedLater {ignored}",
     ]
+
+
+def test_workers_that_read_at_the_same_time_tell_of_a_field_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading._tell_unknown.cache_clear()
+    told: list[str] = []
+
+    def slowly(_: str, __: str, field: str) -> None:
+        time.sleep(0.05)
+        told.append(field)
+
+    monkeypatch.setattr(reading.logger, "warning", slowly)
+    newer = GIVEN | {"addedLater": None}
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(lambda _: parse_spec(FineTuneJobSpec, newer), range(4)))
+    assert told == ["addedLater"]
 
 
 @pytest.mark.parametrize("old", OLD, ids=str)

@@ -84,7 +84,8 @@ def parse_spec(model: type[M], raw: Object) -> tuple[M | None, str]:
     except ValidationError as error:
         return None, "; ".join(_problems("spec", error))
     for place in unknown_fields(model, raw):
-        _tell_unknown(model.__name__, ".".join(part for part in place if isinstance(part, str)))
+        with _TELLING:
+            _tell_unknown(model.__name__, ".".join(part for part in place if isinstance(part, str)))
     return spec, ""
 
 
@@ -98,6 +99,10 @@ def parse_status(model: type[M], raw: Object) -> M:
 
 def _problems(root: str, error: ValidationError) -> list[str]:
     return [f"{'.'.join(map(str, (root, *problem['loc'])))}: {problem['msg']}" for problem in error.errors()]
+
+
+_TELLING: Final = threading.Lock()
+"""Workers that read several objects at once would each call a function whose answer is not cached yet."""
 
 
 @cache
