@@ -121,8 +121,8 @@ def test_the_log_says_what_models_run_on(caplog: pytest.LogCaptureFixture, monke
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_86"])
     require_promised(HardwareFacts(profile="gpu-l4", count=2, name="NVIDIA L4", memory_gib=22))
     require_promised(HardwareFacts(profile="cheap", count=2, name="NVIDIA A10G", memory_gib=16))
-    with pytest.raises(StageError, match=r"promises 1 × NVIDIA L4 with 24 GiB.*22\.0 GiB") as error:
-        require_promised(HardwareFacts(profile="gpu-l4", count=1, name="NVIDIA L4", memory_gib=24))
+    with pytest.raises(StageError, match=r"promises 1 × NVIDIA L4 with 39 GiB.*22\.0 GiB") as error:
+        require_promised(HardwareFacts(profile="gpu-l4", count=1, name="NVIDIA L4", memory_gib=39))
     assert (error.value.reason, error.value.retriable) == (Reason.GPU_UNUSABLE, False)
     assert caplog.messages == [
         *[f"models run on the CPU, in {torch.get_num_threads()} threads and {kind}"] * 2,
