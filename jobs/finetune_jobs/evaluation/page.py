@@ -11,9 +11,11 @@ from typing import Final
 from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
+from finetune_jobs.artifacts.measurements import CHANCE, Difference
+from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated
+from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated, described
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris
@@ -23,8 +25,6 @@ _CONFUSIONS: Final = 20
 _LABELS: Final = 100
 _WORST: Final = 20
 _SOURCES: Final = 3
-_CHANCE: Final = 0.05
-"""p-value below which a difference is called more than chance."""
 _SHORT: Final = {"base": "base model", "tuned": "with adapter", "artifact": "artifact"}
 """The models above their answers."""
 
@@ -93,10 +93,11 @@ def render_html(
         identity,
         summary=evaluated.summary(),
         right=f"An answer counts when it is {words.right}.",
-        verdicts=[_gain(evaluated.gain), _export_loss(evaluated.export_loss)],
+        verdicts=[_gain(evaluated), _export_loss(evaluated)],
         accuracy=_accuracy(evaluated),
         agreement=_agreement(evaluated, words),
         apart=_apart(evaluated),
+        ledger=_ledger(evaluated),
         meanings=_meanings(words),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
@@ -174,6 +175,28 @@ def _apart(evaluated: Evaluated) -> Table | None:
     return Table(caption, ["model, examples", "right", "accuracy"], rows, long=True) if rows else None
 
 
+def _ledger(evaluated: Evaluated) -> Table:
+    """What each step changed: base → tuned → artifact, and both together."""
+    rows: list[TableRow] = []
+    for model, against in PAIRS:
+        for metric, name in (("accuracy", "accuracy"), ("f1", "F1")):
+            before, after = (getattr(evaluated.scores[each], metric) for each in (against, model))
+            found = evaluated.measurements.difference(metric, model, against)
+            if found is None:
+                continue
+            it = found.estimate
+            cells = [name, f"{before:.1%}", f"{after:.1%}", f"{it.value:+.1%}", f"{it.low:+.1%} – {it.high:+.1%}"]
+            rows.append(TableRow(f"{_SHORT[against]} → {_SHORT[model]}", [*cells, _beyond_chance(found)]))
+    head = ["step", "metric", "before", "after", "difference", "95 % interval", "beyond chance"]
+    return Table("What each step changed, on the same examples", head, rows, long=True)
+
+
+def _beyond_chance(difference: Difference) -> str:
+    if difference.worse_beyond_chance:
+        return "✕ worse"
+    return "✓ better" if difference.better_beyond_chance else "no"
+
+
 def _meanings(words: _Words) -> list[Fact]:
     """One sentence for each figure."""
     meanings = [
@@ -185,6 +208,14 @@ def _meanings(words: _Words) -> list[Fact]:
                 "more test examples make it narrower."
             ],
         ),
+        Fact(
+            "Interval of a difference",
+            [
+                "Both models answered the same examples, so these are drawn again many times and both scored on each "
+                "draw (paired bootstrap, with four imaginary examples that either may get right). Where it holds 0, "
+                "chance could explain the difference; for the accuracy McNemar's test decides."
+            ],
+        ),
         Fact("Precision", [words.precision]),
         Fact("Recall", [words.recall]),
         Fact("F1", ["The harmonic mean of precision and recall: high only if both are."]),
@@ -193,7 +224,7 @@ def _meanings(words: _Words) -> list[Fact]:
             "p (McNemar)",
             [
                 "How often chance alone would make a difference as large as this, if both models were equally good; "
-                f"below {_CHANCE} the difference is taken as real."
+                f"below {CHANCE} the difference is taken as real."
             ],
         ),
     ]
@@ -203,32 +234,43 @@ def _meanings(words: _Words) -> list[Fact]:
     ]
 
 
-def _gain(gain: Comparison) -> Conclusion:
+def _gain(evaluated: Evaluated) -> Conclusion:
     """The tuned model against the base."""
-    question = "Was tuning worth it?"
+    question, gain, difference = "Was tuning worth it?", evaluated.gain, evaluated.difference("tuned", "base")
     counts = (
         f"With the adapter {_examples(gain.wins)} answered right that the base model got wrong, and "
         f"{_examples(gain.losses)} answered wrong that it got right."
     )
-    if gain.p_value >= _CHANCE:
-        return Conclusion(question, "Warn", "! unclear", f"{counts} Chance could explain the difference.", _test(gain))
-    if gain.wins > gain.losses:
-        return Conclusion(question, "Pass", "✓ yes", f"{counts} That is more than chance.", _test(gain))
-    return Conclusion(question, "Fail", "✕ no", f"{counts} Tuning made the model worse.", _test(gain))
+    said, test = _grounds(counts, gain, difference)
+    if difference.better_beyond_chance:
+        return Conclusion(question, "Pass", "✓ yes", f"{said} That is more than chance.", test)
+    if difference.worse_beyond_chance:
+        return Conclusion(question, "Fail", "✕ no", f"{said} Tuning made the model worse.", test)
+    return Conclusion(question, "Warn", "! unclear", f"{said} Chance could explain the difference.", test)
 
 
-def _export_loss(loss: Comparison) -> Conclusion:
+def _export_loss(evaluated: Evaluated) -> Conclusion:
     """The artifact against the tuned model."""
-    question = "Did the export cost anything?"
+    question, loss = "Did the export cost anything?", evaluated.export_loss
+    difference = evaluated.difference("artifact", "tuned")
     counts = (
         f"The artifact answers {loss.losses:,} wrong that the tuned model got right, and {loss.wins:,} right that it "
         "got wrong."
     )
-    if loss.p_value >= _CHANCE:
-        return Conclusion(question, "Pass", "✓ not seen", f"{counts} Chance could explain the difference.", _test(loss))
-    if loss.wins > loss.losses:
-        return Conclusion(question, "Pass", "✓ no", f"{counts} The artifact is better.", _test(loss))
-    return Conclusion(question, "Fail", "✕ yes", f"{counts} That is more than chance.", _test(loss))
+    said, test = _grounds(counts, loss, difference)
+    if difference.worse_beyond_chance:
+        return Conclusion(question, "Fail", "✕ yes", f"{said} That is more than chance.", test)
+    if difference.better_beyond_chance:
+        return Conclusion(question, "Pass", "✓ no", f"{said} The artifact is better.", test)
+    return Conclusion(question, "Pass", "✓ not seen", f"{said} Chance could explain the difference.", test)
+
+
+def _grounds(counts: str, comparison: Comparison, difference: Difference) -> tuple[str, str]:
+    """What the verdict rests on: counts and their exact test, or the interval of what has none."""
+    if difference.p_value is not None:
+        return counts, _test(comparison)
+    said = described(difference)
+    return f"{counts} What counts here is {said}.", "Paired bootstrap; see what the figures mean."
 
 
 def _examples(count: int) -> str:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts.measurements import Difference, Measurements, main_metric
+from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
 
@@ -32,6 +34,8 @@ class Evaluated:
     """The artifact against the tuned model."""
     apart: Mapping[str, Mapping[str, Scores]]
     """Scores by model of the examples WITH and WITHOUT placeholders for personal data; empty: all are of one kind."""
+    measurements: Measurements
+    """Intervals of all metrics, and the differences between the models."""
 
     @classmethod
     def of(
@@ -53,7 +57,16 @@ class Evaluated:
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, masked),
+            measure(task, truth, {model: answers[model] for model in MODELS}, labels),
         )
+
+    def difference(self, model: str, against: str) -> Difference:
+        """How two models differ in the task's main metric."""
+        metric = main_metric(self.task)
+        found = self.measurements.difference(metric, model, against)
+        if found is None:
+            raise ValueError(f"{metric} of {model} and {against} was not compared")
+        return found
 
     def scalars(self) -> dict[str, str]:
         """The stage's scalars, as docs/reference/stages.md names them."""
@@ -71,6 +84,8 @@ class Evaluated:
             held, others = (self.apart[kind]["artifact"] for kind in (WITH, WITHOUT))
             text += f" Artifact on the {held.samples} with placeholders {held.accuracy:.1%}, "
             text += f"on the {others.samples} others {others.accuracy:.1%}."
+        if (loss := self.difference("artifact", "tuned")).worse_beyond_chance:
+            text += f" Quantization cost {described(loss)}, more than chance explains."
         return text
 
     def metrics(self) -> dict[str, Any]:
@@ -83,7 +98,15 @@ class Evaluated:
             },
             "tunedAgainstBase": asdict(self.gain),
             "artifactAgainstTuned": asdict(self.export_loss),
+            "measurements": self.measurements.model_dump(mode="json", by_alias=True),
         }
+
+
+def described(difference: Difference) -> str:
+    """A difference for people, e.g. ``accuracy -4.5 points (95 % interval -7.1 to -1.9)``."""
+    it, name = difference.estimate, "F1" if difference.metric == "f1" else difference.metric
+    what = f"{name} of {difference.label!r}" if difference.label else name
+    return f"{what} {100 * it.value:+.1f} points (95 % interval {100 * it.low:+.1f} to {100 * it.high:+.1f})"
 
 
 def _scored_apart(

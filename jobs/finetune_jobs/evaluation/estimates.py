@@ -1,0 +1,180 @@
+"""Intervals of every metric and of the differences between models, from their answers to the same rows.
+
+Shares of rows (accuracy; precision and recall of one class) have Wilson's interval. F1 of one class is a monotone
+function of a share, F1 = 2s / (1 + s) with s = right / (right + missed + wrongly given) (Hand, Christen and Kirielle,
+"F*: an interpretable transformation of the F-measure", 2021), so its interval is that share's, transformed. Means over
+classes or rows, and all differences, are bootstrapped: rows are drawn again with replacement, and one draw serves all
+models, so that differences are paired.
+
+A bootstrap of few rows that are all right has no width. Therefore four imaginary rows are among those that are drawn,
+which every model answers right or wrong by the toss of a coin: what Agresti and Coull (1998) add to a share and Agresti
+and Min (2005) to a paired difference. They count for the intervals only, never for a value.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final
+
+import numpy as np
+
+from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts.measurements import Difference, Estimate, Measured, Measurements
+from finetune_jobs.evaluation.metrics import LabelScores, Scores, compare, wilson
+from finetune_jobs.evaluation.tasks import overlap_for, right_for, score_task
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+METRICS: Final = ("accuracy", "precision", "recall", "f1")
+PAIRS: Final = (("tuned", "base"), ("artifact", "tuned"), ("artifact", "base"))
+"""Which model is compared with which."""
+DRAWS: Final = 2000
+SEED: Final = 20
+IMAGINARY: Final = 4.0
+"""Imaginary rows among those that are drawn."""
+_CELLS: Final = 2_000_000
+"""Numbers in memory at a time: draws of a block times distinct rows."""
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Distinct rows, real ones and imaginary ones, as arrays with one entry each."""
+
+    weights: Floats
+    """How often each is there."""
+    right: Floats
+    """(cells, models): the values of the metrics that are means over the rows, for each metric in turn."""
+    truth: Any
+    """Number of the right label; empty where answers are no classes."""
+    given: Any
+    """(cells, models): number of the answered label; the number after the last is none."""
+
+
+def measure(
+    task: TaskType, truth: Sequence[str], answers: Mapping[str, Sequence[str]], labels: Sequence[str]
+) -> Measurements:
+    """Every metric of every model, and the differences of PAIRS. ``labels`` are the allowed ones of a classification.
+    Raises ValueError when there are no rows."""
+    scores = {model: score_task(task, truth, given, labels) for model, given in answers.items()}
+    known = sorted({*labels, *truth}) if task is TaskType.CLASSIFICATION else []
+    draws = _draw(_cells(task, truth, list(answers.values()), known), len(answers), len(known))
+    pairs = [pair for pair in PAIRS if set(pair) <= answers.keys()]
+    exact = {(a, b): compare(truth, answers[b], answers[a], right_for(task)).p_value for a, b in pairs}
+    overall = [Measured(metric=m, cases=len(truth), models=_overall(m, scores, draws)) for m in METRICS]
+    each = [_of_label(label, metric, scores) for label in known for metric in METRICS[1:]]
+    columns = {model: number for number, model in enumerate(answers)}
+    differences: list[Difference] = []
+    for found, drawn in (
+        *((found, draws[found.metric]) for found in overall),
+        *((found, draws[f"{found.metric}/label"][:, :, known.index(found.label)]) for found in each),
+    ):
+        for first, second in pairs:
+            value = found.models[first].value - found.models[second].value
+            estimate = _interval(value, drawn[:, columns[first]] - drawn[:, columns[second]])
+            p_value = exact[first, second] if found.metric == "accuracy" else None
+            names = {"metric": found.metric, "label": found.label, "model": first, "against": second}
+            differences.append(Difference(**names, estimate=estimate, p_value=p_value))
+    return Measurements(rows=len(truth), measured=[*overall, *each], differences=differences)
+
+
+def _overall(metric: str, scores: Mapping[str, Scores], draws: Mapping[str, Floats]) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for number, (model, score) in enumerate(scores.items()):
+        if metric == "accuracy":
+            found[model] = Estimate(value=score.accuracy, low=score.interval[0], high=score.interval[1])
+        else:
+            found[model] = _interval(getattr(score, metric), draws[metric][:, number])
+    return found
+
+
+def _interval(value: float, drawn: Floats) -> Estimate:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(value=value, low=min(value, float(low)), high=max(value, float(high)))
+
+
+def _of_label(label: str, metric: str, scores: Mapping[str, Scores]) -> Measured:
+    rows = {model: each.labels.get(label, LabelScores(0, 0.0, 0.0, 0.0)) for model, each in scores.items()}
+    cases = max(row.support for row in rows.values())
+    found = {model: _label_estimate(metric, row, cases) for model, row in rows.items()}
+    return Measured(metric=metric, label=label, cases=cases, models=found)
+
+
+def _label_estimate(metric: str, row: LabelScores, cases: int) -> Estimate:
+    """Of one class. Where there is no case, nothing is known: 0 to 1."""
+    right = round(row.recall * row.support)
+    given = round(right / row.precision) if row.precision else 0
+    value = getattr(row, metric)
+    total = {"precision": given, "recall": row.support, "f1": row.support + given - right}[metric]
+    if not cases or not total:
+        return Estimate(value=value, low=0, high=1)
+    low, high = wilson(right, total)
+    if metric == "f1":
+        low, high = 2 * low / (1 + low), 2 * high / (1 + high)
+    return Estimate(value=value, low=min(value, low), high=max(value, high))
+
+
+def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]], known: Sequence[str]) -> _Cells:
+    """Rows that agree in everything that counts are one cell: of many rows of a classification, few are distinct."""
+    patterns = np.array(list(product((0.0, 1.0), repeat=len(answers))))
+    share = IMAGINARY / len(patterns)
+    if task is not TaskType.CLASSIFICATION:
+        values = _row_values(task, truth, answers)
+        right = np.concatenate([values, np.tile(patterns, len(METRICS))])
+        weights = np.concatenate([np.ones(len(truth)), np.full(len(patterns), share)])
+        return _Cells(weights, right, np.empty(0, int), np.empty((0, len(answers)), int))
+    numbers = {label: number for number, label in enumerate(known)}
+    rows = np.array(
+        [[numbers[t], *(numbers.get(a, len(known)) for a in given)] for t, *given in zip(truth, *answers, strict=True)]
+    )
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    support = np.bincount(rows[:, 0], minlength=len(known)) / len(rows)
+    imaginary = np.repeat(np.arange(len(known)), len(patterns))
+    tossed = np.tile(patterns, (len(known), 1))
+    another = (imaginary + 1) % max(2, len(known))
+    said = np.where(tossed > 0, imaginary[:, None], another[:, None])
+    labels, given = np.concatenate([distinct[:, 0], imaginary]), np.concatenate([distinct[:, 1:], said])
+    weights = np.concatenate([counts, np.repeat(support, len(patterns)) * share])
+    return _Cells(weights, (given == labels[:, None]).astype(float), labels, given)
+
+
+def _row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
+    """(rows, metrics × models): accuracy of each model, precision of each model, and so on."""
+    right, overlap = right_for(task), overlap_for(task)
+    overlaps = [[overlap(t, a) for t, a in zip(truth, given, strict=True)] for given in answers]
+    columns = [[float(right(t, a)) for t, a in zip(truth, given, strict=True)] for given in answers]
+    columns += [[getattr(each, metric) for each in given] for metric in METRICS[1:] for given in overlaps]
+    return np.array(columns).T
+
+
+def _draw(cells: _Cells, models: int, labels: int) -> dict[str, Floats]:
+    """The metrics in each draw: (draws, models) by name; of classes also ``<name>/label`` (draws, models, labels)."""
+    rows = round(cells.weights.sum())
+    generator = np.random.default_rng(SEED)
+    block = max(1, min(DRAWS, _CELLS // len(cells.weights)))
+    blocks: list[dict[str, Floats]] = []
+    for start in range(0, DRAWS, block):
+        size = min(block, DRAWS - start)
+        drawn = generator.multinomial(rows, cells.weights / cells.weights.sum(), size=size).astype(float)
+        means = (drawn @ cells.right / rows).reshape(size, -1, models)
+        if labels:
+            blocks.append({"accuracy": means[:, 0], **_by_label(drawn, cells, models, labels)})
+        else:
+            blocks.append({metric: means[:, number] for number, metric in enumerate(METRICS)})
+    return {name: np.concatenate([each[name] for each in blocks]) for name in blocks[0]}
+
+
+def _by_label(drawn: Floats, cells: _Cells, models: int, labels: int) -> dict[str, Floats]:
+    one_hot = np.eye(labels + 1)
+    support = (drawn @ one_hot[cells.truth])[:, None, :labels]
+    given = np.stack([(drawn @ one_hot[cells.given[:, m]])[:, :labels] for m in range(models)], axis=1)
+    right = np.stack(
+        [(drawn @ (one_hot[cells.truth] * cells.right[:, m, None]))[:, :labels] for m in range(models)], axis=1
+    )
+    counted = (support + given) > 0
+    table = {
+        "precision": right / np.maximum(given, 1),
+        "recall": right / np.maximum(support, 1),
+        "f1": 2 * right / np.maximum(support + given, 1),
+    }
+    overall = {name: values.sum(2) / np.maximum(counted.sum(2), 1) for name, values in table.items()}
+    return overall | {f"{name}/label": values for name, values in table.items()}

@@ -1,0 +1,172 @@
+"""Intervals of figures and differences, and gates that read them: tables and properties."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements
+from finetune_jobs.evaluation.estimates import METRICS, measure
+from finetune_jobs.evaluation.gates import MOST_ROWS, Outcome, at_least, not_worse
+from finetune_jobs.evaluation.metrics import wilson
+from finetune_jobs.evaluation.report import Evaluated
+
+pytestmark = pytest.mark.unit
+
+LABELS = ["a", "b", "c"]
+
+
+def answering(truth: Sequence[str], wrong: int, instead: str = "x") -> list[str]:
+    """The right answers, but for the first ``wrong`` ones."""
+    return [instead] * wrong + list(truth[wrong:])
+
+
+def measured(
+    base: int, tuned: int, artifact: int, rows: int = 60, task: TaskType = TaskType.CLASSIFICATION
+) -> Evaluated:
+    """So many wrong answers of each model."""
+    truth = ["123"[n % 3] if task is TaskType.EXTRACTION else LABELS[n % 3] for n in range(rows)]
+    answers = {name: answering(truth, n) for name, n in (("base", base), ("tuned", tuned), ("artifact", artifact))}
+    return Evaluated.of(task, truth, answers, LABELS)
+
+
+def of(found: Measurements, metric: str, model: str, label: str = "") -> Estimate:
+    row = found.of(metric, label)
+    assert row is not None
+    return row.models[model]
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_every_metric_has_its_value_within_its_interval(task: TaskType) -> None:
+    evaluated = measured(50, 7, 9, task=task)
+    found = evaluated.measurements
+    assert found.rows == 60
+    assert {row.metric for row in found.measured} == set(METRICS)
+    for row in found.measured:
+        assert row.models.keys() == {"base", "tuned", "artifact"}
+        for model, it in row.models.items():
+            assert 0 <= it.low <= it.value <= it.high <= 1
+            scores = evaluated.scores[model]
+            expected = getattr(scores.labels[row.label] if row.label else scores, row.metric)
+            assert it.value == pytest.approx(expected)
+    assert {row.label for row in found.measured} == ({"", *LABELS} if task is TaskType.CLASSIFICATION else {""})
+    assert of(found, "accuracy", "tuned").low == pytest.approx(wilson(53, 60)[0])
+
+
+def test_a_few_rows_without_a_mistake_are_not_certain() -> None:
+    """A plain bootstrap would give 1 to 1, and 0 to 0 for the difference."""
+    found = measured(9, 0, 0, rows=9).measurements
+    for metric in METRICS:
+        assert 0.5 < of(found, metric, "artifact").low < 0.9
+        difference = found.difference(metric, "artifact", "tuned")
+        assert difference is not None
+        assert difference.estimate.low < 0 < difference.estimate.high
+
+
+def test_the_f1_of_a_class_is_that_of_its_own_rows() -> None:
+    """Of 20 rows of a, 5 are taken for b: F1 of a is 30/35; its interval that of 15 of 20, transformed."""
+    truth = ["a"] * 20 + ["b"] * 20
+    answers = {name: ["b"] * 5 + truth[5:] for name in ("base", "tuned", "artifact")}
+    found = measure(TaskType.CLASSIFICATION, truth, answers, ["a", "b", "never"])
+    low, high = wilson(15, 20)
+    f1 = of(found, "f1", "artifact", "a")
+    assert (f1.value, f1.low, f1.high) == pytest.approx((30 / 35, 2 * low / (1 + low), 2 * high / (1 + high)))
+    assert of(found, "precision", "artifact", "a").value == 1
+    assert of(found, "recall", "artifact", "a").value == pytest.approx(0.75)
+    assert of(found, "precision", "artifact", "b").value == pytest.approx(20 / 25)
+    nothing = of(found, "f1", "artifact", "never")
+    assert (nothing.low, nothing.high) == (0, 1), "a class without a test example tells nothing"
+
+
+def test_intervals_are_the_same_each_time_and_hold_what_they_should() -> None:
+    """Of 12 samples from a model that is right in 70 of 100 rows, 11 or 12 have 0.7 in their interval."""
+    assert measured(30, 5, 6).measurements == measured(30, 5, 6).measurements
+    drawn, held = random.Random(3), 0
+    for _ in range(12):
+        truth = [drawn.choice("ab") for _ in range(60)]
+        said = [t if drawn.random() < 0.7 else "x" for t in truth]
+        found = measure(TaskType.TEXT, truth, {"base": said, "tuned": said, "artifact": said}, [])
+        it = of(found, "f1", "artifact")
+        held += it.low <= 0.7 <= it.high
+    assert held >= 10
+
+
+def test_pairs_are_told_apart_where_single_intervals_overlap() -> None:
+    """The same rows are hard for both: 12 and 20 wrong of 60 overlap, and the second is worse beyond chance."""
+    found = measured(50, 12, 20).measurements
+    assert of(found, "accuracy", "tuned").low < of(found, "accuracy", "artifact").high
+    for metric in ("accuracy", "f1"):
+        difference = found.difference(metric, "artifact", "tuned")
+        assert difference is not None
+        assert difference.worse_beyond_chance
+        assert not_worse(difference).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("wrong", "outcome"),
+    [(0, Outcome.PASS), (5, Outcome.PASS), (6, Outcome.FAIL), (20, Outcome.FAIL)],
+    ids=["equal", "chance", "worse", "hopeless"],
+)
+def test_a_model_is_worse_when_the_exact_test_says_so(wrong: int, outcome: Outcome) -> None:
+    """5 of 5 differing pairs have p = 0.0625, 6 of 6 have 0.031."""
+    difference = measured(0, 0, wrong).measurements.difference("accuracy", "artifact", "base")
+    assert difference is not None
+    assert not_worse(difference).outcome is outcome
+
+
+def test_texts_are_compared_by_what_they_have_in_common() -> None:
+    """No answer is the very words, so the exact test sees nothing: F1 does."""
+    truth = [f"pay the bill {n} by friday" for n in range(40)]
+    answers = {"base": ["pay the bill"] * 40, "tuned": ["pay the bill friday"] * 40, "artifact": ["friday"] * 40}
+    evaluated = Evaluated.of(TaskType.TEXT, truth, answers, [])
+    assert evaluated.difference("tuned", "base").better_beyond_chance
+    assert evaluated.difference("artifact", "tuned").worse_beyond_chance
+    assert "Quantization cost F1 -" in evaluated.summary()
+
+
+@pytest.mark.parametrize(
+    ("estimate", "bound", "outcome", "rows"),
+    [
+        ((0.95, 0.91, 0.97), 0.90, Outcome.PASS, None),
+        ((0.95, 0.91, 0.97), 0.91, Outcome.PASS, None),
+        ((0.95, 0.91, 0.97), 0.98, Outcome.FAIL, None),
+        ((0.95, 0.91, 0.97), 0.97, Outcome.INCONCLUSIVE, 210),
+        ((0.95, 0.91, 0.97), 0.94, Outcome.INCONCLUSIVE, 3200),
+        ((0.95, 0.91, 0.97), 0.95, Outcome.INCONCLUSIVE, None),
+        ((0.0, 0.0, 1.0), 0.5, Outcome.INCONCLUSIVE, 800),
+    ],
+)
+def test_a_gate_reads_the_interval(
+    estimate: tuple[float, float, float], bound: float, outcome: Outcome, rows: int | None
+) -> None:
+    value, low, high = estimate
+    judged = at_least(Estimate(value=value, low=low, high=high), bound, 200)
+    assert (judged.outcome, judged.deciding_rows) == (outcome, rows)
+
+
+shares = st.floats(0, 1)
+
+
+@given(st.tuples(shares, shares, shares), shares, st.integers(1, 10_000))
+def test_more_rows_never_turn_a_decided_gate(figures: tuple[float, float, float], bound: float, rows: int) -> None:
+    """It passes only above the bound and fails only below; what is open names more rows than there are, or none."""
+    low, value, high = sorted(figures)
+    judged = at_least(Estimate(value=value, low=low, high=high), bound, rows)
+    if judged.outcome is Outcome.PASS:
+        assert value >= bound
+    elif judged.outcome is Outcome.FAIL:
+        assert value < bound
+    else:
+        assert low < bound <= high
+        assert judged.deciding_rows is None or rows < judged.deciding_rows <= MOST_ROWS * 1.1
+
+
+def test_without_an_exact_test_the_interval_decides() -> None:
+    for value, low, high, worse, better in ((-0.1, -0.2, -0.01, True, False), (0.1, 0.02, 0.2, False, True)):
+        it = Difference(
+            metric="f1", model="artifact", against="base", estimate=Estimate(value=value, low=low, high=high)
+        )
+        assert (it.worse_beyond_chance, it.better_beyond_chance) == (worse, better)
