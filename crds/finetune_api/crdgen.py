@@ -65,6 +65,7 @@ KINDS = (
             ("Percent", "integer", ".status.progress.percent", 0),
             ("Accuracy", "string", ".status.evaluation.accuracy.artifact", 0),
             ("Base", "string", ".status.evaluation.accuracy.base", 1),
+            ("Goals", "string", ".status.evaluation.goalsMet", 0),
             ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", 0),
             ("Artifact", "string", ".status.artifact.uri", 1),
             ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),

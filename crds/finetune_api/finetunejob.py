@@ -23,6 +23,7 @@ from finetune_api.base import (
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
+from finetune_api.goals import MAX_GOALS, Gates, GoalStatus
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
 from finetune_api.storage import MODEL_URI, InputStorage, S3Uri, Storage
@@ -61,13 +62,27 @@ class Export(ApiModel):
     """INT8: merged and quantized to 8-bit weights and activations (W8A8, compressed-tensors) for TGI and vLLM."""
 
 
-class Evaluation(ApiModel):
-    """How the exported artifact is tested before it is published."""
+class Examination(ApiModel):
+    """What the models are asked: the part of an evaluation that its figures depend on."""
 
     max_samples: Annotated[int, Field(ge=10, le=100000)] = 200
     """Maximum number of test examples that the base model, the tuned model and the artifact each answer."""
     golden_prompts: Annotated[int, Field(ge=2, le=32)] = 8
     """Prompts whose answers are published with the artifact; serving uses them to prove that the adapter is active."""
+
+
+class Evaluation(Gates, Examination):
+    """How the exported artifact is tested before it is published."""
+
+    @property
+    def examination(self) -> Examination:
+        """Without what is judged by: other goals need no other answers."""
+        return Examination(max_samples=self.max_samples, golden_prompts=self.golden_prompts)
+
+    @property
+    def gates(self) -> Gates:
+        """What the figures are judged by."""
+        return Gates(goals=self.goals, on_inconclusive=self.on_inconclusive, on_fail=self.on_fail)
 
 
 class Output(ApiModel):
@@ -260,6 +275,10 @@ class EvaluationStatus(WireModel):
     (Text)."""
     f1: Scores
     """Mean F1 of the labels (Classification), or of the examples by their fields (Extraction) or words (Text)."""
+    goals: Annotated[list[GoalStatus], Field(max_length=MAX_GOALS)] = []
+    """The goals and what the artifact reached; without goals in the spec, how it compares with the base model."""
+    goals_met: Annotated[str, Field(max_length=8)] = ""
+    """Goals met out of all, e.g. 2/3."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
     """Where the detailed report is."""
 
@@ -354,7 +373,10 @@ class FineTuneJobStatus(WireModel):
     evaluation: EvaluationStatus | None = None
     """The scores of the run."""
     artifact: ArtifactStatus | None = None
-    """The newest published artifact."""
+    """The newest published artifact that was accepted."""
+    candidate: ArtifactStatus | None = None
+    """The newest artifact, if it missed a goal and spec.evaluation.onFail is PublishAsCandidate. Only an
+    AdapterDeployment that names its URI serves it."""
 
     @property
     def at_work(self) -> bool:

@@ -9,10 +9,12 @@
 ``artifacts/<digest>/``                         output of publish
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
+``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
 
 Every folder holds ``manifest.json``, written last.
 """
 
+from enum import StrEnum
 from typing import Final
 
 from finetune_api.base import Timestamp, WireModel
@@ -64,7 +66,16 @@ def run_folder(run: RunRef) -> str:
     return f"runs/{run.name}/{run.uid}"
 
 
-def channel_object(output_name: str, channel: str = "stable") -> str:
+class Channel(StrEnum):
+    """Pointers of an output name."""
+
+    STABLE = "stable"
+    """To the newest accepted artifact."""
+    CANDIDATE = "candidate"
+    """To the newest artifact that missed a goal and was published all the same."""
+
+
+def channel_object(output_name: str, channel: Channel = Channel.STABLE) -> str:
     """Pointer to the newest artifact of an output name, relative to the output URI."""
     return f"channels/{output_name}/{channel}.json"
 
@@ -117,7 +128,7 @@ class StageRecord(WireModel):
 
 
 class ChannelPointer(WireModel):
-    """Content of ``channels/<output name>/stable.json``."""
+    """Content of ``channels/<output name>/<channel>.json``."""
 
     schema_version: int = 1
     artifact_digest: str

@@ -80,6 +80,7 @@ class Reason(OpenEnum):
     PREEMPTED = "Preempted"
     NODE_LOST = "NodeLost"
     STAGE_CRASHED = "StageCrashed"
+    GATE_FAILED = "GateFailed"
     RESULT_LOST = "ResultLost"
     INTERNAL_ERROR = "InternalError"
 
@@ -169,6 +170,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PREEMPTED: "The pod was evicted or told to stop: its node was drained or needed the resources.",
     Reason.NODE_LOST: "The node of a pod no longer answers the cluster's control plane.",
     Reason.STAGE_CRASHED: "A pod ended without reporting why.",
+    Reason.GATE_FAILED: "The artifact missed a goal of spec.evaluation.goals, or the test is too small to tell, or without goals it is worse than the base model, beyond chance; it is not published as stable.",
     Reason.RESULT_LOST: "A stage succeeded, but its pod is gone with the result, and the store does not hold it.",
     Reason.INTERNAL_ERROR: "An unexpected error.",
     Reason.TRAINING_COMPLETED: "All training steps are done.",
@@ -239,6 +241,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or ask the admin to raise the profile's deadlineSeconds, then set spec.rerun to a new value.",
     Reason.PREEMPTED: "The pod restarts elsewhere; if the run has failed, find out why its nodes go away, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
+    Reason.GATE_FAILED: "Read the evaluation's report (status.evaluation.reportUri); improve the data or the training, raise spec.evaluation.maxSamples where the test is too small, or change the goals: only what depends on the change runs again.",
     Reason.RESULT_LOST: "To run the stage again, set spec.rerun to a new value; finished stages are reused.",
     Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",
 }

@@ -19,7 +19,8 @@ from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
 from finetune_api.dataset import Dataset, Task
-from finetune_api.finetunejob import Evaluation, Export, Output
+from finetune_api.finetunejob import Examination, Export, Output
+from finetune_api.goals import Gates
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
@@ -52,7 +53,7 @@ RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.TRAIN: 3,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 4,
-    Stage.PUBLISH: 2,
+    Stage.PUBLISH: 3,
 }
 """Raise a number when the stage's code changes its result for the same input: old results are then not reused."""
 
@@ -96,7 +97,7 @@ class ExportParams(WireModel):
 class EvaluateParams(WireModel):
     """The part of the spec that evaluate depends on."""
 
-    evaluation: Evaluation
+    evaluation: Examination
     task: Task
     method: str
 
@@ -106,6 +107,8 @@ class PublishParams(WireModel):
 
     output: Output
     format: str
+    gates: Gates = Gates()
+    """What the evaluation is judged by."""
 
 
 class VerifyParams(WireModel):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Evaluation
+from finetune_api.finetunejob import Examination
 from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
@@ -19,6 +19,7 @@ from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_ans
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
+from finetune_jobs.evaluation.gates import require_classes
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.report import Evaluated
@@ -75,6 +76,8 @@ def evaluate(context: Context) -> StageOutput:
         out=out,
     )
     tuning = read_tuning(files.tuned, Method(params.method))
+    if given.params.publish:
+        require_classes(given.params.publish.gates, _labels(files.dataset))
     evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, identify(given))
     return StageOutput(
         scalars=evaluated.scalars(),
@@ -88,7 +91,7 @@ def evaluate_models(
     files: EvaluationFiles,
     tuning: Tuning,
     task: TaskType,
-    evaluation: Evaluation,
+    evaluation: Examination,
     progress: Progress,
     identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
 ) -> Evaluated:
@@ -98,7 +101,7 @@ def evaluate_models(
     say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
     examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
-    labels = json.loads((files.dataset / "labels.json").read_text(encoding="utf-8"))
+    labels = _labels(files.dataset)
     tokenizer = load_tokenizer(files.base)
     stop = stop_token(files.base, tokenizer)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
@@ -156,6 +159,10 @@ def evaluate_models(
     asked = [str(example.prompt[-1].get("content") or "") for example in examples]
     (files.out / EVALUATION_PAGE).write_text(render_html(evaluated, asked, *identity), encoding="utf-8")
     return evaluated
+
+
+def _labels(dataset: Path) -> list[str]:
+    return list(json.loads((dataset / "labels.json").read_text(encoding="utf-8")))
 
 
 def _ask_base_and_tuned(

@@ -25,6 +25,7 @@ from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
+from finetune_jobs.evaluation.gates import require_classes
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer
@@ -74,6 +75,8 @@ def prepare(context: Context) -> StageOutput:
     context.progress.report(0.85, "writing")
     _write(folder, own, division, replayed)
     preparation = PreparationReport.of(own, division, params, context.input.upstream.source, replayed, benchmarks)
+    if context.input.params.publish:
+        require_classes(context.input.params.publish.gates, preparation.labels)
     _write_json(folder / LABELS, preparation.labels)
     report = preparation.report()
     report |= {"distillation": distilled.report()} if distilled else {}

@@ -1,5 +1,6 @@
-"""Stage publish: the artifact that AdapterDeployments serve, and the pointer of its output name.
+"""Stage publish: the gates, the artifact that AdapterDeployments serve, and the pointer of its output name.
 
+An artifact that misses a goal is not published, or only as a candidate, to which nothing points that is served.
 The weights stay where export put them; the artifact names them by digest and adds what a reader needs to trust them:
 golden prompts, a sample of the test with the artifact's own answers, a model card.
 """
@@ -7,30 +8,35 @@ golden prompts, a sample of the test with the artifact's own answers, a model ca
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
+from finetune_api.goals import GateOutcome, GoalStatus, OnFail, blocking
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import ChannelPointer, Manifest, channel_object, output_folder
+from finetune_api.layout import Channel, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
+from finetune_api.stages import PublishParams, Stage
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts import model_card as modelcard
 from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
-from finetune_jobs.artifacts.channel import read_channel, require_owner
-from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
+from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
+from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, read_record, require_manifest
+from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.evaluation.gates import judge
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
 
 
 def publish(context: Context) -> StageOutput:
-    """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, as Store."""
+    """The stage. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as Store."""
     upstream = context.input.upstream
     asked, metrics = _read_evaluation(context)
+    verdict = _judged(require(context.input.params.publish, "params.publish"), metrics)
     # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
     answers = [answer for answer in asked if not answer.tools]
     if not answers:
@@ -59,6 +65,8 @@ def publish(context: Context) -> StageOutput:
     return StageOutput(
         folder=folder,
         scalars={
+            "channel": verdict.channel,
+            "goals": verdict.as_json(),
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
@@ -67,8 +75,40 @@ def publish(context: Context) -> StageOutput:
             "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
             "answerTokens": str(max(answer.max_tokens for answer in golden)),
         },
-        message=f"Published {uri}; {telling} of {len(golden)} golden prompts distinguish it from its base model.",
+        message=f"Published {verdict.how}{uri}; {telling} of {len(golden)} golden prompts distinguish it from its base "
+        f"model. {verdict.text}",
     )
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What the gates say, and where the artifact belongs."""
+
+    found: Sequence[GoalStatus]
+    channel: Channel
+    text: str
+
+    @property
+    def how(self) -> str:
+        return "as a candidate " if self.channel is Channel.CANDIDATE else ""
+
+    def as_json(self) -> str:
+        """For the status."""
+        return canonical_json([each.model_dump(mode="json", by_alias=True) for each in self.found]).decode()
+
+
+def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
+    """Raises StageError (GateFailed) if the artifact is not good enough, and is not to be published all the same."""
+    gates = params.gates
+    found = judge(gates, metrics.measurements or Measurements(rows=0), metrics.task)
+    missed = blocking(found, gates.on_inconclusive)
+    told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
+    verdict = _Verdict(found, Channel.CANDIDATE if missed else Channel.STABLE, " ".join(told))
+    if missed and gates.on_fail is OnFail.STOP:
+        raise StageError(
+            Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars={"goals": verdict.as_json()}
+        )
+    return verdict
 
 
 def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
@@ -83,7 +123,7 @@ def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:
     return [answer for *_, answer in sorted(ranked, key=lambda entry: entry[:3])[:count]]
 
 
-def move_channel(context: Context, digest: str) -> None:
+def move_channel(context: Context, digest: str, channel: Channel = Channel.STABLE) -> None:
     """Point the output name to an artifact, unless the name belongs to another FineTuneJob.
 
     Raises StageError: OutputNameConflict, S3Unreachable (retriable) when another writer was faster.
@@ -91,8 +131,8 @@ def move_channel(context: Context, digest: str) -> None:
     store, run = context.store, context.input.run
     name = require(context.input.output, "output").name
     content = canonical_json(ChannelPointer(artifact_digest=digest, owner=run, updated_at=now()))
-    path = channel_object(name)
-    found = read_channel(store, name)
+    path = channel_object(name, channel)
+    found = read_channel(store, name, channel)
     if found is None:
         moved = store.put_if_absent(path, content)
     else:
@@ -103,8 +143,11 @@ def move_channel(context: Context, digest: str) -> None:
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
-def _move_and_index(context: Context, digest: str) -> None:
-    move_channel(context, digest)
+def point_and_index(context: Context, digest: str) -> None:
+    """Move the channel to which the artifact belongs: of a reused one, the record of its input says which."""
+    given = context.input
+    record = read_record(context.store, given.stage, given.input_key, given.max_cost)
+    move_channel(context, digest, channel_of(record.result.scalars if record else {}))
     index_stage(context, digest)
 
 
@@ -144,7 +187,7 @@ def _rank(answer: Answer) -> bytes:
 
 def main() -> None:
     """``python -m finetune_jobs.publish``"""
-    run_stage(Stage.PUBLISH, publish, after=_move_and_index)
+    run_stage(Stage.PUBLISH, publish, after=point_and_index)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import logging
 import uuid
 from typing import Final
 
-from finetune_api.layout import channel_object, run_folder
+from finetune_api.layout import Channel, channel_object, run_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import PIPELINE, Found, Stage, Upstream, input_key
+from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption
-from finetune_jobs.artifacts.channel import read_channel, require_owner
+from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import read_record
 from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.evaluation.gates import require_applicable
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import model_of
 from finetune_jobs.reading.inputs import inputs_digest
@@ -32,6 +33,7 @@ def resolve(context: Context) -> StageOutput:
     """The stage. Raises StageError with a reason that a person can act on."""
     given, store = context.input, context.store
     prepare = require(given.params.prepare, "params.prepare")
+    _require_goals(given.params)
     context.progress.report(0, "checking the output")
     store.require_bucket()
     _require_name(context)
@@ -48,6 +50,12 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(1, "done")
     scalars = {"sourceDigest": sources, "modelDigest": model.digest, **facts(admission, given.hardware)}
     return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())
+
+
+def _require_goals(params: Params) -> None:
+    """Raises StageError (SpecInvalid) for goals that mean nothing, before anything is paid for."""
+    if params.publish and params.evaluate:
+        require_applicable(params.publish.gates, params.evaluate.task)
 
 
 def probe_writes(store: Store, path: str) -> None:
@@ -125,8 +133,9 @@ def _unsupported(store: Store, header: str) -> StageError:
 
 def _require_name(context: Context) -> None:
     name = require(context.input.output, "output").name
-    if found := read_channel(context.store, name):
-        require_owner(context.store.uri(channel_object(name)), found[0], context.input.run)
+    for channel in Channel:
+        if found := read_channel(context.store, name, channel):
+            require_owner(context.store.uri(channel_object(name, channel)), found[0], context.input.run)
 
 
 def _find_results(context: Context, upstream: Upstream) -> list[Found]:
@@ -135,7 +144,7 @@ def _find_results(context: Context, upstream: Upstream) -> list[Found]:
     for stage in PIPELINE:
         key = input_key(stage, upstream, context.input.params)
         record = read_record(context.store, stage, key, context.input.max_cost)
-        if record is None or (stage is Stage.PUBLISH and not _is_current(context, record.result.output_digest)):
+        if record is None or (stage is Stage.PUBLISH and not _is_current(context, record.result)):
             break
         output = record.result.output_digest
         found.append(Found(stage=stage, output_digest=output, scalars=record.result.scalars))
@@ -153,10 +162,11 @@ def _index(context: Context, found: list[Found]) -> None:
         write_index(context, chain, published)
 
 
-def _is_current(context: Context, digest: str) -> bool:
+def _is_current(context: Context, published: StageResult) -> bool:
     """Whether the output name points to this artifact; if not, publish runs again, which moves the pointer only."""
-    channel = read_channel(context.store, require(context.input.output, "output").name)
-    return channel is not None and channel[0].artifact_digest == digest
+    name = require(context.input.output, "output").name
+    found = read_channel(context.store, name, channel_of(published.scalars))
+    return found is not None and found[0].artifact_digest == published.output_digest
 
 
 def _message(found: list[Found]) -> str:

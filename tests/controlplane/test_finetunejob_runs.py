@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,35 @@ def test_wrong_credentials_then_rerun(team: Team) -> None:
     assert status.run is not None
     assert status.run.number == 2
     assert [(run.number, run.outcome, run.reason) for run in status.runs] == [(1, Phase.FAILED, "S3AccessDenied")]
+
+
+def test_a_missed_goal_then_another_goal(team: Team) -> None:
+    """Nothing is published, the status says what was reached, and with other goals only publish runs again."""
+    found = {"goal": "accuracy at least 0.99", "value": "0.9400", "low": "0.84", "high": "0.98", "outcome": "Fail"}
+    missed = failed(Stage.PUBLISH, Reason.GATE_FAILED, "Missed accuracy at least 0.99: 0.9400.")
+    assert missed.result
+    result = missed.result.model_copy(update={"scalars": {"goals": json.dumps([found])}})
+    team.node.scripts[Stage.PUBLISH] = lambda given: (
+        replace(missed, result=result)
+        if given.params.publish and given.params.publish.gates.goals[0].at_least == "0.99"
+        else team.node.store.run(given)
+    )
+    team.start()
+    team.create("goals", evaluation={"goals": [{"metric": "accuracy", "atLeast": "0.99"}]})
+    status = team.until("goals", Phase.FAILED)
+    assert ready(status) is Reason.GATE_FAILED
+    message = next(each.message for each in status.conditions if each.type == "Ready")
+    assert message.startswith("publish: Missed accuracy at least 0.99: 0.9400.")
+    assert REMEDIES[Reason.GATE_FAILED] in message
+    assert status.artifact is None
+    assert status.evaluation is not None
+    assert [goal.model_dump(by_alias=True, exclude_none=True) for goal in status.evaluation.goals] == [found]
+    assert status.evaluation.goals_met == "0/1"
+    team.node.store.executed.clear()
+    team.change("goals", evaluation={"goals": [{"metric": "accuracy", "atLeast": "0.80"}]})
+    status = team.until("goals", Phase.SUCCEEDED)
+    assert team.node.store.executed == [Stage.PUBLISH]
+    assert status.artifact is not None
 
 
 def test_a_changed_spec_after_the_end_starts_a_run_that_reuses_what_is_the_same(team: Team) -> None:

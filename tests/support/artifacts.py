@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
 from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_api.storage import Storage
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
 from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.modelling.loading import load_checkpoint
 from finetune_jobs.modelling.tokenizer import load_tokenizer
@@ -39,12 +41,15 @@ def publish_artifact(
     empty, evaluation = folder / "empty", folder / "evaluation"
     for each in (empty, evaluation):
         each.mkdir(parents=True)
-    pairs = zip(PROMPTS, answers_of(base), answers_of(tuned), strict=True)
+    before, after = answers_of(base), answers_of(tuned)
+    pairs = zip(PROMPTS, before, after, strict=True)
+    answers = {"base": before, "tuned": after, "artifact": after}
+    measurements = measure(TaskType.TEXT, after, answers, []).model_dump(by_alias=True)
     write_answers(
         evaluation / ANSWERS,
         [Answer(messages=p, label=t, base=b, tuned=t, artifact=t, max_tokens=LIMIT) for p, b, t in pairs],
     )
-    (evaluation / METRICS).write_text(json.dumps({"goldenPrompts": 6, "scalars": {}}))
+    (evaluation / METRICS).write_text(json.dumps({"goldenPrompts": 6, "scalars": {}, "measurements": measurements}))
     upstream = Upstream(
         source="s",
         model="m",

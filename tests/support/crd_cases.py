@@ -245,6 +245,7 @@ _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
     (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMapKeyRef")),
     (meta.FINETUNEJOB, (*DATASET, "columns"), ("input", "template")),
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
+    (meta.FINETUNEJOB, ("spec", "evaluation", "goals", 0), ("atLeast", "improveOverBase")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source"), ("fineTuneJob", "artifact")),
 ]
 _COLUMNS_OR_TEACHER: Final = message_of(

@@ -219,6 +219,10 @@ _NUMBERS = {
     _pattern_of("spec.training.learningRate"): Pattern(
         ("0", "2e-4", "0.05", "123456.12345678e-10"), ("", "-1", ".5", "1.", "1e", "0,5", "NaN", "1234567", "1 ")
     ),
+    # 6 characters are the longest share, so that its length bound cannot be exceeded.
+    _pattern_of("spec.evaluation.goals.atLeast"): Pattern(
+        ("0", "1", "1.0000", "0.5", "0.9525"), ("", "1.1", "2", ".5", "0.", "0.12345", "-0.5", "0,5", "95", "0.5 ")
+    ),
     _pattern_of("spec.training.dropout"): Pattern(
         ("0", "0.5", "0.05"),
         ("", "1", "1.0", ".5", "0.", "00.5", "-0.5", "0,5", "5e-1", "0.5 "),

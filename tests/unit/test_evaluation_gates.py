@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
+from finetune_api.goals import GateOutcome as Outcome
 from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements
 from finetune_jobs.evaluation.estimates import METRICS, measure
-from finetune_jobs.evaluation.gates import MOST_ROWS, Outcome, at_least, not_worse
+from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, not_worse
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.evaluation.report import Evaluated
 

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 from huggingface_hub import ChatCompletionOutputMessage
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
-from finetune_api.layout import Manifest, output_folder
+from finetune_api.goals import Gates
+from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
 from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, Marks, write_answers
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.fetch import fetch
-from finetune_jobs.publish import choose_golden, move_channel, publish
+from finetune_jobs.publish import choose_golden, move_channel, point_and_index, publish
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verify import Limits, Verdict, answer_in, judge, require_proof, verify
@@ -48,6 +51,16 @@ ANSWERS = [
 ]
 
 
+def measured(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What evaluate measures of recorded answers."""
+    said = {model: [getattr(each, model) for each in answers] for model in ("base", "tuned", "artifact")}
+    found = measure(TaskType.CLASSIFICATION, [each.label for each in answers], said, ["a", "b"])
+    return found.model_dump(mode="json", by_alias=True)
+
+
+MEASUREMENTS = measured(ANSWERS)
+
+
 @pytest.fixture
 def store(s3: SeaweedFS, place: str) -> Store:
     return Store.connect(s3.storage, place)
@@ -64,7 +77,8 @@ def upstream(store: Store, tmp_path: Path) -> Upstream:
             (folder / name).write_bytes(content)
         return publish_folder(store, folder, stage, facts=facts)
 
-    metrics = {"goldenPrompts": 8, "scalars": {"samples": "40", "accuracyBase": "0.25", "accuracyArtifact": "0.95"}}
+    scalars = {"samples": "40", "accuracyBase": "0.25", "accuracyArtifact": "0.95"}
+    metrics = {"goldenPrompts": 8, "scalars": scalars, "measurements": MEASUREMENTS}
     answers = tmp_path / "answers.jsonl"
     write_answers(answers, ANSWERS)
     return Upstream(
@@ -99,7 +113,11 @@ def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: Verif
 @pytest.mark.slow
 def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, published: StageResult) -> None:
     digest = published.output_digest
+    goals = json.loads(published.scalars["goals"])
+    assert [(each["goal"], each["outcome"]) for each in goals] == [("accuracy not worse than the base model's", "Pass")]
     assert published.scalars == {
+        "channel": "stable",
+        "goals": published.scalars["goals"],
         "artifactUri": store.uri(f"artifacts/{digest}"),
         "format": "INT8",
         "architecture": "llama",
@@ -118,6 +136,92 @@ def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, publish
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (channel[0].artifact_digest, channel[0].owner) == (digest, RUN)
+
+
+def gated(
+    s3: SeaweedFS, store: Store, upstream: Upstream, answers: Sequence[Answer], folder: Path, **gates: Any
+) -> StageInput:
+    """What publish is asked for an evaluation with these answers and gates."""
+    evaluation = folder / "evaluation"
+    evaluation.mkdir()
+    write_answers(evaluation / "answers.jsonl", answers)
+    metrics = {"goldenPrompts": 8, "scalars": {}, "measurements": measured(answers)}
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    chain = upstream.model_copy(update={"evaluation": publish_folder(store, evaluation, Stage.EVALUATE)})
+    params = pipeline_params([store.uri("rows.csv")], Output(uri=store.uri(), name="transactions"))
+    assert params.publish
+    publish_params = params.publish.model_copy(update={"gates": Gates.model_validate(gates)})
+    params = params.model_copy(update={"publish": publish_params})
+    return stage_input(Stage.PUBLISH, s3.storage, publish_params.output, params, chain)
+
+
+WORSE = [answer(f"payment {n}", "a", base="a", artifact="a" if n % 2 else "b") for n in range(40)]
+"""An artifact that unlearned half of what its base model can do."""
+UNTRAINED = [answer(f"payment {n}", "ab"[n % 2], base="a", artifact="a") for n in range(40)]
+"""An artifact that is its base model."""
+BETTER_BY_A_QUARTER = {"goals": [{"metric": "accuracy", "improveOverBase": "0.25"}]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answers", "gates", "parts"),
+    [
+        (WORSE, {}, "Missed accuracy not worse than the base model's: -0.5000 … 95 % interval … Nothing was published"),
+        (UNTRAINED, BETTER_BY_A_QUARTER, "Missed accuracy better than the base model's by 0.25: 0.0000"),
+        (
+            ANSWERS,
+            {"goals": [{"metric": "accuracy", "atLeast": "0.95"}]},
+            "Too few test examples for accuracy at least 0.95: 0.9000 … would decide … Nothing was published",
+        ),
+    ],
+    ids=["worse", "untrained", "too few rows"],
+)
+def test_an_artifact_that_misses_its_goals_is_not_published(
+    s3: SeaweedFS,
+    store: Store,
+    upstream: Upstream,
+    published: StageResult,
+    tmp_path: Path,
+    answers: Sequence[Answer],
+    gates: dict[str, Any],
+    parts: str,
+) -> None:
+    """What was published before stays, and the status is told what was found."""
+    asked = gated(s3, store, upstream, answers, tmp_path, **gates)
+    with pytest.raises(StageError) as error:
+        execute(context(asked, tmp_path), publish, after=point_and_index)
+    assert error.value.reason is Reason.GATE_FAILED
+    assert_says(error.value.message, *parts.split(" … "))
+    assert json.loads(error.value.scalars["goals"])[0]["outcome"] in ("Fail", "Inconclusive")
+    channel = read_channel(store, "transactions")
+    assert channel is not None
+    assert channel[0].artifact_digest == published.output_digest
+    assert read_channel(store, "transactions", Channel.CANDIDATE) is None
+
+
+@pytest.mark.slow
+def test_a_candidate_is_published_beside_what_is_stable(
+    s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
+) -> None:
+    asked = gated(s3, store, upstream, UNTRAINED, tmp_path, **BETTER_BY_A_QUARTER, onFail="PublishAsCandidate")
+    results = [execute(context(asked, tmp_path), publish, after=point_and_index) for _ in range(2)]
+    assert [result.reused for result in results] == [False, True]
+    assert {result.scalars["channel"] for result in results} == {"candidate"}
+    assert_says(results[0].message, "as a candidate", "Missed accuracy better")
+    stable, candidate = (read_channel(store, "transactions", channel) for channel in Channel)
+    assert stable is not None
+    assert candidate is not None
+    assert stable[0].artifact_digest == published.output_digest
+    assert candidate[0].artifact_digest == results[0].output_digest
+
+
+@pytest.mark.slow
+def test_a_test_that_is_too_small_may_warn(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> None:
+    goals = [{"metric": "accuracy", "atLeast": "0.95"}]
+    asked = gated(s3, store, upstream, ANSWERS, tmp_path, goals=goals, onInconclusive="Warn")
+    result = execute(context(asked, tmp_path), publish, after=point_and_index)
+    assert result.scalars["channel"] == "stable"
+    assert_says(result.message, "Too few test examples for accuracy at least 0.95")
 
 
 def test_a_reused_artifact_moves_the_channel_back(
@@ -291,7 +395,8 @@ def test_the_card_says_how_a_model_with_thoughts_is_asked(
     folder = tmp_path / "evaluated"
     folder.mkdir()
     write_answers(folder / "answers.jsonl", ANSWERS)
-    (folder / "metrics.json").write_text(json.dumps({"goldenPrompts": 8, "scalars": {}} | metrics))
+    asked = {"goldenPrompts": 8, "scalars": {}, "measurements": MEASUREMENTS}
+    (folder / "metrics.json").write_text(json.dumps(asked | metrics))
     evaluated = upstream.model_copy(update={"evaluation": publish_folder(store, folder, Stage.EVALUATE)})
     made = execute(context(publish_input(s3, store, evaluated), tmp_path), publish)
     card = (store.get(f"artifacts/{made.output_digest}/README.md") or b"").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -11,12 +12,13 @@ import pytest
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, StageState
 from finetune_api.reasons import REMEDIES, Reason
-from finetune_api.stages import PIPELINE, Found, Stage
+from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageResult
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
 from finetune_operator.outcome.job import State, Verdict
-from tests.support.runs import IDENTITY, NOW, RESOLVED, SPEC, done, job, observed
+from tests.support.runs import IDENTITY, NOW, RESOLVED, SPEC, THEN, done, job, observed
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -93,6 +95,56 @@ def test_the_artifact_knows_how_long_it_is_asked(
     assert artifact is not None
     assert artifact.tokens is not None
     assert (artifact.tokens.golden_prompt, artifact.tokens.answer, artifact.tokens.example) == tokens
+
+
+def reached(outcome: str) -> dict[str, str]:
+    """What publish reports of the gates, beside what evaluate does."""
+    found = {"goal": "accuracy at least 0.95", "value": "0.9000", "low": "0.8500", "high": "0.9300"}
+    return {"goals": json.dumps([found | {"outcome": outcome}])}
+
+
+def after_evaluation(publish: StageJob) -> FineTuneJobStatus:
+    jobs = (RESOLVED, *map(done, PIPELINE[:-1]), publish)
+    return plan(observed(jobs=jobs), NOW).status
+
+
+def test_a_missed_goal_fails_the_run_and_stands_in_the_status() -> None:
+    message = "Missed accuracy at least 0.95: 0.9000. Nothing was published."
+    reason, base = Reason.GATE_FAILED, {"message": message, "scalars": reached("Fail")}
+    result = StageResult(stage=Stage.PUBLISH, outcome=Outcome.FAILED, reason=reason, **base)
+    status = after_evaluation(job(Stage.PUBLISH, verdict=Verdict(State.FAILED, reason, message, result, 1, THEN, THEN)))
+    assert status.phase is Phase.FAILED
+    assert status.run is not None
+    assert (status.run.reason, status.run.message) == ("GateFailed", f"publish: {message}")
+    assert status.evaluation is not None
+    assert [(goal.outcome, goal.value) for goal in status.evaluation.goals] == [("Fail", "0.9000")]
+    assert status.evaluation.goals_met == "0/1"
+    assert status.artifact is status.candidate is None
+
+
+def test_a_candidate_is_no_artifact_and_the_run_has_failed() -> None:
+    """An AdapterDeployment that follows the job goes on serving status.artifact."""
+    scalars = reached("Inconclusive") | {"channel": "candidate", "artifactUri": "s3://artifacts/team/artifacts/4"}
+    status = after_evaluation(done(Stage.PUBLISH, scalars=scalars))
+    assert status.phase is Phase.FAILED
+    assert status.run is not None
+    assert status.run.reason == "GateFailed"
+    assert_says(status.run.message, "Too few test examples for accuracy at least 0.95", "candidate only", "artifacts/4")
+    assert status.artifact is None
+    assert status.candidate is not None
+    assert status.candidate.uri.endswith("artifacts/4")
+    accepted = after_evaluation(done(Stage.PUBLISH, scalars=reached("Pass") | {"channel": "stable"}))
+    assert (accepted.phase, accepted.candidate) == (Phase.SUCCEEDED, None)
+    assert accepted.artifact is not None
+    assert accepted.evaluation is not None
+    assert accepted.evaluation.goals_met == "1/1"
+
+
+@pytest.mark.parametrize("told_", ["", "[", "[3]", '[{"goal": "x"}]', "{}"])
+def test_outcomes_that_cannot_be_read_are_not_shown(told_: str) -> None:
+    status = after_evaluation(done(Stage.PUBLISH, scalars={"goals": told_}))
+    assert status.evaluation is not None
+    assert status.evaluation.goals == []
 
 
 def test_the_artifact_knows_its_architecture() -> None:

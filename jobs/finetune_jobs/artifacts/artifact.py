@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.documents import parse_json
 
 GOLDEN: Final = "golden.jsonl"
@@ -76,6 +77,8 @@ class Metrics(WireModel):
     """The task that the model was measured for."""
     thoughts: Marks | None = None
     """What stands around the thoughts that the model writes before an answer; None: it was tuned to write none."""
+    measurements: Measurements | None = None
+    """Every metric with its interval; None: an earlier version did not measure them."""
     closed: bool = False
     """Whether its chat template closes a block of thoughts before every answer."""
 

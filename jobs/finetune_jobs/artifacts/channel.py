@@ -1,6 +1,8 @@
-"""The pointer of an output name: its artifact and its owner."""
+"""The pointers of an output name: their artifacts and their owner."""
 
-from finetune_api.layout import ChannelPointer, channel_object
+from collections.abc import Mapping
+
+from finetune_api.layout import Channel, ChannelPointer, channel_object
 from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef
 from finetune_jobs.base.documents import parse_json
@@ -8,12 +10,13 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.s3 import Store
 
 
-def read_channel(store: Store, name: str) -> tuple[ChannelPointer, str] | None:
-    """The target of an output name, and the ETag for changing it; None for a name that was never published."""
-    found = store.get_tagged(channel_object(name))
+def read_channel(store: Store, name: str, channel: Channel = Channel.STABLE) -> tuple[ChannelPointer, str] | None:
+    """The target of an output name, and the ETag for changing it; None if nothing was published there."""
+    place = channel_object(name, channel)
+    found = store.get_tagged(place)
     if found is None:
         return None
-    return parse_json(found[0], ChannelPointer, store.uri(channel_object(name))), found[1]
+    return parse_json(found[0], ChannelPointer, store.uri(place)), found[1]
 
 
 def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
@@ -28,3 +31,8 @@ def require_owner(uri: str, standing: ChannelPointer, run: RunRef) -> None:
             f"{run.namespace}/{run.name} may not publish there. If that one is gone for good, delete this object: "
             "it only points to what was published.",
         )
+
+
+def channel_of(scalars: Mapping[str, str]) -> Channel:
+    """Where a result of publish belongs; earlier versions knew one place only."""
+    return Channel(scalars.get("channel", Channel.STABLE))

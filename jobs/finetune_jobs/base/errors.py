@@ -1,5 +1,6 @@
 """Failures of a stage: each has a reason of the API, a message, and whether a retry would help."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from finetune_api.reasons import Reason
@@ -10,7 +11,15 @@ T = TypeVar("T")
 class StageError(Exception):
     """A stage cannot give its result. ``message`` names place, value and cause, and never holds a secret."""
 
-    def __init__(self, reason: Reason, message: str, *, retriable: bool = False, peer_initiated: bool = False) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        retriable: bool = False,
+        peer_initiated: bool = False,
+        scalars: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -18,6 +27,8 @@ class StageError(Exception):
         """True when the same attempt may succeed later: the container exits with ExitCode.RETRIABLE."""
         self.peer_initiated = peer_initiated
         """True when another pod is the cause, or all pods agreed to restart: RESTART_GROUP, which is not a failure."""
+        self.scalars = dict(scalars or {})
+        """What was found all the same: facts for the status."""
 
 
 class StoppedError(BaseException):

@@ -1,50 +1,137 @@
-"""Whether a figure that a sample gave reaches a bound. Pure functions, no model.
+"""Gates: whether what an evaluation measured is good enough to publish. Pure functions, no model.
 
 A gate reads the interval, not the point: it passes when the whole 95 % interval reaches the bound, fails when none of
-it does, and is inconclusive in between.
+it does, and is inconclusive in between. Without goals one gate stands: the artifact must not be worse than the base
+model beyond chance.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from math import ceil, floor, log10
 from typing import Final
 
-from finetune_jobs.artifacts.measurements import Difference, Estimate
+from finetune_api.dataset import Task, TaskType
+from finetune_api.goals import GateOutcome, Gates, Goal, GoalStatus, Metric
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements, main_metric
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import did_you_mean, shorten
 
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
-
-
-class Outcome(StrEnum):
-    """What a gate says."""
-
-    PASS = "Pass"
-    FAIL = "Fail"
-    INCONCLUSIVE = "Inconclusive"
 
 
 @dataclass(frozen=True)
 class Judged:
     """The outcome of one gate."""
 
-    outcome: Outcome
+    outcome: GateOutcome
     deciding_rows: int | None = None
     """If inconclusive, about how many rows would decide; None: more than MOST_ROWS, or nothing is known."""
+
+
+def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[GoalStatus]:
+    """What the artifact reached of each goal, or of the one gate that stands without goals.
+
+    Raises StageError: GateFailed where the evaluation did not measure what is asked, SpecInvalid as require_classes.
+    """
+    if not gates.goals:
+        return [_not_worse_than_base(measurements, task)]
+    if labels := {each.label: None for each in measurements.measured if each.label}:
+        require_classes(gates, list(labels))
+    return [_judge_goal(goal, measurements) for goal in gates.goals]
+
+
+def require_applicable(gates: Gates, task: Task) -> None:
+    """Raises StageError (SpecInvalid) for a goal that means nothing for this task, or names a label that is not
+    allowed."""
+    for number, goal in enumerate(gates.goals):
+        if goal.class_name is None:
+            continue
+        place = f"spec.evaluation.goals[{number}]"
+        if task.type is not TaskType.CLASSIFICATION:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place} is about class {shorten(goal.class_name)!r}, but answers of the task {task.type.value} have "
+                "no classes. Remove class.",
+            )
+        if goal.metric is Metric.ACCURACY:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place} asks for the accuracy of one class, but accuracy is of all classes together. Set metric to "
+                "recall (how many of the class are found), precision (how many so called are right) or f1 (both).",
+            )
+    if task.labels:
+        require_classes(gates, task.labels)
+
+
+def require_classes(gates: Gates, labels: Sequence[str]) -> None:
+    """Raises StageError (SpecInvalid) for a goal about a label that the data set does not have."""
+    for number, goal in enumerate(gates.goals):
+        if goal.class_name is not None and goal.class_name not in labels:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"spec.evaluation.goals[{number}] is about class {shorten(goal.class_name)!r}, which is none of the "
+                f"{len(labels)} labels of the data set.{did_you_mean(goal.class_name, labels)}",
+            )
+
+
+def _not_worse_than_base(measurements: Measurements, task: TaskType) -> GoalStatus:
+    metric = main_metric(task)
+    difference = measurements.difference(metric, "artifact", "base")
+    if difference is None:
+        raise _unmeasured(f"{metric} of artifact and base model")
+    return _status(f"{metric} not worse than the base model's", difference.estimate, not_worse(difference))
+
+
+def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
+    label = goal.class_name or ""
+    what = f"{goal.metric} of {shorten(label)!r}" if label else str(goal.metric)
+    if goal.at_least is not None:
+        found = measurements.of(goal.metric, label)
+        if found is None:
+            raise _unmeasured(what)
+        estimate, text = found.models["artifact"], f"{what} at least {goal.at_least}"
+    else:
+        difference = measurements.difference(goal.metric, "artifact", "base", label)
+        if difference is None:
+            raise _unmeasured(f"the gain over the base model in {what}")
+        estimate, text = difference.estimate, f"{what} better than the base model's by {goal.improve_over_base}"
+    return _status(text, estimate, at_least(estimate, goal.bound, measurements.rows))
+
+
+def _unmeasured(what: str) -> StageError:
+    return StageError(
+        Reason.GATE_FAILED,
+        f"The evaluation did not measure {what}, so that no gate can judge it: an earlier version made it. Set "
+        "spec.rerun to a new value to evaluate again.",
+    )
+
+
+def _status(goal: str, estimate: Estimate, judged: Judged) -> GoalStatus:
+    return GoalStatus(
+        goal=goal,
+        value=f"{estimate.value:.4f}",
+        low=f"{estimate.low:.4f}",
+        high=f"{estimate.high:.4f}",
+        outcome=judged.outcome,
+        deciding_rows=judged.deciding_rows,
+    )
 
 
 def at_least(estimate: Estimate, bound: float, rows: int) -> Judged:
     """Whether a figure from so many ``rows`` reaches ``bound``."""
     if estimate.low >= bound:
-        return Judged(Outcome.PASS)
+        return Judged(GateOutcome.PASS)
     if estimate.high < bound:
-        return Judged(Outcome.FAIL)
-    return Judged(Outcome.INCONCLUSIVE, _deciding_rows(estimate, bound, rows))
+        return Judged(GateOutcome.FAIL)
+    return Judged(GateOutcome.INCONCLUSIVE, _deciding_rows(estimate, bound, rows))
 
 
 def not_worse(difference: Difference) -> Judged:
     """Whether a model holds its ground against another: it fails only where it is worse beyond chance, since two equal
     models cannot be told apart by any number of rows."""
-    return Judged(Outcome.FAIL if difference.worse_beyond_chance else Outcome.PASS)
+    return Judged(GateOutcome.FAIL if difference.worse_beyond_chance else GateOutcome.PASS)
 
 
 def _deciding_rows(estimate: Estimate, bound: float, rows: int) -> int | None:

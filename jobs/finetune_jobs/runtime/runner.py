@@ -257,7 +257,8 @@ def _guarded(
             return run(context), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)
-        return failure(stage, error.reason, error.message), _exit_code(error)
+        found = failure(stage, error.reason, error.message)
+        return found.model_copy(update={"scalars": error.scalars}), _exit_code(error)
     except StoppedError as error:
         return failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
     except Exception as error:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import (
@@ -20,7 +22,8 @@ from finetune_api.finetunejob import (
     StageState,
     StageStatus,
 )
-from finetune_api.layout import READINESS_PAGE, output_folder
+from finetune_api.goals import MAX_GOALS, GateOutcome, GoalStatus, blocking
+from finetune_api.layout import READINESS_PAGE, Channel, output_folder
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.finetunejob.observe import StageJob
@@ -28,6 +31,7 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.outcome.job import State
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
+_GOALS: Final = TypeAdapter(list[GoalStatus])
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
 DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
@@ -46,6 +50,7 @@ class RunLedger:
         self.dataset = status.dataset if same else None
         self.evaluation = status.evaluation if same else None
         self.artifact = status.artifact
+        self.candidate = status.candidate
 
     @property
     def upstream(self) -> Upstream:
@@ -60,6 +65,16 @@ class RunLedger:
     def stages_done(self) -> str:
         """Finished stages out of those with an output, e.g. 3/5."""
         return f"{sum(self.done(stage) for stage in PIPELINE)}/{len(PIPELINE)}"
+
+    @property
+    def missed_goals(self) -> str:
+        """Why the published artifact is a candidate only; empty if it was accepted, or nothing is published yet."""
+        published, candidate = self.rows[Stage.PUBLISH].output_digest, self.candidate
+        if not candidate or not self.done(Stage.PUBLISH) or candidate.digest != published:
+            return ""
+        goals = self.evaluation.goals if self.evaluation else []
+        missed = [goal.sentence for goal in blocking(goals, self._spec.evaluation.on_inconclusive)]
+        return " ".join([*missed, f"It is published as a candidate only: {candidate.uri}"])
 
     def done(self, stage: Stage) -> bool:
         """Whether the stage's result is known."""
@@ -86,6 +101,15 @@ class RunLedger:
         identity = {"source_digest": scalars.get("sourceDigest", ""), "model_digest": scalars.get("modelDigest", "")}
         self.run = self.run.model_copy(update=identity)
         self.fit = _fit(scalars)
+
+    def judged(self, scalars: Mapping[str, str]) -> None:
+        """Record which goals the artifact met, if that is told."""
+        found = _goals(scalars)
+        if self.evaluation is None or not found:
+            return
+        met = sum(goal.outcome is GateOutcome.PASS for goal in found)
+        told = {"goals": found, "goals_met": f"{met}/{len(found)}"}
+        self.evaluation = self.evaluation.model_copy(update=told)
 
     def close(self, stage: Stage, state: StageState, message: str) -> None:
         """Record the end of a stage for a reason that its Job does not know."""
@@ -139,7 +163,12 @@ class RunLedger:
             self.dataset = _with_baseline(self.dataset, self._spec.task.type, scalars)
         elif stage is Stage.PUBLISH:
             longest = self.dataset.longest if self.dataset else None
-            self.artifact = _artifact(self._spec, output_digest, uri, longest, scalars)
+            published = _artifact(self._spec, output_digest, uri, longest, scalars)
+            if scalars.get("channel") == Channel.CANDIDATE:
+                self.candidate = published
+            else:
+                self.artifact, self.candidate = published, None
+            self.judged(scalars)
             self.run = self.run.model_copy(update={"artifact_digest": output_digest})
 
 
@@ -221,6 +250,14 @@ def _artifact(
         storage=spec.output_storage.for_reading,
         tokens=tokens if tokens != ArtifactTokens() else None,
     )
+
+
+def _goals(scalars: Mapping[str, str]) -> list[GoalStatus]:
+    """The outcomes that publish reports; a pod's report is not trusted to be some."""
+    try:
+        return _GOALS.validate_json(scalars.get("goals", "[]"))[:MAX_GOALS]
+    except ValidationError:
+        return []
 
 
 def _scores(scalars: Mapping[str, str], measure: str) -> Scores:

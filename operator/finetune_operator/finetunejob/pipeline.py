@@ -62,6 +62,8 @@ def next_step(context: RunContext) -> Step:
         step = _take(context, stage, job)
         if step is not None:
             return step
+    if missed := context.ledger.missed_goals:
+        return Fail(Stage.PUBLISH, Reason.GATE_FAILED, missed)
     return Finish()
 
 
@@ -72,6 +74,7 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
     verdict = job.verdict
     if verdict.state is State.FAILED:
         ledger.enter(stage, job, StageState.FAILED, verdict.message, key)
+        ledger.judged(verdict.result.scalars if verdict.result else {})
         return Fail(stage, verdict.reason, verdict.message)
     if job.unfinished:
         ledger.enter(stage, job, StageState.RUNNING, verdict.message, key)

@@ -107,6 +107,7 @@ def _run_fields(context: RunContext, headline: Headline) -> dict[str, object]:
         "dataset": ledger.dataset,
         "evaluation": ledger.evaluation,
         "artifact": ledger.artifact,
+        "candidate": ledger.candidate,
     }
 
 

@@ -51,6 +51,7 @@ class Verdict:
     reason: Reason
     message: str = ""
     result: StageResult | None = None
+    """What its pod reported: of a Job that succeeded, or of one that failed and says why."""
     attempts: int = 0
     started_at: str | None = None
     finished_at: str | None = None
@@ -140,7 +141,7 @@ def _verdict_from_pod(job: Object, pods: Sequence[Object], facts: dict[str, Any]
         return _succeeded(job, [newest], facts)
     fatal = ended.get("exitCode") == meta.ExitCode.FATAL and not find_condition(newest["status"], "DisruptionTarget")
     if newest["status"].get("phase") == "Failed" and fatal and (cause := pod_failure(newest)):
-        return Verdict(State.FAILED, cause.reason, cause.message, **facts)
+        return Verdict(State.FAILED, cause.reason, cause.message, cause.result, **facts)
     return None
 
 
@@ -166,7 +167,7 @@ def _failed(condition: Object, pods: Sequence[Object], facts: dict[str, Any]) ->
     if cause is None:
         message = f"{condition.get('message') or condition.get('reason')}; its pods are gone."
         return Verdict(State.FAILED, Reason.STAGE_CRASHED, message, **facts)
-    return Verdict(State.FAILED, cause.reason, cause.message, **facts)
+    return Verdict(State.FAILED, cause.reason, cause.message, cause.result, **facts)
 
 
 def _unfinished(job: Object, pods: Sequence[Object], events: Sequence[Object], facts: dict[str, Any]) -> Verdict:

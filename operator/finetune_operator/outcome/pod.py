@@ -33,6 +33,8 @@ class Failure(NamedTuple):
     message: str
     reported: bool = False
     """By the stage itself, in its result."""
+    result: StageResult | None = None
+    """That result."""
 
 
 def read_result(pod: Object) -> StageResult | None:
@@ -76,7 +78,7 @@ def pod_failure(pod: Object) -> Failure | None:
         return Failure(Reason.DEADLINE_EXCEEDED, late_message([pod]))
     result = read_result(pod)
     if result is not None and result.outcome is Outcome.FAILED:
-        return Failure(result.reason, result.message, reported=True)
+        return Failure(result.reason, result.message, reported=True, result=result)
     said = status.get("message", "")
     if status.get("reason") == "Evicted" and _OWN_LIMIT.search(said):
         return Failure(Reason.SCRATCH_FULL, f"Pod {name} used more scratch space than it may: {said}")

@@ -1,0 +1,118 @@
+"""Goals of an evaluation, the gates that judge them, and what these found."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field, model_validator
+
+from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
+from finetune_api.rules import exactly_one_of
+
+MAX_GOALS: Final = 12
+"""So many outcomes fit into a stage's result."""
+
+Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=6)]
+"""A share of 1 as text, e.g. ``0.95``."""
+
+
+class Metric(StrEnum):
+    """What a goal is about."""
+
+    ACCURACY = "accuracy"
+    F1 = "f1"
+    PRECISION = "precision"
+    RECALL = "recall"
+
+
+class OnInconclusive(StrEnum):
+    """What becomes of an artifact whose test is too small to tell."""
+
+    BLOCK = "Block"
+    WARN = "Warn"
+
+
+class OnFail(StrEnum):
+    """What becomes of an artifact that misses a goal."""
+
+    STOP = "Stop"
+    PUBLISH_AS_CANDIDATE = "PublishAsCandidate"
+
+
+class Goal(ApiModel):
+    """A figure that the artifact must reach on the test split, with its whole 95 % interval."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of("at_least", "improve_over_base"))
+
+    metric: Metric
+    """accuracy, f1, precision or recall; what they mean for each task is explained in the evaluation's report."""
+    class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
+    """One label of a classification that f1, precision or recall is about; by default the mean over all of them."""
+    at_least: Share | None = None
+    """The least that the artifact must reach, e.g. "0.95"."""
+    improve_over_base: Share | None = None
+    """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Goal":
+        if (self.at_least is None) == (self.improve_over_base is None):
+            raise ValueError("exactly one of atLeast and improveOverBase must be set")
+        return self
+
+    @property
+    def bound(self) -> float:
+        """What the figure, or the difference, must reach."""
+        return float(self.at_least or self.improve_over_base or 0)
+
+
+class Gates(ApiModel):
+    """What an artifact must reach to be published."""
+
+    goals: Annotated[list[Goal], Field(max_length=MAX_GOALS)] = []
+    """What the artifact must reach. By default it must only not be worse than the base model, beyond chance."""
+    on_inconclusive: OnInconclusive = OnInconclusive.BLOCK
+    """What to do if the test is too small to tell. Block: as if the goal was missed. Warn: publish, and say so."""
+    on_fail: OnFail = OnFail.STOP
+    """What to do if a goal is missed. Stop: nothing is published. PublishAsCandidate: published under the channel
+    candidate, which nothing serves by itself. The run fails either way (GateFailed)."""
+
+
+class GateOutcome(OpenEnum):
+    """What a gate says."""
+
+    PASS = "Pass"
+    FAIL = "Fail"
+    INCONCLUSIVE = "Inconclusive"
+
+
+class GoalStatus(WireModel):
+    """A goal and what the artifact reached."""
+
+    goal: Annotated[str, Field(max_length=256)]
+    """The goal, e.g. accuracy at least 0.95."""
+    value: Annotated[str, Field(max_length=16)] = ""
+    """The figure, or the difference to the base model."""
+    low: Annotated[str, Field(max_length=16)] = ""
+    """Lower end of its 95 % interval."""
+    high: Annotated[str, Field(max_length=16)] = ""
+    """Upper end."""
+    outcome: GateOutcome
+    """Pass, Fail or Inconclusive."""
+    deciding_rows: Count = None
+    """If inconclusive: about how many test examples would decide."""
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for people."""
+        found = f"{self.goal}: {self.value} (95 % interval {self.low} to {self.high})"
+        if self.outcome is GateOutcome.FAIL:
+            return f"Missed {found}."
+        if self.outcome is GateOutcome.INCONCLUSIVE:
+            rows = f"about {self.deciding_rows:,}" if self.deciding_rows else "many more"
+            return f"Too few test examples for {found}; {rows} would decide."
+        return f"Met {found}."
+
+
+def blocking(found: list[GoalStatus], on_inconclusive: OnInconclusive) -> list[GoalStatus]:
+    """The goals for which an artifact is not accepted. An outcome of a newer version is no pass."""
+    accepted = {GateOutcome.PASS} | ({GateOutcome.INCONCLUSIVE} if on_inconclusive is OnInconclusive.WARN else set())
+    return [each for each in found if each.outcome not in accepted]

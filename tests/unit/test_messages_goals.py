@@ -1,0 +1,162 @@
+"""Goals: what is refused before anything is paid for, and what gates say of an artifact."""
+
+from typing import Any, Final
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api.dataset import Task, TaskType
+from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blocking
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.estimates import measure
+from finetune_jobs.evaluation.gates import judge, require_applicable, require_classes
+from tests.support.sentences import assert_says, unsaid
+
+pytestmark = pytest.mark.unit
+
+TRUTH: Final = ["refund", "parcel", "other", "other"] * 50
+
+
+def gates(*goals: dict[str, Any], **more: Any) -> Gates:
+    return Gates.model_validate({"goals": goals} | more)
+
+
+def evaluated(base: int, artifact: int, task: TaskType = TaskType.CLASSIFICATION) -> Measurements:
+    """So many of 200 wrong answers of the base model and of the artifact."""
+    answers = {name: ["x"] * n + TRUTH[n:] for name, n in (("base", base), ("tuned", artifact), ("artifact", artifact))}
+    return measure(task, TRUTH, answers, ["refund", "parcel", "other"])
+
+
+REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
+    (
+        Task(type=TaskType.EXTRACTION),
+        {"metric": "f1", "class": "refund", "atLeast": "0.9"},
+        "spec.evaluation.goals[0] … 'refund' … task Extraction … Remove class",
+    ),
+    (
+        Task(),
+        {"metric": "accuracy", "class": "refund", "atLeast": "0.9"},
+        "spec.evaluation.goals[0] … accuracy … recall … precision … f1",
+    ),
+    (
+        Task(labels=["refund", "parcel"]),
+        {"metric": "recall", "class": "refunds", "atLeast": "0.9"},
+        "spec.evaluation.goals[0] … 'refunds' … 2 labels … Did you mean 'refund'?",
+    ),
+]
+UNMEASURED: Final = [
+    ({"metric": "f1", "atLeast": "0.9"}, "f1 … earlier version … spec.rerun"),
+    ({"metric": "f1", "improveOverBase": "0.9"}, "gain over the base model in f1 … earlier version … spec.rerun"),
+    (None, "accuracy of artifact and base model … earlier version … spec.rerun"),
+]
+
+
+def refusal(task: Task, goal: dict[str, Any]) -> StageError:
+    with pytest.raises(StageError) as error:
+        require_applicable(gates(goal), task)
+    return error.value
+
+
+def unmeasured(goal: dict[str, Any] | None) -> StageError:
+    with pytest.raises(StageError) as error:
+        judge(gates(*([goal] if goal else [])), Measurements(rows=0), TaskType.CLASSIFICATION)
+    return error.value
+
+
+@pytest.mark.parametrize(("task", "goal", "parts"), REFUSED)
+def test_goals_that_mean_nothing(task: Task, goal: dict[str, Any], parts: str) -> None:
+    error = refusal(task, goal)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, *parts.split(" … "))
+
+
+@pytest.mark.parametrize(("goal", "parts"), UNMEASURED)
+def test_what_was_not_measured_is_no_pass(goal: dict[str, Any] | None, parts: str) -> None:
+    error = unmeasured(goal)
+    assert error.reason is Reason.GATE_FAILED
+    assert_says(error.message, *parts.split(" … "))
+
+
+def test_every_sentence_is_said() -> None:
+    messages = [refusal(task, goal).message for task, goal, _ in REFUSED]
+    messages += [unmeasured(goal).message for goal, _ in UNMEASURED]
+    messages += [each.goal for goals in GATES for each in judge(gates(*goals[0]), evaluated(150, 20), TaskType.TEXT)]
+    messages += [each.goal for each in judge(Gates(), evaluated(0, 0), TaskType.CLASSIFICATION)]
+    assert unsaid("finetune_jobs.evaluation.gates", messages) == []
+
+
+@pytest.mark.parametrize("given", [{}, {"atLeast": "0.9", "improveOverBase": "0.1"}])
+def test_a_goal_has_one_bound(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="exactly one of atLeast and improveOverBase must be set"):
+        Goal.model_validate({"metric": "f1"} | given)
+
+
+def test_goals_that_apply_are_let_through() -> None:
+    goal = {"metric": "recall", "class": "refund", "atLeast": "0.9"}
+    require_applicable(gates(goal), Task(labels=["refund", "parcel"]))
+    require_applicable(gates({"metric": "f1", "atLeast": "0.5"}), Task(type=TaskType.TEXT))
+    require_classes(gates(goal), ["refund"])
+    with pytest.raises(StageError, match="none of the 3 labels"):
+        judge(gates(goal | {"class": "Spam"}), evaluated(9, 9), TaskType.CLASSIFICATION)
+
+
+GATES: Final[list[tuple[list[dict[str, str]], str, str]]] = [
+    ([{"metric": "accuracy", "atLeast": "0.84"}], "Pass", "Met accuracy at least 0.84: 0.9000 … 0.8506 to 0.9343"),
+    ([{"metric": "accuracy", "atLeast": "0.95"}], "Fail", "Missed accuracy at least 0.95: 0.9000 … 0.8506 to 0.9343"),
+    (
+        [{"metric": "accuracy", "atLeast": "0.92"}],
+        "Inconclusive",
+        "Too few test examples for accuracy at least 0.92: 0.9000 … about 590 would decide",
+    ),
+    ([{"metric": "accuracy", "atLeast": "0.9"}], "Inconclusive", "Too few … many more would decide"),
+    (
+        [{"metric": "accuracy", "improveOverBase": "0.5"}],
+        "Pass",
+        "Met accuracy better than the base model's by 0.5: 0.6500",
+    ),
+    ([{"metric": "f1", "improveOverBase": "0.9"}], "Fail", "Missed f1 better than the base model's by 0.9"),
+]
+CLASSES: Final = [
+    ("recall", "0.6", "Pass"),
+    ("recall", "0.99", "Fail"),
+    ("recall", "0.9", "Inconclusive"),
+    ("precision", "0.9", "Pass"),
+]
+
+
+@pytest.mark.parametrize(("goals", "outcome", "parts"), GATES)
+def test_what_a_gate_says(goals: list[dict[str, str]], outcome: str, parts: str) -> None:
+    """Of an artifact that is right in 180 of 200, and a base model that is in 50."""
+    (found,) = judge(gates(*goals), evaluated(150, 20), TaskType.CLASSIFICATION)
+    assert found.outcome == outcome
+    assert_says(found.sentence, *parts.split(" … "))
+
+
+@pytest.mark.parametrize(("metric", "bound", "outcome"), CLASSES)
+def test_a_gate_of_one_class(metric: str, bound: str, outcome: str) -> None:
+    """5 of 50 refunds are missed by the artifact, and nothing else is taken for one."""
+    (found,) = judge(
+        gates({"metric": metric, "class": "refund", "atLeast": bound}), evaluated(150, 20), TaskType.CLASSIFICATION
+    )
+    assert (found.outcome, found.goal) == (outcome, f"{metric} of 'refund' at least {bound}")
+
+
+@pytest.mark.parametrize(
+    ("base", "artifact", "outcome"), [(150, 20, "Pass"), (20, 20, "Pass"), (20, 25, "Pass"), (20, 40, "Fail")]
+)
+@pytest.mark.parametrize("task", [TaskType.CLASSIFICATION, TaskType.TEXT])
+def test_without_goals_the_artifact_must_not_be_worse_than_its_base(
+    base: int, artifact: int, outcome: str, task: TaskType
+) -> None:
+    (found,) = judge(Gates(), evaluated(base, artifact, task), task)
+    assert found.outcome == outcome
+
+
+def test_what_is_open_blocks_unless_it_is_to_warn() -> None:
+    found = judge(gates(*(each[0][0] for each in GATES)), evaluated(150, 20), TaskType.CLASSIFICATION)
+    assert [each.outcome for each in blocking(found, OnInconclusive.WARN)] == [GateOutcome.FAIL] * 2
+    assert len(blocking(found, OnInconclusive.BLOCK)) == 4
+    newer = [found[0].model_copy(update={"outcome": GateOutcome("Perhaps")})]
+    assert blocking(newer, OnInconclusive.WARN) == newer
