@@ -12,7 +12,6 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Message, Number, OpenEnum, WireModel
-from finetune_api.training import Training
 
 CURRENCY: Final = "USD"
 _CENT: Final = Amount("0.01")
@@ -93,9 +92,15 @@ class FitStatus(WireModel):
     available_gib: Number = ""
     """Memory of the GPU, or of the pod, in GiB."""
     tokens_per_second: Number = ""
-    """Estimated training speed of all GPUs together."""
+    """Estimated training speed of all GPUs together, in passes full of tokens; small ones are slower (passSeconds)."""
+    pass_seconds: Number = ""
+    """Estimated least time of a pass forward and backward, however few its tokens."""
     load_seconds: Number = ""
     """Estimated time that a stage needs to start and to load the model."""
+    answer_seconds: Number = ""
+    """Estimated time of one model's answer to one example of the evaluation."""
+    transfer_seconds: Number = ""
+    """Estimated time to write and send the exported model, or to fetch it."""
     warning: Message = ""
     """What preflight warns of: runtimes that cannot serve the artifact, layers without an adapter."""
 
@@ -131,33 +136,3 @@ class CostStatus(WireModel):
 def dollars(amount: float) -> str:
     """An amount of money with two decimals."""
     return str(Amount(amount).quantize(_CENT, rounding=ROUND_HALF_UP))
-
-
-def trained_tokens(training: Training, examples: int, tokens: int) -> float:
-    """Tokens that a whole training processes: ``tokens`` of ``examples`` per epoch, until ``maxSteps`` ends it, plus
-    what the parts of a learning curve add.
-
-    An upper bound: early stopping may end the training sooner.
-    """
-    seen = float(tokens * training.epochs)
-    if training.max_steps and examples:
-        step = training.batch_size * training.gradient_accumulation * tokens / examples
-        seen = min(seen, training.max_steps * step)
-    return seen * training.work
-
-
-def most_tokens(training: Training) -> float | None:
-    """Upper bound of the trained tokens before the data are known; None if the spec has no ``maxSteps``."""
-    if not training.max_steps:
-        return None
-    step = training.batch_size * training.gradient_accumulation * training.max_length
-    return training.max_steps * step * training.work
-
-
-def remaining_seconds(*, tokens: float, samples: int, max_length: int, speed: float, load: float, stages: int) -> float:
-    """Time of ``stages`` stages (of train, export, evaluate): each loads the model, then processes the data.
-
-    ``tokens`` are left to train, at ``speed`` per second. Three models answer ``samples`` examples in the evaluation;
-    an answer is assumed to take as long as training on an example of ``max_length`` tokens.
-    """
-    return stages * load + (tokens + 3 * samples * max_length) / speed

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.timing import USUAL_INTERVAL
 from finetune_api.training import Training
-from finetune_jobs.fit.recipe import USUAL_INTERVAL
 from hack.benchmarks.result import Result
 from hack.benchmarks.train_throughput import SHORT, fresh_process, messages
 from hack.cluster.console import step

@@ -1,87 +1,187 @@
-"""How long a training takes and what it costs."""
+"""How fast a profile trains and runs a model, by its card, and what a run costs at most."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.budget import (
-    dollars,
-    most_tokens,
-    remaining_seconds,
-    trained_tokens,
-)
-from finetune_api.training import Method, Training
+from finetune_api.budget import HardwareFacts, dollars
+from finetune_api.cards import generation_of
+from finetune_api.dataset import TaskType
+from finetune_api.timing import Pace, evaluate_seconds, export_seconds
+from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.cards import CARDS, Card, card_of, caution
 from finetune_jobs.fit.cost import forecast
-from finetune_jobs.fit.duration import flops_per_token, tokens_per_second
-from finetune_jobs.fit.memory import (
-    ON_CPU,
-    ON_GPU,
-)
-from tests.support.fit import A100, LLAMA_8B, shape_of
+from finetune_jobs.fit.duration import LABEL_TOKENS, answer_tokens, operations, pace
+from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU
+from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of
+from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
 
 
-def test_duration() -> None:
-    """Llama-2-7B with QLoRA on an A100: LLaMA-Factory measured 2,295 to 3,542 tokens/s (0.30 to 0.46 of the peak)."""
-    llama2 = LLAMA_8B | {"num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000}
-    shape = shape_of(llama2)
-    assert flops_per_token(shape, Training(), ON_GPU) == 6 * shape.parameters
-    assert flops_per_token(shape, Training(method=Method.FULL), ON_CPU) == 6 * shape.parameters
-    speed = tokens_per_second(shape, Training(), ON_GPU, A100)
-    assert speed is not None
-    assert 2295 < speed < 3542
+def speed(hardware: HardwareFacts, config: dict[str, Any] = LLAMA_8B, **training: Any) -> Pace:
+    """The pace that is expected."""
+    settings = Training(**training)
+    found = pace(shape_of(config), settings, ON_GPU if hardware.has_gpu else ON_CPU, hardware, answer=128)
+    assert found is not None
+    return found
+
+
+def test_operations() -> None:
+    """Six a weight with an adapter and checkpointing, eight for all weights; an embedding is only looked up."""
+    shape = shape_of(LLAMA_8B)
+    weights = shape.parameters - 128256 * 4096
+    assert operations(shape, Training(), ON_GPU, 0) == 6 * weights
+    assert operations(shape, Training(method=Method.FULL), ON_GPU, 0) == 8 * weights
+    assert operations(shape, Training(method=Method.FULL), ON_CPU, 0) == 6 * weights
+    tied = shape_of(SMOLLM)
+    assert operations(tied, Training(), ON_GPU, 0) == 6 * tied.parameters
+    assert operations(shape, Training(), ON_GPU, 8192) == pytest.approx(6 * weights * 1.07, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("card", "peak", "lowest", "highest"),
+    [
+        ("NVIDIA L4", 121, 400, 500),  # bound by 72 W and 300 GB/s
+        ("NVIDIA A100-SXM4-40GB", 312, 2500, 3300),  # LLaMA-Factory: 2,926 for a 7B
+        ("NVIDIA H100 80GB HBM3", 989, 6000, 8600),  # Unsloth, which is faster: 8,600
+        ("NVIDIA GeForce RTX 4090", 165, 1700, 2400),  # torchtune, compiled: 2,413
+    ],
+)
+def test_tokens_per_second_of_an_8b_with_qlora(card: str, peak: float, lowest: float, highest: float) -> None:
+    assert lowest < speed(HardwareFacts(name=card, count=1, peak_tflops=peak)).tokens_per_second < highest
+
+
+def test_a_small_pass_is_not_faster_than_its_launch() -> None:
+    """32 layers of some ms, and on a slow memory what is read of each weight."""
+    fast, slow = speed(A100), speed(L4)
+    assert 0.19 < fast.pass_seconds < 0.3
+    assert 0.45 < slow.pass_seconds < 0.6
+    assert speed(A100, method="LoRA").pass_seconds < fast.pass_seconds
+    assert speed(CPU, SMOLLM).pass_seconds == 0
+
+
+def test_methods() -> None:
+    """16 bits are faster than NF4, LLM.int8 is slower than both, and all weights are more work than an adapter."""
+    settings: list[dict[str, Any]] = [
+        {"method": "LoRA"},
+        {"method": "QLoRA"},
+        {"method": "QLoRA", "quantization": Quantization.INT8},
+        {"method": "Full"},
+    ]
+    lora, nf4, int8, full = (speed(A100, **each).tokens_per_second for each in settings)
+    assert lora > nf4 > int8
+    assert lora > full
 
 
 @pytest.mark.parametrize(("method", "faster"), [(Method.QLORA, 7.2), (Method.LORA, 7.2), (Method.FULL, 6.4)])
 def test_eight_gpus_are_not_eight_times_as_fast(method: Method, faster: float) -> None:
     """Less so where the model is divided: its layers travel too."""
-    shape, training = shape_of(LLAMA_8B), Training(method=method)
     alone, together = (
-        tokens_per_second(shape, training, ON_GPU, A100.model_copy(update={"count": count})) for count in (1, 8)
+        speed(A100.model_copy(update={"count": count}), method=method).tokens_per_second for count in (1, 8)
     )
-    assert alone is not None
     assert together == pytest.approx(faster * alone)
 
 
-def test_cost() -> None:
-    """An upper bound with maxSteps, none without. Twice the GPUs train 1.8 times as fast at twice the price, in one pod
-    or in two; export and evaluation get, and cost, one of them all the same."""
+def test_answers_are_decoded_not_trained() -> None:
+    """A token for sixteen prompts at a time, by reading all weights; labels are short; a CPU takes its time too."""
+    assert answer_tokens(TaskType.CLASSIFICATION, Training(max_length=4096)) == LABEL_TOKENS
+    assert answer_tokens(TaskType.TEXT, Training(max_length=4096)) == 1024
+    assert answer_tokens(TaskType.EXTRACTION, Training(max_length=16)) == LABEL_TOKENS
     shape = shape_of(LLAMA_8B)
-    open_end = forecast(shape, Training(), ON_GPU, A100, 100)
-    bounded = forecast(shape, Training(max_steps=100), ON_GPU, A100, 100)
-    double, pair = (
-        forecast(shape, Training(max_steps=100), ON_GPU, A100.model_copy(update={field: 2}), 100)
-        for field in ("count", "nodes")
+    short, long = (pace(shape, Training(), ON_GPU, A100, answer=tokens) for tokens in (LABEL_TOKENS, 1024))
+    assert short is not None
+    assert long is not None
+    assert 0.1 < short.answer_seconds < 0.3
+    assert 2.5 < long.answer_seconds < 5  # 1,024 steps of about 50 ms, a sixteenth of them for each
+    assert speed(L4).answer_seconds > 2 * speed(A100).answer_seconds
+    assert speed(CPU, SMOLLM).answer_seconds > 0
+
+
+def test_transfers_follow_the_size() -> None:
+    """8-bit artifacts take half the time of 16-bit ones; a stage loads 16 GB through network and disk."""
+    shape = shape_of(LLAMA_8B)
+    half, whole = (pace(shape, Training(), ON_GPU, A100, exported=each) for each in (INT8, 2))
+    assert half is not None
+    assert whole is not None
+    assert whole.transfer_seconds == pytest.approx(2 * half.transfer_seconds)
+    assert 90 < whole.transfer_seconds < 100
+    assert 90 + 80 < whole.load_seconds < 90 + 120
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100 80gb"),
+        ("NVIDIA-A100-SXM4-40GB", "a100"),
+        ("nvidia-tesla-a100", "a100"),
+        ("NVIDIA H100 PCIe", "h100 pcie"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA RTX 6000 Ada Generation", "6000 ada"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA L40S", "l40s"),
+        ("nvidia-l4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+    ],
+)
+def test_a_card_is_known_by_its_name(name: str, words: str) -> None:
+    found = card_of(HardwareFacts(name=name, count=1))
+    assert found is not None
+    assert found.words == words
+
+
+@pytest.mark.parametrize("card", CARDS, ids=[card.words for card in CARDS])
+def test_a_row_is_complete(card: Card) -> None:
+    """Its numbers are possible, 16 bits are no slower than NF4, and its source or that it has none is named."""
+    assert 0 < card.nf4 <= card.lora <= card.full < 0.8
+    assert 50 < 1e3 * card.tflops / card.bandwidth < 450
+    assert card.source.startswith(("https://", "An assumption", "As the"))
+    assert generation_of(f"NVIDIA RTX {card.words}" if card.words[0].isdigit() else card.words) is not None
+
+
+def test_an_unknown_card_is_cautioned_against() -> None:
+    """Its peak counts; what it reaches of it is assumed, and that is said."""
+    new = HardwareFacts(name="NVIDIA R200", count=1, peak_tflops=4000, memory_gib=200)
+    assert card_of(new) is None
+    assert speed(new).tokens_per_second > speed(A100).tokens_per_second
+    assert speed(new).pass_seconds > 0
+    assert_says(caution(new), "NVIDIA R200", "not known", "36% of its peak", "factor of two")
+    assert caution(A100) == caution(L4) == caution(CPU) == ""
+    assert pace(shape_of(LLAMA_8B), Training(), ON_GPU, HardwareFacts(name="x", count=1)) is None
+    assert pace(shape_of(LLAMA_8B), Training(), ON_CPU, HardwareFacts()) is None
+
+
+def test_a_slice_reads_a_part_of_the_memory() -> None:
+    """Its admin gives the peak of the slice; its bandwidth shrinks with it."""
+    whole, slice_ = (
+        speed(HardwareFacts(name="NVIDIA A100-SXM4-40GB", count=1, peak_tflops=peak)) for peak in (312, 78)
     )
+    assert slice_.tokens_per_second == pytest.approx(whole.tokens_per_second / 4)
+    assert slice_.pass_seconds > whole.pass_seconds
+
+
+def test_cost() -> None:
+    """An upper bound with maxSteps, none without; training counts every GPU, export and evaluation one."""
+    open_end = forecast(speed(A100), Training(), A100, 100)
     assert open_end is not None
     assert open_end.most_usd is None
-    assert bounded is not None
-    assert bounded.most_usd is not None
-    assert bounded.most_seconds is not None
-    assert bounded.most_usd == pytest.approx(bounded.most_seconds * 2.1 / 3600)
-    assert double is not None
-    assert double.most_seconds is not None
-    assert double.tokens_per_second == pytest.approx(1.8 * bounded.tokens_per_second)
-    training, asking = (tokens / bounded.tokens_per_second for tokens in (100 * 16 * 512, 3 * 100 * 512))
-    shared = training / 1.8 + asking / 0.9  # a share of the common speed stands for that of one GPU alone
-    both = shared + bounded.load_seconds + training / 1.8  # the other GPU loads and trains too
-    assert double.most_seconds == pytest.approx(bounded.most_seconds - training - asking + both)
-    assert double.most_usd == pytest.approx(double.most_seconds * 2.1 / 3600)
-    assert pair == double
-
-
-def test_tokens() -> None:
-    """Epochs count, maxSteps ends them; the bound holds before the data are known."""
-    assert trained_tokens(Training(epochs=3), 100, 5000) == 15000
-    limited = Training(epochs=3, max_steps=5, batch_size=4, gradient_accumulation=2, max_length=512)
-    assert trained_tokens(limited, 100, 5000) == 5 * 8 * 50
-    assert trained_tokens(limited, 0, 0) == 0
-    assert most_tokens(limited) == 5 * 8 * 512
-    assert most_tokens(Training()) is None
-    assert remaining_seconds(tokens=1000, samples=10, max_length=100, speed=10, load=60, stages=3) == 180 + 100 + 300
+    training = Training(max_steps=100)
+    alone = forecast(speed(A100), training, A100, 100)
+    pair = A100.model_copy(update={"nodes": 2})
+    double = forecast(speed(pair), training, pair, 100)
+    for found, hardware in ((alone, A100), (double, pair)):
+        assert found is not None
+        assert found.most_seconds is not None
+        assert found.most_usd == pytest.approx(found.most_seconds * 2.1 / 3600)
+        after = export_seconds(found.pace) + evaluate_seconds(found.pace, 100)
+        trained = (found.most_seconds - after) / hardware.processes - found.pace.load_seconds
+        tokens = 100 * 16 * 512 * 1.05
+        assert tokens / found.pace.tokens_per_second < trained < 1.1 * tokens / found.pace.tokens_per_second
+    assert forecast(None, training, A100, 100) is None
 
 
 @given(amount=st.floats(0, 1e6))

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import settings as checked
 from hypothesis import strategies as st
 
-from finetune_api.budget import most_tokens, trained_tokens
 from finetune_api.layout import CURVE_PAGE
+from finetune_api.timing import Examples, Pace, training_seconds
 from finetune_api.training import LearningCurve, Method, Training
 from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Progress
@@ -216,8 +216,11 @@ def test_parts_are_part_of_the_forecast_of_time_and_money() -> None:
         Training(max_steps=10),
         Training(max_steps=10, learning_curve=LearningCurve(percents=[10, 25, 50])),
     )
-    assert trained_tokens(more, 1000, 50_000) == pytest.approx(1.85 * trained_tokens(plain, 1000, 50_000))
-    assert (most_tokens(more) or 0) == pytest.approx(1.85 * (most_tokens(plain) or 0))
+    pace = Pace(tokens_per_second=100, load_seconds=0)
+    for examples in (Examples(1000, 50, 90, 100), Examples.at_most(plain)):
+        assert examples is not None
+        longer, usual = (training_seconds(each, examples, pace) for each in (more, plain))
+        assert longer == pytest.approx(1.85 * usual)
 
 
 def test_a_piece_of_the_work_moves_the_whole_in_its_proportion() -> None:

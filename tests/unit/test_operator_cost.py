@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -166,7 +167,7 @@ FORECASTS = {
         None,
         Basis.LIMITS,
         0.0,
-        100 + 10 * 16 * 512 / 100 + AFTER,
+        100 + 1.05 * 10 * 16 * 512 / 100 + AFTER,
     ),
     "tokens unknown": (
         SPEC,
@@ -174,7 +175,7 @@ FORECASTS = {
         None,
         Basis.LIMITS,
         0.0,
-        100 + 3 * 1000 * 512 / 100 + AFTER,
+        100 + 1.05 * 3 * 1000 * 512 / 100 + AFTER,
     ),
     "prepared": (SPEC, (RESOLVED, PREPARED), None, Basis.TOKENS, 0.0, 100 + 1500 + AFTER),
     "training": (
@@ -210,6 +211,23 @@ def test_forecast(case: tuple[FineTuneJobSpec, tuple[StageJob, ...], Sample | No
         assert float(found.forecast) == pytest.approx(whole / 1000, abs=0.006)
     else:
         assert bool(found.forecast) == (basis is not None)
+
+
+def test_every_stage_has_its_time_in_the_forecast() -> None:
+    """A pass's least time, validations, answers and transfers: each once for the stages that have it."""
+    exact = FIT | {"fitPassSeconds": "3", "fitAnswerSeconds": "0.5", "fitTransferSeconds": "40"}
+    resolved = done(Stage.RESOLVE, scalars=IDENTITY | exact)
+    prepared = done(Stage.PREPARE, scalars={"rowsTrain": "1000", "rowsValidation": "120", "tokens": "50000"})
+    found = cost(resolved, prepared)
+    assert found is not None
+    a_pass = math.hypot(3, 8 * 50 / 100)  # 5 s for eight examples
+    validations = 4 * 120 / 8 * a_pass / 3  # four: for more, 189 steps are too few
+    training = 3 * 1000 / 8 * a_pass + validations
+    after = (100 + 40) + (100 + 40 + 3 * 200 * 0.5)
+    assert float(found.forecast) == pytest.approx((100 + training + after) / 1000, abs=0.006)
+    exported = cost(resolved, prepared, ended(Stage.TRAIN, 1000), ended(Stage.EXPORT, 50))
+    assert exported is not None
+    assert float(exported.forecast) == pytest.approx((1050 + 100 + 40 + 300) / 1000, abs=0.006)
 
 
 def test_no_price_no_cost() -> None:

@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from finetune_api.timing import FORWARD_SHARE, MOST_VALIDATIONS, VALIDATION_SHARE, planned_steps
 from finetune_api.training import Method, Quantization, Training, training_warnings
-from finetune_jobs.fit.recipe import (
-    FORWARD_SHARE,
-    MOST_VALIDATIONS,
-    VALIDATION_SHARE,
-    Batch,
-    learning_rate,
-    planned_steps,
-    schedule,
-)
+from finetune_jobs.fit.recipe import Batch, learning_rate, schedule
 
 pytestmark = pytest.mark.unit
 

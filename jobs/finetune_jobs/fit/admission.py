@@ -10,17 +10,41 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_api.budget import HardwareFacts
+from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import shortage
+from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
-from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, USABLE, Memory, floor_memory, loading_memory, peak_memory
+from finetune_jobs.fit.duration import answer_tokens, pace
+from finetune_jobs.fit.memory import (
+    BF16,
+    GIB,
+    ON_CPU,
+    ON_GPU,
+    USABLE,
+    Memory,
+    floor_memory,
+    loading_memory,
+    peak_memory,
+)
 from finetune_jobs.fit.recipe import Batch, indivisible
 from finetune_jobs.fit.shapes import Shape, UnknownShapeError, read_shape
 
 SHORTEST: Final = 64
 """Shortest ``maxLength`` that is proposed, in tokens; proposals are multiples of it."""
+
+
+@dataclass(frozen=True)
+class After:
+    """What follows the training, as far as its time depends on it."""
+
+    samples: int = 0
+    """Examples of the test split that the evaluation asks."""
+    task: TaskType = TaskType.TEXT
+    exported: float = BF16
+    """Bytes of a weight of the exported model."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +66,12 @@ def admit(
     hardware: HardwareFacts,
     others: Sequence[HardwareFacts] = (),
     *,
-    samples: int = 0,
+    after: After = After(),
 ) -> Admission:
     """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
 
-    ``others`` are the platform's other profiles; the evaluation asks ``samples`` of the test split. Raises StageError
-    (FitRefused) with the numbers and the smallest change that fits, and SpecInvalid if a step's examples do not divide
-    among the profile's processes.
+    ``others`` are the platform's other profiles. Raises StageError (FitRefused) with the numbers and the smallest
+    change that fits, and SpecInvalid if a step's examples do not divide among the profile's processes.
     """
     part = per_process(training, hardware)
     if part is None:
@@ -59,7 +82,9 @@ def admit(
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
     step = ON_GPU if hardware.has_gpu else ON_CPU
     memory = peak_memory(shape, part, step, hardware.processes)
-    expected = forecast(shape, training, step, hardware, samples)
+    answer = answer_tokens(after.task, training)
+    speed = pace(shape, training, step, hardware, answer=answer, exported=after.exported)
+    expected = forecast(speed, training, hardware, after.samples)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:
@@ -74,7 +99,7 @@ def admit(
     if not hardware.has_gpu:
         return Admission(memory, expected, _pod_message(memory, hardware))
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
-    return Admission(memory, expected, message)
+    return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip())
 
 
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:

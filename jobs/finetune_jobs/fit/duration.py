@@ -1,21 +1,22 @@
-"""How long a training takes: floating-point operations per token, divided by the hardware's rate.
+"""How fast a profile trains and runs a model: operations and bytes, divided by what its hardware reaches.
 
-FLOPs per token are a multiple of the parameters that a token passes through (Kaplan et al. 2020, arXiv 2001.08361): 2
+Operations per token are a multiple of the weights it is multiplied with (Kaplan et al. 2020, arXiv 2001.08361): 2
 forward, 2 for the gradients of the activations, 2 more for those of the weights where these are trained, and 2 to
-recompute everything under checkpointing. Attention's own share, which grows with the length, is left out on both sides:
-the utilisation below was derived from published speeds with the same count.
+recompute everything under checkpointing. Attention adds to each of these passes what grows with an example's length;
+its kernel reaches about twice the share of the rest (FlashAttention-2, Dao 2023, arXiv 2307.08691), so half is counted.
 """
 
+import math
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.training import Method, Training
-from finetune_jobs.fit.memory import BF16, Step
+from finetune_api.dataset import TaskType
+from finetune_api.timing import FORWARD_SHARE, MODELS, Pace
+from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.cards import card_of, unknown
+from finetune_jobs.fit.memory import BF16, INT8, NF4, Step
 from finetune_jobs.fit.shapes import Shape
 
-UTILISATION: Final = 0.35
-"""Share of a GPU's dense bfloat16 peak that trainings reach: 0.30 to 0.46 from 1,024 to 16,384 tokens on an A100
-(LLaMA-Factory's published speeds, Llama-2-7B with QLoRA)."""
 SCALING: Final = 0.9
 """Share of their speed that several processes keep while they exchange gradients, mostly during the backward pass
 (PyTorch DDP, Li et al. 2020, arXiv 2006.15704). An assumption for links of GPUs; Ethernet is slower."""
@@ -25,16 +26,39 @@ et al. 2023, arXiv 2304.11277); elsewhere only gradients are exchanged, once a s
 not measured."""
 CPU_FLOPS: Final = 130e9
 """Operations per second of one CPU with AVX512-BF16: SmolLM2-135M with QLoRA, 239 tokens per CPU second (measured)."""
+CPU_BANDWIDTH: Final = 20e9
+"""Bytes per second that the CPUs of a pod read. An assumption."""
+LAUNCH_SECONDS: Final = 5e-3
+"""Launching the kernels of one layer in a pass, forward, again and backward, with an adapter on each of its matrices:
+Qwen's seconds per step with 256 tokens (4.7 to 5.2 ms a layer)."""
+LAUNCH_ROUNDED_SECONDS: Final = 6e-3
+"""With a base in NF4, each of whose matrices is first turned back into 16 bits: Qwen3-0.6B on an H100 takes 1 ms a
+layer longer with it than without (Unsloth)."""
+DECODE_SECONDS: Final = 1.0e-3
+"""The same in one step of decoding, with weights in 16 bits: LitGPT's tokens per second on an A100 (0.98 to 1.3 ms)."""
+DECODE_ROUNDED_SECONDS: Final = 1.7e-3
+"""With weights in NF4 (LitGPT: 1.6 to 1.8 ms)."""
 START_SECONDS: Final = 90.0
 """A stage with a model, from its pod's start to the first batch, without the download. An assumption."""
-DOWNLOAD_BYTES: Final = 200e6
-"""Bytes per second from the object store to the GPU. An assumption."""
+NETWORK_BYTES: Final = 200e6
+"""Bytes per second between a pod and the object store. An assumption."""
+DISK_BYTES: Final = 1e9
+"""Bytes per second to and from scratch. An assumption: NVMe; network disks are slower."""
+ANSWERS_TOGETHER: Final = 16
+"""Prompts that are answered at once (``evaluate.BATCH_SIZE``)."""
+LABEL_TOKENS: Final = 16
+"""Tokens of a label with what is generated to see that an answer ends there. An assumption."""
+ANSWER_SHARE: Final = 1 / 4
+"""Other answers, as a share of ``maxLength``. An assumption: all models generate as much as the longest right one."""
 
 
-def flops_per_token(shape: Shape, training: Training, step: Step) -> float:
-    """Floating-point operations for one token of training."""
-    passes = 6 if training.method is Method.FULL else 4
-    return float(shape.active_parameters * (passes + (2 if step.checkpointing else 0)))
+def operations(shape: Shape, training: Training, step: Step, length: float) -> float:
+    """Floating-point operations for one token of training, in an example of so many tokens; half of attention's."""
+    backward = 4 if training.method is Method.FULL else 2
+    forward = 4 if step.checkpointing else 2
+    attention = shape.layers * shape.heads * shape.head_dim * length  # causal: 2 × 2 × length / 2, and half of it
+    passes = (forward + 2) / 2  # attention's own backward pass is of activations only
+    return float(shape.computed_parameters * (forward + backward) + passes * attention)
 
 
 def scaling(training: Training) -> float:
@@ -42,13 +66,72 @@ def scaling(training: Training) -> float:
     return SHARDED_SCALING if training.method is Method.FULL else SCALING
 
 
-def tokens_per_second(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> float | None:
-    """Speed of training on all GPUs that take part, or on their pods' CPUs; None where the hardware is unknown."""
-    speed = hardware.peak_tflops * 1e12 * UTILISATION if hardware.has_gpu else hardware.cpus * CPU_FLOPS
+def pace(
+    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, *, answer: float = 0, exported: float = BF16
+) -> Pace | None:
+    """How fast the profile's hardware trains and runs the model; None where the hardware is unknown.
+
+    ``answer``: tokens of an answer in the evaluation (``answer_tokens``); ``exported``: bytes of a weight of the
+    exported model.
+    """
+    if hardware.has_gpu:
+        card = card_of(hardware) or unknown(hardware)
+        speed = hardware.peak_tflops * 1e12 * card.share(training)
+        bandwidth = card.bandwidth * 1e9 * min(1.0, hardware.peak_tflops / card.tflops) if card.tflops else 0.0
+        launch = LAUNCH_SECONDS if training.base_quantization is None else LAUNCH_ROUNDED_SECONDS
+        least = shape.layers * launch + _traffic(shape, training, step) / bandwidth if bandwidth else 0.0
+    else:
+        speed, bandwidth, least = hardware.cpus * CPU_FLOPS, CPU_BANDWIDTH, 0.0
+    if speed <= 0:
+        return None
+    alone = speed / operations(shape, training, step, training.max_length)
     together = 1 if hardware.processes == 1 else hardware.processes * scaling(training)
-    return together * speed / flops_per_token(shape, training, step) if speed > 0 else None
+    return Pace(
+        tokens_per_second=together * alone,
+        load_seconds=load_seconds(shape),
+        pass_seconds=least,
+        answer_seconds=answer_seconds(shape, training, answer, alone, bandwidth, on_gpu=hardware.has_gpu),
+        transfer_seconds=exported * shape.parameters * (1 / NETWORK_BYTES + 1 / DISK_BYTES),
+    )
+
+
+def _traffic(shape: Shape, training: Training, step: Step) -> float:
+    """Bytes that a pass moves whatever its tokens: weights are read, rounded ones also written out in 16 bits."""
+    per_weight = {
+        Quantization.NF4: NF4 + 2 * BF16,
+        Quantization.INT8: INT8 + 2 * BF16,
+        None: 4 + 2 * BF16 if training.method is Method.FULL else BF16,
+    }[training.base_quantization]
+    return (3 if step.checkpointing else 2) * per_weight * shape.computed_parameters
+
+
+def answer_tokens(task: TaskType, training: Training) -> float:
+    """Tokens that a model generates for an example of the evaluation."""
+    return LABEL_TOKENS if task is TaskType.CLASSIFICATION else max(LABEL_TOKENS, ANSWER_SHARE * training.max_length)
+
+
+def answer_seconds(
+    shape: Shape, training: Training, tokens: float, speed: float, bandwidth: float, *, on_gpu: bool
+) -> float:
+    """Time of one model's answer of so many tokens, as one of a batch; the mean of base, tuned and exported model.
+
+    ``speed``: trained tokens per second, of which the prompt takes a forward pass.
+    """
+    rounded = training.base_quantization is Quantization.NF4
+    asked = {Quantization.NF4: NF4 + 2 * BF16, Quantization.INT8: INT8, None: BF16}[training.base_quantization]
+    steps = [_decode_seconds(shape, asked, bandwidth, rounded=rounded, on_gpu=on_gpu)] * (MODELS - 1)
+    steps.append(_decode_seconds(shape, BF16, bandwidth, rounded=False, on_gpu=on_gpu))
+    prompt = FORWARD_SHARE * training.max_length / speed
+    return prompt + tokens * sum(steps) / MODELS / ANSWERS_TOGETHER
+
+
+def _decode_seconds(shape: Shape, per_weight: float, bandwidth: float, *, rounded: bool, on_gpu: bool) -> float:
+    """One more token for each example of a batch."""
+    read = per_weight * shape.computed_parameters / bandwidth if bandwidth else 0.0
+    launch = shape.layers * (DECODE_ROUNDED_SECONDS if rounded else DECODE_SECONDS) if on_gpu else 0.0
+    return math.hypot(launch, read)
 
 
 def load_seconds(shape: Shape) -> float:
-    """Time that a stage needs until its model is on the device."""
-    return START_SECONDS + BF16 * shape.parameters / DOWNLOAD_BYTES
+    """Time that a stage needs until its model is on the device: fetched, written to scratch, read again."""
+    return START_SECONDS + BF16 * shape.parameters * (1 / NETWORK_BYTES + 2 / DISK_BYTES)

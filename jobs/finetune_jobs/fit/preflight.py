@@ -13,10 +13,12 @@ from typing import Any, Final
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
+from finetune_api.finetunejob import ExportFormat
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import StageInput
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.fit.admission import Admission, admit
+from finetune_jobs.fit.admission import Admission, After, admit
+from finetune_jobs.fit.memory import BF16, INT8
 from finetune_jobs.fit.suitability import require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
@@ -39,8 +41,7 @@ def preflight(
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
     advice = require_suitable(config, training, _format(given), given.hardware, given.runtimes)
-    samples = given.params.evaluate.evaluation.max_samples if given.params.evaluate else 0
-    admission = admit(config, training, given.hardware, given.alternatives, samples=samples)
+    admission = admit(config, training, given.hardware, given.alternatives, after=_after(given))
     return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
 
 
@@ -54,9 +55,20 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitGib"] = f"{admission.memory.gib:.2f}"
         found["fitAvailableGib"] = f"{hardware.memory_gib:.2f}" if hardware.memory_gib else ""
     if admission.forecast:
-        found["fitTokensPerSecond"] = f"{admission.forecast.tokens_per_second:.1f}"
-        found["fitLoadSeconds"] = f"{admission.forecast.load_seconds:.0f}"
+        pace = admission.forecast.pace
+        found["fitTokensPerSecond"] = f"{pace.tokens_per_second:.1f}"
+        found["fitPassSeconds"] = f"{pace.pass_seconds:.3f}"
+        found["fitLoadSeconds"] = f"{pace.load_seconds:.0f}"
+        found["fitAnswerSeconds"] = f"{pace.answer_seconds:.3f}"
+        found["fitTransferSeconds"] = f"{pace.transfer_seconds:.0f}"
     return {name: value for name, value in found.items() if value}
+
+
+def _after(given: StageInput) -> After:
+    exported = INT8 if _format(given) == ExportFormat.INT8 else BF16
+    if given.params.evaluate is None:
+        return After(exported=exported)
+    return After(given.params.evaluate.evaluation.max_samples, given.params.evaluate.task.type, exported)
 
 
 def _format(given: StageInput) -> str:

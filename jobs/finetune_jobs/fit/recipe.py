@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_api.timing import planned_steps, validation_interval
 from finetune_api.training import Method, Training
 
 WARM_UP: Final = 0.03
@@ -63,13 +64,6 @@ def indivisible(training: Training, processes: int) -> str:
     )
 
 
-VALIDATION_SHARE: Final = 0.05
-"""Share of the steps' time that validations may take."""
-FORWARD_SHARE: Final = 1 / 3
-"""Time of a validated example, as a share of a trained one: a forward pass of three passes' worth."""
-FEWEST_VALIDATIONS, MOST_VALIDATIONS = 4, 20
-"""Validations of a run that is long enough: fewer say little about when it was best, more say nothing new."""
-USUAL_INTERVAL: Final = 25
 LEAST_PATIENCE: Final = 3
 
 
@@ -89,21 +83,7 @@ class Schedule:
 def schedule(training: Training, parameters: int, examples: int, validated: int) -> Schedule:
     """The schedule for a model of so many parameters; it learns from ``examples`` and is judged by ``validated``."""
     batch, steps = Batch.of(training), planned_steps(examples, training)
-    trained = steps * batch.size * batch.passes
-    affordable = VALIDATION_SHARE * trained / (FORWARD_SHARE * max(1, validated))
-    count = min(MOST_VALIDATIONS, max(FEWEST_VALIDATIONS, affordable))
-    usual = min(USUAL_INTERVAL, math.ceil(steps / FEWEST_VALIDATIONS))
-    interval = min(steps, training.checkpoint_steps or max(usual, math.ceil(steps / count)))
+    interval = validation_interval(training, steps, validated)
     epoch = math.ceil(examples / (batch.size * batch.passes))
     patience = training.patience or max(LEAST_PATIENCE, math.ceil(epoch / interval))
     return Schedule(steps, learning_rate(training, parameters), interval, patience)
-
-
-def planned_steps(examples: int, training: Training) -> int:
-    """Optimiser steps: ``epochs`` passes in batches, the last of a pass perhaps smaller; at most ``max_steps``.
-
-    The same for each way to divide a step's examples into passes: rounding up twice is rounding up once.
-    """
-    batch = Batch.of(training)
-    steps = math.ceil(examples / (batch.size * batch.passes)) * training.epochs
-    return min(steps, training.max_steps) if training.max_steps else steps

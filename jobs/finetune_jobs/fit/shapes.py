@@ -89,9 +89,14 @@ class Shape:
 
     @property
     def active_parameters(self) -> int:
-        """What one token passes through: this takes time."""
+        """What one token passes through."""
         idle = self.experts.count - self.experts.active if self.experts else 0
         return self.parameters - self.layers * idle * (self.experts.parameters_each if self.experts else 0)
+
+    @property
+    def computed_parameters(self) -> int:
+        """What one token is multiplied with: this takes time. An embedding is only looked up."""
+        return self.active_parameters - (0 if self.tied else self.vocab * self.hidden)
 
     def adapted(self, targets: tuple[str, ...] = ()) -> tuple[Matrix, ...]:
         """Linear layers of one layer that get an adapter: those that ``targets`` name, or all.

@@ -8,7 +8,6 @@ to the loss, to its gradient, or to the number of tokens by which both are divid
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +15,10 @@ import pyarrow.compute as compute
 from datasets import Dataset
 from datasets.table import InMemoryTable, MemoryMappedTable
 
+from finetune_api.timing import VALIDATION_TOKENS
 from finetune_api.training import Training
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.token_files import mapped_tokens, read_tokens
-
-VALIDATION_TOKENS: Final = 200_000
-"""Of the examples that a validation looks at, however many they may be."""
 
 
 def mapped_split(dataset: Path, split: str) -> Dataset:

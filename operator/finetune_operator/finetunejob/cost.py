@@ -15,13 +15,11 @@ from finetune_api.budget import (
     HardwareFacts,
     OnExceeded,
     dollars,
-    most_tokens,
-    remaining_seconds,
-    trained_tokens,
 )
 from finetune_api.finetunejob import StageState, StageStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_api.timing import Examples, Pace, evaluate_seconds, export_seconds, train_seconds
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.hardware import hardware_facts
 from finetune_operator.finetunejob.pipeline import Fail, Start, Step, Watch
@@ -159,11 +157,11 @@ def _left_seconds(context: RunContext) -> tuple[Basis | None, float | None]:
         return (None, None) if after is None else (Basis.SPEED, after)
     if context.ledger.rows[Stage.TRAIN].state is StageState.RUNNING and (eta := _eta(context)) is not None:
         return Basis.SPEED, eta * gpus + (after or 0.0)
-    tokens, basis = _tokens(context)
-    speed, load = _speed(context)
-    if tokens is None or after is None or not speed:
+    examples, basis = _examples(context)
+    pace = _pace(context)
+    if examples is None or after is None or pace is None:
         return None, None
-    ahead = remaining_seconds(tokens=tokens, samples=0, max_length=0, speed=speed, load=load, stages=1)
+    ahead = train_seconds(context.spec.training, examples, pace, gpus)
     return basis, max(0.0, ahead * gpus - _running_seconds(context)) + after
 
 
@@ -176,30 +174,32 @@ def _running_seconds(context: RunContext) -> float:
 
 def _after_training(context: RunContext) -> float | None:
     """Remaining time of export and evaluation; None where the model's speed is unknown."""
-    speed, load = _speed(context)
-    if not speed:
+    pace = _pace(context)
+    if pace is None:
         return None
-    speed /= _hardware(context).processes  # these stages use one GPU, or the CPUs of one pod
-    left = [stage for stage in (Stage.EXPORT, Stage.EVALUATE) if not context.ledger.done(stage)]
-    samples = context.spec.evaluation.max_samples if Stage.EVALUATE in left else 0
-    length = context.spec.training.max_length
-    return remaining_seconds(tokens=0, samples=samples, max_length=length, speed=speed, load=load, stages=len(left))
+    stages = {
+        Stage.EXPORT: export_seconds(pace),
+        Stage.EVALUATE: evaluate_seconds(pace, context.spec.evaluation.max_samples),
+    }
+    return sum(seconds for stage, seconds in stages.items() if not context.ledger.done(stage))
 
 
-def _tokens(context: RunContext) -> tuple[float | None, Basis]:
-    """Tokens of the training: counted by prepare, or bounded by the spec and the number of examples."""
+def _examples(context: RunContext) -> tuple[Examples | None, Basis]:
+    """What is trained on: counted by prepare, or bounded by the spec and the number of examples."""
     dataset, training = context.ledger.dataset, context.spec.training
     if dataset is None:
-        return most_tokens(training), Basis.LIMITS
-    if dataset.tokens:
-        return trained_tokens(training, dataset.rows.train, dataset.tokens), Basis.TOKENS
-    return trained_tokens(training, dataset.rows.train, dataset.rows.train * training.max_length), Basis.LIMITS
+        return Examples.at_most(training), Basis.LIMITS
+    rows = dataset.rows
+    if not dataset.tokens or not rows.train:
+        return Examples.at_most(training, rows.train), Basis.LIMITS
+    mean = dataset.tokens / rows.train
+    longest = min(dataset.longest or training.max_length, training.max_length)
+    return Examples(rows.train, mean, max(mean, longest), rows.validation), Basis.TOKENS
 
 
-def _speed(context: RunContext) -> tuple[float, float]:
-    """Tokens per second and seconds to load, as resolve estimated them; 0 where unknown."""
-    fit = context.ledger.fit
-    return (float(fit.tokens_per_second or 0), float(fit.load_seconds or 0)) if fit else (0.0, 0.0)
+def _pace(context: RunContext) -> Pace | None:
+    """As resolve estimated it; None where it is unknown."""
+    return Pace.of(context.ledger.fit, context.spec.training, _gpus(context, Stage.TRAIN))
 
 
 def _eta(context: RunContext) -> float | None:

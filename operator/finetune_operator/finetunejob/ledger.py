@@ -186,7 +186,10 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
         memory_gib=_number(scalars, "fitGib"),
         available_gib=_number(scalars, "fitAvailableGib"),
         tokens_per_second=_number(scalars, "fitTokensPerSecond"),
+        pass_seconds=_number(scalars, "fitPassSeconds"),
         load_seconds=_number(scalars, "fitLoadSeconds"),
+        answer_seconds=_number(scalars, "fitAnswerSeconds"),
+        transfer_seconds=_number(scalars, "fitTransferSeconds"),
         warning=scalars.get("fitWarning", "")[:1024],
     )
 

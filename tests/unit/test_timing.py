@@ -1,0 +1,127 @@
+"""How long a run takes: the one formula that preflight, the operator's cost and the budget read."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.budget import FitStatus
+from finetune_api.timing import (
+    VALIDATION_SHARE,
+    Examples,
+    Pace,
+    evaluate_seconds,
+    export_seconds,
+    padding,
+    planned_steps,
+    train_seconds,
+    training_seconds,
+    validation_interval,
+)
+from finetune_api.training import Method, Packing, Training, Validation
+
+pytestmark = pytest.mark.unit
+
+PACE = Pace(tokens_per_second=1000, load_seconds=100)
+
+
+def test_large_passes_take_their_tokens_small_ones_their_launch() -> None:
+    """Near each other both count; far apart, the larger one does."""
+    training, pace = Training(epochs=1), Pace(1000, 0, pass_seconds=0.4)
+    for tokens, seconds in ((1, 0.4), (50, math.hypot(0.4, 0.4)), (5000, 40)):
+        one = training_seconds(training, Examples(800, tokens, tokens, 0), pace) / 100
+        assert one == pytest.approx(seconds, rel=0.01)
+
+
+def test_epochs_count_until_max_steps_end_them() -> None:
+    examples = Examples(100, 50, 50, 0)
+    assert training_seconds(Training(epochs=3), examples, PACE) == pytest.approx(15)
+    limited = Training(epochs=3, max_steps=5, batch_size=4, gradient_accumulation=2)
+    assert training_seconds(limited, examples, PACE) == pytest.approx(5 * 8 * 50 / 1000)
+    assert training_seconds(limited, Examples(0, 0, 0, 0), PACE) == 0
+
+
+def test_the_most_before_the_data_are_known() -> None:
+    """Every example as long as it may be, and validations with all of their share; nothing without maxSteps."""
+    assert Examples.at_most(Training()) is None
+    limited = Training(max_steps=5, batch_size=4, gradient_accumulation=2, max_length=512)
+    most = Examples.at_most(limited)
+    assert most is not None
+    trained = 5 * 8 * 512 / 1000
+    assert training_seconds(limited, most, PACE) == pytest.approx((1 + VALIDATION_SHARE) * trained)
+    counted = Examples.at_most(Training(), 300)
+    assert counted is not None
+    assert counted.count == 300
+
+
+@given(
+    rows=st.integers(100, 100_000),
+    validated=st.integers(1, 100_000),
+    tokens=st.integers(20, 2000),
+    most=st.sampled_from([10, 500, 100_000]),
+)
+def test_validations_take_a_small_share(rows: int, validated: int, tokens: int, most: int) -> None:
+    """Of a long run about the share that they may have; a short run has its four, of 200,000 tokens at most."""
+    training = Training(validation=Validation(max_examples=most))
+    plain, whole = (training_seconds(training, Examples(rows, tokens, tokens, count), PACE) for count in (0, validated))
+    looked_at = min(validated, most, 200_000 / tokens)
+    steps = planned_steps(rows, training)
+    times = math.ceil(steps / validation_interval(training, steps, math.ceil(looked_at)))
+    assert whole - plain == pytest.approx(times * looked_at * tokens / 3 / 1000, rel=1e-6)
+    assert whole <= plain * (1 + VALIDATION_SHARE) * 1.02 + 5 * looked_at * tokens / 3 / 1000
+
+
+def test_only_what_is_padded_costs_more() -> None:
+    """Packed examples, single ones and equal ones have no padding; a sharded model pads."""
+    examples = Examples(1000, 150, 1024, 0)
+    off = Training(packing=Packing.OFF)
+    assert padding(Training(), examples) == 1
+    assert padding(off.model_copy(update={"batch_size": 1}), examples) == 1
+    assert padding(off, Examples(1000, 150, 150, 0)) == 1
+    assert padding(off, examples) > 1.2
+    full = Training(method=Method.FULL)
+    assert padding(full, examples) == 1
+    assert padding(full, examples, processes=2) == padding(off, examples)
+
+
+@pytest.mark.parametrize(("median", "sigma"), [(120, 0.8), (300, 0.4), (60, 1.1)])
+@pytest.mark.parametrize(("size", "passes"), [(8, 2), (4, 8), (16, 1)])
+def test_padding_is_that_of_drawn_lengths(median: float, sigma: float, size: int, passes: int) -> None:
+    """Within an eighth of what drawing log-normal lengths, step by step in their order, gives."""
+    draw = random.Random(7)
+    lengths = [median * math.exp(sigma * draw.gauss(0, 1)) for _ in range(4000)]
+    step = size * passes
+    padded = 0.0
+    for start in range(0, len(lengths) // step * step, step):
+        ordered = sorted(lengths[start : start + step])
+        padded += sum(size * ordered[end - 1] for end in range(size, step + 1, size))
+    drawn = padded / sum(lengths[: len(lengths) // step * step])
+    training = Training(packing=Packing.OFF, batch_size=size, gradient_accumulation=passes)
+    examples = Examples(len(lengths), sum(lengths) / len(lengths), max(lengths), 0)
+    assert padding(training, examples) == pytest.approx(drawn, rel=0.125)
+
+
+def test_stages() -> None:
+    """A whole model goes to the store after training, an adapter does not count; export writes, evaluation fetches."""
+    pace, examples = Pace(1000, 100, 0, answer_seconds=0.5, transfer_seconds=40), Examples(100, 50, 50, 0)
+    assert train_seconds(Training(epochs=1), examples, pace) == pytest.approx(105)
+    assert train_seconds(Training(epochs=1, method=Method.FULL), examples, pace) == pytest.approx(145)
+    assert export_seconds(pace) == 140
+    assert evaluate_seconds(pace, 200) == 140 + 3 * 200 * 0.5
+
+
+def test_the_pace_is_as_preflight_reported_it() -> None:
+    """An older one reported no times of answers: as before, an answer takes as long as training on maxLength tokens."""
+    training = Training(max_length=512)
+    assert Pace.of(None, training, 1) is None
+    assert Pace.of(FitStatus(load_seconds="90"), training, 1) is None
+    older = Pace.of(FitStatus(tokens_per_second="1024", load_seconds="90"), training, 4)
+    assert older == Pace(1024, 90, 0, answer_seconds=2, transfer_seconds=0)
+    exact = FitStatus(
+        tokens_per_second="1024", load_seconds="90", pass_seconds="0.2", answer_seconds="0.3", transfer_seconds="40"
+    )
+    assert Pace.of(exact, training, 4) == Pace(1024, 90, 0.2, 0.3, 40)
