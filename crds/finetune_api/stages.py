@@ -50,7 +50,7 @@ PIPELINE: Final = (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE, Sta
 
 RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 11,
-    Stage.TRAIN: 3,
+    Stage.TRAIN: 4,
     Stage.EXPORT: 1,
     Stage.EVALUATE: 4,
     Stage.PUBLISH: 3,

@@ -38,7 +38,7 @@ def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: b
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
         tracker = _Tracker()
         tracker.track_external(model, optimiser)
         with disable_input_dtype_casting(model), tracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Mapping
@@ -240,3 +241,13 @@ def test_an_image_whose_last_name_is_gone_is_pruned_by_its_id() -> None:
 def test_an_unknown_image_is_named_with_the_known_ones() -> None:
     with pytest.raises(ClusterError, match=r"unknown image tpu; .*base, build, torch"):
         images.with_parents(["operator", "tpu"])
+
+
+def test_cudas_allocator_is_told_to_grow_its_segments_by_the_name_that_the_locked_torch_reads() -> None:
+    """It was ``PYTORCH_CUDA_ALLOC_CONF`` before torch 2.9; an unknown name would be ignored in silence."""
+    dockerfile = (REPOSITORY / "images" / "torch" / "Dockerfile").read_text()
+    assert "PYTORCH_ALLOC_CONF=expandable_segments:True" in re.findall(r"^ENV (.+)$", dockerfile, re.MULTILINE)
+    spec = importlib.util.find_spec("torch")
+    assert spec
+    assert spec.origin
+    assert b"PYTORCH_ALLOC_CONF" in (Path(spec.origin).parent / "lib" / "libc10.so").read_bytes()

@@ -173,6 +173,12 @@ def test_only_labelled_positions_go_through_the_head(base: Path, tmp_path: Path)
     assert seen == [int((batch["labels"] != chat.IGNORED).sum())]
 
 
+@METHODS
+def test_the_optimiser_is_fused(method: Method, base: Path, tmp_path: Path) -> None:
+    trainer, _ = trainer_and_batch(method, base, tmp_path)
+    assert trainer.create_optimizer().defaults["fused"]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_the_validation_loss_is_that_per_token_whatever_the_batch(size: int, base: Path, tmp_path: Path) -> None:
     """Answers of very different length, so that a mean of means would be another number for each batch."""

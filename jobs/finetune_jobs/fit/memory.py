@@ -103,7 +103,7 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
     activations, workspace = _activations(shape, training, step), _workspace(shape, training)
     if training.method is Method.FULL and processes > 1:
         weights, state = weights / processes, 3 * FP32 * shape.parameters / processes
-        activations, workspace = max(activations, weights), _gathered(shape)  # Adam copies its part of the weights
+        workspace = _gathered(shape)
     elif training.method is Method.FULL:
         activations = max(activations, _after_backward(shape) - _casts(shape))
     tensors = weights + state + activations + workspace
@@ -159,12 +159,9 @@ def _state(shape: Shape, training: Training) -> float:
 
 
 def _after_backward(shape: Shape) -> float:
-    """What full fine-tuning needs after the activations are freed.
-
-    A tied output layer's gradient comes in two halves that are added up, or Adam's foreach kernel copies the weights.
-    """
-    halves = 3 * shape.vocab * shape.hidden if shape.tied else 0
-    return float(FP32 * max(halves, shape.parameters))
+    """What full fine-tuning needs after the activations are freed: a tied output layer's gradient comes in two halves
+    that are added up. Adam's fused kernel needs nothing."""
+    return FP32 * 3 * shape.vocab * shape.hidden if shape.tied else 0
 
 
 def _casts(shape: Shape) -> float:

@@ -317,7 +317,7 @@ def configuration(
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(plan.steps * WARM_UP),
         max_grad_norm=MAX_GRAD_NORM[training.method],
-        optim="adamw_torch",
+        optim="adamw_torch_fused",  # one pass over the weights, without copies of them
         bf16=precision() is torch.bfloat16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
