@@ -185,7 +185,7 @@ def _within(
 
 def _tracked(case: Tracked) -> dict[str, float]:
     training = Training.model_validate(case.training)
-    step = Step(checkpointing=case.checkpointing, head=Head.FUSED, on_gpu=True)
+    step = Step(checkpointing=case.checkpointing, head=Head.TILED, on_gpu=True)
     estimate = peak_memory(read_shape(case.config), training, step).tensors
     measured = tracked_peak(case.config, training, checkpointing=case.checkpointing)
     error = estimate / measured - 1

@@ -1,6 +1,6 @@
 """A training step in PyTorch's memory tracker, with fake tensors: real operators and sizes, no memory, no GPU.
 
-It runs transformers' model, PEFT's adapters, TRL's fused output layer, bitsandbytes' 4-bit product and AdamW, under
+It runs transformers' model, PEFT's adapters, the loss in tiles, bitsandbytes' 4-bit product and AdamW, under
 autocast with accumulated gradients, like the training on a GPU. A CPU build of PyTorch cannot run autograd for fake
 CUDA tensors, so the tensors are on the CPU; where CUDA works in place or uses another kernel, the operator is replaced
 by one that uses the same memory.
@@ -22,12 +22,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl.kernels import chunked_logprob
 
 from finetune_api.training import AdapterKind, Method, Training
+from finetune_jobs.training.tiled_loss import Logits, tiled_loss
 
 DEVICE = "cpu"
-TILE_VOCABULARY = 32768
 
 
 def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: bool) -> int:
@@ -138,27 +137,20 @@ def _pass(base: Any, training: Training) -> None:
     with torch.autocast(DEVICE, torch.bfloat16):
         hidden = base.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         head = base.get_output_embeddings()
-        labelled = hidden.reshape(-1, hidden.size(-1)).clone()  # TRL gathers the positions with a label
-        loss = chunked_logprob.ChunkedLogProbFunction.apply(
-            labelled, head.weight, head.bias, tokens.reshape(-1), 1.0, TILE_VOCABULARY, None, 1.0, ("log_probs",)
-        )[0].sum()
+        labelled = hidden.flatten(0, 1).index_select(0, torch.arange(examples * length))
+        loss = tiled_loss(labelled, head.weight, head.bias, tokens.flatten(), Logits())
     loss.backward()
 
 
 @contextmanager
 def _as_on_cuda() -> Iterator[None]:
-    """Behave like CUDA: dropout keeps one byte per number, and Triton kernels use only a tile's memory."""
+    """Behave like CUDA: dropout keeps one byte per number, and log_softmax makes no copy in float32 first."""
 
     def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
 
-    def in_place(*_: Any, **__: Any) -> None:
-        return None
+    def log_softmax(values: torch.Tensor, _dim: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(values.shape, dtype=dtype)
 
-    with (
-        mock.patch.object(nn.functional, "dropout", dropout),
-        mock.patch.object(chunked_logprob, "_forward_tile", in_place),
-        mock.patch.object(chunked_logprob, "_backward_tile", in_place),
-        mock.patch.object(chunked_logprob, "_addmm_fp32", in_place),
-    ):
+    with mock.patch.object(nn.functional, "dropout", dropout), mock.patch.object(torch, "log_softmax", log_softmax):
         yield

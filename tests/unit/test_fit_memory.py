@@ -42,7 +42,7 @@ def test_weights(training: Training, bytes_per_linear_weight: float) -> None:
     assert peak_memory(shape, training, ON_GPU).weights == pytest.approx(expected)
 
 
-STEPS = st.sampled_from([ON_GPU, ON_CPU, Step(checkpointing=False, head=Head.FUSED, on_gpu=True)])
+STEPS = st.sampled_from([ON_GPU, ON_CPU, Step(checkpointing=False, head=Head.TILED, on_gpu=True)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +79,7 @@ def test_processes_divide_a_whole_model_and_no_other(
 def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training: Training) -> None:
     """Checkpointing saves activations; nf4 saves weights over int8, int8 over 16 bits."""
     shape = shape_of(config)
-    plain = Step(checkpointing=False, head=Head.FUSED, on_gpu=True)
+    plain = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
     if shape.layers > 3:
         assert peak_memory(shape, training, ON_GPU).activations <= peak_memory(shape, training, plain).activations
     weights = [

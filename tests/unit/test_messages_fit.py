@@ -184,7 +184,7 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
     ),
     (LLAMA_8B, Training(), L4, "Needs … 10.6 GiB … 22 GiB … NVIDIA L4."),
     (LLAMA_8B, Training(), PAIR, "Needs … 10.6 GiB … 39 GiB … each NVIDIA A100 (2"),
-    (LLAMA_8B, Training(), HardwareFacts(profile="mine"), "Needs … 47.7 GiB … profile's memory is unknown"),
+    (LLAMA_8B, Training(), HardwareFacts(profile="mine"), "Needs … 40.3 GiB … profile's memory is unknown"),
     (
         LLAMA_8B,
         Training(batch_size=1, max_length=64),
@@ -195,7 +195,7 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
         LLAMA_8B,
         Training(),
         CPU.model_copy(update={"memory_gib": 16}),
-        "maxLength examples … 47.7 GiB … pod's 16 GiB: … shorter examples … smaller batchSize.",
+        "maxLength examples … 40.3 GiB … pod's 16 GiB: … shorter examples … smaller batchSize.",
     ),
 ]
 """The same, and what is said of a training that may start."""

@@ -23,6 +23,7 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.training import packing
+from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.trainer import PLAIN_ATTENTION_TOKENS, Examples, build_trainer, suit_attention
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import load_for_training, read_examples, settings, write_dataset
@@ -54,8 +55,9 @@ def examples() -> list[dict[str, list[int]]]:
 
 
 def loss_of(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    labels = batch.pop("labels")[0, 1:]
-    logits = model(**batch, use_cache=False).logits[0, :-1]
+    given = {name: each for name, each in batch.items() if name not in ("labels", "positions", "targets")}
+    labels = batch["labels"][0, 1:]
+    logits = model(**given, use_cache=False).logits[0, :-1]
     return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=chat.IGNORED)
 
 
@@ -72,7 +74,7 @@ def loss_of(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 def test_loss_and_gradients_are_those_of_the_examples_alone(config: PreTrainedConfig) -> None:
     model = model_of(config)
     assert packing.use_packing(model)
-    packed = loss_of(model, packing.collator(0)(examples()))
+    packed = loss_of(model, Collator(0, padding_free=True)(examples()))
     packed.backward()
     gradients = {name: each.grad.clone() for name, each in model.named_parameters()}
 
@@ -104,6 +106,17 @@ def test_a_model_that_needs_more_is_left_as_it_was(config: PreTrainedConfig, cap
     assert not packing.is_used(model)
     assert model.config._attn_implementation == usual
     assert "examples are padded" in caplog.text
+
+
+def test_attention_computes_as_autocast_says() -> None:
+    """A whole model is in float32, and its rotations leave queries in float32 too: FlashAttention would take none."""
+    query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    ends = torch.tensor([0, 2, 5], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = packing.packed_attention(model_of(LlamaConfig(**SMALL)), query, key, value, None, cu_seq_lens_q=ends)
+    assert found.dtype is torch.bfloat16
+    plain, _ = packing.packed_attention(model_of(LlamaConfig(**SMALL)), query, key, value, None, cu_seq_lens_q=ends)
+    assert plain.dtype is torch.float32
 
 
 def test_a_model_that_mixes_examples_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.callbacks import Checkpointing
 from finetune_jobs.training.checkpoints import Checkpoints
+from finetune_jobs.training.collator import examples_in
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
-from finetune_jobs.training.packing import examples_in
 from finetune_jobs.training.time_budget import TimeBudget
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says

@@ -33,8 +33,8 @@ FRAGMENTATION: Final = 0.05
 """Share of the GPU's memory that the allocator holds and cannot use."""
 DORA_PER_OUTPUT, DORA_PER_WEIGHT = 6, 7
 """Bytes that DoRA takes per output of a token and per weight of one layer (PEFT 0.21; fitted to the memory tracker)."""
-TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
-"""Part of the logits that TRL 1.16's fused output layer has in memory at a time."""
+TILE: Final = 1 << 25
+"""Logits in memory at a time (``training.tiled_loss``)."""
 
 
 USABLE: Final = 0.92
@@ -44,10 +44,10 @@ USABLE: Final = 0.92
 class Head(StrEnum):
     """How the loss is computed from the last hidden state."""
 
-    FUSED = "Fused"
-    """In tiles, without ever holding the logits: TRL on CUDA."""
+    TILED = "Tiled"
+    """In tiles, without ever holding all logits: this project's (``training.tiled_loss``)."""
     LOGITS = "Logits"
-    """All logits at once: transformers' own loss, and this project's off CUDA for the positions with a label."""
+    """All logits at once: transformers' own loss."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Step:
     """Examples of a batch differ in length, so that attention gets a mask; never for batches of one."""
 
 
-ON_GPU: Final = Step(checkpointing=True, head=Head.FUSED, on_gpu=True)
-ON_CPU: Final = Step(checkpointing=False, head=Head.LOGITS, on_gpu=False)
+ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
+ON_CPU: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=False)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _activations(shape: Shape, training: Training, step: Step) -> float:
     mask = 2 * BF16 * examples * length * length if masked else 0
     backward = tokens * _backward_bytes(shape) + _dora_passing(shape, training)
     backward += _output_gradient(shape, training) if shape.tied else 0
-    head = _head(shape, tokens, step) + _output_gradient(shape, training)
+    head = _head(shape, training, tokens, step) + _output_gradient(shape, training)
     if step.checkpointing:
         boundary = FP32 if training.method is Method.FULL else BF16
         return boundary * shape.layers * tokens * shape.hidden + mask + max(head, layer + backward)
@@ -249,9 +249,13 @@ def _output_gradient(shape: Shape, training: Training) -> float:
     return FP32 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
 
 
-def _head(shape: Shape, tokens: int, step: Step) -> float:
-    """From the last hidden state to its gradient, with the last normalisation."""
+def _head(shape: Shape, training: Training, tokens: int, step: Step) -> float:
+    """From the last hidden state to its gradient, with the last normalisation; every token has a label."""
     hidden = (3 * FP32 + 3 * BF16) * tokens * shape.hidden
-    if step.head is Head.FUSED:
-        return hidden + BF16 * min(tokens, TILE_TOKENS) * TILE_VOCABULARY
-    return hidden + 4 * FP32 * tokens * shape.vocab
+    if step.head is Head.LOGITS:
+        return hidden + 4 * FP32 * tokens * shape.vocab
+    # A CPU makes a float32 copy of a tile on the way to its probabilities.
+    logit = BF16 + FP32 + (0 if step.on_gpu else FP32)
+    # The output layer in 16 bits, and a tile's share of its gradient.
+    matrix = 2 * BF16 * shape.vocab * shape.hidden if training.method is Method.FULL else 0
+    return hidden + matrix + logit * min(tokens * shape.vocab, TILE)

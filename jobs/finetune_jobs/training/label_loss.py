@@ -1,35 +1,26 @@
-"""TRL's SFTTrainer, changed in two places.
+"""TRL's SFTTrainer, changed in three places.
 
-Why it is subclassed at all (TRL 1.16): off CUDA its loss projects every position through the LM head, though only the
-answer's few tokens carry a label; and with several processes its checkpoints hold no pod's random states but its own.
-What the loss costs is described in docs/concepts/training.md.
+Why it is subclassed at all (TRL 1.16): its loss is another one on CPUs than on GPUs, sends every position through the
+output layer on the former, computes logits twice on the latter and waits for the GPU in every pass to keep statistics;
+and with several processes its checkpoints hold no pod's random states but its own. What the loss costs is described in
+docs/concepts/training.md.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-from peft import PeftModel
 from trl import SFTTrainer
 
-from finetune_jobs.modelling import chat
+from finetune_jobs.training.collator import examples_in
 from finetune_jobs.training.order import StepOrder
-from finetune_jobs.training.packing import examples_in
 from finetune_jobs.training.team import ALONE
-
-SCALED_LOGITS: Final = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
-"""Settings by which a few architectures change the LM head's output; TRL's own loss knows them all."""
 
 
 class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
-    """SFTTrainer that, without CUDA, projects only the positions with a label through the LM head. The loss is the
-    same.
+    """SFTTrainer whose loss takes the labelled positions only, of a model with ``tiled_loss`` and in batches of a
+    ``Collator``.
 
     In a validation, the loss is per token of the whole split, however it is divided: a mean of batch means would change
     with the batch size, and with it which weights are the best.
@@ -40,34 +31,48 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
     team = ALONE
     order: StepOrder | None = None
     """Of the training examples; without one it is the trainer's own."""
+    _uncounted: Any = 0
+    """Tokens that went through this process's model since the last step's end."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy per labelled token, over ``num_items_in_batch`` tokens or those of this batch."""
-        if num_items_in_batch is None and not model.training:
-            # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
-            # Several processes' loss is multiplied by their number, since gradients are averaged over them.
-            num_items_in_batch = self.labels_per_example * examples_in(inputs) * self.team.size
-        if self.team.size > 1:  # gradients are exchanged by the outer model's forward only
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        causal = model.get_base_model() if isinstance(model, PeftModel) else model
-        config = causal.config.get_text_config()
-        scaled = any(getattr(config, name, None) is not None for name in SCALED_LOGITS)
-        if return_outputs or scaled or self.aux_loss_enabled or inputs["input_ids"].is_cuda:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][:, 1:]
-        labelled = labels != chat.IGNORED
-        with self.accelerator.autocast():  # which accelerate puts around the outer model's forward only
-            given = {name: value for name, value in inputs.items() if name != "labels"}
-            hidden = causal.base_model(**given, use_cache=False).last_hidden_state
-            logits = causal.get_output_embeddings()(hidden[:, :-1][labelled])
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
-        return loss / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
+        others = {name: value for name, value in inputs.items() if name not in ("positions", "targets")}
+        if return_outputs or self.aux_loss_enabled:  # what a mixture of experts adds for its balance is TRL's
+            return super().compute_loss(model, others, return_outputs, num_items_in_batch)
+        del others["labels"]
+        positions, targets = inputs["positions"], inputs["targets"]
+        with self.autocast():  # accelerate puts it around the model only once it trains
+            loss = model(**others, positions=positions, targets=targets, use_cache=False)
+        if num_items_in_batch is not None:  # of all processes, over which gradients are averaged
+            return loss * self.team.size / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        if model.training:
+            return loss / max(1, len(targets))
+        # The trainer weighs each batch by its examples; with this divisor the weights are those of the tokens.
+        return loss / (self.labels_per_example * examples_in(inputs))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around the loss."""
+        found: AbstractContextManager[None] = self.accelerator.autocast()
+        return found
 
     def weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """All weights of the model, rounded to ``dtype``; the model is changed."""
         return dict(self.model.to(dtype).state_dict())
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """transformers asks the GPU for its count in each pass, and so waits for all that it still computes. Here the
+        GPU adds up, and is asked where a step's loss is logged."""
+        mask = inputs.get("attention_mask")
+        self._uncounted = self._uncounted + (inputs["input_ids"].numel() if mask is None else mask.sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """All processes call this together, after each step and each validation."""
+        tokens = torch.as_tensor(self._uncounted, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+        self._uncounted = 0
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order or super()._get_train_sampler(train_dataset)

@@ -17,7 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from finetune_jobs.training.collator import Collator
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +36,6 @@ PROBE_TOKENS: Final = 48
 """Tokens of an example with which a model is asked; a head, a window and a convolution see more than one of them."""
 DEVIATION: Final = 0.05
 """How far the packed result may be from the plain one, relative to its norm: rounding to 16 bits makes up to 0.02."""
-
-
-def collator(pad_token_id: int) -> Any:
-    """Joins examples to one row: ``input_ids``, ``labels``, ``position_ids`` and where each example ends."""
-    return DataCollatorForLanguageModeling(pad_token_id, padding_free=True)
-
-
-def examples_in(batch: dict[str, Any]) -> int:
-    """How many examples a batch holds, packed or not."""
-    ends = batch.get("cu_seq_lens_q")
-    return len(batch["input_ids"]) if ends is None else len(ends) - 1
 
 
 def is_used(model: Any) -> bool:
@@ -109,6 +99,7 @@ def packed_attention(  # noqa: PLR0913 # the interface of transformers
         return found, None
     if asked := [name for name in MORE if others.get(name) is not None]:
         raise ValueError(f"its attention needs {', '.join(asked)}")
+    query, key, value = (each.to(_computing(each)) for each in (query, key, value))
     if dropout == 0 and max_length_q is not None and _flash_takes(query):
         rows = (each[0].transpose(0, 1) for each in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
@@ -139,6 +130,13 @@ def _alone(
     )
 
 
+def _computing(values: torch.Tensor) -> torch.dtype:
+    """What autocast computes attention in, which it tells PyTorch's own only: queries and keys of a whole model, which
+    is in float32, come out of its rotations in float32, and FlashAttention would not take them."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
+
+
 def _flash_takes(query: torch.Tensor) -> bool:
     return (
         query.is_cuda
@@ -150,9 +148,10 @@ def _flash_takes(query: torch.Tensor) -> bool:
 
 def _states(model: Any, examples: Sequence[list[int]]) -> torch.Tensor:
     """The last hidden states of a row of examples: (tokens, size), in float32."""
-    batch = collator(0)([{"input_ids": tokens, "labels": tokens} for tokens in examples])
+    batch = Collator(0, padding_free=True)([{"input_ids": tokens, "labels": tokens} for tokens in examples])
     given = {name: each.to(model.device) if torch.is_tensor(each) else each for name, each in batch.items()}
-    del given["labels"]
+    for name in ("labels", "positions", "targets"):
+        del given[name]
     with torch.no_grad():
         return model.base_model(**given, use_cache=False).last_hidden_state[0].float()
 

@@ -11,6 +11,7 @@ therefore needs host memory for the whole checkpoint while it writes or reads it
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,13 +77,11 @@ class ShardedTrainer(LabelLossTrainer):
         log.info("FSDP: process %s holds %s of the model's %s weights", self.team.rank, held, whole)
         return prepared
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """As without FSDP, where accelerate puts autocast around the model. Autocast would keep its 16-bit copies of
-        all weights until the pass ends: a whole model again."""
-        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+    def autocast(self) -> AbstractContextManager[None]:
+        """Without a cache: autocast would keep its 16-bit copies of all weights until the pass ends, a whole model
+        again."""
+        found: AbstractContextManager[None] = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+        return found
 
     def weights(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """All weights in the first process, without tied copies; nothing in the others."""

@@ -41,12 +41,14 @@ from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training import packing, sharding
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
+from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
+from finetune_jobs.training.tiled_loss import add_tiled_loss
 from finetune_jobs.training.tracking import Measuring
 from finetune_jobs.training.watchdogs import Ending, ending
 
@@ -242,10 +244,11 @@ def build_trainer(
         train = with_blanks(train, missing(len(train), together), blank)
         validation = with_blanks(validation, missing(len(validation), together), blank)
     divided, packed = sharded(training, team), packing.is_used(model)
+    add_tiled_loss(model)
     trainer = (sharding.ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
         args=configuration(training, work, batch, plan, sharded=divided, packed=packed),
-        data_collator=packing.collator(tokenizer.pad_token_id or 0) if packed else None,
+        data_collator=Collator(tokenizer.pad_token_id or 0, padding_free=packed),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
