@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.memory import (
     GIB,
+    KEPT,
     NF4,
     ON_CPU,
     ON_GPU,
-    Head,
     Step,
     floor_memory,
+    gpu_step,
     loading_memory,
     peak_memory,
 )
@@ -42,7 +43,7 @@ def test_weights(training: Training, bytes_per_linear_weight: float) -> None:
     assert peak_memory(shape, training, ON_GPU).weights == pytest.approx(expected)
 
 
-STEPS = st.sampled_from([ON_GPU, ON_CPU, Step(checkpointing=False, head=Head.TILED, on_gpu=True)])
+STEPS = st.sampled_from([ON_GPU, ON_CPU, KEPT])
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,9 +80,8 @@ def test_processes_divide_a_whole_model_and_no_other(
 def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training: Training) -> None:
     """Checkpointing saves activations; nf4 saves weights over int8, int8 over 16 bits."""
     shape = shape_of(config)
-    plain = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
     if shape.layers > 3:
-        assert peak_memory(shape, training, ON_GPU).activations <= peak_memory(shape, training, plain).activations
+        assert peak_memory(shape, training, ON_GPU).activations <= peak_memory(shape, training, KEPT).activations
     weights = [
         peak_memory(shape, training.model_copy(update=how), ON_GPU).weights
         for how in (
@@ -92,6 +92,23 @@ def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training
         )
     ]
     assert weights == sorted(weights)
+
+
+@pytest.mark.parametrize(
+    ("training", "memory", "step"),
+    [
+        (Training(), 80, KEPT),
+        (Training(), 22, ON_GPU),
+        (Training(batch_size=1), 22, KEPT),
+        (Training(batch_size=1, max_length=4096), 22, ON_GPU),
+        (Training(method=Method.LORA), 80, KEPT),
+        (Training(batch_size=1), 0, ON_GPU),
+    ],
+)
+def test_activations_are_kept_where_they_fit(training: Training, memory: float, step: Step) -> None:
+    """Llama-3-8B on cards of so many GiB; where the memory is unknown, none are."""
+    assert gpu_step(shape_of(LLAMA_8B), training, memory) == step
+    assert gpu_step(shape_of(LLAMA_8B), training, 10_000) == KEPT
 
 
 @given(processes=st.integers(1, 8), nodes=st.integers(1, 4), method=st.sampled_from(Method))

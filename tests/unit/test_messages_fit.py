@@ -183,6 +183,7 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
         "num_attention_heads: Field required",
     ),
     (LLAMA_8B, Training(), L4, "Needs … 10.6 GiB … 22 GiB … NVIDIA L4."),
+    (LLAMA_8B, Training(batch_size=1), L4, "Needs … 12.1 GiB … 22 GiB … NVIDIA L4. … room for all activations"),
     (LLAMA_8B, Training(), PAIR, "Needs … 10.6 GiB … 39 GiB … each NVIDIA A100 (2"),
     (LLAMA_8B, Training(), HardwareFacts(profile="mine"), "Needs … 40.3 GiB … profile's memory is unknown"),
     (

@@ -63,12 +63,15 @@ class Passes:
         self.most = 1_000
         """Examples that the memory holds, once ``from_pass`` passes are done."""
         self.from_pass = 0
+        self.keeps = True
+        """Whether it also holds the activations."""
         self.after: Callable[[int], None] = lambda _count: None
         """Told the number of passes after each."""
 
-    def seen(self, size: int) -> None:
+    def seen(self, size: int, *, checkpointing: bool) -> None:
         self.sizes.append(size)
-        if size > self.most and len(self.sizes) > self.from_pass:
+        fits = size <= self.most and (self.keeps or checkpointing)
+        if not fits and len(self.sizes) > self.from_pass:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.after(len(self.sizes))
 
@@ -79,7 +82,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
         if model.training:
-            watched.seen(examples_in(inputs))
+            watched.seen(examples_in(inputs), checkpointing=self.args.gradient_checkpointing)
         return original(self, model, inputs, *rest, **options)
 
     monkeypatch.setattr(LabelLossTrainer, "compute_loss", compute_loss)
@@ -115,13 +118,47 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_the_training_goes_on(
     passes.most, passes.from_pass = 1, 7
     halved = run_training(base, dataset, tmp_path / "halved", training, store.below("halved"))
 
-    assert passes.sizes == [4] * 8 + [2] + [1] * 32
+    assert passes.sizes == [4] * 8 + [4, 2] + [1] * 32
     assert (whole.batch, halved.batch) == (Batch(4, 1), Batch(1, 4))
     assert (halved.steps, halved.tokens) == (whole.steps, whole.tokens)
     # The same examples a step and the same mean over their tokens; only rounding differs.
     assert halved.validation_loss == pytest.approx(whole.validation_loss, rel=0.02)
     state = state_of(store.below("halved"))
     assert (state.batch_size, state.gradient_accumulation) == (1, 4)
+
+
+@pytest.mark.parametrize("method", [Method.QLORA, Method.FULL])
+def test_activations_are_given_up_before_passes_get_smaller(
+    method: Method, passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+) -> None:
+    """From the eighth pass on, after the checkpoint of step 4. It is the same training bit for bit, dropout and all,
+    and the next pod does not try again."""
+    training = settings(method, epochs=4, checkpoint_steps=4, dropout="0.1")
+    whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
+    passes.sizes.clear()
+    passes.keeps, passes.from_pass = False, 7
+
+    sparing = run_training(base, dataset, tmp_path / "sparing", training, store.below("sparing"))
+
+    assert passes.sizes == [4] * 8 + [4] * 8
+    assert sparing == whole
+    assert_same_weights(tmp_path / "sparing", tmp_path / "whole")
+    assert state_of(store.below("sparing")).checkpointing
+    passes.sizes.clear()
+    passes.from_pass = 0
+    run_training(base, dataset, tmp_path / "next", training, store.below("sparing"))
+    assert passes.sizes == []
+
+
+def test_of_several_processes_any_may_say_that_activations_do_not_fit(store: Store) -> None:
+    kept = Checkpoints(store)
+    assert not kept.checkpointing(False)
+    assert kept.checkpointing(True)
+    kept.remember_too_large()
+    kept.remember_too_large(Batch(4, 1))
+    later = Checkpoints(store)
+    assert later.checkpointing(False)
+    assert later.batch(Batch(4, 1)) == Batch(2, 2)
 
 
 def test_the_next_pod_begins_with_the_batch_that_fits(
@@ -142,7 +179,7 @@ def test_one_example_that_memory_does_not_hold_is_an_error(
         run_training(base, dataset, tmp_path, settings(max_steps=2), store)
     assert raised.value.reason is Reason.CUDA_OUT_OF_MEMORY
     assert not raised.value.retriable
-    assert passes.sizes == [4, 2, 1]
+    assert passes.sizes == [4, 4, 2, 1]
 
 
 @pytest.mark.parametrize(

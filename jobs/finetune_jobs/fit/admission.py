@@ -1,8 +1,9 @@
 """Whether a training and the stages after it fit its profile, and if not, the smallest change that makes them fit.
 
 Changes are tried from cheap to expensive: the same optimiser step in more passes (time only), a rounded base (a little
-quality), shorter examples (data), other hardware (money). Activation checkpointing is always on for GPUs, so it is not
-a change. A model of unknown shape is admitted, and the message says so: preflight never guesses.
+quality), shorter examples (data), other hardware (money). Activation checkpointing is no change: a training on a GPU
+uses it as soon as it would not fit without. A model of unknown shape is admitted, and the message says so: preflight
+never guesses.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from finetune_jobs.fit.memory import (
     USABLE,
     Memory,
     floor_memory,
+    gpu_step,
     loading_memory,
     peak_memory,
 )
@@ -81,9 +83,10 @@ def admit(
     except UnknownShapeError as unknown:
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
     step = ON_GPU if hardware.has_gpu else ON_CPU
-    memory = peak_memory(shape, part, step, hardware.processes)
+    chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else step
+    memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
-    speed = pace(shape, training, step, hardware, answer=answer, exported=after.exported)
+    speed = pace(shape, training, chosen, hardware, answer=answer, exported=after.exported)
     expected = forecast(speed, training, hardware, after.samples)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
@@ -99,6 +102,8 @@ def admit(
     if not hardware.has_gpu:
         return Admission(memory, expected, _pod_message(memory, hardware))
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
+    if not chosen.checkpointing:
+        message += " There is room for all activations: none is computed twice."
     return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip())
 
 

@@ -63,6 +63,8 @@ class Step:
 
 
 ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
+KEPT: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
+"""On a GPU with room for all activations: no layer is computed twice."""
 ON_CPU: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=False)
 
 
@@ -109,6 +111,12 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
     tensors = weights + state + activations + workspace
     overhead = CUDA_CONTEXT + FRAGMENTATION * tensors if step.on_gpu else PROCESS
     return Memory(weights, state, activations, workspace, overhead)
+
+
+def gpu_step(shape: Shape, training: Training, memory: float, processes: int = 1) -> Step:
+    """How a step is computed on a GPU with so many GiB of memory, 0 where it is unknown: activations are kept if they
+    fit, and computed again otherwise."""
+    return KEPT if peak_memory(shape, training, KEPT, processes).gib <= USABLE * memory else ON_GPU
 
 
 def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:

@@ -3,6 +3,7 @@
     <place>/state.json                        which checkpoints count, and which attempt may say so (``ownership``)
     <place>/attempt-<n>/checkpoint-<step>/    one checkpoint with its manifest
     <place>/too-large/<examples>              a pass that did not fit the memory of one of several GPUs
+    <place>/too-large/activations             the same, if only it would keep no activations
 
 A checkpoint counts once ``state.json`` names it: it is completely uploaded by then, and its sizes were checked. Its
 hashes are verified when it is downloaded. Nothing in it is unpickled without ``weights_only`` (transformers 5 reads
@@ -40,6 +41,7 @@ _PATTERN: Final = "checkpoint-*"
 _NOT_NEEDED: Final = ("training_args.bin", "README.md")
 """A pickle that only the writing process may read, and a model card."""
 _TOO_LARGE: Final = "too-large"
+_ACTIVATIONS: Final = "activations"
 _SNAPSHOTS: Final = ".snapshots"
 
 
@@ -75,17 +77,30 @@ class Checkpoints:
         same = found.size * found.passes == otherwise.size * otherwise.passes
         batch = found if found.size and same else otherwise
         if self._team.first:
-            limit = min(
-                (int(entry.key.rpartition("/")[2]) for entry in self._store.list(_TOO_LARGE)), default=batch.size + 1
-            )
+            limit = min((int(name) for name in self._found_too_large() if name.isdecimal()), default=batch.size + 1)
             while batch.size >= limit and (smaller := batch.smaller()):
                 batch = smaller
         size, passes = json.loads(self._team.share(json.dumps([batch.size, batch.passes]).encode()))
         return Batch(size, passes)
 
-    def remember_too_large(self, batch: Batch) -> None:
-        """Let later attempts start with fewer examples per pass; any process of a team may call this."""
-        self._store.put(f"{_TOO_LARGE}/{batch.size}", b"")
+    def checkpointing(self, otherwise: bool) -> bool:
+        """Whether activations are not kept: because earlier attempts found no room for them, or ``otherwise``, which
+        the first process says for all."""
+        known = otherwise or self._owner.state.checkpointing
+        asked = self._team.first and (known or _ACTIVATIONS in self._found_too_large())
+        return bool(json.loads(self._team.share(json.dumps(asked).encode())))
+
+    def remember_too_large(self, batch: Batch | None = None) -> None:
+        """Let later attempts start with fewer examples per pass, or, without a ``batch``, keep no activations; any
+        process of a team may call this."""
+        self._store.put(f"{_TOO_LARGE}/{batch.size if batch else _ACTIVATIONS}", b"")
+
+    def remember_checkpointing(self) -> None:
+        """Let later attempts keep no activations."""
+        self._owner.update(checkpointing=True)
+
+    def _found_too_large(self) -> list[str]:
+        return [entry.key.rpartition("/")[2] for entry in self._store.list(_TOO_LARGE)]
 
     def remember_batch(self, batch: Batch) -> None:
         """Let later attempts start with this batch."""

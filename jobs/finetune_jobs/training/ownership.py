@@ -36,6 +36,8 @@ class RunState(WireModel):
     """Examples per pass that were found to fit the GPU's memory; 0: the spec's."""
     gradient_accumulation: int = 0
     """Passes per step that go with it."""
+    checkpointing: bool = False
+    """Whether keeping the activations did not fit the GPU's memory."""
     run: str = ""
     """Id of the run to which that attempt belongs."""
     seconds: float = 0.0

@@ -23,6 +23,7 @@ from finetune_api.reasons import Reason
 from finetune_api.training import EarlyStopping, Method, Packing, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
+from finetune_jobs.fit.memory import ON_CPU, Step
 from finetune_jobs.fit.recipe import (
     MAX_GRAD_NORM,
     WARM_UP,
@@ -45,6 +46,7 @@ from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
+from finetune_jobs.training.memory import chosen_step
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
@@ -122,8 +124,8 @@ class Trained:
 def train_model(files: TrainingFiles, training: Training, context: TrainingContext) -> Trained:
     """Train as ``training`` says and write the result to ``files.out``; resumes from the newest checkpoint.
 
-    If a pass does not fit the GPU's memory, it gets half the examples at a time, and twice the passes: the same
-    training.
+    Activations are kept where there is room for them. If a pass does not fit the GPU's memory, they are computed again
+    from then on; if it still does not, it gets half the examples at a time, and twice the passes: the same training.
 
     Raises StageError: ModelUnsupported, SpecInvalid (layers, rank), LossNotFinite, LossDiverged, CudaOutOfMemory (one
     example is too much), StepHung, Superseded, and as Store. Raises StoppedError when ``stopping`` ended it, after a
@@ -131,14 +133,21 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     """
     checkpoints, team = context.checkpoints, context.team
     resume = checkpoints.restore(files.work)
-    batch = checkpoints.batch(_share_of(training, team))
-    while (trained := _attempt(files, training, context, batch, resume)) is None:
-        smaller = _smaller(batch, training)
+    share = _share_of(training, team)
+    batch = checkpoints.batch(share)
+    step = chosen_step(files.base, training, share, _longest(files, training), team.size)
+    step = replace(step, checkpointing=checkpoints.checkpointing(step.checkpointing))
+    while (trained := _attempt(files, training, context, batch, step, resume)) is None:
+        smaller = _smaller(batch, training) if step.checkpointing else batch
         if team.size > 1:
-            checkpoints.remember_too_large(batch)
+            checkpoints.remember_too_large(batch if step.checkpointing else None)
             raise _all_with_less(batch, team)
-        batch = smaller
-        checkpoints.remember_batch(batch)
+        if step.checkpointing:
+            checkpoints.remember_batch(smaller)
+        else:
+            log.warning("continuing with activations that are computed again in the backward pass")
+            checkpoints.remember_checkpointing()
+        batch, step = smaller, replace(step, checkpointing=True)
         gc.collect()  # the deleted model may survive in reference cycles
         torch.cuda.empty_cache()
         resume = kept.newest(files.work)
@@ -148,7 +157,7 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
 
 
 def _attempt(
-    files: TrainingFiles, training: Training, context: TrainingContext, batch: Batch, resume: Path | None
+    files: TrainingFiles, training: Training, context: TrainingContext, batch: Batch, step: Step, resume: Path | None
 ) -> Trained | None:
     """The whole training with this batch, from the base model's files on; None if it did not fit the memory."""
     progress, team = context.progress, context.team
@@ -159,7 +168,8 @@ def _attempt(
         train = mapped_split(files.dataset, "train")
         validation = validation_split(files.dataset, training)
         suit_attention(model, training, longest(train, validation), team)
-        trainer = build_trainer(model, Examples(train, validation, tokenizer), training, files.work, batch, team)
+        examples = Examples(train, validation, tokenizer)
+        trainer = build_trainer(model, examples, training, files.work, batch, team, step)
         trainer.add_callback(Measuring(progress))
         trainer.add_callback(Reporting(progress))
         trainer.add_callback(
@@ -209,9 +219,7 @@ def _share_of(training: Training, team: Team) -> Batch:
 
 def _all_with_less(batch: Batch, team: Team) -> StageError:
     """The others wait for this process's gradients: it ends, and all with it, to restart with smaller passes."""
-    message = (
-        f"The GPU of process {team.rank} is too small for {batch.size} examples at a time; all restart with fewer."
-    )
+    message = f"The GPU of process {team.rank} is too small for {batch.size} examples at a time; all restart with less."
     return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, peer_initiated=True)
 
 
@@ -228,12 +236,18 @@ def _smaller(batch: Batch, training: Training) -> Batch:
     return smaller
 
 
-def build_trainer(
-    model: Any, examples: Examples, training: Training, work: Path, batch: Batch, team: Team = ALONE
+def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it once
+    model: Any,
+    examples: Examples,
+    training: Training,
+    work: Path,
+    batch: Batch,
+    team: Team = ALONE,
+    step: Step = ON_CPU,
 ) -> LabelLossTrainer:
     """The trainer of ``model``, with a fresh adapter unless all of it is trained; its checkpoints go below ``work``.
 
-    ``batch`` is this process's part. Raises StageError (SpecInvalid) as ``adapter_config``.
+    ``batch`` is this process's part, ``step`` how it computes. Raises StageError (SpecInvalid) as ``adapter_config``.
     """
     train, validation, tokenizer = examples.train, examples.validation, examples.tokenizer
     set_seed(training.seed)  # the adapter is initialised before the trainer seeds anything
@@ -245,9 +259,11 @@ def build_trainer(
         validation = with_blanks(validation, missing(len(validation), together), blank)
     divided, packed = sharded(training, team), packing.is_used(model)
     add_tiled_loss(model)
+    arguments = configuration(training, work, batch, plan, sharded=divided, packed=packed)
+    arguments.gradient_checkpointing = step.checkpointing
     trainer = (sharding.ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
-        args=configuration(training, work, batch, plan, sharded=divided, packed=packed),
+        args=arguments,
         data_collator=Collator(tokenizer.pad_token_id or 0, padding_free=packed),
         train_dataset=train,
         eval_dataset=validation,
@@ -257,9 +273,9 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
-    blanks, step = len(train) - len(lengths), together * batch.passes
+    blanks, examples_a_step = len(train) - len(lengths), together * batch.passes
     trainer.team = team
-    trainer.order = StepOrder(lengths, step, training.seed, blanks=blanks, by_length=not packed)
+    trainer.order = StepOrder(lengths, examples_a_step, training.seed, blanks=blanks, by_length=not packed)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -305,6 +321,10 @@ def _labelled(split: Dataset) -> int:
     return int(compute.sum(compute.not_equal(labels, chat.IGNORED)).as_py())
 
 
+def _longest(files: TrainingFiles, training: Training) -> int:
+    return longest(mapped_split(files.dataset, "train"), validation_split(files.dataset, training))
+
+
 def configuration(
     training: Training, work: Path, batch: Batch, plan: Schedule, *, sharded: bool = False, packed: bool = False
 ) -> SFTConfig:
@@ -324,7 +344,7 @@ def configuration(
         bf16=precision() is torch.bfloat16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        gradient_checkpointing=on_gpu,  # memory for time: worth it on GPUs only
+        gradient_checkpointing=False,
         max_length=None,  # prepare has decided what becomes of long examples; TRL would silently truncate them
         seed=training.seed,
         data_seed=training.seed,

@@ -1,0 +1,32 @@
+"""How a training computes its steps so that they fit the memory it finds."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from finetune_api.training import Training
+from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Step, gpu_step
+from finetune_jobs.fit.recipe import Batch
+from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
+from finetune_jobs.modelling.device import device
+
+log = logging.getLogger(__name__)
+
+
+def chosen_step(base: Path, training: Training, batch: Batch, longest: int, processes: int = 1) -> Step:
+    """How passes of ``batch``, with examples of up to ``longest`` tokens, are computed on this process's GPU, by the
+    estimate of ``fit``: activations of a model of unknown shape are never kept. On a CPU they always are."""
+    if device() == "cpu":
+        return ON_CPU
+    try:
+        shape = read_shape(json.loads((base / "config.json").read_text(encoding="utf-8")))
+    except UnknownShapeError as unknown:
+        log.info("activations are computed again in the backward pass: memory is unknown, %s", unknown)
+        return ON_GPU
+    part = training.model_copy(update={"batch_size": batch.size, "max_length": longest})
+    room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
+    step = gpu_step(shape, part, room, processes)
+    log.info("activations are %s", "computed again in the backward pass" if step.checkpointing else "kept")
+    return step
