@@ -21,6 +21,7 @@ NAMES = (
     "pii",
     "train_throughput",
     "checkpoint_cost",
+    "transfers",
     "fit_estimate",
 )
 

@@ -13,6 +13,7 @@ from finetune_api.references import ConfigMapKeyRef
 from finetune_api.storage import CaBundle, Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.transfers import download_file
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.tls_store import PrivateAuthority, encrypted, private_authority
@@ -50,7 +51,7 @@ def test_the_authority_that_is_named_is_trusted(
     store = Store.connect(Storage(endpoint=endpoint, ca_bundle=BUNDLE), place)
     (tmp_path / "large").write_bytes(b"x" * 3_000_000)
     store.upload("large", tmp_path / "large")
-    assert store.download("large", tmp_path / "copy")
+    assert download_file(store, "large", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "large").read_bytes()
     assert store.put_if_absent("once", b"a")
     assert not store.put_if_absent("once", b"b")

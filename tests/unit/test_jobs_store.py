@@ -27,6 +27,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.resolve import probe_writes
 from finetune_jobs.store.errors import store_error
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.transfers import download_file
 from hack.cluster.layout import free_port
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, KMS_KEY, READER, STRANGER, SeaweedFS, User
@@ -52,10 +53,10 @@ def test_objects(store: Store, tmp_path: Path) -> None:
     assert store.below("b").get("c") == store.at(store.uri("b/c")).get() == b"three"
     moved: list[int] = []
     store.upload("big", _file(tmp_path / "big", 70 << 20), moved.append)
-    assert store.download("big", tmp_path / "copy", moved.append)
+    assert download_file(store, "big", tmp_path / "copy", moved.append)
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "big").read_bytes()
     assert sum(moved) == 2 * (70 << 20)
-    assert not store.download("none", tmp_path / "none")
+    assert not download_file(store, "none", tmp_path / "none")
     store.delete("a")
     assert not store.exists("a")
 
@@ -322,7 +323,7 @@ def _scribble(store: Store, place: str) -> None:
     ("damage", "parts"),
     [
         (_flip_byte, "a.txt … damaged: … SHA-256"),
-        (_cut, "a.txt … damaged: … 4 bytes, … manifest … 5"),
+        (_cut, "a.txt … damaged: … 4 bytes, … 5 … manifest"),
         (_lose, "a.txt … missing … manifest"),
         (_forge, "manifest.json … folder's address: … changed"),
         (_scribble, "manifest.json … cannot be read"),

@@ -62,6 +62,7 @@ NOT_OF_THE_INPUT: Final = {
     "base.errors": "the operator's input, the pod: test_jobs_runner",
     "store.s3": "the store: test_jobs_store",
     "store.errors": "the store: test_jobs_store",
+    "store.transfers": "the store: test_transfers",
     "artifacts.channel": "results: test_jobs_artifact",
     "artifacts.folders": "results: test_jobs_artifact",
     "base.documents": "results: test_jobs_runner",

@@ -28,6 +28,7 @@ from finetune_api.tracking import Mlflow, Tracking
 from finetune_jobs.base.errors import StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.transfers import download_file
 from finetune_jobs.training import tracking as tracking_module
 from finetune_jobs.training.tracking import Measuring, hyperparameters, lineage_facts, tracked
 from hack.cluster.layout import free_port
@@ -66,7 +67,7 @@ def download(store: Store, folder: Path) -> EventAccumulator:
     place = store.below(f"{run_folder(RUN)}/tracking/{RUN.id}")
     folder.mkdir()
     for entry in place.list():
-        place.download(entry.key, folder / entry.key)
+        download_file(place, entry.key, folder / entry.key)
     events = EventAccumulator(str(folder))
     events.Reload()
     return events

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,14 @@ class Gate(Store):
     def at(self, uri: str) -> "Gate":
         return Gate(self._client, uri, self)
 
-    def upload(self, path: str, source: Path, advance: Any = None) -> None:
+    def upload_all(self, files: Mapping[str, Path], advance: Any = None) -> None:
         assert self.open.wait(30)
         if self.failures:
             raise self.failures.pop()
-        if path in self.short:
+        super().upload_all(files, advance)
+        for path in set(self.short) & set(files):
             self.short.remove(path)
-            self.put(path, source.read_bytes()[:-1])
-            return
-        super().upload(path, source, advance)
+            self.put(path, files[path].read_bytes()[:-1])
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ A folder without a manifest does not exist. A reader takes only the files that t
 SHA-256 of each, and gives the folder its final name only when all match.
 """
 
-import hashlib
 import os
 import re
 import shutil
+import threading
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -29,6 +29,7 @@ from finetune_jobs.base.documents import M, parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Report
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.transfers import TransferError, Wanted, download_files, hash_files
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
 _AMOUNT: Final = re.compile(r"[0-9]+\.[0-9]{2}", re.ASCII)
@@ -40,8 +41,8 @@ def describe_folder(
     """The manifest of a local folder: every file below it, sorted by path, with size and SHA-256."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = [
-        FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
-        for path in paths
+        FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=found)
+        for path, found in zip(paths, hash_files(paths), strict=True)
     ]
     return Manifest(stage=stage, files=files, facts=facts or {}, lineage=lineage or Lineage())
 
@@ -65,8 +66,7 @@ def publish_folder(
     if place.exists(MANIFEST):
         return digest
     counter = _Counter(sum(file.size for file in manifest.files), report)
-    for file in manifest.files:
-        place.upload(file.path, folder / file.path, counter.advance)
+    place.upload_all({file.path: folder / file.path for file in manifest.files}, counter.advance)
     place.put_if_absent(MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
     return digest
 
@@ -105,18 +105,25 @@ def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | No
     place = store.below(folder)
     for file in manifest.files:
         _require_inside(place, file.path)
-    if all((target / file.path).is_file() and not _fault(target / file.path, file) for file in manifest.files):
+    if not _damaged(manifest, target):
         return manifest
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    lacking = _damaged(manifest, partial)  # what an attempt that was cut short has completed is kept
+    _remove_others(partial, {file.path for file in manifest.files} - {file.path for file in lacking})
     counter = _Counter(sum(file.size for file in manifest.files), report)
-    for file in manifest.files:
-        path = partial / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not place.download(file.path, path, counter.advance):
-            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is missing, but its manifest lists it.")
-        if fault := _fault(path, file):
-            raise StageError(Reason.ARTIFACT_CORRUPT, f"{place.uri(file.path)} is damaged: {fault}.")
+    counter.advance(sum(file.size for file in manifest.files) - sum(file.size for file in lacking))
+    try:
+        download_files(
+            place,
+            [Wanted(file.path, partial / file.path, file.size, sha256=file.sha256) for file in lacking],
+            counter.advance,
+        )
+    except TransferError as fault:
+        uri = place.uri(fault.wanted.path)
+        if fault.missing:
+            raise StageError(Reason.ARTIFACT_CORRUPT, f"{uri} is missing, but its manifest lists it.") from None
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{uri} is damaged: {fault} as its manifest says.") from None
+    partial.mkdir(parents=True, exist_ok=True)
     (partial / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
@@ -156,12 +163,6 @@ def publish_record(
     raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} is being changed by another writer.", retriable=True)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _standing(store: Store, path: str) -> StageRecord | None:
     """The record at ``path``, if its output is still published."""
     record = _read_model(store, path, StageRecord)
@@ -172,14 +173,22 @@ def _standing(store: Store, path: str) -> StageRecord | None:
     return record
 
 
-def _fault(path: Path, expected: FileEntry) -> str:
-    size = path.stat().st_size
-    if size != expected.size:
-        return f"it has {size} bytes, the manifest says {expected.size}"
-    found = sha256(path)
-    if found != expected.sha256:
-        return f"its SHA-256 begins with {found[:12]}, the manifest says {expected.sha256[:12]}"
-    return ""
+def _damaged(manifest: Manifest, folder: Path) -> list[FileEntry]:
+    """The files that are not in a local folder as the manifest says."""
+    there = [file for file in manifest.files if _has_size(folder / file.path, file.size)]
+    found = hash_files([folder / file.path for file in there])
+    whole = {file.path for file, digest in zip(there, found, strict=True) if digest == file.sha256}
+    return [file for file in manifest.files if file.path not in whole]
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
 
 
 def _require_inside(place: Store, path: str) -> None:
@@ -198,8 +207,10 @@ class _Counter:
 
     def __init__(self, total: int, report: Report | None) -> None:
         self._total, self._done, self._report = total, 0, report
+        self._lock = threading.Lock()
 
     def advance(self, count: int) -> None:
-        self._done += count
-        if self._report:
-            self._report(self._done, self._total)
+        with self._lock:
+            self._done += count
+            if self._report:
+                self._report(self._done, self._total)

@@ -17,6 +17,7 @@ from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.hub import HUB_ERRORS, hub_client, hub_error
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store, StoredObject
+from finetune_jobs.store.transfers import TransferError, Wanted, download_files
 
 WEIGHTS: Final = ".safetensors"
 _COPIED: Final = (WEIGHTS, ".json", ".model", ".txt", ".jinja")
@@ -37,6 +38,10 @@ class BaseModel:
     """Names of the files to copy."""
     revision: str = ""
     """Commit of a model of the hub."""
+    objects: tuple[StoredObject, ...] = ()
+    """The files of a model in S3."""
+    size: int = 0
+    """Bytes of the files of a model in S3."""
 
 
 def find_base_model(
@@ -63,13 +68,14 @@ def fetch_base_model(context: Context, target: Path) -> None:
 
     Raises StageError as ``find_base_model``, and ModelNotFound if it is no longer the model that the run started with.
     """
-    _fetch(context, model_of(context), target)
-
-
-def _fetch(context: Context, model: BaseModel, target: Path) -> None:
+    model = model_of(context)
     _require_same(context, model)
-    if model.revision:
-        _download_from_hub(model, context.input.base_model_secret_key_ref, target)  # a commit of the hub never changes
+    _download(context, model, target)
+
+
+def _download(context: Context, model: BaseModel, target: Path) -> None:
+    if model.revision:  # a commit of the hub never changes
+        _download_from_hub(model, context.input.base_model_secret_key_ref, target)
         return
     _download_from_s3(context, model, target)
     _require_same(context, model_of(context))
@@ -78,18 +84,25 @@ def _fetch(context: Context, model: BaseModel, target: Path) -> None:
 def fetch_tokenizer(context: Context, target: Path) -> None:
     """As ``fetch_base_model``, without the weights."""
     model = model_of(context)
-    small = replace(model, files=[name for name in model.files if not name.endswith(WEIGHTS)])
-    _fetch(context, small, target)
+    objects = tuple(entry for entry in model.objects if not entry.key.endswith(WEIGHTS))
+    names = [name for name in model.files if not name.endswith(WEIGHTS)]
+    small = replace(model, files=names, objects=objects, size=sum(entry.size for entry in objects))
+    _require_same(context, model)
+    _download(context, small, target)
 
 
 def _require_same(context: Context, found: BaseModel) -> None:
     expected = context.input.upstream.model
     if expected and found.digest != expected:
-        raise StageError(
-            Reason.MODEL_NOT_FOUND,
-            f"The version of {found.uri} that this run started with is gone: its files have changed. Set "
-            "spec.rerun to a new value to use the new version.",
-        )
+        raise _changed(found.uri)
+
+
+def _changed(uri: str) -> StageError:
+    return StageError(
+        Reason.MODEL_NOT_FOUND,
+        f"The version of {uri} that this run started with is gone: its files have changed. Set spec.rerun to a new "
+        "value to use the new version.",
+    )
 
 
 def _find_in_s3(place: Store, uri: str) -> BaseModel:
@@ -98,7 +111,8 @@ def _find_in_s3(place: Store, uri: str) -> BaseModel:
         raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} contains no files.")
     _require_usable(uri, [entry.key for entry in entries])
     copied = [entry for entry in entries if entry.key.endswith(_COPIED)]
-    return BaseModel(uri, _s3_digest(copied), [entry.key for entry in copied])
+    size = sum(entry.size for entry in copied)
+    return BaseModel(uri, _s3_digest(copied), [entry.key for entry in copied], objects=tuple(copied), size=size)
 
 
 def _s3_digest(entries: list[StoredObject]) -> str:
@@ -117,11 +131,22 @@ def _require_usable(uri: str, names: list[str]) -> None:
 
 def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:
     place = context.places.open(model.uri, context.input.base_model_storage)
-    target.mkdir(parents=True, exist_ok=True)
-    for name in model.files:
-        context.progress.report(0, f"downloading {place.uri(name)}")
-        if not place.download(name, target / name):
-            raise StageError(Reason.MODEL_NOT_FOUND, f"{place.uri(name)} was deleted while the model was being copied.")
+    copied = 0
+
+    def advance(count: int) -> None:
+        nonlocal copied
+        copied += count
+        context.progress.report(0, f"downloading {model.uri}: {copied >> 20} of {model.size >> 20} MiB")
+
+    advance(0)
+    try:
+        wanted = [Wanted(each.key, target / each.key, each.size, each.etag) for each in model.objects]
+        download_files(place, wanted, advance)
+    except TransferError as fault:
+        if not fault.missing:
+            raise _changed(model.uri) from None
+        uri = place.uri(fault.wanted.path)
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{uri} was deleted while the model was being copied.") from None
 
 
 def _find_on_hub(uri: str, secret: SecretKeyRef | None) -> BaseModel:

@@ -11,6 +11,7 @@ from finetune_jobs.reading.inputs import find_names_model, inputs_digest
 from finetune_jobs.reading.sources import find_sources
 from finetune_jobs.runtime.runner import Context
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.transfers import download_file
 from finetune_jobs.text.pii.ner import package_folder
 
 _NAMES_MODEL: Final = "names"
@@ -50,7 +51,6 @@ def names_model(context: Context, pii: Pii) -> Path | None:
 
 
 def _download_names_model(context: Context, place: Store) -> None:
+    folder = context.scratch / _NAMES_MODEL
     for entry in find_names_model(place):
-        target = context.scratch / _NAMES_MODEL / entry.key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        place.download(entry.key, target)
+        download_file(place, entry.key, folder / entry.key)

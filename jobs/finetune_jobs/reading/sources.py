@@ -19,6 +19,7 @@ from finetune_jobs.reading.formats import format_of
 from finetune_jobs.reading.hub_files import fetch_hub_file, hub_place, list_hub_files
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store, StoredObject
+from finetune_jobs.store.transfers import download_file
 
 MAX_FILES: Final = 10_000
 """Most files of one source: past it, the requests take longer than the reading."""
@@ -139,7 +140,7 @@ def _in_s3(origin: DatasetSource, place: Store, uri: str) -> Iterator[SourceFile
 
 def _s3_file(origin: DatasetSource, place: Store, entry: StoredObject, one_of_many: bool) -> SourceFile:
     def copy_to(target: Path) -> None:
-        if not place.at(entry.uri).download("", target):
+        if not download_file(place.at(entry.uri), "", target):
             raise StageError(Reason.DATASET_NOT_FOUND, f"{entry.uri} was deleted while it was being copied.")
 
     kind = format_of(entry.uri, origin.source.format)

@@ -5,13 +5,14 @@ boto3's "classic" transfer client is chosen on purpose: the CRT one ignores ``en
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -32,6 +33,13 @@ _TRANSFER: Final = TransferConfig(
 )
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 _LOST: Final = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "OperationAborted"})
+_OTHER_VERSION: Final = {
+    "412": "it was replaced",
+    "PreconditionFailed": "it was replaced",
+    "416": "it has become shorter",
+    "InvalidRange": "it has become shorter",
+}
+"""What the refusal of a read on a condition, or of a part, says of the object."""
 
 _KEYS: Final = (*STORE_SECRET_KEYS, STORE_SESSION_KEY)
 """Keys of a store's Secret, and variables of the machine's own identity; in small letters, parameters of a session."""
@@ -49,6 +57,23 @@ class StoredObject:
     """Path relative to the place that was asked; empty for the place itself."""
     size: int
     etag: str
+
+
+class Content:
+    """The bytes of an object, or of a part of it, as they come."""
+
+    def __init__(self, found: Mapping[str, Any], errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._body, self._errors = found["Body"], errors
+        self.length = int(found["ContentLength"])
+        """Bytes that come."""
+        self.total = int(str(found.get("ContentRange", "")).rpartition("/")[2] or self.length)
+        """Bytes of the whole object."""
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, at most so many; none at the end. Raises StageError, also where they end too early."""
+        with self._errors():
+            content: bytes = self._body.read(count)
+            return content
 
 
 class Store:
@@ -160,16 +185,17 @@ class Store:
                         str(found["ETag"]).strip('"'),
                     )
 
-    def download(self, path: str, target: Path, advance: Advance | None = None) -> bool:
-        """Copy an object into a file; False where there is no such object."""
+    def stream(self, path: str = "", span: tuple[int, int] | None = None, etag: str = "") -> Content | None:
+        """An object to read piece by piece: all of it, or from byte ``span[0]`` to before ``span[1]``; of the version
+        ``etag``, if it is given. None where there is no such object. Raises OtherVersionError."""
+        part = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+        condition = {"IfMatch": f'"{etag}"'} if etag else {}
         try:
             with self._errors("reading", path):
-                self._client.download_file(
-                    self.bucket, self._key(path), str(target), Config=_TRANSFER, Callback=advance
-                )
+                found = self._client.get_object(Bucket=self.bucket, Key=self._key(path), **part, **condition)
         except _MissingError:
-            return False
-        return True
+            return None
+        return Content(found, partial(self._errors, "reading", path))
 
     def require_bucket(self) -> None:
         """Raises StageError (BucketNotFound) when the bucket does not exist.
@@ -202,15 +228,21 @@ class Store:
 
     def upload(self, path: str, source: Path, advance: Advance | None = None) -> None:
         """Copy a file into an object, in parts where it is large."""
-        with self._errors("writing", path):
-            self._client.upload_file(
-                str(source),
-                self.bucket,
-                self._key(path),
-                ExtraArgs=dict(self._described(path)),
-                Config=_TRANSFER,
-                Callback=advance,
-            )
+        self.upload_all({path: source}, advance)
+
+    def upload_all(self, files: Mapping[str, Path], advance: Advance | None = None) -> None:
+        """Copy files into objects, by their paths: several files, and parts of large ones, at a time."""
+        callbacks = [ProgressCallbackInvoker(advance)] if advance else []
+        with create_transfer_manager(self._client, _TRANSFER) as manager:
+            sent = {
+                path: manager.upload(
+                    str(source), self.bucket, self._key(path), dict(self._described(path)), subscribers=callbacks
+                )
+                for path, source in files.items()
+            }
+            for path, transfer in sent.items():
+                with self._errors("writing", path):
+                    transfer.result()
 
     def delete(self, path: str) -> None:
         """Remove an object; nothing happens where there is none."""
@@ -252,7 +284,13 @@ class Store:
                 raise _MissingError from None
             if action == PUT_CONDITIONAL and code in _LOST:
                 raise _LostError from None
+            if isinstance(error, ClientError) and code in _OTHER_VERSION:
+                raise OtherVersionError(_OTHER_VERSION[code]) from None
             raise store_error(error, action, self.uri(path)) from error
+
+
+class OtherVersionError(Exception):
+    """An object is not the one that was asked for; the text says how."""
 
 
 class _MissingError(Exception):

@@ -221,8 +221,7 @@ class Checkpoints:
     def _upload(self, name: str, folder: Path) -> None:
         manifest = folders.describe_folder(folder, Stage.TRAIN)
         place = self._store.below(name)
-        for file in manifest.files:
-            place.upload(file.path, folder / file.path)
+        place.upload_all({file.path: folder / file.path for file in manifest.files})
         found = {entry.key: entry.size for entry in place.list()}
         if short := [file.path for file in manifest.files if found.get(file.path) != file.size]:
             raise StageError(

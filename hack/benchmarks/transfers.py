@@ -1,0 +1,125 @@
+"""A folder of 1 GiB to a store on this machine and back, against boto3's own defaults in the same run.
+
+The folder is what a model is: a few large files and many small ones. Downloading is ``folders.fetch_folder``, which
+verifies every hash while the files come; the baseline downloads one file after the other with boto3's defaults, then
+reads each once more for its hash. Uploading is ``folders.publish_folder``, which hashes first, because the address of
+the folder follows from it; the baseline hashes one file after the other and uploads them with boto3's defaults. Both
+take turns, and the fastest round of each counts. Server and client share the machine, so the figures are about its CPUs
+as much as about the connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hack.benchmarks.result import Result
+from hack.cluster.console import step
+
+MIB = 1 << 20
+LARGE = (512, 256, 128, 64)
+"""MiB of each large file; together with the small ones 1 GiB."""
+SMALL = 64
+"""Number of files of 1 MiB."""
+ROUNDS = 3
+
+
+def run() -> Result:
+    """Measure; the value is the speed of a verified download."""
+    return measure(1)
+
+
+def measure(share: float) -> Result:
+    """As ``run``, with files of this share of the size."""
+    from finetune_api.layout import output_folder
+    from finetune_api.stages import Stage
+    from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+    from finetune_jobs.store.s3 import Store
+    from tests.support.seaweedfs import ADMIN, SeaweedFS
+
+    os.environ.update(ADMIN.environment())
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-transfers-") as scratch,
+        SeaweedFS.running(Path(scratch)) as server,
+    ):
+        source, target = Path(scratch) / "source", Path(scratch) / "target"
+        size = write_folder(source, share)
+        client = server.client()
+        seconds: dict[str, float] = {}
+
+        def timed(name: str, work: Callable[[], Any]) -> Any:
+            started = time.perf_counter()
+            result = work()
+            seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - started)
+            return result
+
+        for number in range(ROUNDS):
+            with step(f"round {number + 1} of {ROUNDS}"):
+                store = Store.connect(server.storage, f"s3://data/ours-{number}")
+                digest = timed("upload", lambda: publish_folder(store, source, Stage.EXPORT))  # noqa: B023 - at once
+                timed("boto3 upload", lambda: boto3_upload(client, source, f"theirs-{number}"))  # noqa: B023
+                folder = output_folder(Stage.EXPORT, digest)
+                timed("download", lambda: fetch_folder(store, folder, target))  # noqa: B023
+                shutil.rmtree(target)
+                timed("boto3 bare", lambda: boto3_download(client, f"theirs-{number}", source, target))  # noqa: B023
+                timed("boto3 hashes", lambda: hashes(target))
+                shutil.rmtree(target)
+    speed = {name: size / took / 1e6 for name, took in seconds.items()}
+    verified = size / (seconds["boto3 bare"] + seconds["boto3 hashes"]) / 1e6
+    return Result(
+        name="transfers",
+        value=speed["download"],
+        unit="MB/s",
+        baseline=verified,
+        goal="≥ 0.9 of boto3's defaults, hashes verified",
+        details={
+            "bytes": size,
+            "uploadMBps": round(speed["upload"]),
+            "boto3UploadMBps": round(speed["boto3 upload"]),
+            "uploadRatio": round(speed["upload"] / speed["boto3 upload"], 2),
+            "boto3DownloadWithoutHashesMBps": round(speed["boto3 bare"]),
+            "ratioToBoto3WithoutHashes": round(speed["download"] / speed["boto3 bare"], 2),
+            "sha256OfOneThreadMBps": round(speed["boto3 hashes"]),
+        },
+    )
+
+
+def write_folder(folder: Path, share: float) -> int:
+    """Random files; returns their size together."""
+    folder.mkdir()
+    sizes = {f"large-{number}.safetensors": mib for number, mib in enumerate(LARGE)}
+    sizes |= {f"small-{number:02}.json": 1 for number in range(SMALL)}
+    for name, mib in sizes.items():
+        with (folder / name).open("wb") as file:
+            for _ in range(max(1, round(mib * share * 16))):
+                file.write(os.urandom(MIB // 16))
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def boto3_upload(client: Any, source: Path, place: str) -> None:
+    """The baseline: hash, then upload, file after file."""
+    hashes(source)
+    for path in sorted(source.iterdir()):
+        client.upload_file(str(path), "data", f"{place}/{path.name}")
+
+
+def boto3_download(client: Any, place: str, source: Path, target: Path) -> None:
+    """The baseline, without hashes."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        client.download_file("data", f"{place}/{path.name}", str(target / path.name))
+
+
+def hashes(folder: Path) -> list[str]:
+    """SHA-256 of each file, one after the other."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
