@@ -62,6 +62,8 @@ SCRATCH_DIR: Final = "/scratch"
 """The writable volume of a stage's container."""
 MODELS_DIR: Final = "/models"
 """The volume that fetch fills and the model server reads; the path includes the artifact's digest."""
+MODEL_CACHE_DIR: Final = "/model-cache"
+"""Where a stage's container finds the volume that keeps base models, if its profile names one."""
 
 
 class ExitCode(IntEnum):

@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from finetune_operator.settings import Gpu, PodShape, Profile, Runtime
+from finetune_operator.settings import Gpu, ModelCache, PodShape, Profile, Runtime
 from finetune_operator.tenancy.rules import TenancyRule
 
 _PLACES: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("profiles.<name>", Profile),
     ("profiles.<name>.gpu", Gpu),
+    ("profiles.<name>.modelCache", ModelCache),
     ("runtimes.<name>", Runtime),
     ("Pod shape: cpu and accelerator of a profile, pod of a runtime", PodShape),
     ("tenancy.rules[]", TenancyRule),
@@ -23,6 +24,7 @@ _BELOW: Final = {
     "accelerator": "a pod shape, see below",
     "pod": "a pod shape, see below",
     "gpu": "none, see below",
+    "modelCache": "none, see below",
     "image": "required: registry, repository, tag and digest, as under images",
 }
 """Text for the default column of fields that are objects."""

@@ -47,6 +47,13 @@ class Gpu(ApiModel):
     """Price of one GPU for one hour."""
 
 
+class ModelCache(ApiModel):
+    """A volume that keeps base models, so that they are downloaded once and not by every stage of every run."""
+
+    claim_name: Name
+    """PersistentVolumeClaim in the namespace of the jobs; without it there, their pods wait for it."""
+
+
 class Profile(ApiModel):
     """Hardware that FineTuneJobs may request by name."""
 
@@ -66,6 +73,8 @@ class Profile(ApiModel):
     """The GPU, if there is one."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of accelerator pods that train together; every other stage runs in one pod."""
+    model_cache: ModelCache | None = None
+    """Where train, export and evaluate keep the base model; None: each downloads it to its scratch volume."""
 
     @property
     def has_price(self) -> bool:

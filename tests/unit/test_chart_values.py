@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic.alias_generators import to_camel
 
-from finetune_operator.settings import Gpu, Proxy, ServingAccess
+from finetune_operator.settings import Gpu, ModelCache, Proxy, ServingAccess
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from hack.cluster.layout import REPOSITORY
 from tests.support.chart import CHART, Object, helm, of_kind, render, settings
@@ -75,6 +75,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
                 "deadlineSeconds": 100000000,
                 "accelerator": {"limits": {"example.com/npu": "2"}, "tolerations": [{"operator": "Exists"}]},
                 "gpu": {"name": "NPU", "count": 2, "memoryGib": 0.5, "peakTflops": 1e3, "usdPerHour": 0},
+                "modelCache": {"claimName": "base-models"},
             },
         },
         "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
@@ -110,6 +111,8 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     assert mine.accelerator.tolerations == [{"operator": "Exists"}]
     gpu = Gpu(name="NPU", count=2, memory_gib=0.5, peak_tflops=1000, usd_per_hour=0)
     assert mine.gpu == gpu
+    assert mine.model_cache == ModelCache(claim_name="base-models")
+    assert rendered.profiles["cpu-small"].model_cache is None
 
 
 def test_null_allows_any_number_of_rollouts() -> None:

@@ -1,6 +1,8 @@
 """Base models from S3 and from a hub. The hub here is a small server with the same HTTP interface on loopback."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -9,11 +11,13 @@ from finetune_api.finetunejob import Output
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, Upstream
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.modelling import base_model
 from finetune_jobs.modelling.base_model import fetch_base_model, find_base_model
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.store.transfers import download_files
 from hack.cluster.layout import free_port
 from tests.support.fake_hub import COMMIT, fake_hub
-from tests.support.seaweedfs import SeaweedFS
+from tests.support.seaweedfs import STRANGER, SeaweedFS
 from tests.support.sentences import assert_says, unsaid
 from tests.support.stages import Lent, context, pipeline_params, stage_input
 
@@ -26,6 +30,7 @@ FILES = {
     "pytorch_model.bin": b"a pickle",
     "onnx/model.onnx": b"another format",
 }
+COPIED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 @pytest.fixture
@@ -49,6 +54,64 @@ def test_a_model_in_s3_is_copied_without_pickles(s3: SeaweedFS, store: Store, tm
     fetch_base_model(context(given, tmp_path), tmp_path / "base")
     copied = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     assert copied == {name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
+
+
+def test_with_a_cache_a_model_is_downloaded_once(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train, export and evaluate find it where the first of them put it."""
+    uri, cache = store.uri("model"), tmp_path / "cache"
+    cache.mkdir()
+    given = context(train_input(s3, store, uri, find_base_model(Lent(store), uri).digest), tmp_path)
+    cached = replace(given, model_cache=cache)
+    downloads: list[str] = []
+
+    def counted(place: Store, *arguments: Any, **named: Any) -> dict[str, str]:
+        downloads.append(place.uri())
+        return download_files(place, *arguments, **named)
+
+    monkeypatch.setattr(base_model, "download_files", counted)
+    for stage in ("train", "export", "evaluate"):
+        fetch_base_model(cached, tmp_path / stage)
+        assert {name: (tmp_path / stage / name).read_bytes() for name in COPIED} == {n: FILES[n] for n in COPIED}
+        assert (tmp_path / stage).resolve().parent == cache
+    assert downloads == [uri]
+
+
+def test_the_cache_serves_nobody_whom_the_store_would_not(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Access, and whether it is still the model of the run, are asked each time; another place is another key."""
+    uri, cache = store.uri("model"), tmp_path / "cache"
+    cache.mkdir()
+    model = find_base_model(Lent(store), uri)
+    given = replace(context(train_input(s3, store, uri, model.digest), tmp_path), model_cache=cache)
+    fetch_base_model(given, tmp_path / "first")
+    for name, content in FILES.items():
+        store.put(f"elsewhere/{name}", content)
+    elsewhere = replace(given, input=given.input.model_copy(update={"base_model_uri": store.uri("elsewhere")}))
+    fetch_base_model(elsewhere, tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere").resolve() != (tmp_path / "first").resolve()
+    store.put("model/model.safetensors", b"other weights")
+    with pytest.raises(StageError, match="changed"):
+        fetch_base_model(given, tmp_path / "second")
+    for name, value in STRANGER.environment().items():
+        monkeypatch.setenv(name, value)
+    stranger = context(given.input, tmp_path)
+    with pytest.raises(StageError) as error:
+        fetch_base_model(replace(stranger, model_cache=cache), tmp_path / "third")
+    assert error.value.reason is Reason.S3_ACCESS_DENIED
+
+
+def test_without_room_in_the_cache_the_model_is_downloaded_to_scratch(
+    s3: SeaweedFS, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = store.uri("model")
+    given = context(train_input(s3, store, uri, find_base_model(Lent(store), uri).digest), tmp_path)
+    fetch_base_model(replace(given, model_cache=tmp_path / "not mounted"), tmp_path / "base")
+    assert {path.name for path in (tmp_path / "base").iterdir()} == set(COPIED)
+    assert not (tmp_path / "base").is_symlink()
+    assert "is not used" in caplog.text
 
 
 def changed(s3: SeaweedFS, store: Store, folder: Path) -> StageError:
@@ -135,8 +198,14 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(
         assert find_base_model(Lent(store), f"hf://org/model@{COMMIT}").digest == found.digest
         given = train_input(s3, store, "hf://org/model@main", found.digest)
         fetch_base_model(context(given, tmp_path), tmp_path / "base")
-    copied = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir() if path.is_file()}
-    assert copied == {name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
+        (tmp_path / "cache").mkdir()
+        cached = replace(context(given, tmp_path), model_cache=tmp_path / "cache")
+        for again in ("cached", "again"):
+            fetch_base_model(cached, tmp_path / again)
+    for folder in ("base", "cached", "again"):
+        copied = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name in FILES}
+        assert copied == {name: FILES[name] for name in COPIED}
+    assert (tmp_path / "again").resolve() == (tmp_path / "cached").resolve() != tmp_path / "cached"
 
 
 NOT_GIVEN = [

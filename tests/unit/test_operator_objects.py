@@ -32,7 +32,7 @@ from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.resources.peers import peers_service
 from finetune_operator.resources.stage_job import input_config_map, stage_job
 from finetune_operator.resources.stage_request import StageRequest
-from finetune_operator.settings import Gpu, Images, PodShape, Profile, Proxy
+from finetune_operator.settings import Gpu, Images, ModelCache, PodShape, Profile, Proxy
 from tests.support.runs import NOW, SETTINGS, SPEC, observed
 
 pytestmark = pytest.mark.unit
@@ -260,6 +260,31 @@ def test_only_training_is_shared(stage: Stage, nodes: int, processes: int, known
     single = stage_request(context(observed()), stage)
     stripped = [each.input.model_copy(update={"hardware": None}) for each in (made, single)]
     assert stripped[0] == stripped[1], "who shares the work is no part of the key, nor of anything but the hardware"
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_stages_with_the_base_model_share_the_profiles_cache(stage: Stage) -> None:
+    """A claim, which the restricted level allows, named in an argument; nothing of it without the profile's field."""
+    pods = []
+    for profile in (Profile(model_cache=ModelCache(claim_name="base-models")), Profile()):
+        seen = replace(observed(), settings=SETTINGS.model_copy(update={"profiles": {"small": profile}}))
+        pods.append(stage_job(stage_request(context(seen), stage))["spec"]["template"]["spec"])
+    cached, plain = pods
+    if stage not in (Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE):
+        assert cached == plain
+        return
+    assert cached["volumes"] == [
+        *plain["volumes"],
+        {"name": "model-cache", "persistentVolumeClaim": {"claimName": "base-models"}},
+    ]
+    assert cached["containers"][0]["volumeMounts"] == [
+        *plain["containers"][0]["volumeMounts"],
+        {"name": "model-cache", "mountPath": "/model-cache"},
+    ]
+    assert cached["containers"][0]["command"] == [
+        *plain["containers"][0]["command"],
+        *("--model-cache", "/model-cache"),
+    ]
 
 
 EIGHT = PodShape(

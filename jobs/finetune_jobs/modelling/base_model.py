@@ -14,10 +14,11 @@ from finetune_api.references import SecretKeyRef
 from finetune_api.storage import InputStorage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime.runner import Context
+from finetune_jobs.store.cache import FolderCache
 from finetune_jobs.store.hub import HUB_ERRORS, hub_client, hub_error
 from finetune_jobs.store.places import Places
 from finetune_jobs.store.s3 import Store, StoredObject
-from finetune_jobs.store.transfers import TransferError, Wanted, download_files
+from finetune_jobs.store.transfers import TransferError, Wanted, download_files, hash_files
 
 WEIGHTS: Final = ".safetensors"
 _COPIED: Final = (WEIGHTS, ".json", ".model", ".txt", ".jinja")
@@ -41,7 +42,7 @@ class BaseModel:
     objects: tuple[StoredObject, ...] = ()
     """The files of a model in S3."""
     size: int = 0
-    """Bytes of the files of a model in S3."""
+    """Bytes of the files; 0: not known."""
 
 
 def find_base_model(
@@ -64,21 +65,39 @@ def model_of(context: Context) -> BaseModel:
 
 
 def fetch_base_model(context: Context, target: Path) -> None:
-    """Put the run's base model into ``target``: configuration, tokenizer and safetensors.
+    """Put the run's base model into ``target``: configuration, tokenizer and safetensors, only to be read. With a
+    cache, ``target`` is a link into it.
 
     Raises StageError as ``find_base_model``, and ModelNotFound if it is no longer the model that the run started with.
     """
     model = model_of(context)
-    _require_same(context, model)
-    _download(context, model, target)
+    _require_same(context, model)  # also of a model in the cache: who may not read it now, gets nothing from there
+    if target.is_symlink():
+        target.unlink()
+    cached = None if context.model_cache is None else _from_cache(context, model, context.model_cache)
+    if cached:
+        target.symlink_to(cached, target_is_directory=True)
+    else:
+        _download(context, model, target)
 
 
-def _download(context: Context, model: BaseModel, target: Path) -> None:
+def _from_cache(context: Context, model: BaseModel, cache: Path) -> Path | None:
+    """The model's folder in the cache, filled if need be. Its key names the place as well as the files: another store
+    could claim to have the same."""
+    storage = context.input.base_model_storage or context.input.storage
+    key = digest([model.uri, storage.endpoint, model.digest])
+    return FolderCache(cache).folder(key, model.size, lambda folder: _download(context, model, folder, hashing=True))
+
+
+def _download(context: Context, model: BaseModel, target: Path, *, hashing: bool = False) -> dict[str, str]:
+    """Returns the SHA-256 of each file, with ``hashing``."""
     if model.revision:  # a commit of the hub never changes
         _download_from_hub(model, context.input.base_model_secret_key_ref, target)
-        return
-    _download_from_s3(context, model, target)
+        found = hash_files([target / name for name in model.files]) if hashing else []
+        return dict(zip(model.files, found, strict=False))
+    hashes = _download_from_s3(context, model, target, hashing=hashing)
     _require_same(context, model_of(context))
+    return hashes
 
 
 def fetch_tokenizer(context: Context, target: Path) -> None:
@@ -129,7 +148,7 @@ def _require_usable(uri: str, names: list[str]) -> None:
         raise StageError(Reason.MODEL_UNSUPPORTED, f"{uri} contains {why}; *.safetensors are required.")
 
 
-def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:
+def _download_from_s3(context: Context, model: BaseModel, target: Path, *, hashing: bool) -> dict[str, str]:
     place = context.places.open(model.uri, context.input.base_model_storage)
     copied = 0
 
@@ -141,7 +160,7 @@ def _download_from_s3(context: Context, model: BaseModel, target: Path) -> None:
     advance(0)
     try:
         wanted = [Wanted(each.key, target / each.key, each.size, each.etag) for each in model.objects]
-        download_files(place, wanted, advance)
+        return download_files(place, wanted, advance, hashing=hashing)
     except TransferError as fault:
         if not fault.missing:
             raise _changed(model.uri) from None
@@ -154,13 +173,14 @@ def _find_on_hub(uri: str, secret: SecretKeyRef | None) -> BaseModel:
     hub = hub_client(secret)
     try:
         hub.auth_check(repo)
-        info = hub.model_info(repo, revision=revision, timeout=_HUB_TIMEOUT)
+        info = hub.model_info(repo, revision=revision, timeout=_HUB_TIMEOUT, files_metadata=True)
     except HUB_ERRORS as error:
         raise _failed(error, uri, secret) from None
-    names = sorted(file.rfilename for file in info.siblings or [] if "/" not in file.rfilename)
-    _require_usable(uri, names)
-    commit = str(info.sha)
-    return BaseModel(uri, digest(["hf", repo, commit]), [n for n in names if n.endswith(_COPIED)], commit)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    _require_usable(uri, sorted(sizes))
+    copied, commit = sorted(name for name in sizes if name.endswith(_COPIED)), str(info.sha)
+    size = sum(sizes[name] for name in copied)
+    return BaseModel(uri, digest(["hf", repo, commit]), copied, commit, size=size)
 
 
 def _download_from_hub(model: BaseModel, secret: SecretKeyRef | None, target: Path) -> None:

@@ -124,7 +124,8 @@ _MORE: Final[Mapping[Stage, str]] = {
 
 
 def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
-    """The options ``input``, ``result``, ``models``, ``metrics_port``; ``--help`` and ``--example`` end the process."""
+    """The options ``input``, ``result``, ``models``, ``model_cache``, ``metrics_port``; ``--help`` and ``--example``
+    end the process."""
     does, reads, writes = _WORK[stage]
     parser = argparse.ArgumentParser(
         prog=f"python -m finetune_jobs.{stage}",
@@ -154,6 +155,11 @@ def parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         default=MODELS_DIR,
         metavar="DIR",
         help="where fetch puts the server's models (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model-cache",
+        metavar="DIR",
+        help="folder that keeps base models, and that stages may share at the same time (default: none)",
     )
     parser.add_argument(
         "--metrics-port",

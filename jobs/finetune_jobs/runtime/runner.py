@@ -69,6 +69,8 @@ class Context:
     """Where fetch puts models and the server reads them."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM. A graceful stage looks at it, saves what it can and raises StoppedError."""
+    model_cache: Path | None = None
+    """A volume that keeps base models for later pods; None: they are downloaded to ``scratch``."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _guarded(
             store = places.open(results_root(given), given.results_storage)
             if given.output and kept_log:  # serving may only read what the artifact's FineTuneJob wrote
                 kept_log.begin(store, logs.log_object(given.run, stage))
-            context = Context(given, store, places, progress, Path(scratch), Path(options.models), stopping)
+            cache = Path(options.model_cache) if options.model_cache else None
+            context = Context(given, store, places, progress, Path(scratch), Path(options.models), stopping, cache)
             return run(context), ExitCode.OK
     except StageError as error:
         log.debug("the cause", exc_info=True)

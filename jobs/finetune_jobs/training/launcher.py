@@ -116,7 +116,8 @@ def verdict(ended: Sequence[Ended]) -> tuple[StageResult | None, ExitCode]:
 
 def _command(options: argparse.Namespace, result: Path, shared: Path) -> list[str]:
     command = [sys.executable, "-m", "finetune_jobs.train", "--input", options.input, "--result", str(result)]
-    return [*command, "--scratch", str(shared), "--metrics-port", str(options.metrics_port)]
+    cache = ["--model-cache", options.model_cache] if options.model_cache else []
+    return [*command, "--scratch", str(shared), "--metrics-port", str(options.metrics_port), *cache]
 
 
 def _variables(options: argparse.Namespace, rank: int) -> dict[str, str]:

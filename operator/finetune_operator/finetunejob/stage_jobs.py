@@ -15,6 +15,8 @@ from finetune_operator.settings import PodShape, Profile
 
 _ALONE = frozenset({Stage.EXPORT, Stage.EVALUATE})
 """The stages that run a model on one GPU."""
+_WITH_BASE = _ALONE | {Stage.TRAIN}
+"""The stages that load the base model."""
 
 
 def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> StageRequest:
@@ -37,6 +39,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
         deadline_seconds=profile.deadline_seconds,
         nodes=profile.nodes if stage is Stage.TRAIN else 1,
         processes=processes(profile) if stage is Stage.TRAIN else 1,
+        model_cache_claim=profile.model_cache.claim_name if profile.model_cache and stage in _WITH_BASE else "",
     )
 
 

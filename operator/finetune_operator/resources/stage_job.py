@@ -20,6 +20,7 @@ from finetune_operator.resources.environment import (
     teacher_env,
     tracking_env,
 )
+from finetune_operator.resources.model_cache import model_cache_arguments, model_cache_mounts, model_cache_volumes
 from finetune_operator.resources.pod import container, pod_spec
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.resources.stage_request import StageRequest
@@ -51,6 +52,7 @@ def stage_job(request: StageRequest) -> Object:
     pod["activeDeadlineSeconds"] = request.deadline_seconds
     pod["volumes"] += [{"name": "input", "configMap": {"name": request.name}}, *_source_volumes(request)]
     pod["volumes"] += [*ca_volumes(access_of(request.input).authorities), *shared_memory_volumes(request.shared_memory)]
+    pod["volumes"] += model_cache_volumes(request.model_cache_claim)
     if request.nodes > 1:
         pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
@@ -126,9 +128,10 @@ def stage_container(request: StageRequest) -> Object:
             *_source_mounts(request),
             *ca_mounts(access.authorities),
             *shared_memory_mounts(request.shared_memory),
+            *model_cache_mounts(request.model_cache_claim),
         ],
     )
-    body["command"] = [*argv, *_together_arguments(request)]
+    body["command"] = [*argv, *model_cache_arguments(request.model_cache_claim), *_together_arguments(request)]
     body["ports"] = [{"name": "metrics", "containerPort": meta.METRICS_PORT}]
     return body
 

@@ -1,0 +1,278 @@
+"""The cache of base models: several pods at a time, pods that die, full volumes, damage."""
+
+import errno
+import fcntl
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.store.cache import FolderCache
+from finetune_jobs.store.transfers import hash_files
+
+pytestmark = pytest.mark.unit
+
+DAY = 86400
+
+
+class Filling:
+    """Puts two files into a folder, and counts how often."""
+
+    def __init__(self, text: str = "weights") -> None:
+        self.text, self.times = text, 0
+
+    def __call__(self, folder: Path) -> Mapping[str, str]:
+        self.times += 1
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text(self.text)
+        names = ["config.json", "model.safetensors"]
+        return dict(zip(names, hash_files([folder / name for name in names]), strict=True))
+
+
+def aged(path: Path, seconds: float) -> None:
+    """Let a file look that old."""
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def released(root: Path, key: str, *, unused: float = 0) -> None:
+    """What happens when the process that reads a folder ends: its lock goes. Here: the descriptors of the lock file."""
+    lock = root / f"{key}.lock"
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == str(lock):
+                os.close(int(descriptor))
+        except OSError:
+            continue  # the listing's own descriptor
+    aged(lock, unused)
+
+
+def names(root: Path) -> set[str]:
+    """The folders of a cache, also those that are not whole."""
+    return {path.name for path in root.iterdir() if path.is_dir()}
+
+
+def test_a_folder_is_filled_once_and_read_where_it_lies(tmp_path: Path) -> None:
+    fill, root = Filling(), tmp_path / "cache"
+    root.mkdir()
+    found = [FolderCache(root).folder("key", 9, fill) for _ in range(3)]
+    assert (found, fill.times) == ([root / "key"] * 3, 1)
+    assert (root / "key" / "model.safetensors").read_text() == "weights"
+    other = FolderCache(root).folder("other", 9, Filling("others"))
+    assert other is not None
+    assert (other / "model.safetensors").read_text() == "others"
+    assert names(root) == {"key", "other"}
+
+
+def _cut(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("weight")
+
+
+def _change(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("weighty")
+
+
+def _lose(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _scribble(folder: Path) -> None:
+    (folder / "files.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "since_checked", "found"),
+    [
+        (_cut, 0, True),
+        (_lose, 0, True),
+        (_scribble, 0, True),
+        (_change, 2 * DAY, True),
+        (_change, 0, False),
+    ],
+)
+def test_damage_is_found_by_size_at_once_and_by_hash_after_a_day(
+    tmp_path: Path, damage: Callable[[Path], None], since_checked: float, found: bool
+) -> None:
+    fill = Filling()
+    FolderCache(tmp_path).folder("key", 9, fill)
+    released(tmp_path, "key")
+    damage(tmp_path / "key")
+    aged(tmp_path / "key" / "files.json", since_checked)
+    assert FolderCache(tmp_path).folder("key", 9, fill) == tmp_path / "key"
+    assert fill.times == (2 if found else 1)
+    assert ((tmp_path / "key" / "model.safetensors").read_text() == "weights") is found
+    assert names(tmp_path) == {"key"}
+
+
+def test_hashes_that_are_right_count_for_another_day(tmp_path: Path) -> None:
+    FolderCache(tmp_path).folder("key", 9, Filling())
+    listed = tmp_path / "key" / "files.json"
+    aged(listed, 2 * DAY)
+    assert FolderCache(tmp_path).folder("key", 9, Filling()) == tmp_path / "key"
+    assert time.time() - listed.stat().st_mtime < 60
+
+
+def test_damage_that_another_pod_reads_is_left_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    FolderCache(tmp_path).folder("key", 9, Filling())
+    _cut(tmp_path / "key")
+    assert FolderCache(tmp_path).folder("key", 9, Filling()) is None
+    assert "another pod reads it" in caplog.text
+    assert names(tmp_path) == {"key"}
+
+
+class Done(NamedTuple):
+    """What a process reports."""
+
+    folder: str
+    text: str
+    times: int
+
+
+def _read(root: Path, start: str, results: "multiprocessing.Queue[Done]", barrier: object) -> None:
+    fill = Filling()
+
+    def slowly(folder: Path) -> Mapping[str, str]:
+        barrier.wait(60)  # type: ignore[attr-defined] # a Barrier: both are downloading now
+        return fill(folder)
+
+    found = FolderCache(root).folder("key", 9, slowly if start == "together" else fill)
+    assert found is not None
+    results.put(Done(found.name, (found / "model.safetensors").read_text(), fill.times))
+
+
+@pytest.mark.slow
+def test_of_pods_that_download_at_the_same_time_one_wins_and_all_read_it(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("fork")
+    barrier, results = processes.Barrier(3), processes.Queue()
+    started = [processes.Process(target=_read, args=(tmp_path, "together", results, barrier)) for _ in range(3)]
+    for process in started:
+        process.start()
+    assert [results.get(timeout=60) for _ in started] == [Done("key", "weights", 1)] * 3
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 0
+    assert names(tmp_path) == {"key"}
+
+
+def _die(root: Path) -> None:
+    def fill(folder: Path) -> Mapping[str, str]:
+        (folder / "model.safetensors").write_text("half")
+        os._exit(9)
+
+    FolderCache(root).folder("key", 9, fill)
+
+
+@pytest.mark.slow
+def test_a_pod_that_dies_leaves_only_what_a_later_one_removes(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_die, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    (left,) = names(tmp_path)
+    assert left.startswith(".partial-")
+    assert FolderCache(tmp_path).folder("key", 9, Filling()) == tmp_path / "key"
+    assert names(tmp_path) == {"key", left}, "it may still be at work"
+    for path in (tmp_path / left, tmp_path / left / "model.safetensors"):
+        aged(path, 2 * DAY)
+    FolderCache(tmp_path).folder("key", 9, Filling())
+    assert names(tmp_path) == {"key"}
+
+
+@contextmanager
+def _held(root: Path, key: str) -> Iterator[None]:
+    """Another pod reads a folder."""
+    descriptor = os.open(root / f"{key}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    yield
+    os.close(descriptor)
+
+
+class Usage(NamedTuple):
+    """What ``shutil.disk_usage`` answers."""
+
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A volume for two folders of 100 bytes."""
+
+    def usage(root: Path) -> Usage:
+        used = 100 * sum(not name.startswith(".") for name in names(root))
+        return Usage(204, used, 204 - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return tmp_path
+
+
+def test_the_folder_that_was_used_longest_ago_makes_room(small: Path) -> None:
+    for key, hours in (("old", 5), ("older", 9)):
+        FolderCache(small).folder(key, 100, Filling())
+        released(small, key, unused=hours * 3600)
+    assert FolderCache(small).folder("new", 100, Filling()) == small / "new"
+    assert names(small) == {"old", "new"}
+
+
+def test_what_is_read_or_was_used_within_the_hour_stays(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for key, minutes in (("read", 600), ("recent", 30)):
+        FolderCache(small).folder(key, 100, Filling())
+        released(small, key, unused=minutes * 60)
+    fill = Filling()
+    with _held(small, "read"):
+        assert FolderCache(small).folder("new", 100, fill) is None
+    assert (names(small), fill.times) == ({"read", "recent"}, 0)
+    assert "in use" in caplog.text
+    released(small, "read", unused=3 * 3600)
+    assert FolderCache(small).folder("new", 100, fill) == small / "new"
+    assert names(small) == {"recent", "new"}
+
+
+def test_a_volume_that_is_full_after_all_costs_the_cache_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fill(folder: Path) -> Mapping[str, str]:
+        (folder / "model.safetensors").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    caplog.set_level(logging.WARNING)
+    assert FolderCache(tmp_path).folder("key", 0, fill) is None
+    assert "No space left on device" in caplog.text
+    assert names(tmp_path) == set()
+    assert FolderCache(tmp_path).folder("key", 0, Filling()) == tmp_path / "key"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_volume_without_locks_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    fill = Filling()
+    assert FolderCache(tmp_path).folder("key", 9, fill) is None
+    assert fill.times == 0
+    assert os.strerror(code) in caplog.text
+
+
+def test_a_volume_that_is_not_there_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert FolderCache(tmp_path / "none").folder("key", 9, Filling()) is None
+    assert "No such file" in caplog.text
+
+
+def test_what_the_store_refuses_is_told_as_without_a_cache(tmp_path: Path) -> None:
+    def fill(folder: Path) -> Mapping[str, str]:
+        (folder / "model.safetensors").write_text("half")
+        raise StageError(Reason.S3_ACCESS_DENIED, "no")
+
+    with pytest.raises(StageError):
+        FolderCache(tmp_path).folder("key", 9, fill)
+    assert names(tmp_path) == set()
