@@ -13,6 +13,8 @@ from finetune_api.storage import InputStorage
 
 ACCESS_FIELDS: Final = frozenset({"storage", "secretKeyRef"})
 """Names on the wire, wherever they stand in a spec."""
+_MADE: Final = frozenset({"signing"})
+"""What is made with the Secret that it names: another key makes another signature."""
 
 STORAGE_FOR_S3: Final = Rule(
     "!has(self.storage) || (has(self.uri) && self.uri.startsWith('s3://'))",
@@ -41,5 +43,6 @@ def without_access(value: Any) -> Any:
     """A part of a spec, as on the wire, without the fields that say how something is reached: what remains says what
     it is, whoever reads it with which credentials."""
     if isinstance(value, dict):
-        return {name: without_access(each) for name, each in value.items() if name not in ACCESS_FIELDS}
+        kept = {name: each for name, each in value.items() if name not in ACCESS_FIELDS}
+        return {name: each if name in _MADE else without_access(each) for name, each in kept.items()}
     return [without_access(each) for each in value] if isinstance(value, list) else value

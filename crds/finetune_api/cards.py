@@ -43,6 +43,28 @@ _OF_SERIES: Final = {
     "50": Generation.BLACKWELL,
 }
 """GeForce RTX by the first digits of its number."""
+_POWER: Final[tuple[tuple[str, int], ...]] = (
+    ("t4", 70),
+    ("a2", 60),
+    ("a10", 150),
+    ("a30", 165),
+    ("a40", 300),
+    ("a100 sxm4", 400),
+    ("a100 pcie 40gb", 250),
+    ("a100 pcie 80gb", 300),
+    ("l4", 72),
+    ("l40", 300),
+    ("l40s", 350),
+    ("h100 hbm3", 700),
+    ("h100 sxm5", 700),
+    ("h100 pcie", 350),
+    ("h100 nvl", 400),
+    ("h200 nvl", 600),
+    ("h200", 700),
+)
+"""Highest board power in watts by words of the product name, the first row that fits. Source: NVIDIA's product briefs
+and data sheets of these cards (https://www.nvidia.com/en-us/data-center/), e.g. PB-11133-001 for the H100 PCIe. Drivers
+call the H100 SXM5 ``NVIDIA H100 80GB HBM3`` and the H200 SXM ``NVIDIA H200``."""
 _WORDS: Final = re.compile(r"[a-z0-9]+")
 _GEFORCE: Final = re.compile(r"[2-5]0[5-9]0")
 
@@ -65,3 +87,12 @@ def generation_of(name: str) -> Generation | None:
         return _OF_SERIES[numbers[0][:2]]
     found = {_OF_MODEL[word] for word in words if word in _OF_MODEL}
     return found.pop() if len(found) == 1 else None
+
+
+def power_watts(name: str) -> int | None:
+    """The highest board power of a card by its product name, in watts; None where the name does not decide it, e.g. of
+    an A100 without its form factor, or of a part of a card (MIG)."""
+    words = words_of(name)
+    if "mig" in words:
+        return None
+    return next((watts for wanted, watts in _POWER if set(wanted.split()) <= words), None)

@@ -85,6 +85,14 @@ class Evaluation(Gates, Examination):
         return Gates(goals=self.goals, on_inconclusive=self.on_inconclusive, on_fail=self.on_fail)
 
 
+class Signing(ApiModel):
+    """The key that signs where a published artifact comes from."""
+
+    secret_key_ref: Annotated[SecretKeyRef, Changes.RETRY]
+    """A private key in PEM (PKCS #8, without a password): Ed25519, or ECDSA on the curve P-256. To sign what is
+    published already, name the key and set spec.rerun to a new value."""
+
+
 class Output(ApiModel):
     """Where results are stored."""
 
@@ -94,6 +102,8 @@ class Output(ApiModel):
     """Name under which the artifact is published; only one FineTuneJob may use it."""
     storage: Storage | None = None
     """How to reach the results' store, in place of spec.storage as a whole."""
+    signing: Signing | None = None
+    """Signs each published artifact; AdapterDeployments can ask for the signature (spec.policy.signature)."""
 
 
 class Reuse(StrEnum):
@@ -311,6 +321,8 @@ class ArtifactStatus(WireModel):
     """How to reach it: the output's storage at the time of publishing, which may have changed since."""
     tokens: ArtifactTokens | None = None
     """Token lengths of its prompts and examples."""
+    signed_by: Annotated[str | None, Field(max_length=64)] = None
+    """Id of the public key whose private key signed it; absent if it was not signed."""
 
 
 class RunStatus(WireModel):

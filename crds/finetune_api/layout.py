@@ -7,6 +7,7 @@
 ``models/<digest>/quantized/``                  output of export
 ``evaluations/<digest>/``                       output of evaluate
 ``artifacts/<digest>/``                         output of publish
+``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 ``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
@@ -15,12 +16,13 @@ Every folder holds ``manifest.json``, written last.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import ClassVar, Final
 
 from finetune_api.base import Timestamp, WireModel
 from finetune_api.budget import dollars
 from finetune_api.hashing import digest
 from finetune_api.stages import RunRef, Stage, StageResult, Upstream
+from finetune_api.usage import Usage
 
 MANIFEST: Final = "manifest.json"
 READINESS_PAGE: Final = "readiness.html"
@@ -80,6 +82,12 @@ def channel_object(output_name: str, channel: Channel = Channel.STABLE) -> str:
     return f"channels/{output_name}/{channel}.json"
 
 
+def provenance_object(artifact_digest: str, key_id: str) -> str:
+    """The statement of an artifact's origin that a key has signed, relative to the output URI. No file of the folder:
+    it names the folder's digest, and says when and on what the artifact was made."""
+    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/provenance/{key_id}.json"
+
+
 class FileEntry(WireModel):
     """One file of a folder."""
 
@@ -98,6 +106,10 @@ class Lineage(WireModel):
     recipe_version: int = 0
     base_model_uri: str = ""
     operator_version: str = ""
+    image: str = ""
+    """The image that made it, as the platform's values name it; empty: made by hand, or by an earlier version."""
+    usage: Usage | None = None
+    """None: an earlier version did not measure it."""
     tools: dict[str, str] = {}
     """Versions of the libraries that made it."""
     created_at: Timestamp = ""
@@ -106,7 +118,10 @@ class Lineage(WireModel):
 class Manifest(WireModel):
     """Contents of a folder. A reader uses only the files listed here and verifies each hash."""
 
-    schema_version: int = 1
+    SCHEMA: ClassVar[int] = 1
+    """The form that this version writes; a reader refuses a later one."""
+
+    schema_version: int = SCHEMA
     stage: Stage
     files: list[FileEntry]
     facts: dict[str, str] = {}

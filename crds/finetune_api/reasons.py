@@ -62,6 +62,8 @@ class Reason(OpenEnum):
     S3_ENCRYPTION_REFUSED = "S3EncryptionRefused"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
+    MANIFEST_NEWER = "ManifestNewer"
+    KEY_UNUSABLE = "KeyUnusable"
     TEACHER_UNAVAILABLE = "TeacherUnavailable"
     TEACHER_REFUSED = "TeacherRefused"
 
@@ -154,6 +156,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.S3_ENCRYPTION_REFUSED: "The store does not encrypt as the storage's encryption requires, or the keys may not use the encryption key.",
     Reason.ARTIFACT_CORRUPT: "The store does not hold what was written: a file is missing, damaged or replaced.",
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
+    Reason.MANIFEST_NEWER: "A newer version wrote a result in a form that this version cannot read.",
+    Reason.KEY_UNUSABLE: "The key to sign with, or to check signatures with, cannot be read or is of another kind than Ed25519 and ECDSA P-256.",
     Reason.TEACHER_UNAVAILABLE: "The teacher does not answer, or asks for too long a wait.",
     Reason.TEACHER_REFUSED: "The teacher rejects the key, the model or a parameter, or the account has no credit left.",
     Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is far smaller than the profile says, or it lacks what models are computed with (bfloat16, kernels); the stage does not fall back to the CPU.",
@@ -231,6 +235,8 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.S3_ENCRYPTION_REFUSED: "Correct encryption of spec.output.storage or spec.storage; or allow the keys in the Secret to use that encryption key (kms:GenerateDataKey, kms:Decrypt), then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_NOT_FOUND: "Make sure that nobody deletes objects below spec.output.uri, then set spec.rerun to a new value to make the result again.",
+    Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that wrote it in the chart's values, then set spec.rerun to a new value; or name another spec.output.uri.",
+    Reason.KEY_UNUSABLE: "Put a private key in PEM without a password (Ed25519 or ECDSA P-256) into the Secret that spec.output.signing names, then set spec.rerun to a new value.",
     Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value; the answers so far are kept.",
     Reason.TEACHER_REFUSED: "Correct the teacher's model or its parameters; or correct the key in the Secret, then set spec.rerun to a new value; the answers so far are kept.",
     Reason.GPU_UNUSABLE: "Choose another profile; or ask the admin to check the NVIDIA driver and device plugin on the profile's nodes, and its gpu and runtimeClassName in the chart's values, then set spec.rerun to a new value.",
@@ -269,6 +275,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.BUCKET_NOT_FOUND: "Correct the artifact's URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or have its FineTuneJob publish it again, then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too.",
+    Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that published it in the chart's values, then set spec.rerun to a new value.",
     Reason.OUT_OF_MEMORY: "Ask the admin to give the runtime more memory in the chart's values: this makes a new revision, which starts automatically.",
     Reason.SCRATCH_FULL: "Ask the admin to raise the runtime's scratchSize in the chart's values: this makes a new revision, which starts automatically.",
     Reason.DEADLINE_EXCEEDED: "Find out from the pod's log what takes so long, or ask the admin to raise the runtime's startupTimeoutSeconds, then set spec.rerun to a new value.",

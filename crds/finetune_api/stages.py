@@ -224,6 +224,8 @@ class StageInput(WireModel):
     that this or a higher budget ended is reused. Empty: only trainings that no budget ended are reused."""
     operator_version: str = ""
     """For lineage only."""
+    image: str = ""
+    """The image in which the stage runs, as the platform's values name it: for lineage only."""
 
     @property
     def results_storage(self) -> Storage:

@@ -6,6 +6,7 @@ golden prompts, a sample of the test with the artifact's own answers, a model ca
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from finetune_api.hashing import canonical_json
 from finetune_api.layout import Channel, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PublishParams, Stage
-from finetune_jobs.artifacts import artifact
+from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
 from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, read_record, require_manifest
 from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.provenance import attest
+from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge
@@ -33,8 +36,9 @@ from finetune_jobs.store.s3 import Store
 
 
 def publish(context: Context) -> StageOutput:
-    """The stage. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as Store."""
+    """The stage. Raises StageError: GateFailed, ArtifactNotFound, ArtifactCorrupt, as signer_of and Store."""
     upstream = context.input.upstream
+    signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
     verdict = _judged(require(context.input.params.publish, "params.publish"), metrics)
     # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
@@ -58,9 +62,12 @@ def publish(context: Context) -> StageOutput:
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
     card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics, max_tokens)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
+    architecture = _architecture(context.store, model.folder)
+    made = {Stage.PREPARE: dataset, Stage.TRAIN: adapter, Stage.EXPORT: export}
+    bill = bom.bill_of_materials(context.input, model, made, metrics, architecture)
+    (folder / bom.BOM).write_text(json.dumps(bill, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     digest = describe_folder(folder, Stage.PUBLISH).content_digest()
     uri = context.store.uri(output_folder(Stage.PUBLISH, digest))
-    architecture = _architecture(context.store, model.folder)
     telling = sum(answer.distinguishes_base for answer in golden)
     return StageOutput(
         folder=folder,
@@ -70,6 +77,7 @@ def publish(context: Context) -> StageOutput:
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
+            **({"signedBy": signer.public_key.keyid} if signer else {}),
             "sizeBytes": str(model.size_bytes),
             "goldenPrompts": str(len(golden)),
             "goldenPromptTokens": str(max(answer.prompt_tokens for answer in golden)),
@@ -140,12 +148,16 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
         require_owner(store.uri(path), standing, run)
         moved = standing.artifact_digest == digest or store.replace(path, content, etag)
     if not moved:
+        if faster := read_channel(store, name):
+            require_owner(store.uri(path), faster[0], run)
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
-def point_and_index(context: Context, digest: str) -> None:
-    """Move the channel to which the artifact belongs: of a reused one, the record of its input says which."""
+def sign_point_and_index(context: Context, digest: str) -> None:
+    """What follows the artifact. Its name points to it only once it is signed, in the channel to which it belongs: of a
+    reused one, the record of its input says which."""
     given = context.input
+    attest(context.store, given, digest, signer_of(require(given.output, "output")))
     record = read_record(context.store, given.stage, given.input_key, given.max_cost)
     move_channel(context, digest, channel_of(record.result.scalars if record else {}))
     index_stage(context, digest)
@@ -187,7 +199,7 @@ def _rank(answer: Answer) -> bytes:
 
 def main() -> None:
     """``python -m finetune_jobs.publish``"""
-    run_stage(Stage.PUBLISH, publish, after=point_and_index)
+    run_stage(Stage.PUBLISH, publish, after=sign_point_and_index)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ MEANS = {
     "storage.caBundle": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}},
     "dataset.distillation.teacher.secretKeyRef": KEYS | {"key": "key"},
     "budget": {"maxCost": "6"},
+    "output.signing": {"secretKeyRef": KEYS | {"key": "key"}},
 }
 MADE = {
     "profile": "large",

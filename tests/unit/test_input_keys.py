@@ -78,6 +78,7 @@ LINEAGE: Final = {
         "allowanceSeconds",
         "maxCost",
         "operatorVersion",
+        "image",
     ),
 }
 """Fields of a StageInput on which no result depends: who asks, where, what with, and what is done with the result."""

@@ -43,7 +43,12 @@ FULL = FineTuneJobSpec.model_validate(
                 "teacher": {"url": "http://vllm/v1", "model": "m", "secretKeyRef": {"name": "teacher", "key": "k"}}
             },
         },
-        "output": {"uri": "s3://artifacts/team", "name": "ft", "storage": {"endpoint": "http://out:9000"}},
+        "output": {
+            "uri": "s3://artifacts/team",
+            "name": "ft",
+            "storage": {"endpoint": "http://out:9000"},
+            "signing": {"secretKeyRef": {"name": "signing", "key": "k"}},
+        },
         "storage": {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}},
         "tracking": {
             "mlflow": {"url": "http://mlflow", "secretRef": {"name": "mlflow"}},
@@ -96,6 +101,7 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.SECRET, "spec.dataset.pii.ner.storage.secretRef.name", "ner"),
         (Subject.SECRET, "spec.model.secretKeyRef.name", "hub"),
         (Subject.SECRET, "spec.dataset.benchmarks[0].secretKeyRef.name", "bench"),
+        (Subject.SECRET, "spec.output.signing.secretKeyRef.name", "signing"),
         (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
         (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
         (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),

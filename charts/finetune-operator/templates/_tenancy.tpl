@@ -133,6 +133,7 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
   ]))[0]
 + places.filter(p, 'token' in p).map(p, ['secrets', p.field + '.secretKeyRef.name', p.token])
 + [
+  ['secrets', 'spec.output.signing.secretKeyRef.name', string(o.spec.output.?signing.?secretKeyRef.?name.orValue(''))],
   {{- with "spec.dataset.distillation.teacher" }}
   {{- $path := "o.spec.dataset.?distillation.?teacher" }}
   ['hosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from finetune_api import __version__
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import (
     MANIFEST,
@@ -74,9 +75,16 @@ def publish_folder(
 def read_manifest(store: Store, folder: str) -> Manifest | None:
     """The manifest of a folder below ``store``, or None if the folder is not published.
 
-    Raises StageError (ArtifactCorrupt) for one that cannot be read.
+    Raises StageError for one that cannot be read: ArtifactCorrupt, ManifestNewer.
     """
-    return _read_model(store, f"{folder}/{MANIFEST}", Manifest)
+    manifest = _read_model(store, f"{folder}/{MANIFEST}", Manifest)
+    if manifest and manifest.schema_version > Manifest.SCHEMA:
+        raise StageError(
+            Reason.MANIFEST_NEWER,
+            f"{store.uri(folder)}/{MANIFEST} has schemaVersion {manifest.schema_version}; version {__version__} of "
+            f"this stage knows those up to {Manifest.SCHEMA}.",
+        )
+    return manifest
 
 
 def require_manifest(store: Store, folder: str) -> Manifest:

@@ -11,6 +11,7 @@ import argparse
 import errno
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from finetune_api.stages import (
     StageInput,
     StageResult,
 )
+from finetune_api.usage import Usage, usage_of
 from finetune_jobs.artifacts import folders, retention
 from finetune_jobs.base.errors import StageError, StoppedError, require
 from finetune_jobs.base.progress import Progress
@@ -168,8 +170,8 @@ def results_root(given: StageInput) -> str:
     return uri.removesuffix(folder)
 
 
-def lineage(given: StageInput, tools: dict[str, str]) -> Lineage:
-    """How a result of this input comes to be."""
+def lineage(given: StageInput, tools: dict[str, str], usage: Usage | None = None) -> Lineage:
+    """How a result of this input comes to be, and what it has used."""
     return Lineage(
         run=given.run,
         upstream=given.upstream,
@@ -177,9 +179,17 @@ def lineage(given: StageInput, tools: dict[str, str]) -> Lineage:
         recipe_version=RECIPE_VERSIONS[given.stage],
         base_model_uri=given.base_model_uri,
         operator_version=given.operator_version,
+        image=given.image,
+        usage=usage,
         tools=tools,
         created_at=now(),
     )
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def now() -> str:
@@ -198,7 +208,7 @@ def _lookup(context: Context) -> StageResult | None:
 
 def _publish(context: Context, made: StageOutput) -> StageResult:
     given, folder = context.input, require(made.folder, "folder")
-    history = lineage(given, made.tools)
+    history = lineage(given, made.tools, usage_of(given.hardware, logs.process_age(), cpu_seconds()))
     context.progress.report(0.95, "publishing")
     digest = folders.publish_folder(
         context.store,

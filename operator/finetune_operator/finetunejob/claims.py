@@ -25,6 +25,8 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
         yield from store_claims(storage, f"{field}.endpoint", f"{field}.secretRef.name")
     for field, token in tokens_of(spec):
         yield from secret_claim(f"{field}.secretKeyRef.name", token)
+    if spec.output.signing:
+        yield from secret_claim("spec.output.signing.secretKeyRef.name", spec.output.signing.secret_key_ref)
     yield from _teacher_claims(spec)
     yield from _tracking_claims(spec)
     yield from (Claim(Subject.INPUT, field, uri) for field, uri in _inputs(spec) if uri)

@@ -252,6 +252,7 @@ def _artifact(
         size_bytes=_count(scalars, "sizeBytes"),
         storage=spec.output_storage.for_reading,
         tokens=tokens if tokens != ArtifactTokens() else None,
+        signed_by=scalars.get("signedBy", "")[:64] or None,
     )
 
 

@@ -75,6 +75,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         # Results that this budget ended early may be reused under it.
         max_cost=ending_budget(context) if stage in (Stage.RESOLVE, Stage.TRAIN) else "",
         operator_version=__version__,
+        image=settings.images.of(stage),
     )
 
 

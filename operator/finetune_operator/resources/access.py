@@ -22,7 +22,7 @@ class Access:
     stores: tuple[SecretRef, ...]
     """Secrets with the keys of stores."""
     tokens: tuple[SecretKeyRef, ...]
-    """Tokens for the Hugging Face hub."""
+    """Tokens for the Hugging Face hub; for publish, the key that signs."""
     authorities: tuple[ConfigMapKeyRef, ...]
     """Certificates of private authorities."""
 
@@ -58,5 +58,7 @@ def _storages(given: StageInput) -> Iterator[InputStorage]:
 def _tokens(given: StageInput) -> Iterator[SecretKeyRef]:
     if given.stage in _READS_MODEL and given.base_model_secret_key_ref:
         yield given.base_model_secret_key_ref
+    if given.stage is Stage.PUBLISH and given.output and given.output.signing:
+        yield given.output.signing.secret_key_ref
     data = dataset_read(given)
     yield from (each.source.secret_key_ref for each in (data.all_sources if data else []) if each.source.secret_key_ref)
