@@ -21,6 +21,10 @@ from finetune_api.storage import Storage
 
 ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
 
+PUBLIC_KEY = r"^-----BEGIN PUBLIC KEY-----\n([A-Za-z0-9+/=]{1,64}\n){1,4}-----END PUBLIC KEY-----\n?$"
+
+PublicKey = Annotated[str, Field(pattern=PUBLIC_KEY, min_length=1, max_length=400)]
+
 
 def artifact_digest(uri: str) -> str:
     """The digest in an artifact's URI, for URIs that people write and inputs of earlier versions; empty if there is
@@ -76,6 +80,21 @@ class Verification(ApiModel):
     """Share of the golden prompts that must get the same answers as from the evaluated artifact."""
 
 
+class SignaturePolicy(ApiModel):
+    """Whose signature an artifact must bear."""
+
+    public_keys: Annotated[list[PublicKey], Field(min_length=1, max_length=4)]
+    """Public keys in PEM (Ed25519, or ECDSA on the curve P-256). One of them must have signed the artifact; a second is
+    for the time in which a key is replaced."""
+
+
+class Policy(ApiModel):
+    """Which artifacts may be served."""
+
+    signature: SignaturePolicy | None = None
+    """Serve signed artifacts only (a FineTuneJob's spec.output.signing). Without it, signatures are not looked at."""
+
+
 class AdapterDeploymentSpec(ApiModel):
     """What to serve and how."""
 
@@ -87,6 +106,8 @@ class AdapterDeploymentSpec(ApiModel):
     """Number of pods of the serving revision."""
     verification: Verification = Verification()
     """Verification of a new revision."""
+    policy: Policy = Policy()
+    """Which artifacts may be served."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
     """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
 

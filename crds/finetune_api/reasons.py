@@ -64,6 +64,8 @@ class Reason(OpenEnum):
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     MANIFEST_NEWER = "ManifestNewer"
     KEY_UNUSABLE = "KeyUnusable"
+    SIGNATURE_MISSING = "SignatureMissing"
+    SIGNATURE_INVALID = "SignatureInvalid"
     TEACHER_UNAVAILABLE = "TeacherUnavailable"
     TEACHER_REFUSED = "TeacherRefused"
 
@@ -158,6 +160,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
     Reason.MANIFEST_NEWER: "A newer version wrote a result in a form that this version cannot read.",
     Reason.KEY_UNUSABLE: "The key to sign with, or to check signatures with, cannot be read or is of another kind than Ed25519 and ECDSA P-256.",
+    Reason.SIGNATURE_MISSING: "None of the keys in spec.policy.signature has signed the artifact.",
+    Reason.SIGNATURE_INVALID: "What stands where such a key's signature should be was not signed by it, or was signed for something else.",
     Reason.TEACHER_UNAVAILABLE: "The teacher does not answer, or asks for too long a wait.",
     Reason.TEACHER_REFUSED: "The teacher rejects the key, the model or a parameter, or the account has no credit left.",
     Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is far smaller than the profile says, or it lacks what models are computed with (bfloat16, kernels); the stage does not fall back to the CPU.",
@@ -275,6 +279,9 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.BUCKET_NOT_FOUND: "Correct the artifact's URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or have its FineTuneJob publish it again, then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too.",
+    Reason.KEY_UNUSABLE: "Correct spec.policy.signature.publicKeys: public keys in PEM, Ed25519 or ECDSA P-256.",
+    Reason.SIGNATURE_MISSING: "Name a key in output.signing of the FineTuneJob and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too. Or add the public key of whoever has signed it to spec.policy.signature.publicKeys.",
+    Reason.SIGNATURE_INVALID: "Find out who changed the object named here; delete it and set spec.rerun of the FineTuneJob to a new value, which signs again; then set spec.rerun here too.",
     Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that published it in the chart's values, then set spec.rerun to a new value.",
     Reason.OUT_OF_MEMORY: "Ask the admin to give the runtime more memory in the chart's values: this makes a new revision, which starts automatically.",
     Reason.SCRATCH_FULL: "Ask the admin to raise the runtime's scratchSize in the chart's values: this makes a new revision, which starts automatically.",

@@ -111,6 +111,13 @@ class PublishParams(WireModel):
     """What the evaluation is judged by."""
 
 
+class FetchParams(WireModel):
+    """What an artifact must bear before it is downloaded."""
+
+    public_keys: list[str] = []
+    """In PEM: one of them must have signed it; empty: signatures are not looked at."""
+
+
 class VerifyParams(WireModel):
     """What verify needs to test a candidate's server."""
 
@@ -129,6 +136,7 @@ class Params(WireModel):
     export: ExportParams | None = None
     evaluate: EvaluateParams | None = None
     publish: PublishParams | None = None
+    fetch: FetchParams | None = None
     verify: VerifyParams | None = None
 
 

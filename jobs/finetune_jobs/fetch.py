@@ -5,9 +5,10 @@
 
 from finetune_api.layout import Manifest, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage
+from finetune_api.stages import FetchParams, Stage
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.artifacts.signature import require_signature
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.base_model import WEIGHTS
@@ -17,8 +18,11 @@ _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
 
 
 def fetch(context: Context) -> StageOutput:
-    """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, ModelUnsupported, as Store."""
+    """The stage. Raises StageError: ArtifactNotFound, ArtifactCorrupt, ModelUnsupported, as require_signature and
+    Store."""
     digest = context.input.artifact_digest
+    asked = context.input.params.fetch or FetchParams()
+    signed_by = require_signature(context.store, digest, asked.public_keys) if asked.public_keys else ""
     home = context.models / digest
     home.mkdir(parents=True, exist_ok=True)
     fetch_folder(
@@ -37,10 +41,11 @@ def fetch(context: Context) -> StageOutput:
         report=context.progress.part(0.05, 1, "downloading the model"),
     )
     size = sum(file.size for file in manifest.files)
+    signed = f", signed by key {signed_by[:12]}" if signed_by else ""
     return StageOutput(
         output_digest=digest,
-        scalars={"sizeBytes": str(size)},
-        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}; every hash matches.",
+        scalars={"sizeBytes": str(size)} | ({"signedBy": signed_by} if signed_by else {}),
+        message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}; every hash matches{signed}.",
     )
 
 

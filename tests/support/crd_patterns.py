@@ -111,6 +111,20 @@ _URIS = {
         ),
         lambda n: f"s3://abc/{'a' * (n - 84)}/artifacts/{DIGEST}",
     ),
+    adapterdeployment.PUBLIC_KEY: Pattern(
+        (
+            "-----BEGIN PUBLIC KEY-----\na\n-----END PUBLIC KEY-----",
+            "-----BEGIN PUBLIC KEY-----\nMCow+/AyEA=\nab==\n-----END PUBLIC KEY-----\n",
+        ),
+        (
+            "",
+            "-----BEGIN PRIVATE KEY-----\nab==\n-----END PRIVATE KEY-----\n",
+            "-----BEGIN PUBLIC KEY-----\r\nab==\r\n-----END PUBLIC KEY-----\r\n",
+            "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n",
+            "-----BEGIN PUBLIC KEY----- ab== -----END PUBLIC KEY-----",
+            "MCow+/AyEA==",
+        ),
+    ),
     _pattern_of("spec.storage.endpoint"): Pattern(
         ("http://s3", "https://s3.example.com:8333"),
         ("s3", "ftp://s3", "http://s3/path", "http://user:pw@s3", "http://s3:123456", "http://s3?x"),

@@ -11,6 +11,7 @@ from finetune_api import meta
 from finetune_api.references import ConfigMapKeyRef, SecretRef
 from finetune_api.stages import StageInput
 from finetune_api.storage import CaBundle, Storage
+from finetune_operator.adapterdeployment.target import Target, find_target
 from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import SERVICES
 from finetune_operator.framework.ownership import Owner
@@ -21,12 +22,13 @@ from finetune_operator.resources.network_policy import candidate_policy, serving
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy
-from tests.support.serving import GOOD, SETTINGS, uri
+from tests.support.serving import GOOD, SETTINGS, ServingCluster, pinned, uri
 
 pytestmark = pytest.mark.unit
 
 OWNER = Owner(ADAPTERDEPLOYMENTS, "team", "a" * meta.MAX_NAME, "uid")
 REVISION = "0123abcd"
+PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nabcd\n-----END PUBLIC KEY-----\n"
 STORAGE = Storage(endpoint="http://s3.svc:8333", secret_ref=SecretRef(name="s3-read"))
 
 
@@ -213,3 +215,18 @@ def test_missing_is_created_changed_is_applied_and_equal_is_left_alone() -> None
     assert ensure(SERVICES, desired, listed) == ()
     assert ensure_exists(SERVICES, desired, None) == (Create(SERVICES, desired),)
     assert ensure_exists(SERVICES, desired, other) == ()
+
+
+def test_the_keys_of_a_policy_are_part_of_the_revision() -> None:
+    """Pods with another policy are other pods: they prove themselves before clients reach them."""
+    plain, signed = serving(), replace(serving(), public_keys=("PEM",))
+    inputs = [fetch_request(OWNER, each, SETTINGS, REVISION) for each in (plain, signed)]
+    assert [each.input.params.fetch and each.input.params.fetch.public_keys for each in inputs] == [None, ["PEM"]]
+    assert inputs[0].name != inputs[1].name
+
+
+def test_a_target_has_the_keys_of_its_spec() -> None:
+    policy = {"signature": {"publicKeys": [PUBLIC_KEY]}}
+    targets = [find_target(ServingCluster(spec=pinned(GOOD) | extra).observe()) for extra in ({}, {"policy": policy})]
+    assert [each.serving.public_keys for each in targets if isinstance(each, Target)] == [(), (PUBLIC_KEY,)]
+    assert len({each.revision for each in targets if isinstance(each, Target)}) == 2

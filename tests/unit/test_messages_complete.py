@@ -65,6 +65,7 @@ NOT_OF_THE_INPUT: Final = {
     "store.transfers": "the store: test_transfers",
     "artifacts.channel": "results: test_jobs_artifact",
     "artifacts.folders": "results: test_jobs_artifact",
+    "artifacts.signature": "results: test_artifact_policy",
     "artifacts.signing": "a Secret: test_artifact_lineage",
     "base.documents": "results: test_jobs_runner",
     "runtime.runner": "the operator's input, the pod: test_jobs_runner",

@@ -50,9 +50,9 @@ SERVING_WAITS = {
 """What an AdapterDeployment waits for as long as it takes."""
 OTHER_REVISION = {
     *(Reason.OUT_OF_MEMORY, Reason.SCRATCH_FULL, Reason.MODEL_UNSUPPORTED, Reason.PROMPTS_TOO_LONG),
-    Reason.RUNTIME_UNSUITABLE,
+    *(Reason.RUNTIME_UNSUITABLE, Reason.KEY_UNUSABLE),
 }
-"""What another artifact or other values of the runtime put right: another revision, which is tried as it is."""
+"""What another artifact, policy or runtime puts right: another revision, which is tried as it is."""
 RERUN = "set spec.rerun to a new value"
 BY_KIND = [(FINETUNEJOB, reason) for reason in REMEDIES] + [
     (ADAPTERDEPLOYMENT, reason) for reason in sorted(SERVING_REMEDIES.keys() | SERVING_WAITS)

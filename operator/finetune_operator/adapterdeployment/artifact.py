@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, RevisionStatus
 from finetune_api.finetunejob import ArtifactTokens, Phase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
@@ -27,9 +27,14 @@ class Artifact:
     """Their architecture; empty: unknown."""
     source_blocker: Blocker | None = None
 
-    def serving(self, runtime_name: str, runtime: Runtime) -> Serving:
+    def serving(self, spec: AdapterDeploymentSpec, runtime: Runtime) -> Serving:
         """How a runtime serves the artifact."""
-        return Serving(self.uri, self.digest, self.storage, runtime_name, runtime)
+        return Serving(self.uri, self.digest, self.storage, spec.runtime, runtime, accepted_keys(spec))
+
+
+def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
+    """The public keys that the spec's policy asks for; empty: none."""
+    return tuple(spec.policy.signature.public_keys) if spec.policy.signature else ()
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:

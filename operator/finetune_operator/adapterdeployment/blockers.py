@@ -73,10 +73,10 @@ def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
 
 def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
     """Whether the revision that the spec asks for is the one that serves: it has proved that it can."""
-    runtime, stable = observed.resource.spec.runtime, observed.resource.status.stable
+    spec, stable = observed.resource.spec, observed.resource.status.stable
     if stable is None:
         return False
-    return stable.revision == revision_of(observed, artifact.serving(runtime, observed.settings.runtimes[runtime]))
+    return stable.revision == revision_of(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
 
 
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (

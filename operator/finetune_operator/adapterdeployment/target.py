@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.compatibility import Level, serving_verdict
-from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
+from finetune_operator.adapterdeployment.artifact import Artifact, accepted_keys, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import revision_of, spec_hash
@@ -41,7 +41,7 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
         return artifact
     spec = observed.resource.spec
     runtime = observed.settings.runtimes[spec.runtime]
-    serving = artifact.serving(spec.runtime, runtime)
+    serving = artifact.serving(spec, runtime)
     return Target(
         revision=revision_of(observed, serving),
         serving=serving,
@@ -62,6 +62,8 @@ def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Targ
     runtime = observed.settings.runtimes.get(known.runtime)
     if runtime is None or known.storage is None:
         return None
-    serving = Serving(known.artifact_uri, known.artifact_digest, known.storage, known.runtime, runtime)
+    spec = observed.resource.spec
+    place, keys = (known.artifact_uri, known.artifact_digest, known.storage), accepted_keys(spec)
+    serving = Serving(*place, known.runtime, runtime, keys)
     revision = revision_of(observed, serving)
-    return Target(revision, serving, spec_hash(observed.resource.spec)) if revision == known.revision else None
+    return Target(revision, serving, spec_hash(spec)) if revision == known.revision else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api import meta
-from finetune_api.stages import RunRef, Stage, StageInput
+from finetune_api.stages import FetchParams, Params, RunRef, Stage, StageInput
 from finetune_api.storage import Storage
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
@@ -45,6 +45,8 @@ class Serving:
     storage: Storage
     runtime_name: str
     runtime: Runtime
+    public_keys: tuple[str, ...] = ()
+    """Of these, in PEM, one must have signed the artifact; empty: signatures are not looked at."""
 
     @property
     def model_path(self) -> str:
@@ -78,6 +80,7 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
             storage=serving.storage,
             artifact_uri=serving.artifact_uri,
             artifact_digest=serving.artifact_digest,
+            params=Params(fetch=FetchParams(public_keys=list(serving.public_keys)) if serving.public_keys else None),
         ),
         image=settings.images.of(Stage.FETCH),
         images=settings.images,
