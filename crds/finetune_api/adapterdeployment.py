@@ -1,5 +1,6 @@
 """AdapterDeployment: published artifact in, verified endpoint out."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
@@ -88,11 +89,21 @@ class SignaturePolicy(ApiModel):
     for the time in which a key is replaced."""
 
 
+class WithdrawnPolicy(StrEnum):
+    """What becomes of an artifact that was withdrawn."""
+
+    REFUSE = "Refuse"
+    WARN = "Warn"
+
+
 class Policy(ApiModel):
     """Which artifacts may be served."""
 
     signature: SignaturePolicy | None = None
     """Serve signed artifacts only (a FineTuneJob's spec.output.signing). Without it, signatures are not looked at."""
+    withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
+    """Refuse: no new revision serves a withdrawn artifact. Warn: it does, with the condition Discouraged. What serves
+    already keeps serving in both cases, and gets that condition when one of its pods starts."""
 
 
 class AdapterDeploymentSpec(ApiModel):
@@ -173,7 +184,8 @@ class AdapterDeploymentStatus(WireModel):
     phase: ServingPhase | None = None
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
-    """Ready, Reconciling and Stalled (kstatus); Discouraged if the served artifact may not fit the runtime."""
+    """Ready, Reconciling and Stalled (kstatus); Discouraged if the served artifact may not fit the runtime, or
+    was withdrawn."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None

@@ -8,6 +8,7 @@
 ``evaluations/<digest>/``                       output of evaluate
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
+``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
 ``channels/<output name>/candidate.json``       the same, of the newest one that missed a goal
@@ -86,6 +87,22 @@ def provenance_object(artifact_digest: str, key_id: str) -> str:
     """The statement of an artifact's origin that a key has signed, relative to the output URI. No file of the folder:
     it names the folder's digest, and says when and on what the artifact was made."""
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/provenance/{key_id}.json"
+
+
+def withdrawn_object(artifact_digest: str) -> str:
+    """The mark of a withdrawn artifact, relative to the output URI; no file of the folder, which never changes."""
+    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/withdrawn.json"
+
+
+class Withdrawal(WireModel):
+    """Content of ``artifacts/<digest>/withdrawn.json``."""
+
+    schema_version: int = 1
+    reason: str
+    """Why, for people."""
+    by: str
+    """Who decided it."""
+    withdrawn_at: Timestamp
 
 
 class FileEntry(WireModel):

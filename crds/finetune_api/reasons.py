@@ -62,6 +62,7 @@ class Reason(OpenEnum):
     S3_ENCRYPTION_REFUSED = "S3EncryptionRefused"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
+    ARTIFACT_WITHDRAWN = "ArtifactWithdrawn"
     MANIFEST_NEWER = "ManifestNewer"
     KEY_UNUSABLE = "KeyUnusable"
     SIGNATURE_MISSING = "SignatureMissing"
@@ -158,6 +159,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.S3_ENCRYPTION_REFUSED: "The store does not encrypt as the storage's encryption requires, or the keys may not use the encryption key.",
     Reason.ARTIFACT_CORRUPT: "The store does not hold what was written: a file is missing, damaged or replaced.",
     Reason.ARTIFACT_NOT_FOUND: "A published result no longer exists.",
+    Reason.ARTIFACT_WITHDRAWN: "Somebody has marked the artifact as withdrawn; the message says who, when and why.",
     Reason.MANIFEST_NEWER: "A newer version wrote a result in a form that this version cannot read.",
     Reason.KEY_UNUSABLE: "The key to sign with, or to check signatures with, cannot be read or is of another kind than Ed25519 and ECDSA P-256.",
     Reason.SIGNATURE_MISSING: "None of the keys in spec.policy.signature has signed the artifact.",
@@ -239,6 +241,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.S3_ENCRYPTION_REFUSED: "Correct encryption of spec.output.storage or spec.storage; or allow the keys in the Secret to use that encryption key (kms:GenerateDataKey, kms:Decrypt), then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, then set spec.rerun to a new value to make the result again.",
     Reason.ARTIFACT_NOT_FOUND: "Make sure that nobody deletes objects below spec.output.uri, then set spec.rerun to a new value to make the result again.",
+    Reason.ARTIFACT_WITHDRAWN: "Train on other data: equal input gives the withdrawn artifact again. If the mark was a mistake, delete withdrawn.json in its folder, then set spec.rerun to a new value.",
     Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that wrote it in the chart's values, then set spec.rerun to a new value; or name another spec.output.uri.",
     Reason.KEY_UNUSABLE: "Put a private key in PEM without a password (Ed25519 or ECDSA P-256) into the Secret that spec.output.signing names, then set spec.rerun to a new value.",
     Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value; the answers so far are kept.",
@@ -279,6 +282,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.BUCKET_NOT_FOUND: "Correct the artifact's URI; or create the bucket, then set spec.rerun to a new value.",
     Reason.ARTIFACT_NOT_FOUND: "Correct the artifact's URI; or have its FineTuneJob publish it again, then set spec.rerun to a new value.",
     Reason.ARTIFACT_CORRUPT: "Delete the object named here and manifest.json of its folder, and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too.",
+    Reason.ARTIFACT_WITHDRAWN: "Serve another artifact. To serve this one all the same, set spec.policy.withdrawn to Warn, which makes another attempt.",
     Reason.KEY_UNUSABLE: "Correct spec.policy.signature.publicKeys: public keys in PEM, Ed25519 or ECDSA P-256.",
     Reason.SIGNATURE_MISSING: "Name a key in output.signing of the FineTuneJob and set spec.rerun of the FineTuneJob to a new value; once it has published, set spec.rerun here too. Or add the public key of whoever has signed it to spec.policy.signature.publicKeys.",
     Reason.SIGNATURE_INVALID: "Find out who changed the object named here; delete it and set spec.rerun of the FineTuneJob to a new value, which signs again; then set spec.rerun here too.",

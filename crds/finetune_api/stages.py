@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from finetune_api.access import without_access
-from finetune_api.adapterdeployment import artifact_digest
+from finetune_api.adapterdeployment import WithdrawnPolicy, artifact_digest
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
@@ -126,6 +126,8 @@ class VerifyParams(WireModel):
     samples: int
     min_agreement_percent: int
     timeout_seconds: int = 600
+    withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
+    """What becomes of an artifact that was withdrawn."""
 
 
 class Params(WireModel):

@@ -3,16 +3,22 @@
 ``<models>/<artifact digest>/artifact/`` holds the artifact's own files, ``…/model/`` those that the server loads.
 """
 
-from finetune_api.layout import Manifest, output_folder
+import logging
+
+from finetune_api.layout import Manifest, Withdrawal, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import FetchParams, Stage
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
 from finetune_jobs.artifacts.signature import require_signature
+from finetune_jobs.artifacts.withdrawal import in_words, read_withdrawal
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling.base_model import WEIGHTS
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
+from finetune_jobs.store.s3 import Store
+
+log = logging.getLogger(__name__)
 
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".py")
 
@@ -42,11 +48,28 @@ def fetch(context: Context) -> StageOutput:
     )
     size = sum(file.size for file in manifest.files)
     signed = f", signed by key {signed_by[:12]}" if signed_by else ""
+    mark = _mark(context.store, digest)
     return StageOutput(
         output_digest=digest,
-        scalars={"sizeBytes": str(size)} | ({"signedBy": signed_by} if signed_by else {}),
+        scalars={
+            "sizeBytes": str(size),
+            **({"signedBy": signed_by} if signed_by else {}),
+            **({"withdrawn": in_words(mark)} if mark else {}),
+        },
         message=f"{len(manifest.files)} files ({size} bytes) in {home / 'model'}; every hash matches{signed}.",
     )
+
+
+def _mark(store: Store, digest: str) -> Withdrawal | None:
+    """The artifact's withdrawal, which is told and not refused: this pod may replace one of what serves. What a new
+    revision must prove, verify asks. For the same reason keys that may not look for it are no failure here."""
+    try:
+        return read_withdrawal(store, digest)
+    except StageError as error:
+        if error.reason is not Reason.S3_ACCESS_DENIED:
+            raise
+        log.warning("whether the artifact was withdrawn is not known: %s", error.message)
+        return None
 
 
 def _require_safetensors(uri: str, manifest: Manifest) -> None:

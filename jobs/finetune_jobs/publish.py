@@ -27,6 +27,7 @@ from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, read_
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.artifacts.provenance import attest
 from finetune_jobs.artifacts.signing import signer_of
+from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge
@@ -153,10 +154,11 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
-def sign_point_and_index(context: Context, digest: str) -> None:
-    """What follows the artifact. Its name points to it only once it is signed, in the channel to which it belongs: of a
-    reused one, the record of its input says which."""
+def sign_move_and_index(context: Context, digest: str) -> None:
+    """What follows the artifact. Its name points to it only once it is signed, and never once it is withdrawn; in the
+    channel to which it belongs: of a reused one, the record of its input says which."""
     given = context.input
+    require_standing(context.store, digest)
     attest(context.store, given, digest, signer_of(require(given.output, "output")))
     record = read_record(context.store, given.stage, given.input_key, given.max_cost)
     move_channel(context, digest, channel_of(record.result.scalars if record else {}))
@@ -199,7 +201,7 @@ def _rank(answer: Answer) -> bytes:
 
 def main() -> None:
     """``python -m finetune_jobs.publish``"""
-    run_stage(Stage.PUBLISH, publish, after=sign_point_and_index)
+    run_stage(Stage.PUBLISH, publish, after=sign_move_and_index)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, Ups
 from finetune_api.storage import Encryption
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import read_record
+from finetune_jobs.artifacts.withdrawal import read_withdrawal
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import require_applicable
 from finetune_jobs.fit.preflight import facts, preflight
@@ -43,7 +44,7 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(0.6, "checking the base model")
     model = model_of(context)
     context.progress.report(0.9, "looking for results to reuse")
-    found = _find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
+    found = find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
     _index(context, found)
     trained = any(entry.stage is Stage.TRAIN for entry in found)
     admission = preflight(given, context.places, model, context.scratch, trained=trained)
@@ -138,7 +139,7 @@ def _require_name(context: Context) -> None:
             require_owner(context.store.uri(channel_object(name, channel)), found[0], context.input.run)
 
 
-def _find_results(context: Context, upstream: Upstream) -> list[Found]:
+def find_results(context: Context, upstream: Upstream) -> list[Found]:
     """Results of the pipeline's stages, in order, up to the first that has none for this input."""
     found: list[Found] = []
     for stage in PIPELINE:
@@ -163,10 +164,12 @@ def _index(context: Context, found: list[Found]) -> None:
 
 
 def _is_current(context: Context, published: StageResult) -> bool:
-    """Whether the output name points to this artifact; if not, publish runs again, which moves the pointer only."""
-    name = require(context.input.output, "output").name
+    """Whether the output name points to this artifact, and it stands. If not, publish runs again, which moves the
+    pointer only, or says that the artifact is withdrawn."""
+    name, digest = require(context.input.output, "output").name, published.output_digest
     found = read_channel(context.store, name, channel_of(published.scalars))
-    return found is not None and found[0].artifact_digest == published.output_digest
+    current = found is not None and found[0].artifact_digest == digest
+    return current and read_withdrawal(context.store, digest) is None
 
 
 def _message(found: list[Found]) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from huggingface_hub import InferenceClient, get_session
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
+from finetune_api.adapterdeployment import WithdrawnPolicy
 from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
@@ -25,6 +26,7 @@ from finetune_api.stages import Stage, VerifyParams
 from finetune_jobs.artifacts import artifact
 from finetune_jobs.artifacts.artifact import Answer, ModelRef
 from finetune_jobs.artifacts.folders import fetch_folder
+from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.base.wording import shorten
@@ -91,9 +93,11 @@ class Verdict:
 
 
 def verify(context: Context) -> StageOutput:
-    """The stage. Raises StageError: CandidateFailed, PromptsTooLong, AdapterInactive, VerificationFailed, as
-    fetch_folder."""
+    """The stage. Raises StageError: ArtifactWithdrawn, CandidateFailed, PromptsTooLong, AdapterInactive,
+    VerificationFailed, as fetch_folder."""
     params = require(context.input.params.verify, "params.verify")
+    if params.withdrawn is WithdrawnPolicy.REFUSE:
+        require_standing(context.store, context.input.artifact_digest)
     deadline = time.monotonic() + params.timeout_seconds
     golden, sample, task = _read_artifact(context, params)
     context.progress.report(0, "waiting for the server")

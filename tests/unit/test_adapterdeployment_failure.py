@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase, WithdrawnPolicy
 from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import Source
+from finetune_operator.adapterdeployment.target import Target, find_target
+from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
@@ -316,3 +319,44 @@ def _wanted(child: Object) -> Any:
 
 def _revision(child: Object) -> str:
     return str(child["metadata"]["labels"][meta.LABEL_REVISION])
+
+
+class TestWithdrawn:
+    """The artifact that serves was withdrawn: its pods learn of it when they fetch."""
+
+    SAID = "withdrawn by dpo on 2026-03-01: erasure request 4711"
+
+    def told(self, **spec: Any) -> ServingCluster:
+        cluster = ServingCluster(spec=pinned(GOOD, **spec))
+        cluster.settle()
+        result = StageResult(
+            stage=Stage.FETCH,
+            outcome=Outcome.SUCCEEDED,
+            reason=Reason.STAGE_SUCCEEDED,
+            scalars={"sizeBytes": "1", "withdrawn": self.SAID},
+        )
+        for pods in cluster.pods.values():
+            for pod in pods:
+                for container in pod["status"].get("initContainerStatuses", []):
+                    container["state"]["terminated"]["message"] = result.model_dump_json(by_alias=True)
+        cluster.settle()
+        return cluster
+
+    def test_it_keeps_serving_and_says_so(self) -> None:
+        cluster = self.told()
+        status = cluster.status
+        assert (status.phase, shown(status)["Ready"]) == (ServingPhase.READY, "True")
+        assert condition(status, "Discouraged") == ("True", Reason.ARTIFACT_WITHDRAWN)
+        message = next(each.message for each in status.conditions if each.type == "Discouraged")
+        assert_says(message, "serves an artifact that was", self.SAID, "Serve another artifact")
+        assert [event.reason for event in cluster.events if event.reason is Reason.ARTIFACT_WITHDRAWN] != []
+
+    def test_a_new_revision_is_asked_by_the_policy(self) -> None:
+        for policy in WithdrawnPolicy:
+            cluster = ServingCluster(spec=pinned(GOOD, policy={"withdrawn": policy.value}))
+            observed = cluster.observe()
+            target = find_target(observed)
+            assert isinstance(target, Target)
+            asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params
+            assert asked.verify is not None
+            assert asked.verify.withdrawn is policy

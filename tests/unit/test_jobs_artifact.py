@@ -25,7 +25,7 @@ from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.fetch import fetch
-from finetune_jobs.publish import choose_golden, move_channel, publish, sign_point_and_index
+from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_index
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.verify import Limits, Verdict, answer_in, judge, require_proof, verify
@@ -190,7 +190,7 @@ def test_an_artifact_that_misses_its_goals_is_not_published(
     """What was published before stays, and the status is told what was found."""
     asked = gated(s3, store, upstream, answers, tmp_path, **gates)
     with pytest.raises(StageError) as error:
-        execute(context(asked, tmp_path), publish, after=sign_point_and_index)
+        execute(context(asked, tmp_path), publish, after=sign_move_and_index)
     assert error.value.reason is Reason.GATE_FAILED
     assert_says(error.value.message, *parts.split(" … "))
     assert json.loads(error.value.scalars["goals"])[0]["outcome"] in ("Fail", "Inconclusive")
@@ -205,7 +205,7 @@ def test_a_candidate_is_published_beside_what_is_stable(
     s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
 ) -> None:
     asked = gated(s3, store, upstream, UNTRAINED, tmp_path, **BETTER_BY_A_QUARTER, onFail="PublishAsCandidate")
-    results = [execute(context(asked, tmp_path), publish, after=sign_point_and_index) for _ in range(2)]
+    results = [execute(context(asked, tmp_path), publish, after=sign_move_and_index) for _ in range(2)]
     assert [result.reused for result in results] == [False, True]
     assert {result.scalars["channel"] for result in results} == {"candidate"}
     assert_says(results[0].message, "as a candidate", "Missed accuracy better")
@@ -220,7 +220,7 @@ def test_a_candidate_is_published_beside_what_is_stable(
 def test_a_test_that_is_too_small_may_warn(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> None:
     goals = [{"metric": "accuracy", "atLeast": "0.95"}]
     asked = gated(s3, store, upstream, ANSWERS, tmp_path, goals=goals, onInconclusive="Warn")
-    result = execute(context(asked, tmp_path), publish, after=sign_point_and_index)
+    result = execute(context(asked, tmp_path), publish, after=sign_move_and_index)
     assert result.scalars["channel"] == "stable"
     assert_says(result.message, "Too few test examples for accuracy at least 0.95")
 

@@ -65,6 +65,8 @@ NOT_OF_THE_INPUT: Final = {
     "store.transfers": "the store: test_transfers",
     "artifacts.channel": "results: test_jobs_artifact",
     "artifacts.folders": "results: test_jobs_artifact",
+    "artifacts.withdrawal": "results: test_artifact_withdrawal",
+    "runtime.tools": "a command's options: test_artifact_withdrawal",
     "artifacts.signature": "results: test_artifact_policy",
     "artifacts.signing": "a Secret: test_artifact_lineage",
     "base.documents": "results: test_jobs_runner",

@@ -104,6 +104,17 @@ def serving_problem(deployment: Object | None, pods: Sequence[Object]) -> Server
     return ServerProblem(reason, " ".join(said) or "Its Deployment has no pod.")
 
 
+def withdrawn(pods: Iterable[Object]) -> str:
+    """What a pod was told of its artifact's withdrawal when it fetched it; empty: nothing."""
+    for pod in pods:
+        for container in _containers(pod):
+            ended = _last_end(container) if container["name"] == FETCH else None
+            result = parse_result(ended.get("message")) if ended else None
+            if result and (said := result.scalars.get("withdrawn", "")):
+                return said
+    return ""
+
+
 def _in_time(pod: Object, limit: float, now: datetime) -> ServerProblem | None:
     """The worst problem of a candidate's pod, whose time is limited from when it has a node."""
     worst = max(_pod_problems(pod), key=lambda problem: problem.outlook, default=None)

@@ -6,7 +6,13 @@ from datetime import datetime
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.endpoint import EndpointState
-from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_SECONDS, ServerProblem, serving_problem
+from finetune_operator.adapterdeployment.health import (
+    HOLDS_NOTHING,
+    LONG_WAIT_SECONDS,
+    ServerProblem,
+    serving_problem,
+    withdrawn,
+)
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.blockers import Blocker
@@ -51,6 +57,11 @@ class Rollout:
             return ServerProblem(Reason.SERVER_UNAVAILABLE, "No revision serves yet.")
         deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment)
         return serving_problem(deployment, self.observed.server_pods(self.stable.revision, lost=True))
+
+    @property
+    def withdrawn(self) -> str:
+        """What is known of the withdrawal of what serves; empty: nothing."""
+        return withdrawn(self.observed.server_pods(self.stable.revision)) if self.stable else ""
 
     @property
     def blocker(self) -> Blocker | None:

@@ -22,7 +22,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
     """The whole new status."""
     observed, stable = rollout.observed, rollout.stable
     before, generation = observed.resource.status, observed.resource.metadata.generation
-    findings = (_ready(rollout), _reconciling(rollout), _stalled(rollout), *_advice(rollout.target))
+    findings = (_ready(rollout), _reconciling(rollout), _stalled(rollout), *_advice(rollout))
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(rollout),
@@ -165,9 +165,12 @@ def _stalled(rollout: Rollout) -> Finding:
     return Finding(ConditionType.STALLED, failure is not None, reason, message)
 
 
-def _advice(target: Target | Blocker) -> list[Finding]:
-    """A warning about a target that can be served; no condition without one."""
-    warning = target.warning if isinstance(target, Target) else ""
+def _advice(rollout: Rollout) -> list[Finding]:
+    """A warning about what serves or can be served; no condition without one. A withdrawal weighs most."""
+    warning = rollout.target.warning if isinstance(rollout.target, Target) else ""
+    if rollout.stable and (said := rollout.withdrawn):
+        text = f"Revision {rollout.stable.revision} serves an artifact that was {said}. {warning}".strip()
+        return [Finding(ConditionType.DISCOURAGED, True, Reason.ARTIFACT_WITHDRAWN, text)]
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
 
 

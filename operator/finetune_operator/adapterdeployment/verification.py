@@ -38,6 +38,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         samples=spec.verification.samples,
         min_agreement_percent=spec.verification.min_agreement_percent,
         timeout_seconds=seconds,
+        withdrawn=spec.policy.withdrawn,
     )
     run = RunRef(
         kind=owner.resource.kind,

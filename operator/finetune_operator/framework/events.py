@@ -14,11 +14,11 @@ from finetune_operator.framework.ownership import Owner
 
 
 def advice_events(before: Iterable[Condition], after: Iterable[Condition]) -> Iterator[Event]:
-    """A warning for each setting that has become discouraged."""
+    """A warning for each setting, or artifact, that has become discouraged."""
     known = {each.message for each in before if each.type == ConditionType.DISCOURAGED}
     for each in after:
         if each.type == ConditionType.DISCOURAGED and each.message not in known:
-            yield Event("Warning", Reason.SETTINGS_DISCOURAGED, each.message)
+            yield Event("Warning", Reason(each.reason), each.message)
 
 
 def event_object(owner: Owner, event: Event, resource_version: str, now: datetime) -> Object:

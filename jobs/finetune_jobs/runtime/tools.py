@@ -1,0 +1,86 @@
+"""What the commands for people share: how to reach a store, and how they end. They run no stage and have no input file.
+
+python -m finetune_jobs.trace --uri s3://models/team-a --dataset 0f3c…
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from finetune_api.adapterdeployment import artifact_digest
+from finetune_api.layout import output_folder
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_api.storage import Addressing, Storage
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.runtime import logs
+from finetune_jobs.store.s3 import Store
+
+_EPILOG = """\
+environment:
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY  keys of the store; without them the pod's or machine's own identity
+
+exit codes:
+  {ok:2d}  done
+  {fatal:2d}  cannot succeed unchanged: standard error says what to change
+  {retriable:2d}  may succeed later: the store did not answer
+"""
+
+
+def parser(name: str, does: str) -> argparse.ArgumentParser:
+    """A command's parser, with the options that say how to reach the store."""
+    logs.take_down()  # what a command says is for people, also in a pod
+    made = argparse.ArgumentParser(
+        prog=f"python -m finetune_jobs.{name}",
+        description=does,
+        epilog=_EPILOG.format(ok=ExitCode.OK, fatal=ExitCode.FATAL, retriable=ExitCode.RETRIABLE),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_store(made)
+    return made
+
+
+def add_store(made: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Options for one store; ``prefix`` tells a second one apart."""
+    made.add_argument(f"--{prefix}endpoint", metavar="URL", help="of an S3-compatible store (default: AWS)")
+    made.add_argument(f"--{prefix}region", default="us-east-1", metavar="NAME", help="(default: %(default)s)")
+    made.add_argument(
+        f"--{prefix}addressing",
+        type=Addressing,
+        choices=list(Addressing),
+        default=Addressing.AUTO,
+        metavar="WHERE",
+        help="where URLs have the bucket: Path, VirtualHost or Auto (default: %(default)s)",
+    )
+
+
+def open_store(options: argparse.Namespace, uri: str, prefix: str = "") -> Store:
+    """The place that a URI names, as the options say. Raises StageError."""
+    name = prefix.replace("-", "_")
+    storage = Storage(
+        endpoint=getattr(options, f"{name}endpoint"),
+        region=getattr(options, f"{name}region"),
+        addressing=getattr(options, f"{name}addressing"),
+    )
+    return Store.connect(storage, uri)
+
+
+def split_artifact(uri: str) -> tuple[str, str]:
+    """The results' root and the digest of ``s3://…/artifacts/<digest>``. Raises StageError (SpecInvalid)."""
+    digest, place = artifact_digest(uri), uri.rstrip("/")
+    folder = f"/{output_folder(Stage.PUBLISH, digest)}"
+    if not digest or not place.endswith(folder):
+        raise StageError(Reason.SPEC_INVALID, f"{uri!r} is not of the form s3://bucket/prefix/artifacts/<digest>.")
+    return place.removesuffix(folder), digest
+
+
+def run_command(work: Callable[[], None]) -> NoReturn:
+    """Run a command and exit with an ExitCode; what stands in its way goes to standard error."""
+    try:
+        work()
+    except StageError as error:
+        sys.stderr.write(f"{error.reason}: {error.message}\n")
+        sys.exit(ExitCode.RETRIABLE if error.retriable else ExitCode.FATAL)
+    sys.exit(ExitCode.OK)
