@@ -81,7 +81,7 @@ def test_the_bill_of_materials_is_cyclonedx(s3: SeaweedFS, store: Store, chain: 
     ]
 
 
-def test_the_same_parts_are_the_same_artifact_whoever_made_them(s3: SeaweedFS, place: str, tmp_path: Path) -> None:
+def test_the_same_parts_are_the_same_artifact_wherever_made(s3: SeaweedFS, place: str, tmp_path: Path) -> None:
     """Times, places and costs are in the manifest, which is no part of the address."""
     digests = []
     for number in range(2):
@@ -185,7 +185,8 @@ def test_another_key_signs_the_same_artifact(
     s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First without a key, then with one, then with a second: each time publish has another input key."""
-    digests, keys = set(), set()
+    digests: set[str] = set()
+    keys: set[str] = set()
     for signed in (False, True, True):
         key = new_key()
         monkeypatch.setenv(KEY.variable, private_pem(key))

@@ -75,6 +75,7 @@ NOT_OF_THE_INPUT: Final = {
     "resolve": "the store: test_resolve_stage",
     "publish": "results: test_jobs_artifact",
     "fetch": "results: test_jobs_serving",
+    "trace": "a command's options: test_trace",
     "verify": "a server: test_jobs_serving, test_jobs_artifact",
     "modelling.device": "the pod: test_train_stage",
     "training.callbacks": "the training itself: test_train_watchdogs",

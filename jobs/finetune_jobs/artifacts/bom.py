@@ -26,7 +26,7 @@ def bill_of_materials(
     given: StageInput, model: ModelRef, made: Mapping[Stage, Manifest], metrics: Metrics, architecture: str
 ) -> dict[str, Any]:
     """The bill as JSON. ``made`` has the manifests of prepare, train and export; ``architecture`` may be empty."""
-    chain = given.upstream
+    chain, name = given.upstream, given.output.name if given.output else given.run.name
     card: dict[str, Any] = {
         "modelParameters": {
             "approach": {"type": "supervised"},
@@ -39,7 +39,7 @@ def bill_of_materials(
         "quantitativeAnalysis": {"performanceMetrics": list(_scores(metrics.scalars))},
     }
     subject = {
-        **_component("machine-learning-model", "model", given.output.name if given.output else given.run.name),
+        **_component("machine-learning-model", "model", name),
         "version": model.digest[:12],
         "modelCard": card,
         "properties": _properties(
@@ -75,7 +75,7 @@ def bill_of_materials(
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, chain.model_dump_json())}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, f'{name} {chain.model_dump_json()}')}",
         "version": 1,
         "metadata": {"component": subject},
         "components": [base, dataset, adapter],
