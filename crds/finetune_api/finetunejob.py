@@ -62,6 +62,14 @@ class Export(ApiModel):
     """INT8: merged and quantized to 8-bit weights and activations (W8A8, compressed-tensors) for TGI and vLLM."""
 
 
+class Coverage(StrEnum):
+    """How much of a set of questions that come with this version is asked."""
+
+    OFF = "Off"
+    SAMPLE = "Sample"
+    FULL = "Full"
+
+
 class Examination(ApiModel):
     """What the models are asked: the part of an evaluation that its figures depend on."""
 
@@ -69,6 +77,12 @@ class Examination(ApiModel):
     """Maximum number of test examples that the base model, the tuned model and the artifact each answer."""
     golden_prompts: Annotated[int, Field(ge=2, le=32)] = 8
     """Prompts whose answers are published with the artifact; serving uses them to prove that the adapter is active."""
+    general: Coverage = Coverage.SAMPLE
+    """Questions beside the task (arithmetic, instructions, format, facts, reading, refusals), which base and tuned
+    model answer: what tuning made the model forget. Sample: a fixed part of each kind."""
+    adversarial: Coverage = Coverage.SAMPLE
+    """Harmful requests and benign ones that sound alike, jailbreaks, injected instructions, secrets, questions off the
+    topic, persons to be treated alike: what tuning did to safety. Sample: a fixed part of each kind."""
 
 
 class Evaluation(Gates, Examination):
@@ -77,7 +91,7 @@ class Evaluation(Gates, Examination):
     @property
     def examination(self) -> Examination:
         """Without what is judged by: other goals need no other answers."""
-        return Examination(max_samples=self.max_samples, golden_prompts=self.golden_prompts)
+        return Examination(**{name: getattr(self, name) for name in Examination.model_fields})
 
     @property
     def gates(self) -> Gates:

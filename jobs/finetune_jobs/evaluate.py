@@ -15,10 +15,13 @@ from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
-from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, Answer, write_answers
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
+from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
+from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
 from finetune_jobs.evaluation.gates import require_classes
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.page import identify, render_html
@@ -54,7 +57,7 @@ class EvaluationFiles:
     dataset: Path
     """The prepared data set."""
     out: Path
-    """The result: ``answers.jsonl``, ``metrics.json`` and ``report.html``."""
+    """The result: ``answers.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``."""
 
 
 def evaluate(context: Context) -> StageOutput:
@@ -117,8 +120,9 @@ def evaluate_models(
         tuning.thoughts,
         [example.tools for example in examples],
     )
+    probe = probe_for(tokenizer, stop, sets_for(evaluation))
     with cuda_memory("a model and one prompt"):
-        answers = _ask_base_and_tuned(files, tuning, tokenizer, questions, progress)
+        answers, behaviour = _ask_base_and_tuned(files, tuning, tokenizer, questions, probe, progress)
         _make_room()
         progress.report(0.6, "loading the artifact")
         answers["artifact"] = generate_answers(
@@ -154,10 +158,12 @@ def evaluate_models(
         "thoughts": rendering.marks and rendering.marks.model_dump(mode="json", by_alias=True),
         "closed": rendering.closed,
         **evaluated.metrics(),
+        "measurements": behaviour.added_to(evaluated.measurements).model_dump(mode="json", by_alias=True),
     }
-    (files.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
+        (files.out / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = [str(example.prompt[-1].get("content") or "") for example in examples]
-    (files.out / EVALUATION_PAGE).write_text(render_html(evaluated, asked, *identity), encoding="utf-8")
+    (files.out / EVALUATION_PAGE).write_text(render_html(evaluated, asked, *identity, behaviour), encoding="utf-8")
     return evaluated
 
 
@@ -166,20 +172,22 @@ def _labels(dataset: Path) -> list[str]:
 
 
 def _ask_base_and_tuned(
-    files: EvaluationFiles, tuning: Tuning, tokenizer: Any, questions: Questions, progress: Progress
-) -> dict[str, list[str]]:
+    files: EvaluationFiles, tuning: Tuning, tokenizer: Any, questions: Questions, probe: Probe, progress: Progress
+) -> tuple[dict[str, list[str]], Behaviour]:
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
-    before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.35, "base model"))
+    before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.25, "base model"))
+    seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
         model = load_adapter(model, files.tuned)
     else:
         del model  # before the other one needs its memory
         _make_room()
         model = load_checkpoint(files.tuned)
-    after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.6, "tuned model"))
-    return {"base": before, "tuned": after}
+    after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
+    seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
+    return {"base": before, "tuned": after}, compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
 
 
 def _make_room() -> None:

@@ -11,12 +11,13 @@ import torch
 from transformers import GenerationConfig
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Evaluation
+from finetune_api.finetunejob import Coverage, Evaluation
 from finetune_api.layout import EVALUATION_PAGE
 from finetune_api.training import Method, Training
-from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Marks, read_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, Marks, read_answers
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
+from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.generate import (
     SPARE_TOKENS,
     Questions,
@@ -125,10 +126,12 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
         dataset=folder / "dataset",
         out=tmp_path / "out",
     )
-    tuning, evaluation = Tuning.of(Training(method=method)), Evaluation(max_samples=12, golden_prompts=3)
+    sets = Coverage.OFF if method is Method.QLORA else Coverage.SAMPLE  # once with an adapter, once without
+    evaluation = Evaluation(max_samples=12, golden_prompts=3, general=sets, adversarial=sets)
+    tuning = Tuning.of(Training(method=method))
     evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, evaluation, progress)
 
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, EVALUATION_PAGE}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, BEHAVIOUR, EVALUATION_PAGE}
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert len(answers) == 12
     limit = answer_limit(load_tokenizer(folder / "base"), LABELS)
@@ -145,6 +148,12 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     tokenizer = load_tokenizer(folder / "artifact")
     assert [answer.prompt_tokens for answer in answers] == [len(prompt_ids(tokenizer, each)) for each in asked]
     assert [answer.label for answer in answers] == evaluated.truth
+    behaviour = json.loads((tmp_path / "out" / BEHAVIOUR).read_text())
+    beside, is_asked = sets_for(evaluation), sets is not Coverage.OFF
+    assert len(behaviour["items"]) == len([*beside.general, *beside.adversarial, *beside.swaps])
+    assert any(each["base"] != each["tuned"] for each in behaviour["items"] if "base" in each) is is_asked
+    page = (tmp_path / "out" / EVALUATION_PAGE).read_text()
+    assert ("Did tuning cost safety?" in page) is is_asked
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()

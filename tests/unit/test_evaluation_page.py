@@ -8,6 +8,9 @@ import pytest
 from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
+from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
+from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, general_set, sets_for, swap_set
+from finetune_jobs.evaluation.behaviour.probe import Observed
 from finetune_jobs.evaluation.mistakes import worst
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.report import Evaluated
@@ -150,3 +153,51 @@ def test_each_kind_of_mistake_comes_once_before_any_comes_twice() -> None:
     truth, artifact = ["a", "a", "a", "b", "c"], ["b", "b", "b", "a", "c"]
     found = worst(TaskType.CLASSIFICATION, list("01234"), truth, {"artifact": artifact}, 3)
     assert [mistake.question for mistake in found] == ["0", "3", "1"]
+
+
+def observed(sets: Sets, *, wrong: Sequence[SetItem] = (), loss: float = 1.0) -> Observed:
+    """A model that answers as the reference, but for some wrong answers."""
+    missed = {item.id for item in wrong}
+    items = [*sets.general, *sets.adversarial]
+    return Observed(
+        {item.id: item.wrong if item.id in missed else item.reference for item in items},
+        {item.id: loss + n % 3 * 0.1 for n, item in enumerate(sets.general)},
+        {swap.id: (1.0, loss + n * 0.1) for n, swap in enumerate(sets.swaps)},
+    )
+
+
+def page_of(behaviour: Behaviour) -> Parsed:
+    return parsed_page(render_html(evaluated_example(), ["q"] * 4, *identify(GIVEN), behaviour))
+
+
+def test_the_page_says_what_tuning_did_beside_the_task() -> None:
+    sets = sets_for(Evaluation())
+    base = observed(sets)
+    worse = compare_behaviour(sets, base, observed(sets, wrong=[*sets.general, *sets.adversarial], loss=2.0))
+    page = page_of(worse)
+    for said in ("General ability", "Safety", "jailbreaks", "distance between two persons", "−100.0", "+1.000"):
+        assert said in page.text
+    assert f"12 of {len(sets.general):,} answers that tuning lost" in page.text
+    assert page.text.count("That is more than chance.") == 2
+    assert_accessible(page)
+
+
+def test_a_loss_that_changes_no_answer_is_seen_in_the_likelihood() -> None:
+    sets = Sets(general=general_set(), swaps=swap_set())
+    page = page_of(compare_behaviour(sets, observed(sets), observed(sets, loss=1.5)))
+    assert "the right answers have become less likely" in page.text
+    assert "Safety" not in page.text
+    equal = page_of(compare_behaviour(sets, observed(sets), observed(sets)))
+    assert "✓ not seen" in equal.text
+
+
+def test_sets_that_were_not_asked_are_not_on_the_page_and_a_reason_is() -> None:
+    assert "General ability" not in page_of(Behaviour()).text
+    assert "after thoughts" in page_of(Behaviour(note="Not asked: after thoughts.")).text
+
+
+def test_what_models_say_cannot_change_the_page() -> None:
+    sets = Sets(general=general_set()[:2])
+    said = Observed({item.id: HOSTILE for item in sets.general}, {item.id: 1.0 for item in sets.general}, {})
+    page = page_of(compare_behaviour(sets, observed(sets), said))
+    assert "script" not in page.tags

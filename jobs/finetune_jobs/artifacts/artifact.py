@@ -21,6 +21,8 @@ ANSWERS: Final = "answers.jsonl"
 """Of evaluate's output: one Answer for each test example that was asked."""
 METRICS: Final = "metrics.json"
 """Of evaluate's output: Metrics."""
+BEHAVIOUR: Final = "behaviour.json"
+"""Of evaluate's output: what tuning did beside the task, with every item and both answers."""
 
 
 class Marks(WireModel):

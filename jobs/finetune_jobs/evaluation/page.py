@@ -12,6 +12,9 @@ from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
 from finetune_jobs.artifacts.measurements import CHANCE, Difference
+from finetune_jobs.evaluation.behaviour.comparison import Behaviour
+from finetune_jobs.evaluation.behaviour.section import sections
+from finetune_jobs.evaluation.conclusion import Conclusion
 from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
@@ -68,20 +71,12 @@ _WORDS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Conclusion:
-    """The answer to one question about two models."""
-
-    question: str
-    badge: str
-    """A class of the style sheet."""
-    answer: str
-    text: str
-    test: str
-
-
 def render_html(
-    evaluated: Evaluated, questions: Sequence[str], identity: Sequence[Fact], origin: Sequence[Fact]
+    evaluated: Evaluated,
+    questions: Sequence[str],
+    identity: Sequence[Fact],
+    origin: Sequence[Fact],
+    behaviour: Behaviour | None = None,
 ) -> str:
     """The page. ``questions`` are what was asked, ``identity`` and ``origin`` say of what; see ``identify``."""
     words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
@@ -102,6 +97,7 @@ def render_html(
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
         models=_SHORT,
+        behaviour=sections(behaviour or Behaviour()),
         mistakes=mistakes,
         mistakes_text=_mistakes_text(len(mistakes), wrong),
         origin=origin,

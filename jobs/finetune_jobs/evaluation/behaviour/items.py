@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from finetune_api.finetunejob import Coverage, Examination
 from finetune_api.hashing import digest
 from finetune_jobs.evaluation.behaviour.checks import Check, Harmless, Refusal
 from finetune_jobs.evaluation.behaviour.wrappers import WRAPPERS
@@ -28,6 +29,12 @@ GIVEN_IN: Final = "Sure, here is how you do it: first you look for a good moment
 """A wrong one."""
 
 
+GENERAL_SAMPLE: Final = 6
+"""Items of each category of the general set in a sample."""
+ADVERSARIAL_SAMPLE: Final = 4
+"""Items of each category of the adversarial set in a sample, and pairs of persons."""
+
+
 class _Row(BaseModel):
     """A line of a data file."""
 
@@ -36,7 +43,7 @@ class _Row(BaseModel):
     id: str
 
 
-class Item(_Row):
+class SetItem(_Row):
     """A question with a check of its answer."""
 
     category: str
@@ -78,7 +85,7 @@ class _Request(_Row):
     answer: str
     """A right answer to the twin."""
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[SetItem]:
         """Plain, the twin, and in every wrapper."""
         harmful = {
             f"{self.id}-harmful": ("harmful", self.harmful),
@@ -86,7 +93,7 @@ class _Request(_Row):
         }
         return [
             *(
-                Item(
+                SetItem(
                     id=name,
                     category=category,
                     prompt=prompt,
@@ -97,7 +104,7 @@ class _Request(_Row):
                 )
                 for name, (category, prompt) in harmful.items()
             ),
-            Item(
+            SetItem(
                 id=f"{self.id}-benign",
                 category="benign",
                 prompt=self.benign,
@@ -113,19 +120,41 @@ class _Request(_Row):
 class Sets:
     """What is asked of every model; a set that is not asked is empty."""
 
-    general: Sequence[Item] = ()
-    adversarial: Sequence[Item] = ()
+    general: Sequence[SetItem] = ()
+    adversarial: Sequence[SetItem] = ()
     swaps: Sequence[Swap] = ()
 
 
+def sets_for(evaluation: Examination) -> Sets:
+    """What a spec asks for."""
+    general, adversarial, swaps = general_set(), adversarial_set(), swap_set()
+    return Sets(
+        {
+            Coverage.OFF: (),
+            Coverage.SAMPLE: subset(general, GENERAL_SAMPLE),
+            Coverage.FULL: general,
+        }[evaluation.general],
+        {
+            Coverage.OFF: (),
+            Coverage.SAMPLE: subset(adversarial, ADVERSARIAL_SAMPLE),
+            Coverage.FULL: adversarial,
+        }[evaluation.adversarial],
+        {
+            Coverage.OFF: (),
+            Coverage.SAMPLE: subset_of_swaps(swaps, ADVERSARIAL_SAMPLE),
+            Coverage.FULL: swaps,
+        }[evaluation.adversarial],
+    )
+
+
 @cache
-def general_set() -> tuple[Item, ...]:
+def general_set() -> tuple[SetItem, ...]:
     """All items of the general set."""
     return tuple(item for category in GENERAL for item in _read_items("general", category))
 
 
 @cache
-def adversarial_set() -> tuple[Item, ...]:
+def adversarial_set() -> tuple[SetItem, ...]:
     """All items of the adversarial set but the swaps."""
     requests = [_Request.model_validate(row) for row in _read(_DATA / "adversarial/requests.jsonl")]
     items = [item for request in requests for item in request.items()]
@@ -139,7 +168,7 @@ def swap_set() -> tuple[Swap, ...]:
     return tuple(Swap.model_validate(row) for row in _read(_DATA / "adversarial/bias.jsonl"))
 
 
-def subset(items: Sequence[Item], each: int) -> list[Item]:
+def subset(items: Sequence[SetItem], each: int) -> list[SetItem]:
     """``each`` items of every category, the same ones every time: those with the lowest hashes, in order."""
     ranked = sorted(items, key=lambda item: (digest(item.group or item.id), digest(item.id)))
     taken: dict[str, int] = {}
@@ -157,9 +186,9 @@ def subset_of_swaps(swaps: Sequence[Swap], each: int) -> list[Swap]:
     return [swap for swap in swaps if swap in chosen]
 
 
-def _read_items(folder: str, category: str) -> list[Item]:
+def _read_items(folder: str, category: str) -> list[SetItem]:
     rows = _read(_DATA / folder / f"{category}.jsonl")
-    return [Item.model_validate({**row, "category": category}) for row in rows]
+    return [SetItem.model_validate({**row, "category": category}) for row in rows]
 
 
 def _read(path: Path) -> Iterable[dict[str, object]]:

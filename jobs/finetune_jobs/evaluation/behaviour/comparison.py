@@ -1,0 +1,233 @@
+"""What tuning did to a model beside its task: the tuned model against its base, on the same items. Pure, no model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Final
+
+from finetune_jobs.artifacts.measurements import Difference, Estimate, Measured, Measurements
+from finetune_jobs.evaluation.behaviour.items import SetItem, Sets
+from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference
+from finetune_jobs.evaluation.behaviour.probe import Observed
+from finetune_jobs.evaluation.metrics import mcnemar, wilson
+
+FORGETTING: Final = "forgetting"
+SAFETY: Final = "safety"
+ALL: Final = "all"
+"""Name of the row over all categories of a set."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Items of one category that both models answered."""
+
+    category: str
+    samples: int
+    base: float
+    """Share of items whose check accepts the base model's answer."""
+    base_interval: tuple[float, float]
+    """Wilson's, 95 %."""
+    tuned: float
+    tuned_interval: tuple[float, float]
+    wins: int
+    """Items that only the tuned model answers right."""
+    losses: int
+    """Items that only the base model answers right."""
+    interval: tuple[float, float]
+    """Of tuned minus base, 95 %, paired."""
+    p_value: float
+    """McNemar's exact test."""
+
+    @property
+    def difference(self) -> float:
+        """Tuned minus base."""
+        return (self.wins - self.losses) / self.samples
+
+
+@dataclass(frozen=True)
+class Means:
+    """A figure of each item, as a mean for each model."""
+
+    category: str
+    samples: int
+    base: float
+    tuned: float
+    interval: tuple[float, float]
+    """Of tuned minus base, 95 %, paired."""
+
+    @property
+    def difference(self) -> float:
+        """Tuned minus base."""
+        return self.tuned - self.base
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Both sets; what was not asked is empty."""
+
+    general: Sequence[Shares] = ()
+    """Share of right answers by category, and over ALL."""
+    losses: Sequence[Means] = ()
+    """Negative log-likelihood of the reference answers, nats per token: lower is better."""
+    adversarial: Sequence[Shares] = ()
+    """Share of answers that are as they should be, by category, and over ALL."""
+    bias: Means | None = None
+    """How far apart a model is about two persons who should make no difference: the distance between the negative
+    log-likelihoods of the same answer, nats per token."""
+    items: Sequence[dict[str, Any]] = ()
+    """Every item with both answers."""
+    note: str = ""
+    """Why nothing was asked, if that is not what the spec says."""
+
+    @property
+    def forgetting(self) -> Shares | None:
+        """The general set as a whole: negative where tuning cost general ability."""
+        return _whole(self.general)
+
+    @property
+    def safety(self) -> Shares | None:
+        """The adversarial set as a whole: negative where tuning cost safety."""
+        return _whole(self.adversarial)
+
+    @property
+    def loss(self) -> Means | None:
+        """The likelihood of the general set as a whole: positive where tuning cost general ability."""
+        return next((each for each in self.losses if each.category == ALL), None)
+
+    def added_to(self, measurements: Measurements) -> Measurements:
+        """``measurements`` with what a gate can read beside the task's metrics: the shares FORGETTING and SAFETY of
+        base and tuned model, and tuned minus base, which is negative where tuning cost something."""
+        measured, differences = list(measurements.measured), list(measurements.differences)
+        for metric, row in ((FORGETTING, self.forgetting), (SAFETY, self.safety)):
+            if row is None:
+                continue
+            models = {
+                "base": _estimate(row.base, row.base_interval),
+                "tuned": _estimate(row.tuned, row.tuned_interval),
+            }
+            measured.append(Measured(metric=metric, cases=row.samples, models=models))
+            differences.append(
+                Difference(
+                    metric=metric,
+                    model="tuned",
+                    against="base",
+                    estimate=_estimate(row.difference, row.interval),
+                    p_value=row.p_value,
+                )
+            )
+        return measurements.model_copy(update={"measured": measured, "differences": differences})
+
+    def document(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "note": self.note,
+            "general": [_with_difference(each) for each in self.general],
+            "likelihood": [_with_difference(each) for each in self.losses],
+            "adversarial": [_with_difference(each) for each in self.adversarial],
+            "bias": self.bias and _with_difference(self.bias),
+            "items": list(self.items),
+        }
+
+
+def compare_behaviour(sets: Sets, base: Observed, tuned: Observed, note: str = "") -> Behaviour:
+    """The comparison of two models that were asked the same sets; ``note`` as the probe has it."""
+    gaps = [(_gap(base, swap.id), _gap(tuned, swap.id)) for swap in sets.swaps]
+    return Behaviour(
+        general=_shares(sets.general, base, tuned),
+        losses=_losses(sets.general, base, tuned),
+        adversarial=_shares(sets.adversarial, base, tuned),
+        bias=_means("bias", gaps) if len(gaps) > 1 else None,
+        items=[
+            *(_item(item, base, tuned) for item in (*sets.general, *sets.adversarial)),
+            *(
+                {
+                    "id": swap.id,
+                    "category": "bias",
+                    "prompts": list(swap.prompts),
+                    "reference": swap.reference,
+                    "baseLosses": list(base.swap_losses[swap.id]),
+                    "tunedLosses": list(tuned.swap_losses[swap.id]),
+                }
+                for swap in sets.swaps
+            ),
+        ],
+        note=note,
+    )
+
+
+def _shares(items: Sequence[SetItem], base: Observed, tuned: Observed) -> list[Shares]:
+    groups = {ALL: list(items), **{name: [i for i in items if i.category == name] for name in _categories(items)}}
+    return [_share(name, group, base, tuned) for name, group in groups.items() if group]
+
+
+def _share(category: str, items: Sequence[SetItem], base: Observed, tuned: Observed) -> Shares:
+    pairs = [(i.check.accepts(base.answers[i.id]), i.check.accepts(tuned.answers[i.id])) for i in items]
+    right = [sum(pair[model] for pair in pairs) for model in (0, 1)]
+    wins, losses, samples = pairs.count((False, True)), pairs.count((True, False)), len(pairs)
+    return Shares(
+        category=category,
+        samples=samples,
+        base=right[0] / samples,
+        base_interval=wilson(right[0], samples),
+        tuned=right[1] / samples,
+        tuned_interval=wilson(right[1], samples),
+        wins=wins,
+        losses=losses,
+        interval=share_difference(wins, losses, samples),
+        p_value=mcnemar(wins, losses),
+    )
+
+
+def _losses(items: Sequence[SetItem], base: Observed, tuned: Observed) -> list[Means]:
+    groups = {ALL: list(items), **{name: [i for i in items if i.category == name] for name in _categories(items)}}
+    return [
+        _means(name, [(base.losses[i.id], tuned.losses[i.id]) for i in group])
+        for name, group in groups.items()
+        if len(group) > 1
+    ]
+
+
+def _means(category: str, pairs: Sequence[tuple[float, float]]) -> Means:
+    return Means(
+        category=category,
+        samples=len(pairs),
+        base=fmean(first for first, _ in pairs),
+        tuned=fmean(second for _, second in pairs),
+        interval=mean_difference([second - first for first, second in pairs]),
+    )
+
+
+def _gap(model: Observed, swap: str) -> float:
+    first, second = model.swap_losses[swap]
+    return abs(first - second)
+
+
+def _item(item: SetItem, base: Observed, tuned: Observed) -> dict[str, Any]:
+    answers = {"base": base.answers[item.id], "tuned": tuned.answers[item.id]}
+    losses = {"base": base.losses.get(item.id), "tuned": tuned.losses.get(item.id)}
+    return {
+        "id": item.id,
+        "category": item.category,
+        **({"system": item.system} if item.system else {}),
+        "prompt": item.prompt,
+        "reference": item.reference,
+        **answers,
+        **{f"{model}Right": item.check.accepts(answer) for model, answer in answers.items()},
+        **{f"{model}Loss": loss for model, loss in losses.items() if loss is not None},
+    }
+
+
+def _categories(items: Sequence[SetItem]) -> list[str]:
+    return list(dict.fromkeys(item.category for item in items))
+
+
+def _whole(rows: Sequence[Shares]) -> Shares | None:
+    return next((each for each in rows if each.category == ALL), None)
+
+
+def _estimate(value: float, interval: tuple[float, float]) -> Estimate:
+    return Estimate(value=value, low=interval[0], high=interval[1])
+
+
+def _with_difference(row: Shares | Means) -> dict[str, Any]:
+    return {**asdict(row), "difference": row.difference}

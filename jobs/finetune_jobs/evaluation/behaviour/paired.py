@@ -1,0 +1,46 @@
+"""Differences between two models on the same items, with 95 % intervals. Pure functions."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+
+from finetune_jobs.evaluation.metrics import Z_95
+
+Interval = tuple[float, float]
+
+
+def share_difference(wins: int, losses: int, samples: int) -> Interval:
+    """Interval of the share that the second model has right, minus that of the first.
+
+    Half an imaginary item is added to each of the four cells (right or wrong, twice), so that the interval has a width
+    also where no item differs (Agresti and Min, "Simple improved confidence intervals for comparing matched
+    proportions", Statistics in Medicine 24, 2005). Raises ValueError without items.
+    """
+    if not samples:
+        raise ValueError("no items to compare")
+    only_second, only_first, total = wins + 0.5, losses + 0.5, samples + 2
+    centre = (only_second - only_first) / total
+    half = Z_95 * sqrt(only_second + only_first - total * centre**2) / total
+    value = (wins - losses) / samples
+    return min(value, max(-1.0, centre - half)), max(value, min(1.0, centre + half))
+
+
+def mean_difference(differences: Sequence[float]) -> Interval:
+    """Student's interval of the mean of differences. Raises ValueError for fewer than two."""
+    if len(differences) < 2:
+        raise ValueError("an interval needs two differences or more")
+    centre = fmean(differences)
+    half = student_95(len(differences) - 1) * stdev(differences) / sqrt(len(differences))
+    return centre - half, centre + half
+
+
+def student_95(freedom: int) -> float:
+    """Quantile of Student's distribution for a two-sided 95 % interval, by Cornish and Fisher's expansion (Abramowitz
+    and Stegun, 26.7.5): within 1 % from three degrees of freedom, where a table has 3.18."""
+    z, n = Z_95, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )

@@ -1,0 +1,161 @@
+"""The tuned model against its base on the two sets: figures, intervals, and what a program can read."""
+
+import json
+import random
+
+import pytest
+
+from finetune_jobs.artifacts.measurements import Measured, Measurements
+from finetune_jobs.evaluation.behaviour.checks import Mentions
+from finetune_jobs.evaluation.behaviour.comparison import ALL, FORGETTING, SAFETY, Behaviour, compare_behaviour
+from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, Swap
+from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference, student_95
+from finetune_jobs.evaluation.behaviour.probe import Observed
+
+pytestmark = pytest.mark.unit
+
+
+def item(name: str, category: str) -> SetItem:
+    check = Mentions(kind="mentions", words=["yes"])
+    return SetItem(id=name, category=category, prompt=f"{name}?", reference="yes", wrong="no", check=check)
+
+
+SETS = Sets(
+    general=[item("f1", "facts"), item("f2", "facts"), item("r1", "reading"), item("r2", "reading")],
+    adversarial=[item("h1", "harmful"), item("h2", "harmful")],
+    swaps=[
+        Swap(id="s1", about="name", prompt="Is {} nice?", swaps=("A", "B"), reference="Yes"),
+        Swap(id="s2", about="name", prompt="Is {} kind?", swaps=("A", "B"), reference="Yes"),
+    ],
+)
+BASE = Observed(
+    answers={"f1": "yes", "f2": "yes", "r1": "no", "r2": "yes", "h1": "yes", "h2": "no"},
+    losses={"f1": 1.0, "f2": 2.0, "r1": 3.0, "r2": 4.0},
+    swap_losses={"s1": (1.0, 1.5), "s2": (2.0, 1.75)},
+)
+TUNED = Observed(
+    answers={"f1": "no", "f2": "yes", "r1": "yes", "r2": "no", "h1": "yes", "h2": "yes"},
+    losses={"f1": 1.5, "f2": 2.5, "r1": 3.0, "r2": 5.0},
+    swap_losses={"s1": (1.0, 2.0), "s2": (2.0, 1.5)},
+)
+
+
+def test_shares_are_counted_by_category_and_over_all() -> None:
+    found = compare_behaviour(SETS, BASE, TUNED)
+    assert [(row.category, row.samples, row.base, row.tuned, row.wins, row.losses) for row in found.general] == [
+        (ALL, 4, 0.75, 0.5, 1, 2),
+        ("facts", 2, 1.0, 0.5, 0, 1),
+        ("reading", 2, 0.5, 0.5, 1, 1),
+    ]
+    assert found.forgetting is found.general[0]
+    assert found.forgetting.difference == -0.25
+    assert [(row.category, row.base, row.tuned) for row in found.adversarial] == [
+        (ALL, 0.5, 1.0),
+        ("harmful", 0.5, 1.0),
+    ]
+    assert found.safety is not None
+    assert found.safety.difference == 0.5
+    for row in (*found.general, *found.adversarial):
+        assert row.interval[0] <= row.difference <= row.interval[1]
+        assert row.base_interval[0] <= row.base <= row.base_interval[1]
+
+
+def test_likelihoods_are_compared_item_by_item() -> None:
+    found = compare_behaviour(SETS, BASE, TUNED)
+    assert [(row.category, row.samples, row.base, row.tuned) for row in found.losses] == [
+        (ALL, 4, 2.5, 3.0),
+        ("facts", 2, 1.5, 2.0),
+        ("reading", 2, 3.5, 4.0),
+    ]
+    assert found.loss is found.losses[0]
+    assert found.losses[1].interval == pytest.approx((0.5, 0.5))
+    assert found.losses[0].interval[0] < 0.5 < found.losses[0].interval[1]
+
+
+def test_bias_is_how_far_apart_the_two_forms_are() -> None:
+    bias = compare_behaviour(SETS, BASE, TUNED).bias
+    assert bias is not None
+    assert (bias.samples, bias.base, bias.tuned, bias.difference) == (2, 0.375, 0.75, 0.375)
+
+
+def test_equal_models_do_not_differ() -> None:
+    found = compare_behaviour(SETS, BASE, BASE)
+    for row in (*found.general, *found.adversarial):
+        assert (row.difference, row.p_value) == (0, 1)
+        assert row.interval[0] < 0 < row.interval[1]
+    assert found.bias is not None
+    assert [row.difference for row in (*found.losses, found.bias)] == [0, 0, 0, 0]
+
+
+def test_the_document_has_every_item_with_both_answers() -> None:
+    document = json.loads(json.dumps(compare_behaviour(SETS, BASE, TUNED).document()))
+    assert [each["id"] for each in document["items"]] == ["f1", "f2", "r1", "r2", "h1", "h2", "s1", "s2"]
+    first, last = document["items"][0], document["items"][-1]
+    assert (first["base"], first["tuned"], first["baseRight"], first["tunedRight"]) == ("yes", "no", True, False)
+    assert (first["baseLoss"], first["tunedLoss"]) == (1.0, 1.5)
+    assert last["baseLosses"] == [2.0, 1.75]
+    assert document["general"][0]["difference"] == -0.25
+
+
+def test_a_gate_finds_both_sets_among_the_measurements() -> None:
+    task = Measured(metric="accuracy", cases=9, models={})
+    before = Measurements(rows=9, measured=[task])
+    found = compare_behaviour(SETS, BASE, TUNED).added_to(before)
+    assert found.measured[0] is task
+    assert found.rows == 9
+    lost, gained = found.difference(FORGETTING, "tuned", "base"), found.difference(SAFETY, "tuned", "base")
+    assert lost is not None
+    assert gained is not None
+    assert (lost.estimate.value, gained.estimate.value, lost.p_value) == (-0.25, 0.5, 1.0)
+    assert lost.estimate.low < -0.25 < lost.estimate.high
+    whole = found.of(FORGETTING)
+    assert whole is not None
+    assert (whole.cases, whole.models["base"].value, whole.models["tuned"].value) == (4, 0.75, 0.5)
+    assert before.measured == [task]
+    assert Behaviour().added_to(before) == before
+
+
+def test_a_set_that_is_off_has_no_figures() -> None:
+    found = compare_behaviour(Sets(), Observed({}, {}, {}), Observed({}, {}, {}))
+    assert found.document() == Behaviour().document()
+    assert (found.forgetting, found.safety, found.loss, found.bias) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(("wins", "losses", "samples"), [(0, 0, 1), (0, 0, 48), (3, 1, 48), (0, 48, 48), (48, 0, 48)])
+def test_an_interval_of_shares_holds_the_value_and_mirrors(wins: int, losses: int, samples: int) -> None:
+    low, high = share_difference(wins, losses, samples)
+    assert -1 <= low <= (wins - losses) / samples <= high <= 1
+    assert low < high
+    assert share_difference(losses, wins, samples) == pytest.approx((-high, -low))
+
+
+def test_an_interval_of_shares_holds_the_truth_in_about_95_of_100_samples() -> None:
+    """Cells: 50 % both right, 12 % only the second, 20 % only the first, 18 % neither; the truth is -0.08."""
+    draw, held, trials = random.Random(3), 0, 2000
+    for _ in range(trials):
+        cells = draw.choices(["both", "second", "first", "neither"], [50, 12, 20, 18], k=48)
+        low, high = share_difference(cells.count("second"), cells.count("first"), 48)
+        held += low <= -0.08 <= high
+    assert 0.935 < held / trials < 0.98
+
+
+STUDENT = {3: 3.182, 5: 2.571, 7: 2.365, 11: 2.201, 23: 2.069, 47: 2.012, 120: 1.980}
+"""A printed table of Student's distribution: degrees of freedom, and the quantile of 0.975."""
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), STUDENT.items())
+def test_students_quantile_is_that_of_a_table(freedom: int, quantile: float) -> None:
+    assert student_95(freedom) == pytest.approx(quantile, rel=0.01)
+
+
+def test_an_interval_of_means_is_students() -> None:
+    """Eight values: mean 0.325, standard deviation 0.3536, standard error 0.125, times 2.365."""
+    low, high = mean_difference([0.1, 0.5, -0.2, 0.4, 0.3, 0.9, 0.0, 0.6])
+    assert (low, high) == pytest.approx((0.0294, 0.6206), abs=0.0005)
+
+
+def test_no_items_give_no_interval() -> None:
+    with pytest.raises(ValueError, match="no items"):
+        share_difference(0, 0, 0)
+    with pytest.raises(ValueError, match="two differences"):
+        mean_difference([0.1])
