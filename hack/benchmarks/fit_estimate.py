@@ -135,7 +135,7 @@ def _compared(table: Table) -> Iterator[Comparison]:
         name = f"{table.card}, {table.name}, {model}, {row.batch} × {row.length}"
         shape = read_shape(MODELS[model])
         training = Training.model_validate(table.training | {"batch_size": row.batch, "max_length": row.length})
-        head = Head.FUSED if table.fused_loss else Head.LOGITS
+        head = Head.TILED if table.fused_loss else Head.LOGITS
         step = Step(checkpointing=table.checkpointing, head=head, on_gpu=True, padded=False)
         if row.seconds is not None:
             seconds = _pass_seconds(table, shape, training, step)

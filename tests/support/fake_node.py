@@ -35,7 +35,13 @@ SCALARS: dict[Stage, dict[str, str]] = {
     Stage.TRAIN: {"steps": "90", "trainLoss": "0.12", "validationLoss": "0.2"},
     Stage.EXPORT: {"format": "INT8", "sizeBytes": "1000"},
     Stage.EVALUATE: {"samples": "59", "accuracyBase": "0.31", "accuracyTuned": "0.95", "accuracyArtifact": "0.94"},
-    Stage.PUBLISH: {"format": "INT8", "sizeBytes": "1000", "goldenPrompts": "8"},
+    Stage.PUBLISH: {
+        "format": "INT8",
+        "sizeBytes": "1000",
+        "goldenPrompts": "8",
+        "channel": "stable",
+        "goals": '[{"goal": "accuracy at least 0.9", "value": "0.94", "low": "0.9", "high": "1", "outcome": "Pass"}]',
+    },
 }
 
 

@@ -153,6 +153,19 @@ def words(status: type[Any]) -> set[tuple[str, ...]]:
     return {at for at in found(structural(status), ()) if "storage" not in at and at[0] != "conditions"}
 
 
+def in_lists(status: Object, names: tuple[str, ...]) -> Path:
+    """The path with the first element of each list on the way."""
+    path: list[str | int] = []
+    place: Any = status
+    for name in names:
+        if isinstance(place, list):
+            path.append(0)
+            place = place[0]
+        path.append(name)
+        place = place[name]
+    return tuple(path)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_every_word_of_a_status_may_be_a_newer_one(kind: Any) -> None:
     """It is read, and shown as it was."""
@@ -160,7 +173,7 @@ def test_every_word_of_a_status_may_be_a_newer_one(kind: Any) -> None:
     places = words(kind.status)
     assert places
     for place in places:
-        at: Path = (place[0], 0, *place[1:]) if isinstance(given_status[place[0]], list) else place
+        at = in_lists(given_status, place)
         newer = replaced(given_status, at, LATER)
         shown = parse_status(kind.status, newer).model_dump(mode="json", by_alias=True)
         for step in at:

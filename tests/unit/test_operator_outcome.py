@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_api import meta
 from finetune_api.reasons import REMEDIES, Reason, remedy
-from finetune_api.stages import Stage
+from finetune_api.stages import Outcome, Stage
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import read_result
@@ -371,7 +371,8 @@ def test_root_cause(case: Case) -> None:
         verdict = judge(case.job, pods, case.events)
         assert (verdict.state, verdict.reason) == (case.state, case.reason)
         assert_says(verdict.message, *case.says.split(" … "))
-        assert (verdict.result is not None) == (case.state is State.SUCCEEDED)
+        expected = {State.SUCCEEDED: {Outcome.SUCCEEDED}, State.FAILED: {None, Outcome.FAILED}}.get(case.state, {None})
+        assert (verdict.result and verdict.result.outcome) in expected
 
 
 @pytest.mark.parametrize("why", ["exceeded quota: few, requested: pods=1, used: pods=2", "violates PodSecurity"])

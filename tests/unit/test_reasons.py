@@ -38,7 +38,7 @@ RUN_WAITS = {
 SPEC_CHANGES = {
     *(Reason.SPEC_INVALID, Reason.MODEL_UNSUPPORTED, Reason.FIT_REFUSED),
     *(Reason.S3_CONDITIONAL_WRITES_UNSUPPORTED, Reason.OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY),
-    *(Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.BUDGET_EXCEEDED),
+    *(Reason.LOSS_NOT_FINITE, Reason.LOSS_DIVERGED, Reason.BUDGET_EXCEEDED, Reason.GATE_FAILED),
 }
 """What a change of a FineTuneJob's spec puts right; that begins a new run as it is."""
 SERVING_WAITS = {

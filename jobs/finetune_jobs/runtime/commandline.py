@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_api.dataset import Columns, Dataset, Source, Task
-from finetune_api.finetunejob import Evaluation, Export, Output
+from finetune_api.finetunejob import Examination, Export, Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import (
     ADAPTERDEPLOYMENT,
@@ -268,6 +268,6 @@ def _params(output: Output) -> Params:
         ),
         train=TrainParams(training=training),
         export=ExportParams(export=export, method=method),
-        evaluate=EvaluateParams(evaluation=Evaluation(), task=task, method=method),
+        evaluate=EvaluateParams(evaluation=Examination(), task=task, method=method),
         publish=PublishParams(output=output, format=export.format.value),
     )
