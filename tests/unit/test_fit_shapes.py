@@ -31,15 +31,18 @@ def test_shape_is_that_of_the_model_in_transformers(family: str) -> None:
     config = AutoConfig.for_model(family, **fields)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    linear = {
-        name.rpartition(".")[2]: (module.in_features, module.out_features)
+    found = [
+        (name, module.in_features, module.out_features)
         for name, module in model.named_modules()
         if type(module) is nn.Linear and module is not model.get_output_embeddings()
-    }
+    ]
+    linear = {name.rpartition(".")[2]: sides for name, *sides in found if "vision_tower" not in name}
+    beside = sum(sum(sides) for name, *sides in found if "vision_tower" in name)
     for written in (config.to_dict(), config.to_diff_dict()):
         shape = read_shape(written)
         assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
-        assert {matrix.name: (matrix.inputs, matrix.outputs) for matrix in shape.matrices} == linear
+        assert {matrix.name: [matrix.inputs, matrix.outputs] for matrix in shape.matrices} == linear
+        assert (shape.tower.sides if shape.tower else 0) == beside
 
 
 @pytest.mark.slow
@@ -80,6 +83,10 @@ def test_adapters_are_those_of_peft(training: Training, adapted: str | list[str]
         ({"model_type": "mixtral"}, "how many experts"),
         ({"model_type": "qwen3_moe", "num_experts": 4, "mlp_only_layers": [1]}, "differ"),
         ({"model_type": "phi", "qk_layernorm": True}, "differ"),
+        ({"model_type": "llama4_text", "interleave_moe_layer_step": 2}, "differ"),
+        ({"model_type": "llama4_text", "moe_layers": [1, 3]}, "differ"),
+        ({"model_type": "mistral3", "text_config": {}}, "for images and text; take one for text alone"),
+        ({"model_type": "gemma3", "text_config": LLAMA_8B, "vision_config": {"patch_size": -1}}, "vision_config"),
     ],
 )
 def test_unknown_is_said_and_not_refused(change: dict[str, Any], why: str) -> None:
@@ -91,6 +98,68 @@ def test_unknown_is_said_and_not_refused(change: dict[str, Any], why: str) -> No
     assert admission.memory is None
     assert admission.forecast is None
     assert why in admission.message
+
+
+@pytest.mark.parametrize(
+    ("config", "billions", "active"),
+    [
+        # As the hub has them, without what transformers knows itself.
+        (
+            {
+                "model_type": "gemma3",
+                "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+                "vision_config": {
+                    "hidden_size": 1152,
+                    "intermediate_size": 4304,
+                    "num_hidden_layers": 27,
+                    "vision_use_head": False,
+                },
+            },
+            4.3,  # Gemma 3 4B: https://huggingface.co/google/gemma-3-4b-it
+            4.3,
+        ),
+        (
+            {
+                "model_type": "gpt_oss",
+                "hidden_size": 2880,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 64,
+                "intermediate_size": 2880,
+                "vocab_size": 201088,
+                "num_local_experts": 32,
+            },
+            20.9,  # gpt-oss-20b, 3.6 active without one embedding (OpenAI's model card, arXiv 2508.10925)
+            3.6 + 0.58,
+        ),
+        (
+            {
+                "model_type": "llama4_text",
+                "hidden_size": 5120,
+                "num_hidden_layers": 48,
+                "intermediate_size": 8192,
+            },
+            107.8,  # Llama 4 Scout: 109 with its part for images, 17 active (Meta's model card)
+            17.2,
+        ),
+    ],
+    ids=["gemma3", "gpt-oss", "llama4"],
+)
+def test_released_models(config: dict[str, Any], billions: float, active: float) -> None:
+    """Their sizes are those of their model cards."""
+    shape = shape_of(config)
+    assert shape.parameters / 1e9 == pytest.approx(billions, abs=0.05)
+    assert shape.active_parameters / 1e9 == pytest.approx(active, abs=0.1)
+    assert shape.computed_parameters < shape.parameters
+
+
+def test_a_part_for_images_is_adapted_too() -> None:
+    """Where no layers are named, which is what PEFT takes for all linear ones."""
+    shape = shape_of(small("gemma3"))
+    assert shape.tower is not None
+    text = shape_of(small("gemma3_text"))
+    whole, named = (trained_parameters(shape, Training(rank=4, target_modules=names)) for names in ([], ["q_proj"]))
+    assert whole - trained_parameters(text, Training(rank=4)) == 4 * shape.tower.sides
+    assert named == trained_parameters(text, Training(rank=4, target_modules=["q_proj"]))
 
 
 def test_experts_take_memory_all_and_time_only_when_active() -> None:

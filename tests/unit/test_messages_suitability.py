@@ -52,7 +52,19 @@ REFUSED: Final[list[tuple[dict[str, Any], HardwareFacts, list[ServingFacts], Rea
     (MOE_30B, L4, [VLLM], Reason.MODEL_UNSUPPORTED, f"INT8 export … (qwen3_moe) … Train a model without … {EXPERTS}"),
 ]
 """config.json, the profile, the platform's runtimes, and why nothing is trained."""
+LLAMA4: Final = {
+    "model_type": "llama4",
+    "text_config": {"hidden_size": 5120, "num_hidden_layers": 48, "intermediate_size": 8192},
+}
 WARNED: Final[list[tuple[dict[str, Any], Training, str, list[ServingFacts], str]]] = [
+    (
+        LLAMA4,
+        Training(),
+        "INT8",
+        [],
+        "llama4 is a mixture of experts … no adapter … 9.1 of 108 billion … attention and what all tokens share only … "
+        "Whether the INT8 export of llama4's experts can be read back is not known",
+    ),
     (QWEN3, Training(), "INT8", [TGI, ON_CPUS], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
     (QWEN3, Training(), "INT8", [TGI, VLLM], "Runtime 'tgi' cannot serve the artifact … no qwen3"),
     (

@@ -148,7 +148,8 @@ def trained_parameters(shape: Shape, training: Training) -> int:
         return shape.parameters
     adapted = shape.adapted(tuple(training.target_modules))
     lengths = sum(matrix.outputs for matrix in adapted) if training.adapter is AdapterKind.DORA else 0
-    return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths)
+    beside = training.rank * shape.tower.sides if shape.tower and not training.target_modules else 0
+    return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths) + beside
 
 
 def _weights(shape: Shape, training: Training) -> float:

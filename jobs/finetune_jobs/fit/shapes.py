@@ -1,7 +1,8 @@
 """The shape of a causal language model, from its config.json alone: its matrices, and what a token passes through.
 
-Parameter counts are exact for the families below (tests/unit/test_fit_shapes.py builds each with transformers and
-compares). An unlisted family is unknown, not guessed: what looks like Llama in a config may differ in memory.
+Exact for the families that are known (``families``): tests compare every linear layer and the count of all parameters
+with models of transformers on PyTorch's meta device. An unlisted family is unknown, not guessed: what looks like Llama
+in a config may differ in memory.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, ValidationError
+
+from finetune_jobs.fit.families import NESTED, NO_TEXT_MODEL, OF_TYPE, Family, QkNorm
 
 
 class UnknownShapeError(ValueError):
@@ -40,6 +43,15 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """What a model has beside its text part, e.g. for images: in memory and adapted, but no text passes through it."""
+
+    parameters: int
+    sides: int
+    """Inputs and outputs of all its linear layers, by which an adapter grows."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """A decoder-only transformer of equal layers."""
 
@@ -65,6 +77,7 @@ class Shape:
     outer_vectors: int
     """Parameters of the last normalisation and the output layer's bias."""
     experts: Experts | None = None
+    tower: Tower | None = None
 
     @property
     def linear_parameters(self) -> int:
@@ -84,7 +97,7 @@ class Shape:
     @property
     def parameters(self) -> int:
         """All of them: this takes memory."""
-        plain = self.layers * self.vectors + self.outer_vectors
+        plain = self.layers * self.vectors + self.outer_vectors + (self.tower.parameters if self.tower else 0)
         return self.linear_parameters + self.embedding_parameters + self.expert_parameters + plain
 
     @property
@@ -96,7 +109,13 @@ class Shape:
     @property
     def computed_parameters(self) -> int:
         """What one token is multiplied with: this takes time. An embedding is only looked up."""
-        return self.active_parameters - (0 if self.tied else self.vocab * self.hidden)
+        looked_up = 0 if self.tied else self.vocab * self.hidden
+        return self.active_parameters - looked_up - (self.tower.parameters if self.tower else 0)
+
+    @property
+    def shares_feed_forward(self) -> bool:
+        """Whether all tokens pass through one feed-forward part beside the experts (Llama 4)."""
+        return self.experts is not None and any(matrix.name == "down_proj" for matrix in self.matrices)
 
     def adapted(self, targets: tuple[str, ...] = ()) -> tuple[Matrix, ...]:
         """Linear layers of one layer that get an adapter: those that ``targets`` name, or all.
@@ -107,62 +126,7 @@ class Shape:
         return tuple(matrix for matrix in self.matrices if not names or matrix.name in names)
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What a family's code in transformers fixes, and the defaults of what its config.json may leave out."""
-
-    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    out: str = "o_proj"
-    up: tuple[str, ...] = ("gate_proj", "up_proj")
-    down: str = "down_proj"
-    gated: bool = True
-    norms: int = 2
-    norm_bias: bool = False
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    head_bias: bool = False
-    tied: bool = False
-    head_dim: int | None = None
-    sparse: bool = False
-
-
-_FAMILIES: Final[Mapping[str, _Family]] = {
-    "llama": _Family(),
-    "mistral": _Family(),
-    "qwen2": _Family(qkv_bias=True),
-    "qwen3": _Family(qk_norm=True, head_dim=128),
-    "gemma": _Family(tied=True, head_dim=256),
-    "gemma2": _Family(norms=4, tied=True, head_dim=256),
-    "gemma3_text": _Family(norms=4, qk_norm=True, tied=True, head_dim=256),
-    "phi": _Family(
-        out="dense",
-        up=("fc1",),
-        down="fc2",
-        gated=False,
-        norms=1,
-        norm_bias=True,
-        attention_bias=True,
-        mlp_bias=True,
-        head_bias=True,
-    ),
-    "phi3": _Family(qkv=("qkv_proj",), up=("gate_up_proj",)),
-    "gpt_neox": _Family(
-        qkv=("query_key_value",),
-        out="dense",
-        up=("dense_h_to_4h",),
-        down="dense_4h_to_h",
-        gated=False,
-        norm_bias=True,
-        attention_bias=True,
-        mlp_bias=True,
-    ),
-    "mixtral": _Family(sparse=True),
-    "qwen3_moe": _Family(qk_norm=True, sparse=True),
-}
-
-FAMILIES: Final = tuple(_FAMILIES)
+FAMILIES: Final = (*OF_TYPE, *NESTED)
 """``model_type`` of the architectures that are known."""
 
 _Size = Annotated[int, Field(gt=0, le=1 << 24)]
@@ -188,37 +152,87 @@ class _Config(BaseModel):
     num_experts_per_tok: _Size = 2
     moe_intermediate_size: _Size | None = None
     decoder_sparse_step: int = 1
+    interleave_moe_layer_step: int = 1
+    moe_layers: list[int] | None = None
+    use_bias: bool | None = None
     mlp_only_layers: list[int] | None = None
     quantization_config: dict[str, Any] | None = None
 
 
+class _Vision(BaseModel):
+    """The same of the part for images, a SigLIP encoder; the defaults are Gemma 3's."""
+
+    hidden_size: _Size = 1152
+    num_hidden_layers: _Size = 27
+    intermediate_size: _Size = 4304
+    image_size: _Size = 896
+    patch_size: _Size = 14
+    vision_use_head: bool = True
+
+
 def read_shape(config: Mapping[str, Any]) -> Shape:
     """The shape that a parsed config.json describes. Raises UnknownShapeError."""
+    kind = str(config.get("model_type", ""))
+    family = OF_TYPE.get(NESTED.get(kind, kind))
+    nested = config.get("text_config") if kind in NESTED else config
+    if family is not None and isinstance(nested, Mapping):
+        given = {name: value for name, value in nested.items() if value is not None}
+        quantized = {"quantization_config": config.get("quantization_config")}
+        config_of_text = {**family.defaults, **given, "model_type": kind, **quantized}
+    else:
+        config_of_text = dict(config)
     try:
-        fields = _Config.model_validate(config)
+        fields = _Config.model_validate(config_of_text)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
         raise UnknownShapeError(f"config.json does not describe the model's shape ({problems})") from None
-    family = _FAMILIES.get(fields.model_type)
     if family is None:
-        raise UnknownShapeError(f"model_type {fields.model_type[:40]!r} is not one of {', '.join(FAMILIES)}")
+        raise UnknownShapeError(_unlisted(kind))
     if fields.quantization_config is not None:
         raise UnknownShapeError("the checkpoint is already quantised (quantization_config)")
-    if fields.qk_layernorm or fields.decoder_sparse_step != 1 or fields.mlp_only_layers:
+    sparse_layers = fields.moe_layers is None or len(fields.moe_layers) == fields.num_hidden_layers
+    if fields.qk_layernorm or fields.decoder_sparse_step != 1 or fields.mlp_only_layers or not sparse_layers:
         raise UnknownShapeError("its layers differ from the family's usual models")
-    return _shape(fields, family)
+    if family.shared and fields.interleave_moe_layer_step != 1:
+        raise UnknownShapeError("its layers differ from the family's usual models")
+    return _shape(fields, family, _tower(config, fields.hidden_size) if kind == "gemma3" else None)
 
 
-def _shape(fields: _Config, family: _Family) -> Shape:
+def _unlisted(kind: str) -> str:
+    if kind in NO_TEXT_MODEL:
+        return f"model_type {kind!r} is a model for images and text; take one for text alone, e.g. its text part"
+    return f"model_type {kind[:40]!r} is not one of {', '.join(FAMILIES)}"
+
+
+def _tower(config: Mapping[str, Any], text: int) -> Tower:
+    """Of a SigLIP encoder and the projection from its width to that of the text part."""
+    try:
+        fields = _Vision.model_validate(config.get("vision_config") or {})
+    except ValidationError as error:
+        raise UnknownShapeError(f"vision_config does not describe its shape ({error.errors()[0]['msg']})") from None
+    width, inner = fields.hidden_size, fields.intermediate_size
+    mlp = 2 * width * inner + inner + width
+    attention = 4 * (width * width + width)
+    layer = attention + mlp + 4 * width
+    patches = (fields.image_size // fields.patch_size) ** 2
+    embedding = 3 * fields.patch_size**2 * width + width + patches * width
+    head = width + attention + 2 * width + mlp if fields.vision_use_head else 0
+    whole = fields.num_hidden_layers * layer + embedding + 2 * width + head
+    sides = fields.num_hidden_layers * (8 * width + 2 * (width + inner))
+    return Tower(whole + width * text + width, sides + (2 * (width + inner) if fields.vision_use_head else 0))
+
+
+def _shape(fields: _Config, family: Family, tower: Tower | None) -> Shape:
     heads = fields.num_attention_heads
     kv_heads = fields.num_key_value_heads or heads
-    head_dim = fields.head_dim or family.head_dim or fields.hidden_size // heads
-    experts = _experts(fields) if family.sparse else None
+    head_dim = fields.head_dim or fields.hidden_size // heads
+    experts = _experts(fields, family) if family.sparse else None
     width = (fields.moe_intermediate_size if family.sparse else None) or fields.intermediate_size
     matrices = _attention(fields, family, heads * head_dim, kv_heads * head_dim)
-    if experts is None:
+    if experts is None or family.shared:
         matrices += _feed_forward(fields.hidden_size, width, family)
-    norm = fields.hidden_size * (2 if family.norm_bias else 1)
+    norm = fields.hidden_size * (2 if family.norm_bias else 1 if family.norm_weight else 0)
+    passed = (experts.active if experts else 1) + (1 if family.shared else 0)
     return Shape(
         family=fields.model_type,
         hidden=fields.hidden_size,
@@ -226,47 +240,58 @@ def _shape(fields: _Config, family: _Family) -> Shape:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate=width * (experts.active if experts else 1),
+        intermediate=width * passed,
         gated=family.gated,
         vocab=fields.vocab_size,
         tied=family.tied if fields.tie_word_embeddings is None else fields.tie_word_embeddings,
         norms=family.norms,
         matrices=matrices,
-        vectors=_vectors(fields, family, matrices, norm, head_dim, experts),
+        vectors=_vectors(fields, family, matrices, norm, (heads, kv_heads, head_dim), experts),
         outer_vectors=norm + (fields.vocab_size if family.head_bias else 0),
         experts=experts,
+        tower=tower,
     )
 
 
-def _attention(fields: _Config, family: _Family, query: int, key: int) -> tuple[Matrix, ...]:
+def _attention(fields: _Config, family: Family, query: int, key: int) -> tuple[Matrix, ...]:
     hidden, out = fields.hidden_size, Matrix(family.out, query, fields.hidden_size)
     if len(family.qkv) == 1:
         return (Matrix(family.qkv[0], hidden, query + 2 * key), out)
     return (*(Matrix(name, hidden, size) for name, size in zip(family.qkv, (query, key, key), strict=True)), out)
 
 
-def _feed_forward(hidden: int, width: int, family: _Family) -> tuple[Matrix, ...]:
+def _feed_forward(hidden: int, width: int, family: Family) -> tuple[Matrix, ...]:
     total = width * (2 if family.gated else 1)
     up = tuple(Matrix(name, hidden, total // len(family.up)) for name in family.up)
     return (*up, Matrix(family.down, width, hidden))
 
 
-def _experts(fields: _Config) -> Experts:
+def _experts(fields: _Config, family: Family) -> Experts:
     count = fields.num_local_experts or fields.num_experts
     if count is None or fields.num_experts_per_tok > count:
         raise UnknownShapeError("config.json does not say how many experts there are and how many a token uses")
     width = fields.moe_intermediate_size or fields.intermediate_size
-    return Experts(count, fields.num_experts_per_tok, 3 * fields.hidden_size * width)
+    bias = 2 * width + fields.hidden_size if family.expert_bias else 0
+    return Experts(count, fields.num_experts_per_tok, 3 * fields.hidden_size * width + bias)
 
 
-def _vectors(
-    fields: _Config, family: _Family, matrices: tuple[Matrix, ...], norm: int, head_dim: int, experts: Experts | None
+def _vectors(  # what a layer's parameters beside its matrices depend on
+    fields: _Config,
+    family: Family,
+    matrices: tuple[Matrix, ...],
+    norm: int,
+    heads: tuple[int, int, int],
+    experts: Experts | None,
 ) -> int:
+    query, key, head_dim = heads
     biased = fields.attention_bias if fields.attention_bias is not None else family.attention_bias
-    mlp = (*family.up, family.down)
+    of_mlp = fields.mlp_bias or family.mlp_bias
+    if fields.use_bias is not None:
+        biased = of_mlp = fields.use_bias
     names = set(family.qkv) if family.qkv_bias or biased else set()
-    names |= {family.out} if biased else set()
-    names |= set(mlp) if fields.mlp_bias or family.mlp_bias else set()
+    names |= {family.out} if biased and family.out_bias else set()
+    names |= {*family.up, family.down} if of_mlp else set()
     biases = sum(matrix.outputs for matrix in matrices if matrix.name in names)
-    router = experts.count * fields.hidden_size if experts else 0
-    return family.norms * norm + (2 * head_dim if family.qk_norm else 0) + biases + router
+    router = experts.count * (fields.hidden_size + (1 if family.expert_bias else 0)) if experts else 0
+    qk = {QkNorm.NONE: 0, QkNorm.HEAD: 2 * head_dim, QkNorm.WHOLE: (query + key) * head_dim}[family.qk_norm]
+    return family.norms * norm + qk + biases + router + (query if family.sinks else 0)
