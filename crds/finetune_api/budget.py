@@ -58,6 +58,8 @@ class HardwareFacts(WireModel):
     """Pods that train together; every other stage runs in one pod."""
     pod_memory_gib: float = 0
     """Memory of the pod, apart from its GPUs; 0: no limit, so unknown."""
+    scratch_gib: float = 0
+    """Size of the pod's scratch volume; 0: unknown."""
 
     @property
     def has_gpu(self) -> bool:

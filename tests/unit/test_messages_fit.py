@@ -44,6 +44,7 @@ TIGHT: Final = A100.model_copy(update={"count": 8, "pod_memory_gib": 140})
 ROOMY: Final = TIGHT.model_copy(update={"profile": "gpu-a100x8", "pod_memory_gib": 400})
 PAIR: Final = A100.model_copy(update={"count": 2})
 CPU: Final = HardwareFacts(profile="cpu-small", memory_gib=8, cpus=2)
+ROOM: Final = CPU.model_copy(update={"memory_gib": 16})
 SMALL: Final = L4.model_copy(update={"memory_gib": 16})
 LORA: Final = Training(method=Method.LORA, batch_size=1, max_length=8192)
 FULL: Final = Training(method=Method.FULL, batch_size=1, gradient_accumulation=16)
@@ -172,9 +173,33 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         Reason.SPEC_INVALID,
         "spec.training.batchSize 3 × gradientAccumulation 1 … do not divide … 2 processes. … multiple of 2, e.g. 4.",
     ),
+    (
+        LLAMA_8B,
+        FULL,
+        A100.model_copy(update={"memory_gib": 200, "scratch_gib": 240}),
+        [],
+        Reason.FIT_REFUSED,
+        "Stage train needs … 299 GiB … scratch … 3 checkpoints … the 240 GiB … profile gpu-a100. … method: QLoRA, "
+        "quantization: NF4.",
+    ),
+    (
+        LLAMA_8B,
+        Training(batch_size=1),
+        L4.model_copy(update={"scratch_gib": 20}),
+        [],
+        Reason.FIT_REFUSED,
+        "Stage export needs … 24 GiB … scratch … the 20 GiB … profile gpu-l4. … Choose a profile",
+    ),
 ]
 """config.json, the spec, the profile, the platform's other profiles, and why the training is refused."""
+NEW: Final = A100.model_copy(update={"name": "NVIDIA R200"})
 ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
+    (
+        LLAMA_8B,
+        Training(),
+        NEW,
+        "Needs … 10.6 GiB … What NVIDIA R200 reaches … not known … 36% of its peak … factor of two",
+    ),
     (
         {"model_type": "mamba"},
         Training(),
@@ -230,7 +255,18 @@ def test_a_training_that_may_start(row: int) -> None:
     assert_says(admitted(row), *ADMITTED[row][-1].split(" … "))
 
 
-@pytest.mark.parametrize("module", ["fit.admission", "fit.afterwards", "fit.recipe"])
+@cache
+def on_an_old_cpu() -> str:
+    """What is said of a training on a CPU without bfloat16."""
+    return admit(LLAMA_8B, Training(batch_size=1, max_length=64), ROOM, bfloat16=False).message
+
+
+def test_a_training_in_float32() -> None:
+    assert_says(on_an_old_cpu(), "10.1 GiB", "pod's 16 GiB", "lacks AVX512", "float32", "7.4 GiB with bfloat16")
+
+
+@pytest.mark.parametrize("module", ["admission", "afterwards", "recipe", "disk"])
 def test_every_sentence_about_the_fit_is_in_a_table(module: str) -> None:
     messages = [*(refusal(row).message for row in range(len(REFUSED))), *map(admitted, range(len(ADMITTED)))]
-    assert unsaid(f"finetune_jobs.{module}", messages) == []
+    messages.append(on_an_old_cpu())
+    assert unsaid(f"finetune_jobs.fit.{module}", messages) == []

@@ -103,9 +103,14 @@ def test_facts_of_a_profile() -> None:
         usd_per_hour=3.6,
         cpus=8,
         pod_memory_gib=28,
+        scratch_gib=20,
     )
-    assert hardware_facts("cpu", PROFILES["cpu"]) == HardwareFacts(profile="cpu", memory_gib=2, cpus=0.5)
-    assert hardware_facts("x", PROFILES["unlimited"]) == HardwareFacts(profile="x")
+    cpu = HardwareFacts(profile="cpu", memory_gib=2, cpus=0.5, scratch_gib=20)
+    assert hardware_facts("cpu", PROFILES["cpu"]) == cpu
+    assert hardware_facts("x", PROFILES["unlimited"]) == HardwareFacts(profile="x", scratch_gib=20)
+    for limit, scratch in (("8Gi", 8), ("100Gi", 60)):
+        shape = PodShape(limits={"ephemeral-storage": limit}, scratch_size="60Gi")
+        assert hardware_facts("x", Profile(accelerator=shape)).scratch_gib == scratch
     assert [each.profile for each in other_facts(PRICED, "small")] == ["cpu", "unlimited"]
     assert HardwareFacts(count=2, usd_per_hour=1.8).usd_per_gpu_second == pytest.approx(0.0005)
     assert HardwareFacts(usd_per_hour=1.8).usd_per_gpu_second == 0, "CPUs have no price"

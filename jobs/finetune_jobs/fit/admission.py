@@ -18,14 +18,17 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import shortage
 from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
+from finetune_jobs.fit.disk import scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
 from finetune_jobs.fit.memory import (
     BF16,
     GIB,
     ON_CPU,
     ON_GPU,
+    ON_OLD_CPU,
     USABLE,
     Memory,
+    Step,
     floor_memory,
     gpu_step,
     loading_memory,
@@ -69,11 +72,13 @@ def admit(
     others: Sequence[HardwareFacts] = (),
     *,
     after: After = After(),
+    bfloat16: bool = True,
 ) -> Admission:
     """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
 
-    ``others`` are the platform's other profiles. Raises StageError (FitRefused) with the numbers and the smallest
-    change that fits, and SpecInvalid if a step's examples do not divide among the profile's processes.
+    ``others`` are the platform's other profiles; ``bfloat16``: whether CPUs compute in it. Raises StageError
+    (FitRefused) with the numbers and the smallest change that fits, and SpecInvalid if a step's examples do not divide
+    among the profile's processes.
     """
     part = per_process(training, hardware)
     if part is None:
@@ -82,7 +87,7 @@ def admit(
         shape = read_shape(config)
     except UnknownShapeError as unknown:
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
-    step = ON_GPU if hardware.has_gpu else ON_CPU
+    step = ON_GPU if hardware.has_gpu else ON_CPU if bfloat16 else ON_OLD_CPU
     chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else step
     memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
@@ -91,16 +96,17 @@ def admit(
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:
-        _require_pod_memory(shape, part, hardware, others)
+        _require_pod_memory(shape, part, step, hardware, others)
     elif not fits(memory, hardware):
         raise _refused(shape, training, hardware, others)
     if not _loads(shape, training, hardware):
         raise _unloadable(shape, training, hardware, others)
-    if lacking := shortage(shape, training, hardware):
-        advice = _advice(shape, training, hardware, others) or "Choose a profile whose pods have more memory."
+    if lacking := _lacking(shape, training, hardware):
+        advice = _advice(shape, training, hardware, others) or "Choose a profile whose pods have more of it."
         raise StageError(Reason.FIT_REFUSED, f"{lacking} {advice}")
     if not hardware.has_gpu:
-        return Admission(memory, expected, _pod_message(memory, hardware))
+        usual = None if bfloat16 else peak_memory(shape, part, ON_CPU, hardware.processes)
+        return Admission(memory, expected, f"{_pod_message(memory, hardware)}{_float32_message(usual)}")
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
@@ -110,6 +116,11 @@ def admit(
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
     """Whether it fits a GPU, with a margin for the estimate's error."""
     return memory.gib <= USABLE * hardware.memory_gib
+
+
+def _lacking(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
+    """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
+    return shortage(shape, training, hardware) or scratch_shortage(shape, training, hardware)
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
@@ -174,7 +185,7 @@ def _shorter(length: int) -> Iterator[int]:
 def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
     if per_process(training, hardware) is None or not fits(_peak(shape, training, hardware), hardware):
         return False
-    return _loads(shape, training, hardware) and not shortage(shape, training, hardware)
+    return _loads(shape, training, hardware) and not _lacking(shape, training, hardware)
 
 
 def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
@@ -239,16 +250,16 @@ def _by_memory(others: Sequence[HardwareFacts]) -> list[HardwareFacts]:
 
 
 def _require_pod_memory(
-    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
+    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, others: Sequence[HardwareFacts]
 ) -> None:
     """Without a GPU, only what no data can change is refused: most examples are far shorter than maxLength."""
-    floor = floor_memory(shape, training, ON_CPU, hardware.processes)
+    floor = floor_memory(shape, training, step, hardware.processes)
     if floor.gib <= hardware.memory_gib:
         return
     names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]
     rounded = _rounded(training)
     advice = ["Choose a profile with more memory."]
-    if rounded and _fits_pod(shape, rounded, hardware):
+    if rounded and _fits_pod(shape, rounded, step, hardware):
         advice = [f"It fits with {_difference(training, rounded)}."]
     elif names:
         advice = [f"It fits profile {' or '.join(names[:3])}."]
@@ -259,14 +270,24 @@ def _require_pod_memory(
     )
 
 
-def _fits_pod(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    floor = floor_memory(shape, training, ON_CPU, hardware.processes)
-    return floor.gib <= hardware.memory_gib and not shortage(shape, training, hardware)
+def _fits_pod(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> bool:
+    floor = floor_memory(shape, training, step, hardware.processes)
+    return floor.gib <= hardware.memory_gib and not _lacking(shape, training, hardware)
 
 
 def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:
     most = f"Batches of maxLength examples need {_gib(memory)} of the pod's {hardware.memory_gib:g} GiB"
     return f"{most}." if memory.gib <= hardware.memory_gib else f"{most}: shorter examples fit, or a smaller batchSize."
+
+
+def _float32_message(usual: Memory | None) -> str:
+    """``usual``: what a CPU with bfloat16 would need; None for such a one."""
+    if usual is None:
+        return ""
+    return (
+        " This pod's CPU lacks AVX512, without which bfloat16 is emulated: on one like it the training computes in "
+        f"float32, which takes more memory ({_gib(usual)} with bfloat16), not more time."
+    )
 
 
 def _name(hardware: HardwareFacts) -> str:

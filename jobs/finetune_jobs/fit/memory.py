@@ -8,7 +8,7 @@ Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that compute (
 constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured there on a Tesla T4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -60,12 +60,15 @@ class Step:
     on_gpu: bool
     padded: bool = True
     """Examples of a batch differ in length, so that attention gets a mask; never for batches of one."""
+    bfloat16: bool = True
+    """Whether the hardware computes in bfloat16; a CPU that would emulate it computes in float32."""
 
 
 ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
 KEPT: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
 """On a GPU with room for all activations: no layer is computed twice."""
 ON_CPU: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=False)
+ON_OLD_CPU: Final = replace(ON_CPU, bfloat16=False)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
         workspace = _gathered(shape)
     elif training.method is Method.FULL:
         activations = max(activations, _after_backward(shape) - _casts(shape))
+    if not step.bfloat16:
+        weights, activations, workspace = _in_float32(shape, training, weights, activations, workspace)
     tensors = weights + state + activations + workspace
     overhead = CUDA_CONTEXT + FRAGMENTATION * tensors if step.on_gpu else PROCESS
     return Memory(weights, state, activations, workspace, overhead)
@@ -117,6 +122,16 @@ def gpu_step(shape: Shape, training: Training, memory: float, processes: int = 1
     """How a step is computed on a GPU with so many GiB of memory, 0 where it is unknown: activations are kept if they
     fit, and computed again otherwise."""
     return KEPT if peak_memory(shape, training, KEPT, processes).gib <= USABLE * memory else ON_GPU
+
+
+def _in_float32(
+    shape: Shape, training: Training, weights: float, activations: float, workspace: float
+) -> tuple[float, float, float]:
+    """The same without bfloat16: what is not rounded is loaded in float32, and all that is computed is."""
+    if training.method is not Method.FULL:
+        rounded = shape.linear_parameters if training.base_quantization else 0
+        weights += (FP32 - BF16) * (shape.parameters - rounded)
+    return weights, FP32 / BF16 * activations, FP32 / BF16 * workspace
 
 
 def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:

@@ -25,6 +25,7 @@ from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
 from finetune_jobs.store.places import Places
 
 CONFIG: Final = "config.json"
+CPUINFO: Final = Path("/proc/cpuinfo")
 MAX_WARNING: Final = 900
 """Longest warning, in characters: results are short (MAX_RESULT_BYTES)."""
 
@@ -41,7 +42,8 @@ def preflight(
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
     advice = require_suitable(config, training, _format(given), given.hardware, given.runtimes)
-    admission = admit(config, training, given.hardware, given.alternatives, after=_after(given))
+    bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
+    admission = admit(config, training, given.hardware, given.alternatives, after=_after(given), bfloat16=bfloat16)
     return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
 
 
@@ -62,6 +64,24 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitAnswerSeconds"] = f"{pace.answer_seconds:.3f}"
         found["fitTransferSeconds"] = f"{pace.transfer_seconds:.0f}"
     return {name: value for name, value in found.items() if value}
+
+
+def computes_bfloat16(flags: frozenset[str]) -> bool:
+    """Whether a CPU with these flags computes in bfloat16 as ``modelling.device.precision`` will find: oneDNN wants
+    AVX512 (without the BF16 extension it is as fast), or Arm's bf16. What is unknown is taken for one that does."""
+    return not flags or "bf16" in flags or flags >= {"avx512bw", "avx512dq", "avx512vl"}
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Of this pod's CPU, on which the pods of a profile without GPUs usually run too; empty if unknown."""
+    try:
+        lines = CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    names = (line.partition(":") for line in lines)
+    return next(
+        (frozenset(said.split()) for name, _, said in names if name.strip() in ("flags", "Features")), frozenset()
+    )
 
 
 def _after(given: StageInput) -> After:

@@ -19,8 +19,9 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
     limits, gpu = profile.accelerator.limits, profile.gpu
     cpus = float(quantity(limits.get("cpu", "0")) or 0)
     memory = float(quantity(limits.get("memory", "0")) or 0) / _GIB
+    scratch = _scratch_gib(profile.accelerator)
     if gpu is None:
-        return HardwareFacts(profile=name, memory_gib=memory, cpus=cpus, nodes=profile.nodes)
+        return HardwareFacts(profile=name, memory_gib=memory, cpus=cpus, nodes=profile.nodes, scratch_gib=scratch)
     return HardwareFacts(
         profile=name,
         name=gpu.name,
@@ -31,7 +32,14 @@ def hardware_facts(name: str, profile: Profile) -> HardwareFacts:
         cpus=cpus,
         nodes=profile.nodes,
         pod_memory_gib=memory,
+        scratch_gib=scratch,
     )
+
+
+def _scratch_gib(shape: PodShape) -> float:
+    """What a pod may write: its scratch volume, which counts as ephemeral storage too; 0: unknown."""
+    limits = (quantity(size) for size in (shape.scratch_size, shape.limits.get("ephemeral-storage", "")) if size)
+    return min((float(limit) / _GIB for limit in limits if limit), default=0.0)
 
 
 def processes(profile: Profile) -> int:

@@ -1,0 +1,43 @@
+"""Whether the files of each stage fit its pod's scratch volume. What they hold is known from the model's size; the data
+set, which is small beside it, is not counted.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from finetune_api.budget import HardwareFacts
+from finetune_api.stages import Stage
+from finetune_api.training import Method, Training
+from finetune_jobs.fit.memory import BF16, FP32, GIB, INT8, trained_parameters
+from finetune_jobs.fit.shapes import Shape
+
+CHECKPOINTS: Final = 3
+"""Checkpoints on disk at a time: the best one, the newest, and the one that is being written."""
+_PER_TRAINED: Final = 3 * FP32
+"""Bytes of a checkpoint for each trained weight: itself and Adam's two moments."""
+
+
+def scratch_bytes(shape: Shape, training: Training) -> Mapping[Stage, float]:
+    """Bytes of each stage's files when it has the most of them."""
+    base, trained = BF16 * shape.parameters, trained_parameters(shape, training)
+    tuned = BF16 * trained if training.method is Method.FULL else FP32 * trained
+    exported = INT8 * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
+    return {
+        Stage.TRAIN: base + CHECKPOINTS * _PER_TRAINED * trained + tuned,
+        Stage.EXPORT: base + tuned + exported,
+        Stage.EVALUATE: base + tuned + exported,
+    }
+
+
+def scratch_shortage(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
+    """What does not fit, in a sentence; empty if everything fits, or if the volume's size is unknown."""
+    if not hardware.scratch_gib:
+        return ""
+    stage, needed = max(scratch_bytes(shape, training).items(), key=lambda each: each[1])
+    if needed / GIB <= hardware.scratch_gib:
+        return ""
+    checkpoints = f" and {CHECKPOINTS} checkpoints" if stage is Stage.TRAIN and training.method is Method.FULL else ""
+    return (
+        f"Stage {stage.value} needs about {needed / GIB:.0f} GiB of scratch for its models{checkpoints}, more than the "
+        f"{hardware.scratch_gib:g} GiB of a pod of profile {hardware.profile}."
+    )
