@@ -33,7 +33,7 @@ def test_monitoring_is_there_if_it_is_asked_for(tmp_path: Path) -> None:
     """The values of the guide: who may scrape, what is scraped, and alerts on metrics that exist."""
     assert of_kind(render(), "PodMonitor", "PrometheusRule") == []
     guide = REPOSITORY / "docs" / "how-to" / "operate.md"
-    (example,) = (block for block in blocks(guide, "yaml") if block.startswith("# values.yaml"))
+    (example,) = (block for block in blocks(guide, "yaml") if "podMonitor" in block)
     (tmp_path / "values.yaml").write_text(example)
     objects = render("--values", str(tmp_path / "values.yaml"))
     (deployment,) = of_kind(objects, "Deployment")

@@ -143,6 +143,16 @@ def test_the_example_of_the_installation_guide(tmp_path: Path) -> None:
     assert re.fullmatch(r"registry\.example\.com/finetune-operator/data:[0-9a-f]{7}", given.images.data)
 
 
+def test_the_claim_of_the_guides_example_is_the_one_that_it_makes(tmp_path: Path) -> None:
+    guide = REPOSITORY / "docs" / "how-to" / "operate.md"
+    values, claim = (block for block in blocks(guide, "yaml") if "base-models" in block)
+    (tmp_path / "values.yaml").write_text(values)
+    cache = settings(render("--values", str(tmp_path / "values.yaml"))).profiles["gpu-l4"].model_cache
+    made = yaml.safe_load(claim)
+    assert cache is not None
+    assert (made["kind"], made["metadata"]["name"]) == ("PersistentVolumeClaim", cache.claim_name)
+
+
 def test_the_examples_of_the_guide_to_clouds(tmp_path: Path) -> None:
     guide = REPOSITORY / "docs" / "how-to" / "install-on-eks-and-gke.md"
     examples = [block for block in blocks(guide, "yaml") if block.startswith("# values.yaml")]

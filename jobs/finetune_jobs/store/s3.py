@@ -59,7 +59,7 @@ class StoredObject:
     etag: str
 
 
-class Content:
+class ObjectStream:
     """The bytes of an object, or of a part of it, as they come."""
 
     def __init__(self, found: Mapping[str, Any], errors: Callable[[], AbstractContextManager[None]]) -> None:
@@ -185,7 +185,7 @@ class Store:
                         str(found["ETag"]).strip('"'),
                     )
 
-    def stream(self, path: str = "", span: tuple[int, int] | None = None, etag: str = "") -> Content | None:
+    def stream(self, path: str = "", span: tuple[int, int] | None = None, etag: str = "") -> ObjectStream | None:
         """An object to read piece by piece: all of it, or from byte ``span[0]`` to before ``span[1]``; of the version
         ``etag``, if it is given. None where there is no such object. Raises OtherVersionError."""
         part = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
@@ -195,7 +195,7 @@ class Store:
                 found = self._client.get_object(Bucket=self.bucket, Key=self._key(path), **part, **condition)
         except _MissingError:
             return None
-        return Content(found, partial(self._errors, "reading", path))
+        return ObjectStream(found, partial(self._errors, "reading", path))
 
     def require_bucket(self) -> None:
         """Raises StageError (BucketNotFound) when the bucket does not exist.
