@@ -75,11 +75,11 @@ def _conclusion(question: str, whole: Shares, loss: Means | None) -> Conclusion:
         test += f" Likelihood: {_nats(loss.difference)} nats per token, 95 % interval {_range(loss.interval)}."
     if whole.p_value < CHANCE and whole.difference < 0:
         return Conclusion(question, "Fail", "✕ yes", f"{text} That is more than chance.", test)
+    if whole.p_value < CHANCE:
+        return Conclusion(question, "Pass", "✓ no", f"{text} The tuned model is better.", test)
     if loss and loss.interval[0] > 0:
         less = "Chance could explain that, but the right answers have become less likely."
         return Conclusion(question, "Warn", "! a little", f"{text} {less}", test)
-    if whole.p_value < CHANCE:
-        return Conclusion(question, "Pass", "✓ no", f"{text} The tuned model is better.", test)
     return Conclusion(question, "Pass", "✓ not seen", f"{text} Chance could explain the difference.", test)
 
 
