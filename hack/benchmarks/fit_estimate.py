@@ -63,12 +63,19 @@ class Tracked:
     config: dict[str, Any]
     training: dict[str, Any]
     checkpointing: bool = True
+    rounded: bool = False
 
 
 TRACKED = (
     Tracked("Llama shape, LoRA, checkpointing", LLAMA, {"method": "LoRA", "batch_size": 4, "max_length": 512}),
     Tracked("Llama shape, LoRA", LLAMA, {"method": "LoRA", "batch_size": 4, "max_length": 512}, checkpointing=False),
     Tracked("Llama shape, Full, checkpointing", LLAMA, {"method": "Full", "batch_size": 8, "max_length": 1024}),
+    Tracked(
+        "Llama shape, Full in 16 bits, checkpointing",
+        LLAMA,
+        {"method": "Full", "batch_size": 8, "max_length": 1024},
+        rounded=True,
+    ),
     Tracked(
         "Llama shape, DoRA, checkpointing",
         LLAMA,
@@ -185,9 +192,9 @@ def _within(
 
 def _tracked(case: Tracked) -> dict[str, float]:
     training = Training.model_validate(case.training)
-    step = Step(checkpointing=case.checkpointing, head=Head.TILED, on_gpu=True)
+    step = Step(checkpointing=case.checkpointing, head=Head.TILED, on_gpu=True, rounded=case.rounded)
     estimate = peak_memory(read_shape(case.config), training, step).tensors
-    measured = tracked_peak(case.config, training, checkpointing=case.checkpointing)
+    measured = tracked_peak(case.config, training, checkpointing=case.checkpointing, rounded=case.rounded)
     error = estimate / measured - 1
     say(f"    {case.name}: tracker {measured / GIB:.3f} GiB, estimate {error:+.1%}")
     return {"tracker GiB": round(measured / GIB, 4), "estimate GiB": round(estimate / GIB, 4), "error": round(error, 4)}

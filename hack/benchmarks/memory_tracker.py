@@ -24,20 +24,22 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.training import AdapterKind, Method, Training
+from finetune_jobs.training.rounded_adamw import RoundedAdamW
 from finetune_jobs.training.tiled_loss import Logits, tiled_loss
 
 DEVICE = "cpu"
 
 
-def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: bool) -> int:
+def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: bool, rounded: bool = False) -> int:
     """Peak bytes of all tensors in an optimiser step of two passes, after a first step created Adam's moments."""
     with _as_on_cuda(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(DEVICE):
-        model = _model(config, training)
+        model = _model(config, training, rounded=rounded)
         base = model if training.method is Method.FULL else model.get_base_model()
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimiser = RoundedAdamW(trained) if rounded else torch.optim.AdamW(trained, fused=True)
         tracker = _Tracker()
         tracker.track_external(model, optimiser)
         with disable_input_dtype_casting(model), tracker:
@@ -57,13 +59,13 @@ class _Tracker(MemTracker):  # type: ignore[misc] # torch is not typed here
         return sizes
 
 
-def _model(config: dict[str, Any], training: Training) -> Any:
+def _model(config: dict[str, Any], training: Training, *, rounded: bool) -> Any:
     """The model as train loads it, with fake tensors."""
     full = training.method is Method.FULL
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**config),
-            dtype=torch.float32 if full else torch.bfloat16,
+            dtype=torch.float32 if full and not rounded else torch.bfloat16,
             attn_implementation="sdpa",
         )
         head = model.get_output_embeddings()
@@ -71,7 +73,7 @@ def _model(config: dict[str, Any], training: Training) -> Any:
             model = get_peft_model(model, _adapter(training))
     tied = model.config.tie_word_embeddings
     for module in list(model.modules()):
-        _materialise(module)
+        _materialise(module, None if rounded else torch.float32)
     if tied:
         head.weight = model.get_input_embeddings().weight
     if training.method is Method.QLORA:
@@ -92,10 +94,10 @@ def _adapter(training: Training) -> LoraConfig:
     )
 
 
-def _materialise(module: nn.Module) -> None:
-    """Replace meta tensors by fake ones; trained parameters are float32."""
+def _materialise(module: nn.Module, trained: torch.dtype | None) -> None:
+    """Replace meta tensors by fake ones; trained parameters are in ``trained``, if that is given."""
     for name, value in module.named_parameters(recurse=False):
-        dtype = torch.float32 if value.requires_grad else value.dtype
+        dtype = trained if trained and value.requires_grad else value.dtype
         fresh = nn.Parameter(torch.empty(value.shape, dtype=dtype), requires_grad=value.requires_grad)
         setattr(module, name, fresh)
     for name, buffer in module.named_buffers(recurse=False):

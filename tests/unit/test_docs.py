@@ -204,7 +204,9 @@ def test_every_page_that_the_code_names_exists() -> None:
         for ending in ("*.py", "*.yaml", "Dockerfile")
         for path in sorted((REPOSITORY / folder).rglob(ending))
     ]
-    named = {name for path in code for name in re.findall(r"(?<!/)\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))}
+    named = {
+        name for path in code for name in re.findall(r"(?<!/)\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
+    }
     assert sorted(name for name in named if not (REPOSITORY / name).exists()) == []
 
 

@@ -15,6 +15,8 @@ from finetune_jobs.fit.memory import (
     NF4,
     ON_CPU,
     ON_GPU,
+    ROUNDED,
+    ROUNDED_KEPT,
     Step,
     floor_memory,
     gpu_step,
@@ -103,12 +105,20 @@ def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training
         (Training(batch_size=1, max_length=4096), 22, ON_GPU),
         (Training(method=Method.LORA), 80, KEPT),
         (Training(batch_size=1), 0, ON_GPU),
+        (Training(method=Method.FULL), 200, KEPT),
+        (Training(method=Method.FULL), 150, ON_GPU),
+        (Training(method=Method.FULL, batch_size=1), 79, ROUNDED_KEPT),
+        (Training(method=Method.FULL), 79, ROUNDED),
+        (Training(method=Method.FULL), 22, ROUNDED),
     ],
 )
 def test_activations_are_kept_where_they_fit(training: Training, memory: float, step: Step) -> None:
-    """Llama-3-8B on cards of so many GiB; where the memory is unknown, none are."""
-    assert gpu_step(shape_of(LLAMA_8B), training, memory) == step
-    assert gpu_step(shape_of(LLAMA_8B), training, 10_000) == KEPT
+    """Llama-3-8B on cards of so many GiB; where the memory is unknown, none are. A whole model is in 16 bits only where
+    it has to be, and never if several GPUs share it."""
+    shape = shape_of(LLAMA_8B)
+    assert gpu_step(shape, training, memory) == step
+    assert gpu_step(shape, training, 10_000) == KEPT
+    assert not gpu_step(shape, training, memory, processes=2).rounded
 
 
 @given(processes=st.integers(1, 8), nodes=st.integers(1, 4), method=st.sampled_from(Method))

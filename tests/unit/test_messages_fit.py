@@ -209,6 +209,12 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
     ),
     (LLAMA_8B, Training(), L4, "Needs … 10.6 GiB … 22 GiB … NVIDIA L4."),
     (LLAMA_8B, Training(batch_size=1), L4, "Needs … 12.1 GiB … 22 GiB … NVIDIA L4. … room for all activations"),
+    (
+        LLAMA_8B,
+        Training(method=Method.FULL),
+        A100.model_copy(update={"memory_gib": 79}),
+        "Needs … 69.8 GiB … 79 GiB … 16 bits, rounded stochastically",
+    ),
     (LLAMA_8B, Training(), PAIR, "Needs … 10.6 GiB … 39 GiB … each NVIDIA A100 (2"),
     (LLAMA_8B, Training(), HardwareFacts(profile="mine"), "Needs … 40.3 GiB … profile's memory is unknown"),
     (

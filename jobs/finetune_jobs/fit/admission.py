@@ -31,6 +31,7 @@ from finetune_jobs.fit.memory import (
     Step,
     floor_memory,
     gpu_step,
+    least_step,
     loading_memory,
     peak_memory,
 )
@@ -108,6 +109,8 @@ def admit(
         usual = None if bfloat16 else peak_memory(shape, part, ON_CPU, hardware.processes)
         return Admission(memory, expected, f"{_pod_message(memory, hardware)}{_float32_message(usual)}")
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
+    if chosen.rounded:
+        message += " Weights and optimiser are in 16 bits, rounded stochastically: in 32 they would not fit."
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
     return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip())
@@ -190,7 +193,8 @@ def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool
 
 def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
     """Of one GPU."""
-    return peak_memory(shape, per_process(training, hardware) or training, ON_GPU, hardware.processes)
+    part = per_process(training, hardware) or training
+    return peak_memory(shape, part, least_step(training, hardware.processes), hardware.processes)
 
 
 def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> StageError:

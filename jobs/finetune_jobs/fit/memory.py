@@ -62,11 +62,18 @@ class Step:
     """Examples of a batch differ in length, so that attention gets a mask; never for batches of one."""
     bfloat16: bool = True
     """Whether the hardware computes in bfloat16; a CPU that would emulate it computes in float32."""
+    rounded: bool = False
+    """A whole model's weights, gradients and moments are in bfloat16, rounded stochastically
+    (``training.rounded_adamw``); no difference to an adapter."""
 
 
 ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
 KEPT: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
 """On a GPU with room for all activations: no layer is computed twice."""
+ROUNDED, ROUNDED_KEPT = (replace(step, rounded=True) for step in (ON_GPU, KEPT))
+"""The same for a whole model that would not fit a GPU in float32."""
+ROUNDED_CHUNK: Final = 1 << 24
+"""Weights that its optimiser computes with in float32 at a time, ten numbers for each."""
 ON_CPU: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=False)
 ON_OLD_CPU: Final = replace(ON_CPU, bfloat16=False)
 
@@ -104,13 +111,15 @@ class Memory:
 
 def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1) -> Memory:
     """The peak of one of so many processes, for batches whose examples all have ``training.max_length`` tokens."""
-    weights, state = _weights(shape, training), _state(shape, training)
+    if step.rounded and (training.method is not Method.FULL or processes > 1):
+        step = replace(step, rounded=False)
+    weights, state = _weights(shape, training, step), _state(shape, training, step)
     activations, workspace = _activations(shape, training, step), _workspace(shape, training)
     if training.method is Method.FULL and processes > 1:
         weights, state = weights / processes, 3 * FP32 * shape.parameters / processes
         workspace = _gathered(shape)
     elif training.method is Method.FULL:
-        activations = max(activations, _after_backward(shape) - _casts(shape))
+        activations = max(activations, _after_backward(shape, step) - _casts(shape, step))
     if not step.bfloat16:
         weights, activations, workspace = _in_float32(shape, training, weights, activations, workspace)
     tensors = weights + state + activations + workspace
@@ -120,8 +129,19 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
 
 def gpu_step(shape: Shape, training: Training, memory: float, processes: int = 1) -> Step:
     """How a step is computed on a GPU with so many GiB of memory, 0 where it is unknown: activations are kept if they
-    fit, and computed again otherwise."""
-    return KEPT if peak_memory(shape, training, KEPT, processes).gib <= USABLE * memory else ON_GPU
+    fit, and computed again otherwise; a whole model is in float32 if that fits."""
+    steps = (KEPT, ON_GPU, ROUNDED_KEPT, ROUNDED)[: 4 if _may_round(training, processes) else 2]
+    fitting = (each for each in steps if peak_memory(shape, training, each, processes).gib <= USABLE * memory)
+    return next(fitting, steps[-1] if memory else ON_GPU)
+
+
+def least_step(training: Training, processes: int = 1) -> Step:
+    """The step on a GPU that takes the least memory."""
+    return ROUNDED if _may_round(training, processes) else ON_GPU
+
+
+def _may_round(training: Training, processes: int) -> bool:
+    return training.method is Method.FULL and processes == 1
 
 
 def _in_float32(
@@ -167,29 +187,34 @@ def trained_parameters(shape: Shape, training: Training) -> int:
     return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths) + beside
 
 
-def _weights(shape: Shape, training: Training) -> float:
+def _weights(shape: Shape, training: Training, step: Step) -> float:
     if training.method is Method.FULL:
-        return FP32 * shape.parameters
+        return (BF16 if step.rounded else FP32) * shape.parameters
     per_weight = {Quantization.NF4: NF4, Quantization.INT8: INT8, None: float(BF16)}[training.base_quantization]
     return per_weight * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
 
 
-def _state(shape: Shape, training: Training) -> float:
+def _state(shape: Shape, training: Training, step: Step) -> float:
     """Gradient and Adam's two moments in float32, the adapter itself too, and autocast's 16-bit copies."""
     trained = trained_parameters(shape, training)
+    if step.rounded:
+        return 3 * BF16 * trained
     if training.method is Method.FULL:
-        return 3 * FP32 * trained + _casts(shape)
+        return 3 * FP32 * trained + _casts(shape, step)
     return (4 * FP32 + BF16) * trained
 
 
-def _after_backward(shape: Shape) -> float:
+def _after_backward(shape: Shape, step: Step) -> float:
     """What full fine-tuning needs after the activations are freed: a tied output layer's gradient comes in two halves
-    that are added up. Adam's fused kernel needs nothing."""
-    return FP32 * 3 * shape.vocab * shape.hidden if shape.tied else 0
+    that are added up. Adam's fused kernel needs nothing, the rounded one its chunk."""
+    halves = (BF16 if step.rounded else FP32) * 3 * shape.vocab * shape.hidden if shape.tied else 0
+    return max(halves, 10 * FP32 * ROUNDED_CHUNK if step.rounded else 0)
 
 
-def _casts(shape: Shape) -> float:
+def _casts(shape: Shape, step: Step) -> float:
     """Autocast keeps 16-bit copies of float32 matrices until the forward pass is over."""
+    if step.rounded:
+        return 0
     return BF16 * (shape.linear_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
 
 
@@ -212,30 +237,32 @@ def _workspace(shape: Shape, training: Training) -> float:
 def _activations(shape: Shape, training: Training, step: Step) -> float:
     examples, length = training.batch_size, training.max_length
     tokens, masked = examples * length, step.padded and examples > 1
-    layer = tokens * _layer_bytes(shape, training, masked=masked) + _dora_kept(shape, training)
+    layer = tokens * _layer_bytes(shape, training, step, masked=masked) + _dora_kept(shape, training)
     mask = 2 * BF16 * examples * length * length if masked else 0
     backward = tokens * _backward_bytes(shape) + _dora_passing(shape, training)
     backward += _output_gradient(shape, training) if shape.tied else 0
     head = _head(shape, training, tokens, step) + _output_gradient(shape, training)
     if step.checkpointing:
-        boundary = FP32 if training.method is Method.FULL else BF16
+        boundary = FP32 if training.method is Method.FULL and not step.rounded else BF16
         return boundary * shape.layers * tokens * shape.hidden + mask + max(head, layer + backward)
     return shape.layers * layer + mask + max(head, backward)
 
 
-def _layer_bytes(shape: Shape, training: Training, *, masked: bool) -> float:
+def _layer_bytes(shape: Shape, training: Training, step: Step, *, masked: bool) -> float:
     """What one layer keeps for its backward pass, per token."""
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # With a mask, PyTorch's kernels want as many key heads as query heads: transformers repeats them.
     attention = BF16 * (2 * query + 2 * (query if masked else key)) + FP32 * shape.heads
     feed_forward = BF16 * (3 if shape.gated else 1) * shape.intermediate
     norms = FP32 * shape.norms * shape.hidden
-    return norms + attention + feed_forward + _input_bytes(shape, training)
+    return norms + attention + feed_forward + _input_bytes(shape, training, step)
 
 
-def _input_bytes(shape: Shape, training: Training) -> float:
+def _input_bytes(shape: Shape, training: Training, step: Step) -> float:
     """What linear layers keep of their inputs, per token: a frozen one keeps nothing, its adapter does."""
     norms, product = shape.norms * shape.hidden, shape.intermediate
+    if step.rounded:
+        return BF16 * (norms + sum(matrix.inputs for matrix in shape.matrices))
     if training.method is Method.FULL:  # the hidden state is float32, of which autocast makes each layer a copy
         return FP32 * norms + BF16 * sum(matrix.inputs for matrix in shape.matrices)
     adapted = shape.adapted(tuple(training.target_modules))

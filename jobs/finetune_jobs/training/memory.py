@@ -29,4 +29,6 @@ def chosen_step(base: Path, training: Training, batch: Batch, longest: int, proc
     room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
     step = gpu_step(shape, part, room, processes)
     log.info("activations are %s", "computed again in the backward pass" if step.checkpointing else "kept")
+    if step.rounded:
+        log.info("weights and optimiser are in bfloat16, rounded stochastically: in float32 they would not fit")
     return step

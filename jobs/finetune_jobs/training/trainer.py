@@ -1,7 +1,8 @@
 """Training with TRL's SFTTrainer: an adapter (LoRA, QLoRA) or the whole model.
 
 What is trained is kept in float32: TRL 1.16 casts QLoRA adapters to bfloat16, where small updates round to nothing
-(docs/concepts/training.md).
+(docs/concepts/training.md). A whole model for which a GPU has no room in float32 is kept in bfloat16, rounded
+stochastically.
 """
 
 import gc
@@ -48,6 +49,7 @@ from finetune_jobs.training.division import mapped_split, missing, token_counts,
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import chosen_step
 from finetune_jobs.training.order import StepOrder
+from finetune_jobs.training.rounded_adamw import RoundedAdamW
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tiled_loss import add_tiled_loss
@@ -164,7 +166,7 @@ def _attempt(
     progress.report(0.0, "loading the base model")
     try:
         tokenizer = load_tokenizer(files.base)
-        model = load_trainable(files.base, training, team)
+        model = load_trainable(files.base, training, team, step)
         train = mapped_split(files.dataset, "train")
         validation = validation_split(files.dataset, training)
         suit_attention(model, training, longest(train, validation), team)
@@ -270,6 +272,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
         processing_class=tokenizer,
         peft_config=None if training.method is Method.FULL else adapter_config(model, training),
         callbacks=_early_stopping(training, plan.patience),
+        optimizer_cls_and_kwargs=(RoundedAdamW, {"lr": plan.rate}) if step.rounded else None,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.labels_per_example = _labelled(validation) / len(validation)
@@ -277,7 +280,7 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     trainer.team = team
     trainer.order = StepOrder(lengths, examples_a_step, training.seed, blanks=blanks, by_length=not packed)
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not step.rounded:
             parameter.data = parameter.data.float()
     return trainer
 
@@ -293,11 +296,11 @@ def sharded(training: Training, team: Team) -> bool:
     return training.method is Method.FULL and team.size > 1
 
 
-def load_trainable(base: Path, training: Training, team: Team = ALONE) -> Any:
-    """The base model for training: all weights in float32, or, under an adapter, quantised if asked for. A model that
-    will be sharded need not fit a GPU: it is loaded into host memory.
+def load_trainable(base: Path, training: Training, team: Team = ALONE, step: Step = ON_CPU) -> Any:
+    """The base model for training: all weights in float32, in bfloat16 if they are rounded, or, under an adapter,
+    quantised if asked for. A model that will be sharded need not fit a GPU: it is loaded into host memory.
     """
-    dtype = torch.float32 if training.method is Method.FULL else precision()
+    dtype = DTYPE if step.rounded else torch.float32 if training.method is Method.FULL else precision()
     return load_base(base, training.base_quantization, dtype=dtype, where="cpu" if sharded(training, team) else None)
 
 
