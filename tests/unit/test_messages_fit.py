@@ -209,6 +209,7 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
     ),
     (LLAMA_8B, Training(), L4, "Needs … 10.6 GiB … 22 GiB … NVIDIA L4."),
     (LLAMA_8B, Training(batch_size=1), L4, "Needs … 12.1 GiB … 22 GiB … NVIDIA L4. … room for all activations"),
+    (LLAMA_8B, Training(), A100, "Needs … 39 GiB … LoRA over the base in 16 bits fits too (about 20.6 GiB) … faster"),
     (
         LLAMA_8B,
         Training(method=Method.FULL),

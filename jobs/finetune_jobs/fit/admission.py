@@ -113,7 +113,27 @@ def admit(
         message += " Weights and optimiser are in 16 bits, rounded stochastically: in 32 they would not fit."
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
+    if roomier := _faster(shape, part, hardware):
+        message += (
+            f" LoRA over the base in 16 bits fits too ({_gib(roomier)}) and is mostly faster: it unpacks no weights."
+        )
     return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip())
+
+
+def _faster(shape: Shape, part: Training, hardware: HardwareFacts) -> Memory | None:
+    """The peak of the same adapter over a base that is not rounded, which need not be unpacked layer by layer, if it
+    fits.
+
+    How much faster differs with the tokens of a pass, over which unpacking is spread: LLaMA-Factory's published speeds
+    of an A100 have no difference at 4 × 1,024 tokens (2,392 tokens a second in 16 bits, 2,415 in 4), Google's guide
+    says 66 % (https://docs.cloud.google.com/vertex-ai/docs/model-garden/lora-qlora).
+    """
+    if part.method is not Method.QLORA:
+        return None
+    other = part.model_copy(update={"method": Method.LORA})
+    step = gpu_step(shape, other, hardware.memory_gib, hardware.processes)
+    memory = peak_memory(shape, other, step, hardware.processes)
+    return memory if fits(memory, hardware) else None
 
 
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
