@@ -106,7 +106,7 @@ def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training
         (Training(method=Method.LORA), 80, KEPT),
         (Training(batch_size=1), 0, ON_GPU),
         (Training(method=Method.FULL), 200, KEPT),
-        (Training(method=Method.FULL), 150, ON_GPU),
+        (Training(method=Method.FULL), 165, ON_GPU),
         (Training(method=Method.FULL, batch_size=1), 79, ROUNDED_KEPT),
         (Training(method=Method.FULL), 79, ROUNDED),
         (Training(method=Method.FULL), 22, ROUNDED),

@@ -56,7 +56,11 @@ TABLES: Final = {
     "test_control_tokens": ["preparation.guard"],
 }
 """Test modules that provoke every sentence of modules of the jobs, and these."""
-PACKAGES: Final = {"test_messages_files": "reading.", "test_messages_distillation": "distillation."}
+PACKAGES: Final = {
+    "test_messages_files": "reading.",
+    "test_messages_distillation": "distillation.",
+    "test_messages_fit": "fit.",
+}
 """Test modules that name the modules of one package without it."""
 NOT_OF_THE_INPUT: Final = {
     "base.errors": "the operator's input, the pod: test_jobs_runner",
