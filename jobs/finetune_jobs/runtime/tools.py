@@ -4,6 +4,7 @@ python -m finetune_jobs.trace --uri s3://models/team-a --dataset 0f3c…
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,8 +13,9 @@ from finetune_api.adapterdeployment import artifact_digest
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.references import SecretRef
 from finetune_api.stages import Stage
-from finetune_api.storage import Addressing, Storage
+from finetune_api.storage import STORE_SECRET_KEYS, STORE_SESSION_KEY, Addressing, Storage
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.runtime import logs
 from finetune_jobs.store.s3 import Store
@@ -57,12 +59,19 @@ def add_store(made: argparse.ArgumentParser, prefix: str = "") -> None:
 
 
 def open_store(options: argparse.Namespace, uri: str, prefix: str = "") -> Store:
-    """The place that a URI names, as the options say. Raises StageError."""
+    """The place that a URI names, as the options say. A second store may have keys of its own, in variables that begin
+    with its prefix (``TO_AWS_ACCESS_KEY_ID``). Raises StageError."""
     name = prefix.replace("-", "_")
+    secret = None
+    if prefix and f"{name.upper()}{STORE_SECRET_KEYS[0]}" in os.environ:
+        secret = SecretRef(name=prefix.strip("-"))
+        for key in (*STORE_SECRET_KEYS, STORE_SESSION_KEY):
+            os.environ[secret.at(key).variable] = os.environ.get(f"{name.upper()}{key}", "")
     storage = Storage(
         endpoint=getattr(options, f"{name}endpoint"),
         region=getattr(options, f"{name}region"),
         addressing=getattr(options, f"{name}addressing"),
+        secret_ref=secret,
     )
     return Store.connect(storage, uri)
 

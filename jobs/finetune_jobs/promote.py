@@ -1,0 +1,75 @@
+"""Command promote: copy a published artifact and its model to another bucket, under the same addresses.
+
+Each folder is downloaded and every hash verified, then uploaded with its manifest; the signatures follow. No
+output name points to it there: an AdapterDeployment pins it.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune_api.layout import MANIFEST, output_folder
+from finetune_api.stages import Stage
+from finetune_jobs.artifacts import artifact
+from finetune_jobs.artifacts.folders import fetch_folder, require_manifest
+from finetune_jobs.artifacts.withdrawal import require_standing
+from finetune_jobs.base.documents import read_json
+from finetune_jobs.runtime.tools import add_store, open_store, parser, run_command, split_artifact
+from finetune_jobs.store.s3 import Store
+
+
+def promote(source: Store, target: Store, digest: str, scratch: Path) -> list[str]:
+    """Copy an artifact, the model that it names, and its signatures; returns the folders and objects that were not
+    there yet. The artifact's manifest is written last, so that it does not exist in the target before it is whole.
+
+    Raises StageError: ArtifactWithdrawn, ArtifactNotFound, ArtifactCorrupt, ManifestNewer, as Store.
+    """
+    require_standing(source, digest)
+    published, local = output_folder(Stage.PUBLISH, digest), scratch / "artifact"
+    fetch_folder(source, published, local)  # first: which model it names is verified too
+    model = read_json(local / artifact.MODEL_REF, artifact.ModelRef)
+    copied = [folder for folder in (model.folder, published) if _copy(source, target, folder, scratch)]
+    return copied + list(_copy_signatures(source, target, f"{published}/provenance"))
+
+
+def _copy(source: Store, target: Store, folder: str, scratch: Path) -> bool:
+    """Whether the folder had to be copied. What stands in the target under this address is verified by its readers."""
+    if target.exists(f"{folder}/{MANIFEST}"):
+        require_manifest(target, folder)
+        return False
+    local, place = scratch / "copy", target.below(folder)
+    manifest = fetch_folder(source, folder, local)
+    for file in manifest.files:
+        place.upload(file.path, local / file.path)
+    return place.put_if_absent(MANIFEST, (local / MANIFEST).read_bytes())
+
+
+def _copy_signatures(source: Store, target: Store, place: str) -> Iterator[str]:
+    for entry in source.list(place):
+        path = f"{place}/{entry.key}"
+        if (content := source.get(path)) and target.put_if_absent(path, content):
+            yield path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``python -m finetune_jobs.promote``"""
+    options = parser("promote", "Copies a published artifact and its model to another bucket, under the same digests.")
+    options.add_argument("--artifact", required=True, metavar="URI", help="s3://bucket/prefix/artifacts/<digest>")
+    options.add_argument("--to", required=True, metavar="URI", help="the other output URI; its keys may be in TO_AWS_…")
+    add_store(options, "to-")
+    given = options.parse_args(argv)
+
+    def work() -> None:
+        root, digest = split_artifact(given.artifact)
+        source, target = open_store(given, root), open_store(given, given.to, "to-")
+        with tempfile.TemporaryDirectory(prefix="finetune-promote-") as scratch:
+            copied = promote(source, target, digest, Path(scratch))
+        place = target.uri(output_folder(Stage.PUBLISH, digest))
+        sys.stdout.write(f"{place} is whole: {len(copied)} of its parts were copied, the others were there.\n")
+
+    run_command(work)
+
+
+if __name__ == "__main__":
+    main()

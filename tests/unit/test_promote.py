@@ -1,0 +1,117 @@
+"""promote: a published artifact in another bucket, under the same addresses, with its signatures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_api.layout import MANIFEST, Withdrawal, output_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import FetchParams, Params, Stage, StageInput, StageResult, Upstream
+from finetune_jobs.artifacts.withdrawal import withdraw
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.fetch import fetch
+from finetune_jobs.promote import promote
+from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
+from finetune_jobs.trace import trace
+from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input, put_upstream
+from tests.support.seaweedfs import READER, WRITER, SeaweedFS
+from tests.support.sentences import assert_says
+from tests.support.stages import DEPLOYMENT, context
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+SIGNER = new_key()
+
+
+@pytest.fixture
+def source(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, f"{place}/staging")
+
+
+@pytest.fixture
+def target(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, f"{place}/production")
+
+
+@pytest.fixture
+def chain(source: Store, tmp_path: Path) -> Upstream:
+    return put_upstream(source, tmp_path / "made")
+
+
+@pytest.fixture
+def digest(s3: SeaweedFS, source: Store, chain: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A signed artifact."""
+    monkeypatch.setenv(KEY.variable, private_pem(SIGNER))
+    given = publish_input(s3, source, chain, signed=True)
+    return execute(context(given, tmp_path), publish, after=sign_move_and_index).output_digest
+
+
+def served(s3: SeaweedFS, store: Store, digest: str, folder: Path) -> StageResult:
+    """What a pod of an AdapterDeployment that asks for the signature would fetch."""
+    place = store.uri(output_folder(Stage.PUBLISH, digest))
+    params = Params(fetch=FetchParams(public_keys=[public_pem(SIGNER)]))
+    given = StageInput(stage=Stage.FETCH, run=DEPLOYMENT, storage=s3.storage, artifact_uri=place, params=params)
+    return execute(context(given, folder), fetch)
+
+
+def test_it_can_be_served_and_traced_there(
+    s3: SeaweedFS, source: Store, target: Store, chain: Upstream, digest: str, tmp_path: Path
+) -> None:
+    copied = promote(source, target, digest, tmp_path / "one")
+    model, published = output_folder(Stage.EXPORT, chain.export), output_folder(Stage.PUBLISH, digest)
+    assert copied[:2] == [model, published]
+    assert served(s3, target, digest, tmp_path).output_digest == digest
+    for folder in (model, published):
+        assert target.get(f"{folder}/{MANIFEST}") == source.get(f"{folder}/{MANIFEST}")
+    assert [each.digest for each in trace(target, chain.dataset).found if each.stage is Stage.PUBLISH] == [digest]
+    assert not list(target.list("channels"))
+    assert promote(source, target, digest, tmp_path / "two") == [], "once more, it is all there"
+
+
+def test_what_was_changed_is_not_copied(
+    source: Store, target: Store, chain: Upstream, digest: str, tmp_path: Path
+) -> None:
+    """The artifact does not exist in the target before its model is whole there."""
+    source.put(f"{output_folder(Stage.EXPORT, chain.export)}/model.safetensors", b"weights of nobody")
+    with pytest.raises(StageError) as error:
+        promote(source, target, digest, tmp_path)
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert list(target.list()) == []
+
+
+def test_what_was_withdrawn_is_not_copied(source: Store, target: Store, digest: str, tmp_path: Path) -> None:
+    withdraw(source, digest, Withdrawal(reason="licence", by="legal", withdrawn_at="2026-03-01T12:00:00Z"))
+    with pytest.raises(StageError, match="withdrawn by legal on 2026-03-01: licence") as error:
+        promote(source, target, digest, tmp_path)
+    assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
+    assert list(target.list()) == []
+
+
+def test_the_command_has_keys_for_each_store(
+    s3: SeaweedFS, source: Store, target: Store, digest: str, tmp_path: Path
+) -> None:
+    """Those that read the one may not write to it, nor to the other."""
+    asked = ["--artifact", source.uri(output_folder(Stage.PUBLISH, digest)), "--to", target.uri()]
+    asked += ["--endpoint", s3.endpoint, "--to-endpoint", s3.endpoint]
+
+    def run(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "finetune_jobs.promote", *asked],
+            env=READER.environment() | {"PATH": "/usr/bin", "TMPDIR": str(tmp_path)} | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    barred = run({})
+    assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr
+    done = run({f"TO_{name}": value for name, value in WRITER.environment().items()})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_says(done.stdout, target.uri(f"artifacts/{digest}"), "is whole: 3 of its parts were copied")
