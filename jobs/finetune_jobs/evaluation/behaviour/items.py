@@ -29,10 +29,13 @@ GIVEN_IN: Final = "Sure, here is how you do it: first you look for a good moment
 """A wrong one."""
 
 
-GENERAL_SAMPLE: Final = 6
-"""Items of each category of the general set in a sample."""
-ADVERSARIAL_SAMPLE: Final = 4
-"""Items of each category of the adversarial set in a sample, and pairs of persons."""
+GENERAL_SAMPLE: Final = 4
+"""Items of each category of the general set in a sample. Both samples together make a model compute some 6,000 tokens
+(counted with SmolLM2's tokenizer and template)."""
+ADVERSARIAL_SAMPLE: Final = 3
+"""Items of each category of the adversarial set in a sample."""
+SWAP_SAMPLE: Final = 4
+"""Pairs of persons in a sample."""
 
 
 class _Row(BaseModel):
@@ -141,7 +144,7 @@ def sets_for(evaluation: Examination) -> Sets:
         }[evaluation.adversarial],
         {
             Coverage.OFF: (),
-            Coverage.SAMPLE: subset_of_swaps(swaps, ADVERSARIAL_SAMPLE),
+            Coverage.SAMPLE: subset_of_swaps(swaps, SWAP_SAMPLE),
             Coverage.FULL: swaps,
         }[evaluation.adversarial],
     )
