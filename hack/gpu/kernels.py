@@ -1,4 +1,4 @@
-"""Can this environment compile what training runs on a GPU? It needs no GPU, no driver and no package of ours.
+"""Can this environment compile what Triton runs on a GPU? It needs no GPU, no driver and no package of ours.
 
 Triton compiles its driver, a C file, with the environment's compiler when it launches its first kernel, and the kernels
 themselves for the card. Both are done here ahead of time, for cards of several generations. Run it in the jobs' image,
@@ -42,7 +42,7 @@ FLAGS = {
         "BLOCK_SIZE": 1024,
     },
 }
-"""The kernels of TRL's loss, as training calls them."""
+"""The kernels of TRL's loss, as the training of a mixture of experts calls them; no other launches one of Triton's."""
 
 
 def build_driver() -> int:

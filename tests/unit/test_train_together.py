@@ -138,7 +138,7 @@ def test_two_processes_train_as_one_does(base: Path, store: Store, s3: SeaweedFS
     folder = output_folder(Stage.TRAIN, together.result.output_digest)
     log = (store.below("together").get(f"{folder}/train_log.jsonl") or b"").decode()
     reference = (tmp_path / "adapter/train_log.jsonl").read_text()
-    # One process alone computes the loss of the labelled positions only, in bfloat16 as well: see docs/benchmarks.md.
+    # The examples stand in other passes, so that sums in bfloat16 round differently.
     assert losses(log) == pytest.approx(losses(reference), rel=2e-3)
     assert losses(log, "eval_loss") == pytest.approx(losses(reference, "eval_loss"), rel=2e-3)
     found = weights(store.below("together"), together.result)

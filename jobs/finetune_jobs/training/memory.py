@@ -1,4 +1,4 @@
-"""How a training computes its steps so that they fit the memory it finds."""
+"""How a training computes its steps so that they fit the memory it finds, and what it tries when they do not."""
 
 import json
 import logging
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from finetune_api.reasons import Reason
 from finetune_api.training import Training
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Step, gpu_step
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 from finetune_jobs.modelling.device import device
+from finetune_jobs.training.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -32,3 +35,22 @@ def chosen_step(base: Path, training: Training, batch: Batch, longest: int, proc
     if step.rounded:
         log.info("weights and optimiser are in bfloat16, rounded stochastically: in float32 they would not fit")
     return step
+
+
+def all_with_less(batch: Batch, team: Team) -> StageError:
+    """The others wait for this process's gradients: it ends, and all with it, to restart with smaller passes."""
+    message = f"The GPU of process {team.rank} is too small for {batch.size} examples at a time; all restart with less."
+    return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, peer_initiated=True)
+
+
+def smaller_batch(batch: Batch, training: Training) -> Batch:
+    """What to try next. Raises StageError (CudaOutOfMemory) if a pass is already a single example."""
+    smaller = batch.smaller()
+    if smaller is None:
+        raise StageError(
+            Reason.CUDA_OUT_OF_MEMORY,
+            f"The GPU's memory is too small for one example of up to {training.max_length} tokens, with method "
+            f"{training.method.value}.",
+        )
+    log.warning("continuing with %s examples at a time in %s passes", smaller.size, smaller.passes)
+    return smaller

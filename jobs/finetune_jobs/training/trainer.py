@@ -47,7 +47,7 @@ from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
 from finetune_jobs.training.label_loss import LabelLossTrainer
-from finetune_jobs.training.memory import chosen_step
+from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
 from finetune_jobs.training.stall import StallWatch
@@ -140,10 +140,10 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     step = chosen_step(files.base, training, share, _longest(files, training), team.size)
     step = replace(step, checkpointing=checkpoints.checkpointing(step.checkpointing))
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
-        smaller = _smaller(batch, training) if step.checkpointing else batch
+        smaller = smaller_batch(batch, training) if step.checkpointing else batch
         if team.size > 1:
             checkpoints.remember_too_large(batch if step.checkpointing else None)
-            raise _all_with_less(batch, team)
+            raise all_with_less(batch, team)
         if step.checkpointing:
             checkpoints.remember_batch(smaller)
         else:
@@ -217,25 +217,6 @@ def _share_of(training: Training, team: Team) -> Batch:
     if batch is None:
         raise StageError(Reason.SPEC_INVALID, indivisible(training, team.size))
     return batch
-
-
-def _all_with_less(batch: Batch, team: Team) -> StageError:
-    """The others wait for this process's gradients: it ends, and all with it, to restart with smaller passes."""
-    message = f"The GPU of process {team.rank} is too small for {batch.size} examples at a time; all restart with less."
-    return StageError(Reason.CUDA_OUT_OF_MEMORY, message, retriable=True, peer_initiated=True)
-
-
-def _smaller(batch: Batch, training: Training) -> Batch:
-    """What to try next. Raises StageError (CudaOutOfMemory) if a pass is already a single example."""
-    smaller = batch.smaller()
-    if smaller is None:
-        raise StageError(
-            Reason.CUDA_OUT_OF_MEMORY,
-            f"The GPU's memory is too small for one example of up to {training.max_length} tokens, with method "
-            f"{training.method.value}.",
-        )
-    log.warning("continuing with %s examples at a time in %s passes", smaller.size, smaller.passes)
-    return smaller
 
 
 def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it once
