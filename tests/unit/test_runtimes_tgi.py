@@ -38,6 +38,7 @@ def test_limits_that_leave_no_room_for_an_answer_are_refused() -> None:
         ("PORT", "80"),
         ("HF_HUB_OFFLINE", "0"),
         ("USAGE_STATS", "on"),
+        ("ENABLE_PREFILL_LOGPROBS", "false"),
         ("NUM_SHARD", "8"),
         ("HOME", "/root"),
     ],

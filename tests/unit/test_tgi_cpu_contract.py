@@ -1,8 +1,9 @@
 """The HTTP contract of Text Generation Inference 3.3 that this project builds on, checked on the CPU stand-in.
 
-The same tests check a real TGI, started with MAX_CONCURRENT_REQUESTS=4, one LoRA adapter, an API key and a model with
-a chat template: set ``TGI_URL`` (http://host:port), ``TGI_MODEL_ID`` (its MODEL_ID), ``TGI_ADAPTER`` (the adapter's id)
-and ``TGI_API_KEY``. Tests that stop, break or misconfigure a server do that to a stand-in in any case.
+The same tests check a real TGI, started with MAX_CONCURRENT_REQUESTS=4, ENABLE_PREFILL_LOGPROBS=true, one LoRA adapter,
+an API key and a model with a chat template: set ``TGI_URL`` (http://host:port), ``TGI_MODEL_ID`` (its MODEL_ID),
+``TGI_ADAPTER`` (the adapter's id) and ``TGI_API_KEY``. Tests that stop, break or misconfigure a server do that to a
+stand-in in any case.
 """
 
 import json
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processes(folder: Path) -> Iterator[dict[str, TgiProcess]]:
     """Both stand-ins, started together: their starts are mostly imports."""
     with ExitStack() as stack:
-        env = {"API_KEY": API_KEY, "MAX_CONCURRENT_REQUESTS": "4"}
+        env = {"API_KEY": API_KEY, "MAX_CONCURRENT_REQUESTS": "4", "ENABLE_PREFILL_LOGPROBS": "true"}
         started = {
             "int8": stack.enter_context(tgi_cpu(folder / "int8", folder)),
             "base": stack.enter_context(
@@ -117,6 +118,12 @@ def test_generate_with_details(tgi: TgiServer) -> None:
     assert reply.headers["x-generated-tokens"] == "5"
     assert reply.headers["x-prompt-tokens"] == str(len(details["prefill"]))
     assert {"x-total-time", "x-queue-time", "x-inference-time", "x-time-per-token"} < set(reply.headers)
+
+
+def test_probabilities_of_a_prompt_are_left_out_unless_the_launcher_enables_them(int8: TgiServer) -> None:
+    parameters = {"max_new_tokens": 1, "details": True, "decoder_input_details": True}
+    details = int8.call("/generate", {"inputs": PROMPT, "parameters": parameters}).json["details"]
+    assert (details["prefill"], details["generated_tokens"]) == ([], 1)
 
 
 def test_stream_counts_up_and_ends_with_the_text(tgi: TgiServer) -> None:

@@ -58,6 +58,7 @@ class Args:
     payload_limit: int
     graceful_termination_timeout: int
     json_output: bool
+    enable_prefill_logprobs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def parse_args(argv: Sequence[str], env: Mapping[str, str]) -> Args:
         payload_limit=flags.payload_limit,
         graceful_termination_timeout=flags.graceful_termination_timeout,
         json_output=flags.json_output,
+        enable_prefill_logprobs=flags.enable_prefill_logprobs,
     )
 
 
@@ -173,6 +175,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("graceful_termination_timeout", 90, parse=int, short="-g")
     switch("trust_remote_code")
     switch("json_output")
+    switch("enable_prefill_logprobs")
     # Parsed, but without effect. MASTER_PORT is why a Service called "master" stops TGI: Kubernetes' service links set
     # it to tcp://..., which is not a number.
     flag("master_port", 29500, parse=int)

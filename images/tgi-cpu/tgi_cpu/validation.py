@@ -64,7 +64,8 @@ class Validator:
             stop=parameters.stop,
             sampling=sampling,
             top_n_tokens=top_n,
-            prefill_details=parameters.decoder_input_details,
+            # Otherwise TGI leaves the list empty: it would cost a GPU's memory.
+            prefill_details=parameters.decoder_input_details and self._args.enable_prefill_logprobs,
         )
 
     def _sampling(self, parameters: GenerateParameters) -> SamplingParameters:

@@ -32,6 +32,8 @@ def render(runtime: Runtime, model_path: str) -> ServingPlan:
             "MAX_TOTAL_TOKENS": str(runtime.max_total_tokens),
             "HF_HUB_OFFLINE": "1",
             "USAGE_STATS": "off",
+            # What the verification compares. TGI 3 leaves them out otherwise, without an error (launcher/src/main.rs).
+            "ENABLE_PREFILL_LOGPROBS": "true",
             # The defaults are below /root and /data, where an unprivileged server cannot write.
             "HOME": "/tmp",  # noqa: S108 - the pod's own volume
             "HF_HOME": "/tmp/huggingface",  # noqa: S108 - as above
