@@ -144,6 +144,28 @@ class RevisionState(OpenEnum):
     FAILED = "Failed"
 
 
+class CheckOutcome(OpenEnum):
+    """Whether something that a revision must prove was proved."""
+
+    PASSED = "Passed"
+    FAILED = "Failed"
+    SKIPPED = "Skipped"
+    """The artifact or the server does not have what it takes; another check decides."""
+
+
+class VerificationCheck(WireModel):
+    """One thing that a revision had to prove."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """What was compared, e.g. logProbabilities."""
+    expected: Annotated[str, Field(max_length=128)] = ""
+    """What the evaluated artifact promises."""
+    seen: Annotated[str, Field(max_length=128)] = ""
+    """What the server showed."""
+    outcome: CheckOutcome
+    """Passed, Failed or Skipped."""
+
+
 class RevisionStatus(WireModel):
     """One artifact on one runtime configuration."""
 
@@ -168,6 +190,8 @@ class RevisionStatus(WireModel):
     """Accuracy measured through the server, on the sample."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy that the evaluation measured on the same examples."""
+    verification: Annotated[list[VerificationCheck], Field(max_length=16), as_map("name")] = []
+    """What its newest verification compared, and what came of it."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""
     """Identity of the spec (without replicas) that it was tried for; a failed revision is retried when this changes."""
     reason: Word = ""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from finetune_api.access import without_access
-from finetune_api.adapterdeployment import WithdrawnPolicy, artifact_digest
+from finetune_api.adapterdeployment import VerificationCheck, WithdrawnPolicy, artifact_digest
 from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
@@ -282,6 +282,8 @@ class StageResult(WireModel):
     """Facts for the status; docs/reference/stages.md lists their names for each stage."""
     found: list[Found] = []
     """For resolve: the stages whose results already exist, in order from the first."""
+    checks: list[VerificationCheck] = []
+    """For verify: what it compared."""
 
 
 def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:

@@ -15,7 +15,15 @@ from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
-from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, Answer, write_answers
+from finetune_jobs.artifacts.artifact import (
+    ANSWERS,
+    BEHAVIOUR,
+    METRICS,
+    REFERENCE,
+    Answer,
+    write_answers,
+    write_references,
+)
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
@@ -25,6 +33,14 @@ from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
 from finetune_jobs.evaluation.gates import require_classes
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.page import identify, render_html
+from finetune_jobs.evaluation.reference import (
+    Passage,
+    choose_references,
+    log_probs,
+    longest_text,
+    make_passages,
+    turned_log_probs,
+)
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.exporting.offload import load_artifact
@@ -57,7 +73,7 @@ class EvaluationFiles:
     dataset: Path
     """The prepared data set."""
     out: Path
-    """The result: ``answers.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``."""
+    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``."""
 
 
 def evaluate(context: Context) -> StageOutput:
@@ -120,20 +136,23 @@ def evaluate_models(
         tuning.thoughts,
         [example.tools for example in examples],
     )
-    probe = probe_for(tokenizer, stop, sets_for(evaluation))
+    passages = make_passages(tokenizer, examples, stop, longest_text(files.base), thoughts=tuning.thoughts)
+    paper = _Paper(tokenizer, questions, probe_for(tokenizer, stop, sets_for(evaluation)), passages)
     with cuda_memory("a model and one prompt"):
-        answers, behaviour = _ask_base_and_tuned(files, tuning, tokenizer, questions, probe, progress)
+        heard = _ask_base_and_tuned(files, tuning, paper, progress)
+        answers, behaviour = heard.answers, heard.behaviour
         _make_room()
         progress.report(0.6, "loading the artifact")
+        model = load_artifact(files.artifact)
         answers["artifact"] = generate_answers(
-            load_artifact(files.artifact),
-            load_tokenizer(files.artifact),
-            questions,
-            progress.part(0.6, 0.9, "artifact"),
+            model, load_tokenizer(files.artifact), questions, progress.part(0.6, 0.9, "artifact")
         )
+        of_artifact = [log_probs(model, passage) for passage in passages]
+        turned = [turned_log_probs(model, passage) for passage in passages]
     masked = [holds_placeholder(example.messages) for example in examples]
     evaluated = Evaluated.of(task, truth, answers, labels, masked)
     files.out.mkdir(parents=True, exist_ok=True)
+    write_references(files.out / REFERENCE, choose_references(passages, heard.likely, of_artifact, turned))
     rows = zip(examples, truth, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
     write_answers(
         files.out / ANSWERS,
@@ -148,6 +167,8 @@ def evaluate_models(
                 max_tokens=questions.limit,
                 thoughts=rendering.marks,
                 prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=tuning.thoughts)),
+                # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
+                stopped=not rendering.marks and len(chat.answer_ids(tokenizer, a)) < questions.limit - 1,
             )
             for e, right, b, t, a in rows
         ),
@@ -171,13 +192,34 @@ def _labels(dataset: Path) -> list[str]:
     return list(json.loads((dataset / "labels.json").read_text(encoding="utf-8")))
 
 
-def _ask_base_and_tuned(
-    files: EvaluationFiles, tuning: Tuning, tokenizer: Any, questions: Questions, probe: Probe, progress: Progress
-) -> tuple[dict[str, list[str]], Behaviour]:
+@dataclass(frozen=True)
+class _Paper:
+    """What base and tuned model are asked."""
+
+    tokenizer: Any
+    questions: Questions
+    probe: Probe
+    passages: Sequence[Passage]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What they said."""
+
+    answers: dict[str, list[str]]
+    """Of ``base`` and ``tuned``."""
+    behaviour: Behaviour
+    likely: list[list[float]]
+    """The base's log-probabilities of each passage."""
+
+
+def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, progress: Progress) -> _Heard:
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
+    tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
     before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.25, "base model"))
+    likely = [log_probs(model, passage) for passage in paper.passages]
     seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
         model = load_adapter(model, files.tuned)
@@ -187,7 +229,8 @@ def _ask_base_and_tuned(
         model = load_checkpoint(files.tuned)
     after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
-    return {"base": before, "tuned": after}, compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
+    behaviour = compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
+    return _Heard({"base": before, "tuned": after}, behaviour, likely)
 
 
 def _make_room() -> None:

@@ -2,11 +2,13 @@
 
 An artifact that misses a goal is not published, or only as a candidate, to which nothing points that is served.
 The weights stay where export put them; the artifact names them by digest and adds what a reader needs to trust them:
-golden prompts, a sample of the test with the artifact's own answers, a model card.
+golden prompts, a sample of the test with the artifact's own answers, a record of how likely it finds given texts, a
+model card.
 """
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +62,9 @@ def publish(context: Context) -> StageOutput:
     folder.mkdir()
     artifact.write_answers(folder / artifact.GOLDEN, golden)
     artifact.write_answers(folder / artifact.SAMPLE, sorted(answers, key=_rank))
+    recorded = context.scratch / "evaluation" / artifact.REFERENCE
+    if recorded.exists():  # an evaluation of an earlier version has none
+        shutil.copyfile(recorded, folder / artifact.REFERENCE)
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
     card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics, max_tokens)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")

@@ -8,12 +8,28 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
 from finetune_api.stages import Stage, StageResult, Upstream
 from finetune_api.storage import Storage
-from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
+from finetune_jobs.artifacts.artifact import (
+    ANSWERS,
+    METRICS,
+    REFERENCE,
+    Answer,
+    ReferenceText,
+    write_answers,
+    write_references,
+)
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.evaluation.reference import (
+    choose_references,
+    log_probs,
+    longest_text,
+    make_passages,
+    turned_log_probs,
+)
 from finetune_jobs.modelling.loading import load_checkpoint
-from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.modelling.token_files import Conversation
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.publish import publish
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
@@ -30,6 +46,16 @@ def answers_of(model: Path) -> Sequence[str]:
     return generate_answers(load_checkpoint(model), load_tokenizer(model), questions, lambda done, total: None)
 
 
+def record(base: Path, tuned: Path, examples: Sequence[Conversation]) -> list[ReferenceText]:
+    """What an evaluation records of both models."""
+    tokenizer = load_tokenizer(base)
+    passages = make_passages(tokenizer, examples, stop_token(base, tokenizer), longest_text(base))
+    before = [log_probs(model, passage) for model in [load_checkpoint(base)] for passage in passages]
+    artifact = load_checkpoint(tuned)
+    after = [log_probs(artifact, passage) for passage in passages]
+    return choose_references(passages, before, after, [turned_log_probs(artifact, passage) for passage in passages])
+
+
 def publish_artifact(
     storage: Storage, place: str, folder: Path, *, base: Path, tuned: Path, exported: Path | None = None
 ) -> StageResult:
@@ -42,13 +68,15 @@ def publish_artifact(
     for each in (empty, evaluation):
         each.mkdir(parents=True)
     before, after = answers_of(base), answers_of(tuned)
-    pairs = zip(PROMPTS, before, after, strict=True)
+    promised = list(zip(PROMPTS, before, after, strict=True))
     answers = {"base": before, "tuned": after, "artifact": after}
     measurements = measure(TaskType.TEXT, after, answers, []).model_dump(by_alias=True)
     write_answers(
         evaluation / ANSWERS,
-        [Answer(messages=p, label=t, base=b, tuned=t, artifact=t, max_tokens=LIMIT) for p, b, t in pairs],
+        [Answer(messages=p, label=t, base=b, tuned=t, artifact=t, max_tokens=LIMIT) for p, b, t in promised],
     )
+    conversations = [Conversation([*p, {"role": "assistant", "content": t}]) for p, _, t in promised]
+    write_references(evaluation / REFERENCE, record(base, tuned, conversations))
     (evaluation / METRICS).write_text(json.dumps({"goldenPrompts": 6, "scalars": {}, "measurements": measurements}))
     upstream = Upstream(
         source="s",

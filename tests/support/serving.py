@@ -13,7 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeployment, AdapterDeploymentStatus, ServingPhase
+from finetune_api.adapterdeployment import (
+    AdapterDeployment,
+    AdapterDeploymentStatus,
+    CheckOutcome,
+    ServingPhase,
+    VerificationCheck,
+)
 from finetune_api.finetunejob import ArtifactStatus, ArtifactTokens, ExportFormat
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
@@ -278,6 +284,7 @@ class ServingCluster:
             reason=fate or Reason.VERIFIED,
             message="The answers agree." if fate is None else "The answers are those of the base model.",
             scalars={"accuracy": "0.9000", "expectedAccuracy": "0.9100"} if fate is None else {},
+            checks=checks(fate),
         )
         self.pods[name] = [job_pod(job, result)]
 
@@ -328,6 +335,15 @@ class Quota:
         full = len(cluster.objects.get(self.resource, {})) >= self.most
         refused = isinstance(action, Create) and action.resource == self.resource and full
         return f'{self.resource.plural} "x" is forbidden: exceeded quota: few' if refused else ""
+
+
+def checks(fate: Reason | None) -> list[VerificationCheck]:
+    """What the verification of a revision with this fate compares."""
+    outcome = CheckOutcome.PASSED if fate is None else CheckOutcome.FAILED
+    return [
+        VerificationCheck(name="digest", expected="artifact", seen="artifact", outcome=CheckOutcome.PASSED),
+        VerificationCheck(name="differsFromBase", expected="0.0", seen="0.0 or 1.2", outcome=outcome),
+    ]
 
 
 def pinned(digest: str, **spec: Any) -> dict[str, Any]:

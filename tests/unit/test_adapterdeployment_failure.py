@@ -31,6 +31,7 @@ from tests.support.serving import (
     GOOD,
     INACTIVE,
     ServingCluster,
+    checks,
     condition,
     following,
     pinned,
@@ -184,6 +185,23 @@ class TestFailure:
         assert cluster.status.phase is ServingPhase.FAILED
         assert shown(cluster.status) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
         assert cluster.objects[DEPLOYMENTS] == {}
+
+    def test_the_status_shows_what_was_compared(self) -> None:
+        """Also while it is tried again: not what an earlier try compared."""
+        cluster = serving()
+        cluster.spec = pinned(INACTIVE)
+        cluster.settle()
+        failed, served = cluster.status.candidate, cluster.status.stable
+        assert failed is not None
+        assert served is not None
+        assert failed.verification == checks(Reason.ADAPTER_INACTIVE)
+        assert served.verification == checks(None)
+        cluster.spec = pinned(INACTIVE, rerun="again")
+        cluster.generation += 1
+        cluster.reconcile()
+        again = cluster.status.candidate
+        assert again is not None
+        assert (again.state, again.verification) == (RevisionState.STARTING, [])
 
     def test_the_log_of_a_failed_verification_stays(self) -> None:
         cluster = ServingCluster(spec=pinned(INACTIVE))

@@ -20,6 +20,7 @@ from tests.support.serving import (
     INACTIVE,
     SETTINGS,
     ServingCluster,
+    checks,
     condition,
     following,
     pinned,
@@ -64,6 +65,7 @@ class TestRollout:
         assert status.stable.artifact_digest == GOOD
         assert status.stable.artifact_uri == uri(GOOD)
         assert (status.stable.accuracy, status.stable.expected_accuracy) == ("0.9000", "0.9100")
+        assert status.stable.verification == checks(None)
         assert status.stable.state is RevisionState.SERVING
         assert status.last_good_revision == status.stable.revision
         assert (status.replicas, status.ready_replicas) == (2, 2)

@@ -14,7 +14,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
 from finetune_api.layout import EVALUATION_PAGE
 from finetune_api.training import Method, Training
-from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, Marks, read_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, REFERENCE, Marks, read_answers
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
 from finetune_jobs.evaluation.behaviour.items import sets_for
@@ -131,7 +131,8 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     tuning = Tuning.of(Training(method=method))
     evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, evaluation, progress)
 
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {ANSWERS, METRICS, BEHAVIOUR, EVALUATION_PAGE}
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, EVALUATION_PAGE}
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert len(answers) == 12
     limit = answer_limit(load_tokenizer(folder / "base"), LABELS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.adapterdeployment import CheckOutcome
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, VerifyParams
 from finetune_jobs.base.errors import StageError
@@ -46,15 +47,24 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
 
     run(Stage.FETCH)
     model = tmp_path / "models" / published.output_digest / "model"
-    with tgi_cpu(model, tmp_path, fresh=False) as server:
+    recording = {"ENABLE_PREFILL_LOGPROBS": "true"}
+    with tgi_cpu(model, tmp_path, env=recording, fresh=False) as server:
         result = run(Stage.VERIFY, server.url)
     assert result.scalars == {
         "samples": "12",
         "accuracy": "1.0000",
         "expectedAccuracy": "1.0000",
         "agreementPercent": "100",
-        "adapterActive": "true",
     }
+    unsure = {"finishReason", "positions"}  # these models answer at random, until the limit
+    assert {check.name for check in result.checks if check.outcome is not CheckOutcome.PASSED} <= unsure
+    assert len(result.checks) == 9
+    with (
+        tgi_cpu(model, tmp_path, fresh=False) as server,
+        pytest.raises(StageError, match=r"logProbabilities.* no probabilities for 8 of 8 texts") as error,
+    ):
+        run(Stage.VERIFY, server.url)
+    assert error.value.reason is Reason.VERIFICATION_FAILED
     with (
         tgi_cpu(model, tmp_path, env={"MAX_INPUT_TOKENS": "3", "MAX_TOTAL_TOKENS": "20"}, fresh=False) as server,
         pytest.raises(StageError, match=r"3 for a prompt .*maxInputTokens.* 20 .*maxTotalTokens") as error,
@@ -64,8 +74,8 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
     for file in base.iterdir():
         shutil.copyfile(file, model / file.name)
     with (
-        tgi_cpu(model, tmp_path, fresh=False) as server,
-        pytest.raises(StageError, match="answered like the base model") as error,
+        tgi_cpu(model, tmp_path, env=recording, fresh=False) as server,
+        pytest.raises(StageError, match=r"differsFromBase.* 0\.0\d\d from the base model") as error,
     ):
         run(Stage.VERIFY, server.url)
     assert error.value.reason is Reason.ADAPTER_INACTIVE

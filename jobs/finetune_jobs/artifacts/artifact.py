@@ -15,6 +15,9 @@ GOLDEN: Final = "golden.jsonl"
 """Prompts whose answers prove when serving that the fine-tune is active: one Answer a line."""
 SAMPLE: Final = "sample.jsonl"
 """Test examples with the artifact's own answers, to compare the server with the evaluation: one Answer a line."""
+REFERENCE: Final = "reference.jsonl"
+"""Texts with the log-probability of each of their tokens, which prove the very weights: one ReferenceText a line.
+Artifacts of earlier versions have none."""
 MODEL_CARD: Final = "README.md"
 MODEL_REF: Final = "model.json"
 ANSWERS: Final = "answers.jsonl"
@@ -61,11 +64,33 @@ class Answer(WireModel):
     """What a server's text has before the answer; None: it is the answer."""
     prompt_tokens: int = 0
     """Tokens of the prompt with the model's own tokenizer and template; 0: an earlier version did not count them."""
+    stopped: bool = False
+    """Whether the artifact surely ended this answer itself, before the limit."""
 
     @property
     def distinguishes_base(self) -> bool:
         """Whether this prompt tells the artifact from its base model."""
         return self.base.strip() != self.artifact.strip()
+
+
+class ReferenceText(WireModel):
+    """A conversation with its right answer, and how likely two models find each of its tokens after those before it
+    (teacher forcing): nothing is generated, so nothing can diverge."""
+
+    text: str
+    """From the template, with the answer and the token that ends it; a server adds special tokens before it."""
+    ids: list[int]
+    """What the tokenizer makes of the text, special tokens included."""
+    long: bool = False
+    """Whether it is as long as it is because wrong positions show only there."""
+    base: list[float]
+    """Natural logarithms of the base model's probabilities, of all tokens but the first."""
+    artifact: list[float]
+    """The same of the exported files, as the evaluation loaded them."""
+    straight: list[float] = []
+    """Of long texts: the same without the rounding of activations."""
+    turned: list[float] = []
+    """The same as ``straight`` with wrong rotary positions."""
 
 
 class Metrics(WireModel):
@@ -106,11 +131,25 @@ class ExportedConfig(BaseModel):
     """Its architecture."""
 
 
+def read_references(lines: Iterable[str], place: str) -> list[ReferenceText]:
+    """References, one a line. Raises StageError (ArtifactCorrupt) with the line that is wrong."""
+    return [parse_json(line, ReferenceText, f"{place} line {number}") for number, line in enumerate(lines, start=1)]
+
+
 def read_answers(lines: Iterable[str], place: str) -> list[Answer]:
     """Answers, one a line. Raises StageError (ArtifactCorrupt) with the line that is wrong."""
     return [parse_json(line, Answer, f"{place} line {number}") for number, line in enumerate(lines, start=1)]
 
 
+def write_references(path: Path, references: Iterable[ReferenceText]) -> None:
+    """The inverse of ``read_references``."""
+    _write(path, references)
+
+
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """The inverse of ``read_answers``."""
-    path.write_text("".join(f"{answer.model_dump_json(by_alias=True)}\n" for answer in answers), encoding="utf-8")
+    _write(path, answers)
+
+
+def _write(path: Path, rows: Iterable[BaseModel]) -> None:
+    path.write_text("".join(f"{row.model_dump_json(by_alias=True)}\n" for row in rows), encoding="utf-8")

@@ -1,8 +1,9 @@
 """Failures of a stage: each has a reason of the API, a message, and whether a retry would help."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.reasons import Reason
 
 T = TypeVar("T")
@@ -19,6 +20,7 @@ class StageError(Exception):
         retriable: bool = False,
         peer_initiated: bool = False,
         scalars: Mapping[str, str] | None = None,
+        checks: Sequence[VerificationCheck] = (),
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -29,6 +31,8 @@ class StageError(Exception):
         """True when another pod is the cause, or all pods agreed to restart: RESTART_GROUP, which is not a failure."""
         self.scalars = dict(scalars or {})
         """What was found all the same: facts for the status."""
+        self.checks = list(checks)
+        """What verify had compared by then."""
 
 
 class StoppedError(BaseException):

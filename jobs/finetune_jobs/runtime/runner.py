@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.layout import Lineage, StageRecord, output_folder
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB, ExitCode
 from finetune_api.reasons import Reason, remedy, with_remedy
@@ -88,6 +89,8 @@ class StageOutput:
     cut: bool = False
     """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give a different result."""
     found: list[Found] = field(default_factory=list)
+    checks: list[VerificationCheck] = field(default_factory=list)
+    """What verify has compared."""
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that made it (lineage)."""
 
@@ -237,6 +240,7 @@ def _answer(stage: Stage, made: StageOutput) -> StageResult:
         output_digest=made.output_digest,
         scalars=made.scalars,
         found=made.found,
+        checks=made.checks,
     )
 
 
@@ -271,7 +275,7 @@ def _guarded(
     except StageError as error:
         log.debug("the cause", exc_info=True)
         found = failure(stage, error.reason, error.message)
-        return found.model_copy(update={"scalars": error.scalars}), _exit_code(error)
+        return found.model_copy(update={"scalars": error.scalars, "checks": error.checks}), _exit_code(error)
     except StoppedError as error:
         return failure(stage, Reason.PREEMPTED, str(error) or "The pod was told to stop."), ExitCode.RETRIABLE
     except Exception as error:

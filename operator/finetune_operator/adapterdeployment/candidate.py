@@ -131,5 +131,6 @@ def _in_line(observed: ObservedDeployment, limit: int, waiting: RevisionStatus, 
 
 def _started(waiting: RevisionStatus, now: datetime) -> Candidacy:
     message = f"Starting revision {waiting.revision} with artifact {waiting.artifact_digest[:12]}."
-    started = in_state(waiting, RevisionState.STARTING, Reason.CANDIDATE_STARTING, "", now)
+    anew = waiting.model_copy(update={"verification": []})
+    started = in_state(anew, RevisionState.STARTING, Reason.CANDIDATE_STARTING, "", now)
     return Candidacy(started, (Event("Normal", Reason.CANDIDATE_STARTING, message),))

@@ -195,7 +195,7 @@ def _roll_out(
     if problem is not None and problem.outlook is Outlook.FAIL:
         return _fail(stable, candidate, problem, keep, now)
     if verification is not None and (failure := verification.failure):
-        return _fail(stable, candidate, failure, keep, now)
+        return _fail(stable, verification.recorded(candidate), failure, keep, now)
     verified = verification is not None and verification.succeeded
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
@@ -203,7 +203,7 @@ def _roll_out(
     left = _promoting_left(candidate, target, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0)
     if verification is not None and verified and enough and not closed:
-        return _promote(observed, target, candidate, verification.verdict, now)
+        return _promote(observed, target, verification.recorded(candidate), verification.verdict, now)
     overdue = _overdue(problem) or _refused_for_long(observed, candidate, target, pods, now)
     overdue = overdue or (verification.overdue if verification else None)
     if left == 0:

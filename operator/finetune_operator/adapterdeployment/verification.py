@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
 from finetune_api.reasons import remedy
 from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
@@ -90,6 +90,10 @@ class Verification:
         """Why the candidate must not be promoted, if the Job has failed."""
         failed = self.verdict.state is State.FAILED
         return ServerProblem(self.verdict.reason, self.verdict.message) if failed else None
+
+    def recorded(self, candidate: RevisionStatus) -> RevisionStatus:
+        """The candidate with what was compared, as far as it is known."""
+        return candidate.model_copy(update={"verification": self.verdict.result.checks if self.verdict.result else []})
 
     @property
     def overdue(self) -> ServerProblem | None:

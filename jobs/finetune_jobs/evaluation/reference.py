@@ -1,0 +1,197 @@
+"""What proves the very weights once they are served: how likely the artifact finds each token of some conversations.
+
+Answers tell too little. A label stays the likeliest one when an adapter counts double, a layer is lost or positions are
+wrong, and the same weights on another engine may break a tie in a long text and go on differently. Probabilities of
+given tokens need one forward pass, and move with every weight that moves. The prompt's tokens count like the answer's:
+tuning makes a model so sure of its answer that little can shake that, while it was never taught the prompt.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from finetune_api.hashing import digest
+from finetune_jobs.artifacts.artifact import ReferenceText
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.token_files import Conversation
+
+CANDIDATES: Final = 16
+"""Conversations of the test split that both models look at."""
+SHORT: Final = 8
+"""Those of them that are kept: where base and artifact differ most."""
+LONG: Final = 2
+LONG_TOKENS: Final = 1008
+"""Length of a long conversation: with a few tokens to spare, what a runtime accepts by default (1,024). A rotary base
+of seven tenths of the right one shows from about 1,000 tokens on."""
+TURN: Final = 0.7
+"""What the rotary base is multiplied with for the record of wrong positions."""
+_CHUNK: Final = 256
+"""Tokens of one forward pass: the probabilities of a whole vocabulary at 1,000 positions may take a gigabyte."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A conversation as tokens, before any model has seen it."""
+
+    text: str
+    ids: list[int]
+    long: bool = False
+
+
+def make_passages(
+    tokenizer: Any, examples: Sequence[Conversation], stop: int, longest: int, *, thoughts: bool = False
+) -> list[Passage]:
+    """Conversations to look at, the same for the same examples in any order; ``longest``: the model's positions.
+
+    The long ones are examples whose question follows the text of others.
+    """
+    ordered = sorted(examples, key=lambda example: digest(example.messages))
+    short = [_passage(tokenizer, example, stop, thoughts) for example in ordered[:CANDIDATES]]
+    return [
+        *(passage for passage in short if len(passage.ids) <= longest),
+        *_long(tokenizer, ordered, stop, longest, thoughts),
+    ]
+
+
+def longest_text(model: Path) -> int:
+    """How many tokens a model takes at once, from its ``config.json``; LONG_TOKENS if that does not say."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    found = config.get("text_config", config).get("max_position_embeddings")
+    return found if isinstance(found, int) else LONG_TOKENS
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator] # torch has no type for it
+def log_probs(model: Any, passage: Passage) -> list[float]:
+    """The model's log-probability of each token but the first, given those before it."""
+    tokens = torch.tensor([passage.ids], device=model.device)
+    cache, found = None, list[float]()
+    for start in range(0, len(passage.ids) - 1, _CHUNK):
+        output = model(input_ids=tokens[:, start : start + _CHUNK], cache=cache, use_cache=True)
+        cache = output.cache
+        expected = tokens[0, start + 1 : start + _CHUNK + 1]
+        predicted = torch.log_softmax(output.logits[0, : len(expected)].float(), dim=-1)
+        found += predicted.gather(1, expected[:, None])[:, 0].tolist()
+    return [round(value, 4) for value in found]
+
+
+def turned_log_probs(model: Any, passage: Passage) -> tuple[list[float], list[float]]:
+    """Of a long conversation, its log-probabilities with the right rotary positions and with wrong ones: the direction
+    in which those of a server are searched for the same mistake. Empty for short ones, and without such positions.
+
+    Activations are not rounded to 8 bits here: small differences would flip roundings, and the noise of that, which is
+    another one in every server, hides what the positions do.
+    """
+    if not passage.long or not _rotary(model):
+        return [], []
+    with _unrounded(model):
+        straight = log_probs(model, passage)
+        with _turned(model):
+            return straight, log_probs(model, passage)
+
+
+def choose_references(
+    passages: Sequence[Passage],
+    base: Sequence[list[float]],
+    artifact: Sequence[list[float]],
+    turned: Sequence[tuple[list[float], list[float]]],
+) -> list[ReferenceText]:
+    """All long conversations, and the short ones on which the two models differ most; ``base`` and ``artifact`` are
+    their ``log_probs``, ``turned`` the artifact's ``turned_log_probs``. A model that computes no numbers has none."""
+    made = [
+        ReferenceText(
+            text=passage.text,
+            ids=passage.ids,
+            long=passage.long,
+            base=before,
+            artifact=after,
+            straight=straight,
+            turned=wrong,
+        )
+        for passage, before, after, (straight, wrong) in zip(passages, base, artifact, turned, strict=True)
+        if all(map(math.isfinite, [*before, *after, *straight, *wrong]))
+    ]
+    short = sorted((each for each in made if not each.long), key=_difference, reverse=True)
+    return [*short[:SHORT], *(each for each in made if each.long)]
+
+
+@contextmanager
+def _unrounded(model: Any) -> Iterator[None]:
+    """Compute with 16 or 32 bits what compressed-tensors rounds while it computes; the weights stay rounded."""
+    rounding = [module for module in model.modules() if getattr(module, "quantization_enabled", False)]
+    for module in rounding:
+        module.quantization_enabled = False
+    try:
+        yield
+    finally:
+        for module in rounding:
+            module.quantization_enabled = True
+
+
+@contextmanager
+def _turned(model: Any) -> Iterator[None]:
+    """Multiply the base of the rotary positions (Su et al. 2021, arXiv 2104.09864) with TURN: the frequency i of n is
+    the base to the power of -i/n."""
+    frequencies = _rotary(model)
+    kept = [each.clone() for each in frequencies]
+    for each in frequencies:
+        each.mul_(TURN ** -(torch.arange(len(each), device=each.device) / len(each)))
+    try:
+        yield
+    finally:
+        for each, before in zip(frequencies, kept, strict=True):
+            each.copy_(before)
+
+
+def _rotary(model: Any) -> list[torch.Tensor]:
+    """The frequencies of a model's rotary positions, as transformers names them."""
+    return [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq") and buffer.dim() == 1]
+
+
+def _difference(reference: ReferenceText) -> float:
+    pairs = list(zip(reference.base, reference.artifact, strict=True))
+    return sum(abs(before - after) for before, after in pairs) / len(pairs)
+
+
+def _passage(tokenizer: Any, example: Conversation, stop: int, thoughts: bool, *, long: bool = False) -> Passage:
+    """The conversation as a server will be sent it: as text, which it encodes with special tokens before it."""
+    encoded = chat.encode(tokenizer, example.messages, stop, example.tools, thoughts=thoughts)
+    text = str(tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False))
+    if tokenizer.bos_token and tokenizer(tokenizer.bos_token)["input_ids"].count(tokenizer.bos_token_id) > 1:
+        text = text.removeprefix(tokenizer.bos_token)  # the tokenizer adds the one that the template writes
+    return Passage(text, list(tokenizer(text)["input_ids"]), long)
+
+
+def _long(
+    tokenizer: Any, ordered: Sequence[Conversation], stop: int, longest: int, thoughts: bool
+) -> Iterator[Passage]:
+    asked = [
+        each for each in ordered if each.prompt[-1]["role"] == "user" and isinstance(each.prompt[-1]["content"], str)
+    ]
+    words = [str(message["content"]) for each in ordered for message in each.messages if message.get("content")]
+    limit = min(LONG_TOKENS, longest - 1)
+    for number, example in enumerate(asked[:LONG]):
+        room = limit - len(_passage(tokenizer, example, stop, thoughts).ids)
+        # From another text on for each, so that the two do not begin alike.
+        before = _filler(tokenizer, words[number * len(words) // LONG :] + words, room)
+        messages = [dict(message) for message in example.messages]
+        messages[-2]["content"] = f"{before}\n\n{messages[-2]['content']}"
+        passage = _passage(tokenizer, Conversation(messages, example.tools), stop, thoughts, long=True)
+        if room > 0 and len(passage.ids) <= longest:
+            yield passage
+
+
+def _filler(tokenizer: Any, texts: Sequence[str], length: int) -> str:
+    """The texts, again and again, cut to about so many tokens."""
+    ids: list[int] = []
+    for text in cycle(texts):
+        ids += tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"]
+        if len(ids) >= length:
+            return str(tokenizer.decode(ids[: max(0, length - 4)]))
+    return ""

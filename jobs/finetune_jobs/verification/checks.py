@@ -1,0 +1,247 @@
+"""What a server's answers prove: a list of checks, each with what was expected and seen. Pure.
+
+Texts must be equal only where answers are labels. Elsewhere a good model on another engine may break a tie in a long
+answer and go on differently; the probabilities of given tokens decide there.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Final
+
+from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
+from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import shorten
+from finetune_jobs.evaluation.metrics import mcnemar, wilson
+from finetune_jobs.evaluation.tasks import right_for
+from finetune_jobs.verification.engine import Forced, Reply
+
+DIGEST: Final = "digest"
+PROMPT_TOKENS: Final = "promptTokens"
+DIFFERS_FROM_BASE: Final = "differsFromBase"
+LOG_PROBABILITIES: Final = "logProbabilities"
+LONG_PROMPTS: Final = "longPrompts"
+POSITIONS: Final = "positions"
+FINISH: Final = "finishReason"
+GOLDEN: Final = "goldenTexts"
+SAMPLE: Final = "testSample"
+
+_SIGNIFICANCE: Final = 0.05
+_HALF_WAY: Final = 0.5
+_SENSITIVE: Final = 0.15
+"""Largest standard error of the way to wrong positions with which half of it can be told from none."""
+_LIMIT: Final = 88
+"""Characters of what was expected or seen: ten checks and a message fit a termination message."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an artifact promises, and what a server did. The lists of a pair are of equal length."""
+
+    golden: Sequence[Answer]
+    golden_replies: Sequence[Reply]
+    sample: Sequence[Answer]
+    sample_replies: Sequence[Reply]
+    references: Sequence[ReferenceText]
+    """Those that the server has room for."""
+    forced: Sequence[Forced]
+    task: TaskType
+    tolerance: float
+    """Nats a token that another engine or precision may be away from the evaluation."""
+    too_long: int = 0
+    """References that the server has no room for."""
+
+    @property
+    def agreement_percent(self) -> int:
+        """Share of the golden prompts that were answered in the artifact's own words."""
+        same = sum(
+            _same(asked.artifact, reply.text) for asked, reply in zip(self.golden, self.golden_replies, strict=True)
+        )
+        return 100 * same // max(1, len(self.golden))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A sample of the test split, answered by artifact and server."""
+
+    samples: int
+    correct: int
+    expected: int
+    """Answers of the artifact that were right."""
+    losses: int
+    """Answers that were right from the artifact and wrong from the server."""
+    wins: int
+
+
+def count(observed: Observed) -> Counts:
+    """How many answers of the sample are right."""
+    right, pairs = right_for(observed.task), zip(observed.sample, observed.sample_replies, strict=True)
+    rights = [(right(a.label, a.artifact), right(a.label, reply.text)) for a, reply in pairs]
+    return Counts(
+        samples=len(rights),
+        correct=sum(now for _, now in rights),
+        expected=sum(before for before, _ in rights),
+        losses=sum(before and not now for before, now in rights),
+        wins=sum(now and not before for before, now in rights),
+    )
+
+
+def make_checks(observed: Observed, min_agreement_percent: int) -> list[VerificationCheck]:
+    """Every check but that of the digest, in the order in which a failure is reported."""
+    short = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if not r.long]
+    long = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if r.long]
+    return [
+        _prompt_tokens(observed),
+        _differs_from_base(observed, short),
+        _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, "the artifact has no record of them"),
+        _log_probabilities(LONG_PROMPTS, long, observed.tolerance, _why_none_is_long(observed)),
+        _positions(long),
+        _finish(observed, min_agreement_percent),
+        _golden_texts(observed, min_agreement_percent),
+        _test_sample(count(observed)),
+    ]
+
+
+def digest_check(model: str, digest: str) -> VerificationCheck:
+    """Whether the server's path of its model holds the artifact's digest."""
+    return _check(DIGEST, digest in model, f"artifact {digest[:12]}", model if digest not in model else digest[:12])
+
+
+def require_all(checks: Sequence[VerificationCheck], endpoint: str) -> None:
+    """Raises StageError (AdapterInactive, VerificationFailed) that names the first check that failed."""
+    failed = next((check for check in checks if check.outcome is CheckOutcome.FAILED), None)
+    if failed is None:
+        return
+    reason = Reason.ADAPTER_INACTIVE if failed.name == DIFFERS_FROM_BASE else Reason.VERIFICATION_FAILED
+    said = f"{endpoint} fails the check {failed.name}: expected {failed.expected}, seen {failed.seen}."
+    raise StageError(reason, said, checks=checks)
+
+
+def distance(left: Sequence[float], right: Sequence[float]) -> float:
+    """Mean absolute difference of log-probabilities, in nats a token."""
+    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / max(1, len(left))
+
+
+Pairs = Sequence[tuple[ReferenceText, Forced]]
+
+
+def _prompt_tokens(observed: Observed) -> VerificationCheck:
+    """A changed template or tokenizer changes the tokens that the model sees, and so everything else."""
+    asked = zip([*observed.golden, *observed.sample], [*observed.golden_replies, *observed.sample_replies], strict=True)
+    counted = [(a.prompt_tokens, r.prompt_tokens) for a, r in asked if a.prompt_tokens and r.prompt_tokens]
+    ids = [r.ids == f.ids for r, f in zip(observed.references, observed.forced, strict=True) if f.ids]
+    if not counted and not ids:
+        return _skipped(PROMPT_TOKENS, "the server does not count tokens")
+    wrong = next(((wanted, given) for wanted, given in counted if wanted != given), None)
+    seen = f"{sum(w == g for w, g in counted)} of {len(counted)} counts and {sum(ids)} of {len(ids)} texts equal"
+    if wrong:
+        seen += f"; {wrong[1]} tokens instead of {wrong[0]}"
+    return _check(PROMPT_TOKENS, wrong is None and all(ids), "the tokens that were recorded", seen)
+
+
+def _differs_from_base(observed: Observed, pairs: Pairs) -> VerificationCheck:
+    """By probabilities, where those of base and artifact are further apart than two servers may be; else by texts."""
+    apart = mean(distance(r.artifact, r.base) for r, _ in pairs) if pairs else 0.0
+    if apart > 2 * observed.tolerance and all(_comparable(*pair) for pair in pairs):
+        to_artifact = mean(distance(r.artifact, f.log_probs) for r, f in pairs)
+        to_base = mean(distance(r.base, f.log_probs) for r, f in pairs)
+        seen = f"{to_artifact:.3f} nats a token from the artifact, {to_base:.3f} from the base model"
+        return _check(DIFFERS_FROM_BASE, to_artifact < to_base, "nearer to the artifact than to its base model", seen)
+    pairs_of_texts = zip(observed.golden, observed.golden_replies, strict=True)
+    telling = [_same(asked.base, reply.text) for asked, reply in pairs_of_texts if asked.distinguishes_base]
+    expected = "most telling golden prompts answered unlike the base model"
+    if not telling:
+        return _check(DIFFERS_FROM_BASE, False, expected, "no golden prompt tells the artifact from its base model")
+    seen = f"{sum(telling)} of {len(telling)} answered like the base model"
+    return _check(DIFFERS_FROM_BASE, sum(telling) * 2 < len(telling), expected, seen)
+
+
+def _log_probabilities(name: str, pairs: Pairs, tolerance: float, without: str) -> VerificationCheck:
+    """The mean distance to the evaluated artifact over all texts; ``without``: why there are none."""
+    if not pairs:
+        return _skipped(name, without)
+    expected = f"at most {tolerance:.3f} nats a token from the artifact"
+    silent = sum(not forced.log_probs for _, forced in pairs)
+    if silent:
+        return _check(name, False, expected, f"no probabilities for {silent} of {len(pairs)} texts")
+    if not all(_comparable(*pair) for pair in pairs):
+        return _check(name, False, expected, "probabilities of other tokens")
+    seen = mean(distance(reference.artifact, forced.log_probs) for reference, forced in pairs)
+    return _check(name, seen <= tolerance, expected, f"{seen:.3f}")
+
+
+def _positions(pairs: Pairs) -> VerificationCheck:
+    """How far the server is on the way from right to wrong rotary positions (least squares).
+
+    The distance alone would not show: with activations of 8 bits, a base of 0.7 of the right one is no further away
+    than the same weights in another precision. But that noise goes in no direction.
+    """
+    known = [pair for pair in pairs if pair[0].turned and _comparable(*pair)]
+    if not known:
+        return _skipped(POSITIONS, "no record of wrong positions that could be compared")
+    wrong = [b - a for r, _ in known for a, b in zip(r.straight, r.turned, strict=True)]
+    seen = [b - a for r, f in known for a, b in zip(r.artifact, f.log_probs, strict=True)]
+    length = sum(w * w for w in wrong)
+    way = sum(w * s for w, s in zip(wrong, seen, strict=True)) / length if length else 0.0
+    rest = sum((s - way * w) ** 2 for w, s in zip(wrong, seen, strict=True))
+    if not length or math.sqrt(rest / len(seen) / length) > _SENSITIVE:
+        return _skipped(POSITIONS, "wrong positions would hardly show in these texts")
+    return _check(POSITIONS, way < _HALF_WAY, "less than half the way to a wrong rotary base", f"{way:.2f} of the way")
+
+
+def _finish(observed: Observed, min_percent: int) -> VerificationCheck:
+    """A model that has lost its stop token goes on until the limit."""
+    asked = zip(observed.golden, observed.golden_replies, strict=True)
+    ended = [reply.stopped for answer, reply in asked if answer.stopped and reply.stopped is not None]
+    if not ended:
+        return _skipped(FINISH, "no answer is known to end by itself")
+    enough = 100 * sum(ended) >= min_percent * len(ended)
+    return _check(FINISH, enough, f"{min_percent} % of answers end by themselves", f"{sum(ended)} of {len(ended)}")
+
+
+def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
+    if not observed.golden:
+        return _skipped(GOLDEN, "the artifact has no golden prompts")
+    seen = f"{observed.agreement_percent} % of {len(observed.golden)} golden prompts"
+    if observed.references and observed.task is not TaskType.CLASSIFICATION:
+        return _skipped(GOLDEN, f"{seen} equal; probabilities decide, as answers are no labels")
+    enough = observed.agreement_percent >= min_percent
+    return _check(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
+
+
+def _test_sample(counts: Counts) -> VerificationCheck:
+    """No worse than the evaluation, beyond chance (McNemar's test of the answers that changed)."""
+    if not counts.samples:
+        return _skipped(SAMPLE, "spec.verification.samples is 0")
+    chance, (low, high) = mcnemar(counts.wins, counts.losses), wilson(counts.correct, counts.samples)
+    worse = counts.losses > counts.wins and chance < _SIGNIFICANCE
+    seen = f"{counts.correct} ({low:.2f} to {high:.2f}); {counts.losses} became wrong, {counts.wins} right"
+    expected = f"{counts.expected} of {counts.samples} right, as evaluated"
+    return _check(SAMPLE, not worse, expected, f"{seen} (p = {chance:.4f})")
+
+
+def _why_none_is_long(observed: Observed) -> str:
+    if observed.too_long:
+        return f"the runtime has no room for {observed.too_long} texts of the record"
+    return "the artifact has no record of long prompts"
+
+
+def _comparable(reference: ReferenceText, forced: Forced) -> bool:
+    return reference.ids == forced.ids and len(forced.log_probs) == len(reference.artifact)
+
+
+def _same(left: str, right: str) -> bool:
+    return left.strip() == right.strip()
+
+
+def _check(name: str, holds: bool, expected: str, seen: str) -> VerificationCheck:
+    outcome = CheckOutcome.PASSED if holds else CheckOutcome.FAILED
+    return VerificationCheck(name=name, expected=shorten(expected, _LIMIT), seen=shorten(seen, _LIMIT), outcome=outcome)
+
+
+def _skipped(name: str, why: str) -> VerificationCheck:
+    return VerificationCheck(name=name, seen=shorten(why, _LIMIT), outcome=CheckOutcome.SKIPPED)

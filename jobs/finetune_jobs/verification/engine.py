@@ -1,0 +1,76 @@
+"""What verification asks of a model server, whatever its API; one module beside this one per engine."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Token limits of a server, as it reports them; 0 if it does not."""
+
+    prompt: int = 0
+    total: int = 0
+    """Prompt and answer together."""
+
+    def take(self, answer: Answer) -> bool:
+        """Whether a prompt of this length is accepted; true if a length is unknown."""
+        return not answer.prompt_tokens or self.have_room(answer.prompt_tokens, answer.max_tokens)
+
+    def have_room(self, prompt: int, answer: int) -> bool:
+        """Whether the server accepts so many tokens, as far as it says."""
+        return prompt <= (self.prompt or math.inf) and prompt + answer <= (self.total or math.inf)
+
+    def __str__(self) -> str:
+        prompt, total = self.prompt or "an unknown number", self.total or "an unknown number"
+        return (
+            f"it accepts {prompt} for a prompt (the runtime's maxInputTokens), {total} with its answer (maxTotalTokens)"
+        )
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server says of itself."""
+
+    model: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A greedy answer."""
+
+    text: str
+    """Without thoughts."""
+    stopped: bool | None = None
+    """Whether the model ended it itself; None: the server does not say."""
+    prompt_tokens: int = 0
+    """As the server counted them; 0: it does not say."""
+
+
+@dataclass(frozen=True)
+class Forced:
+    """How likely a server finds the tokens of a given text."""
+
+    ids: list[int]
+    log_probs: list[float]
+    """Of all tokens but the first; empty if the server does not give them."""
+
+
+class ModelServer(Protocol):
+    """A candidate's server. Every method raises StageError: CandidateFailed (retriable unless the server says that it
+    never will), PromptsTooLong."""
+
+    engine: str
+    """Its API, as the tolerances know it."""
+
+    def served(self) -> Served:
+        """What it serves; its path holds the artifact's digest."""
+
+    def answer(self, asked: Answer) -> Reply:
+        """The most likely answer to a chat."""
+
+    def log_probs(self, reference: ReferenceText) -> Forced:
+        """One forward pass over a given text."""

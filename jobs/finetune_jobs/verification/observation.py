@@ -1,0 +1,55 @@
+"""Asking a server everything that an artifact promises an answer to."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.verification.checks import Observed
+from finetune_jobs.verification.engine import Limits, ModelServer
+from finetune_jobs.verification.tolerance import tolerance
+
+A = TypeVar("A")
+B = TypeVar("B")
+Before = Callable[[int, int], None]
+"""Called before each request, with the number of those before it and of all; it may raise to end them."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a published artifact says of itself."""
+
+    golden: Sequence[Answer]
+    sample: Sequence[Answer]
+    references: Sequence[ReferenceText]
+    """None of an artifact that an earlier version published."""
+    task: TaskType
+    format: str
+
+
+def observe(server: ModelServer, promise: Promise, limits: Limits, before: Before) -> Observed:
+    """What the server does with the promise. A text that it has no room for is left out, and counted.
+
+    Raises StageError as ModelServer, and what ``before`` raises.
+    """
+    references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
+    total = len(references) + len(promise.golden) + len(promise.sample)
+    numbers = iter(range(total))
+
+    def ask(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
+        for each in asked:
+            before(next(numbers), total)
+            yield question(each)
+
+    return Observed(
+        forced=list(ask(server.log_probs, references)),
+        golden_replies=list(ask(server.answer, promise.golden)),
+        sample_replies=list(ask(server.answer, promise.sample)),
+        golden=promise.golden,
+        sample=promise.sample,
+        references=references,
+        task=promise.task,
+        tolerance=tolerance(server.engine, promise.format),
+        too_long=len(promise.references) - len(references),
+    )

@@ -1,0 +1,224 @@
+"""What a server's answers prove: each check as a table, and which failure is reported."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
+from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
+from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
+from finetune_jobs.verification.engine import Forced, Reply
+from tests.support.sentences import assert_says
+
+pytestmark = pytest.mark.unit
+
+TOLERANCE = 0.1
+IDS = [1, 5, 6, 7]
+BASE, ARTIFACT = [-3.0, -2.0, -4.0], [-1.0, -0.5, -0.0]
+
+
+def asked(number: int, *, tokens: int = 30, base: str = "b", stopped: bool = True) -> Answer:
+    texts = {"label": "a", "base": base, "tuned": "a", "artifact": "a"}
+    messages = [{"role": "user", "content": f"question {number}"}]
+    return Answer(messages=messages, **texts, prompt_tokens=tokens, stopped=stopped)
+
+
+def reference(*, long: bool = False, base: Sequence[float] = BASE) -> ReferenceText:
+    turned = {"straight": [-1.0, -0.5, -0.1], "turned": [-1.1, -0.45, -0.1]} if long else {}
+    return ReferenceText(text="text", ids=IDS, long=long, base=list(base), artifact=ARTIFACT, **turned)
+
+
+def shifted(by: float, ids: Sequence[int] = IDS) -> Forced:
+    """A server whose probabilities are so far from the artifact's, towards the base's."""
+    return Forced(list(ids), [value - by for value in ARTIFACT])
+
+
+SAME = shifted(0.0)
+RIGHT = [Reply("a\n", True, 30)] * 40
+WRONG = [Reply("b", True, 30)] * 40
+CUT = [Reply("a", False, 30)] * 40
+RECORD = [reference(), reference(), reference(long=True)]
+
+
+def observed(
+    *,
+    golden: Sequence[Reply] = RIGHT[:8],
+    sample: Sequence[Reply] = RIGHT,
+    references: Sequence[ReferenceText] = RECORD,
+    forced: Sequence[Forced] = (SAME, SAME, SAME),
+    task: TaskType = TaskType.CLASSIFICATION,
+    too_long: int = 0,
+) -> Observed:
+    return Observed(
+        golden=[asked(n) for n in range(len(golden))],
+        golden_replies=golden,
+        sample=[asked(n) for n in range(len(sample))],
+        sample_replies=sample,
+        references=references,
+        forced=forced,
+        task=task,
+        tolerance=TOLERANCE,
+        too_long=too_long,
+    )
+
+
+def failed(checks: Sequence[VerificationCheck]) -> list[str]:
+    return [check.name for check in checks if check.outcome is CheckOutcome.FAILED]
+
+
+def named(checks: Sequence[VerificationCheck], name: str) -> VerificationCheck:
+    return next(check for check in checks if check.name == name)
+
+
+NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
+
+
+@pytest.mark.parametrize(
+    ("seen", "fails"),
+    [
+        (observed(), []),
+        (observed(forced=(shifted(0.09), shifted(0.09), shifted(0.09))), []),
+        # Another engine breaks ties elsewhere: right answers that are not the artifact's words.
+        (observed(golden=WRONG[:3] + RIGHT[:5], task=TaskType.TEXT), []),
+        (observed(golden=WRONG[:3] + RIGHT[:5]), ["goldenTexts"]),
+        (observed(golden=WRONG[:3] + RIGHT[:5], **NO_RECORD), ["goldenTexts"]),
+        (observed(golden=WRONG[:3] + RIGHT[:5], task=TaskType.TEXT, **NO_RECORD), ["goldenTexts"]),
+        (observed(golden=WRONG[:8], **NO_RECORD), ["differsFromBase", "goldenTexts"]),
+        # Every answer is right, and the weights are not the artifact's.
+        (observed(forced=(shifted(0.2), shifted(0.2), SAME)), ["logProbabilities"]),
+        (observed(forced=(SAME, SAME, shifted(0.2))), ["longPrompts"]),
+        # No further away than another precision, but on the way to wrong positions.
+        (observed(forced=(SAME, SAME, Forced(IDS, [-1.09, -0.46, 0.0]))), ["positions"]),
+        (observed(forced=(SAME, SAME, Forced(IDS, [-1.02, -0.49, 0.01]))), []),
+        (observed(forced=(Forced(IDS, BASE), Forced(IDS, BASE), SAME)), ["differsFromBase", "logProbabilities"]),
+        (observed(forced=(Forced(IDS, []), SAME, SAME)), ["logProbabilities"]),
+        (observed(forced=(shifted(0, [1, 5, 6, 8]), SAME, SAME)), ["promptTokens", "logProbabilities"]),
+        (observed(golden=[Reply("a", True, 31)] * 8), ["promptTokens"]),
+        (observed(golden=CUT[:8]), ["finishReason"]),
+        (observed(golden=[Reply("a", None, 0)] * 8, sample=[Reply("a")] * 40, **NO_RECORD), []),
+        (observed(sample=RIGHT[:36] + WRONG[:4]), []),
+        (observed(sample=RIGHT[:30] + WRONG[:10]), ["testSample"]),
+        (observed(sample=()), []),
+    ],
+)
+def test_what_fails(seen: Observed, fails: list[str]) -> None:
+    checks = make_checks(seen, 75)
+    assert failed(checks) == fails
+    assert len({check.name for check in checks}) == 8
+
+
+def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
+    """Two servers of the same weights may be as far apart as this base is from the artifact."""
+    near = [reference(base=[value - 0.15 for value in ARTIFACT]), reference(long=True)]
+    told = observed(references=near, forced=(shifted(0.09), SAME))
+    assert failed(make_checks(told, 75)) == []
+    assert_says(named(make_checks(told, 75), "differsFromBase").seen, "0 of 8 answered like the base")
+    assert "differsFromBase" in failed(
+        make_checks(observed(references=near, forced=(SAME, SAME), golden=WRONG[:8]), 75)
+    )
+
+
+def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
+    checks = make_checks(observed(references=RECORD[:2], forced=(SAME, SAME), too_long=1), 75)
+    assert_says(named(checks, "longPrompts").seen, "no room for 1 texts")
+    checks = make_checks(observed(**NO_RECORD), 75)
+    assert_says(named(checks, "logProbabilities").seen, "no record")
+    skipped = {check.name for check in checks if check.outcome is CheckOutcome.SKIPPED}
+    assert skipped == {"logProbabilities", "longPrompts", "positions"}
+
+
+def test_positions_that_hardly_matter_are_not_judged() -> None:
+    """Differences of a server in all directions are larger than what wrong positions would change."""
+    insensitive = [reference(), reference(), reference(long=True).model_copy(update={"turned": [-1.01, -0.5, -0.1]})]
+    noisy = Forced(IDS, [-1.05, -0.45, -0.05])
+    checks = make_checks(observed(references=insensitive, forced=(SAME, SAME, noisy)), 75)
+    assert named(checks, "positions").outcome is CheckOutcome.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "parts"),
+    [
+        (
+            observed(forced=(Forced(IDS, BASE), Forced(IDS, BASE), SAME)),
+            Reason.ADAPTER_INACTIVE,
+            "differsFromBase … nearer to the artifact … 2.500 nats … 0.000 from the base",
+        ),
+        (
+            observed(golden=WRONG[:8], **NO_RECORD),
+            Reason.ADAPTER_INACTIVE,
+            "differsFromBase … unlike the base … 8 of 8",
+        ),
+        (
+            observed(forced=(SAME, SAME, shifted(0.2))),
+            Reason.VERIFICATION_FAILED,
+            "longPrompts … at most 0.100 nats a token … 0.200",
+        ),
+        (observed(golden=CUT[:8]), Reason.VERIFICATION_FAILED, "finishReason … 75 % … 0 of 8"),
+        (
+            observed(golden=RIGHT[:5] + WRONG[:3]),
+            Reason.VERIFICATION_FAILED,
+            "goldenTexts … 75 % … 62 % of 8 golden prompts",
+        ),
+        (
+            observed(sample=RIGHT[:30] + WRONG[:10]),
+            Reason.VERIFICATION_FAILED,
+            "testSample … 40 of 40 right … 30 (0.60 to 0.86) … 10 became wrong, 0 right (p = 0.0020)",
+        ),
+        (
+            observed(golden=[Reply("a", True, 31)] * 8),
+            Reason.VERIFICATION_FAILED,
+            "promptTokens … 40 of 48 counts … 31 tokens instead of 30",
+        ),
+    ],
+)
+def test_the_first_failure_is_reported_with_all_checks(seen: Observed, reason: Reason, parts: str) -> None:
+    checks = make_checks(seen, 75)
+    with pytest.raises(StageError) as error:
+        require_all(checks, "http://candidate")
+    assert error.value.reason is reason
+    assert error.value.checks == checks
+    assert_says(error.value.message, "http://candidate", *parts.split(" … "))
+
+
+def test_an_artifact_that_answers_like_its_base_proves_nothing() -> None:
+    same = [asked(1, base="a")]
+    seen = Observed(same, RIGHT[:1], (), (), (), (), TaskType.CLASSIFICATION, TOLERANCE)
+    with pytest.raises(StageError, match=r"no golden prompt tells the artifact from its base") as error:
+        require_all(make_checks(seen, 1), "http://candidate")
+    assert error.value.reason is Reason.ADAPTER_INACTIVE
+
+
+def test_a_better_server_is_no_failure() -> None:
+    tested = [answer.model_copy(update={"artifact": "b"}) for answer in map(asked, range(20))]
+    seen = Observed([asked(1)], RIGHT[:1], tested, RIGHT[:20], (), (), TaskType.CLASSIFICATION, TOLERANCE)
+    counts = count(seen)
+    assert (counts.correct, counts.expected, counts.losses, counts.wins) == (20, 0, 0, 20)
+    assert failed(make_checks(seen, 75)) == []
+
+
+def test_the_path_of_the_model_holds_the_digest() -> None:
+    assert digest_check(f"/models/{'a' * 64}/model", "a" * 64).outcome is CheckOutcome.PASSED
+    other = digest_check("/models/other/model", "a" * 64)
+    assert (other.outcome, other.seen) == (CheckOutcome.FAILED, "/models/other/model")
+
+
+def test_the_distance_is_a_mean() -> None:
+    assert distance([-1.0, -2.0], [-1.5, -1.0]) == pytest.approx(0.75)
+    assert distance([], []) == 0.0
+
+
+def test_a_result_with_every_check_fits_a_termination_message() -> None:
+    checks = [
+        digest_check("/models/" + "x" * 200, "a" * 64),
+        *make_checks(observed(sample=RIGHT[:30] + WRONG[:10]), 75),
+    ]
+    full = [check.model_copy(update={"expected": "x" * 88, "seen": "y" * 88}) for check in checks]
+    result = StageResult(
+        stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.VERIFICATION_FAILED, message="m" * 500, checks=full
+    )
+    assert len(result.model_dump_json(by_alias=True).encode()) <= MAX_RESULT_BYTES
