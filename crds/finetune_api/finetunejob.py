@@ -102,7 +102,7 @@ class Evaluation(Gates, Examination):
 class Signing(ApiModel):
     """The key that signs where a published artifact comes from."""
 
-    secret_key_ref: Annotated[SecretKeyRef, Changes.RETRY]
+    secret_key_ref: SecretKeyRef
     """A private key in PEM (PKCS #8, without a password): Ed25519, or ECDSA on the curve P-256. To sign what is
     published already, name the key and set spec.rerun to a new value."""
 
@@ -116,7 +116,7 @@ class Output(ApiModel):
     """Name under which the artifact is published; only one FineTuneJob may use it."""
     storage: Storage | None = None
     """How to reach the results' store, in place of spec.storage as a whole."""
-    signing: Signing | None = None
+    signing: Annotated[Signing | None, Changes.RETRY] = None
     """Signs each published artifact; AdapterDeployments can ask for the signature (spec.policy.signature)."""
 
 

@@ -113,6 +113,7 @@ FREE_AT_DEPTH = [
     (("spec", "storage", "secretRef"), ABSENT),
     (("spec", "storage", "secretRef", "name"), "other"),
     (("spec", "storage", "caBundle", "configMapKeyRef", "name"), "other"),
+    (("spec", "output", "signing"), ABSENT),
     (("spec", "output", "signing", "secretKeyRef", "name"), "other"),
     ((*DISTILLATION, "teacher", "secretKeyRef"), ABSENT),
     ((*DISTILLATION, "teacher", "secretKeyRef", "key"), "OTHER"),

@@ -117,7 +117,6 @@ _URIS = {
             "-----BEGIN PUBLIC KEY-----\nMCow+/AyEA=\nab==\n-----END PUBLIC KEY-----\n",
         ),
         (
-            "",
             "-----BEGIN PRIVATE KEY-----\nab==\n-----END PRIVATE KEY-----\n",
             "-----BEGIN PUBLIC KEY-----\r\nab==\r\n-----END PUBLIC KEY-----\r\n",
             "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n",

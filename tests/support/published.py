@@ -14,12 +14,14 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output, Signing
 from finetune_api.layout import Lineage
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import Stage, StageInput, Upstream
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, Answer, write_answers
 from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.stages import RUN, pipeline_params, stage_input
@@ -68,8 +70,15 @@ def put_upstream(store: Store, folder: Path, rows: bytes = b"{}\n", **lineage: A
     put(Stage.PREPARE, {"train.jsonl": rows}, rowsTrain="320", labels="2")
     put(Stage.TRAIN, {"adapter_model.safetensors": b"adapter of " + rows}, steps="60")
     put(Stage.EXPORT, {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights of " + rows})
-    metrics = {"goldenPrompts": 4, "scalars": {"samples": "8", "accuracyBase": "0.25", "accuracyArtifact": "0.95"}}
-    write_answers(folder / "answers", [answer(number) for number in range(8)])
+    asked = [answer(number) for number in range(8)]
+    texts = {name: [getattr(each, name) for each in asked] for name in ("base", "tuned", "artifact")}
+    measured = measure(TaskType.CLASSIFICATION, [each.label for each in asked], texts, ["a", "b"])
+    metrics = {
+        "goldenPrompts": 4,
+        "scalars": {"samples": "8", "accuracyBase": "0.25", "accuracyArtifact": "0.95"},
+        "measurements": measured.model_dump(mode="json", by_alias=True),
+    }
+    write_answers(folder / "answers", asked)
     answers = (folder / "answers").read_bytes()
     put(Stage.EVALUATE, {ANSWERS: answers, METRICS: json.dumps(metrics).encode()})
     return chain

@@ -98,7 +98,7 @@ def test_base_and_tuned_model_answer_a_sample(folder: Path) -> None:
     assert found.safety is not None
     assert found.safety.samples == len(sets.adversarial)
     assert found.loss is not None
-    assert abs(found.loss.difference) > 0.1
+    assert abs(found.loss.difference) > 0.01
     assert found.bias is not None
     assert found.bias.samples == len(sets.swaps)
     assert json.loads(json.dumps(found.document()))["items"][0]["base"] == base.answers[sets.general[0].id]

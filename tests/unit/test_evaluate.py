@@ -179,6 +179,14 @@ class Recites:
         said = torch.tensor(self.tokenizer(self.text)["input_ids"])
         return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
 
+    def __call__(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        """It finds every token equally likely."""
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, len(self.tokenizer)), cache=None)
+
+    def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
+        """It has no positions."""
+        return []
+
 
 @pytest.mark.parametrize(
     ("template", "thoughts", "end", "text", "answer"),

@@ -106,7 +106,7 @@ def test_the_marks_are_where_the_documentation_says() -> None:
     named = {".suspend", ".tracking", ".retention", ".budget"}
     assert named <= tops
     others = {name.rpartition(".")[2] for name in tops - named}
-    assert others <= {"caBundle", "secretRef", "secretKeyRef"}
+    assert others <= {"caBundle", "secretRef", "secretKeyRef", "signing"}, "of signing, the Secret is all there is"
 
 
 def status(outcome: Phase, means_: str, at_work: bool = False, ended: str = "") -> FineTuneJobStatus:

@@ -42,7 +42,12 @@ SPEC: Final = FineTuneJobSpec.model_validate(
             "replay": {"source": {"uri": "s3://abc/general.jsonl", "storage": storage("replay")}},
             "pii": {"ner": {"uri": "s3://abc/names", "storage": storage("names")}},
         },
-        "output": {"uri": "s3://abc/out", "name": "made", "storage": storage("output")},
+        "output": {
+            "uri": "s3://abc/out",
+            "name": "made",
+            "storage": storage("output"),
+            "signing": {"secretKeyRef": {"name": "signing", "key": "private.pem"}},
+        },
         "storage": storage("spec"),
     }
 )
@@ -56,7 +61,7 @@ NEEDED: Final[dict[Stage, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     Stage.TRAIN: (RESULTS, MODEL_TOKEN),
     Stage.EXPORT: (RESULTS, MODEL_TOKEN),
     Stage.EVALUATE: (RESULTS, MODEL_TOKEN),
-    Stage.PUBLISH: (RESULTS, ()),
+    Stage.PUBLISH: (RESULTS, ("signing/private.pem",)),
 }
 
 

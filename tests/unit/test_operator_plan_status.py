@@ -151,7 +151,14 @@ def test_the_artifact_knows_its_architecture() -> None:
     jobs = (RESOLVED, *(done(stage, scalars={"architecture": "llama"}) for stage in PIPELINE))
     artifact = plan(observed(jobs=jobs), NOW).status.artifact
     assert artifact is not None
-    assert (artifact.format, artifact.architecture) == ("INT8", "llama")
+    assert (artifact.format, artifact.architecture, artifact.signed_by) == ("INT8", "llama", None)
+
+
+def test_the_artifact_knows_its_signer() -> None:
+    jobs = (RESOLVED, *(done(stage, scalars={"signedBy": "f" * 64}) for stage in PIPELINE))
+    artifact = plan(observed(jobs=jobs), NOW).status.artifact
+    assert artifact is not None
+    assert artifact.signed_by == "f" * 64
 
 
 def test_what_preflight_warns_of_is_said_once_and_stays() -> None:
