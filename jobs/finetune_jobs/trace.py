@@ -27,7 +27,7 @@ _PLACES: Final = ("models", "evaluations", "artifacts")
 
 
 @dataclass(frozen=True)
-class Found:
+class Descendant:
     """A result that contains the data set."""
 
     stage: Stage
@@ -66,7 +66,7 @@ class Trace:
     uri: str
     published: bool
     """Whether the data set itself still stands in the store."""
-    found: tuple[Found, ...]
+    found: tuple[Descendant, ...]
     channels: tuple[Channel, ...]
 
     @property
@@ -105,13 +105,13 @@ def trace(store: Store, dataset: str) -> Trace:
     )
 
 
-def _containing(store: Store, dataset: str) -> Iterator[Found]:
+def _containing(store: Store, dataset: str) -> Iterator[Descendant]:
     for folder, manifest in _manifests(store):
         if manifest.lineage.upstream.dataset != dataset:
             continue
         digest, run = manifest.content_digest(), manifest.lineage.run
         mark = read_withdrawal(store, digest) if manifest.stage is Stage.PUBLISH else None
-        yield Found(
+        yield Descendant(
             stage=manifest.stage,
             digest=digest,
             uri=store.uri(folder),

@@ -10,7 +10,7 @@ from finetune_jobs.evaluation.behaviour.checks import Mentions
 from finetune_jobs.evaluation.behaviour.comparison import ALL, FORGETTING, SAFETY, Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, Swap
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference, student_95
-from finetune_jobs.evaluation.behaviour.probe import Observed
+from finetune_jobs.evaluation.behaviour.probe import Responses
 
 pytestmark = pytest.mark.unit
 
@@ -28,12 +28,12 @@ SETS = Sets(
         Swap(id="s2", about="name", prompt="Is {} kind?", swaps=("A", "B"), reference="Yes"),
     ],
 )
-BASE = Observed(
+BASE = Responses(
     answers={"f1": "yes", "f2": "yes", "r1": "no", "r2": "yes", "h1": "yes", "h2": "no"},
     losses={"f1": 1.0, "f2": 2.0, "r1": 3.0, "r2": 4.0},
     swap_losses={"s1": (1.0, 1.5), "s2": (2.0, 1.75)},
 )
-TUNED = Observed(
+TUNED = Responses(
     answers={"f1": "no", "f2": "yes", "r1": "yes", "r2": "no", "h1": "yes", "h2": "yes"},
     losses={"f1": 1.5, "f2": 2.5, "r1": 3.0, "r2": 5.0},
     swap_losses={"s1": (1.0, 2.0), "s2": (2.0, 1.5)},
@@ -116,7 +116,7 @@ def test_a_gate_finds_both_sets_among_the_measurements() -> None:
 
 
 def test_a_set_that_is_off_has_no_figures() -> None:
-    found = compare_behaviour(Sets(), Observed({}, {}, {}), Observed({}, {}, {}))
+    found = compare_behaviour(Sets(), Responses({}, {}, {}), Responses({}, {}, {}))
     assert found.document() == Behaviour().document()
     assert (found.forgetting, found.safety, found.loss, found.bias) == (None, None, None, None)
 

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import Evaluation
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, general_set, sets_for, swap_set
-from finetune_jobs.evaluation.behaviour.probe import Observed
+from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.mistakes import worst
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.report import Evaluated
@@ -155,11 +155,11 @@ def test_each_kind_of_mistake_comes_once_before_any_comes_twice() -> None:
     assert [mistake.question for mistake in found] == ["0", "3", "1"]
 
 
-def observed(sets: Sets, *, wrong: Sequence[SetItem] = (), loss: float = 1.0) -> Observed:
+def observed(sets: Sets, *, wrong: Sequence[SetItem] = (), loss: float = 1.0) -> Responses:
     """A model that answers as the reference, but for some wrong answers."""
     missed = {item.id for item in wrong}
     items = [*sets.general, *sets.adversarial]
-    return Observed(
+    return Responses(
         {item.id: item.wrong if item.id in missed else item.reference for item in items},
         {item.id: loss + n % 3 * 0.1 for n, item in enumerate(sets.general)},
         {swap.id: (1.0, loss + n * 0.1) for n, swap in enumerate(sets.swaps)},
@@ -198,6 +198,6 @@ def test_sets_that_were_not_asked_are_not_on_the_page_and_a_reason_is() -> None:
 
 def test_what_models_say_cannot_change_the_page() -> None:
     sets = Sets(general=general_set()[:2])
-    said = Observed({item.id: HOSTILE for item in sets.general}, {item.id: 1.0 for item in sets.general}, {})
+    said = Responses({item.id: HOSTILE for item in sets.general}, {item.id: 1.0 for item in sets.general}, {})
     page = page_of(compare_behaviour(sets, observed(sets), said))
     assert "script" not in page.tags

@@ -13,7 +13,7 @@ from finetune_api.cards import generation_of
 from finetune_api.dataset import TaskType
 from finetune_api.timing import Pace, evaluate_seconds, export_seconds
 from finetune_api.training import Method, Quantization, Training
-from finetune_jobs.fit.cards import CARDS, Card, card_of, caution
+from finetune_jobs.fit.cards import CARDS, Speed, card_of, caution
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import LABEL_TOKENS, answer_tokens, operations, pace
 from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU
@@ -135,7 +135,7 @@ def test_a_card_is_known_by_its_name(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("card", CARDS, ids=[card.words for card in CARDS])
-def test_a_row_is_complete(card: Card) -> None:
+def test_a_row_is_complete(card: Speed) -> None:
     """Its numbers are possible, 16 bits are no slower than NF4, and its source or that it has none is named."""
     assert 0 < card.nf4 <= card.lora <= card.full < 0.8
     assert 50 < 1e3 * card.tflops / card.bandwidth < 450

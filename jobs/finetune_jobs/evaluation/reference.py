@@ -90,7 +90,7 @@ def turned_log_probs(model: Any, passage: Passage) -> tuple[list[float], list[fl
     """
     if not passage.long or not _rotary(model):
         return [], []
-    with _unrounded(model):
+    with torch.inference_mode(), _unrounded(model):
         straight = log_probs(model, passage)
         with _turned(model):
             return straight, log_probs(model, passage)

@@ -22,7 +22,7 @@ OPERATIONS_PER_BYTE: Final = 250.0
 
 
 @dataclass(frozen=True)
-class Card:
+class Speed:
     """A GPU."""
 
     words: str
@@ -59,41 +59,41 @@ _FSDP: Final = "https://github.com/AnswerDotAI/fsdp_qlora/blob/main/benchmarks_0
 _FMS: Final = "https://github.com/foundation-model-stack/fms-acceleration/tree/main/scripts/benchmarks/refs"
 
 CARDS: Final = (
-    Card("t4", 65, 320, 0.25, 0.25, 0.25, "An assumption: no measurement; models do not train on it (no bfloat16)."),
-    Card("a10", 125, 600, 0.35, 0.40, 0.40, "An assumption: as the A10G, held back by its 150 W."),
-    Card("a10g", 70, 600, 0.45, 0.50, 0.50, "An assumption: as the RTX 3090, the same chip, at less power."),
-    Card("l4", 121, 300, 0.18, 0.20, 0.20, "https://github.com/0xZee/finetune_llama3-1_unsloth (NF4); 72 W for all"),
-    Card("a40", 150, 696, 0.45, 0.50, 0.50, "An assumption: as the RTX 3090, the same chip."),
-    Card("a6000", 155, 768, 0.45, 0.50, 0.50, "An assumption: as the RTX 3090, the same chip."),
-    Card("6000 ada", 364, 960, 0.32, 0.35, 0.35, "An assumption: as the L40S, the same chip."),
-    Card("l40", 181, 864, 0.57, 0.60, 0.60, f"{_FMS} (NF4, LoRA)"),
-    Card("l40s", 362, 864, 0.36, 0.40, 0.40, "An assumption: a third faster than the L40 with the same memory."),
-    Card("3090", 71, 936, 0.65, 0.65, 0.65, f"{_FSDP} (NF4)"),
-    Card("4090", 165, 1008, 0.57, 0.60, 0.60, f"{_FSDP} (NF4)"),
-    Card("5090", 210, 1792, 0.62, 0.65, 0.65, _SUROGATE),
-    Card("a100", 312, 1555, 0.45, 0.48, 0.52, f"{_QWEN}; {_FACTORY}; {_FMS} (Full)"),
-    Card("a100 80gb", 312, 2039, 0.45, 0.48, 0.52, f"{_QWEN}; {_FACTORY}; {_FMS} (Full)"),
-    Card("a800", 312, 2039, 0.45, 0.48, 0.52, "As the A100, whose chip it has."),
-    Card("h100", 989, 3352, 0.33, 0.36, 0.43, f"{_SUROGATE}; {_MOSAIC} (Full)"),
-    Card("h100 pcie", 756, 2039, 0.33, 0.36, 0.43, "An assumption: as the H100 with SXM."),
-    Card("h100 nvl", 835, 3938, 0.33, 0.36, 0.43, "An assumption: as the H100 with SXM."),
-    Card("h800", 989, 3352, 0.33, 0.36, 0.43, "As the H100, whose chip it has."),
-    Card("h200", 989, 4800, 0.33, 0.36, 0.43, f"{_SUROGATE}; Full as the H100, whose chip it has"),
-    Card("b200", 2250, 8000, 0.26, 0.28, 0.28, _SUROGATE),
+    Speed("t4", 65, 320, 0.25, 0.25, 0.25, "An assumption: no measurement; models do not train on it (no bfloat16)."),
+    Speed("a10", 125, 600, 0.35, 0.40, 0.40, "An assumption: as the A10G, held back by its 150 W."),
+    Speed("a10g", 70, 600, 0.45, 0.50, 0.50, "An assumption: as the RTX 3090, the same chip, at less power."),
+    Speed("l4", 121, 300, 0.18, 0.20, 0.20, "https://github.com/0xZee/finetune_llama3-1_unsloth (NF4); 72 W for all"),
+    Speed("a40", 150, 696, 0.45, 0.50, 0.50, "An assumption: as the RTX 3090, the same chip."),
+    Speed("a6000", 155, 768, 0.45, 0.50, 0.50, "An assumption: as the RTX 3090, the same chip."),
+    Speed("6000 ada", 364, 960, 0.32, 0.35, 0.35, "An assumption: as the L40S, the same chip."),
+    Speed("l40", 181, 864, 0.57, 0.60, 0.60, f"{_FMS} (NF4, LoRA)"),
+    Speed("l40s", 362, 864, 0.36, 0.40, 0.40, "An assumption: a third faster than the L40 with the same memory."),
+    Speed("3090", 71, 936, 0.65, 0.65, 0.65, f"{_FSDP} (NF4)"),
+    Speed("4090", 165, 1008, 0.57, 0.60, 0.60, f"{_FSDP} (NF4)"),
+    Speed("5090", 210, 1792, 0.62, 0.65, 0.65, _SUROGATE),
+    Speed("a100", 312, 1555, 0.45, 0.48, 0.52, f"{_QWEN}; {_FACTORY}; {_FMS} (Full)"),
+    Speed("a100 80gb", 312, 2039, 0.45, 0.48, 0.52, f"{_QWEN}; {_FACTORY}; {_FMS} (Full)"),
+    Speed("a800", 312, 2039, 0.45, 0.48, 0.52, "As the A100, whose chip it has."),
+    Speed("h100", 989, 3352, 0.33, 0.36, 0.43, f"{_SUROGATE}; {_MOSAIC} (Full)"),
+    Speed("h100 pcie", 756, 2039, 0.33, 0.36, 0.43, "An assumption: as the H100 with SXM."),
+    Speed("h100 nvl", 835, 3938, 0.33, 0.36, 0.43, "An assumption: as the H100 with SXM."),
+    Speed("h800", 989, 3352, 0.33, 0.36, 0.43, "As the H100, whose chip it has."),
+    Speed("h200", 989, 4800, 0.33, 0.36, 0.43, f"{_SUROGATE}; Full as the H100, whose chip it has"),
+    Speed("b200", 2250, 8000, 0.26, 0.28, 0.28, _SUROGATE),
 )
 
 
-def card_of(hardware: HardwareFacts) -> Card | None:
+def card_of(hardware: HardwareFacts) -> Speed | None:
     """The card of a profile; None for one that is not in the table."""
     names = words_of(hardware.name)
     fitting = [card for card in CARDS if words_of(card.words) <= names]
     return max(fitting, key=lambda card: len(card.words.split()), default=None)
 
 
-def unknown(hardware: HardwareFacts) -> Card:
+def unknown(hardware: HardwareFacts) -> Speed:
     """What is assumed of a card that is not in the table: the profile's peak, and a middling share and bandwidth."""
     bandwidth = 1e3 * hardware.peak_tflops / OPERATIONS_PER_BYTE
-    return Card(hardware.name, hardware.peak_tflops, bandwidth, 0.33, 0.36, 0.36, "An assumption.")
+    return Speed(hardware.name, hardware.peak_tflops, bandwidth, 0.33, 0.36, 0.36, "An assumption.")
 
 
 def caution(hardware: HardwareFacts) -> str:

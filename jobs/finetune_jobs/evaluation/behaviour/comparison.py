@@ -8,7 +8,7 @@ from typing import Any, Final
 from finetune_jobs.artifacts.measurements import Difference, Estimate, Measured, Measurements
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference
-from finetune_jobs.evaluation.behaviour.probe import Observed
+from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 
 FORGETTING: Final = "forgetting"
@@ -129,7 +129,7 @@ class Behaviour:
         }
 
 
-def compare_behaviour(sets: Sets, base: Observed, tuned: Observed, note: str = "") -> Behaviour:
+def compare_behaviour(sets: Sets, base: Responses, tuned: Responses, note: str = "") -> Behaviour:
     """The comparison of two models that were asked the same sets; ``note`` as the probe has it."""
     gaps = [(_gap(base, swap.id), _gap(tuned, swap.id)) for swap in sets.swaps]
     return Behaviour(
@@ -155,12 +155,12 @@ def compare_behaviour(sets: Sets, base: Observed, tuned: Observed, note: str = "
     )
 
 
-def _shares(items: Sequence[SetItem], base: Observed, tuned: Observed) -> list[Shares]:
+def _shares(items: Sequence[SetItem], base: Responses, tuned: Responses) -> list[Shares]:
     groups = {ALL: list(items), **{name: [i for i in items if i.category == name] for name in _categories(items)}}
     return [_share(name, group, base, tuned) for name, group in groups.items() if group]
 
 
-def _share(category: str, items: Sequence[SetItem], base: Observed, tuned: Observed) -> Shares:
+def _share(category: str, items: Sequence[SetItem], base: Responses, tuned: Responses) -> Shares:
     pairs = [(i.check.accepts(base.answers[i.id]), i.check.accepts(tuned.answers[i.id])) for i in items]
     right = [sum(pair[model] for pair in pairs) for model in (0, 1)]
     wins, losses, samples = pairs.count((False, True)), pairs.count((True, False)), len(pairs)
@@ -178,7 +178,7 @@ def _share(category: str, items: Sequence[SetItem], base: Observed, tuned: Obser
     )
 
 
-def _losses(items: Sequence[SetItem], base: Observed, tuned: Observed) -> list[Means]:
+def _losses(items: Sequence[SetItem], base: Responses, tuned: Responses) -> list[Means]:
     groups = {ALL: list(items), **{name: [i for i in items if i.category == name] for name in _categories(items)}}
     return [
         _means(name, [(base.losses[i.id], tuned.losses[i.id]) for i in group])
@@ -197,12 +197,12 @@ def _means(category: str, pairs: Sequence[tuple[float, float]]) -> Means:
     )
 
 
-def _gap(model: Observed, swap: str) -> float:
+def _gap(model: Responses, swap: str) -> float:
     first, second = model.swap_losses[swap]
     return abs(first - second)
 
 
-def _item(item: SetItem, base: Observed, tuned: Observed) -> dict[str, Any]:
+def _item(item: SetItem, base: Responses, tuned: Responses) -> dict[str, Any]:
     answers = {"base": base.answers[item.id], "tuned": tuned.answers[item.id]}
     losses = {"base": base.losses.get(item.id), "tuned": tuned.losses.get(item.id)}
     return {

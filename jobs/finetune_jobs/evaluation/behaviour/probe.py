@@ -19,7 +19,7 @@ BATCH_SIZE: Final = 32
 
 
 @dataclass(frozen=True)
-class Observed:
+class Responses:
     """What one model did with the sets, by the items' ids."""
 
     answers: Mapping[str, str]
@@ -42,7 +42,7 @@ class Probe:
     note: str = ""
     """Why nothing is asked."""
 
-    def ask(self, model: Any, progress: Progress, start: float, end: float, name: str) -> Observed:
+    def ask(self, model: Any, progress: Progress, start: float, end: float, name: str) -> Responses:
         """What ``model`` does with the sets; progress goes from ``start`` to ``end``. Raises torch.OutOfMemoryError if
         one item does not fit the GPU's memory."""
         items = [*self.sets.general, *self.sets.adversarial]
@@ -63,7 +63,7 @@ class Probe:
         report = progress.part(middle, end, f"{name}, likelihood")
         losses = answer_losses(model, self.tokenizer.pad_token_id, given, report)
         of_swaps = losses[len(self.sets.general) :]
-        return Observed(
+        return Responses(
             answers={item.id: text for item, text in zip(items, texts, strict=True)},
             losses={item.id: loss for item, loss in zip(self.sets.general, losses, strict=False)},
             swap_losses={
