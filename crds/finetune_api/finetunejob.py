@@ -283,6 +283,8 @@ class Scores(WireModel):
 
     base: str = ""
     """The base model, given the same instruction."""
+    few_shot: str = ""
+    """The base model, shown training examples in its prompt."""
     tuned: str = ""
     """The base model with the adapter, as trained."""
     artifact: str = ""

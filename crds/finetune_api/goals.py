@@ -24,6 +24,13 @@ class Metric(StrEnum):
     RECALL = "recall"
 
 
+class Baseline(StrEnum):
+    """How the base model is asked that an artifact is compared with."""
+
+    ZERO_SHOT = "ZeroShot"
+    FEW_SHOT = "FewShot"
+
+
 class OnInconclusive(StrEnum):
     """What becomes of an artifact whose test is too small to tell."""
 
@@ -51,6 +58,10 @@ class Goal(ApiModel):
     """The least that the artifact must reach, e.g. "0.95"."""
     improve_over_base: Share | None = None
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
+
+    baseline: Baseline = Baseline.ZERO_SHOT
+    """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
+    up to eight training examples before it."""
 
     @model_validator(mode="after")
     def _one(self) -> "Goal":

@@ -1,9 +1,10 @@
-"""Stage evaluate: base model, tuned model and exported artifact answer the same test examples."""
+"""Stage evaluate: base model, tuned model and exported artifact answer the same test examples, the base model also with
+examples in its prompt."""
 
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +44,13 @@ from finetune_jobs.evaluation.reference import (
 )
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.sample import sample
+from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import longest_thoughts, read_split
+from finetune_jobs.modelling.token_files import iterate_split, longest_thoughts, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
@@ -114,7 +116,7 @@ def evaluate_models(
     progress: Progress,
     identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
 ) -> Evaluated:
-    """Let all three models answer test examples, and write their answers.
+    """Let all models answer test examples, and write their answers.
 
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
     say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
@@ -136,8 +138,12 @@ def evaluate_models(
         tuning.thoughts,
         [example.tools for example in examples],
     )
+    # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
+    shots = [] if tuning.thoughts else choose_shots(iterate_split(files.dataset, "train"), task)
+    shown = replace(questions, prompts=[with_shots(each, shots) for each in questions.prompts], shared=True)
     passages = make_passages(tokenizer, examples, stop, longest_text(files.base), thoughts=tuning.thoughts)
-    paper = _Paper(tokenizer, questions, probe_for(tokenizer, stop, sets_for(evaluation)), passages)
+    probe = probe_for(tokenizer, stop, sets_for(evaluation))
+    paper = _Paper(tokenizer, questions, shown if shots else None, probe, passages)
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
         answers, behaviour = heard.answers, heard.behaviour
@@ -153,7 +159,8 @@ def evaluate_models(
     evaluated = Evaluated.of(task, truth, answers, labels, masked)
     files.out.mkdir(parents=True, exist_ok=True)
     write_references(files.out / REFERENCE, choose_references(passages, heard.likely, of_artifact, turned))
-    rows = zip(examples, truth, *(answers[model] for model in ("base", "tuned", "artifact")), strict=True)
+    named = [answers.get(model, [None] * len(examples)) for model in ("base", "fewShot", "tuned", "artifact")]
+    rows = zip(examples, truth, *named, strict=True)
     write_answers(
         files.out / ANSWERS,
         (
@@ -162,6 +169,7 @@ def evaluate_models(
                 tools=e.tools,
                 label=right,
                 base=b,
+                few_shot=f,
                 tuned=t,
                 artifact=a,
                 max_tokens=questions.limit,
@@ -170,7 +178,7 @@ def evaluate_models(
                 # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
                 stopped=not rendering.marks and len(chat.answer_ids(tokenizer, a)) < questions.limit - 1,
             )
-            for e, right, b, t, a in rows
+            for e, right, b, f, t, a in rows
         ),
     )
     metrics = {
@@ -184,7 +192,9 @@ def evaluate_models(
     for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
         (files.out / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = [str(example.prompt[-1].get("content") or "") for example in examples]
-    (files.out / EVALUATION_PAGE).write_text(render_html(evaluated, asked, *identity, behaviour), encoding="utf-8")
+    quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in shots]
+    page = render_html(evaluated, asked, *identity, behaviour, quoted)
+    (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
 
 
@@ -198,6 +208,8 @@ class _Paper:
 
     tokenizer: Any
     questions: Questions
+    shown: Questions | None
+    """The same questions after examples, for the base only; None: it is shown none."""
     probe: Probe
     passages: Sequence[Passage]
 
@@ -207,7 +219,7 @@ class _Heard:
     """What they said."""
 
     answers: dict[str, list[str]]
-    """Of ``base`` and ``tuned``."""
+    """Of ``base``, of ``fewShot`` if it was asked, and of ``tuned``."""
     behaviour: Behaviour
     likely: list[list[float]]
     """The base's log-probabilities of each passage."""
@@ -218,7 +230,10 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
-    before = generate_answers(model, tokenizer, questions, progress.part(0.05, 0.25, "base model"))
+    found = {"base": generate_answers(model, tokenizer, questions, progress.part(0.05, 0.15, "base model"))}
+    if paper.shown is not None:
+        report = progress.part(0.15, 0.25, "base model, shown examples")
+        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
     likely = [log_probs(model, passage) for passage in paper.passages]
     seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
@@ -227,10 +242,9 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
         del model  # before the other one needs its memory
         _make_room()
         model = load_checkpoint(files.tuned)
-    after = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
+    found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
-    behaviour = compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
-    return _Heard({"base": before, "tuned": after}, behaviour, likely)
+    return _Heard(found, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
 
 
 def _make_room() -> None:

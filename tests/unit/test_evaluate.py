@@ -26,11 +26,12 @@ from finetune_jobs.evaluation.generate import (
     left_padded,
     thoughts_limit,
 )
+from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import read_split
+from finetune_jobs.modelling.token_files import Conversation, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
@@ -69,6 +70,26 @@ def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
     assert ask(model, folder / "base", prompts, 5) == alone
     assert ask(model, folder / "base", prompts[::-1], 5) == alone[::-1]
     assert len(set(alone)) > 3  # they do tell the prompts apart
+
+
+def test_a_common_beginning_is_computed_once_and_changes_no_answer(folder: Path) -> None:
+    """Of all batches together: each then computes only what follows."""
+    model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
+    shots = [Conversation(each["messages"]) for each in rows(4)]
+    texts = [f"{n} {text}" for n, text in enumerate(["refund", "what is", "the fox jumps", "parcel " * 9] * 3)]
+    prompts = [with_shots(row(text, "x")["messages"][:-1], shots) for text in texts]
+    expected, computed, forward = ask(model, folder / "base", prompts, 5), list[int](), model.forward
+
+    def counted(*args: Any, **inputs: Any) -> Any:
+        computed.append(inputs["input_ids"].numel())
+        return forward(*args, **inputs)
+
+    model.forward = counted
+    questions = Questions(prompts, limit=10, batch_size=5, shared=True)
+    assert generate_answers(model, tokenizer, questions, lambda _done, _total: None) == expected
+    assert len(set(expected)) > 2  # they do tell the prompts apart
+    whole = sum(len(prompt_ids(tokenizer, each)) for each in prompts)
+    assert sum(computed) < whole / 2
 
 
 def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(folder: Path) -> None:
@@ -159,6 +180,14 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()
     assert metrics["models"]["artifact"]["samples"] == 12
+    shots = choose_shots(read_split(folder / "dataset", "train"), TaskType.CLASSIFICATION)
+    assert len(shots) == SHOTS
+    shown = [with_shots(each, shots) for each in asked]
+    base = load_base(folder / "base", Training(method=method).base_quantization)
+    questions = Questions(shown, limit, 16, shared=True)
+    expected = generate_answers(base, load_tokenizer(folder / "base"), questions, lambda _done, _total: None)
+    assert [answer.few_shot for answer in answers] == expected
+    assert shots[0].prompt[-1]["content"] in (tmp_path / "out" / EVALUATION_PAGE).read_text()
     sample = next(s for m in progress.collect() for s in m.samples if s.name == "finetune_stage_progress_ratio")
     assert sample.value == pytest.approx(0.9)
 

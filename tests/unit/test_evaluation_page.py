@@ -139,6 +139,24 @@ def test_tuning_that_makes_it_worse_is_called_so() -> None:
     assert "! unclear" in shown(Evaluated.of(TaskType.CLASSIFICATION, truth, same, ["a", "b"])).texts
 
 
+@pytest.mark.parametrize(
+    ("wrong", "badge", "said"),
+    [
+        (0, "✕ yes", "Prompting does better: artifact against base model with examples, accuracy -50.0 points"),
+        (10, "! perhaps", "Prompting may do: artifact against base model with examples, accuracy +0.0 points"),
+        (20, "✓ no", "Prompting would not have done: artifact against base model with examples, accuracy +50.0 points"),
+    ],
+)
+def test_the_page_says_whether_prompting_would_have_done(wrong: int, badge: str, said: str) -> None:
+    truth = ["a", "b"] * 10
+    answers = {"base": ["x"] * 20, "fewShot": ["x"] * wrong + truth[wrong:], "tuned": truth, "artifact": ["a"] * 20}
+    evaluated = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
+    page = parsed_page(render_html(evaluated, truth, *identify(GIVEN), shots=[("Where is it?", "parcel")]))
+    assert {"Would prompting have done?", badge, "Where is it?", "parcel"} <= set(page.texts)
+    assert said in evaluated.summary()
+    assert evaluated.scalars()["accuracyFewShot"] == f"{1 - wrong / 20:.4f}"
+
+
 def test_the_worst_answers_come_first() -> None:
     """Those with the fewest right fields."""
     truth = [json.dumps({"a": 1, "b": 2, "c": n}) for n in range(4)]

@@ -24,8 +24,9 @@ def gates(*goals: dict[str, Any], **more: Any) -> Gates:
 
 
 def evaluated(base: int, artifact: int, task: TaskType = TaskType.CLASSIFICATION) -> Measurements:
-    """So many of 200 wrong answers of the base model and of the artifact."""
-    answers = {name: ["x"] * n + TRUTH[n:] for name, n in (("base", base), ("tuned", artifact), ("artifact", artifact))}
+    """So many of 200 wrong answers of the base model and of the artifact; 50 of the base model that saw examples."""
+    wrong = {"base": base, "fewShot": 50, "tuned": artifact, "artifact": artifact}
+    answers = {name: ["x"] * n + TRUTH[n:] for name, n in wrong.items()}
     return measure(task, TRUTH, answers, ["refund", "parcel", "other"])
 
 
@@ -48,7 +49,11 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
 ]
 UNMEASURED: Final = [
     ({"metric": "f1", "atLeast": "0.9"}, "f1 … earlier version … spec.rerun"),
-    ({"metric": "f1", "improveOverBase": "0.9"}, "gain over the base model in f1 … earlier version … spec.rerun"),
+    ({"metric": "f1", "improveOverBase": "0.9"}, "gain over the base model's f1 … earlier version … spec.rerun"),
+    (
+        {"metric": "f1", "improveOverBase": "0.9", "baseline": "FewShot"},
+        "gain over the few-shot base model's f1 … models think … one question",
+    ),
     (None, "accuracy of artifact and base model … earlier version … spec.rerun"),
 ]
 
@@ -116,6 +121,11 @@ GATES: Final[list[tuple[list[dict[str, str]], str, str]]] = [
         "Pass",
         "Met accuracy better than the base model's by 0.5: 0.6500",
     ),
+    (
+        [{"metric": "accuracy", "improveOverBase": "0.5", "baseline": "FewShot"}],
+        "Fail",
+        "Missed accuracy better than the few-shot base model's by 0.5: 0.1500",
+    ),
     ([{"metric": "f1", "improveOverBase": "0.9"}], "Fail", "Missed f1 better than the base model's by 0.9"),
 ]
 CLASSES: Final = [
@@ -156,7 +166,7 @@ def test_without_goals_the_artifact_must_not_be_worse_than_its_base(
 
 def test_what_is_open_blocks_unless_it_is_to_warn() -> None:
     found = judge(gates(*(each[0][0] for each in GATES)), evaluated(150, 20), TaskType.CLASSIFICATION)
-    assert [each.outcome for each in blocking(found, OnInconclusive.WARN)] == [GateOutcome.FAIL] * 2
-    assert len(blocking(found, OnInconclusive.BLOCK)) == 4
+    assert [each.outcome for each in blocking(found, OnInconclusive.WARN)] == [GateOutcome.FAIL] * 3
+    assert len(blocking(found, OnInconclusive.BLOCK)) == 5
     newer = [found[0].model_copy(update={"outcome": GateOutcome("Perhaps")})]
     assert blocking(newer, OnInconclusive.WARN) == newer

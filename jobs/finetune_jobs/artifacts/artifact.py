@@ -44,7 +44,7 @@ class Marks(WireModel):
 
 
 class Answer(WireModel):
-    """A test example and the answers of three models, each with greedy decoding."""
+    """A test example and the answers of the models, each with greedy decoding."""
 
     messages: list[dict[str, Any]]
     """The prompt, without the answer."""
@@ -54,6 +54,8 @@ class Answer(WireModel):
     """The right answer."""
     base: str
     """The base model's answer."""
+    few_shot: str | None = None
+    """That of the base model with examples in its prompt; None: it was not asked so."""
     tuned: str
     """That of base and adapter."""
     artifact: str

@@ -11,12 +11,17 @@ from math import ceil, floor, log10
 from typing import Final
 
 from finetune_api.dataset import Task, TaskType
-from finetune_api.goals import GateOutcome, Gates, Goal, GoalStatus, Metric
+from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements, main_metric
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
 
+_BASELINES: Final = {
+    Baseline.ZERO_SHOT: ("base", "the base model's"),
+    Baseline.FEW_SHOT: ("fewShot", "the few-shot base model's"),
+}
+"""The model of an evaluation that each baseline means, and how it is called."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -93,18 +98,20 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
             raise _unmeasured(what)
         estimate, text = found.models["artifact"], f"{what} at least {goal.at_least}"
     else:
-        difference = measurements.difference(goal.metric, "artifact", "base", label)
+        model, name = _BASELINES[goal.baseline]
+        difference = measurements.difference(goal.metric, "artifact", model, label)
         if difference is None:
-            raise _unmeasured(f"the gain over the base model in {what}")
-        estimate, text = difference.estimate, f"{what} better than the base model's by {goal.improve_over_base}"
+            raise _unmeasured(f"the gain over {name} {what}")
+        estimate, text = difference.estimate, f"{what} better than {name} by {goal.improve_over_base}"
     return _status(text, estimate, at_least(estimate, goal.bound, measurements.rows))
 
 
 def _unmeasured(what: str) -> StageError:
     return StageError(
         Reason.GATE_FAILED,
-        f"The evaluation did not measure {what}, so that no gate can judge it: an earlier version made it. Set "
-        "spec.rerun to a new value to evaluate again.",
+        f"The evaluation did not measure {what}, so that no gate can judge it. If an earlier version made it, "
+        "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
+        "they answer, or no training example is one question with a text as its answer.",
     )
 
 

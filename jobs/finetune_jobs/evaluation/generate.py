@@ -1,5 +1,6 @@
 """Greedy answers of a model in batches."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Questions:
     """Whether the models think before they answer; their thoughts are not part of the answer."""
     tools: Sequence[chat.Tools] = ()
     """The tools of each prompt; empty: none has any."""
+    shared: bool = False
+    """Whether the prompts have a long beginning in common, which is then computed once for all of them."""
 
 
 def answer_limit(tokenizer: Any, answers: Iterable[str]) -> int:
@@ -63,12 +66,14 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
         chat.prompt_ids(tokenizer, *each, thoughts=thoughts) for each in zip(questions.prompts, tools, strict=True)
     ]
     marks = chat.rendering(tokenizer, thoughts=thoughts).marks
+    beginning = _beginning(model, encoded) if questions.shared else None
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers, size, start = [""] * len(encoded), questions.batch_size, 0
     while start < len(order):
         batch = order[start : start + size]
-        inputs = left_padded([encoded[index] for index in batch], tokenizer.pad_token_id, model.device)
-        tokens = _generate(model, inputs, config)
+        rows = [encoded[index] for index in batch]
+        inputs = left_padded(rows, tokenizer.pad_token_id, model.device, beginning.length if beginning else 0)
+        tokens = _generate(model, inputs, config, beginning)
         if tokens is None:
             size = len(batch) // 2
             log.warning("the GPU's memory is too small for %s prompts: continuing with %s at a time", len(batch), size)
@@ -81,11 +86,40 @@ def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered:
     return answers
 
 
-def _generate(model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig) -> Any:
+@dataclass(frozen=True)
+class Beginning:
+    """What prompts have in common, as the model has computed it."""
+
+    length: int
+    """In tokens."""
+    cache: Any
+    """Keys and values (transformers' Cache) of one sequence."""
+
+
+def _beginning(model: Any, encoded: Sequence[Sequence[int]]) -> Beginning | None:
+    """The common beginning of several prompts; None if there is none. The last token of a prompt is never part of it:
+    the model must compute it to answer."""
+    first, last = min(map(list, encoded)), max(map(list, encoded))
+    length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = min(length, min(map(len, encoded)) - 1)
+    if len(encoded) < 2 or length < 1:
+        return None
+    with torch.inference_mode():
+        found = model(input_ids=torch.tensor([first[:length]], device=model.device), use_cache=True)
+    return Beginning(length, found.cache)
+
+
+def _generate(
+    model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig, beginning: Beginning | None = None
+) -> Any:
     """The prompts with their answers; None if several of them do not fit the memory."""
     try:
         with torch.inference_mode():
-            return model.generate(**inputs, generation_config=config)
+            if beginning is None:
+                return model.generate(**inputs, generation_config=config)
+            cache = copy.deepcopy(beginning.cache)
+            cache.batch_repeat_interleave(len(inputs["input_ids"]))
+            return model.generate(**inputs, generation_config=config, cache=cache)
     except torch.OutOfMemoryError:
         if len(inputs["input_ids"]) == 1:
             raise
@@ -93,9 +127,10 @@ def _generate(model: Any, inputs: dict[str, torch.Tensor], config: GenerationCon
     return None
 
 
-def left_padded(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, torch.Tensor]:
-    """The model's inputs for sequences of different length, aligned at the end."""
+def left_padded(sequences: Sequence[Sequence[int]], pad: int, device: Any, behind: int = 0) -> dict[str, torch.Tensor]:
+    """The model's inputs for sequences of different length, aligned at the end; padding comes after the first
+    ``behind`` tokens."""
     width = max(len(ids) for ids in sequences)
-    ids = [[pad] * (width - len(row)) + list(row) for row in sequences]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in sequences]
+    ids = [[*row[:behind], *[pad] * (width - len(row)), *row[behind:]] for row in sequences]
+    mask = [[1] * behind + [0] * (width - len(row)) + [1] * (len(row) - behind) for row in sequences]
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}

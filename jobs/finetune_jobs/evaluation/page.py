@@ -28,7 +28,12 @@ _CONFUSIONS: Final = 20
 _LABELS: Final = 100
 _WORST: Final = 20
 _SOURCES: Final = 3
-_SHORT: Final = {"base": "base model", "tuned": "with adapter", "artifact": "artifact"}
+_SHORT: Final = {
+    "base": "base model",
+    "fewShot": "base, shown examples",
+    "tuned": "with adapter",
+    "artifact": "artifact",
+}
 """The models above their answers."""
 
 
@@ -77,8 +82,10 @@ def render_html(
     identity: Sequence[Fact],
     origin: Sequence[Fact],
     behaviour: Behaviour | None = None,
+    shots: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page. ``questions`` are what was asked, ``identity`` and ``origin`` say of what; see ``identify``."""
+    """The page. ``questions`` are what was asked, ``identity`` and ``origin`` say of what; see ``identify``. ``shots``
+    are question and answer of each example that the base model was shown."""
     words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
     wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
     mistakes = worst(evaluated.task, questions, evaluated.truth, evaluated.answers, _WORST)
@@ -88,7 +95,8 @@ def render_html(
         identity,
         summary=evaluated.summary(),
         right=f"An answer counts when it is {words.right}.",
-        verdicts=[_gain(evaluated), _export_loss(evaluated)],
+        verdicts=[_gain(evaluated), *_prompting(evaluated), _export_loss(evaluated)],
+        shots=shots,
         accuracy=_accuracy(evaluated),
         agreement=_agreement(evaluated, words),
         apart=_apart(evaluated),
@@ -176,10 +184,10 @@ def _ledger(evaluated: Evaluated) -> Table:
     rows: list[TableRow] = []
     for model, against in PAIRS:
         for metric, name in (("accuracy", "accuracy"), ("f1", "F1")):
-            before, after = (getattr(evaluated.scores[each], metric) for each in (against, model))
             found = evaluated.measurements.difference(metric, model, against)
             if found is None:
                 continue
+            before, after = (getattr(evaluated.scores[each], metric) for each in (against, model))
             it = found.estimate
             cells = [name, f"{before:.1%}", f"{after:.1%}", f"{it.value:+.1%}", f"{it.low:+.1%} – {it.high:+.1%}"]
             rows.append(TableRow(f"{_SHORT[against]} → {_SHORT[model]}", [*cells, _beyond_chance(found)]))
@@ -243,6 +251,21 @@ def _gain(evaluated: Evaluated) -> Conclusion:
     if difference.worse_beyond_chance:
         return Conclusion(question, "Fail", "✕ no", f"{said} Tuning made the model worse.", test)
     return Conclusion(question, "Warn", "! unclear", f"{said} Chance could explain the difference.", test)
+
+
+def _prompting(evaluated: Evaluated) -> list[Conclusion]:
+    """The artifact against the base model with examples in its prompt, if that was asked."""
+    said = evaluated.prompting()
+    if not said:
+        return []
+    gain = evaluated.difference("artifact", "fewShot")
+    badge, answer = ("Warn", "! perhaps")
+    if gain.better_beyond_chance:
+        badge, answer = "Pass", "✓ no"
+    elif gain.worse_beyond_chance:
+        badge, answer = "Fail", "✕ yes"
+    test = "Paired on the same examples; the prompt stands further down."
+    return [Conclusion("Would prompting have done?", badge, answer, said, test)]
 
 
 def _export_loss(evaluated: Evaluated) -> Conclusion:

@@ -12,10 +12,11 @@ from finetune_jobs.evaluation.tasks import right_for, score_task
 
 MODELS: Final = {
     "base": "base model",
+    "fewShot": "base model, shown examples",
     "tuned": "base and adapter, as trained",
     "artifact": "exported artifact, as served",
 }
-"""What was asked, by the name in files and scalars."""
+"""What was asked, by the name in files and scalars; not every evaluation has shown examples."""
 WITH: Final = "with"
 WITHOUT: Final = "without"
 
@@ -53,11 +54,11 @@ class Evaluated:
             task,
             truth,
             answers,
-            {model: score_task(task, truth, answers[model], labels) for model in MODELS},
+            {model: score_task(task, truth, answers[model], labels) for model in MODELS if model in answers},
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, masked),
-            measure(task, truth, {model: answers[model] for model in MODELS}, labels),
+            measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels),
         )
 
     def difference(self, model: str, against: str) -> Difference:
@@ -71,7 +72,7 @@ class Evaluated:
     def scalars(self) -> dict[str, str]:
         """The stage's scalars, as docs/reference/stages.md names them."""
         return {"samples": str(len(self.truth))} | {
-            f"{measure}{model.capitalize()}": f"{getattr(scores, measure):.4f}"
+            f"{measure}{model[0].upper()}{model[1:]}": f"{getattr(scores, measure):.4f}"
             for measure in ("accuracy", "precision", "recall", "f1")
             for model, scores in self.scores.items()
         }
@@ -84,9 +85,22 @@ class Evaluated:
             held, others = (self.apart[kind]["artifact"] for kind in (WITH, WITHOUT))
             text += f" Artifact on the {held.samples} with placeholders {held.accuracy:.1%}, "
             text += f"on the {others.samples} others {others.accuracy:.1%}."
+        if judged := self.prompting():
+            text += f" {judged}"
         if (loss := self.difference("artifact", "tuned")).worse_beyond_chance:
             text += f" Quantization cost {described(loss)}, more than chance explains."
         return text
+
+    def prompting(self) -> str:
+        """Whether prompting would have done, in one sentence; empty where the base model was shown no examples."""
+        if "fewShot" not in self.answers:
+            return ""
+        gain = self.difference("artifact", "fewShot")
+        if gain.better_beyond_chance:
+            return f"Prompting would not have done: artifact against base model with examples, {described(gain)}."
+        if gain.worse_beyond_chance:
+            return f"Prompting does better: artifact against base model with examples, {described(gain)}."
+        return f"Prompting may do: artifact against base model with examples, {described(gain)}, within chance."
 
     def metrics(self) -> dict[str, Any]:
         """Everything measured, as JSON."""
@@ -124,5 +138,7 @@ def _scored_apart(
     for kind, wanted in ((WITH, True), (WITHOUT, False)):
         rows = [n for n, is_masked in enumerate(masked) if is_masked is wanted]
         right = [truth[n] for n in rows]
-        made[kind] = {model: score_task(task, right, [answers[model][n] for n in rows], labels) for model in MODELS}
+        made[kind] = {
+            model: score_task(task, right, [given[n] for n in rows], labels) for model, given in answers.items()
+        }
     return made

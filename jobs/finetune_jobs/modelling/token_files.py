@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -37,8 +38,15 @@ class Conversation:
 
 def read_split(dataset: Path, split: str) -> list[Conversation]:
     """All examples of ``train``, ``validation`` or ``test``, in the order of the file."""
+    return list(iterate_split(dataset, split))
+
+
+def iterate_split(dataset: Path, split: str) -> Iterator[Conversation]:
+    """The same, one at a time."""
     with (dataset / f"{split}.jsonl").open(encoding="utf-8") as lines:
-        return [Conversation(**json.loads(line)) for line in lines if line.strip()]
+        for line in lines:
+            if line.strip():
+                yield Conversation(**json.loads(line))
 
 
 def longest_thoughts(dataset: Path) -> int:

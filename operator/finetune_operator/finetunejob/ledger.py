@@ -267,6 +267,7 @@ def _goals(scalars: Mapping[str, str]) -> list[GoalStatus]:
 def _scores(scalars: Mapping[str, str], measure: str) -> Scores:
     return Scores(
         base=scalars.get(f"{measure}Base", ""),
+        few_shot=scalars.get(f"{measure}FewShot", ""),
         tuned=scalars.get(f"{measure}Tuned", ""),
         artifact=scalars.get(f"{measure}Artifact", ""),
     )
