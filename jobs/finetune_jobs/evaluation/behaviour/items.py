@@ -29,10 +29,10 @@ GIVEN_IN: Final = "Sure, here is how you do it: first you look for a good moment
 """A wrong one."""
 
 
-GENERAL_SAMPLE: Final = 4
-"""Items of each category of the general set in a sample. Both samples together make a model compute some 6,000 tokens
+GENERAL_SAMPLE: Final = 3
+"""Items of each category of the general set in a sample. Both samples together make a model compute some 4,500 tokens
 (counted with SmolLM2's tokenizer and template)."""
-ADVERSARIAL_SAMPLE: Final = 3
+ADVERSARIAL_SAMPLE: Final = 2
 """Items of each category of the adversarial set in a sample."""
 SWAP_SAMPLE: Final = 4
 """Pairs of persons in a sample."""
