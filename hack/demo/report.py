@@ -21,7 +21,10 @@ class Report:
     """Figures of one demo."""
 
     accuracy: dict[str, float]
-    """base, tuned, artifact: on the test split; served: through the endpoint, on a sample of it."""
+    """base, fewShot (the base model, shown examples), tuned, artifact: on the test split; served: through the endpoint,
+    on a sample of it."""
+    goals: list[str]
+    """What the artifact reached of each goal, as a sentence."""
     rows: dict[str, int]
     """Row counts of the data set."""
     seconds: dict[str, float]
@@ -30,7 +33,13 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The report as it is written to the file."""
-        return {"accuracy": self.accuracy, "rows": self.rows, "seconds": self.seconds, "endpoint": self.endpoint}
+        return {
+            "accuracy": self.accuracy,
+            "goals": self.goals,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "endpoint": self.endpoint,
+        }
 
 
 def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, float]) -> Report:
@@ -42,11 +51,13 @@ def make(job: FineTuneJob, deployment: AdapterDeployment, seconds: dict[str, flo
     return Report(
         accuracy={
             "base": float(scores.base),
+            **({"fewShot": float(scores.few_shot)} if scores.few_shot else {}),
             "tuned": float(scores.tuned),
             "artifact": float(scores.artifact),
             "served": float(stable.accuracy),
             "servedExpected": float(stable.expected_accuracy),
         },
+        goals=[goal.sentence for goal in evaluation.goals],
         rows=dataset.rows.model_dump(by_alias=True),
         seconds={key: round(value, 1) for key, value in (stage_seconds(job) | seconds).items()},
         endpoint=deployment.status.endpoint,
@@ -71,11 +82,14 @@ def show(report: Report, question: str, answer: str, commands: list[str], consol
     accuracy, rows = report.accuracy, report.rows
     console.rule("[bold]Done")
     table = Table(box=None, show_header=False, pad_edge=False)
+    shown = f", shown examples {accuracy['fewShot']:.0%}" if "fewShot" in accuracy else ""
     table.add_row(
         "accuracy",
-        f"base model {accuracy['base']:.0%}, tuned {accuracy['tuned']:.0%}, quantized artifact "
+        f"base model {accuracy['base']:.0%}{shown}, tuned {accuracy['tuned']:.0%}, quantized artifact "
         f"{accuracy['artifact']:.0%}, through the endpoint {accuracy['served']:.0%}",
     )
+    for goal in report.goals:
+        table.add_row("goal", Text(goal))
     table.add_row(
         "rows",
         f"{rows['read']:,} read, {rows['invalid']:,} invalid and {rows['duplicates']:,} duplicates dropped; "

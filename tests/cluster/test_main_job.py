@@ -52,6 +52,8 @@ def test_tuning_makes_the_difference_and_what_is_served_is_what_was_evaluated(re
     assert accuracy["artifact"] >= accuracy["tuned"] - 0.05
     low, high = wilson(round(accuracy["servedExpected"] * SAMPLES), SAMPLES)
     assert low <= accuracy["served"] <= high
+    assert accuracy["fewShot"] <= accuracy["artifact"] - 0.15, "a prompt with examples would nearly have done"
+    assert [goal.split()[0] for goal in report["goals"]] == ["Met", "Met"]
 
 
 def test_dirt_was_found_and_every_row_is_accounted_for(report: dict[str, Any]) -> None:

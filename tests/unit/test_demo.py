@@ -75,7 +75,8 @@ def finished() -> tuple[FineTuneJob, AdapterDeployment]:
             "dataset": {"digest": DIGEST, "labels": 2, "rows": {"read": 10, "invalid": 1, "duplicates": 2, "train": 7}},
             "evaluation": {
                 "samples": 50,
-                "accuracy": {"base": "0.1000", "tuned": "0.9000", "artifact": "0.8800"},
+                "accuracy": {"base": "0.1000", "fewShot": "0.3000", "tuned": "0.9000", "artifact": "0.8800"},
+                "goals": [{"goal": "accuracy at least 0.7", "value": "0.88", "outcome": "Pass"}],
                 "f1": {},
             },
         }
@@ -104,11 +105,13 @@ def test_the_report_holds_what_both_resources_say() -> None:
     figures = report.make(*finished(), seconds={"total": 600.04}).as_json()
     assert figures["accuracy"] == {
         "base": 0.1,
+        "fewShot": 0.3,
         "tuned": 0.9,
         "artifact": 0.88,
         "served": 0.86,
         "servedExpected": 0.88,
     }
+    assert [goal.startswith("Met accuracy at least 0.7") for goal in figures["goals"]] == [True]
     assert figures["seconds"] == {"prepare": 90.0, "total": 600.0}
     assert figures["rows"]["read"] == 10
     assert figures["endpoint"] == "http://demo.team.svc:80"
