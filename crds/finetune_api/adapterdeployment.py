@@ -1,7 +1,7 @@
 """AdapterDeployment: published artifact in, verified endpoint out."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -72,6 +72,10 @@ class ArtifactSource(ApiModel):
         return self
 
 
+DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
+"""Pattern of nats a token."""
+
+
 class Verification(ApiModel):
     """What a new revision must prove before it receives traffic."""
 
@@ -79,6 +83,9 @@ class Verification(ApiModel):
     """Number of test examples sent to the server; their accuracy must match the evaluation."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact."""
+    max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=5)] | None = None
+    """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
+    default what another precision was measured to change. Raise it only for a server that is known to be right."""
 
 
 class SignaturePolicy(ApiModel):

@@ -293,7 +293,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
     Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",
     Reason.ADAPTER_INACTIVE: "The server answers like the base model: check the runtime's version and the artifact's format, then set spec.rerun to a new value.",
-    Reason.VERIFICATION_FAILED: "Compare the runtime's version with the one the artifact was evaluated for, then set spec.rerun to a new value.",
+    Reason.VERIFICATION_FAILED: "Read status.candidate.verification. Compare the runtime's version and precision with those the artifact was evaluated for, then set spec.rerun to a new value; if the server is known to serve the right weights, raise spec.verification.maxDistance.",
     Reason.PROMPTS_TOO_LONG: "Ask the admin to raise the runtime's maxInputTokens and maxTotalTokens in the chart's values, or choose a runtime that accepts more: either makes a new revision, which starts automatically.",
     Reason.RUNTIME_UNSUITABLE: "Choose another runtime, or ask the admin to change this one in the chart's values: either makes a new revision, which starts automatically.",
     Reason.CANDIDATE_FAILED: "Read the log of the candidate's pod, then set spec.rerun to a new value to try again.",

@@ -128,6 +128,8 @@ class VerifyParams(WireModel):
     timeout_seconds: int = 600
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """What becomes of an artifact that was withdrawn."""
+    max_distance: float | None = None
+    """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
 
 
 class Params(WireModel):

@@ -106,6 +106,7 @@ def _read_promise(context: Context, params: VerifyParams) -> Promise:
         references=read(artifact.REFERENCE, artifact.read_references) if recorded else [],
         task=model.task,
         format=model.format,
+        max_distance=params.max_distance,
     )
 
 

@@ -378,3 +378,13 @@ class TestWithdrawn:
             asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params
             assert asked.verify is not None
             assert asked.verify.withdrawn is policy
+
+    def test_a_new_revision_is_asked_for_the_distance_of_the_spec(self) -> None:
+        for given, expected in ((None, None), ("0.75", 0.75)):
+            cluster = ServingCluster(spec=pinned(GOOD, verification={"maxDistance": given}))
+            observed = cluster.observe()
+            target = find_target(observed)
+            assert isinstance(target, Target)
+            asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params
+            assert asked.verify is not None
+            assert asked.verify.max_distance == expected

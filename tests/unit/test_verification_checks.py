@@ -12,7 +12,10 @@ from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
-from finetune_jobs.verification.engine import Forced, Reply
+from finetune_jobs.verification.engine import Forced, Limits, Reply
+from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.tgi import TgiServer
+from finetune_jobs.verification.tolerance import tolerance
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -222,3 +225,9 @@ def test_a_result_with_every_check_fits_a_termination_message() -> None:
         stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.VERIFICATION_FAILED, message="m" * 500, checks=full
     )
     assert len(result.model_dump_json(by_alias=True).encode()) <= MAX_RESULT_BYTES
+
+
+@pytest.mark.parametrize(("asked_for", "expected"), [(None, tolerance("tgi", "INT8")), (0.9, 0.9)])
+def test_the_spec_may_say_how_far_a_server_may_be(asked_for: float | None, expected: float) -> None:
+    nothing = Promise([], [], [], TaskType.TEXT, "INT8", max_distance=asked_for)
+    assert observe(TgiServer("http://candidate"), nothing, Limits(), lambda *_: None).tolerance == expected

@@ -26,6 +26,8 @@ class Promise:
     """None of an artifact that an earlier version published."""
     task: TaskType
     format: str
+    max_distance: float | None = None
+    """How far a server may be from the evaluation; None: as measured for its engine and this format."""
 
 
 def observe(server: ModelServer, promise: Promise, limits: Limits, before: Before) -> Observed:
@@ -50,6 +52,6 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         sample=promise.sample,
         references=references,
         task=promise.task,
-        tolerance=tolerance(server.engine, promise.format),
+        tolerance=tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance,
         too_long=len(promise.references) - len(references),
     )

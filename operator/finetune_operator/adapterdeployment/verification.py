@@ -39,6 +39,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         min_agreement_percent=spec.verification.min_agreement_percent,
         timeout_seconds=seconds,
         withdrawn=spec.policy.withdrawn,
+        max_distance=None if spec.verification.max_distance is None else float(spec.verification.max_distance),
     )
     run = RunRef(
         kind=owner.resource.kind,
