@@ -83,7 +83,7 @@ class Verification(ApiModel):
     """Number of test examples sent to the server; their accuracy must match the evaluation."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact."""
-    max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=5)] | None = None
+    max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=16)] | None = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""
 

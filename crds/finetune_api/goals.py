@@ -11,7 +11,7 @@ from finetune_api.rules import exactly_one_of
 MAX_GOALS: Final = 12
 """So many outcomes fit into a stage's result."""
 
-Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=6)]
+Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
 """A share of 1 as text, e.g. ``0.95``."""
 
 

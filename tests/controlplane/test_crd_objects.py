@@ -101,6 +101,7 @@ COLUMNS = {
                 "samples": 9,
                 "accuracy": {"base": "0.20", "artifact": "0.90"},
                 "f1": {"base": "0.10", "artifact": "0.80"},
+                "goalsMet": "1/2",
             },
             "artifact": {"digest": DIGEST, "uri": "s3://abc/artifacts/x", "format": "INT8"},
             "conditions": [
@@ -113,9 +114,9 @@ COLUMNS = {
                 }
             ],
         },
-        "NAME PHASE STAGES STAGE PERCENT ACCURACY REASON AGE",
-        "Running 2/5 train 42 0.90 StageStarted",
-        "0.20 StageStarted s3://abc/artifacts/x m",
+        "NAME PHASE STAGES STAGE PERCENT ACCURACY GOALS REASON AGE",
+        "Running 2/5 train 42 0.90 1/2 StageStarted",
+        "0.20 1/2 StageStarted s3://abc/artifacts/x m",
     ),
     meta.ADAPTERDEPLOYMENT: (
         {

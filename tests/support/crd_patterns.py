@@ -232,11 +232,11 @@ _NUMBERS = {
     _pattern_of("spec.training.learningRate"): Pattern(
         ("0", "2e-4", "0.05", "123456.12345678e-10"), ("", "-1", ".5", "1.", "1e", "0,5", "NaN", "1234567", "1 ")
     ),
-    # 6 characters are the longest share, so that its length bound cannot be exceeded.
+    # 6 characters are the longest share, so that its length bound (16) cannot be reached.
     _pattern_of("spec.evaluation.goals.atLeast"): Pattern(
         ("0", "1", "1.0000", "0.5", "0.9525"), ("", "1.1", "2", ".5", "0.", "0.12345", "-0.5", "0,5", "95", "0.5 ")
     ),
-    # 5 characters are the longest distance, so that its length bound cannot be exceeded.
+    # 5 characters are the longest distance, so that its length bound (16) cannot be reached.
     adapterdeployment.DISTANCE: Pattern(
         ("0", "0.55", "9.999", "1.5", "0.7"), ("", "-1", ".5", "1.", "10", "0.1234", "1e3", "0,5", "0.5 nats")
     ),

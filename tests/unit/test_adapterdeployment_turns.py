@@ -275,6 +275,17 @@ class TestUpgrade:
         assert new.status.candidate is not None
         assert new.status.candidate.state is RevisionState.STARTING
 
+    def test_one_that_sees_only_itself_at_first_does_not_start(self) -> None:
+        """The cache may hold its own record before those of others that were written in the same moment."""
+        cluster = serving()
+        cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})
+        cluster.spec = pinned(BETTER)
+        for seconds, state in ((0, QUEUED), (0.1, QUEUED), (2, STARTING)):
+            cluster.now += timedelta(seconds=seconds)
+            cluster.reconcile()
+            assert cluster.status.candidate is not None
+            assert cluster.status.candidate.state is state
+
     def test_a_newer_target_takes_the_turn_or_the_place_of_the_one_before(self) -> None:
         cluster = serving()
         cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})

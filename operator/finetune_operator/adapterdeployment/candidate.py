@@ -119,7 +119,7 @@ def _needs_turn(observed: ObservedDeployment, stable: RevisionStatus | None) -> 
 def _in_line(observed: ObservedDeployment, limit: int, waiting: RevisionStatus, now: datetime) -> Candidacy:
     """The candidate in its place in line, or started if its turn has come."""
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
-    if turn is None:
+    if turn is None or (turn.has_come and _just_recorded(waiting, now)):
         message, due_after = "It waits for its turn among the endpoints that are rolled out.", RECORD_SECONDS
     elif turn.has_come:
         return _started(waiting, now)
@@ -127,6 +127,13 @@ def _in_line(observed: ObservedDeployment, limit: int, waiting: RevisionStatus, 
         message, due_after = turn.message(observed.owner.namespace), turn.look_after
     queued = in_state(waiting, RevisionState.WAITING, Reason.ROLLOUT_QUEUED, message, now)
     return Candidacy(queued, due_after=due_after)
+
+
+def _just_recorded(waiting: RevisionStatus, now: datetime) -> bool:
+    """Whether others that were recorded at the same time may be missing in the cache still, while this one is there:
+    each would find itself the first in line."""
+    seconds = (now - parse_timestamp(waiting.since)).total_seconds()  # up to one more than have passed
+    return seconds < RECORD_SECONDS + 1
 
 
 def _started(waiting: RevisionStatus, now: datetime) -> Candidacy:
