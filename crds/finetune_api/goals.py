@@ -1,11 +1,13 @@
 """Goals of an evaluation, the gates that judge them, and what these found."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
+from finetune_api.dataset import TaskType
 from finetune_api.rules import exactly_one_of
 
 MAX_GOALS: Final = 12
@@ -29,6 +31,10 @@ class Baseline(StrEnum):
 
     ZERO_SHOT = "ZeroShot"
     FEW_SHOT = "FewShot"
+
+
+BASELINES: Final = {Baseline.ZERO_SHOT: "the base model's", Baseline.FEW_SHOT: "the few-shot base model's"}
+"""How each is called."""
 
 
 class OnInconclusive(StrEnum):
@@ -74,6 +80,14 @@ class Goal(ApiModel):
         """What the figure, or the difference, must reach."""
         return float(self.at_least or self.improve_over_base or 0)
 
+    @property
+    def text(self) -> str:
+        """The goal, for people."""
+        what = f"{self.metric} of '{self.class_name}'" if self.class_name else str(self.metric)
+        if self.at_least is not None:
+            return f"{what} at least {self.at_least}"
+        return f"{what} better than {BASELINES[self.baseline]} by {self.improve_over_base}"
+
 
 class Gates(ApiModel):
     """What an artifact must reach to be published."""
@@ -85,6 +99,15 @@ class Gates(ApiModel):
     on_fail: OnFail = OnFail.STOP
     """What to do if a goal is missed. Stop: nothing is published. PublishAsCandidate: published under the channel
     candidate, which nothing serves by itself. The run fails either way (GateFailed)."""
+
+    def texts(self, task: TaskType) -> list[str]:
+        """What is judged, for people: the goals, or the one gate that stands without any."""
+        return [goal.text for goal in self.goals] or [f"{main_metric(task)} not worse than the base model's"]
+
+
+def main_metric(task: TaskType) -> Metric:
+    """By which models of a task are compared. A text is hardly ever the very words that were expected."""
+    return Metric.F1 if task is TaskType.TEXT else Metric.ACCURACY
 
 
 class GateOutcome(OpenEnum):
@@ -127,3 +150,21 @@ def blocking(found: list[GoalStatus], on_inconclusive: OnInconclusive) -> list[G
     """The goals for which an artifact is not accepted. An outcome of a newer version is no pass."""
     accepted = {GateOutcome.PASS} | ({GateOutcome.INCONCLUSIVE} if on_inconclusive is OnInconclusive.WARN else set())
     return [each for each in found if each.outcome not in accepted]
+
+
+_FOUND: Final = TypeAdapter(list[tuple[GateOutcome, str, str, str, int | None]])
+
+
+def packed(found: Sequence[GoalStatus]) -> str:
+    """What was found, without what was asked: a stage's result is short, and a goal may name a long label."""
+    rows = [(each.outcome, each.value, each.low, each.high, each.deciding_rows) for each in found]
+    return _FOUND.dump_json(rows).decode()
+
+
+def unpacked(text: str, asked: Sequence[str]) -> list[GoalStatus]:
+    """The same with what was asked (``Gates.texts``). Raises ValueError for anything else."""
+    rows = zip(asked, _FOUND.validate_json(text), strict=True)
+    return [
+        GoalStatus(goal=goal, outcome=outcome, value=value, low=low, high=high, deciding_rows=more)
+        for goal, (outcome, value, low, high, more) in rows
+    ]

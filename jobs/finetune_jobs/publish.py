@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, GoalStatus, OnFail, blocking
+from finetune_api.goals import GateOutcome, GoalStatus, OnFail, blocking, packed
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import Channel, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
@@ -79,7 +79,7 @@ def publish(context: Context) -> StageOutput:
         folder=folder,
         scalars={
             "channel": verdict.channel,
-            "goals": verdict.as_json(),
+            "goals": packed(verdict.found),
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
@@ -106,10 +106,6 @@ class _Verdict:
     def how(self) -> str:
         return "as a candidate " if self.channel is Channel.CANDIDATE else ""
 
-    def as_json(self) -> str:
-        """For the status."""
-        return canonical_json([each.model_dump(mode="json", by_alias=True) for each in self.found]).decode()
-
 
 def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
     """Raises StageError (GateFailed) if the artifact is not good enough, and is not to be published all the same."""
@@ -119,9 +115,7 @@ def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
     verdict = _Verdict(found, Channel.CANDIDATE if missed else Channel.STABLE, " ".join(told))
     if missed and gates.on_fail is OnFail.STOP:
-        raise StageError(
-            Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars={"goals": verdict.as_json()}
-        )
+        raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars={"goals": packed(found)})
     return verdict
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
+from finetune_api.goals import GateOutcome, GoalStatus, packed
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
 from finetune_operator.framework.client import ApiError
@@ -119,10 +120,10 @@ def test_wrong_credentials_then_rerun(team: Team) -> None:
 
 def test_a_missed_goal_then_another_goal(team: Team) -> None:
     """Nothing is published, the status says what was reached, and with other goals only publish runs again."""
-    found = {"goal": "accuracy at least 0.99", "value": "0.9400", "low": "0.84", "high": "0.98", "outcome": "Fail"}
+    found = packed([GoalStatus(goal="", value="0.9400", low="0.84", high="0.98", outcome=GateOutcome.FAIL)])
     missed = failed(Stage.PUBLISH, Reason.GATE_FAILED, "Missed accuracy at least 0.99: 0.9400.")
     assert missed.result
-    result = missed.result.model_copy(update={"scalars": {"goals": json.dumps([found])}})
+    result = missed.result.model_copy(update={"scalars": {"goals": found}})
     team.node.scripts[Stage.PUBLISH] = lambda given: (
         replace(missed, result=result)
         if given.params.publish and given.params.publish.gates.goals[0].at_least == "0.99"
@@ -137,7 +138,8 @@ def test_a_missed_goal_then_another_goal(team: Team) -> None:
     assert REMEDIES[Reason.GATE_FAILED] in message
     assert status.artifact is None
     assert status.evaluation is not None
-    assert [goal.model_dump(by_alias=True, exclude_none=True) for goal in status.evaluation.goals] == [found]
+    [goal] = status.evaluation.goals
+    assert (goal.goal, packed([goal])) == ("accuracy at least 0.99", found)
     assert status.evaluation.goals_met == "0/1"
     team.node.store.executed.clear()
     team.change("goals", evaluation={"goals": [{"metric": "accuracy", "atLeast": "0.80"}]})

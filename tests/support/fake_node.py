@@ -40,7 +40,7 @@ SCALARS: dict[Stage, dict[str, str]] = {
         "sizeBytes": "1000",
         "goldenPrompts": "8",
         "channel": "stable",
-        "goals": '[{"goal": "accuracy at least 0.9", "value": "0.94", "low": "0.9", "high": "1", "outcome": "Pass"}]',
+        "goals": '[["Pass", "0.94", "0.9", "1", null]]',
     },
 }
 

@@ -1,5 +1,6 @@
 """Intervals of figures and differences, and gates that read them: tables and properties."""
 
+import json
 import random
 from collections.abc import Sequence
 
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.dataset import TaskType
+from finetune_api.goals import MAX_GOALS, Gates, GoalStatus, packed, unpacked
 from finetune_api.goals import GateOutcome as Outcome
+from finetune_api.stages import MAX_RESULT_BYTES
 from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements
 from finetune_jobs.evaluation.estimates import METRICS, measure
 from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, not_worse
@@ -171,3 +174,13 @@ def test_without_an_exact_test_the_interval_decides() -> None:
             metric="f1", model="artifact", against="base", estimate=Estimate(value=value, low=low, high=high)
         )
         assert (it.worse_beyond_chance, it.better_beyond_chance) == (worse, better)
+
+
+def test_the_longest_goals_fit_a_stages_result() -> None:
+    """Labels are long, and a goal is named by its place only."""
+    goal = {"metric": "precision", "class": "é" * 128, "improveOverBase": "0.1234", "baseline": "FewShot"}
+    gates = Gates.model_validate({"goals": [goal] * MAX_GOALS})
+    value = {"value": "-0.1234", "low": "-0.1234", "high": "-0.1234", "outcome": "Inconclusive", "decidingRows": 990000}
+    found = [GoalStatus.model_validate({"goal": text, **value}) for text in gates.texts(TaskType.CLASSIFICATION)]
+    assert unpacked(packed(found), gates.texts(TaskType.CLASSIFICATION)) == found
+    assert len(json.dumps(packed(found)).encode()) < MAX_RESULT_BYTES // 2

@@ -13,7 +13,7 @@ from huggingface_hub import ChatCompletionOutputMessage
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Output
-from finetune_api.goals import Gates
+from finetune_api.goals import GateOutcome, Gates, unpacked
 from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
@@ -115,8 +115,8 @@ def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: Verif
 @pytest.mark.slow
 def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, published: StageResult) -> None:
     digest = published.output_digest
-    goals = json.loads(published.scalars["goals"])
-    assert [(each["goal"], each["outcome"]) for each in goals] == [("accuracy not worse than the base model's", "Pass")]
+    [goal] = unpacked(published.scalars["goals"], ["the gate"])
+    assert goal.outcome is GateOutcome.PASS
     assert published.scalars == {
         "channel": "stable",
         "goals": published.scalars["goals"],
@@ -194,7 +194,8 @@ def test_an_artifact_that_misses_its_goals_is_not_published(
         execute(context(asked, tmp_path), publish, after=sign_move_and_index)
     assert error.value.reason is Reason.GATE_FAILED
     assert_says(error.value.message, *parts.split(" … "))
-    assert json.loads(error.value.scalars["goals"])[0]["outcome"] in ("Fail", "Inconclusive")
+    [goal] = unpacked(error.value.scalars["goals"], ["the goal"])
+    assert goal.outcome in (GateOutcome.FAIL, GateOutcome.INCONCLUSIVE)
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert channel[0].artifact_digest == published.output_digest

@@ -49,12 +49,15 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
 ]
 UNMEASURED: Final = [
     ({"metric": "f1", "atLeast": "0.9"}, "f1 … earlier version … spec.rerun"),
-    ({"metric": "f1", "improveOverBase": "0.9"}, "gain over the base model's f1 … earlier version … spec.rerun"),
+    (
+        {"metric": "f1", "improveOverBase": "0.9"},
+        "f1 better than the base model's by 0.9 … earlier version … spec.rerun",
+    ),
     (
         {"metric": "f1", "improveOverBase": "0.9", "baseline": "FewShot"},
-        "gain over the few-shot base model's f1 … models think … one question",
+        "f1 better than the few-shot base model's by 0.9 … models think … one question",
     ),
-    (None, "accuracy of artifact and base model … earlier version … spec.rerun"),
+    (None, "accuracy not worse than the base model's … earlier version … spec.rerun"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -11,6 +10,7 @@ import pytest
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, StageState
+from finetune_api.goals import GateOutcome, GoalStatus, packed
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageResult
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
@@ -99,8 +99,8 @@ def test_the_artifact_knows_how_long_it_is_asked(
 
 def reached(outcome: str) -> dict[str, str]:
     """What publish reports of the gates, beside what evaluate does."""
-    found = {"goal": "accuracy at least 0.95", "value": "0.9000", "low": "0.8500", "high": "0.9300"}
-    return {"goals": json.dumps([found | {"outcome": outcome}])}
+    found = GoalStatus(goal="", value="0.9000", low="0.8500", high="0.9300", outcome=GateOutcome(outcome))
+    return {"goals": packed([found])}
 
 
 def after_evaluation(publish: StageJob) -> FineTuneJobStatus:
@@ -129,7 +129,7 @@ def test_a_candidate_is_no_artifact_and_the_run_has_failed() -> None:
     assert status.phase is Phase.FAILED
     assert status.run is not None
     assert status.run.reason == "GateFailed"
-    assert_says(status.run.message, "Too few test examples for accuracy at least 0.95", "candidate only", "artifacts/4")
+    assert_says(status.run.message, "Too few test examples for accuracy not worse", "candidate only", "artifacts/4")
     assert status.artifact is None
     assert status.candidate is not None
     assert status.candidate.uri.endswith("artifacts/4")
@@ -140,7 +140,11 @@ def test_a_candidate_is_no_artifact_and_the_run_has_failed() -> None:
     assert accepted.evaluation.goals_met == "1/1"
 
 
-@pytest.mark.parametrize("told_", ["", "[", "[3]", '[{"goal": "x"}]', "{}"])
+TWO = '[["Pass", "1", "1", "1", null], ["Pass", "1", "1", "1", null]]'
+"""One more than was asked."""
+
+
+@pytest.mark.parametrize("told_", ["", "[", "[3]", '[["Pass", "0.9"]]', TWO, "{}"])
 def test_outcomes_that_cannot_be_read_are_not_shown(told_: str) -> None:
     status = after_evaluation(done(Stage.PUBLISH, scalars={"goals": told_}))
     assert status.evaluation is not None

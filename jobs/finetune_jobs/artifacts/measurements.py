@@ -3,7 +3,6 @@
 from typing import Final
 
 from finetune_api.base import WireModel
-from finetune_api.dataset import TaskType
 
 CHANCE: Final = 0.05
 """p-value below which a difference is called more than chance."""
@@ -72,8 +71,3 @@ class Measurements(WireModel):
         """How two models differ in a metric; None if that was not measured."""
         wanted = (metric, label, model, against)
         return next((d for d in self.differences if (d.metric, d.label, d.model, d.against) == wanted), None)
-
-
-def main_metric(task: TaskType) -> str:
-    """By which models of a task are compared. A text is hardly ever the very words that were expected."""
-    return "f1" if task is TaskType.TEXT else "accuracy"

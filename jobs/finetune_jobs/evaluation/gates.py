@@ -11,17 +11,14 @@ from math import ceil, floor, log10
 from typing import Final
 
 from finetune_api.dataset import Task, TaskType
-from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
+from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
 from finetune_api.reasons import Reason
-from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements, main_metric
+from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
 
-_BASELINES: Final = {
-    Baseline.ZERO_SHOT: ("base", "the base model's"),
-    Baseline.FEW_SHOT: ("fewShot", "the few-shot base model's"),
-}
-"""The model of an evaluation that each baseline means, and how it is called."""
+_MODELS: Final = {Baseline.ZERO_SHOT: "base", Baseline.FEW_SHOT: "fewShot"}
+"""The model of an evaluation that each baseline means."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -41,7 +38,8 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[Goal
     Raises StageError: GateFailed where the evaluation did not measure what is asked, SpecInvalid as require_classes.
     """
     if not gates.goals:
-        return [_not_worse_than_base(measurements, task)]
+        [text] = gates.texts(task)
+        return [_not_worse_than_base(text, measurements, task)]
     if labels := {each.label: None for each in measurements.measured if each.label}:
         require_classes(gates, list(labels))
     return [_judge_goal(goal, measurements) for goal in gates.goals]
@@ -81,35 +79,30 @@ def require_classes(gates: Gates, labels: Sequence[str]) -> None:
             )
 
 
-def _not_worse_than_base(measurements: Measurements, task: TaskType) -> GoalStatus:
-    metric = main_metric(task)
-    difference = measurements.difference(metric, "artifact", "base")
+def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) -> GoalStatus:
+    difference = measurements.difference(main_metric(task), "artifact", "base")
     if difference is None:
-        raise _unmeasured(f"{metric} of artifact and base model")
-    return _status(f"{metric} not worse than the base model's", difference.estimate, not_worse(difference))
+        raise _unmeasured(text)
+    return _status(text, difference.estimate, not_worse(difference))
 
 
 def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
-    label = goal.class_name or ""
-    what = f"{goal.metric} of {shorten(label)!r}" if label else str(goal.metric)
+    label, estimate = goal.class_name or "", None
     if goal.at_least is not None:
         found = measurements.of(goal.metric, label)
-        if found is None:
-            raise _unmeasured(what)
-        estimate, text = found.models["artifact"], f"{what} at least {goal.at_least}"
+        estimate = found.models["artifact"] if found else None
     else:
-        model, name = _BASELINES[goal.baseline]
-        difference = measurements.difference(goal.metric, "artifact", model, label)
-        if difference is None:
-            raise _unmeasured(f"the gain over {name} {what}")
-        estimate, text = difference.estimate, f"{what} better than {name} by {goal.improve_over_base}"
-    return _status(text, estimate, at_least(estimate, goal.bound, measurements.rows))
+        difference = measurements.difference(goal.metric, "artifact", _MODELS[goal.baseline], label)
+        estimate = difference.estimate if difference else None
+    if estimate is None:
+        raise _unmeasured(goal.text)
+    return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))
 
 
 def _unmeasured(what: str) -> StageError:
     return StageError(
         Reason.GATE_FAILED,
-        f"The evaluation did not measure {what}, so that no gate can judge it. If an earlier version made it, "
+        f"The evaluation did not measure what this goal needs: {what}. If an earlier version made it, "
         "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
         "they answer, or no training example is one question with a text as its answer.",
     )

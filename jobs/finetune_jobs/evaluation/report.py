@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_jobs.artifacts.measurements import Difference, Measurements, main_metric
+from finetune_api.goals import main_metric
+from finetune_jobs.artifacts.measurements import Difference, Measurements
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from finetune_api.budget import FitStatus, Verdict
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import (
@@ -22,7 +20,7 @@ from finetune_api.finetunejob import (
     StageState,
     StageStatus,
 )
-from finetune_api.goals import MAX_GOALS, GateOutcome, GoalStatus, blocking
+from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.layout import READINESS_PAGE, Channel, output_folder
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
@@ -31,7 +29,6 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.outcome.job import State
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
-_GOALS: Final = TypeAdapter(list[GoalStatus])
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
 DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
@@ -104,7 +101,7 @@ class RunLedger:
 
     def judged(self, scalars: Mapping[str, str]) -> None:
         """Record which goals the artifact met, if that is told."""
-        found = _goals(scalars)
+        found = _goals(self._spec, scalars)
         if self.evaluation is None or not found:
             return
         met = sum(goal.outcome is GateOutcome.PASS for goal in found)
@@ -256,11 +253,11 @@ def _artifact(
     )
 
 
-def _goals(scalars: Mapping[str, str]) -> list[GoalStatus]:
+def _goals(spec: FineTuneJobSpec, scalars: Mapping[str, str]) -> list[GoalStatus]:
     """The outcomes that publish reports; a pod's report is not trusted to be some."""
     try:
-        return _GOALS.validate_json(scalars.get("goals", "[]"))[:MAX_GOALS]
-    except ValidationError:
+        return unpacked(scalars.get("goals", "[]"), spec.evaluation.gates.texts(spec.task.type))
+    except ValueError:
         return []
 
 
