@@ -108,8 +108,9 @@ def test_the_trainer_s_log_becomes_metrics() -> None:
     state = SimpleNamespace(global_step=0, max_steps=9, num_input_tokens_seen=0, is_world_process_zero=True)
     for step, logs in enumerate([{"loss": 2.0}, {"loss": 1.5, "grad_norm": 0.75, "learning_rate": 2e-4}], start=1):
         measuring.on_step_begin(None, state, None)
-        state.global_step, state.num_input_tokens_seen = step, 1000 * step
+        state.global_step = step
         measuring.on_step_end(None, state, None)
+        state.num_input_tokens_seen = 1000 * step  # counted where a step is logged
         measuring.on_log(None, state, None, logs=logs)
     measuring.on_log(None, state, None, logs={"eval_loss": 1.75})
     measuring.on_log(None, state, None, logs={"train_runtime": 5.0})

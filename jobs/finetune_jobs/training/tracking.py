@@ -39,6 +39,7 @@ class Measuring(TrainerCallback):  # type: ignore[misc] # transformers has no ty
     def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress, self._clock = progress, clock
         self._began: tuple[float, int] | None = None
+        self._took: float | None = None
         self._steps: deque[tuple[float, int]] = deque(maxlen=_SPEED_STEPS)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -46,15 +47,17 @@ class Measuring(TrainerCallback):  # type: ignore[misc] # transformers has no ty
         self._began = self._clock(), int(state.num_input_tokens_seen)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """An optimiser step is done; logging, validation and saving come after."""
+        """An optimiser step is done; logging, where its tokens are counted, validation and saving come after."""
         if self._began:
-            since, tokens = self._began
-            self._steps.append((self._clock() - since, int(state.num_input_tokens_seen) - tokens))
+            self._took = self._clock() - self._began[0]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """``logs`` hold ``loss``, ``grad_norm`` and ``learning_rate`` of a step, or ``eval_loss`` of a validation."""
         if not state.is_world_process_zero or not {"loss", "eval_loss"} & logs.keys():
             return
+        if "loss" in logs and self._began and self._took is not None:
+            self._steps.append((self._took, int(state.num_input_tokens_seen) - self._began[1]))
+            self._took = None
         self._progress.record(
             Measurement(
                 step=state.global_step,
