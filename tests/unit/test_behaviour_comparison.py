@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from finetune_jobs.artifacts.measurements import Measured, Measurements
+from finetune_jobs.artifacts.measurements import MeasuredMetric, Measurements
 from finetune_jobs.evaluation.behaviour.checks import Mentions
 from finetune_jobs.evaluation.behaviour.comparison import ALL, FORGETTING, SAFETY, Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, Swap
@@ -98,7 +98,7 @@ def test_the_document_has_every_item_with_both_answers() -> None:
 
 
 def test_a_gate_finds_both_sets_among_the_measurements() -> None:
-    task = Measured(metric="accuracy", cases=9, models={})
+    task = MeasuredMetric(metric="accuracy", cases=9, models={})
     before = Measurements(rows=9, measured=[task])
     found = compare_behaviour(SETS, BASE, TUNED).added_to(before)
     assert found.measured[0] is task

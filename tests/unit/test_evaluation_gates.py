@@ -12,7 +12,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.goals import MAX_GOALS, Gates, GoalStatus, packed, unpacked
 from finetune_api.goals import GateOutcome as Outcome
 from finetune_api.stages import MAX_RESULT_BYTES
-from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements
+from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
 from finetune_jobs.evaluation.estimates import METRICS, measure
 from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, not_worse
 from finetune_jobs.evaluation.metrics import wilson
@@ -37,7 +37,7 @@ def measured(
     return Evaluated.of(task, truth, answers, LABELS)
 
 
-def of(found: Measurements, metric: str, model: str, label: str = "") -> Estimate:
+def of(found: Measurements, metric: str, model: str, label: str = "") -> Figure:
     row = found.of(metric, label)
     assert row is not None
     return row.models[model]
@@ -147,7 +147,7 @@ def test_a_gate_reads_the_interval(
     estimate: tuple[float, float, float], bound: float, outcome: Outcome, rows: int | None
 ) -> None:
     value, low, high = estimate
-    judged = at_least(Estimate(value=value, low=low, high=high), bound, 200)
+    judged = at_least(Figure(value=value, low=low, high=high), bound, 200)
     assert (judged.outcome, judged.deciding_rows) == (outcome, rows)
 
 
@@ -158,7 +158,7 @@ shares = st.floats(0, 1)
 def test_more_rows_never_turn_a_decided_gate(figures: tuple[float, float, float], bound: float, rows: int) -> None:
     """It passes only above the bound and fails only below; what is open names more rows than there are, or none."""
     low, value, high = sorted(figures)
-    judged = at_least(Estimate(value=value, low=low, high=high), bound, rows)
+    judged = at_least(Figure(value=value, low=low, high=high), bound, rows)
     if judged.outcome is Outcome.PASS:
         assert value >= bound
     elif judged.outcome is Outcome.FAIL:
@@ -170,9 +170,7 @@ def test_more_rows_never_turn_a_decided_gate(figures: tuple[float, float, float]
 
 def test_without_an_exact_test_the_interval_decides() -> None:
     for value, low, high, worse, better in ((-0.1, -0.2, -0.01, True, False), (0.1, 0.02, 0.2, False, True)):
-        it = Difference(
-            metric="f1", model="artifact", against="base", estimate=Estimate(value=value, low=low, high=high)
-        )
+        it = Difference(metric="f1", model="artifact", against="base", estimate=Figure(value=value, low=low, high=high))
         assert (it.worse_beyond_chance, it.better_beyond_chance) == (worse, better)
 
 

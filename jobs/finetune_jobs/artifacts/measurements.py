@@ -8,7 +8,7 @@ CHANCE: Final = 0.05
 """p-value below which a difference is called more than chance."""
 
 
-class Estimate(WireModel):
+class Figure(WireModel):
     """A figure that a sample of rows gave, and its 95 % interval."""
 
     value: float
@@ -16,7 +16,7 @@ class Estimate(WireModel):
     high: float
 
 
-class Measured(WireModel):
+class MeasuredMetric(WireModel):
     """One metric of every model, on the same rows."""
 
     metric: str
@@ -25,7 +25,7 @@ class Measured(WireModel):
     """The class that it is about; empty: all rows."""
     cases: int
     """Rows that it rests on: of a class, those with this label."""
-    models: dict[str, Estimate]
+    models: dict[str, Figure]
     """By the name of the model."""
 
 
@@ -36,7 +36,7 @@ class Difference(WireModel):
     label: str = ""
     model: str
     against: str
-    estimate: Estimate
+    estimate: Figure
     p_value: float | None = None
     """Of accuracy: McNemar's exact test."""
 
@@ -60,10 +60,10 @@ class Measurements(WireModel):
 
     rows: int
     """Test examples that every model answered."""
-    measured: list[Measured] = []
+    measured: list[MeasuredMetric] = []
     differences: list[Difference] = []
 
-    def of(self, metric: str, label: str = "") -> Measured | None:
+    def of(self, metric: str, label: str = "") -> MeasuredMetric | None:
         """A metric; None if it was not measured."""
         return next((each for each in self.measured if (each.metric, each.label) == (metric, label)), None)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from finetune_api.dataset import TaskType
-from finetune_jobs.artifacts.measurements import Difference, Estimate, Measured, Measurements
+from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.metrics import LabelScores, Scores, compare, wilson
 from finetune_jobs.evaluation.tasks import overlap_for, right_for, score_task
 
@@ -60,7 +60,7 @@ def measure(
     draws = _draw(_cells(task, truth, list(answers.values()), known), len(answers), len(known))
     pairs = [pair for pair in PAIRS if set(pair) <= answers.keys()]
     exact = {(a, b): compare(truth, answers[b], answers[a], right_for(task)).p_value for a, b in pairs}
-    overall = [Measured(metric=m, cases=len(truth), models=_overall(m, scores, draws)) for m in METRICS]
+    overall = [MeasuredMetric(metric=m, cases=len(truth), models=_overall(m, scores, draws)) for m in METRICS]
     each = [_of_label(label, metric, scores) for label in known for metric in METRICS[1:]]
     columns = {model: number for number, model in enumerate(answers)}
     differences: list[Difference] = []
@@ -77,40 +77,40 @@ def measure(
     return Measurements(rows=len(truth), measured=[*overall, *each], differences=differences)
 
 
-def _overall(metric: str, scores: Mapping[str, Scores], draws: Mapping[str, Floats]) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = {}
+def _overall(metric: str, scores: Mapping[str, Scores], draws: Mapping[str, Floats]) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
     for number, (model, score) in enumerate(scores.items()):
         if metric == "accuracy":
-            found[model] = Estimate(value=score.accuracy, low=score.interval[0], high=score.interval[1])
+            found[model] = Figure(value=score.accuracy, low=score.interval[0], high=score.interval[1])
         else:
             found[model] = _interval(getattr(score, metric), draws[metric][:, number])
     return found
 
 
-def _interval(value: float, drawn: Floats) -> Estimate:
+def _interval(value: float, drawn: Floats) -> Figure:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(value=value, low=min(value, float(low)), high=max(value, float(high)))
+    return Figure(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
-def _of_label(label: str, metric: str, scores: Mapping[str, Scores]) -> Measured:
+def _of_label(label: str, metric: str, scores: Mapping[str, Scores]) -> MeasuredMetric:
     rows = {model: each.labels.get(label, LabelScores(0, 0.0, 0.0, 0.0)) for model, each in scores.items()}
     cases = max(row.support for row in rows.values())
     found = {model: _label_estimate(metric, row, cases) for model, row in rows.items()}
-    return Measured(metric=metric, label=label, cases=cases, models=found)
+    return MeasuredMetric(metric=metric, label=label, cases=cases, models=found)
 
 
-def _label_estimate(metric: str, row: LabelScores, cases: int) -> Estimate:
+def _label_estimate(metric: str, row: LabelScores, cases: int) -> Figure:
     """Of one class. Where there is no case, nothing is known: 0 to 1."""
     right = round(row.recall * row.support)
     given = round(right / row.precision) if row.precision else 0
     value = getattr(row, metric)
     total = {"precision": given, "recall": row.support, "f1": row.support + given - right}[metric]
     if not cases or not total:
-        return Estimate(value=value, low=0, high=1)
+        return Figure(value=value, low=0, high=1)
     low, high = wilson(right, total)
     if metric == "f1":
         low, high = 2 * low / (1 + low), 2 * high / (1 + high)
-    return Estimate(value=value, low=min(value, low), high=max(value, high))
+    return Figure(value=value, low=min(value, low), high=max(value, high))
 
 
 def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]], known: Sequence[str]) -> _Cells:

@@ -13,7 +13,7 @@ from typing import Final
 from finetune_api.dataset import Task, TaskType
 from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
 from finetune_api.reasons import Reason
-from finetune_jobs.artifacts.measurements import Difference, Estimate, Measurements
+from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
 
@@ -108,7 +108,7 @@ def _unmeasured(what: str) -> StageError:
     )
 
 
-def _status(goal: str, estimate: Estimate, judged: Judged) -> GoalStatus:
+def _status(goal: str, estimate: Figure, judged: Judged) -> GoalStatus:
     return GoalStatus(
         goal=goal,
         value=f"{estimate.value:.4f}",
@@ -119,7 +119,7 @@ def _status(goal: str, estimate: Estimate, judged: Judged) -> GoalStatus:
     )
 
 
-def at_least(estimate: Estimate, bound: float, rows: int) -> Judged:
+def at_least(estimate: Figure, bound: float, rows: int) -> Judged:
     """Whether a figure from so many ``rows`` reaches ``bound``."""
     if estimate.low >= bound:
         return Judged(GateOutcome.PASS)
@@ -134,7 +134,7 @@ def not_worse(difference: Difference) -> Judged:
     return Judged(GateOutcome.FAIL if difference.worse_beyond_chance else GateOutcome.PASS)
 
 
-def _deciding_rows(estimate: Estimate, bound: float, rows: int) -> int | None:
+def _deciding_rows(estimate: Figure, bound: float, rows: int) -> int | None:
     """An interval's width shrinks with the root of the number of rows: as many as bring its near end to the bound, if
     the value stays. Rounded up to two digits, since it is a guess."""
     distance = abs(estimate.value - bound)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Final
 
-from finetune_jobs.artifacts.measurements import Difference, Estimate, Measured, Measurements
+from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference
 from finetune_jobs.evaluation.behaviour.probe import Responses
@@ -105,7 +105,7 @@ class Behaviour:
                 "base": _estimate(row.base, row.base_interval),
                 "tuned": _estimate(row.tuned, row.tuned_interval),
             }
-            measured.append(Measured(metric=metric, cases=row.samples, models=models))
+            measured.append(MeasuredMetric(metric=metric, cases=row.samples, models=models))
             differences.append(
                 Difference(
                     metric=metric,
@@ -225,8 +225,8 @@ def _whole(rows: Sequence[Shares]) -> Shares | None:
     return next((each for each in rows if each.category == ALL), None)
 
 
-def _estimate(value: float, interval: tuple[float, float]) -> Estimate:
-    return Estimate(value=value, low=interval[0], high=interval[1])
+def _estimate(value: float, interval: tuple[float, float]) -> Figure:
+    return Figure(value=value, low=interval[0], high=interval[1])
 
 
 def _with_difference(row: Shares | Means) -> dict[str, Any]:
