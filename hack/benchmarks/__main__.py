@@ -23,6 +23,7 @@ NAMES = (
     "checkpoint_cost",
     "transfers",
     "fit_estimate",
+    "planted_artifacts",
 )
 
 

@@ -92,7 +92,7 @@ def build_tiny_int8(path: Path, base: Path) -> Path:
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     for file in base.glob("*.json"):
         (path / file.name).write_bytes(file.read_bytes())
-    edit_json(path / "config.json", quantization_config=_W8A8)
+    edit_json(path / "config.json", quantization_config=W8A8)
     return path
 
 
@@ -192,7 +192,7 @@ _CONFIG: dict[str, Any] = {
 }
 
 _INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
-_W8A8: dict[str, Any] = {
+W8A8: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
     "quantization_status": "compressed",
