@@ -55,7 +55,9 @@ def test_a_cpu_without_bfloat16_is_told_what_it_costs() -> None:
     assert usual.weights < old.weights < 2 * usual.weights
     roomy = CPU.model_copy(update={"memory_gib": 64})
     told = admit(SMOLLM, Training(), roomy, bfloat16=False)
-    assert_says(told.message, "lacks AVX512", "float32", f"about {usual.gib:.1f} GiB with bfloat16", "not more time")
+    assert_says(
+        told.message, "lacks AVX512-BF16", "float32", f"about {usual.gib:.1f} GiB with bfloat16", "not more time"
+    )
     assert "float32" not in admit(SMOLLM, Training(), roomy).message
     assert told.memory == old
     tight = CPU.model_copy(update={"memory_gib": 20})
@@ -68,7 +70,9 @@ def test_a_cpu_without_bfloat16_is_told_what_it_costs() -> None:
     ("flags", "does"),
     [
         ("fpu sse avx2 fma", False),
-        ("fpu avx2 avx512f avx512bw avx512dq avx512vl", True),
+        ("fpu avx2 avx512f avx512bw avx512dq avx512vl", False),
+        ("fpu avx2 avx512f avx512bw avx512dq avx512vl avx512_bf16", True),
+        ("fpu avx2 avx512f amx_tile", True),
         ("fp asimd bf16", True),
         ("fp asimd", False),
         ("", True),

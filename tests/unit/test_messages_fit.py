@@ -269,7 +269,7 @@ def on_an_old_cpu() -> str:
 
 
 def test_a_training_in_float32() -> None:
-    assert_says(on_an_old_cpu(), "10.0 GiB", "pod's 16 GiB", "lacks AVX512", "float32", "7.4 GiB with bfloat16")
+    assert_says(on_an_old_cpu(), "10.0 GiB", "pod's 16 GiB", "lacks AVX512-BF16", "float32", "7.4 GiB with bfloat16")
 
 
 @pytest.mark.parametrize("module", ["admission", "afterwards", "recipe", "disk"])

@@ -67,7 +67,7 @@ def promise(base: Path, tuned: Weights, tmp_path_factory: pytest.TempPathFactory
         (BASE, "differsFromBase"),
         (DOUBLE, "logProbabilities"),
         (LOST_LAYER, "logProbabilities"),
-        (WRONG_ROPE, "longPrompts"),
+        (WRONG_ROPE, "positions"),
     ],
     ids=lambda value: value.name if isinstance(value, Plant) else "",
 )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,10 +92,16 @@ def _load_model(args: Args, files: CheckpointFiles) -> Any:
 
 
 def _precision(config: Any) -> Any:
-    """The checkpoint's own, unless this CPU would have to emulate it, many times slower than float32."""
-    if config.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return "auto"
+    """The checkpoint's own, unless this CPU would have to emulate it, many times slower than float32. The rule is that
+    of the evaluation (``finetune_jobs.modelling.device``), so that both compute the same."""
+    return torch.float32 if config.dtype is torch.bfloat16 and not _has_bfloat16() else "auto"
+
+
+def _has_bfloat16() -> bool:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    x86 = platform.machine() == "x86_64"
+    return not x86 or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _load_vocabulary(files: CheckpointFiles, model: Any) -> Vocabulary:

@@ -309,8 +309,8 @@ def _float32_message(usual: Memory | None) -> str:
     if usual is None:
         return ""
     return (
-        " This pod's CPU lacks AVX512, without which bfloat16 is emulated: on one like it the training computes in "
-        f"float32, which takes more memory ({_gib(usual)} with bfloat16), not more time."
+        " This pod's CPU lacks AVX512-BF16 and AMX, without which bfloat16 is emulated: on one like it the training "
+        f"computes in float32, which takes more memory ({_gib(usual)} with bfloat16), not more time."
     )
 
 

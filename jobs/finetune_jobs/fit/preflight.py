@@ -67,9 +67,9 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
 
 
 def computes_bfloat16(flags: frozenset[str]) -> bool:
-    """Whether a CPU with these flags computes in bfloat16 as ``modelling.device.precision`` will find: oneDNN wants
-    AVX512 (without the BF16 extension it is as fast), or Arm's bf16. What is unknown is taken for one that does."""
-    return not flags or "bf16" in flags or flags >= {"avx512bw", "avx512dq", "avx512vl"}
+    """Whether a CPU with these flags computes in bfloat16, as ``modelling.device.precision`` will find: with
+    AVX512-BF16, AMX or Arm's bf16. What is unknown is taken for one that does."""
+    return not flags or bool(flags & {"avx512_bf16", "amx_tile", "bf16"})
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import platform
 
 import torch
 
@@ -76,8 +77,12 @@ def require_kernels() -> None:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """By the library that computes: oneDNN is content with AVX512 without the BF16 extension, which it makes up for."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """By the library that computes, and by the CPU's instructions: oneDNN also accepts AVX512 without the BF16
+    extension, where a product of matrices takes four times as long as in float32 (docs/benchmarks.md)."""
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    x86 = platform.machine() == "x86_64"
+    return not x86 or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _found() -> Found:
