@@ -30,6 +30,14 @@ from tests.support.stages import Lent, context, pipeline_params, stage_input
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
+@pytest.fixture(autouse=True)
+def with_bfloat16(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with bfloat16, whatever this machine's has: others need more memory (test_fit_disk)."""
+    cpuinfo = tmp_path_factory.mktemp("proc") / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n")
+    monkeypatch.setattr("finetune_jobs.fit.preflight.CPUINFO", cpuinfo)
+
+
 @pytest.fixture
 def store(s3: SeaweedFS, place: str) -> Store:
     """A place with a source."""
