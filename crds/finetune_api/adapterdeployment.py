@@ -82,7 +82,8 @@ class Verification(ApiModel):
     samples: Annotated[int, Field(ge=0, le=1000)] = 50
     """Number of test examples sent to the server; their accuracy must match the evaluation."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
-    """Share of the golden prompts that must get the same answers as from the evaluated artifact."""
+    """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
+    labels, and of the answers that must end by themselves where the artifact's did."""
     max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=16)] | None = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""

@@ -62,9 +62,9 @@ _POWER: Final[tuple[tuple[str, int], ...]] = (
     ("h200 nvl", 600),
     ("h200", 700),
 )
-"""Highest board power in watts by words of the product name, the first row that fits. Source: NVIDIA's product briefs
-and data sheets of these cards (https://www.nvidia.com/en-us/data-center/), e.g. PB-11133-001 for the H100 PCIe. Drivers
-call the H100 SXM5 ``NVIDIA H100 80GB HBM3`` and the H200 SXM ``NVIDIA H200``."""
+"""Highest board power in watts by words of the product name, the first row that fits. Only those of the T4, the A100
+and the H100 were checked, on pages of third parties; the others have yet to be held against NVIDIA's data sheets.
+Drivers call the H100 SXM5 ``NVIDIA H100 80GB HBM3`` and the H200 SXM ``NVIDIA H200``."""
 _WORDS: Final = re.compile(r"[a-z0-9]+")
 _GEFORCE: Final = re.compile(r"[2-5]0[5-9]0")
 

@@ -64,7 +64,6 @@ class Goal(ApiModel):
     """The least that the artifact must reach, e.g. "0.95"."""
     improve_over_base: Share | None = None
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
-
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it."""

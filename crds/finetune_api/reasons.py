@@ -193,7 +193,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer during verification.",
     Reason.VERIFYING: "A revision is being verified.",
     Reason.VERIFIED: "A revision passed verification; its network opens and the rest of its pods start.",
-    Reason.ADAPTER_INACTIVE: "The golden prompts get the base model's answers: the adapter is inactive, or the training learned nothing.",
+    Reason.ADAPTER_INACTIVE: "The server's probabilities or answers are the base model's: the adapter is inactive, or the training learned nothing.",
     Reason.VERIFICATION_FAILED: "The server does not answer like the evaluated artifact, serves a different one, or is too slow.",
     Reason.PROMPTS_TOO_LONG: "The artifact's prompts and answers have more tokens than the runtime accepts.",
     Reason.PROMOTED: "A revision has taken over the traffic.",

@@ -26,7 +26,8 @@ USUAL_INTERVAL: Final = 25
 VALIDATION_TOKENS: Final = 200_000
 """Tokens of a validation at most."""
 MODELS: Final = 3
-"""Models that answer in the evaluation: base, tuned, exported."""
+"""Models that answer in the evaluation: base, tuned, exported. Not counted: the base after examples, and questions
+beside the task."""
 _DRAWN: Final = 2048
 """Examples whose lengths are drawn to estimate padding."""
 
