@@ -175,7 +175,8 @@ class ServingCluster:
         return made
 
     def settle(self, passes: int = 40) -> None:
-        """Let operator, controllers and time go on until two passes in a row change nothing."""
+        """Let operator, controllers and time go on until three passes in a row change nothing: an endpoint in line
+        starts in the third pass after it has been recorded, a second after the one before."""
         quiet = 0
         for _ in range(passes):
             before = copy.deepcopy((self.objects, self.slices, self.status))
@@ -183,7 +184,7 @@ class ServingCluster:
             self.run_controllers()
             self.now += timedelta(seconds=math.ceil(made.requeue_after or 0))
             quiet = quiet + 1 if before == (self.objects, self.slices, self.status) and not made.actions else 0
-            if quiet == 2:
+            if quiet == 3:
                 return
         raise AssertionError(f"not quiescent after {passes} passes: {self.plan().actions}")
 

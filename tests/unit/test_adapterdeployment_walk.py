@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finetune_api import meta
@@ -140,7 +140,24 @@ def _content(child: Object) -> Any:
     return {key: value for key, value in child.items() if key in ("spec", "data")}
 
 
+FOLLOWED = [("reconcile", None), ("follow", GOOD), ("settle", None)]
+QUEUED = [*FOLLOWED, ("follow", BETTER), ("reconcile", None), ("room", 0)]
+QUEUED_TO_CRASH = [
+    *FOLLOWED,
+    ("reconcile", None),
+    ("spec", pinned(CRASHING)),
+    ("follow", CRASHING),
+    ("controllers", None),
+    ("crash", 3),
+    ("room", 0),
+    ("crash", 6),
+]
+"""A candidate that has just been put in line when the path ends."""
+
+
 @settings(max_examples=share(150), deadline=None)
+@example(QUEUED)
+@example(QUEUED_TO_CRASH)
 @given(st.lists(steps, max_size=25))
 def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]) -> None:
     cluster = start()
