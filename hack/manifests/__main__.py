@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune_api import crdgen
 from hack.cluster.layout import REPOSITORY
-from hack.manifests import api_reference, chart, reasons
+from hack.manifests import api_reference, chart, dashboards, reasons
 
 CHART = Path("charts/finetune-operator")
 
@@ -22,6 +22,7 @@ def generate() -> dict[Path, str]:
         **files,
         **templates,
         CHART / "files/rules.yaml": chart.rules(),
+        **dashboards.files(),
         CHART / "values.schema.json": chart.schema(values),
         Path("docs/reference/values.md"): chart.reference(values),
         Path("docs/reference/api.md"): api_reference.page(),

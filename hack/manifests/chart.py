@@ -95,6 +95,7 @@ def schema(values: Values) -> str:
 
 _NAME = f"^[a-z]([-a-z0-9]{{0,{MAX_NAME - 2}}}[a-z0-9])?$"
 """The API's name pattern, including the maximum length."""
+_SCRAPE_INTERVAL = "^[1-9][0-9]*(s|m)$"
 _STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _PEER: Schema = {
     "type": "object",
@@ -155,8 +156,13 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         ("operator", "nodeSelector"): _STRINGS,
         ("operator", "tolerations"): {"type": "array", "items": {"type": "object"}},
         ("metrics", "podMonitor", "labels"): _STRINGS,
-        ("metrics", "podMonitor", "interval"): {"type": "string", "pattern": "^[1-9][0-9]*(s|m)$"},
+        ("metrics", "podMonitor", "interval"): {"type": "string", "pattern": _SCRAPE_INTERVAL},
         ("metrics", "alerts", "labels"): _STRINGS,
+        ("metrics", "endpoints", "podMonitor", "labels"): _STRINGS,
+        ("metrics", "endpoints", "podMonitor", "interval"): {"type": "string", "pattern": _SCRAPE_INTERVAL},
+        ("metrics", "endpoints", "rules", "labels"): _STRINGS,
+        ("metrics", "dashboards", "labels"): _STRINGS,
+        ("metrics", "dashboards", "annotations"): _STRINGS,
         ("networkPolicy", "metricsFrom"): {"type": "array", "items": _PEER},
         ("networkPolicy", "apiServerPorts"): {
             "type": "array",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from finetune_api import meta
 from finetune_operator.controller import STOP_SECONDS
 from finetune_operator.framework import lease
+from finetune_operator.resources.deployment import SERVER
 from hack.cluster.layout import REPOSITORY
 from hack.manifests.__main__ import generate, stale
 from tests.support.chart import CHART, KEPT, NAMESPACE, helm, of_kind, render
@@ -59,6 +61,41 @@ def test_monitoring_is_there_if_it_is_asked_for(tmp_path: Path) -> None:
     assert all(f'namespace="{NAMESPACE}"' in each["expr"] for each in group["rules"])
     alerts = re.findall(r"^\| `(Finetune\w+)`", guide.read_text(), re.MULTILINE)
     assert [each["alert"] for each in group["rules"]] == alerts
+
+
+def test_endpoints_are_monitored_if_it_is_asked_for(tmp_path: Path) -> None:
+    """The values of the guide: the pods of every endpoint, rules, dashboards; and the guide names what is recorded."""
+    guide = REPOSITORY / "docs" / "how-to" / "monitor.md"
+    (example,) = blocks(guide, "yaml")
+    (tmp_path / "values.yaml").write_text(example)
+    objects = render("--values", str(tmp_path / "values.yaml"))
+    (monitor,) = of_kind(objects, "PodMonitor")
+    (rule,) = of_kind(objects, "PrometheusRule")
+    (boards,) = (each for each in of_kind(objects, "ConfigMap") if each["metadata"]["name"].endswith("-dashboards"))
+    spec = monitor["spec"]
+    assert spec["namespaceSelector"] == {"any": True}
+    assert spec["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint["port"] == "http"
+    named = {each["targetLabel"]: each["sourceLabels"][0] for each in endpoint["relabelings"]}
+    pod_label = "__meta_kubernetes_pod_label_"
+    assert named == {
+        name: pod_label + re.sub(r"[^a-z]", "_", label)
+        for name, label in (("adapterdeployment", meta.LABEL_OWNER_NAME), ("revision", meta.LABEL_REVISION))
+    }
+    (group,) = rule["spec"]["groups"]
+    recorded = {each["record"] for each in group["rules"] if "record" in each}
+    page = guide.read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(finetune_endpoint:[a-z0-9_:]+)", page, re.MULTILINE)) == recorded
+    alerts = [each["alert"] for each in group["rules"] if "alert" in each]
+    assert re.findall(r"^\| `(Finetune\w+)`", page, re.MULTILINE) == alerts
+    titles = [json.loads(text)["title"] for text in boards["data"].values()]
+    assert [title for title in titles if f"`{title}`" not in page] == []
+    assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    only = render(
+        "--values", str(tmp_path / "values.yaml"), "--set", "metrics.endpoints.podMonitor.namespaces={team-a}"
+    )
+    assert of_kind(only, "PodMonitor")[0]["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
 
 
 def test_the_operators_pod_is_restricted() -> None:

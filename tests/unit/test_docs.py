@@ -23,7 +23,6 @@ from finetune_jobs.artifacts import artifact
 from finetune_jobs.modelling.tuning import TUNING
 from finetune_jobs.runtime import commandline
 from finetune_operator.framework.conditions import ConditionType
-from finetune_operator.resources.deployment import SERVER
 from hack.benchmarks.__main__ import NAMES as BENCHMARKS
 from hack.cluster.layout import REPOSITORY
 from tests.support.pages import CODE, PAGES, anchors, blocks, every_page, identify, links, prose
@@ -288,7 +287,7 @@ def test_every_file_variable_and_option_is_on_the_page_of_the_stages(capsys: pyt
 def test_every_metric_is_on_the_page_of_tracking_and_its_pod_monitor_finds_the_pods() -> None:
     page = (REPOSITORY / "docs" / "how-to" / "track.md").read_text(encoding="utf-8")
     assert [name for name in telemetry.HELP if f"`{name}`" not in page] == []
-    stages, servers = (
+    (stages,) = (
         yaml.safe_load(block)["spec"]
         for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
         if "PodMonitor" in block
@@ -296,8 +295,6 @@ def test_every_metric_is_on_the_page_of_tracking_and_its_pod_monitor_finds_the_p
     assert stages["selector"] == {"matchLabels": {meta.LABEL_ROLE: "stage"}}
     assert set(stages["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_RUN, meta.LABEL_STAGE}
     assert [endpoint["port"] for endpoint in stages["podMetricsEndpoints"]] == ["metrics"]
-    assert servers["selector"] == {"matchLabels": {meta.LABEL_ROLE: SERVER}}
-    assert set(servers["podTargetLabels"]) <= {meta.LABEL_OWNER_NAME, meta.LABEL_REVISION}
 
 
 def test_alerts_are_about_conditions_that_the_kinds_have() -> None:

@@ -1,0 +1,149 @@
+"""A real Prometheus reads model servers and gives their metrics the names that alerts and dashboards use.
+
+One server is the stand-in for Text Generation Inference, which answers real requests. The other only reports, under the
+names of vLLM 0.32 (vllm/v1/metrics/loggers.py) and with the client library that vLLM uses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from hack.cluster.layout import REPOSITORY
+from tests.controlplane.conftest import wait
+from tests.support.prometheus import Prometheus, Target, prometheus, queries
+from tests.support.tgi_process import tgi_cpu
+from tests.support.tiny_model import build_tiny_llama
+
+pytestmark = pytest.mark.controlplane
+
+CHART_FILES = REPOSITORY / "charts" / "finetune-operator" / "files"
+RULES = (CHART_FILES / "endpoints.yaml").read_text()
+ONLY_VLLM = {"finetune_endpoint:first_token_seconds_bucket:rate5m"}
+BUSY_S = 0.2
+
+
+def labels(name: str) -> dict[str, str]:
+    """What the chart's PodMonitor makes of a pod's labels."""
+    return {"namespace": "team-a", "adapterdeployment": name, "revision": f"{name}-1", "pod": f"{name}-1-x"}
+
+
+@contextmanager
+def vllm_metrics() -> Iterator[str]:
+    """Address of a server whose counters grow: each fifth request fails."""
+    registry = CollectorRegistry()
+    told, values = ["model_name", "engine"], ["transactions", "0"]
+    finished = Counter("vllm:request_success", "finished", [*told, "finished_reason"], registry=registry)
+    tokens = Counter("vllm:generation_tokens", "tokens", told, registry=registry).labels(*values)
+    answers = Counter("http_requests", "answers", ["handler", "method", "status"], registry=registry)
+    for name in ("num_requests_running", "num_requests_waiting"):
+        Gauge(f"vllm:{name}", name, told, registry=registry).labels(*values).set(2)
+    times = [
+        Histogram(f"vllm:{name}_seconds", name, told, registry=registry).labels(*values)
+        for name in ("e2e_request_latency", "request_queue_time", "time_to_first_token", "inter_token_latency")
+    ]
+    ended = threading.Event()
+
+    def work() -> None:
+        for number in itertools.count():
+            if ended.wait(BUSY_S):
+                return
+            failed = number % 5 == 0
+            finished.labels(*values, "error" if failed else ("stop", "length")[number % 2]).inc()
+            answers.labels("/v1/completions", "POST", "5xx" if failed else ("2xx", "4xx")[number % 2]).inc()
+            tokens.inc(20)
+            for each in times:
+                each.observe(0.3)
+
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        ended.set()
+        worker.join()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def load(url: str) -> Iterator[None]:
+    """Requests one after the other; each fourth has a parameter out of its range."""
+    ended = threading.Event()
+
+    def work() -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for number in itertools.count():
+                if ended.wait(BUSY_S):
+                    return
+                asked = {"max_new_tokens": 4, "top_p": 0.5 if number % 4 else 2.0}
+                client.post("/generate", json={"inputs": "the quick brown", "parameters": asked})
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        try:
+            yield
+        finally:
+            ended.set()
+    done.result()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    folder = tmp_path_factory.mktemp("endpoints")
+    model = build_tiny_llama(folder / "model")
+    with tgi_cpu(model, folder) as tgi, vllm_metrics() as vllm:
+        tgi.wait_until_ready()
+        targets = [
+            Target(urllib.parse.urlsplit(tgi.url).netloc, labels("tgi")),
+            Target(vllm, labels("vllm")),
+        ]
+        with prometheus(folder, RULES, targets) as running, load(tgi.url):
+            wait(lambda: running.value("sum(up)") == 2, "both servers to be scraped", 60)
+            failed = 'finetune_endpoint:requests:rate5m{outcome="failed"} > 0'
+            refused = 'finetune_endpoint:requests:rate5m{adapterdeployment="tgi", outcome="refused"} > 0'
+            wait(lambda: running.value(failed) and running.value(refused), "the rules to have data", 60)
+            yield running
+
+
+def test_both_engines_have_the_same_metrics(server: Prometheus) -> None:
+    recorded = {rule["record"] for rule in yaml.safe_load(RULES)["groups"][0]["rules"] if "record" in rule}
+    for name in ("tgi", "vllm"):
+        for metric in recorded - (ONLY_VLLM if name == "tgi" else set()):
+            found = server.ask("query", query=f'{metric}{{adapterdeployment="{name}"}}')["result"]
+            assert found, f"{name} has no {metric}"
+            assert {key: found[0]["metric"][key] for key in labels(name)} == labels(name)
+
+
+def test_every_graph_has_data(server: Prometheus) -> None:
+    for panel, query in queries(CHART_FILES / "dashboards" / "endpoints.json"):
+        result = server.ask("query", query=query)["result"]
+        assert result, f"{panel}: no data for {query}"
+        assert all(each["value"][1] != "NaN" for each in result), f"{panel}: {query} is not a number"
+
+
+def test_a_request_counts_once_and_an_alert_follows(server: Prometheus) -> None:
+    """One request in five fails: in vLLM's own words and by its HTTP status, which is the same request."""
+    one = '{adapterdeployment="vllm", outcome="%s"}'
+    rate = "finetune_endpoint:requests:rate5m" + one
+    share = f"{rate % 'failed'} / on (pod) {rate % 'answered'}"
+    wait(lambda: 0.2 < (server.value(share) or 0) < 0.32, "a quarter of what is answered to have failed", 60)
+    wait(lambda: server.alert("FinetuneEndpointFails") == "pending", "the alert", 30)
+    rules = server.ask("rules")["groups"][0]["rules"]
+    assert {rule["health"] for rule in rules} == {"ok"}
+    alerts = [alert for rule in rules if rule["name"] == "FinetuneEndpointFails" for alert in rule["alerts"]]
+    assert [alert["annotations"]["summary"] for alert in alerts] == [
+        "More than one request in twenty fails at team-a/vllm"
+    ]
+    assert server.alert("FinetuneEndpointQueues") == "inactive"
