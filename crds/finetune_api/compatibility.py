@@ -28,6 +28,8 @@ class Level(StrEnum):
     FINE = "fine"
     CAVEAT = "caveat"
     """It serves, and something is to be known about it."""
+    UNKNOWN = "unknown"
+    """Nothing is known of it."""
     REFUSED = "refused"
 
 
@@ -74,6 +76,11 @@ class Suitability:
         return self.level is Level.REFUSED
 
     @property
+    def starts(self) -> bool:
+        """Whether pods are started for it."""
+        return self.level not in (Level.UNKNOWN, Level.REFUSED)
+
+    @property
     def message(self) -> str:
         """All of them."""
         return " ".join(self.says)
@@ -100,13 +107,17 @@ _VLLM: Final = "https://github.com/vllm-project/vllm"
 _VLLM_MODELS: Final = "https://docs.vllm.ai/en/v0.32.0/models/supported_models/"
 _VLLM_DTYPES: Final = f"{_VLLM}/blob/v0.32.0/vllm/config/model.py"
 _INT8: Final = frozenset({INT8})
+_FLOAT16: Final = frozenset({"float16"})
 _BLACKWELL: Final = frozenset({Generation.BLACKWELL})
 _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
 _GEMMAS: Final = frozenset({"gemma", "gemma2", "gemma3_text"})
-_WIDE: Final = frozenset({"gemma2", "gemma3_text"})
-"""What overflows in float16."""
+_WIDE: Final = frozenset({"gemma2", "gemma3_text", "glm4"})
+"""What is not computed in float16, in which it overflows or becomes unstable."""
 _VLLM_16: Final = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "phi", "phi3", "gpt_neox", "granite"}
+    {
+        *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "phi", "phi3", "gpt_neox", "granite"),
+        *("cohere2", "olmo", "olmo2", "olmo3", "starcoder2"),
+    }
 )
 """What vLLM serves in bfloat16 or float16."""
 
@@ -122,6 +133,12 @@ ROWS: Final[Sequence[Row]] = (
         formats=_INT8,
     ),
     # Text Generation Inference
+    Row(
+        Level.FINE,
+        f"{_TGI_SOURCE}/server/text_generation_server/layers/compressed_tensors/w8a8_int.py",
+        engine=TGI,
+        formats=_INT8,
+    ),
     Row(
         Level.CAVEAT,
         f"{_TGI_MODELS}/flash_causal_lm.py (default_dtype) and __init__.py, which sets another one for Gemma only; "
@@ -195,6 +212,40 @@ ROWS: Final[Sequence[Row]] = (
         architectures=_VLLM_16 | _WIDE,
     ),
     Row(
+        Level.FINE,
+        f"{_VLLM}/blob/v0.32.0/vllm/model_executor/layers/quantization/compressed_tensors/schemes/"
+        "compressed_tensors_w8a8_int8.py; its CPU build served such an artifact here",
+        engine=VLLM,
+        formats=_INT8,
+    ),
+    Row(
+        Level.CAVEAT,
+        f"{_VLLM_DTYPES} (dtype that is asked for)",
+        "vLLM is told to compute in {dtype}, the evaluation did in bfloat16: some answers may differ, and very large "
+        "activations overflow.",
+        engine=VLLM,
+        architectures=_VLLM_16,
+        dtypes=_FLOAT16,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_VLLM_DTYPES} (_FLOAT16_NOT_SUPPORTED_MODELS)",
+        "vLLM does not start {architecture} in {dtype}, which has too small a range for it. Remove --dtype from args "
+        "of the runtime in the chart's values.",
+        engine=VLLM,
+        architectures=_WIDE,
+        dtypes=_FLOAT16,
+    ),
+    Row(
+        Level.REFUSED,
+        f"{_VLLM}/blob/v0.32.0/vllm/_custom_ops.py (cutlass_scaled_mm answers in float16 or bfloat16)",
+        "vLLM's {format} kernels answer in 16 bits, not in {dtype}. Remove --dtype from args of the runtime in the "
+        "chart's values.",
+        engine=VLLM,
+        formats=_INT8,
+        dtypes=frozenset({"float32"}),
+    ),
+    Row(
         Level.REFUSED,
         f"{_VLLM}/pull/25935 (says so at startup); {_VLLM}/issues/54311 (the Triton kernel is never asked)",
         "vLLM has no {format} kernel for {generation} GPUs. Choose a runtime on an older generation: Ampere, Ada or "
@@ -242,19 +293,24 @@ ROWS: Final[Sequence[Row]] = (
     ),
 )
 """Every fact that is known."""
+_SPOKEN: Final = (Level.REFUSED, Level.CAVEAT)
+_TRY: Final = (
+    "Choose a runtime with another engine; or pin the published artifact (spec.source.artifact of the "
+    "AdapterDeployment), of which the verification alone decides."
+)
 
 
 def verdict(case: Case) -> Suitability:
     """What the table says of a case: of the rows that apply, those of the gravest level."""
     rows = [row for row in ROWS if _applies(row, case)]
-    known = not case.architecture or any(row.engine == case.engine and row.architectures for row in rows)
-    for level in (Level.REFUSED, Level.CAVEAT):
-        if said := tuple(_sentence(row, case) for row in rows if row.level is level):
-            return Suitability(level, said)
-    if not known and case.engine in TITLES:
-        unknown = f"Whether {TITLES[case.engine]} serves {case.architecture} in {case.format} is not known here."
-        return Suitability(Level.CAVEAT, (unknown,))
-    return Suitability()
+    refused, caveats = (tuple(_sentence(row, case) for row in rows if row.level is level) for level in _SPOKEN)
+    if refused:
+        return Suitability(Level.REFUSED, refused)
+    if case.engine in TITLES and not _known(rows, case):
+        what = f"{case.architecture} in {case.format}" if case.architecture else case.format
+        unknown = f"Whether {TITLES[case.engine]} serves {what} is not known here. {_TRY}"
+        return Suitability(Level.UNKNOWN, (unknown,))
+    return Suitability(Level.CAVEAT, caveats) if caveats else Suitability()
 
 
 def artifact_verdict(architecture: str, format_: str) -> Suitability:
@@ -267,6 +323,13 @@ def serving_verdict(runtime: ServingFacts, architecture: str, format_: str) -> S
     if not runtime.gpu:
         return Suitability()
     return verdict(Case(runtime.engine, architecture, format_, generation_of(runtime.card), runtime.dtype))
+
+
+def _known(rows: Sequence[Row], case: Case) -> bool:
+    """Whether rows of the engine speak of the architecture and of the format, as far as the case names them."""
+    own = [row for row in rows if row.engine == case.engine]
+    architecture = not case.architecture or any(row.architectures for row in own)
+    return architecture and (not case.format or any(row.formats for row in own))
 
 
 def _applies(row: Row, case: Case) -> bool:

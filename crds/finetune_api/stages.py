@@ -123,6 +123,8 @@ class VerifyParams(WireModel):
 
     endpoint: str
     """URL of the candidate's Service."""
+    engine: str = "tgi"
+    """API of the server, e.g. vllm."""
     samples: int
     min_agreement_percent: int
     timeout_seconds: int = 600

@@ -27,9 +27,9 @@ from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.hub import CLIENT_ERROR
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits
+from finetune_jobs.verification.engine import Limits, ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe
-from finetune_jobs.verification.tgi import TgiServer
+from finetune_jobs.verification.servers import SERVERS
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def verify(context: Context) -> StageOutput:
     promise = _read_promise(context, params)
     context.progress.report(0, "waiting for the server")
     _wait_until_healthy(params, deadline)
-    server = TgiServer(params.endpoint)
+    server = _client(params)
     served = server.served()
     digest = checks.digest_check(served.model, context.input.artifact_digest)
     checks.require_all([digest], params.endpoint)
@@ -63,6 +63,17 @@ def verify(context: Context) -> StageOutput:
         message=_summary(made, observed),
         checks=made,
     )
+
+
+def _client(params: VerifyParams) -> ModelServer:
+    if params.engine not in SERVERS:
+        raise StageError(
+            Reason.CANDIDATE_FAILED,
+            f"This image knows the engines {', '.join(SERVERS)} and not {params.engine!r}: set images.data of the "
+            "chart's values to the image that was built with the chart.",
+            retriable=False,
+        )
+    return SERVERS[params.engine](params.endpoint)
 
 
 def require_room(asked: Sequence[Answer], limits: Limits) -> None:

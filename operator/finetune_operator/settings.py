@@ -1,11 +1,13 @@
 """What the platform's admin decides: images, hardware profiles, model servers. Read once from the chart's ConfigMap."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
 from finetune_api import __version__
 from finetune_api.base import ApiModel, Name
@@ -86,6 +88,16 @@ class Engine(StrEnum):
     """API of a model server."""
 
     TGI = "tgi"
+    VLLM = "vllm"
+
+
+_NOT_OF_ENGINE: Final[Mapping[Engine, Mapping[str, str]]] = {
+    Engine.TGI: {"args": "takes its options from the environment: use env"},
+    Engine.VLLM: {"max_input_tokens": "has one limit, for prompt and answer together: use maxTotalTokens"},
+}
+"""Fields of a runtime that an engine has no use for, and why."""
+_ARGUMENT: Final = r"^--[a-z0-9][a-z0-9.-]*(=.*)?$"
+"""One option with its value, so that each argument stands for itself."""
 
 
 class Runtime(ApiModel):
@@ -103,8 +115,10 @@ class Runtime(ApiModel):
     """Shape of a serving pod."""
     env: dict[str, str] = {}
     """Additional environment variables of the server, e.g. CUDA_GRAPHS."""
+    args: list[Annotated[str, Field(pattern=_ARGUMENT)]] = []
+    """Additional arguments of a vLLM server, each an option with its value, e.g. --gpu-memory-utilization=0.85."""
     max_input_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Maximum tokens of a prompt; a longer one is refused (422)."""
+    """Maximum tokens of a prompt on TGI; a longer one is refused (422). vLLM has maxTotalTokens only."""
     max_total_tokens: Annotated[int, Field(ge=2)] = 2048
     """Maximum tokens of prompt and answer together: more than maxInputTokens."""
     num_shard: Annotated[int, Field(ge=1)] = 1
@@ -116,9 +130,27 @@ class Runtime(ApiModel):
     termination_grace_seconds: int = 225
     """Seconds that a stopping pod has to finish its requests."""
 
+    @property
+    def limits_prompts(self) -> bool:
+        """Whether the server has a limit for the prompt alone, beside that for prompt and answer together."""
+        return "max_input_tokens" not in _NOT_OF_ENGINE[self.engine]
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that the server takes."""
+        return self.max_input_tokens if self.limits_prompts else self.max_total_tokens - 1
+
+    @model_validator(mode="after")
+    def _only_what_the_engine_knows(self) -> "Runtime":
+        """A field without any effect would be taken for one that works."""
+        for name, why in _NOT_OF_ENGINE[self.engine].items():
+            if name in self.model_fields_set:
+                raise ValueError(f"{to_camel(name)} is not for engine {self.engine}, which {why}")
+        return self
+
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> "Runtime":
-        if self.max_input_tokens >= self.max_total_tokens:
+        if self.limits_prompts and self.max_input_tokens >= self.max_total_tokens:
             raise ValueError(
                 f"maxInputTokens {self.max_input_tokens} leaves no room for an answer: it must be less than "
                 f"maxTotalTokens {self.max_total_tokens}"

@@ -35,6 +35,7 @@ def deployed(architecture: str, settings: Settings) -> ServingCluster:
         ("llama", on_gpus("NVIDIA-B200"), "INT8 … Blackwell"),
         ("", on_gpus("NVIDIA-B200"), "INT8 … Blackwell"),
         ("llama", on_gpus(DTYPE="bfloat16"), "DTYPE (bfloat16)"),
+        ("olmo2", on_gpus(), "Runtime 'tgi-cpu' is not known to serve it … olmo2 … spec.source.artifact"),
     ],
 )
 def test_what_cannot_be_served_starts_nothing(architecture: str, settings: Settings, says: str) -> None:
@@ -53,14 +54,14 @@ def test_what_cannot_be_served_starts_nothing(architecture: str, settings: Setti
     ("architecture", "settings", "says"),
     [
         ("llama", on_gpus("NVIDIA-L4"), "Runtime 'tgi-cpu' … llama in float16 … bfloat16"),
-        ("olmo2", on_gpus(), "olmo2 … not known"),
+        ("olmo2", SETTINGS, ""),
         ("gemma", on_gpus("NVIDIA-L4"), ""),
         ("qwen3", SETTINGS, ""),
         ("", on_gpus(), ""),
     ],
 )
 def test_what_can_be_served_is(architecture: str, settings: Settings, says: str) -> None:
-    """With what is to be known of it; nothing is guessed of what is not known, as of a pinned artifact."""
+    """With what is to be known of it. On CPUs, and of a pinned artifact, the verification decides."""
     cluster = deployed(architecture, settings)
     assert cluster.status.phase is ServingPhase.READY
     told = [each.message for each in cluster.status.conditions if each.type == "Discouraged"]

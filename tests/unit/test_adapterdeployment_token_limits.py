@@ -5,8 +5,9 @@ import pytest
 from finetune_api.adapterdeployment import ServingPhase
 from finetune_api.finetunejob import ArtifactTokens
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.framework.objects import DEPLOYMENTS
-from finetune_operator.settings import Settings
+from finetune_operator.settings import Engine, Runtime, Settings
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, following, published
 
@@ -27,6 +28,16 @@ def taking(prompt: int, total: int) -> Settings:
     limits = {"max_input_tokens": prompt, "max_total_tokens": total}
     runtime = SETTINGS.runtimes["tgi-cpu"].model_copy(update=limits)
     return SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": runtime}})
+
+
+@pytest.mark.parametrize(("prompt", "answer", "fits"), [(1500, 548, True), (1500, 549, False), (2048, 1, False)])
+def test_vllm_has_one_limit_for_prompt_and_answer(prompt: int, answer: int, fits: bool) -> None:
+    runtime = Runtime(engine=Engine.VLLM, image="vllm:1", max_total_tokens=2048)
+    said = prompt_violation(ArtifactTokens(golden_prompt=prompt, answer=answer), "vllm", runtime)
+    assert (said == "") is fits
+    if not fits:
+        assert_says(said, "runtime 'vllm' accepts 2048 for prompt and answer together (maxTotalTokens)")
+        assert "maxInputTokens" not in said
 
 
 @pytest.mark.parametrize(
@@ -92,7 +103,7 @@ def test_longer_examples_are_a_warning(tokens: ArtifactTokens | None, warned: bo
         return
     assert tokens is not None
     [message] = told
-    assert_says(message, "example", f"{tokens.example} tokens", *LIMITS, "422")
+    assert_says(message, "example", f"{tokens.example} tokens", *LIMITS, "refuses longer requests")
     assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
     cluster.settings = taking(4096, 5200)
     cluster.settle()

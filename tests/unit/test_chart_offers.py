@@ -97,8 +97,8 @@ def test_an_offer_says_what_it_is_and_costs(tmp_path: Path) -> None:
         assert offer == {
             "description": runtime.description,
             "engine": runtime.engine,
-            "maxInputTokens": runtime.max_input_tokens,
             "maxTotalTokens": runtime.max_total_tokens,
+            **({"maxInputTokens": runtime.max_input_tokens} if runtime.limits_prompts else {}),
         }
     assert "usdPerHour: 3.3\n" in _text(objects, "profiles"), "people read it"
 
@@ -109,7 +109,7 @@ def test_a_profile_of_few_words_is_offered_too(tmp_path: Path) -> None:
     values = {
         "runner": {"namespaces": ["team-a"]},
         "profiles": {"mine": {"gpu": gpu}},
-        "runtimes": {"tgi": None, "tgi-cpu": None},
+        "runtimes": {"tgi": None, "tgi-cpu": None, "vllm": None},
         "tenancy": {"open": True},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))

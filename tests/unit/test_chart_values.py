@@ -54,7 +54,7 @@ def test_default_profiles_and_runtimes_are_complete() -> None:
         "cpu-small",
         *(f"gpu-{gpu}" for gpu in ("l4", "a10g", "a100-40", "a100-80", "a100-80x8", "h100-80")),
     }
-    assert rendered.runtimes.keys() == {"tgi-cpu", "tgi"}
+    assert rendered.runtimes.keys() == {"tgi-cpu", "tgi", "vllm"}
     for name, profile in rendered.profiles.items():
         asked = profile.accelerator.limits.get("nvidia.com/gpu")
         assert asked == (str(profile.gpu.count) if profile.gpu else None), name
@@ -78,7 +78,11 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
                 "modelCache": {"claimName": "base-models"},
             },
         },
-        "runtimes": {"tgi": None, "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2}},
+        "runtimes": {
+            "tgi": None,
+            "tgi-cpu": {"env": {"CUDA_GRAPHS": "0"}, "numShard": 2},
+            "vllm": {"args": ["--max-num-seqs=8"]},
+        },
         "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
         "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
         "serving": {"ingressFrom": [{"namespaceSelector": {"matchLabels": {"gateway": "true"}}}]},
@@ -104,7 +108,8 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     peer = {"namespaceSelector": {"matchLabels": {"gateway": "true"}}}
     assert rendered.serving == ServingAccess(ingress_from=[peer])
     assert "gpu-l4" not in rendered.profiles
-    assert rendered.runtimes.keys() == {"tgi-cpu"}
+    assert rendered.runtimes.keys() == {"tgi-cpu", "vllm"}
+    assert rendered.runtimes["vllm"].args == ["--max-num-seqs=8"]
     assert (runtime.env, runtime.num_shard) == ({"CUDA_GRAPHS": "0"}, 2)
     assert (mine.retries, mine.deadline_seconds) == (0, 100000000)
     assert mine.accelerator.limits == {"example.com/npu": "2"}
@@ -201,7 +206,8 @@ def test_the_defaults_of_the_chart_are_the_operators() -> None:
         (f"profiles.{'m' * 41}.description=x", "/profiles", "not allowed"),
         ("profiles=null", "", "missing property 'profiles'"),
         ("operator.maxConcurrentRollouts=0", "/operator/maxConcurrentRollouts", "minimum: got 0, want 1"),
-        ("runtimes.tgi.engine=vllm", "/runtimes/tgi/engine", "value must be 'tgi'"),
+        ("runtimes.tgi.engine=sglang", "/runtimes/tgi/engine", "value must be one of 'tgi', 'vllm'"),
+        ("runtimes.vllm.args={-tp=2}", "/runtimes/vllm/args/0", "does not match pattern"),
         ("runtimes.mine.engine=tgi", "/runtimes/mine", "missing property 'image'"),
         ("runtimes.tgi.image=tgi:3", "/runtimes/tgi/image", "got string, want object"),
         ("images.data.digest=abc", "/images/data/digest", "does not match pattern"),

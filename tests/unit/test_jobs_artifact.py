@@ -27,8 +27,8 @@ from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_index
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
+from finetune_jobs.verification.connection import answer_in
 from finetune_jobs.verification.engine import Limits
-from finetune_jobs.verification.tgi import answer_in
 from finetune_jobs.verify import verify
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
@@ -403,6 +403,7 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
     outcomes = {check.name: check.outcome for check in result.checks}
     assert outcomes == {
         "digest": "Passed",
+        "modelName": "Skipped",
         "promptTokens": "Skipped",
         "differsFromBase": "Passed",
         "logProbabilities": "Skipped",
@@ -412,7 +413,7 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
         "goldenTexts": "Passed",
         "testSample": "Passed",
     }
-    assert_says(result.message, "4 of 9 checks", "of 20 test examples", "earlier version", "publish it again")
+    assert_says(result.message, "4 of 10 checks", "of 20 test examples", "earlier version", "publish it again")
     assert (result.scalars["samples"], result.scalars["agreementPercent"]) == ("20", "100")
     assert result.scalars["accuracy"] == result.scalars["expectedAccuracy"]
     assert len(seen) == 28

@@ -6,12 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator.runtimes import serving_plan
+from finetune_operator.runtimes.plan import ServedModel
 from finetune_operator.settings import Engine, Runtime
 from tgi_cpu.args import parse_args
 
 pytestmark = pytest.mark.unit
 
-MODEL = "/models/" + "a" * 64 + "/model"
+MODEL = ServedModel("/models/" + "a" * 64 + "/model", "demo")
 
 
 def runtime(**fields: object) -> Runtime:
@@ -21,7 +22,7 @@ def runtime(**fields: object) -> Runtime:
 def test_the_launcher_takes_the_environment() -> None:
     plan = serving_plan(runtime(max_input_tokens=256, max_total_tokens=320), MODEL)
     args = parse_args(list(plan.args), plan.env)
-    assert (args.model_id, args.port) == (MODEL, 8080)
+    assert (args.model_id, args.port) == (MODEL.path, 8080)
     assert (args.max_input_tokens, args.max_total_tokens) == (256, 320)
 
 
@@ -40,6 +41,7 @@ def test_limits_that_leave_no_room_for_an_answer_are_refused() -> None:
         ("USAGE_STATS", "on"),
         ("ENABLE_PREFILL_LOGPROBS", "false"),
         ("NUM_SHARD", "8"),
+        ("GRACEFUL_TERMINATION_TIMEOUT", "3600"),
         ("HOME", "/root"),
     ],
 )
@@ -73,6 +75,22 @@ def test_a_slow_answer_takes_a_pod_out_long_before_it_is_restarted() -> None:
 def test_drain_and_grace_come_from_the_runtime() -> None:
     plan = serving_plan(runtime(drain_seconds=7, termination_grace_seconds=99), MODEL)
     assert (plan.drain_seconds, plan.grace_seconds) == (7, 99)
+
+
+@pytest.mark.parametrize(
+    ("drain", "grace", "timeout"), [(15, 225, 90), (5, 225, 95), (15, 600, 277), (15, 60, 7), (15, 30, 1), (30, 15, 1)]
+)
+def test_router_and_shards_end_within_the_grace_period(drain: int, grace: int, timeout: int) -> None:
+    """The launcher waits for the one, and then for the others; the kubelet counts from the start of the drain."""
+    plan = serving_plan(runtime(drain_seconds=drain, termination_grace_seconds=grace), MODEL)
+    assert plan.env["GRACEFUL_TERMINATION_TIMEOUT"] == str(timeout)
+    assert drain + 2 * timeout <= grace or timeout == 1
+    assert parse_args([], plan.env).graceful_termination_timeout == timeout
+
+
+def test_arguments_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"args is not for engine tgi, which takes .* use env"):
+        runtime(args=["--max-batch-size=4"])
 
 
 @pytest.mark.parametrize(("shards", "size"), [(1, ""), (2, "1Gi")])

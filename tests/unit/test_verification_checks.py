@@ -56,6 +56,7 @@ def observed(
     forced: Sequence[Forced] = (SAME, SAME, SAME),
     task: TaskType = TaskType.CLASSIFICATION,
     too_long: int = 0,
+    refuses_other_names: bool | None = None,
 ) -> Observed:
     return Observed(
         golden=[asked(n) for n in range(len(golden))],
@@ -67,6 +68,7 @@ def observed(
         task=task,
         tolerance=TOLERANCE,
         too_long=too_long,
+        refuses_other_names=refuses_other_names,
     )
 
 
@@ -85,6 +87,8 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
     ("seen", "fails"),
     [
         (observed(), []),
+        (observed(refuses_other_names=True), []),
+        (observed(refuses_other_names=False), ["modelName"]),
         (observed(forced=(shifted(0.09), shifted(0.09), shifted(0.09))), []),
         # Another engine breaks ties elsewhere: right answers that are not the artifact's words.
         (observed(golden=WRONG[:3] + RIGHT[:5], task=TaskType.TEXT), []),
@@ -112,7 +116,7 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
 def test_what_fails(seen: Observed, fails: list[str]) -> None:
     checks = make_checks(seen, 75)
     assert failed(checks) == fails
-    assert len({check.name for check in checks}) == 8
+    assert len({check.name for check in checks}) == 9
 
 
 def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
@@ -132,7 +136,8 @@ def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     checks = make_checks(observed(**NO_RECORD), 75)
     assert_says(named(checks, "logProbabilities").seen, "no record")
     skipped = {check.name for check in checks if check.outcome is CheckOutcome.SKIPPED}
-    assert skipped == {"logProbabilities", "longPrompts", "positions"}
+    assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions"}
+    assert_says(named(checks, "modelName").seen, "answers to any model name")
 
 
 def test_positions_that_hardly_matter_are_not_judged() -> None:
@@ -162,6 +167,7 @@ def test_positions_that_hardly_matter_are_not_judged() -> None:
             "longPrompts … at most 0.100 nats a token … 0.200",
         ),
         (observed(golden=CUT[:8]), Reason.VERIFICATION_FAILED, "finishReason … 75 % … 0 of 8"),
+        (observed(refuses_other_names=False), Reason.VERIFICATION_FAILED, "modelName … 404 … it was answered"),
         (
             observed(golden=RIGHT[:5] + WRONG[:3]),
             Reason.VERIFICATION_FAILED,
@@ -220,7 +226,7 @@ def test_a_result_with_every_check_fits_a_termination_message() -> None:
         digest_check("/models/" + "x" * 200, "a" * 64),
         *make_checks(observed(sample=RIGHT[:30] + WRONG[:10]), 75),
     ]
-    full = [check.model_copy(update={"expected": "x" * 88, "seen": "y" * 88}) for check in checks]
+    full = [check.model_copy(update={"expected": "x" * 86, "seen": "y" * 86}) for check in checks]
     result = StageResult(
         stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.VERIFICATION_FAILED, message="m" * 500, checks=full
     )

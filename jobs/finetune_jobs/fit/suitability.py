@@ -18,6 +18,12 @@ from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 
 MOST_ADAPTED: Final = 0.5
 """Below this share of a model's weights in adapted layers, users are told."""
+_WORDS: Final[Mapping[Level, str]] = {
+    Level.REFUSED: "cannot serve the artifact",
+    Level.UNKNOWN: "is not known to serve the artifact",
+    Level.CAVEAT: "serves it with a difference",
+}
+"""What is said of a runtime, from the worst on."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,10 @@ def require_suitable(
         raise StageError(Reason.MODEL_UNSUPPORTED, " ".join([exported.message, *unreached]))
     unreached += _untried(config, export_format)
     found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
-    refused, different = (" ".join(_of_level(found, level)) for level in (Level.REFUSED, Level.CAVEAT))
+    refused, unknown, different = (" ".join(_of_level(found, level)) for level in _WORDS)
     if found and all(each.refused for each in found.values()):
         raise StageError(Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {refused}")
-    return Advice(" ".join(filter(None, [refused, *unreached])), different)
+    return Advice(" ".join(filter(None, [refused, unknown, *unreached])), different)
 
 
 def _require_bfloat16(hardware: HardwareFacts) -> None:
@@ -73,8 +79,7 @@ def _of_level(found: Mapping[str, Suitability], level: Level) -> Iterator[str]:
         if each.level is level:
             names.setdefault(each.message, []).append(repr(name))
     for message, some in names.items():
-        what = "cannot serve the artifact" if level is Level.REFUSED else "serves it with a difference"
-        yield f"Runtime {', '.join(some)} {what}: {message}"
+        yield f"Runtime {', '.join(some)} {_WORDS[level]}: {message}"
 
 
 def _unreached(config: Mapping[str, Any], training: Training) -> Iterator[str]:

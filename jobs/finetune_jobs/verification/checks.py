@@ -21,6 +21,7 @@ from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.verification.engine import Forced, Reply
 
 DIGEST: Final = "digest"
+MODEL_NAME: Final = "modelName"
 PROMPT_TOKENS: Final = "promptTokens"
 DIFFERS_FROM_BASE: Final = "differsFromBase"
 LOG_PROBABILITIES: Final = "logProbabilities"
@@ -34,7 +35,7 @@ _SIGNIFICANCE: Final = 0.05
 _HALF_WAY: Final = 0.5
 _SENSITIVE: Final = 0.15
 """Largest standard error of the way to wrong positions with which half of it can be told from none."""
-_LIMIT: Final = 88
+_LIMIT: Final = 86
 """Characters of what was expected or seen: ten checks and a message fit a termination message."""
 
 
@@ -54,6 +55,8 @@ class Observed:
     """Nats a token that another engine or precision may be away from the evaluation."""
     too_long: int = 0
     """References that the server has no room for."""
+    refuses_other_names: bool | None = None
+    """Whether it refuses requests that name another model; None: it looks at no name."""
 
     @property
     def agreement_percent(self) -> int:
@@ -95,6 +98,7 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
     short = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if not r.long]
     long = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if r.long]
     return [
+        _model_name(observed),
         _prompt_tokens(observed),
         _differs_from_base(observed, short),
         _log_probabilities(LOG_PROBABILITIES, short, observed.tolerance, "the artifact has no record of them"),
@@ -127,6 +131,14 @@ def distance(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 Pairs = Sequence[tuple[ReferenceText, Forced]]
+
+
+def _model_name(observed: Observed) -> VerificationCheck:
+    """A client with a wrong name must learn of it, and not be answered by whatever model there is."""
+    if observed.refuses_other_names is None:
+        return _skipped(MODEL_NAME, "this server answers to any model name")
+    seen = "404" if observed.refuses_other_names else "it was answered"
+    return _check(MODEL_NAME, observed.refuses_other_names, "404 for the name of no model", seen)
 
 
 def _prompt_tokens(observed: Observed) -> VerificationCheck:

@@ -1,4 +1,7 @@
-"""What verification asks of a model server, whatever its API; one module beside this one per engine."""
+"""What verification asks of a model server, whatever its API; one module beside this one per engine.
+
+Its counterpart in the operator, which renders the server's pod, is ``finetune_operator.runtimes.plan``.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ class Limits:
     """Token limits of a server, as it reports them; 0 if it does not."""
 
     prompt: int = 0
+    """The prompt alone; 0 too if the server has no such limit."""
     total: int = 0
     """Prompt and answer together."""
 
@@ -24,9 +28,12 @@ class Limits:
         return prompt <= (self.prompt or math.inf) and prompt + answer <= (self.total or math.inf)
 
     def __str__(self) -> str:
-        prompt, total = self.prompt or "an unknown number", self.total or "an unknown number"
+        total = self.total or "an unknown number"
+        if not self.prompt:
+            return f"it accepts {total} for prompt and answer together (the runtime's maxTotalTokens)"
         return (
-            f"it accepts {prompt} for a prompt (the runtime's maxInputTokens), {total} with its answer (maxTotalTokens)"
+            f"it accepts {self.prompt} for a prompt (the runtime's maxInputTokens), {total} with its answer "
+            "(maxTotalTokens)"
         )
 
 
@@ -35,6 +42,7 @@ class Served:
     """What a server says of itself."""
 
     model: str
+    """Path of the model in the server's pod."""
     limits: Limits
 
 
@@ -61,7 +69,7 @@ class Forced:
 
 class ModelServer(Protocol):
     """A candidate's server. Every method raises StageError: CandidateFailed (retriable unless the server says that it
-    never will), PromptsTooLong."""
+    never will), PromptsTooLong. ``served`` is called first."""
 
     engine: str
     """Its API, as the tolerances know it."""
@@ -74,3 +82,6 @@ class ModelServer(Protocol):
 
     def log_probs(self, reference: ReferenceText) -> Forced:
         """One forward pass over a given text."""
+
+    def refuses_other_names(self) -> bool | None:
+        """Whether a request that names another model is refused with 404; None: the engine looks at no name."""

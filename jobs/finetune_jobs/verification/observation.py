@@ -54,4 +54,5 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         task=promise.task,
         tolerance=tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance,
         too_long=len(promise.references) - len(references),
+        refuses_other_names=server.refuses_other_names(),
     )

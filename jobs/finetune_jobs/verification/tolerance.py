@@ -9,11 +9,13 @@ was 0.78: a middle layer without its MLP.
 from collections.abc import Mapping
 from typing import Final
 
-_TOLERANCES: Final[Mapping[tuple[str, str], float]] = {("tgi", "INT8"): 0.55}
+from finetune_api.compatibility import INT8, TGI, VLLM
+
+TOLERANCES: Final[Mapping[tuple[str, str], float]] = {(TGI, INT8): 0.55, (VLLM, INT8): 0.55}
 """1.4 times the largest noise, and 0.7 of the smallest damage."""
 _OTHERWISE: Final = 0.55
 
 
 def tolerance(engine: str, format_: str) -> float:
     """Nats a token between a server of this API and the evaluation of an artifact in this format."""
-    return _TOLERANCES.get((engine, format_), _OTHERWISE)
+    return TOLERANCES.get((engine, format_), _OTHERWISE)

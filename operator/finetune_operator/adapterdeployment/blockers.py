@@ -59,16 +59,17 @@ def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
 
 
 def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
-    """The runtime is known not to serve such an artifact. A revision that serves already keeps serving."""
+    """The runtime is not known to serve such an artifact. A revision that serves already keeps serving."""
     artifact, name = find_artifact(observed), observed.resource.spec.runtime
     if isinstance(artifact, Blocker):
         return None
     found = serving_verdict(
         serving_facts(name, observed.settings.runtimes[name]), artifact.architecture, artifact.format
     )
-    if not found.refused or _serves(observed, artifact):
+    if found.starts or _serves(observed, artifact):
         return None
-    return Blocker(Reason.RUNTIME_UNSUITABLE, f"Runtime {name!r} cannot serve it: {found.message}", watched=True)
+    what = "cannot serve it" if found.refused else "is not known to serve it"
+    return Blocker(Reason.RUNTIME_UNSUITABLE, f"Runtime {name!r} {what}: {found.message}", watched=True)
 
 
 def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:

@@ -9,7 +9,7 @@ def prompt_violation(tokens: ArtifactTokens | None, name: str, runtime: Runtime)
     if tokens is None or tokens.golden_prompt is None:
         return ""
     prompt, both = tokens.golden_prompt, tokens.golden_prompt + (tokens.answer or 0)
-    if prompt <= runtime.max_input_tokens and both <= runtime.max_total_tokens:
+    if prompt <= runtime.longest_prompt and both <= runtime.max_total_tokens:
         return ""
     return (
         f"The artifact's longest golden prompt has {prompt} tokens{_answer(tokens.answer)}; {_limits(name, runtime)}."
@@ -22,11 +22,11 @@ def example_warning(tokens: ArtifactTokens | None, name: str, runtime: Runtime) 
     if tokens is None or tokens.example is None:
         return ""
     prompt = tokens.example - tokens.answer if tokens.answer else 0
-    if prompt <= runtime.max_input_tokens and tokens.example <= runtime.max_total_tokens:
+    if prompt <= runtime.longest_prompt and tokens.example <= runtime.max_total_tokens:
         return ""
     return (
         f"The artifact's longest training example has {tokens.example} tokens with its answer; "
-        f"{_limits(name, runtime)}, and answers longer requests with 422."
+        f"{_limits(name, runtime)}, and refuses longer requests."
     )
 
 
@@ -35,6 +35,8 @@ def _answer(tokens: int | None) -> str:
 
 
 def _limits(name: str, runtime: Runtime) -> str:
+    if not runtime.limits_prompts:
+        return f"runtime {name!r} accepts {runtime.max_total_tokens} for prompt and answer together (maxTotalTokens)"
     return (
         f"runtime {name!r} accepts {runtime.max_input_tokens} for a prompt (maxInputTokens) and "
         f"{runtime.max_total_tokens} with its answer (maxTotalTokens)"

@@ -35,6 +35,7 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
     seconds = 600 + ANSWER_SECONDS * spec.verification.samples
     params = VerifyParams(
         endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
+        engine=target.serving.runtime.engine.value,
         samples=spec.verification.samples,
         min_agreement_percent=spec.verification.min_agreement_percent,
         timeout_seconds=seconds,

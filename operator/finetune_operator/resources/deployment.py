@@ -16,7 +16,7 @@ from finetune_operator.resources.shared_memory import shared_memory_mounts, shar
 from finetune_operator.resources.stage_job import stage_container
 from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.runtimes import serving_plan
-from finetune_operator.runtimes.plan import ServingPlan
+from finetune_operator.runtimes.plan import ServedModel, ServingPlan
 from finetune_operator.settings import Images, PodShape, Runtime, Settings
 
 SERVER: Final = "server"
@@ -120,7 +120,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     """The pods of a revision, whatever their number."""
     runtime, images = serving.runtime, settings.images
     fetch = fetch_request(owner, serving, settings, revision)
-    plan = serving_plan(runtime, serving.model_path)
+    plan = serving_plan(runtime, ServedModel(serving.model_path, owner.name))
     pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
     pod["initContainers"] = [_fetch(fetch)]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds

@@ -1,15 +1,16 @@
-"""Model servers: one module per engine, which renders a ``ServingPlan``."""
+"""Model servers: one module per engine, behind the protocol ``EngineModule``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.runtimes import tgi
-from finetune_operator.runtimes.plan import ServingPlan
+from finetune_operator.runtimes import tgi, vllm
+from finetune_operator.runtimes.plan import EngineModule, ServedModel, ServingPlan
 from finetune_operator.settings import Engine, Runtime
 
-_RENDER: Final[Mapping[Engine, Callable[[Runtime, str], ServingPlan]]] = {Engine.TGI: tgi.render}
+ENGINES: Final[Mapping[Engine, EngineModule]] = {Engine.TGI: tgi, Engine.VLLM: vllm}
+"""The module of each engine."""
 
 
-def serving_plan(runtime: Runtime, model_path: str) -> ServingPlan:
-    """How ``runtime`` serves the model in the folder ``model_path`` of its pod."""
-    return _RENDER[runtime.engine](runtime, model_path)
+def serving_plan(runtime: Runtime, model: ServedModel) -> ServingPlan:
+    """How a runtime serves a model."""
+    return ENGINES[runtime.engine].render(runtime, model)

@@ -3,6 +3,7 @@
 from typing import Final
 
 from finetune_api.compatibility import ServingFacts
+from finetune_operator.runtimes import ENGINES
 from finetune_operator.settings import Runtime, Settings
 
 _GPUS: Final = "nvidia.com/"
@@ -14,8 +15,6 @@ _PRODUCT_LABELS: Final = (
     "eks.amazonaws.com/instance-gpu-name",
 )
 """Node labels with a GPU's product name: of GPU feature discovery, GKE, Karpenter and EKS Auto Mode."""
-_DTYPE: Final = "DTYPE"
-"""TGI's variable."""
 
 
 def serving_facts(name: str, runtime: Runtime) -> ServingFacts:
@@ -26,7 +25,7 @@ def serving_facts(name: str, runtime: Runtime) -> ServingFacts:
         engine=runtime.engine.value,
         gpu=any(resource.startswith(_GPUS) and amount != "0" for resource, amount in limits.items()),
         card=next((nodes[label] for label in _PRODUCT_LABELS if nodes.get(label)), ""),
-        dtype=runtime.env.get(_DTYPE, ""),
+        dtype=ENGINES[runtime.engine].dtype(runtime),
     )
 
 

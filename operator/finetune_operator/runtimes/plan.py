@@ -1,9 +1,27 @@
-"""What an engine's pod is made of. The resource builders read this and never check which engine it is."""
+"""What an engine's pod is made of, and what every engine's module must say.
 
+The resource builders read a ``ServingPlan`` and never check which engine it is.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 from finetune_operator.framework.objects import Object
+from finetune_operator.settings import Runtime
+
+_STARTUP_PERIOD_SECONDS: Final = 5
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a server is to serve."""
+
+    path: str
+    """Folder in its pod; it holds the artifact's digest, so that a server that names it proves what it serves."""
+    name: str
+    """The model's name in OpenAI's API: that of the AdapterDeployment."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +46,37 @@ class ServingPlan:
     """Folders that the server writes to, besides /tmp."""
     shared_memory: str = ""
     """Size of /dev/shm; empty leaves the container runtime's default (64 MiB)."""
+
+
+class EngineModule(Protocol):
+    """What the operator must know of an engine: one module beside this one for each.
+
+    Its counterpart in the jobs, which talks to the server, is ``finetune_jobs.verification.engine``.
+    """
+
+    def render(self, runtime: Runtime, model: ServedModel) -> ServingPlan:
+        """How a runtime of this engine serves a model."""
+
+    def dtype(self, runtime: Runtime) -> str:
+        """What the runtime's settings force the server to compute in, e.g. float16; empty: the server decides."""
+
+
+def health_probe(period: int, failures: int, timeout: int) -> Object:
+    """A probe of ``/health``, which all engines have; times in seconds."""
+    return {
+        "httpGet": {"path": "/health", "port": "http"},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout,
+    }
+
+
+def startup_probe(runtime: Runtime) -> Object:
+    """Gives the server the whole time that the runtime allows for loading."""
+    failures = math.ceil(runtime.startup_timeout_seconds / _STARTUP_PERIOD_SECONDS)
+    return health_probe(_STARTUP_PERIOD_SECONDS, failures, timeout=5)
+
+
+def seconds_after_drain(runtime: Runtime, reserve: int) -> int:
+    """What of the grace period is left for requests once the pod has drained; ``reserve``: for the server's own end."""
+    return max(1, runtime.termination_grace_seconds - runtime.drain_seconds - reserve)

@@ -1,0 +1,123 @@
+"""Requests to a server over HTTP, and their failures in words. What differs between engines is given."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from huggingface_hub import InferenceClient, get_session, hf_raise_for_status
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import shorten
+from finetune_jobs.store.hub import CLIENT_ERROR
+from finetune_jobs.verification.engine import Limits, Reply
+
+_REQUEST_SECONDS: Final = 60.0
+"""Longest wait for an answer."""
+
+
+@dataclass
+class Connection:
+    """A server at a URL. Its methods raise StageError: CandidateFailed (retriable unless the server says that it never
+    will), PromptsTooLong."""
+
+    endpoint: str
+    rejected: int
+    """Status of a request that is never accepted."""
+    too_long: re.Pattern[str]
+    """What the server says of a conversation that is longer than it accepts."""
+    limits: Limits = field(default_factory=Limits)
+    """As far as they are known, for messages."""
+
+    def get(self, path: str) -> Any:
+        """A JSON document that a healthy server always has."""
+        try:
+            return get_session().get(f"{self.endpoint}{path}", timeout=10).raise_for_status().json()
+        except (CLIENT_ERROR, ValueError) as error:
+            raise self.wordless(path, error) from None
+
+    def wordless(self, path: str, error: Exception) -> StageError:
+        """The document at a path does not say what serves."""
+        return StageError(
+            Reason.CANDIDATE_FAILED, f"{self.endpoint}{path} does not name its model ({type(error).__name__})."
+        )
+
+    def post(self, path: str, body: dict[str, Any], asked: str) -> Any:
+        """The answer, of any shape, to a request; ``asked`` says what was asked, for messages."""
+        try:
+            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=_REQUEST_SECONDS)
+            hf_raise_for_status(response)
+            return response.json()
+        except CLIENT_ERROR as error:
+            raise self._failed(error, asked) from None
+        except ValueError as error:
+            raise self.unreadable(path, error) from None
+
+    def unreadable(self, path: str, error: Exception) -> StageError:
+        """An answer lacks what was asked for."""
+        said = f"{self.endpoint}{path} gives no details of a prompt ({type(error).__name__})."
+        return StageError(Reason.CANDIDATE_FAILED, said)
+
+    def is_not_found(self, path: str, body: dict[str, Any], asked: str) -> bool:
+        """Whether the answer to a request is 404, and not one."""
+        try:
+            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=_REQUEST_SECONDS)
+            if response.status_code == 404:
+                return True
+            hf_raise_for_status(response)
+            return False
+        except CLIENT_ERROR as error:
+            raise self._failed(error, asked) from None
+
+    def chat(self, asked: Answer, model: str | None = None) -> Reply:
+        """The most likely answer, by OpenAI's ``/v1/chat/completions``; ``model``: the name to ask for."""
+        client = InferenceClient(base_url=self.endpoint, timeout=_REQUEST_SECONDS)
+        try:
+            # Temperature 0 is greedy for TGI and vLLM alike; without it both sample.
+            found: Any = client.chat_completion(
+                asked.messages, model=model, max_tokens=asked.max_tokens, temperature=0.0
+            )
+        except (CLIENT_ERROR, InferenceTimeoutError) as error:
+            raise self._failed(error, "a golden prompt or a test example") from None
+        choice, usage = found.choices[0], getattr(found, "usage", None)
+        reason = getattr(choice, "finish_reason", None)
+        return Reply(
+            text=answer_in(choice.message, asked),
+            stopped=reason != "length" if reason else None,
+            prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
+        )
+
+    def _failed(self, error: Exception, asked: str) -> StageError:
+        """Why a request failed, in the server's own words where it has some."""
+        response = error.response if isinstance(error, HfHubHTTPError) else None
+        status = response.status_code if response is not None else 0
+        said = _said(response.text) if response is not None and status == self.rejected else ""
+        if self.too_long.search(said):
+            return StageError(
+                Reason.PROMPTS_TOO_LONG,
+                f"{asked.capitalize()} is too long for {self.endpoint}, which answered {status} ({said}); "
+                f"{self.limits}.",
+            )
+        what = f"answered {status}{said and f' ({said})'}" if status else f"did not answer ({type(error).__name__})"
+        return StageError(
+            Reason.CANDIDATE_FAILED, f"{self.endpoint} {what} to {asked}.", retriable=status != self.rejected
+        )
+
+
+def answer_in(message: Any, asked: Answer) -> str:
+    """What a server answered, without thoughts: those stand beside it where the server has a reasoning parser."""
+    text = str(message.content or "")
+    apart = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    return text if apart or asked.thoughts is None else asked.thoughts.answer_in(text)
+
+
+def _said(body: str) -> str:
+    """Why a server rejected a request, in its own words: TGI's ``error`` is a text, OpenAI's an object."""
+    try:
+        error = json.loads(body)["error"]
+        return shorten(str(error["message"] if isinstance(error, dict) else error), 200)
+    except (ValueError, KeyError, TypeError):
+        return shorten(body, 200)

@@ -1,0 +1,67 @@
+"""vLLM 0.32: OpenAI's API, with the fields that vLLM adds (vllm/entrypoints/openai of vllm-project/vllm v0.32.0).
+
+Probabilities of a prompt's tokens are ``prompt_logprobs`` of ``/v1/completions``: for each token but the first an
+object from ids to probabilities, which with 0 asked for has the token itself only. Such a request does not read the
+prefix cache, so every token is computed.
+"""
+
+import re
+from typing import Any, Final
+
+from finetune_api.compatibility import VLLM
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.verification.connection import Connection
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Served
+
+_REJECTED: Final = 400
+_LENGTH: Final = re.compile(r"context length|max_model_len")
+"""vLLM's answer to a conversation that is longer than it accepts."""
+_MODELS: Final = "/v1/models"
+_COMPLETIONS: Final = "/v1/completions"
+_OTHER: Final = "finetune-operator-no-such-model"
+
+
+class VllmServer:
+    """A server that speaks vLLM's API at a URL."""
+
+    engine = VLLM
+
+    def __init__(self, endpoint: str) -> None:
+        self._connection = Connection(endpoint, _REJECTED, _LENGTH)
+        self._name = ""
+
+    def served(self) -> Served:
+        """From ``/v1/models``: the model itself is the one without a parent, its path is ``root``."""
+        models = self._connection.get(_MODELS)
+        try:
+            model = next(each for each in models["data"] if not each.get("parent"))
+            self._name = str(model["id"])
+            served = Served(str(model["root"]), Limits(total=int(model.get("max_model_len") or 0)))
+        except (AttributeError, KeyError, StopIteration, ValueError, TypeError) as error:
+            raise self._connection.wordless(_MODELS, error) from None
+        self._connection.limits = served.limits
+        return served
+
+    def answer(self, asked: Answer) -> Reply:
+        """From ``/v1/chat/completions``."""
+        return self._connection.chat(asked, self._name)
+
+    def log_probs(self, reference: ReferenceText) -> Forced:
+        """From ``/v1/completions``."""
+        body = self._completion(self._name, reference.text) | {"prompt_logprobs": 0, "return_token_ids": True}
+        answer = self._connection.post(_COMPLETIONS, body, "a reference text")
+        try:
+            choice = answer["choices"][0]
+            ids = [int(each) for each in choice["prompt_token_ids"]]
+            found = choice.get("prompt_logprobs") or []
+            log_probs = [float(each[str(token)]["logprob"]) for token, each in zip(ids[1:], found[1:], strict=False)]
+            return Forced(ids, log_probs)
+        except (AttributeError, IndexError, KeyError, ValueError, TypeError) as error:
+            raise self._connection.unreadable(_COMPLETIONS, error) from None
+
+    def refuses_other_names(self) -> bool:
+        """By a completion of one token."""
+        return self._connection.is_not_found(_COMPLETIONS, self._completion(_OTHER, "1"), "the name of no model")
+
+    def _completion(self, model: str, prompt: str) -> dict[str, Any]:
+        return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}

@@ -1,0 +1,82 @@
+"""vLLM 0.32, configured by arguments of its OpenAI-compatible server.
+
+Read from vllm-project/vllm v0.32.0 (vllm/entrypoints/openai/cli_args.py, vllm/utils/argparse_utils.py, vllm/envs.py,
+docker/Dockerfile) and run with the CPU build of that version (the image ``vllm-cpu``). Both entry points, ``vllm
+serve`` and ``vllm.entrypoints.openai.api_server``, take the same arguments.
+"""
+
+from typing import Final
+
+from finetune_api.meta import SERVING_PORT
+from finetune_operator.runtimes.plan import ServedModel, ServingPlan, health_probe, seconds_after_drain, startup_probe
+from finetune_operator.settings import Runtime
+
+_RESERVE_SECONDS: Final = 15
+"""Of the grace period, for the processes to end once the last request is answered."""
+_CACHE: Final = "/tmp/cache"  # noqa: S108 - the pod's own volume
+_DTYPE: Final = "--dtype"
+_DTYPES: Final = {"auto": "", "half": "float16", "float": "float32"}
+"""vLLM's other words for number formats."""
+
+
+def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
+    """Arguments, environment, probes and drain of vLLM.
+
+    vLLM returns the path as ``root`` of ``/v1/models``, which shows what a pod serves, and answers 404 to any other
+    model name than the one that it is given.
+    """
+    options = {
+        **_options(runtime),
+        "--model": model.path,
+        "--served-model-name": model.name,
+        "--port": str(SERVING_PORT),
+        "--max-model-len": str(runtime.max_total_tokens),
+        "--tensor-parallel-size": str(runtime.num_shard),
+        # The default, 0, kills the engine at once and leaves streams open that never end.
+        "--shutdown-timeout": str(seconds_after_drain(runtime, _RESERVE_SECONDS)),
+        # Sampling and penalties of the checkpoint would change answers wherever a client leaves them open; the artifact
+        # was evaluated without them. Stop tokens are read all the same.
+        "--generation-config": "vllm",
+    }
+    return ServingPlan(
+        env={
+            **runtime.env,
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            # Either would let a request change what a verified server serves.
+            "VLLM_SERVER_DEV_MODE": "0",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+            # All that it writes, kernels that it compiles included, goes to the pod's own volume.
+            "HOME": "/tmp",  # noqa: S108 - as above
+            "XDG_CACHE_HOME": _CACHE,
+            "XDG_CONFIG_HOME": _CACHE,
+            "HF_HOME": f"{_CACHE}/huggingface",
+            "VLLM_CACHE_ROOT": f"{_CACHE}/vllm",
+            "VLLM_CONFIG_ROOT": f"{_CACHE}/vllm-config",
+            "TRITON_CACHE_DIR": f"{_CACHE}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{_CACHE}/inductor",
+            # torch asks for the user's name, and the pod's user has none in the image.
+            "USER": "vllm",
+        },
+        args=tuple(name if value is None else f"{name}={value}" for name, value in options.items()),
+        # The port is closed until the engine is ready, and /health needs no key where the server has one.
+        startup=startup_probe(runtime),
+        readiness=health_probe(5, 3, timeout=5),
+        liveness=health_probe(30, 10, timeout=15),
+        drain_seconds=runtime.drain_seconds,
+        grace_seconds=runtime.termination_grace_seconds,
+        shared_memory=f"{runtime.num_shard}Gi" if runtime.num_shard > 1 else "",
+    )
+
+
+def dtype(runtime: Runtime) -> str:
+    """From the argument, in torch's words."""
+    given = _options(runtime).get(_DTYPE) or "auto"
+    return _DTYPES.get(given, given)
+
+
+def _options(runtime: Runtime) -> dict[str, str | None]:
+    """The admin's arguments; None: an option without a value."""
+    split = (argument.partition("=") for argument in runtime.args)
+    return {name: value if separator else None for name, separator, value in split}

@@ -1,0 +1,119 @@
+"""A server that keeps vLLM's contract as far as the verification sees it, with answers that the test gives it.
+
+Paths, fields and error bodies are those that vLLM 0.32 sent when it was asked the same.
+"""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+
+Json = dict[str, Any]
+
+
+@dataclass
+class VllmContract:
+    """What the server serves and answers."""
+
+    root: str
+    """Path of its model; empty: it lists none."""
+    name: str = "demo"
+    answers: Sequence[Answer] = ()
+    """It answers as the artifact did."""
+    references: Sequence[ReferenceText] = ()
+    """It finds their tokens as likely as the artifact did."""
+    max_model_len: int = 2048
+    adapters: Sequence[str] = ()
+    any_name: bool = False
+    """It answers to every name, as a broken proxy before it would."""
+    failure: tuple[int, str] | None = None
+    """Status and message of its answer to every request for text."""
+    without: str = ""
+    """A field that its completions lack."""
+    url: str = ""
+    seen: list[Json] = field(default_factory=list)
+    """Requests for text, with their paths."""
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """The answer to a GET."""
+        if path != "/v1/models":
+            return 200, {}
+        card = {"object": "model", "owned_by": "vllm", "parent": None}
+        base = {**card, "id": self.name, "root": self.root, "max_model_len": self.max_model_len}
+        adapters = [{**card, "id": name, "root": f"/adapters/{name}", "parent": self.name} for name in self.adapters]
+        return 200, {"object": "list", "data": [*adapters, base] if self.root else []}
+
+    def post(self, path: str, body: Json) -> tuple[int, Any]:
+        """The answer to a request for text."""
+        self.seen.append({"path": path} | body)
+        if not self.any_name and body.get("model") not in (None, self.name, *self.adapters):
+            return _error(404, "NotFoundError", f"The model `{body['model']}` does not exist.")
+        if self.failure is not None:
+            return _error(self.failure[0], "BadRequestError", self.failure[1])
+        return 200, self._chat(body) if path == "/v1/chat/completions" else self._completion(body)
+
+    def _chat(self, body: Json) -> Json:
+        known = next(each for each in self.answers if each.messages == body["messages"])
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": known.artifact, "reasoning": None},
+            "finish_reason": "stop" if known.stopped else "length",
+        }
+        usage = {"prompt_tokens": known.prompt_tokens, "completion_tokens": 1, "total_tokens": known.prompt_tokens + 1}
+        return {"id": "", "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
+
+    def _completion(self, body: Json) -> Json:
+        choice: Json = {"index": 0, "text": "x", "finish_reason": "length"}
+        for text in self.references:
+            if text.text == body["prompt"]:
+                pairs = zip(text.ids[1:], text.artifact, strict=True)
+                found = [{str(i): {"logprob": p, "rank": 1, "decoded_token": "x"}} for i, p in pairs]
+                choice |= {"prompt_token_ids": text.ids, "prompt_logprobs": [None, *found]}
+        choice.pop(self.without, None)
+        return {"id": "", "created": 0, "model": body["model"], "choices": [choice]}
+
+
+def _error(status: int, kind: str, message: str) -> tuple[int, Json]:
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+@contextmanager
+def running(contract: VllmContract) -> Iterator[VllmContract]:
+    """The server on loopback; its address is in ``url``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(*contract.get(self.path))
+
+        def do_POST(self) -> None:
+            self._send(*contract.post(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+
+        def _send(self, status: int, value: Any) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    contract.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield contract
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def seen_paths(contract: VllmContract) -> Mapping[str, int]:
+    """How often each path was asked."""
+    return {path: sum(each["path"] == path for each in contract.seen) for path in {e["path"] for e in contract.seen}}

@@ -1,0 +1,114 @@
+"""vLLM's rendering: arguments, environment, probes and drain."""
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_operator.runtimes import ENGINES, serving_plan
+from finetune_operator.runtimes.plan import ServedModel, ServingPlan
+from finetune_operator.settings import Engine, Runtime
+
+pytestmark = pytest.mark.unit
+
+MODEL = ServedModel("/models/" + "a" * 64 + "/model", "demo")
+
+
+def runtime(**fields: object) -> Runtime:
+    return Runtime.model_validate({"engine": Engine.VLLM, "image": "vllm:0.32.0", **fields})
+
+
+def plan(**fields: object) -> ServingPlan:
+    return serving_plan(runtime(**fields), MODEL)
+
+
+def test_the_server_is_told_what_it_serves_and_under_which_name() -> None:
+    args = plan(max_total_tokens=512, num_shard=2).args
+    assert f"--model={MODEL.path}" in args
+    assert {"--served-model-name=demo", "--port=8080", "--max-model-len=512", "--tensor-parallel-size=2"} <= {*args}
+    assert all("=" in argument for argument in args), "each stands for itself"
+
+
+def test_further_arguments_go_through() -> None:
+    args = plan(args=["--enforce-eager", "--gpu-memory-utilization=0.85", "--hf-overrides={}"]).args
+    assert {"--enforce-eager", "--gpu-memory-utilization=0.85", "--hf-overrides={}"} <= {*args}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("--model=somebody/else", "--served-model-name=gpt", "--port=80", "--shutdown-timeout=0"),
+        *("--generation-config=auto", "--tensor-parallel-size=8", "--max-model-len=99"),
+    ],
+)
+def test_the_admins_arguments_cannot_change_what_the_operator_relies_on(argument: str) -> None:
+    assert sorted(plan(args=[argument]).args) == sorted(plan().args)
+
+
+@pytest.mark.parametrize("argument", ["-tp=2", "--a b", "gpu", "--", "--Model=x", "--max_model_len=8"])
+def test_what_is_no_option_with_its_value_is_refused(argument: str) -> None:
+    """A value apart, or another spelling, could not be told from what the operator sets."""
+    with pytest.raises(ValidationError, match="args"):
+        runtime(args=[argument])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("HF_HUB_OFFLINE", "0"), ("VLLM_NO_USAGE_STATS", "0"), ("DO_NOT_TRACK", "0"), ("HOME", "/root")),
+        *(("VLLM_SERVER_DEV_MODE", "1"), ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True"), ("VLLM_CACHE_ROOT", "/root/x")),
+    ],
+)
+def test_nor_can_the_admins_environment(name: str, value: str) -> None:
+    assert plan(env={name: value}).env[name] == plan().env[name] != value
+    assert plan(env={"VLLM_CPU_KVCACHE_SPACE": "1"}).env["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
+def test_all_that_is_written_goes_to_the_pods_own_volume() -> None:
+    """The root file system is read-only, and the user has no home."""
+    folders = [value for name, value in plan().env.items() if name.endswith(("HOME", "ROOT", "DIR"))]
+    assert len(folders) >= 7
+    assert all(f"{folder}/".startswith("/tmp/") for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("drain", "grace", "timeout"), [(15, 225, 195), (15, 60, 30), (5, 21, 1), (15, 30, 1), (30, 15, 1)]
+)
+def test_streams_end_within_the_grace_period_and_are_never_cut_at_once(drain: int, grace: int, timeout: int) -> None:
+    """With a timeout of 0, vLLM kills its engine and leaves open streams without an end."""
+    made = plan(drain_seconds=drain, termination_grace_seconds=grace)
+    assert f"--shutdown-timeout={timeout}" in made.args
+    assert (made.drain_seconds, made.grace_seconds) == (drain, grace)
+
+
+@pytest.mark.parametrize(("gpus", "size"), [(1, ""), (2, "2Gi"), (8, "8Gi")])
+def test_the_processes_of_several_gpus_share_memory(gpus: int, size: str) -> None:
+    assert plan(num_shard=gpus).shared_memory == size
+
+
+def test_a_slow_answer_takes_a_pod_out_long_before_it_is_restarted() -> None:
+    made = plan(startup_timeout_seconds=61)
+    out, restart = (probe["periodSeconds"] * probe["failureThreshold"] for probe in (made.readiness, made.liveness))
+    assert out * 10 <= restart
+    assert 61 <= made.startup["periodSeconds"] * made.startup["failureThreshold"] < 61 + 5
+
+
+def test_vllm_has_one_limit() -> None:
+    """It would not refuse a prompt of more than maxInputTokens: that field must not look as if it did."""
+    with pytest.raises(ValidationError, match=r"maxInputTokens is not for engine vllm, which has one limit"):
+        runtime(max_input_tokens=100)
+    small = runtime(max_total_tokens=512)
+    assert (small.longest_prompt, small.limits_prompts) == (511, False)
+
+
+@pytest.mark.parametrize(
+    ("args", "dtype"),
+    [
+        ([], ""),
+        (["--dtype=auto"], ""),
+        (["--dtype=half"], "float16"),
+        (["--dtype=float16"], "float16"),
+        (["--dtype=bfloat16"], "bfloat16"),
+        (["--dtype=float"], "float32"),
+    ],
+)
+def test_the_number_format_is_read_from_the_arguments(args: list[str], dtype: str) -> None:
+    assert ENGINES[Engine.VLLM].dtype(runtime(args=args, env={"DTYPE": "bfloat16"})) == dtype

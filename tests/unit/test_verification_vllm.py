@@ -1,0 +1,150 @@
+"""The verification's side of vLLM: identity, names, counts, probabilities and errors."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import CheckOutcome
+from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.verification.checks import make_checks
+from finetune_jobs.verification.engine import Limits
+from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.vllm import VllmServer
+from tests.support.sentences import assert_says
+from tests.support.vllm_server import VllmContract, running, seen_paths
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+ROOT = "/models/" + "a" * 64 + "/model"
+ANSWERS = [
+    Answer(
+        messages=[{"role": "user", "content": f"question {n}"}],
+        label="a",
+        base="b",
+        tuned="a",
+        artifact="a",
+        prompt_tokens=30,
+        stopped=n < 2,
+    )
+    for n in range(3)
+]
+TEXT = ReferenceText(text="<|im_start|>text", ids=[1, 5, 6], base=[-3.0, -4.0], artifact=[-1.0, -0.25])
+TOO_LONG = (
+    "This model's maximum context length is 64 tokens. However, you requested 8 output tokens and your prompt contains "
+    "at least 57 input tokens, for a total of at least 65 tokens."
+)
+
+
+def client(contract: VllmContract) -> VllmServer:
+    made = VllmServer(contract.url)
+    made.served()
+    return made
+
+
+def contract(**fields: Any) -> VllmContract:
+    return VllmContract(ROOT, answers=ANSWERS, references=[TEXT], **fields)
+
+
+@pytest.mark.parametrize("adapters", [(), ("one", "two")])
+def test_the_model_is_named_by_its_path_whatever_adapters_there_are(adapters: tuple[str, ...]) -> None:
+    with running(contract(adapters=adapters)) as server:
+        served = VllmServer(server.url).served()
+    assert served.model == ROOT
+    assert served.limits == Limits(total=2048)
+    assert_says(str(served.limits), "2048 for prompt and answer together", "maxTotalTokens")
+
+
+def test_an_answer_comes_with_its_end_and_the_length_of_its_prompt() -> None:
+    with running(contract()) as server:
+        replies = [client(server).answer(asked) for asked in ANSWERS]
+    assert [(reply.text, reply.stopped, reply.prompt_tokens) for reply in replies] == [
+        ("a", True, 30),
+        ("a", True, 30),
+        ("a", False, 30),
+    ]
+    assert all((each["model"], each["temperature"], each["max_tokens"]) == ("demo", 0.0, 64) for each in server.seen)
+
+
+def test_probabilities_are_those_of_the_texts_own_tokens() -> None:
+    with running(contract()) as server:
+        forced = client(server).log_probs(TEXT)
+    assert (forced.ids, forced.log_probs) == (TEXT.ids, TEXT.artifact)
+    [asked] = server.seen
+    assert asked == {
+        "path": "/v1/completions",
+        "model": "demo",
+        "prompt": TEXT.text,
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": 0,
+        "return_token_ids": True,
+    }
+
+
+def test_a_server_that_gives_no_probabilities_has_none() -> None:
+    with running(contract(without="prompt_logprobs")) as server:
+        assert client(server).log_probs(TEXT).log_probs == []
+    with running(contract(without="prompt_token_ids")) as server, pytest.raises(StageError) as error:
+        client(server).log_probs(TEXT)
+    assert error.value.reason is Reason.CANDIDATE_FAILED
+    assert_says(error.value.message, f"{server.url}/v1/completions", "no details of a prompt", "KeyError")
+
+
+@pytest.mark.parametrize(("any_name", "refuses"), [(False, True), (True, False)])
+def test_a_name_of_no_model_is_refused(any_name: bool, refuses: bool) -> None:
+    with running(contract(any_name=any_name)) as server:
+        assert client(server).refuses_other_names() is refuses
+    assert server.seen[-1]["model"] != "demo"
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "retriable", "parts"),
+    [
+        (
+            (400, TOO_LONG),
+            Reason.PROMPTS_TOO_LONG,
+            False,
+            "too long … answered 400 … maximum context length is 64 … 2048 for prompt and answer … maxTotalTokens",
+        ),
+        ((400, "unknown role"), Reason.CANDIDATE_FAILED, False, "answered 400 (unknown role)"),
+        ((500, "cannot schedule new futures after shutdown"), Reason.CANDIDATE_FAILED, True, "answered 500 to"),
+        ((404, "no such model"), Reason.CANDIDATE_FAILED, True, "answered 404 to"),
+    ],
+)
+def test_why_it_does_not_answer(failure: tuple[int, str], reason: Reason, retriable: bool, parts: str) -> None:
+    with running(contract(failure=failure)) as server:
+        for ask in (lambda: client(server).answer(ANSWERS[0]), lambda: client(server).log_probs(TEXT)):
+            with pytest.raises(StageError) as error:
+                ask()
+            assert (error.value.reason, error.value.retriable) == (reason, retriable)
+            assert_says(error.value.message, *parts.split(" … "))
+            assert server.url in error.value.message
+
+
+def test_a_server_that_is_busy_says_nothing_of_names() -> None:
+    with running(contract(any_name=True, failure=(503, "overloaded"))) as server:
+        with pytest.raises(StageError, match=r"answered 503 to the name of no model") as error:
+            client(server).refuses_other_names()
+        assert error.value.retriable
+
+
+def test_a_server_that_names_no_model_is_no_candidate() -> None:
+    message = r"/v1/models does not name its model \(StopIteration\)"
+    with running(VllmContract("")) as server, pytest.raises(StageError, match=message) as error:
+        VllmServer(server.url).served()
+    assert error.value.reason is Reason.CANDIDATE_FAILED
+
+
+def test_a_right_server_passes_every_check_that_its_record_allows() -> None:
+    promise = Promise(ANSWERS, ANSWERS, [TEXT], TaskType.CLASSIFICATION, "INT8")
+    with running(contract()) as server:
+        server_side = client(server)
+        observed = observe(server_side, promise, server_side.served().limits, lambda *_: None)
+    checks = {check.name: check.outcome for check in make_checks(observed, 75)}
+    assert {name for name, outcome in checks.items() if outcome is CheckOutcome.SKIPPED} == {"longPrompts", "positions"}
+    assert CheckOutcome.FAILED not in checks.values()
+    assert checks["modelName"] is CheckOutcome.PASSED
+    assert seen_paths(server) == {"/v1/chat/completions": 6, "/v1/completions": 2}
