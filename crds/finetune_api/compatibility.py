@@ -113,12 +113,16 @@ _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
 _GEMMAS: Final = frozenset({"gemma", "gemma2", "gemma3_text"})
 _WIDE: Final = frozenset({"gemma2", "gemma3_text", "glm4"})
 """What is not computed in float16, in which it overflows or becomes unstable."""
-_VLLM_16: Final = frozenset(
+_VLLM_OWN: Final = frozenset(
     {
-        *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "phi", "phi3", "gpt_neox", "granite"),
-        *("cohere2", "olmo", "olmo2", "olmo3", "starcoder2"),
+        *("llama", "mistral", "ministral3", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "phi3", "granite"),
+        "cohere2",
     }
 )
+"""What vLLM computes itself."""
+_VLLM_BORROWED: Final = frozenset({"phi", "gpt_neox", "olmo", "olmo2", "olmo3", "smollm3", "starcoder2"})
+"""What it has transformers compute."""
+_VLLM_16: Final = _VLLM_OWN | _VLLM_BORROWED
 """What vLLM serves in bfloat16 or float16."""
 
 ROWS: Final[Sequence[Row]] = (
@@ -209,7 +213,14 @@ ROWS: Final[Sequence[Row]] = (
         Level.FINE,
         _VLLM_MODELS,
         engine=VLLM,
-        architectures=_VLLM_16 | _WIDE,
+        architectures=_VLLM_OWN | _WIDE,
+    ),
+    Row(
+        Level.CAVEAT,
+        f"{_VLLM}/blob/v0.32.0/vllm/model_executor/models/registry.py (_TRANSFORMERS_SUPPORTED_MODELS)",
+        "vLLM has no {architecture} of its own and runs that of transformers, which may be slower.",
+        engine=VLLM,
+        architectures=_VLLM_BORROWED,
     ),
     Row(
         Level.FINE,

@@ -52,7 +52,8 @@ class VllmContract:
         """The answer to a request for text."""
         self.seen.append({"path": path} | body)
         if not self.any_name and body.get("model") not in (None, self.name, *self.adapters):
-            return _error(404, "NotFoundError", f"The model `{body['model']}` does not exist.")
+            message = f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
+            return _error(404, "NotFoundError", message)
         if self.failure is not None:
             return _error(self.failure[0], "BadRequestError", self.failure[1])
         return 200, self._chat(body) if path == "/v1/chat/completions" else self._completion(body)

@@ -75,11 +75,11 @@ WARNED: Final[list[tuple[dict[str, Any], Training, str, list[ServingFacts], str]
         "Runtime 'new' cannot serve … Blackwell … / … Runtime 'tgi-large', 'tgi' … with a difference … in float16",
     ),
     (
-        LLAMA_8B | {"model_type": "smollm3"},
+        LLAMA_8B | {"model_type": "ministral"},
         Training(),
         "INT8",
         [VLLM, ON_CPUS],
-        "Runtime 'vllm' is not known to serve … Whether vLLM serves smollm3 in INT8 … spec.source.artifact",
+        "Runtime 'vllm' is not known to serve … Whether vLLM serves ministral in INT8 … spec.source.artifact",
     ),
     (MOE_30B, Training(), "", [], EXPERTS),
     (MIXTRAL, Training(method=Method.LORA), "", [], "mixtral … 1.3 of 46.7 billion … (2.9%)"),

@@ -33,8 +33,8 @@ ANSWERS = [
 ]
 TEXT = ReferenceText(text="<|im_start|>text", ids=[1, 5, 6], base=[-3.0, -4.0], artifact=[-1.0, -0.25])
 TOO_LONG = (
-    "This model's maximum context length is 64 tokens. However, you requested 8 output tokens and your prompt contains "
-    "at least 57 input tokens, for a total of at least 65 tokens."
+    "This model's maximum context length is 64 tokens. However, your prompt contains at least 65 input tokens, which "
+    "exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
 )
 
 

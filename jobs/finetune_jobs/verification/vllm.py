@@ -14,7 +14,7 @@ from finetune_jobs.verification.connection import Connection
 from finetune_jobs.verification.engine import Forced, Limits, Reply, Served
 
 _REJECTED: Final = 400
-_LENGTH: Final = re.compile(r"context length|max_model_len")
+_LENGTH: Final = re.compile(r"maximum context length")
 """vLLM's answer to a conversation that is longer than it accepts."""
 _MODELS: Final = "/v1/models"
 _COMPLETIONS: Final = "/v1/completions"

@@ -37,6 +37,8 @@ def render(runtime: Runtime, model: ServedModel) -> ServingPlan:
         # Sampling and penalties of the checkpoint would change answers wherever a client leaves them open; the artifact
         # was evaluated without them. Stop tokens are read all the same.
         "--generation-config": "vllm",
+        # Probes and scrapes would fill the log.
+        "--disable-access-log-for-endpoints": "/health,/metrics",
     }
     return ServingPlan(
         env={
