@@ -52,13 +52,13 @@ test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half 
 	@$(VENV)/python -m hack.tiers $(WORKERS)
 
 test-needs: $(STAMP) # What the first two tiers need
-	@$(PYTHON) -m hack.environments quantize
+	@$(PYTHON) -m hack.environments quantize browser
 	@$(PYTHON) -m hack.cluster build
 	@$(PYTHON) -m hack.cluster build prometheus
 	@$(VENV)/python -m hack.models
 
 test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
-	@$(PYTHON) -m hack.environments quantize
+	@$(PYTHON) -m hack.environments quantize browser
 	@$(PYTHON) -m hack.cluster build helm
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m unit

@@ -67,11 +67,16 @@ def quantize() -> Path:
     return sync(cache_directory() / "venvs" / "quantize", ["quantize"])
 
 
+def browser() -> None:
+    """Install the browser that tests drive with the dev environment's Playwright."""
+    packages.install(packages.BROWSER_PROGRAMS)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Create the named environments."""
     try:
         for name in arguments or ["dev"]:
-            {"dev": dev, "quantize": quantize}[name]()
+            {"dev": dev, "quantize": quantize, "browser": browser}[name]()
     except ClusterError as error:
         say(f"error: {error}")
         return 1

@@ -6,6 +6,7 @@
 ``models/<digest>/adapter/``                    output of train
 ``models/<digest>/quantized/``                  output of export
 ``evaluations/<digest>/``                       output of evaluate
+``evaluations/<digest>/votes/by-<name>.json``   what a reviewer voted on its page, beside the folder's own files
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
@@ -32,6 +33,8 @@ CURVE_PAGE: Final = "learning_curve.html"
 """What more examples would bring, in a trained model's folder, where a learning curve was measured."""
 EVALUATION_PAGE: Final = "report.html"
 """The evaluation for people, in its folder."""
+REVIEW_PAGE: Final = "review.html"
+"""The page on which people vote which answers are better, beside it."""
 REPORTS_INDEX: Final = "index.html"
 """Links to the reports of a FineTuneJob's newest run, in the run's folder."""
 
@@ -87,6 +90,12 @@ def provenance_object(artifact_digest: str, key_id: str) -> str:
     """The statement of an artifact's origin that a key has signed, relative to the output URI. No file of the folder:
     it names the folder's digest, and says when and on what the artifact was made."""
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/provenance/{key_id}.json"
+
+
+def votes_folder(evaluation_digest: str) -> str:
+    """Where the votes on an evaluation's answers lie, one object a reviewer, relative to the output URI: no files
+    of the folder, which never changes."""
+    return f"{output_folder(Stage.EVALUATE, evaluation_digest)}/votes"
 
 
 def withdrawn_object(artifact_digest: str) -> str:

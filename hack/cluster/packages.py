@@ -25,6 +25,8 @@ NODE_PROGRAMS: Mapping[str, str] = {
 VENV_PROGRAMS: Mapping[str, str] = {  # Debian packages them apart from Python
     str(Path(os.__file__).with_name("ensurepip")): f"python3.{sys.version_info.minor}-venv",
 }
+BROWSER_PROGRAMS: Mapping[str, str] = {"chromium": "chromium"}
+"""For tests of pages with a script."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

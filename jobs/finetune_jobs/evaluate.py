@@ -12,8 +12,8 @@ import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Examination
-from finetune_api.layout import EVALUATION_PAGE, output_folder
-from finetune_api.stages import Stage
+from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
+from finetune_api.stages import RunRef, Stage
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.artifact import (
@@ -21,7 +21,9 @@ from finetune_jobs.artifacts.artifact import (
     BEHAVIOUR,
     METRICS,
     REFERENCE,
+    REVIEW,
     Answer,
+    read_answers,
     write_answers,
     write_references,
 )
@@ -43,6 +45,8 @@ from finetune_jobs.evaluation.reference import (
     turned_log_probs,
 )
 from finetune_jobs.evaluation.report import Evaluated
+from finetune_jobs.evaluation.review.page import render_review
+from finetune_jobs.evaluation.review.sheet import make_sheet
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.exporting.offload import load_artifact
@@ -75,7 +79,8 @@ class EvaluationFiles:
     dataset: Path
     """The prepared data set."""
     out: Path
-    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``."""
+    """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``;
+    with them ``review.json`` and ``review.html``."""
 
 
 def evaluate(context: Context) -> StageOutput:
@@ -99,7 +104,9 @@ def evaluate(context: Context) -> StageOutput:
     tuning = read_tuning(files.tuned, Method(params.method))
     if given.params.publish:
         require_classes(given.params.publish.gates, _labels(files.dataset))
-    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, identify(given))
+    facts = identify(given)
+    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, facts)
+    write_review(out, given.run, facts[0])
     return StageOutput(
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
@@ -196,6 +203,14 @@ def evaluate_models(
     page = render_html(evaluated, asked, *identity, behaviour, quoted)
     (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
+
+
+def write_review(folder: Path, run: RunRef, facts: Sequence[Fact]) -> None:
+    """The page on which people compare the answers in an evaluation's folder, and its pairs, by which votes count."""
+    with (folder / ANSWERS).open(encoding="utf-8") as lines:
+        sheet = make_sheet(run, read_answers(lines, ANSWERS))
+    (folder / REVIEW).write_text(sheet.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+    (folder / REVIEW_PAGE).write_text(render_review(sheet, facts), encoding="utf-8")
 
 
 def _labels(dataset: Path) -> list[str]:

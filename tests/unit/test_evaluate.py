@@ -12,11 +12,12 @@ from transformers import GenerationConfig
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
-from finetune_api.layout import EVALUATION_PAGE
+from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.training import Method, Training
-from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, REFERENCE, Marks, read_answers
+from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, REFERENCE, REVIEW, Marks, read_answers
+from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
+from finetune_jobs.evaluate import EvaluationFiles, evaluate_models, write_review
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.generate import (
     SPARE_TOKENS,
@@ -26,6 +27,7 @@ from finetune_jobs.evaluation.generate import (
     left_padded,
     thoughts_limit,
 )
+from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
@@ -35,6 +37,7 @@ from finetune_jobs.modelling.token_files import Conversation, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
+from tests.support.stages import RUN
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
 from tests.support.training import LABELS, row, rows, write_dataset
 
@@ -188,6 +191,12 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     expected = generate_answers(base, load_tokenizer(folder / "base"), questions, lambda _done, _total: None)
     assert [answer.few_shot for answer in answers] == expected
     assert shots[0].prompt[-1]["content"] in (tmp_path / "out" / EVALUATION_PAGE).read_text()
+    write_review(tmp_path / "out", RUN, [])
+    sheet = read_json(tmp_path / "out" / REVIEW, ReviewSheet)
+    assert (sheet.baseline, len(sheet.pairs)) == ("fewShot", 12)
+    of_artifact = {(pair.question, pair.left if pair.artifact_left else pair.right) for pair in sheet.pairs}
+    assert of_artifact == {(answer.messages[-1]["content"], answer.artifact) for answer in answers}
+    assert sheet.address in (tmp_path / "out" / REVIEW_PAGE).read_text()
     sample = next(s for m in progress.collect() for s in m.samples if s.name == "finetune_stage_progress_ratio")
     assert sample.value == pytest.approx(0.9)
 

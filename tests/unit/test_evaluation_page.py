@@ -7,6 +7,7 @@ import pytest
 
 from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.finetunejob import Evaluation
+from finetune_api.layout import REVIEW_PAGE
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, general_set, sets_for, swap_set
@@ -76,6 +77,7 @@ def test_the_page_says_which_job_model_and_data_it_is_about() -> None:
         assert identity in page.text
     assert "s3://data/3.jsonl" not in page.text
     assert page.values("meta", "content")[1:] == ["width=device-width,initial-scale=1", "light dark"]
+    assert page.values("a", "href") == [REVIEW_PAGE]
     assert_accessible(page)
 
 

@@ -46,6 +46,7 @@ TABLES: Final = {
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.recipe"],
     "test_messages_suitability": ["fit.suitability"],
     "test_messages_goals": ["evaluation.gates"],
+    "test_review": ["evaluation.review.votes"],
     "test_cards": ["modelling.cards"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
     "test_dataset_prepare": [
@@ -73,6 +74,8 @@ NOT_OF_THE_INPUT: Final = {
     "runtime.tools": "a command's options: test_artifact_withdrawal",
     "artifacts.signature": "results: test_artifact_policy",
     "artifacts.signing": "a Secret: test_artifact_lineage",
+    "review": "a command's options: test_review_command",
+    "evaluation.review.stored": "results: test_review_command",
     "base.documents": "results: test_jobs_runner",
     "runtime.runner": "the operator's input, the pod: test_jobs_runner",
     "runtime.stage_input": "the operator's input: test_jobs_runner",

@@ -12,6 +12,7 @@ from finetune_api.layout import (
     EVALUATION_PAGE,
     READINESS_PAGE,
     REPORTS_INDEX,
+    REVIEW_PAGE,
     output_folder,
     run_folder,
 )
@@ -29,10 +30,10 @@ from tests.support.stages import RUN, context, pipeline_params
 pytestmark = pytest.mark.unit
 
 FILES = {
-    Stage.PREPARE: READINESS_PAGE,
-    Stage.TRAIN: CURVE_PAGE,
-    Stage.EVALUATE: EVALUATION_PAGE,
-    Stage.PUBLISH: MODEL_CARD,
+    Stage.PREPARE: [READINESS_PAGE],
+    Stage.TRAIN: [CURVE_PAGE],
+    Stage.EVALUATE: [EVALUATION_PAGE, REVIEW_PAGE],
+    Stage.PUBLISH: [MODEL_CARD],
 }
 INDEX = f"{run_folder(RUN)}/{REPORTS_INDEX}"
 
@@ -57,10 +58,11 @@ def given(stage: Stage, s3: SeaweedFS, place: str, upstream: Upstream) -> StageI
     )
 
 
-def put(store: Store, folder: Path, stage: Stage, file: str) -> str:
-    """Publish a folder with this file; returns its digest."""
+def put(store: Store, folder: Path, stage: Stage, files: list[str]) -> str:
+    """Publish a folder with these files; returns its digest."""
     folder.mkdir()
-    (folder / file).write_text(stage)
+    for file in files:
+        (folder / file).write_text(stage)
     return publish_folder(store, folder, stage)
 
 
@@ -69,7 +71,9 @@ def test_links_are_relative_to_the_runs_folder() -> None:
     reports = reports_of(chain, "f" * 64)
     html = render_index(StageInput(stage=Stage.PUBLISH, run=RUN), reports)
     digests = {Stage.PREPARE: "d", Stage.TRAIN: "a", Stage.EVALUATE: "e", Stage.PUBLISH: "f"}
-    assert linked(html) == [f"{output_folder(stage, digests[stage] * 64)}/{file}" for stage, file in FILES.items()]
+    assert linked(html) == [
+        f"{output_folder(stage, digests[stage] * 64)}/{file}" for stage, files in FILES.items() for file in files
+    ]
     assert all(target.startswith("../../../") for target in Parsed(html).values("a", "href"))
     assert f"{RUN.namespace}/{RUN.name}" in Parsed(html).text
 
@@ -78,11 +82,11 @@ def test_each_stage_adds_its_report(s3: SeaweedFS, place: str, tmp_path: Path) -
     """A training without a learning curve has no page to link."""
     store, chain = Store.connect(s3.storage, f"{place}/out"), Upstream(source="s", model="m")
     expected: list[str] = []
-    for stage, file in (FILES | {Stage.TRAIN: "adapter_model.safetensors"}).items():
-        digest = put(store, tmp_path / stage, stage, file)
+    for stage, files in (FILES | {Stage.TRAIN: ["adapter_model.safetensors"]}).items():
+        digest = put(store, tmp_path / stage, stage, files)
         index_stage(context(given(stage, s3, place, chain), tmp_path), digest)
         chain = chain.with_output(stage, digest)
-        expected += [f"{output_folder(stage, digest)}/{file}"] if stage is not Stage.TRAIN else []
+        expected += [f"{output_folder(stage, digest)}/{file}" for file in files] if stage is not Stage.TRAIN else []
         assert linked(store.get(INDEX)) == expected
     assert all(store.exists(target) for target in expected)
 

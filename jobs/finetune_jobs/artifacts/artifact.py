@@ -24,6 +24,8 @@ ANSWERS: Final = "answers.jsonl"
 """Of evaluate's output: one Answer for each test example that was asked."""
 METRICS: Final = "metrics.json"
 """Of evaluate's output: Metrics."""
+REVIEW: Final = "review.json"
+"""Of evaluate's output: the pairs of answers on the review page, and which side is whose."""
 BEHAVIOUR: Final = "behaviour.json"
 """Of evaluate's output: what tuning did beside the task, with every item and both answers."""
 

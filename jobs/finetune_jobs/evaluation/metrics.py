@@ -77,7 +77,7 @@ def score(truth: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -
     )
 
 
-def wilson(correct: int, samples: int) -> tuple[float, float]:
+def wilson(correct: float, samples: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (Wilson 1927), sound for small samples and shares near 0 and 1."""
     share, z2 = correct / samples, Z_95**2
     centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)

@@ -15,6 +15,7 @@ from finetune_api.layout import (
     MANIFEST,
     READINESS_PAGE,
     REPORTS_INDEX,
+    REVIEW_PAGE,
     output_folder,
     run_folder,
 )
@@ -47,6 +48,13 @@ def reports_of(chain: Upstream, artifact: str = "") -> list[Report]:
         (Stage.PREPARE, chain.dataset, READINESS_PAGE, "Readiness", "Is the data set fit for training?"),
         (Stage.TRAIN, chain.adapter, CURVE_PAGE, "Learning curve", "What would more examples bring?"),
         (Stage.EVALUATE, chain.evaluation, EVALUATION_PAGE, "Evaluation", "Is the model better, and what goes wrong?"),
+        (
+            Stage.EVALUATE,
+            chain.evaluation,
+            REVIEW_PAGE,
+            "Human review",
+            "Which answers do people prefer? A blind vote.",
+        ),
         (
             Stage.PUBLISH,
             artifact,

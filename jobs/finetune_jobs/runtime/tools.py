@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from finetune_api.adapterdeployment import artifact_digest
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
@@ -78,10 +77,17 @@ def open_store(options: argparse.Namespace, uri: str, prefix: str = "") -> Store
 
 def split_artifact(uri: str) -> tuple[str, str]:
     """The results' root and the digest of ``s3://…/artifacts/<digest>``. Raises StageError (SpecInvalid)."""
-    digest, place = artifact_digest(uri), uri.rstrip("/")
-    folder = f"/{output_folder(Stage.PUBLISH, digest)}"
-    if not digest or not place.endswith(folder):
-        raise StageError(Reason.SPEC_INVALID, f"{uri!r} is not of the form s3://bucket/prefix/artifacts/<digest>.")
+    return split_output(uri, Stage.PUBLISH)
+
+
+def split_output(uri: str, stage: Stage) -> tuple[str, str]:
+    """The results' root and the digest of the folder of a stage's output. Raises StageError (SpecInvalid)."""
+    place = uri.rstrip("/")
+    digest = place.rpartition("/")[2]
+    folder = f"/{output_folder(stage, digest)}"
+    if not place.endswith(folder):
+        form = output_folder(stage, "<digest>")
+        raise StageError(Reason.SPEC_INVALID, f"{uri!r} is not of the form s3://bucket/prefix/{form}.")
     return place.removesuffix(folder), digest
 
 

@@ -1,0 +1,227 @@
+"""Human review: which pairs are shown and how, what a file of votes must be, and what votes show."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.metrics import wilson
+from finetune_jobs.evaluation.review.page import marked, render_review
+from finetune_jobs.evaluation.review.sheet import MOST_CHARACTERS, MOST_PAIRS, ReviewSheet
+from finetune_jobs.evaluation.review.votes import MOST_BYTES, VotesFile, in_words, read_votes, tally
+from finetune_jobs.reports.page import Fact
+from tests.support.readiness import Parsed
+from tests.support.reviewing import as_file, sheet_of, sheet_with, votes_of
+from tests.support.sentences import assert_says, unsaid
+from tests.support.stages import RUN
+
+pytestmark = pytest.mark.unit
+
+SHEET: Final = sheet_with(40, same=5)
+HOSTILE: Final = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202egnp.exe\x00"
+
+
+def checked(sheet: ReviewSheet, **votes: Any) -> VotesFile:
+    return read_votes(as_file(votes_of(sheet, **votes)), "ana.json", sheet)
+
+
+def shown(sheet: ReviewSheet) -> Parsed:
+    return Parsed(render_review(sheet, [Fact("Job", ["team-a/invoices"])]))
+
+
+def test_the_same_answers_are_shown_the_same_way_and_each_side_is_the_artifacts_about_as_often() -> None:
+    sheet = sheet_with(200)
+    assert sheet == sheet_with(200)
+    assert 75 < sum(pair.artifact_left for pair in sheet.pairs) < 125
+    for pair in sheet.pairs:
+        artifact, base = (pair.left, pair.right) if pair.artifact_left else (pair.right, pair.left)
+        assert (artifact[:3], base[:3]) == ("new", "old")
+        assert artifact[4:] == base[4:] == pair.question.removeprefix("question ")
+
+
+def test_different_answers_come_first_and_in_no_order_of_the_data() -> None:
+    sheet = sheet_of(["x", "same ", "a"] * 20, ["y", "same", "b"] * 20)
+    assert [pair.same for pair in sheet.pairs] == [False] * 40 + [True] * 20
+    numbers = [int(pair.question.removeprefix("question ")) for pair in sheet.pairs[:40]]
+    assert numbers != sorted(numbers)
+    assert len({pair.id for pair in sheet.pairs}) == 60
+
+
+def test_a_page_has_an_end_and_so_has_a_text() -> None:
+    sheet = sheet_of(["x" * 5000] * 300, [f"{number}\r\n\tline" for number in range(300)])
+    assert len(sheet.pairs) == MOST_PAIRS
+    longest = {max((pair.left, pair.right), key=len) for pair in sheet.pairs}
+    assert longest == {"x" * (MOST_CHARACTERS - 1) + "…"}
+    assert min((sheet.pairs[0].left, sheet.pairs[0].right), key=len).endswith("\n  line")
+
+
+def test_earlier_turns_stand_before_the_question() -> None:
+    turns: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "user", "content": "Why?"},
+    ]
+    [pair] = sheet_of(["a"], ["b"], prompts=[turns]).pairs
+    assert (pair.before, pair.question) == ("system: Be brief.\n\nuser: Hi", "Why?")
+    turns.insert(2, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up"}}]})
+    [pair] = sheet_of(["a"], ["b"], prompts=[turns]).pairs
+    assert pair.before.endswith('assistant: [{"function": {"name": "look_up"}}]')
+
+
+def test_the_base_model_that_was_shown_examples_is_the_one_to_beat() -> None:
+    shown_one = sheet_of(["old"] * 2, ["new"] * 2, few_shot=["shown", "shown"])
+    assert shown_one.baseline == "fewShot"
+    assert {text for pair in shown_one.pairs for text in (pair.left, pair.right)} == {"shown", "new"}
+    assert "with examples in its prompt" in shown(shown_one).text
+    assert SHEET.baseline == "base"
+    assert "with examples in its prompt" not in shown(SHEET).text
+
+
+def test_the_address_is_that_of_what_is_shown() -> None:
+    assert SHEET.address == sheet_with(40, same=5).address
+    other = SHEET.pairs[0].model_copy(update={"left": "changed"})
+    assert SHEET.model_copy(update={"pairs": [other, *SHEET.pairs[1:]]}).address != SHEET.address
+
+
+def test_the_page_shows_every_pair_and_not_whose_the_sides_are() -> None:
+    page = shown(SHEET)
+    assert page.tags["article"] == 45
+    assert page.tags["button"] == 4 * 40 + 3, "there is nothing to vote on where answers are the same"
+    html = render_review(SHEET, [])
+    assert SHEET.address in html
+    for word in ("artifactLeft", "artifact_left", '"artifact"', "tuned model's</h3>"):
+        assert word not in html
+    flipped = [pair.model_copy(update={"artifact_left": not pair.artifact_left}) for pair in SHEET.pairs]
+    assert render_review(SHEET.model_copy(update={"pairs": flipped}), []) == html, "the page cannot tell"
+
+
+def test_the_page_can_load_and_send_nothing_and_runs_its_own_script_only() -> None:
+    page = shown(SHEET)
+    policy = page.values("meta", "content")[0]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    for part in ("script-src 'sha256-", "base-uri 'none'", "form-action 'none'"):
+        assert part in policy
+    assert "unsafe" not in policy
+    assert not {"link", "img", "iframe", "form", "a"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name in ("src", "style")]
+
+
+def test_hostile_texts_stay_text() -> None:
+    hostile = sheet_of([HOSTILE, "a"], ["b", HOSTILE], truth=[HOSTILE] * 2)
+    page, plain = shown(hostile), shown(sheet_of(["x", "a"], ["b", "y"]))
+    assert page.tags["script"] == 1
+    assert page.tags.keys() <= plain.tags.keys()
+    assert "<img src=x onerror=alert(2)>\N{REPLACEMENT CHARACTER}gnp.exe\N{REPLACEMENT CHARACTER}" in page.text
+
+
+def test_every_field_has_a_name_and_every_pair_a_title() -> None:
+    page = shown(SHEET)
+    named = set(page.values("label", "for")) | {"marks", "expected", "keys", "file"}
+    fields = {*page.values("input", "id"), *page.values("select", "id"), *page.values("textarea", "id")}
+    assert fields | {"progress"} == named
+    assert set(page.values("article", "aria-labelledby")) <= set(page.values("h2", "id"))
+    assert len(page.values("div", "aria-label")) == 40
+
+
+def test_a_page_without_anything_to_vote_on_says_so() -> None:
+    assert "there is nothing to vote on" in shown(sheet_with(0, same=3)).text
+    assert "there is nothing to vote on" not in shown(SHEET).text
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ("a b c", "a x c", ("a <mark>b</mark> c", "a <mark>x</mark> c")),
+        ("same", "same", ("same", "same")),
+        ("one\ntwo", "one", ("one<mark>\ntwo</mark>", "one")),
+        ("<b>", "", ("<mark>&lt;b&gt;</mark>", "")),
+    ],
+)
+def test_what_differs_is_marked(left: str, right: str, expected: tuple[str, str]) -> None:
+    assert tuple(map(str, marked(left, right))) == expected
+
+
+def changed(**fields: Any) -> bytes:
+    return as_file(votes_of(SHEET, wins=3) | fields)
+
+
+def vote(pair: str, choice: str = "left") -> dict[str, str]:
+    return {"pair": pair, "choice": choice}
+
+
+REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
+    "no JSON": (lambda: changed()[:-9], "ana.json cannot be read as VotesFile … Invalid JSON"),
+    "no votes at all": (lambda: b"{}", "ana.json cannot be read as VotesFile … run: Field required"),
+    "a list": (lambda: b"[]", "ana.json cannot be read as VotesFile: the document"),
+    "a choice that is none": (lambda: changed(votes=[vote(SHEET.pairs[0].id, "both")]), "ana.json … votes.0.choice"),
+    "a name that is no object's": (lambda: changed(reviewer="../../manifest"), "ana.json … reviewer"),
+    "a later form": (lambda: changed(schemaVersion=2), "ana.json … its form is 2 … this version knows 1"),
+    "another run's": (
+        lambda: changed(run="team-b/mail/r9"),
+        "ana.json … run 'team-b/mail/r9' … 'team-a/transactions/r1'",
+    ),
+    "other answers'": (lambda: changed(digest="f" * 64), f"ana.json … digest 'ffffffffffff…' … {SHEET.address[:12]!r}"),
+    "an unknown pair": (lambda: changed(votes=[vote("nowhere")]), "votes[0] … 'nowhere' … the page does not have"),
+    "same answers": (lambda: changed(votes=[vote(SHEET.pairs[-1].id)]), "votes[0] … whose answers are the same"),
+    "two votes": (lambda: changed(votes=[vote(SHEET.pairs[0].id)] * 2), f"several votes on pair {SHEET.pairs[0].id!r}"),
+    "no vote": (lambda: changed(votes=[]), "ana.json … it has no votes"),
+    "too large": (lambda: b" " * (MOST_BYTES + 1), "ana.json … 1,000,001 bytes … more than 1,000,000"),
+}
+
+
+@cache
+def refusal(name: str) -> StageError:
+    with pytest.raises(StageError) as error:
+        read_votes(REFUSED[name][0](), "ana.json", SHEET)
+    return error.value
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_foreign_or_damaged_file_is_refused_with_the_place_and_what_to_do(name: str) -> None:
+    error = refusal(name)
+    assert error.reason is Reason.SPEC_INVALID
+    assert_says(error.message, *REFUSED[name][1].split(" … "), "Export the votes again from review.html")
+
+
+def test_every_sentence_about_a_file_is_said() -> None:
+    messages = [refusal(name).message for name in REFUSED]
+    messages += [in_words(tally(SHEET, [checked(SHEET, wins=1)])), in_words(tally(SHEET, []))]
+    messages.append(in_words(tally(SHEET, [checked(SHEET, wins=1), checked(SHEET, reviewer="ben", wins=1)])))
+    assert unsaid("finetune_jobs.evaluation.review.votes", messages) == []
+
+
+def test_what_a_newer_page_adds_is_not_in_the_way() -> None:
+    assert read_votes(changed(minutes=12), "ana.json", SHEET).reviewer == "ana"
+
+
+def test_votes_are_counted_for_whose_answer_they_are() -> None:
+    found = tally(SHEET, [checked(SHEET, wins=20, losses=5, ties=5)])
+    assert (found.votes, found.reviewers, found.pairs) == (30, 1, 30)
+    assert (found.wins, found.losses, found.ties, found.both_bad) == (20, 5, 5, 0)
+    assert found.win_rate == pytest.approx(22.5 / 30)
+    assert (found.low, found.high) == wilson(22.5, 30)
+
+
+def test_two_reviewers_of_one_pair_tell_less_than_two_pairs() -> None:
+    files = [checked(SHEET, reviewer=name, wins=20, losses=10) for name in ("ana", "ben")]
+    both, one = tally(SHEET, files), tally(SHEET, files[:1])
+    assert (both.votes, both.reviewers, both.pairs) == (60, 2, 30)
+    assert (both.win_rate, both.low, both.high) == (one.win_rate, one.low, one.high)
+    against = tally(SHEET, [files[0], checked(SHEET, reviewer="eve", losses=30)])
+    assert against.win_rate == pytest.approx(1 / 3), "where they disagree, the pair is half won"
+
+
+def test_both_bad_is_no_win() -> None:
+    votes = [vote(pair.id, "bothBad") for pair in SHEET.votable[:10]]
+    found = tally(SHEET, [read_votes(changed(votes=votes), "ana.json", SHEET)])
+    assert (found.both_bad, found.wins, found.losses, found.win_rate) == (10, 0, 0, 0.5)
+
+
+def test_the_sheet_survives_its_file() -> None:
+    text = SHEET.model_dump_json(by_alias=True)
+    assert json.loads(text)["run"] == f"{RUN.namespace}/{RUN.name}/{RUN.id}"
+    assert ReviewSheet.model_validate_json(text) == SHEET

@@ -1,0 +1,147 @@
+"""Votes in the store: the command that checks and keeps them, and publish, which waits for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.layout import output_folder, votes_folder
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage, Upstream
+from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, REVIEW
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.review.sheet import ReviewSheet
+from finetune_jobs.evaluation.review.stored import read_review
+from finetune_jobs.evaluation.review.votes import MOST_BYTES
+from finetune_jobs.review import review
+from finetune_jobs.store.s3 import Store
+from finetune_jobs.trace import trace
+from tests.support.published import put_upstream
+from tests.support.reviewing import as_file, sheet_with, votes_of
+from tests.support.seaweedfs import READER, WRITER, SeaweedFS, User
+from tests.support.sentences import assert_says
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+SHEET = sheet_with(40)
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+def with_sheet(store: Store, chain: Upstream, folder: Path, sheet: ReviewSheet = SHEET) -> Upstream:
+    """The chain with an evaluation that has this review."""
+    fetch_folder(store, output_folder(Stage.EVALUATE, chain.evaluation), folder / "evaluation")
+    (folder / "evaluation" / REVIEW).write_text(sheet.model_dump_json(by_alias=True))
+    for path in (folder / "evaluation").iterdir():
+        if path.name not in (ANSWERS, METRICS, REVIEW):
+            path.unlink()
+    return chain.with_output(Stage.EVALUATE, publish_folder(store, folder / "evaluation", Stage.EVALUATE))
+
+
+@pytest.fixture
+def chain(store: Store, tmp_path: Path) -> Upstream:
+    return with_sheet(store, put_upstream(store, tmp_path / "made"), tmp_path)
+
+
+def saved(folder: Path, name: str, **votes: Any) -> Path:
+    """A file as a reviewer's browser leaves it."""
+    path = folder / f"{name}.json"
+    path.write_bytes(as_file(votes_of(SHEET, name, **votes)))
+    return path
+
+
+def kept(store: Store, chain: Upstream) -> list[str]:
+    return [entry.key for entry in store.list(votes_folder(chain.evaluation))]
+
+
+def test_several_reviewers_lie_side_by_side_and_a_newer_file_replaces_the_older(
+    store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    first = review(store, chain.evaluation, [saved(tmp_path, "ana", wins=10), saved(tmp_path, "ben", losses=5)])
+    assert (first.tally.votes, first.tally.reviewers, first.tally.wins, first.tally.losses) == (15, 2, 10, 5)
+    second = review(store, chain.evaluation, [saved(tmp_path, "ana", wins=20)])
+    assert (second.tally.votes, second.tally.wins) == (25, 20)
+    assert kept(store, chain) == ["by-ana.json", "by-ben.json"]
+    assert read_review(store, chain.evaluation) == second
+    assert review(store, chain.evaluation, []) == second, "without a file it only counts"
+
+
+def test_one_bad_file_keeps_all_out(store: Store, chain: Upstream, tmp_path: Path) -> None:
+    good, foreign = saved(tmp_path, "ana", wins=3), tmp_path / "ben.json"
+    foreign.write_bytes(as_file(votes_of(sheet_with(3), "ben", wins=3)))
+    for files, said in (
+        ([good, foreign], "ben.json … digest … Export the votes again"),
+        ([good, good], "Two of the files are of reviewer 'ana' … newer one … another name"),
+        ([tmp_path / "gone.json"], "gone.json cannot be read: No such file"),
+    ):
+        with pytest.raises(StageError) as error:
+            review(store, chain.evaluation, files)
+        assert error.value.reason is Reason.SPEC_INVALID
+        assert_says(error.value.message, *said.split(" … "))
+    assert kept(store, chain) == []
+
+
+def test_what_others_put_there_is_named_and_not_counted(store: Store, chain: Upstream, tmp_path: Path) -> None:
+    review(store, chain.evaluation, [saved(tmp_path, "ana", wins=3)])
+    place = votes_folder(chain.evaluation)
+    store.put(f"{place}/by-ben.json", b"{")
+    store.put(f"{place}/by-eve.json", as_file(votes_of(SHEET, "ana", losses=40)))
+    store.put(f"{place}/by-max.json", b" " * (MOST_BYTES + 1))
+    found = read_review(store, chain.evaluation)
+    assert (found.tally.votes, found.tally.reviewers) == (3, 1)
+    for problem, parts in zip(
+        found.problems,
+        (("by-ben.json", "VotesFile"), ("by-eve.json", "reviewer 'ana'", "another name"), ("by-max.json", "bytes")),
+        strict=True,
+    ):
+        assert_says(problem, "Not counted:", store.uri(f"{place}/{parts[0]}"), *parts[1:])
+
+
+def test_an_evaluation_without_a_review_and_one_that_was_changed(store: Store, chain: Upstream, tmp_path: Path) -> None:
+    old = put_upstream(store, tmp_path / "old", b"other\n").evaluation
+    with pytest.raises(StageError, match=r"contains no review\.json: an earlier version .* spec\.rerun") as error:
+        review(store, old, [])
+    assert error.value.reason is Reason.ARTIFACT_NOT_FOUND
+    changed = SHEET.model_copy(update={"baseline": "fewShot"}).model_dump_json(by_alias=True)
+    store.put(f"{output_folder(Stage.EVALUATE, chain.evaluation)}/{REVIEW}", changed.encode())
+    with pytest.raises(StageError, match=r"review\.json is not the one that its manifest lists") as error:
+        review(store, chain.evaluation, [])
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+
+
+def test_votes_are_no_folder_of_their_own(store: Store, chain: Upstream, tmp_path: Path) -> None:
+    """A reviewer called manifest does not look like one to those who list manifests."""
+    review(store, chain.evaluation, [saved(tmp_path, "manifest", wins=1)])
+    assert trace(store, chain.dataset).dataset == chain.dataset
+
+
+def run(store: Store, s3: SeaweedFS, user: User, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "finetune_jobs.review", "--endpoint", s3.endpoint, *arguments],
+        env=user.environment() | {"PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_the_command(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> None:
+    """It says what is counted, needs the right to write, and refuses what is no evaluation."""
+    file, uri = str(saved(tmp_path, "ana", wins=30)), store.uri(output_folder(Stage.EVALUATE, chain.evaluation))
+    barred = run(store, s3, READER, "--evaluation", uri, file)
+    assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr
+    done = run(store, s3, WRITER, "--evaluation", f"{uri}/", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_says(done.stdout, f"{uri}/votes", "30 votes of 1 reviewer", "30 pairs", "Win rate 100.0%", "88.6% to 100.0%")
+    wrong = run(store, s3, WRITER, "--evaluation", f"{uri}/review.html", file)
+    assert wrong.returncode == 65
+    assert_says(wrong.stderr, "SpecInvalid", "review.html", "s3://bucket/prefix/evaluations/<digest>")
