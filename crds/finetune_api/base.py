@@ -241,3 +241,4 @@ class ObjectMeta(WireModel):
     uid: str = ""
     generation: int = 1
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}

@@ -26,6 +26,7 @@ from finetune_api.freeze import Changes
 from finetune_api.goals import MAX_GOALS, Gates, GoalStatus
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
+from finetune_api.review import Reviewing, ReviewStatus
 from finetune_api.storage import MODEL_URI, InputStorage, S3Uri, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Training
@@ -85,7 +86,7 @@ class Examination(ApiModel):
     topic, persons to be treated alike: what tuning did to safety. Sample: a fixed part of each kind."""
 
 
-class Evaluation(Gates, Examination):
+class Evaluation(Gates, Reviewing, Examination):
     """How the exported artifact is tested before it is published."""
 
     @property
@@ -97,6 +98,11 @@ class Evaluation(Gates, Examination):
     def gates(self) -> Gates:
         """What the figures are judged by."""
         return Gates(goals=self.goals, on_inconclusive=self.on_inconclusive, on_fail=self.on_fail)
+
+    @property
+    def reviewing(self) -> Reviewing:
+        """Whether people have a say."""
+        return Reviewing(human_review=self.human_review, review=self.review)
 
 
 class Signing(ApiModel):
@@ -305,6 +311,8 @@ class EvaluationStatus(WireModel):
     """The goals and what the artifact reached; without goals in the spec, how it compares with the base model."""
     goals_met: Annotated[str, Field(max_length=8)] = ""
     """Goals met out of all, e.g. 2/3."""
+    review: ReviewStatus | None = None
+    """What people voted, where spec.evaluation.humanReview is Required."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
     """Where the detailed report is."""
 

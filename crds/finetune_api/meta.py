@@ -26,6 +26,9 @@ LABEL_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 """Set on pods by Kubernetes: their Job, and their index in an Indexed Job."""
 ANNOTATION_SUSPENDED: Final = f"{GROUP}/suspended"
 """On a Job that the operator has suspended. Only such a Job is resumed: who else suspends one resumes it too."""
+ANNOTATION_REVIEW: Final = f"{GROUP}/review"
+"""Set by users on a FineTuneJob that awaits a review: any new value has the votes counted at once. On the Job that
+counts them it holds the value that was there."""
 LABEL_ROLE: Final = f"{GROUP}/role"
 """Role of a pod, stage or server; NetworkPolicies select by it."""
 

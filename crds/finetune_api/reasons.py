@@ -24,6 +24,7 @@ class Reason(OpenEnum):
     RUN_SUCCEEDED = "RunSucceeded"
     SUSPENDED = "Suspended"
     QUEUED = "Queued"
+    AWAITING_REVIEW = "AwaitingReview"
     RESUMED = "Resumed"
     SPEC_CHANGED = "SpecChanged"
 
@@ -124,6 +125,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.STAGE_RETRIED: "A stage's pod failed and its Job retries; the message says how the last attempt ended.",
     Reason.RUN_SUCCEEDED: "The artifact is published.",
     Reason.SUSPENDED: "spec.suspend is true.",
+    Reason.AWAITING_REVIEW: "The artifact is evaluated and waits for people's votes, which spec.evaluation.humanReview requires; no pod runs.",
     Reason.QUEUED: "The stage's Job is in a queue of Kueue, which decides when it starts.",
     Reason.RESUMED: "spec.suspend is false again.",
     Reason.SPEC_CHANGED: "The spec changed, so a new run cut this one short.",
@@ -180,7 +182,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PREEMPTED: "The pod was evicted or told to stop: its node was drained or needed the resources.",
     Reason.NODE_LOST: "The node of a pod no longer answers the cluster's control plane.",
     Reason.STAGE_CRASHED: "A pod ended without reporting why.",
-    Reason.GATE_FAILED: "The artifact missed a goal of spec.evaluation.goals, or the test is too small to tell, or without goals it is worse than the base model, beyond chance; it is not published as stable.",
+    Reason.GATE_FAILED: "The artifact missed a goal of spec.evaluation.goals, or the test is too small to tell, or without goals it is worse than the base model, beyond chance, or people prefer the base model's answers; it is not published as stable.",
     Reason.RESULT_LOST: "A stage succeeded, but its pod is gone with the result, and the store does not hold it.",
     Reason.INTERNAL_ERROR: "An unexpected error.",
     Reason.TRAINING_COMPLETED: "All training steps are done.",
@@ -254,6 +256,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.DEADLINE_EXCEEDED: "Choose a faster profile; or ask the admin to raise the profile's deadlineSeconds, then set spec.rerun to a new value.",
     Reason.PREEMPTED: "The pod restarts elsewhere; if the run has failed, find out why its nodes go away, then set spec.rerun to a new value.",
     Reason.STAGE_CRASHED: "Read the pod's log, then set spec.rerun to a new value to try again.",
+    Reason.AWAITING_REVIEW: "Vote on review.html of the evaluation (status.evaluation.reportUri) and store your file with python -m finetune_jobs.review; it is counted within the hour, or at once when you set the annotation finetune.dev/review to a new value.",
     Reason.GATE_FAILED: "Read the evaluation's report (status.evaluation.reportUri); improve the data or the training, raise spec.evaluation.maxSamples where the test is too small, or change the goals: only what depends on the change runs again.",
     Reason.RESULT_LOST: "To run the stage again, set spec.rerun to a new value; finished stages are reused.",
     Reason.INTERNAL_ERROR: "Read the pod's log, then set spec.rerun to a new value to try again; report it if it happens again.",

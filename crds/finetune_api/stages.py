@@ -24,6 +24,7 @@ from finetune_api.goals import Gates
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
+from finetune_api.review import Reviewing
 from finetune_api.storage import InputStorage, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
@@ -109,6 +110,8 @@ class PublishParams(WireModel):
     format: str
     gates: Gates = Gates()
     """What the evaluation is judged by."""
+    reviewing: Reviewing = Reviewing()
+    """Whether people must prefer the artifact, too."""
 
 
 class FetchParams(WireModel):

@@ -15,6 +15,7 @@ class Then(StrEnum):
 
     NEWS = "nothing"
     WAITS = "waits, then continues"
+    WAITS_FOR_PEOPLE = "waits for people, then continues"
     WAITS_A_WHILE = "waits, then tries again later"
     TRIES = "retries, then fails"
     TRIES_FREELY = "retries without limit"
@@ -28,6 +29,7 @@ FINETUNEJOB: Final[dict[Then, tuple[Reason, ...]]] = {
         *(Reason.NAME_TAKEN, Reason.OUTPUT_NAME_CONFLICT, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
         Reason.JOB_SUSPENDED,
     ),
+    Then.WAITS_FOR_PEOPLE: (Reason.AWAITING_REVIEW,),
     Then.FAILS: (
         *(Reason.SPEC_INVALID, Reason.DATASET_INVALID, Reason.DATASET_TOO_SMALL, Reason.DATASET_NOT_FOUND),
         *(Reason.MODEL_NOT_FOUND, Reason.MODEL_UNSUPPORTED, Reason.FIT_REFUSED, Reason.GATED_MODEL_UNAUTHORIZED),
@@ -95,6 +97,7 @@ the case: the place, the value, and where the log is. It ends with the text unde
 | what happens next | |
 | --- | --- |
 | {Then.WAITS} | `Stalled` is True until the cause is gone, then the operator continues; nothing is lost. A run whose pod is `Unschedulable` has {UNSCHEDULABLE_MINUTES} minutes before that, because a node may be on its way |
+| {Then.WAITS_FOR_PEOPLE} | nothing is wrong and `Stalled` stays False; the run goes on when they have decided, however long that takes |
 | {Then.WAITS_A_WHILE} | a revision's pods may have a node for the runtime's `startupTimeoutSeconds` plus 15 minutes, or 5 minutes to pull an image; then they give it back, and are tried again an hour later |
 | {Then.TRIES} | the stage's Job makes up to `retries` more attempts (set in the profile), a revision's container three; then the run or the revision fails |
 | {Then.TRIES_FREELY} | these attempts do not count as `retries`; each may take the profile's `deadlineSeconds` |

@@ -11,15 +11,16 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import GateOutcome, GoalStatus, OnFail, blocking, packed
 from finetune_api.hashing import canonical_json
-from finetune_api.layout import Channel, ChannelPointer, Manifest, channel_object, output_folder
+from finetune_api.layout import REVIEW_PAGE, Channel, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
+from finetune_api.review import HumanReview, ReviewStatus
 from finetune_api.stages import PublishParams, Stage
 from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
@@ -33,6 +34,8 @@ from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.review.stored import ReviewState, read_review
+from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
@@ -43,7 +46,8 @@ def publish(context: Context) -> StageOutput:
     upstream = context.input.upstream
     signer = signer_of(require(context.input.output, "output"))  # first: a bad key publishes nothing
     asked, metrics = _read_evaluation(context)
-    verdict = _judged(require(context.input.params.publish, "params.publish"), metrics)
+    params = require(context.input.params.publish, "params.publish")
+    verdict = _judged(params, metrics)
     # Servers answer a prompt with tools in their own format, which cannot be compared with a model's text.
     answers = [answer for answer in asked if not answer.tools]
     if not answers:
@@ -52,6 +56,12 @@ def publish(context: Context) -> StageOutput:
             "Every test example calls tools, so none can be compared with a server's answers. Add examples that are "
             "answered with text.",
         )
+    if verdict.channel is Channel.STABLE and params.reviewing.human_review is HumanReview.REQUIRED:
+        state = read_review(context.store, upstream.evaluation)
+        said = judge_review(params.reviewing.review, state)
+        if is_undecided(said, params):
+            return _awaiting(context, params, verdict, said, state)
+        verdict = _with_review(verdict, said, params)
     export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
@@ -79,7 +89,7 @@ def publish(context: Context) -> StageOutput:
         folder=folder,
         scalars={
             "channel": verdict.channel,
-            "goals": packed(verdict.found),
+            **verdict.scalars,
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),
@@ -101,6 +111,14 @@ class _Verdict:
     found: Sequence[GoalStatus]
     channel: Channel
     text: str
+    review: ReviewStatus | None = None
+    """What people said; None: they were not asked."""
+
+    @property
+    def scalars(self) -> dict[str, str]:
+        """For the status."""
+        said = {"review": self.review.model_dump_json(by_alias=True)} if self.review else {}
+        return {"goals": packed(self.found), **said}
 
     @property
     def how(self) -> str:
@@ -115,8 +133,30 @@ def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
     verdict = _Verdict(found, Channel.CANDIDATE if missed else Channel.STABLE, " ".join(told))
     if missed and gates.on_fail is OnFail.STOP:
-        raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars={"goals": packed(found)})
+        raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)
     return verdict
+
+
+def _with_review(verdict: _Verdict, said: ReviewStatus, params: PublishParams) -> _Verdict:
+    """The verdict with what people said. Raises StageError (GateFailed) as ``_judged``."""
+    failed = said.outcome is GateOutcome.FAIL
+    text = " ".join(filter(None, (verdict.text, said.sentence(params.reviewing.review))))
+    channel = Channel.CANDIDATE if failed else verdict.channel
+    judged = replace(verdict, text=text, review=said, channel=channel)
+    if failed and params.gates.on_fail is OnFail.STOP:
+        raise StageError(Reason.GATE_FAILED, f"{text} Nothing was published.", scalars=judged.scalars)
+    return judged
+
+
+def _awaiting(
+    context: Context, params: PublishParams, verdict: _Verdict, said: ReviewStatus, state: ReviewState
+) -> StageOutput:
+    """Nothing is published until people have voted: the stage is to run again."""
+    page = f"{output_folder(Stage.EVALUATE, context.input.upstream.evaluation)}/{REVIEW_PAGE}"
+    told = [said.sentence(params.reviewing.review), f"The page: {context.store.uri(page)}", *state.problems]
+    return StageOutput(
+        waits_for=Reason.AWAITING_REVIEW, scalars=replace(verdict, review=said).scalars, message=" ".join(told)
+    )
 
 
 def choose_golden(answers: Sequence[Answer], count: int) -> list[Answer]:

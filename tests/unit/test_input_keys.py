@@ -60,6 +60,8 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
     "evaluation.goals": frozenset({Stage.PUBLISH}),
     "evaluation.onInconclusive": frozenset({Stage.PUBLISH}),
     "evaluation.onFail": frozenset({Stage.PUBLISH}),
+    "evaluation.humanReview": frozenset({Stage.PUBLISH}),
+    "evaluation.review": frozenset({Stage.PUBLISH}),
     "suspend": NO_STAGE,
     "rerun": NO_STAGE,
     "reuse": NO_STAGE,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_api import meta
 from finetune_api.reasons import REMEDIES, Reason, remedy
-from finetune_api.stages import Outcome, Stage
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.job import State, judge
 from finetune_operator.outcome.pod import read_result
@@ -465,3 +465,10 @@ def test_progress_and_attempts_are_those_of_the_first_of_several_pods() -> None:
     later = [numbered(index, "Running", created=LATER, podIP=f"10.0.0.{index}") for index in (0, 1)]
     verdict = judge(job(**INDEXED, active=2), [*later, *earlier])
     assert (verdict.pod_ip, verdict.attempts) == ("10.0.0.0", 2)
+
+
+@pytest.mark.parametrize(("stage", "known"), [(Stage.PUBLISH, True), (Stage.EVALUATE, False)])
+def test_publish_alone_may_wait_and_have_made_nothing(stage: Stage, known: bool) -> None:
+    waits = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.AWAITING_REVIEW)
+    found = read_result(pod("Succeeded", **terminated(0, message=waits.model_dump_json(by_alias=True))))
+    assert (found is not None) is known

@@ -32,7 +32,7 @@ RUN_WAITS = {
     *(Reason.PROFILE_UNKNOWN, Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.SECRET_MISSING, Reason.QUOTA_EXCEEDED),
     *(Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED, Reason.NAME_TAKEN),
     *(Reason.OUTPUT_NAME_CONFLICT, Reason.NOT_ALLOWED, Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
-    Reason.JOB_SUSPENDED,
+    *(Reason.JOB_SUSPENDED, Reason.AWAITING_REVIEW),
 }
 """What a FineTuneJob waits for: the run goes on by itself."""
 SPEC_CHANGES = {
@@ -115,7 +115,7 @@ def test_the_page_has_every_reason_of_a_kind_once(
     listed = [reason for then, some in by_what_happens.items() for reason in some if then is not Then.NEWS]
     assert sorted(listed) == sorted(troubles)
     assert set(by_what_happens[Then.NEWS]) <= NO_TROUBLE
-    assert set(by_what_happens[Then.WAITS]) == waits
+    assert {*by_what_happens[Then.WAITS], *by_what_happens.get(Then.WAITS_FOR_PEOPLE, ())} == waits
     part = reference.page().partition(f"## {kind}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.+)", part, re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted([*listed, *by_what_happens[Then.NEWS]])

@@ -7,11 +7,17 @@ from typing import Any, Final
 
 import pytest
 
+from finetune_api.finetunejob import Output
+from finetune_api.goals import GateOutcome, Gates, OnInconclusive
 from finetune_api.reasons import Reason
+from finetune_api.review import HumanReview, Reviewing, ReviewTerms
+from finetune_api.stages import PublishParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.evaluation.review.page import marked, render_review
 from finetune_jobs.evaluation.review.sheet import MOST_CHARACTERS, MOST_PAIRS, ReviewSheet
+from finetune_jobs.evaluation.review.stored import ReviewState
+from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review
 from finetune_jobs.evaluation.review.votes import MOST_BYTES, VotesFile, in_words, read_votes, tally
 from finetune_jobs.reports.page import Fact
 from tests.support.readiness import Parsed
@@ -219,6 +225,67 @@ def test_both_bad_is_no_win() -> None:
     votes = [vote(pair.id, "bothBad") for pair in SHEET.votable[:10]]
     found = tally(SHEET, [read_votes(changed(votes=votes), "ana.json", SHEET)])
     assert (found.both_bad, found.wins, found.losses, found.win_rate) == (10, 0, 0, 0.5)
+
+
+def state(**votes: Any) -> ReviewState:
+    files = [checked(SHEET, **votes)] if votes else []
+    return ReviewState(SHEET, tally(SHEET, files))
+
+
+VERDICTS: Final = [
+    ({}, GateOutcome.INCONCLUSIVE, "undecided: 0 votes of 0 reviewers; at least 30 votes and a win rate of 0.5"),
+    ({"wins": 1}, GateOutcome.INCONCLUSIVE, "undecided: 1 vote of 1 reviewer, win rate 1.0000"),
+    ({"wins": 29}, GateOutcome.INCONCLUSIVE, "undecided: 29 votes of 1 reviewer, win rate 1.0000"),
+    (
+        {"wins": 30},
+        GateOutcome.PASS,
+        "passed: 30 votes of 1 reviewer, win rate 1.0000 (95 % interval 0.8865 to 1.0000)",
+    ),
+    ({"wins": 20, "losses": 10}, GateOutcome.INCONCLUSIVE, "undecided: 30 votes … 0.6667"),
+    ({"wins": 22, "losses": 8}, GateOutcome.PASS, "passed: 30 votes … 0.7333"),
+    ({"wins": 8, "losses": 22}, GateOutcome.FAIL, "failed: 30 votes … at least 30 votes and a win rate of 0.5"),
+    ({"losses": 29}, GateOutcome.INCONCLUSIVE, "undecided: 29 votes"),
+    ({"ties": 40}, GateOutcome.INCONCLUSIVE, "undecided: 40 votes … 0.5000"),
+]
+
+
+@pytest.mark.parametrize(("votes", "outcome", "said"), VERDICTS)
+def test_a_win_rate_is_read_as_an_interval_and_from_enough_votes(
+    votes: dict[str, int], outcome: GateOutcome, said: str
+) -> None:
+    found = judge_review(ReviewTerms(), state(**votes))
+    assert found.outcome is outcome
+    assert_says(found.sentence(ReviewTerms()), *said.split(" … "))
+
+
+@pytest.mark.parametrize(
+    ("votes", "on_inconclusive", "waits"),
+    [
+        ({"wins": 20, "losses": 10}, OnInconclusive.BLOCK, True),
+        ({"wins": 20, "losses": 10}, OnInconclusive.WARN, False),
+        ({"wins": 19, "losses": 10}, OnInconclusive.WARN, True),
+        ({"wins": 30}, OnInconclusive.BLOCK, False),
+        ({"losses": 30}, OnInconclusive.BLOCK, False),
+    ],
+)
+def test_the_least_number_of_votes_is_enough_where_a_warning_is(
+    votes: dict[str, int], on_inconclusive: OnInconclusive, waits: bool
+) -> None:
+    params = PublishParams(
+        output=Output(uri="s3://data/out", name="it"),
+        format="INT8",
+        gates=Gates(on_inconclusive=on_inconclusive),
+        reviewing=Reviewing(human_review=HumanReview.REQUIRED),
+    )
+    assert is_undecided(judge_review(ReviewTerms(), state(**votes)), params) is waits
+
+
+def test_where_nobody_can_vote_nobody_is_waited_for() -> None:
+    same = sheet_with(0, same=4)
+    with pytest.raises(StageError, match=r"spec\.evaluation\.humanReview .* of the 4 pairs .* none differ") as error:
+        judge_review(ReviewTerms(), ReviewState(same, tally(same, [])))
+    assert error.value.reason is Reason.GATE_FAILED
+    assert unsaid("finetune_jobs.evaluation.review.verdict", [error.value.message]) == []
 
 
 def test_the_sheet_survives_its_file() -> None:

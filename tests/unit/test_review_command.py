@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,22 +10,27 @@ from typing import Any
 
 import pytest
 
-from finetune_api.layout import output_folder, votes_folder
+from finetune_api.goals import GateOutcome, Gates
+from finetune_api.layout import channel_object, output_folder, votes_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, Upstream
+from finetune_api.review import HumanReview, Reviewing, ReviewStatus
+from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, REVIEW
-from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, read_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.review.stored import read_review
 from finetune_jobs.evaluation.review.votes import MOST_BYTES
+from finetune_jobs.publish import publish, sign_move_and_index
 from finetune_jobs.review import review
+from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import trace
-from tests.support.published import put_upstream
+from tests.support.published import publish_input, put_upstream
 from tests.support.reviewing import as_file, sheet_with, votes_of
 from tests.support.seaweedfs import READER, WRITER, SeaweedFS, User
 from tests.support.sentences import assert_says
+from tests.support.stages import context
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -145,3 +151,76 @@ def test_the_command(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Pat
     wrong = run(store, s3, WRITER, "--evaluation", f"{uri}/review.html", file)
     assert wrong.returncode == 65
     assert_says(wrong.stderr, "SpecInvalid", "review.html", "s3://bucket/prefix/evaluations/<digest>")
+
+
+def asked(s3: SeaweedFS, store: Store, chain: Upstream, **gates: Any) -> StageInput:
+    """What publish is asked where a review is required."""
+    given = publish_input(s3, store, chain)
+    assert given.params.publish
+    reviewing = Reviewing(human_review=HumanReview.REQUIRED)
+    changes = {"reviewing": reviewing, "gates": Gates.model_validate(gates)}
+    params = given.params.model_copy(update={"publish": given.params.publish.model_copy(update=changes)})
+    key = input_key(Stage.PUBLISH, chain, params)
+    return given.model_copy(update={"params": params, "input_key": key})
+
+
+def publish_it(given: StageInput, folder: Path) -> StageResult:
+    return execute(context(given, folder), publish, after=sign_move_and_index)
+
+
+def said_in(scalars: dict[str, str]) -> ReviewStatus:
+    return ReviewStatus.model_validate_json(scalars["review"])
+
+
+def test_publish_waits_for_votes_and_then_publishes(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    given = asked(s3, store, chain)
+    first = publish_it(given, tmp_path)
+    assert (first.reason, first.output_digest) == (Reason.AWAITING_REVIEW, "")
+    page = store.uri(f"{output_folder(Stage.EVALUATE, chain.evaluation)}/review.html")
+    assert_says(first.message, "0 votes", "at least 30 votes", page)
+    assert len(json.loads(first.scalars["goals"])) == 1
+    assert read_record(store, Stage.PUBLISH, given.input_key) is None
+    assert not list(store.list("artifacts"))
+    assert not list(store.list("channels"))
+
+    review(store, chain.evaluation, [saved(tmp_path, "ana", wins=20, losses=10)])
+    store.put(f"{votes_folder(chain.evaluation)}/by-ben.json", b"{")
+    second = publish_it(given, tmp_path)
+    assert second.reason is Reason.AWAITING_REVIEW
+    assert_says(second.message, "30 votes of 1 reviewer", "win rate 0.6667", "Not counted:", "by-ben.json")
+    assert said_in(second.scalars).outcome is GateOutcome.INCONCLUSIVE
+
+    review(store, chain.evaluation, [saved(tmp_path, "ben", wins=35, losses=5)])
+    third = publish_it(given, tmp_path)
+    assert (third.reason, said_in(third.scalars).outcome) == (Reason.STAGE_SUCCEEDED, GateOutcome.PASS)
+    assert_says(third.message, "Human review passed: 70 votes of 2 reviewers")
+    assert store.exists(channel_object("transactions"))
+    assert publish_it(given, tmp_path).reused
+
+
+def test_an_artifact_that_people_reject_is_not_published(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    review(store, chain.evaluation, [saved(tmp_path, "ana", losses=30)])
+    with pytest.raises(StageError) as error:
+        publish_it(asked(s3, store, chain), tmp_path)
+    assert error.value.reason is Reason.GATE_FAILED
+    assert_says(error.value.message, "Human review failed: 30 votes", "win rate 0.0000", "Nothing was published.")
+    assert said_in(error.value.scalars).outcome is GateOutcome.FAIL
+    assert not list(store.list("artifacts"))
+    candidate = publish_it(asked(s3, store, chain, onFail="PublishAsCandidate"), tmp_path)
+    assert (candidate.scalars["channel"], said_in(candidate.scalars).outcome) == ("candidate", GateOutcome.FAIL)
+
+
+def test_nobody_is_asked_about_what_has_missed_its_goals(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    goals = [{"metric": "accuracy", "improveOverBase": "1"}]
+    missed = asked(s3, store, chain, goals=goals, onFail="PublishAsCandidate")
+    assert publish_it(missed, tmp_path).scalars.keys() >= {"goals", "artifactUri"}
+    assert "review" not in publish_it(missed, tmp_path).scalars
+    with pytest.raises(StageError) as error:
+        publish_it(asked(s3, store, chain, goals=goals), tmp_path)
+    assert "review" not in error.value.scalars

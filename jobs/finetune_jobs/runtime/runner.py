@@ -86,6 +86,8 @@ class StageOutput:
     """The files to publish, for the stages of the pipeline."""
     output_digest: str = ""
     """Content address, for stages that publish no folder."""
+    waits_for: Reason | None = None
+    """What the stage waits for: it has made nothing yet, and is to run again. None: it is done."""
     cut: bool = False
     """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give a different result."""
     found: list[Found] = field(default_factory=list)
@@ -147,6 +149,8 @@ def execute(
     if reused is None:
         with around(context):
             made = work(context)
+        if made.waits_for:
+            return _answer(given.stage, made)
         result = _publish(context, made) if made.folder else _answer(given.stage, made)
     else:
         result = reused
@@ -235,7 +239,7 @@ def _answer(stage: Stage, made: StageOutput) -> StageResult:
     return StageResult(
         stage=stage,
         outcome=Outcome.SUCCEEDED,
-        reason=Reason.STAGE_SUCCEEDED,
+        reason=made.waits_for or Reason.STAGE_SUCCEEDED,
         message=made.message[:MAX_MESSAGE],
         output_digest=made.output_digest,
         scalars=made.scalars,

@@ -5,6 +5,8 @@ from datetime import datetime
 from functools import cached_property
 
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.meta import ANNOTATION_REVIEW
+from finetune_api.review import HumanReview
 from finetune_api.stages import Params
 from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob
@@ -32,6 +34,16 @@ class RunContext:
     def params(self) -> Params:
         """Each stage's part of the spec."""
         return params_of(self.spec)
+
+    @property
+    def reviews(self) -> bool:
+        """Whether people must prefer the artifact before it is published."""
+        return self.spec.evaluation.human_review is HumanReview.REQUIRED
+
+    @property
+    def review_asked(self) -> str:
+        """With which value somebody asks to count votes now; empty: nobody does, or no review is required."""
+        return self.observed.metadata.annotations.get(ANNOTATION_REVIEW, "")[:256] if self.reviews else ""
 
     @property
     def has_begun(self) -> bool:

@@ -23,6 +23,7 @@ from finetune_api.finetunejob import (
 from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.layout import READINESS_PAGE, Channel, output_folder
 from finetune_api.readiness import MAX_SUMMARY, completed
+from finetune_api.review import ReviewStatus
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
@@ -71,7 +72,16 @@ class RunLedger:
             return ""
         goals = self.evaluation.goals if self.evaluation else []
         missed = [goal.sentence for goal in blocking(goals, self._spec.evaluation.on_inconclusive)]
+        review = self.evaluation.review if self.evaluation else None
+        if review and review.outcome is GateOutcome.FAIL:
+            missed.append(review.sentence(self._spec.evaluation.review))
         return " ".join([*missed, f"It is published as a candidate only: {candidate.uri}"])
+
+    @property
+    def awaits_review(self) -> bool:
+        """Whether the votes that were counted last decide nothing yet."""
+        review = self.evaluation.review if self.evaluation else None
+        return review is not None and review.outcome is GateOutcome.INCONCLUSIVE and not self.done(Stage.PUBLISH)
 
     def done(self, stage: Stage) -> bool:
         """Whether the stage's result is known."""
@@ -99,9 +109,17 @@ class RunLedger:
         self.run = self.run.model_copy(update=identity)
         self.fit = _fit(scalars)
 
+    def wait(self, stage: Stage, job: StageJob, message: str, input_key: str) -> None:
+        """Record that a stage has looked and waits for people: no pod of it runs, and none has given a result."""
+        self.rows[stage] = StageStatus(
+            name=stage.value, job=job.name, input_key=input_key, attempts=job.verdict.attempts, message=message[:1024]
+        )
+
     def judged(self, scalars: Mapping[str, str]) -> None:
-        """Record which goals the artifact met, if that is told."""
+        """Record which goals the artifact met and what people said of it, if that is told."""
         found = _goals(self._spec, scalars)
+        if self.evaluation is not None and (said := _review(scalars)):
+            self.evaluation = self.evaluation.model_copy(update={"review": said})
         if self.evaluation is None or not found:
             return
         met = sum(goal.outcome is GateOutcome.PASS for goal in found)
@@ -259,6 +277,14 @@ def _goals(spec: FineTuneJobSpec, scalars: Mapping[str, str]) -> list[GoalStatus
         return unpacked(scalars.get("goals", "[]"), spec.evaluation.gates.texts(spec.task.type))
     except ValueError:
         return []
+
+
+def _review(scalars: Mapping[str, str]) -> ReviewStatus | None:
+    """What publish counted; a pod's report is not trusted to be that."""
+    try:
+        return ReviewStatus.model_validate_json(scalars.get("review", ""))
+    except ValueError:
+        return None
 
 
 def _scores(scalars: Mapping[str, str], measure: str) -> Scores:

@@ -55,6 +55,8 @@ class StageJob:
     """The operator has suspended it, and nobody may have resumed it since."""
     age: timedelta = timedelta()
     """Since it was created."""
+    asked: str = ""
+    """The value of the resource's annotation for which it counts votes."""
     input_missing: bool = False
     """Its ConfigMap is gone, so its pod cannot start."""
     peers_missing: bool = False
@@ -181,6 +183,7 @@ class JobObserver:
             verdict=verdict,
             suspended_by_us=meta.ANNOTATION_SUSPENDED in (metadata.get("annotations") or {}),
             age=age,
+            asked=(metadata.get("annotations") or {}).get(meta.ANNOTATION_REVIEW, ""),
             input_missing=missing,
             lost_labels=lost,
             peers_missing=verdict.state in (State.WAITING, State.RUNNING) and self._lacks_peers(owner, job),

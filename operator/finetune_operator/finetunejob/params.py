@@ -17,5 +17,10 @@ def params_of(spec: FineTuneJobSpec) -> Params:
         train=TrainParams(training=spec.training),
         export=ExportParams(export=spec.export, method=method),
         evaluate=EvaluateParams(evaluation=spec.evaluation.examination, task=spec.task, method=method),
-        publish=PublishParams(output=spec.output, format=spec.export.format.value, gates=spec.evaluation.gates),
+        publish=PublishParams(
+            output=spec.output,
+            format=spec.export.format.value,
+            gates=spec.evaluation.gates,
+            reviewing=spec.evaluation.reviewing,
+        ),
     )

@@ -7,7 +7,9 @@ in the store; a result that it does not find is lost.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import takewhile
+from typing import Final
 
 from finetune_api.finetunejob import Reuse, StageState
 from finetune_api.reasons import Reason
@@ -16,6 +18,9 @@ from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.ledger import STAGES, RunLedger
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.outcome.job import State
+
+REVIEW_INTERVAL: Final = timedelta(hours=1)
+"""How often votes are counted without being asked: a look is a pod of some seconds on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,22 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Await:
+    """A stage has ended without a result, since it waits for what people say."""
+
+    stage: Stage
+    job: StageJob
+    message: str
+    again_in: timedelta
+    """Until it is to look again."""
+
+
+@dataclass(frozen=True)
 class Finish:
     """All stages are done."""
 
 
-Step = Start | Watch | Fail | Finish
+Step = Start | Watch | Fail | Await | Finish
 
 
 def next_step(context: RunContext) -> Step:
@@ -79,12 +95,26 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
     if job.unfinished:
         ledger.enter(stage, job, StageState.RUNNING, verdict.message, key)
         return Watch(stage, job)
-    if verdict.result is None:
-        return _recover(context, stage, job)
     result = verdict.result
+    if result is None and stage is Stage.PUBLISH and context.reviews:
+        # It may have waited for days. It finds what it has published, or looks at the votes again.
+        message = "The pod of the last look at the votes is gone."
+        ledger.wait(stage, job, message, key)
+        return Await(stage, job, message, timedelta())
+    if result is None:
+        return _recover(context, stage, job)
+    if stage is Stage.PUBLISH and result.reason is Reason.AWAITING_REVIEW:
+        ledger.wait(stage, job, result.message, key)
+        ledger.judged(result.scalars)
+        return Await(stage, job, result.message, _until_next_look(context, job))
     state = StageState.REUSED if result.reused else StageState.SUCCEEDED
     ledger.enter(stage, job, state, result.message, key)
     return _accept(context, stage, result, verdict.finished_at)
+
+
+def _until_next_look(context: RunContext, job: StageJob) -> timedelta:
+    """Somebody asks for it with a new value of the annotation; otherwise it is done by the clock."""
+    return REVIEW_INTERVAL - job.age if context.review_asked == job.asked else timedelta()
 
 
 def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str | None) -> Step | None:

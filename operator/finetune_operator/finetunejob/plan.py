@@ -18,11 +18,11 @@ from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import within_budget
 from finetune_operator.finetunejob.ledger import STAGES, RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob, StageJob, UnplannedJob, means_hash, spec_hash
-from finetune_operator.finetunejob.pipeline import Fail, Finish, Start, Watch, next_step
+from finetune_operator.finetunejob.pipeline import Await, Fail, Finish, Start, Watch, next_step
 from finetune_operator.finetunejob.stage_jobs import stage_request
 from finetune_operator.finetunejob.status import Headline, compose, compose_unplanned, transition_events
 from finetune_operator.finetunejob.upkeep import restore, upkeep
-from finetune_operator.framework.actions import Action, Create, Plan
+from finetune_operator.framework.actions import Action, Create, Delete, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, SERVICES
 from finetune_operator.framework.reading import Unplanned
@@ -65,6 +65,8 @@ def plan(observed: ObservedJob | UnplannedJob, now: datetime) -> Plan[FineTuneJo
             # A Job that is still running is deleted in the next turn, when the status says that the run has ended.
             again = 0.0 if any(job.unfinished for job in observed.jobs) else None
             return _plan(context, Headline(Phase.FAILED, reason, f"{stage}: {message}"), requeue_after=again)
+        case Await() as step:
+            return _await(context, step)
         case Finish():
             return _plan(context, Headline(Phase.SUCCEEDED, Reason.RUN_SUCCEEDED, _success(context.ledger)))
         case unknown:
@@ -128,7 +130,7 @@ def _start(context: RunContext, stage: Stage, recovers: str) -> Plan[FineTuneJob
     job = _just_made(request, recovers)
     if not recovers:
         context.ledger.enter(stage, job, StageState.RUNNING, job.verdict.message, request.input.input_key)
-    headline = _running(Stage(recovers) if recovers else stage, job, context.now)
+    headline = _headline(context, Stage(recovers) if recovers else stage, job)
     return _plan(context, headline, _creations(request), requeue_after=FIRST_LOOK_SECONDS)
 
 
@@ -172,10 +174,28 @@ def _just_made(request: StageRequest, recovers: str) -> StageJob:
 
 def _watch(context: RunContext, stage: Stage, job: StageJob) -> Plan[FineTuneJobStatus]:
     suspended = Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended during stage {stage}.")
-    headline = suspended if context.spec.suspend else _running(stage, job, context.now)
+    headline = suspended if context.spec.suspend else _headline(context, stage, job)
     if headline.stalled and job.verdict.state is State.WAITING:
         return _plan(context, headline, restore(context, job), blocked=True)
     return _plan(context, headline, restore(context, job), requeue_after=_next_look(context, job))
+
+
+def _await(context: RunContext, step: Await) -> Plan[FineTuneJobStatus]:
+    """A stage waits for people. To look again, its Job is deleted: the next pass finds none and starts it."""
+    if context.spec.suspend:
+        return _plan(context, Headline(Phase.SUSPENDED, Reason.SUSPENDED, f"Suspended before stage {step.stage}."))
+    headline = Headline(Phase.PENDING, Reason.AWAITING_REVIEW, f"{step.stage}: {step.message}")
+    if step.again_in > timedelta():
+        return _plan(context, headline, requeue_after=step.again_in.total_seconds())
+    return _plan(context, headline, (Delete(JOBS, step.job.name, step.job.uid),), requeue_after=RECHECK_SECONDS)
+
+
+def _headline(context: RunContext, stage: Stage, job: StageJob) -> Headline:
+    """Of a stage with a Job. A look at votes is a part of the wait for them, not the end of it."""
+    headline = _running(stage, job, context.now)
+    if stage is Stage.PUBLISH and context.ledger.awaits_review and not headline.stalled:
+        return Headline(Phase.PENDING, Reason.AWAITING_REVIEW, f"{stage} counts the votes.")
+    return headline
 
 
 def _running(stage: Stage, job: StageJob, now: datetime) -> Headline:

@@ -39,6 +39,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
         deadline_seconds=profile.deadline_seconds,
         nodes=profile.nodes if stage is Stage.TRAIN else 1,
         processes=processes(profile) if stage is Stage.TRAIN else 1,
+        asked=context.review_asked if stage is Stage.PUBLISH else "",
         model_cache_claim=profile.model_cache.claim_name if profile.model_cache and stage in _WITH_BASE else "",
     )
 

@@ -253,7 +253,7 @@ def _blocker_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iter
     open_phase = after.phase in (Phase.PENDING, Phase.RUNNING)
     if now is not None and open_phase and now in REMEDIES and now != then:
         message = next(each.message for each in after.conditions if each.type == ConditionType.READY)
-        yield Event("Warning", now, message)
+        yield Event("Normal" if now is Reason.AWAITING_REVIEW else "Warning", now, message)
 
 
 def _ready(status: FineTuneJobStatus) -> Reason | None:

@@ -57,10 +57,11 @@ def stage_job(request: StageRequest) -> Object:
         pod["subdomain"] = request.name
     template_labels = request.owner.labels | request.all_labels
     queue = {QUEUE_LABEL: request.queue} if request.queue else {}
+    asked = {"annotations": {meta.ANNOTATION_REVIEW: request.asked}} if request.asked else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": request.owner.metadata(request.name, request.all_labels | queue),
+        "metadata": request.owner.metadata(request.name, request.all_labels | queue) | asked,
         "spec": {
             **_indexed(request),
             "backoffLimit": request.retries * request.nodes,

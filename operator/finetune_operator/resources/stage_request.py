@@ -35,6 +35,8 @@ class StageRequest:
     """Pods that work together, as an Indexed Job."""
     processes: int = 1
     """Processes of each pod that work together."""
+    asked: str = ""
+    """The value of the owner's annotation for which the stage counts votes; empty: there is none."""
     model_cache_claim: str = ""
     """PersistentVolumeClaim that keeps base models; empty: none."""
 

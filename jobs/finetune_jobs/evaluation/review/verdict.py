@@ -1,0 +1,41 @@
+"""Whether the votes of people are enough to publish an artifact, or not to. Pure functions."""
+
+from finetune_api.goals import GateOutcome, OnInconclusive
+from finetune_api.reasons import Reason
+from finetune_api.review import ReviewStatus, ReviewTerms
+from finetune_api.stages import PublishParams
+from finetune_jobs.artifacts.measurements import Figure
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.gates import at_least
+from finetune_jobs.evaluation.review.stored import ReviewState
+
+
+def judge_review(terms: ReviewTerms, state: ReviewState) -> ReviewStatus:
+    """What the votes show: a win rate is judged by its whole interval, like any goal, and by nothing with fewer votes
+    than the least number.
+
+    Raises StageError (GateFailed) where nobody can vote: all answers are those of the base model.
+    """
+    if not state.sheet.votable:
+        raise StageError(
+            Reason.GATE_FAILED,
+            f"spec.evaluation.humanReview is Required, but of the {len(state.sheet.pairs)} pairs of answers on the "
+            "review page none differ: people have nothing to prefer the artifact for.",
+        )
+    it = state.tally
+    enough = it.votes >= terms.votes
+    judged = at_least(Figure(value=it.win_rate, low=it.low, high=it.high), float(terms.win_rate), max(1, it.pairs))
+    return ReviewStatus(
+        outcome=judged.outcome if enough else GateOutcome.INCONCLUSIVE,
+        votes=it.votes,
+        reviewers=it.reviewers,
+        win_rate=f"{it.win_rate:.4f}",
+        low=f"{it.low:.4f}",
+        high=f"{it.high:.4f}",
+    )
+
+
+def is_undecided(said: ReviewStatus, params: PublishParams) -> bool:
+    """Whether to wait for more votes. With ``onInconclusive: Warn`` the least number of them is enough."""
+    warns = params.gates.on_inconclusive is OnInconclusive.WARN and said.votes >= params.reviewing.review.votes
+    return said.outcome is GateOutcome.INCONCLUSIVE and not warns
