@@ -148,6 +148,14 @@ def test_positions_that_hardly_matter_are_not_judged() -> None:
     assert named(checks, "positions").outcome is CheckOutcome.SKIPPED
 
 
+def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
+    """Every token is nearly certain there, and all noise goes the way of wrong positions."""
+    repeating = [reference(), reference(), reference(long=True).model_copy(update={"turned": [-1.03, -0.53, -0.11]})]
+    less_sure = Forced(IDS, [-1.02, -0.52, -0.01])
+    checks = make_checks(observed(references=repeating, forced=(SAME, SAME, less_sure)), 75)
+    assert named(checks, "positions").outcome is CheckOutcome.SKIPPED
+
+
 @pytest.mark.parametrize(
     ("seen", "reason", "parts"),
     [
