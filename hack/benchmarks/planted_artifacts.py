@@ -38,7 +38,7 @@ def run() -> Result:
     base = ensure_smollm2(cache_directory())
     with tempfile.TemporaryDirectory(prefix="finetune-planted-") as folder:
         work = Path(folder)
-        examples = _examples(work)
+        examples = examples_of(work)
         with step(f"tune {base.name} for {STEPS} steps"):
             tuned = _tuned(base, examples[: STEPS * BATCH])
         artifact = write_artifact(work / "good", base, tuned)
@@ -66,7 +66,7 @@ def run() -> Result:
     )
 
 
-def _examples(work: Path) -> list[Any]:
+def examples_of(work: Path) -> list[Any]:
     """Conversations about bank transactions, in a fixed random order."""
     from finetune_jobs.modelling.token_files import Conversation
 

@@ -20,7 +20,7 @@ _IGNORED = ("__pycache__", ".mypy_cache")
 
 @dataclass(frozen=True)
 class Image:
-    """An image on ``parent``: ``packages`` of uv.lock, then ``code``, paths of the repository.
+    """An image on ``parent``: ``packages`` of the file ``lock``, then ``code``, paths of the repository.
 
     Most install an extra that has their name, by the Dockerfile that these share; the others have one of their own.
     """
@@ -31,6 +31,10 @@ class Image:
     code: tuple[str, ...] = ()
     started: bool = True
     """Whether pods run it. What no pod runs lives on in the images that stand on it."""
+    lock: str = "uv.lock"
+    """Path of the lock file in the repository."""
+    asked_for: bool = False
+    """Whether it is built only for those who name it."""
 
     @property
     def extra(self) -> str:
@@ -79,6 +83,7 @@ IMAGES = {
         _of_extra("jobs", "torch", *_JOB_CODE),
         _of_extra("tgi-cpu", "jobs", "images/tgi-cpu/tgi_cpu"),
         _of_extra("quantize", "torch", *_JOB_CODE),
+        Image("vllm-cpu", "torch", Request("vllm-cpu"), lock="images/vllm-cpu/uv.lock", asked_for=True),
     )
 }
 
@@ -108,13 +113,13 @@ class ImageStore(Protocol):
 def content_tags(base_image: str) -> dict[str, str]:
     """Each image's tag: a hash of all its inputs, including its parents."""
     tags: dict[str, str] = {}
-    lock = (REPOSITORY / "uv.lock").read_text()
     for image in IMAGES.values():  # parents come first
         digest = hashlib.sha256(_instructions(image.dockerfile).encode())
         digest.update((base_image if image.parent is None else "").encode())
         for parent in image.parents:
             digest.update(tags[parent].encode())
         if image.packages:
+            lock = (REPOSITORY / image.lock).read_text()
             digest.update(image.extra.encode() + locked(lock, image.packages))
         for path in _files(image.code):
             digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
@@ -148,7 +153,8 @@ def with_parents(names: Iterable[str]) -> list[Image]:
 
 
 def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]:
-    """Build the images whose current content is missing, and also tag them ``dev``; returns name to reference.
+    """Build the images whose current content is missing, and also tag them ``dev``; returns name to reference. Without
+    names, all but those that have to be asked for.
 
     Raises:
         ClusterError: a name is unknown, or a build failed.
@@ -156,7 +162,7 @@ def build_images(store: ImageStore, names: Sequence[str] = ()) -> dict[str, str]
     base_image = store.base_image()
     names_now = references(base_image)
     built = {}
-    for image in with_parents(names or IMAGES):
+    for image in with_parents(names or [image.name for image in IMAGES.values() if not image.asked_for]):
         reference = names_now[image.name]
         if not store.has(reference):
             parent = names_now[image.parent] if image.parent else base_image

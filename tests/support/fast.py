@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-_MARKED: Final = re.compile(r"^pytestmark = .*\bpytest\.mark\.(slow|controlplane|cluster)\b", re.MULTILINE)
+_MARKED: Final = re.compile(r"^pytestmark = .*\bpytest\.mark\.(slow|controlplane|cluster|vllm)\b", re.MULTILINE)
 _FORBIDDEN: Final = {
     "subprocess.Popen": "starts a process",
     "os.fork": "starts a process",

@@ -16,6 +16,7 @@ from finetune_jobs.artifacts.artifact import ReferenceText
 from finetune_jobs.exporting.transformers_v4 import write_transformers_v4
 from finetune_jobs.modelling.loading import copy_tokenizer
 from finetune_jobs.verification.checks import make_checks
+from finetune_jobs.verification.engine import ModelServer
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.tgi import TgiServer
 from tests.support.tgi_process import tgi_cpu
@@ -90,8 +91,12 @@ def serve_and_check(model: Path, work: Path, promise: Promise) -> list[Verificat
     env = {"ENABLE_PREFILL_LOGPROBS": "true"}
     with tgi_cpu(model, work, env=env, fresh=False) as process:
         process.wait_until_ready()
-        server = TgiServer(process.url)
-        observed = observe(server, promise, server.served().limits, lambda _number, _total: None)
+        return prove(TgiServer(process.url), promise)
+
+
+def prove(server: ModelServer, promise: Promise) -> list[VerificationCheck]:
+    """What a server that is ready proves of the promise."""
+    observed = observe(server, promise, server.served().limits, lambda _number, _total: None)
     return make_checks(observed, MIN_AGREEMENT)
 
 

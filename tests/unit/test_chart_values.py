@@ -11,9 +11,10 @@ from pydantic.alias_generators import to_camel
 
 from finetune_operator.settings import Gpu, ModelCache, Proxy, ServingAccess
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
-from hack.cluster.layout import REPOSITORY
+from hack.cluster.layout import IMAGE_PREFIX, REPOSITORY
 from tests.support.chart import CHART, Object, helm, of_kind, render, settings
 from tests.support.pages import blocks
+from tests.support.vllm_process import RUNTIME
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -171,6 +172,13 @@ def test_the_examples_of_the_guide_to_clouds(tmp_path: Path) -> None:
     assert eks.runtimes["tgi"].image.endswith(".amazonaws.com/finetune-operator/tgi:3.3.7-nonroot")
     assert eks.runtimes["tgi"].pod.node_selector == {"node.kubernetes.io/instance-type": "g6.2xlarge"}
     assert gke.profiles["gpu-l4"].accelerator.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+
+
+def test_vllm_for_cpus_can_be_added_to_the_local_cluster() -> None:
+    """With the image that `make images-vllm` makes, and what the real one is tested with."""
+    runtime = settings(render("--values", str(REPOSITORY / "hack" / "platform" / "vllm-cpu.yaml"))).runtimes["vllm-cpu"]
+    assert runtime.image == f"{IMAGE_PREFIX}/vllm-cpu:dev"
+    assert (runtime.args, runtime.env) == (RUNTIME.args, RUNTIME.env)
 
 
 def test_the_example_of_the_guide_to_sharing(tmp_path: Path) -> None:

