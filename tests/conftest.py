@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,11 @@ from tests.support import fast, order
 from tests.support.examples import to_commit
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and pytest-xdist's workers share the cores
+
+# Containers often forbid Python to keep what it has compiled. Tests start many programs, and each would compile torch
+# and all that stands on it again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # `make test` draws the same examples each time; what random draws have found is written beside the tests, as @example.
 settings.register_profile(

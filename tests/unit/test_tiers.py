@@ -39,6 +39,16 @@ def test_ci_runs_lint_and_every_tier() -> None:
 
 
 @pytest.mark.slow
+def test_what_a_program_of_the_tests_compiles_is_compiled_once(tmp_path: Path) -> None:
+    """Whatever the environment of the tests says: dozens of them import torch."""
+    (tmp_path / "module.py").write_text("")
+    argv = [sys.executable, "-c", "import module; print(module.__cached__)"]
+    ended = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(ended.stdout.strip()).exists()
+    assert not sys.dont_write_bytecode
+
+
+@pytest.mark.slow
 def test_a_tier_ends_with_the_first_command_that_fails() -> None:
     outcome = run(Tier("some", (("true",), ("false",), ("/missing",))))
     assert (outcome.tier, outcome.failed) == ("some", "`false` ended with 1")
