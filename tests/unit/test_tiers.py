@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -46,6 +48,22 @@ def test_what_a_program_of_the_tests_compiles_is_compiled_once(tmp_path: Path) -
     ended = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(ended.stdout.strip()).exists()
     assert not sys.dont_write_bytecode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cores", "workers"), [(1, 2), (2, 2), (6, 6), (64, 8)])
+def test_there_is_a_worker_for_each_core_from_two_to_eight(cores: int, workers: int, tmp_path: Path) -> None:
+    program = tmp_path / "getconf"
+    program.write_text(f"#!/bin/sh\necho {cores}\n")
+    program.chmod(0o755)
+    outer = ("WORKERS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")  # of a make that runs this test
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    for target in ("test", "test-fast", "test-unit", "test-controlplane"):
+        for asked, found in (((), workers), (("WORKERS=3",), 3)):
+            command = ["make", "--dry-run", target, *asked]
+            shown = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+            assert re.findall(r"(?:pytest .*-n|hack\.tiers) (\d+)\b", shown.stdout) == [str(found)], command
 
 
 @pytest.mark.slow
