@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,12 +33,12 @@ PARTS: Mapping[str, Part] = {
 RESULTS = REPOSITORY / "build"
 
 
-def main() -> int:
-    """Entry point; the exit code is 1 if any check fails, 2 without a GPU."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the exit code is 1 if any check fails, 2 without a GPU. ``arguments``: else the program's own."""
     parser = argparse.ArgumentParser(prog="python -m hack.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with a tiny model")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if unknown := sorted(set(given.parts) - set(PARTS)):
         parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if not given.rehearse and not torch.cuda.is_available():

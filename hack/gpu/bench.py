@@ -99,12 +99,13 @@ class Bench:
         return stage_input(Stage.TRAIN, self.server.storage, output, params, self.upstream, **given)
 
     def start(self, given: StageInput, python: Path = PYTHON) -> tuple[Started, Path]:
-        """A stage as a program, and the folder of its files."""
+        """A stage as a program, and the folder of its files. In a rehearsal it is forked from one that has made the
+        imports, where it can be."""
         self._runs += 1
         folder = self.folder / f"{given.stage}-{self._runs}"
         folder.mkdir()
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
-        return start_process(given, folder, ADMIN, python=python, variables=variables, fresh=True), folder
+        return start_process(given, folder, ADMIN, python=python, variables=variables, fresh=self.on_gpu), folder
 
     def run(self, given: StageInput, python: Path = PYTHON) -> Ended:
         """A stage from its start to its end."""

@@ -1,4 +1,6 @@
-"""The suite for GPUs: what it says without one, and that a part runs through in a rehearsal."""
+"""The suite for GPUs: what it says without one, and that a part runs through in a rehearsal.
+
+One test starts the program; the others call its entry point, in a process that has imported torch."""
 
 import json
 import subprocess
@@ -9,35 +11,37 @@ import pytest
 import torch
 
 from hack.cluster.layout import REPOSITORY
-from hack.gpu.__main__ import PARTS
+from hack.gpu.__main__ import PARTS, main
 from hack.gpu.check import Check, table, write
+from tests.support.seaweedfs import ADMIN
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    program = [sys.executable, "-m", "hack.gpu", *arguments]
-    return subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_what_to_do() -> None:
-    ended = run("train")
-    assert ended.returncode == 2
-    assert "nvidia-smi" in ended.stdout
-    assert "--rehearse" in ended.stdout
+def test_without_a_gpu_it_says_so_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    said = capsys.readouterr().out
+    assert "nvidia-smi" in said
+    assert "--rehearse" in said
 
 
-def test_a_stopped_training_ends_with_the_same_bytes_in_a_rehearsal() -> None:
-    ended = run("--rehearse", "resume", "oom")
-    assert ended.returncode == 0, ended.stdout
-    assert "resumed, the same bytes" in ended.stdout
+def test_a_stopped_training_ends_with_the_same_bytes_in_a_rehearsal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in ADMIN.environment().items():
+        monkeypatch.setenv(name, value)  # as the suite does itself, and undone
+    code = main(["--rehearse", "resume", "oom"])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "resumed, the same bytes" in said
     found = json.loads((REPOSITORY / "build" / "gpu-rehearsal.json").read_text())
     assert [(each["part"], each["passed"]) for each in found["checks"]] == [("resume", True), ("oom", None)]
 
 
 def test_an_unknown_part_is_refused_with_those_there_are() -> None:
-    ended = run("--rehearse", "fly")
+    program = [sys.executable, "-m", "hack.gpu", "--rehearse", "fly"]
+    ended = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert all(part in ended.stderr for part in PARTS)
 
