@@ -125,7 +125,8 @@ def run_process(
     fresh: bool = False,
 ) -> Ended:
     """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` and
-    ``variables`` only. ``fresh``: by a Python that starts, rather than one that has made the imports."""
+    ``variables`` only. ``fresh``: by a Python that starts, rather than one that has made the imports; variables that
+    Python or a library reads while it starts need that."""
     process = start_process(given, folder, user, *arguments, python=python, variables=variables, fresh=fresh)
     return wait_for(process, folder)
 
@@ -146,7 +147,7 @@ def start_process(
     program += ["--metrics-port", "0", *arguments]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     environment |= user.environment() | dict(variables)
-    if python == PYTHON and not variables and not fresh:
+    if python == PYTHON and not fresh:
         return forked.start(program, environment)
     return subprocess.Popen(
         [str(python), "-m", *program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

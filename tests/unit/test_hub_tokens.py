@@ -87,7 +87,7 @@ def test_the_stage_takes_the_token_and_tells_nobody(
     )
     with fake_hub(monkeypatch, "model", "org/model", MODEL_FILES, tokens=TOKENS):
         variables = {NAMED.variable: token, "HF_ENDPOINT": constants.ENDPOINT}
-        ended = run_process(given, tmp_path, ADMIN, variables=variables)
+        ended = run_process(given, tmp_path, ADMIN, variables=variables, fresh=True)
     assert ended.code == code, ended.result.message
     assert token not in str(ended)
     if code is ExitCode.FATAL:

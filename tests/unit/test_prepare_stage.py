@@ -117,8 +117,8 @@ def test_another_process_on_another_machine_gives_the_same_bytes(s3: SeaweedFS, 
     for number, machine in enumerate(machines):
         folder = tmp_path / str(number)
         folder.mkdir()
-        fresh = asked.model_copy(update={"reuse": False})
-        results.append(run_process(fresh, folder, ADMIN, variables=machine).result)
+        again = asked.model_copy(update={"reuse": False})
+        results.append(run_process(again, folder, ADMIN, variables=machine, fresh=True).result)
     assert [each.output_digest for each in results] == [results[0].output_digest] * 2
     assert results[0].message == results[1].message
     assert results[0].scalars["rowsInvalid"] == "2"

@@ -51,13 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processes(folder: Path) -> Iterator[dict[str, TgiProcess]]:
-    """Both stand-ins, started together: their starts are mostly imports."""
+    """Both stand-ins, started together; one of them by a Python that makes its imports first."""
     with ExitStack() as stack:
         env = {"API_KEY": API_KEY, "MAX_CONCURRENT_REQUESTS": "4", "ENABLE_PREFILL_LOGPROBS": "true"}
         started = {
             "int8": stack.enter_context(tgi_cpu(folder / "int8", folder)),
             "base": stack.enter_context(
-                tgi_cpu(folder / "base", folder, adapters={ADAPTER: folder / "adapter"}, env=env)
+                tgi_cpu(folder / "base", folder, adapters={ADAPTER: folder / "adapter"}, env=env, fresh=False)
             ),
         }
         for process in started.values():
