@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
+from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import JOBS, SERVICE_ACCOUNTS
 from finetune_operator.framework.waiting_room import PACE
 from finetune_operator.kinds import FINETUNEJOBS
-from tests.controlplane.conftest import RUNNER, Team, account, wait
+from hack.cluster.controlplane import ControlPlane
+from tests.controlplane.conftest import RUNNER, Team, account, prepared_team, wait
 from tests.support.operator_process import Running
 
 pytestmark = pytest.mark.controlplane
@@ -43,31 +49,69 @@ def spent(operator: Running, seconds: float) -> tuple[Counter[str], float]:
     return operator.requests() - requests, operator.metric(TURNS) - turns
 
 
-@pytest.mark.parametrize(
-    ("hard", "many", "per_look"),
-    [({"count/jobs.batch": "0"}, 400, 3), ({"pods": "0"}, 100, 1)],
-    ids=["of Jobs", "of pods"],
-)
-def test_many_jobs_behind_a_quota(team: Team, hard: dict[str, str], many: int, per_look: int) -> None:
+@dataclass(frozen=True)
+class Crowd:
+    """Many jobs in a namespace whose quota lets none of them through, and what they cost."""
+
+    hard: dict[str, str]
+    many: int
+    per_look: int
+    """Requests that one look at a job may take."""
+
+
+CROWDS = {"of Jobs": Crowd({"count/jobs.batch": "0"}, 400, 3), "of pods": Crowd({"pods": "0"}, 100, 1)}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A crowd that waits, with its operator, and what that operator did in ``WATCHED_SECONDS``."""
+
+    team: Team
+    requests: Counter[str]
+    looks: float
+
+
+def watch(team: Team, crowd: Crowd) -> Watched:
+    """Let a crowd wait, and watch it once the burst of its beginning is over."""
+    team.limit(crowd.hard)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: team.create(f"j{number:03}"), range(crowd.many)))
+    operator = team.start()
+    operator.wait_ready(60)
+    wait(lambda: all_wait(team, crowd.many), "all to wait", 420, lambda: str(reasons(team)))
+    # What the streams still show of the burst gives a few more turns.
+    wait(lambda: spent(operator, 5)[0].total() <= 5 * MOST_A_SECOND, "the burst to end", 120)
+    return Watched(team, *spent(operator, WATCHED_SECONDS))
+
+
+@pytest.fixture(scope="module")
+def crowds(
+    plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Watched]]:
+    """Both crowds, at the same time: each has a namespace and an operator of its own, and most of it is waiting."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(CROWDS)) as pool:
+        teams = [
+            stack.enter_context(prepared_team(plane, api, operator_kubeconfig, tmp_path_factory.mktemp("crowd")))
+            for _ in CROWDS
+        ]
+        yield dict(zip(CROWDS, pool.map(watch, teams, CROWDS.values()), strict=True))
+
+
+@pytest.mark.parametrize("quota", CROWDS)
+def test_many_jobs_behind_a_quota(crowds: dict[str, Watched], quota: str) -> None:
     """At most five requests a second for all of them; when there is room for one, one goes on at once.
 
     There is one look a second, however many wait: 100 keep it as busy as 400. With a quota of pods the Job controller
     has a pod and an event to try for each, again and again, which takes minutes for 400.
     """
-    team.limit(hard)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: team.create(f"j{number:03}"), range(many)))
-    operator = team.start()
-    operator.wait_ready(60)
-    wait(lambda: all_wait(team, many), "all to wait", 420, lambda: str(reasons(team)))
-    # What the streams still show of the burst gives a few more turns.
-    wait(lambda: spent(operator, 5)[0].total() <= 5 * MOST_A_SECOND, "the burst to end", 120)
-    requests, looks = spent(operator, WATCHED_SECONDS)
+    crowd, watched = CROWDS[quota], crowds[quota]
+    requests, looks = watched.requests, watched.looks
     assert requests.total() <= MOST_A_SECOND * WATCHED_SECONDS, requests
     assert 1 <= looks <= 2 * WATCHED_SECONDS / PACE, "they are looked at again, one after the other"
-    assert requests.total() <= per_look * (looks + 1), requests
-    if "pods" in hard:
+    assert requests.total() <= crowd.per_look * (looks + 1), requests
+    if "pods" in crowd.hard:
         return  # the Job's own controller starts the pod: its backoff is up to ten minutes
+    team = watched.team
     team.limit({"count/jobs.batch": "1"})
     wait(lambda: team.api.select(JOBS, team.namespace), "a job to use the room", 10)
 
