@@ -1,6 +1,6 @@
 """Programs of the jobs as real processes without their imports: ``python -m NAME``, forked from one that has made them.
 
-The imports of a training take 14 seconds of CPU, far more than a training of the tiny model. A process of its own (the
+The imports of a training take seconds of CPU, more than a training of the tiny model. A process of its own (the
 nursery) makes them once for each worker of the tests, has no threads, and forks for every start; what it forks has the
 environment, arguments, outputs, signals and exit code of a program that was started. A training that starts processes
 itself forks these likewise. Tests of the start itself go without: ``start_process(..., fresh=True)``.
@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, NoReturn
@@ -34,6 +34,8 @@ IMPORTED: Final = (
     "uvicorn",
 )
 """What the nursery imports; the programs themselves are not among it, since each runs as ``__main__``."""
+OF_EXPORT: Final = ("finetune_jobs.exporting.merge", "finetune_jobs.exporting.quantize")
+"""What that of another Python imports: the one of the stage export, whose pins exclude those of the tests."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -79,13 +81,15 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], output: Path | None = None) -> Forked:
-    """As ``subprocess.Popen([sys.executable, "-m", *command], env=environment)``; its outputs are kept for
-    ``communicate``, or go to one file."""
+def start(
+    command: Sequence[str], environment: Mapping[str, str], output: Path | None = None, python: str = sys.executable
+) -> Forked:
+    """As ``subprocess.Popen([python, "-m", *command], env=environment)``; its outputs are kept for ``communicate``, or
+    go to one file."""
     folder = Path(tempfile.mkdtemp(dir=_folder()))
     outputs = [str(output or folder / "out"), str(output or folder / "err")]
     asked = {"command": [*command], "environment": {**environment}, "folder": str(folder), "outputs": outputs}
-    nursery = _nursery()
+    nursery = _nursery(python)
     assert nursery.stdin is not None
     assert nursery.stdout is not None
     nursery.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -101,11 +105,10 @@ def _folder() -> Path:
 
 
 @cache
-def _nursery() -> subprocess.Popen[bytes]:
+def _nursery(python: str) -> subprocess.Popen[bytes]:
     home = {"HOME": str(_folder()), "OMP_NUM_THREADS": "1"}
-    nursery = subprocess.Popen(
-        [sys.executable, "-m", __name__], env=os.environ | home, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command = [python, "-m", __name__, *(IMPORTED if python == sys.executable else OF_EXPORT)]
+    nursery = subprocess.Popen(command, env=os.environ | home, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(nursery.kill)
     return nursery
 
@@ -113,10 +116,11 @@ def _nursery() -> subprocess.Popen[bytes]:
 # In the nursery -------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Fork for each line of the input; ends with it."""
-    for name in IMPORTED:
-        __import__(name)
+def main(imported: Sequence[str]) -> None:
+    """Import these, then fork for each line of the input; ends with it."""
+    with redirect_stdout(sys.stderr):  # what llm-compressor says would be taken for an answer
+        for name in imported:
+            __import__(name)
     running: dict[int, Path] = {}
     asked_for = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - what is in a buffer would hide from select
     while True:
@@ -206,4 +210,4 @@ def _start_in_the_program(command: Sequence[str], env: Mapping[str, str] | None 
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

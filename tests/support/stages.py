@@ -147,8 +147,8 @@ def start_process(
     program += ["--metrics-port", "0", *arguments]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     environment |= user.environment() | dict(variables)
-    if python == PYTHON and not fresh:
-        return forked.start(program, environment)
+    if not fresh:
+        return forked.start(program, environment, python=str(python))
     return subprocess.Popen(
         [str(python), "-m", *program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
