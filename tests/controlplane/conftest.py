@@ -20,7 +20,7 @@ from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.framework.client import HttpKubeClient, KubeClient
-from finetune_operator.framework.objects import EVENTS, JOBS, SERVICE_ACCOUNTS, Object
+from finetune_operator.framework.objects import EVENTS, JOBS, RESOURCE_QUOTAS, SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.rbac import LEASE_RULE, RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
@@ -45,8 +45,12 @@ CONTROLLERS = (
     "replicaset-controller",
     "endpointslice-controller",
 )
+NAMESPACES = Resource("v1", "Namespace", "namespaces")
+RBAC = "rbac.authorization.k8s.io/v1"
+RIGHTS = (Resource(RBAC, "Role", "roles"), Resource(RBAC, "RoleBinding", "rolebindings"))
 T = TypeVar("T")
 PROFILE = "small"
+QUOTA = "few"
 RUNNER = "finetune-runner"
 OPERATOR = "finetune-operator"
 ADDED_LATER = "addedLater"
@@ -88,17 +92,17 @@ def operator_kubeconfig(plane: ControlPlane, tmp_path_factory: pytest.TempPathFa
 
 
 def operator_rights(namespace: str) -> list[Object]:
-    """Role and binding of the operator, from the table that the chart's are generated from."""
-    group = "rbac.authorization.k8s.io"
+    """Role and binding of the operator, from the table that the chart's are generated from; as ``RIGHTS``."""
+    group = RBAC.partition("/")[0]
     metadata = {"name": OPERATOR, "namespace": namespace}
     rules = [
         {"apiGroups": [rule.api_group], "resources": [rule.name], "verbs": list(rule.verbs)}
         for rule in (*RULES, LEASE_RULE)
     ]
     return [
-        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {"apiVersion": RBAC, "kind": "Role", "metadata": metadata, "rules": rules},
         {
-            "apiVersion": f"{group}/v1",
+            "apiVersion": RBAC,
             "kind": "RoleBinding",
             "metadata": metadata,
             "roleRef": {"apiGroup": group, "kind": "Role", "name": OPERATOR},
@@ -195,20 +199,21 @@ class Team:
         """Change fields of a FineTuneJob's spec."""
         return self.api.patch(FINETUNEJOBS, self.namespace, name, {"spec": spec})
 
-    def kubectl_apply(self, body: Object) -> None:
-        """Apply an object of a kind that the operator does not know."""
-        self.plane.kubectl("-n", self.namespace, "apply", "-f", "-", stdin=json.dumps(body))
-
     def limit(self, hard: dict[str, str]) -> None:
-        """Set the namespace's quota, called ``few``, and wait until it is enforced."""
-        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
-        self.kubectl_apply(body)
-        get = ("-n", self.namespace, "get", "quota", "few", "-o", "jsonpath={.status.hard}")
-        wait(lambda: json.loads(self.plane.kubectl(*get) or "{}") == hard, "the quota to be enforced")
+        """Set the namespace's quota and wait until it is enforced."""
+        metadata = {"name": QUOTA, "namespace": self.namespace}
+        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": hard}}
+        self.api.apply(RESOURCE_QUOTAS, body, "test")
+        wait(lambda: (self._quota().get("status") or {}).get("hard") == hard, "the quota to be enforced")
 
     def unlimit(self) -> None:
         """Delete the quota."""
-        self.plane.kubectl("-n", self.namespace, "delete", "quota", "few")
+        self.api.delete(RESOURCE_QUOTAS, self.namespace, QUOTA, self._quota()["metadata"]["uid"])
+
+    def _quota(self) -> Object:
+        found = self.api.get(RESOURCE_QUOTAS, self.namespace, QUOTA)
+        assert found is not None
+        return found
 
     def delete(self, name: str) -> None:
         """Delete a FineTuneJob and wait until it and its Jobs are gone."""
@@ -249,18 +254,19 @@ class Team:
 def prepared_team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, directory: Path) -> Iterator[Team]:
     """A namespace with the runner's ServiceAccount and a node; operators are started by the test."""
     name = f"team-{uuid.uuid4().hex[:8]}"
-    plane.kubectl("create", "namespace", name)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}}
+    uid = api.create(NAMESPACES, namespace)["metadata"]["uid"]
     api.create(SERVICE_ACCOUNTS, account(name))
     with FakeNode(api, name, address="127.0.0.1") as node:
         context = Team(api, plane, operator_kubeconfig, name, directory, node)
-        for right in operator_rights(name):
-            context.kubectl_apply(right)
+        for resource, right in zip(RIGHTS, operator_rights(name), strict=True):
+            api.create(resource, right)
         try:
             yield context
         finally:
             for operator in context.operators:
                 operator.stop()
-    plane.kubectl("delete", "namespace", name, "--wait=false")
+    api.delete(NAMESPACES, "", name, uid)
 
 
 @pytest.fixture
