@@ -57,6 +57,14 @@ def finished() -> Walk:
     }
     stored["status"] |= more
     stored["status"]["stages"][2] |= {"ended": "Plateau", "addedLater": 1}
+    stored["status"]["evaluation"]["review"] = {
+        "outcome": "Pass",
+        "votes": 40,
+        "reviewers": 2,
+        "winRate": "0.8000",
+        "low": "0.6500",
+        "high": "0.9000",
+    }
     return walk
 
 
