@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -50,7 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Only now: collecting the pages asks git for their names."""
+    """Modules and tests stay to the end: the garbage collector need not look through them again, which each training
+    makes it do. Only now is anything forbidden: collecting the pages asks git for their names."""
+    gc.collect()
+    gc.freeze()
     if session.config.getoption("--fast"):
         fast.forbid_processes_and_connections()
 

@@ -9,6 +9,7 @@ itself forks these likewise. Tests of the start itself go without: ``start_proce
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -121,6 +122,7 @@ def main(imported: Sequence[str]) -> None:
     with redirect_stdout(sys.stderr):  # what llm-compressor says would be taken for an answer
         for name in imported:
             __import__(name)
+    gc.freeze()  # what is imported stays: no garbage collector of a program need look through it
     running: dict[int, Path] = {}
     asked_for = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - what is in a buffer would hide from select
     while True:
