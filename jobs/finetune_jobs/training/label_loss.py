@@ -1,9 +1,9 @@
-"""TRL's SFTTrainer, changed in three places.
+"""TRL's SFTTrainer, changed in four places.
 
 Why it is subclassed at all (TRL 1.16): its loss is another one on CPUs than on GPUs, sends every position through the
 output layer on the former, computes logits twice on the latter and waits for the GPU in every pass to keep statistics;
-and with several processes its checkpoints hold no pod's random states but its own. What the loss costs is described in
-docs/concepts/training.md.
+and with several processes its checkpoints hold no pod's random states but its own, and the middle of an epoch resumes
+in the order of another one. What the loss costs is described in docs/concepts/training.md.
 """
 
 from contextlib import AbstractContextManager
@@ -76,6 +76,13 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order or super()._get_train_sampler(train_dataset)
+
+    def _run_epoch(self, **given: Any) -> Any:
+        """Where several processes resume in the middle of an epoch, accelerate does not tell the order which one it is:
+        they would see the first one's again."""
+        if self.order:
+            self.order.set_epoch(given["epoch"])
+        return super()._run_epoch(**given)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Every pod's copy of a checkpoint holds the random states of all processes: the store's is the first pod's."""
