@@ -123,11 +123,14 @@ def run_process(
     python: Path = PYTHON,
     variables: Mapping[str, str] = MappingProxyType({}),
     fresh: bool = False,
+    program: str = "",
 ) -> Ended:
     """Run a stage as its container does: ``python -m finetune_jobs.<stage>``, with the environment of ``user`` and
     ``variables`` only. ``fresh``: by a Python that starts, rather than one that has made the imports; variables that
-    Python or a library reads while it starts need that."""
-    process = start_process(given, folder, user, *arguments, python=python, variables=variables, fresh=fresh)
+    Python or a library reads while it starts need that. ``program``: what runs in the stage's place."""
+    process = start_process(
+        given, folder, user, *arguments, python=python, variables=variables, fresh=fresh, program=program
+    )
     return wait_for(process, folder)
 
 
@@ -139,18 +142,19 @@ def start_process(
     python: Path = PYTHON,
     variables: Mapping[str, str] = MappingProxyType({}),
     fresh: bool = False,
+    program: str = "",
 ) -> Started:
     """As ``run_process``, but returns the running process, for ``wait_for`` with the same ``folder``."""
     input_file, result_file = folder / "input.json", folder / "result.json"
     input_file.write_text(given.model_dump_json(by_alias=True))
-    program = [f"finetune_jobs.{given.stage}", "--input", str(input_file), "--result", str(result_file)]
-    program += ["--metrics-port", "0", *arguments]
+    command = [program or f"finetune_jobs.{given.stage}", "--input", str(input_file), "--result", str(result_file)]
+    command += ["--metrics-port", "0", *arguments]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     environment |= user.environment() | dict(variables)
     if not fresh:
-        return forked.start(program, environment, python=str(python))
+        return forked.start(command, environment, python=str(python))
     return subprocess.Popen(
-        [str(python), "-m", *program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [str(python), "-m", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 

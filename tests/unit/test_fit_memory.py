@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.memory import (
+    DIVIDED,
+    DIVIDED_KEPT,
     GIB,
     KEPT,
     NF4,
@@ -20,10 +22,10 @@ from finetune_jobs.fit.memory import (
     Step,
     floor_memory,
     gpu_step,
-    loading_memory,
+    host_memory,
     peak_memory,
 )
-from tests.support.fit import A100, CONFIGS, LLAMA_8B, SMALL, SMOLLM, TRAININGS, shape_of
+from tests.support.fit import A100, CONFIGS, LLAMA_8B, LLAMA_70B, SMALL, SMOLLM, TRAININGS, shape_of
 
 pytestmark = pytest.mark.unit
 
@@ -121,14 +123,48 @@ def test_activations_are_kept_where_they_fit(training: Training, memory: float, 
     assert not gpu_step(shape, training, memory, processes=2).rounded
 
 
-@given(processes=st.integers(1, 8), nodes=st.integers(1, 4), method=st.sampled_from(Method))
-def test_a_model_that_is_divided_is_first_loaded_whole(processes: int, nodes: int, method: Method) -> None:
-    """By each process of a pod, however many pods there are; nothing else needs a pod's own memory."""
+@given(processes=st.integers(1, 8), nodes=st.integers(1, 4), training=TRAININGS, divided=st.booleans())
+def test_a_model_that_is_divided_is_loaded_whole_by_one_process(
+    processes: int, nodes: int, training: Training, divided: bool
+) -> None:
+    """However many there are, and the same one gathers Adam's moments; nothing else needs a pod's own memory."""
     shape, hardware = shape_of(LLAMA_8B), A100.model_copy(update={"count": processes, "nodes": nodes})
-    needed = loading_memory(shape, Training(method=method), hardware)
-    divided = method is Method.FULL and processes * nodes > 1
-    assert needed >= processes * 4 * shape.parameters if divided else needed == 0
-    assert needed <= processes * (4 * shape.parameters + GIB)
+    needed = host_memory(shape, training, DIVIDED if divided else ON_GPU, hardware)
+    full = training.method is Method.FULL
+    if processes * nodes == 1 or not (full or divided):
+        assert needed == 0
+        return
+    least = 8 * shape.parameters if full else NF4 * shape.linear_parameters
+    assert least < needed < (8 if full else 4) * shape.parameters + processes * GIB
+
+
+@pytest.mark.parametrize(
+    ("method", "processes", "memory", "step"),
+    [
+        (Method.QLORA, 1, 79, ON_GPU),
+        (Method.QLORA, 4, 79, ON_GPU),
+        (Method.QLORA, 2, 48, DIVIDED),
+        (Method.QLORA, 4, 24, DIVIDED),
+        (Method.LORA, 4, 79, DIVIDED),
+        (Method.LORA, 8, 79, DIVIDED_KEPT),
+    ],
+)
+def test_a_base_is_divided_only_where_it_has_to_be(method: Method, processes: int, memory: float, step: Step) -> None:
+    """Llama-3-70B, with the adapter of the spec's defaults; what cannot be divided is not."""
+    training = Training(method=method, batch_size=1, max_length=1024)
+    assert gpu_step(shape_of(LLAMA_70B), training, memory, processes) == step
+    for refused in ({"quantization": "INT8", "method": "QLoRA"}, {"adapter": "DoRA"}):
+        other = training.model_copy(update=Training.model_validate(refused).model_dump(include=set(refused)))
+        assert not gpu_step(shape_of(LLAMA_70B), other, memory, processes).divided
+
+
+def test_the_shares_of_a_divided_base_add_up_to_it() -> None:
+    """But for the scales, which each process has."""
+    shape, training = shape_of(LLAMA_70B), Training(batch_size=1, max_length=1024)
+    whole, quarter = (peak_memory(shape, training, step, 4) for step in (ON_GPU, DIVIDED))
+    assert 4 * quarter.weights - whole.weights == pytest.approx(3 * (NF4 - 1 / 2) * shape.linear_parameters)
+    assert 4 * quarter.state == pytest.approx(whole.state)
+    assert quarter.activations == whole.activations
 
 
 def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:

@@ -40,7 +40,7 @@ MIXTRAL: Final = LLAMA_8B | {
 }
 L4: Final = HardwareFacts(profile="gpu-l4", name="NVIDIA L4", count=1, memory_gib=22, peak_tflops=121)
 A100: Final = HardwareFacts(profile="gpu-a100", name="NVIDIA A100", count=1, memory_gib=39, peak_tflops=312)
-TIGHT: Final = A100.model_copy(update={"count": 8, "pod_memory_gib": 140})
+TIGHT: Final = A100.model_copy(update={"count": 8, "pod_memory_gib": 40})
 ROOMY: Final = TIGHT.model_copy(update={"profile": "gpu-a100x8", "pod_memory_gib": 400})
 PAIR: Final = A100.model_copy(update={"count": 2})
 CPU: Final = HardwareFacts(profile="cpu-small", memory_gib=8, cpus=2)
@@ -48,7 +48,7 @@ ROOM: Final = CPU.model_copy(update={"memory_gib": 16})
 SMALL: Final = L4.model_copy(update={"memory_gib": 16})
 LORA: Final = Training(method=Method.LORA, batch_size=1, max_length=8192)
 FULL: Final = Training(method=Method.FULL, batch_size=1, gradient_accumulation=16)
-LOAD: Final = "Full needs … 244.9 GiB … pod memory … processes (8)"
+LOAD: Final = "Full needs … 65.4 GiB … pod memory … first process loads … optimiser's state … each checkpoint"
 EXPORT: Final = "Export needs … 15.7 GiB … pod memory … 16 bits"
 FLOOR: Final = "LoRA needs at least … 16.4 GiB … (weights 15.0, optimiser 0.7, activations 0.0, other 0.7 … more than"
 
@@ -87,7 +87,7 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         PAIR,
         [],
         Reason.FIT_REFUSED,
-        "QLoRA … batchSize 2 … maxLength 512 needs … 91.8 GiB (weights 85.1, optimiser 0.2, activations 0.8, other 5.7"
+        "QLoRA … batchSize 2 … maxLength 512 needs … 55.4 GiB (weights 42.6, optimiser 0.1, activations 0.8, other 11.9"
         " … more than 92% … 39 GiB … each NVIDIA A100 (2 … profile gpu-a100. … No smaller setting … no other profile",
     ),
     (
@@ -96,7 +96,7 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         TIGHT,
         [ROOMY],
         Reason.FIT_REFUSED,
-        f"{LOAD} … more than … the 140 GiB … profile gpu-a100. … method: QLoRA, quantization: NF4. … Unchanged … "
+        f"{LOAD} … more than … the 40 GiB … profile gpu-a100. … method: QLoRA, quantization: NF4. … Unchanged … "
         "profile gpu-a100x8.",
     ),
     (
@@ -113,7 +113,7 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
         CPU.model_copy(update={"memory_gib": 30, "nodes": 16}),
         [],
         Reason.FIT_REFUSED,
-        "Full needs … 30.6 GiB … pod memory … processes (1) … more than … the 30 GiB … profile cpu-small. … Choose "
+        "Full needs … 60.5 GiB … pod memory … first process … more than … the 30 GiB … profile cpu-small. … Choose "
         "a profile",
     ),
     (
@@ -217,6 +217,12 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
         "Needs … 69.8 GiB … 79 GiB … 16 bits, rounded stochastically",
     ),
     (LLAMA_8B, Training(), PAIR, "Needs … 10.6 GiB … 39 GiB … each NVIDIA A100 (2"),
+    (
+        LLAMA_70B,
+        Training(batch_size=1, gradient_accumulation=4, max_length=16384),
+        A100.model_copy(update={"memory_gib": 79, "count": 4}),
+        "Needs … each NVIDIA A100 (4 … base model is divided … not fit each",
+    ),
     (LLAMA_8B, Training(), HardwareFacts(profile="mine"), "Needs … 40.3 GiB … profile's memory is unknown"),
     (
         LLAMA_8B,

@@ -31,8 +31,8 @@ from finetune_jobs.fit.memory import (
     Step,
     floor_memory,
     gpu_step,
+    host_memory,
     least_step,
-    loading_memory,
     peak_memory,
 )
 from finetune_jobs.fit.recipe import Batch, indivisible
@@ -111,6 +111,8 @@ def admit(
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
     if chosen.rounded:
         message += " Weights and optimiser are in 16 bits, rounded stochastically: in 32 they would not fit."
+    if chosen.divided:
+        message += " The base model is divided among them: it would not fit each."
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
     if roomier := _faster(shape, part, hardware):
@@ -133,7 +135,7 @@ def _faster(shape: Shape, part: Training, hardware: HardwareFacts) -> Memory | N
     other = part.model_copy(update={"method": Method.LORA})
     step = gpu_step(shape, other, hardware.memory_gib, hardware.processes)
     memory = peak_memory(shape, other, step, hardware.processes)
-    return memory if fits(memory, hardware) else None
+    return memory if fits(memory, hardware) and not step.divided else None
 
 
 def fits(memory: Memory, hardware: HardwareFacts) -> bool:
@@ -147,9 +149,15 @@ def _lacking(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
-    """Whether a pod has the memory to load a model that is sharded over its GPUs; true if unknown."""
+    """Whether a pod has the memory of its own for a model that is divided among GPUs; true if unknown."""
     available = _pod_gib(hardware)
-    return not available or loading_memory(shape, training, hardware) / GIB <= available
+    return not available or _host_gib(shape, training, hardware) <= available
+
+
+def _host_gib(shape: Shape, training: Training, hardware: HardwareFacts) -> float:
+    part = per_process(training, hardware) or training
+    step = gpu_step(shape, part, hardware.memory_gib, hardware.processes)
+    return host_memory(shape, training, step, hardware) / GIB
 
 
 def _pod_gib(hardware: HardwareFacts) -> float:
@@ -238,13 +246,13 @@ def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: 
 def _unloadable(
     shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
 ) -> StageError:
-    """Passes and lengths do not matter here; only an adapter, which is not sharded, or another pod helps."""
+    """Passes and lengths do not matter here; only an adapter, or another pod, helps."""
     advice = _advice(shape, training, hardware, others)
     return StageError(
         Reason.FIT_REFUSED,
-        f"{training.method.value} needs about {loading_memory(shape, training, hardware) / GIB:.1f} GiB of pod "
-        f"memory, because each of its processes ({max(1, hardware.count)}) loads the whole model before sharding it: "
-        f"more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
+        f"{training.method.value} needs about {_host_gib(shape, training, hardware):.1f} GiB of pod memory, because "
+        "the first process loads the model that all of them divide, and gathers the optimiser's state at each "
+        f"checkpoint: more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
         f"{advice or 'Choose a profile whose pods have more memory.'}",
     )
 

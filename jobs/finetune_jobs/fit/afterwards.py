@@ -5,7 +5,7 @@ model is computed from its 8-bit weights (``exporting.offload``). Without a GPU 
 """
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.training import Method, Training
+from finetune_api.training import Training
 from finetune_jobs.fit.memory import BF16, GIB, INT8, PROCESS, USABLE, holds, resident
 from finetune_jobs.fit.shapes import Shape
 
@@ -30,10 +30,10 @@ def _of_export(shape: Shape, hardware: HardwareFacts) -> str:
 
 
 def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
-    """With an adapter the base is loaded as in training, which fits; what counts is the exported model, or a fully
-    tuned one."""
+    """The base is loaded as in training, where it may have been divided: what counts is that in 16 bits, the exported
+    model, or a fully tuned one."""
     rest = shape.parameters - shape.linear_parameters
-    asked = BF16 * rest + (BF16 if training.method is Method.FULL else INT8) * shape.linear_parameters
+    asked = BF16 * rest + (INT8 if training.base_quantization else BF16) * shape.linear_parameters
     if holds(asked, hardware.memory_gib * GIB):
         return ""
     return (

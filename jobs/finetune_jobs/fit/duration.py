@@ -21,9 +21,9 @@ SCALING: Final = 0.9
 """Share of their speed that several processes keep while they exchange gradients, mostly during the backward pass
 (PyTorch DDP, Li et al. 2020, arXiv 2006.15704). An assumption for links of GPUs; Ethernet is slower."""
 SHARDED_SCALING: Final = 0.8
-"""The same for a sharded model: each pass gathers every layer twice, in float32, and adds up its gradients (FSDP, Zhao
-et al. 2023, arXiv 2304.11277); elsewhere only gradients are exchanged, once a step. An assumption for links of GPUs,
-not measured."""
+"""The same for a divided model: each pass gathers every layer twice, a whole model's in float32, and adds up its
+gradients (FSDP, Zhao et al. 2023, arXiv 2304.11277); elsewhere only gradients are exchanged, once a step. An assumption
+for links of GPUs, not measured."""
 CPU_FLOPS: Final = 130e9
 """Operations per second of one CPU with AVX512-BF16: SmolLM2-135M with QLoRA, 239 tokens per CPU second (measured)."""
 CPU_BANDWIDTH: Final = 20e9
@@ -61,9 +61,9 @@ def operations(shape: Shape, training: Training, step: Step, length: float) -> f
     return float(shape.computed_parameters * (forward + backward) + passes * attention)
 
 
-def scaling(training: Training) -> float:
+def scaling(training: Training, step: Step) -> float:
     """Share of their speed that several processes keep."""
-    return SHARDED_SCALING if training.method is Method.FULL else SCALING
+    return SHARDED_SCALING if training.method is Method.FULL or step.divided else SCALING
 
 
 def pace(
@@ -85,7 +85,7 @@ def pace(
     if speed <= 0:
         return None
     alone = speed / operations(shape, training, step, training.max_length)
-    together = 1 if hardware.processes == 1 else hardware.processes * scaling(training)
+    together = 1 if hardware.processes == 1 else hardware.processes * scaling(training, step)
     return Pace(
         tokens_per_second=together * alone,
         load_seconds=load_seconds(shape),

@@ -3,9 +3,10 @@
 A step's peak is what stays (weights, adapter, optimiser) plus the larger of two moments: the output layer's loss, while
 every layer waits for its backward pass, and the backward pass of one layer. The terms count what PyTorch's autograd
 keeps; ``hack/benchmarks/fit_estimate.py`` compares them with PyTorch's own memory tracker and published measurements.
-Processes that train a whole model together hold an equal part each of weights, gradients and optimiser (ZeRO's stage 3,
-Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that compute (PyTorch's FSDP2). Method and the
-constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured there on a Tesla T4.
+Processes that train a whole model together, or an adapter on a base that is too large for each, hold an equal part of
+weights, gradients and optimiser (ZeRO's stage 3, Rajbhandari et al. 2020, arXiv 1910.02054), and gather the layers that
+compute (PyTorch's FSDP2). Method and the constants of context and fragmentation: fitcheck-llm 0.3.1 (MIT), measured
+there on a Tesla T4.
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +22,11 @@ BF16: Final = 2
 FP32: Final = 4
 MASK: Final = 1
 """Bytes per number: bfloat16, float32, and what dropout remembers."""
-NF4: Final = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per weight in NF4 with double quantisation: a byte for 64 weights, a float for 256 of those bytes (QLoRA)."""
+NF4_SCALES: Final = 1 / 64 + 4 / (64 * 256)
+"""Bytes per weight of the scales of NF4 with double quantisation: a byte for 64 weights, a float for 256 of those bytes
+(QLoRA)."""
+NF4: Final = 1 / 2 + NF4_SCALES
+"""Bytes per weight in NF4."""
 INT8: Final = 1.0
 CUDA_CONTEXT: Final = 1.35 * GIB
 """Kernels, handles and workspaces of a process on a GPU: the one constant that was fitted, to what the published
@@ -65,6 +69,9 @@ class Step:
     rounded: bool = False
     """A whole model's weights, gradients and moments are in bfloat16, rounded stochastically
     (``training.rounded_adamw``); no difference to an adapter."""
+    divided: bool = False
+    """The base model under an adapter is divided among the processes (``training.sharding``), as a whole model always
+    is."""
 
 
 ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
@@ -72,6 +79,8 @@ KEPT: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
 """On a GPU with room for all activations: no layer is computed twice."""
 ROUNDED, ROUNDED_KEPT = (replace(step, rounded=True) for step in (ON_GPU, KEPT))
 """The same for a whole model that would not fit a GPU in float32."""
+DIVIDED, DIVIDED_KEPT = (replace(step, divided=True) for step in (ON_GPU, KEPT))
+"""The same for an adapter whose base would not fit each of several GPUs."""
 ROUNDED_CHUNK: Final = 1 << 24
 """Weights that its optimiser computes with in float32 at a time, ten numbers for each."""
 ON_CPU: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=False)
@@ -118,6 +127,10 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
     if training.method is Method.FULL and processes > 1:
         weights, state = weights / processes, 3 * FP32 * shape.parameters / processes
         workspace = _gathered(shape)
+    elif step.divided and processes > 1:
+        whole = _scales(shape, training)
+        weights, state = whole + (weights - whole) / processes, state / processes
+        workspace += _gathered_base(shape, training)
     elif training.method is Method.FULL:
         activations = max(activations, _after_backward(shape, step) - _casts(shape, step))
     if not step.bfloat16:
@@ -129,19 +142,27 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
 
 def gpu_step(shape: Shape, training: Training, memory: float, processes: int = 1) -> Step:
     """How a step is computed on a GPU with so many GiB of memory, 0 where it is unknown: activations are kept if they
-    fit, and computed again otherwise; a whole model is in float32 if that fits."""
-    steps = (KEPT, ON_GPU, ROUNDED_KEPT, ROUNDED)[: 4 if _may_round(training, processes) else 2]
+    fit, and computed again otherwise; a whole model is in float32 if that fits, a base model whole on each GPU."""
+    steps = _steps(training, processes)
     fitting = (each for each in steps if peak_memory(shape, training, each, processes).gib <= USABLE * memory)
     return next(fitting, steps[-1] if memory else ON_GPU)
 
 
 def least_step(training: Training, processes: int = 1) -> Step:
     """The step on a GPU that takes the least memory."""
-    return ROUNDED if _may_round(training, processes) else ON_GPU
+    return _steps(training, processes)[-1]
 
 
-def _may_round(training: Training, processes: int) -> bool:
-    return training.method is Method.FULL and processes == 1
+def _steps(training: Training, processes: int) -> tuple[Step, ...]:
+    """How a step can be computed on a GPU, from fast to small."""
+    if training.method is Method.FULL:
+        return (KEPT, ON_GPU, ROUNDED_KEPT, ROUNDED) if processes == 1 else (KEPT, ON_GPU)
+    return (KEPT, ON_GPU, DIVIDED_KEPT, DIVIDED) if processes > 1 and _divisible(training) else (KEPT, ON_GPU)
+
+
+def _divisible(training: Training) -> bool:
+    """FSDP divides floating-point numbers only, which LLM.int8 does not have, and DoRA needs whole matrices."""
+    return training.base_quantization is not Quantization.INT8 and training.adapter is not AdapterKind.DORA
 
 
 def _in_float32(
@@ -159,12 +180,13 @@ def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 
     return peak_memory(shape, training.model_copy(update={"batch_size": 1, "max_length": 1}), step, processes)
 
 
-def loading_memory(shape: Shape, training: Training, hardware: HardwareFacts) -> float:
-    """Bytes of pod memory just before a model is sharded: each of the pod's processes has loaded all of it, in float32.
-    Otherwise 0: nothing is sharded, and weights go to a GPU one by one."""
-    if training.method is not Method.FULL or hardware.processes == 1:
+def host_memory(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> float:
+    """Bytes of its own memory that the first pod needs for a model that is divided: its first process loads all of it,
+    and gathers Adam's two moments at each checkpoint. Otherwise 0: weights go to a GPU one by one."""
+    if hardware.processes == 1 or not (step.divided or training.method is Method.FULL):
         return 0
-    return max(1, hardware.count) * (FP32 * shape.parameters + PROCESS)
+    moments = 2 * FP32 * trained_parameters(shape, training)
+    return max(_weights(shape, training, step), moments) + max(1, hardware.count) * PROCESS
 
 
 def resident(weights: float) -> float:
@@ -224,6 +246,20 @@ def _gathered(shape: Shape) -> float:
     with its copy. Counted from how torch 2.13 works, not measured."""
     layer = (shape.parameters - shape.embedding_parameters - shape.outer_vectors) / shape.layers
     return (5 * FP32 + BF16) * layer + (FP32 + BF16) * shape.vocab * shape.hidden
+
+
+def _scales(shape: Shape, training: Training) -> float:
+    """What each process keeps whole of a base that is divided."""
+    return NF4_SCALES * shape.linear_parameters if training.base_quantization is Quantization.NF4 else 0
+
+
+def _gathered_base(shape: Shape, training: Training) -> float:
+    """The most that FSDP2 has whole at a time of a frozen base: the layer that computes, and the next one as it arrives
+    and as it is laid out; or, before and after all of them, the output layer in the same two forms. Counted, as for a
+    whole model."""
+    layer = (shape.parameters - shape.embedding_parameters - shape.outer_vectors) / shape.layers
+    rounded = shape.linear_parameters / shape.layers if training.base_quantization is Quantization.NF4 else 0
+    return max(3 * (BF16 * layer - (BF16 - 1 / 2) * rounded), 2 * BF16 * shape.vocab * shape.hidden)
 
 
 def _workspace(shape: Shape, training: Training) -> float:

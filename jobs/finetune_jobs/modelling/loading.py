@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from accelerate import init_empty_weights
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.reasons import Reason
@@ -21,10 +23,14 @@ from finetune_jobs.modelling.tokenizer import readable, unsupported
 
 DTYPE: Final = torch.bfloat16
 """Precision of everything that is written and not quantised, whatever computed it."""
+DIVISIBLE: Final = torch.bfloat16
+"""What 4-bit weights are packed into where they are sharded: FSDP takes floating-point numbers only. Nothing ever
+computes with them as such."""
 
 
-def rounding(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How bitsandbytes rounds a base model that computes in ``dtype``.
+def rounding(quantization: Quantization, dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
+    """How bitsandbytes rounds a base model that computes in ``dtype``; 4-bit weights are packed into numbers of the
+    type ``storage``.
 
     NF4: 4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). INT8: 8 bits per
     row, outliers of the activations apart (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339).
@@ -36,6 +42,7 @@ def rounding(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConf
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=storage,
     )
 
 
@@ -45,25 +52,60 @@ def load_base(
     *,
     dtype: torch.dtype | None = None,
     where: str | None = None,
+    divisible: bool = False,
 ) -> Any:
     """The base model, quantised if asked for; the rest in ``dtype``; on ``device()`` unless ``where`` is given.
 
     Without ``dtype``, its values are those of 16 bits, with which an adapter will be merged, and it computes in what is
-    best there. Raises StageError(ModelUnsupported).
+    best there. ``divisible``: 4-bit weights are packed so that several processes can share them
+    (``training.sharding``). Raises StageError(ModelUnsupported).
     """
     kept, computing = dtype or DTYPE, dtype or precision(where)
-    options = {} if quantization is None else {"quantization_config": rounding(quantization, computing)}
+    storage = DIVISIBLE if divisible else torch.uint8
+    options = {} if quantization is None else {"quantization_config": rounding(quantization, computing, storage)}
     model = _load(folder, kept, where, **options)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dtype is kept:
+        if tensor.dtype is kept and not isinstance(tensor, Params4bit):
             tensor.data = tensor.data.to(computing)
+    _keep_unpacked(model)
+    return model
+
+
+def build_base(folder: Path, quantization: Quantization | None = None, *, dtype: torch.dtype) -> Any:
+    """The same model as ``load_base(..., divisible=True)`` without its weights, which have a shape and a type only
+    (PyTorch's meta device): for a process that gets its share of them from another one."""
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    model.tie_weights()  # every weight was registered on its own
+    if quantization is None:
+        return model
+    model.hf_quantizer = AutoHfQuantizer.from_config(rounding(quantization, dtype, DIVISIBLE), pre_quantized=False)
+    model.hf_quantizer.preprocess_model(model, dtype=dtype, device_map={"": "cpu"})
+    model.hf_quantizer.postprocess_model(model)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that
-            # rounds their scales to bfloat16, and the packed path has no backward pass, so training would continue
-            # with wrong gradients after the first validation.
-            module.support_avx512bf16_for_cpu = False
+            given = module.weight
+            packed = (given.numel() + 1) // 2 // DIVISIBLE.itemsize
+            module.weight = Params4bit(
+                torch.empty(packed, 1, dtype=DIVISIBLE, device="meta"),
+                blocksize=given.blocksize,
+                compress_statistics=given.compress_statistics,
+                quant_type=given.quant_type,
+                quant_storage=DIVISIBLE,
+                module=module,
+                bnb_quantized=True,
+            )
+    _keep_unpacked(model)
     return model
+
+
+def _keep_unpacked(model: Any) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that rounds
+    their scales to bfloat16, and the packed path has no backward pass, so training would continue with wrong gradients
+    after the first validation."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, where: str | None = None) -> Any:

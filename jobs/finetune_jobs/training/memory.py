@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,14 +14,15 @@ from finetune_jobs.fit.memory import GIB, ON_CPU, ON_GPU, Step, gpu_step
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 from finetune_jobs.modelling.device import device
-from finetune_jobs.training.team import Team
+from finetune_jobs.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
 
-def chosen_step(base: Path, training: Training, batch: Batch, longest: int, processes: int = 1) -> Step:
+def chosen_step(base: Path, training: Training, batch: Batch, longest: int, team: Team = ALONE) -> Step:
     """How passes of ``batch``, with examples of up to ``longest`` tokens, are computed on this process's GPU, by the
-    estimate of ``fit``: activations of a model of unknown shape are never kept. On a CPU they always are."""
+    estimate of ``fit``: activations of a model of unknown shape are never kept. On a CPU they always are. Whether the
+    base model is divided among the processes, the first one says for all."""
     if device() == "cpu":
         return ON_CPU
     try:
@@ -30,7 +32,10 @@ def chosen_step(base: Path, training: Training, batch: Batch, longest: int, proc
         return ON_GPU
     part = training.model_copy(update={"batch_size": batch.size, "max_length": longest})
     room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
-    step = gpu_step(shape, part, room, processes)
+    step = gpu_step(shape, part, room, team.size)
+    step = replace(step, divided=bool(json.loads(team.share(json.dumps(step.divided).encode()))))
+    if step.divided:
+        log.info("the base model is divided among the processes: it would not fit each GPU")
     log.info("activations are %s", "computed again in the backward pass" if step.checkpointing else "kept")
     if step.rounded:
         log.info("weights and optimiser are in bfloat16, rounded stochastically: in float32 they would not fit")

@@ -1,8 +1,15 @@
-"""Full fine-tuning by several processes: weights, gradients and optimiser are sharded over them (FSDP2, through
-accelerate; the same as ZeRO's stage 3, Rajbhandari et al. 2020, arXiv 1910.02054).
+"""Training by several processes that share one model: weights, gradients and optimiser are divided among them (FSDP2;
+the same as ZeRO's stage 3, Rajbhandari et al. 2020, arXiv 1910.02054).
 
-A layer's weights are gathered when it computes, and freed again. They are gathered in float32 and rounded by autocast,
-as in a single process: the same training, at twice the traffic of gathering them in bfloat16.
+A layer's weights are gathered when it computes, and freed again. They are gathered as they are kept: a whole model's in
+float32, rounded by autocast as in a single process, which is the same training at twice the traffic of gathering them
+in bfloat16; under an adapter the base's in 16 or 4 bits. The scales of 4-bit weights, a thirtieth of them, stay whole
+in every process.
+
+Only the first process reads the model. The others build it without weights, and get their shares one weight at a time,
+so that none of them ever holds more than its share and one weight. The trainer is then given a model that is sharded
+already, which transformers 5.24 knows (``is_distributed_loading_by_transformers``): accelerate, whose own FSDP is
+refused on CPUs, neither wraps nor divides it, and tests divide over gloo what GPUs divide over NCCL.
 
 A checkpoint has the files that a single process writes, so that any number of processes can resume from it:
 transformers' own for FSDP can be read under FSDP only, and torch's sharded ones contain pickles. The first process
@@ -10,105 +17,131 @@ therefore needs host memory for the whole checkpoint while it writes or reads it
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import AutocastKwargs, DistributedType, FullyShardedDataParallelPlugin
-from safetensors.torch import load_file, save_file
+from accelerate.utils import AutocastKwargs
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from safetensors.torch import load, load_file, save, save_file
+from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from finetune_jobs.training.label_loss import LabelLossTrainer
+from finetune_jobs.training.team import Team
 
 log = logging.getLogger(__name__)
 
-_WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
-"""From all processes to the first one."""
+_WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+"""What is trained, from all processes to the first one."""
 _FROM_FIRST: Final = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+_Weights = dict[str, torch.Tensor]
 
 
-def settings() -> dict[str, Any]:
-    """What the configuration of a ``ShardedTrainer`` has more than others."""
-    return {
-        "fsdp": True,
-        "fsdp_config": {
-            "version": 2,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "reshard_after_forward": True,
-            "state_dict_type": "FULL_STATE_DICT",
-        },
-        # Otherwise the passes of a step but its last one add up whole gradients, in every process.
-        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
-    }
+def divide(model: Any, team: Team, device: torch.device) -> None:
+    """Leave each process of ``team`` its share of the weights that the first one has, on ``device``. All call it
+    together; the others' ``model`` has no weights (``modelling.loading.build_base``)."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    _hand_out_scales(base, team, device)
+    whole = _put_aside(model)
+    shard = partial(fully_shard, mesh=init_device_mesh(device.type, (team.size,)))
+    for layer in _layers(base):
+        shard(layer)
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    if not tied:
+        shard(embedding)
+    # The loss reads the output layer's weights without calling it: the last normalisation, before it, gathers both.
+    # Where there is none, they are gathered with the model itself.
+    norms = [child for child in base.base_model.children() if "Norm" in type(child).__name__]
+    if norms and head is not None:
+        shard([norms[-1], *([embedding] if tied else []), head], reshard_after_forward=False)
+    shard(model)
+    _replace(model, {name: _share(each, whole.pop(name), device) for name, each in model.named_parameters()})
+    for buffer in model.buffers():
+        distributed.broadcast(buffer, 0)
 
 
 class ShardedTrainer(LabelLossTrainer):
-    """LabelLossTrainer with a sharded model. All processes call together what saves or loads anything."""
+    """LabelLossTrainer with a model that it divides. All processes call together what saves or loads anything."""
 
-    is_fsdp_enabled: bool
+    is_distributed_loading_by_transformers: bool
     """transformers' own."""
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Called by the trainer's constructor."""
-        plugin = self.args.fsdp_plugin_args
-        plugin["mixed_precision_policy"] = MixedPrecisionPolicy()  # accelerate's would add up gradients in bfloat16
+        """Called by the trainer's constructor. Autocast would keep its 16-bit copies of all weights until the pass
+        ends, a whole model again."""
         super().create_accelerator_and_postprocess()
-        if not self.is_fsdp_enabled:
-            _enable_on_cpus(self.accelerator.state, FullyShardedDataParallelPlugin(**plugin))
-            self.is_fsdp_enabled = True
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
-    def _prepare_for_training(self, *arguments: Any) -> Any:
-        prepared = super()._prepare_for_training(*arguments)
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """It may not fit there: only shares go."""
+
+    def _prepare_for_training(self, max_steps: int, dataloader: Any, checkpoint: str | None) -> Any:
+        divide(self.model, self.team, self.args.device)
         parameters = list(self.model.parameters())
         held = sum(parameter.to_local().numel() for parameter in parameters)
         whole = sum(parameter.numel() for parameter in parameters)
         log.info("FSDP: process %s holds %s of the model's %s weights", self.team.rank, held, whole)
-        return prepared
+        if checkpoint:
+            self._read(Path(checkpoint))
+        self.is_distributed_loading_by_transformers = True  # not earlier: the constructor would refuse checkpoints
+        return super()._prepare_for_training(max_steps, dataloader, checkpoint)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Without a cache: autocast would keep its 16-bit copies of all weights until the pass ends, a whole model
-        again."""
-        found: AbstractContextManager[None] = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
-        return found
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Nothing is deferred: the passes of a step but its last one would add up whole gradients, in every process."""
+        return nullcontext()
 
-    def weights(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """All weights in the first process, without tied copies; nothing in the others."""
+    def weights(self, dtype: torch.dtype | None = None) -> _Weights:
+        """All weights that are trained in the first process, without tied copies; nothing in the others."""
         if dtype:
             self.model.to(dtype)
         weights = get_model_state_dict(self.model, options=_WHOLE)
-        return {name: tensor for name, tensor in weights.items() if name not in self.model.all_tied_weights_keys}
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in weights.items() if name in trained}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The weights of a checkpoint."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.weights()
-        if self.team.first:
+        if self.team.first and isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder, state_dict=weights)
+        elif self.team.first:
             save_file(weights, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        weights: dict[str, torch.Tensor] = {}
-        if self.team.first:
-            for file in Path(resume_from_checkpoint).glob("*.safetensors"):
-                weights |= load_file(file)
-            for name, source in self.model.all_tied_weights_keys.items():
-                weights.setdefault(name, weights[source])
-        set_model_state_dict(self.model, weights, options=_FROM_FIRST)
+        """Called before the model is divided, after which the checkpoint is read."""
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._read(Path(self.state.best_model_checkpoint))
+
+    def _read(self, checkpoint: Path) -> None:
+        """Take the weights that are trained from a checkpoint, which the first process reads."""
+        found: _Weights = {}
+        if self.team.first:
+            for file in checkpoint.glob("*.safetensors"):
+                found |= load_file(file)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    whole = found.get(name.replace(".default.", "."))  # PEFT's files do not name the adapter
+                    parameter.to_local().copy_(_share(parameter, whole, self.args.device).to_local())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         state = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
@@ -132,15 +165,47 @@ class ShardedTrainer(LabelLossTrainer):
         return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-def _enable_on_cpus(state: AcceleratorState, plugin: FullyShardedDataParallelPlugin) -> None:
-    """accelerate 1.15 applies FSDP's settings on accelerators only, and silently drops them on CPUs.
+def _layers(base: Any) -> Iterator[nn.Module]:
+    """The modules that are gathered one by one, inner ones first."""
+    names = set(base._no_split_modules or ())
+    return (module for module in reversed(list(base.modules())) if type(module).__name__ in names)
 
-    Nothing behind that check asks for one: FSDP2 is a part of torch, which shards, gathers and reduces over gloo as
-    over NCCL. Whoever asks accelerate later gets the state that it would have made (``AcceleratorState.__init__``).
-    """
-    state.fsdp_plugin = plugin
-    state.distributed_type = DistributedType.FSDP
-    PartialState().distributed_type = DistributedType.FSDP  # from which the other state is made anew now and then
+
+def _hand_out_scales(base: Any, team: Team, device: torch.device) -> None:
+    """Give all processes the scales of 4-bit weights, and make these plain numbers; bitsandbytes puts both together
+    again when a layer computes (``fix_4bit_weight_quant_state_from_module``)."""
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            own = save(module.quant_state.as_dict(packed=True)) if team.first else b""
+            module.quant_state = QuantState.from_dict(load(team.share(own)), device)
+            plain = module.weight.detach().as_subclass(torch.Tensor)
+            module.weight = nn.Parameter(plain, requires_grad=False)
+
+
+def _put_aside(model: nn.Module) -> _Weights:
+    """All weights of ``model``, which keeps their shapes only: FSDP would move what it divides to the GPU, whole."""
+    taken = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    _replace(model, {name: torch.empty_like(tensor, device="meta") for name, tensor in taken.items()})
+    return taken
+
+
+def _replace(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put ``tensors`` in the place of the parameters of these names, and of those that are tied to them."""
+    new = {
+        id(parameter): nn.Parameter(tensors[name], requires_grad=parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    }
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = new[id(parameter)]
+
+
+def _share(parameter: Any, whole: torch.Tensor | None, device: torch.device) -> Any:
+    """This process's share of a weight, which is divided as ``parameter`` is; the first process has the ``whole``."""
+    if whole is None or whole.is_meta:
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+    return distribute_tensor(whole.to(device, parameter.dtype), parameter.device_mesh, parameter.placements)
 
 
 def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from finetune_jobs.training.team import ALONE, Team
+
 log = logging.getLogger(__name__)
 
 TILE: Final = 1 << 25
@@ -126,15 +128,15 @@ def _of_tile(raw: torch.Tensor, target: torch.Tensor, logits: Logits) -> tuple[t
     return loss, raw.copy_(chances)
 
 
-def add_tiled_loss(model: Any) -> None:
+def add_tiled_loss(model: Any, team: Team = ALONE) -> None:
     """Let ``model``, a causal language model of transformers, answer with the sum of its losses where it is also given
     ``positions``, of all tokens of a batch one after the other, and their ``targets``.
 
     It is a part of the model's own forward pass, around which several processes exchange gradients. Call it before the
-    model gets an adapter.
+    model gets an adapter. Of a ``team``, only the first process has the model's weights, and is asked for all.
     """
     original, logits = model.forward, Logits.of(model.config.get_text_config())
-    known = _agrees(model, logits)
+    (known,) = team.any(team.first and _agrees(model, logits))
     if not known:
         log.info("the loss takes all logits at once: %s computes them in a way of its own", model.config.model_type)
 

@@ -35,12 +35,12 @@ from finetune_jobs.fit.recipe import (
 )
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import device, log_peak, precision
-from finetune_jobs.modelling.loading import DTYPE, copy_tokenizer, load_base
+from finetune_jobs.modelling.loading import DTYPE, build_base, copy_tokenizer, load_base
 from finetune_jobs.modelling.token_files import longest_thoughts
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.training import checkpoints as kept
-from finetune_jobs.training import packing, sharding
+from finetune_jobs.training import packing
 from finetune_jobs.training.adapter import adapter_config
 from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
 from finetune_jobs.training.collator import Collator
@@ -50,6 +50,7 @@ from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
+from finetune_jobs.training.sharding import ShardedTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tiled_loss import add_tiled_loss
@@ -137,7 +138,7 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     resume = checkpoints.restore(files.work)
     share = _share_of(training, team)
     batch = checkpoints.batch(share)
-    step = chosen_step(files.base, training, share, _longest(files, training), team.size)
+    step = chosen_step(files.base, training, share, _longest(files, training), team)
     step = replace(step, checkpointing=checkpoints.checkpointing(step.checkpointing))
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
         smaller = smaller_batch(batch, training) if step.checkpointing else batch
@@ -169,7 +170,8 @@ def _attempt(
         model = load_trainable(files.base, training, team, step)
         train = mapped_split(files.dataset, "train")
         validation = validation_split(files.dataset, training)
-        suit_attention(model, training, longest(train, validation), team)
+        divided = sharded(training, team, step)
+        suit_attention(model, training, longest(train, validation), divided=divided)
         examples = Examples(train, validation, tokenizer)
         trainer = build_trainer(model, examples, training, files.work, batch, team, step)
         trainer.add_callback(Measuring(progress))
@@ -189,7 +191,8 @@ def _attempt(
     except torch.OutOfMemoryError as error:
         log.warning("the GPU's memory is too small for %s examples at a time: %s", batch.size, str(error).split(".")[0])
         return None
-    weights = trainer.weights(DTYPE) if training.method is Method.FULL else {}
+    whole = training.method is Method.FULL
+    weights = trainer.weights(DTYPE if whole else None) if whole or divided else {}
     if team.first:
         _save(trainer, weights, training, files)
     summary = _summary(trainer, training, batch)
@@ -240,11 +243,11 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
         blank = tokenizer.pad_token_id
         train = with_blanks(train, missing(len(train), together), blank)
         validation = with_blanks(validation, missing(len(validation), together), blank)
-    divided, packed = sharded(training, team), packing.is_used(model)
-    add_tiled_loss(model)
-    arguments = configuration(training, work, batch, plan, sharded=divided, packed=packed)
+    divided, packed = sharded(training, team, step), packing.is_used(model)
+    add_tiled_loss(model, team if divided else ALONE)
+    arguments = configuration(training, work, batch, plan, packed=packed)
     arguments.gradient_checkpointing = step.checkpointing
-    trainer = (sharding.ShardedTrainer if divided else LabelLossTrainer)(
+    trainer = (ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
         args=arguments,
         data_collator=Collator(tokenizer.pad_token_id or 0, padding_free=packed),
@@ -272,25 +275,32 @@ def _early_stopping(training: Training, patience: int) -> list[Any]:
     return [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
-def sharded(training: Training, team: Team) -> bool:
-    """Whether the model is sharded over the processes; with an adapter each has its own copy, which is only read."""
-    return training.method is Method.FULL and team.size > 1
+def sharded(training: Training, team: Team, step: Step) -> bool:
+    """Whether the model is divided among the processes. With an adapter each mostly has its own copy, which is only
+    read."""
+    return team.size > 1 and (training.method is Method.FULL or step.divided)
 
 
 def load_trainable(base: Path, training: Training, team: Team = ALONE, step: Step = ON_CPU) -> Any:
     """The base model for training: all weights in float32, in bfloat16 if they are rounded, or, under an adapter,
-    quantised if asked for. A model that will be sharded need not fit a GPU: it is loaded into host memory.
+    quantised if asked for. A model that will be divided need not fit a GPU: the first process loads it into host
+    memory, the others without its weights.
     """
     dtype = DTYPE if step.rounded else torch.float32 if training.method is Method.FULL else precision()
-    return load_base(base, training.base_quantization, dtype=dtype, where="cpu" if sharded(training, team) else None)
+    rounded = training.base_quantization
+    if not sharded(training, team, step):
+        return load_base(base, rounded, dtype=dtype)
+    if not team.first:
+        return build_base(base, rounded, dtype=dtype)
+    return load_base(base, rounded, dtype=dtype, where="cpu", divisible=True)
 
 
-def suit_attention(model: Any, training: Training, tokens: int, team: Team = ALONE) -> None:
+def suit_attention(model: Any, training: Training, tokens: int, *, divided: bool = False) -> None:
     """Choose the attention that is fastest for examples of up to so many tokens: packed, unless they are short and
-    compute on a CPU, or the model, its division over processes or the spec are against it."""
+    compute on a CPU, or the model, its division among processes or the spec are against it."""
     if device() == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS:
         model.set_attn_implementation("eager")
-    elif training.packing is Packing.AUTO and not sharded(training, team):
+    elif training.packing is Packing.AUTO and not divided:
         packing.use_packing(model)
 
 
@@ -309,9 +319,7 @@ def _longest(files: TrainingFiles, training: Training) -> int:
     return longest(mapped_split(files.dataset, "train"), validation_split(files.dataset, training))
 
 
-def configuration(
-    training: Training, work: Path, batch: Batch, plan: Schedule, *, sharded: bool = False, packed: bool = False
-) -> SFTConfig:
+def configuration(training: Training, work: Path, batch: Batch, plan: Schedule, *, packed: bool = False) -> SFTConfig:
     """All settings of the trainer."""
     on_gpu = device() != "cpu"
     return SFTConfig(
@@ -347,7 +355,6 @@ def configuration(
         include_num_input_tokens_seen="all" if packed else "non_padding",
         report_to="none",
         disable_tqdm=True,
-        **(sharding.settings() if sharded else {}),
     )
 
 
@@ -355,21 +362,21 @@ def _save(
     trainer: LabelLossTrainer, weights: dict[str, torch.Tensor], training: Training, files: TrainingFiles
 ) -> None:
     """The result without machine-specific data, with the base model's own tokenizer; ``weights`` are those of a whole
-    model."""
+    model, or of an adapter that is divided among processes."""
     files.out.mkdir(parents=True, exist_ok=True)
-    if weights:
+    if training.method is Method.FULL:
         trainer.model.save_pretrained(files.out, state_dict=weights, safe_serialization=True, max_shard_size=MAX_SHARD)
     else:
-        _save_adapter(trainer.model, files)
+        _save_adapter(trainer.model, weights, files)
     copy_tokenizer(files.base, files.out)
     write_tuning(files.out, Tuning.of(training, thoughts=longest_thoughts(files.dataset) > 0))
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     (files.out / "train_log.jsonl").write_text(history)
 
 
-def _save_adapter(model: Any, files: TrainingFiles) -> None:
-    """In PEFT's format."""
-    model.save_pretrained(files.out, safe_serialization=True)
+def _save_adapter(model: Any, weights: dict[str, torch.Tensor], files: TrainingFiles) -> None:
+    """In PEFT's format; without ``weights``, the model's own."""
+    model.save_pretrained(files.out, state_dict=weights or None, safe_serialization=True)
     (files.out / "README.md").unlink(missing_ok=True)
     path = files.out / "adapter_config.json"
     config = json.loads(path.read_text())

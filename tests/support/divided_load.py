@@ -1,0 +1,39 @@
+"""One of several processes that load a model and divide it among them: ``MODEL METHOD RESULT``. Writes the most memory
+that it took for that, in bytes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from finetune_api.training import Method, Training
+from finetune_jobs.fit.memory import ON_CPU
+from finetune_jobs.training.sharding import divide
+from finetune_jobs.training.team import Team
+from finetune_jobs.training.trainer import load_trainable
+
+
+def resident(which: str) -> int:
+    """A figure of this process's memory: ``VmRSS`` is now, ``VmHWM`` the most since ``clear_refs`` was written."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+
+
+def main() -> None:
+    """Entry point."""
+    base, method, result = sys.argv[1:]
+    team = Team.of(os.environ)
+    team.join()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    model = load_trainable(Path(base), Training(method=Method(method)), team, ON_CPU)
+    divide(model, team, torch.device("cpu"))
+    Path(result).write_text(str(resident("VmHWM") - before))
+    team.wait()
+
+
+if __name__ == "__main__":
+    main()

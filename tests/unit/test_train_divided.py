@@ -1,0 +1,175 @@
+"""Processes that divide a model among them: real ones, over gloo (``test_train_together`` has whole models)."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save_file
+
+from finetune_api.layout import output_folder
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
+from finetune_api.training import Method
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
+from finetune_jobs.train import train
+from hack.cluster.layout import free_port
+from tests.support import forked
+from tests.support.divided_train import PROGRAM
+from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.stages import context, run_process, start_process, wait_for
+from tests.support.tiny_model import build_tiny_llama, edit_json
+from tests.support.training import rows, run_training, settings, write_dataset
+from tests.unit.test_train_together import (  # noqa: F401 - one_thread is a fixture
+    HELD,
+    losses,
+    newest_step,
+    one_thread,
+    train_input,
+    weights,
+)
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(1800)]
+LAYERS = 8
+"""Of a model that is large enough to be seen in a process's memory."""
+_LAYER = re.compile(r"layers\.0\.")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("divided") / "base")
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+@pytest.fixture(scope="module")
+def large(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """128 MiB of weights in float32, the largest of which has 4."""
+    path = build_tiny_llama(tmp_path_factory.mktemp("large") / "base")
+    size = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
+    edit_json(path / "config.json", **size, head_dim=64, num_hidden_layers=LAYERS)
+    small = load_file(base / "model.safetensors")
+    sides = {64: 512, 32: 512, 128: 2048}
+    grown: dict[str, torch.Tensor] = {}
+    for name, tensor in small.items():
+        shape = [sides.get(side, side) for side in tensor.shape]
+        names = [_LAYER.sub(f"layers.{n}.", name) for n in range(LAYERS)] if "layers.0." in name else [name]
+        if "layers.1." not in name:
+            grown |= {each: torch.full(shape, 0.01) for each in names}
+    save_file(grown, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def test_only_the_first_process_ever_has_the_whole_model(large: Path, tmp_path: Path) -> None:
+    """The most that each takes while it loads: of two, the second one its half and a few weights in passing."""
+    whole = (large / "model.safetensors").stat().st_size
+    port, found = str(free_port()), [tmp_path / "0", tmp_path / "1"]
+    processes = [
+        forked.start(
+            ["tests.support.divided_load", str(large), Method.FULL.value, str(result)],
+            {
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "OMP_NUM_THREADS": "1",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank, result in enumerate(found)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, (output + errors).decode()
+
+    first, second = (int(result.read_text()) for result in found)
+
+    assert first > whole
+    assert whole / 2 < second < 0.7 * whole
+
+
+@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
+def test_an_adapter_is_trained_on_a_divided_base_as_by_one_process(
+    method: Method, base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+) -> None:
+    """The same losses, gradients and weights; each holds half of the base, in 4 bits too, and half of the adapter."""
+    answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
+    dataset = write_dataset(tmp_path / "dataset", train=rows(13, labels=answers), validation=rows(3, labels=answers))
+    training = settings(
+        method,
+        epochs=3,
+        batch_size=2,
+        gradient_accumulation=2,
+        checkpoint_steps=5,
+        dropout="0",
+        learning_rate="1e-3",
+    )
+    alone = run_training(base, dataset, tmp_path, training, store.below("alone"))
+    place = store.below("together")
+    given = train_input(base, dataset, place, s3, training)
+
+    together = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
+
+    assert together.code == ExitCode.OK, together.log
+    scalars = together.result.scalars
+    assert scalars["trainableParameters"] == str(alone.trainable_parameters)
+    told = [held for entry in together.log if (held := HELD.fullmatch(entry["message"]))]
+    shares = [int(held[2]) for held in told]
+    whole = {int(re.findall(r"\d+", held[0])[-1]) for held in told}
+    assert [sum(shares)] == list(whole)
+    assert shares[0] == shares[1]
+    log = (place.get(f"{output_folder(Stage.TRAIN, together.result.output_digest)}/train_log.jsonl") or b"").decode()
+    reference = (tmp_path / "adapter/train_log.jsonl").read_text()
+    for figure, tolerance in (("loss", 2e-3), ("eval_loss", 2e-3), ("grad_norm", 0.02)):
+        assert losses(log, figure) == pytest.approx(losses(reference, figure), rel=tolerance), figure
+    found = weights(place, together.result)
+    (file,) = (tmp_path / "adapter").glob("*.safetensors")
+    for name, expected in load(file.read_bytes()).items():
+        torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_a_divided_adapter_resumes_bit_for_bit_and_with_another_number_of_processes(
+    base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+) -> None:
+    """Two that are told to stop leave what one process would: two go on as if nothing had been, and one too."""
+    dataset = write_dataset(tmp_path / "dataset", train=rows(12))
+    training = settings(
+        epochs=20, batch_size=2, gradient_accumulation=2, checkpoint_steps=10, dropout="0", learning_rate="1e-3"
+    )
+    undisturbed, stopped = store.below("undisturbed"), store.below("stopped")
+    whole = train_input(base, dataset, undisturbed, s3, training)
+    expected = run_process(whole, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
+    assert expected.code == ExitCode.OK, expected.log
+    given = train_input(base, dataset, stopped, s3, training)
+    two = start_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
+    while not newest_step(stopped):
+        assert two.poll() is None, wait_for(two, tmp_path).log
+        time.sleep(0.02)
+    two.terminate()
+    left = wait_for(two, tmp_path)
+    assert left.result.reason is Reason.PREEMPTED, left.log
+    assert 10 <= newest_step(stopped) < 60
+    alone = train_input(base, dataset, store.below("alone"), s3, training)
+    for entry in stopped.below("runs").list():
+        store.below("alone/runs").put(entry.key, stopped.below("runs").get(entry.key) or b"")
+
+    again = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
+    ended = execute(context(alone, tmp_path), train)
+
+    assert again.code == ExitCode.OK, again.log
+    wanted = weights(undisturbed, expected.result)
+    for name, tensor in weights(stopped, again.result).items():
+        assert torch.equal(tensor, wanted[name]), name
+    for name, tensor in weights(store.below("alone"), ended).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0.05, atol=0.05 * float(wanted[name].abs().max()))
