@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Message, Number, OpenEnum, WireModel
+from finetune_api.base import ApiModel, Count, Message, Number, OpenEnum, WireModel
 
 CURRENCY: Final = "USD"
 _CENT: Final = Amount("0.01")
@@ -103,6 +103,8 @@ class FitStatus(WireModel):
     """Estimated time of one model's answer to one example of the evaluation."""
     transfer_seconds: Number = ""
     """Estimated time to write and send the exported model, or to fetch it."""
+    evaluation_gpus: Count = None
+    """GPUs of a pod that evaluation needs, where its largest model fits no single one. Absent: one."""
     warning: Message = ""
     """What preflight warns of: runtimes that cannot serve the artifact, layers without an adapter."""
 

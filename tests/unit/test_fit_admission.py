@@ -20,7 +20,7 @@ from finetune_jobs.fit.memory import (
     GIB,
     USABLE,
 )
-from tests.support.fit import A100, CONFIGS, CPU, L4, LLAMA_8B, MIXTRAL, SMOLLM, TRAININGS, shape_of
+from tests.support.fit import A100, CONFIGS, CPU, L4, LLAMA_8B, LLAMA_70B, MIXTRAL, SMOLLM, TRAININGS, shape_of
 from tests.support.sentences import assert_says
 
 pytestmark = pytest.mark.unit
@@ -38,6 +38,25 @@ def test_a_whole_model_that_fits_no_gpu_fits_eight_together() -> None:
     assert admission.memory is not None
     assert_says(admission.message, "39 GiB", "each NVIDIA A100 40GB (8")
     assert admission.memory.weights + admission.memory.state == pytest.approx(15 * GIB, rel=0.01)
+
+
+@pytest.mark.parametrize(("count", "memory", "most"), [(4, 24, 22.1), (2, 48, 44.2)])
+def test_a_model_of_70_billion_fits_where_all_share_it(count: int, memory: float, most: float) -> None:
+    """QLoRA on four cards of 24 GB, or two of 48: the base is divided while it is trained, and spread over the same
+    cards for the evaluation. One card less is too few."""
+    training = Training(batch_size=1, gradient_accumulation=12, max_length=2048)
+    cards = L4.model_copy(update={"profile": "many", "count": count, "memory_gib": memory, "pod_memory_gib": 160})
+
+    admission = admit(LLAMA_70B, training, cards)
+
+    assert admission.memory is not None
+    assert admission.memory.gib < most
+    assert admission.evaluation_gpus == count
+    assert_says(admission.message, "base model is divided", f"Evaluation takes {count} GPUs")
+    with pytest.raises(StageError, match="needs about"):
+        admit(LLAMA_70B, training, cards.model_copy(update={"count": count - 1}))
+    with pytest.raises(StageError, match=r"Export needs about 132\.\d GiB of pod memory"):
+        admit(LLAMA_70B, training, cards.model_copy(update={"pod_memory_gib": 120}))
 
 
 def test_admitted() -> None:
@@ -133,12 +152,6 @@ def test_pods_without_a_gpu() -> None:
         admit(LLAMA_8B, Training(method=Method.LORA, batch_size=1), small, [L4, A100])
 
 
-LLAMA_70B = LLAMA_8B | {
-    "hidden_size": 8192,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "intermediate_size": 28672,
-}
 QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "hidden_size": 5120, "vocab_size": 151936}
 QWEN3_32B = QWEN3 | {"num_hidden_layers": 64, "num_attention_heads": 64, "intermediate_size": 25600}
 QWEN3_14B = QWEN3 | {"num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 17408}

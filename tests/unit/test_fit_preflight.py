@@ -16,13 +16,13 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.preflight import preflight
+from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import BaseModel, find_base_model
 from finetune_jobs.reading.sources import find_sources, source_digest
 from finetune_jobs.resolve import resolve
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
-from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM
+from tests.support.fit import A100, CPU, L4, LLAMA_8B, LLAMA_70B, SMOLLM
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.stages import Lent, context, pipeline_params, stage_input
@@ -64,6 +64,22 @@ def test_what_fits_is_told(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
     assert (found["fitVerdict"], found["fitAvailableGib"]) == ("Fits", "22.00")
     assert 8 < float(found["fitGib"]) < 22
     assert " GiB of the 22 GiB of NVIDIA L4." in result.message
+
+
+def test_evaluation_gets_its_gpus_even_where_the_training_is_reused(
+    s3: SeaweedFS, store: Store, tmp_path: Path
+) -> None:
+    """Such a training is not judged again, but the model is as large as it was."""
+    cards = L4.model_copy(update={"memory_gib": 24, "count": 4, "pod_memory_gib": 200})
+    given = asked(s3, store, LLAMA_70B, hardware=cards)
+    ready = context(given, tmp_path)
+    model = find_base_model(ready.places, given.base_model_uri)
+    for reused in (False, True):
+        admission = preflight(given, ready.places, model, tmp_path, trained=reused)
+        assert facts(admission, cards)["fitEvaluationGpus"] == "4"
+        assert bool(admission.message) is not reused
+    one = asked(s3, store, LLAMA_70B, hardware=L4)
+    assert facts(preflight(one, ready.places, model, tmp_path, trained=True), L4) == {}
 
 
 def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(

@@ -159,11 +159,20 @@ REFUSED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, list[Hardware
     (
         LLAMA_70B,
         FULL.model_copy(update={"gradient_accumulation": 64}),
-        A100.model_copy(update={"memory_gib": 79, "count": 8, "nodes": 8}),
+        A100.model_copy(update={"memory_gib": 79, "nodes": 64}),
         [],
         Reason.FIT_REFUSED,
         "Evaluation needs … 139.3 GiB … largest model … more than 92% … 79 GiB … NVIDIA A100 … profile gpu-a100. … "
         "method: QLoRA, quantization: NF4.",
+    ),
+    (
+        LLAMA_70B,
+        FULL.model_copy(update={"gradient_accumulation": 64}),
+        A100.model_copy(update={"memory_gib": 60, "count": 2, "nodes": 32}),
+        [],
+        Reason.FIT_REFUSED,
+        "Evaluation needs … 139.3 GiB … largest model … more than 92% … 60 GiB … each of the 2 NVIDIA A100 … profile "
+        "gpu-a100. … method: QLoRA, quantization: NF4.",
     ),
     (
         LLAMA_8B,
@@ -222,6 +231,12 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
         Training(batch_size=1, gradient_accumulation=4, max_length=16384),
         A100.model_copy(update={"memory_gib": 79, "count": 4}),
         "Needs … each NVIDIA A100 (4 … base model is divided … not fit each",
+    ),
+    (
+        LLAMA_70B,
+        Training(batch_size=1, gradient_accumulation=4),
+        A100.model_copy(update={"memory_gib": 48, "count": 2}),
+        "Needs … base model is divided … Evaluation takes 2 GPUs … fits no single",
     ),
     (LLAMA_8B, Training(), HardwareFacts(profile="mine"), "Needs … 40.3 GiB … profile's memory is unknown"),
     (

@@ -233,6 +233,10 @@ def test_every_stage_has_its_time_in_the_forecast() -> None:
     exported = cost(resolved, prepared, ended(Stage.TRAIN, 1000), ended(Stage.EXPORT, 50))
     assert exported is not None
     assert float(exported.forecast) == pytest.approx((1050 + 100 + 40 + 300) / 1000, abs=0.006)
+    resolved = done(Stage.RESOLVE, scalars=IDENTITY | exact | {"fitEvaluationGpus": "4"})
+    shared = cost(resolved, prepared, ended(Stage.TRAIN, 1000), ended(Stage.EXPORT, 50))
+    assert shared is not None
+    assert float(shared.forecast) == pytest.approx((1050 + 4 * (100 + 40 + 300)) / 1000, abs=0.006)
 
 
 def test_no_price_no_cost() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.budget import FitStatus
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import FINETUNEJOB
 from finetune_api.reasons import Reason
@@ -18,7 +19,7 @@ from finetune_api.stages import PIPELINE, Found, RunRef, Stage, StageInput, Upst
 from finetune_api.storage import CaBundle, Storage
 from finetune_api.tracking import MLFLOW_SECRET_KEYS, Mlflow, Tracking, Wandb
 from finetune_operator.finetunejob.context import RunContext
-from finetune_operator.finetunejob.hardware import alone, hardware_facts, shape_alone
+from finetune_operator.finetunejob.hardware import alone, gpus_alone, hardware_facts, shape_alone
 from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import ObservedJob
 from finetune_operator.finetunejob.params import params_of
@@ -315,6 +316,17 @@ def test_after_training_a_pod_has_one_gpu_and_its_part_of_what_goes_with_it() ->
             },
         }
     )
+
+
+def test_evaluation_of_a_model_that_fits_no_gpu_gets_more_of_them() -> None:
+    """As many as preflight counted, with their part of the rest; never more than the profile has."""
+    three, all_of_them = shape_alone(profile_of(EIGHT, 8), 3), shape_alone(profile_of(EIGHT, 8), 9)
+    assert (three.limits["nvidia.com/gpu"], three.limits["example.com/nic"], three.limits["cpu"]) == ("3", "2", "36")
+    assert all_of_them == EIGHT
+    eight, fit = hardware_facts("big", profile_of(EIGHT, 8)), FitStatus(evaluation_gpus=3)
+    assert alone(eight, 3) == eight.model_copy(update={"count": 3, "nodes": 1, "cpus": 36})
+    assert [gpus_alone(stage, fit) for stage in (Stage.EVALUATE, Stage.EXPORT)] == [3, 1]
+    assert gpus_alone(Stage.EVALUATE, None) == gpus_alone(Stage.EVALUATE, FitStatus()) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.afterwards import shortage
+from finetune_jobs.fit.afterwards import evaluation_gpus, shortage
 from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
 from finetune_jobs.fit.disk import scratch_shortage
@@ -64,6 +64,8 @@ class Admission:
     """The estimate in a sentence, or why there is none."""
     warning: str = ""
     """What is to be known beside it (``fit.suitability``)."""
+    evaluation_gpus: int = 1
+    """GPUs of a pod that evaluation needs."""
 
 
 def admit(
@@ -93,7 +95,8 @@ def admit(
     memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
     speed = pace(shape, training, chosen, hardware, answer=answer, exported=after.exported)
-    expected = forecast(speed, training, hardware, after.samples)
+    evaluating = max(1, evaluation_gpus(shape, training, hardware))
+    expected = forecast(speed, training, hardware, after.samples, evaluating)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:
@@ -113,13 +116,15 @@ def admit(
         message += " Weights and optimiser are in 16 bits, rounded stochastically: in 32 they would not fit."
     if chosen.divided:
         message += " The base model is divided among them: it would not fit each."
+    if evaluating > 1:
+        message += f" Evaluation takes {evaluating} GPUs: its largest model fits no single one."
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
     if roomier := _faster(shape, part, hardware):
         message += (
             f" LoRA over the base in 16 bits fits too ({_gib(roomier)}) and is mostly faster: it unpacks no weights."
         )
-    return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip())
+    return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip(), evaluation_gpus=evaluating)
 
 
 def _faster(shape: Shape, part: Training, hardware: HardwareFacts) -> Memory | None:

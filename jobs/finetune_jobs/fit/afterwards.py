@@ -1,7 +1,8 @@
 """Whether the stages after a training fit its profile too: export's merge, and the models that evaluation runs.
 
-Both use one GPU at most. If it is too small for the model in 16 bits, the merge is done in pod memory, and the exported
-model is computed from its 8-bit weights (``exporting.offload``). Without a GPU everything is in pod memory.
+If a GPU is too small for the model in 16 bits, the merge is done in pod memory, and the exported model is computed from
+its 8-bit weights (``exporting.offload``). If it is too small for these too, evaluation takes as many GPUs of the pod as
+hold them, layer after layer. Without a GPU everything is in pod memory.
 """
 
 from finetune_api.budget import HardwareFacts
@@ -13,6 +14,18 @@ from finetune_jobs.fit.shapes import Shape
 def shortage(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
     """What does not fit, in a sentence; empty if everything fits, or if the available memory is unknown."""
     return _of_export(shape, hardware) or (_of_evaluation(shape, training, hardware) if hardware.has_gpu else "")
+
+
+def evaluation_gpus(shape: Shape, training: Training, hardware: HardwareFacts) -> int:
+    """How many of a pod's GPUs evaluation needs; 0: it does not fit all of them. 1 without a GPU, or where its memory
+    is unknown."""
+    if not hardware.has_gpu or not hardware.memory_gib:
+        return 1
+    asked, room = _largest_evaluated(shape, training), hardware.memory_gib * GIB
+    # Layers and embeddings are not cut: each GPU may get one more than its part.
+    piece = max(asked / shape.layers, BF16 * shape.vocab * shape.hidden)
+    counts = range(1, hardware.count + 1)
+    return next((count for count in counts if holds(asked / count + (piece if count > 1 else 0), room)), 0)
 
 
 def _of_export(shape: Shape, hardware: HardwareFacts) -> str:
@@ -30,13 +43,18 @@ def _of_export(shape: Shape, hardware: HardwareFacts) -> str:
 
 
 def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
-    """The base is loaded as in training, where it may have been divided: what counts is that in 16 bits, the exported
-    model, or a fully tuned one."""
-    rest = shape.parameters - shape.linear_parameters
-    asked = BF16 * rest + (INT8 if training.base_quantization else BF16) * shape.linear_parameters
-    if holds(asked, hardware.memory_gib * GIB):
+    if evaluation_gpus(shape, training, hardware):
         return ""
+    asked = _largest_evaluated(shape, training)
+    cards = f"{hardware.name}" if hardware.count == 1 else f"each of the {hardware.count} {hardware.name}"
     return (
         f"Evaluation needs about {resident(asked) / GIB:.1f} GiB for its largest model, more than "
-        f"{USABLE:.0%} of the {hardware.memory_gib:g} GiB of {hardware.name} in profile {hardware.profile}."
+        f"{USABLE:.0%} of the {hardware.memory_gib:g} GiB of {cards} in a pod of profile {hardware.profile}."
     )
+
+
+def _largest_evaluated(shape: Shape, training: Training) -> float:
+    """Bytes: of the base as in training, where it may have been divided, of the exported model or of a fully tuned
+    one."""
+    rest = shape.parameters - shape.linear_parameters
+    return BF16 * rest + (INT8 if training.base_quantization else BF16) * shape.linear_parameters

@@ -19,13 +19,17 @@ class CostForecast:
     """Upper bound of its cost."""
 
 
-def forecast(pace: Pace | None, training: Training, hardware: HardwareFacts, samples: int) -> CostForecast | None:
-    """The forecast of a run whose evaluation asks ``samples`` examples; None if the hardware's speed is unknown."""
+def forecast(
+    pace: Pace | None, training: Training, hardware: HardwareFacts, samples: int, evaluation_gpus: int = 1
+) -> CostForecast | None:
+    """The forecast of a run whose evaluation asks ``samples`` examples on so many GPUs; None if the hardware's speed is
+    unknown."""
     if pace is None:
         return None
     examples, seconds = Examples.at_most(training), None
     if examples is not None:
         training_time = train_seconds(training, examples, pace, hardware.processes)
-        seconds = hardware.processes * training_time + export_seconds(pace) + evaluate_seconds(pace, samples)
+        seconds = hardware.processes * training_time + export_seconds(pace)
+        seconds += evaluation_gpus * evaluate_seconds(pace, samples)
     usd = None if seconds is None else seconds * hardware.usd_per_gpu_second
     return CostForecast(pace, seconds, usd)

@@ -16,9 +16,12 @@ from finetune_api.budget import HardwareFacts, Verdict
 from finetune_api.finetunejob import ExportFormat
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import StageInput
+from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.admission import Admission, After, admit
+from finetune_jobs.fit.afterwards import evaluation_gpus
 from finetune_jobs.fit.memory import BF16, INT8
+from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 from finetune_jobs.fit.suitability import require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
@@ -33,11 +36,14 @@ MAX_WARNING: Final = 900
 def preflight(
     given: StageInput, places: Places, model: BaseModel, scratch: Path, *, trained: bool = False
 ) -> Admission:
-    """Whether the run's training fits its profile; nothing if it is already done. Raises StageError: FitRefused, and
-    as ``require_suitable``."""
-    if given.hardware is None or trained:
+    """Whether the run's training fits its profile; if it is already done, only what evaluation needs. Raises
+    StageError: FitRefused, and as ``require_suitable``."""
+    if given.hardware is None or (trained and given.hardware.count <= 1):
         return Admission(None, None, "")
     config = _read_config(given, places, model, scratch)
+    if trained:
+        training = require(given.params.train, "params.train").training
+        return Admission(None, None, "", evaluation_gpus=_evaluation_gpus(config, training, given.hardware))
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
@@ -49,13 +55,15 @@ def preflight(
 
 def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str]:
     """The admission as scalars of resolve (docs/reference/stages.md)."""
-    if hardware is None or not admission.message:
+    if hardware is None or not (admission.message or admission.evaluation_gpus > 1):
         return {}
     warning = admission.warning[:MAX_WARNING]
     found = {"fitWarning": warning, "fitVerdict": (Verdict.FITS if admission.memory else Verdict.UNKNOWN).value}
     if admission.memory:
         found["fitGib"] = f"{admission.memory.gib:.2f}"
         found["fitAvailableGib"] = f"{hardware.memory_gib:.2f}" if hardware.memory_gib else ""
+    if admission.evaluation_gpus > 1:
+        found["fitEvaluationGpus"] = str(admission.evaluation_gpus)
     if admission.forecast:
         pace = admission.forecast.pace
         found["fitTokensPerSecond"] = f"{pace.tokens_per_second:.1f}"
@@ -64,6 +72,14 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitAnswerSeconds"] = f"{pace.answer_seconds:.3f}"
         found["fitTransferSeconds"] = f"{pace.transfer_seconds:.0f}"
     return {name: value for name, value in found.items() if value}
+
+
+def _evaluation_gpus(config: Mapping[str, Any] | None, training: Training, hardware: HardwareFacts) -> int:
+    """One where the model's shape is unknown."""
+    try:
+        return max(1, evaluation_gpus(read_shape(config or {}), training, hardware))
+    except UnknownShapeError:
+        return 1
 
 
 def computes_bfloat16(flags: frozenset[str]) -> bool:

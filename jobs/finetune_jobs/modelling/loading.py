@@ -23,6 +23,8 @@ from finetune_jobs.modelling.tokenizer import readable, unsupported
 
 DTYPE: Final = torch.bfloat16
 """Precision of everything that is written and not quantised, whatever computed it."""
+EVERY_GPU: Final = "balanced"
+"""accelerate's word for a model's layers one after the other on all GPUs, in parts of like size."""
 DIVISIBLE: Final = torch.bfloat16
 """What 4-bit weights are packed into where they are sharded: FSDP takes floating-point numbers only. Nothing ever
 computes with them as such."""
@@ -61,6 +63,7 @@ def load_base(
     (``training.sharding``). Raises StageError(ModelUnsupported).
     """
     kept, computing = dtype or DTYPE, dtype or precision(where)
+    where = where if dtype else where or _everywhere()
     storage = DIVISIBLE if divisible else torch.uint8
     options = {} if quantization is None else {"quantization_config": rounding(quantization, computing, storage)}
     model = _load(folder, kept, where, **options)
@@ -99,6 +102,12 @@ def build_base(folder: Path, quantization: Quantization | None = None, *, dtype:
     return model
 
 
+def _everywhere() -> str | None:
+    """Where a model runs without being trained: on all GPUs, layer after layer, if a process has several to itself, as
+    evaluation has where one is too small (``fit.afterwards``); otherwise on ``device()``."""
+    return EVERY_GPU if torch.cuda.device_count() > 1 and not torch.distributed.is_initialized() else None
+
+
 def _keep_unpacked(model: Any) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights when the model computes in eval mode: that rounds
     their scales to bfloat16, and the packed path has no backward pass, so training would continue with wrong gradients
@@ -111,7 +120,7 @@ def _keep_unpacked(model: Any) -> None:
 def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, where: str | None = None) -> Any:
     """A checkpoint with the values that its files hold, e.g. an exported artifact with its own quantisation; to compute
     in ``dtype``, or what is best there; on ``device()`` unless ``where`` is another one."""
-    return _load(folder, dtype or precision(where), where)
+    return _load(folder, dtype or precision(where), where if dtype else where or _everywhere())
 
 
 def load_adapter(base: Any, folder: Path) -> Any:
@@ -161,7 +170,7 @@ def _load(folder: Path, dtype: torch.dtype, where: str | None = None, **options:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            device_map={"": where or device()},
+            device_map=where if where == EVERY_GPU else {"": where or device()},
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are named below

@@ -21,7 +21,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_api.timing import Examples, Pace, evaluate_seconds, export_seconds, train_seconds
 from finetune_operator.finetunejob.context import RunContext
-from finetune_operator.finetunejob.hardware import hardware_facts
+from finetune_operator.finetunejob.hardware import gpus_alone, hardware_facts
 from finetune_operator.finetunejob.pipeline import Fail, Start, Step, Watch
 from finetune_operator.framework.conditions import parse_timestamp
 
@@ -127,7 +127,9 @@ def _hardware(context: RunContext) -> HardwareFacts:
 
 def _gpus(context: RunContext, stage: Stage) -> int:
     """GPUs of a stage with a model."""
-    return _hardware(context).processes if stage is Stage.TRAIN else 1
+    if stage is Stage.TRAIN:
+        return _hardware(context).processes
+    return gpus_alone(stage, context.ledger.fit)
 
 
 def _same_run(context: RunContext) -> bool:
@@ -181,7 +183,7 @@ def _after_training(context: RunContext) -> float | None:
         Stage.EXPORT: export_seconds(pace),
         Stage.EVALUATE: evaluate_seconds(pace, context.spec.evaluation.max_samples),
     }
-    return sum(seconds for stage, seconds in stages.items() if not context.ledger.done(stage))
+    return sum(seconds * _gpus(context, stage) for stage, seconds in stages.items() if not context.ledger.done(stage))
 
 
 def _examples(context: RunContext) -> tuple[Examples | None, Basis]:

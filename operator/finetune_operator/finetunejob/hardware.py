@@ -1,12 +1,14 @@
 """The admin's profiles as facts for the stages: hardware of the pods with a model, and its price. Training gets all of
-a profile's GPUs, the stages after it one.
+a profile's GPUs, the stages after it one, or as many as they need.
 """
 
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, Decimal
+from fractions import Fraction
+from math import ceil
 from typing import Final
 
-from finetune_api.budget import HardwareFacts
+from finetune_api.budget import FitStatus, HardwareFacts
+from finetune_api.stages import Stage
 from finetune_operator.resources.drift import quantity
 from finetune_operator.settings import PodShape, Profile, Settings
 
@@ -47,40 +49,42 @@ def processes(profile: Profile) -> int:
     return profile.gpu.count if profile.gpu else int(quantity(profile.accelerator.limits.get(_GPUS, "1")) or 1)
 
 
-def alone(facts: HardwareFacts) -> HardwareFacts:
-    """What a stage sees of the hardware that does not share its work: one GPU, or the CPUs of one pod."""
+def gpus_alone(stage: Stage, fit: FitStatus | None) -> int:
+    """GPUs of a stage that one process runs: one, or as many as evaluation's largest model needs, by preflight."""
+    return (fit.evaluation_gpus if fit and stage is Stage.EVALUATE else None) or 1
+
+
+def alone(facts: HardwareFacts, gpus: int = 1) -> HardwareFacts:
+    """What a stage sees of the hardware that one process runs: so many GPUs, or the CPUs of one pod."""
     count = max(1, facts.count)
-    return facts.model_copy(update={"count": min(1, facts.count), "nodes": 1, "cpus": facts.cpus / count})
+    used = min(gpus, count)
+    return facts.model_copy(update={"count": min(used, facts.count), "nodes": 1, "cpus": facts.cpus * used / count})
 
 
-def shape_alone(profile: Profile) -> PodShape:
-    """The pod of such a stage: one of the GPUs, and its part of the CPUs and of all other devices. Memory and disk
-    follow from the size of the model, and stay: export may have to hold it in the pod's memory.
+def shape_alone(profile: Profile, gpus: int = 1) -> PodShape:
+    """The pod of such a stage: so many of the GPUs, and their part of the CPUs and of all other devices. Memory and
+    disk follow from the size of the model, and stay: export may have to hold it in the pod's memory.
     """
     shape, count = profile.accelerator, processes(profile)
-    if count == 1:
+    if count <= gpus:
         return shape
-    parts = {"requests": _part(shape.requests, count), "limits": _part(shape.limits, count)}
-    return shape.model_copy(update=parts)
+    part = Fraction(gpus, count)
+    return shape.model_copy(update={"requests": _part(shape.requests, part), "limits": _part(shape.limits, part)})
 
 
-def _part(amounts: Mapping[str, str], count: int) -> dict[str, str]:
-    return {name: _divided(name, amount, count) for name, amount in amounts.items()}
+def _part(amounts: Mapping[str, str], part: Fraction) -> dict[str, str]:
+    return {name: _divided(name, amount, part) for name, amount in amounts.items()}
 
 
-def _divided(name: str, amount: str, count: int) -> str:
+def _divided(name: str, amount: str, part: Fraction) -> str:
     """CPUs in thousandths, devices whole; both rounded up. Only devices have a domain in their name."""
     whole = quantity(amount)
     if whole is None or not (name == "cpu" or "/" in name):
         return amount
     if name != "cpu":
-        return str(_up(whole / count))
-    thousandths = _up(1000 * whole / count)
+        return str(ceil(Fraction(whole) * part))
+    thousandths = ceil(1000 * Fraction(whole) * part)
     return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
-
-
-def _up(number: Decimal) -> int:
-    return int(number.to_integral_value(ROUND_CEILING))
 
 
 def other_facts(settings: Settings, name: str) -> list[HardwareFacts]:

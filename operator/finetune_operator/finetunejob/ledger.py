@@ -205,6 +205,7 @@ def _fit(scalars: Mapping[str, str]) -> FitStatus | None:
         load_seconds=_number(scalars, "fitLoadSeconds"),
         answer_seconds=_number(scalars, "fitAnswerSeconds"),
         transfer_seconds=_number(scalars, "fitTransferSeconds"),
+        evaluation_gpus=_count(scalars, "fitEvaluationGpus"),
         warning=scalars.get("fitWarning", "")[:1024],
     )
 

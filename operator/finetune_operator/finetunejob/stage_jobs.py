@@ -6,7 +6,14 @@ from finetune_api.finetunejob import Reuse
 from finetune_api.stages import RunRef, Stage, StageInput, input_key
 from finetune_operator.finetunejob.context import RunContext
 from finetune_operator.finetunejob.cost import ending_budget, time_budget_seconds
-from finetune_operator.finetunejob.hardware import alone, hardware_facts, other_facts, processes, shape_alone
+from finetune_operator.finetunejob.hardware import (
+    alone,
+    gpus_alone,
+    hardware_facts,
+    other_facts,
+    processes,
+    shape_alone,
+)
 from finetune_operator.finetunejob.observe import LABEL_RECOVERS
 from finetune_operator.resources.stage_job import QUEUE_LABEL
 from finetune_operator.resources.stage_request import StageRequest
@@ -14,7 +21,7 @@ from finetune_operator.runtimes.facts import offered_facts
 from finetune_operator.settings import PodShape, Profile
 
 _ALONE = frozenset({Stage.EXPORT, Stage.EVALUATE})
-"""The stages that run a model on one GPU."""
+"""The stages that run a model in one process: on one GPU, if it fits."""
 _WITH_BASE = _ALONE | {Stage.TRAIN}
 """The stages that load the base model."""
 
@@ -30,7 +37,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
         image=settings.images.of(stage),
         images=settings.images,
         proxy=settings.proxy,
-        shape=_shape(profile, stage),
+        shape=_shape(profile, stage, gpus_alone(stage, context.ledger.fit)),
         service_account=profile.service_account_name,
         labels={meta.LABEL_RUN: run} | ({LABEL_RECOVERS: recovers} if recovers else {}),
         attempt=recovers,
@@ -47,7 +54,7 @@ def stage_request(context: RunContext, stage: Stage, recovers: str = "") -> Stag
 def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
     """What the stage reads. An earlier result for an equal input may be reused."""
     spec, settings, owner = context.spec, context.observed.settings, context.observed.owner
-    profile, upstream = settings.profiles[spec.profile], context.ledger.upstream
+    upstream = context.ledger.upstream
     preflight = stage is Stage.RESOLVE and not recovers
     return StageInput(
         stage=stage,
@@ -69,7 +76,7 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
         params=context.params,
         tracking=spec.tracking,
         retention=spec.retention,
-        hardware=_hardware(spec.profile, profile, stage) if preflight or stage is not Stage.RESOLVE else None,
+        hardware=_hardware(context, stage) if preflight or stage is not Stage.RESOLVE else None,
         alternatives=other_facts(settings, spec.profile) if preflight else [],
         runtimes=offered_facts(settings) if preflight else [],
         allowance_seconds=time_budget_seconds(context) if stage is Stage.TRAIN else None,
@@ -80,15 +87,16 @@ def _input(context: RunContext, stage: Stage, recovers: str) -> StageInput:
     )
 
 
-def _shape(profile: Profile, stage: Stage) -> PodShape:
+def _shape(profile: Profile, stage: Stage, gpus: int) -> PodShape:
     if stage in _ALONE:
-        return shape_alone(profile)
+        return shape_alone(profile, gpus)
     return profile.accelerator if stage is Stage.TRAIN else profile.cpu
 
 
-def _hardware(name: str, profile: Profile, stage: Stage) -> HardwareFacts | None:
+def _hardware(context: RunContext, stage: Stage) -> HardwareFacts | None:
     """Resolve judges whether the training fits, so it is told of training's."""
-    facts = hardware_facts(name, profile)
+    name = context.spec.profile
+    facts = hardware_facts(name, context.observed.settings.profiles[name])
     if stage in _ALONE:
-        return alone(facts)
+        return alone(facts, gpus_alone(stage, context.ledger.fit))
     return facts if stage in (Stage.RESOLVE, Stage.TRAIN) else None
