@@ -43,7 +43,7 @@ TABLES: Final = {
     "test_messages_models": [
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),
     ],
-    "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.recipe"],
+    "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.interruptions", "fit.recipe"],
     "test_messages_suitability": ["fit.suitability"],
     "test_messages_goals": ["evaluation.gates"],
     "test_review": ["evaluation.review.votes", "evaluation.review.verdict"],

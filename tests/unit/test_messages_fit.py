@@ -223,7 +223,8 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
         LLAMA_8B,
         Training(method=Method.FULL),
         A100.model_copy(update={"memory_gib": 79}),
-        "Needs … 69.8 GiB … 79 GiB … 16 bits, rounded stochastically",
+        "Needs … 69.8 GiB … 79 GiB … 16 bits, rounded stochastically … checkpoint of 90 GiB … 10 min … told to stop … "
+        "40 s … 28 min apart",
     ),
     (LLAMA_8B, Training(), PAIR, "Needs … 10.6 GiB … 39 GiB … each NVIDIA A100 (2"),
     (
@@ -293,7 +294,7 @@ def test_a_training_in_float32() -> None:
     assert_says(on_an_old_cpu(), "10.0 GiB", "pod's 16 GiB", "lacks AVX512-BF16", "float32", "7.4 GiB with bfloat16")
 
 
-@pytest.mark.parametrize("module", ["admission", "afterwards", "recipe", "disk"])
+@pytest.mark.parametrize("module", ["admission", "afterwards", "interruptions", "recipe", "disk"])
 def test_every_sentence_about_the_fit_is_in_a_table(module: str) -> None:
     messages = [*(refusal(row).message for row in range(len(REFUSED))), *map(admitted, range(len(ADMITTED)))]
     messages.append(on_an_old_cpu())

@@ -256,6 +256,49 @@ def test_slow_steps_are_saved_by_the_clock(store: Store, tmp_path: Path) -> None
     assert due == [False, False, True, False, False, True]
 
 
+def test_checkpoints_that_take_long_are_made_less_often(store: Store, tmp_path: Path) -> None:
+    """Five minutes to write one: by Young's rule for four hours, sqrt(2 × 300 × 14,400) = 2,939 s lie between them."""
+    now = [0.0]
+    context = TrainingContext(Checkpoints(store), Progress("train"), threading.Event())
+    checkpointing = Checkpointing(context, tmp_path, minutes=10, save=lambda: None, clock=lambda: now[0])
+    due = []
+    for step in range(1, 18):
+        now[0] += 240.0
+        control, state = SimpleNamespace(should_save=False), SimpleNamespace(global_step=step, max_steps=100)
+        checkpointing.on_step_end(None, state, control)
+        due.append(control.should_save)
+        if control.should_save:
+            now[0] += 300.0
+            checkpointing.on_save(None, state, control)
+    assert [step for step, late in enumerate(due, 1) if late] == [3, 16]
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["within a step", "after a step"])
+def test_a_checkpoint_that_would_take_too_long_is_not_begun_at_the_end(
+    within: bool, store: Store, tmp_path: Path
+) -> None:
+    """The last one took 50 s to write, and a pod that is told to stop has 40: the newest that is stored counts."""
+    now, begun = [0.0], []
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3/trainer_state.json").write_text("{}")
+    context = TrainingContext(Checkpoints(store), Progress("train"), threading.Event())
+    checkpointing = Checkpointing(
+        context, tmp_path, minutes=10, save=lambda: begun.append(now[0]), clock=lambda: now[0]
+    )
+    control, state = SimpleNamespace(should_save=False), SimpleNamespace(global_step=3, max_steps=100)
+    now[0] = 50.0
+    checkpointing.on_save(None, state, control)
+    state.global_step = 5
+    context.stopping.set()
+    ending = checkpointing.on_substep_end if within else checkpointing.on_step_end
+
+    with pytest.raises(StoppedError, match=r"step 5 could not be saved in time; the newest saved step is 3\."):
+        ending(None, state, control)
+
+    assert not begun
+    assert not control.should_save
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -20,6 +20,7 @@ from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
 from finetune_jobs.fit.disk import scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
+from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.memory import (
     BF16,
     GIB,
@@ -118,6 +119,8 @@ def admit(
         message += " The base model is divided among them: it would not fit each."
     if evaluating > 1:
         message += f" Evaluation takes {evaluating} GPUs: its largest model fits no single one."
+    if slow := interruption(shape, training):
+        message += f" {slow}"
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
     if roomier := _faster(shape, part, hardware):

@@ -13,7 +13,7 @@ from finetune_jobs.fit.shapes import Shape
 
 CHECKPOINTS: Final = 3
 """Checkpoints on disk at a time: the best one, the newest, and the one that is being written."""
-_PER_TRAINED: Final = 3 * FP32
+PER_TRAINED: Final = 3 * FP32
 """Bytes of a checkpoint for each trained weight: itself and Adam's two moments."""
 
 
@@ -23,7 +23,7 @@ def scratch_bytes(shape: Shape, training: Training) -> Mapping[Stage, float]:
     tuned = BF16 * trained if training.method is Method.FULL else FP32 * trained
     exported = INT8 * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
     return {
-        Stage.TRAIN: base + CHECKPOINTS * _PER_TRAINED * trained + tuned,
+        Stage.TRAIN: base + CHECKPOINTS * PER_TRAINED * trained + tuned,
         Stage.EXPORT: base + tuned + exported,
         Stage.EVALUATE: base + tuned + exported,
     }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Progress
+from finetune_jobs.fit.interruptions import FLUSH_SECONDS, CheckpointCost
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.watchdogs import diverged, not_finite, overfits
 
@@ -23,8 +24,6 @@ log = logging.getLogger(__name__)
 FIRST: Final = 0.05
 LAST: Final = 0.95
 """The steps take the stage's progress from FIRST to LAST; before is loading, after is publishing."""
-FLUSH_SECONDS: Final = 40.0
-"""How long the last checkpoint may take to reach the store: stage pods have a minute between SIGTERM and SIGKILL."""
 
 
 class Reporting(TrainerCallback):  # type: ignore[misc] # transformers has no types
@@ -76,9 +75,9 @@ def _share(state: Any) -> float:
 
 
 class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has no types
-    """Saves checkpoints outside the pod, after validations and every few minutes; once ``stopping`` is set, saves a
-    last time and ends the training, in the middle of a step if necessary. Processes that train together decide
-    together."""
+    """Saves checkpoints outside the pod, after validations and every few minutes, less often if they take long; once
+    ``stopping`` is set, saves a last time, if that can be done in time, and ends the training, in the middle of a step
+    if necessary. Processes that train together decide together."""
 
     def __init__(
         self,
@@ -93,8 +92,9 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         self._checkpoints, self._stopping, self._team = context.checkpoints, context.stopping, context.team
         self._work, self._save, self._clock = work, save, clock
         self._ends = False
-        self._interval = 60.0 * minutes
-        self._saved = clock()
+        self._minutes = minutes
+        self._saved = self._writing = clock()
+        self._written = 0.0
         self._before: _Moment | None = None
         self._epoch_begins = False
 
@@ -117,7 +117,11 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         if self._before:
             self._before.restore(state)
         # All look before any of them writes: they save together, or none does.
-        (due,) = self._team.any(not (self._work / f"checkpoint-{state.global_step}").exists())
+        due, slow = self._team.any(
+            not (self._work / f"checkpoint-{state.global_step}").exists(), not self._cost.in_time
+        )
+        if slow:
+            self._end(state)
         if state.global_step and due:
             self._save()
         self.on_save(args, state, control)
@@ -127,17 +131,39 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         self._checkpoints.check()
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
-        late = self._interval > 0 and self._clock() - self._saved >= self._interval
-        self._ends, due = self._team.any(self._stopping.is_set(), late)
+        self._ends, due, slow = self._team.any(self._stopping.is_set(), self._late, not self._cost.in_time)
+        if self._ends and slow and state.global_step < state.max_steps:
+            self._end(state)
         control.should_save = control.should_save or due or self._ends
+        self._writing = self._clock()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step's checkpoint is written after its validation."""
+        self._writing = self._clock()
+
+    @property
+    def _late(self) -> bool:
+        """Whether the last checkpoint is old; the first process says so for all, since it alone uploads."""
+        if not self._minutes or not self._team.first:
+            return False
+        return self._clock() - self._saved >= self._cost.interval(self._minutes)
+
+    @property
+    def _cost(self) -> CheckpointCost:
+        """Of a checkpoint, as measured; only the first process uploads."""
+        return CheckpointCost(self._written, self._checkpoints.upload_seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises StoppedError once the checkpoint of a training that must stop is saved, or StageError (PeerLost) if
         another pod must stop."""
         self._saved = self._clock()
+        self._written = self._saved - self._writing
         self._checkpoints.keep(self._work)
-        if not self._ends or state.global_step >= state.max_steps:
-            return
+        if self._ends and state.global_step < state.max_steps:
+            self._end(state)
+
+    def _end(self, state: Any) -> NoReturn:
+        """Wait for what is being uploaded, and raise what ``on_save`` says."""
         saved = f"step {state.global_step} of {state.max_steps} is saved."
         if not self._checkpoints.flush(FLUSH_SECONDS) or self._checkpoints.newest_step < state.global_step:
             newest = self._checkpoints.newest_step

@@ -16,6 +16,7 @@ queued.
 
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -61,6 +62,7 @@ class Checkpoints:
         self._pending: Path | None = None
         self._busy = False
         self._failure: BaseException | None = None
+        self._seconds = 0.0
         self._thread: threading.Thread | None = None
 
     # What earlier attempts found out
@@ -187,14 +189,22 @@ class Checkpoints:
         """Step of the newest checkpoint in the store; 0 if there is none. Only the first process knows it."""
         return max((_step(place) for place in self._owner.state.checkpoints), default=0)
 
+    @property
+    def upload_seconds(self) -> float:
+        """How long the fastest upload so far took: a store that was away says nothing of the next one. 0 before the
+        first, and in all processes but one."""
+        return self._seconds
+
     def _serve(self) -> None:
         while True:
             with self._wake:
                 while self._pending is None:
                     self._wake.wait()
                 snapshot, self._pending, self._busy = self._pending, None, True
+            begun = time.monotonic()
             try:
                 self._mirror(snapshot)
+                self._seconds = min(self._seconds or math.inf, time.monotonic() - begun)
             except StageError as error:
                 if error.retriable and error.reason is not Reason.SUPERSEDED:
                     log.warning("checkpoint not saved, trying again with the next one: %s", error.message)

@@ -24,6 +24,7 @@ from finetune_api.reasons import Reason
 from finetune_api.training import EarlyStopping, Method, Packing, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
+from finetune_jobs.fit.interruptions import FLUSH_SECONDS
 from finetune_jobs.fit.memory import ON_CPU, Step
 from finetune_jobs.fit.recipe import (
     MAX_GRAD_NORM,
@@ -42,7 +43,7 @@ from finetune_jobs.modelling.tuning import Tuning, write_tuning
 from finetune_jobs.training import checkpoints as kept
 from finetune_jobs.training import packing
 from finetune_jobs.training.adapter import adapter_config
-from finetune_jobs.training.callbacks import FIRST, FLUSH_SECONDS, Checkpointing, Reporting
+from finetune_jobs.training.callbacks import FIRST, Checkpointing, Reporting
 from finetune_jobs.training.collator import Collator
 from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.division import mapped_split, missing, token_counts, validation_split, with_blanks
