@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
+from torch.distributed import TCPStore
 
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
@@ -19,6 +21,7 @@ from finetune_api.training import Method
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.train import train
+from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
 from tests.support import forked
 from tests.support.divided_train import PROGRAM
@@ -67,6 +70,24 @@ def large(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             grown |= {each: torch.full(shape, 0.01) for each in names}
     save_file(grown, path / "model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def test_the_others_wait_for_what_the_first_process_does_alone() -> None:
+    """Loading a model may take far longer than a process waits for a message."""
+    port, passed = free_port(), threading.Event()
+    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def second() -> None:
+        Team(rank=1, size=2).wait_for_first("model loaded", place)
+        passed.set()
+
+    waiting = threading.Thread(target=second, daemon=True)
+    waiting.start()
+    assert not passed.wait(0.3)
+    Team(rank=0, size=2).wait_for_first("model loaded", place)
+    assert passed.wait(10)
+    del server
 
 
 def test_only_the_first_process_ever_has_the_whole_model(large: Path, tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ class Team:
             )
         log.info("all %s processes are connected", self.size)
 
+    def wait_for_first(self, done: str, environment: Mapping[str, str] = os.environ) -> None:
+        """The first process says that it has ``done`` something, once; the others wait for that as long as for each
+        other at the start, since it may take longer than any message. Raises as ``join``."""
+        if self.size == 1:
+            return
+        host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        limit = timedelta(seconds=GATHERING_SECONDS)
+        with peers_needed(self):
+            store = distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+            if self.first:
+                store.set(done, "yes")
+            store.wait([done], limit)
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set in any process. All must ask at the same point of their work."""
         if self.size == 1:

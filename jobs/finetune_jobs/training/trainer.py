@@ -291,9 +291,12 @@ def load_trainable(base: Path, training: Training, team: Team = ALONE, step: Ste
     rounded = training.base_quantization
     if not sharded(training, team, step):
         return load_base(base, rounded, dtype=dtype)
-    if not team.first:
-        return build_base(base, rounded, dtype=dtype)
-    return load_base(base, rounded, dtype=dtype, where="cpu", divisible=True)
+    if team.first:
+        model = load_base(base, rounded, dtype=dtype, where="cpu", divisible=True)
+    else:
+        model = build_base(base, rounded, dtype=dtype)
+    team.wait_for_first("model loaded")
+    return model
 
 
 def suit_attention(model: Any, training: Training, tokens: int, *, divided: bool = False) -> None:
