@@ -20,6 +20,8 @@ VLLM: Final = "vllm"
 TITLES: Final = {TGI: "Text Generation Inference", VLLM: "vLLM"}
 """Engines by their name in a runtime's ``engine``, as people call them."""
 INT8: Final = "INT8"
+QUANTIZED: Final = frozenset({INT8, "W8A16", "FP8", "INT4"})
+"""Formats of artifacts that are rounded (ExportFormat): all but Merged."""
 
 
 class Level(StrEnum):
@@ -108,6 +110,8 @@ _VLLM_MODELS: Final = "https://docs.vllm.ai/en/v0.32.0/models/supported_models/"
 _VLLM_DTYPES: Final = f"{_VLLM}/blob/v0.32.0/vllm/config/model.py"
 _INT8: Final = frozenset({INT8})
 _FLOAT16: Final = frozenset({"float16"})
+_FP8: Final = frozenset({"FP8"})
+_WEIGHTS_ONLY: Final = frozenset({"W8A16", "INT4"})
 _BLACKWELL: Final = frozenset({Generation.BLACKWELL})
 _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
 _GEMMAS: Final = frozenset({"gemma", "gemma2", "gemma3_text"})
@@ -129,12 +133,12 @@ ROWS: Final[Sequence[Row]] = (
     # The artifact itself
     Row(
         Level.REFUSED,
-        "Exported here with llm-compressor 0.14 (tiny models of both families): it stores every expert apart, as "
+        "Exported here with llm-compressor 0.14 (tiny models of both families, INT8): it stores every expert apart, as "
         "gate_proj, up_proj and down_proj, and transformers 5.24 cannot load the result.",
         "The {format} export of a mixture of experts ({architecture}) cannot be read back, so that its evaluation "
         "would fail after the training. Train a model without experts.",
         architectures=_EXPERTS,
-        formats=_INT8,
+        formats=QUANTIZED,
     ),
     # Text Generation Inference
     Row(
@@ -160,13 +164,13 @@ ROWS: Final[Sequence[Row]] = (
     ),
     Row(
         Level.REFUSED,
-        f"{_TGI_MODELS}/__init__.py (ModelType has neither; what is left to transformers has none of its INT8 "
-        "kernels); https://github.com/huggingface/text-generation-inference/issues/3226",
+        f"{_TGI_MODELS}/__init__.py (ModelType has neither; what is left to transformers has none of its quantized "
+        "layers); https://github.com/huggingface/text-generation-inference/issues/3226",
         "Text Generation Inference has no {architecture} among the models that it serves in {format}. Choose a runtime "
         "with another engine, or train a Llama, Mistral, Qwen2 or Gemma.",
         engine=TGI,
         architectures=frozenset({"qwen3", "qwen3_moe"}),
-        formats=_INT8,
+        formats=QUANTIZED,
     ),
     Row(
         Level.REFUSED,
@@ -176,7 +180,7 @@ ROWS: Final[Sequence[Row]] = (
         "are wrong. Choose a runtime with another engine, or train another base model.",
         engine=TGI,
         architectures=frozenset({"gpt_neox"}),
-        formats=_INT8,
+        formats=QUANTIZED,
     ),
     Row(
         Level.REFUSED,
@@ -190,12 +194,32 @@ ROWS: Final[Sequence[Row]] = (
     ),
     Row(
         Level.REFUSED,
+        f"{_TGI_SOURCE}/server/text_generation_server/layers/marlin/util.py (capability 8.0 or later; of packed "
+        "integers the only kernel) and fp8.py beside it (Marlin on 8, otherwise torch._scaled_mm, which needs 8.9)",
+        "Text Generation Inference has no {format} kernel for {generation} GPUs. Choose a runtime on a newer "
+        "generation: Ampere, Ada or Hopper.",
+        engine=TGI,
+        formats=_FP8 | _WEIGHTS_ONLY,
+        generations=NO_BFLOAT16,
+    ),
+    Row(
+        Level.CAVEAT,
+        f"{_TGI_SOURCE}/server/text_generation_server/layers/fp8.py (get_fp8_linear: Marlin, which does not quantize "
+        "inputs)",
+        "Text Generation Inference does not round activations on {generation} GPUs ({format}), the evaluation did: "
+        "some answers may differ.",
+        engine=TGI,
+        formats=_FP8,
+        generations=frozenset({Generation.AMPERE, Generation.ADA}),
+    ),
+    Row(
+        Level.REFUSED,
         f"{_TGI_SOURCE}/server/text_generation_server/cli.py (dtype and quantize exclude each other); the launcher "
         "passes the latter for every artifact that is quantized",
         "Text Generation Inference does not start with a quantized model and a DTYPE ({dtype}). Remove DTYPE from env "
         "of the runtime in the chart's values.",
         engine=TGI,
-        formats=_INT8,
+        formats=QUANTIZED,
         dtypes=frozenset({"float16", "bfloat16"}),
     ),
     Row(
@@ -273,6 +297,23 @@ ROWS: Final[Sequence[Row]] = (
         engine=VLLM,
         formats=_INT8,
         generations=frozenset({Generation.VOLTA}),
+    ),
+    Row(
+        Level.REFUSED,
+        "https://docs.vllm.ai/en/v0.14.0/features/quantization/ (Supported hardware: no Marlin on Volta)",
+        "vLLM has no {format} kernel for {generation} GPUs. Choose a runtime on a newer generation: Ampere, Ada or "
+        "Hopper.",
+        engine=VLLM,
+        formats=_FP8 | _WEIGHTS_ONLY,
+        generations=frozenset({Generation.VOLTA}),
+    ),
+    Row(
+        Level.CAVEAT,
+        "https://docs.vllm.ai/en/v0.32.0/features/quantization/llm_compressor/fp8/ (weight-only below capability 8.9)",
+        "vLLM does not round activations on {generation} GPUs ({format}), the evaluation did: some answers may differ.",
+        engine=VLLM,
+        formats=_FP8,
+        generations=frozenset({Generation.TURING, Generation.AMPERE}),
     ),
     Row(
         Level.CAVEAT,

@@ -51,16 +51,22 @@ class BaseModelRef(ApiModel):
 
 
 class ExportFormat(StrEnum):
-    """Format of the artifact that is served."""
+    """Format of the artifact that is served: always one merged model, its values in so many bits."""
 
     INT8 = "INT8"
+    W8A16 = "W8A16"
+    FP8 = "FP8"
+    INT4 = "INT4"
+    MERGED = "Merged"
 
 
 class Export(ApiModel):
     """How the tuned model is prepared for serving."""
 
     format: ExportFormat = ExportFormat.INT8
-    """INT8: merged and quantized to 8-bit weights and activations (W8A8, compressed-tensors) for TGI and vLLM."""
+    """Of the weights of all linear layers but the output layer. INT8: 8-bit integers, activations too (W8A8). W8A16:
+    8-bit integers, activations in 16 bits. FP8: 8-bit floating point, activations too. INT4: 4-bit integers, calibrated
+    by GPTQ on training examples, activations in 16 bits. Merged: 16 bits, nothing is rounded."""
 
 
 class Coverage(StrEnum):
@@ -336,7 +342,7 @@ class ArtifactStatus(WireModel):
     uri: Annotated[str, Field(max_length=1024)]
     """Folder of the artifact; set it in an AdapterDeployment to pin this version."""
     format: Annotated[str, Field(max_length=16)]
-    """Format of the weights: INT8, or one that a newer version knows."""
+    """Format of the weights, as in spec.export.format, or one that a newer version knows."""
     architecture: Annotated[str | None, Field(max_length=64)] = None
     """Architecture of the weights, the model_type of their config.json, e.g. llama; absent if unknown."""
     size_bytes: Count = None

@@ -1,7 +1,9 @@
-"""Stage export: base model and adapter in, quantised checkpoint of the tuned model out."""
+"""Stage export: base model and adapter in, a checkpoint of the tuned model in the format that is served out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.finetunejob import ExportFormat
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
@@ -9,8 +11,9 @@ from finetune_jobs.artifacts import folders
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
+from finetune_jobs.exporting.calibration import Tokens, calibration_rows
 from finetune_jobs.exporting.merge import merge
-from finetune_jobs.exporting.quantize import quantize_int8
+from finetune_jobs.exporting.quantize import MAX_SHARD, quantize
 from finetune_jobs.exporting.transformers_v4 import write_transformers_v4
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
@@ -25,32 +28,61 @@ def export(context: Context) -> StageOutput:
     given = context.input
     require_promised(given.hardware)
     params = require(given.params.export, "params.export")
+    kind = params.export.format
     base, adapter, out = (context.scratch / name for name in ("base", "adapter", "quantized"))
     folders.fetch_folder(context.store, output_folder(Stage.TRAIN, given.upstream.adapter), adapter)
     fetch_base_model(context, base)
-    export_int8(base, adapter, out, read_tuning(adapter, Method(params.method)), context.progress)
+    parts = TunedParts(base, adapter, read_tuning(adapter, Method(params.method)))
+    calibration = _calibration(context, parts) if kind is ExportFormat.INT4 else ()
+    export_model(parts, out, kind, context.progress, calibration)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return StageOutput(
-        scalars={"format": params.export.format.value, "sizeBytes": str(size)},
-        message=f"{params.export.format.value}, {size / 1e6:.0f} MB.",
+        scalars={"format": kind.value, "sizeBytes": str(size)},
+        message=f"{kind.value}, {size / 1e6:.0f} MB.",
         folder=out,
         tools=versions("torch", "transformers", "peft", "bitsandbytes", "llmcompressor", "compressed-tensors"),
     )
 
 
-def export_int8(base: Path, tuned: Path, out: Path, tuning: Tuning, progress: Progress) -> None:
-    """Write the tuned model to ``out`` as INT8 W8A8 for TGI 3.3, vLLM and transformers 4 and 5.
+@dataclass(frozen=True)
+class TunedParts:
+    """What a tuned model is made of."""
+
+    base: Path
+    tuned: Path
+    """train's output."""
+    tuning: Tuning
+    """What that is."""
+
+
+def export_model(
+    parts: TunedParts, out: Path, kind: ExportFormat, progress: Progress, calibration: Tokens = ()
+) -> None:
+    """Write the tuned model to ``out`` for TGI 3.3, vLLM and transformers 4 and 5; ``calibration``: token ids of
+    training examples, for INT4.
 
     Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
     with cuda_memory("the merged 16-bit model"):
-        progress.report(0.1, "merging the adapter into the base model" if tuning.is_adapter else "loading the model")
-        model = merge(base, tuned, tuning)
-        progress.report(0.5, "quantising to INT8")
-        quantize_int8(model, out)
-    copy_tokenizer(base, out)
-    write_served_template(out, thoughts=tuning.thoughts)
+        merging = "merging the adapter into the base model" if parts.tuning.is_adapter else "loading the model"
+        progress.report(0.1, merging)
+        model = merge(parts.base, parts.tuned, parts.tuning)
+        if kind is ExportFormat.MERGED:
+            model.save_pretrained(out, safe_serialization=True, max_shard_size=MAX_SHARD)
+        else:
+            progress.report(0.5, f"quantising to {kind.value}")
+            quantize(model, out, kind, calibration)
+    copy_tokenizer(parts.base, out)
+    write_served_template(out, thoughts=parts.tuning.thoughts)
     write_transformers_v4(out)
+
+
+def _calibration(context: Context, parts: TunedParts) -> Tokens:
+    """Of the rows that the adapter was trained on, which its digest stands for: another data set that gave the very
+    same adapter has the same rows."""
+    dataset, digest = context.scratch / "dataset", require(context.input.upstream.dataset or None, "upstream.dataset")
+    folders.fetch_folder(context.store, output_folder(Stage.PREPARE, digest), dataset)
+    return calibration_rows(dataset, parts.base, thoughts=parts.tuning.thoughts)
 
 
 def main() -> None:

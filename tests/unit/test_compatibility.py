@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.cards import Generation
 from finetune_api.compatibility import (
+    QUANTIZED,
     ROWS,
     TITLES,
     Case,
@@ -32,10 +33,10 @@ DENSE: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3
 FLOAT16: Final = "llama in float16 … bfloat16 … answers may differ"
 
 
-def on(engine: str, architecture: str, card: str = "", dtype: str = "") -> Any:
-    """The verdict on an INT8 artifact on a runtime with a GPU."""
+def on(engine: str, architecture: str, card: str = "", dtype: str = "", export_format: str = "INT8") -> Any:
+    """The verdict on an artifact on a runtime with a GPU."""
     runtime = ServingFacts(name="here", engine=engine, gpu=True, card=card, dtype=dtype)
-    return serving_verdict(runtime, architecture, "INT8")
+    return serving_verdict(runtime, architecture, export_format)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +85,47 @@ def test_an_artifact_on_a_runtime(
         assert found.message == ""
 
 
+@pytest.mark.parametrize(
+    ("engine", "architecture", "card", "export_format", "level", "says"),
+    [
+        ("tgi", "gemma2", "NVIDIA A10", "W8A16", FINE, ""),
+        ("tgi", "gemma2", "NVIDIA A10", "INT4", FINE, ""),
+        ("tgi", "gemma2", "NVIDIA A10", "FP8", CAVEAT, "does not round activations on Ampere GPUs (FP8)"),
+        ("tgi", "gemma2", "NVIDIA L4", "FP8", CAVEAT, "does not round activations on Ada"),
+        ("tgi", "gemma2", "NVIDIA H100 80GB HBM3", "FP8", FINE, ""),
+        ("tgi", "gemma2", "NVIDIA B200", "INT4", FINE, ""),
+        ("tgi", "llama", "Tesla T4", "INT4", REFUSED, "no INT4 kernel for Turing … newer generation"),
+        ("tgi", "llama", "Tesla T4", "FP8", REFUSED, "no FP8 kernel for Turing"),
+        ("tgi", "llama", "Tesla T4", "Merged", CAVEAT, FLOAT16),
+        ("tgi", "qwen3", "", "FP8", REFUSED, "no qwen3 … FP8"),
+        ("tgi", "gpt_neox", "", "W8A16", REFUSED, "mixes up the attention weights"),
+        ("tgi", "gpt_neox", "", "Merged", CAVEAT, "not known"),
+        ("vllm", "llama", "NVIDIA B200", "FP8", FINE, ""),
+        ("vllm", "llama", "NVIDIA L4", "FP8", FINE, ""),
+        ("vllm", "llama", "NVIDIA A10", "FP8", CAVEAT, "vLLM does not round activations on Ampere GPUs (FP8)"),
+        ("vllm", "llama", "NVIDIA B200", "W8A16", FINE, ""),
+        ("vllm", "llama", "Tesla V100-SXM2-16GB", "INT4", REFUSED, "no INT4 kernel for Volta … newer generation"),
+        ("vllm", "llama", "NVIDIA B200", "Merged", FINE, ""),
+    ],
+)
+def test_an_artifact_in_another_format(
+    engine: str, architecture: str, card: str, export_format: str, level: Level, says: str
+) -> None:
+    found = on(engine, architecture, card, export_format=export_format)
+    assert found.level is level, found.message
+    assert bool(found.message) is bool(says)
+    if says:
+        assert_says(found.message, *says.split(" … "))
+
+
 def test_mixtures_of_experts_cannot_be_exported() -> None:
     for architecture in ("mixtral", "qwen3_moe"):
-        found = artifact_verdict(architecture, "INT8")
-        assert found.refused
-        assert_says(found.message, "INT8 export", f"({architecture})", "evaluation", "Train a model without experts")
-        assert not artifact_verdict(architecture, "BF16").refused
+        for export_format in QUANTIZED:
+            found = artifact_verdict(architecture, export_format)
+            assert found.refused
+            parts = (f"{export_format} export", f"({architecture})", "evaluation", "Train a model without experts")
+            assert_says(found.message, *parts)
+        assert not artifact_verdict(architecture, "Merged").refused
     assert [artifact_verdict(name, "INT8") for name in DENSE] == [verdict(Case("", "", ""))] * len(DENSE)
 
 
@@ -108,6 +144,7 @@ def test_every_family_that_fit_knows_is_spoken_of_or_told_to_be_unknown() -> Non
         assert {family for family in FAMILIES if on(engine, family).level is UNKNOWN} == UNSPOKEN[engine]
     named = {name for row in ROWS for name in row.formats or ()}
     assert named <= {each.value for each in ExportFormat}
+    assert {each.value for each in ExportFormat} - {ExportFormat.MERGED} == QUANTIZED
 
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))

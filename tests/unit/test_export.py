@@ -1,4 +1,4 @@
-"""Export: merging keeps what was trained, INT8 files are readable everywhere, JSON speaks both dialects."""
+"""Export: merging keeps what was trained, files of every format answer like it, JSON speaks both dialects."""
 
 import json
 from collections.abc import Iterator
@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from finetune_api.finetunejob import Output
+from finetune_api.finetunejob import ExportFormat, Output
 from finetune_api.layout import output_folder
 from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
 from finetune_jobs.evaluation.generate import Questions, generate_answers
+from finetune_jobs.exporting import offload
 from finetune_jobs.exporting.merge import merge
+from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.exporting.transformers_v4 import config_v4, tokenizer_config_v4, write_transformers_v4
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.device import precision
@@ -149,17 +151,22 @@ def test_the_ways_that_are_not_taken_lose_some_of_it(tuned: Tuned) -> None:
 def exported(
     request: pytest.FixtureRequest, tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path_factory: Any
 ) -> tuple[Ended, Path]:
-    """The stage export as its container runs it, for both methods: how it ended, and its output."""
-    method: Method = request.param
+    """The stage export as its container runs it, for every method: how it ended, and its output."""
+    return run_export(tuned, s3, quantize_python, tmp_path_factory.mktemp("exported"), method=request.param)
+
+
+def run_export(
+    tuned: Tuned, s3: SeaweedFS, python: Path, folder: Path, *, method: Method = Method.QLORA, **export: Any
+) -> tuple[Ended, Path]:
+    """How the stage ended for an adapter of this method and this ``spec.export``, and its output."""
     adapter = publish_folder(tuned.store, tuned.adapter(method), Stage.TRAIN)
     output = Output(uri=tuned.store.uri(), name="transactions")
-    params = pipeline_params([], output).model_copy(update={"export": ExportParams(export={}, method=method)})
+    params = pipeline_params([], output).model_copy(update={"export": ExportParams(export=export, method=method)})
     chain = tuned.upstream.with_output(Stage.TRAIN, adapter)
     given = stage_input(
         Stage.EXPORT, s3.storage, output, params, chain, base_model_uri=tuned.store.uri(BASE), reuse=False
     )
-    folder: Path = tmp_path_factory.mktemp("exported")
-    ended = run_process(given, folder, ADMIN, python=quantize_python)
+    ended = run_process(given, folder, ADMIN, python=python)
     assert ended.code == ExitCode.OK, (ended.result, ended.log)
     out = folder / "out"
     fetch_folder(tuned.store, output_folder(Stage.EXPORT, ended.result.output_digest), out)
@@ -209,6 +216,94 @@ def test_the_exported_files_are_int8_for_every_reader(exported: tuple[Ended, Pat
     size = (out / "model.safetensors").stat().st_size
     assert ended.result.scalars == {"format": "INT8", "sizeBytes": str(size)}
     assert not any(str(tuned.folder) in file.read_text() for file in out.glob("*.json"))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the files of a format hold."""
+
+    form: str | None
+    """Of compressed-tensors; None: 16 bits."""
+    bits: int = 16
+    strategy: str = ""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the linear layers' weights."""
+    activations: int | None = None
+    """Bits to which they are rounded at run time."""
+
+
+WRITTEN = {
+    ExportFormat.W8A16: Written("pack-quantized", 8, "channel", torch.int32),
+    ExportFormat.FP8: Written("float-quantized", 8, "channel", torch.float8_e4m3fn, 8),
+    ExportFormat.INT4: Written("pack-quantized", 4, "group", torch.int32),
+    ExportFormat.MERGED: Written(None),
+}
+
+
+@pytest.fixture(scope="module", params=list(WRITTEN))
+def formatted(
+    request: pytest.FixtureRequest, tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path_factory: Any
+) -> tuple[ExportFormat, Ended, Path]:
+    """The other formats: which, how the stage ended, and its output."""
+    folder = tmp_path_factory.mktemp("formatted")
+    return request.param, *run_export(tuned, s3, quantize_python, folder, format=request.param)
+
+
+def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportFormat, Ended, Path], tuned: Tuned) -> None:
+    """INT4 too, since it is calibrated: rounded to the nearest value, it would have lost what was trained."""
+    _, _, out = formatted
+    trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
+    artifact = log_probabilities(load_artifact(out), tuned)
+    untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
+    assert divergence(trained, artifact) < divergence(trained, untrained) / 10
+
+    examples = read_split(tuned.dataset, "train")
+    questions = Questions([example.prompt for example in examples], limit=12, batch_size=6)
+    answers = generate_answers(load_checkpoint(out), load_tokenizer(out), questions, lambda _done, _total: None)
+    assert answers == [example.label for example in examples]
+
+
+def test_every_format_is_what_it_says(formatted: tuple[ExportFormat, Ended, Path]) -> None:
+    kind, ended, out = formatted
+    config, expected = json.loads((out / "config.json").read_text()), WRITTEN[kind]
+    assert (config["rope_theta"], config["torch_dtype"]) == (12345.0, "bfloat16")
+    assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text())
+    size = (out / "model.safetensors").stat().st_size
+    assert ended.result.scalars == {"format": kind.value, "sizeBytes": str(size)}
+    with safe_open(out / "model.safetensors", "pt") as file:
+        layer = "model.layers.0.mlp.down_proj.weight"
+        packed = f"{layer}_packed" if expected.form == "pack-quantized" else layer
+        assert file.get_tensor(packed).dtype is expected.dtype
+        assert file.get_tensor("lm_head.weight").dtype is torch.bfloat16
+    if expected.form is None:
+        assert "quantization_config" not in config
+        return
+    quantisation = config["quantization_config"]
+    assert (quantisation["quant_method"], quantisation["format"]) == ("compressed-tensors", expected.form)
+    assert quantisation["ignore"] == ["lm_head"]
+    (group,) = quantisation["config_groups"].values()
+    weights, activations = group["weights"], group["input_activations"]
+    assert (weights["num_bits"], weights["strategy"], weights["symmetric"]) == (expected.bits, expected.strategy, True)
+    assert (activations and activations["num_bits"]) == expected.activations
+    if kind is ExportFormat.INT4:
+        assert weights["group_size"] == 64, "the layers have 64 and 128 inputs"
+
+
+def test_weights_of_every_format_stay_rounded_where_the_gpu_is_too_small(
+    formatted: tuple[ExportFormat, Ended, Path], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer after the other is unpacked, and the result is the same; 16 bits stay what they are. How large a model
+    is in 16 bits depends on its weights, packed or not, and little on their scales."""
+    kind, _, out = formatted
+    tokens = torch.arange(4, 60)[None]
+    whole = load_artifact(out)(input_ids=tokens).logits
+    monkeypatch.setattr("finetune_jobs.exporting.offload._gpu_holds", lambda _folder: False)
+    kept = load_artifact(out)
+    assert torch.equal(kept(input_ids=tokens).logits, whole)
+    names = ("down_proj.weight", "down_proj.weight_packed")
+    found = {p.dtype for name, p in kept.named_parameters() if name.endswith(names)}
+    assert found == {WRITTEN[kind].dtype if WRITTEN[kind].form else precision()}
+    assert offload._size(out) == pytest.approx(offload._size(tuned.base), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ TABLES: Final = {
     ],
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.interruptions", "fit.recipe"],
     "test_messages_suitability": ["fit.suitability"],
+    "test_fit_exported": ["fit.exported"],
     "test_messages_goals": ["evaluation.gates"],
     "test_review": ["evaluation.review.votes", "evaluation.review.verdict"],
     "test_cards": ["modelling.cards"],

@@ -95,6 +95,24 @@ def refusal(row: int) -> StageError:
     return error.value
 
 
+def narrow(hidden: int) -> dict[str, Any]:
+    """A model of another width."""
+    return LLAMA_8B | {"hidden_size": hidden, "num_attention_heads": hidden // 16, "num_key_value_heads": 1}
+
+
+def test_groups_of_4_bit_weights_must_divide_every_layer() -> None:
+    """Known from config.json, so before a GPU is asked for; of a model of unknown shape the export says it."""
+    with pytest.raises(StageError) as error:
+        require_suitable(narrow(2000), Training(), "INT4", L4, [])
+    assert error.value.reason is Reason.MODEL_UNSUPPORTED
+    assert_says(error.value.message, *GROUPS_REFUSED.split(" … "))
+    for config, export_format in ((narrow(2000), "INT8"), (narrow(2016), "INT4"), ({"model_type": "new"}, "INT4")):
+        require_suitable(config, Training(), export_format, L4, [])
+
+
+GROUPS_REFUSED: Final = "export.format INT4 … divisible by 128, 64, 32 … are 2000, 14336 … Choose INT8 or FP8"
+
+
 def warning(row: int) -> str:
     """What is said of a row of WARNED."""
     config, training, export_format, runtimes, _ = WARNED[row]

@@ -54,7 +54,7 @@ GIVEN: dict[str, Any] = {
     "output": {"uri": "s3://artifacts/team", "name": "ft"},
 }
 SPEC = FineTuneJobSpec.model_validate(GIVEN)
-UNREADABLE = "spec.export.format: Input should be 'INT8'"
+UNREADABLE = "spec.export.format: Input should be 'INT8', 'W8A16', 'FP8', 'INT4' or 'Merged'"
 """Of a spec with a value that a newer CRD knows."""
 
 

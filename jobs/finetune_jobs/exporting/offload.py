@@ -1,9 +1,11 @@
 """Handles a model that was trained on 4 bits of each weight and whose 16-bit weights do not fit the GPU. It is merged
-and rounded in pod memory, and the result computed from its 8-bit weights, one layer at a time. Both give the same as on
-a larger GPU, more slowly; ``fit.afterwards`` has checked that they fit.
+and rounded in pod memory, and the result computed from its rounded weights, one layer at a time. Both give the same as
+on a larger GPU, more slowly; ``fit.afterwards`` has checked that they fit.
 """
 
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ def load_artifact(folder: Path) -> Any:
     """An exported artifact, exactly as its files say; its weights stay rounded if they do not fit the GPU in 16
     bits."""
     model = load_checkpoint(folder)
-    if not _gpu_holds(folder):
-        log.info("%.1f GiB of 16-bit weights do not fit the GPU: they stay in 8 bits", _size(folder) / GIB)
+    if _quantization(folder) and not _gpu_holds(folder):
+        log.info("%.1f GiB of 16-bit weights do not fit the GPU: they stay rounded", _size(folder) / GIB)
         keep_rounded(model)
     return model
 
@@ -69,10 +71,25 @@ def _gpu_holds(folder: Path) -> bool:
 
 def _size(folder: Path) -> int:
     """Bytes of all weights in 16 bits."""
-    return sum(BF16 * _weights(path) for path in folder.glob("*.safetensors"))
+    return sum(BF16 * _weights(path, _packed(folder)) for path in folder.glob("*.safetensors"))
 
 
-def _weights(path: Path) -> int:
+def _weights(path: Path, packed: int) -> int:
+    """Numbers in a file, of which ``packed`` are in one integer where weights are packed."""
     with safe_open(path, "pt") as file:
-        shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118 # not a dict
-        return sum(torch.Size(shape).numel() for shape in shapes)
+        shapes = ((name, file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 # not a dict
+        return sum(
+            torch.Size(shape).numel() * (packed if name.endswith(".weight_packed") else 1) for name, shape in shapes
+        )
+
+
+def _packed(folder: Path) -> int:
+    """Weights in one 32-bit integer of compressed-tensors' form ``pack-quantized``."""
+    groups = _quantization(folder).get("config_groups", {}).values()
+    return max((32 // int(group["weights"]["num_bits"]) for group in groups), default=1)
+
+
+def _quantization(folder: Path) -> Mapping[str, Any]:
+    """How the weights are rounded; empty for 16 bits."""
+    found: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found.get("quantization_config") or {}

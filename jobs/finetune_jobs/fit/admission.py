@@ -22,8 +22,8 @@ from finetune_jobs.fit.disk import scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
 from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.memory import (
-    BF16,
     GIB,
+    INT8,
     ON_CPU,
     ON_GPU,
     ON_OLD_CPU,
@@ -50,7 +50,7 @@ class After:
     samples: int = 0
     """Examples of the test split that the evaluation asks."""
     task: TaskType = TaskType.TEXT
-    exported: float = BF16
+    exported: float = INT8
     """Bytes of a weight of the exported model."""
 
 
@@ -96,18 +96,18 @@ def admit(
     memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
     speed = pace(shape, training, chosen, hardware, answer=answer, exported=after.exported)
-    evaluating = max(1, evaluation_gpus(shape, training, hardware))
+    evaluating = max(1, evaluation_gpus(shape, training, hardware, after.exported))
     expected = forecast(speed, training, hardware, after.samples, evaluating)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:
-        _require_pod_memory(shape, part, step, hardware, others)
+        _require_pod_memory(shape, part, step, hardware, others, after)
     elif not fits(memory, hardware):
-        raise _refused(shape, training, hardware, others)
+        raise _refused(shape, training, hardware, others, after)
     if not _loads(shape, training, hardware):
-        raise _unloadable(shape, training, hardware, others)
-    if lacking := _lacking(shape, training, hardware):
-        advice = _advice(shape, training, hardware, others) or "Choose a profile whose pods have more of it."
+        raise _unloadable(shape, training, hardware, others, after)
+    if lacking := _lacking(shape, training, hardware, after):
+        advice = _advice(shape, training, hardware, others, after) or "Choose a profile whose pods have more of it."
         raise StageError(Reason.FIT_REFUSED, f"{lacking} {advice}")
     if not hardware.has_gpu:
         usual = None if bfloat16 else peak_memory(shape, part, ON_CPU, hardware.processes)
@@ -151,9 +151,10 @@ def fits(memory: Memory, hardware: HardwareFacts) -> bool:
     return memory.gib <= USABLE * hardware.memory_gib
 
 
-def _lacking(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
+def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
     """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
-    return shortage(shape, training, hardware) or scratch_shortage(shape, training, hardware)
+    exported = after.exported
+    return shortage(shape, training, hardware, exported) or scratch_shortage(shape, training, hardware, exported)
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
@@ -181,9 +182,11 @@ def per_process(training: Training, hardware: HardwareFacts) -> Training | None:
     return training.model_copy(update={"batch_size": part.size, "gradient_accumulation": part.passes})
 
 
-def smallest_change(shape: Shape, training: Training, hardware: HardwareFacts) -> Training | None:
+def smallest_change(
+    shape: Shape, training: Training, hardware: HardwareFacts, after: After = After()
+) -> Training | None:
     """The first changed training that fits a GPU; None if none does."""
-    return next((changed for changed in _changes(training) if _fits_gpu(shape, changed, hardware)), None)
+    return next((changed for changed in _changes(training) if _fits_gpu(shape, changed, hardware, after)), None)
 
 
 def _changes(training: Training) -> Iterator[Training]:
@@ -221,10 +224,10 @@ def _shorter(length: int) -> Iterator[int]:
     yield from range((length - 1) // SHORTEST * SHORTEST, 0, -SHORTEST)
 
 
-def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
+def _fits_gpu(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> bool:
     if per_process(training, hardware) is None or not fits(_peak(shape, training, hardware), hardware):
         return False
-    return _loads(shape, training, hardware) and not _lacking(shape, training, hardware)
+    return _loads(shape, training, hardware) and not _lacking(shape, training, hardware, after)
 
 
 def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
@@ -233,13 +236,15 @@ def _peak(shape: Shape, training: Training, hardware: HardwareFacts) -> Memory:
     return peak_memory(shape, part, least_step(training, hardware.processes), hardware.processes)
 
 
-def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> StageError:
+def _refused(
+    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
+) -> StageError:
     memory = _peak(shape, training, hardware)
-    changed = smallest_change(shape, training, hardware)
+    changed = smallest_change(shape, training, hardware, after)
     advice = []
     if changed is not None:
         advice.append(f"It fits with {_difference(training, changed)} ({_gib(_peak(shape, changed, hardware))}).")
-    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
+    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]:
         advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     if not advice:
         advice.append("No smaller setting and no other profile of this platform would fit.")
@@ -252,10 +257,10 @@ def _refused(shape: Shape, training: Training, hardware: HardwareFacts, others: 
 
 
 def _unloadable(
-    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]
+    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
 ) -> StageError:
     """Passes and lengths do not matter here; only an adapter, or another pod, helps."""
-    advice = _advice(shape, training, hardware, others)
+    advice = _advice(shape, training, hardware, others, after)
     return StageError(
         Reason.FIT_REFUSED,
         f"{training.method.value} needs about {_host_gib(shape, training, hardware):.1f} GiB of pod memory, because "
@@ -265,11 +270,13 @@ def _unloadable(
     )
 
 
-def _advice(shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts]) -> str:
+def _advice(
+    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
+) -> str:
     """What would fit; empty if nothing is known to."""
-    changed = smallest_change(shape, training, hardware) if hardware.has_gpu else None
+    changed = smallest_change(shape, training, hardware, after) if hardware.has_gpu else None
     advice = [f"It fits with {_difference(training, changed)}."] if changed else []
-    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]:
+    if names := [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]:
         advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
     return " ".join(advice)
 
@@ -290,16 +297,16 @@ def _by_memory(others: Sequence[HardwareFacts]) -> list[HardwareFacts]:
 
 
 def _require_pod_memory(
-    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, others: Sequence[HardwareFacts]
+    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
 ) -> None:
     """Without a GPU, only what no data can change is refused: most examples are far shorter than maxLength."""
     floor = floor_memory(shape, training, step, hardware.processes)
     if floor.gib <= hardware.memory_gib:
         return
-    names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other)]
+    names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]
     rounded = _rounded(training)
     advice = ["Choose a profile with more memory."]
-    if rounded and _fits_pod(shape, rounded, step, hardware):
+    if rounded and _fits_pod(shape, rounded, step, hardware, after):
         advice = [f"It fits with {_difference(training, rounded)}."]
     elif names:
         advice = [f"It fits profile {' or '.join(names[:3])}."]
@@ -310,9 +317,9 @@ def _require_pod_memory(
     )
 
 
-def _fits_pod(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> bool:
+def _fits_pod(shape: Shape, training: Training, step: Step, hardware: HardwareFacts, after: After) -> bool:
     floor = floor_memory(shape, training, step, hardware.processes)
-    return floor.gib <= hardware.memory_gib and not _lacking(shape, training, hardware)
+    return floor.gib <= hardware.memory_gib and not _lacking(shape, training, hardware, after)
 
 
 def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:

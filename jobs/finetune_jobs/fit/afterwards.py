@@ -1,27 +1,30 @@
 """Whether the stages after a training fit its profile too: export's merge, and the models that evaluation runs.
 
 If a GPU is too small for the model in 16 bits, the merge is done in pod memory, and the exported model is computed from
-its 8-bit weights (``exporting.offload``). If it is too small for these too, evaluation takes as many GPUs of the pod as
-hold them, layer after layer. Without a GPU everything is in pod memory.
+its rounded weights (``exporting.offload``), if it has such. If it is too small for these too, evaluation takes as many
+GPUs of the pod as hold them, layer after layer. Without a GPU everything is in pod memory.
 """
 
 from finetune_api.budget import HardwareFacts
-from finetune_api.training import Training
-from finetune_jobs.fit.memory import BF16, GIB, INT8, PROCESS, USABLE, holds, resident
+from finetune_api.training import Quantization, Training
+from finetune_jobs.fit.exported import exported_bytes
+from finetune_jobs.fit.memory import BF16, GIB, INT8, NF4, PROCESS, USABLE, holds, resident
 from finetune_jobs.fit.shapes import Shape
 
 
-def shortage(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
-    """What does not fit, in a sentence; empty if everything fits, or if the available memory is unknown."""
-    return _of_export(shape, hardware) or (_of_evaluation(shape, training, hardware) if hardware.has_gpu else "")
+def shortage(shape: Shape, training: Training, hardware: HardwareFacts, exported: float = INT8) -> str:
+    """What does not fit, in a sentence; empty if everything fits, or if the available memory is unknown. ``exported``:
+    bytes of a weight of the exported model."""
+    lacking = _of_export(shape, hardware)
+    return lacking or (_of_evaluation(shape, training, hardware, exported) if hardware.has_gpu else "")
 
 
-def evaluation_gpus(shape: Shape, training: Training, hardware: HardwareFacts) -> int:
+def evaluation_gpus(shape: Shape, training: Training, hardware: HardwareFacts, exported: float = INT8) -> int:
     """How many of a pod's GPUs evaluation needs; 0: it does not fit all of them. 1 without a GPU, or where its memory
     is unknown."""
     if not hardware.has_gpu or not hardware.memory_gib:
         return 1
-    asked, room = _largest_evaluated(shape, training), hardware.memory_gib * GIB
+    asked, room = _largest_evaluated(shape, training, exported), hardware.memory_gib * GIB
     # Layers and embeddings are not cut: each GPU may get one more than its part.
     piece = max(asked / shape.layers, BF16 * shape.vocab * shape.hidden)
     counts = range(1, hardware.count + 1)
@@ -42,10 +45,10 @@ def _of_export(shape: Shape, hardware: HardwareFacts) -> str:
     )
 
 
-def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
-    if evaluation_gpus(shape, training, hardware):
+def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts, exported: float) -> str:
+    if evaluation_gpus(shape, training, hardware, exported):
         return ""
-    asked = _largest_evaluated(shape, training)
+    asked = _largest_evaluated(shape, training, exported)
     cards = f"{hardware.name}" if hardware.count == 1 else f"each of the {hardware.count} {hardware.name}"
     return (
         f"Evaluation needs about {resident(asked) / GIB:.1f} GiB for its largest model, more than "
@@ -53,8 +56,9 @@ def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts) ->
     )
 
 
-def _largest_evaluated(shape: Shape, training: Training) -> float:
+def _largest_evaluated(shape: Shape, training: Training, exported: float) -> float:
     """Bytes: of the base as in training, where it may have been divided, of the exported model or of a fully tuned
     one."""
-    rest = shape.parameters - shape.linear_parameters
-    return BF16 * rest + (INT8 if training.base_quantization else BF16) * shape.linear_parameters
+    if training.base_quantization is None:
+        return exported_bytes(shape, BF16)
+    return exported_bytes(shape, max(exported, INT8 if training.base_quantization is Quantization.INT8 else NF4))

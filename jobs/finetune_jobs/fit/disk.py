@@ -8,6 +8,7 @@ from typing import Final
 from finetune_api.budget import HardwareFacts
 from finetune_api.stages import Stage
 from finetune_api.training import Method, Training
+from finetune_jobs.fit.exported import exported_bytes
 from finetune_jobs.fit.memory import BF16, FP32, GIB, INT8, trained_parameters
 from finetune_jobs.fit.shapes import Shape
 
@@ -17,23 +18,23 @@ PER_TRAINED: Final = 3 * FP32
 """Bytes of a checkpoint for each trained weight: itself and Adam's two moments."""
 
 
-def scratch_bytes(shape: Shape, training: Training) -> Mapping[Stage, float]:
-    """Bytes of each stage's files when it has the most of them."""
+def scratch_bytes(shape: Shape, training: Training, exported: float = INT8) -> Mapping[Stage, float]:
+    """Bytes of each stage's files when it has the most of them; ``exported``: of a weight of the exported model."""
     base, trained = BF16 * shape.parameters, trained_parameters(shape, training)
     tuned = BF16 * trained if training.method is Method.FULL else FP32 * trained
-    exported = INT8 * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
+    made = exported_bytes(shape, exported)
     return {
         Stage.TRAIN: base + CHECKPOINTS * PER_TRAINED * trained + tuned,
-        Stage.EXPORT: base + tuned + exported,
-        Stage.EVALUATE: base + tuned + exported,
+        Stage.EXPORT: base + tuned + made,
+        Stage.EVALUATE: base + tuned + made,
     }
 
 
-def scratch_shortage(shape: Shape, training: Training, hardware: HardwareFacts) -> str:
+def scratch_shortage(shape: Shape, training: Training, hardware: HardwareFacts, exported: float = INT8) -> str:
     """What does not fit, in a sentence; empty if everything fits, or if the volume's size is unknown."""
     if not hardware.scratch_gib:
         return ""
-    stage, needed = max(scratch_bytes(shape, training).items(), key=lambda each: each[1])
+    stage, needed = max(scratch_bytes(shape, training, exported).items(), key=lambda each: each[1])
     if needed / GIB <= hardware.scratch_gib:
         return ""
     checkpoints = f" and {CHECKPOINTS} checkpoints" if stage is Stage.TRAIN and training.method is Method.FULL else ""

@@ -13,14 +13,13 @@ from typing import Any, Final
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
-from finetune_api.finetunejob import ExportFormat
 from finetune_api.references import SecretKeyRef
 from finetune_api.stages import StageInput
 from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.fit.admission import Admission, After, admit
 from finetune_jobs.fit.afterwards import evaluation_gpus
-from finetune_jobs.fit.memory import BF16, INT8
+from finetune_jobs.fit.exported import weight_bytes
 from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 from finetune_jobs.fit.suitability import require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
@@ -43,7 +42,7 @@ def preflight(
     config = _read_config(given, places, model, scratch)
     if trained:
         training = require(given.params.train, "params.train").training
-        return Admission(None, None, "", evaluation_gpus=_evaluation_gpus(config, training, given.hardware))
+        return Admission(None, None, "", evaluation_gpus=_evaluation_gpus(config, training, given))
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
@@ -74,10 +73,11 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
     return {name: value for name, value in found.items() if value}
 
 
-def _evaluation_gpus(config: Mapping[str, Any] | None, training: Training, hardware: HardwareFacts) -> int:
+def _evaluation_gpus(config: Mapping[str, Any] | None, training: Training, given: StageInput) -> int:
     """One where the model's shape is unknown."""
+    hardware = require(given.hardware, "hardware")
     try:
-        return max(1, evaluation_gpus(read_shape(config or {}), training, hardware))
+        return max(1, evaluation_gpus(read_shape(config or {}), training, hardware, weight_bytes(_format(given))))
     except UnknownShapeError:
         return 1
 
@@ -101,7 +101,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _after(given: StageInput) -> After:
-    exported = INT8 if _format(given) == ExportFormat.INT8 else BF16
+    exported = weight_bytes(_format(given))
     if given.params.evaluate is None:
         return After(exported=exported)
     return After(given.params.evaluate.evaluation.max_samples, given.params.evaluate.task.type, exported)

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.cards import NO_BFLOAT16, generation_of
-from finetune_api.compatibility import INT8, Level, ServingFacts, Suitability, artifact_verdict, serving_verdict
+from finetune_api.compatibility import QUANTIZED, Level, ServingFacts, Suitability, artifact_verdict, serving_verdict
+from finetune_api.finetunejob import ExportFormat
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.fit.exported import require_group
 from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 
 MOST_ADAPTED: Final = 0.5
@@ -54,6 +56,7 @@ def require_suitable(
     exported, unreached = artifact_verdict(architecture, export_format), [*_unreached(config, training)]
     if exported.refused:
         raise StageError(Reason.MODEL_UNSUPPORTED, " ".join([exported.message, *unreached]))
+    _require_groups(config, export_format)
     unreached += _untried(config, export_format)
     found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
     refused, unknown, different = (" ".join(_of_level(found, level)) for level in _WORDS)
@@ -70,6 +73,16 @@ def _require_bfloat16(hardware: HardwareFacts) -> None:
             f"Models train in bfloat16, which {hardware.name} of profile {hardware.profile!r} lacks, as all "
             f"{generation} GPUs do. Choose a profile with a newer generation: Ampere, Ada, Hopper or Blackwell.",
         )
+
+
+def _require_groups(config: Mapping[str, Any], export_format: str) -> None:
+    """Of a model of unknown shape the export will say it."""
+    try:
+        shape = read_shape(config)
+    except UnknownShapeError:
+        return
+    if export_format == ExportFormat.INT4:
+        require_group(matrix.inputs for matrix in shape.matrices)
 
 
 def _of_level(found: Mapping[str, Suitability], level: Level) -> Iterator[str]:
@@ -107,8 +120,8 @@ def _untried(config: Mapping[str, Any], export_format: str) -> Iterator[str]:
         shape = read_shape(config)
     except UnknownShapeError:
         return
-    if shape.experts is not None and export_format == INT8:
+    if shape.experts is not None and export_format in QUANTIZED:
         yield (
-            f"Whether the INT8 export of {shape.family}'s experts can be read back is not known here; that of mixtral "
-            "and qwen3_moe cannot, so that their evaluation would fail."
+            f"Whether the {export_format} export of {shape.family}'s experts can be read back is not known here; that "
+            "of mixtral and qwen3_moe cannot, so that their evaluation would fail."
         )

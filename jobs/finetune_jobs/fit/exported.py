@@ -1,0 +1,60 @@
+"""How large an exported model is, by its format, and which models have a 4-bit form. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from finetune_api.finetunejob import ExportFormat
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.fit.memory import BF16, INT8
+from finetune_jobs.fit.shapes import Shape
+
+GROUPS: Final = (128, 64, 32)
+"""Weights in a row that may share one scale, largest first, which takes the least space: what the kernels of vLLM and
+TGI (Marlin) read."""
+_INT4: Final = 0.5 + BF16 / GROUPS[-1]
+"""With the most scales."""
+_WEIGHT_BYTES: Final[Mapping[str, float]] = {
+    ExportFormat.INT8: INT8,
+    ExportFormat.W8A16: INT8,
+    ExportFormat.FP8: INT8,
+    ExportFormat.INT4: _INT4,
+    ExportFormat.MERGED: BF16,
+}
+
+
+def weight_bytes(export_format: str) -> float:
+    """Bytes of a weight of the linear layers; 16 bits for a format that this version does not know."""
+    return _WEIGHT_BYTES.get(export_format, BF16)
+
+
+def exported_bytes(shape: Shape, each: float) -> float:
+    """Bytes of all weights, if those of the linear layers take ``each``; the rest stays in 16 bits."""
+    return each * shape.linear_parameters + BF16 * (shape.parameters - shape.linear_parameters)
+
+
+def require_group(inputs: Iterable[int]) -> int:
+    """The largest group that divides the inputs of every layer. Raises StageError (ModelUnsupported) if none does."""
+    widths = sorted(set(inputs))
+    for size in GROUPS:
+        if all(width % size == 0 for width in widths):
+            return size
+    raise StageError(
+        Reason.MODEL_UNSUPPORTED,
+        f"spec.export.format INT4 needs layers whose inputs are divisible by {', '.join(map(str, GROUPS))}; those of "
+        f"this model are {', '.join(map(str, widths))}. Choose INT8 or FP8.",
+    )
+
+
+def require_calibrated(nearest: Sequence[str]) -> None:
+    """``nearest``: the layers that were rounded to the nearest 4-bit value, because GPTQ could not calibrate them.
+
+    Raises StageError (ModelUnsupported) if there are any.
+    """
+    if nearest:
+        raise StageError(
+            Reason.MODEL_UNSUPPORTED,
+            f"{len(nearest)} layers could not be calibrated to 4 bits on the training examples, the first is "
+            f"{nearest[0]}. Rounded to the nearest value, a model loses what it was trained to do, of a merged QLoRA "
+            "adapter all of it. Set spec.export.format to INT8 or FP8.",
+        )
