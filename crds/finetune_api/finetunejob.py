@@ -60,6 +60,13 @@ class ExportFormat(StrEnum):
     MERGED = "Merged"
 
 
+class OnRegression(StrEnum):
+    """What becomes of an artifact that is worse than the model that was trained."""
+
+    FAIL = "Fail"
+    FALL_BACK = "FallBack"
+
+
 class Export(ApiModel):
     """How the tuned model is prepared for serving."""
 
@@ -67,6 +74,19 @@ class Export(ApiModel):
     """Of the weights of all linear layers but the output layer. INT8: 8-bit integers, activations too (W8A8). W8A16:
     8-bit integers, activations in 16 bits. FP8: 8-bit floating point, activations too. INT4: 4-bit integers, calibrated
     by GPTQ on training examples, activations in 16 bits. Merged: 16 bits, nothing is rounded."""
+    alternatives: Annotated[list[ExportFormat], Field(max_length=4)] = []
+    """Other formats, made and evaluated on the same examples beside it: the report compares them, and FallBack tries
+    them in this order."""
+    on_regression: OnRegression = OnRegression.FAIL
+    """What to do if the artifact is worse than the tuned model on the test examples, beyond chance. Fail: as if a goal
+    was missed (evaluation.onFail). FallBack: the first of alternatives that is not worse is the artifact; Merged is
+    tried last, whether it is listed or not."""
+
+    @property
+    def formats(self) -> list[ExportFormat]:
+        """All that are made, in the order in which they are tried."""
+        last = [ExportFormat.MERGED] if self.on_regression is OnRegression.FALL_BACK else []
+        return list(dict.fromkeys([self.format, *self.alternatives, *last]))
 
 
 class Coverage(StrEnum):

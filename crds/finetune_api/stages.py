@@ -19,7 +19,7 @@ from finetune_api.base import WireModel
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
 from finetune_api.dataset import Dataset, Task
-from finetune_api.finetunejob import Examination, Export, Output
+from finetune_api.finetunejob import Examination, Export, OnRegression, Output
 from finetune_api.goals import Gates
 from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
@@ -101,6 +101,8 @@ class EvaluateParams(WireModel):
     evaluation: Examination
     task: Task
     method: str
+    on_regression: OnRegression = OnRegression.FAIL
+    """Whether another format is the artifact if the first is worse than the tuned model: spec.export.onRegression."""
 
 
 class PublishParams(WireModel):

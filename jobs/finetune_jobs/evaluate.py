@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from finetune_api.dataset import TaskType
-from finetune_api.finetunejob import Examination
+from finetune_api.finetunejob import Examination, OnRegression
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
 from finetune_api.stages import RunRef, Stage
 from finetune_api.training import Method
@@ -27,12 +27,14 @@ from finetune_jobs.artifacts.artifact import (
     write_answers,
     write_references,
 )
+from finetune_jobs.artifacts.formats import read_alternatives
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
+from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.gates import require_classes
 from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
 from finetune_jobs.evaluation.page import identify, render_html
@@ -67,6 +69,16 @@ BATCH_SIZE: Final = 16
 
 
 @dataclass(frozen=True)
+class Exported:
+    """The model in one format."""
+
+    format: str
+    digest: str
+    """Of its folder in the store."""
+    folder: Path
+
+
+@dataclass(frozen=True)
 class EvaluationFiles:
     """Where an evaluation reads and writes."""
 
@@ -74,8 +86,8 @@ class EvaluationFiles:
     """The base model."""
     tuned: Path
     """train's output."""
-    artifact: Path
-    """export's output."""
+    exported: Sequence["Exported"]
+    """The model in each format, in the order in which they are tried."""
     dataset: Path
     """The prepared data set."""
     out: Path
@@ -90,14 +102,14 @@ def evaluate(context: Context) -> StageOutput:
     params = require(given.params.evaluate, "params.evaluate")
     chain = given.upstream
     base, out = context.scratch / "base", context.scratch / "evaluation"
-    upstream = {Stage.PREPARE: chain.dataset, Stage.TRAIN: chain.adapter, Stage.EXPORT: chain.export}
+    upstream = {Stage.PREPARE: chain.dataset, Stage.TRAIN: chain.adapter}
     for stage, digest in upstream.items():
         folders.fetch_folder(context.store, output_folder(stage, digest), context.scratch / stage)
     fetch_base_model(context, base)
     files = EvaluationFiles(
         base=base,
         tuned=context.scratch / Stage.TRAIN,
-        artifact=context.scratch / Stage.EXPORT,
+        exported=_exported(context, chain.export),
         dataset=context.scratch / Stage.PREPARE,
         out=out,
     )
@@ -105,7 +117,8 @@ def evaluate(context: Context) -> StageOutput:
     if given.params.publish:
         require_classes(given.params.publish.gates, _labels(files.dataset))
     facts = identify(given)
-    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, facts)
+    setting = Setting(params.task.type, params.evaluation, fall_back=params.on_regression is OnRegression.FALL_BACK)
+    evaluated = evaluate_models(files, tuning, setting, context.progress, facts)
     write_review(out, given.run, facts[0])
     return StageOutput(
         scalars=evaluated.scalars(),
@@ -115,11 +128,32 @@ def evaluate(context: Context) -> StageOutput:
     )
 
 
+def _exported(context: Context, digest: str) -> list[Exported]:
+    """Every format that export has made, downloaded."""
+    first = context.scratch / Stage.EXPORT
+    manifest = folders.fetch_folder(context.store, output_folder(Stage.EXPORT, digest), first)
+    found = [Exported(manifest.facts.get("format", ""), digest, first)]
+    for other in read_alternatives(first):
+        folder = context.scratch / f"{Stage.EXPORT}-{other.format}"
+        folders.fetch_folder(context.store, output_folder(Stage.EXPORT, other.digest), folder)
+        found.append(Exported(other.format, other.digest, folder))
+    return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How models are tested, and which of the artifact's formats is chosen."""
+
+    task: TaskType
+    evaluation: Examination
+    fall_back: bool = False
+    """Whether another format is the artifact if the first is worse than the tuned model."""
+
+
 def evaluate_models(
     files: EvaluationFiles,
     tuning: Tuning,
-    task: TaskType,
-    evaluation: Examination,
+    setting: Setting,
     progress: Progress,
     identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
 ) -> Evaluated:
@@ -128,6 +162,7 @@ def evaluate_models(
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
     say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
+    task, evaluation = setting.task, setting.evaluation
     examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
     labels = _labels(files.dataset)
     tokenizer = load_tokenizer(files.base)
@@ -153,19 +188,23 @@ def evaluate_models(
     paper = _Paper(tokenizer, questions, shown if shots else None, probe, passages)
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
-        answers, behaviour = heard.answers, heard.behaviour
-        _make_room()
-        progress.report(0.6, "loading the artifact")
-        model = load_artifact(files.artifact)
-        answers["artifact"] = generate_answers(
-            model, load_tokenizer(files.artifact), questions, progress.part(0.6, 0.9, "artifact")
-        )
-        of_artifact = [log_probs(model, passage) for passage in passages]
-        turned = [turned_log_probs(model, passage) for passage in passages]
+        behaviour = heard.behaviour
+        said: dict[str, _Said] = {}
+        for number, each in enumerate(files.exported):
+            _make_room()
+            share = 0.3 / len(files.exported)
+            piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
+            said[each.format] = _ask_exported(each.folder, paper, piece)
     masked = [holds_placeholder(example.messages) for example in examples]
-    evaluated = Evaluated.of(task, truth, answers, labels, masked)
+    found = {
+        name: Evaluated.of(task, truth, heard.answers | {"artifact": each.answers}, labels, masked)
+        for name, each in said.items()
+    }
+    evaluated = choose(found, fall_back=setting.fall_back)
+    served = said[evaluated.format]
+    answers = evaluated.answers
     files.out.mkdir(parents=True, exist_ok=True)
-    write_references(files.out / REFERENCE, choose_references(passages, heard.likely, of_artifact, turned))
+    write_references(files.out / REFERENCE, choose_references(passages, heard.likely, served.likely, served.turned))
     named = [answers.get(model, [None] * len(examples)) for model in ("base", "fewShot", "tuned", "artifact")]
     rows = zip(examples, truth, *named, strict=True)
     write_answers(
@@ -188,12 +227,14 @@ def evaluate_models(
             for e, right, b, f, t, a in rows
         ),
     )
+    digests = {each.format: each.digest for each in files.exported}
     metrics = {
         "task": task.value,
         "goldenPrompts": evaluation.golden_prompts,
         "thoughts": rendering.marks and rendering.marks.model_dump(mode="json", by_alias=True),
         "closed": rendering.closed,
         **evaluated.metrics(),
+        "formats": [each.model_dump(mode="json", by_alias=True) for each in measured(evaluated, digests)],
         "measurements": behaviour.added_to(evaluated.measurements).model_dump(mode="json", by_alias=True),
     }
     for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
@@ -260,6 +301,26 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
     return _Heard(found, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the model in one format said."""
+
+    answers: list[str]
+    likely: list[list[float]]
+    """Its log-probabilities of each passage."""
+    turned: list[tuple[list[float], list[float]]]
+    """``turned_log_probs`` of each."""
+
+
+def _ask_exported(folder: Path, paper: _Paper, progress: Progress) -> _Said:
+    """Exactly as its own files say; returning frees its memory."""
+    progress.report(0.0, "loading")
+    model = load_artifact(folder)
+    answers = generate_answers(model, load_tokenizer(folder), paper.questions, progress.part(0.1, 1.0, "answers"))
+    likely = [log_probs(model, passage) for passage in paper.passages]
+    return _Said(answers, likely, [turned_log_probs(model, passage) for passage in paper.passages])
 
 
 def _make_room() -> None:

@@ -1,13 +1,16 @@
 """Stage export: base model and adapter in, a checkpoint of the tuned model in the format that is served out."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from finetune_api.finetunejob import ExportFormat
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
 from finetune_jobs.artifacts import folders
+from finetune_jobs.artifacts.formats import ExportedFormat, write_alternatives
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
@@ -20,27 +23,38 @@ from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import copy_tokenizer, cuda_memory
 from finetune_jobs.modelling.tokenizer import write_served_template
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
-from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
+from finetune_jobs.runtime.runner import Context, StageOutput, lineage, run_stage
+
+TOOLS: Final = ("torch", "transformers", "peft", "bitsandbytes", "llmcompressor", "compressed-tensors")
 
 
 def export(context: Context) -> StageOutput:
-    """Merge and quantise as ``params.export`` says."""
+    """Merge and quantise as ``params.export`` says. The first format is the stage's output, the others are put beside
+    it, one after the other: scratch never holds two of them."""
     given = context.input
     require_promised(given.hardware)
     params = require(given.params.export, "params.export")
-    kind = params.export.format
-    base, adapter, out = (context.scratch / name for name in ("base", "adapter", "quantized"))
+    formats, out = params.export.formats, context.scratch / "quantized"
+    base, adapter = context.scratch / "base", context.scratch / "adapter"
     folders.fetch_folder(context.store, output_folder(Stage.TRAIN, given.upstream.adapter), adapter)
     fetch_base_model(context, base)
     parts = TunedParts(base, adapter, read_tuning(adapter, Method(params.method)))
-    calibration = _calibration(context, parts) if kind is ExportFormat.INT4 else ()
-    export_model(parts, out, kind, context.progress, calibration)
-    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    calibration = _calibration(context, parts) if ExportFormat.INT4 in formats else ()
+    alternatives: list[ExportedFormat] = []
+    for number, kind in enumerate([*formats[1:], formats[0]]):
+        progress = context.progress.within(number / len(formats), (number + 1) / len(formats))
+        export_model(parts, out, kind, progress, calibration)
+        if kind is not formats[0]:
+            alternatives.append(_publish_beside(context, out, kind))
+    if alternatives:
+        write_alternatives(out, alternatives)
+    scalars = _scalars(out, formats[0])
+    also = f" Beside it: {', '.join(each.format for each in alternatives)}." if alternatives else ""
     return StageOutput(
-        scalars={"format": kind.value, "sizeBytes": str(size)},
-        message=f"{kind.value}, {size / 1e6:.0f} MB.",
+        scalars=scalars,
+        message=f"{formats[0].value}, {int(scalars['sizeBytes']) / 1e6:.0f} MB.{also}",
         folder=out,
-        tools=versions("torch", "transformers", "peft", "bitsandbytes", "llmcompressor", "compressed-tensors"),
+        tools=versions(*TOOLS),
     )
 
 
@@ -75,6 +89,19 @@ def export_model(
     copy_tokenizer(parts.base, out)
     write_served_template(out, thoughts=parts.tuning.thoughts)
     write_transformers_v4(out)
+
+
+def _publish_beside(context: Context, folder: Path, kind: ExportFormat) -> ExportedFormat:
+    """Put one of several formats into the store, and remove it here."""
+    facts, history = _scalars(folder, kind), lineage(context.input, versions(*TOOLS))
+    digest = folders.publish_folder(context.store, folder, Stage.EXPORT, facts=facts, lineage=history)
+    shutil.rmtree(folder)
+    return ExportedFormat(format=kind.value, digest=digest)
+
+
+def _scalars(folder: Path, kind: ExportFormat) -> dict[str, str]:
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return {"format": kind.value, "sizeBytes": str(size)}
 
 
 def _calibration(context: Context, parts: TunedParts) -> Tokens:

@@ -27,13 +27,14 @@ from finetune_jobs.artifacts import model_card as modelcard
 from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, read_record, require_manifest
+from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.artifacts.provenance import attest
 from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.gates import judge, lost_by_export
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
 from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review
 from finetune_jobs.reports.index import index_stage
@@ -62,10 +63,11 @@ def publish(context: Context) -> StageOutput:
         if is_undecided(said, params):
             return _awaiting(context, params, verdict, said, state)
         verdict = _with_review(verdict, said, params)
-    export = require_manifest(context.store, output_folder(Stage.EXPORT, upstream.export))
+    served = _served(context, metrics)
+    export = require_manifest(context.store, output_folder(Stage.EXPORT, served.digest))
     dataset = require_manifest(context.store, output_folder(Stage.PREPARE, upstream.dataset))
     adapter = require_manifest(context.store, output_folder(Stage.TRAIN, upstream.adapter))
-    model = _model_ref(context, export, metrics.task)
+    model = _model_ref(context, served, export, metrics.task)
     golden = choose_golden(answers, metrics.golden_prompts)
     max_tokens = max(answer.max_tokens for answer in answers)
     folder = context.scratch / "artifact"
@@ -127,12 +129,14 @@ class _Verdict:
 
 def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
     """Raises StageError (GateFailed) if the artifact is not good enough, and is not to be published all the same."""
-    gates = params.gates
-    found = judge(gates, metrics.measurements or Measurements(rows=0), metrics.task)
+    gates, measurements = params.gates, metrics.measurements or Measurements(rows=0)
+    found = judge(gates, measurements, metrics.task)
     missed = blocking(found, gates.on_inconclusive)
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
-    verdict = _Verdict(found, Channel.CANDIDATE if missed else Channel.STABLE, " ".join(told))
-    if missed and gates.on_fail is OnFail.STOP:
+    if lost := lost_by_export(measurements, metrics.task):
+        told.insert(0, lost)
+    verdict = _Verdict(found, Channel.CANDIDATE if missed or lost else Channel.STABLE, " ".join(told))
+    if (missed or lost) and gates.on_fail is OnFail.STOP:
         raise StageError(Reason.GATE_FAILED, f"{verdict.text} Nothing was published.", scalars=verdict.scalars)
     return verdict
 
@@ -214,12 +218,18 @@ def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:
     return answers, read_json(folder / artifact.METRICS, Metrics)
 
 
-def _model_ref(context: Context, export: Manifest, task: TaskType) -> ModelRef:
-    digest = context.input.upstream.export
+def _served(context: Context, metrics: Metrics) -> ExportedFormat:
+    """The format that the evaluation found to hold what was trained."""
+    given = context.input
+    only = ExportedFormat(format=require(given.params.publish, "params.publish").format, digest=given.upstream.export)
+    return next((each for each in metrics.formats if each.served), only)
+
+
+def _model_ref(context: Context, served: ExportedFormat, export: Manifest, task: TaskType) -> ModelRef:
     return ModelRef(
-        digest=digest,
-        folder=output_folder(Stage.EXPORT, digest),
-        format=require(context.input.params.publish, "params.publish").format,
+        digest=served.digest,
+        folder=output_folder(Stage.EXPORT, served.digest),
+        format=served.format,
         size_bytes=sum(file.size for file in export.files),
         base_model_uri=context.input.base_model_uri,
         task=task,

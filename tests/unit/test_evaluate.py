@@ -14,10 +14,19 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.training import Method, Training
-from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, REFERENCE, REVIEW, Marks, read_answers
+from finetune_jobs.artifacts.artifact import (
+    ANSWERS,
+    BEHAVIOUR,
+    METRICS,
+    REFERENCE,
+    REVIEW,
+    Marks,
+    Metrics,
+    read_answers,
+)
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import EvaluationFiles, evaluate_models, write_review
+from finetune_jobs.evaluate import EvaluationFiles, Exported, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.generate import (
     SPARE_TOKENS,
@@ -146,14 +155,14 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     files = EvaluationFiles(
         base=folder / "base",
         tuned=folder / ("whole" if method is Method.FULL else "adapter"),
-        artifact=folder / "artifact",
+        exported=[Exported("INT8", "e" * 64, folder / "artifact")],
         dataset=folder / "dataset",
         out=tmp_path / "out",
     )
     sets = Coverage.OFF if method is Method.QLORA else Coverage.SAMPLE  # once with an adapter, once without
     evaluation = Evaluation(max_samples=12, golden_prompts=3, general=sets, adversarial=sets)
     tuning = Tuning.of(Training(method=method))
-    evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, evaluation, progress)
+    evaluated = evaluate_models(files, tuning, Setting(TaskType.CLASSIFICATION, evaluation), progress)
 
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert written == {ANSWERS, REFERENCE, METRICS, BEHAVIOUR, EVALUATION_PAGE}
@@ -259,10 +268,12 @@ def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
     model = Recites(load_tokenizer(base), "well\n</think>\n\nrefund<|im_end|>")
     for load in ("load_base", "load_adapter", "load_artifact"):
         monkeypatch.setattr(f"finetune_jobs.evaluate.{load}", lambda *_, **__: model)
-    files = EvaluationFiles(base=base, tuned=base, artifact=base, dataset=dataset, out=tmp_path / "out")
+    files = EvaluationFiles(
+        base=base, tuned=base, exported=[Exported("INT8", "", base)], dataset=dataset, out=tmp_path / "out"
+    )
     tuning = Tuning.of(Training(method=Method.LORA), thoughts=True)
     asked = Evaluation(max_samples=10, golden_prompts=3)
-    evaluated = evaluate_models(files, tuning, TaskType.CLASSIFICATION, asked, Progress("evaluate"))
+    evaluated = evaluate_models(files, tuning, Setting(TaskType.CLASSIFICATION, asked), Progress("evaluate"))
     assert evaluated.scores["artifact"].accuracy == pytest.approx(1 / 3)
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert {answer.artifact for answer in answers} == {"refund"}
@@ -270,6 +281,34 @@ def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
     assert {answer.max_tokens for answer in answers} == {model.limit} == {thoughts_limit(80)}
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert (metrics["thoughts"], metrics["closed"]) == ({"begin": "", "end": "</think>"}, False)
+
+
+def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same examples; its answers are the artifact's, and the ledger has both."""
+    tokenizer = load_tokenizer(folder / "base")
+    said = {"base": "fox", "adapter": "refund", "INT4": "parcel", "Merged": "refund"}
+    models = {name: Recites(tokenizer, f"{text}<|im_end|>") for name, text in said.items()}
+    monkeypatch.setattr("finetune_jobs.evaluate.load_base", lambda *_: models["base"])
+    monkeypatch.setattr("finetune_jobs.evaluate.load_adapter", lambda *_: models["adapter"])
+    monkeypatch.setattr("finetune_jobs.evaluate.load_artifact", lambda path: models[path.name])
+    monkeypatch.setattr("finetune_jobs.evaluate.load_tokenizer", lambda _path: tokenizer)
+    test = [row(f"refund {n}", "refund") for n in range(20)]
+    dataset = write_dataset(tmp_path / "dataset", train=[], test=test)  # nothing to show the base model
+    exported = [Exported(name, name[0] * 64, tmp_path / name) for name in ("INT4", "Merged")]
+    evaluation = Evaluation(max_samples=20, general=Coverage.OFF, adversarial=Coverage.OFF)
+
+    def answered(out: Path, *, fall_back: bool) -> tuple[set[str], list[tuple[str, bool]]]:
+        files = EvaluationFiles(folder / "base", folder / "adapter", exported, dataset, out)
+        setting = Setting(TaskType.CLASSIFICATION, evaluation, fall_back=fall_back)
+        evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
+        metrics = Metrics.model_validate_json((out / METRICS).read_text())
+        answers = read_answers((out / ANSWERS).read_text().splitlines(), ANSWERS)
+        return {each.artifact for each in answers}, [(each.format, each.served) for each in metrics.formats]
+
+    assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)])
+    assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)])
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Export: merging keeps what was trained, files of every format answer like it, JSON speaks both dialects."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from finetune_api.meta import ExitCode
 from finetune_api.stages import ExportParams, Stage, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+from finetune_jobs.artifacts.formats import read_alternatives
 from finetune_jobs.evaluation.generate import Questions, generate_answers
 from finetune_jobs.exporting import offload
 from finetune_jobs.exporting.merge import merge
@@ -29,6 +30,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import ADMIN, SeaweedFS
+from tests.support.sentences import assert_says
 from tests.support.stages import Ended, pipeline_params, run_process, stage_input
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, load_tuned, publish_inputs, run_training, settings, write_dataset
@@ -240,18 +242,49 @@ WRITTEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def several(
+    tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path_factory: Any
+) -> tuple[Ended, Mapping[ExportFormat, Path]]:
+    """A run that makes all other formats: how it ended, and the files of each."""
+    folder = tmp_path_factory.mktemp("several")
+    first, *others = WRITTEN
+    ended, out = run_export(tuned, s3, quantize_python, folder, format=first, alternatives=others)
+    found = {first: out}
+    for each in read_alternatives(out):
+        kind = ExportFormat(each.format)
+        found[kind] = folder / kind
+        fetch_folder(tuned.store, output_folder(Stage.EXPORT, each.digest), found[kind])
+    return ended, found
+
+
 @pytest.fixture(scope="module", params=list(WRITTEN))
 def formatted(
-    request: pytest.FixtureRequest, tuned: Tuned, s3: SeaweedFS, quantize_python: Path, tmp_path_factory: Any
-) -> tuple[ExportFormat, Ended, Path]:
-    """The other formats: which, how the stage ended, and its output."""
-    folder = tmp_path_factory.mktemp("formatted")
-    return request.param, *run_export(tuned, s3, quantize_python, folder, format=request.param)
+    request: pytest.FixtureRequest, several: tuple[Ended, Mapping[ExportFormat, Path]]
+) -> tuple[ExportFormat, Path]:
+    """One of them, with its files."""
+    kind: ExportFormat = request.param
+    return kind, several[1][kind]
 
 
-def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportFormat, Ended, Path], tuned: Tuned) -> None:
+def test_several_formats_are_made_in_one_run(several: tuple[Ended, Mapping[ExportFormat, Path]]) -> None:
+    """The first is the stage's output and names the others, in the order of the spec."""
+    ended, found = several
+    first, *others = WRITTEN
+    assert [each.format for each in read_alternatives(found[first])] == others
+    size = (found[first] / "model.safetensors").stat().st_size
+    assert ended.result.scalars == {"format": first, "sizeBytes": str(size)}
+    assert_says(ended.result.message, f"{first}, {size / 1e6:.0f} MB", f"Beside it: {', '.join(others)}")
+    for kind in others:
+        manifest = json.loads((found[kind] / "manifest.json").read_text())
+        assert manifest["facts"]["format"] == kind
+        assert manifest["lineage"]["upstream"]["adapter"]
+        assert not read_alternatives(found[kind])
+
+
+def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportFormat, Path], tuned: Tuned) -> None:
     """INT4 too, since it is calibrated: rounded to the nearest value, it would have lost what was trained."""
-    _, _, out = formatted
+    _, out = formatted
     trained = log_probabilities(load_tuned(tuned.base, tuned.adapter(Method.QLORA), Method.QLORA), tuned)
     artifact = log_probabilities(load_artifact(out), tuned)
     untrained = log_probabilities(load_base(tuned.base, tuning_of(Method.QLORA).quantization), tuned)
@@ -263,13 +296,11 @@ def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportForm
     assert answers == [example.label for example in examples]
 
 
-def test_every_format_is_what_it_says(formatted: tuple[ExportFormat, Ended, Path]) -> None:
-    kind, ended, out = formatted
+def test_every_format_is_what_it_says(formatted: tuple[ExportFormat, Path]) -> None:
+    kind, out = formatted
     config, expected = json.loads((out / "config.json").read_text()), WRITTEN[kind]
     assert (config["rope_theta"], config["torch_dtype"]) == (12345.0, "bfloat16")
     assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text())
-    size = (out / "model.safetensors").stat().st_size
-    assert ended.result.scalars == {"format": kind.value, "sizeBytes": str(size)}
     with safe_open(out / "model.safetensors", "pt") as file:
         layer = "model.layers.0.mlp.down_proj.weight"
         packed = f"{layer}_packed" if expected.form == "pack-quantized" else layer
@@ -290,11 +321,11 @@ def test_every_format_is_what_it_says(formatted: tuple[ExportFormat, Ended, Path
 
 
 def test_weights_of_every_format_stay_rounded_where_the_gpu_is_too_small(
-    formatted: tuple[ExportFormat, Ended, Path], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+    formatted: tuple[ExportFormat, Path], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One layer after the other is unpacked, and the result is the same; 16 bits stay what they are. How large a model
     is in 16 bits depends on its weights, packed or not, and little on their scales."""
-    kind, _, out = formatted
+    kind, out = formatted
     tokens = torch.arange(4, 60)[None]
     whole = load_artifact(out)(input_ids=tokens).logits
     monkeypatch.setattr("finetune_jobs.exporting.offload._gpu_holds", lambda _folder: False)

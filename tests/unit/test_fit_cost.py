@@ -105,7 +105,7 @@ def test_answers_are_decoded_not_trained() -> None:
 def test_transfers_follow_the_size() -> None:
     """8-bit artifacts take half the time of 16-bit ones; a stage loads 16 GB through network and disk."""
     shape = shape_of(LLAMA_8B)
-    half, whole = (pace(shape, Training(), ON_GPU, A100, exported=each) for each in (INT8, 2))
+    half, whole = (pace(shape, Training(), ON_GPU, A100, exported=[each]) for each in (INT8, 2))
     assert half is not None
     assert whole is not None
     assert whole.transfer_seconds == pytest.approx(2 * half.transfer_seconds)

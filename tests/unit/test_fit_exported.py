@@ -65,12 +65,12 @@ def test_bytes_of_every_format() -> None:
 
 def test_a_larger_format_needs_more_disk_and_more_of_the_gpu() -> None:
     shape = shape_of(LLAMA_8B)
-    small, large = (scratch_bytes(shape, Training(), weight_bytes(each)) for each in ("INT4", "Merged"))
+    small, large = (scratch_bytes(shape, Training(), [weight_bytes(each)]) for each in ("INT4", "Merged"))
     assert large[Stage.EXPORT] / GIB == pytest.approx(15 + 15.3, abs=0.5)
     assert small[Stage.EVALUATE] / GIB == pytest.approx(15 + 5.9, abs=0.5)
 
     def admitted(hardware: HardwareFacts, export_format: str) -> None:
-        admit(LLAMA_8B, Training(), hardware, [A100], after=After(exported=weight_bytes(export_format)))
+        admit(LLAMA_8B, Training(), hardware, [A100], after=After(exported=[weight_bytes(export_format)]))
 
     disk = L4.model_copy(update={"scratch_gib": 28, "pod_memory_gib": 28})
     gpu = L4.model_copy(update={"memory_gib": 16.0, "pod_memory_gib": 28})

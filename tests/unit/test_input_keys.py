@@ -38,6 +38,7 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
     "training.maxLength": frozenset({PREPARE, TRAIN}),
     "training.loss": frozenset({PREPARE, TRAIN}),
     "export": frozenset({EXPORT}),
+    "export.onRegression": frozenset({EXPORT, EVALUATE}),
     "export.format": frozenset({EXPORT, PUBLISH}),
     "evaluation": frozenset({EVALUATE}),
     "output": frozenset({PUBLISH}),

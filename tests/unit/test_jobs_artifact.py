@@ -17,7 +17,7 @@ from finetune_api.goals import GateOutcome, Gates, unpacked
 from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
-from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, Marks, write_answers
+from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, Marks, ModelRef, write_answers
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
@@ -157,10 +157,50 @@ def gated(
     return stage_input(Stage.PUBLISH, s3.storage, publish_params.output, params, chain)
 
 
+@pytest.mark.slow
+def test_the_format_that_held_what_was_trained_is_published(
+    s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    """The evaluation chose it; its weights have a folder of their own, which serving finds by its digest."""
+    other, evaluation = tmp_path / "merged", tmp_path / "evaluation"
+    for each in (other, evaluation):
+        each.mkdir()
+    (other / "config.json").write_bytes(CONFIG)
+    (other / "model.safetensors").write_bytes(WEIGHTS * 2)
+    digest = publish_folder(store, other, Stage.EXPORT)
+    found = measured(ANSWERS)
+    loss = next(each for each in found["differences"] if (each["model"], each["against"]) == ("artifact", "tuned"))
+    formats = [
+        {"format": "Merged", "digest": digest, "served": True, "accuracy": 0.9, "f1": 0.9, "loss": loss},
+        {"format": "INT4", "digest": upstream.export, "served": False, "accuracy": 0.1, "f1": 0.1, "loss": loss},
+    ]
+    write_answers(evaluation / "answers.jsonl", ANSWERS)
+    metrics = {"goldenPrompts": 8, "scalars": {}, "measurements": found, "formats": formats}
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    chain = upstream.model_copy(update={"evaluation": publish_folder(store, evaluation, Stage.EVALUATE)})
+    result = execute(context(publish_input(s3, store, chain), tmp_path), publish, after=move_channel)
+    assert (result.scalars["format"], result.scalars["sizeBytes"]) == ("Merged", str(2 * len(WEIGHTS) + len(CONFIG)))
+    model = ModelRef.model_validate_json(store.get(f"artifacts/{result.output_digest}/model.json") or b"")
+    assert (model.digest, model.folder, model.format) == (digest, output_folder(Stage.EXPORT, digest), "Merged")
+    card = (store.get(f"artifacts/{result.output_digest}/README.md") or b"").decode()
+    assert digest in card
+    assert upstream.export not in card
+
+    fetched = context(deployment_input(s3, result.scalars["artifactUri"], Stage.FETCH), tmp_path)
+    execute(fetched, fetch)
+    [weights] = fetched.models.rglob("model.safetensors")
+    assert weights.read_bytes() == WEIGHTS * 2
+
+
 WORSE = [answer(f"payment {n}", "a", base="a", artifact="a" if n % 2 else "b") for n in range(40)]
 """An artifact that unlearned half of what its base model can do."""
 UNTRAINED = [answer(f"payment {n}", "ab"[n % 2], base="a", artifact="a") for n in range(40)]
 """An artifact that is its base model."""
+LOST = [
+    each.model_copy(update={"tuned": each.label, "artifact": each.label if n % 3 else "c"})
+    for n, each in enumerate(ANSWERS)
+]
+"""An artifact far better than its base model, that lost a third of what was trained when it was rounded."""
 BETTER_BY_A_QUARTER = {"goals": [{"metric": "accuracy", "improveOverBase": "0.25"}]}
 
 
@@ -175,8 +215,13 @@ BETTER_BY_A_QUARTER = {"goals": [{"metric": "accuracy", "improveOverBase": "0.25
             {"goals": [{"metric": "accuracy", "atLeast": "0.95"}]},
             "Too few test examples for accuracy at least 0.95: 0.9000 … would decide … Nothing was published",
         ),
+        (
+            LOST,
+            {"goals": [{"metric": "accuracy", "atLeast": "0.90"}], "onInconclusive": "Warn"},
+            "The export cost accuracy -0.3500 … against the tuned model … FallBack … Missed … published",
+        ),
     ],
-    ids=["worse", "untrained", "too few rows"],
+    ids=["worse", "untrained", "too few rows", "lost by the export"],
 )
 def test_an_artifact_that_misses_its_goals_is_not_published(
     s3: SeaweedFS,

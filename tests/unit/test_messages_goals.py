@@ -11,7 +11,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.gates import judge, require_applicable, require_classes
+from finetune_jobs.evaluation.gates import judge, lost_by_export, require_applicable, require_classes
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -92,6 +92,8 @@ def test_every_sentence_is_said() -> None:
     messages += [unmeasured(goal).message for goal, _ in UNMEASURED]
     messages += [each.goal for goals in GATES for each in judge(gates(*goals[0]), evaluated(150, 20), TaskType.TEXT)]
     messages += [each.goal for each in judge(Gates(), evaluated(0, 0), TaskType.CLASSIFICATION)]
+    lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
+    messages.append(lost_by_export(lost, TaskType.CLASSIFICATION))
     assert unsaid("finetune_jobs.evaluation.gates", messages) == []
 
 

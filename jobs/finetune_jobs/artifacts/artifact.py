@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
+from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.documents import parse_json
 
@@ -110,6 +111,8 @@ class Metrics(WireModel):
     """What stands around the thoughts that the model writes before an answer; None: it was tuned to write none."""
     measurements: Measurements | None = None
     """Every metric with its interval; None: an earlier version did not measure them."""
+    formats: list[MeasuredFormat] = []
+    """What was found of each format that was made, the artifact first; empty: an earlier version made one only."""
     closed: bool = False
     """Whether its chat template closes a block of thoughts before every answer."""
 

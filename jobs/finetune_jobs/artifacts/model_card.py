@@ -117,7 +117,7 @@ def render(
         parameters=adapter.get("trainableParameters", "–"),
         dataset=given.upstream.dataset,
         adapter=given.upstream.adapter,
-        export=given.upstream.export,
+        export=model.digest,
         evaluation=given.upstream.evaluation,
         requests=_requests(metrics, max_tokens),
         kind=given.run.kind,

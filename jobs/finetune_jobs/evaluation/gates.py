@@ -45,6 +45,19 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[Goal
     return [_judge_goal(goal, measurements) for goal in gates.goals]
 
 
+def lost_by_export(measurements: Measurements, task: TaskType) -> str:
+    """What the artifact lost of the model that was trained, in a sentence; empty if no more than chance explains. This
+    stands beside all goals: nothing is served as if it were what was trained when it is not."""
+    loss = measurements.difference(main_metric(task), "artifact", "tuned")
+    if loss is None or not loss.worse_beyond_chance:
+        return ""
+    it = loss.estimate
+    return (
+        f"The export cost {loss.metric} {it.value:+.4f} against the tuned model (95 % interval {it.low:+.4f} to "
+        f"{it.high:+.4f}): set spec.export.onRegression to FallBack, or spec.export.format to one that rounds less."
+    )
+
+
 def require_applicable(gates: Gates, task: Task) -> None:
     """Raises StageError (SpecInvalid) for a goal that means nothing for this task, or names a label that is not
     allowed."""

@@ -4,7 +4,7 @@ This module says what stands in each table and how a figure is to be read; ``eva
 page. Unlike the readiness report it quotes test examples: that is what ``answers.jsonl`` beside it holds, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -180,19 +180,30 @@ def _apart(evaluated: Evaluated) -> Table | None:
 
 
 def _ledger(evaluated: Evaluated) -> Table:
-    """What each step changed: base → tuned → artifact, and both together."""
+    """What each step changed: base → tuned → artifact, both together, and what the other formats would have."""
     rows: list[TableRow] = []
     for model, against in PAIRS:
-        for metric, name in (("accuracy", "accuracy"), ("f1", "F1")):
-            found = evaluated.measurements.difference(metric, model, against)
-            if found is None:
-                continue
-            before, after = (getattr(evaluated.scores[each], metric) for each in (against, model))
-            it = found.estimate
-            cells = [name, f"{before:.1%}", f"{after:.1%}", f"{it.value:+.1%}", f"{it.low:+.1%} – {it.high:+.1%}"]
-            rows.append(TableRow(f"{_SHORT[against]} → {_SHORT[model]}", [*cells, _beyond_chance(found)]))
+        rows += _step(evaluated, model, against, f"{_SHORT[against]} → {_named(evaluated, model)}")
+    for name, each in evaluated.beside.items():
+        rows += _step(each, "artifact", "tuned", f"{_SHORT['tuned']} → {name}, not served")
     head = ["step", "metric", "before", "after", "difference", "95 % interval", "beyond chance"]
     return Table("What each step changed, on the same examples", head, rows, long=True)
+
+
+def _step(evaluated: Evaluated, model: str, against: str, title: str) -> Iterator[TableRow]:
+    for metric, name in (("accuracy", "accuracy"), ("f1", "F1")):
+        found = evaluated.measurements.difference(metric, model, against)
+        if found is None:
+            continue
+        before, after = (getattr(evaluated.scores[each], metric) for each in (against, model))
+        it = found.estimate
+        cells = [name, f"{before:.1%}", f"{after:.1%}", f"{it.value:+.1%}", f"{it.low:+.1%} – {it.high:+.1%}"]
+        yield TableRow(title, [*cells, _beyond_chance(found)])
+
+
+def _named(evaluated: Evaluated, model: str) -> str:
+    """A model, the artifact with its format."""
+    return f"{_SHORT[model]}, {evaluated.format}" if model == "artifact" and evaluated.format else _SHORT[model]
 
 
 def _beyond_chance(difference: Difference) -> str:

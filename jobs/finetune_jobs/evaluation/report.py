@@ -1,7 +1,7 @@
 """What an evaluation found: the scalars and the summary of the stage, and ``metrics.json`` for programs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
@@ -38,6 +38,12 @@ class Evaluated:
     """Scores by model of the examples WITH and WITHOUT placeholders for personal data; empty: all are of one kind."""
     measurements: Measurements
     """Intervals of all metrics, and the differences between the models."""
+    format: str = ""
+    """That of the artifact; empty: its export did not say."""
+    beside: Mapping[str, "Evaluated"] = field(default_factory=dict)
+    """The same for each other format that was made: its files as the artifact. In the order in which they are tried."""
+    passed_over: Sequence[str] = ()
+    """Those of them that would have been the artifact, had they not been worse than the tuned model."""
 
     @classmethod
     def of(
@@ -61,6 +67,11 @@ class Evaluated:
             _scored_apart(task, truth, answers, labels, masked),
             measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels),
         )
+
+    @property
+    def export_difference(self) -> Difference:
+        """The artifact against the tuned model."""
+        return self.difference("artifact", "tuned")
 
     def difference(self, model: str, against: str) -> Difference:
         """How two models differ in the task's main metric."""
@@ -88,8 +99,11 @@ class Evaluated:
             text += f"on the {others.samples} others {others.accuracy:.1%}."
         if judged := self.prompting():
             text += f" {judged}"
-        if (loss := self.difference("artifact", "tuned")).worse_beyond_chance:
-            text += f" Quantization cost {described(loss)}, more than chance explains."
+        for name in self.passed_over:
+            text += f" {name} cost {described(self.beside[name].export_difference)}, so that it is not the artifact."
+        if self.export_difference.worse_beyond_chance:
+            text += f" {self.format or 'Quantization'} cost {described(self.export_difference)}, "
+            text += "more than chance explains."
         return text
 
     def prompting(self) -> str:

@@ -50,8 +50,8 @@ class After:
     samples: int = 0
     """Examples of the test split that the evaluation asks."""
     task: TaskType = TaskType.TEXT
-    exported: float = INT8
-    """Bytes of a weight of the exported model."""
+    exported: Sequence[float] = (INT8,)
+    """Bytes of a weight of the exported model, in each format that is made."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def admit(
     memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
     speed = pace(shape, training, chosen, hardware, answer=answer, exported=after.exported)
-    evaluating = max(1, evaluation_gpus(shape, training, hardware, after.exported))
+    evaluating = max(1, evaluation_gpus(shape, training, hardware, max(after.exported)))
     expected = forecast(speed, training, hardware, after.samples, evaluating)
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")

@@ -2,7 +2,7 @@
 set, which is small beside it, is not counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
@@ -18,19 +18,22 @@ PER_TRAINED: Final = 3 * FP32
 """Bytes of a checkpoint for each trained weight: itself and Adam's two moments."""
 
 
-def scratch_bytes(shape: Shape, training: Training, exported: float = INT8) -> Mapping[Stage, float]:
-    """Bytes of each stage's files when it has the most of them; ``exported``: of a weight of the exported model."""
+def scratch_bytes(shape: Shape, training: Training, exported: Sequence[float] = (INT8,)) -> Mapping[Stage, float]:
+    """Bytes of each stage's files when it has the most of them; ``exported``: of a weight of the exported model, in
+    each format. Export puts one format away before it makes the next, the evaluation has them all."""
     base, trained = BF16 * shape.parameters, trained_parameters(shape, training)
     tuned = BF16 * trained if training.method is Method.FULL else FP32 * trained
-    made = exported_bytes(shape, exported)
+    made = [exported_bytes(shape, each) for each in exported]
     return {
         Stage.TRAIN: base + CHECKPOINTS * PER_TRAINED * trained + tuned,
-        Stage.EXPORT: base + tuned + made,
-        Stage.EVALUATE: base + tuned + made,
+        Stage.EXPORT: base + tuned + max(made),
+        Stage.EVALUATE: base + tuned + sum(made),
     }
 
 
-def scratch_shortage(shape: Shape, training: Training, hardware: HardwareFacts, exported: float = INT8) -> str:
+def scratch_shortage(
+    shape: Shape, training: Training, hardware: HardwareFacts, exported: Sequence[float] = (INT8,)
+) -> str:
     """What does not fit, in a sentence; empty if everything fits, or if the volume's size is unknown."""
     if not hardware.scratch_gib:
         return ""

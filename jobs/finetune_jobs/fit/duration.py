@@ -7,6 +7,7 @@ its kernel reaches about twice the share of the rest (FlashAttention-2, Dao 2023
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
@@ -67,12 +68,18 @@ def scaling(training: Training, step: Step) -> float:
 
 
 def pace(
-    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, *, answer: float = 0, exported: float = BF16
+    shape: Shape,
+    training: Training,
+    step: Step,
+    hardware: HardwareFacts,
+    *,
+    answer: float = 0,
+    exported: Sequence[float] = (BF16,),
 ) -> Pace | None:
     """How fast the profile's hardware trains and runs the model; None where the hardware is unknown.
 
     ``answer``: tokens of an answer in the evaluation (``answer_tokens``); ``exported``: bytes of a weight of the
-    exported model.
+    exported model, in each format that is made and asked.
     """
     if hardware.has_gpu:
         card = card_of(hardware) or unknown(hardware)
@@ -85,13 +92,14 @@ def pace(
     if speed <= 0:
         return None
     alone = speed / operations(shape, training, step, training.max_length)
+    more = (MODELS - 1 + len(exported)) / MODELS
     together = 1 if hardware.processes == 1 else hardware.processes * scaling(training, step)
     return Pace(
         tokens_per_second=together * alone,
         load_seconds=load_seconds(shape),
         pass_seconds=least,
-        answer_seconds=answer_seconds(shape, training, answer, alone, bandwidth, on_gpu=hardware.has_gpu),
-        transfer_seconds=exported * shape.parameters * (1 / NETWORK_BYTES + 1 / DISK_BYTES),
+        answer_seconds=more * answer_seconds(shape, training, answer, alone, bandwidth, on_gpu=hardware.has_gpu),
+        transfer_seconds=sum(exported) * shape.parameters * (1 / NETWORK_BYTES + 1 / DISK_BYTES),
     )
 
 

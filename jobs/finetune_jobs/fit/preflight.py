@@ -46,7 +46,7 @@ def preflight(
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
-    advice = require_suitable(config, training, _format(given), given.hardware, given.runtimes)
+    advice, *_ = [require_suitable(config, training, each, given.hardware, given.runtimes) for each in _formats(given)]
     bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
     admission = admit(config, training, given.hardware, given.alternatives, after=_after(given), bfloat16=bfloat16)
     return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
@@ -76,8 +76,9 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
 def _evaluation_gpus(config: Mapping[str, Any] | None, training: Training, given: StageInput) -> int:
     """One where the model's shape is unknown."""
     hardware = require(given.hardware, "hardware")
+    largest = max(weight_bytes(each) for each in _formats(given))
     try:
-        return max(1, evaluation_gpus(read_shape(config or {}), training, hardware, weight_bytes(_format(given))))
+        return max(1, evaluation_gpus(read_shape(config or {}), training, hardware, largest))
     except UnknownShapeError:
         return 1
 
@@ -101,14 +102,17 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _after(given: StageInput) -> After:
-    exported = weight_bytes(_format(given))
+    exported = [weight_bytes(each) for each in _formats(given)]
     if given.params.evaluate is None:
         return After(exported=exported)
     return After(given.params.evaluate.evaluation.max_samples, given.params.evaluate.task.type, exported)
 
 
-def _format(given: StageInput) -> str:
-    return given.params.publish.format if given.params.publish else ""
+def _formats(given: StageInput) -> list[str]:
+    """Those of the exported model, in the order in which they are tried."""
+    if given.params.export:
+        return [each.value for each in given.params.export.export.formats]
+    return [given.params.publish.format if given.params.publish else ""]
 
 
 def _read_config(given: StageInput, places: Places, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:

@@ -263,7 +263,7 @@ def _artifact(
     return ArtifactStatus(
         digest=digest,
         uri=scalars.get("artifactUri", uri),
-        format=spec.export.format,
+        format=scalars.get("format", spec.export.format)[:16],
         architecture=scalars.get("architecture", "")[:64] or None,
         size_bytes=_count(scalars, "sizeBytes"),
         storage=spec.output_storage.for_reading,

@@ -16,7 +16,12 @@ def params_of(spec: FineTuneJobSpec) -> Params:
         ),
         train=TrainParams(training=spec.training),
         export=ExportParams(export=spec.export, method=method),
-        evaluate=EvaluateParams(evaluation=spec.evaluation.examination, task=spec.task, method=method),
+        evaluate=EvaluateParams(
+            evaluation=spec.evaluation.examination,
+            task=spec.task,
+            method=method,
+            on_regression=spec.export.on_regression,
+        ),
         publish=PublishParams(
             output=spec.output,
             format=spec.export.format.value,
