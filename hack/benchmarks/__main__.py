@@ -24,6 +24,8 @@ NAMES = (
     "transfers",
     "fit_estimate",
     "planted_artifacts",
+    "artifact_ledger",
+    "export_memory",
 )
 
 

@@ -8,10 +8,6 @@ an hour on two idle cores.
 
 from __future__ import annotations
 
-import csv
-import random
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,15 +16,15 @@ from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import ExportFormat
 from hack.benchmarks.result import Result
+from hack.benchmarks.transactions import transactions
 from hack.cluster.console import say, step
-from hack.cluster.layout import REPOSITORY, cache_directory
+from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 
 TRIES = 10
 """How often the good artifact is verified."""
 STEPS, BATCH = 60, 8
 GOLDEN, SAMPLE = 8, 50
-INSTRUCTION = "Book the transaction to one account. Answer with its name only."
 
 
 def run() -> Result:
@@ -38,7 +34,7 @@ def run() -> Result:
     base = ensure_smollm2(cache_directory())
     with tempfile.TemporaryDirectory(prefix="finetune-planted-") as folder:
         work = Path(folder)
-        examples = examples_of(work)
+        examples = transactions(work, 800)
         with step(f"tune {base.name} for {STEPS} steps"):
             tuned = _tuned(base, examples[: STEPS * BATCH])
         artifact = write_artifact(work / "good", base, tuned)
@@ -64,29 +60,6 @@ def run() -> Result:
             **{name: _seen(checks) for name, checks in planted.items()},
         },
     )
-
-
-def examples_of(work: Path) -> list[Any]:
-    """Conversations about bank transactions, in a fixed random order."""
-    from finetune_jobs.modelling.token_files import Conversation
-
-    table = work / "transactions.csv"
-    program = REPOSITORY / "examples" / "transactions" / "generate.py"
-    subprocess.run([sys.executable, str(program), "--rows", "800", "--out", str(table)], check=True)
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["description"] and row["category"]]
-    random.Random(0).shuffle(rows)
-    system = {"role": "system", "content": INSTRUCTION}
-    return [
-        Conversation(
-            [
-                system,
-                {"role": "user", "content": row["description"]},
-                {"role": "assistant", "content": row["category"]},
-            ]
-        )
-        for row in rows
-    ]
 
 
 def _tuned(base: Path, examples: list[Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from finetune_jobs.verification.engine import Limits
 from finetune_jobs.verification.observation import Promise
 from finetune_jobs.verification.tolerance import tolerance
 from finetune_jobs.verification.vllm import VllmServer
-from hack.benchmarks.planted_artifacts import examples_of
+from hack.benchmarks.transactions import transactions
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 from tests.support.planted import LOST_LAYER, Plant, prove, weights_only, write_artifact
@@ -70,7 +70,7 @@ def recorded(work: Path) -> Recorded:
     artifact = write_artifact(work / "good", model, weights)
     base = write_artifact(work / "base", model, without)
     tokenizer = load_tokenizer(model)
-    made = make_passages(tokenizer, examples_of(work), stop_token(model, tokenizer), longest_text(model))
+    made = make_passages(tokenizer, transactions(work, 800), stop_token(model, tokenizer), longest_text(model))
     passages = [*made[:SHORT], next(passage for passage in made if passage.long)]
     before = [log_probs(found, each) for found in [load_checkpoint(base)] for each in passages]
     found = load_checkpoint(artifact)
