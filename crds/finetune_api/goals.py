@@ -8,13 +8,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
 from finetune_api.dataset import TaskType
-from finetune_api.rules import exactly_one_of
+from finetune_api.rules import Rule, exactly_one_of
 
 MAX_GOALS: Final = 12
 """So many outcomes fit into a stage's result."""
 
 Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
 """A share of 1 as text, e.g. ``0.95``."""
+
+PRECISIONS: Final = (*(f"0.{number}" for number in range(50, 100)), "0.995", "0.999")
+"""At which automation is measured, so that every goal finds its own."""
+Precision = Annotated[str, Field(pattern=r"^0\.([5-9][0-9]?|99[59])$", max_length=16)]
+"""One of PRECISIONS as text; 0.9 is 0.90."""
 
 
 class Metric(StrEnum):
@@ -24,6 +29,15 @@ class Metric(StrEnum):
     F1 = "f1"
     PRECISION = "precision"
     RECALL = "recall"
+    AUTOMATION = "automation"
+
+
+COMPARED: Final = (Metric.ACCURACY, Metric.F1, Metric.PRECISION, Metric.RECALL)
+"""Metrics of the artifact and of the base model on the same examples."""
+_NOT_COMPARED: Final = Rule(
+    f"!has(self.improveOverBase) || self.metric in [{', '.join(repr(metric.value) for metric in COMPARED)}]",
+    "improveOverBase goes with accuracy, f1, precision and recall; set atLeast instead",
+)
 
 
 class Baseline(StrEnum):
@@ -54,10 +68,14 @@ class OnFail(StrEnum):
 class Goal(ApiModel):
     """A figure that the artifact must reach on the test split, with its whole 95 % interval."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("at_least", "improve_over_base"))
+    model_config = ConfigDict(
+        json_schema_extra=exactly_one_of("at_least", "improve_over_base", also=[_NOT_COMPARED.as_schema()])
+    )
 
     metric: Metric
-    """accuracy, f1, precision or recall; what they mean for each task is explained in the evaluation's report."""
+    """accuracy, f1, precision or recall: what they mean for each task is explained in the evaluation's report.
+    automation: the share of answers that need no person, since those with at least a published probability are right as
+    often as atPrecision says."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
     """One label of a classification that f1, precision or recall is about; by default the mean over all of them."""
     at_least: Share | None = None
@@ -67,11 +85,15 @@ class Goal(ApiModel):
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it."""
+    at_precision: Precision = "0.95"
+    """For automation: how many of the answers that nobody looks at must be right, e.g. "0.98"."""
 
     @model_validator(mode="after")
     def _one(self) -> "Goal":
         if (self.at_least is None) == (self.improve_over_base is None):
             raise ValueError("exactly one of atLeast and improveOverBase must be set")
+        if self.improve_over_base is not None and self.metric not in COMPARED:
+            raise ValueError(_NOT_COMPARED.message)
         return self
 
     @property
@@ -83,6 +105,8 @@ class Goal(ApiModel):
     def text(self) -> str:
         """The goal, for people."""
         what = f"{self.metric} of '{self.class_name}'" if self.class_name else str(self.metric)
+        if self.metric is Metric.AUTOMATION:
+            what = f"{what} at precision {self.at_precision}"
         if self.at_least is not None:
             return f"{what} at least {self.at_least}"
         return f"{what} better than {BASELINES[self.baseline]} by {self.improve_over_base}"

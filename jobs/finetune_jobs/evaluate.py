@@ -3,7 +3,7 @@ examples in its prompt."""
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,17 +22,27 @@ from finetune_jobs.artifacts.artifact import (
     METRICS,
     REFERENCE,
     Answer,
+    Marks,
     write_answers,
     write_references,
 )
+from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
+from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
 from finetune_jobs.evaluation.gates import require_classes
-from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
+from finetune_jobs.evaluation.generate import (
+    Generated,
+    Questions,
+    answer_limit,
+    generate,
+    generate_answers,
+    thoughts_limit,
+)
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.reference import (
     Passage,
@@ -45,12 +55,13 @@ from finetune_jobs.evaluation.reference import (
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import choose_shots, with_shots
+from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import iterate_split, longest_thoughts, read_split
+from finetune_jobs.modelling.token_files import Conversation, iterate_split, longest_thoughts, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
@@ -121,66 +132,22 @@ def evaluate_models(
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
     say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
-    examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
-    labels = _labels(files.dataset)
     tokenizer = load_tokenizer(files.base)
-    stop = stop_token(files.base, tokenizer)
-    rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
-    truth = [
-        chat.answer_text(tokenizer, example.messages, stop, example.tools, thoughts=tuning.thoughts)
-        for example in examples
-    ]
-    limit = answer_limit(tokenizer, [*labels, *truth])
-    questions = Questions(
-        [example.prompt for example in examples],
-        max(limit, thoughts_limit(longest_thoughts(files.dataset))) if tuning.thoughts else limit,
-        BATCH_SIZE,
-        tuning.thoughts,
-        [example.tools for example in examples],
-    )
-    # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
-    shots = [] if tuning.thoughts else choose_shots(iterate_split(files.dataset, "train"), task)
-    shown = replace(questions, prompts=[with_shots(each, shots) for each in questions.prompts], shared=True)
-    passages = make_passages(tokenizer, examples, stop, longest_text(files.base), thoughts=tuning.thoughts)
-    probe = probe_for(tokenizer, stop, sets_for(evaluation))
-    paper = _Paper(tokenizer, questions, shown if shots else None, probe, passages)
+    paper = _set_paper(files, tuning, task, evaluation, tokenizer)
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
-        answers, behaviour = heard.answers, heard.behaviour
         _make_room()
-        progress.report(0.6, "loading the artifact")
-        model = load_artifact(files.artifact)
-        answers["artifact"] = generate_answers(
-            model, load_tokenizer(files.artifact), questions, progress.part(0.6, 0.9, "artifact")
-        )
-        of_artifact = [log_probs(model, passage) for passage in passages]
-        turned = [turned_log_probs(model, passage) for passage in passages]
-    masked = [holds_placeholder(example.messages) for example in examples]
-    evaluated = Evaluated.of(task, truth, answers, labels, masked)
+        served = _ask_artifact(files.artifact, paper, progress)
+    answers = {**heard.answers, "artifact": [each.text for each in served.answers]}
+    masked = [holds_placeholder(example.messages) for example in paper.examples]
+    automation = _automation(task, paper, served)
+    evaluated = Evaluated.of(task, paper.truth, answers, paper.labels, masked, automation)
     files.out.mkdir(parents=True, exist_ok=True)
-    write_references(files.out / REFERENCE, choose_references(passages, heard.likely, of_artifact, turned))
-    named = [answers.get(model, [None] * len(examples)) for model in ("base", "fewShot", "tuned", "artifact")]
-    rows = zip(examples, truth, *named, strict=True)
-    write_answers(
-        files.out / ANSWERS,
-        (
-            Answer(
-                messages=e.prompt,
-                tools=e.tools,
-                label=right,
-                base=b,
-                few_shot=f,
-                tuned=t,
-                artifact=a,
-                max_tokens=questions.limit,
-                thoughts=rendering.marks,
-                prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=tuning.thoughts)),
-                # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
-                stopped=not rendering.marks and len(chat.answer_ids(tokenizer, a)) < questions.limit - 1,
-            )
-            for e, right, b, f, t, a in rows
-        ),
-    )
+    references = choose_references(paper.passages, heard.likely, served.likely, served.turned)
+    write_references(files.out / REFERENCE, references)
+    rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
+    write_answers(files.out / ANSWERS, _answers(paper, heard, served, rendering.marks))
+    behaviour = heard.behaviour
     metrics = {
         "task": task.value,
         "goldenPrompts": evaluation.golden_prompts,
@@ -191,8 +158,8 @@ def evaluate_models(
     }
     for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
         (files.out / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    asked = [str(example.prompt[-1].get("content") or "") for example in examples]
-    quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in shots]
+    asked = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
+    quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
     page = render_html(evaluated, asked, *identity, behaviour, quoted)
     (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
@@ -204,19 +171,69 @@ def _labels(dataset: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _Paper:
-    """What base and tuned model are asked."""
+    """What the models are asked, and the right answers."""
 
     tokenizer: Any
+    examples: Sequence[Conversation]
+    """Of the test part."""
+    truth: Sequence[str]
+    labels: Sequence[str]
+    """The allowed ones of a classification."""
     questions: Questions
-    shown: Questions | None
-    """The same questions after examples, for the base only; None: it is shown none."""
+    checked: Questions | None
+    """Of the validation part, for the artifact only: among its answers a threshold is chosen. None: it is not asked."""
+    checked_truth: Sequence[str]
+    shots: Sequence[Conversation]
+    """Examples that the base model is shown; empty: it is shown none."""
     probe: Probe
     passages: Sequence[Passage]
+
+    @property
+    def shown(self) -> Questions:
+        """The same questions after the examples."""
+        prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
+        return replace(self.questions, prompts=prompts, shared=True)
+
+
+def _set_paper(
+    files: EvaluationFiles, tuning: Tuning, task: TaskType, evaluation: Examination, tokenizer: Any
+) -> _Paper:
+    examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
+    # No threshold is sought where whole answers are hardly ever right, or follow thoughts that may go either way.
+    weighed = task is not TaskType.TEXT and not tuning.thoughts
+    checked = sample(read_split(files.dataset, "validation"), evaluation.max_samples, task) if weighed else []
+    stop, labels = stop_token(files.base, tokenizer), _labels(files.dataset)
+    truth, checked_truth = (
+        [chat.answer_text(tokenizer, each.messages, stop, each.tools, thoughts=tuning.thoughts) for each in rows]
+        for rows in (examples, checked)
+    )
+    limit = answer_limit(tokenizer, [*labels, *truth, *checked_truth])
+    questions = Questions(
+        [example.prompt for example in examples],
+        max(limit, thoughts_limit(longest_thoughts(files.dataset))) if tuning.thoughts else limit,
+        BATCH_SIZE,
+        tuning.thoughts,
+        [example.tools for example in examples],
+    )
+    others = replace(questions, prompts=[each.prompt for each in checked], tools=[each.tools for each in checked])
+    return _Paper(
+        tokenizer=tokenizer,
+        examples=examples,
+        truth=truth,
+        labels=labels,
+        questions=questions,
+        checked=others if checked else None,
+        checked_truth=checked_truth,
+        # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
+        shots=[] if tuning.thoughts else choose_shots(iterate_split(files.dataset, "train"), task),
+        probe=probe_for(tokenizer, stop, sets_for(evaluation)),
+        passages=make_passages(tokenizer, examples, stop, longest_text(files.base), thoughts=tuning.thoughts),
+    )
 
 
 @dataclass(frozen=True)
 class _Heard:
-    """What they said."""
+    """What base and tuned model said."""
 
     answers: dict[str, list[str]]
     """Of ``base``, of ``fewShot`` if it was asked, and of ``tuned``."""
@@ -231,7 +248,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
     model = load_base(files.base, tuning.quantization)
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
     found = {"base": generate_answers(model, tokenizer, questions, progress.part(0.05, 0.15, "base model"))}
-    if paper.shown is not None:
+    if paper.shots:
         report = progress.part(0.15, 0.25, "base model, shown examples")
         found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
     likely = [log_probs(model, passage) for passage in paper.passages]
@@ -245,6 +262,72 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
     return _Heard(found, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What the artifact said."""
+
+    answers: Sequence[Generated]
+    checked: Sequence[Generated]
+    """To the questions of the validation part."""
+    likely: list[list[float]]
+    """Its log-probabilities of each passage."""
+    turned: list[tuple[list[float], list[float]]]
+
+
+def _ask_artifact(folder: Path, paper: _Paper, progress: Progress) -> _Served:
+    progress.report(0.6, "loading the artifact")
+    model, tokenizer = load_artifact(folder), load_tokenizer(folder)
+    checked: list[Generated] = []
+    if paper.checked is not None:
+        report = progress.part(0.6, 0.7, "artifact, validation part")
+        checked = generate(model, tokenizer, paper.checked, report, weighed=True)
+    report = progress.part(0.7, 0.9, "artifact")
+    answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
+    return _Served(
+        answers,
+        checked,
+        [log_probs(model, passage) for passage in paper.passages],
+        [turned_log_probs(model, passage) for passage in paper.passages],
+    )
+
+
+def _automation(task: TaskType, paper: _Paper, served: _Served) -> list[Automation]:
+    """What needs no person; nothing, if no validation examples were asked."""
+    right = right_for(task)
+
+    def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:
+        return [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
+
+    if paper.checked is None:
+        return []
+    return automate(weighed(paper.checked_truth, served.checked), weighed(paper.truth, served.answers))
+
+
+def _answers(paper: _Paper, heard: _Heard, served: _Served, marks: Marks | None) -> Iterator[Answer]:
+    """What each model answered to each test example."""
+    limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
+    none = [None] * len(paper.examples)
+    named = [heard.answers.get(model, none) for model in ("base", "fewShot", "tuned")]
+    for e, right, artifact, base, few_shot, tuned in zip(
+        paper.examples, paper.truth, served.answers, *named, strict=True
+    ):
+        yield Answer(
+            messages=e.prompt,
+            tools=e.tools,
+            label=right,
+            base=base,
+            few_shot=few_shot,
+            tuned=tuned,
+            artifact=artifact.text,
+            max_tokens=limit,
+            thoughts=marks,
+            prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=thoughts)),
+            # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
+            stopped=not marks and len(chat.answer_ids(tokenizer, artifact.text)) < limit - 1,
+            log_probability=artifact.log_probability if paper.checked is not None else None,
+        )
 
 
 def _make_room() -> None:

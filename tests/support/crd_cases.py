@@ -304,6 +304,13 @@ _ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
     ({"algorithm": "aws:kms", "kmsKeyId": "alias/models"}, None),
     ({"algorithm": "AES256", "kmsKeyId": "alias/models"}, _KEY),
 ]
+GOAL: Final = ("spec", "evaluation", "goals", 0)
+_COMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "improveOverBase goes with", "set atLeast")
+_GOALS: Final[list[tuple[Object, str | None]]] = [
+    ({"metric": "automation", "atPrecision": "0.98", "atLeast": "0.4"}, None),
+    ({"metric": "recall", "improveOverBase": "0.1"}, None),
+    ({"metric": "automation", "improveOverBase": "0.1"}, _COMPARED),
+]
 _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
     (meta.FINETUNEJOB, ("spec", "output", "storage")),
@@ -377,6 +384,7 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.FINETUNEJOB, DISTILLATION, teacher | value, message) for value, message in _DISTILLATIONS)
     for kind, path in _STORAGES:
         yield from (Case(kind, (*path, "encryption"), value, message) for value, message in _ENCRYPTIONS)
+    yield from (Case(meta.FINETUNEJOB, GOAL, value, message) for value, message in _GOALS)
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
+from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, REFERENCE, Marks, read_answers
@@ -22,10 +23,12 @@ from finetune_jobs.evaluation.generate import (
     SPARE_TOKENS,
     Questions,
     answer_limit,
+    generate,
     generate_answers,
     left_padded,
     thoughts_limit,
 )
+from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import prompt_ids
@@ -56,6 +59,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(model: Any, base: Path, prompts: list[Any], batch_size: int) -> list[str]:
     questions = Questions(prompts, limit=10, batch_size=batch_size)
     return generate_answers(model, load_tokenizer(base), questions, lambda _done, _total: None)
+
+
+def test_how_likely_an_answer_is(folder: Path) -> None:
+    """As the model finds it when it is given; also where others in the batch go on, and where the beginning is
+    computed once."""
+    model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
+    prompts = [row(f"{n} {text}", "x")["messages"][:-1] for n, text in enumerate(["refund", "the fox jumps"] * 4)]
+    for shared in (False, True):
+        questions = Questions(prompts, limit=10, batch_size=8, shared=shared)
+        said = generate(model, tokenizer, questions, lambda _done, _total: None, weighed=True)
+        assert [each.text for each in said] == ask(model, folder / "base", prompts, 8)
+        for each, asked in zip(said, prompts, strict=True):
+            prompt = prompt_ids(tokenizer, asked)
+            alone = log_probs(model, Passage("", [*prompt, *each.tokens]))[len(prompt) - 1 :]
+            assert each.log_probability == pytest.approx(sum(alone), abs=1e-2)
+            assert each.log_probability < 0
 
 
 def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
@@ -180,6 +199,10 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()
     assert metrics["models"]["artifact"]["samples"] == 12
+    automation = metrics["measurements"]["automation"]
+    assert [each["precision"] for each in automation] == [float(precision) for precision in PRECISIONS]
+    assert {each["chosenOn"] for each in automation} == {len(read_split(folder / "dataset", "validation"))}
+    assert all(answer.log_probability is not None and answer.log_probability < 0 for answer in answers)
     shots = choose_shots(read_split(folder / "dataset", "train"), TaskType.CLASSIFICATION)
     assert len(shots) == SHOTS
     shown = [with_shots(each, shots) for each in asked]
@@ -261,6 +284,8 @@ def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
     assert {answer.max_tokens for answer in answers} == {model.limit} == {thoughts_limit(80)}
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert (metrics["thoughts"], metrics["closed"]) == ({"begin": "", "end": "</think>"}, False)
+    assert metrics["measurements"]["automation"] == [], "what it thinks may go either way"
+    assert {answer.log_probability for answer in answers} == {None}
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:

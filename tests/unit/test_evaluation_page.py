@@ -8,6 +8,7 @@ import pytest
 from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
+from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, general_set, sets_for, swap_set
 from finetune_jobs.evaluation.behaviour.probe import Responses
@@ -155,6 +156,19 @@ def test_the_page_says_whether_prompting_would_have_done(wrong: int, badge: str,
     assert {"Would prompting have done?", badge, "Where is it?", "parcel"} <= set(page.texts)
     assert said in evaluated.summary()
     assert evaluated.scalars()["accuracyFewShot"] == f"{1 - wrong / 20:.4f}"
+
+
+def test_what_needs_no_person_is_shown_where_it_was_measured() -> None:
+    truth = ["a"] * 40
+    answers = {"base": ["b"] * 40, "tuned": truth, "artifact": ["a"] * 30 + ["b"] * 10}
+    sure, unsure = Weighed(-0.01, right=True), Weighed(-2.0, right=False)
+    automation = automate([sure] * 60, [sure] * 30 + [unsure] * 10)
+    plain = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
+    weighed = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"], automation=automation)
+    texts = shown(weighed).texts
+    assert {"Answers that need no person", "98%", "0.9900", "75.0% (59.8% – 85.8%)", "30 of 30"} <= set(texts)
+    assert "none" in texts[texts.index("99%") :][:3], "60 validation examples are too few for 99 %"
+    assert "Answers that need no person" not in shown(plain).texts
 
 
 def test_the_worst_answers_come_first() -> None:

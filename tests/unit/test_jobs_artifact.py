@@ -17,11 +17,13 @@ from finetune_api.goals import GateOutcome, Gates, unpacked
 from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
-from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, Marks, write_answers
+from finetune_jobs.artifacts.artifact import AUTOMATION as THRESHOLDS
+from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, AutomationTable, Marks, write_answers
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_index
@@ -60,7 +62,10 @@ def measured(answers: Sequence[Answer]) -> dict[str, Any]:
     return found.model_dump(mode="json", by_alias=True)
 
 
-MEASUREMENTS = measured(ANSWERS)
+AUTOMATION = automate(
+    [Weighed(-0.1, right=True)] * 60, [Weighed(-0.1, right=True)] * 30 + [Weighed(-3, right=False)] * 10
+)
+MEASUREMENTS = measured(ANSWERS) | {"automation": [each.model_dump(mode="json", by_alias=True) for each in AUTOMATION]}
 
 
 @pytest.fixture
@@ -130,11 +135,16 @@ def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, publish
     }
     folder = store.below(f"artifacts/{digest}")
     manifest = Manifest.model_validate_json(folder.get("manifest.json") or b"")
-    assert sorted(file.path for file in manifest.files) == ["README.md", BOM, GOLDEN, "model.json", SAMPLE]
+    assert sorted(file.path for file in manifest.files) == ["README.md", THRESHOLDS, BOM, GOLDEN, "model.json", SAMPLE]
     assert len((folder.get(SAMPLE) or b"").splitlines()) == len(ANSWERS)
     card = (folder.get("README.md") or b"").decode()
     assert "| accuracy | 0.25 | – | 0.95 |" in card
     assert "320 examples for training" in card
+    assert "| 98% | -0.100000 | 75.0% (59.8% to 85.8%) | 30 of 30, 100.0% (88.6% to 100.0%) |" in card
+    assert "| 99% |" not in card, "60 validation examples are too few for it"
+    levels = AutomationTable.model_validate_json(folder.get(THRESHOLDS) or b"").levels
+    assert levels == [each for each in AUTOMATION if each.threshold is not None]
+    assert {0.5, 0.98} <= {each.precision for each in levels}
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (channel[0].artifact_digest, channel[0].owner) == (digest, RUN)

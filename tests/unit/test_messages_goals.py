@@ -32,6 +32,16 @@ def evaluated(base: int, artifact: int, task: TaskType = TaskType.CLASSIFICATION
 
 REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
+        Task(type=TaskType.TEXT),
+        {"metric": "automation", "atLeast": "0.4"},
+        "spec.evaluation.goals[0] … automation … text … f1 … Classification or Extraction",
+    ),
+    (
+        Task(),
+        {"metric": "automation", "class": "refund", "atLeast": "0.4"},
+        "spec.evaluation.goals[0] … automation of one class … recall … precision … f1",
+    ),
+    (
         Task(type=TaskType.EXTRACTION),
         {"metric": "f1", "class": "refund", "atLeast": "0.9"},
         "spec.evaluation.goals[0] … 'refund' … task Extraction … Remove class",
@@ -56,6 +66,10 @@ UNMEASURED: Final = [
     (
         {"metric": "f1", "improveOverBase": "0.9", "baseline": "FewShot"},
         "f1 better than the few-shot base model's by 0.9 … models think … one question",
+    ),
+    (
+        {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.98"},
+        "automation at precision 0.98 at least 0.4 … earlier version … spec.rerun … automation … models think",
     ),
     (None, "accuracy not worse than the base model's … earlier version … spec.rerun"),
 ]
@@ -99,6 +113,11 @@ def test_every_sentence_is_said() -> None:
 def test_a_goal_has_one_bound(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="exactly one of atLeast and improveOverBase must be set"):
         Goal.model_validate({"metric": "f1"} | given)
+
+
+def test_automation_is_of_the_artifact_alone() -> None:
+    with pytest.raises(ValidationError, match="improveOverBase goes with accuracy, f1, precision and recall"):
+        Goal.model_validate({"metric": "automation", "improveOverBase": "0.1"})
 
 
 def test_goals_that_apply_are_let_through() -> None:

@@ -6,19 +6,22 @@ model beyond chance.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, floor, log10
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf, log10
 from typing import Final
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
 from finetune_api.reasons import Reason
-from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
+from finetune_jobs.artifacts.measurements import Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.evaluation.metrics import Z_95
 
 _MODELS: Final = {Baseline.ZERO_SHOT: "base", Baseline.FEW_SHOT: "fewShot"}
 """The model of an evaluation that each baseline means."""
+OF_ONE_CLASS: Final = (Metric.F1, Metric.PRECISION, Metric.RECALL)
+"""Metrics that one class has."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -49,20 +52,27 @@ def require_applicable(gates: Gates, task: Task) -> None:
     """Raises StageError (SpecInvalid) for a goal that means nothing for this task, or names a label that is not
     allowed."""
     for number, goal in enumerate(gates.goals):
+        place = f"spec.evaluation.goals[{number}]"
+        if goal.metric is Metric.AUTOMATION and task.type is TaskType.TEXT:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place} is about automation, but a text is hardly ever right as a whole, so that none could go "
+                "without a person. Set metric to f1, or set spec.task.type to Classification or Extraction.",
+            )
         if goal.class_name is None:
             continue
-        place = f"spec.evaluation.goals[{number}]"
         if task.type is not TaskType.CLASSIFICATION:
             raise StageError(
                 Reason.SPEC_INVALID,
                 f"{place} is about class {shorten(goal.class_name)!r}, but answers of the task {task.type.value} have "
                 "no classes. Remove class.",
             )
-        if goal.metric is Metric.ACCURACY:
+        if goal.metric not in OF_ONE_CLASS:
             raise StageError(
                 Reason.SPEC_INVALID,
-                f"{place} asks for the accuracy of one class, but accuracy is of all classes together. Set metric to "
-                "recall (how many of the class are found), precision (how many so called are right) or f1 (both).",
+                f"{place} asks for the {goal.metric} of one class, but {goal.metric} is of all classes together. Set "
+                "metric to recall (how many of the class are found), precision (how many so called are right) or f1 "
+                "(both).",
             )
     if task.labels:
         require_classes(gates, task.labels)
@@ -88,6 +98,8 @@ def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) 
 
 def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     label, estimate = goal.class_name or "", None
+    if goal.metric is Metric.AUTOMATION:
+        return _judge_automation(goal, measurements)
     if goal.at_least is not None:
         found = measurements.of(goal.metric, label)
         estimate = found.models["artifact"] if found else None
@@ -99,12 +111,39 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))
 
 
+def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
+    found = measurements.automated(float(goal.at_precision))
+    if found is None:
+        raise _unmeasured(goal.text)
+    judged = at_least(found.shown, goal.bound, measurements.rows)
+    if judged.outcome is GateOutcome.INCONCLUSIVE:
+        judged = replace(judged, deciding_rows=_deciding_automation(found, goal.bound, measurements.rows))
+    return _status(goal.text, found.shown, judged)
+
+
+def _deciding_automation(found: Automation, bound: float, rows: int) -> int | None:
+    """As many test examples as bring both to an end, if the values stay: the share that is taken, and how much of it is
+    right."""
+    if not found.taken:
+        return None
+    share = _wilson_rows(found.share.value, bound)
+    precision = _wilson_rows(found.reached.value, found.precision) * rows / found.taken
+    needed = max(share if found.share.low < bound <= found.share.high else 0, precision, rows + 1)
+    return _rounded(needed) if needed <= MOST_ROWS else None
+
+
+def _wilson_rows(value: float, bound: float) -> float:
+    """Of so many rows a share's Wilson interval has one end at the bound."""
+    return Z_95**2 * bound * (1 - bound) / (value - bound) ** 2 if value != bound else inf
+
+
 def _unmeasured(what: str) -> StageError:
     return StageError(
         Reason.GATE_FAILED,
         f"The evaluation did not measure what this goal needs: {what}. If an earlier version made it, "
         "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
-        "they answer, or no training example is one question with a text as its answer.",
+        "they answer, or no training example is one question with a text as its answer; nor is automation measured "
+        "where models think.",
     )
 
 
@@ -136,11 +175,15 @@ def not_worse(difference: Difference) -> Judged:
 
 def _deciding_rows(estimate: Figure, bound: float, rows: int) -> int | None:
     """An interval's width shrinks with the root of the number of rows: as many as bring its near end to the bound, if
-    the value stays. Rounded up to two digits, since it is a guess."""
+    the value stays. Rounded, since it is a guess."""
     distance = abs(estimate.value - bound)
     reach = estimate.value - estimate.low if estimate.value >= bound else estimate.high - estimate.value
     if distance == 0 or rows * (reach / distance) ** 2 > MOST_ROWS:
         return None
-    needed = max(rows + 1, ceil(rows * (reach / distance) ** 2))
-    unit: int = 10 ** max(0, floor(log10(needed)) - 1)
-    return ceil(needed / unit) * unit
+    return _rounded(max(rows + 1, ceil(rows * (reach / distance) ** 2)))
+
+
+def _rounded(count: float) -> int:
+    """Up, to two digits."""
+    unit: int = 10 ** max(0, floor(log10(count)) - 1)
+    return ceil(count / unit) * unit

@@ -6,12 +6,13 @@ page. Unlike the readiness report it quotes test examples: that is what ``answer
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 from typing import Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
-from finetune_jobs.artifacts.measurements import CHANCE, Difference
+from finetune_jobs.artifacts.measurements import CHANCE, SHOWN, Difference
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.conclusion import Conclusion
@@ -101,6 +102,7 @@ def render_html(
         agreement=_agreement(evaluated, words),
         apart=_apart(evaluated),
         ledger=_ledger(evaluated),
+        automation=_automation(evaluated),
         meanings=_meanings(words),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
@@ -193,6 +195,27 @@ def _ledger(evaluated: Evaluated) -> Table:
             rows.append(TableRow(f"{_SHORT[against]} → {_SHORT[model]}", [*cells, _beyond_chance(found)]))
     head = ["step", "metric", "before", "after", "difference", "95 % interval", "beyond chance"]
     return Table("What each step changed, on the same examples", head, rows, long=True)
+
+
+def _automation(evaluated: Evaluated) -> Table | None:
+    """What needs no person, at a few precisions."""
+    measured = [evaluated.measurements.automated(precision) for precision in SHOWN]
+    rows = [
+        TableRow(
+            f"{found.precision:.0%}",
+            [
+                "none" if found.threshold is None else f"{exp(found.threshold):.4f}",
+                f"{found.share.value:.1%} ({found.share.low:.1%} – {found.share.high:.1%})",
+                f"{found.right:,} of {found.taken:,}",
+                f"{found.reached.low:.1%} – {found.reached.high:.1%}" if found.taken else "–",
+            ],
+            Bar([Segment(Kind.SCORE, found.share.value)], (found.share.low, found.share.high)),
+        )
+        for found in measured
+        if found
+    ]
+    head = ["wanted precision", "probability from", "need no person", "right of them", "95 % interval"]
+    return Table("Answers of the artifact that can be taken as they are", head, rows, long=True) if rows else None
 
 
 def _beyond_chance(difference: Difference) -> str:

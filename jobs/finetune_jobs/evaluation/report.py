@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import main_metric
-from finetune_jobs.artifacts.measurements import Difference, Measurements
+from finetune_jobs.artifacts.measurements import Automation, Difference, Measurements
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
@@ -47,10 +47,12 @@ class Evaluated:
         answers: Mapping[str, Sequence[str]],
         labels: Sequence[str],
         masked: Sequence[bool] = (),
+        automation: Sequence[Automation] = (),
     ) -> "Evaluated":
         """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification, ``masked`` says
-        of each example whether it holds placeholders."""
+        of each example whether it holds placeholders, ``automation`` is the artifact's."""
         right = right_for(task)
+        measured = measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels)
         return cls(
             task,
             truth,
@@ -59,7 +61,7 @@ class Evaluated:
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, masked),
-            measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels),
+            measured.model_copy(update={"automation": list(automation)}),
         )
 
     def difference(self, model: str, against: str) -> Difference:
