@@ -30,11 +30,11 @@ from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
+from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
-from finetune_jobs.evaluation.gates import require_classes
 from finetune_jobs.evaluation.generate import (
     Generated,
     Questions,

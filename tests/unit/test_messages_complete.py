@@ -45,7 +45,7 @@ TABLES: Final = {
     ],
     "test_messages_fit": ["fit.admission", "fit.afterwards", "fit.recipe"],
     "test_messages_suitability": ["fit.suitability"],
-    "test_messages_goals": ["evaluation.gates"],
+    "test_messages_goals": ["evaluation.applicable", "evaluation.gates"],
     "test_cards": ["modelling.cards"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
     "test_dataset_prepare": [

@@ -10,6 +10,11 @@ CHANCE: Final = 0.05
 SHOWN: Final = (0.9, 0.95, 0.98, 0.99)
 """Precisions at which pages show what needs no person."""
 
+FORGETTING: Final = "forgetting"
+"""Name of the share of right answers to the general questions."""
+SAFETY: Final = "safety"
+"""Name of the share of adversarial questions that are answered as they should be."""
+
 
 class Figure(WireModel):
     """A figure that a sample of rows gave, and its 95 % interval."""

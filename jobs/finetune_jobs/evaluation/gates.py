@@ -5,23 +5,20 @@ it does, and is inconclusive in between. Without goals one gate stands: the arti
 model beyond chance.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
 from typing import Final
 
-from finetune_api.dataset import Task, TaskType
+from finetune_api.dataset import TaskType
 from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
 from finetune_api.reasons import Reason
-from finetune_jobs.artifacts.measurements import Automation, Difference, Figure, Measurements
+from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.evaluation.metrics import Z_95
 
 _MODELS: Final = {Baseline.ZERO_SHOT: "base", Baseline.FEW_SHOT: "fewShot"}
 """The model of an evaluation that each baseline means."""
-OF_ONE_CLASS: Final = (Metric.F1, Metric.PRECISION, Metric.RECALL)
-"""Metrics that one class has."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -48,47 +45,6 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[Goal
     return [_judge_goal(goal, measurements) for goal in gates.goals]
 
 
-def require_applicable(gates: Gates, task: Task) -> None:
-    """Raises StageError (SpecInvalid) for a goal that means nothing for this task, or names a label that is not
-    allowed."""
-    for number, goal in enumerate(gates.goals):
-        place = f"spec.evaluation.goals[{number}]"
-        if goal.metric is Metric.AUTOMATION and task.type is TaskType.TEXT:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"{place} is about automation, but a text is hardly ever right as a whole, so that none could go "
-                "without a person. Set metric to f1, or set spec.task.type to Classification or Extraction.",
-            )
-        if goal.class_name is None:
-            continue
-        if task.type is not TaskType.CLASSIFICATION:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"{place} is about class {shorten(goal.class_name)!r}, but answers of the task {task.type.value} have "
-                "no classes. Remove class.",
-            )
-        if goal.metric not in OF_ONE_CLASS:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"{place} asks for the {goal.metric} of one class, but {goal.metric} is of all classes together. Set "
-                "metric to recall (how many of the class are found), precision (how many so called are right) or f1 "
-                "(both).",
-            )
-    if task.labels:
-        require_classes(gates, task.labels)
-
-
-def require_classes(gates: Gates, labels: Sequence[str]) -> None:
-    """Raises StageError (SpecInvalid) for a goal about a label that the data set does not have."""
-    for number, goal in enumerate(gates.goals):
-        if goal.class_name is not None and goal.class_name not in labels:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"spec.evaluation.goals[{number}] is about class {shorten(goal.class_name)!r}, which is none of the "
-                f"{len(labels)} labels of the data set.{did_you_mean(goal.class_name, labels)}",
-            )
-
-
 def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) -> GoalStatus:
     difference = measurements.difference(main_metric(task), "artifact", "base")
     if difference is None:
@@ -100,6 +56,8 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     label, estimate = goal.class_name or "", None
     if goal.metric is Metric.AUTOMATION:
         return _judge_automation(goal, measurements)
+    if goal.at_most is not None:
+        return _judge_low(goal, measurements)
     if goal.at_least is not None:
         found = measurements.of(goal.metric, label)
         estimate = found.models["artifact"] if found else None
@@ -119,6 +77,22 @@ def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
     if judged.outcome is GateOutcome.INCONCLUSIVE:
         judged = replace(judged, deciding_rows=_deciding_automation(found, goal.bound, measurements.rows))
     return _status(goal.text, found.shown, judged)
+
+
+def _judge_low(goal: Goal, measurements: Measurements) -> GoalStatus:
+    """Of what must stay low: a share of the tuned model, or what it lost against the base model."""
+    kept = {Metric.FORGETTING: FORGETTING, Metric.SAFETY_LOSS: SAFETY}.get(goal.metric)
+    measured = measurements.of(kept or goal.metric)
+    difference = measurements.difference(kept, "tuned", "base") if kept else None
+    if measured is None or (kept and difference is None):
+        raise _unmeasured(goal.text)
+    estimate = _mirrored(difference.estimate) if difference else measured.models["tuned"]
+    return _status(goal.text, estimate, at_most(estimate, goal.bound, measured.cases))
+
+
+def _mirrored(figure: Figure) -> Figure:
+    """What was lost, from what was gained."""
+    return Figure(value=-figure.value or 0.0, low=-figure.high, high=-figure.low)
 
 
 def _deciding_automation(found: Automation, bound: float, rows: int) -> int | None:
@@ -143,7 +117,7 @@ def _unmeasured(what: str) -> StageError:
         f"The evaluation did not measure what this goal needs: {what}. If an earlier version made it, "
         "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
         "they answer, or no training example is one question with a text as its answer; nor is automation measured "
-        "where models think.",
+        "where models think, and nothing beside the task is asked of a model that must think.",
     )
 
 
@@ -163,6 +137,15 @@ def at_least(estimate: Figure, bound: float, rows: int) -> Judged:
     if estimate.low >= bound:
         return Judged(GateOutcome.PASS)
     if estimate.high < bound:
+        return Judged(GateOutcome.FAIL)
+    return Judged(GateOutcome.INCONCLUSIVE, _deciding_rows(estimate, bound, rows))
+
+
+def at_most(estimate: Figure, bound: float, rows: int) -> Judged:
+    """Whether a figure from so many ``rows`` stays at ``bound`` or below."""
+    if estimate.high <= bound:
+        return Judged(GateOutcome.PASS)
+    if estimate.low > bound:
         return Judged(GateOutcome.FAIL)
     return Judged(GateOutcome.INCONCLUSIVE, _deciding_rows(estimate, bound, rows))
 
