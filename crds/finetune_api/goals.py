@@ -67,9 +67,14 @@ class Baseline(StrEnum):
 
     ZERO_SHOT = "ZeroShot"
     FEW_SHOT = "FewShot"
+    PROMPTED = "Prompted"
 
 
-BASELINES: Final = {Baseline.ZERO_SHOT: "the base model's", Baseline.FEW_SHOT: "the few-shot base model's"}
+BASELINES: Final = {
+    Baseline.ZERO_SHOT: "the base model's",
+    Baseline.FEW_SHOT: "the few-shot base model's",
+    Baseline.PROMPTED: "the best prompted base model's",
+}
 """How each is called."""
 
 
@@ -115,7 +120,8 @@ class Goal(ApiModel):
     """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals or leaks may be, e.g. "0.05"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
-    up to eight training examples before it."""
+    up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
+    sentence around the answer, and for a classification with the choice among its labels."""
     at_precision: Precision = "0.95"
     """For automation: how many of the answers that nobody looks at must be right, e.g. "0.98"."""
 

@@ -35,14 +35,18 @@ from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
+from finetune_jobs.evaluation.choices import MOST_LABELS, choose_labels
 from finetune_jobs.evaluation.generate import (
+    ROOM,
     Generated,
     Questions,
     answer_limit,
+    cut,
     generate,
     generate_answers,
     thoughts_limit,
 )
+from finetune_jobs.evaluation.lenient import read
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.reference import (
     Passage,
@@ -140,7 +144,7 @@ def evaluate_models(
         served = _ask_artifact(files.artifact, paper, progress)
     answers = {**heard.answers, "artifact": [each.text for each in served.answers]}
     masked = [holds_placeholder(example.messages) for example in paper.examples]
-    automation = _automation(task, paper, served)
+    automation = _automation(paper, served)
     evaluated = Evaluated.of(task, paper.truth, answers, paper.labels, masked, automation)
     files.out.mkdir(parents=True, exist_ok=True)
     references = choose_references(paper.passages, heard.likely, served.likely, served.turned)
@@ -173,7 +177,10 @@ def _labels(dataset: Path) -> list[str]:
 class _Paper:
     """What the models are asked, and the right answers."""
 
+    task: TaskType
     tokenizer: Any
+    stop: int
+    """The token that ends an answer."""
     examples: Sequence[Conversation]
     """Of the test part."""
     truth: Sequence[str]
@@ -217,7 +224,9 @@ def _set_paper(
     )
     others = replace(questions, prompts=[each.prompt for each in checked], tools=[each.tools for each in checked])
     return _Paper(
+        task=task,
         tokenizer=tokenizer,
+        stop=stop,
         examples=examples,
         truth=truth,
         labels=labels,
@@ -236,7 +245,9 @@ class _Heard:
     """What base and tuned model said."""
 
     answers: dict[str, list[str]]
-    """Of ``base``, of ``fewShot`` if it was asked, and of ``tuned``."""
+    """Of ``base``, in each way in which it was asked, and of ``tuned``."""
+    wordy: list[str] | None
+    """What ``verbose`` was read from."""
     behaviour: Behaviour
     likely: list[list[float]]
     """The base's log-probabilities of each passage."""
@@ -247,10 +258,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
-    found = {"base": generate_answers(model, tokenizer, questions, progress.part(0.05, 0.15, "base model"))}
-    if paper.shots:
-        report = progress.part(0.15, 0.25, "base model, shown examples")
-        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
+    found, wordy = _ask_base(model, paper, progress)
     likely = [log_probs(model, passage) for passage in paper.passages]
     seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
@@ -261,7 +269,32 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
         model = load_checkpoint(files.tuned)
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
-    return _Heard(found, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
+    return _Heard(found, wordy, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
+
+
+def _ask_base(model: Any, paper: _Paper, progress: Progress) -> tuple[dict[str, list[str]], list[str] | None]:
+    """The base model's answers by the way in which it was asked; and what it said with room for a sentence, as it is.
+
+    Not with room, and not for a choice, where models think: an answer then has room enough, and no label is likely
+    before the thoughts.
+    """
+    tokenizer, questions = paper.tokenizer, paper.questions
+    report = progress.part(0.05, 0.15, "base model")
+    if questions.thoughts:
+        return {"base": generate_answers(model, tokenizer, questions, report)}, None
+    said = generate(model, tokenizer, replace(questions, limit=questions.limit + ROOM), report)
+    wordy = [each.text for each in said]
+    found = {
+        "base": [cut(tokenizer, each, questions.limit) for each in said],
+        "verbose": [read(paper.task, text, paper.labels) for text in wordy],
+    }
+    if paper.shots:
+        report = progress.part(0.15, 0.2, "base model, shown examples")
+        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
+    if paper.task is TaskType.CLASSIFICATION and 1 < len(paper.labels) <= MOST_LABELS:
+        report = progress.part(0.2, 0.25, "base model, choosing a label")
+        found["constrained"] = choose_labels(model, tokenizer, questions, paper.labels, paper.stop, report)
+    return found, wordy
 
 
 @dataclass(frozen=True)
@@ -293,9 +326,9 @@ def _ask_artifact(folder: Path, paper: _Paper, progress: Progress) -> _Served:
     )
 
 
-def _automation(task: TaskType, paper: _Paper, served: _Served) -> list[Automation]:
+def _automation(paper: _Paper, served: _Served) -> list[Automation]:
     """What needs no person; nothing, if no validation examples were asked."""
-    right = right_for(task)
+    right = right_for(paper.task)
 
     def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:
         return [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
@@ -309,9 +342,9 @@ def _answers(paper: _Paper, heard: _Heard, served: _Served, marks: Marks | None)
     """What each model answered to each test example."""
     limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
     none = [None] * len(paper.examples)
-    named = [heard.answers.get(model, none) for model in ("base", "fewShot", "tuned")]
-    for e, right, artifact, base, few_shot, tuned in zip(
-        paper.examples, paper.truth, served.answers, *named, strict=True
+    named = [heard.answers.get(model, none) for model in ("base", "fewShot", "constrained", "tuned")]
+    for e, right, artifact, wordy, base, few_shot, constrained, tuned in zip(
+        paper.examples, paper.truth, served.answers, heard.wordy or none, *named, strict=True
     ):
         yield Answer(
             messages=e.prompt,
@@ -319,6 +352,8 @@ def _answers(paper: _Paper, heard: _Heard, served: _Served, marks: Marks | None)
             label=right,
             base=base,
             few_shot=few_shot,
+            verbose=wordy,
+            constrained=constrained,
             tuned=tuned,
             artifact=artifact.text,
             max_tokens=limit,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,9 @@ from finetune_jobs.artifacts.artifact import ANSWERS, BEHAVIOUR, METRICS, REFERE
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, evaluate_models
 from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.choices import choose_labels
 from finetune_jobs.evaluation.generate import (
+    ROOM,
     SPARE_TOKENS,
     Questions,
     answer_limit,
@@ -31,11 +34,11 @@ from finetune_jobs.evaluation.generate import (
 from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
-from finetune_jobs.modelling.chat import prompt_ids
+from finetune_jobs.modelling.chat import answer_ids, prompt_ids
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import Conversation, read_split
-from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
@@ -109,6 +112,38 @@ def test_a_common_beginning_is_computed_once_and_changes_no_answer(folder: Path)
     assert len(set(expected)) > 2  # they do tell the prompts apart
     whole = sum(len(prompt_ids(tokenizer, each)) for each in prompts)
     assert sum(computed) < whole / 2
+
+
+def test_the_label_that_a_model_must_choose_is_the_likeliest_answer(folder: Path) -> None:
+    """As each alone after each prompt, with the token that ends it: labels share a beginning, and prompts do."""
+    model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
+    stop = stop_token(folder / "base", tokenizer)
+    labels = ["refund", "refund my parcel", "question", "other fox", "the", "capital"]
+    prompts = [row(f"{n} {text}", "x")["messages"][:-1] for n, text in enumerate(["refund", "what", "parcel " * 9])]
+    expected = dict[tuple[str, str], list[str]]()
+    for pair in combinations(labels, 2):
+        for ids in [prompt_ids(tokenizer, prompt) for prompt in prompts]:
+            whole = [Passage("", [*ids, *answer_ids(tokenizer, label), stop]) for label in pair]
+            sums = [sum(log_probs(model, passage)[len(ids) - 1 :]) for passage in whole]
+            expected.setdefault(pair, []).append(pair[sums.index(max(sums))])
+    questions = Questions(prompts, limit=10, batch_size=4)
+    for pair, best in expected.items():
+        assert choose_labels(model, tokenizer, questions, pair, stop, lambda _done, _total: None) == best
+    chosen = choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None)
+    assert all(best[n] == label for n, label in enumerate(chosen) for pair, best in expected.items() if label in pair)
+
+    forward, most = model.forward, 2
+
+    def limited(**inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(**inputs)
+
+    model.forward = limited
+    assert choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None) == chosen
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None)
 
 
 def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(folder: Path) -> None:
@@ -210,6 +245,12 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     questions = Questions(shown, limit, 16, shared=True)
     expected = generate_answers(base, load_tokenizer(folder / "base"), questions, lambda _done, _total: None)
     assert [answer.few_shot for answer in answers] == expected
+    said = generate_answers(base, tokenizer, Questions(asked, limit + ROOM, 16), lambda _done, _total: None)
+    assert [answer.verbose for answer in answers] == said
+    stop = stop_token(folder / "base", tokenizer)
+    chosen = choose_labels(base, tokenizer, Questions(asked, limit, 16), LABELS, stop, lambda _done, _total: None)
+    assert [answer.constrained for answer in answers] == chosen
+    assert {"verbose", "constrained"} <= metrics["models"].keys()
     assert shots[0].prompt[-1]["content"] in (tmp_path / "out" / EVALUATION_PAGE).read_text()
     sample = next(s for m in progress.collect() for s in m.samples if s.name == "finetune_stage_progress_ratio")
     assert sample.value == pytest.approx(0.9)

@@ -58,6 +58,10 @@ class Answer(WireModel):
     """The base model's answer."""
     few_shot: str | None = None
     """That of the base model with examples in its prompt; None: it was not asked so."""
+    verbose: str | None = None
+    """The base model's answer with room for a sentence around it; None: it was not asked so."""
+    constrained: str | None = None
+    """The base model's choice among the labels; None: it was not asked so."""
     tuned: str
     """That of base and adapter."""
     artifact: str

@@ -17,8 +17,12 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.evaluation.metrics import Z_95
 
-_MODELS: Final = {Baseline.ZERO_SHOT: "base", Baseline.FEW_SHOT: "fewShot"}
-"""The model of an evaluation that each baseline means."""
+_MODELS: Final = {
+    Baseline.ZERO_SHOT: ("base",),
+    Baseline.FEW_SHOT: ("fewShot",),
+    Baseline.PROMPTED: ("fewShot", "verbose", "constrained"),
+}
+"""The models of an evaluation that each baseline means: of several, the best that was asked."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -62,8 +66,9 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
         found = measurements.of(goal.metric, label)
         estimate = found.models["artifact"] if found else None
     else:
-        difference = measurements.difference(goal.metric, "artifact", _MODELS[goal.baseline], label)
-        estimate = difference.estimate if difference else None
+        against = [measurements.difference(goal.metric, "artifact", model, label) for model in _MODELS[goal.baseline]]
+        asked = [difference.estimate for difference in against if difference]
+        estimate = min(asked, key=lambda it: it.value, default=None)
     if estimate is None:
         raise _unmeasured(goal.text)
     return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))

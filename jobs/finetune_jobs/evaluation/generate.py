@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 SPARE_TOKENS: Final = 4
 """Tokens beyond the longest right answer: an answer that continues after its end must count as wrong."""
+ROOM: Final = 32
+"""More tokens for a base model, which may write a sentence around its answer."""
 
 DIGITS: Final = 6
 """Of a log-probability: a sure answer's is very near to 0, and another sure one's should differ."""
@@ -82,6 +84,11 @@ class _Recorder(LogitsProcessor):  # type: ignore[misc] # transformers has no ty
         return [round(float(row[:length].sum()), DIGITS) for row, length in zip(table, lengths, strict=True)]
 
 
+def cut(tokenizer: Any, answer: Generated, limit: int) -> str:
+    """The text of an answer without thoughts as it had been with this limit: greedy decoding takes the same tokens."""
+    return str(tokenizer.decode(answer.tokens[:limit], skip_special_tokens=True)).strip()
+
+
 def generate_answers(model: Any, tokenizer: Any, questions: Questions, answered: Answered) -> list[str]:
     """The text of ``generate``."""
     return [each.text for each in generate(model, tokenizer, questions, answered)]
@@ -107,7 +114,7 @@ def generate(
         chat.prompt_ids(tokenizer, *each, thoughts=thoughts) for each in zip(questions.prompts, tools, strict=True)
     ]
     marks = chat.rendering(tokenizer, thoughts=thoughts).marks
-    beginning = _beginning(model, encoded) if questions.shared else None
+    beginning = common_beginning(model, encoded) if questions.shared else None
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers: list[Generated] = [Generated("", (), 0.0)] * len(encoded)
     size, start = questions.batch_size, 0
@@ -146,7 +153,7 @@ class Beginning:
     """Keys and values (transformers' Cache) of one sequence."""
 
 
-def _beginning(model: Any, encoded: Sequence[Sequence[int]]) -> Beginning | None:
+def common_beginning(model: Any, encoded: Sequence[Sequence[int]]) -> Beginning | None:
     """The common beginning of several prompts; None if there is none. The last token of a prompt is never part of it:
     the model must compute it to answer."""
     first, last = min(map(list, encoded)), max(map(list, encoded))

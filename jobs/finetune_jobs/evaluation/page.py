@@ -19,7 +19,7 @@ from finetune_jobs.evaluation.conclusion import Conclusion
 from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated, described
+from finetune_jobs.evaluation.report import MODELS, PROMPTED, WITH, WITHOUT, Evaluated, described
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris
@@ -32,10 +32,14 @@ _SOURCES: Final = 3
 _SHORT: Final = {
     "base": "base model",
     "fewShot": "base, shown examples",
+    "verbose": "base, room for a sentence",
+    "constrained": "base, choosing a label",
     "tuned": "with adapter",
     "artifact": "artifact",
 }
 """The models above their answers."""
+_ANOTHER_READING: Final = ("verbose", "constrained")
+"""Beside a wrong answer, one answer of a base model that was asked the same way is enough."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def render_html(
     are question and answer of each example that the base model was shown."""
     words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
     wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
-    mistakes = worst(evaluated.task, questions, evaluated.truth, evaluated.answers, _WORST)
+    beside = {model: said for model, said in evaluated.answers.items() if model not in _ANOTHER_READING}
+    mistakes = worst(evaluated.task, questions, evaluated.truth, beside, _WORST)
     return page.render(
         "evaluation/evaluation.html.j2",
         TITLE,
@@ -277,17 +282,18 @@ def _gain(evaluated: Evaluated) -> Conclusion:
 
 
 def _prompting(evaluated: Evaluated) -> list[Conclusion]:
-    """The artifact against the base model with examples in its prompt, if that was asked."""
+    """The artifact against the best of the ways to prompt, if one was asked."""
     said = evaluated.prompting()
     if not said:
         return []
-    gain = evaluated.difference("artifact", "fewShot")
+    gain = evaluated.difference("artifact", evaluated.prompted)
     badge, answer = ("Warn", "! perhaps")
     if gain.better_beyond_chance:
         badge, answer = "Pass", "✓ no"
     elif gain.worse_beyond_chance:
         badge, answer = "Fail", "✕ yes"
-    test = "Paired on the same examples; the prompt stands further down."
+    asked = [_SHORT[model] for model in PROMPTED if model in evaluated.scores]
+    test = f"Paired on the same examples, against the best of these: {'; '.join(asked)}."
     return [Conclusion("Would prompting have done?", badge, answer, said, test)]
 
 
