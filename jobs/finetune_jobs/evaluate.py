@@ -3,15 +3,15 @@ examples in its prompt."""
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Examination
+from finetune_api.goals import Gates
 from finetune_api.layout import EVALUATION_PAGE, output_folder
 from finetune_api.stages import Stage
 from finetune_api.training import Method
@@ -26,55 +26,36 @@ from finetune_jobs.artifacts.artifact import (
     write_answers,
     write_references,
 )
-from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
 from finetune_jobs.evaluation.applicable import require_classes
-from finetune_jobs.evaluation.automation import Weighed, automate
+from finetune_jobs.evaluation.asking import (
+    Paper,
+    ServedAnswers,
+    ask_artifact,
+    ask_base,
+    automation_of,
+    labels_of,
+    set_paper,
+)
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
-from finetune_jobs.evaluation.behaviour.items import sets_for
-from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
-from finetune_jobs.evaluation.choices import MOST_LABELS, choose_labels
-from finetune_jobs.evaluation.generate import (
-    ROOM,
-    Generated,
-    Questions,
-    answer_limit,
-    cut,
-    generate,
-    generate_answers,
-    thoughts_limit,
-)
-from finetune_jobs.evaluation.lenient import read
-from finetune_jobs.evaluation.page import identify, render_html
-from finetune_jobs.evaluation.reference import (
-    Passage,
-    choose_references,
-    log_probs,
-    longest_text,
-    make_passages,
-    turned_log_probs,
-)
+from finetune_jobs.evaluation.generate import generate_answers
+from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html
+from finetune_jobs.evaluation.reached import goals_reached
+from finetune_jobs.evaluation.reference import choose_references, log_probs
 from finetune_jobs.evaluation.report import Evaluated
-from finetune_jobs.evaluation.sample import sample
-from finetune_jobs.evaluation.shots import choose_shots, with_shots
-from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
+from finetune_jobs.modelling.licence import licence_of
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import Conversation, iterate_split, longest_thoughts, read_split
-from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
-from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.text.placeholders import holds_placeholder
-
-BATCH_SIZE: Final = 16
-"""Prompts in a batch."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +72,17 @@ class EvaluationFiles:
     """The prepared data set."""
     out: Path
     """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What an evaluation is of, and what it is for."""
+
+    subject: EvaluationSubject = field(default_factory=EvaluationSubject)
+    licence: str = ""
+    """Of the base model; empty: not known."""
+    gates: Gates | None = None
+    """What the artifact is to reach; None: by hand, nothing is published."""
 
 
 def evaluate(context: Context) -> StageOutput:
@@ -112,9 +104,12 @@ def evaluate(context: Context) -> StageOutput:
         out=out,
     )
     tuning = read_tuning(files.tuned, Method(params.method))
+    about = About(identify(given), licence_of(context))
     if given.params.publish:
-        require_classes(given.params.publish.gates, _labels(files.dataset))
-    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, identify(given))
+        gates = given.params.publish.gates
+        require_classes(gates, labels_of(files.dataset))
+        about = replace(about, gates=gates)
+    evaluated = evaluate_models(files, tuning, params.task.type, params.evaluation, context.progress, about)
     return StageOutput(
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
@@ -129,115 +124,49 @@ def evaluate_models(
     task: TaskType,
     evaluation: Examination,
     progress: Progress,
-    identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
+    about: About | None = None,
 ) -> Evaluated:
     """Let all models answer test examples, and write their answers.
 
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
-    say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    say. ``about``: for the page and for the model card. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
-    tokenizer = load_tokenizer(files.base)
-    paper = _set_paper(files, tuning, task, evaluation, tokenizer)
+    paper = set_paper(files.base, files.dataset, tuning, task, evaluation)
+    tokenizer = paper.tokenizer
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
         _make_room()
-        served = _ask_artifact(files.artifact, paper, progress)
+        progress.report(0.6, "loading the artifact")
+        model, own = load_artifact(files.artifact), load_tokenizer(files.artifact)
+        served = ask_artifact(model, own, paper, progress)
     answers = {**heard.answers, "artifact": [each.text for each in served.answers]}
     masked = [holds_placeholder(example.messages) for example in paper.examples]
-    automation = _automation(paper, served)
+    automation = automation_of(paper, served)
     evaluated = Evaluated.of(task, paper.truth, answers, paper.labels, masked, automation)
     files.out.mkdir(parents=True, exist_ok=True)
     references = choose_references(paper.passages, heard.likely, served.likely, served.turned)
     write_references(files.out / REFERENCE, references)
     rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
     write_answers(files.out / ANSWERS, _answers(paper, heard, served, rendering.marks))
-    behaviour = heard.behaviour
+    about, behaviour = about or About(), heard.behaviour
+    measurements = behaviour.added_to(evaluated.measurements)
     metrics = {
         "task": task.value,
         "goldenPrompts": evaluation.golden_prompts,
         "thoughts": rendering.marks and rendering.marks.model_dump(mode="json", by_alias=True),
         "closed": rendering.closed,
+        "baseLicense": about.licence,
         **evaluated.metrics(),
-        "measurements": behaviour.added_to(evaluated.measurements).model_dump(mode="json", by_alias=True),
+        "measurements": measurements.model_dump(mode="json", by_alias=True),
     }
     for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
         (files.out / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
     quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
-    page = render_html(evaluated, asked, *identity, behaviour, quoted)
+    goals = goals_reached(about.gates, measurements, task) if about.gates else []
+    page = render_html(evaluated, asked, about.subject, behaviour, quoted, goals)
     (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
-
-
-def _labels(dataset: Path) -> list[str]:
-    return list(json.loads((dataset / "labels.json").read_text(encoding="utf-8")))
-
-
-@dataclass(frozen=True)
-class _Paper:
-    """What the models are asked, and the right answers."""
-
-    task: TaskType
-    tokenizer: Any
-    stop: int
-    """The token that ends an answer."""
-    examples: Sequence[Conversation]
-    """Of the test part."""
-    truth: Sequence[str]
-    labels: Sequence[str]
-    """The allowed ones of a classification."""
-    questions: Questions
-    checked: Questions | None
-    """Of the validation part, for the artifact only: among its answers a threshold is chosen. None: it is not asked."""
-    checked_truth: Sequence[str]
-    shots: Sequence[Conversation]
-    """Examples that the base model is shown; empty: it is shown none."""
-    probe: Probe
-    passages: Sequence[Passage]
-
-    @property
-    def shown(self) -> Questions:
-        """The same questions after the examples."""
-        prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
-        return replace(self.questions, prompts=prompts, shared=True)
-
-
-def _set_paper(
-    files: EvaluationFiles, tuning: Tuning, task: TaskType, evaluation: Examination, tokenizer: Any
-) -> _Paper:
-    examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
-    # No threshold is sought where whole answers are hardly ever right, or follow thoughts that may go either way.
-    weighed = task is not TaskType.TEXT and not tuning.thoughts
-    checked = sample(read_split(files.dataset, "validation"), evaluation.max_samples, task) if weighed else []
-    stop, labels = stop_token(files.base, tokenizer), _labels(files.dataset)
-    truth, checked_truth = (
-        [chat.answer_text(tokenizer, each.messages, stop, each.tools, thoughts=tuning.thoughts) for each in rows]
-        for rows in (examples, checked)
-    )
-    limit = answer_limit(tokenizer, [*labels, *truth, *checked_truth])
-    questions = Questions(
-        [example.prompt for example in examples],
-        max(limit, thoughts_limit(longest_thoughts(files.dataset))) if tuning.thoughts else limit,
-        BATCH_SIZE,
-        tuning.thoughts,
-        [example.tools for example in examples],
-    )
-    others = replace(questions, prompts=[each.prompt for each in checked], tools=[each.tools for each in checked])
-    return _Paper(
-        task=task,
-        tokenizer=tokenizer,
-        stop=stop,
-        examples=examples,
-        truth=truth,
-        labels=labels,
-        questions=questions,
-        checked=others if checked else None,
-        checked_truth=checked_truth,
-        # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
-        shots=[] if tuning.thoughts else choose_shots(iterate_split(files.dataset, "train"), task),
-        probe=probe_for(tokenizer, stop, sets_for(evaluation)),
-        passages=make_passages(tokenizer, examples, stop, longest_text(files.base), thoughts=tuning.thoughts),
-    )
 
 
 @dataclass(frozen=True)
@@ -253,12 +182,12 @@ class _Heard:
     """The base's log-probabilities of each passage."""
 
 
-def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, progress: Progress) -> _Heard:
+def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, progress: Progress) -> _Heard:
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
-    found, wordy = _ask_base(model, paper, progress)
+    found, wordy = ask_base(model, paper, progress)
     likely = [log_probs(model, passage) for passage in paper.passages]
     seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
@@ -272,73 +201,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
     return _Heard(found, wordy, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
 
 
-def _ask_base(model: Any, paper: _Paper, progress: Progress) -> tuple[dict[str, list[str]], list[str] | None]:
-    """The base model's answers by the way in which it was asked; and what it said with room for a sentence, as it is.
-
-    Not with room, and not for a choice, where models think: an answer then has room enough, and no label is likely
-    before the thoughts.
-    """
-    tokenizer, questions = paper.tokenizer, paper.questions
-    report = progress.part(0.05, 0.15, "base model")
-    if questions.thoughts:
-        return {"base": generate_answers(model, tokenizer, questions, report)}, None
-    said = generate(model, tokenizer, replace(questions, limit=questions.limit + ROOM), report)
-    wordy = [each.text for each in said]
-    found = {
-        "base": [cut(tokenizer, each, questions.limit) for each in said],
-        "verbose": [read(paper.task, text, paper.labels) for text in wordy],
-    }
-    if paper.shots:
-        report = progress.part(0.15, 0.2, "base model, shown examples")
-        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
-    if paper.task is TaskType.CLASSIFICATION and 1 < len(paper.labels) <= MOST_LABELS:
-        report = progress.part(0.2, 0.25, "base model, choosing a label")
-        found["constrained"] = choose_labels(model, tokenizer, questions, paper.labels, paper.stop, report)
-    return found, wordy
-
-
-@dataclass(frozen=True)
-class _Served:
-    """What the artifact said."""
-
-    answers: Sequence[Generated]
-    checked: Sequence[Generated]
-    """To the questions of the validation part."""
-    likely: list[list[float]]
-    """Its log-probabilities of each passage."""
-    turned: list[tuple[list[float], list[float]]]
-
-
-def _ask_artifact(folder: Path, paper: _Paper, progress: Progress) -> _Served:
-    progress.report(0.6, "loading the artifact")
-    model, tokenizer = load_artifact(folder), load_tokenizer(folder)
-    checked: list[Generated] = []
-    if paper.checked is not None:
-        report = progress.part(0.6, 0.7, "artifact, validation part")
-        checked = generate(model, tokenizer, paper.checked, report, weighed=True)
-    report = progress.part(0.7, 0.9, "artifact")
-    answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
-    return _Served(
-        answers,
-        checked,
-        [log_probs(model, passage) for passage in paper.passages],
-        [turned_log_probs(model, passage) for passage in paper.passages],
-    )
-
-
-def _automation(paper: _Paper, served: _Served) -> list[Automation]:
-    """What needs no person; nothing, if no validation examples were asked."""
-    right = right_for(paper.task)
-
-    def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:
-        return [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
-
-    if paper.checked is None:
-        return []
-    return automate(weighed(paper.checked_truth, served.checked), weighed(paper.truth, served.answers))
-
-
-def _answers(paper: _Paper, heard: _Heard, served: _Served, marks: Marks | None) -> Iterator[Answer]:
+def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:
     """What each model answered to each test example."""
     limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
     none = [None] * len(paper.examples)

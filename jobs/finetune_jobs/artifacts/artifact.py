@@ -117,6 +117,8 @@ class Metrics(WireModel):
     """What stands around the thoughts that the model writes before an answer; None: it was tuned to write none."""
     measurements: Measurements | None = None
     """Every metric with its interval; None: an earlier version did not measure them."""
+    base_license: str = ""
+    """The licence that the base model's card names; empty: not known."""
     closed: bool = False
     """Whether its chat template closes a block of thoughts before every answer."""
 

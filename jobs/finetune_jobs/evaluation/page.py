@@ -55,6 +55,16 @@ class _Words:
     unknown_means: str = ""
 
 
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """What an evaluation is of."""
+
+    identity: Sequence[Fact] = ()
+    """Job, model and data, for the top of the page."""
+    origin: Sequence[Fact] = ()
+    """Their digests, for its end."""
+
+
 _WORDS: Final = {
     TaskType.CLASSIFICATION: _Words(
         "exactly the label",
@@ -84,13 +94,13 @@ _WORDS: Final = {
 def render_html(
     evaluated: Evaluated,
     questions: Sequence[str],
-    identity: Sequence[Fact],
-    origin: Sequence[Fact],
+    subject: EvaluationSubject,
     behaviour: Behaviour | None = None,
     shots: Sequence[tuple[str, str]] = (),
+    goals: Sequence[Conclusion] = (),
 ) -> str:
-    """The page. ``questions`` are what was asked, ``identity`` and ``origin`` say of what; see ``identify``. ``shots``
-    are question and answer of each example that the base model was shown."""
+    """The page. ``questions`` are what was asked, ``subject`` says of what. ``shots``
+    are question and answer of each example that the base model was shown, ``goals`` what was reached of them."""
     words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
     wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
     beside = {model: said for model, said in evaluated.answers.items() if model not in _ANOTHER_READING}
@@ -98,8 +108,9 @@ def render_html(
     return page.render(
         "evaluation/evaluation.html.j2",
         TITLE,
-        identity,
+        subject.identity,
         summary=evaluated.summary(),
+        goals=goals,
         right=f"An answer counts when it is {words.right}.",
         verdicts=[_gain(evaluated), *_prompting(evaluated), _export_loss(evaluated)],
         shots=shots,
@@ -115,12 +126,12 @@ def render_html(
         behaviour=sections(behaviour or Behaviour()),
         mistakes=mistakes,
         mistakes_text=_mistakes_text(len(mistakes), wrong),
-        origin=origin,
+        origin=subject.origin,
     )
 
 
-def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
-    """Job, model and data of an evaluation, for the top of the page; and the digests, for its end."""
+def identify(given: StageInput) -> EvaluationSubject:
+    """What an evaluation is of."""
     params, chain = given.params, given.upstream
     identity = [Fact("Job", [f"{given.run.namespace}/{given.run.name}"])]
     identity.append(Fact("Base model", [given.base_model_uri], code=True))
@@ -134,7 +145,7 @@ def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
         "Artifact's weights": output_folder(Stage.EXPORT, chain.export),
     }
     origin = [Fact(name, [folder], code=True) for name, folder in folders.items()]
-    return identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)]
+    return EvaluationSubject(identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)])
 
 
 def _accuracy(evaluated: Evaluated) -> Table:
