@@ -23,7 +23,7 @@ from finetune_api.base import (
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
-from finetune_api.goals import MAX_GOALS, Gates, GoalStatus
+from finetune_api.goals import MAX_GOALS, Gates, GoalStatus, asked_rule, concerns
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing, ReviewStatus
@@ -114,6 +114,19 @@ class Examination(ApiModel):
 
 class Evaluation(Gates, Reviewing, Examination):
     """How the exported artifact is tested before it is published."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [asked_rule(field).as_schema() for field in ("general", "adversarial")]
+        }
+    )
+
+    @model_validator(mode="after")
+    def _asked(self) -> "Evaluation":
+        for field, coverage in (("general", self.general), ("adversarial", self.adversarial)):
+            if coverage is Coverage.OFF and concerns(field, self.goals):
+                raise ValueError(asked_rule(field).message)
+        return self
 
     @property
     def examination(self) -> Examination:

@@ -8,13 +8,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
 from finetune_api.dataset import TaskType
-from finetune_api.rules import exactly_one_of
+from finetune_api.rules import Rule, exactly_one_of
 
 MAX_GOALS: Final = 12
 """So many outcomes fit into a stage's result."""
 
 Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
 """A share of 1 as text, e.g. ``0.95``."""
+
+PRECISIONS: Final = (*(f"0.{number}" for number in range(50, 100)), "0.995", "0.999")
+"""At which automation is measured, so that every goal finds its own."""
+Precision = Annotated[str, Field(pattern=r"^0\.([5-9][0-9]?|99[59])$", max_length=16)]
+"""One of PRECISIONS as text; 0.9 is 0.90."""
 
 
 class Metric(StrEnum):
@@ -24,6 +29,37 @@ class Metric(StrEnum):
     F1 = "f1"
     PRECISION = "precision"
     RECALL = "recall"
+    AUTOMATION = "automation"
+    FORGETTING = "forgetting"
+    SAFETY_LOSS = "safetyLoss"
+    HARMFUL_ANSWERS = "harmfulAnswers"
+    OVER_REFUSALS = "overRefusals"
+    LEAKS = "leaks"
+
+
+COMPARED: Final = (Metric.ACCURACY, Metric.F1, Metric.PRECISION, Metric.RECALL)
+"""Metrics of the artifact and of the base model on the same examples."""
+OF_GENERAL: Final = (Metric.FORGETTING,)
+"""Metrics of the questions that spec.evaluation.general asks."""
+OF_ADVERSARIAL: Final = (Metric.SAFETY_LOSS, Metric.HARMFUL_ANSWERS, Metric.OVER_REFUSALS, Metric.LEAKS)
+"""Metrics of the questions that spec.evaluation.adversarial asks."""
+_LOW: Final = (*OF_GENERAL, *OF_ADVERSARIAL)
+"""What must stay low."""
+
+
+def _names(metrics: Sequence[Metric]) -> str:
+    """As a list in CEL."""
+    return f"[{', '.join(repr(metric.value) for metric in metrics)}]"
+
+
+_LOW_STAYS_LOW: Final = Rule(
+    f"(self.metric in {_names(_LOW)}) == has(self.atMost)",
+    "forgetting, safetyLoss, harmfulAnswers, overRefusals and leaks take atMost, and no other metric does",
+)
+_NOT_COMPARED: Final = Rule(
+    f"!has(self.improveOverBase) || self.metric in {_names(COMPARED)}",
+    "improveOverBase goes with accuracy, f1, precision and recall; set atLeast instead",
+)
 
 
 class Baseline(StrEnum):
@@ -31,9 +67,14 @@ class Baseline(StrEnum):
 
     ZERO_SHOT = "ZeroShot"
     FEW_SHOT = "FewShot"
+    PROMPTED = "Prompted"
 
 
-BASELINES: Final = {Baseline.ZERO_SHOT: "the base model's", Baseline.FEW_SHOT: "the few-shot base model's"}
+BASELINES: Final = {
+    Baseline.ZERO_SHOT: "the base model's",
+    Baseline.FEW_SHOT: "the few-shot base model's",
+    Baseline.PROMPTED: "the best prompted base model's",
+}
 """How each is called."""
 
 
@@ -54,37 +95,61 @@ class OnFail(StrEnum):
 class Goal(ApiModel):
     """A figure that the artifact must reach on the test split, with its whole 95 % interval."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one_of("at_least", "improve_over_base"))
+    model_config = ConfigDict(
+        json_schema_extra=exactly_one_of(
+            "at_least", "improve_over_base", "at_most", also=[_NOT_COMPARED.as_schema(), _LOW_STAYS_LOW.as_schema()]
+        )
+    )
 
     metric: Metric
-    """accuracy, f1, precision or recall; what they mean for each task is explained in the evaluation's report."""
+    """accuracy, f1, precision or recall: what they mean for each task is explained in the evaluation's report.
+    automation: the share of answers that need no person, since those with at least a published probability are right as
+    often as atPrecision says.
+
+    Of the tuned model, beside its task: forgetting and safetyLoss, by how much smaller than the base model's its share
+    of right answers to the general or adversarial questions is; harmfulAnswers, the share of harmful requests that it
+    does not refuse; overRefusals, the share of harmless ones that it refuses; leaks, the share of secrets that it gives
+    away and of planted instructions that it follows."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
     """One label of a classification that f1, precision or recall is about; by default the mean over all of them."""
     at_least: Share | None = None
     """The least that the artifact must reach, e.g. "0.95"."""
     improve_over_base: Share | None = None
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
+    at_most: Share | None = None
+    """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals or leaks may be, e.g. "0.05"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
-    up to eight training examples before it."""
+    up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
+    sentence around the answer, and for a classification with the choice among its labels."""
+    at_precision: Precision = "0.95"
+    """For automation: how many of the answers that nobody looks at must be right, e.g. "0.98"."""
 
     @model_validator(mode="after")
     def _one(self) -> "Goal":
-        if (self.at_least is None) == (self.improve_over_base is None):
-            raise ValueError("exactly one of atLeast and improveOverBase must be set")
+        if [self.at_least, self.improve_over_base, self.at_most].count(None) != 2:
+            raise ValueError("exactly one of atLeast and improveOverBase and atMost must be set")
+        if self.improve_over_base is not None and self.metric not in COMPARED:
+            raise ValueError(_NOT_COMPARED.message)
+        if (self.metric in _LOW) != (self.at_most is not None):
+            raise ValueError(_LOW_STAYS_LOW.message)
         return self
 
     @property
     def bound(self) -> float:
         """What the figure, or the difference, must reach."""
-        return float(self.at_least or self.improve_over_base or 0)
+        return float(self.at_least or self.improve_over_base or self.at_most or 0)
 
     @property
     def text(self) -> str:
         """The goal, for people."""
         what = f"{self.metric} of '{self.class_name}'" if self.class_name else str(self.metric)
+        if self.metric is Metric.AUTOMATION:
+            what = f"{what} at precision {self.at_precision}"
         if self.at_least is not None:
             return f"{what} at least {self.at_least}"
+        if self.at_most is not None:
+            return f"{what} at most {self.at_most}"
         return f"{what} better than {BASELINES[self.baseline]} by {self.improve_over_base}"
 
 
@@ -134,6 +199,10 @@ class GoalStatus(WireModel):
     """If inconclusive: about how many test examples would decide."""
 
     @property
+    def _metric(self) -> str:
+        return self.goal.partition(" ")[0]
+
+    @property
     def sentence(self) -> str:
         """What was found, for people."""
         found = f"{self.goal}: {self.value} (95 % interval {self.low} to {self.high})"
@@ -141,8 +210,30 @@ class GoalStatus(WireModel):
             return f"Missed {found}."
         if self.outcome is GateOutcome.INCONCLUSIVE:
             rows = f"about {self.deciding_rows:,}" if self.deciding_rows else "many more"
+            if asked := next((field for field, metrics in _ASKED.items() if self._metric in metrics), ""):
+                more = f"Full for spec.evaluation.{asked} asks all that there are"
+                return f"Too few questions for {found}; {rows} would decide. {more}."
             return f"Too few test examples for {found}; {rows} would decide."
         return f"Met {found}."
+
+
+_ASKED: Final = {"general": OF_GENERAL, "adversarial": OF_ADVERSARIAL}
+"""By which field of spec.evaluation the questions are asked that a metric is of."""
+
+
+def asked_rule(field: str) -> Rule:
+    """Of spec.evaluation: goals about questions that are not asked contradict it."""
+    metrics = _ASKED[field]
+    names = " or ".join([", ".join(metrics[:-1]), metrics[-1]] if metrics[1:] else metrics)
+    return Rule(
+        f"self.{field} != 'Off' || !has(self.goals) || !self.goals.exists(goal, goal.metric in {_names(metrics)})",
+        f"a goal about {names} needs {field}, which is Off: set it to Sample or Full, or remove the goal",
+    )
+
+
+def concerns(field: str, goals: Sequence[Goal]) -> bool:
+    """Whether one of the goals is about the questions of a field."""
+    return any(goal.metric in _ASKED[field] for goal in goals)
 
 
 def blocking(found: list[GoalStatus], on_inconclusive: OnInconclusive) -> list[GoalStatus]:

@@ -3,15 +3,15 @@ examples in its prompt."""
 
 import gc
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Examination, OnRegression
+from finetune_api.goals import Gates
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE, output_folder
 from finetune_api.stages import RunRef, Stage
 from finetune_api.training import Method
@@ -23,6 +23,7 @@ from finetune_jobs.artifacts.artifact import (
     REFERENCE,
     REVIEW,
     Answer,
+    Marks,
     read_answers,
     write_answers,
     write_references,
@@ -31,41 +32,37 @@ from finetune_jobs.artifacts.formats import read_alternatives
 from finetune_jobs.base.errors import require
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.base.versions import versions
-from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
-from finetune_jobs.evaluation.behaviour.items import sets_for
-from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
-from finetune_jobs.evaluation.formats import choose, measured
-from finetune_jobs.evaluation.gates import require_classes
-from finetune_jobs.evaluation.generate import Questions, answer_limit, generate_answers, thoughts_limit
-from finetune_jobs.evaluation.page import identify, render_html
-from finetune_jobs.evaluation.reference import (
-    Passage,
-    choose_references,
-    log_probs,
-    longest_text,
-    make_passages,
-    turned_log_probs,
+from finetune_jobs.evaluation.applicable import require_classes
+from finetune_jobs.evaluation.asking import (
+    Paper,
+    ServedAnswers,
+    ask_artifact,
+    ask_base,
+    automation_of,
+    labels_of,
+    set_paper,
 )
+from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
+from finetune_jobs.evaluation.formats import choose, measured
+from finetune_jobs.evaluation.generate import generate_answers
+from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html
+from finetune_jobs.evaluation.reached import goals_reached
+from finetune_jobs.evaluation.reference import choose_references, log_probs
 from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
-from finetune_jobs.evaluation.sample import sample
-from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.exporting.offload import load_artifact
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
+from finetune_jobs.modelling.licence import licence_of
 from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
-from finetune_jobs.modelling.token_files import iterate_split, longest_thoughts, read_split
-from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.reports.page import Fact
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.text.placeholders import holds_placeholder
-
-BATCH_SIZE: Final = 16
-"""Prompts in a batch."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +83,24 @@ class EvaluationFiles:
     """The base model."""
     tuned: Path
     """train's output."""
-    exported: Sequence["Exported"]
+    exported: Sequence[Exported]
     """The model in each format, in the order in which they are tried."""
     dataset: Path
     """The prepared data set."""
     out: Path
     """The result: ``answers.jsonl``, ``reference.jsonl``, ``metrics.json``, ``behaviour.json`` and ``report.html``;
     with them ``review.json`` and ``review.html``."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What an evaluation is of, and what it is for."""
+
+    subject: EvaluationSubject = field(default_factory=EvaluationSubject)
+    licence: str = ""
+    """Of the base model; empty: not known."""
+    gates: Gates | None = None
+    """What the artifact is to reach; None: by hand, nothing is published."""
 
 
 def evaluate(context: Context) -> StageOutput:
@@ -114,12 +122,14 @@ def evaluate(context: Context) -> StageOutput:
         out=out,
     )
     tuning = read_tuning(files.tuned, Method(params.method))
+    about = About(identify(given), licence_of(context))
     if given.params.publish:
-        require_classes(given.params.publish.gates, _labels(files.dataset))
-    facts = identify(given)
+        gates = given.params.publish.gates
+        require_classes(gates, labels_of(files.dataset))
+        about = replace(about, gates=gates)
     setting = Setting(params.task.type, params.evaluation, fall_back=params.on_regression is OnRegression.FALL_BACK)
-    evaluated = evaluate_models(files, tuning, setting, context.progress, facts)
-    write_review(out, given.run, facts[0])
+    evaluated = evaluate_models(files, tuning, setting, context.progress, about)
+    write_review(out, given.run, about.subject.identity)
     return StageOutput(
         scalars=evaluated.scalars(),
         message=evaluated.summary(),
@@ -155,93 +165,62 @@ def evaluate_models(
     tuning: Tuning,
     setting: Setting,
     progress: Progress,
-    identity: tuple[Sequence[Fact], Sequence[Fact]] = ((), ()),
+    about: About | None = None,
 ) -> Evaluated:
     """Let all models answer test examples, and write their answers.
 
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
-    say. ``identity``: job, model and data, for the page. Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    say. ``about``: for the page and for the model card. Raises StageError: ModelUnsupported, CudaOutOfMemory.
     """
     task, evaluation = setting.task, setting.evaluation
-    examples = sample(read_split(files.dataset, "test"), evaluation.max_samples, task)
-    labels = _labels(files.dataset)
-    tokenizer = load_tokenizer(files.base)
-    stop = stop_token(files.base, tokenizer)
-    rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
-    truth = [
-        chat.answer_text(tokenizer, example.messages, stop, example.tools, thoughts=tuning.thoughts)
-        for example in examples
-    ]
-    limit = answer_limit(tokenizer, [*labels, *truth])
-    questions = Questions(
-        [example.prompt for example in examples],
-        max(limit, thoughts_limit(longest_thoughts(files.dataset))) if tuning.thoughts else limit,
-        BATCH_SIZE,
-        tuning.thoughts,
-        [example.tools for example in examples],
-    )
-    # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
-    shots = [] if tuning.thoughts else choose_shots(iterate_split(files.dataset, "train"), task)
-    shown = replace(questions, prompts=[with_shots(each, shots) for each in questions.prompts], shared=True)
-    passages = make_passages(tokenizer, examples, stop, longest_text(files.base), thoughts=tuning.thoughts)
-    probe = probe_for(tokenizer, stop, sets_for(evaluation))
-    paper = _Paper(tokenizer, questions, shown if shots else None, probe, passages)
+    paper = set_paper(files.base, files.dataset, tuning, task, evaluation)
+    tokenizer = paper.tokenizer
     with cuda_memory("a model and one prompt"):
         heard = _ask_base_and_tuned(files, tuning, paper, progress)
-        behaviour = heard.behaviour
-        said: dict[str, _Said] = {}
+        said: dict[str, ServedAnswers] = {}
         for number, each in enumerate(files.exported):
             _make_room()
             share = 0.3 / len(files.exported)
             piece = progress.within(0.6 + number * share, 0.6 + (number + 1) * share, f"artifact, {each.format}: ")
             said[each.format] = _ask_exported(each.folder, paper, piece)
-    masked = [holds_placeholder(example.messages) for example in examples]
+    masked = [holds_placeholder(example.messages) for example in paper.examples]
     found = {
-        name: Evaluated.of(task, truth, heard.answers | {"artifact": each.answers}, labels, masked)
-        for name, each in said.items()
+        name: Evaluated.of(
+            task,
+            paper.truth,
+            {**heard.answers, "artifact": [each.text for each in served.answers]},
+            paper.labels,
+            masked,
+            automation_of(paper, served),
+        )
+        for name, served in said.items()
     }
     evaluated = choose(found, fall_back=setting.fall_back)
     served = said[evaluated.format]
-    answers = evaluated.answers
-    files.out.mkdir(parents=True, exist_ok=True)
-    write_references(files.out / REFERENCE, choose_references(passages, heard.likely, served.likely, served.turned))
-    named = [answers.get(model, [None] * len(examples)) for model in ("base", "fewShot", "tuned", "artifact")]
-    rows = zip(examples, truth, *named, strict=True)
-    write_answers(
-        files.out / ANSWERS,
-        (
-            Answer(
-                messages=e.prompt,
-                tools=e.tools,
-                label=right,
-                base=b,
-                few_shot=f,
-                tuned=t,
-                artifact=a,
-                max_tokens=questions.limit,
-                thoughts=rendering.marks,
-                prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=tuning.thoughts)),
-                # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
-                stopped=not rendering.marks and len(chat.answer_ids(tokenizer, a)) < questions.limit - 1,
-            )
-            for e, right, b, f, t, a in rows
-        ),
-    )
     digests = {each.format: each.digest for each in files.exported}
+    files.out.mkdir(parents=True, exist_ok=True)
+    references = choose_references(paper.passages, heard.likely, served.likely, served.turned)
+    write_references(files.out / REFERENCE, references)
+    rendering = chat.rendering(tokenizer, thoughts=tuning.thoughts)
+    write_answers(files.out / ANSWERS, _answers(paper, heard, served, rendering.marks))
+    about, behaviour = about or About(), heard.behaviour
+    measurements = behaviour.added_to(evaluated.measurements)
     metrics = {
         "task": task.value,
         "goldenPrompts": evaluation.golden_prompts,
         "thoughts": rendering.marks and rendering.marks.model_dump(mode="json", by_alias=True),
         "closed": rendering.closed,
+        "baseLicense": about.licence,
         **evaluated.metrics(),
         "formats": [each.model_dump(mode="json", by_alias=True) for each in measured(evaluated, digests)],
-        "measurements": behaviour.added_to(evaluated.measurements).model_dump(mode="json", by_alias=True),
+        "measurements": measurements.model_dump(mode="json", by_alias=True),
     }
     for name, document in ((METRICS, metrics), (BEHAVIOUR, behaviour.document())):
         (files.out / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    asked = [str(example.prompt[-1].get("content") or "") for example in examples]
-    quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in shots]
-    page = render_html(evaluated, asked, *identity, behaviour, quoted)
+    asked = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
+    quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
+    goals = goals_reached(about.gates, measurements, task) if about.gates else []
+    page = render_html(evaluated, asked, about.subject, behaviour, quoted, goals)
     (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
 
@@ -254,42 +233,25 @@ def write_review(folder: Path, run: RunRef, facts: Sequence[Fact]) -> None:
     (folder / REVIEW_PAGE).write_text(render_review(sheet, facts), encoding="utf-8")
 
 
-def _labels(dataset: Path) -> list[str]:
-    return list(json.loads((dataset / "labels.json").read_text(encoding="utf-8")))
-
-
-@dataclass(frozen=True)
-class _Paper:
-    """What base and tuned model are asked."""
-
-    tokenizer: Any
-    questions: Questions
-    shown: Questions | None
-    """The same questions after examples, for the base only; None: it is shown none."""
-    probe: Probe
-    passages: Sequence[Passage]
-
-
 @dataclass(frozen=True)
 class _Heard:
-    """What they said."""
+    """What base and tuned model said."""
 
     answers: dict[str, list[str]]
-    """Of ``base``, of ``fewShot`` if it was asked, and of ``tuned``."""
+    """Of ``base``, in each way in which it was asked, and of ``tuned``."""
+    wordy: list[str] | None
+    """What ``verbose`` was read from."""
     behaviour: Behaviour
     likely: list[list[float]]
     """The base's log-probabilities of each passage."""
 
 
-def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, progress: Progress) -> _Heard:
+def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, progress: Progress) -> _Heard:
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
     model = load_base(files.base, tuning.quantization)
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
-    found = {"base": generate_answers(model, tokenizer, questions, progress.part(0.05, 0.15, "base model"))}
-    if paper.shown is not None:
-        report = progress.part(0.15, 0.25, "base model, shown examples")
-        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
+    found, wordy = ask_base(model, paper, progress)
     likely = [log_probs(model, passage) for passage in paper.passages]
     seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
@@ -300,27 +262,40 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: _Paper, p
         model = load_checkpoint(files.tuned)
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
-    return _Heard(found, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
+    return _Heard(found, wordy, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What the model in one format said."""
-
-    answers: list[str]
-    likely: list[list[float]]
-    """Its log-probabilities of each passage."""
-    turned: list[tuple[list[float], list[float]]]
-    """``turned_log_probs`` of each."""
-
-
-def _ask_exported(folder: Path, paper: _Paper, progress: Progress) -> _Said:
+def _ask_exported(folder: Path, paper: Paper, progress: Progress) -> ServedAnswers:
     """Exactly as its own files say; returning frees its memory."""
     progress.report(0.0, "loading")
-    model = load_artifact(folder)
-    answers = generate_answers(model, load_tokenizer(folder), paper.questions, progress.part(0.1, 1.0, "answers"))
-    likely = [log_probs(model, passage) for passage in paper.passages]
-    return _Said(answers, likely, [turned_log_probs(model, passage) for passage in paper.passages])
+    return ask_artifact(load_artifact(folder), load_tokenizer(folder), paper, progress)
+
+
+def _answers(paper: Paper, heard: _Heard, served: ServedAnswers, marks: Marks | None) -> Iterator[Answer]:
+    """What each model answered to each test example."""
+    limit, tokenizer, thoughts = paper.questions.limit, paper.tokenizer, paper.questions.thoughts
+    none = [None] * len(paper.examples)
+    named = [heard.answers.get(model, none) for model in ("base", "fewShot", "constrained", "tuned")]
+    for e, right, artifact, wordy, base, few_shot, constrained, tuned in zip(
+        paper.examples, paper.truth, served.answers, heard.wordy or none, *named, strict=True
+    ):
+        yield Answer(
+            messages=e.prompt,
+            tools=e.tools,
+            label=right,
+            base=base,
+            few_shot=few_shot,
+            verbose=wordy,
+            constrained=constrained,
+            tuned=tuned,
+            artifact=artifact.text,
+            max_tokens=limit,
+            thoughts=marks,
+            prompt_tokens=len(chat.prompt_ids(tokenizer, e.prompt, e.tools, thoughts=thoughts)),
+            # Thoughts are not in the text, and a cut text may have as many tokens as a whole one.
+            stopped=not marks and len(chat.answer_ids(tokenizer, artifact.text)) < limit - 1,
+            log_probability=artifact.log_probability if paper.checked is not None else None,
+        )
 
 
 def _make_room() -> None:

@@ -25,7 +25,7 @@ from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.base.versions import versions
 from finetune_jobs.distillation.collect import collect_distilled
 from finetune_jobs.distillation.distil import Distilled
-from finetune_jobs.evaluation.gates import require_classes
+from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer

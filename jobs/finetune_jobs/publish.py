@@ -28,7 +28,7 @@ from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, read_record, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
-from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.artifacts.provenance import attest
 from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
@@ -77,6 +77,9 @@ def publish(context: Context) -> StageOutput:
     recorded = context.scratch / "evaluation" / artifact.REFERENCE
     if recorded.exists():  # an evaluation of an earlier version has none
         shutil.copyfile(recorded, folder / artifact.REFERENCE)
+    if levels := _levels(metrics):
+        table = artifact.AutomationTable(levels=levels)
+        (folder / artifact.AUTOMATION).write_text(table.model_dump_json(by_alias=True, indent=1) + "\n")
     (folder / artifact.MODEL_REF).write_text(model.model_dump_json(by_alias=True, indent=1) + "\n")
     card = modelcard.render(context.input, model, dataset.facts, adapter.facts, metrics, max_tokens)
     (folder / artifact.MODEL_CARD).write_text(card, encoding="utf-8")
@@ -216,6 +219,12 @@ def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:
     with (folder / artifact.ANSWERS).open(encoding="utf-8") as lines:
         answers = artifact.read_answers(lines, context.store.uri(f"{place}/{artifact.ANSWERS}"))
     return answers, read_json(folder / artifact.METRICS, Metrics)
+
+
+def _levels(metrics: Metrics) -> list[Automation]:
+    """The precisions that have a threshold."""
+    measured = metrics.measurements.automation if metrics.measurements else []
+    return [each for each in measured if each.threshold is not None]
 
 
 def _served(context: Context, metrics: Metrics) -> ExportedFormat:

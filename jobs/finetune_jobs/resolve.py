@@ -16,7 +16,7 @@ from finetune_jobs.artifacts.channel import channel_of, read_channel, require_ow
 from finetune_jobs.artifacts.folders import read_record
 from finetune_jobs.artifacts.withdrawal import read_withdrawal
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.evaluation.gates import require_applicable
+from finetune_jobs.evaluation.applicable import require_applicable
 from finetune_jobs.fit.preflight import facts, preflight
 from finetune_jobs.modelling.base_model import model_of
 from finetune_jobs.reading.inputs import inputs_digest
@@ -56,7 +56,7 @@ def resolve(context: Context) -> StageOutput:
 def _require_goals(params: Params) -> None:
     """Raises StageError (SpecInvalid) for goals that mean nothing, before anything is paid for."""
     if params.publish and params.evaluate:
-        require_applicable(params.publish.gates, params.evaluate.task)
+        require_applicable(params.publish.gates, params.evaluate.task, params.evaluate.evaluation)
 
 
 def probe_writes(store: Store, path: str) -> None:

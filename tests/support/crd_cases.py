@@ -23,6 +23,11 @@ _ONLY_WITH: Final = re.compile(r"self\.\w+ == '[^']+' \|\| !has\(self\.(\w+)\)")
 """CEL rules by which a field goes with one value of another, the first of its enum."""
 
 
+GOAL: Final[Path] = ("spec", "evaluation", "goals", 0)
+LOW: Final = ("forgetting", "safetyLoss", "harmfulAnswers", "overRefusals", "leaks")
+"""Metrics that go with ``atMost`` only, and with questions that are asked."""
+
+
 _SCHEMES: Final = {"storage": "s3://", "secretKeyRef": "hf://"}
 """Fields that go with a URI of one scheme only."""
 
@@ -109,12 +114,16 @@ def exclusive_fields(schema: Object) -> list[list[str]]:
 def valid_object(kind: str, path: Path = ()) -> Object:
     """A valid object in which ``path`` exists."""
     schema = SCHEMAS[kind]["properties"]
-    return {
+    made = {
         "apiVersion": meta.API_VERSION,
         "kind": kind,
         "metadata": {"name": "valid"},
         **{part: valid(schema[part], path[1:] if path[:1] == (part,) else ()) for part in ("spec", "status")},
     }
+    if path[: len(GOAL)] == GOAL:  # which may be about any questions
+        made["spec"]["evaluation"] |= {"general": "Sample", "adversarial": "Sample"}
+        made["spec"]["evaluation"]["goals"][0] |= {"metric": LOW[0]} if path[-1] == "atMost" else {}
+    return made
 
 
 def changed(case: Case) -> Object:
@@ -127,6 +136,8 @@ def changed(case: Case) -> Object:
         target.pop(case.path[-1], None)
     else:
         target[case.path[-1]] = case.value
+    if case.path == (*GOAL, "metric") and case.value in LOW:
+        target["atMost"] = target.pop("atLeast")
     return result
 
 
@@ -245,7 +256,6 @@ _ONE_OF: Final[list[tuple[str, Path, tuple[str, str]]]] = [
     (meta.FINETUNEJOB, (*DATASET, "replay", "source"), ("uri", "configMapKeyRef")),
     (meta.FINETUNEJOB, (*DATASET, "columns"), ("input", "template")),
     (meta.FINETUNEJOB, (*DATASET, "pii", "ner"), ("uri", "package")),
-    (meta.FINETUNEJOB, ("spec", "evaluation", "goals", 0), ("atLeast", "improveOverBase")),
     (meta.ADAPTERDEPLOYMENT, ("spec", "source"), ("fineTuneJob", "artifact")),
 ]
 _COLUMNS_OR_TEACHER: Final = message_of(
@@ -303,6 +313,35 @@ _ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
     ({"algorithm": "aws:kms"}, None),
     ({"algorithm": "aws:kms", "kmsKeyId": "alias/models"}, None),
     ({"algorithm": "AES256", "kmsKeyId": "alias/models"}, _KEY),
+]
+_COMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "improveOverBase goes with", "set atLeast")
+_ONE_BOUND: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "exactly one of", "improveOverBase", "atMost")
+_LOW: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "take atMost", "no other metric")
+_GOALS: Final[list[tuple[Object, str | None]]] = [
+    ({"metric": "automation", "atPrecision": "0.98", "atLeast": "0.4"}, None),
+    ({"metric": "recall", "improveOverBase": "0.1"}, None),
+    ({"metric": "automation", "improveOverBase": "0.1"}, _COMPARED),
+    ({"metric": "f1"}, _ONE_BOUND),
+    ({"metric": "f1", "atLeast": "0.5", "improveOverBase": "0.1"}, _ONE_BOUND),
+    ({"metric": "leaks", "atLeast": "0.5", "atMost": "0.1"}, _ONE_BOUND),
+    *(({"metric": metric, "atMost": "0.1"}, None) for metric in LOW),
+    ({"metric": "forgetting", "atLeast": "0.9"}, _LOW),
+    ({"metric": "accuracy", "atMost": "0.1"}, _LOW),
+]
+_UNASKED: Final = {
+    field: message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), f"needs {field}", "Sample or Full", "remove the goal")
+    for field in ("general", "adversarial")
+}
+_EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
+    ({"general": "Off", "goals": [{"metric": "leaks", "atMost": "0.1"}]}, None),
+    ({"adversarial": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, None),
+    ({"general": "Off", "adversarial": "Off", "goals": [{"metric": "f1", "atLeast": "0.1"}]}, None),
+    ({"general": "Off", "adversarial": "Off"}, None),
+    ({"general": "Off", "goals": [{"metric": "forgetting", "atMost": "0.1"}]}, _UNASKED["general"]),
+    *(
+        ({"adversarial": "Off", "goals": [{"metric": metric, "atMost": "0.1"}]}, _UNASKED["adversarial"])
+        for metric in LOW[1:]
+    ),
 ]
 _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
@@ -377,6 +416,8 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.FINETUNEJOB, DISTILLATION, teacher | value, message) for value, message in _DISTILLATIONS)
     for kind, path in _STORAGES:
         yield from (Case(kind, (*path, "encryption"), value, message) for value, message in _ENCRYPTIONS)
+    yield from (Case(meta.FINETUNEJOB, GOAL, value, message) for value, message in _GOALS)
+    yield from (Case(meta.FINETUNEJOB, GOAL[:2], value, message) for value, message in _EVALUATIONS)
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")

@@ -236,6 +236,10 @@ _NUMBERS = {
     _pattern_of("spec.evaluation.goals.atLeast"): Pattern(
         ("0", "1", "1.0000", "0.5", "0.9525"), ("", "1.1", "2", ".5", "0.", "0.12345", "-0.5", "0,5", "95", "0.5 ")
     ),
+    # 5 characters are the longest precision, so that its length bound (16) cannot be reached.
+    _pattern_of("spec.evaluation.goals.atPrecision"): Pattern(
+        ("0.5", "0.90", "0.98", "0.995", "0.999"), ("", "0.49", "1", "1.0", "0.", ".9", "0.985", "0,98", "98", "0.98 ")
+    ),
     # 5 characters are the longest distance, so that its length bound (16) cannot be reached.
     adapterdeployment.DISTANCE: Pattern(
         ("0", "0.55", "9.999", "1.5", "0.7"), ("", "-1", ".5", "1.", "10", "0.1234", "1e3", "0,5", "0.5 nats")

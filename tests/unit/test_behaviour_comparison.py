@@ -5,12 +5,15 @@ import random
 
 import pytest
 
-from finetune_jobs.artifacts.measurements import MeasuredMetric, Measurements
+from finetune_api.dataset import TaskType
+from finetune_api.goals import Gates
+from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.behaviour.checks import Mentions
-from finetune_jobs.evaluation.behaviour.comparison import ALL, FORGETTING, SAFETY, Behaviour, compare_behaviour
+from finetune_jobs.evaluation.behaviour.comparison import ALL, Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, Swap
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference, student_95
 from finetune_jobs.evaluation.behaviour.probe import Responses
+from finetune_jobs.evaluation.gates import judge
 
 pytestmark = pytest.mark.unit
 
@@ -113,6 +116,57 @@ def test_a_gate_finds_both_sets_among_the_measurements() -> None:
     assert (whole.cases, whole.models["base"].value, whole.models["tuned"].value) == (4, 0.75, 0.5)
     assert before.measured == [task]
     assert Behaviour().added_to(before) == before
+
+
+def test_rates_count_what_is_not_as_it_should_be() -> None:
+    """Of harmful requests, in plain words and in a wrapper, the tuned model refuses one less."""
+    sets = Sets(
+        adversarial=[item("h1", "harmful"), item("h2", "harmful"), item("j1", "jailbreak"), item("b", "benign")]
+    )
+    before = Responses({"h1": "yes", "h2": "yes", "j1": "no", "b": "no"}, {}, {})
+    after = Responses({"h1": "no", "h2": "yes", "j1": "no", "b": "yes"}, {}, {})
+    found = compare_behaviour(sets, before, after).added_to(Measurements(rows=9))
+    harmful, refusals = found.of("harmfulAnswers"), found.of("overRefusals")
+    assert harmful is not None
+    assert refusals is not None
+    assert found.of("leaks") is None, "nothing of that was asked"
+    assert (harmful.cases, harmful.models["base"].value, harmful.models["tuned"].value) == (3, 1 / 3, 2 / 3)
+    assert (refusals.cases, refusals.models["base"].value, refusals.models["tuned"].value) == (1, 1, 0)
+    for measured in (harmful, refusals):
+        assert all(0 <= it.low <= it.value <= it.high <= 1 for it in measured.models.values())
+
+
+def answering(generator: random.Random, chance: float, items: list[SetItem]) -> Responses:
+    """A model that answers each item as it should with a chance."""
+    said = {each.id: "yes" if generator.random() < chance else "no" for each in items}
+    return Responses(said, dict.fromkeys(said, 1.0), {})
+
+
+@pytest.mark.parametrize(
+    ("metric", "chance", "bound", "outcome"),
+    [
+        ("forgetting", 0.9, "0.10", "Pass"),
+        ("forgetting", 0.5, "0.10", "Fail"),
+        ("forgetting", 0.8, "0.10", "Inconclusive"),
+        ("safetyLoss", 0.9, "0.10", "Pass"),
+        ("safetyLoss", 0.4, "0.10", "Fail"),
+        ("harmfulAnswers", 0.95, "0.15", "Pass"),
+        ("harmfulAnswers", 0.5, "0.15", "Fail"),
+        ("leaks", 0.2, "0.5", "Fail"),
+    ],
+)
+def test_what_must_stay_low_is_judged_by_its_interval(metric: str, chance: float, bound: str, outcome: str) -> None:
+    """Of a base model that is right in 9 of 10, and a tuned one that is with a chance."""
+    general = [item(f"g{n}", "facts") for n in range(222)]
+    adversarial = [item(f"a{n}", ["harmful", "jailbreak", "injection"][n % 3]) for n in range(166)]
+    generator = random.Random(4)
+    before, after = (answering(generator, each, [*general, *adversarial]) for each in (0.9, chance))
+    found = compare_behaviour(Sets(general, adversarial), before, after).added_to(Measurements(rows=9))
+    gates = Gates.model_validate({"goals": [{"metric": metric, "atMost": bound}]})
+    (judged,) = judge(gates, found, TaskType.CLASSIFICATION)
+    assert judged.outcome == outcome, judged.sentence
+    assert f"{metric} at most {bound}" in judged.sentence
+    assert ("spec.evaluation.general" in judged.sentence) is (outcome == "Inconclusive")
 
 
 def test_a_set_that_is_off_has_no_figures() -> None:

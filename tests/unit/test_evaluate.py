@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
+from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import (
@@ -28,22 +30,26 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import EvaluationFiles, Exported, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.choices import choose_labels
 from finetune_jobs.evaluation.generate import (
+    ROOM,
     SPARE_TOKENS,
     Questions,
     answer_limit,
+    generate,
     generate_answers,
     left_padded,
     thoughts_limit,
 )
+from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
-from finetune_jobs.modelling.chat import prompt_ids
+from finetune_jobs.modelling.chat import answer_ids, prompt_ids
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import Conversation, read_split
-from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
 from tests.support.stages import RUN
@@ -68,6 +74,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(model: Any, base: Path, prompts: list[Any], batch_size: int) -> list[str]:
     questions = Questions(prompts, limit=10, batch_size=batch_size)
     return generate_answers(model, load_tokenizer(base), questions, lambda _done, _total: None)
+
+
+def test_how_likely_an_answer_is(folder: Path) -> None:
+    """As the model finds it when it is given; also where others in the batch go on, and where the beginning is
+    computed once."""
+    model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
+    prompts = [row(f"{n} {text}", "x")["messages"][:-1] for n, text in enumerate(["refund", "the fox jumps"] * 4)]
+    for shared in (False, True):
+        questions = Questions(prompts, limit=10, batch_size=8, shared=shared)
+        said = generate(model, tokenizer, questions, lambda _done, _total: None, weighed=True)
+        assert [each.text for each in said] == ask(model, folder / "base", prompts, 8)
+        for each, asked in zip(said, prompts, strict=True):
+            prompt = prompt_ids(tokenizer, asked)
+            alone = log_probs(model, Passage("", [*prompt, *each.tokens]))[len(prompt) - 1 :]
+            assert each.log_probability == pytest.approx(sum(alone), abs=1e-2)
+            assert each.log_probability < 0
 
 
 def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
@@ -102,6 +124,38 @@ def test_a_common_beginning_is_computed_once_and_changes_no_answer(folder: Path)
     assert len(set(expected)) > 2  # they do tell the prompts apart
     whole = sum(len(prompt_ids(tokenizer, each)) for each in prompts)
     assert sum(computed) < whole / 2
+
+
+def test_the_label_that_a_model_must_choose_is_the_likeliest_answer(folder: Path) -> None:
+    """As each alone after each prompt, with the token that ends it: labels share a beginning, and prompts do."""
+    model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
+    stop = stop_token(folder / "base", tokenizer)
+    labels = ["refund", "refund my parcel", "question", "other fox", "the", "capital"]
+    prompts = [row(f"{n} {text}", "x")["messages"][:-1] for n, text in enumerate(["refund", "what", "parcel " * 9])]
+    expected = dict[tuple[str, str], list[str]]()
+    for pair in combinations(labels, 2):
+        for ids in [prompt_ids(tokenizer, prompt) for prompt in prompts]:
+            whole = [Passage("", [*ids, *answer_ids(tokenizer, label), stop]) for label in pair]
+            sums = [sum(log_probs(model, passage)[len(ids) - 1 :]) for passage in whole]
+            expected.setdefault(pair, []).append(pair[sums.index(max(sums))])
+    questions = Questions(prompts, limit=10, batch_size=4)
+    for pair, best in expected.items():
+        assert choose_labels(model, tokenizer, questions, pair, stop, lambda _done, _total: None) == best
+    chosen = choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None)
+    assert all(best[n] == label for n, label in enumerate(chosen) for pair, best in expected.items() if label in pair)
+
+    forward, most = model.forward, 2
+
+    def limited(**inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(**inputs)
+
+    model.forward = limited
+    assert choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None) == chosen
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None)
 
 
 def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(folder: Path) -> None:
@@ -192,6 +246,10 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()
     assert metrics["models"]["artifact"]["samples"] == 12
+    automation = metrics["measurements"]["automation"]
+    assert [each["precision"] for each in automation] == [float(precision) for precision in PRECISIONS]
+    assert {each["chosenOn"] for each in automation} == {len(read_split(folder / "dataset", "validation"))}
+    assert all(answer.log_probability is not None and answer.log_probability < 0 for answer in answers)
     shots = choose_shots(read_split(folder / "dataset", "train"), TaskType.CLASSIFICATION)
     assert len(shots) == SHOTS
     shown = [with_shots(each, shots) for each in asked]
@@ -199,6 +257,12 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     questions = Questions(shown, limit, 16, shared=True)
     expected = generate_answers(base, load_tokenizer(folder / "base"), questions, lambda _done, _total: None)
     assert [answer.few_shot for answer in answers] == expected
+    said = generate_answers(base, tokenizer, Questions(asked, limit + ROOM, 16), lambda _done, _total: None)
+    assert [answer.verbose for answer in answers] == said
+    stop = stop_token(folder / "base", tokenizer)
+    chosen = choose_labels(base, tokenizer, Questions(asked, limit, 16), LABELS, stop, lambda _done, _total: None)
+    assert [answer.constrained for answer in answers] == chosen
+    assert {"verbose", "constrained"} <= metrics["models"].keys()
     assert shots[0].prompt[-1]["content"] in (tmp_path / "out" / EVALUATION_PAGE).read_text()
     write_review(tmp_path / "out", RUN, [])
     sheet = read_json(tmp_path / "out" / REVIEW, ReviewSheet)
@@ -281,6 +345,8 @@ def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
     assert {answer.max_tokens for answer in answers} == {model.limit} == {thoughts_limit(80)}
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert (metrics["thoughts"], metrics["closed"]) == ({"begin": "", "end": "</think>"}, False)
+    assert metrics["measurements"]["automation"] == [], "what it thinks may go either way"
+    assert {answer.log_probability for answer in answers} == {None}
 
 
 def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(

@@ -7,13 +7,16 @@ import pytest
 
 from finetune_api.dataset import Dataset, Source, Task, TaskType
 from finetune_api.finetunejob import Evaluation
+from finetune_api.goals import Gates
 from finetune_api.layout import REVIEW_PAGE
 from finetune_api.stages import EvaluateParams, Params, PrepareParams, RunRef, Stage, StageInput, Upstream
+from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.behaviour.items import SetItem, Sets, general_set, sets_for, swap_set
 from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.mistakes import worst
 from finetune_jobs.evaluation.page import identify, render_html
+from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.report import Evaluated
 from tests.support.readiness import Parsed, assert_accessible, parsed_page
 
@@ -41,7 +44,7 @@ def evaluated_example() -> Evaluated:
 def shown(evaluated: Evaluated, questions: Sequence[str] = ()) -> Parsed:
     """The page; questions are numbered where none are given."""
     asked = questions or [f"question {n}" for n in range(len(evaluated.truth))]
-    return parsed_page(render_html(evaluated, asked, *identify(GIVEN)))
+    return parsed_page(render_html(evaluated, asked, identify(GIVEN)))
 
 
 def answered(task: TaskType, truth: Sequence[str], artifact: Sequence[str], tuned: Sequence[str] = ()) -> Evaluated:
@@ -153,10 +156,43 @@ def test_the_page_says_whether_prompting_would_have_done(wrong: int, badge: str,
     truth = ["a", "b"] * 10
     answers = {"base": ["x"] * 20, "fewShot": ["x"] * wrong + truth[wrong:], "tuned": truth, "artifact": ["a"] * 20}
     evaluated = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
-    page = parsed_page(render_html(evaluated, truth, *identify(GIVEN), shots=[("Where is it?", "parcel")]))
+    page = parsed_page(render_html(evaluated, truth, identify(GIVEN), shots=[("Where is it?", "parcel")]))
     assert {"Would prompting have done?", badge, "Where is it?", "parcel"} <= set(page.texts)
     assert said in evaluated.summary()
     assert evaluated.scalars()["accuracyFewShot"] == f"{1 - wrong / 20:.4f}"
+
+
+def test_the_goals_come_first() -> None:
+    truth = ["a", "b"] * 50
+    answers = {"base": ["x"] * 100, "tuned": truth, "artifact": ["x"] * 10 + truth[10:]}
+    evaluated = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
+    goals = [
+        {"metric": "accuracy", "atLeast": "0.8"},
+        {"metric": "accuracy", "atLeast": "0.97"},
+        {"metric": "accuracy", "atLeast": "0.9"},
+        {"metric": "forgetting", "atMost": "0.1"},
+    ]
+    reached = goals_reached(Gates.model_validate({"goals": goals}), evaluated.measurements, evaluated.task)
+    assert [each.answer for each in reached] == ["✓ met", "✕ missed", "! open", "! not measured"]
+    texts = parsed_page(render_html(evaluated, truth, identify(GIVEN), goals=reached)).texts
+    assert texts.index("Goals") < texts.index("✕ missed") < texts.index("Verdict")
+    assert "Missed accuracy at least 0.97: 0.9000 (95 % interval 0.8256 to 0.9448)." in texts
+    [default] = goals_reached(Gates(), evaluated.measurements, evaluated.task)
+    assert (default.question, default.answer) == ("accuracy not worse than the base model's", "✓ met")
+    assert "Goals" not in shown(evaluated).texts
+
+
+def test_what_needs_no_person_is_shown_where_it_was_measured() -> None:
+    truth = ["a"] * 40
+    answers = {"base": ["b"] * 40, "tuned": truth, "artifact": ["a"] * 30 + ["b"] * 10}
+    sure, unsure = Weighed(-0.01, right=True), Weighed(-2.0, right=False)
+    automation = automate([sure] * 60, [sure] * 30 + [unsure] * 10)
+    plain = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
+    weighed = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"], automation=automation)
+    texts = shown(weighed).texts
+    assert {"Answers that need no person", "98%", "0.9900", "75.0% (59.8% – 85.8%)", "30 of 30"} <= set(texts)
+    assert "none" in texts[texts.index("99%") :][:3], "60 validation examples are too few for 99 %"
+    assert "Answers that need no person" not in shown(plain).texts
 
 
 def test_the_worst_answers_come_first() -> None:
@@ -187,7 +223,7 @@ def observed(sets: Sets, *, wrong: Sequence[SetItem] = (), loss: float = 1.0) ->
 
 
 def page_of(behaviour: Behaviour) -> Parsed:
-    return parsed_page(render_html(evaluated_example(), ["q"] * 4, *identify(GIVEN), behaviour))
+    return parsed_page(render_html(evaluated_example(), ["q"] * 4, identify(GIVEN), behaviour))
 
 
 def test_the_page_says_what_tuning_did_beside_the_task() -> None:

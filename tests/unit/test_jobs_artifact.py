@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ChatCompletionOutputMessage
 
 from finetune_api.dataset import TaskType
@@ -17,12 +18,23 @@ from finetune_api.goals import GateOutcome, Gates, unpacked
 from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
-from finetune_jobs.artifacts.artifact import GOLDEN, SAMPLE, Answer, Marks, ModelRef, write_answers
+from finetune_jobs.artifacts.artifact import AUTOMATION as THRESHOLDS
+from finetune_jobs.artifacts.artifact import (
+    GOLDEN,
+    SAMPLE,
+    Answer,
+    AutomationTable,
+    Marks,
+    ModelRef,
+    write_answers,
+)
 from finetune_jobs.artifacts.bom import BOM
 from finetune_jobs.artifacts.channel import read_channel
 from finetune_jobs.artifacts.folders import publish_folder
+from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.evaluation.estimates import measure
+from finetune_jobs.evaluation.automation import Weighed, automate
+from finetune_jobs.evaluation.estimates import METRICS, measure
 from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_index
 from finetune_jobs.runtime.runner import execute
@@ -60,7 +72,11 @@ def measured(answers: Sequence[Answer]) -> dict[str, Any]:
     return found.model_dump(mode="json", by_alias=True)
 
 
-MEASUREMENTS = measured(ANSWERS)
+TAGS = ["finetune-operator", "INT8"]
+AUTOMATION = automate(
+    [Weighed(-0.1, right=True)] * 60, [Weighed(-0.1, right=True)] * 30 + [Weighed(-3, right=False)] * 10
+)
+MEASUREMENTS = measured(ANSWERS) | {"automation": [each.model_dump(mode="json", by_alias=True) for each in AUTOMATION]}
 
 
 @pytest.fixture
@@ -80,7 +96,7 @@ def upstream(store: Store, tmp_path: Path) -> Upstream:
         return publish_folder(store, folder, stage, facts=facts)
 
     scalars = {"samples": "40", "accuracyBase": "0.25", "accuracyArtifact": "0.95"}
-    metrics = {"goldenPrompts": 8, "scalars": scalars, "measurements": MEASUREMENTS}
+    metrics = {"goldenPrompts": 8, "scalars": scalars, "measurements": MEASUREMENTS, "baseLicense": "mit"}
     answers = tmp_path / "answers.jsonl"
     write_answers(answers, ANSWERS)
     return Upstream(
@@ -113,7 +129,9 @@ def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: Verif
 
 
 @pytest.mark.slow
-def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, published: StageResult) -> None:
+def test_publish_writes_the_artifact_and_moves_the_channel(
+    store: Store, published: StageResult, upstream: Upstream
+) -> None:
     digest = published.output_digest
     [goal] = unpacked(published.scalars["goals"], ["the gate"])
     assert goal.outcome is GateOutcome.PASS
@@ -130,11 +148,26 @@ def test_publish_writes_the_artifact_and_moves_the_channel(store: Store, publish
     }
     folder = store.below(f"artifacts/{digest}")
     manifest = Manifest.model_validate_json(folder.get("manifest.json") or b"")
-    assert sorted(file.path for file in manifest.files) == ["README.md", BOM, GOLDEN, "model.json", SAMPLE]
+    assert sorted(file.path for file in manifest.files) == ["README.md", THRESHOLDS, BOM, GOLDEN, "model.json", SAMPLE]
     assert len((folder.get(SAMPLE) or b"").splitlines()) == len(ANSWERS)
     card = (folder.get("README.md") or b"").decode()
     assert "| accuracy | 0.25 | – | 0.95 |" in card
+    hub = yaml.safe_load(card.split("---")[1])
+    assert (hub["license"], hub["model-index"][0]["name"], hub["tags"]) == ("mit", "transactions", TAGS)
+    [result] = hub["model-index"][0]["results"]
+    assert result["task"] == {"type": "text-classification"}
+    assert (result["dataset"]["split"], result["dataset"]["revision"]) == ("test", upstream.dataset)
+    assert [metric["type"] for metric in result["metrics"]] == hub["metrics"] == list(METRICS)
+    found = Measurements.model_validate(MEASUREMENTS).of("accuracy")
+    assert found is not None
+    assert result["metrics"][0]["value"] == round(found.models["artifact"].value, 4)
+    assert result["metrics"][0]["args"]["interval95"][0] == round(found.models["artifact"].low, 4)
     assert "320 examples for training" in card
+    assert "| 98% | -0.100000 | 75.0% (59.8% to 85.8%) | 30 of 30, 100.0% (88.6% to 100.0%) |" in card
+    assert "| 99% |" not in card, "60 validation examples are too few for it"
+    levels = AutomationTable.model_validate_json(folder.get(THRESHOLDS) or b"").levels
+    assert levels == [each for each in AUTOMATION if each.threshold is not None]
+    assert {0.5, 0.98} <= {each.precision for each in levels}
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (channel[0].artifact_digest, channel[0].owner) == (digest, RUN)

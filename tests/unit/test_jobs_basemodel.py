@@ -1,5 +1,6 @@
 """Base models from S3 and from a hub. The hub here is a small server with the same HTTP interface on loopback."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from finetune_api.stages import Stage, StageInput, Upstream
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.modelling import base_model
 from finetune_jobs.modelling.base_model import fetch_base_model, find_base_model
+from finetune_jobs.modelling.licence import licence_of
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.store.transfers import download_files
 from hack.cluster.layout import free_port
@@ -54,6 +56,38 @@ def test_a_model_in_s3_is_copied_without_pickles(s3: SeaweedFS, store: Store, tm
     fetch_base_model(context(given, tmp_path), tmp_path / "base")
     copied = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     assert copied == {name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
+
+
+CARD = b"---\nlicense: apache-2.0\ntags: [a]\n---\n# A model\n"
+
+
+def test_the_licence_is_what_the_models_card_names(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """From S3; what is no card, or none that says so, names none."""
+    given = context(train_input(s3, store, store.uri("model"), "m"), tmp_path)
+    assert licence_of(given) == ""
+    for card, licence in (
+        (CARD, "apache-2.0"),
+        (b"# A model", ""),
+        (b"---\nlicense: [a, b]\n---\n", ""),
+        (b"\xff", ""),
+    ):
+        store.put("model/README.md", card)
+        assert licence_of(given) == licence
+
+
+def test_a_licence_that_the_hub_does_not_tell_is_none(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = context(train_input(s3, store, "hf://org/name@main", "m"), tmp_path)
+
+    def with_card(answer: bytes) -> bytes:
+        return json.dumps({**json.loads(answer), "cardData": {"license": "mit"}}).encode()
+
+    for spoil, licence in ((with_card, "mit"), (bytes, ""), (lambda _answer: b"<html>", "")):
+        with fake_hub(monkeypatch, "model", "org/name", FILES, spoil=spoil):
+            assert licence_of(given) == licence
+    with fake_hub(monkeypatch, "model", "org/name", FILES, gated=True):
+        assert licence_of(given) == ""
 
 
 def test_with_a_cache_a_model_is_downloaded_once(

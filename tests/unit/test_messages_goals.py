@@ -6,12 +6,14 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.dataset import Task, TaskType
+from finetune_api.finetunejob import Coverage, Evaluation, Examination
 from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blocking
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.applicable import require_applicable, require_classes
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.evaluation.gates import judge, lost_by_export, require_applicable, require_classes
+from finetune_jobs.evaluation.gates import judge, lost_by_export
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -32,6 +34,16 @@ def evaluated(base: int, artifact: int, task: TaskType = TaskType.CLASSIFICATION
 
 REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
+        Task(type=TaskType.TEXT),
+        {"metric": "automation", "atLeast": "0.4"},
+        "spec.evaluation.goals[0] … automation … text … f1 … Classification or Extraction",
+    ),
+    (
+        Task(),
+        {"metric": "automation", "class": "refund", "atLeast": "0.4"},
+        "spec.evaluation.goals[0] … automation of one class … recall … precision … f1",
+    ),
+    (
         Task(type=TaskType.EXTRACTION),
         {"metric": "f1", "class": "refund", "atLeast": "0.9"},
         "spec.evaluation.goals[0] … 'refund' … task Extraction … Remove class",
@@ -46,6 +58,22 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
         {"metric": "recall", "class": "refunds", "atLeast": "0.9"},
         "spec.evaluation.goals[0] … 'refunds' … 2 labels … Did you mean 'refund'?",
     ),
+    (
+        Task(),
+        {"metric": "harmfulAnswers", "atMost": "0.05"},
+        "spec.evaluation.goals[0] … 0.05 … 4 questions … 0.490 … adversarial to Full … atMost … onInconclusive to Warn",
+    ),
+    (Task(), {"metric": "accuracy", "atLeast": "1.0"}, "spec.evaluation.goals[0] … 1.0 … no test … 0.99"),
+    (
+        Task(),
+        {"metric": "accuracy", "atLeast": "0.99"},
+        "spec.evaluation.goals[0] … 0.99 … 381 … maxSamples is 200 … raise it … onInconclusive to Warn",
+    ),
+    (
+        Task(),
+        {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.995"},
+        "spec.evaluation.goals[0] … 0.995 … 765 … maxSamples is 200 … raise it … onInconclusive to Warn",
+    ),
 ]
 UNMEASURED: Final = [
     ({"metric": "f1", "atLeast": "0.9"}, "f1 … earlier version … spec.rerun"),
@@ -57,13 +85,22 @@ UNMEASURED: Final = [
         {"metric": "f1", "improveOverBase": "0.9", "baseline": "FewShot"},
         "f1 better than the few-shot base model's by 0.9 … models think … one question",
     ),
+    (
+        {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.98"},
+        "automation at precision 0.98 at least 0.4 … earlier version … spec.rerun … automation … models think",
+    ),
+    (
+        {"metric": "forgetting", "atMost": "0.1"},
+        "forgetting at most 0.1 … earlier version … spec.rerun … beside the task … must think",
+    ),
+    ({"metric": "leaks", "atMost": "0.1"}, "leaks at most 0.1 … earlier version … spec.rerun"),
     (None, "accuracy not worse than the base model's … earlier version … spec.rerun"),
 ]
 
 
 def refusal(task: Task, goal: dict[str, Any]) -> StageError:
     with pytest.raises(StageError) as error:
-        require_applicable(gates(goal), task)
+        require_applicable(gates(goal), task, Examination())
     return error.value
 
 
@@ -94,19 +131,53 @@ def test_every_sentence_is_said() -> None:
     messages += [each.goal for each in judge(Gates(), evaluated(0, 0), TaskType.CLASSIFICATION)]
     lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
     messages.append(lost_by_export(lost, TaskType.CLASSIFICATION))
-    assert unsaid("finetune_jobs.evaluation.gates", messages) == []
+    for module in ("applicable", "gates"):
+        assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []
 
 
 @pytest.mark.parametrize("given", [{}, {"atLeast": "0.9", "improveOverBase": "0.1"}])
 def test_a_goal_has_one_bound(given: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="exactly one of atLeast and improveOverBase must be set"):
+    with pytest.raises(ValidationError, match="exactly one of atLeast and improveOverBase and atMost must be set"):
         Goal.model_validate({"metric": "f1"} | given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"metric": "forgetting", "atLeast": "0.9"},
+        {"metric": "leaks", "improveOverBase": "0.1"},
+        {"metric": "accuracy", "atMost": "0.1"},
+    ],
+)
+def test_what_must_stay_low_has_an_upper_bound_and_nothing_else(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=r"take atMost, and no other metric does|improveOverBase goes with"):
+        Goal.model_validate(given)
+
+
+def test_a_goal_about_questions_that_are_not_asked_contradicts_itself() -> None:
+    for metric, field in (("forgetting", "general"), ("leaks", "adversarial")):
+        goals = [{"metric": "f1", "atLeast": "0.5"}, {"metric": metric, "atMost": "0.9"}]
+        with pytest.raises(ValidationError, match=f"{metric} needs {field}, which is Off: set it to Sample or Full"):
+            Evaluation.model_validate({"goals": goals, field: "Off"})
+        assert Evaluation.model_validate({"goals": goals}).general is Coverage.SAMPLE
+
+
+def test_what_the_test_may_leave_open_needs_no_more_questions() -> None:
+    found = gates({"metric": "accuracy", "atLeast": "0.99"}, onInconclusive="Warn")
+    require_applicable(found, Task(), Examination())
+    more = {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.98"}, {"metric": "leaks", "atMost": "0.2"}
+    require_applicable(gates(*more), Task(), Examination(adversarial=Coverage.FULL))
+
+
+def test_automation_is_of_the_artifact_alone() -> None:
+    with pytest.raises(ValidationError, match="improveOverBase goes with accuracy, f1, precision and recall"):
+        Goal.model_validate({"metric": "automation", "improveOverBase": "0.1"})
 
 
 def test_goals_that_apply_are_let_through() -> None:
     goal = {"metric": "recall", "class": "refund", "atLeast": "0.9"}
-    require_applicable(gates(goal), Task(labels=["refund", "parcel"]))
-    require_applicable(gates({"metric": "f1", "atLeast": "0.5"}), Task(type=TaskType.TEXT))
+    require_applicable(gates(goal), Task(labels=["refund", "parcel"]), Examination())
+    require_applicable(gates({"metric": "f1", "atLeast": "0.5"}), Task(type=TaskType.TEXT), Examination())
     require_classes(gates(goal), ["refund"])
     with pytest.raises(StageError, match="none of the 3 labels"):
         judge(gates(goal | {"class": "Spam"}), evaluated(9, 9), TaskType.CLASSIFICATION)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from finetune_api.base import WireModel
 from finetune_api.dataset import TaskType
 from finetune_jobs.artifacts.formats import MeasuredFormat
-from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.base.documents import parse_json
 
 GOLDEN: Final = "golden.jsonl"
@@ -19,6 +19,8 @@ SAMPLE: Final = "sample.jsonl"
 REFERENCE: Final = "reference.jsonl"
 """Texts with the log-probability of each of their tokens, which prove the very weights: one ReferenceText a line.
 Artifacts of earlier versions have none."""
+AUTOMATION: Final = "automation.json"
+"""From which probability on an answer needs no person: AutomationTable. Absent where that was not measured."""
 MODEL_CARD: Final = "README.md"
 MODEL_REF: Final = "model.json"
 ANSWERS: Final = "answers.jsonl"
@@ -59,6 +61,10 @@ class Answer(WireModel):
     """The base model's answer."""
     few_shot: str | None = None
     """That of the base model with examples in its prompt; None: it was not asked so."""
+    verbose: str | None = None
+    """The base model's answer with room for a sentence around it; None: it was not asked so."""
+    constrained: str | None = None
+    """The base model's choice among the labels; None: it was not asked so."""
     tuned: str
     """That of base and adapter."""
     artifact: str
@@ -71,6 +77,9 @@ class Answer(WireModel):
     """Tokens of the prompt with the model's own tokenizer and template; 0: an earlier version did not count them."""
     stopped: bool = False
     """Whether the artifact surely ended this answer itself, before the limit."""
+    log_probability: float | None = None
+    """How likely the artifact found its own answer: the sum of the natural logarithms of its tokens' probabilities,
+    without the token that ends it; None: not measured."""
 
     @property
     def distinguishes_base(self) -> bool:
@@ -113,8 +122,23 @@ class Metrics(WireModel):
     """Every metric with its interval; None: an earlier version did not measure them."""
     formats: list[MeasuredFormat] = []
     """What was found of each format that was made, the artifact first; empty: an earlier version made one only."""
+    base_license: str = ""
+    """The licence that the base model's card names; empty: not known."""
     closed: bool = False
     """Whether its chat template closes a block of thoughts before every answer."""
+
+
+class AutomationTable(WireModel):
+    """``automation.json``: thresholds for whoever reads log-probabilities."""
+
+    schema_version: int = 1
+    compare: str = (
+        "sum of the natural logarithms of the probabilities of the answer's tokens, without the token that ends it, "
+        "with greedy decoding"
+    )
+    """What is compared with a threshold."""
+    levels: list[Automation]
+    """At each precision that has a threshold, the lowest precision first."""
 
 
 class ModelRef(WireModel):

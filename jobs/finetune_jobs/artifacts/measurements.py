@@ -7,6 +7,14 @@ from finetune_api.base import WireModel
 CHANCE: Final = 0.05
 """p-value below which a difference is called more than chance."""
 
+SHOWN: Final = (0.9, 0.95, 0.98, 0.99)
+"""Precisions at which pages show what needs no person."""
+
+FORGETTING: Final = "forgetting"
+"""Name of the share of right answers to the general questions."""
+SAFETY: Final = "safety"
+"""Name of the share of adversarial questions that are answered as they should be."""
+
 
 class Figure(WireModel):
     """A figure that a sample of rows gave, and its 95 % interval."""
@@ -55,6 +63,40 @@ class Difference(WireModel):
         return self.estimate.low > 0
 
 
+class Automation(WireModel):
+    """How many answers need no person: those whose probability reaches a threshold are taken as they are.
+
+    The threshold was chosen on the validation part, and all else here is of the test part.
+    """
+
+    precision: float
+    """How many of the answers that are taken must be right, as a share: what is wanted."""
+    threshold: float | None = None
+    """Least probability of an answer that is taken: the sum of the natural logarithms of its tokens' probabilities.
+    None: the validation part has no answers of which enough are right, and none is taken."""
+    chosen_on: int
+    """Validation examples among which the threshold was chosen."""
+    taken: int
+    """Test examples whose answer reaches the threshold."""
+    right: int
+    """Those of them that are right."""
+    share: Figure
+    """Share of all test examples that is taken."""
+    reached: Figure
+    """Share of the taken ones that is right."""
+
+    @property
+    def shown(self) -> Figure:
+        """The share that needs no person, as far as the test shows that enough of it is right.
+
+        Where the precision may be missed, none of the share is certain; where it is missed, there is none.
+        """
+        if self.threshold is not None and self.reached.high < self.precision:
+            return Figure(value=0, low=0, high=0)
+        sure = self.reached.low >= self.precision
+        return Figure(value=self.share.value, low=self.share.low if sure else 0, high=self.share.high)
+
+
 class Measurements(WireModel):
     """All of them."""
 
@@ -62,6 +104,13 @@ class Measurements(WireModel):
     """Test examples that every model answered."""
     measured: list[MeasuredMetric] = []
     differences: list[Difference] = []
+    automation: list[Automation] = []
+    """Of the artifact, at each of PRECISIONS; empty: a text is hardly ever right as a whole, and of a model that thinks
+    the probability of its answer is not known."""
+
+    def automated(self, precision: float) -> Automation | None:
+        """What needs no person at a precision; None if that was not measured."""
+        return next((each for each in self.automation if each.precision == precision), None)
 
     def of(self, metric: str, label: str = "") -> MeasuredMetric | None:
         """A metric; None if it was not measured."""

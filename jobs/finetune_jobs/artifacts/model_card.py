@@ -3,19 +3,22 @@
 Format: https://huggingface.co/docs/hub/model-cards
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
+from huggingface_hub import EvalResult, ModelCardData
+
+from finetune_api.dataset import TaskType
 from finetune_api.stages import StageInput
 from finetune_jobs.artifacts.artifact import Metrics, ModelRef
+from finetune_jobs.artifacts.measurements import SHOWN, Figure
 
 _MEASURES: Final = ("accuracy", "precision", "recall", "f1")
 
 _CARD: Final = """\
 ---
-base_model: {base}
-pipeline_tag: text-generation
-tags: [finetune-operator, {format}]
+{metadata}
 ---
 # {name}
 
@@ -28,7 +31,7 @@ tags: [finetune-operator, {format}]
 | --- | --- | --- | --- |
 {scores}
 
-## Data
+{automation}## Data
 {train} examples for training, {validation} for validation, {test} for the test, {labels} labels; {read} rows read,
 {invalid} invalid, {duplicates} duplicates. Data set `{dataset}`.
 
@@ -44,7 +47,7 @@ tags: [finetune-operator, {format}]
 | exported model | `{export}` |
 | evaluation | `{evaluation}` |
 
-{requests}Made by {kind} {namespace}/{run}.
+{licence}{requests}Made by {kind} {namespace}/{run}.
 
 ## Serving
 ```yaml
@@ -60,6 +63,29 @@ spec:
 ```
 """
 
+_TASKS: Final = {
+    TaskType.CLASSIFICATION: "text-classification",
+    TaskType.EXTRACTION: "text-generation",
+    TaskType.TEXT: "text-generation",
+}
+"""As the hub names them."""
+_HUB_DATASET: Final = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
+_LICENCE: Final = """\
+## Licence
+The base model's card names the licence `{licence}`. That of the data may ask for more.
+
+"""
+_AUTOMATION: Final = """\
+## Answers that need no person
+Ask for log-probabilities, and add up those of the answer's tokens, without the token that ends it. An answer whose sum
+is at least the threshold can be taken as it is. The thresholds were chosen among {chosen_on} validation examples, and
+counted among the test examples; intervals are of 95 %. `automation.json` has more precisions.
+
+| wanted precision | threshold | need no person | right of them |
+| --- | --- | --- | --- |
+{rows}
+
+"""
 _CLOSED: Final = """\
 ## Requests
 The model answers without thoughts. The chat template of these files closes the block of thoughts before every answer,
@@ -95,14 +121,17 @@ def render(
         for m in _MEASURES
     ]
     training = given.params.train.training if given.params.train else None
+    name = given.output.name if given.output else given.run.name
     return _CARD.format(
-        name=given.output.name if given.output else given.run.name,
+        metadata=_metadata(given, model, metrics, name),
+        name=name,
         base=model.base_model_uri,
         format=model.format,
         method=training.method.value if training else "a low-rank adapter",
         size=_size(model.size_bytes),
         samples=scores.get("samples", "–"),
         scores="\n".join(rows),
+        automation=_automation(metrics),
         train=dataset.get("rowsTrain", "–"),
         validation=dataset.get("rowsValidation", "–"),
         test=dataset.get("rowsTest", "–"),
@@ -119,11 +148,72 @@ def render(
         adapter=given.upstream.adapter,
         export=model.digest,
         evaluation=given.upstream.evaluation,
+        licence=_LICENCE.format(licence=metrics.base_license) if metrics.base_license else "",
         requests=_requests(metrics, max_tokens),
         kind=given.run.kind,
         namespace=given.run.namespace,
         run=given.run.name,
     )
+
+
+def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -> str:
+    """What the hub reads of a card, as YAML: origin, licence, and the artifact's scores (``model-index``)."""
+    sources = given.params.prepare.dataset.sources if given.params.prepare else []
+    on_hub = [match[1] for source in sources if (match := _HUB_DATASET.match(source.uri or ""))]
+    results = [
+        EvalResult(
+            task_type=_TASKS[metrics.task],
+            dataset_type=on_hub[0] if on_hub else name,
+            dataset_name=f"{name}, test part",
+            dataset_split="test",
+            dataset_revision=given.upstream.dataset,
+            metric_type=measure,
+            metric_value=round(found.value, 4),
+            metric_name=f"{measure} of the artifact",
+            metric_args={"interval95": [round(found.low, 4), round(found.high, 4)]},
+        )
+        for measure in _MEASURES
+        if (found := _artifact(metrics, measure))
+    ]
+    data = ModelCardData(
+        base_model=_hub_name(model.base_model_uri),
+        license=metrics.base_license or None,
+        datasets=list(dict.fromkeys(on_hub)) or None,
+        metrics=[result.metric_type for result in results] or None,
+        pipeline_tag="text-generation",
+        tags=["finetune-operator", model.format],
+        model_name=name,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())
+
+
+def _hub_name(uri: str) -> str:
+    """As the hub names a model of its own; any other by its URI."""
+    return uri.removeprefix("hf://").partition("@")[0] if uri.startswith("hf://") else uri
+
+
+def _artifact(metrics: Metrics, measure: str) -> Figure | None:
+    measured = metrics.measurements.of(measure) if metrics.measurements else None
+    return measured.models.get("artifact") if measured else None
+
+
+def _automation(metrics: Metrics) -> str:
+    """From which probability on an answer needs no person; empty where no threshold was found."""
+    measured = [metrics.measurements.automated(precision) for precision in SHOWN] if metrics.measurements else []
+    levels = [found for found in measured if found and found.threshold is not None]
+    if not levels:
+        return ""
+    rows = [
+        f"| {it.precision:.0%} | {it.threshold:.6f} | {_share(it.share)} | {it.right} of {it.taken}, "
+        f"{_share(it.reached)} |"
+        for it in levels
+    ]
+    return _AUTOMATION.format(chosen_on=levels[0].chosen_on, rows="\n".join(rows))
+
+
+def _share(figure: Figure) -> str:
+    return f"{figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%})"
 
 
 def _requests(metrics: Metrics, max_tokens: int) -> str:

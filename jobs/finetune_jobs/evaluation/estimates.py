@@ -26,7 +26,11 @@ from finetune_jobs.evaluation.tasks import overlap_for, right_for, score_task
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 METRICS: Final = ("accuracy", "precision", "recall", "f1")
-PAIRS: Final = (("tuned", "base"), ("artifact", "tuned"), ("artifact", "base"), ("artifact", "fewShot"))
+PAIRS: Final = (
+    ("tuned", "base"),
+    ("artifact", "tuned"),
+    *(("artifact", asked) for asked in ("base", "fewShot", "verbose", "constrained")),
+)
 """Which model is compared with which, if both were asked."""
 DRAWS: Final = 2000
 SEED: Final = 20

@@ -5,20 +5,24 @@ it does, and is inconclusive in between. Without goals one gate stands: the arti
 model beyond chance.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, floor, log10
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf, log10
 from typing import Final
 
-from finetune_api.dataset import Task, TaskType
+from finetune_api.dataset import TaskType
 from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
 from finetune_api.reasons import Reason
-from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
+from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.evaluation.applicable import require_classes
+from finetune_jobs.evaluation.metrics import Z_95
 
-_MODELS: Final = {Baseline.ZERO_SHOT: "base", Baseline.FEW_SHOT: "fewShot"}
-"""The model of an evaluation that each baseline means."""
+_MODELS: Final = {
+    Baseline.ZERO_SHOT: ("base",),
+    Baseline.FEW_SHOT: ("fewShot",),
+    Baseline.PROMPTED: ("fewShot", "verbose", "constrained"),
+}
+"""The models of an evaluation that each baseline means: of several, the best that was asked."""
 MOST_ROWS: Final = 1_000_000
 """Where more rows than this were needed, no number of them is named: the figure is the bound."""
 
@@ -58,40 +62,6 @@ def lost_by_export(measurements: Measurements, task: TaskType) -> str:
     )
 
 
-def require_applicable(gates: Gates, task: Task) -> None:
-    """Raises StageError (SpecInvalid) for a goal that means nothing for this task, or names a label that is not
-    allowed."""
-    for number, goal in enumerate(gates.goals):
-        if goal.class_name is None:
-            continue
-        place = f"spec.evaluation.goals[{number}]"
-        if task.type is not TaskType.CLASSIFICATION:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"{place} is about class {shorten(goal.class_name)!r}, but answers of the task {task.type.value} have "
-                "no classes. Remove class.",
-            )
-        if goal.metric is Metric.ACCURACY:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"{place} asks for the accuracy of one class, but accuracy is of all classes together. Set metric to "
-                "recall (how many of the class are found), precision (how many so called are right) or f1 (both).",
-            )
-    if task.labels:
-        require_classes(gates, task.labels)
-
-
-def require_classes(gates: Gates, labels: Sequence[str]) -> None:
-    """Raises StageError (SpecInvalid) for a goal about a label that the data set does not have."""
-    for number, goal in enumerate(gates.goals):
-        if goal.class_name is not None and goal.class_name not in labels:
-            raise StageError(
-                Reason.SPEC_INVALID,
-                f"spec.evaluation.goals[{number}] is about class {shorten(goal.class_name)!r}, which is none of the "
-                f"{len(labels)} labels of the data set.{did_you_mean(goal.class_name, labels)}",
-            )
-
-
 def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) -> GoalStatus:
     difference = measurements.difference(main_metric(task), "artifact", "base")
     if difference is None:
@@ -101,15 +71,62 @@ def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) 
 
 def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     label, estimate = goal.class_name or "", None
+    if goal.metric is Metric.AUTOMATION:
+        return _judge_automation(goal, measurements)
+    if goal.at_most is not None:
+        return _judge_low(goal, measurements)
     if goal.at_least is not None:
         found = measurements.of(goal.metric, label)
         estimate = found.models["artifact"] if found else None
     else:
-        difference = measurements.difference(goal.metric, "artifact", _MODELS[goal.baseline], label)
-        estimate = difference.estimate if difference else None
+        against = [measurements.difference(goal.metric, "artifact", model, label) for model in _MODELS[goal.baseline]]
+        asked = [difference.estimate for difference in against if difference]
+        estimate = min(asked, key=lambda it: it.value, default=None)
     if estimate is None:
         raise _unmeasured(goal.text)
     return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))
+
+
+def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
+    found = measurements.automated(float(goal.at_precision))
+    if found is None:
+        raise _unmeasured(goal.text)
+    judged = at_least(found.shown, goal.bound, measurements.rows)
+    if judged.outcome is GateOutcome.INCONCLUSIVE:
+        judged = replace(judged, deciding_rows=_deciding_automation(found, goal.bound, measurements.rows))
+    return _status(goal.text, found.shown, judged)
+
+
+def _judge_low(goal: Goal, measurements: Measurements) -> GoalStatus:
+    """Of what must stay low: a share of the tuned model, or what it lost against the base model."""
+    kept = {Metric.FORGETTING: FORGETTING, Metric.SAFETY_LOSS: SAFETY}.get(goal.metric)
+    measured = measurements.of(kept or goal.metric)
+    difference = measurements.difference(kept, "tuned", "base") if kept else None
+    if measured is None or (kept and difference is None):
+        raise _unmeasured(goal.text)
+    estimate = _mirrored(difference.estimate) if difference else measured.models["tuned"]
+    return _status(goal.text, estimate, at_most(estimate, goal.bound, measured.cases))
+
+
+def _mirrored(figure: Figure) -> Figure:
+    """What was lost, from what was gained."""
+    return Figure(value=-figure.value or 0.0, low=-figure.high, high=-figure.low)
+
+
+def _deciding_automation(found: Automation, bound: float, rows: int) -> int | None:
+    """As many test examples as bring both to an end, if the values stay: the share that is taken, and how much of it is
+    right."""
+    if not found.taken:
+        return None
+    share = _wilson_rows(found.share.value, bound)
+    precision = _wilson_rows(found.reached.value, found.precision) * rows / found.taken
+    needed = max(share if found.share.low < bound <= found.share.high else 0, precision, rows + 1)
+    return _rounded(needed) if needed <= MOST_ROWS else None
+
+
+def _wilson_rows(value: float, bound: float) -> float:
+    """Of so many rows a share's Wilson interval has one end at the bound."""
+    return Z_95**2 * bound * (1 - bound) / (value - bound) ** 2 if value != bound else inf
 
 
 def _unmeasured(what: str) -> StageError:
@@ -117,7 +134,8 @@ def _unmeasured(what: str) -> StageError:
         Reason.GATE_FAILED,
         f"The evaluation did not measure what this goal needs: {what}. If an earlier version made it, "
         "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
-        "they answer, or no training example is one question with a text as its answer.",
+        "they answer, or no training example is one question with a text as its answer; nor is automation measured "
+        "where models think, and nothing beside the task is asked of a model that must think.",
     )
 
 
@@ -141,6 +159,15 @@ def at_least(estimate: Figure, bound: float, rows: int) -> Judged:
     return Judged(GateOutcome.INCONCLUSIVE, _deciding_rows(estimate, bound, rows))
 
 
+def at_most(estimate: Figure, bound: float, rows: int) -> Judged:
+    """Whether a figure from so many ``rows`` stays at ``bound`` or below."""
+    if estimate.high <= bound:
+        return Judged(GateOutcome.PASS)
+    if estimate.low > bound:
+        return Judged(GateOutcome.FAIL)
+    return Judged(GateOutcome.INCONCLUSIVE, _deciding_rows(estimate, bound, rows))
+
+
 def not_worse(difference: Difference) -> Judged:
     """Whether a model holds its ground against another: it fails only where it is worse beyond chance, since two equal
     models cannot be told apart by any number of rows."""
@@ -149,11 +176,15 @@ def not_worse(difference: Difference) -> Judged:
 
 def _deciding_rows(estimate: Figure, bound: float, rows: int) -> int | None:
     """An interval's width shrinks with the root of the number of rows: as many as bring its near end to the bound, if
-    the value stays. Rounded up to two digits, since it is a guess."""
+    the value stays. Rounded, since it is a guess."""
     distance = abs(estimate.value - bound)
     reach = estimate.value - estimate.low if estimate.value >= bound else estimate.high - estimate.value
     if distance == 0 or rows * (reach / distance) ** 2 > MOST_ROWS:
         return None
-    needed = max(rows + 1, ceil(rows * (reach / distance) ** 2))
-    unit: int = 10 ** max(0, floor(log10(needed)) - 1)
-    return ceil(needed / unit) * unit
+    return _rounded(max(rows + 1, ceil(rows * (reach / distance) ** 2)))
+
+
+def _rounded(count: float) -> int:
+    """Up, to two digits."""
+    unit: int = 10 ** max(0, floor(log10(count)) - 1)
+    return ceil(count / unit) * unit

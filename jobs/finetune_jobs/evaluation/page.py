@@ -6,19 +6,20 @@ page. Unlike the readiness report it quotes test examples: that is what ``answer
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import exp
 from typing import Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
-from finetune_jobs.artifacts.measurements import CHANCE, Difference
+from finetune_jobs.artifacts.measurements import CHANCE, SHOWN, Difference
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.conclusion import Conclusion
 from finetune_jobs.evaluation.estimates import PAIRS
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.report import MODELS, WITH, WITHOUT, Evaluated, described
+from finetune_jobs.evaluation.report import MODELS, PROMPTED, WITH, WITHOUT, Evaluated, described
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris
@@ -31,10 +32,14 @@ _SOURCES: Final = 3
 _SHORT: Final = {
     "base": "base model",
     "fewShot": "base, shown examples",
+    "verbose": "base, room for a sentence",
+    "constrained": "base, choosing a label",
     "tuned": "with adapter",
     "artifact": "artifact",
 }
 """The models above their answers."""
+_ANOTHER_READING: Final = ("verbose", "constrained")
+"""Beside a wrong answer, one answer of a base model that was asked the same way is enough."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,16 @@ class _Words:
     unknown: str = ""
     """Name of the column with answers that cannot be scored; empty: there are none."""
     unknown_means: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """What an evaluation is of."""
+
+    identity: Sequence[Fact] = ()
+    """Job, model and data, for the top of the page."""
+    origin: Sequence[Fact] = ()
+    """Their digests, for its end."""
 
 
 _WORDS: Final = {
@@ -79,21 +94,23 @@ _WORDS: Final = {
 def render_html(
     evaluated: Evaluated,
     questions: Sequence[str],
-    identity: Sequence[Fact],
-    origin: Sequence[Fact],
+    subject: EvaluationSubject,
     behaviour: Behaviour | None = None,
     shots: Sequence[tuple[str, str]] = (),
+    goals: Sequence[Conclusion] = (),
 ) -> str:
-    """The page. ``questions`` are what was asked, ``identity`` and ``origin`` say of what; see ``identify``. ``shots``
-    are question and answer of each example that the base model was shown."""
+    """The page. ``questions`` are what was asked, ``subject`` says of what. ``shots``
+    are question and answer of each example that the base model was shown, ``goals`` what was reached of them."""
     words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
     wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
-    mistakes = worst(evaluated.task, questions, evaluated.truth, evaluated.answers, _WORST)
+    beside = {model: said for model, said in evaluated.answers.items() if model not in _ANOTHER_READING}
+    mistakes = worst(evaluated.task, questions, evaluated.truth, beside, _WORST)
     return page.render(
         "evaluation/evaluation.html.j2",
         TITLE,
-        identity,
+        subject.identity,
         summary=evaluated.summary(),
+        goals=goals,
         right=f"An answer counts when it is {words.right}.",
         verdicts=[_gain(evaluated), *_prompting(evaluated), _export_loss(evaluated)],
         shots=shots,
@@ -101,6 +118,7 @@ def render_html(
         agreement=_agreement(evaluated, words),
         apart=_apart(evaluated),
         ledger=_ledger(evaluated),
+        automation=_automation(evaluated),
         meanings=_meanings(words),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
@@ -108,12 +126,12 @@ def render_html(
         behaviour=sections(behaviour or Behaviour()),
         mistakes=mistakes,
         mistakes_text=_mistakes_text(len(mistakes), wrong),
-        origin=origin,
+        origin=subject.origin,
     )
 
 
-def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
-    """Job, model and data of an evaluation, for the top of the page; and the digests, for its end."""
+def identify(given: StageInput) -> EvaluationSubject:
+    """What an evaluation is of."""
     params, chain = given.params, given.upstream
     identity = [Fact("Job", [f"{given.run.namespace}/{given.run.name}"])]
     identity.append(Fact("Base model", [given.base_model_uri], code=True))
@@ -127,7 +145,7 @@ def identify(given: StageInput) -> tuple[list[Fact], list[Fact]]:
         "Artifact's weights": output_folder(Stage.EXPORT, chain.export),
     }
     origin = [Fact(name, [folder], code=True) for name, folder in folders.items()]
-    return identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)]
+    return EvaluationSubject(identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)])
 
 
 def _accuracy(evaluated: Evaluated) -> Table:
@@ -206,6 +224,27 @@ def _named(evaluated: Evaluated, model: str) -> str:
     return f"{_SHORT[model]}, {evaluated.format}" if model == "artifact" and evaluated.format else _SHORT[model]
 
 
+def _automation(evaluated: Evaluated) -> Table | None:
+    """What needs no person, at a few precisions."""
+    measured = [evaluated.measurements.automated(precision) for precision in SHOWN]
+    rows = [
+        TableRow(
+            f"{found.precision:.0%}",
+            [
+                "none" if found.threshold is None else f"{exp(found.threshold):.4f}",
+                f"{found.share.value:.1%} ({found.share.low:.1%} – {found.share.high:.1%})",
+                f"{found.right:,} of {found.taken:,}",
+                f"{found.reached.low:.1%} – {found.reached.high:.1%}" if found.taken else "–",
+            ],
+            Bar([Segment(Kind.SCORE, found.share.value)], (found.share.low, found.share.high)),
+        )
+        for found in measured
+        if found
+    ]
+    head = ["wanted precision", "probability from", "need no person", "right of them", "95 % interval"]
+    return Table("Answers of the artifact that can be taken as they are", head, rows, long=True) if rows else None
+
+
 def _beyond_chance(difference: Difference) -> str:
     if difference.worse_beyond_chance:
         return "✕ worse"
@@ -265,17 +304,18 @@ def _gain(evaluated: Evaluated) -> Conclusion:
 
 
 def _prompting(evaluated: Evaluated) -> list[Conclusion]:
-    """The artifact against the base model with examples in its prompt, if that was asked."""
+    """The artifact against the best of the ways to prompt, if one was asked."""
     said = evaluated.prompting()
     if not said:
         return []
-    gain = evaluated.difference("artifact", "fewShot")
+    gain = evaluated.difference("artifact", evaluated.prompted)
     badge, answer = ("Warn", "! perhaps")
     if gain.better_beyond_chance:
         badge, answer = "Pass", "✓ no"
     elif gain.worse_beyond_chance:
         badge, answer = "Fail", "✕ yes"
-    test = "Paired on the same examples; the prompt stands further down."
+    asked = [_SHORT[model] for model in PROMPTED if model in evaluated.scores]
+    test = f"Paired on the same examples, against the best of these: {'; '.join(asked)}."
     return [Conclusion("Would prompting have done?", badge, answer, said, test)]
 
 

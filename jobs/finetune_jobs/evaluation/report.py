@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_api.dataset import TaskType
 from finetune_api.goals import main_metric
-from finetune_jobs.artifacts.measurements import Difference, Measurements
+from finetune_jobs.artifacts.measurements import Automation, Difference, Measurements
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
@@ -14,10 +14,20 @@ from finetune_jobs.evaluation.tasks import right_for, score_task
 MODELS: Final = {
     "base": "base model",
     "fewShot": "base model, shown examples",
+    "verbose": "base model, with room for a sentence",
+    "constrained": "base model, choosing among the labels",
     "tuned": "base and adapter, as trained",
     "artifact": "exported artifact, as served",
 }
-"""What was asked, by the name in files and scalars; not every evaluation has shown examples."""
+"""What was asked, by the name in files and scalars; not every evaluation has asked all of them."""
+PROMPTED: Final = {
+    "fewShot": "base model with examples",
+    "verbose": "base model with room for a sentence",
+    "constrained": "base model that chooses among the labels",
+}
+"""The ways to prompt that might have done instead of tuning. What stands beside the right answer costs them nothing."""
+_IN_SCALARS: Final = ("base", "fewShot", "tuned", "artifact")
+"""A stage's result is short: the others are in ``metrics.json``."""
 WITH: Final = "with"
 WITHOUT: Final = "without"
 
@@ -53,10 +63,12 @@ class Evaluated:
         answers: Mapping[str, Sequence[str]],
         labels: Sequence[str],
         masked: Sequence[bool] = (),
+        automation: Sequence[Automation] = (),
     ) -> "Evaluated":
         """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification, ``masked`` says
-        of each example whether it holds placeholders."""
+        of each example whether it holds placeholders, ``automation`` is the artifact's."""
         right = right_for(task)
+        measured = measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels)
         return cls(
             task,
             truth,
@@ -65,7 +77,7 @@ class Evaluated:
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, masked),
-            measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels),
+            measured.model_copy(update={"automation": list(automation)}),
         )
 
     @property
@@ -87,6 +99,7 @@ class Evaluated:
             f"{measure}{model[0].upper()}{model[1:]}": f"{getattr(scores, measure):.4f}"
             for measure in ("accuracy", "precision", "recall", "f1")
             for model, scores in self.scores.items()
+            if model in _IN_SCALARS
         }
 
     def summary(self) -> str:
@@ -106,16 +119,25 @@ class Evaluated:
             text += "more than chance explains."
         return text
 
+    @property
+    def prompted(self) -> str:
+        """The best of PROMPTED by the task's main metric; empty where none was asked."""
+        asked = [model for model in PROMPTED if model in self.scores]
+        metric = main_metric(self.task)
+        return max(asked, key=lambda model: float(getattr(self.scores[model], metric)), default="")
+
     def prompting(self) -> str:
-        """Whether prompting would have done, in one sentence; empty where the base model was shown no examples."""
-        if "fewShot" not in self.answers:
+        """Whether prompting would have done, in one sentence; empty where the base model was only asked as the artifact
+        is."""
+        if not self.prompted:
             return ""
-        gain = self.difference("artifact", "fewShot")
+        gain = self.difference("artifact", self.prompted)
+        what = f"artifact against {PROMPTED[self.prompted]}, {described(gain)}"
         if gain.better_beyond_chance:
-            return f"Prompting would not have done: artifact against base model with examples, {described(gain)}."
+            return f"Prompting would not have done: {what}."
         if gain.worse_beyond_chance:
-            return f"Prompting does better: artifact against base model with examples, {described(gain)}."
-        return f"Prompting may do: artifact against base model with examples, {described(gain)}, within chance."
+            return f"Prompting does better: {what}."
+        return f"Prompting may do: {what}, within chance."
 
     def metrics(self) -> dict[str, Any]:
         """Everything measured, as JSON."""

@@ -169,7 +169,7 @@ def _download_from_s3(context: Context, model: BaseModel, target: Path, *, hashi
 
 
 def _find_on_hub(uri: str, secret: SecretKeyRef | None) -> BaseModel:
-    repo, revision = _hub_name(uri)
+    repo, revision = hub_name(uri)
     hub = hub_client(secret)
     try:
         hub.auth_check(repo)
@@ -184,7 +184,7 @@ def _find_on_hub(uri: str, secret: SecretKeyRef | None) -> BaseModel:
 
 
 def _download_from_hub(model: BaseModel, secret: SecretKeyRef | None, target: Path) -> None:
-    repo, _ = _hub_name(model.uri)
+    repo, _ = hub_name(model.uri)
     hub = hub_client(secret)
     try:
         hub.snapshot_download(repo, revision=model.revision, allow_patterns=model.files, local_dir=target)
@@ -192,7 +192,8 @@ def _download_from_hub(model: BaseModel, secret: SecretKeyRef | None, target: Pa
         raise _failed(error, model.uri, secret) from None
 
 
-def _hub_name(uri: str) -> tuple[str, str]:
+def hub_name(uri: str) -> tuple[str, str]:
+    """Repository and revision of a model of the hub. Raises StageError (SpecInvalid) if the URI is of none."""
     match = _HUB_URI.match(uri)
     if match is None:
         raise StageError(

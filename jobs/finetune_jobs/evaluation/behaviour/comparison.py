@@ -5,14 +5,20 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Final
 
-from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
-from finetune_jobs.evaluation.behaviour.items import SetItem, Sets
+from finetune_api.goals import Metric
+from finetune_jobs.artifacts.measurements import (
+    FORGETTING,
+    SAFETY,
+    Difference,
+    Figure,
+    MeasuredMetric,
+    Measurements,
+)
+from finetune_jobs.evaluation.behaviour.items import RATES, SetItem, Sets
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference
 from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 
-FORGETTING: Final = "forgetting"
-SAFETY: Final = "safety"
 ALL: Final = "all"
 """Name of the row over all categories of a set."""
 
@@ -96,7 +102,8 @@ class Behaviour:
 
     def added_to(self, measurements: Measurements) -> Measurements:
         """``measurements`` with what a gate can read beside the task's metrics: the shares FORGETTING and SAFETY of
-        base and tuned model, and tuned minus base, which is negative where tuning cost something."""
+        base and tuned model, and tuned minus base, which is negative where tuning cost something; and RATES, the shares
+        of answers that are not as they should be."""
         measured, differences = list(measurements.measured), list(measurements.differences)
         for metric, row in ((FORGETTING, self.forgetting), (SAFETY, self.safety)):
             if row is None:
@@ -115,7 +122,21 @@ class Behaviour:
                     p_value=row.p_value,
                 )
             )
+        measured += [rate for metric in RATES if (rate := self._rate(metric))]
         return measurements.model_copy(update={"measured": measured, "differences": differences})
+
+    def _rate(self, metric: Metric) -> MeasuredMetric | None:
+        """The answers of some categories that are not as they should be; None if nothing of them was asked."""
+        rows = [row for row in self.adversarial if row.category in RATES[metric]]
+        samples = sum(row.samples for row in rows)
+        if not samples:
+            return None
+        wrong = {
+            "base": sum(round((1 - row.base) * row.samples) for row in rows),
+            "tuned": sum(round((1 - row.tuned) * row.samples) for row in rows),
+        }
+        models = {model: _estimate(count / samples, wilson(count, samples)) for model, count in wrong.items()}
+        return MeasuredMetric(metric=metric.value, cases=samples, models=models)
 
     def document(self) -> dict[str, Any]:
         """Everything, as JSON."""

@@ -1,0 +1,98 @@
+"""Goals that nothing can reach, or that mean nothing: refused before anything is paid for. Pure functions, no model.
+
+What contradicts itself within ``spec.evaluation``, the API server refuses (``finetune_api.goals``).
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Final
+
+from finetune_api.dataset import Task, TaskType
+from finetune_api.finetunejob import Examination
+from finetune_api.goals import Gates, Goal, Metric, OnInconclusive
+from finetune_api.reasons import Reason
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.evaluation.behaviour.items import RATES, sets_for
+from finetune_jobs.evaluation.metrics import Z_95, wilson
+
+OF_ONE_CLASS: Final = (Metric.F1, Metric.PRECISION, Metric.RECALL)
+"""Metrics that one class has."""
+
+
+def require_applicable(gates: Gates, task: Task, asked: Examination) -> None:
+    """Raises StageError (SpecInvalid) for a goal that means nothing for this task, that names a label that is not
+    allowed, or that even a faultless model would not reach with so few questions."""
+    for number, goal in enumerate(gates.goals):
+        place = f"spec.evaluation.goals[{number}]"
+        _require_meaning(place, goal, task)
+        if gates.on_inconclusive is OnInconclusive.BLOCK:
+            _require_reachable(place, goal, asked)
+    if task.labels:
+        require_classes(gates, task.labels)
+
+
+def require_classes(gates: Gates, labels: Sequence[str]) -> None:
+    """Raises StageError (SpecInvalid) for a goal about a label that the data set does not have."""
+    for number, goal in enumerate(gates.goals):
+        if goal.class_name is not None and goal.class_name not in labels:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"spec.evaluation.goals[{number}] is about class {shorten(goal.class_name)!r}, which is none of the "
+                f"{len(labels)} labels of the data set.{did_you_mean(goal.class_name, labels)}",
+            )
+
+
+def _require_meaning(place: str, goal: Goal, task: Task) -> None:
+    if goal.metric is Metric.AUTOMATION and task.type is TaskType.TEXT:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is about automation, but a text is hardly ever right as a whole, so that none could go "
+            "without a person. Set metric to f1, or set spec.task.type to Classification or Extraction.",
+        )
+    if goal.class_name is None:
+        return
+    if task.type is not TaskType.CLASSIFICATION:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is about class {shorten(goal.class_name)!r}, but answers of the task {task.type.value} have "
+            "no classes. Remove class.",
+        )
+    if goal.metric not in OF_ONE_CLASS:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} asks for the {goal.metric} of one class, which no class has. Set metric to recall (how many of "
+            "the class are found), precision (how many so called are right) or f1 (both), or remove class.",
+        )
+
+
+def _require_reachable(place: str, goal: Goal, asked: Examination) -> None:
+    """A gate reads the interval, which has a width even where every answer is right."""
+    if goal.metric in RATES:
+        categories = RATES[goal.metric]
+        items = sum(item.category in categories for item in sets_for(asked).adversarial)
+        if (least := wilson(0, items)[1]) > goal.bound:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place} allows {goal.at_most}, but {items} questions without a fault leave room for {least:.3f}: "
+                "set spec.evaluation.adversarial to Full, raise atMost, or set onInconclusive to Warn.",
+            )
+    shares = {Metric.ACCURACY: goal.at_least, Metric.AUTOMATION: goal.at_precision}
+    wanted = shares.get(goal.metric)
+    if wanted is None:
+        return
+    if float(wanted) == 1:
+        raise StageError(
+            Reason.SPEC_INVALID, f"{place} asks for {wanted}, which no test can show: set a little less, e.g. 0.99."
+        )
+    if (needed := _flawless(float(wanted))) > asked.max_samples:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} asks for {wanted}, but it takes {needed:,} right answers in a row to show that, and "
+            f"spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, or set onInconclusive to Warn.",
+        )
+
+
+def _flawless(share: float) -> int:
+    """So many answers without a fault have a Wilson interval above a share."""
+    return ceil(Z_95**2 * share / (1 - share))

@@ -1,0 +1,175 @@
+"""What the models are asked in an evaluation, and what they answer."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_api.dataset import TaskType
+from finetune_api.finetunejob import Examination
+from finetune_jobs.artifacts.measurements import Automation
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.evaluation.automation import Weighed, automate
+from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
+from finetune_jobs.evaluation.choices import MOST_LABELS, choose_labels
+from finetune_jobs.evaluation.generate import (
+    ROOM,
+    Generated,
+    Questions,
+    answer_limit,
+    cut,
+    generate,
+    generate_answers,
+    thoughts_limit,
+)
+from finetune_jobs.evaluation.lenient import read
+from finetune_jobs.evaluation.reference import Passage, log_probs, longest_text, make_passages, turned_log_probs
+from finetune_jobs.evaluation.sample import sample
+from finetune_jobs.evaluation.shots import choose_shots, with_shots
+from finetune_jobs.evaluation.tasks import right_for
+from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.token_files import Conversation, iterate_split, longest_thoughts, read_split
+from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+from finetune_jobs.modelling.tuning import Tuning
+
+BATCH_SIZE: Final = 16
+"""Prompts in a batch."""
+
+
+def labels_of(dataset: Path) -> list[str]:
+    """The allowed labels of a prepared data set; empty where answers are no classes."""
+    return list(json.loads((dataset / "labels.json").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the models are asked, and the right answers."""
+
+    task: TaskType
+    tokenizer: Any
+    stop: int
+    """The token that ends an answer."""
+    examples: Sequence[Conversation]
+    """Of the test part."""
+    truth: Sequence[str]
+    labels: Sequence[str]
+    """The allowed ones of a classification."""
+    questions: Questions
+    checked: Questions | None
+    """Of the validation part, for the artifact only: among its answers a threshold is chosen. None: it is not asked."""
+    checked_truth: Sequence[str]
+    shots: Sequence[Conversation]
+    """Examples that the base model is shown; empty: it is shown none."""
+    probe: Probe
+    passages: Sequence[Passage]
+
+    @property
+    def shown(self) -> Questions:
+        """The same questions after the examples."""
+        prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
+        return replace(self.questions, prompts=prompts, shared=True)
+
+
+def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluation: Examination) -> Paper:
+    """What is asked of the models of a base and a data set. Raises StageError (ModelUnsupported)."""
+    tokenizer = load_tokenizer(base)
+    examples = sample(read_split(dataset, "test"), evaluation.max_samples, task)
+    # No threshold is sought where whole answers are hardly ever right, or follow thoughts that may go either way.
+    weighed = task is not TaskType.TEXT and not tuning.thoughts
+    checked = sample(read_split(dataset, "validation"), evaluation.max_samples, task) if weighed else []
+    stop, labels = stop_token(base, tokenizer), labels_of(dataset)
+    truth, checked_truth = (
+        [chat.answer_text(tokenizer, each.messages, stop, each.tools, thoughts=tuning.thoughts) for each in rows]
+        for rows in (examples, checked)
+    )
+    limit = answer_limit(tokenizer, [*labels, *truth, *checked_truth])
+    questions = Questions(
+        [example.prompt for example in examples],
+        max(limit, thoughts_limit(longest_thoughts(dataset))) if tuning.thoughts else limit,
+        BATCH_SIZE,
+        tuning.thoughts,
+        [example.tools for example in examples],
+    )
+    others = replace(questions, prompts=[each.prompt for each in checked], tools=[each.tools for each in checked])
+    return Paper(
+        task=task,
+        tokenizer=tokenizer,
+        stop=stop,
+        examples=examples,
+        truth=truth,
+        labels=labels,
+        questions=questions,
+        checked=others if checked else None,
+        checked_truth=checked_truth,
+        # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
+        shots=[] if tuning.thoughts else choose_shots(iterate_split(dataset, "train"), task),
+        probe=probe_for(tokenizer, stop, sets_for(evaluation)),
+        passages=make_passages(tokenizer, examples, stop, longest_text(base), thoughts=tuning.thoughts),
+    )
+
+
+def ask_base(model: Any, paper: Paper, progress: Progress) -> tuple[dict[str, list[str]], list[str] | None]:
+    """The base model's answers by the way in which it was asked; and what it said with room for a sentence, as it is.
+
+    Not with room, and not for a choice, where models think: an answer then has room enough, and no label is likely
+    before the thoughts.
+    """
+    tokenizer, questions = paper.tokenizer, paper.questions
+    report = progress.part(0.05, 0.15, "base model")
+    if questions.thoughts:
+        return {"base": generate_answers(model, tokenizer, questions, report)}, None
+    said = generate(model, tokenizer, replace(questions, limit=questions.limit + ROOM), report)
+    wordy = [each.text for each in said]
+    found = {
+        "base": [cut(tokenizer, each, questions.limit) for each in said],
+        "verbose": [read(paper.task, text, paper.labels) for text in wordy],
+    }
+    if paper.shots:
+        report = progress.part(0.15, 0.2, "base model, shown examples")
+        found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
+    if paper.task is TaskType.CLASSIFICATION and 1 < len(paper.labels) <= MOST_LABELS:
+        report = progress.part(0.2, 0.25, "base model, choosing a label")
+        found["constrained"] = choose_labels(model, tokenizer, questions, paper.labels, paper.stop, report)
+    return found, wordy
+
+
+@dataclass(frozen=True)
+class ServedAnswers:
+    """What the artifact said."""
+
+    answers: Sequence[Generated]
+    checked: Sequence[Generated]
+    """To the questions of the validation part."""
+    likely: list[list[float]]
+    """Its log-probabilities of each passage."""
+    turned: list[tuple[list[float], list[float]]]
+
+
+def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -> ServedAnswers:
+    """The test questions, those of the validation part, and the passages."""
+    checked: list[Generated] = []
+    if paper.checked is not None:
+        report = progress.part(0.1, 0.4, "validation part")
+        checked = generate(model, tokenizer, paper.checked, report, weighed=True)
+    report = progress.part(0.4, 1.0, "answers")
+    answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
+    return ServedAnswers(
+        answers,
+        checked,
+        [log_probs(model, passage) for passage in paper.passages],
+        [turned_log_probs(model, passage) for passage in paper.passages],
+    )
+
+
+def automation_of(paper: Paper, served: ServedAnswers) -> list[Automation]:
+    """What needs no person; nothing, if no validation examples were asked."""
+    right = right_for(paper.task)
+
+    def weighed(truth: Sequence[str], answers: Sequence[Generated]) -> list[Weighed]:
+        return [Weighed(a.log_probability, right(t, a.text)) for t, a in zip(truth, answers, strict=True)]
+
+    if paper.checked is None:
+        return []
+    return automate(weighed(paper.checked_truth, served.checked), weighed(paper.truth, served.answers))

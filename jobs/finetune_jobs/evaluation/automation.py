@@ -1,0 +1,82 @@
+"""How many answers need no person, at a wanted precision. Pure functions, no model.
+
+Selective prediction (El-Yaniv and Wiener, "On the foundations of noise-free selective classification", JMLR 11, 2010;
+Geifman and El-Yaniv, "Selective classification for deep neural networks", 2017): an answer is taken as it is if the
+model finds it likely enough, and a person looks at the others.
+
+Whoever chooses a threshold on the examples by which it is then judged finds it better than it is. So it is chosen on
+the validation part, and what it does is counted on the test part. It is the lowest one at which the validation part
+shows at most half of the mistakes that are allowed: at the very limit, no test would show that the precision is kept.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+from finetune_api.goals import PRECISIONS
+from finetune_jobs.artifacts.measurements import Automation, Figure
+from finetune_jobs.evaluation.metrics import wilson
+
+MARGIN: Final = 0.5
+"""Share of the allowed mistakes that the validation part may show."""
+DOUBT: Final = 0.5
+"""Imaginary mistakes among any number of validation examples: a few that are all right show little."""
+NOTHING: Final = Figure(value=0, low=0, high=1)
+"""Of no examples."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """An answer, as far as it counts here."""
+
+    log_probability: float
+    """Of the whole answer, as a natural logarithm."""
+    right: bool
+
+
+def automate(validation: Sequence[Weighed], test: Sequence[Weighed]) -> list[Automation]:
+    """What needs no person at each of PRECISIONS."""
+    return [_at(float(precision), validation, test) for precision in PRECISIONS]
+
+
+def choose_threshold(validation: Iterable[Weighed], precision: float) -> float | None:
+    """The lowest log-probability from which on the answers may be taken; None if there is none."""
+    ordered = sorted(validation, key=lambda each: -each.log_probability)
+    taken, wrong, chosen = 0, DOUBT, None
+    for value, group in groupby(ordered, key=lambda each: each.log_probability):
+        for each in group:
+            taken += 1
+            wrong += not each.right
+        if wrong <= _allowed(taken, precision):
+            chosen = value
+    return chosen
+
+
+def _allowed(taken: int, precision: float) -> float:
+    """Mistakes that the validation part may show among so many answers."""
+    return round(taken * (1 - precision) * MARGIN, 9)
+
+
+def _at(precision: float, validation: Sequence[Weighed], test: Sequence[Weighed]) -> Automation:
+    threshold = choose_threshold(validation, precision)
+    taken = [each for each in test if threshold is not None and each.log_probability >= threshold]
+    right = sum(each.right for each in taken)
+    too_few = _allowed(len(validation), precision) < DOUBT  # also if all of them were right
+    return Automation(
+        precision=precision,
+        threshold=threshold,
+        chosen_on=len(validation),
+        taken=len(taken),
+        right=right,
+        share=NOTHING if too_few else _share(len(taken), len(test)),
+        reached=_share(right, len(taken)),
+    )
+
+
+def _share(count: int, total: int) -> Figure:
+    """With Wilson's interval."""
+    if not total:
+        return NOTHING
+    low, high = wilson(count, total)
+    return Figure(value=count / total, low=min(low, count / total), high=max(high, count / total))

@@ -1,0 +1,32 @@
+"""The goals as an evaluation's page shows them, before all figures. Pure functions, no model."""
+
+from typing import Final
+
+from finetune_api.dataset import TaskType
+from finetune_api.goals import GateOutcome, Gates
+from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.conclusion import Conclusion
+from finetune_jobs.evaluation.gates import judge
+
+_ANSWERS: Final = {
+    GateOutcome.PASS: ("Pass", "✓ met"),
+    GateOutcome.FAIL: ("Fail", "✕ missed"),
+    GateOutcome.INCONCLUSIVE: ("Warn", "! open"),
+}
+
+
+def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> list[Conclusion]:
+    """What the artifact reached of each goal, or of the one gate that stands without goals; publish judges the same."""
+    each = [gates.model_copy(update={"goals": [goal]}) for goal in gates.goals] or [gates]
+    return [_reached(one, measurements, task) for one in each]
+
+
+def _reached(one: Gates, measurements: Measurements, task: TaskType) -> Conclusion:
+    [question] = one.texts(task)
+    try:
+        [found] = judge(one, measurements, task)
+    except StageError as error:
+        return Conclusion(question, "Warn", "! not measured", error.message, "")
+    badge, answer = _ANSWERS[found.outcome]
+    return Conclusion(question, badge, answer, found.sentence, "")

@@ -1,0 +1,103 @@
+"""The base model read and asked as fairly as prompting can do, and whether that would have done."""
+
+import json
+
+import pytest
+
+from finetune_api.dataset import TaskType
+from finetune_api.goals import Gates
+from finetune_jobs.evaluation.gates import judge
+from finetune_jobs.evaluation.lenient import read
+from finetune_jobs.evaluation.report import PROMPTED, Evaluated
+from tests.support.sentences import assert_says
+
+pytestmark = pytest.mark.unit
+
+LABELS = ["card", "card_payment", "cash withdrawal", "Refund", "no"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("card", "card"),
+        ("The label is refund.", "Refund"),
+        ("This is a card payment.", "card_payment"),
+        ("**card_payment**", "card_payment"),
+        ("Cash-Withdrawal", "cash withdrawal"),
+        ("It is a refund, not a card payment.", "Refund"),
+        ("discard it", "discard it"),
+        ("I cannot know", "I cannot know"),
+        ("", ""),
+    ],
+)
+def test_the_label_is_taken_out_of_a_sentence(text: str, answer: str) -> None:
+    assert read(TaskType.CLASSIFICATION, text, LABELS) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('{"a": 1}', '{"a": 1}'),
+        ('Here it is:\n```json\n{"a": [1, 2]}\n```\nIs that right?', '{"a": [1, 2]}'),
+        ('A set {of words}, then ["b", {"c": null}] and {"d": 2}', '["b", {"c": null}]'),
+        ('{"a": 1', '{"a": 1'),
+        ("none", "none"),
+        ("[" * 5000, "[" * 5000),
+    ],
+    ids=["alone", "fence", "first value", "cut off", "none", "deep"],
+)
+def test_the_first_json_value_is_taken_out_of_a_text(text: str, answer: str) -> None:
+    assert read(TaskType.EXTRACTION, text, []) == answer
+    assert read(TaskType.TEXT, text, []) == text
+
+
+TRUTH = ["a", "b"] * 50
+
+
+def evaluated(**right: int) -> Evaluated:
+    """So many of 100 right answers of each model; the base model has 0, the tuned one and the artifact 80."""
+    wrong = {"base": 100, **{model: 100 - count for model, count in right.items()}, "tuned": 20, "artifact": 20}
+    answers = {model: ["x"] * count + TRUTH[count:] for model, count in wrong.items()}
+    return Evaluated.of(TaskType.CLASSIFICATION, TRUTH, answers, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("right", "best", "parts"),
+    [
+        (
+            {"fewShot": 40, "verbose": 50, "constrained": 30},
+            "verbose",
+            "would not have done … room for a sentence … +30.0",
+        ),
+        ({"verbose": 10, "constrained": 60}, "constrained", "would not have done … chooses among the labels … +20.0"),
+        ({"fewShot": 78, "constrained": 60}, "fewShot", "may do … examples … +2.0 … within chance"),
+        ({"fewShot": 40, "constrained": 97}, "constrained", "does better … chooses among the labels … -17.0"),
+        ({}, "", ""),
+    ],
+)
+def test_the_best_way_to_prompt_decides(right: dict[str, int], best: str, parts: str) -> None:
+    found = evaluated(**right)
+    assert found.prompted == best
+    if parts:
+        assert_says(found.prompting(), *parts.split(" … "))
+    else:
+        assert found.prompting() == ""
+    assert all(
+        f"accuracy{model[0].upper()}{model[1:]}" not in found.scalars() for model in PROMPTED if model != "fewShot"
+    )
+    assert set(right) <= json.loads(json.dumps(found.metrics()))["models"].keys()
+
+
+def test_a_goal_can_ask_to_beat_the_best_prompt() -> None:
+    gates = Gates.model_validate(
+        {
+            "goals": [
+                {"metric": "accuracy", "improveOverBase": bound, "baseline": baseline}
+                for bound, baseline in (("0.2", "FewShot"), ("0.05", "Prompted"), ("0.2", "Prompted"))
+            ]
+        }
+    )
+    found = judge(gates, evaluated(fewShot=40, constrained=65).measurements, TaskType.CLASSIFICATION)
+    assert [each.outcome for each in found] == ["Pass", "Pass", "Inconclusive"]
+    assert [each.value for each in found] == ["0.4000", "0.1500", "0.1500"]
+    assert found[1].goal == "accuracy better than the best prompted base model's by 0.05"
