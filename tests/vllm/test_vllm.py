@@ -146,7 +146,6 @@ def test_an_open_stream_ends_after_sigterm(served: VllmProcess) -> None:
     ("plant", "fails"),
     [
         (LOST_LAYER, {"logProbabilities", "longPrompts"}),
-        (Plant("RoPE theta x 0.1", rope=0.1), {"longPrompts"}),
         (Plant("base"), {"differsFromBase"}),
     ],
     ids=lambda value: value.name if isinstance(value, Plant) else "",
