@@ -150,6 +150,7 @@ class RevisionState(OpenEnum):
     PROMOTING = "Promoting"
     SERVING = "Serving"
     FAILED = "Failed"
+    SUPERSEDED = "Superseded"
 
 
 class CheckOutcome(OpenEnum):
@@ -208,6 +209,36 @@ class RevisionStatus(WireModel):
     """What it waits for, or why it failed."""
 
 
+HISTORY: Final = 10
+"""So many revisions are kept."""
+
+
+class RevisionSummary(WireModel):
+    """One line of the history. What its pods are made of is kept in the ControllerRevision <name>-<revision>."""
+
+    revision: Annotated[str, Field(max_length=16)]
+    """Short hash of artifact and runtime."""
+    state: RevisionState
+    """That of the revision while it serves or is to serve; afterwards Superseded (another one took over, or was asked
+    for before this one had served) or Failed."""
+    artifact_digest: Annotated[str, Field(max_length=64)]
+    """Content address of the artifact that it serves."""
+    runtime: Annotated[str, Field(max_length=63)] = ""
+    """Its model server."""
+    image: Annotated[str, Field(max_length=512)] = ""
+    """Image of its model server."""
+    started_at: Timestamp | None = None
+    """When its first pod was asked for."""
+    promoted_at: Timestamp | None = None
+    """When it last got the traffic; absent: it never did."""
+    ended_at: Timestamp | None = None
+    """When it stopped serving, failed, or was given up; absent while it serves or is to serve."""
+    reason: Word = ""
+    """Why it is in this state, as one word for programs."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """Why it ended, or what it waits for."""
+
+
 class AdapterDeploymentStatus(WireModel):
     """The serving revision, and the next one."""
 
@@ -226,6 +257,8 @@ class AdapterDeploymentStatus(WireModel):
     """The revision that waits, is starting, being verified, or has failed."""
     last_good_revision: Annotated[str, Field(max_length=16)] = ""
     """The last revision that passed verification."""
+    revisions: Annotated[list[RevisionSummary], Field(max_length=HISTORY), as_map("revision")] = []
+    """The revisions that got pods, the one that started last first."""
     replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
     """Number of pods of the stable revision."""
     ready_replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0

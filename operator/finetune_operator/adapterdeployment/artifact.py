@@ -7,7 +7,7 @@ from finetune_api.finetunejob import ArtifactTokens, Phase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.revision import accepted_keys, spec_hash
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Serving
 from finetune_operator.settings import Runtime
@@ -30,11 +30,6 @@ class Artifact:
     def serving(self, spec: AdapterDeploymentSpec, runtime: Runtime) -> Serving:
         """How a runtime serves the artifact."""
         return Serving(self.uri, self.digest, self.storage, spec.runtime, runtime, accepted_keys(spec))
-
-
-def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
-    """The public keys that the spec's policy asks for; empty: none."""
-    return tuple(spec.policy.signature.public_keys) if spec.policy.signature else ()
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:

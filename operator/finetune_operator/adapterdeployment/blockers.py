@@ -7,7 +7,7 @@ from finetune_api.compatibility import serving_verdict
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import revision_of
+from finetune_operator.adapterdeployment.record import record_for
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.blockers import (
     Blocker,
@@ -76,7 +76,8 @@ def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
     spec, stable = observed.resource.spec, observed.resource.status.stable
     if stable is None:
         return False
-    return stable.revision == revision_of(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
+    asked = record_for(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
+    return stable.revision == asked.revision
 
 
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (

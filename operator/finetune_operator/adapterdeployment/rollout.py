@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus, RevisionSummary
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.endpoint import EndpointState
 from finetune_operator.adapterdeployment.health import (
@@ -13,7 +14,9 @@ from finetune_operator.adapterdeployment.health import (
     serving_problem,
     withdrawn,
 )
+from finetune_operator.adapterdeployment.history import history
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.conditions import parse_timestamp
@@ -57,6 +60,15 @@ class Rollout:
             return ServerProblem(Reason.SERVER_UNAVAILABLE, "No revision serves yet.")
         deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment)
         return serving_problem(deployment, self.observed.server_pods(self.stable.revision, lost=True))
+
+    @cached_property
+    def history(self) -> list[RevisionSummary]:
+        """The revisions so far, and what became of them."""
+        known = list(records(self.observed).values())
+        known += [self.target.record] if isinstance(self.target, Target) else []
+        images = {record.revision: record.serving.runtime.image for record in known}
+        before = self.observed.resource.status.revisions
+        return history(before, self.stable, self.candidate, images, self.now)
 
     @property
     def withdrawn(self) -> str:

@@ -31,6 +31,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         stable=stable,
         candidate=rollout.candidate,
         last_good_revision=stable.revision if stable else before.last_good_revision,
+        revisions=rollout.history,
         replicas=rollout.existing,
         ready_replicas=rollout.ready,
         selector=_selector(server_labels(observed.owner, stable.revision)) if stable else "",
