@@ -14,14 +14,13 @@ from finetune_api.adapterdeployment import (
     AdapterDeploymentStatus,
     RevisionState,
     RevisionStatus,
-    RevisionSummary,
     ServingPhase,
 )
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment import record
 from finetune_operator.adapterdeployment import revision as revisions
-from finetune_operator.adapterdeployment.history import history
+from finetune_operator.adapterdeployment.history import Current, history
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.resources import deployment
@@ -113,17 +112,17 @@ class TestHistory:
 
     def test_it_is_bounded_and_never_forgets_what_serves(self) -> None:
         stable = revision("stable", RevisionState.SERVING)
-        before: list[RevisionSummary] = history([], stable, None, {}, START)
+        before = history([], Current(stable), START)
         for number in range(HISTORY + 3):
             now = START + timedelta(minutes=number + 1)
             candidate = revision(f"try-{number}", RevisionState.STARTING, timestamp(now))
-            before = history(before, stable, candidate, {}, now)
+            before = history(before, Current(stable, candidate), now)
         assert len(before) == HISTORY
         assert before[0].revision == f"try-{HISTORY + 2}"
         assert before[-1].revision == "stable"
 
     def test_one_that_waits_for_its_turn_has_no_line_yet(self) -> None:
-        assert history([], None, revision("next", RevisionState.WAITING), {}, START) == []
+        assert history([], Current(candidate=revision("next", RevisionState.WAITING)), START) == []
 
     def test_records_go_with_their_lines(self) -> None:
         cluster = serving()

@@ -42,15 +42,16 @@ class Cleanup:
 def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
-    Pods are deleted last, once their own drain, which began with the newest promotion, is over and none of them is an
-    endpoint of the Service: until then clients may be connected to the previous revision. A candidate's own Service is
-    deleted once the candidate is verified. One that waits keeps nothing: its next try is verified anew. The
-    verification Job of a failed candidate stays, so that its log can be read. Records stay as long as the history tells
-    of their revision.
+    The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
+    began with the newest promotion, is over and none of them is an endpoint of the Service: until then clients may be
+    connected to them. A candidate's own Service is deleted once the candidate is verified. One that waits keeps
+    nothing: its next try is verified anew. The verification Job of a failed candidate stays, so that its log can be
+    read. Records stay as long as the history tells of their revision.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
+    stays = rollout.previous.revision if rollout.previous else serving
     starting = candidate.revision if candidate and candidate.state in ACTIVE else ""
     asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
@@ -65,7 +66,7 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
             return name not in services
         if resource == CONTROLLER_REVISIONS:
             return revision not in told
-        in_use = revision in {serving, starting} or name == verification
+        in_use = revision in {serving, stays, starting} or name == verification
         # Earlier verifications are of no use, even those of the candidate.
         stale = resource == JOBS and name != verification and revision != serving
         return stale or not in_use

@@ -4,7 +4,8 @@ Each pass writes down what has become of the revisions since the one before. Wha
 records (``record.py``), which are kept as long as their lines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,37 +15,45 @@ from finetune_operator.framework.conditions import timestamp
 
 _MESSAGE_LIMIT: Final = 256
 """The API's limit: the conditions say more."""
-_OVER: Final = frozenset({RevisionState.FAILED, RevisionState.SUPERSEDED})
+_OVER: Final = frozenset({RevisionState.FAILED, RevisionState.SUPERSEDED, RevisionState.ROLLED_BACK})
 """States in which a revision has ended."""
+_SETTLED: Final = frozenset({RevisionState.FAILED, RevisionState.SERVING, RevisionState.KEPT})
+"""States of revisions in the status in which nothing more happens to them."""
 
 
-def history(
-    before: Sequence[RevisionSummary],
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus | None,
-    images: Mapping[str, str],
-    now: datetime,
-) -> list[RevisionSummary]:
-    """The history after this pass.
+@dataclass(frozen=True)
+class Current:
+    """The revisions that this pass leaves in the status."""
 
-    Args:
-        before: the history so far.
-        stable: the revision that serves.
-        candidate: the one that is to serve, or has failed. One that has not started yet, or is tried again after an
-            earlier operator forgot it, has a line from its start on.
-        images: the images of the servers, by revision, as far as they are known.
-        now: the time of this pass.
-    """
+    stable: RevisionStatus | None = None
+    candidate: RevisionStatus | None = None
+    previous: RevisionStatus | None = None
+    fallen: RevisionStatus | None = None
+    """The one from which this pass takes the traffic back."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Images of the servers, by revision, as far as they are known."""
+
+
+def history(before: Sequence[RevisionSummary], current: Current, now: datetime) -> list[RevisionSummary]:
+    """The history after this pass. A revision has a line from its start on: not while it waits for its turn."""
     known = {line.revision: line for line in before}
-    current = [each for each in (candidate, stable) if each is not None and _has_a_line(each, known)]
-    for each in current:
-        known[each.revision] = _line(known.get(each.revision), each, images, now)
-    names = {each.revision for each in current}
+    serving = current.stable and current.stable.model_copy(update={"state": RevisionState.SERVING})
+    stays = current.previous and current.previous.model_copy(update={"state": RevisionState.KEPT})
+    shown = [each for each in (current.candidate, stays, serving) if each and _has_a_line(each, known)]
+    for each in shown:
+        known[each.revision] = _line(known.get(each.revision), each, current.images, now)
+    names = {each.revision for each in shown}
     lines = [line if line.revision in names else _given_up(line, now) for line in known.values()]
+    lines = [_fallen(line, current.fallen, now) for line in lines]
     lines.sort(key=lambda line: (line.started_at or "", line.revision in names), reverse=True)
-    spare = HISTORY - len(names)
-    others = [line.revision for line in lines if line.revision not in names][:spare]
-    return [line for line in lines if line.revision in names or line.revision in others]
+    others = [line.revision for line in lines if line.revision not in names]
+    kept = names | set(others[: HISTORY - len(names)])
+    return [line for line in lines if line.revision in kept]
+
+
+def was_rolled_back(lines: Iterable[RevisionSummary], revision: RevisionStatus) -> bool:
+    """Whether the traffic was taken back from a revision, and it has not been started since."""
+    return any(line.revision == revision.revision and line.state is RevisionState.ROLLED_BACK for line in lines)
 
 
 def _has_a_line(revision: RevisionStatus, known: Mapping[str, RevisionSummary]) -> bool:
@@ -54,24 +63,28 @@ def _has_a_line(revision: RevisionStatus, known: Mapping[str, RevisionSummary]) 
 def _line(
     line: RevisionSummary | None, revision: RevisionStatus, images: Mapping[str, str], now: datetime
 ) -> RevisionSummary:
-    """The line of a revision that is in the status."""
+    """The line of a revision that is in the status. One that tells already what it is stays as it is."""
+    if line is not None and line.image and line.state == revision.state and revision.state in _SETTLED:
+        return line
     if line is not None and line.state in _OVER and revision.state is RevisionState.WAITING:
         return line  # it has not begun again yet
-    again = line is not None and line.state in _OVER and revision.state in ACTIVE
-    if line is None or again:
+    if line is not None and line.state is RevisionState.ROLLED_BACK and revision.state is RevisionState.FAILED:
+        return line
+    if line is None or (line.state in _OVER and revision.state in ACTIVE):
         line = RevisionSummary(
             revision=revision.revision,
             state=revision.state,
             artifact_digest=revision.artifact_digest,
             started_at=revision.since,
         )
+    ended = revision.state in _OVER or revision.state is RevisionState.KEPT
     changed: dict[str, Any] = {
         "state": revision.state,
         "runtime": revision.runtime,
         "image": images.get(revision.revision, line.image),
         "reason": revision.reason,
         "message": revision.message[:_MESSAGE_LIMIT],
-        "ended_at": (line.ended_at or timestamp(now)) if revision.state in _OVER else None,
+        "ended_at": (line.ended_at or timestamp(now)) if ended else None,
     }
     if revision.state is RevisionState.SERVING:
         changed["promoted_at"] = revision.since
@@ -80,8 +93,20 @@ def _line(
 
 def _given_up(line: RevisionSummary, now: datetime) -> RevisionSummary:
     """The line of a revision that is no longer in the status: another one is served, or is to be."""
-    if line.state in _OVER:
+    if line.state in _OVER or not line.state.is_known:
         return line
-    return line.model_copy(
-        update={"state": RevisionState.SUPERSEDED, "reason": "", "message": "", "ended_at": timestamp(now)}
-    )
+    ended = line.ended_at or timestamp(now)
+    return line.model_copy(update={"state": RevisionState.SUPERSEDED, "reason": "", "message": "", "ended_at": ended})
+
+
+def _fallen(line: RevisionSummary, fallen: RevisionStatus | None, now: datetime) -> RevisionSummary:
+    """The line of a revision from which the traffic is taken back."""
+    if fallen is None or line.revision != fallen.revision:
+        return line
+    changed = {
+        "state": RevisionState.ROLLED_BACK,
+        "reason": fallen.reason,
+        "message": fallen.message[:_MESSAGE_LIMIT],
+        "ended_at": timestamp(now),
+    }
+    return line.model_copy(update=changed)

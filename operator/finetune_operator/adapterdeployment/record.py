@@ -2,7 +2,7 @@
 
 The record is written before a revision's first pod. From then on its pods are made from it, whatever a later release
 would make of the same choice, and whatever the platform's values say by then. So an upgrade of the operator moves no
-endpoint.
+endpoint, and an earlier revision can be started again exactly as it was proved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of
 from finetune_operator.adapterdeployment.turns import ACTIVE
@@ -124,12 +125,14 @@ def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record |
 
 
 def _standing(observed: ObservedDeployment) -> Iterator[str]:
-    """The revision that serves, and the one that is being proved."""
+    """Revisions whose pods serve or have served, and the one that is being proved."""
     status = observed.resource.status
-    if status.stable is not None:
-        yield status.stable.revision
-    if status.candidate is not None and status.candidate.state in ACTIVE:
-        yield status.candidate.revision
+    for revision in (status.stable, status.previous):
+        if revision is not None:
+            yield revision.revision
+    candidate = status.candidate
+    if candidate is not None and (candidate.state in ACTIVE or was_rolled_back(status.revisions, candidate)):
+        yield candidate.revision
 
 
 def _rendered(observed: ObservedDeployment, serving: Serving, choice: str, known: Mapping[str, Record]) -> Record:

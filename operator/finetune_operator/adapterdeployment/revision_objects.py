@@ -1,6 +1,7 @@
 """The objects of a revision, as actions that make or restore them: those of a candidate, and those that serve."""
 
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.record import Record
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action
 from finetune_operator.framework.objects import (
@@ -12,7 +13,7 @@ from finetune_operator.framework.objects import (
     Object,
 )
 from finetune_operator.resources.deployment import deployment, deployment_name
-from finetune_operator.resources.drift import ensure, ensure_exists
+from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.service import candidate_service, public_service
 
@@ -54,6 +55,14 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
         *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
         *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, name)),
     )
+
+
+def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:
+    """Whether the pods of a revision are there, as they were proved: neither deleted nor changed by anybody."""
+    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, record.revision))
+    if live is None or "deletionTimestamp" in live["metadata"]:
+        return False
+    return holds(live["spec"]["template"], record.template)
 
 
 def direct_traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.compatibility import Level, serving_verdict
-from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
+from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record, record_for, recorded
@@ -49,12 +49,13 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
     if isinstance(artifact, Blocker):  # found by BLOCKERS already
         return artifact
     spec = observed.resource.spec
-    runtime = observed.settings.runtimes[spec.runtime]
+    asked = artifact.serving(spec, observed.settings.runtimes[spec.runtime])
+    record = asked_back(observed) or record_for(observed, asked)
     return Target(
-        record=record_for(observed, artifact.serving(spec, runtime)),
+        record=record,
         spec_hash=spec_hash(spec),
         source_blocker=artifact.source_blocker,
-        warning=" ".join(filter(None, _warnings(artifact, spec.runtime, runtime))),
+        warning=" ".join(filter(None, _warnings(artifact, record.serving.runtime_name, record.serving.runtime))),
     )
 
 
