@@ -114,6 +114,13 @@ class Policy(ApiModel):
     already keeps serving in both cases, and gets that condition when one of its pods starts."""
 
 
+KEEP: Final = r"^([0-9]{1,5}s|[0-9]{1,4}m|[0-9]{1,2}h)$"
+"""Pattern of a time with one unit."""
+REVISION: Final = r"^([0-9a-f]{8})?$"
+"""Pattern of a revision's name, or none."""
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600}
+
+
 class AdapterDeploymentSpec(ApiModel):
     """What to serve and how."""
 
@@ -129,6 +136,18 @@ class AdapterDeploymentSpec(ApiModel):
     """Which artifacts may be served."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
     """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
+    keep_last_good: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
+    """How long the pods of the revision before stay after another one has taken over: seconds, minutes or hours, e.g.
+    "10m". For so long, the new revision is watched, and traffic goes back at once if it crashes or stops answering.
+    They make room for whatever finds none. "0s" where there is no hardware for both: no pod stays, and nothing goes
+    back by itself."""
+    rollback_to: Annotated[str, Field(max_length=8, pattern=REVISION)] = ""
+    """Serve this revision of status.revisions, whatever the source says, until it is removed or changed."""
+
+    @property
+    def keep_seconds(self) -> int:
+        """keepLastGood in seconds."""
+        return int(self.keep_last_good[:-1]) * _UNITS[self.keep_last_good[-1]]
 
 
 class ServingPhase(OpenEnum):
@@ -150,6 +169,9 @@ class RevisionState(OpenEnum):
     PROMOTING = "Promoting"
     SERVING = "Serving"
     FAILED = "Failed"
+    KEPT = "Kept"
+    SUPERSEDED = "Superseded"
+    ROLLED_BACK = "RolledBack"
 
 
 class CheckOutcome(OpenEnum):
@@ -208,6 +230,37 @@ class RevisionStatus(WireModel):
     """What it waits for, or why it failed."""
 
 
+HISTORY: Final = 10
+"""So many revisions are kept."""
+
+
+class RevisionSummary(WireModel):
+    """One line of the history. What its pods are made of is kept in the ControllerRevision <name>-<revision>."""
+
+    revision: Annotated[str, Field(max_length=16)]
+    """Short hash of artifact and runtime."""
+    state: RevisionState
+    """That of the revision while it serves or is to serve; afterwards Kept (its pods stay for spec.keepLastGood),
+    Superseded (another one took over, or was asked for before this one had served), Failed, or RolledBack (it served,
+    and the traffic went back to the revision before)."""
+    artifact_digest: Annotated[str, Field(max_length=64)]
+    """Content address of the artifact that it serves."""
+    runtime: Annotated[str, Field(max_length=63)] = ""
+    """Its model server."""
+    image: Annotated[str, Field(max_length=512)] = ""
+    """Image of its model server."""
+    started_at: Timestamp | None = None
+    """When its first pod was asked for."""
+    promoted_at: Timestamp | None = None
+    """When it last got the traffic; absent: it never did."""
+    ended_at: Timestamp | None = None
+    """When it stopped serving, failed, or was given up; absent while it serves or is to serve."""
+    reason: Word = ""
+    """Why it is in this state, as one word for programs."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """Why it ended, or what it waits for."""
+
+
 class AdapterDeploymentStatus(WireModel):
     """The serving revision, and the next one."""
 
@@ -217,15 +270,19 @@ class AdapterDeploymentStatus(WireModel):
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
     """Ready, Reconciling and Stalled (kstatus); Discouraged if the served artifact may not fit the runtime, or
-    was withdrawn."""
+    was withdrawn; RolledBack if an earlier revision serves than the source asks for."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None
     """The revision that the Service routes to."""
     candidate: RevisionStatus | None = None
     """The revision that waits, is starting, being verified, or has failed."""
+    previous: RevisionStatus | None = None
+    """The revision that served before, while its pods stay: traffic can go back to it at once."""
     last_good_revision: Annotated[str, Field(max_length=16)] = ""
     """The last revision that passed verification."""
+    revisions: Annotated[list[RevisionSummary], Field(max_length=HISTORY), as_map("revision")] = []
+    """The revisions that got pods, the one that started last first."""
     replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
     """Number of pods of the stable revision."""
     ready_replicas: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0

@@ -109,6 +109,8 @@ class Reason(OpenEnum):
     PROMOTED = "Promoted"
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
+    ROLLED_BACK = "RolledBack"
+    REVISION_UNUSABLE = "RevisionUnusable"
 
 
 UNSCHEDULABLE_MINUTES: Final = 10
@@ -192,7 +194,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; the artifact that it published is still served.",
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
-    Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer during verification.",
+    Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer: during verification, or soon after it had taken over.",
     Reason.VERIFYING: "A revision is being verified.",
     Reason.VERIFIED: "A revision passed verification; its network opens and the rest of its pods start.",
     Reason.ADAPTER_INACTIVE: "The server's probabilities or answers are the base model's: the adapter is inactive, or the training learned nothing.",
@@ -201,6 +203,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PROMOTED: "A revision has taken over the traffic.",
     Reason.SERVING: "A revision is serving.",
     Reason.SERVER_UNAVAILABLE: "No pod of the serving revision answers.",
+    Reason.ROLLED_BACK: "The revision that served before serves again: the spec asks for it, or the newer one crashed or stopped answering.",
+    Reason.REVISION_UNUSABLE: "spec.rollbackTo names a revision of which nothing is kept, or whose signature was checked with other keys than the spec's; what serves keeps serving.",
 }
 """What each reason means in general, for the reference page."""
 
@@ -268,6 +272,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.SOURCE_NOT_READY: "Check the status of the FineTuneJob: its artifact is served as soon as it is published.",
     Reason.SOURCE_NOT_FOUND: "Apply the FineTuneJob again, or pin the artifact: set spec.source.artifact.uri to the URI that is being served.",
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
+    Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to one of these, or remove it and pin the artifact in spec.source.artifact.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; the pods then start automatically.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the runtime; the pods then start automatically.",
@@ -299,7 +304,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.VERIFICATION_FAILED: "Read status.candidate.verification. Compare the runtime's version and precision with those the artifact was evaluated for, then set spec.rerun to a new value; if the server is known to serve the right weights, raise spec.verification.maxDistance.",
     Reason.PROMPTS_TOO_LONG: "Ask the admin to raise the runtime's maxInputTokens and maxTotalTokens in the chart's values, or choose a runtime that accepts more: either makes a new revision, which starts automatically.",
     Reason.RUNTIME_UNSUITABLE: "Choose another runtime, or ask the admin to change this one in the chart's values: either makes a new revision, which starts automatically.",
-    Reason.CANDIDATE_FAILED: "Read the log of the candidate's pod, then set spec.rerun to a new value to try again.",
+    Reason.CANDIDATE_FAILED: "Read the log of the pod named here, where your cluster keeps logs; serve another artifact, or set spec.rerun to a new value to try this one again.",
 }
 """The same for an AdapterDeployment, where its fields, limits or reasons differ."""
 

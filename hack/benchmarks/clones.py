@@ -107,7 +107,8 @@ def serving_copies(api: KubeClient, settings: Settings, count: int) -> Iterator[
         own = replace(observed, resource=observed.resource.model_copy(update={"metadata": metadata}))
         revision = revision_of(own, target.serving)
         fetch = fetch_request(own.owner, target.serving, settings, revision).name
-        verify = verify_request(own.owner, replace(target, revision=revision), own.resource.spec, settings).name
+        asked = replace(target, record=replace(target.record, revision=revision))
+        verify = verify_request(own.owner, asked, own.resource.spec, settings).name
         new = dict(zip(before, (revision, fetch, verify), strict=True))
         new |= {"uid-of-demo": metadata.uid, "demo": metadata.name}
         yield ADAPTERDEPLOYMENTS, _renamed(json.dumps(raw | {"status": status}), new)

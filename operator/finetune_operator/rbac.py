@@ -9,6 +9,7 @@ from typing import Final
 
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
     EVENTS,
@@ -62,6 +63,8 @@ RULES: Final = (
     # Serving; patch is server-side apply.
     Rule(DEPLOYMENTS, ("get", "list", "watch", "create", "patch", "delete")),
     Rule(SERVICES, ("get", "list", "watch", "create", "patch", "delete")),
+    # What each revision's pods are made of.
+    Rule(CONTROLLER_REVISIONS, ("get", "list", "watch", "create", "patch", "delete")),
     # Whether clients reach the revision that serves.
     Rule(ENDPOINT_SLICES, ("list", "watch")),
     Rule(NETWORK_POLICIES, ("get", "list", "watch", "create", "patch", "delete")),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageInput, StageResult
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -22,6 +24,7 @@ from finetune_operator.framework.objects import (
     Resource,
 )
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.resources.deployment import SERVER
 from tests.controlplane.conftest import Team, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
@@ -118,6 +121,25 @@ class Serving:
         endpoints = [each for found in slices for each in found["endpoints"] or [] if each["conditions"]["ready"]]
         pods = [self.get(PODS, each["targetRef"]["name"]) for each in endpoints]
         return {pod["metadata"]["labels"][meta.LABEL_REVISION] for pod in pods if pod}
+
+    def crash(self, revision: str) -> None:
+        """The servers of a revision crash for the third time, and stay down."""
+        now = timestamp(datetime.now(UTC))
+        for name, pod in self.children(PODS).items():
+            labels = pod["metadata"]["labels"]
+            if labels.get(meta.LABEL_REVISION) != revision or labels.get(meta.LABEL_ROLE) != SERVER:
+                continue
+            server = {"name": SERVER, "image": "example/image", "imageID": "", "ready": False, "restartCount": 3}
+            server |= {
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+            }
+            down = [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
+                {"type": "Ready", "status": "False", "lastTransitionTime": now},
+            ]
+            status = {"conditions": down, "containerStatuses": [server]}
+            self.team.api.patch_status(PODS, self.team.namespace, name, {"status": status})
 
     def events(self) -> list[tuple[str, str]]:
         selector = f"involvedObject.kind={meta.ADAPTERDEPLOYMENT},involvedObject.name={NAME}"

@@ -172,6 +172,9 @@ _NAMES = {
     _pattern_of("spec.rerun"): Pattern(
         ("", "2026-01-31T12:00:00Z", "a.b_c"), ("a b", "a/b", "$x", "ä"), lambda n: "a" * n
     ),
+    adapterdeployment.REVISION: Pattern(
+        ("", "0123abcd"), ("0123abc", "0123ABCD", "previous", "-1", "$x"), lambda n: "0" * n
+    ),
     distillation.MODEL_NAME: Pattern(
         ("m", "llama3:8b", "a@1+x", "Qwen/Qwen3-30B-A3B-Instruct-2507"),
         ("-m", "/m", ".m", "m n", "m,n", "$(m)", "ä", "m\n"),
@@ -243,6 +246,11 @@ _NUMBERS = {
     # 5 characters are the longest distance, so that its length bound (16) cannot be reached.
     adapterdeployment.DISTANCE: Pattern(
         ("0", "0.55", "9.999", "1.5", "0.7"), ("", "-1", ".5", "1.", "10", "0.1234", "1e3", "0,5", "0.5 nats")
+    ),
+    adapterdeployment.KEEP: Pattern(
+        ("0s", "90s", "10m", "99h", "99999s"),
+        ("", "10", "m", "1d", "10 m", "1h30m", "-1s", "1.5h", "100h", "10M"),
+        lambda n: "9" * (n - 1) + "s",
     ),
     _pattern_of("spec.training.dropout"): Pattern(
         ("0", "0.5", "0.05"),

@@ -348,13 +348,13 @@ def checks(fate: Reason | None) -> list[VerificationCheck]:
 
 
 def pinned(digest: str, **spec: Any) -> dict[str, Any]:
-    """A spec that serves a pinned artifact on ``tgi-cpu``."""
-    return {"source": {"artifact": {"uri": uri(digest)}}, "runtime": "tgi-cpu"} | spec
+    """A spec that serves a pinned artifact on ``tgi-cpu``, and keeps no pods of the revision before."""
+    return {"source": {"artifact": {"uri": uri(digest)}}, "runtime": "tgi-cpu", "keepLastGood": "0s"} | spec
 
 
 def following(**spec: Any) -> dict[str, Any]:
-    """A spec that serves what the FineTuneJob ``intents`` publishes."""
-    return {"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu"} | spec
+    """A spec that serves what the FineTuneJob ``intents`` publishes, and keeps no pods of the revision before."""
+    return {"source": {"fineTuneJob": {"name": "intents"}}, "runtime": "tgi-cpu", "keepLastGood": "0s"} | spec
 
 
 def pod_status(fate: Reason | None) -> Object:

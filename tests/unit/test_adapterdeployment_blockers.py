@@ -14,7 +14,7 @@ from finetune_operator.adapterdeployment.blockers import DELETION_SECONDS
 from finetune_operator.adapterdeployment.observe import Source, UnplannedDeployment
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.framework.actions import Event
-from finetune_operator.framework.objects import DEPLOYMENTS
+from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS
 from finetune_operator.settings import Settings
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.support.sentences import assert_says
@@ -208,7 +208,7 @@ class TestBlocked:
         cluster.reconcile()
         cluster.spec["runtime"] = "vllm"
         cluster.reconcile()
-        assert not any(cluster.objects.values())
+        assert [resource for resource, found in cluster.objects.items() if found] == [CONTROLLER_REVISIONS]
         assert cluster.status.candidate is None
 
     @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
-from finetune_operator.resources.deployment import Serving, deployment, fetch_request
+from finetune_operator.resources.deployment import Serving, deployment, fetch_request, pod_template
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.service import candidate_service, public_service, service_url
@@ -38,8 +38,7 @@ def serving(**runtime: Any) -> Serving:
 
 
 def pod(**runtime: Any) -> dict[str, Any]:
-    made: dict[str, Any] = deployment(OWNER, serving(**runtime), SETTINGS, REVISION, 2)["spec"]["template"]
-    return made
+    return pod_template(OWNER, serving(**runtime), SETTINGS, REVISION)
 
 
 def containers(**runtime: Any) -> Iterator[dict[str, Any]]:
@@ -87,7 +86,7 @@ def test_only_fetch_trusts_the_stores_private_authority() -> None:
         update={"ca_bundle": CaBundle(config_map_key_ref=ConfigMapKeyRef(name="corp", key="ca.crt"))}
     )
     asked = replace(serving(), storage=storage)
-    spec = deployment(OWNER, asked, SETTINGS, REVISION, 1)["spec"]["template"]["spec"]
+    spec = pod_template(OWNER, asked, SETTINGS, REVISION)["spec"]
     [volume] = [each for each in spec["volumes"] if each["name"] == "store-ca"]
     assert [each["configMap"]["name"] for each in volume["projected"]["sources"]] == ["corp"]
     [fetch], [server] = spec["initContainers"], spec["containers"]
@@ -98,7 +97,7 @@ def test_only_fetch_trusts_the_stores_private_authority() -> None:
 def test_only_fetch_goes_through_the_proxy() -> None:
     proxy = Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
     settings = SETTINGS.model_copy(update={"proxy": proxy})
-    spec = deployment(OWNER, serving(), settings, REVISION, 1)["spec"]["template"]["spec"]
+    spec = pod_template(OWNER, serving(), settings, REVISION)["spec"]
     [fetch], [server] = spec["initContainers"], spec["containers"]
     found = {variable["name"]: variable.get("value") for variable in fetch["env"]}
     assert found.items() >= {"HTTPS_PROXY": "http://proxy.corp:3128", "NO_PROXY": ".svc"}.items()
@@ -156,7 +155,7 @@ def test_the_runtimes_shape_and_account_are_the_pods() -> None:
 
 
 def test_selectors_agree() -> None:
-    made = deployment(OWNER, serving(), SETTINGS, REVISION, 1)
+    made = deployment(OWNER, serving(), REVISION, 1, pod())
     labels = made["spec"]["template"]["metadata"]["labels"]
     assert made["spec"]["selector"]["matchLabels"] == labels
     for service in (public_service(OWNER, REVISION), candidate_service(OWNER, REVISION)):
@@ -174,7 +173,7 @@ def test_the_longest_names_fit() -> None:
         candidate_service(OWNER, REVISION)["metadata"]["name"],
         fetch_request(OWNER, serving(), SETTINGS, REVISION).name,
         # The Deployment controller's ReplicaSet: a hyphen and a hash of ten characters.
-        deployment(OWNER, serving(), SETTINGS, REVISION, 1)["metadata"]["name"] + "-0123456789",
+        deployment(OWNER, serving(), REVISION, 1, pod())["metadata"]["name"] + "-0123456789",
     ]
     assert max(map(len, names)) <= 63
     assert service_url(OWNER, "x") == "http://x.team.svc:80"

@@ -12,7 +12,15 @@ from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Encryption, EncryptionAlgorithm
 from finetune_operator.framework.actions import Action, Apply, Create, Patch
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Resource
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Resource,
+)
 from finetune_operator.settings import ServingAccess, Settings
 from tests.support.serving import (
     BETTER,
@@ -51,7 +59,7 @@ class TestRollout:
             cluster.run_controllers()
             cluster.now += timedelta(seconds=POLICY_SECONDS)
         assert steps == [
-            [("Create", kind) for kind in (NETWORK_POLICIES, SERVICES, CONFIG_MAPS, DEPLOYMENTS)],
+            [("Create", kind) for kind in (NETWORK_POLICIES, SERVICES, CONTROLLER_REVISIONS, CONFIG_MAPS, DEPLOYMENTS)],
             [("Create", CONFIG_MAPS), ("Create", JOBS)],
             [("Delete", SERVICES), ("Apply", NETWORK_POLICIES)],
             [("Create", SERVICES)],
@@ -301,6 +309,17 @@ class TestReplicas:
 
     def test_nothing_but_the_number_changes_of_pods_that_the_values_would_make_otherwise_now(self) -> None:
         cluster = serving(replicas=1)
+        cluster.spec["replicas"], cluster.settings = 3, _with_runtime(image="images/tgi-cpu:2")
+        [before] = cluster.objects[DEPLOYMENTS].values()
+        cluster.reconcile()
+        assert cluster.status.stable is not None
+        after = cluster.objects[DEPLOYMENTS][cluster.status.stable.deployment]
+        assert after["spec"] == before["spec"] | {"replicas": 3}
+
+    def test_without_a_record_nothing_but_the_number_is_written(self) -> None:
+        """An earlier version of the operator wrote none."""
+        cluster = serving(replicas=1)
+        cluster.objects[CONTROLLER_REVISIONS].clear()
         cluster.spec["replicas"], cluster.settings = 3, _with_runtime(image="images/tgi-cpu:2")
         made = cluster.reconcile()
         assert cluster.status.stable is not None

@@ -81,11 +81,14 @@ def start() -> ServingCluster:
 
 
 specs = st.builds(
-    lambda digest, runtime, replicas, rerun: pinned(digest, runtime=runtime, replicas=replicas, rerun=rerun),
+    lambda digest, runtime, replicas, rerun, keep: pinned(
+        digest, runtime=runtime, replicas=replicas, rerun=rerun, keepLastGood=keep
+    ),
     st.sampled_from(ARTIFACTS),
     st.sampled_from(["tgi", "tgi-cpu", "unknown"]),
     st.integers(0, 2),
     st.sampled_from(["", "again"]),
+    st.sampled_from(["0s", "5m"]),
 )
 steps = st.one_of(
     st.tuples(st.just("spec"), specs),

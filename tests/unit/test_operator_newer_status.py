@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from tests.support.fast import share
 from tests.support.memory_cluster import MemoryCluster, merged
 from tests.support.sentences import assert_says
-from tests.support.serving import INACTIVE, SETTINGS, ServingCluster, pinned, serving
+from tests.support.serving import BETTER, INACTIVE, SETTINGS, ServingCluster, pinned, serving
 from tests.unit.test_operator_walk import Walk
 
 pytestmark = pytest.mark.unit
@@ -252,10 +253,15 @@ def served(cluster: ServingCluster) -> MemoryCluster:
 
 
 def failed_beside_a_good_one() -> ServingCluster:
-    """A revision serves; the next one was refused."""
+    """A revision serves, the pods of the one before stay; the next one was refused."""
     cluster = serving()
-    cluster.spec = pinned(INACTIVE)
-    cluster.settle()
+    for digest in (BETTER, INACTIVE):
+        cluster.spec = pinned(digest, keepLastGood="10m")
+        for _ in range(8):
+            cluster.reconcile()
+            cluster.run_controllers()
+            cluster.now += timedelta(seconds=10)
+    assert cluster.status.previous
     assert cluster.status.candidate
     assert cluster.status.candidate.state is RevisionState.FAILED
     return cluster

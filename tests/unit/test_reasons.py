@@ -25,7 +25,7 @@ NO_TROUBLE = {
     *(Reason.STAGE_RETRIED, Reason.RUN_SUCCEEDED, Reason.SUSPENDED, Reason.QUEUED, Reason.RESUMED),
     *(Reason.SPEC_CHANGED, Reason.TRAINING_COMPLETED, Reason.OVERFITTING, Reason.PLATEAU, Reason.SETTINGS_DISCOURAGED),
     *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
-    Reason.ROLLOUT_QUEUED,
+    *(Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK),
 }
 """What passes by itself or is well; a discouraged setting's message is itself the advice."""
 RUN_WAITS = {
@@ -44,7 +44,7 @@ SPEC_CHANGES = {
 SERVING_WAITS = {
     *(Reason.SOURCE_NOT_READY, Reason.SOURCE_NOT_FOUND, Reason.RUNTIME_UNKNOWN, Reason.SERVER_UNAVAILABLE),
     *(Reason.RUNNER_SERVICE_ACCOUNT_MISSING, Reason.NAME_TAKEN, Reason.SPEC_INVALID, Reason.NOT_ALLOWED),
-    *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE),
+    *(Reason.API_CALLS_FAIL, Reason.STATUS_UNREADABLE, Reason.REVISION_UNUSABLE),
     *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.PREEMPTED, Reason.NODE_LOST),
 }
 """What an AdapterDeployment waits for as long as it takes."""

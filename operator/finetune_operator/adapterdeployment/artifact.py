@@ -7,7 +7,8 @@ from finetune_api.finetunejob import ArtifactTokens, Phase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.record import Record, records
+from finetune_operator.adapterdeployment.revision import accepted_keys, spec_hash
 from finetune_operator.blockers import Blocker
 from finetune_operator.resources.deployment import Serving
 from finetune_operator.settings import Runtime
@@ -32,13 +33,16 @@ class Artifact:
         return Serving(self.uri, self.digest, self.storage, spec.runtime, runtime, accepted_keys(spec))
 
 
-def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
-    """The public keys that the spec's policy asks for; empty: none."""
-    return tuple(spec.policy.signature.public_keys) if spec.policy.signature else ()
+def asked_back(observed: ObservedDeployment) -> Record | None:
+    """The revision that the spec goes back to, as far as it is known."""
+    return records(observed).get(observed.resource.spec.rollback_to)
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
-    """The artifact that the source names. If its FineTuneJob has none, the last known one stays."""
+    """The artifact that the source names, or that of the revision to go back to. If its FineTuneJob has none, the last
+    known one stays."""
+    if back := asked_back(observed):
+        return Artifact(back.serving.artifact_uri, back.serving.artifact_digest, back.serving.storage)
     source, job = observed.resource.spec.source, observed.source
     if source.artifact is not None:
         return Artifact(source.artifact.uri, source.artifact.digest, source.artifact.storage.for_reading)

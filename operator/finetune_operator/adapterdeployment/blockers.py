@@ -5,9 +5,10 @@ from typing import Final
 
 from finetune_api.compatibility import serving_verdict
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.artifact import Artifact, find_artifact
+from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import revision_of
+from finetune_operator.adapterdeployment.record import record_for, records
+from finetune_operator.adapterdeployment.revision import accepted_keys
 from finetune_operator.adapterdeployment.token_limits import prompt_violation
 from finetune_operator.blockers import (
     Blocker,
@@ -40,6 +41,19 @@ def pending_deletion(observed: ObservedDeployment) -> Blocker | None:
     return Blocker(Reason.WAITING, message, waiting=True, watched=True, requeue_after=DELETION_SECONDS)
 
 
+def revision_unusable(observed: ObservedDeployment) -> Blocker | None:
+    """The spec goes back to a revision of which nothing is kept, or whose signature was checked with other keys."""
+    spec, known = observed.resource.spec, records(observed)
+    wanted = spec.rollback_to
+    usable = [name for name, record in known.items() if record.serving.public_keys == accepted_keys(spec)]
+    if not wanted or wanted in usable:
+        return None
+    what = "its signature was not checked with the keys of spec.policy" if wanted in known else "nothing is kept of it"
+    told = [line.revision for line in observed.resource.status.revisions if line.revision in usable]
+    message = f"spec.rollbackTo is {wanted!r}; {what}. These can serve again: {', '.join(told) or 'none'}."
+    return Blocker(Reason.REVISION_UNUSABLE, message, watched=True)
+
+
 def source_not_ready(observed: ObservedDeployment) -> Blocker | None:
     """The source has no artifact, and no earlier one is known."""
     artifact = find_artifact(observed)
@@ -49,7 +63,7 @@ def source_not_ready(observed: ObservedDeployment) -> Blocker | None:
 def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
     """The artifact's golden prompts are too long for the runtime. A revision that serves already keeps serving."""
     spec, artifact = observed.resource.spec, find_artifact(observed)
-    if isinstance(artifact, Blocker):
+    if isinstance(artifact, Blocker) or spec.rollback_to:
         return None
     runtime = observed.settings.runtimes[spec.runtime]
     violation = prompt_violation(artifact.tokens, spec.runtime, runtime)
@@ -61,7 +75,7 @@ def prompts_too_long(observed: ObservedDeployment) -> Blocker | None:
 def runtime_unsuitable(observed: ObservedDeployment) -> Blocker | None:
     """The runtime is not known to serve such an artifact. A revision that serves already keeps serving."""
     artifact, name = find_artifact(observed), observed.resource.spec.runtime
-    if isinstance(artifact, Blocker):
+    if isinstance(artifact, Blocker) or observed.resource.spec.rollback_to:
         return None
     found = serving_verdict(
         serving_facts(name, observed.settings.runtimes[name]), artifact.architecture, artifact.format
@@ -77,7 +91,8 @@ def _serves(observed: ObservedDeployment, artifact: Artifact) -> bool:
     spec, stable = observed.resource.spec, observed.resource.status.stable
     if stable is None:
         return False
-    return stable.revision == revision_of(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
+    asked = record_for(observed, artifact.serving(spec, observed.settings.runtimes[spec.runtime]))
+    return stable.revision == asked.revision
 
 
 BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
@@ -85,6 +100,7 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
     not_allowed,
     name_conflict,
     pending_deletion,
+    revision_unusable,
     source_not_ready,
     account_missing,
     runtime_unsuitable,
@@ -96,7 +112,8 @@ BLOCKERS: Final[tuple[Check[ObservedDeployment], ...]] = (
 def claims_of(observed: ObservedDeployment) -> Iterator[Claim]:
     """What the spec asks for that the platform's tenancy may limit, as far as it is known."""
     spec, artifact = observed.resource.spec, find_artifact(observed)
-    yield Claim(Subject.RUNTIME, "spec.runtime", spec.runtime)
+    back = asked_back(observed)
+    yield Claim(Subject.RUNTIME, "spec.runtime", back.serving.runtime_name if back else spec.runtime)
     if isinstance(artifact, Artifact):
         job = spec.source.fine_tune_job
         uri, storage = "spec.source.artifact.uri", "spec.source.artifact.storage"

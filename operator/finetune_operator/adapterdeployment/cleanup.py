@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
@@ -11,9 +12,20 @@ from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.framework.actions import Delete
 from finetune_operator.framework.conditions import parse_timestamp
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVICES, Resource
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Resource,
+)
 from finetune_operator.resources.deployment import deployment_name, drain_seconds
 from finetune_operator.resources.service import candidate_service_name
+
+_NO_CLIENT: Final = (JOBS, SERVICES, CONTROLLER_REVISIONS)
+"""No client can be connected to them."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +42,21 @@ class Cleanup:
 def plan_cleanup(rollout: Rollout) -> Cleanup:
     """Delete what belongs to no revision in use.
 
-    Pods are deleted last, once their own drain, which began with the newest promotion, is over and none of them is an
-    endpoint of the Service: until then clients may be connected to the previous revision. A candidate's own Service is
-    deleted once the candidate is verified. One that waits keeps nothing: its next try is verified anew. The
-    verification Job of a failed candidate stays, so that its log can be read.
+    The pods of the revision before stay as long as it is kept. Others are deleted last, once their own drain, which
+    began with the newest promotion, is over and none of them is an endpoint of the Service: until then clients may be
+    connected to them. A candidate's own Service is deleted once the candidate is verified. One that waits keeps
+    nothing: its next try is verified anew. The verification Job of a failed candidate stays, so that its log can be
+    read. Records stay as long as the history tells of their revision.
     """
     observed, target, stable, candidate = rollout.observed, rollout.target, rollout.stable, rollout.candidate
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
+    stays = rollout.previous.revision if rollout.previous else serving
     starting = candidate.revision if candidate and candidate.state in ACTIVE else ""
     asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
+    told = {line.revision for line in rollout.history}
+    told |= {target.revision} if isinstance(target, Target) else set()
     verification = ""
     if isinstance(target, Target) and candidate and candidate.state is not RevisionState.WAITING:
         verification = verify_request(owner, target, spec, observed.settings).name
@@ -48,24 +64,26 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:
             return name not in services
-        in_use = revision in {serving, starting} or name == verification
+        if resource == CONTROLLER_REVISIONS:
+            return revision not in told
+        in_use = revision in {serving, stays, starting} or name == verification
         # Earlier verifications are of no use, even those of the candidate.
         stale = resource == JOBS and name != verification and revision != serving
         return stale or not in_use
 
     gone = [
         (Delete(resource, name, child["metadata"]["uid"]), revision)
-        for resource in (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS)
+        for resource in (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
         for name, child in observed.children.get(resource, {}).items()
         if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]
     ]
     due, waits = [], []
     for delete, revision in gone:
-        left = 0.0 if delete.resource in (JOBS, SERVICES) else _drain_left(rollout, revision)
+        left = 0.0 if delete.resource in _NO_CLIENT else _drain_left(rollout, revision)
         if left:
             waits.append(left)
-        elif delete.resource in (JOBS, SERVICES) or not rollout.endpoint.elsewhere:
+        elif delete.resource in _NO_CLIENT or not rollout.endpoint.elsewhere:
             due.append((delete, revision))
     return Cleanup(
         first=tuple(delete for delete, revision in due if revision != observed.traffic),

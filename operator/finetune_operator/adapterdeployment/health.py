@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
@@ -21,6 +21,8 @@ CRASHES: Final = 3
 """Restarts after which a crashing container counts as failed, and pods after which their own fault does."""
 PULL_PATIENCE_SECONDS: Final = 300.0
 """How long a node may try to pull an image."""
+UNANSWERED_SECONDS: Final = 60.0
+"""For how long none of a new revision's pods may answer before the traffic goes back."""
 HOLDS_NOTHING: Final = frozenset(
     {Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.POD_REJECTED, Reason.RUNNER_SERVICE_ACCOUNT_MISSING}
 )
@@ -102,6 +104,54 @@ def serving_problem(deployment: Object | None, pods: Sequence[Object]) -> Server
     cause = worst or lost
     reason = cause.reason if cause and cause.reason is not Reason.CANDIDATE_FAILED else Reason.SERVER_UNAVAILABLE
     return ServerProblem(reason, " ".join(said) or "Its Deployment has no pod.")
+
+
+class Sighting(NamedTuple):
+    """What is seen of a revision that has taken over a short while ago."""
+
+    problem: ServerProblem | None = None
+    """Why it does not stand the traffic; given back rather than failed, if the cause is outside of it."""
+    due_after: float | None = None
+    """Seconds until it has not answered for too long, if it does not answer now."""
+
+
+def watch(pods: Sequence[Object], now: datetime) -> Sighting:
+    """Whether the pods of a revision stand the traffic. A pod that is new and loads its model says nothing."""
+    present = [pod for pod in pods if not _ending(pod)]
+    for pod in present:
+        if crashed := _crash_loop(pod):
+            return Sighting(replace(crashed, outlook=Outlook.FAIL))
+    if any(map(_is_ready, present)):
+        return Sighting()
+    silent = [seconds for pod in present if _has_served(pod) and (seconds := _unready_seconds(pod, now)) is not None]
+    if not silent:
+        return Sighting()
+    if (left := UNANSWERED_SECONDS - min(silent)) > 0:
+        return Sighting(due_after=left)
+    problems = [problem for pod in present for problem in _pod_problems(pod)]
+    worst = max(problems, key=lambda problem: problem.outlook, default=None)
+    said = f"None of its pods has answered for {UNANSWERED_SECONDS:.0f} s."
+    if worst is None:
+        return Sighting(ServerProblem(Reason.CANDIDATE_FAILED, said, Outlook.FAIL))
+    outlook = Outlook.GIVE_BACK if worst.reason in _PASSING else Outlook.FAIL
+    return Sighting(ServerProblem(worst.reason, f"{said} {worst.message}", outlook))
+
+
+def _crash_loop(pod: Object) -> ServerProblem | None:
+    """Why a pod's server has ended for the third time or more; None if it has not."""
+    for container in _containers(pod):
+        ended = _last_end(container)
+        if container["name"] != SERVER or ended is None or ended["exitCode"] == ExitCode.OK:
+            continue
+        if container.get("restartCount", 0) >= CRASHES:
+            return _container_problem(pod["metadata"]["name"], container, ended)
+    return None
+
+
+def _has_served(pod: Object) -> bool:
+    """Whether a pod's server has been up in its time: what keeps it from being ready now is not the loading."""
+    server = next((each for each in _containers(pod) if each["name"] == SERVER), {})
+    return bool(server.get("started") or server.get("restartCount"))
 
 
 def withdrawn(pods: Iterable[Object]) -> str:

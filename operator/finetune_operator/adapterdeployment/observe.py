@@ -24,6 +24,7 @@ from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
     JOBS,
@@ -42,7 +43,7 @@ from finetune_operator.resources.deployment import deployment_name, server_label
 from finetune_operator.settings import Settings
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
-_CHILDREN: Final = (DEPLOYMENTS, JOBS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
+_CHILDREN: Final = (DEPLOYMENTS, JOBS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 The story: find the revision that should serve (the target). If another one serves (stable), start the target beside it
 as the candidate, verify it, and move the Service to it. Whatever happens to a candidate, the stable revision is not
-touched until another one has been verified.
+touched until another one has been verified. Afterwards its pods stay for a while, and traffic goes back to them if the
+new one does not stand it (``last_good.py``).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -26,15 +27,28 @@ from finetune_operator.adapterdeployment.health import (
     LONG_WAIT_SECONDS,
     Outlook,
     ServerProblem,
+    Sighting,
     candidate_due_after,
     candidate_problem,
     has_node,
     is_available,
 )
+from finetune_operator.adapterdeployment.history import was_rolled_back
+from finetune_operator.adapterdeployment.last_good import (
+    Kept,
+    answers,
+    go_back,
+    keep_left,
+    kept,
+    roll_back,
+    to_keep,
+    watched,
+)
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
+from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
 from finetune_operator.adapterdeployment.verification import Verification, find_verification, verify_request
 from finetune_operator.blockers import Blocker, refused
@@ -57,27 +71,17 @@ SCORE_LIMIT: Final = 16
 """The API's limit; pods are not trusted to respect it."""
 
 
-@dataclass(frozen=True)
-class RolloutStep:
-    """Where the rollout stands after this reconciliation."""
-
-    stable: RevisionStatus | None
-    candidate: RevisionStatus | None = None
-    actions: tuple[Action, ...] = ()
-    events: tuple[Event, ...] = ()
-    requeue_after: float | None = None
-    blocked: bool = False
-    """As in Plan."""
-
-
 def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> Plan[AdapterDeploymentStatus]:
     """Actions, the new status, events and the time of the next pass."""
     if isinstance(observed, Unplanned):
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
     target = find_target(observed)
-    stable = serving_revision(observed, target, now)
-    if isinstance(target, Target) and (blocker := refused(observed)):
+    stable, previous = serving_revision(observed, target, now), kept(observed, now)
+    seen = watched(observed, stable, previous, now) if stable else Sighting()
+    if stable is not None and previous is not None and seen.problem is not None:
+        step = roll_back(observed, target, stable, previous, seen.problem, now)
+    elif isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
         step = RolloutStep(stable, _refused(observed, target, stable, now), blocked=True)
         target = blocker
@@ -85,12 +89,22 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = _hold(observed, target, stable)
     elif stable is not None and stable.revision == target.revision:
         step = RolloutStep(recorded(stable, target), actions=serve(observed, target))
+    elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
+        step = go_back(observed, target, stable, previous, now)
     else:
         step = _roll_out(observed, target, stable, now)
     endpoint = endpoint_state(observed, step.stable, now)
-    rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now)
+    keep = to_keep(observed, stable, previous, step, now)
+    rollout = Rollout(observed, target, step.stable, step.candidate, endpoint, now, keep, step.fallen)
+    if rollout.lacks_room:
+        rollout = replace(rollout, previous=None)
     cleanup = plan_cleanup(rollout)
-    looks = [seconds for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after) if seconds is not None]
+    keeps = keep_left(observed, rollout.previous, now) if rollout.previous else None
+    looks = [
+        seconds
+        for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps)
+        if seconds is not None
+    ]
     status = compose(rollout)
     return Plan(
         status=status,
@@ -143,9 +157,18 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 
 def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None) -> RolloutStep:
-    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted."""
-    actions, again = _keep(observed, stable), blocker.requeue_after
-    return RolloutStep(stable, actions=actions, requeue_after=again, blocked=not blocker.watched)
+    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. One that
+    was rolled back is remembered: it must not be tried again when the target is back."""
+    status, actions = observed.resource.status, _keep(observed, stable)
+    known = status.candidate
+    fallen = known if known is not None and was_rolled_back(status.revisions, known) else None
+    return RolloutStep(stable, fallen, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
+
+
+def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:
+    """Whether the target is the revision before, and its pods could serve at once."""
+    wanted = observed.resource.spec.replicas > 0
+    return wanted and target.revision == previous.target.revision and answers(observed, previous)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:

@@ -1,4 +1,4 @@
-"""The identity of what serves: a short hash of the artifact and of its pods, and one of the spec."""
+"""Identities: of what people chose to serve, of the pods that serve it, and of the spec. Pure."""
 
 from dataclasses import replace
 from typing import Final
@@ -7,12 +7,27 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.hashing import digest, short
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.resources.deployment import Serving, pod_template
+from finetune_operator.settings import Settings
 
 REVISION_LENGTH: Final = 8
 
 
+def choice_of(serving: Serving, settings: Settings) -> str:
+    """Identity of what users and the admin chose for the serving pods: artifact, store, runtime, proxy, registry.
+
+    What comes with a release of the operator is left out: how it renders pods, the image of ``fetch``, and defaults.
+    So revisions that were proved by an earlier release are found again by a later one (``record.py``).
+    """
+    registry = {"policy": settings.images.pull_policy, "secrets": settings.images.pull_secrets}
+    chosen = (serving.storage, serving.runtime, settings.proxy)
+    values = [each.model_dump(mode="json", by_alias=True, exclude_defaults=True) for each in chosen]
+    values[1].pop("description", None)
+    place = [serving.artifact_uri, serving.artifact_digest, list(serving.public_keys), serving.runtime_name]
+    return digest([*place, *values, registry])
+
+
 def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
-    """Short hash of the artifact and of the pods that serve it, whatever their number.
+    """Short hash of the artifact and of the pods that this release makes for it, whatever their number.
 
     The pods name their fetch input, whose name contains its own hash: the artifact's place and how it is reached count
     too. The uid of the custom resource does not, so that a restored resource has the same revisions.
@@ -22,9 +37,15 @@ def revision_of(observed: ObservedDeployment, serving: Serving) -> str:
     return short([serving.artifact_digest, serving.runtime_name, template], REVISION_LENGTH)
 
 
+def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
+    """The public keys that the spec's policy asks for; empty: none."""
+    return tuple(spec.policy.signature.public_keys) if spec.policy.signature else ()
+
+
 def spec_hash(spec: AdapterDeploymentSpec) -> str:
-    """Identity of the spec, except for the number of pods, which autoscalers change.
+    """Identity of the spec, except for the number of pods, which autoscalers change, and how long earlier ones stay.
 
     Defaults are left out, so a field that a later version adds changes nothing.
     """
-    return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas"}))
+    apart = {"replicas", "keep_last_good"}
+    return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))

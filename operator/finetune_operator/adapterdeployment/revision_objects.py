@@ -1,14 +1,21 @@
 """The objects of a revision, as actions that make or restore them: those of a candidate, and those that serve."""
 
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.record import Record
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.actions import Action
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Object
-from finetune_operator.resources.deployment import deployment, fetch_request
-from finetune_operator.resources.drift import ensure, ensure_exists
+from finetune_operator.framework.objects import (
+    CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    NETWORK_POLICIES,
+    SERVICES,
+    Object,
+)
+from finetune_operator.resources.deployment import deployment, deployment_name
+from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.service import candidate_service, public_service
-from finetune_operator.resources.stage_job import input_config_map
 
 
 def serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
@@ -38,13 +45,24 @@ def start_candidate(
 
 
 def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[Action, ...]:
-    owner, settings = observed.owner, observed.settings
-    fetch = fetch_request(owner, target.serving, settings, target.revision)
-    wanted = deployment(owner, target.serving, settings, target.revision, replicas)
+    """The record comes first: from then on the revision's pods are made from it."""
+    owner, record = observed.owner, target.record
+    name = deployment_name(owner, record.revision)
+    made, fetch = record.controller_revision(owner), record.input_config_map(owner)
+    wanted = deployment(owner, record.serving, record.revision, replicas, record.template)
     return (
-        *ensure_exists(CONFIG_MAPS, input_config_map(fetch), observed.child(CONFIG_MAPS, fetch.name)),
-        *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, wanted["metadata"]["name"])),
+        *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
+        *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
+        *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, name)),
     )
+
+
+def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:
+    """Whether the pods of a revision are there, as they were proved: neither deleted nor changed by anybody."""
+    live = observed.child(DEPLOYMENTS, deployment_name(observed.owner, record.revision))
+    if live is None or "deletionTimestamp" in live["metadata"]:
+        return False
+    return holds(live["spec"]["template"], record.template)
 
 
 def direct_traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:

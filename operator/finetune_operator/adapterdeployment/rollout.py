@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus, RevisionSummary
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.endpoint import EndpointState
 from finetune_operator.adapterdeployment.health import (
@@ -13,8 +14,11 @@ from finetune_operator.adapterdeployment.health import (
     serving_problem,
     withdrawn,
 )
+from finetune_operator.adapterdeployment.history import Current, history, was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
@@ -33,6 +37,10 @@ class Rollout:
     """The revision that is being started, or has failed."""
     endpoint: EndpointState
     now: datetime
+    previous: RevisionStatus | None = None
+    """The revision that served before, and whose pods stay."""
+    fallen: RevisionStatus | None = None
+    """The revision from which this reconciliation takes the traffic back."""
 
     @property
     def failed(self) -> RevisionStatus | None:
@@ -57,6 +65,29 @@ class Rollout:
             return ServerProblem(Reason.SERVER_UNAVAILABLE, "No revision serves yet.")
         deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment)
         return serving_problem(deployment, self.observed.server_pods(self.stable.revision, lost=True))
+
+    @cached_property
+    def history(self) -> list[RevisionSummary]:
+        """The revisions so far, and what became of them."""
+        known = list(records(self.observed).values())
+        known += [self.target.record] if isinstance(self.target, Target) else []
+        images = {record.revision: record.serving.runtime.image for record in known}
+        current = Current(self.stable, self.candidate, self.previous, self.fallen, images)
+        return history(self.observed.resource.status.revisions, current, self.now)
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the candidate is one from which the traffic was taken back."""
+        return self.candidate is not None and was_rolled_back(self.history, self.candidate)
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether pods of this resource find no room, so that those that only stay have to go."""
+        starting = self.candidate is not None and self.candidate.state in ACTIVE
+        reasons = [self.candidate.reason] if self.candidate and starting else []
+        reasons += [self.target.reason] if isinstance(self.target, Blocker) and self.observed.refusal else []
+        reasons += [self.trouble.reason] if self.stable and self.ready < self.wanted else []
+        return any(reason in HOLDS_NOTHING for reason in reasons)
 
     @property
     def withdrawn(self) -> str:

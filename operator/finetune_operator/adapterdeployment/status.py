@@ -22,7 +22,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
     """The whole new status."""
     observed, stable = rollout.observed, rollout.stable
     before, generation = observed.resource.status, observed.resource.metadata.generation
-    findings = (_ready(rollout), _reconciling(rollout), _stalled(rollout), *_advice(rollout))
+    findings = (_ready(rollout), _reconciling(rollout), _stalled(rollout), *_advice(rollout), *_rolled_back(rollout))
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(rollout),
@@ -30,7 +30,9 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
         endpoint=service_url(observed.owner, observed.owner.name) if stable else "",
         stable=stable,
         candidate=rollout.candidate,
+        previous=rollout.previous,
         last_good_revision=stable.revision if stable else before.last_good_revision,
+        revisions=rollout.history,
         replicas=rollout.existing,
         ready_replicas=rollout.ready,
         selector=_selector(server_labels(observed.owner, stable.revision)) if stable else "",
@@ -98,7 +100,8 @@ def _failure(rollout: Rollout) -> tuple[Reason, str] | None:
     if blocker and not blocker.waiting and blocks:
         return blocker.reason, blocker.message
     if failed := rollout.failed:
-        return Reason(failed.reason), f"Revision {failed.revision} was not promoted: {failed.message}"
+        became = "rolled back" if rollout.rolled_back else "not promoted"
+        return Reason(failed.reason), f"Revision {failed.revision} was {became}: {failed.message}"
     if stuck := rollout.stuck:
         return Reason(stuck.reason), f"Revision {stuck.revision} waits: {stuck.message}"
     return None
@@ -172,6 +175,18 @@ def _advice(rollout: Rollout) -> list[Finding]:
         text = f"Revision {rollout.stable.revision} serves an artifact that was {said}. {warning}".strip()
         return [Finding(ConditionType.DISCOURAGED, True, Reason.ARTIFACT_WITHDRAWN, text)]
     return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
+
+
+def _rolled_back(rollout: Rollout) -> list[Finding]:
+    """That an earlier revision serves than the source asks for; no condition otherwise."""
+    candidate, stable, pinned = rollout.candidate, rollout.stable, rollout.observed.resource.spec.rollback_to
+    if candidate is not None and rollout.rolled_back:
+        message = f"Revision {candidate.revision} was rolled back: {candidate.message}"
+        return [Finding(ConditionType.ROLLED_BACK, True, Reason(candidate.reason), message)]
+    if stable is None or not pinned or stable.revision != pinned:
+        return []
+    message = f"Revision {pinned} serves, as spec.rollbackTo asks, whatever the source says."
+    return [Finding(ConditionType.ROLLED_BACK, True, Reason.ROLLED_BACK, message)]
 
 
 def _phase(rollout: Rollout) -> ServingPhase:

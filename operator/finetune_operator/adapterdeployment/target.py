@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.compatibility import Level, serving_verdict
-from finetune_operator.adapterdeployment.artifact import Artifact, accepted_keys, find_artifact
+from finetune_operator.adapterdeployment.artifact import Artifact, asked_back, find_artifact
 from finetune_operator.adapterdeployment.blockers import BLOCKERS
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import revision_of, spec_hash
+from finetune_operator.adapterdeployment.record import Record, record_for, recorded
+from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.adapterdeployment.token_limits import example_warning
 from finetune_operator.blockers import Blocker, first_blocker
 from finetune_operator.resources.deployment import Serving
@@ -20,16 +21,24 @@ from finetune_operator.settings import Runtime
 class Target:
     """The revision that the spec asks for."""
 
-    revision: str
-    """Short hash of what is served and how: a change of either is another revision, hence another Deployment."""
-    serving: Serving
-    """What is served and how."""
+    record: Record
+    """What is served, how, and what its pods are made of: another one is another revision, hence another Deployment."""
     spec_hash: str
     """Identity of the spec without replicas: a failed revision is retried when it changes."""
     source_blocker: Blocker | None = None
     """Why the source has no artifact, so that the last known one stays the target."""
     warning: str = ""
     """What may go wrong with the target although it can be served."""
+
+    @property
+    def revision(self) -> str:
+        """Short hash of what is served and how."""
+        return self.record.revision
+
+    @property
+    def serving(self) -> Serving:
+        """What is served and how."""
+        return self.record.serving
 
 
 def find_target(observed: ObservedDeployment) -> Target | Blocker:
@@ -40,14 +49,13 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
     if isinstance(artifact, Blocker):  # found by BLOCKERS already
         return artifact
     spec = observed.resource.spec
-    runtime = observed.settings.runtimes[spec.runtime]
-    serving = artifact.serving(spec, runtime)
+    asked = artifact.serving(spec, observed.settings.runtimes[spec.runtime])
+    record = asked_back(observed) or record_for(observed, asked)
     return Target(
-        revision=revision_of(observed, serving),
-        serving=serving,
+        record=record,
         spec_hash=spec_hash(spec),
         source_blocker=artifact.source_blocker,
-        warning=" ".join(filter(None, _warnings(artifact, spec.runtime, runtime))),
+        warning=" ".join(filter(None, _warnings(artifact, record.serving.runtime_name, record.serving.runtime))),
     )
 
 
@@ -58,12 +66,7 @@ def _warnings(artifact: Artifact, name: str, runtime: Runtime) -> Iterator[str]:
 
 
 def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Target | None:
-    """The target of a recorded revision; None if the platform's settings would make other pods of it now."""
-    runtime = observed.settings.runtimes.get(known.runtime)
-    if runtime is None or known.storage is None:
-        return None
-    spec = observed.resource.spec
-    place, keys = (known.artifact_uri, known.artifact_digest, known.storage), accepted_keys(spec)
-    serving = Serving(*place, known.runtime, runtime, keys)
-    revision = revision_of(observed, serving)
-    return Target(revision, serving, spec_hash(spec)) if revision == known.revision else None
+    """The target of a known revision; None if it has no record and the platform's settings would make other pods of it
+    now."""
+    record = recorded(observed, known)
+    return Target(record, spec_hash(observed.resource.spec)) if record else None

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
     JOBS,
@@ -30,7 +31,10 @@ from finetune_operator.framework.objects import (
 from finetune_operator.framework.ownership import Key, owner_key
 from finetune_operator.framework.stripped import pack, unpack
 
-CHILDREN: Final = (JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES, SERVICES, NETWORK_POLICIES, CONFIG_MAPS)
+CHILDREN: Final = (
+    *(JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES, SERVICES, NETWORK_POLICIES, CONFIG_MAPS),
+    CONTROLLER_REVISIONS,
+)
 """The kinds of children that are watched. An EndpointSlice has its Service's labels."""
 _TOMBSTONES: Final = 10_000
 V = TypeVar("V", bound=Hashable)

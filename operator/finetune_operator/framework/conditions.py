@@ -23,6 +23,7 @@ class ConditionType(StrEnum):
     FINISHED = "Finished"
     SUSPENDED = "Suspended"
     DISCOURAGED = "Discouraged"
+    ROLLED_BACK = "RolledBack"
 
 
 @dataclass(frozen=True)

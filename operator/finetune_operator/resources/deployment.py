@@ -91,8 +91,8 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
     )
 
 
-def deployment(owner: Owner, serving: Serving, settings: Settings, revision: str, replicas: int) -> Object:
-    """The Deployment of a revision."""
+def deployment(owner: Owner, serving: Serving, revision: str, replicas: int, template: Object) -> Object:
+    """The Deployment of a revision, with pods made from a template."""
     labels = server_labels(owner, revision)
     return {
         "apiVersion": "apps/v1",
@@ -111,7 +111,7 @@ def deployment(owner: Owner, serving: Serving, settings: Settings, revision: str
             "revisionHistoryLimit": 1,
             # Within a revision, only a repair (somebody changed the template) or `kubectl rollout restart` rolls.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": pod_template(owner, serving, settings, revision),
+            "template": template,
         },
     }
 

@@ -1,0 +1,146 @@
+"""The last good revision: its pods stay for a while after another one took over, and the traffic can go back. Pure.
+
+```
+          another one is promoted          keepLastGood is over, or its pods make room
+Serving ─────────────────────────▶ Kept ─────────────────────────────────────────────▶ Superseded
+   ▲                                │
+   └────────────────────────────────┘  the new one crashes or stops answering, or the spec goes back
+```
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.candidate import given_back, in_state
+from finetune_operator.adapterdeployment.health import Outlook, ServerProblem, Sighting, watch
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision import accepted_keys, spec_hash
+from finetune_operator.adapterdeployment.revision_objects import is_as_recorded, serve
+from finetune_operator.adapterdeployment.step import RolloutStep
+from finetune_operator.adapterdeployment.target import Target, recorded_target
+from finetune_operator.blockers import Blocker
+from finetune_operator.framework.actions import Event
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.objects import DEPLOYMENTS
+
+_STAYED: Final = "Its pods had stayed since it served before"
+
+
+class Kept(NamedTuple):
+    """The revision that served before, whose pods stay and are what was proved."""
+
+    revision: RevisionStatus
+    target: Target
+    """What makes its pods."""
+
+
+def kept(observed: ObservedDeployment, now: datetime) -> Kept | None:
+    """The revision that served before, as long as its pods stay and are what was proved: with the keys, too, that the
+    spec asks for by now."""
+    previous = observed.resource.status.previous
+    if previous is None or keep_left(observed, previous, now) == 0:
+        return None
+    target = recorded_target(observed, previous)
+    if target is None or target.serving.public_keys != accepted_keys(observed.resource.spec):
+        return None
+    return Kept(previous, target) if is_as_recorded(observed, target.record) else None
+
+
+def keep_left(observed: ObservedDeployment, previous: RevisionStatus, now: datetime) -> float:
+    """Seconds for which the pods of the revision before still stay."""
+    end = parse_timestamp(previous.since) + timedelta(seconds=observed.resource.spec.keep_seconds)
+    return max(0.0, (end - now).total_seconds())
+
+
+def answers(observed: ObservedDeployment, previous: Kept) -> bool:
+    """Whether a kept revision could serve at once."""
+    live = observed.child(DEPLOYMENTS, previous.revision.deployment) or {}
+    return bool((live.get("status") or {}).get("readyReplicas"))
+
+
+def watched(observed: ObservedDeployment, stable: RevisionStatus, previous: Kept | None, now: datetime) -> Sighting:
+    """What is seen of the revision that serves, while there is another to go back to. Nothing is done about it while
+    the API server refuses objects: what is reported must have been done."""
+    hindered = observed.refusal or observed.conflicts or observed.pending_deletion
+    if hindered or previous is None or observed.resource.spec.replicas == 0 or not answers(observed, previous):
+        return Sighting()
+    return watch(observed.server_pods(stable.revision, lost=True), now)
+
+
+def roll_back(
+    observed: ObservedDeployment,
+    target: Target | Blocker,
+    stable: RevisionStatus,
+    previous: Kept,
+    problem: ServerProblem,
+    now: datetime,
+) -> RolloutStep:
+    """The revision that serves does not stand the traffic: the one before serves again.
+
+    The fallen one is the candidate that failed, so that it is not tried again for the same spec. If another one is the
+    target already, that goes on.
+    """
+    ended = f"{problem.message} Revision {previous.target.revision}, which served before, serves again."
+    said = replace(problem, message=ended)
+    tried = stable.model_copy(update={"spec_hash": spec_hash(observed.resource.spec)})
+    fallen = in_state(tried, RevisionState.FAILED, said.reason, said.message, now)
+    candidate = fallen if said.outlook is Outlook.FAIL else given_back(tried, said, now)
+    if isinstance(target, Target) and target.revision != stable.revision:
+        candidate = observed.resource.status.candidate or candidate
+    message = f"Revision {stable.revision} was rolled back: {ended}"
+    return RolloutStep(
+        stable=_serving_again(previous.revision, f"{_STAYED}, and {stable.revision} was rolled back.", now),
+        candidate=candidate,
+        fallen=fallen,
+        actions=serve(observed, previous.target),
+        events=(Event("Warning", Reason.ROLLED_BACK, message),),
+    )
+
+
+def go_back(
+    observed: ObservedDeployment, target: Target, stable: RevisionStatus, previous: Kept, now: datetime
+) -> RolloutStep:
+    """The spec asks for the revision that served before, whose pods are there and were proved: it serves at once."""
+    asked = "as spec.rollbackTo asks" if observed.resource.spec.rollback_to else "as its source asks again"
+    message = f"Revision {target.revision} serves again instead of {stable.revision}, {asked}. {_STAYED}."
+    again = _serving_again(previous.revision, f"{_STAYED}.", now).model_copy(update={"spec_hash": target.spec_hash})
+    return RolloutStep(
+        stable=again, actions=serve(observed, target), events=(Event("Normal", Reason.ROLLED_BACK, message),)
+    )
+
+
+def to_keep(
+    observed: ObservedDeployment,
+    before: RevisionStatus | None,
+    previous: Kept | None,
+    step: RolloutStep,
+    now: datetime,
+) -> RevisionStatus | None:
+    """The revision whose pods stay after this pass.
+
+    Args:
+        observed: what was observed.
+        before: the revision that served until this pass.
+        previous: the one whose pods stayed until this pass.
+        step: what this pass does.
+        now: its time.
+    """
+    if before is None or step.stable is None:
+        return None
+    if before.revision == step.stable.revision:
+        if previous is None or (step.candidate and step.candidate.revision == previous.target.revision):
+            return None  # it starts anew
+        return previous.revision
+    if step.fallen is not None or observed.resource.spec.keep_seconds == 0:
+        return None
+    until = timestamp(now + timedelta(seconds=observed.resource.spec.keep_seconds))
+    message = f"Its pods stay until {until}, so that the traffic can go back to them."
+    left = before.model_copy(update={"reason": "", "message": message, "since": timestamp(now)})
+    return left.model_copy(update={"state": RevisionState.KEPT})
+
+
+def _serving_again(previous: RevisionStatus, message: str, now: datetime) -> RevisionStatus:
+    return in_state(previous, RevisionState.SERVING, Reason.SERVING, message, now)

@@ -1,0 +1,223 @@
+"""What each revision's pods are made of, kept in a ControllerRevision. Pure.
+
+The record is written before a revision's first pod. From then on its pods are made from it, whatever a later release
+would make of the same choice, and whatever the platform's values say by then. So an upgrade of the operator moves no
+endpoint, and an earlier revision can be started again exactly as it was proved.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import RevisionStatus
+from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.history import was_rolled_back
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of
+from finetune_operator.adapterdeployment.turns import ACTIVE
+from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.resources.deployment import (
+    SERVER,
+    Serving,
+    deployment_name,
+    fetch_request,
+    pod_template,
+)
+from finetune_operator.resources.drift import holds
+from finetune_operator.resources.stage_job import input_config_map
+from finetune_operator.settings import Runtime
+
+_INPUT_VOLUME: Final = "input"
+_DECIDED_OF_POD: Final = ("serviceAccountName", "nodeSelector", "tolerations", "priorityClassName", "runtimeClassName")
+_DECIDED_OF_SERVER: Final = ("image", "resources")
+"""Fields that the platform's values fill in."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A revision, and everything that makes its pods."""
+
+    revision: str
+    number: int
+    """Counts the revisions of an AdapterDeployment."""
+    choice: str
+    """Identity of what users and the admin chose (``choice_of``)."""
+    serving: Serving
+    template: Object
+    """The pod template of its Deployment."""
+    input_name: str
+    """Name of the ConfigMap that ``fetch`` reads."""
+    input_labels: Mapping[str, str]
+    input_data: Mapping[str, str]
+
+    def input_config_map(self, owner: Owner) -> Object:
+        """The input of ``fetch``; immutable."""
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": owner.metadata(self.input_name, dict(self.input_labels)),
+            "immutable": True,
+            "data": dict(self.input_data),
+        }
+
+    def controller_revision(self, owner: Owner) -> Object:
+        """The record as the API server keeps it; ``data`` is immutable there."""
+        serving = self.serving
+        return {
+            "apiVersion": CONTROLLER_REVISIONS.api_version,
+            "kind": CONTROLLER_REVISIONS.kind,
+            "metadata": owner.metadata(deployment_name(owner, self.revision), {meta.LABEL_REVISION: self.revision}),
+            "revision": self.number,
+            "data": {
+                "choice": self.choice,
+                "artifact": {"uri": serving.artifact_uri, "digest": serving.artifact_digest},
+                "storage": serving.storage.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+                "publicKeys": list(serving.public_keys),
+                "runtimeName": serving.runtime_name,
+                "runtime": serving.runtime.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+                "template": self.template,
+                "input": {
+                    "name": self.input_name,
+                    "labels": dict(self.input_labels),
+                    "data": dict(self.input_data),
+                },
+            },
+        }
+
+
+def records(observed: ObservedDeployment) -> dict[str, Record]:
+    """The records by revision. One that this version cannot read counts as missing."""
+    found = observed.children.get(CONTROLLER_REVISIONS, {}).values()
+    return {record.revision: record for each in found if (record := _read(each)) is not None}
+
+
+def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
+    """What would serve: a revision that proved itself or is under way, if it is the same choice; or else what this
+    release makes of it.
+
+    A revision that failed is no such revision: another release, with other pods, may do better.
+    """
+    known = records(observed)
+    choice = choice_of(serving, observed.settings)
+    same = [known[name] for name in _standing(observed) if name in known and known[name].choice == choice]
+    if same:
+        return same[0]
+    fresh = _rendered(observed, serving, choice, known)
+    return known.get(fresh.revision) or _adopted(observed, fresh) or fresh
+
+
+def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record | None:
+    """The record of a revision in the status. Without one, what this release makes, if that is the same revision."""
+    known = records(observed)
+    if revision.revision in known:
+        return known[revision.revision]
+    runtime = observed.settings.runtimes.get(revision.runtime)
+    if runtime is None or revision.storage is None:
+        return None
+    place = (revision.artifact_uri, revision.artifact_digest, revision.storage)
+    serving = Serving(*place, revision.runtime, runtime, accepted_keys(observed.resource.spec))
+    fresh = _rendered(observed, serving, choice_of(serving, observed.settings), known)
+    return fresh if fresh.revision == revision.revision else _adopted(observed, fresh)
+
+
+def _standing(observed: ObservedDeployment) -> Iterator[str]:
+    """Revisions whose pods serve or have served, and the one that is being proved."""
+    status = observed.resource.status
+    for revision in (status.stable, status.previous):
+        if revision is not None:
+            yield revision.revision
+    candidate = status.candidate
+    if candidate is not None and (candidate.state in ACTIVE or was_rolled_back(status.revisions, candidate)):
+        yield candidate.revision
+
+
+def _rendered(observed: ObservedDeployment, serving: Serving, choice: str, known: Mapping[str, Record]) -> Record:
+    """What this release makes of a choice."""
+    revision = revision_of(observed, serving)
+    fetch = input_config_map(fetch_request(observed.owner, serving, observed.settings, revision))
+    labels = {name: value for name, value in fetch["metadata"]["labels"].items() if name not in observed.owner.labels}
+    return Record(
+        revision=revision,
+        number=max((each.number for each in known.values()), default=0) + 1,
+        choice=choice,
+        serving=serving,
+        template=pod_template(observed.owner, serving, observed.settings, revision),
+        input_name=fetch["metadata"]["name"],
+        input_labels=labels,
+        input_data=fetch["data"],
+    )
+
+
+def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
+    """The stable revision, if a release without records started it, and it serves what is asked for.
+
+    Its pods stay as they are. What the values decide of them must be as in the pods that this release would make.
+    """
+    stable = observed.resource.status.stable
+    live = observed.child(DEPLOYMENTS, stable.deployment) if stable else None
+    if stable is None or live is None or stable.revision in records(observed):
+        return None
+    serving = fresh.serving
+    same = (serving.artifact_uri, serving.artifact_digest, serving.storage, serving.runtime_name)
+    if same != (stable.artifact_uri, stable.artifact_digest, stable.storage, stable.runtime):
+        return None
+    template = live["spec"]["template"]
+    names = [each["configMap"]["name"] for each in template["spec"]["volumes"] if each["name"] == _INPUT_VOLUME]
+    if len(names) != 1 or not _as_decided(template["spec"], fresh.template["spec"], serving.runtime):
+        return None
+    return replace(
+        fresh,
+        revision=stable.revision,
+        template={"metadata": {"labels": template["metadata"]["labels"]}, "spec": template["spec"]},
+        input_name=names[0],
+        input_labels={**fresh.input_labels, meta.LABEL_REVISION: stable.revision},
+    )
+
+
+def _as_decided(live: Object, fresh: Object, runtime: Runtime) -> bool:
+    """Whether two pods agree in what the platform's values decide. Variables that one of them lacks are the release's,
+    unless the values name them."""
+    old, new = _server(live), _server(fresh)
+    shared = {name: value for name, value in _env(new).items() if name in _env(old) or name in runtime.env}
+    return (
+        all(holds(live.get(field), fresh.get(field)) for field in _DECIDED_OF_POD)
+        and all(holds(old.get(field), new.get(field)) for field in _DECIDED_OF_SERVER)
+        and shared.items() <= _env(old).items()
+    )
+
+
+def _server(pod: Object) -> Object:
+    return next((each for each in pod["containers"] if each["name"] == SERVER), {})
+
+
+def _env(container: Object) -> dict[str, Any]:
+    return {each["name"]: each.get("value") for each in container.get("env") or []}
+
+
+def _read(found: Object) -> Record | None:
+    """A stored record; None for one of another version that lacks what this one needs."""
+    data = found.get("data") or {}
+    try:
+        return Record(
+            revision=found["metadata"]["labels"][meta.LABEL_REVISION],
+            number=int(found["revision"]),
+            choice=data["choice"],
+            serving=Serving(
+                data["artifact"]["uri"],
+                data["artifact"]["digest"],
+                Storage.model_validate(data["storage"], extra="ignore"),
+                data["runtimeName"],
+                Runtime.model_validate(data["runtime"], extra="ignore"),
+                tuple(data["publicKeys"]),
+            ),
+            template=data["template"],
+            input_name=data["input"]["name"],
+            input_labels=data["input"]["labels"],
+            input_data=data["input"]["data"],
+        )
+    except (KeyError, TypeError, ValidationError):
+        return None

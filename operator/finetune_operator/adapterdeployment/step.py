@@ -1,0 +1,21 @@
+"""What one reconciliation does about a rollout."""
+
+from dataclasses import dataclass
+
+from finetune_api.adapterdeployment import RevisionStatus
+from finetune_operator.framework.actions import Action, Event
+
+
+@dataclass(frozen=True)
+class RolloutStep:
+    """Where the rollout stands after this reconciliation."""
+
+    stable: RevisionStatus | None
+    candidate: RevisionStatus | None = None
+    actions: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+    blocked: bool = False
+    """As in Plan."""
+    fallen: RevisionStatus | None = None
+    """The revision from which the traffic is taken back, and why."""

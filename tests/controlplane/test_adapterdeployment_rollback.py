@@ -1,0 +1,189 @@
+"""The way back on a real API server: by itself, by the spec, and whatever is deleted or dies on the way."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, PODS
+from finetune_operator.settings import Images
+from tests.controlplane.conftest import wait
+from tests.controlplane.serving import Serving
+from tests.support.serving import BETTER, GOOD, pinned
+
+pytestmark = pytest.mark.controlplane
+
+THIRD, FOURTH = "e" * 63 + "1", "e" * 63 + "2"
+"""Artifacts that serve."""
+
+
+def updated(serving: Serving, **spec: Any) -> tuple[str, str]:
+    """An endpoint after an update, with the pods of the revision before; both revisions, old and new."""
+    serving.create(pinned(GOOD, keepLastGood="10m") | spec)
+    old = serving.until(ServingPhase.READY).last_good_revision
+    serving.update(BETTER)
+    serving.change(keepLastGood="10m")
+    wait(lambda: serving.traffic() != old, "the promotion")
+    new = serving.until(ServingPhase.READY).last_good_revision
+    assert set(serving.children(DEPLOYMENTS)) == {f"demo-{old}", f"demo-{new}"}
+    return old, new
+
+
+def test_a_crash_loop_goes_back_by_itself_and_is_not_tried_again(serving: Serving) -> None:
+    serving.start()
+    old, new = updated(serving)
+    began = time.monotonic()
+    serving.crash(new)
+    wait(lambda: serving.traffic() == old, "the way back", 20)
+    assert time.monotonic() - began < 10
+    wait(lambda: serving.reached() == {old}, "the endpoints")
+    candidate = wait(lambda: serving.status().candidate, "the status")
+    assert (candidate.revision, candidate.state) == (new, RevisionState.FAILED)
+    wait(lambda: _shown(serving)["Ready"] == ("True", Reason.SERVING), "answers")
+    shown = _shown(serving)
+    assert shown["RolledBack"] == shown["Stalled"] == ("True", Reason.CANDIDATE_FAILED)
+    wait(lambda: ("Warning", "RolledBack") in serving.events(), "the event")
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the bad pods to go", 60)
+    states = {line.revision: line.state for line in serving.status().revisions}
+    assert states == {new: RevisionState.ROLLED_BACK, old: RevisionState.SERVING}
+    asked = len(serving.asked)
+    serving.change(replicas=2)
+    wait(lambda: serving.status().ready_replicas == 2, "two pods")
+    assert (serving.traffic(), len(serving.asked)) == (old, asked)
+    serving.change(rerun="fixed")
+    wait(lambda: serving.traffic() == new, "another try")
+    assert serving.until(ServingPhase.READY).last_good_revision == new
+
+
+def test_by_the_spec_and_forward_again(serving: Serving) -> None:
+    """At once while pods are kept, and from the record once they are gone."""
+    serving.start()
+    old, new = updated(serving)
+    asked = len(serving.asked)
+    serving.change(rollbackTo=old)
+    wait(lambda: serving.traffic() == old, "the way back", 20)
+    status = serving.until(ServingPhase.READY)
+    assert {each.type: each.reason for each in status.conditions}["RolledBack"] == Reason.ROLLED_BACK
+    serving.change(rollbackTo=None)
+    wait(lambda: serving.traffic() == new, "the way forward", 20)
+    assert len(serving.asked) == asked, "nothing was verified again"
+    serving.change(keepLastGood="0s")
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{new}"}, "the kept pods to go", 60)
+    serving.change(rollbackTo=old)
+    wait(lambda: serving.traffic() == old, "the way back by a rollout")
+    [proof] = {given.run.id for given in serving.asked[asked:]}
+    assert proof.startswith(old)
+    serving.until_only(old)
+    serving.change(rollbackTo="0123abcd")
+    status = serving.until(ServingPhase.DEGRADED)
+    assert {each.type: each.reason for each in status.conditions}["Stalled"] == Reason.REVISION_UNUSABLE
+    assert serving.traffic() == old
+
+
+@pytest.mark.parametrize("crash", range(1, 6))
+def test_an_operator_that_dies_on_the_way_back(serving: Serving, crash: int) -> None:
+    first = serving.start()
+    old, new = updated(serving)
+    first.stop()
+    serving.crash(new)
+    dying = serving.start(crash_after_writes=crash)
+    wait(
+        lambda: dying.process.exitcode is not None or set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"},
+        "its death, or all its work done",
+        60,
+    )
+    dying.stop()
+    serving.start()
+    wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the bad pods to go", 60)
+    status = serving.until(ServingPhase.DEGRADED)
+    assert serving.traffic() == old
+    states = {line.revision: line.state for line in status.revisions}
+    assert states == {new: RevisionState.ROLLED_BACK, old: RevisionState.SERVING}
+
+
+def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:
+    """Its own images are others; nor does one without records lose its pods."""
+    first = serving.start()
+    revision = serving.serve(GOOD)
+    serving.until_only(revision)
+    first.stop()
+    before = serving.children(DEPLOYMENTS)
+    for name, record in serving.children(CONTROLLER_REVISIONS).items():
+        serving.team.api.delete(CONTROLLER_REVISIONS, serving.team.namespace, name, record["metadata"]["uid"])
+    later = Images(data="later/data", prepare="later/prepare", jobs="later/jobs", quantize="later/quantize")
+    serving.start(images=later)
+    wait(lambda: f"demo-{revision}" in serving.children(CONTROLLER_REVISIONS), "the record")
+    serving.change(replicas=2)
+    wait(lambda: serving.status().ready_replicas == 2, "two pods")
+    after = serving.children(DEPLOYMENTS)
+    assert set(after) == set(before) == {f"demo-{revision}"}
+    [old], [new] = before.values(), after.values()
+    assert new["spec"]["template"] == old["spec"]["template"]
+    serving.update(BETTER)
+    wait(lambda: serving.traffic() != revision, "the promotion")
+    serving.until_only(serving.traffic())
+    [live] = serving.children(DEPLOYMENTS).values()
+    assert live["spec"]["template"]["spec"]["initContainers"][0]["image"] == "later/data"
+
+
+def test_what_serves_is_deleted_during_a_rollout(serving: Serving) -> None:
+    """It comes back as it was proved, serves again, and the rollout goes on."""
+    serving.servers.loading.add(BETTER)
+    serving.start()
+    old = serving.serve(GOOD)
+    before = serving.children(DEPLOYMENTS)[f"demo-{old}"]
+    serving.update(BETTER)
+    serving.until(ServingPhase.PROGRESSING)
+    serving.team.api.delete(DEPLOYMENTS, serving.team.namespace, f"demo-{old}", before["metadata"]["uid"])
+    again = wait(lambda: _another(serving, f"demo-{old}", before["metadata"]["uid"]), "the Deployment")
+    assert again["spec"]["template"]["spec"] == before["spec"]["template"]["spec"]
+    wait(lambda: serving.status().ready_replicas == 1, "its pod")
+    assert serving.traffic() == old
+    serving.servers.loading.clear()
+    wait(lambda: serving.traffic() != old, "the promotion")
+    serving.until_only(serving.traffic())
+
+
+def test_the_spec_changes_twice_during_one_rollout(serving: Serving) -> None:
+    """What is asked for last serves in the end, and nothing of the others is left but their lines."""
+    serving.servers.loading |= {BETTER, THIRD}
+    serving.start()
+    old = serving.serve(GOOD)
+    for digest in (BETTER, THIRD):
+        serving.update(digest)
+        wait(lambda asked=digest: _asked(serving) == asked, digest[-1])  # type: ignore[misc]
+    serving.update(FOURTH)
+    wait(lambda: serving.traffic() != old, "the promotion")
+    newest = serving.traffic()
+    serving.until_only(newest)
+    status = serving.until(ServingPhase.READY)
+    lines = {line.artifact_digest: (line.state, line.promoted_at is not None) for line in status.revisions}
+    assert lines == {
+        FOURTH: (RevisionState.SERVING, True),
+        THIRD: (RevisionState.SUPERSEDED, False),
+        BETTER: (RevisionState.SUPERSEDED, False),
+        GOOD: (RevisionState.SUPERSEDED, True),
+    }
+    assert set(serving.children(CONTROLLER_REVISIONS)) == {f"demo-{line.revision}" for line in status.revisions}
+    pods = [
+        pod for pod in serving.children(PODS) if pod.startswith("demo-") and newest not in pod and "verify" not in pod
+    ]
+    assert pods == []
+
+
+def _shown(serving: Serving) -> dict[str, tuple[str, str]]:
+    return {each.type: (each.status, each.reason) for each in serving.status().conditions}
+
+
+def _another(serving: Serving, name: str, uid: str) -> Any:
+    found = serving.get(DEPLOYMENTS, name)
+    return found if found and found["metadata"]["uid"] != uid else None
+
+
+def _asked(serving: Serving) -> str:
+    candidate = serving.status().candidate
+    return candidate.artifact_digest if candidate and candidate.state is RevisionState.STARTING else ""

@@ -1,0 +1,492 @@
+"""The last good revision: its pods stay for a while, traffic goes back to them, and what fell is not tried again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, ServingPhase
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS, Outlook, watch
+from finetune_operator.framework.actions import Apply
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, JOBS, SERVICES, Object
+from tests.support.sentences import assert_says
+from tests.support.serving import (
+    BETTER,
+    GOOD,
+    SETTINGS,
+    START,
+    UNSCHEDULABLE,
+    ServingCluster,
+    condition,
+    following,
+    pinned,
+    published,
+    server_pod,
+    shown,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def promoted(keep: str = "10m", replicas: int = 1) -> tuple[ServingCluster, str, str]:
+    """A cluster just after an update, with the pods of the revision before; both revisions, old and new."""
+    cluster = ServingCluster(spec=pinned(GOOD, keepLastGood=keep, replicas=replicas))
+    cluster.settle()
+    old = cluster.traffic()
+    cluster.spec = pinned(BETTER, keepLastGood=keep, replicas=replicas)
+    until(cluster, lambda: cluster.traffic() != old)
+    return cluster, old, cluster.traffic()
+
+
+def until(cluster: ServingCluster, reached: Callable[[], bool]) -> None:
+    for _ in range(20):
+        cluster.reconcile()
+        cluster.run_controllers()
+        if reached():
+            return
+        cluster.now += timedelta(seconds=SETTINGS.policy_seconds)
+    raise AssertionError(cluster.status)
+
+
+def passes(cluster: ServingCluster, count: int = 4, seconds: int = 5) -> None:
+    for _ in range(count):
+        cluster.reconcile()
+        cluster.run_controllers()
+        cluster.now += timedelta(seconds=seconds)
+
+
+def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
+    """The server of a pod of the revision crashes; the Deployment says that it is not ready."""
+    cluster.pods[f"demo-{revision}"][0]["status"] |= {
+        "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
+        "containerStatuses": [
+            {
+                "name": "server",
+                "restartCount": restarts,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+            }
+        ],
+    }
+
+
+def falls_silent(cluster: ServingCluster, revision: str) -> None:
+    """The servers of all pods of the revision run and do not answer."""
+    for pod in cluster.pods[f"demo-{revision}"]:
+        pod["status"] |= {
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
+            "containerStatuses": [
+                {"name": "server", "restartCount": 0, "started": True, "ready": False, "state": {"running": {}}}
+            ],
+        }
+
+
+class TestKeeping:
+    def test_pods_stay_as_long_as_they_are_to(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        assert cluster.revisions(DEPLOYMENTS) == {old, new}
+        assert cluster.status.phase is ServingPhase.READY
+        assert cluster.status.previous is not None
+        assert (cluster.status.previous.revision, cluster.status.previous.state) == (old, RevisionState.KEPT)
+        assert [(line.revision, line.state) for line in cluster.status.revisions] == [
+            (new, RevisionState.SERVING),
+            (old, RevisionState.KEPT),
+        ]
+        assert 500 < (cluster.plan().requeue_after or 0) <= 600
+        cluster.settle()
+        status = cluster.status
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+        assert status.previous is None
+        assert status.revisions[1].state is RevisionState.SUPERSEDED
+        assert cluster.revisions(CONTROLLER_REVISIONS) == {old, new}
+
+    def test_nothing_stays_where_it_is_not_to(self) -> None:
+        cluster, _, new = promoted(keep="0s")
+        assert cluster.status.previous is None
+        passes(cluster)
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+
+    def test_less_time_counts_at_once(self) -> None:
+        cluster, _, new = promoted()
+        passes(cluster)
+        cluster.spec["keepLastGood"] = "0s"
+        passes(cluster, 1)
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+
+    @pytest.mark.parametrize(("text", "seconds"), [("0s", 0), ("90s", 90), ("10m", 600), ("2h", 7200)])
+    def test_times(self, text: str, seconds: int) -> None:
+        assert AdapterDeploymentSpec.model_validate(pinned(GOOD, keepLastGood=text)).keep_seconds == seconds
+
+    def test_they_are_left_alone(self) -> None:
+        """Nobody reaches them, so their number does not follow the spec; and what is deleted of them stays deleted."""
+        cluster, old, new = promoted()
+        cluster.spec["replicas"] = 3
+        passes(cluster)
+        sizes = {name: each["spec"]["replicas"] for name, each in cluster.objects[DEPLOYMENTS].items()}
+        assert sizes == {f"demo-{old}": 1, f"demo-{new}": 3}
+        del cluster.objects[DEPLOYMENTS][f"demo-{old}"]
+        passes(cluster)
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+        assert cluster.status.previous is None
+
+    def test_they_make_room_for_more_pods_of_what_serves(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.room, cluster.spec["replicas"] = 2, 2
+        passes(cluster)
+        assert old not in cluster.revisions(DEPLOYMENTS)
+        assert cluster.status.ready_replicas == 2
+        assert cluster.traffic() == new
+
+    def test_they_make_room_for_the_next_candidate(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.room = 2
+        cluster.spec = pinned(GOOD, runtime="tgi", keepLastGood="10m")
+        until(cluster, lambda: cluster.traffic() != new)
+        assert old not in cluster.revisions(DEPLOYMENTS)
+        assert cluster.status.previous is not None
+        assert cluster.status.previous.revision == new
+
+
+class TestByItself:
+    @pytest.mark.parametrize("replicas", [1, 3])
+    def test_a_crash_loop(self, replicas: int) -> None:
+        cluster, old, new = promoted(replicas=replicas)
+        passes(cluster)
+        crash(cluster, new)
+        cluster.reconcile()
+        assert cluster.traffic() == old, "in the very pass that sees it"
+        assert cluster.status.stable is not None
+        assert (cluster.status.stable.revision, cluster.status.stable.state) == (old, RevisionState.SERVING)
+        assert cluster.status.last_good_revision == old
+        assert cluster.status.previous is None
+        passes(cluster)
+        assert cluster.revisions(DEPLOYMENTS) == {old}, "the bad pods drained, and are gone"
+        assert shown(cluster.status) == {
+            "Ready": "True",
+            "Reconciling": "False",
+            "Stalled": "True",
+            "RolledBack": "True",
+        }
+        assert condition(cluster.status, "Stalled")[1] == Reason.OUT_OF_MEMORY
+        assert cluster.status.phase is ServingPhase.DEGRADED
+        [told] = [each for each in cluster.events if each.reason == Reason.ROLLED_BACK]
+        assert told.type == "Warning"
+        assert_says(told.message, new, "was rolled back", "more memory than its limit", old, "serves again")
+        line = next(line for line in cluster.status.revisions if line.revision == new)
+        assert (line.state, line.reason) == (RevisionState.ROLLED_BACK, Reason.OUT_OF_MEMORY)
+        assert line.promoted_at is not None
+        assert line.ended_at is not None
+
+    def test_two_crashes_are_no_loop(self) -> None:
+        cluster, _, new = promoted()
+        crash(cluster, new, restarts=2)
+        cluster.reconcile()
+        assert cluster.traffic() == new
+
+    def test_silence(self) -> None:
+        cluster, old, new = promoted()
+        falls_silent(cluster, new)
+        cluster.now += timedelta(seconds=20)
+        made = cluster.reconcile()
+        assert cluster.traffic() == new
+        assert made.requeue_after is not None
+        assert made.requeue_after <= 40
+        cluster.now += timedelta(seconds=40)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is not None
+        assert_says(cluster.status.candidate.message, "has answered for 60 s")
+
+    def test_it_is_not_tried_again_until_the_spec_or_the_source_changes(self) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        cluster.settle()
+        asked = set(cluster.objects[JOBS])
+        for _ in range(3):
+            cluster.now += timedelta(hours=3)
+            cluster.settle()
+        assert cluster.traffic() == old
+        assert set(cluster.objects[JOBS]) == asked
+        cluster.spec["replicas"] = 2
+        cluster.settle()
+        assert cluster.traffic() == old
+        cluster.spec["rerun"] = "fixed"
+        cluster.settle()
+        assert cluster.traffic() == new
+        assert shown(cluster.status) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+
+    def test_another_artifact_of_the_source_is_another_try(self) -> None:
+        cluster = ServingCluster(spec=following(keepLastGood="10m"), source=published(GOOD))
+        cluster.settle()
+        old = cluster.traffic()
+        cluster.source = published(BETTER)
+        until(cluster, lambda: cluster.traffic() != old)
+        crash(cluster, cluster.traffic())
+        cluster.settle()
+        assert cluster.traffic() == old
+        cluster.source = published(GOOD)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert "RolledBack" not in shown(cluster.status)
+
+    def test_a_hindrance_in_between_does_not_make_it_forgotten(self) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        cluster.settle()
+        cluster.service_account = False
+        passes(cluster)
+        cluster.service_account = True
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.state is RevisionState.FAILED
+
+    def test_a_node_that_is_lost_is_no_fault_of_the_revision(self) -> None:
+        cluster, old, new = promoted()
+        for pod in cluster.pods[f"demo-{new}"]:
+            pod["spec"] = {"nodeName": "lost"}
+            pod["status"] |= {
+                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
+                "containerStatuses": [{"name": "server", "started": True, "ready": True, "state": {"running": {}}}],
+            }
+        cluster.now += timedelta(seconds=UNANSWERED_SECONDS)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.state, cluster.status.candidate.reason) == (
+            RevisionState.WAITING,
+            Reason.NODE_LOST,
+        )
+        cluster.settle(passes=60)
+        assert cluster.traffic() == new, "it is tried again an hour later"
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda live: live["status"].update(readyReplicas=0),
+            lambda live: live["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"),
+            lambda live: live["spec"]["template"]["spec"]["containers"][0].update(image="images/tampered:1"),
+        ],
+    )
+    def test_only_to_pods_that_are_there_as_they_were_proved(self, spoil: Callable[[Object], None]) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        spoil(cluster.objects[DEPLOYMENTS][f"demo-{old}"])
+        cluster.reconcile()
+        assert cluster.traffic() == new
+
+    def test_not_after_the_time_is_over(self) -> None:
+        cluster, _, new = promoted()
+        cluster.settle()
+        crash(cluster, new)
+        cluster.reconcile()
+        assert cluster.traffic() == new
+        assert condition(cluster.status, "Ready")[0] == "True"
+
+    def test_what_the_spec_asks_for_by_then_goes_on(self) -> None:
+        cluster, old, new = promoted()
+        cluster.spec = pinned(GOOD, runtime="tgi", keepLastGood="10m")
+        passes(cluster, 2)
+        under_way = cluster.status.candidate
+        assert under_way is not None
+        crash(cluster, new)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert cluster.status.candidate == under_way
+        cluster.settle()
+        assert cluster.traffic() == under_way.revision
+        states = {line.revision: line.state for line in cluster.status.revisions}
+        assert states[new] is RevisionState.ROLLED_BACK
+
+    def test_what_is_refused_is_not_reported_as_done(self) -> None:
+        cluster, _, new = promoted()
+        crash(cluster, new)
+        cluster.refuse = lambda _, action: "no" if isinstance(action, Apply) and action.resource == SERVICES else ""
+        cluster.reconcile()
+        assert cluster.traffic() == new
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.revision == new
+        assert "RolledBack" not in shown(cluster.status)
+
+    @pytest.mark.parametrize("crash_after", range(4))
+    def test_an_operator_that_dies_in_the_middle(self, crash_after: int) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        cluster.reconcile(crash_after=crash_after)
+        cluster.settle()
+        assert cluster.traffic() == old
+        assert cluster.revisions(DEPLOYMENTS) == {old}
+        assert cluster.status.revisions[0].state is RevisionState.ROLLED_BACK
+
+
+class TestWatch:
+    """What counts against a revision that has just taken over."""
+
+    def pod(self, ready: bool = False, fell: int = 100, **server: Any) -> Object:
+        status = {
+            "phase": "Running",
+            "startTime": timestamp(START),
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": str(ready),
+                    "lastTransitionTime": timestamp(START + timedelta(seconds=1000 - fell)),
+                }
+            ],
+            "containerStatuses": [{"name": "server", "restartCount": 0, "state": {"running": {}}} | server],
+        }
+        return server_pod("demo-1", "demo-1-x", {}, status)
+
+    @pytest.mark.parametrize(
+        ("pods", "outlook"),
+        [
+            pytest.param([], None, id="no pod"),
+            pytest.param([{"ready": True}], None, id="ready"),
+            pytest.param([{"started": True}], Outlook.FAIL, id="silent"),
+            pytest.param([{"started": True, "fell": 10}], None, id="silent for a moment"),
+            pytest.param([{"started": True}, {"started": True, "fell": 10}], None, id="one fell a moment ago"),
+            pytest.param([{"started": True}, {"ready": True}], None, id="one of two is silent"),
+            pytest.param([{"started": False}], None, id="a new pod that loads the model"),
+            pytest.param([{"restartCount": 1}], Outlook.FAIL, id="restarted, and not back"),
+        ],
+    )
+    def test_silence(self, pods: list[dict[str, Any]], outlook: Outlook | None) -> None:
+        seen = watch([self.pod(**pod) for pod in pods], START + timedelta(seconds=1000))
+        assert (seen.problem.outlook if seen.problem else None) is outlook
+
+    def test_one_pod_in_a_crash_loop_is_enough(self) -> None:
+        ended: dict[str, Any] = {"lastState": {"terminated": {"exitCode": 1}}, "restartCount": 3}
+        seen = watch([self.pod(ready=True), self.pod(**ended)], START + timedelta(seconds=1000))
+        assert seen.problem is not None
+        assert (seen.problem.reason, seen.problem.outlook) == (Reason.CANDIDATE_FAILED, Outlook.FAIL)
+
+    def test_a_pod_without_a_node_says_nothing(self) -> None:
+        pod = server_pod("demo-1", "demo-1-x", {}, copy.deepcopy(UNSCHEDULABLE))
+        assert watch([pod], START + timedelta(seconds=1000)).problem is None
+
+
+class TestByTheSpec:
+    def test_to_the_revision_before_at_once(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        asked = set(cluster.objects[JOBS])
+        cluster.spec["rollbackTo"] = old
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert set(cluster.objects[JOBS]) <= asked, "nothing is verified again"
+        passes(cluster)
+        assert condition(cluster.status, "RolledBack") == ("True", Reason.ROLLED_BACK)
+        assert cluster.status.phase is ServingPhase.READY
+        assert [each.type for each in cluster.events if each.reason == Reason.ROLLED_BACK] == ["Normal"]
+        assert cluster.status.previous is not None
+        assert cluster.status.previous.revision == new, "and forward again at once"
+        del cluster.spec["rollbackTo"]
+        cluster.reconcile()
+        assert cluster.traffic() == new
+        passes(cluster)
+        assert "RolledBack" not in shown(cluster.status)
+
+    def test_to_an_earlier_one_which_is_proved_again(self) -> None:
+        cluster, old, new = promoted()
+        cluster.settle()
+        cluster.spec["rollbackTo"] = old
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.revision, cluster.status.candidate.state) == (old, RevisionState.STARTING)
+        assert cluster.traffic() == new
+        until(cluster, lambda: cluster.traffic() == old)
+        cluster.settle()
+        assert condition(cluster.status, "RolledBack") == ("True", Reason.ROLLED_BACK)
+        assert [line.revision for line in cluster.status.revisions] == [old, new]
+
+    def test_to_one_whose_runtime_the_platform_no_longer_offers_like_that(self) -> None:
+        cluster, old, _ = promoted()
+        cluster.settle()
+        changed = SETTINGS.runtimes["tgi-cpu"].model_copy(update={"image": "images/tgi-cpu:2"})
+        cluster.settings = SETTINGS.model_copy(update={"runtimes": {"tgi-cpu": changed}})
+        cluster.settle()
+        cluster.spec["rollbackTo"] = old
+        cluster.settle()
+        assert cluster.traffic() == old
+        live = cluster.objects[DEPLOYMENTS][f"demo-{old}"]
+        assert live["spec"]["template"]["spec"]["containers"][0]["image"] == "images/tgi-cpu:1"
+
+    def test_what_the_source_publishes_meanwhile_is_not_followed(self) -> None:
+        cluster = ServingCluster(spec=following(), source=published(GOOD))
+        cluster.settle()
+        old = cluster.traffic()
+        cluster.spec["rollbackTo"] = old
+        cluster.settle()
+        cluster.source = published(BETTER)
+        cluster.settle()
+        assert cluster.traffic() == old
+        cluster.source = None
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY, "the revision does not need its source"
+        cluster.source = published(BETTER)
+        del cluster.spec["rollbackTo"]
+        cluster.settle()
+        assert cluster.traffic() != old
+
+    def test_to_an_unknown_one(self) -> None:
+        cluster, old, new = promoted()
+        cluster.spec["rollbackTo"] = "0123abcd"
+        passes(cluster)
+        assert cluster.traffic() == new
+        assert condition(cluster.status, "Stalled") == ("True", Reason.REVISION_UNUSABLE)
+        message = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
+        assert_says(message, "spec.rollbackTo", "0123abcd", new, old)
+        assert cluster.status.previous is not None
+
+    def test_not_to_one_whose_signature_was_not_checked(self) -> None:
+        """Nor by itself: its pods do not stay once the spec asks for signatures."""
+        cluster, old, _ = promoted()
+        passes(cluster)
+        key = "-----BEGIN PUBLIC KEY-----\nabcd\n-----END PUBLIC KEY-----\n"
+        cluster.spec |= {"policy": {"signature": {"publicKeys": [key]}}}
+        passes(cluster, 1)
+        assert cluster.status.previous is None
+        cluster.settle()
+        signed = cluster.traffic()
+        cluster.spec["rollbackTo"] = old
+        passes(cluster)
+        assert cluster.traffic() == signed
+        message = next(each.message for each in cluster.status.conditions if each.type == "Stalled")
+        assert_says(message, "spec.rollbackTo", old, "signature", signed)
+
+    def test_a_reverted_commit_is_as_fast(self) -> None:
+        cluster, old, new = promoted()
+        passes(cluster)
+        cluster.spec = pinned(GOOD, keepLastGood="10m")
+        cluster.reconcile()
+        assert cluster.traffic() == old
+        assert cluster.status.previous is not None
+        assert cluster.status.previous.revision == new
+
+    def test_pods_that_do_not_answer_are_proved_again(self) -> None:
+        cluster, old, new = promoted()
+        cluster.objects[DEPLOYMENTS][f"demo-{old}"]["status"]["readyReplicas"] = 0
+        cluster.spec["rollbackTo"] = old
+        cluster.reconcile()
+        assert cluster.traffic() == new
+        assert cluster.status.candidate is not None
+        assert cluster.status.previous is None
+        cluster.settle()
+        assert cluster.traffic() == old
+
+    def test_one_that_fell_can_be_asked_for_all_the_same(self) -> None:
+        cluster, _, new = promoted()
+        crash(cluster, new)
+        cluster.settle()
+        cluster.spec["rollbackTo"] = new
+        cluster.settle()
+        assert cluster.traffic() == new
