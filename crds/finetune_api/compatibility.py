@@ -111,6 +111,7 @@ _VLLM_DTYPES: Final = f"{_VLLM}/blob/v0.32.0/vllm/config/model.py"
 _INT8: Final = frozenset({INT8})
 _FLOAT16: Final = frozenset({"float16"})
 _FP8: Final = frozenset({"FP8"})
+_MERGED: Final = frozenset({"Merged"})
 _WEIGHTS_ONLY: Final = frozenset({"W8A16", "INT4"})
 _BLACKWELL: Final = frozenset({Generation.BLACKWELL})
 _EXPERTS: Final = frozenset({"mixtral", "qwen3_moe"})
@@ -146,6 +147,18 @@ ROWS: Final[Sequence[Row]] = (
         f"{_TGI_SOURCE}/server/text_generation_server/layers/compressed_tensors/w8a8_int.py",
         engine=TGI,
         formats=_INT8,
+    ),
+    Row(
+        Level.FINE,
+        f"{_TGI_SOURCE}/server/text_generation_server/layers/compressed_tensors/w8an_fp.py and wna16_int.py",
+        engine=TGI,
+        formats=_FP8 | _WEIGHTS_ONLY,
+    ),
+    Row(
+        Level.FINE,
+        f"{_TGI_MODELS}/__init__.py (no quantizer: a model of 16 bits)",
+        engine=TGI,
+        formats=_MERGED,
     ),
     Row(
         Level.CAVEAT,
@@ -252,6 +265,19 @@ ROWS: Final[Sequence[Row]] = (
         "compressed_tensors_w8a8_int8.py; its CPU build served such an artifact here",
         engine=VLLM,
         formats=_INT8,
+    ),
+    Row(
+        Level.FINE,
+        f"{_VLLM}/blob/v0.32.0/vllm/model_executor/layers/quantization/compressed_tensors/schemes/"
+        "compressed_tensors_w8a8_fp8.py and compressed_tensors_wNa16.py",
+        engine=VLLM,
+        formats=_FP8 | _WEIGHTS_ONLY,
+    ),
+    Row(
+        Level.FINE,
+        f"{_VLLM_MODELS} (as they are)",
+        engine=VLLM,
+        formats=_MERGED,
     ),
     Row(
         Level.CAVEAT,

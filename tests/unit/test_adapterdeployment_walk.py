@@ -16,6 +16,7 @@ from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     JOBS,
     NETWORK_POLICIES,
@@ -129,13 +130,16 @@ def walk(cluster: ServingCluster, path: list[tuple[str, Any]]) -> None:
 def facts(cluster: ServingCluster) -> dict[str, Any]:
     """What can be compared between clusters of other ages: names and contents, without uids and times.
 
-    The proof of what serves is left out: it may have been asked for by an earlier spec of the same revision.
+    The proof of what serves is left out: it may have been asked for by an earlier spec of the same revision. So are the
+    records of revisions without pods: they are the path's history.
     """
+    here = cluster.revisions(DEPLOYMENTS)
     return {
         f"{resource.kind} {name}": _content(child)
         for resource, kind in cluster.objects.items()
         for name, child in kind.items()
         if not name.startswith("demo-verify-")
+        and (resource != CONTROLLER_REVISIONS or child["metadata"]["labels"][meta.LABEL_REVISION] in here)
     }
 
 

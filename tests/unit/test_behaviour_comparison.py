@@ -15,7 +15,7 @@ from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_dif
 from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.gates import judge
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
 
 
 def item(name: str, category: str) -> SetItem:

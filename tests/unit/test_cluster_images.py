@@ -256,6 +256,7 @@ def test_an_unknown_image_is_named_with_the_known_ones() -> None:
         images.with_parents(["operator", "tpu"])
 
 
+@pytest.mark.slow  # looks for torch
 def test_cudas_allocator_is_told_to_grow_its_segments_by_the_name_that_the_locked_torch_reads() -> None:
     """It was ``PYTORCH_CUDA_ALLOC_CONF`` before torch 2.9; an unknown name would be ignored in silence."""
     dockerfile = (REPOSITORY / "images" / "torch" / "Dockerfile").read_text()

@@ -99,7 +99,7 @@ def test_an_artifact_on_a_runtime(
         ("tgi", "llama", "Tesla T4", "Merged", CAVEAT, FLOAT16),
         ("tgi", "qwen3", "", "FP8", REFUSED, "no qwen3 … FP8"),
         ("tgi", "gpt_neox", "", "W8A16", REFUSED, "mixes up the attention weights"),
-        ("tgi", "gpt_neox", "", "Merged", CAVEAT, "not known"),
+        ("tgi", "gpt_neox", "", "Merged", UNKNOWN, "Whether Text Generation Inference serves gpt_neox … not known"),
         ("vllm", "llama", "NVIDIA B200", "FP8", FINE, ""),
         ("vllm", "llama", "NVIDIA L4", "FP8", FINE, ""),
         ("vllm", "llama", "NVIDIA A10", "FP8", CAVEAT, "vLLM does not round activations on Ampere GPUs (FP8)"),

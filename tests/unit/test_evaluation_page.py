@@ -20,7 +20,7 @@ from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.report import Evaluated
 from tests.support.readiness import Parsed, assert_accessible, parsed_page
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
 
 GIVEN = StageInput(
     stage=Stage.EVALUATE,

@@ -18,7 +18,7 @@ from tests.support.preparing import Reader, params_of, text
 from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
 
 
 @pytest.fixture(scope="module")
