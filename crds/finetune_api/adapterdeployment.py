@@ -127,7 +127,7 @@ class AdapterDeploymentSpec(ApiModel):
     source: ArtifactSource
     """The artifact to serve."""
     runtime: Name
-    """Model server from the platform's values, e.g. tgi or tgi-cpu."""
+    """Model server from the platform's values, e.g. vllm or tgi-cpu."""
     replicas: Annotated[int, Field(ge=0, le=100, json_schema_extra={"format": "int32"})] = 1
     """Number of pods of the serving revision."""
     verification: Verification = Verification()
@@ -269,8 +269,9 @@ class AdapterDeploymentStatus(WireModel):
     phase: ServingPhase | None = None
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
-    """Ready, Reconciling and Stalled (kstatus); Discouraged if the served artifact may not fit the runtime, or
-    was withdrawn; RolledBack if an earlier revision serves than the source asks for."""
+    """Ready, Reconciling and Stalled (kstatus); Discouraged if clients may send longer requests than the runtime accepts,
+    if answers may differ from the evaluated ones, or if the artifact was withdrawn; RolledBack if an earlier revision
+    serves than the source asks for."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None

@@ -1,7 +1,8 @@
 """What serves which artifact, and on what: engine × architecture × format × GPU generation × number format.
 
 One table, read by the preflight of a FineTuneJob, before a GPU is asked for, and by an AdapterDeployment, before a pod
-starts. Each row is a fact with its source. What no row speaks of is not refused: verification decides. The rows of an
+starts. Each row is a fact with its source. What no row speaks of is not known: an AdapterDeployment that follows a
+FineTuneJob starts nothing for it, preflight warns, and of a pinned artifact the verification decides. The rows of an
 engine are about its GPU pods; on CPUs, ``tgi`` is the stand-in, which serves what transformers reads.
 
 vLLM's rows are for version 0.32, TGI's for 3.3.7, its last release.

@@ -136,7 +136,7 @@ def _judged(params: PublishParams, metrics: Metrics) -> _Verdict:
     found = judge(gates, measurements, metrics.task)
     missed = blocking(found, gates.on_inconclusive)
     told = [each.sentence for each in missed or found if missed or each.outcome is not GateOutcome.PASS or gates.goals]
-    if lost := lost_by_export(measurements, metrics.task):
+    if lost := lost_by_export(measurements, metrics.task, [each for each in metrics.formats if not each.served]):
         told.insert(0, lost)
     verdict = _Verdict(found, Channel.CANDIDATE if missed or lost else Channel.STABLE, " ".join(told))
     if (missed or lost) and gates.on_fail is OnFail.STOP:

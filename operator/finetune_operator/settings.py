@@ -97,7 +97,7 @@ _NOT_OF_ENGINE: Final[Mapping[Engine, Mapping[str, str]]] = {
 }
 """Fields of a runtime that an engine has no use for, and why."""
 _ARGUMENT: Final = r"^--[a-z0-9][a-z0-9.-]*(=.*)?$"
-"""One option with its value, so that each argument stands for itself."""
+"""One option in one text, ``--name=value`` or ``--flag``, so that each argument stands for itself."""
 
 
 class Runtime(ApiModel):

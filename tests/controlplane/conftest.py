@@ -44,6 +44,7 @@ CONTROLLERS = (
     "deployment-controller",
     "replicaset-controller",
     "endpointslice-controller",
+    "horizontal-pod-autoscaler-controller",
 )
 NAMESPACES = Resource("v1", "Namespace", "namespaces")
 RBAC = "rbac.authorization.k8s.io/v1"

@@ -9,6 +9,7 @@ from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import Coverage, Evaluation, Examination
 from finetune_api.goals import GateOutcome, Gates, Goal, OnInconclusive, blocking
 from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_applicable, require_classes
@@ -19,6 +20,13 @@ from tests.support.sentences import assert_says, unsaid
 pytestmark = pytest.mark.unit
 
 TRUTH: Final = ["refund", "parcel", "other", "other"] * 50
+
+
+def beside(lost: Measurements) -> MeasuredFormat:
+    """Another format, which lost as much."""
+    loss = lost.difference("accuracy", "artifact", "tuned")
+    assert loss is not None
+    return MeasuredFormat(format="INT4", digest="4" * 64, served=False, accuracy=0.9, f1=0.9, loss=loss)
 
 
 def gates(*goals: dict[str, Any], **more: Any) -> Gates:
@@ -130,9 +138,15 @@ def test_every_sentence_is_said() -> None:
     messages += [each.goal for goals in GATES for each in judge(gates(*goals[0]), evaluated(150, 20), TaskType.TEXT)]
     messages += [each.goal for each in judge(Gates(), evaluated(0, 0), TaskType.CLASSIFICATION)]
     lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
-    messages.append(lost_by_export(lost, TaskType.CLASSIFICATION))
+    messages += [lost_by_export(lost, TaskType.CLASSIFICATION, others) for others in ([], [beside(lost)])]
     for module in ("applicable", "gates"):
         assert unsaid(f"finetune_jobs.evaluation.{module}", messages) == []
+
+
+def test_a_loss_that_no_format_avoids_has_another_remedy() -> None:
+    lost = measure(TaskType.CLASSIFICATION, TRUTH, {"tuned": TRUTH, "artifact": ["x"] * 20 + TRUTH[20:]}, [])
+    assert_says(lost_by_export(lost, TaskType.CLASSIFICATION), "accuracy -0.1000", "onRegression to FallBack")
+    assert_says(lost_by_export(lost, TaskType.CLASSIFICATION, [beside(lost)]), "no other format holds it")
 
 
 @pytest.mark.parametrize("given", [{}, {"atLeast": "0.9", "improveOverBase": "0.1"}])

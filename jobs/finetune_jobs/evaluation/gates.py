@@ -5,6 +5,7 @@ it does, and is inconclusive in between. Without goals one gate stands: the arti
 model beyond chance.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from finetune_api.dataset import TaskType
 from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
 from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_classes
@@ -49,16 +51,21 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[Goal
     return [_judge_goal(goal, measurements) for goal in gates.goals]
 
 
-def lost_by_export(measurements: Measurements, task: TaskType) -> str:
+def lost_by_export(measurements: Measurements, task: TaskType, others: Sequence[MeasuredFormat] = ()) -> str:
     """What the artifact lost of the model that was trained, in a sentence; empty if no more than chance explains. This
-    stands beside all goals: nothing is served as if it were what was trained when it is not."""
+    stands beside all goals: nothing is served as if it were what was trained when it is not. ``others``: the formats
+    that were measured beside it."""
     loss = measurements.difference(main_metric(task), "artifact", "tuned")
     if loss is None or not loss.worse_beyond_chance:
         return ""
     it = loss.estimate
+    if others and all(each.loss.worse_beyond_chance for each in others):
+        remedy = "no other format holds it either. Test on more examples (spec.evaluation.maxSamples), or train longer."
+    else:
+        remedy = "set spec.export.onRegression to FallBack, or spec.export.format to one that rounds less."
     return (
         f"The export cost {loss.metric} {it.value:+.4f} against the tuned model (95 % interval {it.low:+.4f} to "
-        f"{it.high:+.4f}): set spec.export.onRegression to FallBack, or spec.export.format to one that rounds less."
+        f"{it.high:+.4f}): {remedy}"
     )
 
 
