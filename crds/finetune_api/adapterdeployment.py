@@ -269,9 +269,9 @@ class AdapterDeploymentStatus(WireModel):
     phase: ServingPhase | None = None
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
-    """Ready, Reconciling and Stalled (kstatus); Discouraged if clients may send longer requests than the runtime accepts,
-    if answers may differ from the evaluated ones, or if the artifact was withdrawn; RolledBack if an earlier revision
-    serves than the source asks for."""
+    """Ready, Reconciling and Stalled (kstatus); Discouraged if clients may send longer requests than the runtime
+    accepts, if answers may differ from the evaluated ones, or if the artifact was withdrawn; RolledBack if an earlier
+    revision serves than the source asks for."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None

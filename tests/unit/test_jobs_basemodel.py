@@ -70,6 +70,9 @@ def test_the_licence_is_what_the_models_card_names(s3: SeaweedFS, store: Store, 
         (b"# A model", ""),
         (b"---\nlicense: [a, b]\n---\n", ""),
         (b"\xff", ""),
+        (b"---\nlicense: llama3\nextra: a: b\n---\n", ""),
+        (b"---\nlicense: [a\n---\n", ""),
+        (b"---\nlicense: {{ license }}\n---\n", ""),
     ):
         store.put("model/README.md", card)
         assert licence_of(given) == licence

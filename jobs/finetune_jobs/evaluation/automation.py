@@ -22,6 +22,10 @@ MARGIN: Final = 0.5
 """Share of the allowed mistakes that the validation part may show."""
 DOUBT: Final = 0.5
 """Imaginary mistakes among any number of validation examples: a few that are all right show little."""
+DIGITS: Final = 6
+"""Of a log-probability: a sure answer's is very near to 0, and another sure one's should differ."""
+LEEWAY: Final = 10**-DIGITS
+"""More than what rounding to them moves it by."""
 NOTHING: Final = Figure(value=0, low=0, high=1)
 """Of no examples."""
 
@@ -41,7 +45,11 @@ def automate(validation: Sequence[Weighed], test: Sequence[Weighed]) -> list[Aut
 
 
 def choose_threshold(validation: Iterable[Weighed], precision: float) -> float | None:
-    """The lowest log-probability from which on the answers may be taken; None if there is none."""
+    """From which log-probability on the answers may be taken; None if there is none.
+
+    It is a little lower than that of the last answer taken: the values are rounded, and a client adds up unrounded
+    ones, which for a very sure answer are just below 0.
+    """
     ordered = sorted(validation, key=lambda each: -each.log_probability)
     taken, wrong, chosen = 0, DOUBT, None
     for value, group in groupby(ordered, key=lambda each: each.log_probability):
@@ -50,7 +58,7 @@ def choose_threshold(validation: Iterable[Weighed], precision: float) -> float |
             wrong += not each.right
         if wrong <= _allowed(taken, precision):
             chosen = value
-    return chosen
+    return None if chosen is None else chosen - LEEWAY
 
 
 def _allowed(taken: int, precision: float) -> float:

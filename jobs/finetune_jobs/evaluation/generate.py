@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from finetune_jobs.evaluation.automation import DIGITS
 from finetune_jobs.modelling import chat
 
 log = logging.getLogger(__name__)
@@ -18,9 +19,6 @@ SPARE_TOKENS: Final = 4
 """Tokens beyond the longest right answer: an answer that continues after its end must count as wrong."""
 ROOM: Final = 32
 """More tokens for a base model, which may write a sentence around its answer."""
-
-DIGITS: Final = 6
-"""Of a log-probability: a sure answer's is very near to 0, and another sure one's should differ."""
 
 Answered = Callable[[int, int], None]
 """Called with the number of answered prompts and their total."""

@@ -3,6 +3,7 @@
 import logging
 from typing import Final
 
+import yaml
 from huggingface_hub import ModelCard
 
 from finetune_jobs.base.errors import StageError
@@ -29,7 +30,7 @@ def licence_of(context: Context) -> str:
             repo, revision = hub_name(given.base_model_uri)
             card = hub_client(given.base_model_secret_key_ref).model_info(repo, revision=revision).card_data
             found = card.get("license") if card else None
-    except (StageError, *HUB_ERRORS) as error:
+    except (StageError, yaml.YAMLError, *HUB_ERRORS) as error:
         log.warning("the base model's card could not be read: %s", error)
         return ""
     return found if isinstance(found, str) and len(found) <= _MOST else ""
