@@ -45,7 +45,7 @@ from finetune_jobs.evaluation.asking import (
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
-from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html
+from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import choose_references, log_probs
 from finetune_jobs.evaluation.report import Evaluated
@@ -220,7 +220,8 @@ def evaluate_models(
     asked = [str(example.prompt[-1].get("content") or "") for example in paper.examples]
     quoted = [(str(shot.prompt[-1].get("content") or ""), shot.label) for shot in paper.shots]
     goals = goals_reached(about.gates, measurements, task) if about.gates else []
-    page = render_html(evaluated, asked, about.subject, behaviour, quoted, goals)
+    subject = with_weights(about.subject, digests[evaluated.format])
+    page = render_html(evaluated, asked, subject, behaviour, quoted, goals)
     (files.out / EVALUATION_PAGE).write_text(page, encoding="utf-8")
     return evaluated
 

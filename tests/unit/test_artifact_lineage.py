@@ -17,12 +17,21 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.cards import power_watts
-from finetune_api.layout import MANIFEST, ChannelPointer, Manifest, channel_object, provenance_object
+from finetune_api.layout import (
+    MANIFEST,
+    ChannelPointer,
+    Lineage,
+    Manifest,
+    channel_object,
+    output_folder,
+    provenance_object,
+)
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
 from finetune_api.usage import Usage, usage_of
+from finetune_jobs.artifacts.artifact import METRICS, MODEL_REF
 from finetune_jobs.artifacts.bom import BOM
-from finetune_jobs.artifacts.folders import require_manifest
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, require_manifest
 from finetune_jobs.artifacts.provenance import ADDRESS, PREDICATE_TYPE, STATEMENT_TYPE
 from finetune_jobs.artifacts.signing import NotSignedError, load_public_key, unseal
 from finetune_jobs.base.errors import StageError
@@ -179,6 +188,56 @@ def test_a_key_signs_where_the_artifact_comes_from(
     assert details["metadata"]["invocationId"] == f"team-a/transactions/{RUN.uid}/r1"
     with pytest.raises(NotSignedError, match="does not match its content, or is not of this key"):
         unseal(content, [load_public_key(public_pem(new_key(kind)), "another")])
+
+
+def falling_back(store: Store, chain: Upstream, folder: Path) -> tuple[Upstream, str]:
+    """The chain with an evaluation that chose another format than the first, and the address of that format."""
+    other, evaluation = folder / "merged", folder / "evaluation"
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_bytes(b"weights in 16 bits")
+    digest = publish_folder(store, other, Stage.EXPORT, facts={"format": "Merged"}, lineage=Lineage(upstream=chain))
+    fetch_folder(store, output_folder(Stage.EVALUATE, chain.evaluation), evaluation)
+    metrics = json.loads((evaluation / METRICS).read_text())
+    loss = next(each for each in metrics["measurements"]["differences"] if each["against"] == "tuned")
+    found = {"accuracy": 0.9, "f1": 0.9, "loss": loss}
+    metrics["formats"] = [
+        {"format": "Merged", "digest": digest, "served": True, **found},
+        {"format": "INT8", "digest": chain.export, "served": False, **found},
+    ]
+    (evaluation / METRICS).write_text(json.dumps(metrics))
+    (evaluation / MANIFEST).unlink()
+    return chain.with_output(Stage.EVALUATE, publish_folder(store, evaluation, Stage.EVALUATE)), digest
+
+
+def test_the_signed_origin_is_that_of_the_format_that_is_served(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key()
+    monkeypatch.setenv(KEY.variable, private_pem(key))
+    chain, served = falling_back(store, chain, tmp_path / "formats")
+    made = run(publish_input(s3, store, chain, signed=True), tmp_path)
+    public = load_public_key(public_pem(key), "the key")
+    content = store.get(provenance_object(made.output_digest, public.keyid)) or b""
+    said = json.loads(unseal(content, [public]))["predicate"]
+    named = {each["name"]: each for each in said["buildDefinition"]["resolvedDependencies"]}
+    assert (named["export"]["uri"], named["export"]["digest"]) == (
+        output_folder(Stage.EXPORT, served),
+        {ADDRESS: served},
+    )
+    assert said["runDetails"]["finetune_stages"]["export"]["facts"] == {"format": "Merged"}
+
+
+def test_what_is_served_is_read_from_what_the_artifacts_manifest_lists(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is signed of a model.json that was changed since it was published."""
+    digest = run(publish_input(s3, store, chain), tmp_path).output_digest
+    store.put(f"artifacts/{digest}/{MODEL_REF}", (store.get(f"artifacts/{digest}/{MODEL_REF}") or b"") + b" ")
+    monkeypatch.setenv(KEY.variable, private_pem(new_key()))
+    with pytest.raises(StageError, match=r"model\.json is not the one that its manifest lists") as error:
+        run(publish_input(s3, store, chain, signed=True), tmp_path)
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert not list(store.list(f"artifacts/{digest}/provenance"))
 
 
 def test_another_key_signs_the_same_artifact(

@@ -1,6 +1,7 @@
 """Answers and reports, with tiny models."""
 
 import json
+import re
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +16,7 @@ from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
 from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
+from finetune_api.stages import Stage, StageInput, Upstream
 from finetune_api.training import Method, Training
 from finetune_jobs.artifacts.artifact import (
     ANSWERS,
@@ -28,7 +30,7 @@ from finetune_jobs.artifacts.artifact import (
 )
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.progress import Progress
-from finetune_jobs.evaluate import EvaluationFiles, Exported, Setting, evaluate_models, write_review
+from finetune_jobs.evaluate import About, EvaluationFiles, Exported, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.choices import choose_labels
 from finetune_jobs.evaluation.generate import (
@@ -41,6 +43,7 @@ from finetune_jobs.evaluation.generate import (
     left_padded,
     thoughts_limit,
 )
+from finetune_jobs.evaluation.page import identify
 from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
@@ -51,6 +54,7 @@ from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import Conversation, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
+from tests.support.readiness import parsed_page
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
 from tests.support.stages import RUN
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora, edit_json
@@ -365,16 +369,25 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
     exported = [Exported(name, name[0] * 64, tmp_path / name) for name in ("INT4", "Merged")]
     evaluation = Evaluation(max_samples=20, general=Coverage.OFF, adversarial=Coverage.OFF)
 
-    def answered(out: Path, *, fall_back: bool) -> tuple[set[str], list[tuple[str, bool]]]:
+    given = StageInput(
+        stage=Stage.EVALUATE,
+        run=RUN,
+        base_model_uri="s3://models/tiny",
+        upstream=Upstream(dataset="d" * 64, adapter="a" * 64, export=exported[0].digest),
+    )
+
+    def answered(out: Path, *, fall_back: bool) -> tuple[set[str], list[tuple[str, bool]], set[str]]:
         files = EvaluationFiles(folder / "base", folder / "adapter", exported, dataset, out)
-        setting = Setting(TaskType.CLASSIFICATION, evaluation, fall_back=fall_back)
-        evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
+        setting = Setting(TaskType.TEXT, evaluation, fall_back=fall_back)
+        about = About(identify(given))
+        evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"), about)
         metrics = Metrics.model_validate_json((out / METRICS).read_text())
         answers = read_answers((out / ANSWERS).read_text().splitlines(), ANSWERS)
-        return {each.artifact for each in answers}, [(each.format, each.served) for each in metrics.formats]
+        named = set(re.findall(r"models/([A-Z])\1{63}", parsed_page((out / EVALUATION_PAGE).read_text()).text))
+        return {each.artifact for each in answers}, [(each.format, each.served) for each in metrics.formats], named
 
-    assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)])
-    assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)])
+    assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)], {"M"})
+    assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)], {"I"})
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:

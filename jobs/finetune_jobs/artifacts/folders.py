@@ -4,6 +4,7 @@ A folder without a manifest does not exist. A reader takes only the files that t
 SHA-256 of each, and gives the folder its final name only when all match.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -102,6 +103,16 @@ def require_manifest(store: Store, folder: str) -> Manifest:
             f"{store.uri(folder)}/{MANIFEST} does not match the folder's address: it was changed.",
         )
     return manifest
+
+
+def get_listed(store: Store, folder: str, manifest: Manifest, path: str) -> bytes:
+    """One small file of a published folder, as its manifest lists it. Raises StageError (ArtifactCorrupt) for another
+    one, or as Store."""
+    content = store.get(f"{folder}/{path}")
+    listed = {file.path: file.sha256 for file in manifest.files}
+    if content is None or hashlib.sha256(content).hexdigest() != listed.get(path):
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{store.uri(folder)}/{path} is not the one that its manifest lists.")
+    return content
 
 
 def fetch_folder(store: Store, folder: str, target: Path, *, report: Report | None = None) -> Manifest:

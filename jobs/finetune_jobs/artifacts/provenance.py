@@ -15,8 +15,10 @@ from finetune_api.access import without_access
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import Lineage, Manifest, output_folder, provenance_object
 from finetune_api.stages import PIPELINE, Stage, StageInput, Upstream
-from finetune_jobs.artifacts.folders import require_manifest
+from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
+from finetune_jobs.artifacts.folders import get_listed, require_manifest
 from finetune_jobs.artifacts.signing import seal
+from finetune_jobs.base.documents import parse_json
 from finetune_jobs.store.s3 import Store
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -36,22 +38,30 @@ _OUTPUTS: Final[Mapping[Stage, str]] = {
 
 
 def attest(store: Store, given: StageInput, digest: str, signer: CryptoSigner | None) -> None:
-    """Sign where a published artifact comes from, unless this key has done so before; nothing without a key."""
+    """Sign where a published artifact comes from, unless this key has done so before; nothing without a key.
+
+    Raises StageError: ArtifactNotFound, ArtifactCorrupt, ManifestNewer.
+    """
     if signer is None:
         return
     place = provenance_object(digest, signer.public_key.keyid)
     if store.exists(place):
         return
+    folder = output_folder(Stage.PUBLISH, digest)
+    published = require_manifest(store, folder)
+    model = parse_json(get_listed(store, folder, published, MODEL_REF), ModelRef, store.uri(f"{folder}/{MODEL_REF}"))
+    # Of several formats, the input names the first, and the artifact the one that is served.
+    chain = given.upstream.with_output(Stage.EXPORT, model.digest)
     made = {
-        stage: require_manifest(store, output_folder(stage, getattr(given.upstream, field)))
-        for stage, field in _OUTPUTS.items()
+        stage: require_manifest(store, output_folder(stage, getattr(chain, field))) for stage, field in _OUTPUTS.items()
     }
-    made[Stage.PUBLISH] = require_manifest(store, output_folder(Stage.PUBLISH, digest))
-    store.put_if_absent(place, seal(canonical_json(statement(given, digest, made)), signer))
+    made[Stage.PUBLISH] = published
+    store.put_if_absent(place, seal(canonical_json(statement(given, digest, chain, made)), signer))
 
 
-def statement(given: StageInput, digest: str, made: Mapping[Stage, Manifest]) -> dict[str, Any]:
-    """The statement as JSON (pure). ``made`` has the manifest of every stage, the artifact's own too."""
+def statement(given: StageInput, digest: str, chain: Upstream, made: Mapping[Stage, Manifest]) -> dict[str, Any]:
+    """The statement as JSON (pure). ``chain``: what the artifact was made from. ``made`` has the manifest of every
+    stage, the artifact's own too."""
     published = made[Stage.PUBLISH]
     own = published.lineage
     files = [{"name": file.path, "digest": {"sha256": file.sha256}} for file in published.files]
@@ -65,7 +75,7 @@ def statement(given: StageInput, digest: str, made: Mapping[Stage, Manifest]) ->
                 "externalParameters": without_access(
                     given.params.model_dump(mode="json", by_alias=True, exclude_none=True)
                 ),
-                "resolvedDependencies": _dependencies(given.upstream, given.base_model_uri),
+                "resolvedDependencies": _dependencies(chain, given.base_model_uri),
             },
             "runDetails": {
                 "builder": {"id": BUILD_TYPE, "version": {"finetune-operator": own.operator_version}},

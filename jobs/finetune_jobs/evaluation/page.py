@@ -5,7 +5,7 @@ page. Unlike the readiness report it quotes test examples: that is what ``answer
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from typing import Final
 
@@ -131,7 +131,7 @@ def render_html(
 
 
 def identify(given: StageInput) -> EvaluationSubject:
-    """What an evaluation is of."""
+    """What an evaluation is of, but for the artifact's weights."""
     params, chain = given.params, given.upstream
     identity = [Fact("Job", [f"{given.run.namespace}/{given.run.name}"])]
     identity.append(Fact("Base model", [given.base_model_uri], code=True))
@@ -142,10 +142,15 @@ def identify(given: StageInput) -> EvaluationSubject:
     folders = {
         "Data set": output_folder(Stage.PREPARE, chain.dataset),
         "Adapter": output_folder(Stage.TRAIN, chain.adapter),
-        "Artifact's weights": output_folder(Stage.EXPORT, chain.export),
     }
     origin = [Fact(name, [folder], code=True) for name, folder in folders.items()]
     return EvaluationSubject(identity, [*origin, Fact("Base model's files", [chain.model or "unknown"], code=True)])
+
+
+def with_weights(subject: EvaluationSubject, digest: str) -> EvaluationSubject:
+    """The subject with the folder of the format that is the artifact, which only the evaluation decides."""
+    weights = Fact("Artifact's weights", [output_folder(Stage.EXPORT, digest)], code=True)
+    return replace(subject, origin=[*subject.origin, weights])
 
 
 def _accuracy(evaluated: Evaluated) -> Table:

@@ -1,13 +1,12 @@
 """Where a review lies in the store: the pairs in the evaluation's folder, the votes of each reviewer beside it."""
 
-import hashlib
 from dataclasses import dataclass, field
 
 from finetune_api.layout import output_folder, votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts.artifact import REVIEW
-from finetune_jobs.artifacts.folders import require_manifest
+from finetune_jobs.artifacts.folders import get_listed, require_manifest
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
@@ -28,18 +27,15 @@ class ReviewState:
 def read_sheet(store: Store, evaluation: str) -> ReviewSheet:
     """The pairs of an evaluation. Raises StageError: ArtifactNotFound, ArtifactCorrupt, ManifestNewer."""
     folder = output_folder(Stage.EVALUATE, evaluation)
-    listed = {file.path: file.sha256 for file in require_manifest(store, folder).files}
-    if REVIEW not in listed:
+    manifest = require_manifest(store, folder)
+    if not any(file.path == REVIEW for file in manifest.files):
         raise StageError(
             Reason.ARTIFACT_NOT_FOUND,
             f"{store.uri(folder)} contains no {REVIEW}: an earlier version made this evaluation. To evaluate again, "
             "set spec.rerun of the FineTuneJob to a new value.",
         )
-    place = f"{folder}/{REVIEW}"
-    content = store.get(place)
-    if content is None or hashlib.sha256(content).hexdigest() != listed[REVIEW]:
-        raise StageError(Reason.ARTIFACT_CORRUPT, f"{store.uri(place)} is not the one that its manifest lists.")
-    return parse_json(content, ReviewSheet, store.uri(place))
+    content = get_listed(store, folder, manifest, REVIEW)
+    return parse_json(content, ReviewSheet, store.uri(f"{folder}/{REVIEW}"))
 
 
 def read_review(store: Store, evaluation: str) -> ReviewState:
