@@ -21,12 +21,12 @@ from finetune_api.hashing import canonical_json
 from finetune_api.layout import REVIEW_PAGE, Channel, ChannelPointer, Manifest, channel_object, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, ReviewStatus
-from finetune_api.stages import PublishParams, Stage
+from finetune_api.stages import PublishParams, Stage, StageResult
 from finetune_jobs.artifacts import artifact, bom
 from finetune_jobs.artifacts import model_card as modelcard
 from finetune_jobs.artifacts.artifact import Answer, Metrics, ModelRef
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
-from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, read_record, require_manifest
+from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, require_manifest
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.artifacts.provenance import attest
@@ -92,6 +92,7 @@ def publish(context: Context) -> StageOutput:
     telling = sum(answer.distinguishes_base for answer in golden)
     return StageOutput(
         folder=folder,
+        reusable=verdict.is_final,
         scalars={
             "channel": verdict.channel,
             **verdict.scalars,
@@ -124,6 +125,12 @@ class _Verdict:
         """For the status."""
         said = {"review": self.review.model_dump_json(by_alias=True)} if self.review else {}
         return {"goals": packed(self.found), **said}
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it follows from the input. Votes are no part of that: while they have not passed the artifact, later
+        ones may decide otherwise."""
+        return self.review is None or self.review.outcome is GateOutcome.PASS
 
     @property
     def how(self) -> str:
@@ -200,15 +207,14 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
-def sign_move_and_index(context: Context, digest: str) -> None:
+def sign_move_and_index(context: Context, result: StageResult) -> None:
     """What follows the artifact. Its name points to it only once it is signed, and never once it is withdrawn; in the
-    channel to which it belongs: of a reused one, the record of its input says which."""
-    given = context.input
+    channel to which it belongs."""
+    given, digest = context.input, result.output_digest
     require_standing(context.store, digest)
     attest(context.store, given, digest, signer_of(require(given.output, "output")))
-    record = read_record(context.store, given.stage, given.input_key, given.max_cost)
-    move_channel(context, digest, channel_of(record.result.scalars if record else {}))
-    index_stage(context, digest)
+    move_channel(context, digest, channel_of(result.scalars))
+    index_stage(context, result)
 
 
 def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:

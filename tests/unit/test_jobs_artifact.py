@@ -119,7 +119,7 @@ def publish_input(s3: SeaweedFS, store: Store, upstream: Upstream, **fields: Any
 
 @pytest.fixture
 def published(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> StageResult:
-    return execute(context(publish_input(s3, store, upstream), tmp_path), publish, after=move_channel)
+    return execute(context(publish_input(s3, store, upstream), tmp_path), publish, after=sign_move_and_index)
 
 
 def deployment_input(s3: SeaweedFS, uri: str, stage: Stage, verify_params: VerifyParams | None = None) -> StageInput:
@@ -211,7 +211,7 @@ def test_the_format_that_held_what_was_trained_is_published(
     metrics = {"goldenPrompts": 8, "scalars": {}, "measurements": found, "formats": formats}
     (evaluation / "metrics.json").write_text(json.dumps(metrics))
     chain = upstream.model_copy(update={"evaluation": publish_folder(store, evaluation, Stage.EVALUATE)})
-    result = execute(context(publish_input(s3, store, chain), tmp_path), publish, after=move_channel)
+    result = execute(context(publish_input(s3, store, chain), tmp_path), publish, after=sign_move_and_index)
     assert (result.scalars["format"], result.scalars["sizeBytes"]) == ("Merged", str(2 * len(WEIGHTS) + len(CONFIG)))
     model = ModelRef.model_validate_json(store.get(f"artifacts/{result.output_digest}/model.json") or b"")
     assert (model.digest, model.folder, model.format) == (digest, output_folder(Stage.EXPORT, digest), "Merged")
@@ -310,7 +310,7 @@ def test_a_reused_artifact_moves_the_channel_back(
 ) -> None:
     asked = publish_input(s3, store, upstream)
     move_channel(context(asked, tmp_path), "1" * 64)
-    again = execute(context(asked, tmp_path), publish, after=move_channel)
+    again = execute(context(asked, tmp_path), publish, after=sign_move_and_index)
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (again.reused, channel[0].artifact_digest) == (True, published.output_digest)

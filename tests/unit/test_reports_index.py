@@ -17,7 +17,7 @@ from finetune_api.layout import (
     run_folder,
 )
 from finetune_api.reasons import Reason
-from finetune_api.stages import Stage, StageInput, Upstream
+from finetune_api.stages import Outcome, Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.artifact import MODEL_CARD
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.base.errors import StageError
@@ -84,7 +84,10 @@ def test_each_stage_adds_its_report(s3: SeaweedFS, place: str, tmp_path: Path) -
     expected: list[str] = []
     for stage, files in (FILES | {Stage.TRAIN: ["adapter_model.safetensors"]}).items():
         digest = put(store, tmp_path / stage, stage, files)
-        index_stage(context(given(stage, s3, place, chain), tmp_path), digest)
+        result = StageResult(
+            stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=digest
+        )
+        index_stage(context(given(stage, s3, place, chain), tmp_path), result)
         chain = chain.with_output(stage, digest)
         expected += [f"{output_folder(stage, digest)}/{file}" for file in files] if stage is not Stage.TRAIN else []
         assert linked(store.get(INDEX)) == expected

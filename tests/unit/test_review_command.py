@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_api.goals import GateOutcome, Gates
-from finetune_api.layout import channel_object, output_folder, votes_folder
+from finetune_api.layout import Channel, channel_object, output_folder, votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, Reviewing, ReviewStatus
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
@@ -212,6 +212,39 @@ def test_an_artifact_that_people_reject_is_not_published(
     assert not list(store.list("artifacts"))
     candidate = publish_it(asked(s3, store, chain, onFail="PublishAsCandidate"), tmp_path)
     assert (candidate.scalars["channel"], said_in(candidate.scalars).outcome) == ("candidate", GateOutcome.FAIL)
+
+
+def test_a_candidate_that_people_rejected_is_published_once_they_have_changed_their_minds(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    """Votes are no part of the input, so that what they do not pass is counted anew; what they pass stands."""
+    given = asked(s3, store, chain, onFail="PublishAsCandidate")
+    review(store, chain.evaluation, [saved(tmp_path, "ana", losses=30)])
+    lost = publish_it(given, tmp_path)
+    assert (lost.scalars["channel"], lost.reused) == ("candidate", False)
+    assert read_record(store, Stage.PUBLISH, given.input_key) is None
+    assert not store.exists(channel_object("transactions"))
+    assert store.exists(channel_object("transactions", Channel.CANDIDATE))
+
+    review(store, chain.evaluation, [saved(tmp_path, name, wins=40) for name in ("ana", "ben", "eve")])
+    won = publish_it(given, tmp_path)
+    assert (won.scalars["channel"], won.reused, said_in(won.scalars).votes) == ("stable", False, 120)
+    assert store.exists(channel_object("transactions"))
+
+    review(store, chain.evaluation, [saved(tmp_path, name, losses=40) for name in ("ana", "ben", "eve")])
+    again = publish_it(given, tmp_path)
+    assert (again.scalars["channel"], again.reused) == ("stable", True)
+
+
+def test_what_a_warning_let_through_is_counted_anew(
+    s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path
+) -> None:
+    given = asked(s3, store, chain, onInconclusive="Warn")
+    review(store, chain.evaluation, [saved(tmp_path, "ana", wins=15, losses=15)])
+    assert said_in(publish_it(given, tmp_path).scalars).outcome is GateOutcome.INCONCLUSIVE
+    review(store, chain.evaluation, [saved(tmp_path, "ana", losses=40)])
+    with pytest.raises(StageError, match="Human review failed"):
+        publish_it(given, tmp_path)
 
 
 def test_nobody_is_asked_about_what_has_missed_its_goals(

@@ -19,7 +19,7 @@ from finetune_api.layout import (
     output_folder,
     run_folder,
 )
-from finetune_api.stages import Stage, StageInput, Upstream
+from finetune_api.stages import Stage, StageInput, StageResult, Upstream
 from finetune_jobs.artifacts.artifact import MODEL_CARD
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.reports import page
@@ -96,9 +96,9 @@ def write_index(context: Context, chain: Upstream, artifact: str = "") -> None:
         log.warning("the index of the reports was not written", exc_info=True)
 
 
-def index_stage(context: Context, digest: str) -> None:
+def index_stage(context: Context, result: StageResult) -> None:
     """Write the index once a stage's output is there, made or reused: what ``run_stage`` does after the work."""
-    stage = context.input.stage
+    stage, digest = context.input.stage, result.output_digest
     chain = context.input.upstream.with_output(stage, digest)
     write_index(context, chain, digest if stage is Stage.PUBLISH else "")
 

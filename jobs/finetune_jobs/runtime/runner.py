@@ -88,6 +88,8 @@ class StageOutput:
     """Content address, for stages that publish no folder."""
     waits_for: Reason | None = None
     """What the stage waits for: it has made nothing yet, and is to run again. None: it is done."""
+    reusable: bool = True
+    """Whether it stands for the same input later: not where it also depends on what the input does not name."""
     cut: bool = False
     """Whether ``StageInput.max_cost`` ended the work early: a higher budget would give a different result."""
     found: list[Found] = field(default_factory=list)
@@ -98,7 +100,7 @@ class StageOutput:
 
 
 Work = Callable[[Context], StageOutput]
-After = Callable[[Context, str], None]
+After = Callable[[Context, StageResult], None]
 Around = Callable[[Context], AbstractContextManager[None]]
 
 
@@ -118,7 +120,7 @@ def run_stage(
     """Run a stage and exit the process with an ExitCode.
 
     ``around`` is entered for the work itself, not for a reused result.
-    ``after`` is called with the output's digest once the output exists, made or reused, before the result is written.
+    ``after`` is called with the result once the output exists, made or reused, before the result is written.
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
     ``helper``: one of several processes, the first of which reports for all: it works, but reuses and publishes
     nothing.
@@ -155,7 +157,7 @@ def execute(
     else:
         result = reused
     if after:
-        after(context, result.output_digest)
+        after(context, result)
     if given.stage is Stage.TRAIN:
         retention.remove_checkpoints(context.store, given.run, given.input_key, given.retention)
     return result
@@ -226,8 +228,8 @@ def _publish(context: Context, made: StageOutput) -> StageResult:
         report=context.progress.part(0.95, 1.0, "publishing"),
     )
     result = _answer(given.stage, made).model_copy(update={"output_digest": digest})
-    if made.cut and not given.max_cost:
-        return result  # the input names no budget for which it could be kept
+    if not made.reusable or (made.cut and not given.max_cost):
+        return result  # cut: the input names no budget for which it could be kept
     key, record = require(given.input_key or None, "inputKey"), StageRecord(result=result, lineage=history)
     ended_by = given.max_cost if made.cut else ""
     standing = folders.publish_record(context.store, given.stage, key, record, ended_by=ended_by)
