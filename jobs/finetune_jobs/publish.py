@@ -36,7 +36,7 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.gates import judge, lost_by_export
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review
-from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review
+from finetune_jobs.evaluation.review.verdict import is_undecided, judge_review, warns
 from finetune_jobs.reports.index import index_stage
 from finetune_jobs.runtime.runner import Context, StageOutput, now, run_stage
 from finetune_jobs.store.s3 import Store
@@ -59,7 +59,7 @@ def publish(context: Context) -> StageOutput:
         )
     if verdict.channel is Channel.STABLE and params.reviewing.human_review is HumanReview.REQUIRED:
         state = read_review(context.store, upstream.evaluation)
-        said = judge_review(params.reviewing.review, state)
+        said = judge_review(params.reviewing.review, state, warns=warns(params))
         if is_undecided(said, params):
             return _awaiting(context, params, verdict, said, state)
         verdict = _with_review(verdict, said, params)

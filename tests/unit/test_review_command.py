@@ -147,7 +147,7 @@ def test_the_command(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Pat
     assert (barred.returncode, "S3AccessDenied" in barred.stderr) == (65, True), barred.stderr
     done = run(store, s3, WRITER, "--evaluation", f"{uri}/", file)
     assert (done.returncode, done.stderr) == (0, "")
-    assert_says(done.stdout, f"{uri}/votes", "30 votes of 1 reviewer", "30 pairs", "Win rate 100.0%", "88.6% to 100.0%")
+    assert_says(done.stdout, f"{uri}/votes", "30 votes of 1 reviewer", "30 pairs", "Win rate 100.0%", "80.7% to 100.0%")
     wrong = run(store, s3, WRITER, "--evaluation", f"{uri}/review.html", file)
     assert wrong.returncode == 65
     assert_says(wrong.stderr, "SpecInvalid", "review.html", "s3://bucket/prefix/evaluations/<digest>")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import lgamma, log, sqrt
 from operator import eq
 from typing import Final
 
@@ -83,6 +83,30 @@ def wilson(correct: float, samples: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
     half = Z_95 / (1 + z2 / samples) * sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def at_every_look(won: float, samples: int) -> tuple[float, float]:
+    """A 95 % interval of a mean of values from 0 to 1 that may be looked at as often as one likes: with 95 %
+    probability the true mean is in all intervals of a growing sample (a confidence sequence).
+
+    A mean is in it while a binomial distribution gives what was found a probability above 0.05 / (samples + 1)
+    (Robbins, "Statistical methods related to the law of the iterated logarithm", 1970, by Ville's inequality). Values
+    between 0 and 1 only make it wider than it has to be.
+    """
+    lost = samples - won
+    ways = log(samples + 1) + lgamma(samples + 1) - lgamma(won + 1) - lgamma(lost + 1)
+
+    def inside(mean: float) -> bool:
+        return ways + won * log(mean) + lost * log(1 - mean) > log(0.05)
+
+    def edge(within: float, outside: float) -> float:
+        for _ in range(40):
+            middle = (within + outside) / 2
+            within, outside = (middle, outside) if inside(middle) else (within, middle)
+        return within
+
+    share = won / samples
+    return edge(share, 0.0) if won else 0.0, edge(share, 1.0) if lost else 1.0
 
 
 def compare(

@@ -7,20 +7,33 @@ from finetune_api.stages import PublishParams
 from finetune_jobs.artifacts.measurements import Figure
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.gates import at_least
+from finetune_jobs.evaluation.metrics import at_every_look
+from finetune_jobs.evaluation.review.sheet import MOST_PAIRS
 from finetune_jobs.evaluation.review.stored import ReviewState
 
 
-def judge_review(terms: ReviewTerms, state: ReviewState) -> ReviewStatus:
+def judge_review(terms: ReviewTerms, state: ReviewState, *, warns: bool = False) -> ReviewStatus:
     """What the votes show: a win rate is judged by its whole interval, like any goal, and by nothing with fewer votes
-    than the least number.
+    than the least number. ``warns``: what remains undecided is published with a warning.
 
-    Raises StageError (GateFailed) where nobody can vote: all answers are those of the base model.
+    Raises StageError (GateFailed) where nobody can vote, since all answers are those of the base model, and where no
+    votes could pass it, which would be waited for without end.
     """
     if not state.sheet.votable:
         raise StageError(
             Reason.GATE_FAILED,
             f"spec.evaluation.humanReview is Required, but of the {len(state.sheet.pairs)} pairs of answers on the "
             "review page none differ: people have nothing to prefer the artifact for.",
+        )
+    pairs = len(state.sheet.votable)
+    most = at_every_look(pairs, pairs)[0]
+    if most < float(terms.win_rate) and not warns:
+        raise StageError(
+            Reason.GATE_FAILED,
+            f"The review page has {pairs} pairs with different answers. Even if people preferred the artifact in all "
+            f"of them, the 95 % interval of the win rate would begin at {most:.4f}, and {terms.win_rate} is required: "
+            f"no votes can pass it. Test on more examples (spec.evaluation.maxSamples; a page has at most {MOST_PAIRS} "
+            "pairs), or lower spec.evaluation.review.winRate.",
         )
     it = state.tally
     enough = it.votes >= terms.votes
@@ -37,5 +50,10 @@ def judge_review(terms: ReviewTerms, state: ReviewState) -> ReviewStatus:
 
 def is_undecided(said: ReviewStatus, params: PublishParams) -> bool:
     """Whether to wait for more votes. With ``onInconclusive: Warn`` the least number of them is enough."""
-    warns = params.gates.on_inconclusive is OnInconclusive.WARN and said.votes >= params.reviewing.review.votes
-    return said.outcome is GateOutcome.INCONCLUSIVE and not warns
+    enough = warns(params) and said.votes >= params.reviewing.review.votes
+    return said.outcome is GateOutcome.INCONCLUSIVE and not enough
+
+
+def warns(params: PublishParams) -> bool:
+    """Whether what remains undecided is published with a warning."""
+    return params.gates.on_inconclusive is OnInconclusive.WARN

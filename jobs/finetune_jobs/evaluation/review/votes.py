@@ -17,7 +17,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
-from finetune_jobs.evaluation.metrics import wilson
+from finetune_jobs.evaluation.metrics import at_every_look
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 
 MOST_BYTES: Final = 1_000_000
@@ -120,9 +120,9 @@ def _refused(place: str, why: str) -> StageError:
 def tally(sheet: ReviewSheet, files: Sequence[VotesFile]) -> Tally:
     """Count what was checked by ``read_votes``.
 
-    The interval is Wilson's over the pairs: two reviewers of one pair do not tell as much as two pairs, so each pair
-    counts once, with the mean of its votes. Ties only make such a mean vary less than wins and losses do, so that the
-    interval is at least as wide as it has to be.
+    The interval is over the pairs: two reviewers of one pair do not tell as much as two pairs, so each pair counts
+    once, with the mean of its votes. It holds at every look, since the votes are counted again and again, and the first
+    clear count decides.
     """
     artifact_left = {pair.id: pair.artifact_left for pair in sheet.pairs}
     by_pair: dict[str, list[float]] = {}
@@ -133,7 +133,7 @@ def tally(sheet: ReviewSheet, files: Sequence[VotesFile]) -> Tally:
             counts[kind] += 1
             by_pair.setdefault(vote.pair, []).append(worth)
     means = [sum(votes) / len(votes) for votes in by_pair.values()]
-    low, high = wilson(sum(means), len(means)) if means else (0.0, 1.0)
+    low, high = at_every_look(sum(means), len(means)) if means else (0.0, 1.0)
     return Tally(
         votes=counts.total(),
         reviewers=len({file.reviewer for file in files if file.votes}),
