@@ -85,8 +85,10 @@ class Export(ApiModel):
     @property
     def formats(self) -> list[ExportFormat]:
         """All that are made, in the order in which they are tried."""
-        last = [ExportFormat.MERGED] if self.on_regression is OnRegression.FALL_BACK else []
-        return list(dict.fromkeys([self.format, *self.alternatives, *last]))
+        others = list(self.alternatives)
+        if self.on_regression is OnRegression.FALL_BACK:
+            others = [*(each for each in others if each is not ExportFormat.MERGED), ExportFormat.MERGED]
+        return list(dict.fromkeys([self.format, *others]))
 
 
 class Coverage(StrEnum):

@@ -105,8 +105,10 @@ def test_an_artifact_that_is_worse_than_the_tuned_model_is_blocked(task: TaskTyp
         ({}, ["INT8"]),
         ({"format": "INT4", "onRegression": "FallBack"}, ["INT4", "Merged"]),
         ({"format": "INT4", "alternatives": ["INT8", "FP8"]}, ["INT4", "INT8", "FP8"]),
-        ({"alternatives": ["Merged", "FP8", "INT8"], "onRegression": "FallBack"}, ["INT8", "Merged", "FP8"]),
+        ({"alternatives": ["Merged", "FP8", "INT8"], "onRegression": "FallBack"}, ["INT8", "FP8", "Merged"]),
+        ({"alternatives": ["Merged", "FP8"]}, ["INT8", "Merged", "FP8"]),
         ({"format": "Merged", "onRegression": "FallBack"}, ["Merged"]),
+        ({"format": "Merged", "alternatives": ["INT8"], "onRegression": "FallBack"}, ["Merged", "INT8"]),
     ],
     ids=str,
 )
