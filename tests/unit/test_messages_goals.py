@@ -13,6 +13,7 @@ from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_applicable, require_classes
+from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
 from finetune_jobs.evaluation.gates import judge, lost_by_export
 from tests.support.sentences import assert_says, unsaid
@@ -80,7 +81,34 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
         Task(),
         {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.995"},
-        "spec.evaluation.goals[0] … 0.995 … 765 … maxSamples is 200 … raise it … onInconclusive to Warn",
+        "spec.evaluation.goals[0].atPrecision … 0.995 … 765 … maxSamples is 200 … raise it … onInconclusive to Warn",
+    ),
+    (
+        Task(),
+        {"metric": "automation", "atLeast": "0.99", "atPrecision": "0.9"},
+        "spec.evaluation.goals[0].atLeast … 0.99 … 381 … maxSamples is 200 … raise it … onInconclusive to Warn",
+    ),
+    (
+        Task(),
+        {"metric": "automation", "atLeast": "1"},
+        "goals[0].atLeast … 1 … no test … 0.99 … onInconclusive to Warn",
+    ),
+    (
+        Task(type=TaskType.TEXT),
+        {"metric": "f1", "atLeast": "1"},
+        "goals[0].atLeast … 1 … no test … 0.99 … onInconclusive to Warn",
+    ),
+    (Task(), {"metric": "recall", "class": "refund", "atLeast": "1"}, "goals[0].atLeast … 1 … no test … 0.99"),
+    (Task(), {"metric": "accuracy", "improveOverBase": "1.0"}, "goals[0].improveOverBase … 1.0 … no test … 0.99"),
+    (
+        Task(),
+        {"metric": "recall", "class": "refund", "atLeast": "0.99"},
+        "spec.evaluation.goals[0].atLeast … 0.99 … 381 … maxSamples is 200 … raise it",
+    ),
+    (
+        Task(),
+        {"metric": "f1", "class": "refund", "atLeast": "0.995"},
+        "spec.evaluation.goals[0].atLeast … 0.995 … 383 … maxSamples is 200 … raise it",
     ),
 ]
 UNMEASURED: Final = [
@@ -181,6 +209,36 @@ def test_what_the_test_may_leave_open_needs_no_more_questions() -> None:
     require_applicable(found, Task(), Examination())
     more = {"metric": "automation", "atLeast": "0.4", "atPrecision": "0.98"}, {"metric": "leaks", "atMost": "0.2"}
     require_applicable(gates(*more), Task(), Examination(adversarial=Coverage.FULL))
+
+
+FLAWLESS: Final[list[tuple[Task, dict[str, Any], bool]]] = [
+    (Task(), {"metric": "accuracy", "atLeast": "0.981"}, True),
+    (Task(), {"metric": "automation", "atLeast": "0.98", "atPrecision": "0.9"}, True),
+    (Task(), {"metric": "f1", "class": "refund", "atLeast": "0.99"}, True),
+    (Task(), {"metric": "precision", "class": "refund", "atLeast": "0.981"}, True),
+    (Task(), {"metric": "accuracy", "atLeast": "0.982"}, False),
+    (Task(), {"metric": "f1", "class": "refund", "atLeast": "0.991"}, False),
+    (Task(), {"metric": "f1", "atLeast": "1"}, False),
+    (Task(), {"metric": "recall", "atLeast": "1"}, False),
+    (Task(type=TaskType.EXTRACTION), {"metric": "precision", "atLeast": "1"}, False),
+    (Task(), {"metric": "accuracy", "improveOverBase": "1"}, False),
+]
+
+
+@pytest.mark.parametrize(("task", "goal", "reachable"), FLAWLESS)
+def test_what_is_refused_is_what_200_flawless_answers_do_not_show(
+    task: Task, goal: dict[str, Any], reachable: bool
+) -> None:
+    """Against a base model that is always wrong; of the class, if it is asked for one, all 200 rows are."""
+    truth = ["refund"] * 200 if "class" in goal else TRUTH
+    found = measure(task.type, truth, {"base": ["x"] * 200, "artifact": truth}, ["refund", "parcel", "other"])
+    taken = [Weighed(0.0, right=True)] * 200
+    (judged,) = judge(gates(goal), found.model_copy(update={"automation": automate(taken * 9, taken)}), task.type)
+    assert (judged.outcome is GateOutcome.PASS) is reachable
+    if reachable:
+        require_applicable(gates(goal), task, Examination())
+    else:
+        assert refusal(task, goal).reason is Reason.SPEC_INVALID
 
 
 def test_automation_is_of_the_artifact_alone() -> None:

@@ -3,7 +3,7 @@
 What contradicts itself within ``spec.evaluation``, the API server refuses (``finetune_api.goals``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Final
 
@@ -77,22 +77,37 @@ def _require_reachable(place: str, goal: Goal, asked: Examination) -> None:
                 f"{place} allows {goal.at_most}, but {items} questions without a fault leave room for {least:.3f}: "
                 "set spec.evaluation.adversarial to Full, raise atMost, or set onInconclusive to Warn.",
             )
-    shares = {Metric.ACCURACY: goal.at_least, Metric.AUTOMATION: goal.at_precision}
-    wanted = shares.get(goal.metric)
-    if wanted is None:
-        return
-    if float(wanted) == 1:
-        raise StageError(
-            Reason.SPEC_INVALID, f"{place} asks for {wanted}, which no test can show: set a little less, e.g. 0.99."
-        )
-    if (needed := _flawless(float(wanted))) > asked.max_samples:
-        raise StageError(
-            Reason.SPEC_INVALID,
-            f"{place} asks for {wanted}, but it takes {needed:,} right answers in a row to show that, and "
-            f"spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, or set onInconclusive to Warn.",
-        )
+    for field, wanted in _wanted(goal):
+        if float(wanted) == 1:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place}.{field} asks for {wanted}, which no test can show: set a little less, e.g. 0.99, or set "
+                "onInconclusive to Warn.",
+            )
+        if (needed := _flawless(goal, field, float(wanted))) > asked.max_samples:
+            raise StageError(
+                Reason.SPEC_INVALID,
+                f"{place}.{field} asks for {wanted}, but it takes {needed:,} answers in a row without a fault to show "
+                f"that, and spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, ask for less, or set "
+                "onInconclusive to Warn.",
+            )
 
 
-def _flawless(share: float) -> int:
-    """So many answers without a fault have a Wilson interval above a share."""
+def _wanted(goal: Goal) -> Iterator[tuple[str, str]]:
+    """The fields of a goal that ask for as much as possible, and what each asks for."""
+    if goal.metric is Metric.AUTOMATION:
+        yield "atPrecision", goal.at_precision
+    if goal.at_least is not None:
+        yield "atLeast", goal.at_least
+    if goal.improve_over_base is not None:
+        yield "improveOverBase", goal.improve_over_base
+
+
+def _flawless(goal: Goal, field: str, wanted: float) -> int:
+    """At least so many answers without a fault have an interval at ``wanted`` or above; 0 where none is known: the
+    intervals of means over classes or rows, and of differences, are drawn (``estimates``)."""
+    of_a_share = goal.metric in (Metric.ACCURACY, Metric.AUTOMATION) or goal.class_name is not None
+    if field == "improveOverBase" or not of_a_share:
+        return 0
+    share = wanted / (2 - wanted) if goal.metric is Metric.F1 else wanted  # F1 = 2s / (1 + s)
     return ceil(Z_95**2 * share / (1 - share))
