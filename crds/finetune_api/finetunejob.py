@@ -90,6 +90,11 @@ class Export(ApiModel):
             others = [*(each for each in others if each is not ExportFormat.MERGED), ExportFormat.MERGED]
         return list(dict.fromkeys([self.format, *others]))
 
+    @property
+    def servable(self) -> list[ExportFormat]:
+        """Those of them that may become the artifact; the others are compared with it."""
+        return self.formats if self.on_regression is OnRegression.FALL_BACK else [self.format]
+
 
 class Coverage(StrEnum):
     """How much of a set of questions that come with this version is asked."""

@@ -10,10 +10,10 @@ import pytest
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.compatibility import ServingFacts
-from finetune_api.finetunejob import Output
+from finetune_api.finetunejob import Export, Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import Outcome, Stage, StageInput, StageResult, Upstream, input_key
+from finetune_api.stages import ExportParams, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.preflight import facts, preflight
@@ -98,6 +98,38 @@ def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(
     with pytest.raises(StageError, match="No runtime of this platform") as refusal:
         execute(context(given.model_copy(update={"runtimes": [tgi]}), tmp_path), resolve)
     assert refusal.value.reason is Reason.RUNTIME_UNSUITABLE
+
+
+def exporting(given: StageInput, **export: Any) -> StageInput:
+    """The same run with another export."""
+    made = ExportParams(export=Export.model_validate(export), method="QLoRA")
+    return given.model_copy(update={"params": given.params.model_copy(update={"export": made})})
+
+
+def test_a_format_that_is_only_compared_needs_no_runtime(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """FallBack may have it served; then what is to be known of it is told, too."""
+    old = ServingFacts(name="old", engine="tgi", gpu=True, card="NVIDIA T4")
+    new = ServingFacts(name="new", engine="vllm", gpu=True)
+    given = asked(s3, store, LLAMA_8B, hardware=L4, runtimes=[old])
+    compared = exporting(given, alternatives=["FP8"])
+    assert "fitWarning" not in execute(context(compared, tmp_path), resolve).scalars
+    served = exporting(given, alternatives=["FP8"], onRegression="FallBack")
+    with pytest.raises(StageError, match=r"No runtime of this platform .* FP8 kernel") as refusal:
+        execute(context(served, tmp_path), resolve)
+    assert refusal.value.reason is Reason.RUNTIME_UNSUITABLE
+    both = served.model_copy(update={"runtimes": [old, new]})
+    assert_says(
+        execute(context(both, tmp_path), resolve).scalars["fitWarning"], "As FP8: Runtime 'old' cannot serve", "Turing"
+    )
+
+
+def test_a_format_that_is_only_compared_must_be_possible(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
+    """It is made, so that the run would fail in it."""
+    narrow = LLAMA_8B | {"hidden_size": 2000, "num_attention_heads": 125, "num_key_value_heads": 1}
+    given = exporting(asked(s3, store, narrow, hardware=L4), alternatives=["INT4"])
+    with pytest.raises(StageError, match="INT4 needs layers") as refusal:
+        execute(context(given, tmp_path), resolve)
+    assert refusal.value.reason is Reason.MODEL_UNSUPPORTED
 
 
 def test_what_does_not_fit_is_refused_before_a_gpu_is_asked_for(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:

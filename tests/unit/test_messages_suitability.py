@@ -9,7 +9,7 @@ from finetune_api.compatibility import ServingFacts
 from finetune_api.reasons import Reason
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.suitability import Advice, require_suitable
+from finetune_jobs.fit.suitability import Advice, joined, require_suitable
 from tests.support.fit import CPU, L4, LLAMA_8B, MIXTRAL
 from tests.support.sentences import assert_says, unsaid
 
@@ -154,6 +154,23 @@ def test_nothing_is_guessed(
 ) -> None:
     """A platform without runtimes, what is served, if with a difference, what nobody knows."""
     assert require_suitable(config, training, "INT8", hardware, runtimes).warning == ""
+
+
+def test_of_several_formats_each_sentence_is_said_once_and_names_its_format() -> None:
+    """That experts get no adapter is true of all of them; which runtime serves it with what differs."""
+    old = ServingFacts(name="old", engine="tgi", gpu=True, card="NVIDIA T4")
+    found = {name: require_suitable(LLAMA4, Training(), name, L4, [old, VLLM]) for name in ("INT8", "FP8", "Merged")}
+    advice = joined(found)
+    assert advice.warning.count("mixture of experts") == 1
+    assert_says(
+        advice.warning,
+        *("Runtime 'vllm' is not known", "llama4 in INT8", "9.1 of 108 billion", "INT8 export of llama4's experts"),
+        *("As FP8: Runtime 'old' cannot serve", "no FP8 kernel for Turing", "As FP8: Runtime 'vllm' is not known"),
+        *("As FP8: Whether the FP8 export", "As Merged: Runtime 'vllm' is not known"),
+    )
+    llama = {name: require_suitable(LLAMA_8B, Training(), name, L4, [TGI]) for name in ("INT8", "FP8")}
+    assert joined(llama) == llama["INT8"]
+    assert joined({}) == Advice()
 
 
 def test_a_fully_tuned_mixture_of_experts_is_tuned_whole() -> None:

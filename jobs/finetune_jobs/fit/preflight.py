@@ -21,7 +21,7 @@ from finetune_jobs.fit.admission import Admission, After, admit
 from finetune_jobs.fit.afterwards import evaluation_gpus
 from finetune_jobs.fit.exported import weight_bytes
 from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
-from finetune_jobs.fit.suitability import require_suitable
+from finetune_jobs.fit.suitability import Advice, joined, require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
 from finetune_jobs.store.places import Places
@@ -46,7 +46,7 @@ def preflight(
     if config is None:
         return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
     training = require(given.params.train, "params.train").training
-    advice, *_ = [require_suitable(config, training, each, given.hardware, given.runtimes) for each in _formats(given)]
+    advice = _advice(config, training, given)
     bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
     admission = admit(config, training, given.hardware, given.alternatives, after=_after(given), bfloat16=bfloat16)
     return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
@@ -71,6 +71,17 @@ def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str
         found["fitAnswerSeconds"] = f"{pace.answer_seconds:.3f}"
         found["fitTransferSeconds"] = f"{pace.transfer_seconds:.0f}"
     return {name: value for name, value in found.items() if value}
+
+
+def _advice(config: Mapping[str, Any], training: Training, given: StageInput) -> Advice:
+    """Of each format. All must be possible; a runtime is needed only for those that may be served."""
+    hardware, servable = require(given.hardware, "hardware"), _servable(given)
+    return joined(
+        {
+            name: require_suitable(config, training, name, hardware, given.runtimes if name in servable else ())
+            for name in _formats(given)
+        }
+    )
 
 
 def _evaluation_gpus(config: Mapping[str, Any] | None, training: Training, given: StageInput) -> int:
@@ -113,6 +124,11 @@ def _formats(given: StageInput) -> list[str]:
     if given.params.export:
         return [each.value for each in given.params.export.export.formats]
     return [given.params.publish.format if given.params.publish else ""]
+
+
+def _servable(given: StageInput) -> list[str]:
+    """Those of ``_formats`` that may become the artifact."""
+    return [each.value for each in given.params.export.export.servable] if given.params.export else _formats(given)
 
 
 def _read_config(given: StageInput, places: Places, model: BaseModel, scratch: Path) -> Mapping[str, Any] | None:

@@ -30,12 +30,22 @@ _WORDS: Final[Mapping[Level, str]] = {
 
 @dataclass(frozen=True)
 class Advice:
-    """What is to be known of a run that may start; empty where there is nothing."""
+    """What is to be known of a run that may start, in sentences; empty where there is nothing."""
 
-    warning: str = ""
+    warnings: Sequence[str] = ()
     """What may be in vain."""
-    note: str = ""
+    notes: Sequence[str] = ()
     """What will be different."""
+
+    @property
+    def warning(self) -> str:
+        """All warnings."""
+        return " ".join(self.warnings)
+
+    @property
+    def note(self) -> str:
+        """All notes."""
+        return " ".join(self.notes)
 
 
 def require_suitable(
@@ -59,10 +69,28 @@ def require_suitable(
     _require_groups(config, export_format)
     unreached += _untried(config, export_format)
     found = {runtime.name: serving_verdict(runtime, architecture, export_format) for runtime in runtimes}
-    refused, unknown, different = (" ".join(_of_level(found, level)) for level in _WORDS)
+    refused, unknown, different = (list(_of_level(found, level)) for level in _WORDS)
     if found and all(each.refused for each in found.values()):
-        raise StageError(Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {refused}")
-    return Advice(" ".join(filter(None, [refused, unknown, *unreached])), different)
+        raise StageError(
+            Reason.RUNTIME_UNSUITABLE, f"No runtime of this platform could serve the artifact. {' '.join(refused)}"
+        )
+    return Advice((*refused, *unknown, *unreached), tuple(different))
+
+
+def joined(found: Mapping[str, Advice]) -> Advice:
+    """What is to be known of a model in several formats, each sentence once: where it is not of the first format, it
+    names the one that it is of."""
+    warnings = _once({name: advice.warnings for name, advice in found.items()})
+    return Advice(warnings, _once({name: advice.notes for name, advice in found.items()}))
+
+
+def _once(found: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    first = next(iter(found), "")
+    formats: dict[str, str] = {}
+    for name, sentences in found.items():
+        for sentence in sentences:
+            formats.setdefault(sentence, name)
+    return tuple(sentence if name == first else f"As {name}: {sentence}" for sentence, name in formats.items())
 
 
 def _require_bfloat16(hardware: HardwareFacts) -> None:
