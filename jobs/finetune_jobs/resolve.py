@@ -1,7 +1,7 @@
 """Stage resolve: what only the store knows, checked before any other resource is requested.
 
 Can the output be written, safely and under this name; which files are the sources and the base model; which stages have
-been done before for exactly this input; does a training that is still to be done fit the profile.
+been done before for exactly this input; does what is still to be done fit the profile.
 """
 
 import logging
@@ -46,8 +46,8 @@ def resolve(context: Context) -> StageOutput:
     context.progress.report(0.9, "looking for results to reuse")
     found = find_results(context, Upstream(source=sources, model=model.digest)) if given.reuse else []
     _index(context, found)
-    trained = any(entry.stage is Stage.TRAIN for entry in found)
-    admission = preflight(given, context.places, model, context.scratch, trained=trained)
+    done = [entry.stage for entry in found]
+    admission = preflight(given, context.places, model, context.scratch, done=done)
     context.progress.report(1, "done")
     scalars = {"sourceDigest": sources, "modelDigest": model.digest, **facts(admission, given.hardware)}
     return StageOutput(scalars=scalars, found=found, message=f"{_message(found)} {admission.message}".strip())

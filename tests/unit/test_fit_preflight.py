@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -13,7 +13,7 @@ from finetune_api.compatibility import ServingFacts
 from finetune_api.finetunejob import Export, Output
 from finetune_api.layout import MANIFEST, StageRecord, output_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import ExportParams, Outcome, Stage, StageInput, StageResult, Upstream, input_key
+from finetune_api.stages import PIPELINE, ExportParams, Outcome, Stage, StageInput, StageResult, Upstream, input_key
 from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.preflight import facts, preflight
@@ -74,12 +74,12 @@ def test_evaluation_gets_its_gpus_even_where_the_training_is_reused(
     given = asked(s3, store, LLAMA_70B, hardware=cards)
     ready = context(given, tmp_path)
     model = find_base_model(ready.places, given.base_model_uri)
-    for reused in (False, True):
-        admission = preflight(given, ready.places, model, tmp_path, trained=reused)
+    for done in ((), (Stage.PREPARE, Stage.TRAIN)):
+        admission = preflight(given, ready.places, model, tmp_path, done=done)
         assert facts(admission, cards)["fitEvaluationGpus"] == "4"
-        assert bool(admission.message) is not reused
-    one = asked(s3, store, LLAMA_70B, hardware=L4)
-    assert facts(preflight(one, ready.places, model, tmp_path, trained=True), L4) == {}
+        assert bool(admission.message) is not bool(done)
+    everything = preflight(given, ready.places, model, tmp_path, done=PIPELINE)
+    assert facts(everything, cards) == {}
 
 
 def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(
@@ -170,12 +170,103 @@ def test_the_run_goes_on(
 
 
 def test_a_training_that_is_done_is_not_judged(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
-    """Its result is reused, whatever the profile is now."""
-    given = asked(s3, store, LLAMA_8B, hardware=L4.model_copy(update={"memory_gib": 1}))
-    pretend_trained(given, store)
+    """Its result is reused, even if it would no longer fit, as long as what follows does."""
+    given = asked(s3, store, LLAMA_8B, hardware=L4.model_copy(update={"memory_gib": 11.3}))
+    with pytest.raises(StageError, match="QLoRA with batchSize 8"):
+        execute(context(given, tmp_path), resolve)
+    pretend_done(given, store)
     result = execute(context(given, tmp_path), resolve)
     assert [entry.stage for entry in result.found] == [Stage.PREPARE, Stage.TRAIN]
     assert "fitVerdict" not in result.scalars
+
+
+LLAMA_13B: Final = LLAMA_8B | {
+    "hidden_size": 5120,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "intermediate_size": 13824,
+    "vocab_size": 32000,
+}
+CARD: Final = L4.model_copy(update={"memory_gib": 24})
+FALL_BACK: Final = {"onRegression": "FallBack"}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "export", "says"),
+    [
+        (
+            CARD,
+            FALL_BACK,
+            "Evaluation needs about 26.8 GiB … 92% of the 24 GiB of NVIDIA L4 … gpu-l4 … format: INT8 alone … Fail … "
+            "gpu-a100-40",
+        ),
+        (CARD, {"format": "Merged"}, "Evaluation needs about 26.8 GiB … spec.export.format: INT8 … gpu-a100-40"),
+        (
+            CARD.model_copy(update={"pod_memory_gib": 20}),
+            {"format": "INT4"},
+            "Export needs about 24.9 GiB of pod memory … 20 GiB … training is done … profile gpu-a100-40",
+        ),
+        (
+            CARD.model_copy(update={"scratch_gib": 60}),
+            {"alternatives": ["FP8", "W8A16"]},
+            "Stage evaluate needs about 62 GiB of scratch … 60 GiB … INT8 alone: without alternatives",
+        ),
+        (CARD.model_copy(update={"count": 2}), {"format": "Merged"}, ""),
+        (CARD, {"format": "INT4"}, ""),
+        (CPU.model_copy(update={"memory_gib": 20}), FALL_BACK, "Export needs about 24.9 GiB of pod memory"),
+        (CARD.model_copy(update={"memory_gib": 0}), FALL_BACK, ""),
+    ],
+    ids=str,
+)
+def test_what_follows_a_training_that_is_done_must_fit(
+    s3: SeaweedFS, store: Store, tmp_path: Path, hardware: HardwareFacts, export: dict[str, Any], says: str
+) -> None:
+    """A changed export begins with the training that is there; a failed gate sends people to it."""
+    given = asked(s3, store, LLAMA_13B, hardware=hardware, alternatives=[A100])
+    pretend_done(given, store)
+    changed = exporting(given, **export)
+    if not says:
+        assert [entry.stage for entry in execute(context(changed, tmp_path), resolve).found][-1] is Stage.TRAIN
+        return
+    with pytest.raises(StageError) as refusal:
+        execute(context(changed, tmp_path), resolve)
+    assert refusal.value.reason is Reason.FIT_REFUSED
+    assert_says(refusal.value.message, *says.split(" … "))
+    assert "method" not in refusal.value.message, "another training is no change of what follows it"
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [(Stage.EXPORT, "Evaluation needs about 26.8 GiB"), (Stage.EVALUATE, ""), (Stage.PUBLISH, "")]
+)
+def test_what_is_done_needs_nothing(s3: SeaweedFS, store: Store, tmp_path: Path, last: Stage, says: str) -> None:
+    """Once the evaluation is there, no stage loads a model."""
+    card = CARD.model_copy(update={"pod_memory_gib": 20})
+    given = exporting(asked(s3, store, LLAMA_13B, hardware=card), **FALL_BACK)
+    pretend_done(given, store, last)
+    if says:
+        with pytest.raises(StageError, match=says):
+            execute(context(given, tmp_path), resolve)
+    else:
+        assert execute(context(given, tmp_path), resolve).found
+
+
+def test_a_changed_format_is_looked_at_even_where_the_training_is_reused(
+    s3: SeaweedFS, store: Store, tmp_path: Path
+) -> None:
+    """Refused as in a new run, and told what is told there."""
+    old = ServingFacts(name="old", engine="tgi", gpu=True, card="NVIDIA T4")
+    new = ServingFacts(name="new", engine="vllm", gpu=True)
+    given = asked(s3, store, LLAMA_8B, hardware=L4, runtimes=[old, new])
+    pretend_done(given, store)
+    result = execute(context(exporting(given, format="FP8"), tmp_path), resolve)
+    assert_says(result.scalars["fitWarning"], "Runtime 'old' cannot serve", "Turing")
+    alone = exporting(given, format="FP8").model_copy(update={"runtimes": [old]})
+    with pytest.raises(StageError, match="No runtime of this platform"):
+        execute(context(alone, tmp_path), resolve)
+    store.put("model/config.json", b"{")
+    pretend_done(given, store)
+    assert "fitVerdict" not in execute(context(given, tmp_path), resolve).scalars
 
 
 @pytest.mark.parametrize(("max_cost", "found"), [("4", True), ("3.99", True), ("4.01", False), ("", False)])
@@ -183,17 +274,18 @@ def test_a_training_that_its_budget_ended_is_found_by_no_higher_one(
     s3: SeaweedFS, store: Store, tmp_path: Path, max_cost: str, found: bool
 ) -> None:
     given = asked(s3, store, SMOLLM, hardware=L4)
-    pretend_trained(given, store, ended_by="4.00")
+    pretend_done(given, store, ended_by="4.00")
     result = execute(context(given.model_copy(update={"max_cost": max_cost}), tmp_path), resolve)
     assert [entry.stage for entry in result.found] == [Stage.PREPARE, *([Stage.TRAIN] if found else [])]
 
 
-def pretend_trained(given: StageInput, store: Store, ended_by: str = "") -> None:
-    """Records of prepare and train, the latter of a training that a budget ended where one is named."""
+def pretend_done(given: StageInput, store: Store, last: Stage = Stage.TRAIN, ended_by: str = "") -> None:
+    """Records of the stages up to ``last``, with a training that a budget ended where one is named."""
     assert given.params.prepare
     sources = source_digest(find_sources(Lent(store), given.params.prepare.dataset))
     upstream = Upstream(source=sources, model=find_base_model(Lent(store), store.uri("model")).digest)
-    for stage, output in ((Stage.PREPARE, "7" * 64), (Stage.TRAIN, "8" * 64)):
+    for number, stage in enumerate(PIPELINE[: PIPELINE.index(last) + 1], 1):
+        output = str(number) * 64
         made = StageResult(stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output)
         results = store.below("out")
         results.put(f"{output_folder(stage, output)}/{MANIFEST}", b"{}")

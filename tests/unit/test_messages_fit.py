@@ -10,9 +10,11 @@ import pytest
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.admission import admit
+from finetune_jobs.fit.admission import After, admit, admit_rest
+from finetune_jobs.fit.memory import BF16
 from tests.support.sentences import assert_says, unsaid
 
 pytestmark = pytest.mark.unit
@@ -46,6 +48,7 @@ PAIR: Final = A100.model_copy(update={"count": 2})
 CPU: Final = HardwareFacts(profile="cpu-small", memory_gib=8, cpus=2)
 ROOM: Final = CPU.model_copy(update={"memory_gib": 16})
 SMALL: Final = L4.model_copy(update={"memory_gib": 16})
+AFTERWARDS: Final = (Stage.EXPORT, Stage.EVALUATE)
 LORA: Final = Training(method=Method.LORA, batch_size=1, max_length=8192)
 FULL: Final = Training(method=Method.FULL, batch_size=1, gradient_accumulation=16)
 LOAD: Final = "Full needs … 65.4 GiB … pod memory … first process loads … optimiser's state … each checkpoint"
@@ -255,6 +258,20 @@ ADMITTED: Final[list[tuple[dict[str, Any], Training, HardwareFacts, str]]] = [
 ]
 """The same, and what is said of a training that may start."""
 
+REST: Final[list[tuple[dict[str, Any], HardwareFacts, list[HardwareFacts], str]]] = [
+    (
+        LLAMA_8B,
+        SMALL,
+        [CPU, A100],
+        "Evaluation needs … 92% … 16 GiB … profile gpu-l4. … training is done … export.format: INT8 alone … "
+        "onRegression: Fail. … Unchanged … profile gpu-a100.",
+    ),
+    (MIXTRAL, L4, [A100], "Evaluation needs … 22 GiB … training is done … Choose a profile"),
+    (LLAMA_8B, CPU, [], "Export needs … 15.7 GiB … 8 GiB … training is done … Choose a profile"),
+]
+"""config.json, the profile, the platform's other profiles, and what is said if a training is done that is exported as
+Merged."""
+
 
 @cache
 def refusal(row: int) -> StageError:
@@ -294,8 +311,23 @@ def test_a_training_in_float32() -> None:
     assert_says(on_an_old_cpu(), "10.0 GiB", "pod's 16 GiB", "lacks AVX512-BF16", "float32", "7.4 GiB with bfloat16")
 
 
+@cache
+def rest(row: int) -> StageError:
+    """What a row of REST ends in."""
+    config, hardware, others, _ = REST[row]
+    with pytest.raises(StageError) as error:
+        admit_rest(config, Training(), hardware, others, after=After(exported=[BF16], stages=AFTERWARDS))
+    return error.value
+
+
+@pytest.mark.parametrize("row", range(len(REST)))
+def test_what_follows_a_training_does_not_fit(row: int) -> None:
+    assert rest(row).reason is Reason.FIT_REFUSED
+    assert_says(rest(row).message, *REST[row][-1].split(" … "))
+
+
 @pytest.mark.parametrize("module", ["admission", "afterwards", "interruptions", "recipe", "disk"])
 def test_every_sentence_about_the_fit_is_in_a_table(module: str) -> None:
     messages = [*(refusal(row).message for row in range(len(REFUSED))), *map(admitted, range(len(ADMITTED)))]
-    messages.append(on_an_old_cpu())
+    messages += [on_an_old_cpu(), *(rest(row).message for row in range(len(REST)))]
     assert unsaid(f"finetune_jobs.fit.{module}", messages) == []

@@ -6,19 +6,20 @@ uses it as soon as it would not fit without. A model of unknown shape is admitte
 never guesses.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from finetune_api.budget import HardwareFacts
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
+from finetune_api.stages import Stage
 from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.afterwards import evaluation_gpus, shortage
 from finetune_jobs.fit.cards import caution
 from finetune_jobs.fit.cost import CostForecast, forecast
-from finetune_jobs.fit.disk import scratch_shortage
+from finetune_jobs.fit.disk import WITH_MODEL, scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
 from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.memory import (
@@ -45,13 +46,15 @@ SHORTEST: Final = 64
 
 @dataclass(frozen=True)
 class After:
-    """What follows the training, as far as its time depends on it."""
+    """What follows the training, as far as its time and its memory depend on it."""
 
     samples: int = 0
     """Examples of the test split that the evaluation asks."""
     task: TaskType = TaskType.TEXT
     exported: Sequence[float] = (INT8,)
     """Bytes of a weight of the exported model, in each format that is made."""
+    stages: Collection[Stage] = WITH_MODEL
+    """The stages with a model that are still to be done, the evaluation among them."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,37 @@ def admit(
     return Admission(memory, expected, f"{message} {caution(hardware)}".rstrip(), evaluation_gpus=evaluating)
 
 
+def admit_rest(
+    config: Mapping[str, Any],
+    training: Training,
+    hardware: HardwareFacts,
+    others: Sequence[HardwareFacts] = (),
+    *,
+    after: After,
+) -> Admission:
+    """Admit the stages that ``after`` names, which follow a training that is done. That is not judged again.
+
+    Raises StageError (FitRefused) with the numbers and the smallest change that fits and keeps the training.
+    """
+    try:
+        shape = read_shape(config)
+    except UnknownShapeError:
+        return Admission(None, None, "")
+    lacking = _lacking(shape, training, hardware, after) if hardware.memory_gib else ""
+    if not lacking:
+        count = evaluation_gpus(shape, training, hardware, max(after.exported))
+        return Admission(None, None, "", evaluation_gpus=count)
+    advice = []
+    if shape.experts is None and not _lacking(shape, training, hardware, replace(after, exported=(INT8,))):
+        advice.append("It fits with spec.export.format: INT8 alone: without alternatives, and with onRegression: Fail.")
+    roomy = (other for other in _by_memory(others) if other.memory_gib)
+    if names := [other.profile for other in roomy if not _lacking(shape, training, other, after)]:
+        advice.append(f"Unchanged, it fits profile {' or '.join(names[:3])}.")
+    if not advice:
+        advice.append("Choose a profile whose pods have more of it.")
+    raise StageError(Reason.FIT_REFUSED, f"{lacking} The training is done and kept. {' '.join(advice)}")
+
+
 def _faster(shape: Shape, part: Training, hardware: HardwareFacts) -> Memory | None:
     """The peak of the same adapter over a base that is not rounded, which need not be unpacked layer by layer, if it
     fits.
@@ -153,8 +187,8 @@ def fits(memory: Memory, hardware: HardwareFacts) -> bool:
 
 def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
     """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
-    exported = after.exported
-    return shortage(shape, training, hardware, exported) or scratch_shortage(shape, training, hardware, exported)
+    asked = (shape, training, hardware, after.exported, after.stages)
+    return shortage(*asked) or scratch_shortage(*asked)
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:

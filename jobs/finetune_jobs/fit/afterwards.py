@@ -5,19 +5,26 @@ its rounded weights (``exporting.offload``), if it has such. If it is too small 
 GPUs of the pod as hold them, layer after layer. Without a GPU everything is in pod memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from finetune_api.budget import HardwareFacts
+from finetune_api.stages import Stage
 from finetune_api.training import Quantization, Training
 from finetune_jobs.fit.exported import exported_bytes
 from finetune_jobs.fit.memory import BF16, GIB, INT8, NF4, PROCESS, USABLE, holds, resident
 from finetune_jobs.fit.shapes import Shape
 
 
-def shortage(shape: Shape, training: Training, hardware: HardwareFacts, exported: Sequence[float] = (INT8,)) -> str:
+def shortage(
+    shape: Shape,
+    training: Training,
+    hardware: HardwareFacts,
+    exported: Sequence[float] = (INT8,),
+    stages: Collection[Stage] = (Stage.EXPORT, Stage.EVALUATE),
+) -> str:
     """What does not fit, in a sentence; empty if everything fits, or if the available memory is unknown. ``exported``:
-    bytes of a weight of the exported model, in each format."""
-    lacking = _of_export(shape, hardware)
+    bytes of a weight of the exported model, in each format. ``stages``: those that are still to be done."""
+    lacking = _of_export(shape, hardware) if Stage.EXPORT in stages else ""
     return lacking or (_of_evaluation(shape, training, hardware, max(exported)) if hardware.has_gpu else "")
 
 

@@ -2,7 +2,7 @@
 set, which is small beside it, is not counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from finetune_api.budget import HardwareFacts
@@ -12,6 +12,8 @@ from finetune_jobs.fit.exported import exported_bytes
 from finetune_jobs.fit.memory import BF16, FP32, GIB, INT8, trained_parameters
 from finetune_jobs.fit.shapes import Shape
 
+WITH_MODEL: Final = (Stage.TRAIN, Stage.EXPORT, Stage.EVALUATE)
+"""The stages that load a model."""
 CHECKPOINTS: Final = 3
 """Checkpoints on disk at a time: the best one, the newest, and the one that is being written."""
 PER_TRAINED: Final = 3 * FP32
@@ -32,12 +34,18 @@ def scratch_bytes(shape: Shape, training: Training, exported: Sequence[float] = 
 
 
 def scratch_shortage(
-    shape: Shape, training: Training, hardware: HardwareFacts, exported: Sequence[float] = (INT8,)
+    shape: Shape,
+    training: Training,
+    hardware: HardwareFacts,
+    exported: Sequence[float] = (INT8,),
+    stages: Collection[Stage] = WITH_MODEL,
 ) -> str:
-    """What does not fit, in a sentence; empty if everything fits, or if the volume's size is unknown."""
+    """What does not fit of these stages, in a sentence; empty if everything fits, or if the volume's size is unknown.
+    Raises ValueError if none of them has a model."""
     if not hardware.scratch_gib:
         return ""
-    stage, needed = max(scratch_bytes(shape, training, exported).items(), key=lambda each: each[1])
+    asked = {stage: size for stage, size in scratch_bytes(shape, training, exported).items() if stage in stages}
+    stage, needed = max(asked.items(), key=lambda each: each[1])
     if needed / GIB <= hardware.scratch_gib:
         return ""
     checkpoints = f" and {CHECKPOINTS} checkpoints" if stage is Stage.TRAIN and training.method is Method.FULL else ""

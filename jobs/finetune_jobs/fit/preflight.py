@@ -5,7 +5,7 @@ wrong with it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +14,12 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from finetune_api.budget import HardwareFacts, Verdict
 from finetune_api.references import SecretKeyRef
-from finetune_api.stages import StageInput
+from finetune_api.stages import Stage, StageInput
 from finetune_api.training import Training
 from finetune_jobs.base.errors import StageError, require
-from finetune_jobs.fit.admission import Admission, After, admit
-from finetune_jobs.fit.afterwards import evaluation_gpus
+from finetune_jobs.fit.admission import Admission, After, admit, admit_rest
+from finetune_jobs.fit.disk import WITH_MODEL
 from finetune_jobs.fit.exported import weight_bytes
-from finetune_jobs.fit.shapes import UnknownShapeError, read_shape
 from finetune_jobs.fit.suitability import Advice, joined, require_suitable
 from finetune_jobs.modelling.base_model import BaseModel
 from finetune_jobs.store.hub import CLIENT_ERROR, hub_client
@@ -33,28 +32,31 @@ MAX_WARNING: Final = 900
 
 
 def preflight(
-    given: StageInput, places: Places, model: BaseModel, scratch: Path, *, trained: bool = False
+    given: StageInput, places: Places, model: BaseModel, scratch: Path, *, done: Collection[Stage] = ()
 ) -> Admission:
-    """Whether the run's training fits its profile; if it is already done, only what evaluation needs. Raises
-    StageError: FitRefused, and as ``require_suitable``."""
-    if given.hardware is None or (trained and given.hardware.count <= 1):
+    """Whether the run's training and what follows it fit the profile, but for the stages whose results are reused: of
+    a training that is done, only whether what follows fits. Raises StageError: FitRefused, and as
+    ``require_suitable``."""
+    if given.hardware is None or Stage.EVALUATE in done:
         return Admission(None, None, "")
+    trained = Stage.TRAIN in done
     config = _read_config(given, places, model, scratch)
-    if trained:
-        training = require(given.params.train, "params.train").training
-        return Admission(None, None, "", evaluation_gpus=_evaluation_gpus(config, training, given))
     if config is None:
-        return Admission(None, None, f"Memory and time are unknown: {model.uri} has no readable {CONFIG}.")
+        unknown = f"Memory and time are unknown: {model.uri} has no readable {CONFIG}."
+        return Admission(None, None, "" if trained else unknown)
     training = require(given.params.train, "params.train").training
-    advice = _advice(config, training, given)
+    advice, after = _advice(config, training, given), _after(given, done)
+    if trained:
+        rest = admit_rest(config, training, given.hardware, given.alternatives, after=after)
+        return replace(rest, warning=advice.warning)
     bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
-    admission = admit(config, training, given.hardware, given.alternatives, after=_after(given), bfloat16=bfloat16)
+    admission = admit(config, training, given.hardware, given.alternatives, after=after, bfloat16=bfloat16)
     return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
 
 
 def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str]:
     """The admission as scalars of resolve (docs/reference/stages.md)."""
-    if hardware is None or not (admission.message or admission.evaluation_gpus > 1):
+    if hardware is None or not (admission.message or admission.warning or admission.evaluation_gpus > 1):
         return {}
     warning = admission.warning[:MAX_WARNING]
     found = {"fitWarning": warning, "fitVerdict": (Verdict.FITS if admission.memory else Verdict.UNKNOWN).value}
@@ -84,16 +86,6 @@ def _advice(config: Mapping[str, Any], training: Training, given: StageInput) ->
     )
 
 
-def _evaluation_gpus(config: Mapping[str, Any] | None, training: Training, given: StageInput) -> int:
-    """One where the model's shape is unknown."""
-    hardware = require(given.hardware, "hardware")
-    largest = max(weight_bytes(each) for each in _formats(given))
-    try:
-        return max(1, evaluation_gpus(read_shape(config or {}), training, hardware, largest))
-    except UnknownShapeError:
-        return 1
-
-
 def computes_bfloat16(flags: frozenset[str]) -> bool:
     """Whether a CPU with these flags computes in bfloat16, as ``modelling.device.precision`` will find: with
     AVX512-BF16, AMX or Arm's bf16. What is unknown is taken for one that does."""
@@ -112,11 +104,13 @@ def _cpu_flags() -> frozenset[str]:
     )
 
 
-def _after(given: StageInput) -> After:
+def _after(given: StageInput, done: Collection[Stage]) -> After:
     exported = [weight_bytes(each) for each in _formats(given)]
+    after = After(exported=exported, stages=[stage for stage in WITH_MODEL if stage not in done])
     if given.params.evaluate is None:
-        return After(exported=exported)
-    return After(given.params.evaluate.evaluation.max_samples, given.params.evaluate.task.type, exported)
+        return after
+    samples, task = given.params.evaluate.evaluation.max_samples, given.params.evaluate.task.type
+    return replace(after, samples=samples, task=task)
 
 
 def _formats(given: StageInput) -> list[str]:
