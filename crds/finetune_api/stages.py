@@ -274,6 +274,31 @@ class Found(WireModel):
     stage: Stage
     output_digest: str
     scalars: dict[str, str] = {}
+    """Those of FOUND_SCALARS that the result has."""
+
+
+_SCORED: Final = ("Base", "FewShot", "Tuned", "Artifact")
+FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
+    Stage.PREPARE: frozenset(
+        {
+            *("rowsRead", "rowsInvalid", "rowsDropped", "rowsDuplicates", "rowsTrain", "rowsValidation", "rowsTest"),
+            *("labels", "tokens", "longest", "rowsTestMasked", "answersMasked", "readiness"),
+        }
+    ),
+    Stage.TRAIN: frozenset({"ended"}),
+    Stage.EXPORT: frozenset(),
+    Stage.EVALUATE: frozenset(
+        {"samples", *(f"accuracy{model}" for model in _SCORED), *(f"f1{model}" for model in _SCORED)}
+    ),
+    Stage.PUBLISH: frozenset(
+        {
+            *("channel", "goals", "review", "format", "architecture", "signedBy", "sizeBytes"),
+            *("goldenPromptTokens", "answerTokens"),
+        }
+    ),
+}
+"""The scalars of a found result that the operator reads. Five results are in one termination message, so resolve tells
+no others: they are in the record and the manifest. The artifact's URI follows from its digest."""
 
 
 class StageResult(WireModel):

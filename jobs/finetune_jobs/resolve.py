@@ -10,7 +10,7 @@ from typing import Final
 
 from finetune_api.layout import Channel, channel_object, run_folder
 from finetune_api.reasons import Reason
-from finetune_api.stages import PIPELINE, Found, Params, Stage, StageResult, Upstream, input_key
+from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Params, Stage, StageResult, Upstream, input_key
 from finetune_api.storage import Encryption
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import read_record
@@ -148,7 +148,8 @@ def find_results(context: Context, upstream: Upstream) -> list[Found]:
         if record is None or (stage is Stage.PUBLISH and not _is_current(context, record.result)):
             break
         output = record.result.output_digest
-        found.append(Found(stage=stage, output_digest=output, scalars=record.result.scalars))
+        told = {name: value for name, value in record.result.scalars.items() if name in FOUND_SCALARS[stage]}
+        found.append(Found(stage=stage, output_digest=output, scalars=told))
         upstream = upstream.with_output(stage, output)
     return found
 

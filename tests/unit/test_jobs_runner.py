@@ -20,6 +20,7 @@ from finetune_api.meta import ADAPTERDEPLOYMENT, ExitCode
 from finetune_api.reasons import Reason, with_remedy
 from finetune_api.stages import (
     MAX_RESULT_BYTES,
+    Found,
     Outcome,
     Params,
     Stage,
@@ -29,6 +30,7 @@ from finetune_api.stages import (
     input_key,
 )
 from finetune_jobs.runtime.commandline import example_input
+from finetune_jobs.runtime.runner import write_result
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import READER, SeaweedFS
 from tests.support.sentences import assert_says
@@ -174,6 +176,25 @@ def test_a_result_fits_a_termination_message(tmp_path: Path) -> None:
     _, result = ended(start(tmp_path, body), tmp_path)
     assert len((tmp_path / "result").read_bytes()) <= MAX_RESULT_BYTES
     assert (len(result.scalars), result.message[:3]) == (24, "äää")
+
+
+def test_a_result_that_is_too_long_loses_its_longest_scalars(tmp_path: Path) -> None:
+    """Not its end: JSON that was cut is no result."""
+    found = Found(stage=Stage.PREPARE, output_digest="7" * 64, scalars={"goals": "ü" * 2000, "rowsRead": "4"})
+    result = StageResult(
+        stage=Stage.RESOLVE,
+        outcome=Outcome.SUCCEEDED,
+        reason=Reason.STAGE_SUCCEEDED,
+        message="said",
+        scalars={"sourceDigest": "5" * 64, "fitWarning": "w" * 3000},
+        found=[found],
+    )
+    write_result(str(tmp_path / "result"), result)
+    text = (tmp_path / "result").read_bytes()
+    assert len(text) <= MAX_RESULT_BYTES
+    read = StageResult.model_validate_json(text)
+    assert (read.scalars, read.found[0].scalars) == ({"sourceDigest": "5" * 64}, {"rowsRead": "4"})
+    assert found.scalars.keys() == {"goals", "rowsRead"}, "what was given is as it was"
 
 
 @pytest.mark.parametrize(

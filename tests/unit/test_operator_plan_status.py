@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,9 @@ from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, StageState
 from finetune_api.goals import GateOutcome, GoalStatus, packed
 from finetune_api.reasons import REMEDIES, Reason
-from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageResult
+from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Outcome, Stage, StageResult
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_operator.finetunejob.ledger import RunLedger
 from finetune_operator.finetunejob.observe import StageJob
 from finetune_operator.finetunejob.plan import current_run, plan
 from finetune_operator.finetunejob.progress import Sample
@@ -318,3 +320,32 @@ def test_the_evaluation_completes_the_readiness(
     for status in (evaluated, again, reused):
         assert status.dataset is not None
         assert status.dataset.readiness == expected
+
+
+class Read(dict[str, str]):
+    """Scalars that remember which of them were asked for."""
+
+    def __init__(self, given: dict[str, str]) -> None:
+        super().__init__(given)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict."""
+        self.names.add(name)
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("task", [TaskType.CLASSIFICATION, TaskType.TEXT])
+def test_resolve_tells_of_what_it_finds_all_that_is_read(task: TaskType) -> None:
+    """And no more: its result is short. Of an artifact the URI need not be told, since it follows from the digest."""
+    spec = SPEC.model_copy(update={"task": Task(type=task)})
+    seen = observed(spec=spec)
+    ledger = RunLedger(spec, FineTuneJobStatus(), current_run(seen, NOW), NOW)
+    for number, stage in enumerate(PIPELINE, 1):
+        scalars = Read({"channel": "stable", "accuracyBase": "0.5", "f1Base": "0.5"})
+        found = Found.model_construct(stage=stage, output_digest=str(number) * 64, scalars=scalars)
+        ledger.reuse(found, "key", None)
+        assert scalars.names - FOUND_SCALARS[stage] <= {"artifactUri", "ended"}
+        assert FOUND_SCALARS[stage] <= scalars.names
+    assert ledger.artifact is not None
+    assert ledger.artifact.uri == f"{spec.output.uri}/artifacts/{'5' * 64}"

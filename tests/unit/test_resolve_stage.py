@@ -6,26 +6,41 @@ from pathlib import Path
 import pytest
 
 from finetune_api.finetunejob import Output
+from finetune_api.goals import MAX_GOALS, GateOutcome, GoalStatus, packed
 from finetune_api.hashing import canonical_json
 from finetune_api.layout import (
     MANIFEST,
     READINESS_PAGE,
     REPORTS_INDEX,
+    Channel,
     ChannelPointer,
+    StageRecord,
     channel_object,
     output_folder,
     run_folder,
 )
 from finetune_api.meta import ExitCode
+from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.reasons import REMEDIES, Reason
-from finetune_api.stages import Stage
+from finetune_api.review import ReviewStatus
+from finetune_api.stages import (
+    FOUND_SCALARS,
+    MAX_RESULT_BYTES,
+    PIPELINE,
+    Outcome,
+    Stage,
+    StageResult,
+    Upstream,
+    input_key,
+)
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
+from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.prepare import prepare
 from finetune_jobs.resolve import resolve
-from finetune_jobs.runtime.runner import execute
+from finetune_jobs.runtime.runner import execute, write_result
 from finetune_jobs.store.s3 import Store
-from tests.support.first_stages import given, source_of
+from tests.support.first_stages import given, model_of, source_of
 from tests.support.forgetful_store import forgetful
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says
@@ -43,6 +58,7 @@ def test_resolve_finds_what_was_done(s3: SeaweedFS, stocked: Store, tmp_path: Pa
     assert [(f.stage, f.output_digest, f.scalars) for f in after.found] == [
         (Stage.PREPARE, made.output_digest, made.scalars)
     ]
+    assert made.scalars.keys() == FOUND_SCALARS[Stage.PREPARE]
     assert execute(context(asked.model_copy(update={"reuse": False}), tmp_path), resolve).found == []
     stocked.delete(f"out/{output_folder(Stage.PREPARE, made.output_digest)}/{MANIFEST}")
     assert execute(context(asked, tmp_path), resolve).found == []
@@ -50,6 +66,55 @@ def test_resolve_finds_what_was_done(s3: SeaweedFS, stocked: Store, tmp_path: Pa
     assert [entry.key for entry in stocked.list("out/runs")] == [index.removeprefix("runs/")], "no probe is left"
     page = (stocked.get(f"out/{index}") or b"").decode()
     assert f"{output_folder(Stage.PREPARE, made.output_digest)}/{READINESS_PAGE}" in page, "it was reused: linked here"
+
+
+def longest_scalars() -> dict[Stage, dict[str, str]]:
+    """What each stage tells, as long as it gets."""
+    reached = GoalStatus(goal="-", value="-0.1234", low="-0.1234", high="-0.1234", outcome=GateOutcome.INCONCLUSIVE)
+    rates = {"win_rate": "0.1234", "low": "0.1234", "high": "0.1234"}
+    words = {
+        "readiness": "r" * MAX_SUMMARY,
+        "ended": Reason.TRAINING_COMPLETED.value,
+        "channel": Channel.CANDIDATE.value,
+        "goals": packed([reached.model_copy(update={"deciding_rows": 1_000_000})] * MAX_GOALS),
+        "review": ReviewStatus(outcome=GateOutcome.FAIL, votes=100_000, reviewers=1000, **rates).model_dump_json(),
+        "format": "Merged",
+        "architecture": "a" * 64,
+        "signedBy": "5" * 64,
+    }
+    found = {stage: {name: words.get(name, "1234567890") for name in FOUND_SCALARS[stage]} for stage in PIPELINE}
+    found[Stage.TRAIN] |= dict.fromkeys(
+        ("steps", "trainLoss", "validationLoss", "tokens", "learningRate"), "1234567890"
+    )
+    found[Stage.PUBLISH] |= {"artifactUri": f"s3://{'u' * 520}/artifacts/{'5' * 64}"}
+    return found
+
+
+def test_all_results_of_a_run_fit_a_termination_message(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:
+    """Nothing that the operator reads is lost, with the longest scalars of every stage."""
+    asked = given(stocked, Stage.RESOLVE, s3.storage)
+    results, chain, said = (
+        stocked.below("out"),
+        Upstream(source=source_of(stocked), model=model_of(stocked)),
+        longest_scalars(),
+    )
+    for number, stage in enumerate(PIPELINE, 1):
+        output = str(number) * 64
+        made = {"outcome": Outcome.SUCCEEDED, "reason": Reason.STAGE_SUCCEEDED, "output_digest": output}
+        record = StageRecord(result=StageResult(stage=stage, scalars=said[stage], **made))
+        results.put(f"{output_folder(stage, output)}/{MANIFEST}", b"{}")
+        publish_record(results, stage, input_key(stage, chain, asked.params), record)
+        chain = chain.with_output(stage, output)
+    pointer = ChannelPointer(artifact_digest="5" * 64, owner=asked.run, updated_at="2026-01-01T00:00:00Z")
+    results.put(channel_object("transactions", Channel.CANDIDATE), canonical_json(pointer))
+    result = execute(context(asked, tmp_path), resolve)
+    write_result(str(tmp_path / "result"), result)
+    text = (tmp_path / "result").read_bytes()
+    assert len(text) <= MAX_RESULT_BYTES
+    read = StageResult.model_validate_json(text)
+    assert {entry.stage: entry.scalars.keys() for entry in read.found} == FOUND_SCALARS
+    assert read.scalars == result.scalars
+    assert read.message == result.message
 
 
 def test_resolve_sees_changes_of_the_model_but_not_of_pickles(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:

@@ -355,10 +355,11 @@ def _on_sigterm(graceful: bool) -> threading.Event:
 
 
 def write_result(path: str, result: StageResult) -> None:
-    """Write the result, cut to the size of a termination message; the message is shortened first."""
+    """Write the result, cut to the size of a termination message: first the message is shortened, then scalars are left
+    out, the longest first. A reader takes one that is missing for unknown, but JSON that was cut for no result."""
     text = result.model_dump_json(by_alias=True)
-    while len(text.encode()) > MAX_RESULT_BYTES and result.message:
-        result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})
+    while len(text.encode()) > MAX_RESULT_BYTES and (shorter := _shorter(result)):
+        result = shorter
         text = result.model_dump_json(by_alias=True)
     if path == "-":
         sys.stdout.write(text + "\n")
@@ -367,3 +368,17 @@ def write_result(path: str, result: StageResult) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         log.warning("the result cannot be written to %s (%s): %s", path, error.strerror, text)
+
+
+def _shorter(result: StageResult) -> StageResult | None:
+    """The result with less in it; None if there is nothing that can be left out."""
+    if result.message:
+        return result.model_copy(update={"message": result.message[: len(result.message) // 2]})
+    result = result.model_copy(deep=True)
+    told = [(each, name) for each in (result.scalars, *(entry.scalars for entry in result.found)) for name in each]
+    if not told:
+        return None
+    scalars, name = max(told, key=lambda each: len(each[0][each[1]]))
+    log.warning("scalar %s is left out: the result would be longer than %d bytes", name, MAX_RESULT_BYTES)
+    del scalars[name]
+    return result
