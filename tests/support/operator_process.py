@@ -32,7 +32,7 @@ from finetune_operator.finetunejob import stage_jobs
 from finetune_operator.framework.client import PAGE, ApiError, Change, Page, Selection, StreamClient
 from finetune_operator.framework.objects import Object, Resource
 from finetune_operator.settings import Settings
-from hack.cluster.layout import free_port
+from hack.cluster.layout import free_ports
 
 WRITES = frozenset({"create", "apply", "patch", "patch_status", "delete"})
 CRASH_EXIT = 86
@@ -195,7 +195,7 @@ class Running:
 
 def start(how: Start) -> Running:
     """Start a process; it need not be ready yet."""
-    ports = program.Ports(f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    ports = program.Ports(*(f"127.0.0.1:{port}" for port in free_ports(2)))
     process = _CONTEXT.Process(target=_main, args=(how, ports))
     process.start()
     return Running(process, f"http://{ports.health}/healthz", f"http://{ports.metrics}/metrics")

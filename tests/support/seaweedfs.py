@@ -22,10 +22,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from finetune_api.references import SecretRef
 from finetune_api.storage import Storage
-from hack.cluster.layout import free_port
+from hack.cluster.layout import free_ports
 
 WEED = Path(sys.executable).with_name("weed")
 START_TIMEOUT_S = 60.0
+STARTS = 3
+"""A port that was free can be taken by another program before the server listens on it."""
 
 
 @dataclass(frozen=True)
@@ -90,41 +92,67 @@ class SeaweedFS:
         known = directory / "identities.json"
         identities = [_identity(user) for user in users]
         known.write_text(json.dumps({"identities": identities, "kms": _KEY_MANAGEMENT}))
-        data = directory / "data"
+        process, server = _start(directory, known, buckets, users[0])
+        try:
+            yield server
+        finally:
+            _kill(process)
+
+
+def _start(
+    directory: Path, known: Path, buckets: Sequence[str], user: User
+) -> tuple["subprocess.Popen[bytes]", SeaweedFS]:
+    """A server with its buckets. It starts anew with other ports where another program took one in the meantime."""
+    for attempt in range(1, STARTS + 1):
+        data, log = directory / f"data-{attempt}", directory / f"weed-{attempt}.log"
         data.mkdir()
-        port = free_port()
-        with (directory / "weed.log").open("wb") as log:
+        s3, *others = free_ports(8)
+        with log.open("wb") as output:
             process = subprocess.Popen(
-                _command(data, known, port),
-                stdout=log,
-                stderr=log,
+                _command(data, known, s3, others),
+                stdout=output,
+                stderr=output,
                 cwd=directory,
                 env=os.environ | {"WEED_S3_SSE_KEY": "of the tests"},
                 start_new_session=True,
             )
-        server = cls(f"http://127.0.0.1:{port}")
+        server = SeaweedFS(f"http://127.0.0.1:{s3}")
         try:
-            server._make_buckets(process, buckets, users[0])
-            yield server
-        finally:
-            # Its graceful stop takes ten seconds, and the data are thrown away.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=30)
+            if _make_buckets(server.client(user), process, buckets):
+                return process, server
+        except BaseException:
+            _kill(process)
+            raise
+    raise RuntimeError(f"SeaweedFS did not start {STARTS} times; the last lines of its log:\n{_tail(log)}")
 
-    def _make_buckets(self, process: "subprocess.Popen[bytes]", buckets: Sequence[str], user: User) -> None:
-        """The first write that succeeds shows that volume server and filer are up too."""
-        client, deadline = self.client(user), time.monotonic() + START_TIMEOUT_S
-        missing = list(buckets)
-        while missing:
-            try:
-                client.create_bucket(Bucket=missing[0])  # again is no error for its owner
-                client.put_object(Bucket=missing[0], Key=".ready", Body=b"1")
-                client.delete_object(Bucket=missing[0], Key=".ready")
-                missing.pop(0)
-            except (BotoCoreError, ClientError) as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("SeaweedFS did not start; see weed.log") from error
-                time.sleep(0.1)
+
+def _make_buckets(client: Any, process: "subprocess.Popen[bytes]", buckets: Sequence[str]) -> bool:
+    """The first write that succeeds shows that volume server and filer are up too. No if the server has ended."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    missing = list(buckets)
+    while missing:
+        try:
+            client.create_bucket(Bucket=missing[0])  # again is no error for its owner
+            client.put_object(Bucket=missing[0], Key=".ready", Body=b"1")
+            client.delete_object(Bucket=missing[0], Key=".ready")
+            missing.pop(0)
+        except (BotoCoreError, ClientError) as error:
+            if process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"SeaweedFS took no object in {START_TIMEOUT_S:.0f} s; see its log") from error
+            time.sleep(0.1)
+    return True
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Its graceful stop takes ten seconds, and the data are thrown away."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
 
 
 def _identity(user: User) -> dict[str, Any]:
@@ -135,10 +163,10 @@ def _identity(user: User) -> dict[str, Any]:
     }
 
 
-def _command(data: Path, users: Path, port: int) -> list[str]:
-    """Small volumes, as each bucket reserves seven; no ports beyond those needed; buckets only on request."""
-    master, volume, filer = free_port(), free_port(), free_port()
-    grpc = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+def _command(data: Path, users: Path, port: int, others: Sequence[int]) -> list[str]:
+    """Small volumes, as each bucket reserves seven; no ports beyond the eight needed; buckets only on request."""
+    master, volume, filer, *calls = others
+    grpc = dict(zip(("master", "volume", "filer", "s3"), calls, strict=True))
     return [
         str(WEED),
         "server",
