@@ -76,6 +76,26 @@ def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
     }
 
 
+def crashed_before(cluster: ServingCluster, revision: str) -> None:
+    """A pod of the revision was killed three times on the first day, and is ready."""
+    server = {
+        "name": "server",
+        "restartCount": 3,
+        "ready": True,
+        "started": True,
+        "state": {"running": {"startedAt": timestamp(START)}},
+        "lastState": {
+            "terminated": {
+                "exitCode": 137,
+                "reason": "OOMKilled",
+                "startedAt": timestamp(START - timedelta(minutes=2)),
+                "finishedAt": timestamp(START - timedelta(minutes=1)),
+            }
+        },
+    }
+    cluster.pods[f"demo-{revision}"][0]["status"]["containerStatuses"] = [server]
+
+
 def falls_silent(cluster: ServingCluster, revision: str) -> None:
     """The servers of all pods of the revision run and do not answer."""
     for pod in cluster.pods[f"demo-{revision}"]:
@@ -347,6 +367,25 @@ class TestWatch:
         return server_pod("demo-1", "demo-1-x", {}, status)
 
     @pytest.mark.parametrize(
+        ("restarts", "began", "ended", "counts"),
+        [
+            pytest.param(3, 10, 20, False, id="all before it took over"),
+            pytest.param(3, 10, 600, False, id="the first since it took over"),
+            pytest.param(3, 590, 600, True, id="not the first since it took over"),
+            pytest.param(2, 590, 600, False, id="too few"),
+            pytest.param(3, None, None, True, id="times unknown"),
+        ],
+    )
+    def test_crashes_count_since_it_took_over(
+        self, restarts: int, began: int | None, ended: int | None, counts: bool
+    ) -> None:
+        times = {"startedAt": began, "finishedAt": ended}
+        told = {name: timestamp(START + timedelta(seconds=at)) for name, at in times.items() if at is not None}
+        pod = self.pod(ready=True, restartCount=restarts, lastState={"terminated": {"exitCode": 137} | told})
+        seen = watch([pod], START + timedelta(seconds=500), START + timedelta(seconds=1000))
+        assert (seen.problem is not None) is counts
+
+    @pytest.mark.parametrize(
         ("pods", "outlook"),
         [
             pytest.param([], None, id="no pod"),
@@ -360,18 +399,18 @@ class TestWatch:
         ],
     )
     def test_silence(self, pods: list[dict[str, Any]], outlook: Outlook | None) -> None:
-        seen = watch([self.pod(**pod) for pod in pods], START + timedelta(seconds=1000))
+        seen = watch([self.pod(**pod) for pod in pods], START, START + timedelta(seconds=1000))
         assert (seen.problem.outlook if seen.problem else None) is outlook
 
     def test_one_pod_in_a_crash_loop_is_enough(self) -> None:
         ended: dict[str, Any] = {"lastState": {"terminated": {"exitCode": 1}}, "restartCount": 3}
-        seen = watch([self.pod(ready=True), self.pod(**ended)], START + timedelta(seconds=1000))
+        seen = watch([self.pod(ready=True), self.pod(**ended)], START, START + timedelta(seconds=1000))
         assert seen.problem is not None
         assert (seen.problem.reason, seen.problem.outlook) == (Reason.CANDIDATE_FAILED, Outlook.FAIL)
 
     def test_a_pod_without_a_node_says_nothing(self) -> None:
         pod = server_pod("demo-1", "demo-1-x", {}, copy.deepcopy(UNSCHEDULABLE))
-        assert watch([pod], START + timedelta(seconds=1000)).problem is None
+        assert watch([pod], START, START + timedelta(seconds=1000)).problem is None
 
 
 class TestByTheSpec:
@@ -394,6 +433,16 @@ class TestByTheSpec:
         assert cluster.traffic() == new
         passes(cluster)
         assert "RolledBack" not in shown(cluster.status)
+
+    def test_to_one_whose_pods_crashed_long_ago(self) -> None:
+        cluster, old, _ = promoted()
+        passes(cluster)
+        crashed_before(cluster, old)
+        cluster.spec["rollbackTo"] = old
+        passes(cluster)
+        assert cluster.traffic() == old
+        assert condition(cluster.status, "RolledBack") == ("True", Reason.ROLLED_BACK)
+        assert cluster.status.phase is ServingPhase.READY
 
     def test_to_an_earlier_one_which_is_proved_again(self) -> None:
         cluster, old, new = promoted()

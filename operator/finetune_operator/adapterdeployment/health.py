@@ -115,11 +115,12 @@ class Sighting(NamedTuple):
     """Seconds until it has not answered for too long, if it does not answer now."""
 
 
-def watch(pods: Sequence[Object], now: datetime) -> Sighting:
-    """Whether the pods of a revision stand the traffic. A pod that is new and loads its model says nothing."""
+def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
+    """Whether the pods of a revision stand the traffic, which they have had since a time. A pod that is new and loads
+    its model says nothing."""
     present = [pod for pod in pods if not _ending(pod)]
     for pod in present:
-        if crashed := _crash_loop(pod):
+        if crashed := _crash_loop(pod, since):
             return Sighting(replace(crashed, outlook=Outlook.FAIL))
     if any(map(_is_ready, present)):
         return Sighting()
@@ -137,11 +138,18 @@ def watch(pods: Sequence[Object], now: datetime) -> Sighting:
     return Sighting(ServerProblem(worst.reason, f"{said} {worst.message}", outlook))
 
 
-def _crash_loop(pod: Object) -> ServerProblem | None:
-    """Why a pod's server has ended for the third time or more; None if it has not."""
+def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
+    """Why a pod's server has ended for the third time or more; None if it has not.
+
+    The count is that of the pod's whole life, so that the pods of an earlier revision bring theirs along. It counts if
+    the last run, which ended, was not the first since the revision took over.
+    """
     for container in _containers(pod):
         ended = _last_end(container)
         if container["name"] != SERVER or ended is None or ended["exitCode"] == ExitCode.OK:
+            continue
+        times = [parse_timestamp(ended[field]) for field in ("startedAt", "finishedAt") if ended.get(field)]
+        if any(time < since for time in times):
             continue
         if container.get("restartCount", 0) >= CRASHES:
             return _container_problem(pod["metadata"]["name"], container, ended)

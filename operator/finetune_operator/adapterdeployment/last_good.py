@@ -67,7 +67,7 @@ def watched(observed: ObservedDeployment, stable: RevisionStatus, previous: Kept
     hindered = observed.refusal or observed.conflicts or observed.pending_deletion
     if hindered or previous is None or observed.resource.spec.replicas == 0 or not answers(observed, previous):
         return Sighting()
-    return watch(observed.server_pods(stable.revision, lost=True), now)
+    return watch(observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), now)
 
 
 def roll_back(
