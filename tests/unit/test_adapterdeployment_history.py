@@ -66,6 +66,12 @@ def next_release(monkeypatch: pytest.MonkeyPatch) -> Settings:
     return SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"data": "images/data:2"})})
 
 
+def signed(*names: str) -> dict[str, Any]:
+    """A policy that asks for signatures by these keys."""
+    keys = [f"-----BEGIN PUBLIC KEY-----\n{name * 4}\n-----END PUBLIC KEY-----\n" for name in names]
+    return {"signature": {"publicKeys": keys}} if keys else {}
+
+
 class TestHistory:
     def test_what_became_of_each_revision(self) -> None:
         cluster = serving()
@@ -222,8 +228,9 @@ class TestRecords:
 class TestWithoutRecords:
     """What an earlier version of the operator started."""
 
-    def earlier(self) -> ServingCluster:
-        cluster = serving()
+    def earlier(self, settings: Settings = SETTINGS, **spec: Any) -> ServingCluster:
+        cluster = ServingCluster(spec=pinned(GOOD, **spec), settings=settings)
+        cluster.settle()
         cluster.objects[CONTROLLER_REVISIONS].clear()
         cluster.status = cluster.status.model_copy(update={"revisions": []})
         return cluster
@@ -258,6 +265,37 @@ class TestWithoutRecords:
         cluster.settings = release.model_copy(update={"runtimes": with_runtime(**fields).runtimes})
         cluster.settle()
         assert cluster.traffic() != old
+
+    @pytest.mark.parametrize(
+        ("before", "after", "stays"),
+        [
+            pytest.param(signed("a"), signed("a"), True, id="the same keys"),
+            pytest.param(signed(), signed("a"), False, id="keys that were not asked for"),
+            pytest.param(signed("a"), signed("b"), False, id="other keys"),
+            pytest.param(signed("a"), signed(), False, id="keys that are no longer asked for"),
+        ],
+    )
+    def test_the_signature_was_checked_as_the_policy_asks(
+        self, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any], after: dict[str, Any], stays: bool
+    ) -> None:
+        cluster = self.earlier(policy=before)
+        old = cluster.traffic()
+        cluster.settings = next_release(monkeypatch)
+        cluster.spec |= {"policy": after}
+        cluster.generation += 1
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert (cluster.traffic() == old) is stays
+
+    def test_an_input_that_is_gone_is_made_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster = self.earlier(policy=signed("a"))
+        before = copy.deepcopy(cluster.objects[CONFIG_MAPS])
+        cluster.settings = next_release(monkeypatch)
+        cluster.reconcile()
+        cluster.objects[CONFIG_MAPS].clear()
+        cluster.settle()
+        made = cluster.objects[CONFIG_MAPS]
+        assert all(made[name]["data"] == each["data"] for name, each in before.items() if "fetch" in name)
 
 
 def revision(name: str, state: RevisionState, since: str = timestamp(START)) -> RevisionStatus:
