@@ -13,7 +13,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState,
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS, Outlook, watch
 from finetune_operator.framework.actions import Apply
-from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, JOBS, SERVICES, Object
 from tests.support.sentences import assert_says
 from tests.support.serving import (
@@ -311,6 +311,50 @@ class TestByItself:
         cluster.reconcile()
         assert cluster.traffic() == new
         assert condition(cluster.status, "Ready")[0] == "True"
+
+    def test_not_before_what_is_seen_is_judged(self) -> None:
+        """The time runs out while nobody answers, but not yet for too long."""
+        cluster, old, new = promoted()
+        cluster.now = parse_timestamp(cluster.status.previous.since if cluster.status.previous else "")
+        cluster.now += timedelta(seconds=570)
+        falls_silent(cluster, new)
+        for _ in range(7):
+            made = cluster.reconcile()
+            if cluster.traffic() == old:
+                break
+            assert made.requeue_after is not None
+            assert 0 < made.requeue_after <= UNANSWERED_SECONDS
+            cluster.now += timedelta(seconds=made.requeue_after)
+        assert cluster.traffic() == old
+        assert cluster.status.revisions[0].state is RevisionState.ROLLED_BACK
+
+    def test_they_go_once_the_new_one_answers_again(self) -> None:
+        cluster, old, new = promoted()
+        cluster.now += timedelta(seconds=580)
+        answering = copy.deepcopy(cluster.pods[f"demo-{new}"])
+        falls_silent(cluster, new)
+        passes(cluster, 1, seconds=30)
+        assert cluster.revisions(DEPLOYMENTS) == {old, new}
+        cluster.pods[f"demo-{new}"] = answering
+        cluster.settle()
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+        assert cluster.traffic() == new
+
+    def test_an_operator_that_was_away_judges_first(self) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        cluster.now += timedelta(minutes=11)
+        cluster.reconcile()
+        assert cluster.traffic() == old
+
+    def test_kept_pods_that_do_not_answer_go_in_time(self) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        cluster.objects[DEPLOYMENTS][f"demo-{old}"]["status"]["readyReplicas"] = 0
+        cluster.now += timedelta(minutes=11)
+        cluster.reconcile()
+        assert cluster.traffic() == new
+        assert cluster.status.previous is None
 
     def test_what_the_spec_asks_for_by_then_goes_on(self) -> None:
         cluster, old, new = promoted()

@@ -37,11 +37,11 @@ class Kept(NamedTuple):
     """What makes its pods."""
 
 
-def kept(observed: ObservedDeployment, now: datetime) -> Kept | None:
-    """The revision that served before, as long as its pods stay and are what was proved: with the keys, too, that the
-    spec asks for by now."""
+def kept(observed: ObservedDeployment) -> Kept | None:
+    """The revision that served before, as long as its pods are what was proved: with the keys, too, that the spec asks
+    for by now."""
     previous = observed.resource.status.previous
-    if previous is None or keep_left(observed, previous, now) == 0:
+    if previous is None or observed.resource.spec.keep_seconds == 0:
         return None
     target = recorded_target(observed, previous)
     if target is None or target.serving.public_keys != accepted_keys(observed.resource.spec):
@@ -55,6 +55,12 @@ def keep_left(observed: ObservedDeployment, previous: RevisionStatus, now: datet
     return max(0.0, (end - now).total_seconds())
 
 
+def is_over(observed: ObservedDeployment, previous: Kept, seen: Sighting, now: datetime) -> bool:
+    """Whether the pods of the revision before have stayed long enough: not while it is open whether they are needed."""
+    open_still = seen.problem is not None or seen.due_after is not None
+    return keep_left(observed, previous.revision, now) == 0 and not open_still
+
+
 def answers(observed: ObservedDeployment, previous: Kept) -> bool:
     """Whether a kept revision could serve at once."""
     live = observed.child(DEPLOYMENTS, previous.revision.deployment) or {}
@@ -62,12 +68,15 @@ def answers(observed: ObservedDeployment, previous: Kept) -> bool:
 
 
 def watched(observed: ObservedDeployment, stable: RevisionStatus, previous: Kept | None, now: datetime) -> Sighting:
-    """What is seen of the revision that serves, while there is another to go back to. Nothing is done about it while
-    the API server refuses objects: what is reported must have been done."""
-    hindered = observed.refusal or observed.conflicts or observed.pending_deletion
-    if hindered or previous is None or observed.resource.spec.replicas == 0 or not answers(observed, previous):
+    """What is seen of the revision that serves, while there is another to go back to."""
+    if previous is None or observed.resource.spec.replicas == 0 or not answers(observed, previous):
         return Sighting()
     return watch(observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), now)
+
+
+def is_hindered(observed: ObservedDeployment) -> bool:
+    """Whether the API server refuses objects: nothing goes back then, since what is reported must have been done."""
+    return bool(observed.refusal or observed.conflicts or observed.pending_deletion)
 
 
 def roll_back(

@@ -38,6 +38,8 @@ from finetune_operator.adapterdeployment.last_good import (
     Kept,
     answers,
     go_back,
+    is_hindered,
+    is_over,
     keep_left,
     kept,
     roll_back,
@@ -77,9 +79,11 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         status = compose_unplanned(observed, now)
         return Plan(status, events=transition_events(observed.status, status))
     target = find_target(observed)
-    stable, previous = serving_revision(observed, target, now), kept(observed, now)
+    stable, previous = serving_revision(observed, target, now), kept(observed)
     seen = watched(observed, stable, previous, now) if stable else Sighting()
-    if stable is not None and previous is not None and seen.problem is not None:
+    if previous is not None and is_over(observed, previous, seen, now):
+        previous = None
+    if stable is not None and previous is not None and seen.problem is not None and not is_hindered(observed):
         step = roll_back(observed, target, stable, previous, seen.problem, now)
     elif isinstance(target, Target) and (blocker := refused(observed)):
         # The candidate stays what it is, and the refused object is tried again: the rollout does not begin anew.
@@ -99,7 +103,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     if rollout.lacks_room:
         rollout = replace(rollout, previous=None)
     cleanup = plan_cleanup(rollout)
-    keeps = keep_left(observed, rollout.previous, now) if rollout.previous else None
+    keeps = keep_left(observed, rollout.previous, now) or None if rollout.previous else None
     looks = [
         seconds
         for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps)
