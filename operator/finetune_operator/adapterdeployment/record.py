@@ -8,13 +8,14 @@ endpoint, and an earlier revision can be started again exactly as it was proved.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionStatus
 from finetune_api.storage import Storage
+from finetune_operator.adapterdeployment.decided import is_as_decided
 from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of
@@ -22,20 +23,15 @@ from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import (
-    SERVER,
     Serving,
     deployment_name,
     fetch_request,
     pod_template,
 )
-from finetune_operator.resources.drift import holds
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import Runtime
 
 _INPUT_VOLUME: Final = "input"
-_DECIDED_OF_POD: Final = ("serviceAccountName", "nodeSelector", "tolerations", "priorityClassName", "runtimeClassName")
-_DECIDED_OF_SERVER: Final = ("image", "resources")
-"""Fields that the platform's values fill in."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
         return None
     template = live["spec"]["template"]
     names = [each["configMap"]["name"] for each in template["spec"]["volumes"] if each["name"] == _INPUT_VOLUME]
-    if len(names) != 1 or not _as_decided(template["spec"], fresh.template["spec"], serving.runtime):
+    if len(names) != 1 or not is_as_decided(template["spec"], fresh.template["spec"], serving.runtime):
         return None
     request = fetch_request(observed.owner, serving, observed.settings, stable.revision)
     asks = serving.public_keys or _asks_for_signature(observed.child(CONFIG_MAPS, names[0]))
@@ -190,26 +186,6 @@ def _asks_for_signature(fetch_input: Object | None) -> bool:
     documents = [json.loads(text) for text in ((fetch_input or {}).get("data") or {}).values()]
     params = [(document.get("params") or {}).get("fetch") or {} for document in documents]
     return any(each.get("publicKeys") for each in params)
-
-
-def _as_decided(live: Object, fresh: Object, runtime: Runtime) -> bool:
-    """Whether two pods agree in what the platform's values decide. Variables that one of them lacks are the release's,
-    unless the values name them."""
-    old, new = _server(live), _server(fresh)
-    shared = {name: value for name, value in _env(new).items() if name in _env(old) or name in runtime.env}
-    return (
-        all(holds(live.get(field), fresh.get(field)) for field in _DECIDED_OF_POD)
-        and all(holds(old.get(field), new.get(field)) for field in _DECIDED_OF_SERVER)
-        and shared.items() <= _env(old).items()
-    )
-
-
-def _server(pod: Object) -> Object:
-    return next((each for each in pod["containers"] if each["name"] == SERVER), {})
-
-
-def _env(container: Object) -> dict[str, Any]:
-    return {each["name"]: each.get("value") for each in container.get("env") or []}
 
 
 def _read(found: Object) -> Record | None:

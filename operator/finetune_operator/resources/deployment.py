@@ -138,9 +138,14 @@ def drain_seconds(live: Object) -> float:
     """How long the pods of a Deployment wait before they stop, whatever the runtime's settings say by now."""
     for each in live["spec"]["template"]["spec"]["containers"]:
         if each["name"] == SERVER:
-            sleep = ((each.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
-            return float(sleep.get("seconds", 0))
+            return drain_seconds_of(each)
     return 0.0
+
+
+def drain_seconds_of(server: Object) -> float:
+    """The same of the server's container."""
+    sleep = ((server.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
+    return float(sleep.get("seconds", 0))
 
 
 def _fetch(request: StageRequest) -> Object:

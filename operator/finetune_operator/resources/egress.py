@@ -9,6 +9,8 @@ from finetune_operator.framework.objects import Object
 from finetune_operator.settings import Proxy
 
 _VOLUME: Final = "store-ca"
+PROXY_VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""The variables that Python's HTTP clients read."""
 
 
 def ca_volumes(authorities: Sequence[ConfigMapKeyRef]) -> list[Object]:
@@ -29,8 +31,8 @@ def ca_mounts(authorities: Sequence[ConfigMapKeyRef]) -> list[Object]:
 
 
 def proxy_env(proxy: Proxy) -> list[Object]:
-    """The variables that Python's HTTP clients read; none without a proxy."""
+    """The proxy's variables; none without a proxy."""
     if not (proxy.http_proxy or proxy.https_proxy):
         return []
-    values = {"HTTP_PROXY": proxy.http_proxy, "HTTPS_PROXY": proxy.https_proxy, "NO_PROXY": proxy.no_proxy}
-    return [{"name": name, "value": value} for name, value in values.items() if value]
+    values = zip(PROXY_VARIABLES, (proxy.http_proxy, proxy.https_proxy, proxy.no_proxy), strict=True)
+    return [{"name": name, "value": value} for name, value in values if value]
