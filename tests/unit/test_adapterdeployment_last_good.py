@@ -12,6 +12,7 @@ import pytest
 from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, ServingPhase
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS, Outlook, watch
+from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, JOBS, SERVICES, Object
@@ -269,6 +270,27 @@ class TestByItself:
         assert cluster.traffic() == old
         assert cluster.status.candidate is not None
         assert cluster.status.candidate.state is RevisionState.FAILED
+
+    def test_one_that_is_to_be_tried_again_and_is_hindered_holds_nobody_up(self) -> None:
+        cluster, _, new = promoted()
+        cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})
+        crash(cluster, new)
+        cluster.settle()
+        another = cluster.raw()
+        another["metadata"] |= {"uid": "uid-of-another", "name": "another"}
+        another["status"]["candidate"] |= {"state": "Starting", "since": timestamp(cluster.now)}
+        cluster.others = [another]
+        cluster.spec["rerun"] = "fixed"
+        passes(cluster)
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.reason == Reason.ROLLOUT_QUEUED
+        assert "RolledBack" not in shown(cluster.status)
+        cluster.service_account = False
+        passes(cluster)
+        assert contender_of(cluster.raw()) is None
+        cluster.service_account, cluster.others = True, []
+        cluster.settle()
+        assert cluster.traffic() == new
 
     def test_a_node_that_is_lost_is_no_fault_of_the_revision(self) -> None:
         cluster, old, new = promoted()

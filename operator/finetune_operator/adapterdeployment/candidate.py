@@ -16,7 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.adapterdeployment.turns import ACTIVE, find_turn
+from finetune_operator.adapterdeployment.turns import ACTIVE, find_turn, is_queued
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.resources.deployment import deployment_name
@@ -86,7 +86,6 @@ def given_back(candidate: RevisionStatus, problem: ServerProblem, now: datetime)
 def _new(observed: ObservedDeployment, target: Target, now: datetime) -> RevisionStatus:
     """The target as a candidate that waits. One that replaces another in line keeps its place."""
     before = observed.resource.status.candidate
-    queued = before is not None and before.state is RevisionState.WAITING and before.reason == Reason.ROLLOUT_QUEUED
     return RevisionStatus(
         revision=target.revision,
         state=RevisionState.WAITING,
@@ -95,7 +94,7 @@ def _new(observed: ObservedDeployment, target: Target, now: datetime) -> Revisio
         deployment=deployment_name(observed.owner, target.revision),
         runtime=target.serving.runtime_name,
         storage=target.serving.storage,
-        since=before.since if before is not None and queued else timestamp(now),
+        since=before.since if before is not None and is_queued(before) else timestamp(now),
         spec_hash=target.spec_hash,
     )
 

@@ -52,6 +52,7 @@ from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
 from finetune_operator.adapterdeployment.step import RolloutStep
 from finetune_operator.adapterdeployment.target import Target, find_target, recorded_target
+from finetune_operator.adapterdeployment.turns import is_queued
 from finetune_operator.adapterdeployment.verification import Verification, find_verification, verify_request
 from finetune_operator.blockers import Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
@@ -162,10 +163,11 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None) -> RolloutStep:
     """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. One that
-    was rolled back is remembered: it must not be tried again when the target is back."""
+    was rolled back is remembered: it must not be tried again when the target is back. It is forgotten if it was to be
+    tried again and waits for its turn, or it would hold up those behind it for ever."""
     status, actions = observed.resource.status, _keep(observed, stable)
     known = status.candidate
-    fallen = known if known is not None and was_rolled_back(status.revisions, known) else None
+    fallen = known if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known) else None
     return RolloutStep(stable, fallen, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
 
 

@@ -18,7 +18,7 @@ from finetune_operator.adapterdeployment.history import Current, history, was_ro
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.adapterdeployment.turns import ACTIVE
+from finetune_operator.adapterdeployment.turns import ACTIVE, is_queued
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
@@ -77,8 +77,9 @@ class Rollout:
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the candidate is one from which the traffic was taken back."""
-        return self.candidate is not None and was_rolled_back(self.history, self.candidate)
+        """Whether the candidate is one from which the traffic was taken back, and is not about to be tried again."""
+        candidate = self.candidate
+        return candidate is not None and was_rolled_back(self.history, candidate) and not is_queued(candidate)
 
     @property
     def lacks_room(self) -> bool:

@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Final
 
-from finetune_api.adapterdeployment import RevisionState
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_SECONDS
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
@@ -88,6 +88,11 @@ class Turn:
             f"It waits for its turn: {_named(self.running, namespace)} being rolled out, and the platform allows "
             f"{self.limit} at once (operator.maxConcurrentRollouts); {_named(self.ahead, namespace)} before it in line."
         )
+
+
+def is_queued(revision: RevisionStatus) -> bool:
+    """Whether a candidate waits for its turn."""
+    return revision.state is RevisionState.WAITING and revision.reason == Reason.ROLLOUT_QUEUED
 
 
 def contender_of(resource: Object) -> Contender | None:
