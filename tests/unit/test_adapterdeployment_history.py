@@ -294,6 +294,17 @@ class TestWithoutRecords:
         cluster.reconcile()
         assert cluster.status.candidate is not None
 
+    def test_an_empty_variable_as_the_api_server_keeps_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster = self.earlier(with_runtime(env={"CUDA_GRAPHS": ""}))
+        [live] = cluster.objects[DEPLOYMENTS].values()
+        variables = live["spec"]["template"]["spec"]["containers"][0]["env"]
+        next(each for each in variables if each["name"] == "CUDA_GRAPHS").pop("value")
+        release = next_release(monkeypatch)
+        cluster.settings = release.model_copy(update={"runtimes": cluster.settings.runtimes})
+        made = cluster.reconcile()
+        assert [action.resource for action in made.actions] == [CONTROLLER_REVISIONS]
+        assert cluster.status.candidate is None
+
     @pytest.mark.parametrize("back", [False, True])
     @pytest.mark.parametrize(
         "change",

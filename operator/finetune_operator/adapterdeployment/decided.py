@@ -53,4 +53,4 @@ def _container(pod: Object, name: str) -> Object:
 
 
 def _env(container: Object) -> dict[str, Any]:
-    return {each["name"]: each.get("value") for each in container.get("env") or []}
+    return {each["name"]: each.get("value") or "" for each in container.get("env") or []}

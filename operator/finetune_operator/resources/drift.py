@@ -33,7 +33,9 @@ def ensure_exists(resource: Resource, desired: Object, live: Object | None) -> t
 
 
 def holds(live: Any, desired: Any) -> bool:
-    """Whether every field of ``desired`` has its value in ``live``; a missing and an empty list or object are the same.
+    """Whether every field of ``desired`` has its value in ``live``; a missing value is as good as an empty one.
+
+    The API server drops some empty values, for example those of variables.
 
     This follows how server-side apply merges (``x-kubernetes-map-type`` and ``-list-type`` of the API): of a list of
     named items (containers, variables, volumes), each desired item must be present; other lists, and selectors, are
@@ -49,6 +51,8 @@ def holds(live: Any, desired: Any) -> bool:
         if desired and all(isinstance(want, dict) and "name" in want for want in desired):
             return all(any(holds(have, want) for have in items) for want in desired)
         return bool(items == desired)
+    if desired == "":
+        return live is None or live == ""
     return bool(live == desired) or _same_quantity(live, desired)
 
 
