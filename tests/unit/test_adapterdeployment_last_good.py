@@ -134,6 +134,17 @@ class TestKeeping:
         passes(cluster)
         assert cluster.revisions(DEPLOYMENTS) == {new}
 
+    def test_nothing_stays_where_nothing_serves(self) -> None:
+        """Scaled to zero is asked for to free the hardware."""
+        cluster, _, new = promoted()
+        cluster.spec["replicas"] = 0
+        passes(cluster)
+        assert cluster.revisions(DEPLOYMENTS) == {new}
+        assert cluster.held() == 0
+        cluster.spec = pinned(GOOD, keepLastGood="10m", replicas=0)
+        until(cluster, lambda: cluster.traffic() != new)
+        assert cluster.status.previous is None
+
     def test_less_time_counts_at_once(self) -> None:
         cluster, _, new = promoted()
         passes(cluster)

@@ -41,7 +41,7 @@ def kept(observed: ObservedDeployment) -> Kept | None:
     """The revision that served before, as long as its pods are what was proved: with the keys, too, that the spec asks
     for by now."""
     previous = observed.resource.status.previous
-    if previous is None or observed.resource.spec.keep_seconds == 0:
+    if previous is None or not _keeps(observed):
         return None
     target = recorded_target(observed, previous)
     if target is None or target.serving.public_keys != accepted_keys(observed.resource.spec):
@@ -69,7 +69,7 @@ def answers(observed: ObservedDeployment, previous: Kept) -> bool:
 
 def watched(observed: ObservedDeployment, stable: RevisionStatus, previous: Kept | None, now: datetime) -> Sighting:
     """What is seen of the revision that serves, while there is another to go back to."""
-    if previous is None or observed.resource.spec.replicas == 0 or not answers(observed, previous):
+    if previous is None or not answers(observed, previous):
         return Sighting()
     return watch(observed.server_pods(stable.revision, lost=True), parse_timestamp(stable.since), now)
 
@@ -143,12 +143,17 @@ def to_keep(
         if previous is None or (step.candidate and step.candidate.revision == previous.target.revision):
             return None  # it starts anew
         return previous.revision
-    if step.fallen is not None or observed.resource.spec.keep_seconds == 0:
+    if step.fallen is not None or not _keeps(observed):
         return None
     until = timestamp(now + timedelta(seconds=observed.resource.spec.keep_seconds))
     message = f"Its pods stay until {until}, so that the traffic can go back to them."
     left = before.model_copy(update={"reason": "", "message": message, "since": timestamp(now)})
     return left.model_copy(update={"state": RevisionState.KEPT})
+
+
+def _keeps(observed: ObservedDeployment) -> bool:
+    """Whether the spec has pods stay: not once it asks for none, so as to free their hardware."""
+    return observed.resource.spec.keep_seconds > 0 and observed.resource.spec.replicas > 0
 
 
 def _serving_again(previous: RevisionStatus, message: str, now: datetime) -> RevisionStatus:

@@ -173,8 +173,7 @@ def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:
     """Whether the target is the revision before, and its pods could serve at once."""
-    wanted = observed.resource.spec.replicas > 0
-    return wanted and target.revision == previous.target.revision and answers(observed, previous)
+    return target.revision == previous.target.revision and answers(observed, previous)
 
 
 def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
