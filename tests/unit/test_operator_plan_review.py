@@ -129,12 +129,17 @@ def test_what_keeps_a_look_from_its_votes_is_told() -> None:
     assert told(result) == (Phase.PENDING, Reason.IMAGE_PULL_FAILED)
 
 
-def test_a_look_whose_pod_is_gone_is_done_again() -> None:
-    """A run waits for days, and nodes go."""
-    lost = job(Stage.PUBLISH, run=RUN, verdict=Verdict(State.LOST, Reason.RESULT_LOST, "gone", None, 1, THEN, THEN))
-    result = planned(lost, status=planned(looked()).status)
-    assert result.actions == (Delete(JOBS, lost.name, lost.uid),)
+@pytest.mark.parametrize(
+    ("minutes", "asked", "again"), [(0, "", False), (4, "", False), (5, "", True), (9000, "", True), (1, "now", True)]
+)
+def test_a_look_whose_pod_is_gone_is_done_again(minutes: int, asked: str, again: bool) -> None:
+    """A run waits for days, and nodes go. Where its pods always go, it makes a pause in between."""
+    verdict = Verdict(State.LOST, Reason.RESULT_LOST, "gone", None, 1, THEN, THEN)
+    lost = job(Stage.PUBLISH, run=RUN, verdict=verdict, age=timedelta(minutes=minutes))
+    result = planned(lost, status=planned(looked()).status, asked=asked)
+    assert result.actions == ((Delete(JOBS, lost.name, lost.uid),) if again else ())
     assert told(result) == AWAITING
+    assert again or result.requeue_after == 300 - 60 * minutes
 
 
 def test_a_suspended_run_does_not_look() -> None:

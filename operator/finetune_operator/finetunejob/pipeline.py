@@ -22,6 +22,9 @@ from finetune_operator.outcome.job import State
 REVIEW_INTERVAL: Final = timedelta(hours=1)
 """How often votes are counted without being asked: a look is a pod of some seconds on a CPU."""
 
+_LOST_LOOK_PAUSE: Final = timedelta(minutes=5)
+"""Between two looks at the votes while the pods that look are gone before their result is read."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -100,21 +103,21 @@ def _take(context: RunContext, stage: Stage, job: StageJob) -> Step | None:
         # It may have waited for days. It finds what it has published, or looks at the votes again.
         message = "The pod of the last look at the votes is gone."
         ledger.wait(stage, job, message, key)
-        return Await(stage, job, message, timedelta())
+        return Await(stage, job, message, _until_next_look(context, job, _LOST_LOOK_PAUSE))
     if result is None:
         return _recover(context, stage, job)
     if stage is Stage.PUBLISH and result.reason is Reason.AWAITING_REVIEW:
         ledger.wait(stage, job, result.message, key)
         ledger.judged(result.scalars)
-        return Await(stage, job, result.message, _until_next_look(context, job))
+        return Await(stage, job, result.message, _until_next_look(context, job, REVIEW_INTERVAL))
     state = StageState.REUSED if result.reused else StageState.SUCCEEDED
     ledger.enter(stage, job, state, result.message, key)
     return _accept(context, stage, result, verdict.finished_at)
 
 
-def _until_next_look(context: RunContext, job: StageJob) -> timedelta:
+def _until_next_look(context: RunContext, job: StageJob, pause: timedelta) -> timedelta:
     """Somebody asks for it with a new value of the annotation; otherwise it is done by the clock."""
-    return REVIEW_INTERVAL - job.age if context.review_asked == job.asked else timedelta()
+    return pause - job.age if context.review_asked == job.asked else timedelta()
 
 
 def _accept(context: RunContext, stage: Stage, result: StageResult, moment: str | None) -> Step | None:
