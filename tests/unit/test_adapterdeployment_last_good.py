@@ -609,6 +609,19 @@ class TestByTheSpec:
         cluster.settle()
         assert cluster.traffic() == old
 
+    def test_one_that_fell_is_tried_again_once_a_person_has_settled_it(self) -> None:
+        cluster, old, new = promoted()
+        crash(cluster, new)
+        cluster.settle()
+        cluster.spec["rollbackTo"] = old
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+        assert condition(cluster.status, "RolledBack") == ("True", Reason.ROLLED_BACK)
+        del cluster.spec["rollbackTo"]
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.revision, cluster.status.candidate.state) == (new, RevisionState.STARTING)
+
     def test_one_that_fell_can_be_asked_for_all_the_same(self) -> None:
         cluster, _, new = promoted()
         crash(cluster, new)
