@@ -199,6 +199,7 @@ class TestRecords:
             with_runtime(max_input_tokens=99),
             SETTINGS.model_copy(update={"proxy": Proxy(https_proxy="http://proxy:1")}),
             SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"pull_secrets": ["registry"]})}),
+            SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"data": "mirror:5000/data:1"})}),
         ],
     )
     def test_what_the_admin_changes_is_another_revision(self, settings: Settings) -> None:
@@ -207,6 +208,13 @@ class TestRecords:
         cluster.settings = settings
         cluster.settle()
         assert cluster.traffic() != old
+
+    @pytest.mark.parametrize("image", ["images/data:2", "images/data", "images/data:2@sha256:0123"])
+    def test_the_version_of_the_image_of_fetch_comes_with_the_release(self, image: str) -> None:
+        cluster = serving()
+        images = SETTINGS.images.model_copy(update={"data": image})
+        cluster.settings = SETTINGS.model_copy(update={"images": images})
+        assert cluster.plan().actions == ()
 
     def test_a_description_is_for_people(self) -> None:
         cluster = serving()
@@ -312,6 +320,7 @@ class TestWithoutRecords:
             {"proxy": Proxy(https_proxy="http://proxy:1")},
             {"images": SETTINGS.images.model_copy(update={"pull_secrets": ["registry"]})},
             {"images": SETTINGS.images.model_copy(update={"pull_policy": "Always"})},
+            {"images": SETTINGS.images.model_copy(update={"data": "mirror:5000/data:1"})},
         ],
     )
     def test_not_if_the_platform_changed_too(

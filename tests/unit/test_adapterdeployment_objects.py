@@ -19,6 +19,7 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Serving, deployment, fetch_request, pod_template
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
+from finetune_operator.resources.pod import repository
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy
@@ -177,6 +178,23 @@ def test_the_longest_names_fit() -> None:
     ]
     assert max(map(len, names)) <= 63
     assert service_url(OWNER, "x") == "http://x.team.svc:80"
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("data", "data"),
+        ("data:1", "data"),
+        ("registry/path/data:1", "registry/path/data"),
+        ("registry:5000/data", "registry:5000/data"),
+        ("registry:5000/data:1", "registry:5000/data"),
+        ("registry:5000/data@sha256:0123", "registry:5000/data"),
+        ("registry:5000/data:1@sha256:0123", "registry:5000/data"),
+        ("", ""),
+    ],
+)
+def test_where_an_image_is(image: str, name: str) -> None:
+    assert repository(image) == name
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Whether running pods are as the platform's values decide, whatever release made them. Pure.
 
 For revisions without a record: nothing tells which values they were made from, only the pods do. What a release decides
-(probes' paths, security contexts, the tag of its own image) may differ. One thing cannot be told: a variable of the
+(probes' paths, security contexts, the version of its own image) may differ. One thing cannot be told: a variable of the
 server that the values no longer name looks like one of the older release. It stays until the next revision.
 """
 
@@ -11,6 +11,7 @@ from finetune_operator.framework.objects import Object
 from finetune_operator.resources.deployment import FETCH, SERVER, drain_seconds_of
 from finetune_operator.resources.drift import holds
 from finetune_operator.resources.egress import PROXY_VARIABLES
+from finetune_operator.resources.pod import repository
 from finetune_operator.settings import Runtime
 
 _OF_POD: Final = (
@@ -34,7 +35,8 @@ def is_as_decided(live: Object, fresh: Object, runtime: Runtime) -> bool:
 def _decided(pod: Object) -> Object:
     """What the values decide of a pod: fields that are unset are left out."""
     server = _container(pod, SERVER)
-    fetch = _env(_container(pod, FETCH))
+    fetch = _container(pod, FETCH)
+    variables = _env(fetch)
     volumes = {each["name"]: each.get("emptyDir") or {} for each in pod.get("volumes") or []}
     decided: dict[str, dict[str, Any]] = {
         "pod": {field: pod.get(field) for field in _OF_POD},
@@ -42,7 +44,8 @@ def _decided(pod: Object) -> Object:
         "drain": {"seconds": drain_seconds_of(server)},
         "startup": {"failures": (server.get("startupProbe") or {}).get("failureThreshold")},
         "sizes": {name: volumes.get(name, {}).get("sizeLimit") for name in _SIZED},
-        "proxy": {name: fetch.get(name) for name in PROXY_VARIABLES},
+        "fetch": {"repository": repository(fetch.get("image", ""))},
+        "proxy": {name: variables.get(name) for name in PROXY_VARIABLES},
     }
     return {part: {name: value for name, value in found.items() if value} for part, found in decided.items()}
 

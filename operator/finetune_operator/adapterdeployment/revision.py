@@ -5,8 +5,10 @@ from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.hashing import digest, short
+from finetune_api.stages import Stage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.resources.deployment import Serving, pod_template
+from finetune_operator.resources.pod import repository
 from finetune_operator.settings import Settings
 
 REVISION_LENGTH: Final = 8
@@ -15,10 +17,12 @@ REVISION_LENGTH: Final = 8
 def choice_of(serving: Serving, settings: Settings) -> str:
     """Identity of what users and the admin chose for the serving pods: artifact, store, runtime, proxy, registry.
 
-    What comes with a release of the operator is left out: how it renders pods, the image of ``fetch``, and defaults.
-    So revisions that were proved by an earlier release are found again by a later one (``record.py``).
+    What comes with a release of the operator is left out: how it renders pods, the version of the image of ``fetch``,
+    and defaults. So revisions that were proved by an earlier release are found again by a later one (``record.py``).
     """
-    registry = {"policy": settings.images.pull_policy, "secrets": settings.images.pull_secrets}
+    images = settings.images
+    place_of_fetch = repository(images.of(Stage.FETCH))
+    registry = {"policy": images.pull_policy, "secrets": images.pull_secrets, "fetch": place_of_fetch}
     chosen = (serving.storage, serving.runtime, settings.proxy)
     values = [each.model_dump(mode="json", by_alias=True, exclude_defaults=True) for each in chosen]
     values[1].pop("description", None)

@@ -14,6 +14,12 @@ USER: Final = 65532
 """Numeric, so that the kubelet can check runAsNonRoot; the group owns the writable volumes."""
 
 
+def repository(image: str) -> str:
+    """Registry and path of an image, without tag and digest."""
+    path, slash, name = image.partition("@")[0].rpartition("/")
+    return f"{path}{slash}{name.partition(':')[0]}"
+
+
 def container(
     name: str,
     image: str,
