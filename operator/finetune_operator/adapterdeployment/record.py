@@ -5,7 +5,6 @@ would make of the same choice, and whatever the platform's values say by then. S
 endpoint, and an earlier revision can be started again exactly as it was proved.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,7 +19,7 @@ from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of
 from finetune_operator.adapterdeployment.turns import ACTIVE
-from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
+from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import (
     Serving,
@@ -165,27 +164,18 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
         return None
     template = live["spec"]["template"]
     names = [each["configMap"]["name"] for each in template["spec"]["volumes"] if each["name"] == _INPUT_VOLUME]
-    if len(names) != 1 or not is_as_decided(template["spec"], fresh.template["spec"], serving.runtime):
-        return None
+    # The name has the input's hash in it, and so that of its keys: nothing else here tells what was checked.
     request = fetch_request(observed.owner, serving, observed.settings, stable.revision)
-    asks = serving.public_keys or _asks_for_signature(observed.child(CONFIG_MAPS, names[0]))
-    if asks and names[0] != request.name:  # the name has the input's hash in it
+    if names != [request.name] or not is_as_decided(template["spec"], fresh.template["spec"], serving.runtime):
         return None
     return replace(
         fresh,
         revision=stable.revision,
         template={"metadata": {"labels": template["metadata"]["labels"]}, "spec": template["spec"]},
-        input_name=names[0],
+        input_name=request.name,
         input_labels={**fresh.input_labels, meta.LABEL_REVISION: stable.revision},
         input_data=input_config_map(request)["data"],
     )
-
-
-def _asks_for_signature(fetch_input: Object | None) -> bool:
-    """Whether the input of ``fetch``, as any version wrote it, names keys."""
-    documents = [json.loads(text) for text in ((fetch_input or {}).get("data") or {}).values()]
-    params = [(document.get("params") or {}).get("fetch") or {} for document in documents]
-    return any(each.get("publicKeys") for each in params)
 
 
 def _read(found: Object) -> Record | None:
