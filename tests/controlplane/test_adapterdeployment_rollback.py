@@ -106,7 +106,7 @@ def test_an_operator_that_dies_on_the_way_back(serving: Serving, crash: int) -> 
 
 
 def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:
-    """Its own images are others; nor does one without records lose its pods."""
+    """Its own images have another tag; nor does one without records lose its pods."""
     first = serving.start()
     revision = serving.serve(GOOD)
     serving.until_only(revision)
@@ -114,7 +114,8 @@ def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:
     before = serving.children(DEPLOYMENTS)
     for name, record in serving.children(CONTROLLER_REVISIONS).items():
         serving.team.api.delete(CONTROLLER_REVISIONS, serving.team.namespace, name, record["metadata"]["uid"])
-    later = Images(data="later/data", prepare="later/prepare", jobs="later/jobs", quantize="later/quantize")
+    names = ("data", "prepare", "jobs", "quantize")
+    later = Images(**{name: f"example/{name}:later" for name in names})
     serving.start(images=later)
     wait(lambda: f"demo-{revision}" in serving.children(CONTROLLER_REVISIONS), "the record")
     serving.change(replicas=2)
@@ -127,7 +128,7 @@ def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:
     wait(lambda: serving.traffic() != revision, "the promotion")
     serving.until_only(serving.traffic())
     [live] = serving.children(DEPLOYMENTS).values()
-    assert live["spec"]["template"]["spec"]["initContainers"][0]["image"] == "later/data"
+    assert live["spec"]["template"]["spec"]["initContainers"][0]["image"] == "example/data:later"
 
 
 def test_what_serves_is_deleted_during_a_rollout(serving: Serving) -> None:
