@@ -55,7 +55,7 @@ def test_golden_prompts_that_do_not_fit_start_nothing(prompt: int | None, answer
             stalled.message, "golden prompt", f"{prompt} tokens", *([f"{answer} more"] if answer else []), *LIMITS
         )
         assert "None" not in stalled.message
-        assert "maxInputTokens and maxTotalTokens in the chart's values" in stalled.message
+        assert "raise the runtime's maxTotalTokens, and on Text Generation Inference maxInputTokens" in stalled.message
         cluster.settings = taking(4096, 5200)
         cluster.settle()
         assert cluster.status.phase is ServingPhase.READY
