@@ -163,7 +163,7 @@ def test_publish_writes_the_artifact_and_moves_the_channel(
     assert result["metrics"][0]["value"] == round(found.models["artifact"].value, 4)
     assert result["metrics"][0]["args"]["interval95"][0] == round(found.models["artifact"].low, 4)
     assert "320 examples for training" in card
-    assert "| 98% | -0.100000 | 75.0% (59.8% to 85.8%) | 30 of 30, 100.0% (88.6% to 100.0%) |" in card
+    assert "| 98% | -0.100001 | 75.0% (59.8% to 85.8%) | 30 of 30, 100.0% (88.6% to 100.0%) |" in card
     assert "| 99% |" not in card, "60 validation examples are too few for it"
     levels = AutomationTable.model_validate_json(folder.get(THRESHOLDS) or b"").levels
     assert levels == [each for each in AUTOMATION if each.threshold is not None]
