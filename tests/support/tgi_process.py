@@ -33,7 +33,7 @@ class TgiProcess:
         """Poll ``/health`` until it is 200. Raises AssertionError, with the log, if the process ends or time is up."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            self.seen.append(self._health())
+            self.seen.append(health(self.url))
             if self.seen[-1] == 200:
                 return
             time.sleep(0.1)
@@ -43,16 +43,18 @@ class TgiProcess:
         """Send SIGTERM, as the kubelet does; nothing happens if the process has ended."""
         self.process.terminate()
 
-    def _health(self) -> int | str:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=30) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ConnectionRefusedError):
-                raise
-            return "refused"
+
+def health(url: str) -> int | str:
+    """What a model server at ``url`` answers to ``/health``: an HTTP status, or "refused"."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ConnectionRefusedError):
+            raise
+        return "refused"
 
 
 @contextmanager

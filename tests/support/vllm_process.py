@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from finetune_operator.runtimes import serving_plan
 from finetune_operator.runtimes.plan import ServedModel
 from finetune_operator.settings import Engine, Runtime
 from hack.cluster.layout import cache_directory, free_port
+from tests.support.tgi_process import health
 
 START_TIMEOUT_S: Final = 300.0
 NAME: Final = "transactions"
@@ -51,22 +50,11 @@ class VllmProcess:
         """Raises AssertionError, with the log, if the process ends or time is up."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            self.seen.append(self._health())
+            self.seen.append(health(self.url))
             if self.seen[-1] == 200:
                 return
             time.sleep(0.5)
         raise AssertionError(f"vLLM is not ready:\n{self.log.read_text(encoding='utf-8', errors='replace')[-20000:]}")
-
-    def _health(self) -> int | str:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=30) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ConnectionRefusedError):
-                raise
-            return "refused"
 
 
 @contextmanager
