@@ -50,6 +50,8 @@ def test_a_replica_takes_over_from_a_frozen_one_which_then_writes_no_more(team: 
     assert not leads(second)
     succeeded = {"kind": "FineTuneJob", "phase": "Succeeded"}
     wait(lambda: second.metric("finetune_operator_resources", **succeeded) == 1, "the one that stands by to know", 5)
+    # A write that is under way when the first is frozen is logged when it thaws: the Event after the last status, say.
+    wait(lambda: first.metric("finetune_operator_unreconciled_seconds") == 0, "the first to have written all", 30)
 
     os.kill(first.process.pid or 0, signal.SIGSTOP)
     frozen = time.monotonic()
