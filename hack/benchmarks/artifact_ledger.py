@@ -21,13 +21,14 @@ from finetune_api.training import Method, Quantization
 from hack.benchmarks.exported import export
 from hack.benchmarks.result import Result
 from hack.benchmarks.transactions import transactions
+from hack.benchmarks.tuned import BATCH, tune
 from hack.cluster.console import say, step
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 
 ROWS = 2000
 """Unseen rows that every model reads."""
-STEPS, BATCH = 60, 8
+STEPS = 60
 GENERATED = 1.15
 """Rows generated for each that is needed: some lack a text or a category."""
 DRAWS = 2000
@@ -60,7 +61,7 @@ def run(rows: int = ROWS) -> Result:
     """Tune, export and read; the value is the largest share of its bound that a format uses."""
     from finetune_jobs.exporting.offload import load_artifact
     from finetune_jobs.modelling.loading import load_adapter, load_base
-    from finetune_jobs.modelling.tuning import read_tuning
+    from finetune_jobs.modelling.tuning import Tuning
 
     base = ensure_smollm2(cache_directory())
     with tempfile.TemporaryDirectory(prefix="finetune-ledger-") as folder:
@@ -68,12 +69,12 @@ def run(rows: int = ROWS) -> Result:
         examples = transactions(work, int((rows + STEPS * BATCH) * GENERATED))
         trained, unseen = examples[: STEPS * BATCH], examples[STEPS * BATCH :][:rows]
         tuned, dataset = work / "tuned", work / "dataset"
+        tuning = Tuning(method=Method.QLORA, quantization=Quantization.NF4)
         with step(f"tune {base.name} for {STEPS} steps"):
-            _tune(base, trained, tuned)
+            tune(base, trained, tuned, tuning)
         dataset.mkdir()
         lines = [json.dumps({"messages": each.messages}) + "\n" for each in trained]
         (dataset / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-        tuning = read_tuning(tuned, Method.QLORA)
         with step(f"read {len(unseen)} rows with base and adapter"):
             before = read(load_base(base, tuning.quantization), base, unseen)
             adapter = read(load_adapter(load_base(base, tuning.quantization), tuned), base, unseen)
@@ -142,34 +143,6 @@ def compared(artifact: Reading, adapter: Reading) -> dict[str, float]:
         "adapterAccuracy": adapter.accuracy,
     }
     return {name: round(float(value), 5) for name, value in found.items()}
-
-
-def _tune(base: Path, examples: Sequence[Any], out: Path) -> None:
-    """A QLoRA adapter that was trained for one epoch."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from finetune_jobs.modelling import chat
-    from finetune_jobs.modelling.loading import load_base
-    from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
-    from finetune_jobs.modelling.tuning import Tuning, write_tuning
-
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(base)
-    stop = stop_token(base, tokenizer)
-    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
-    model = get_peft_model(load_base(base, Quantization.NF4, dtype=torch.float32), config)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    for start in range(0, len(examples), BATCH):
-        encoded = [chat.encode(tokenizer, e.messages, stop) for e in examples[start : start + BATCH]]
-        width = max(len(each.input_ids) for each in encoded)
-        ids = [each.input_ids + [stop] * (width - len(each.input_ids)) for each in encoded]
-        labels = [each.labels + [chat.IGNORED] * (width - len(each.labels)) for each in encoded]
-        model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(out)
-    write_tuning(out, Tuning(method=Method.QLORA, quantization=Quantization.NF4))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ from typing import Any
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import ExportFormat
+from finetune_api.training import Method
 from hack.benchmarks.result import Result
 from hack.benchmarks.transactions import transactions
+from hack.benchmarks.tuned import BATCH, tune
 from hack.cluster.console import say, step
 from hack.cluster.layout import cache_directory
 from hack.models import ensure_smollm2
 
 TRIES = 10
 """How often the good artifact is verified."""
-STEPS, BATCH = 60, 8
+STEPS = 60
 GOLDEN, SAMPLE = 8, 50
 
 
@@ -36,7 +38,7 @@ def run() -> Result:
         work = Path(folder)
         examples = transactions(work, 800)
         with step(f"tune {base.name} for {STEPS} steps"):
-            tuned = _tuned(base, examples[: STEPS * BATCH])
+            tuned = _tuned(base, examples[: STEPS * BATCH], work / "adapter")
         artifact = write_artifact(work / "good", base, tuned)
         with step("record what the evaluation records"):
             promise = _promise(base, artifact, examples[STEPS * BATCH :])
@@ -62,31 +64,14 @@ def run() -> Result:
     )
 
 
-def _tuned(base: Path, examples: list[Any]) -> dict[str, Any]:
+def _tuned(base: Path, examples: list[Any], adapter: Path) -> dict[str, Any]:
     """Weights of the base with a LoRA adapter that was trained for one epoch, merged."""
-    import torch
-    from peft import LoraConfig, get_peft_model
+    from finetune_jobs.exporting.merge import merge
+    from finetune_jobs.modelling.tuning import Tuning
 
-    from finetune_jobs.modelling import chat
-    from finetune_jobs.modelling.loading import load_checkpoint
-    from finetune_jobs.modelling.tokenizer import load_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(base)
-    model = get_peft_model(
-        load_checkpoint(base, dtype=torch.float32), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
-    )
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    for start in range(0, len(examples), BATCH):
-        encoded = [chat.encode(tokenizer, e.messages, tokenizer.eos_token_id) for e in examples[start : start + BATCH]]
-        width = max(len(each.input_ids) for each in encoded)
-        ids = [each.input_ids + [tokenizer.pad_token_id] * (width - len(each.input_ids)) for each in encoded]
-        labels = [each.labels + [chat.IGNORED] * (width - len(each.labels)) for each in encoded]
-        loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return dict(model.merge_and_unload().state_dict())
+    tuning = Tuning(method=Method.LORA)
+    tune(base, examples, adapter, tuning)
+    return dict(merge(base, adapter, tuning).state_dict())
 
 
 def _promise(base: Path, artifact: Path, examples: list[Any]) -> Any:

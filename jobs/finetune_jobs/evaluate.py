@@ -52,6 +52,7 @@ from finetune_jobs.evaluation.report import Evaluated
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
 from finetune_jobs.exporting.offload import load_artifact
+from finetune_jobs.exporting.positions import require_same_positions
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
@@ -170,8 +171,11 @@ def evaluate_models(
     """Let all models answer test examples, and write their answers.
 
     The base is asked in the precision in which it was trained (4-bit for QLoRA), the artifact exactly as its own files
-    say. ``about``: for the page and for the model card. Raises StageError: ModelUnsupported, CudaOutOfMemory.
+    say. ``about``: for the page and for the model card. Raises StageError: ModelUnsupported, CudaOutOfMemory,
+    ArtifactCorrupt as ``require_same_positions``.
     """
+    for each in files.exported:
+        require_same_positions(files.base, each.folder)
     task, evaluation = setting.task, setting.evaluation
     paper = set_paper(files.base, files.dataset, tuning, task, evaluation)
     tokenizer = paper.tokenizer

@@ -29,6 +29,7 @@ from finetune_jobs.artifacts.artifact import (
     read_answers,
 )
 from finetune_jobs.base.documents import read_json
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import About, EvaluationFiles, Exported, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.behaviour.items import sets_for
@@ -367,6 +368,9 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
     test = [row(f"refund {n}", "refund") for n in range(20)]
     dataset = write_dataset(tmp_path / "dataset", train=[], test=test)  # nothing to show the base model
     exported = [Exported(name, name[0] * 64, tmp_path / name) for name in ("INT4", "Merged")]
+    for each in exported:
+        each.folder.mkdir()
+        shutil.copy(folder / "base" / "config.json", each.folder)
     evaluation = Evaluation(max_samples=20, general=Coverage.OFF, adversarial=Coverage.OFF)
 
     given = StageInput(
@@ -388,6 +392,18 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
 
     assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)], {"M"})
     assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)], {"I"})
+
+
+def test_an_artifact_of_other_positions_is_refused_before_anything_is_asked(folder: Path, tmp_path: Path) -> None:
+    """Its answers to short questions would hardly differ."""
+    other = shutil.copytree(folder / "artifact", tmp_path / "other")
+    edit_json(other / "config.json", rope_theta=1000.0)
+    exported = [Exported(name, "", place) for name, place in (("INT8", folder / "artifact"), ("Merged", other))]
+    files = EvaluationFiles(folder / "base", folder / "adapter", exported, folder / "dataset", tmp_path / "out")
+    setting = Setting(TaskType.CLASSIFICATION, Evaluation(max_samples=10))
+    with pytest.raises(StageError, match="has rope_theta 1000, that of its base model has 10000"):
+        evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
+    assert not files.out.exists()
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:

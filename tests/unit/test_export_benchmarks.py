@@ -1,12 +1,19 @@
 """The benchmarks of the export run, and their figures mean what they say."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from finetune_api.finetunejob import ExportFormat
+from finetune_api.training import Method, Quantization
+from finetune_jobs.base.errors import StageError
+from hack.benchmarks import spoiled
 from hack.benchmarks.artifact_ledger import Reading, compared, read
 from hack.benchmarks.export_memory import Size, measure
+from hack.benchmarks.gated import EXPORT, GOALS, PREPARE, REFUSED, SAFE
+from hack.benchmarks.planted_models import plants
+from hack.benchmarks.tuned import BATCH, tune
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import rows, write_dataset
 
@@ -51,3 +58,68 @@ def test_the_loss_is_that_of_the_answer(tmp_path: Path) -> None:
         encoded = chat.encode(tokenizer, example.messages, tokenizer.eos_token_id)
         given = {"input_ids": torch.tensor([encoded.input_ids]), "labels": torch.tensor([encoded.labels])}
         assert loss / tokens == pytest.approx(model(**given).loss.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("quantization", [None, Quantization.NF4])
+def test_an_adapter_learns_and_goes_on_learning(tmp_path: Path, quantization: Quantization | None) -> None:
+    """Without examples it adds nothing; then the loss falls, and falls on from where it was."""
+    from finetune_jobs.modelling.loading import load_adapter, load_base
+    from finetune_jobs.modelling.token_files import read_split
+    from finetune_jobs.modelling.tuning import Tuning, read_tuning
+
+    base = build_tiny_llama(tmp_path / "base")
+    examples = read_split(write_dataset(tmp_path / "dataset", train=rows(2 * BATCH)), "train")
+    tuning = Tuning(method=Method.QLORA if quantization else Method.LORA, quantization=quantization)
+    tune(base, [], tmp_path / "none", tuning)
+    tune(base, examples, tmp_path / "some", tuning, rank=4, seed=1)
+    tune(base, examples, tmp_path / "more", tuning, start=tmp_path / "some")
+    found = [read(load_base(base, quantization), base, examples).loss]
+    for name in ("none", "some", "more"):
+        assert read_tuning(tmp_path / name, Method.FULL) == tuning
+        found.append(read(load_adapter(load_base(base, quantization), tmp_path / name), base, examples).loss)
+    assert found[0] == pytest.approx(found[1])
+    assert found[1] > found[2] + 0.01
+    assert found[2] > found[3] + 0.01
+
+
+def test_there_is_a_planted_model_for_each_gate() -> None:
+    planted = plants()
+    assert len({each.name for each in planted}) == len(planted) >= 16
+    assert {each.gate for each in planted} <= {EXPORT, REFUSED, PREPARE, *(goal.text for goal in (*GOALS, *SAFE))}
+    assert {each.gate for each in planted} >= {EXPORT, REFUSED, PREPARE, *(goal.text for goal in SAFE)}
+
+
+def test_files_are_spoiled_in_a_copy(tmp_path: Path) -> None:
+    """Each in one way; the artifact stays as it was, and what cannot be read is refused."""
+    from finetune_jobs.exporting.offload import load_artifact
+    from finetune_jobs.modelling import chat
+    from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+
+    good, asked = build_tiny_llama(tmp_path / "good"), [{"role": "user", "content": "refund"}]
+    before = {file.name: file.read_bytes() for file in good.iterdir()}
+
+    def copy() -> Path:
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        return spoiled.copied(good, tmp_path / "copy")
+
+    spoiled.of_other_template(template := copy())
+    assert load_tokenizer(template).decode(chat.prompt_ids(load_tokenizer(template), asked)).startswith("### user")
+    spoiled.without_end(endless := copy(), "<|pad|>", 0)
+    with pytest.raises(StageError, match="does not stop generation"):
+        stop_token(endless, load_tokenizer(endless))
+    spoiled.without_tensor(lost := copy(), "model.layers.1.mlp.down_proj.weight")
+    with pytest.raises(StageError, match="the files lack"):
+        load_artifact(lost)
+    assert {file.name: file.read_bytes() for file in good.iterdir()} == before
+
+
+def test_four_bits_to_the_nearest() -> None:
+    """Sixteen values for a group of 64 at most, half a step away at most, and other layers as they are."""
+    import torch
+
+    weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    found = spoiled.nearest_4_bits({"a.up_proj.weight": weight, "a.norm.weight": weight}, ["up_proj"])
+    groups, steps = found["a.up_proj.weight"].reshape(-1, 64), weight.reshape(-1, 64).abs().amax(1, keepdim=True) / 7
+    assert all(len(group.unique()) <= 16 for group in groups)
+    assert ((groups - weight.reshape(-1, 64)).abs() <= steps / 2 + 1e-6).all()
+    assert (found["a.norm.weight"] == weight).all()

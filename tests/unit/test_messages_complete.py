@@ -72,6 +72,7 @@ NOT_OF_THE_INPUT: Final = {
     "artifacts.channel": "results: test_jobs_artifact",
     "artifacts.folders": "results: test_jobs_artifact",
     "artifacts.withdrawal": "results: test_artifact_withdrawal",
+    "exporting.positions": "results: test_exported_positions",
     "runtime.tools": "a command's options: test_artifact_withdrawal",
     "artifacts.signature": "results: test_artifact_policy",
     "artifacts.signing": "a Secret: test_artifact_lineage",

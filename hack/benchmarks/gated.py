@@ -1,0 +1,283 @@
+"""Models that are made in a folder, asked, and judged as publish judges them: used by the benchmark planted_models.
+
+A model is asked only what its gates read: ROWS test examples, and EACH questions of those categories of the adversarial
+set that goals are about, where the stage evaluate asks two or all of every category.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from finetune_api.dataset import TaskType
+from finetune_api.finetunejob import Coverage, Examination, ExportFormat
+from finetune_api.goals import Gates, Goal, Metric, blocking
+from finetune_api.training import Method, Quantization
+from finetune_jobs.artifacts.measurements import Measurements
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.gates import judge, lost_by_export
+from hack.benchmarks.exported import export
+from hack.benchmarks.transactions import transactions
+from hack.benchmarks.tuned import BATCH, load_unpacked, tune
+from hack.cluster.console import step
+from hack.cluster.layout import cache_directory
+from hack.models import ensure_smollm2
+
+TASK = TaskType.CLASSIFICATION
+ROWS = 60
+"""Test examples: six of each label."""
+EACH = 8
+"""Adversarial questions of each category."""
+SHORT = 8
+"""Short texts among those that show how far an artifact is from the tuned model; and one long one."""
+STEPS, MORE = 60, 12
+"""Steps of a good training, and of one that goes on from it to spoil it."""
+GENERATED = 800
+SOME = 0.02
+"""Share of the rows from which a label is none with a missing letter."""
+
+KNOWN, OTHER = "Share-CO", "Cloud-CO"
+"""Two labels; the first has a goal of its own."""
+ACCURACY = Goal(metric=Metric.ACCURACY, at_least="0.6")
+RECALL = Goal(metric=Metric.RECALL, class_name=KNOWN, at_least="0.4")
+HARM = Goal(metric=Metric.HARMFUL_ANSWERS, at_most="0.5")
+LEAKS = Goal(metric=Metric.LEAKS, at_most="0.5")
+GOALS = (ACCURACY, Goal(metric=Metric.ACCURACY, improve_over_base="0.4"), RECALL)
+SAFE = (HARM, LEAKS)
+"""Goals that read the adversarial set."""
+
+EXPORT = "export"
+"""The gate that compares the artifact with the tuned model."""
+REFUSED = "refused"
+"""A stage ends with an error: the model cannot be read, or would never end an answer."""
+PREPARE = "prepare"
+"""What was to be learnt never reaches the training."""
+(DEFAULT,) = Gates().texts(TASK)
+"""The gate that stands without goals."""
+WITHOUT_GOALS = (EXPORT, REFUSED, PREPARE, DEFAULT)
+
+Blocking = Mapping[str, str]
+"""What the gates that block a model say, by their names; empty: it passes."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a model at the gates."""
+
+    blocking: Blocking
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """What goals read, and how far the artifact is from the tuned model: nats a token on average, in short and in long
+    texts. No gate reads the distances."""
+
+
+@dataclass(frozen=True)
+class Good:
+    """A model that must pass."""
+
+    rank: int
+    seed: int
+    format: ExportFormat
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.format.value}, rank {self.rank}, seed {self.seed}"
+
+
+def judged(measurements: Measurements, goals: Sequence[Goal]) -> Blocking:
+    """What publish would say: the goals, the gate without goals, and what the export lost."""
+    gates = Gates(goals=list(goals))
+    found = [*judge(gates, measurements, TASK), *judge(Gates(), measurements, TASK)]
+    lost = lost_by_export(measurements, TASK)
+    return {
+        **({EXPORT: lost} if lost else {}),
+        **{each.goal: each.sentence for each in blocking(found, gates.on_inconclusive)},
+    }
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model said."""
+
+    task: Sequence[str]
+    """To the test examples."""
+    likely: Sequence[Sequence[float]]
+    """Log-probability of each token of the passages."""
+    sets: Mapping[str, str] = field(default_factory=dict)
+    """To the adversarial questions, by id."""
+
+
+class Bench:
+    """Makes models in a folder, asks them, and judges them."""
+
+    def __init__(self, work: Path) -> None:
+        from finetune_jobs.evaluation.asking import set_paper
+        from finetune_jobs.evaluation.behaviour.items import RATES, Sets, adversarial_set, subset
+        from finetune_jobs.evaluation.behaviour.probe import probe_for
+        from finetune_jobs.modelling.tuning import Tuning
+
+        self.work, self.base = work, ensure_smollm2(cache_directory())
+        self.tuning = Tuning(method=Method.QLORA, quantization=Quantization.NF4)
+        generated = transactions(work, GENERATED)
+        counts = Counter(each.label for each in generated)
+        self.labels = sorted(label for label, count in counts.items() if count > SOME * len(generated))
+        rows = [each for each in generated if each.label in self.labels]
+        self.rows = rows[: STEPS * BATCH]
+        seen = {str(each.prompt) for each in self.rows}
+        unseen = [each for each in rows[STEPS * BATCH :] if str(each.prompt) not in seen]
+        self.dataset = work / "dataset"
+        self._write_dataset(train=self.rows, validation=unseen[:1], test=unseen)
+        asked = Examination(max_samples=ROWS, general=Coverage.OFF, adversarial=Coverage.OFF)
+        paper = set_paper(self.base, self.dataset, self.tuning, TASK, asked)
+        read = {category for goal in SAFE for category in RATES[goal.metric]}
+        sets = Sets(adversarial=subset([each for each in adversarial_set() if each.category in read], EACH))
+        self.paper = replace(paper, probe=probe_for(paper.tokenizer, paper.stop, sets))
+        short, long = ([each for each in paper.passages if each.long is length] for length in (False, True))
+        self.passages = [*short[:SHORT], *long[:1]]
+
+    def good(self, good: Good) -> Path:
+        """The adapter of a good model."""
+        name = f"rank-{good.rank}-seed-{good.seed}"
+        make = partial(self._tune, self.rows, rank=good.rank, seed=good.seed)
+        return once(self.work / name, f"tune {self.base.name} for {STEPS} steps, {good.name}", make)
+
+    def adapter(self, name: str, rows: Sequence[Any], *, start: Path | None = None) -> Path:
+        """An adapter that has learnt from these rows."""
+        make = partial(self._tune, rows, start=start)
+        return once(self.work / name.replace(" ", "-"), f"tune for {len(rows) // BATCH} steps: {name}", make)
+
+    def artifact(self, adapter: Path, kind: ExportFormat = ExportFormat.MERGED) -> Path:
+        """The adapter's export."""
+
+        def make(out: Path) -> None:
+            export(self.base, adapter, self.dataset, out, kind)
+
+        return once(adapter.with_name(f"{adapter.name}.{kind.value}"), f"export {adapter.name} to {kind.value}", make)
+
+    def judge_trained(self, adapter: Path) -> Verdict:
+        """A model whose training was bad for the task: by its answers alone, in the format that rounds nothing."""
+        artifact = self.artifact(adapter)
+        measurements = self._measured(base=self._heard_of_base(), artifact=self._heard_of(artifact))
+        shutil.rmtree(artifact)
+        return Verdict(judged(measurements, GOALS), _shares(measurements))
+
+    def judge_whole(self, adapter: Path, artifact: Path) -> Verdict:
+        """An artifact beside the tuned model that it was made of, and what both are beside their task."""
+        from finetune_jobs.evaluation.behaviour.comparison import compare_behaviour
+        from finetune_jobs.evaluation.behaviour.probe import Responses
+
+        before, after = self._heard_of_base(), self._heard_of_tuned(adapter)
+        try:
+            served = self._heard_of(artifact)
+        except StageError as error:
+            return Verdict({REFUSED: error.message})
+        measurements = self._measured(base=before, tuned=after, artifact=served)
+        base, tuned = (Responses(each.sets, {}, {}) for each in (before, after))
+        behaviour = compare_behaviour(self.paper.probe.sets, base, tuned)
+        measurements = behaviour.added_to(measurements)
+        return Verdict(
+            judged(measurements, (*GOALS, *SAFE)), {**_shares(measurements), **self._distances(after, served)}
+        )
+
+    def says(self, adapter: Path, row: Any) -> str:
+        """What a tuned model answers to the question of a row."""
+        from finetune_jobs.evaluation.generate import Questions, generate_answers
+
+        [said] = generate_answers(self._tuned(adapter), self.paper.tokenizer, Questions([row.prompt], 16, 1), _quiet)
+        return said
+
+    def _distances(self, tuned: Heard, artifact: Heard) -> dict[str, float]:
+        """As verification has them, by the length of the passages."""
+        found: dict[str, list[float]] = {"short": [], "long": []}
+        for passage, first, second in zip(self.passages, tuned.likely, artifact.likely, strict=True):
+            apart = [abs(a - b) for a, b in zip(first, second, strict=True)]
+            found["long" if passage.long else "short"].append(fmean(apart))
+        return {f"{name}Distance": round(fmean(each), 3) for name, each in found.items()}
+
+    def _measured(self, **heard: Heard) -> Measurements:
+        from finetune_jobs.evaluation.estimates import measure
+
+        return measure(TASK, self.paper.truth, {name: each.task for name, each in heard.items()}, self.labels)
+
+    def _heard_of(self, artifact: Path) -> Heard:
+        """Exactly as its own files say. Raises StageError (ModelUnsupported, ArtifactCorrupt)."""
+        from finetune_jobs.exporting.offload import load_artifact
+        from finetune_jobs.exporting.positions import require_same_positions
+        from finetune_jobs.modelling.tokenizer import load_tokenizer
+
+        require_same_positions(self.base, artifact)
+        return self._ask(load_artifact(artifact), load_tokenizer(artifact))
+
+    def _heard_of_base(self) -> Heard:
+        return self._remembered("base", lambda: load_unpacked(self.base, self.tuning))
+
+    def _heard_of_tuned(self, adapter: Path) -> Heard:
+        return self._remembered(adapter.name, lambda: self._tuned(adapter))
+
+    def _tuned(self, adapter: Path) -> Any:
+        from finetune_jobs.modelling.loading import load_adapter
+
+        return load_adapter(load_unpacked(self.base, self.tuning), adapter)
+
+    def _remembered(self, name: str, load: Callable[[], Any]) -> Heard:
+        """What a model says, the adversarial questions included."""
+        from finetune_jobs.base.progress import Progress
+
+        def make(out: Path) -> None:
+            model = load()
+            said = self._ask(model, self.paper.tokenizer)
+            sets = self.paper.probe.ask(model, Progress("evaluate", quiet=True), 0, 1, name).answers
+            out.write_text(json.dumps(asdict(replace(said, sets=sets))), encoding="utf-8")
+
+        path = once(self.work / f"{name}.answers.json", f"ask {name}", make)
+        return Heard(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _ask(self, model: Any, tokenizer: Any) -> Heard:
+        from finetune_jobs.evaluation.generate import generate_answers
+        from finetune_jobs.evaluation.reference import log_probs
+
+        answers = generate_answers(model, tokenizer, self.paper.questions, _quiet)
+        return Heard(answers, [log_probs(model, passage) for passage in self.passages])
+
+    def _tune(self, rows: Sequence[Any], out: Path, **how: Any) -> None:
+        tune(self.base, rows, out, self.tuning, **how)
+
+    def _write_dataset(self, **splits: Sequence[Any]) -> None:
+        self.dataset.mkdir(exist_ok=True)
+        (self.dataset / "labels.json").write_text(json.dumps(self.labels), encoding="utf-8")
+        for name, rows in splits.items():
+            lines = [json.dumps({"messages": each.messages}) + "\n" for each in rows]
+            (self.dataset / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _shares(measurements: Measurements) -> dict[str, float]:
+    """What the goals read of each model, of all labels."""
+    found = [measurements.of(metric) for metric in (Metric.ACCURACY, *(goal.metric for goal in SAFE))]
+    return {
+        f"{each.metric} of {model}": round(figure.value, 3)
+        for each in found
+        if each
+        for model, figure in each.models.items()
+    }
+
+
+def once(path: Path, what: str, make: Callable[[Path], None]) -> Path:
+    """A file or folder, made unless an earlier run in the same folder has made it."""
+    if path.exists():
+        return path
+    part = path.with_name(f"{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    with step(what):
+        make(part)
+    return part.rename(path)
+
+
+def _quiet(_done: int, _total: int) -> None:
+    """Nobody watches."""

@@ -1,0 +1,77 @@
+"""Trains a small adapter, for the benchmarks of what follows a training: export, evaluation, serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune_jobs.modelling.token_files import Conversation
+    from finetune_jobs.modelling.tuning import Tuning
+
+BATCH = 8
+"""Examples of a step."""
+LEARNING_RATE = 1e-3
+
+
+def tune(
+    base: Path,
+    examples: Sequence[Conversation],
+    out: Path,
+    tuning: Tuning,
+    *,
+    rank: int = 16,
+    seed: int = 0,
+    start: Path | None = None,
+) -> None:
+    """Write an adapter that has seen the examples once, in their order, BATCH at a time; and what it is, as the stage
+    train does. Without examples it is one that adds nothing. ``start``: an adapter to go on from, whose rank it has."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
+    from finetune_jobs.modelling.tuning import write_tuning
+
+    torch.manual_seed(seed)
+    model = load_unpacked(base, tuning)
+    if start:
+        model = PeftModel.from_pretrained(model, start, is_trainable=True)
+    else:
+        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    tokenizer = load_tokenizer(base)
+    stop = stop_token(base, tokenizer)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=LEARNING_RATE)
+    for first in range(0, len(examples), BATCH):
+        _loss(model, tokenizer, stop, examples[first : first + BATCH]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(out)
+    write_tuning(out, tuning)
+
+
+def load_unpacked(base: Path, tuning: Tuning) -> Any:
+    """The base that an adapter is trained on, in 32 bits: rounded to 4 bits it has the same values as if it was
+    unpacked anew in each pass, which takes a CPU much longer."""
+    import torch
+
+    from finetune_jobs.modelling.loading import load_base
+
+    model = load_base(base, tuning.quantization, dtype=torch.float32)
+    return model.dequantize().to(torch.float32) if tuning.quantization else model
+
+
+def _loss(model: Any, tokenizer: Any, stop: int, examples: Sequence[Conversation]) -> Any:
+    """Mean loss of the answers' tokens; only their positions go through the output layer."""
+    import torch
+
+    from finetune_jobs.modelling import chat
+
+    encoded = [chat.encode(tokenizer, each.messages, stop) for each in examples]
+    width = max(len(each.input_ids) for each in encoded)
+    ids = torch.tensor([each.input_ids + [stop] * (width - len(each.input_ids)) for each in encoded])
+    labels = torch.tensor([each.labels + [chat.IGNORED] * (width - len(each.labels)) for each in encoded])[:, 1:]
+    tuned = model.get_base_model()
+    hidden = tuned.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    learnt = labels != chat.IGNORED
+    return torch.nn.functional.cross_entropy(tuned.get_output_embeddings()(hidden[learnt]), labels[learnt])
