@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import GenerationConfig
 
 from finetune_api.dataset import TaskType
@@ -17,7 +18,7 @@ from finetune_api.finetunejob import Coverage, Evaluation
 from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.stages import Stage, StageInput, Upstream
-from finetune_api.training import Method, Training
+from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.artifacts.artifact import (
     ANSWERS,
     BEHAVIOUR,
@@ -50,7 +51,7 @@ from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
 from finetune_jobs.modelling.chat import answer_ids, prompt_ids
 from finetune_jobs.modelling.device import precision
-from finetune_jobs.modelling.loading import load_base, load_checkpoint
+from finetune_jobs.modelling.loading import load_base, load_checkpoint, unpacked
 from finetune_jobs.modelling.token_files import Conversation, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
@@ -298,6 +299,10 @@ class Recites:
         """It finds every token equally likely."""
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, len(self.tokenizer)), cache=None)
 
+    def modules(self) -> list[torch.nn.Module]:
+        """It has no layers."""
+        return []
+
     def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
         """It has no positions."""
         return []
@@ -388,6 +393,17 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
 
     assert answered(tmp_path / "a", fall_back=True) == ({"refund"}, [("Merged", True), ("INT4", False)], {"M"})
     assert answered(tmp_path / "b", fall_back=False) == ({"parcel"}, [("INT4", True), ("Merged", False)], {"I"})
+
+
+def test_weights_that_are_unpacked_once_compute_the_same(folder: Path) -> None:
+    tokens, packed = torch.arange(4, 60)[None], load_base(folder / "base", Quantization.NF4)
+    with torch.inference_mode():
+        expected = packed(input_ids=tokens).logits
+        made = unpacked(packed)
+        assert torch.equal(made(input_ids=tokens).logits, expected)
+    assert not [module for module in made.modules() if isinstance(module, Linear4bit)]
+    plain = load_base(folder / "base")
+    assert unpacked(plain) is plain
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:
