@@ -26,6 +26,7 @@ NAMES = (
     "planted_artifacts",
     "artifact_ledger",
     "export_memory",
+    "evaluate_throughput",
 )
 
 
