@@ -27,6 +27,7 @@ NAMES = (
     "planted_models",
     "artifact_ledger",
     "export_memory",
+    "evaluate_throughput",
 )
 
 

@@ -57,7 +57,7 @@ from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_base_model
 from finetune_jobs.modelling.device import require_promised
 from finetune_jobs.modelling.licence import licence_of
-from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint
+from finetune_jobs.modelling.loading import cuda_memory, load_adapter, load_base, load_checkpoint, unpacked
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.modelling.tuning import Tuning, read_tuning
 from finetune_jobs.reports.index import index_stage
@@ -254,7 +254,7 @@ class _Heard:
 def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, progress: Progress) -> _Heard:
     """Both use one loaded base where possible; returning frees its memory before the artifact is loaded."""
     progress.report(0.0, "loading the base model")
-    model = load_base(files.base, tuning.quantization)
+    model = unpacked(load_base(files.base, tuning.quantization))
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
     found, wordy = ask_base(model, paper, progress)
     likely = [log_probs(model, passage) for passage in paper.passages]

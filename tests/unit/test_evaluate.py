@@ -1,8 +1,11 @@
 """Answers and reports, with tiny models."""
 
 import json
+import random
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from bitsandbytes.nn import Linear4bit
+from transformers import (
+    GenerationConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
 from finetune_api.goals import PRECISIONS
 from finetune_api.layout import EVALUATION_PAGE, REVIEW_PAGE
 from finetune_api.stages import Stage, StageInput, Upstream
-from finetune_api.training import Method, Training
+from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.artifacts.artifact import (
     ANSWERS,
     BEHAVIOUR,
@@ -32,16 +42,17 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import About, EvaluationFiles, Exported, Setting, evaluate_models, write_review
+from finetune_jobs.evaluation.batches import common_beginning, left_padded
 from finetune_jobs.evaluation.behaviour.items import sets_for
-from finetune_jobs.evaluation.choices import choose_labels
+from finetune_jobs.evaluation.choices import Choices, choosing, likeliest
 from finetune_jobs.evaluation.generate import (
     ROOM,
     SPARE_TOKENS,
     Questions,
     answer_limit,
+    ask_each,
     generate,
     generate_answers,
-    left_padded,
     thoughts_limit,
 )
 from finetune_jobs.evaluation.page import identify
@@ -49,9 +60,9 @@ from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
-from finetune_jobs.modelling.chat import answer_ids, prompt_ids
+from finetune_jobs.modelling.chat import answer_ids, prompt_ids, stop_ids
 from finetune_jobs.modelling.device import precision
-from finetune_jobs.modelling.loading import load_base, load_checkpoint
+from finetune_jobs.modelling.loading import load_base, load_checkpoint, unpacked
 from finetune_jobs.modelling.token_files import Conversation, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
@@ -81,34 +92,82 @@ def ask(model: Any, base: Path, prompts: list[Any], batch_size: int) -> list[str
     return generate_answers(model, load_tokenizer(base), questions, lambda _done, _total: None)
 
 
+def answer_plainly(model: Any, tokenizer: Any, prompt: Any, limit: int) -> list[int]:
+    """As transformers itself answers one prompt, without the token that ends it."""
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)])
+    stops = sorted(stop_ids(tokenizer, model.generation_config))
+    config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=0)
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, ids.shape[1] :]
+    return [token for token in found.tolist() if token not in stops]
+
+
+def choose_labels(model: Any, tokenizer: Any, questions: Questions, labels: Sequence[str], stop: int) -> list[str]:
+    return ask_each(model, tokenizer, questions, choosing(tokenizer, labels, stop), lambda _done, _total: None)
+
+
 def test_how_likely_an_answer_is(folder: Path) -> None:
-    """As the model finds it when it is given; also where others in the batch go on, and where the beginning is
-    computed once."""
+    """As the model finds it when it is given, also where others in the batch go on."""
     model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
     prompts = [row(f"{n} {text}", "x")["messages"][:-1] for n, text in enumerate(["refund", "the fox jumps"] * 4)]
-    for shared in (False, True):
-        questions = Questions(prompts, limit=10, batch_size=8, shared=shared)
-        said = generate(model, tokenizer, questions, lambda _done, _total: None, weighed=True)
-        assert [each.text for each in said] == ask(model, folder / "base", prompts, 8)
-        for each, asked in zip(said, prompts, strict=True):
-            prompt = prompt_ids(tokenizer, asked)
-            alone = log_probs(model, Passage("", [*prompt, *each.tokens]))[len(prompt) - 1 :]
-            assert each.log_probability == pytest.approx(sum(alone), abs=1e-2)
-            assert each.log_probability < 0
+    questions = Questions(prompts, limit=10, batch_size=8)
+    said = generate(model, tokenizer, questions, lambda _done, _total: None, weighed=True)
+    assert [each.text for each in said] == ask(model, folder / "base", prompts, 8)
+    for each, asked in zip(said, prompts, strict=True):
+        prompt = prompt_ids(tokenizer, asked)
+        alone = log_probs(model, Passage("", [*prompt, *each.tokens]))[len(prompt) - 1 :]
+        assert each.log_probability == pytest.approx(sum(alone), abs=1e-2)
+        assert each.log_probability < 0
 
 
-def test_answers_do_not_depend_on_the_batch(folder: Path) -> None:
-    """Prompts of different length together, padded, as each alone. In float32: in 16 bits rounding may decide a tie."""
-    model = load_base(folder / "base").float()
+@pytest.mark.parametrize("kind", ["base", "window", "recurrent"])
+def test_answers_are_those_of_each_prompt_alone(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of different length together, padded, their beginning computed once where padding behind it does no
+    harm, and without the answers that have ended. In float32: in 16 bits rounding may decide a tie."""
+    tokenizer = load_tokenizer(folder / "base")
     texts = [f"{n} {text}" for n, text in enumerate(["refund", "what is", "the fox jumps", "parcel " * 9] * 3)]
     prompts = [row(text, "x")["messages"][:-1] for text in texts]
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    torch.manual_seed(3)
+    size = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.5,
+    }
+    longest = max(map(len, encoded))
+    model = {
+        "base": lambda: load_base(folder / "base").float(),
+        "window": lambda: MistralForCausalLM(MistralConfig(**size, sliding_window=longest - 4)).eval(),
+        "recurrent": lambda: Lfm2ForCausalLM(Lfm2Config(**size, layer_types=["conv", "full_attention"])).eval(),
+    }[kind]()
+    assert (common_beginning(model, encoded) is not None) is (kind == "base")
+    unended = [answer_plainly(model, tokenizer, prompt, 10) for prompt in prompts]
+    written = {token for answer in unended for token in answer}
+    places = {token: [[*answer, token].index(token) for answer in unended] for token in written}
+    model.generation_config.eos_token_id = [max(written, key=lambda token: len(set(places[token])))]
+    alone = [answer_plainly(model, tokenizer, prompt, 10) for prompt in prompts]
+    assert len(set(map(len, alone))) > 1, "some end before others"
 
-    alone = ask(model, folder / "base", prompts, 1)
+    def asked(which: list[Any]) -> list[list[int]]:
+        found = generate(model, tokenizer, Questions(which, 10, 5), lambda _done, _total: None)
+        return [list(each.tokens) for each in found]
 
-    assert ask(model, folder / "base", prompts, 12) == alone
-    assert ask(model, folder / "base", prompts, 5) == alone
-    assert ask(model, folder / "base", prompts[::-1], 5) == alone[::-1]
-    assert len(set(alone)) > 3  # they do tell the prompts apart
+    assert asked(prompts) == alone
+    monkeypatch.setattr("finetune_jobs.evaluation.batches.TOKENS", 0)
+    assert asked(prompts[::-1]) == alone[::-1]
+
+
+def test_a_beginning_is_shared_where_the_window_holds_prompt_and_answer() -> None:
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model = MistralForCausalLM(MistralConfig(vocab_size=9, intermediate_size=8, sliding_window=8, **size))
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 6]]
+    found = common_beginning(model, prompts, answer=3)
+    assert found is not None
+    assert found.length == 3
+    assert common_beginning(model, prompts, answer=4) is None
 
 
 def test_a_common_beginning_is_computed_once_and_changes_no_answer(folder: Path) -> None:
@@ -117,15 +176,16 @@ def test_a_common_beginning_is_computed_once_and_changes_no_answer(folder: Path)
     shots = [Conversation(each["messages"]) for each in rows(4)]
     texts = [f"{n} {text}" for n, text in enumerate(["refund", "what is", "the fox jumps", "parcel " * 9] * 3)]
     prompts = [with_shots(row(text, "x")["messages"][:-1], shots) for text in texts]
-    expected, computed, forward = ask(model, folder / "base", prompts, 5), list[int](), model.forward
+    plain = [answer_plainly(model, tokenizer, prompt, 10) for prompt in prompts]
+    expected = [text.strip() for text in tokenizer.batch_decode(plain, skip_special_tokens=True)]
+    computed, forward = list[int](), model.forward
 
     def counted(*args: Any, **inputs: Any) -> Any:
         computed.append(inputs["input_ids"].numel())
         return forward(*args, **inputs)
 
     model.forward = counted
-    questions = Questions(prompts, limit=10, batch_size=5, shared=True)
-    assert generate_answers(model, tokenizer, questions, lambda _done, _total: None) == expected
+    assert ask(model, folder / "base", prompts, 5) == expected
     assert len(set(expected)) > 2  # they do tell the prompts apart
     whole = sum(len(prompt_ids(tokenizer, each)) for each in prompts)
     assert sum(computed) < whole / 2
@@ -145,8 +205,8 @@ def test_the_label_that_a_model_must_choose_is_the_likeliest_answer(folder: Path
             expected.setdefault(pair, []).append(pair[sums.index(max(sums))])
     questions = Questions(prompts, limit=10, batch_size=4)
     for pair, best in expected.items():
-        assert choose_labels(model, tokenizer, questions, pair, stop, lambda _done, _total: None) == best
-    chosen = choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None)
+        assert choose_labels(model, tokenizer, questions, pair, stop) == best
+    chosen = choose_labels(model, tokenizer, questions, labels, stop)
     assert all(best[n] == label for n, label in enumerate(chosen) for pair, best in expected.items() if label in pair)
 
     forward, most = model.forward, 2
@@ -157,25 +217,77 @@ def test_the_label_that_a_model_must_choose_is_the_likeliest_answer(folder: Path
         return forward(**inputs)
 
     model.forward = limited
-    assert choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None) == chosen
+    assert choose_labels(model, tokenizer, questions, labels, stop) == chosen
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
-        choose_labels(model, tokenizer, questions, labels, stop, lambda _done, _total: None)
+        choose_labels(model, tokenizer, questions, labels, stop)
 
 
-def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(folder: Path) -> None:
+class Foretells:
+    """A batch of prompts to each of which a model that knows no words answers as a random table says."""
+
+    def __init__(self, rows: Sequence[int], sharpness: float) -> None:
+        self.rows, self.sharpness, self.given = rows, sharpness, list[int]()
+        self.mask = torch.ones(len(rows), 1, dtype=torch.long)
+        self.logits = torch.stack([self.after(row, ()) for row in rows])
+
+    def after(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits of the token that follows."""
+        chosen = torch.Generator().manual_seed(hash((row, *tokens)) % 2**31)
+        return torch.randn(6, generator=chosen) * self.sharpness
+
+    def copied(self, rows: Sequence[int]) -> "Foretells":
+        """Of these prompts."""
+        self.given += rows
+        return Foretells([self.rows[row] for row in rows], self.sharpness)
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits after each of the tokens."""
+        return torch.stack(
+            [
+                torch.stack([self.after(row, given[: n + 1]) for n in range(len(given))])
+                for row, given in zip(self.rows, tokens.tolist(), strict=True)
+            ]
+        )
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 8.0])
+def test_a_choice_is_the_likeliest_of_all_though_not_all_are_read(sharpness: float) -> None:
+    """Sequences of random tokens, with common beginnings and of one token only; 0 ends each."""
+    chosen = random.Random(1)
+    lengths = (0, 1, 1, 2, 2, 3, 3, 4)
+    tokens = [[*(chosen.randint(1, 3) for _ in range(length)), 0] for length in lengths]
+    batch = Foretells(range(40), sharpness)
+
+    def likelihood(prompt: int, choice: Sequence[int]) -> float:
+        steps = [torch.log_softmax(batch.after(prompt, choice[:n]), dim=-1)[token] for n, token in enumerate(choice)]
+        return float(sum(steps))
+
+    found = likeliest(batch, Choices.of(tokens))  # type: ignore[arg-type]
+    for prompt, choice in enumerate(found):
+        every = [likelihood(prompt, each) for each in tokens]
+        assert every[choice] == pytest.approx(max(every), abs=1e-4)
+    unlike = {tuple(each) for each in tokens if len(each) > 1}
+    assert 0 < len(batch.given) < 40 * len(unlike)
+
+
+def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None twice, and each as it would have been; one that is too much alone is an error."""
     model, sizes = load_base(folder / "base").float(), list[int]()
     prompts = [row(f"{n} refund", "x")["messages"][:-1] for n in range(12)]
-    expected, generate, most = ask(model, folder / "base", prompts, 8), model.generate, 3
+    expected, forward, most = ask(model, folder / "base", prompts, 8), model.forward, 3
+    monkeypatch.setattr("finetune_jobs.evaluation.batches.TOKENS", 0)
 
     def limited(**inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > most:
+        if "logits_to_keep" in inputs:
+            sizes.append(len(inputs["input_ids"]))
+        if len(inputs["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return generate(**inputs)
+        return forward(**inputs)
 
-    model.generate = limited
+    model.forward = limited
     assert ask(model, folder / "base", prompts, 8) == expected
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
     most = 0
@@ -259,13 +371,13 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert len(shots) == SHOTS
     shown = [with_shots(each, shots) for each in asked]
     base = load_base(folder / "base", Training(method=method).base_quantization)
-    questions = Questions(shown, limit, 16, shared=True)
+    questions = Questions(shown, limit, 16)
     expected = generate_answers(base, load_tokenizer(folder / "base"), questions, lambda _done, _total: None)
     assert [answer.few_shot for answer in answers] == expected
     said = generate_answers(base, tokenizer, Questions(asked, limit + ROOM, 16), lambda _done, _total: None)
     assert [answer.verbose for answer in answers] == said
     stop = stop_token(folder / "base", tokenizer)
-    chosen = choose_labels(base, tokenizer, Questions(asked, limit, 16), LABELS, stop, lambda _done, _total: None)
+    chosen = choose_labels(base, tokenizer, Questions(asked, limit, 16), LABELS, stop)
     assert [answer.constrained for answer in answers] == chosen
     assert {"verbose", "constrained"} <= metrics["models"].keys()
     assert shots[0].prompt[-1]["content"] in (tmp_path / "out" / EVALUATION_PAGE).read_text()
@@ -279,25 +391,40 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert sample.value == pytest.approx(0.9)
 
 
+@dataclass
+class Step:
+    """How much of a text has been recited, in place of a cache."""
+
+    number: int = 0
+    layers: tuple[()] = ()
+
+    def reorder_cache(self, _rows: torch.Tensor) -> None:
+        """All are equally far."""
+
+
 class Recites:
-    """A model that writes the same text after every prompt."""
+    """A model that writes the same text after every prompt, and its last token again and again."""
 
     device = "cpu"
     generation_config = GenerationConfig()
 
     def __init__(self, tokenizer: Any, text: str) -> None:
-        self.tokenizer, self.text, self.asked, self.limit = tokenizer, text, list[str](), 0
+        self.tokenizer, self.text, self.asked = tokenizer, tokenizer(text)["input_ids"], list[str]()
 
-    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any) -> torch.Tensor:
-        """The prompts with the text."""
-        self.asked += self.tokenizer.batch_decode(input_ids)
-        self.limit = generation_config.max_new_tokens
-        said = torch.tensor(self.tokenizer(self.text)["input_ids"])
-        return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
+    def __call__(
+        self, input_ids: torch.Tensor, cache: Step | None = None, logits_to_keep: int = 0, **_: Any
+    ) -> SimpleNamespace:
+        """It is all but sure of what it writes. Of a prompt only the last logits are asked for."""
+        step = 0 if logits_to_keep or cache is None else cache.number
+        if logits_to_keep:
+            self.asked += self.tokenizer.batch_decode(input_ids)
+        logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
+        logits[..., self.text[min(step, len(self.text) - 1)]] = 30
+        return SimpleNamespace(logits=logits, cache=Step(step + 1))
 
-    def __call__(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
-        """It finds every token equally likely."""
-        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, len(self.tokenizer)), cache=None)
+    def modules(self) -> list[torch.nn.Module]:
+        """It has no layers."""
+        return []
 
     def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
         """It has no positions."""
@@ -324,6 +451,8 @@ def test_the_answer_is_what_follows_the_thoughts(
     questions = Questions(prompts, limit=50, batch_size=2, thoughts=thoughts)
     assert generate_answers(model, tokenizer, questions, lambda _done, _total: None) == [answer] * 3
     assert all(prompt.endswith(end) for prompt in model.asked)
+    ended, written = "<|im_end|>" in text, generate(model, tokenizer, questions, lambda _done, _total: None)
+    assert {len(each.tokens) for each in written} == {len(model.text) - 1 if ended else 50}
 
 
 def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
@@ -347,7 +476,7 @@ def test_models_that_think_are_scored_by_their_answers_and_have_time_to_think(
     answers = read_answers((tmp_path / "out" / ANSWERS).read_text().splitlines(), ANSWERS)
     assert {answer.artifact for answer in answers} == {"refund"}
     assert all(answer.thoughts == Marks(end="</think>") for answer in answers)
-    assert {answer.max_tokens for answer in answers} == {model.limit} == {thoughts_limit(80)}
+    assert {answer.max_tokens for answer in answers} == {thoughts_limit(80)}
     metrics = json.loads((tmp_path / "out" / METRICS).read_text())
     assert (metrics["thoughts"], metrics["closed"]) == ({"begin": "", "end": "</think>"}, False)
     assert metrics["measurements"]["automation"] == [], "what it thinks may go either way"
@@ -404,6 +533,17 @@ def test_an_artifact_of_other_positions_is_refused_before_anything_is_asked(fold
     with pytest.raises(StageError, match="has rope_theta 1000, that of its base model has 10000"):
         evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"))
     assert not files.out.exists()
+
+
+def test_weights_that_are_unpacked_once_compute_the_same(folder: Path) -> None:
+    tokens, packed = torch.arange(4, 60)[None], load_base(folder / "base", Quantization.NF4)
+    with torch.inference_mode():
+        expected = packed(input_ids=tokens).logits
+        made = unpacked(packed)
+        assert torch.equal(made(input_ids=tokens).logits, expected)
+    assert not [module for module in made.modules() if isinstance(module, Linear4bit)]
+    plain = load_base(folder / "base")
+    assert unpacked(plain) is plain
 
 
 def test_weights_that_stay_rounded_compute_the_same(folder: Path) -> None:

@@ -11,18 +11,21 @@ from finetune_api.finetunejob import Examination
 from finetune_jobs.artifacts.measurements import Automation
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.automation import Weighed, automate
+from finetune_jobs.evaluation.batches import PromptBatch
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
-from finetune_jobs.evaluation.choices import MOST_LABELS, choose_labels
+from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
 from finetune_jobs.evaluation.generate import (
     ROOM,
     Generated,
     Questions,
     answer_limit,
+    ask_each,
     cut,
     generate,
     generate_answers,
     thoughts_limit,
+    writing,
 )
 from finetune_jobs.evaluation.lenient import read
 from finetune_jobs.evaluation.reference import Passage, log_probs, longest_text, make_passages, turned_log_probs
@@ -35,7 +38,7 @@ from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
 
 BATCH_SIZE: Final = 16
-"""Prompts in a batch."""
+"""Prompts in a batch; of short ones there are more."""
 
 
 def labels_of(dataset: Path) -> list[str]:
@@ -69,7 +72,7 @@ class Paper:
     def shown(self) -> Questions:
         """The same questions after the examples."""
         prompts = [with_shots(each, self.shots) for each in self.questions.prompts]
-        return replace(self.questions, prompts=prompts, shared=True)
+        return replace(self.questions, prompts=prompts)
 
 
 def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluation: Examination) -> Paper:
@@ -117,22 +120,37 @@ def ask_base(model: Any, paper: Paper, progress: Progress) -> tuple[dict[str, li
     before the thoughts.
     """
     tokenizer, questions = paper.tokenizer, paper.questions
-    report = progress.part(0.05, 0.15, "base model")
     if questions.thoughts:
-        return {"base": generate_answers(model, tokenizer, questions, report)}, None
-    said = generate(model, tokenizer, replace(questions, limit=questions.limit + ROOM), report)
+        return {"base": generate_answers(model, tokenizer, questions, progress.part(0.05, 0.2, "base model"))}, None
+    said, chosen = _said_and_chosen(model, paper, progress)
     wordy = [each.text for each in said]
     found = {
         "base": [cut(tokenizer, each, questions.limit) for each in said],
         "verbose": [read(paper.task, text, paper.labels) for text in wordy],
     }
     if paper.shots:
-        report = progress.part(0.15, 0.2, "base model, shown examples")
+        report = progress.part(0.2, 0.25, "base model, shown examples")
         found["fewShot"] = generate_answers(model, tokenizer, paper.shown, report)
-    if paper.task is TaskType.CLASSIFICATION and 1 < len(paper.labels) <= MOST_LABELS:
-        report = progress.part(0.2, 0.25, "base model, choosing a label")
-        found["constrained"] = choose_labels(model, tokenizer, questions, paper.labels, paper.stop, report)
+    if chosen:
+        found["constrained"] = chosen
     return found, wordy
+
+
+def _said_and_chosen(model: Any, paper: Paper, progress: Progress) -> tuple[list[Generated], list[str]]:
+    """What the base model writes with room for a sentence, and which labels it would choose, if it is asked that: both
+    after reading each prompt once."""
+    asked = replace(paper.questions, limit=paper.questions.limit + ROOM)
+    write = writing(model, paper.tokenizer, asked)
+    report = progress.part(0.05, 0.2, "base model")
+    if paper.task is not TaskType.CLASSIFICATION or not 1 < len(paper.labels) <= MOST_LABELS:
+        return ask_each(model, paper.tokenizer, asked, write, report), []
+    choose = choosing(paper.tokenizer, paper.labels, paper.stop)
+
+    def both(batch: PromptBatch) -> list[tuple[str, Generated]]:
+        return list(zip(choose(batch), write(batch), strict=True))
+
+    found = ask_each(model, paper.tokenizer, asked, both, report)
+    return [answer for _, answer in found], [label for label, _ in found]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ NETWORK_BYTES: Final = 200e6
 DISK_BYTES: Final = 1e9
 """Bytes per second to and from scratch. An assumption: NVMe; network disks are slower."""
 ANSWERS_TOGETHER: Final = 16
-"""Prompts that are answered at once (``evaluate.BATCH_SIZE``)."""
+"""Prompts that are answered at once, at least (``evaluation.asking.BATCH_SIZE``)."""
 LABEL_TOKENS: Final = 16
 """Tokens of a label with what is generated to see that an answer ends there. An assumption."""
 ANSWER_SHARE: Final = 1 / 4

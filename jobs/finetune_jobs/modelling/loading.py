@@ -117,6 +117,22 @@ def _keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def unpacked(base: Any) -> Any:
+    """A model of ``load_base`` that is to be asked much: on a CPU its 4-bit weights are turned back into numbers once.
+    Otherwise every pass does that, for one token as for a thousand. They are the same numbers.
+
+    A GPU, which may be too small for more, keeps them packed, and is quick at it. Without one, pods have the memory:
+    exported models take as much.
+    """
+    packed = [module for module in base.modules() if isinstance(module, Linear4bit)]
+    if not packed or packed[0].weight.device.type != "cpu":
+        return base
+    computing = packed[0].compute_dtype
+    for module in packed:
+        module.weight.quant_state.dtype = computing  # which a pass without gradients turns them into as well
+    return base.dequantize(computing)
+
+
 def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, where: str | None = None) -> Any:
     """A checkpoint with the values that its files hold, e.g. an exported artifact with its own quantisation; to compute
     in ``dtype``, or what is best there; on ``device()`` unless ``where`` is another one."""

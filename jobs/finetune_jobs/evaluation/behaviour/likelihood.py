@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_jobs.evaluation.generate import Answered, left_padded
+from finetune_jobs.evaluation.batches import Answered, left_padded, positions
 from finetune_jobs.modelling import chat
 
 log = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ def _losses(model: Any, pad: int, batch: Sequence[Given]) -> list[float] | None:
     """None if several conversations do not fit the memory."""
     longest = max(len(each.answer) for each in batch)
     inputs = left_padded([[*each.prompt, *each.answer] for each in batch], pad, model.device)
-    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    inputs["position_ids"] = positions(inputs["attention_mask"])
     try:
         with torch.inference_mode():
-            logits = model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=longest + 1).logits
+            logits = model(**inputs, use_cache=False, logits_to_keep=longest + 1).logits
             found = cross_entropy(
                 logits[:, -longest - 1 : -1].float().flatten(0, 1),
                 inputs["input_ids"][:, -longest:].flatten(),
