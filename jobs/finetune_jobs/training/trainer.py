@@ -246,8 +246,8 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
         validation = with_blanks(validation, missing(len(validation), together), blank)
     divided, packed = sharded(training, team, step), packing.is_used(model)
     add_tiled_loss(model, team if divided else ALONE)
-    arguments = configuration(training, work, batch, plan, packed=packed)
-    arguments.gradient_checkpointing = step.checkpointing
+    checkpointing = step.checkpointing and model.supports_gradient_checkpointing  # a few architectures do not
+    arguments = configuration(training, work, batch, plan, packed=packed, checkpointing=checkpointing)
     trainer = (ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
         args=arguments,
@@ -323,7 +323,9 @@ def _longest(files: TrainingFiles, training: Training) -> int:
     return longest(mapped_split(files.dataset, "train"), validation_split(files.dataset, training))
 
 
-def configuration(training: Training, work: Path, batch: Batch, plan: Schedule, *, packed: bool = False) -> SFTConfig:
+def configuration(
+    training: Training, work: Path, batch: Batch, plan: Schedule, *, packed: bool = False, checkpointing: bool = False
+) -> SFTConfig:
     """All settings of the trainer."""
     on_gpu = device() != "cpu"
     return SFTConfig(
@@ -340,7 +342,7 @@ def configuration(training: Training, work: Path, batch: Batch, plan: Schedule, 
         bf16=precision() is torch.bfloat16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        gradient_checkpointing=False,
+        activation_checkpointing=checkpointing,
         max_length=None,  # prepare has decided what becomes of long examples; TRL would silently truncate them
         seed=training.seed,
         data_seed=training.seed,
