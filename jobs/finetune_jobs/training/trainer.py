@@ -51,6 +51,7 @@ from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
+from finetune_jobs.training.selective import use_selective
 from finetune_jobs.training.sharding import ShardedTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
@@ -140,18 +141,19 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     share = _share_of(training, team)
     batch = checkpoints.batch(share)
     step = chosen_step(files.base, training, share, _longest(files, training), team)
-    step = replace(step, checkpointing=checkpoints.checkpointing(step.checkpointing))
+    if checkpoints.checkpointing(step.keeps_least):
+        step = step.with_least()
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
-        smaller = smaller_batch(batch, training) if step.checkpointing else batch
+        smaller = smaller_batch(batch, training) if step.keeps_least else batch
         if team.size > 1:
-            checkpoints.remember_too_large(batch if step.checkpointing else None)
+            checkpoints.remember_too_large(batch if step.keeps_least else None)
             raise all_with_less(batch, team)
-        if step.checkpointing:
+        if step.keeps_least:
             checkpoints.remember_batch(smaller)
         else:
             log.warning("continuing with activations that are computed again in the backward pass")
             checkpoints.remember_checkpointing()
-        batch, step = smaller, replace(step, checkpointing=True)
+        batch, step = smaller, step.with_least()
         gc.collect()  # the deleted model may survive in reference cycles
         torch.cuda.empty_cache()
         resume = kept.newest(files.work)
@@ -267,6 +269,9 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and not step.rounded:
             parameter.data = parameter.data.float()
+    trainer.selective = step.selective
+    if step.selective and not divided:  # which is asked once it is
+        use_selective(trainer)
     return trainer
 
 
