@@ -16,7 +16,7 @@ from finetune_api.budget import HardwareFacts
 from finetune_api.timing import Examples, training_seconds
 from finetune_api.training import Training
 from finetune_jobs.fit.duration import pace
-from finetune_jobs.fit.memory import GIB, Head, Step, peak_memory
+from finetune_jobs.fit.memory import GIB, KEPT, ON_GPU, ROUNDED, SELECTIVE, Head, Step, peak_memory
 from finetune_jobs.fit.shapes import Shape, read_shape
 from hack.benchmarks.fit_measurements import CARDS, MODELS, TABLES, Table
 from hack.benchmarks.memory_tracker import tracked_peak
@@ -62,19 +62,20 @@ class Tracked:
     name: str
     config: dict[str, Any]
     training: dict[str, Any]
-    checkpointing: bool = True
-    rounded: bool = False
+    step: Step = ON_GPU
 
 
 TRACKED = (
     Tracked("Llama shape, LoRA, checkpointing", LLAMA, {"method": "LoRA", "batch_size": 4, "max_length": 512}),
-    Tracked("Llama shape, LoRA", LLAMA, {"method": "LoRA", "batch_size": 4, "max_length": 512}, checkpointing=False),
+    Tracked("Llama shape, LoRA, selective", LLAMA, {"method": "LoRA", "batch_size": 4, "max_length": 512}, SELECTIVE),
+    Tracked("Llama shape, LoRA", LLAMA, {"method": "LoRA", "batch_size": 4, "max_length": 512}, KEPT),
     Tracked("Llama shape, Full, checkpointing", LLAMA, {"method": "Full", "batch_size": 8, "max_length": 1024}),
+    Tracked("Llama shape, Full, selective", LLAMA, {"method": "Full", "batch_size": 8, "max_length": 1024}, SELECTIVE),
     Tracked(
         "Llama shape, Full in 16 bits, checkpointing",
         LLAMA,
         {"method": "Full", "batch_size": 8, "max_length": 1024},
-        rounded=True,
+        ROUNDED,
     ),
     Tracked(
         "Llama shape, DoRA, checkpointing",
@@ -82,8 +83,9 @@ TRACKED = (
         {"method": "LoRA", "adapter": "DoRA", "batch_size": 4, "max_length": 512},
     ),
     Tracked("Qwen2 shape, QLoRA, checkpointing", QWEN, {"method": "QLoRA", "batch_size": 1, "max_length": 4096}),
+    Tracked("Qwen2 shape, QLoRA, selective", QWEN, {"method": "QLoRA", "batch_size": 1, "max_length": 4096}, SELECTIVE),
     Tracked("GPT-NeoX shape, LoRA, checkpointing", NEOX, {"method": "LoRA", "batch_size": 4, "max_length": 512}),
-    Tracked("GPT-NeoX shape, LoRA", NEOX, {"method": "LoRA", "batch_size": 4, "max_length": 512}, checkpointing=False),
+    Tracked("GPT-NeoX shape, LoRA", NEOX, {"method": "LoRA", "batch_size": 4, "max_length": 512}, KEPT),
 )
 
 
@@ -192,9 +194,8 @@ def _within(
 
 def _tracked(case: Tracked) -> dict[str, float]:
     training = Training.model_validate(case.training)
-    step = Step(checkpointing=case.checkpointing, head=Head.TILED, on_gpu=True, rounded=case.rounded)
-    estimate = peak_memory(read_shape(case.config), training, step).tensors
-    measured = tracked_peak(case.config, training, checkpointing=case.checkpointing, rounded=case.rounded)
+    estimate = peak_memory(read_shape(case.config), training, case.step).tensors
+    measured = tracked_peak(case.config, training, case.step)
     error = estimate / measured - 1
     say(f"    {case.name}: tracker {measured / GIB:.3f} GiB, estimate {error:+.1%}")
     return {"tracker GiB": round(measured / GIB, 4), "estimate GiB": round(estimate / GIB, 4), "error": round(error, 4)}

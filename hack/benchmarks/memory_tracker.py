@@ -24,22 +24,23 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.training import AdapterKind, Method, Training
+from finetune_jobs.fit.memory import Step
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
+from finetune_jobs.training.selective import PLAIN, SELECTIVE
 from finetune_jobs.training.tiled_loss import Logits, tiled_loss
 
 DEVICE = "cpu"
 
 
-def tracked_peak(config: dict[str, Any], training: Training, *, checkpointing: bool, rounded: bool = False) -> int:
+def tracked_peak(config: dict[str, Any], training: Training, step: Step) -> int:
     """Peak bytes of all tensors in an optimiser step of two passes, after a first step created Adam's moments."""
     with _as_on_cuda(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(DEVICE):
-        model = _model(config, training, rounded=rounded)
+        model = _model(config, training, rounded=step.rounded)
         base = model if training.method is Method.FULL else model.get_base_model()
-        if checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
-            base.enable_input_require_grads()
+        if step.checkpointing:
+            base.activation_checkpointing_enable(SELECTIVE if step.selective else PLAIN)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimiser = RoundedAdamW(trained) if rounded else torch.optim.AdamW(trained, fused=True)
+        optimiser = RoundedAdamW(trained) if step.rounded else torch.optim.AdamW(trained, fused=True)
         tracker = _Tracker()
         tracker.track_external(model, optimiser)
         with disable_input_dtype_casting(model), tracker:

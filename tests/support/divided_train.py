@@ -1,5 +1,5 @@
 """Stage train, whose processes divide an adapter's base among them as on GPUs that are each too small for it: a CPU's
-memory never asks for that. Layers are computed again in the backward pass, as they would be there."""
+memory never asks for that. A part of each layer is computed again in the backward pass, as it would be there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Entry point."""
     command = launcher._command
     vars(launcher)["_command"] = lambda *given: [PROGRAM if word == _STAGE else word for word in command(*given)]
-    vars(trainer)["chosen_step"] = lambda *_: replace(ON_CPU, divided=True, checkpointing=True)
+    vars(trainer)["chosen_step"] = lambda *_: replace(ON_CPU, divided=True, checkpointing=True, selective=True)
     train.main()
 
 

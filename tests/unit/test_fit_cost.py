@@ -16,7 +16,7 @@ from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.cards import CARDS, Speed, card_of, caution
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import LABEL_TOKENS, answer_tokens, operations, pace
-from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU
+from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU, SELECTIVE
 from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of
 from tests.support.sentences import assert_says
 
@@ -32,12 +32,17 @@ def speed(hardware: HardwareFacts, config: dict[str, Any] = LLAMA_8B, **training
 
 
 def test_operations() -> None:
-    """Six a weight with an adapter and checkpointing, eight for all weights; an embedding is only looked up."""
+    """Six a weight with an adapter and checkpointing, two less for a weight whose product that keeps; eight for all
+    weights; an embedding is only looked up."""
     shape = shape_of(LLAMA_8B)
     weights = shape.parameters - 128256 * 4096
     assert operations(shape, Training(), ON_GPU, 0) == 6 * weights
     assert operations(shape, Training(method=Method.FULL), ON_GPU, 0) == 8 * weights
     assert operations(shape, Training(method=Method.FULL), ON_CPU, 0) == 6 * weights
+    wide = weights - shape.layers * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 4096 * 14336)
+    assert operations(shape, Training(), SELECTIVE, 0) == 4 * weights + 2 * wide
+    attention = operations(shape, Training(), ON_GPU, 8192) - 6 * weights
+    assert operations(shape, Training(), SELECTIVE, 8192) == pytest.approx(4 * weights + 2 * wide + attention * 2 / 3)
     tied = shape_of(SMOLLM)
     assert operations(tied, Training(), ON_GPU, 0) == 6 * tied.parameters
     assert operations(shape, Training(), ON_GPU, 8192) == pytest.approx(6 * weights * 1.07, rel=0.01)

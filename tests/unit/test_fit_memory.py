@@ -12,6 +12,7 @@ from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.fit.memory import (
     DIVIDED,
     DIVIDED_KEPT,
+    DIVIDED_SELECTIVE,
     GIB,
     KEPT,
     NF4,
@@ -19,6 +20,8 @@ from finetune_jobs.fit.memory import (
     ON_GPU,
     ROUNDED,
     ROUNDED_KEPT,
+    ROUNDED_SELECTIVE,
+    SELECTIVE,
     Step,
     floor_memory,
     gpu_step,
@@ -47,7 +50,7 @@ def test_weights(training: Training, bytes_per_linear_weight: float) -> None:
     assert peak_memory(shape, training, ON_GPU).weights == pytest.approx(expected)
 
 
-STEPS = st.sampled_from([ON_GPU, ON_CPU, KEPT])
+STEPS = st.sampled_from([ON_GPU, ON_CPU, KEPT, SELECTIVE])
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,8 +85,10 @@ def test_processes_divide_a_whole_model_and_no_other(
 @settings(max_examples=60, deadline=None)
 @given(config=CONFIGS, training=TRAININGS)
 def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training: Training) -> None:
-    """Checkpointing saves activations; nf4 saves weights over int8, int8 over 16 bits."""
+    """Checkpointing saves activations, and more if it keeps no part of them; nf4 saves weights over int8, int8 over 16
+    bits."""
     shape = shape_of(config)
+    assert peak_memory(shape, training, ON_GPU).activations < peak_memory(shape, training, SELECTIVE).activations
     if shape.layers > 3:
         assert peak_memory(shape, training, ON_GPU).activations <= peak_memory(shape, training, KEPT).activations
     weights = [
@@ -102,21 +107,25 @@ def test_checkpointing_and_rounding_save_memory(config: dict[str, Any], training
     ("training", "memory", "step"),
     [
         (Training(), 80, KEPT),
-        (Training(), 22, ON_GPU),
+        (Training(), 22, SELECTIVE),
+        (Training(), 15, ON_GPU),
         (Training(batch_size=1), 22, KEPT),
-        (Training(batch_size=1, max_length=4096), 22, ON_GPU),
+        (Training(batch_size=1, max_length=4096), 22, SELECTIVE),
+        (Training(quantization=Quantization.INT8), 22, ON_GPU),
         (Training(method=Method.LORA), 80, KEPT),
         (Training(batch_size=1), 0, ON_GPU),
         (Training(method=Method.FULL), 200, KEPT),
+        (Training(method=Method.FULL), 170, SELECTIVE),
         (Training(method=Method.FULL), 165, ON_GPU),
         (Training(method=Method.FULL, batch_size=1), 79, ROUNDED_KEPT),
+        (Training(method=Method.FULL), 82, ROUNDED_SELECTIVE),
         (Training(method=Method.FULL), 79, ROUNDED),
         (Training(method=Method.FULL), 22, ROUNDED),
     ],
 )
 def test_activations_are_kept_where_they_fit(training: Training, memory: float, step: Step) -> None:
-    """Llama-3-8B on cards of so many GiB; where the memory is unknown, none are. A whole model is in 16 bits only where
-    it has to be, and never if several GPUs share it."""
+    """Llama-3-8B on cards of so many GiB; a part of them where only that fits, but with LLM.int8; none where the memory
+    is unknown. A whole model is in 16 bits only where it has to be, and never if several GPUs share it."""
     shape = shape_of(LLAMA_8B)
     assert gpu_step(shape, training, memory) == step
     assert gpu_step(shape, training, 10_000) == KEPT
@@ -141,11 +150,12 @@ def test_a_model_that_is_divided_is_loaded_whole_by_one_process(
 @pytest.mark.parametrize(
     ("method", "processes", "memory", "step"),
     [
-        (Method.QLORA, 1, 79, ON_GPU),
-        (Method.QLORA, 4, 79, ON_GPU),
-        (Method.QLORA, 2, 48, DIVIDED),
+        (Method.QLORA, 1, 79, SELECTIVE),
+        (Method.QLORA, 4, 79, SELECTIVE),
+        (Method.QLORA, 4, 51, ON_GPU),
+        (Method.QLORA, 2, 48, DIVIDED_SELECTIVE),
         (Method.QLORA, 4, 24, DIVIDED),
-        (Method.LORA, 4, 79, DIVIDED),
+        (Method.LORA, 4, 79, DIVIDED_SELECTIVE),
         (Method.LORA, 8, 79, DIVIDED_KEPT),
     ],
 )
@@ -174,13 +184,13 @@ def test_floor_is_below_a_gigabyte_for_a_small_model() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [Method.QLORA, Method.FULL])
-def test_the_estimate_holds_against_pytorchs_memory_tracker(method: Method) -> None:
+@pytest.mark.parametrize(("method", "step"), [(Method.QLORA, ON_GPU), (Method.FULL, ON_GPU), (Method.QLORA, SELECTIVE)])
+def test_the_estimate_holds_against_pytorchs_memory_tracker(method: Method, step: Step) -> None:
     """A step of a small model over fake tensors; hack/benchmarks/fit_estimate.py has more and larger ones."""
     from hack.benchmarks.fit_estimate import HIGHEST, LOWEST
     from hack.benchmarks.memory_tracker import tracked_peak
 
     config = SMALL | {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 2, "intermediate_size": 1408}
     training = Training(method=method, batch_size=8, max_length=512)
-    measured = tracked_peak(config, training, checkpointing=True)
-    assert LOWEST <= peak_memory(shape_of(config), training, ON_GPU).tensors / measured - 1 <= HIGHEST
+    measured = tracked_peak(config, training, step)
+    assert LOWEST <= peak_memory(shape_of(config), training, step).tensors / measured - 1 <= HIGHEST

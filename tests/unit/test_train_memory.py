@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune_api.training import Method, Training
-from finetune_jobs.fit.memory import KEPT, ON_CPU, ON_GPU, ROUNDED, Step
+from finetune_jobs.fit.memory import KEPT, ON_CPU, ON_GPU, ROUNDED, SELECTIVE, Step
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.training import memory
 from finetune_jobs.training.memory import chosen_step
@@ -24,7 +24,8 @@ FULL = Training(method=Method.FULL)
     ("config", "training", "longest", "gib", "step"),
     [
         (LLAMA_8B, Training(), 512, 79, KEPT),
-        (LLAMA_8B, Training(), 512, 22, ON_GPU),
+        (LLAMA_8B, Training(), 512, 22, SELECTIVE),
+        (LLAMA_8B, Training(), 512, 15, ON_GPU),
         (LLAMA_8B, Training(), 64, 22, KEPT),  # of the data, however long they might have been
         (LLAMA_8B, FULL, 512, 79, ROUNDED),
         (LLAMA_8B, FULL, 512, 288, KEPT),

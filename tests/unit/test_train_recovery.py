@@ -82,7 +82,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
 
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
         if model.training:
-            watched.seen(examples_in(inputs), checkpointing=self.args.gradient_checkpointing)
+            watched.seen(examples_in(inputs), checkpointing=self.model.is_activation_checkpointing)
         return original(self, model, inputs, *rest, **options)
 
     monkeypatch.setattr(LabelLossTrainer, "compute_loss", compute_loss)

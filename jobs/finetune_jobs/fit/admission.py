@@ -126,6 +126,8 @@ def admit(
         message += f" {slow}"
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
+    elif chosen.selective:
+        message += " There is room for a part of the activations: the others are computed twice."
     if roomier := _faster(shape, part, hardware):
         message += (
             f" LoRA over the base in 16 bits fits too ({_gib(roomier)}) and is mostly faster: it unpacks no weights."

@@ -2,8 +2,9 @@
 
 Operations per token are a multiple of the weights it is multiplied with (Kaplan et al. 2020, arXiv 2001.08361): 2
 forward, 2 for the gradients of the activations, 2 more for those of the weights where these are trained, and 2 to
-recompute everything under checkpointing. Attention adds to each of these passes what grows with an example's length;
-its kernel reaches about twice the share of the rest (FlashAttention-2, Dao 2023, arXiv 2307.08691), so half is counted.
+recompute everything under checkpointing, or the wider products where that is selective. Attention adds to each of these
+passes what grows with an example's length; its kernel reaches about twice the share of the rest (FlashAttention-2, Dao
+2023, arXiv 2307.08691), so half is counted.
 """
 
 import math
@@ -56,10 +57,12 @@ ANSWER_SHARE: Final = 1 / 4
 def operations(shape: Shape, training: Training, step: Step, length: float) -> float:
     """Floating-point operations for one token of training, in an example of so many tokens; half of attention's."""
     backward = 4 if training.method is Method.FULL else 2
-    forward = 4 if step.checkpointing else 2
+    again = shape.computed_parameters if step.checkpointing else 0
     attention = shape.layers * shape.heads * shape.head_dim * length  # causal: 2 × 2 × length / 2, and half of it
-    passes = (forward + 2) / 2  # attention's own backward pass is of activations only
-    return float(shape.computed_parameters * (forward + backward) + passes * attention)
+    passes = 3 if step.keeps_least else 2  # attention's own backward pass is of activations only
+    if step.selective:
+        again -= shape.layers * sum(matrix.parameters for matrix in shape.matrices if matrix.selected)
+    return float(shape.computed_parameters * (2 + backward) + 2 * again + passes * attention)
 
 
 def scaling(training: Training, step: Step) -> float:

@@ -72,14 +72,27 @@ class Step:
     divided: bool = False
     """The base model under an adapter is divided among the processes (``training.sharding``), as a whole model always
     is."""
+    selective: bool = False
+    """Under checkpointing, what is small and took long is kept of each layer (``training.selective``)."""
+
+    @property
+    def keeps_least(self) -> bool:
+        """Whether no activations are kept that could be computed again."""
+        return self.checkpointing and not self.selective
+
+    def with_least(self) -> "Step":
+        """The same, keeping none of them."""
+        return replace(self, checkpointing=True, selective=False)
 
 
 ON_GPU: Final = Step(checkpointing=True, head=Head.TILED, on_gpu=True)
 KEPT: Final = Step(checkpointing=False, head=Head.TILED, on_gpu=True)
 """On a GPU with room for all activations: no layer is computed twice."""
-ROUNDED, ROUNDED_KEPT = (replace(step, rounded=True) for step in (ON_GPU, KEPT))
+SELECTIVE: Final = replace(ON_GPU, selective=True)
+"""On a GPU with room for a part of the activations."""
+ROUNDED, ROUNDED_SELECTIVE, ROUNDED_KEPT = (replace(step, rounded=True) for step in (ON_GPU, SELECTIVE, KEPT))
 """The same for a whole model that would not fit a GPU in float32."""
-DIVIDED, DIVIDED_KEPT = (replace(step, divided=True) for step in (ON_GPU, KEPT))
+DIVIDED, DIVIDED_SELECTIVE, DIVIDED_KEPT = (replace(step, divided=True) for step in (ON_GPU, SELECTIVE, KEPT))
 """The same for an adapter whose base would not fit each of several GPUs."""
 ROUNDED_CHUNK: Final = 1 << 24
 """Weights that its optimiser computes with in float32 at a time, ten numbers for each."""
@@ -142,8 +155,9 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
 
 def gpu_step(shape: Shape, training: Training, memory: float, processes: int = 1) -> Step:
     """How a step is computed on a GPU with so many GiB of memory, 0 where it is unknown: activations are kept if they
-    fit, and computed again otherwise; a whole model is in float32 if that fits, a base model whole on each GPU."""
-    steps = _steps(training, processes)
+    fit, or a part of them, and computed again otherwise; a whole model is in float32 if that fits, a base model whole
+    on each GPU."""
+    steps = [each for each in _steps(training, processes) if not each.selective or _selectable(shape, training)]
     fitting = (each for each in steps if peak_memory(shape, training, each, processes).gib <= USABLE * memory)
     return next(fitting, steps[-1] if memory else ON_GPU)
 
@@ -155,9 +169,16 @@ def least_step(training: Training, processes: int = 1) -> Step:
 
 def _steps(training: Training, processes: int) -> tuple[Step, ...]:
     """How a step can be computed on a GPU, from fast to small."""
+    whole = (KEPT, SELECTIVE, ON_GPU)
     if training.method is Method.FULL:
-        return (KEPT, ON_GPU, ROUNDED_KEPT, ROUNDED) if processes == 1 else (KEPT, ON_GPU)
-    return (KEPT, ON_GPU, DIVIDED_KEPT, DIVIDED) if processes > 1 and _divisible(training) else (KEPT, ON_GPU)
+        return (*whole, ROUNDED_KEPT, ROUNDED_SELECTIVE, ROUNDED) if processes == 1 else whole
+    return (*whole, DIVIDED_KEPT, DIVIDED_SELECTIVE, DIVIDED) if processes > 1 and _divisible(training) else whole
+
+
+def _selectable(shape: Shape, training: Training) -> bool:
+    """What is kept is found again by counting operators, of which a mixture of experts has as many as its tokens ask
+    for, and LLM.int8 others the first time."""
+    return shape.experts is None and training.base_quantization is not Quantization.INT8
 
 
 def _divisible(training: Training) -> bool:
@@ -280,7 +301,10 @@ def _activations(shape: Shape, training: Training, step: Step) -> float:
     head = _head(shape, training, tokens, step) + _output_gradient(shape, training)
     if step.checkpointing:
         boundary = FP32 if training.method is Method.FULL and not step.rounded else BF16
-        return boundary * shape.layers * tokens * shape.hidden + mask + max(head, layer + backward)
+        inputs = boundary * shape.layers * tokens * shape.hidden
+        kept = tokens * _selected_bytes(shape, training) if step.selective else 0
+        # What is kept of a layer is used up as the layer is computed again.
+        return inputs + (shape.layers - 1) * kept + mask + max(head + kept, layer + backward)
     return shape.layers * layer + mask + max(head, backward)
 
 
@@ -292,6 +316,15 @@ def _layer_bytes(shape: Shape, training: Training, step: Step, *, masked: bool) 
     feed_forward = BF16 * (3 if shape.gated else 1) * shape.intermediate
     norms = FP32 * shape.norms * shape.hidden
     return norms + attention + feed_forward + _input_bytes(shape, training, step)
+
+
+def _selected_bytes(shape: Shape, training: Training) -> float:
+    """What is kept of one layer beside its input, per token: what attention gives, and products that are no wider than
+    their input, those with an adapter's first matrices among them."""
+    products = sum(matrix.outputs for matrix in shape.matrices if matrix.selected)
+    if training.method is not Method.FULL:
+        products += training.rank * len(shape.adapted(tuple(training.target_modules)))
+    return BF16 * (shape.heads * shape.head_dim + products) + FP32 * shape.heads
 
 
 def _input_bytes(shape: Shape, training: Training, step: Step) -> float:

@@ -31,6 +31,11 @@ class Matrix:
         """Weights, without the bias."""
         return self.inputs * self.outputs
 
+    @property
+    def selected(self) -> bool:
+        """Whether selective checkpointing keeps the product with it (``training.selective``)."""
+        return self.outputs <= self.inputs
+
 
 @dataclass(frozen=True)
 class Experts:

@@ -86,7 +86,7 @@ class Checkpoints:
         return Batch(size, passes)
 
     def checkpointing(self, otherwise: bool) -> bool:
-        """Whether activations are not kept: because earlier attempts found no room for them, or ``otherwise``, which
+        """Whether no activations are kept: because earlier attempts found no room for them, or ``otherwise``, which
         the first process says for all."""
         known = otherwise or self._owner.state.checkpointing
         asked = self._team.first and (known or _ACTIVATIONS in self._found_too_large())

@@ -29,6 +29,8 @@ class LabelLossTrainer(SFTTrainer):  # type: ignore[misc] # trl has no types
     labels_per_example = 0.0
     """Of the validation split, on average."""
     team = ALONE
+    selective = False
+    """Whether checkpointing of activations is to keep a part of them (``training.selective``)."""
     order: StepOrder | None = None
     """Of the training examples; without one it is the trainer's own."""
     _uncounted: Any = 0

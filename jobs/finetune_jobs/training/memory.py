@@ -36,7 +36,8 @@ def chosen_step(base: Path, training: Training, batch: Batch, longest: int, team
     step = replace(step, divided=bool(json.loads(team.share(json.dumps(step.divided).encode()))))
     if step.divided:
         log.info("the base model is divided among the processes: it would not fit each GPU")
-    log.info("activations are %s", "computed again in the backward pass" if step.checkpointing else "kept")
+    again = "kept in part, and else " if step.selective else ""
+    log.info("activations are %s", f"{again}computed again in the backward pass" if step.checkpointing else "kept")
     if step.rounded:
         log.info("weights and optimiser are in bfloat16, rounded stochastically: in float32 they would not fit")
     return step

@@ -43,6 +43,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from finetune_jobs.training.label_loss import LabelLossTrainer
+from finetune_jobs.training.selective import use_selective
 from finetune_jobs.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class ShardedTrainer(LabelLossTrainer):
 
     def _prepare_for_training(self, max_steps: int, dataloader: Any, checkpoint: str | None) -> Any:
         divide(self.model, self.team, self.args.device)
+        if self.selective:
+            use_selective(self)
         parameters = list(self.model.parameters())
         held = sum(parameter.to_local().numel() for parameter in parameters)
         whole = sum(parameter.numel() for parameter in parameters)

@@ -51,6 +51,7 @@ from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.memory import all_with_less, chosen_step, smaller_batch
 from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
+from finetune_jobs.training.selective import use_selective
 from finetune_jobs.training.sharding import ShardedTrainer
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
@@ -140,18 +141,19 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     share = _share_of(training, team)
     batch = checkpoints.batch(share)
     step = chosen_step(files.base, training, share, _longest(files, training), team)
-    step = replace(step, checkpointing=checkpoints.checkpointing(step.checkpointing))
+    if checkpoints.checkpointing(step.keeps_least):
+        step = step.with_least()
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
-        smaller = smaller_batch(batch, training) if step.checkpointing else batch
+        smaller = smaller_batch(batch, training) if step.keeps_least else batch
         if team.size > 1:
-            checkpoints.remember_too_large(batch if step.checkpointing else None)
+            checkpoints.remember_too_large(batch if step.keeps_least else None)
             raise all_with_less(batch, team)
-        if step.checkpointing:
+        if step.keeps_least:
             checkpoints.remember_batch(smaller)
         else:
             log.warning("continuing with activations that are computed again in the backward pass")
             checkpoints.remember_checkpointing()
-        batch, step = smaller, replace(step, checkpointing=True)
+        batch, step = smaller, step.with_least()
         gc.collect()  # the deleted model may survive in reference cycles
         torch.cuda.empty_cache()
         resume = kept.newest(files.work)
@@ -246,8 +248,8 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
         validation = with_blanks(validation, missing(len(validation), together), blank)
     divided, packed = sharded(training, team, step), packing.is_used(model)
     add_tiled_loss(model, team if divided else ALONE)
-    arguments = configuration(training, work, batch, plan, packed=packed)
-    arguments.gradient_checkpointing = step.checkpointing
+    checkpointing = step.checkpointing and model.supports_gradient_checkpointing  # a few architectures do not
+    arguments = configuration(training, work, batch, plan, packed=packed, checkpointing=checkpointing)
     trainer = (ShardedTrainer if divided else LabelLossTrainer)(
         model=model,
         args=arguments,
@@ -267,6 +269,9 @@ def build_trainer(  # noqa: PLR0913 # what a training consists of, each of it on
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and not step.rounded:
             parameter.data = parameter.data.float()
+    trainer.selective = step.selective
+    if step.selective and not divided:  # which is asked once it is
+        use_selective(trainer)
     return trainer
 
 
@@ -323,7 +328,9 @@ def _longest(files: TrainingFiles, training: Training) -> int:
     return longest(mapped_split(files.dataset, "train"), validation_split(files.dataset, training))
 
 
-def configuration(training: Training, work: Path, batch: Batch, plan: Schedule, *, packed: bool = False) -> SFTConfig:
+def configuration(
+    training: Training, work: Path, batch: Batch, plan: Schedule, *, packed: bool = False, checkpointing: bool = False
+) -> SFTConfig:
     """All settings of the trainer."""
     on_gpu = device() != "cpu"
     return SFTConfig(
@@ -340,7 +347,7 @@ def configuration(training: Training, work: Path, batch: Batch, plan: Schedule, 
         bf16=precision() is torch.bfloat16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        gradient_checkpointing=False,
+        activation_checkpointing=checkpointing,
         max_length=None,  # prepare has decided what becomes of long examples; TRL would silently truncate them
         seed=training.seed,
         data_seed=training.seed,
