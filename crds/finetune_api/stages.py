@@ -131,12 +131,15 @@ class VerifyParams(WireModel):
     engine: str = "tgi"
     """API of the server, e.g. vllm."""
     samples: int
+    """Number of test examples; with ``detect_drop`` the most of them."""
     min_agreement_percent: int
     timeout_seconds: int = 600
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """What becomes of an artifact that was withdrawn."""
     max_distance: float | None = None
     """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
+    detect_drop: float | None = None
+    """The drop in accuracy that the test examples are to show."""
 
 
 class Params(WireModel):

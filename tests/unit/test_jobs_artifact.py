@@ -469,8 +469,11 @@ def server(
         running.server_close()
 
 
-def run_verify(s3: SeaweedFS, published: StageResult, folder: Path, endpoint: str, seconds: int = 30) -> StageResult:
-    params = VerifyParams(endpoint=endpoint, samples=20, min_agreement_percent=75, timeout_seconds=seconds)
+def run_verify(
+    s3: SeaweedFS, published: StageResult, folder: Path, endpoint: str, seconds: int = 30, **fields: Any
+) -> StageResult:
+    given: dict[str, Any] = {"samples": 20, "min_agreement_percent": 75, "timeout_seconds": seconds} | fields
+    params = VerifyParams(endpoint=endpoint, **given)
     asked = deployment_input(s3, published.scalars["artifactUri"], Stage.VERIFY, params)
     return execute(context(asked, folder), verify)
 
@@ -496,6 +499,18 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
     assert result.scalars["accuracy"] == result.scalars["expectedAccuracy"]
     assert len(seen) == 28
     assert all((r["path"], r["temperature"], r["max_tokens"]) == ("/v1/chat/completions", 0.0, 8) for r in seen)
+
+
+@pytest.mark.parametrize(("drop", "samples", "said"), [(0.4, 31, "show a drop of 0.40"), (0.2, 40, "too few for 0.20")])
+def test_a_sample_is_as_large_as_the_drop_that_it_is_to_show(
+    s3: SeaweedFS, published: StageResult, tmp_path: Path, drop: float, samples: int, said: str
+) -> None:
+    """Of the 40 test examples, of which the artifact got 36 right."""
+    with server(f"/models/{published.output_digest}/model", ANSWERS) as (endpoint, _):
+        result = run_verify(s3, published, tmp_path, endpoint, samples=1000, detect_drop=drop)
+    assert result.scalars["samples"] == str(samples)
+    [check] = [each for each in result.checks if each.name == "testSample"]
+    assert_says(check.expected, f"of {samples} right, as evaluated", said)
 
 
 def test_verify_asks_no_server_that_takes_no_prompts_of_this_length(

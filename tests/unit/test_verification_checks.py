@@ -14,6 +14,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
 from finetune_jobs.verification.engine import Forced, Limits, Reply
 from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.tolerance import tolerance
 from tests.support.sentences import assert_says
@@ -57,6 +58,7 @@ def observed(
     task: TaskType = TaskType.CLASSIFICATION,
     too_long: int = 0,
     refuses_other_names: bool | None = None,
+    size: SampleSize | None = None,
 ) -> Observed:
     return Observed(
         golden=[asked(n) for n in range(len(golden))],
@@ -69,6 +71,7 @@ def observed(
         tolerance=TOLERANCE,
         too_long=too_long,
         refuses_other_names=refuses_other_names,
+        size=size,
     )
 
 
@@ -216,6 +219,21 @@ def test_a_better_server_is_no_failure() -> None:
     counts = count(seen)
     assert (counts.correct, counts.expected, counts.losses, counts.wins) == (20, 0, 0, 20)
     assert failed(make_checks(seen, 75)) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (SampleSize(40, 0.29), "40 of 40 right, as evaluated; they show a drop of 0.29"),
+        (SampleSize(40, 0.2, 0.2), "40 of 40 right, as evaluated; they show a drop of 0.20"),
+        (SampleSize(40, 0.29, 0.1), "40 of 40 right, as evaluated; too few for 0.10: they show a drop of 0.29"),
+        (SampleSize(40, None, 0.1), "40 of 40 right, as evaluated; too few for 0.10: they show no drop"),
+    ],
+)
+def test_the_sample_says_which_drop_it_shows(size: SampleSize, said: str) -> None:
+    """Whatever it shows, only a server that is worse fails: a small test split is no fault of the server's."""
+    check = named(make_checks(observed(size=size), 75), "testSample")
+    assert (check.expected, check.outcome) == (said, CheckOutcome.PASSED)
 
 
 def test_the_path_of_the_model_holds_the_digest() -> None:

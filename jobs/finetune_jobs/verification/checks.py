@@ -19,6 +19,7 @@ from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.verification.engine import Forced, Reply
+from finetune_jobs.verification.power import SampleSize, is_worse
 
 DIGEST: Final = "digest"
 MODEL_NAME: Final = "modelName"
@@ -31,7 +32,6 @@ FINISH: Final = "finishReason"
 GOLDEN: Final = "goldenTexts"
 SAMPLE: Final = "testSample"
 
-_SIGNIFICANCE: Final = 0.05
 _HALF_WAY: Final = 0.5
 _SENSITIVE: Final = 0.15
 """Largest standard error of the way to wrong positions with which half of it can be told from none."""
@@ -60,6 +60,8 @@ class Observed:
     """References that the server has no room for."""
     refuses_other_names: bool | None = None
     """Whether it refuses requests that name another model; None: it looks at no name."""
+    size: SampleSize | None = None
+    """Why the sample has so many examples; None: nobody asked."""
 
     @property
     def agreement_percent(self) -> int:
@@ -109,7 +111,7 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
         _positions(long, observed.tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
-        _test_sample(count(observed)),
+        _test_sample(count(observed), observed.size),
     ]
 
 
@@ -230,15 +232,14 @@ def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
     return _check(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
 
 
-def _test_sample(counts: Counts) -> VerificationCheck:
+def _test_sample(counts: Counts, size: SampleSize | None) -> VerificationCheck:
     """No worse than the evaluation, beyond chance (McNemar's test of the answers that changed)."""
     if not counts.samples:
         return _skipped(SAMPLE, "spec.verification.samples is 0")
     chance, (low, high) = mcnemar(counts.wins, counts.losses), wilson(counts.correct, counts.samples)
-    worse = counts.losses > counts.wins and chance < _SIGNIFICANCE
     seen = f"{counts.correct} ({low:.2f} to {high:.2f}); {counts.losses} became wrong, {counts.wins} right"
-    expected = f"{counts.expected} of {counts.samples} right, as evaluated"
-    return _check(SAMPLE, not worse, expected, f"{seen} (p = {chance:.4f})")
+    expected = f"{counts.expected} of {counts.samples} right, as evaluated{f'; {size}' if size else ''}"
+    return _check(SAMPLE, not is_worse(counts.losses, counts.wins), expected, f"{seen} (p = {chance:.4f})")
 
 
 def _why_none_is_long(observed: Observed) -> str:

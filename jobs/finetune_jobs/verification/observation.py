@@ -8,6 +8,7 @@ from finetune_api.dataset import TaskType
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import Limits, ModelServer
+from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
 
 A = TypeVar("A")
@@ -28,6 +29,8 @@ class Promise:
     format: str
     max_distance: float | None = None
     """How far a server may be from the evaluation; None: as measured for its engine and this format."""
+    size: SampleSize | None = None
+    """Why the sample has so many examples; None: nobody asked."""
 
 
 def observe(server: ModelServer, promise: Promise, limits: Limits, before: Before) -> Observed:
@@ -55,4 +58,5 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         tolerance=tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance,
         too_long=len(promise.references) - len(references),
         refuses_other_names=server.refuses_other_names(),
+        size=promise.size,
     )

@@ -32,15 +32,17 @@ _SHAPE: Final = PodShape(
 
 def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, settings: Settings) -> StageRequest:
     """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``."""
-    seconds = 600 + ANSWER_SECONDS * spec.verification.samples
+    asked = spec.verification
+    seconds = 600 + ANSWER_SECONDS * asked.most_samples
     params = VerifyParams(
         endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
         engine=target.serving.runtime.engine.value,
-        samples=spec.verification.samples,
-        min_agreement_percent=spec.verification.min_agreement_percent,
+        samples=asked.most_samples,
+        min_agreement_percent=asked.min_agreement_percent,
         timeout_seconds=seconds,
         withdrawn=spec.policy.withdrawn,
-        max_distance=None if spec.verification.max_distance is None else float(spec.verification.max_distance),
+        max_distance=None if asked.max_distance is None else float(asked.max_distance),
+        detect_drop=None if asked.detect_drop is None else float(asked.detect_drop),
     )
     run = RunRef(
         kind=owner.resource.kind,
