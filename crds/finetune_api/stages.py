@@ -29,7 +29,7 @@ from finetune_api.storage import InputStorage, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
 
-MAX_RESULT_BYTES: Final = 3072
+MAX_RESULT_BYTES: Final = 3900
 """Longest StageResult; the kubelet truncates termination messages at 4,096 bytes."""
 
 

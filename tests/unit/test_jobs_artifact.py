@@ -447,6 +447,12 @@ def server(
             seen.append({"path": self.path} | body)
             message = {"role": "assistant", "content": known[json.dumps(body["messages"])] + "\n"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            if body.get("stream") and status == 200:
+                event = json.dumps({"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]})
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(f"data: {event}\n\ndata: [DONE]\n\n".encode())
+                return
             self._answer(status, {"error": said, "id": "", "created": 0, "model": "", "choices": [choice]})
 
         def _answer(self, code: int, value: dict[str, Any]) -> None:
@@ -492,12 +498,14 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
         "positions": "Skipped",
         "finishReason": "Skipped",
         "goldenTexts": "Passed",
+        "concurrentStreams": "Passed",
         "testSample": "Passed",
     }
-    assert_says(result.message, "4 of 10 checks", "of 20 test examples", "earlier version", "publish it again")
+    assert_says(result.message, "5 of 11 checks", "of 20 test examples", "earlier version", "publish it again")
     assert (result.scalars["samples"], result.scalars["agreementPercent"]) == ("20", "100")
     assert result.scalars["accuracy"] == result.scalars["expectedAccuracy"]
-    assert len(seen) == 28
+    assert len(seen) == 36
+    assert sum(bool(r.get("stream")) for r in seen) == 8
     assert all((r["path"], r["temperature"], r["max_tokens"]) == ("/v1/chat/completions", 0.0, 8) for r in seen)
 
 

@@ -59,7 +59,15 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
     # TGI takes any name; these models answer at random, until the limit.
     unsure = {"modelName", "finishReason", "positions"}
     assert {check.name for check in result.checks if check.outcome is not CheckOutcome.PASSED} <= unsure
-    assert len(result.checks) == 10
+    assert len(result.checks) == 11
+    with (
+        tgi_cpu(model, tmp_path, env=recording | {"MAX_CONCURRENT_REQUESTS": "1"}, fresh=False) as server,
+        pytest.raises(
+            StageError, match=r"concurrentStreams.* of 8: an error in a stream: Model is overloaded"
+        ) as error,
+    ):
+        run(Stage.VERIFY, server.url)
+    assert error.value.reason is Reason.VERIFICATION_FAILED
     with (
         tgi_cpu(model, tmp_path, fresh=False) as server,
         pytest.raises(StageError, match=r"logProbabilities.* no probabilities for 8 of 8 texts") as error,

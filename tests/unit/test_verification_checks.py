@@ -12,7 +12,7 @@ from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
-from finetune_jobs.verification.engine import Forced, Limits, Reply
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tgi import TgiServer
@@ -26,10 +26,10 @@ IDS = [1, 5, 6, 7]
 BASE, ARTIFACT = [-3.0, -2.0, -4.0], [-1.0, -0.5, -0.0]
 
 
-def asked(number: int, *, tokens: int = 30, base: str = "b", stopped: bool = True) -> Answer:
+def asked(number: int, *, base: str = "b", log_probability: float | None = None) -> Answer:
     texts = {"label": "a", "base": base, "tuned": "a", "artifact": "a"}
     messages = [{"role": "user", "content": f"question {number}"}]
-    return Answer(messages=messages, **texts, prompt_tokens=tokens, stopped=stopped)
+    return Answer(messages=messages, **texts, prompt_tokens=30, stopped=True, log_probability=log_probability)
 
 
 def reference(*, long: bool = False, base: Sequence[float] = BASE) -> ReferenceText:
@@ -46,6 +46,11 @@ SAME = shifted(0.0)
 RIGHT = [Reply("a\n", True, 30)] * 40
 WRONG = [Reply("b", True, 30)] * 40
 CUT = [Reply("a", False, 30)] * 40
+ONE_CHANGED = [*[Streamed("a")] * 7, Streamed("b")]
+THREE_CHANGED = [*[Streamed("a")] * 5, *[Streamed("b")] * 3]
+CUT_OFF = [*[Streamed("a")] * 7, Streamed("a", "a stream ends without [DONE]")]
+CUT_SHORT = ["finishReason", "goldenTexts"]
+"""Without concurrentStreams: both answers are cut within the same character."""
 RECORD = [reference(), reference(), reference(long=True)]
 
 
@@ -59,9 +64,12 @@ def observed(
     too_long: int = 0,
     refuses_other_names: bool | None = None,
     size: SampleSize | None = None,
+    streams: Sequence[Streamed] | None = None,
+    log_probability: float | None = None,
 ) -> Observed:
+    alone = [Streamed(reply.text) for reply in golden]
     return Observed(
-        golden=[asked(n) for n in range(len(golden))],
+        golden=[asked(n, log_probability=log_probability) for n in range(len(golden))],
         golden_replies=golden,
         sample=[asked(n) for n in range(len(sample))],
         sample_replies=sample,
@@ -72,6 +80,7 @@ def observed(
         too_long=too_long,
         refuses_other_names=refuses_other_names,
         size=size,
+        streams=alone if streams is None else streams,
     )
 
 
@@ -114,12 +123,24 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         (observed(sample=RIGHT[:36] + WRONG[:4]), []),
         (observed(sample=RIGHT[:30] + WRONG[:10]), ["testSample"]),
         (observed(sample=()), []),
+        (observed(streams=CUT_OFF), ["concurrentStreams"]),
+        (observed(streams=CUT_OFF, task=TaskType.TEXT), ["concurrentStreams"]),
+        # A label changes with what is computed beside it only where another was nearly as likely.
+        (observed(streams=ONE_CHANGED), ["concurrentStreams"]),
+        (observed(streams=ONE_CHANGED, log_probability=-0.01), ["concurrentStreams"]),
+        (observed(streams=ONE_CHANGED, log_probability=-0.7), []),
+        (observed(streams=[Streamed("a")] * 8, golden=[*RIGHT[:7], WRONG[0]]), []),
+        (observed(streams=THREE_CHANGED, task=TaskType.TEXT), []),
+        (observed(streams=ONE_CHANGED, task=TaskType.TEXT, **NO_RECORD), []),
+        (observed(streams=THREE_CHANGED, task=TaskType.TEXT, **NO_RECORD), ["concurrentStreams"]),
+        (observed(streams=[Streamed("b")] * 8, golden=[Reply("b\ufffd\ufffd", False, 30)] * 8, **NO_RECORD), CUT_SHORT),
+        (observed(streams=()), []),
     ],
 )
 def test_what_fails(seen: Observed, fails: list[str]) -> None:
     checks = make_checks(seen, 75)
     assert failed(checks) == fails
-    assert len({check.name for check in checks}) == 9
+    assert len({check.name for check in checks}) == 10
 
 
 def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
@@ -178,6 +199,16 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
             "longPrompts … at most 0.100 nats a token … 0.200",
         ),
         (observed(golden=CUT[:8]), Reason.VERIFICATION_FAILED, "finishReason … 75 % … 0 of 8"),
+        (
+            observed(streams=CUT_OFF),
+            Reason.VERIFICATION_FAILED,
+            "concurrentStreams … 8 streams at once … 1 of 8: a stream ends without [DONE]",
+        ),
+        (
+            observed(streams=ONE_CHANGED),
+            Reason.VERIFICATION_FAILED,
+            "concurrentStreams … labels that are given alone … 7 of 8 equal; changed though sure: 1",
+        ),
         (observed(refuses_other_names=False), Reason.VERIFICATION_FAILED, "modelName … 404 … it was answered"),
         (
             observed(golden=RIGHT[:5] + WRONG[:3]),

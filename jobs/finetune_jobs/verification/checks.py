@@ -18,7 +18,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
-from finetune_jobs.verification.engine import Forced, Reply
+from finetune_jobs.verification.engine import Forced, Reply, Streamed
 from finetune_jobs.verification.power import SampleSize, is_worse
 
 DIGEST: Final = "digest"
@@ -30,6 +30,7 @@ LONG_PROMPTS: Final = "longPrompts"
 POSITIONS: Final = "positions"
 FINISH: Final = "finishReason"
 GOLDEN: Final = "goldenTexts"
+CONCURRENT: Final = "concurrentStreams"
 SAMPLE: Final = "testSample"
 
 _HALF_WAY: Final = 0.5
@@ -38,8 +39,12 @@ _SENSITIVE: Final = 0.15
 _NOTICEABLE: Final = 0.25
 """Share of the tolerance that wrong positions must change. In a text that repeated three lines, in which a lost layer
 cost 0.1 nats a token, vLLM was 0.6 of the way with the right positions."""
+_SURE: Final = math.log(0.8)
+"""Of an answer's log-probability: the next best one is at least 1.4 nats behind, which no order of additions makes
+up."""
+_CUT: Final = "\N{REPLACEMENT CHARACTER}"
 _LIMIT: Final = 86
-"""Characters of what was expected or seen: ten checks and a message fit a termination message."""
+"""Characters of what was expected or seen: eleven checks and a message fit a termination message."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Observed:
     """Whether it refuses requests that name another model; None: it looks at no name."""
     size: SampleSize | None = None
     """Why the sample has so many examples; None: nobody asked."""
+    streams: Sequence[Streamed] = ()
+    """Answers to the first of the golden prompts and the sample that were asked for at once, as streams."""
 
     @property
     def agreement_percent(self) -> int:
@@ -111,6 +118,7 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
         _positions(long, observed.tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
+        _concurrent_streams(observed, min_agreement_percent),
         _test_sample(count(observed), observed.size),
     ]
 
@@ -230,6 +238,46 @@ def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
         return _skipped(GOLDEN, f"{seen} equal; probabilities decide, as answers are no labels")
     enough = observed.agreement_percent >= min_percent
     return _check(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
+
+
+def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationCheck:
+    """The server's answers to several clients are those that it gives to one.
+
+    It adds in another order then, which may break a tie. Labels must be the same where it had none; longer answers are
+    judged as the golden texts are.
+    """
+    if not observed.streams:
+        return _skipped(CONCURRENT, "the artifact has no golden prompts")
+    count, faults = len(observed.streams), [each.fault for each in observed.streams if each.fault]
+    if faults:
+        seen = f"{len(faults)} of {count}: {faults[0]}"
+        return _check(CONCURRENT, False, f"{count} streams at once come to their end", seen)
+    asked, alone = [*observed.golden, *observed.sample], [*observed.golden_replies, *observed.sample_replies]
+    pairs = list(zip(asked, alone, observed.streams, strict=False))
+    equal = [_as_alone(reply, streamed) for _, reply, streamed in pairs]
+    seen = f"{sum(equal)} of {count} equal"
+    if observed.task is TaskType.CLASSIFICATION:
+        changed = sum(_is_sure(a, r) and not _as_alone(r, s) for a, r, s in pairs)
+        expected = "streams at once give the labels that are given alone"
+        return _check(CONCURRENT, not changed, expected, f"{seen}; changed though sure: {changed}" if changed else seen)
+    if observed.references:
+        return _check(
+            CONCURRENT, True, f"{count} streams at once come to their end", f"all; {seen} to those given alone"
+        )
+    enough = 100 * sum(equal) >= min_percent * count
+    return _check(CONCURRENT, enough, f"{min_percent} % of streams at once are as given alone", seen)
+
+
+def _as_alone(reply: Reply, streamed: Streamed) -> bool:
+    """Whether a stream has the whole answer. One that is cut within a character ends with replacement characters; the
+    stream waits for the rest of the character and ends without."""
+    return _same(reply.text.rstrip(_CUT), streamed.text.rstrip(_CUT))
+
+
+def _is_sure(asked: Answer, reply: Reply) -> bool:
+    """Whether the model has no second answer that is nearly as likely; without its probability, that is assumed."""
+    known = asked.log_probability
+    return _same(asked.artifact, reply.text) and (known is None or known >= _SURE)
 
 
 def _test_sample(counts: Counts, size: SampleSize | None) -> VerificationCheck:
