@@ -87,6 +87,26 @@ _BASE_SAMPLES: Final = 6
 """The few."""
 
 
+DURATION: Final = r"^([1-9][0-9]{0,5}ms|[1-9][0-9]{0,2}s)$"
+"""Pattern of a short time, above 0."""
+
+Duration = Annotated[str, Field(pattern=DURATION, max_length=8)]
+
+
+def duration_seconds(duration: str) -> float:
+    """A Duration in seconds."""
+    return int(duration[:-2]) / 1000 if duration.endswith("ms") else float(duration[:-1])
+
+
+class Objectives(ApiModel):
+    """How fast a server must answer, measured with four clients at once: 95 % of their streams are no slower."""
+
+    time_to_first_token: Duration | None = None
+    """Longest time from a request to the first part of its answer: milliseconds or seconds, e.g. "2s"."""
+    time_per_output_token: Duration | None = None
+    """Longest time between the tokens of an answer, on average over the answer, e.g. "50ms"."""
+
+
 class Verification(ApiModel):
     """What a new revision must prove before it receives traffic."""
 
@@ -103,6 +123,8 @@ class Verification(ApiModel):
     max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=16)] | None = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""
+    objectives: Objectives = Objectives()
+    """How fast the server must answer. What has no objective is measured and shown."""
 
     @property
     def most_samples(self) -> int:
@@ -203,7 +225,8 @@ class CheckOutcome(OpenEnum):
     PASSED = "Passed"
     FAILED = "Failed"
     SKIPPED = "Skipped"
-    """The artifact or the server does not have what it takes; another check decides."""
+    """The artifact or the server does not have what it takes, and another check decides; or the spec asks for nothing
+    here."""
 
 
 class VerificationCheck(WireModel):

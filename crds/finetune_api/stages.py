@@ -123,6 +123,20 @@ class FetchParams(WireModel):
     """In PEM: one of them must have signed it; empty: signatures are not looked at."""
 
 
+class LatencyObjectives(WireModel):
+    """Seconds in which 95 % of the streams of several clients must come; None: whatever they take."""
+
+    first_token: float | None = None
+    """From the request to the first part of the answer."""
+    output_token: float | None = None
+    """Between two tokens, on average over an answer."""
+
+    @property
+    def are_set(self) -> bool:
+        """Whether anything has to be fast."""
+        return self.first_token is not None or self.output_token is not None
+
+
 class VerifyParams(WireModel):
     """What verify needs to test a candidate's server."""
 
@@ -140,6 +154,7 @@ class VerifyParams(WireModel):
     """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
     detect_drop: float | None = None
     """The drop in accuracy that the test examples are to show."""
+    objectives: LatencyObjectives = LatencyObjectives()
 
 
 class Params(WireModel):

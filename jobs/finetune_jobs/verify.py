@@ -123,6 +123,7 @@ def _read_promise(context: Context, params: VerifyParams) -> Promise:
         task=model.task,
         format=model.format,
         max_distance=params.max_distance,
+        objectives=params.objectives,
     )
 
 

@@ -390,6 +390,18 @@ class TestWithdrawn:
             assert asked.verify.max_distance == expected
 
 
+def test_objectives_reach_the_stage_in_seconds() -> None:
+    asked = {"timeToFirstToken": "2s", "timePerOutputToken": "50ms"}
+    for objectives, expected in ((asked, (2.0, 0.05)), ({}, (None, None))):
+        cluster = ServingCluster(spec=pinned(GOOD, verification={"objectives": objectives}))
+        observed = cluster.observe()
+        target = find_target(observed)
+        assert isinstance(target, Target)
+        given = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params.verify
+        assert given is not None
+        assert (given.objectives.first_token, given.objectives.output_token) == expected
+
+
 @pytest.mark.parametrize(
     ("verification", "samples", "drop"),
     [

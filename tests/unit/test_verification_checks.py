@@ -8,7 +8,7 @@ import pytest
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
-from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
+from finetune_api.stages import MAX_RESULT_BYTES, LatencyObjectives, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
@@ -46,6 +46,7 @@ SAME = shifted(0.0)
 RIGHT = [Reply("a\n", True, 30)] * 40
 WRONG = [Reply("b", True, 30)] * 40
 CUT = [Reply("a", False, 30)] * 40
+SLOW_ONCE = [Streamed("a", "", 9.0 if number == 7 else 0.1, 0.02) for number in range(20)]
 ONE_CHANGED = [*[Streamed("a")] * 7, Streamed("b")]
 THREE_CHANGED = [*[Streamed("a")] * 5, *[Streamed("b")] * 3]
 CUT_OFF = [*[Streamed("a")] * 7, Streamed("a", "a stream ends without [DONE]")]
@@ -66,8 +67,10 @@ def observed(
     size: SampleSize | None = None,
     streams: Sequence[Streamed] | None = None,
     log_probability: float | None = None,
+    first_token: float | None = None,
+    output_token: float | None = None,
 ) -> Observed:
-    alone = [Streamed(reply.text) for reply in golden]
+    alone = [Streamed(reply.text, "", (n + 1) / 10, (n + 1) / 1000) for n, reply in enumerate(golden)]
     return Observed(
         golden=[asked(n, log_probability=log_probability) for n in range(len(golden))],
         golden_replies=golden,
@@ -81,6 +84,7 @@ def observed(
         refuses_other_names=refuses_other_names,
         size=size,
         streams=alone if streams is None else streams,
+        objectives=LatencyObjectives(first_token=first_token, output_token=output_token),
     )
 
 
@@ -135,12 +139,17 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         (observed(streams=THREE_CHANGED, task=TaskType.TEXT, **NO_RECORD), ["concurrentStreams"]),
         (observed(streams=[Streamed("b")] * 8, golden=[Reply("b\ufffd\ufffd", False, 30)] * 8, **NO_RECORD), CUT_SHORT),
         (observed(streams=()), []),
+        (observed(first_token=0.8, output_token=0.008), []),
+        (observed(first_token=0.7), ["timeToFirstToken"]),
+        (observed(output_token=0.007), ["timePerOutputToken"]),
+        (observed(streams=SLOW_ONCE, first_token=0.1), []),
+        (observed(streams=[Streamed("a", "", 0.1)] * 8, first_token=0.1, output_token=0.001), []),
     ],
 )
 def test_what_fails(seen: Observed, fails: list[str]) -> None:
     checks = make_checks(seen, 75)
     assert failed(checks) == fails
-    assert len({check.name for check in checks}) == 10
+    assert len({check.name for check in checks}) == 12
 
 
 def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
@@ -160,7 +169,9 @@ def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     checks = make_checks(observed(**NO_RECORD), 75)
     assert_says(named(checks, "logProbabilities").seen, "no record")
     skipped = {check.name for check in checks if check.outcome is CheckOutcome.SKIPPED}
-    assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions"}
+    speed = {"timeToFirstToken", "timePerOutputToken"}
+    assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions", *speed}
+    assert named(checks, "timeToFirstToken").seen == "800 ms at p95 of 8 streams (median: 450 ms); no objective"
     assert_says(named(checks, "modelName").seen, "answers to any model name")
 
 
@@ -203,6 +214,11 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
             observed(streams=CUT_OFF),
             Reason.VERIFICATION_FAILED,
             "concurrentStreams … 8 streams at once … 1 of 8: a stream ends without [DONE]",
+        ),
+        (
+            observed(first_token=0.25),
+            Reason.VERIFICATION_FAILED,
+            "timeToFirstToken … at most 250 ms at p95 … 800 ms at p95 of 8 streams (median: 450 ms)",
         ),
         (
             observed(streams=ONE_CHANGED),
@@ -283,7 +299,7 @@ def test_a_result_with_every_check_fits_a_termination_message() -> None:
         digest_check("/models/" + "x" * 200, "a" * 64),
         *make_checks(observed(sample=RIGHT[:30] + WRONG[:10]), 75),
     ]
-    full = [check.model_copy(update={"expected": "x" * 86, "seen": "y" * 86}) for check in checks]
+    full = [check.model_copy(update={"expected": "x" * 80, "seen": "y" * 80}) for check in checks]
     result = StageResult(
         stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.VERIFICATION_FAILED, message="m" * 500, checks=full
     )

@@ -1,6 +1,7 @@
 """Streams of a chat as servers send them, whole and broken."""
 
 import json
+from itertools import count
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ FAILED = b'data: {"error":"Request failed during generation"}\n\n'
     ],
 )
 def test_an_answer_is_what_came_until_the_fault(body: list[bytes], content: str, fault: str) -> None:
-    found = read_stream(body)
+    found = read_stream(body, count().__next__)
     assert found.content == content
     assert fault in found.fault
     assert bool(found.fault) == bool(fault)
@@ -55,5 +56,25 @@ def test_an_answer_is_what_came_until_the_fault(body: list[bytes], content: str,
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
 def test_thoughts_that_stand_apart_are_no_part_of_the_answer(name: str) -> None:
-    found = read_stream([event(**{name: "well "}), event(**{name: "then"}), HELLO, LAST, DONE])
+    found = read_stream([event(**{name: "well "}), event(**{name: "then"}), HELLO, LAST, DONE], count().__next__)
     assert (found.content, found.reasoning, found.fault) == ("Hel", "well then", "")
+    assert found.first_at == 0, "a thought is a token, too"
+
+
+@pytest.mark.parametrize(
+    ("body", "first", "each"),
+    [
+        # The clock ticks once an event. Three tokens: two parts and the end.
+        ([HELLO, REST, LAST, USAGE, DONE], 0, 1.0),
+        ([HELLO, REST, LAST, DONE], 0, 1.0),
+        # vLLM's first event has no token; two tokens may come in one part.
+        ([event(role="assistant", content=""), HELLO, LAST, USAGE, DONE], 1, 0.5),
+        ([event("length", content="a"), b'data: {"choices":[],"usage":{"completion_tokens":1}}\n', DONE], 0, None),
+        ([event("stop", content="all at once"), USAGE, DONE], 0, None),
+        ([LAST, DONE], 0, None),
+        ([DONE], None, None),
+    ],
+)
+def test_when_tokens_came(body: list[bytes], first: int | None, each: float | None) -> None:
+    found = read_stream(body, count().__next__)
+    assert (found.first_at, found.output_token) == (first, each)

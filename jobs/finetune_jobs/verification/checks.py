@@ -6,13 +6,14 @@ answer and go on differently; the probabilities of given tokens decide there.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import dataclass, field
+from statistics import mean, median
 from typing import Final
 
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
+from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
@@ -32,6 +33,8 @@ FINISH: Final = "finishReason"
 GOLDEN: Final = "goldenTexts"
 CONCURRENT: Final = "concurrentStreams"
 SAMPLE: Final = "testSample"
+FIRST_TOKEN: Final = "timeToFirstToken"
+OUTPUT_TOKEN: Final = "timePerOutputToken"
 
 _HALF_WAY: Final = 0.5
 _SENSITIVE: Final = 0.15
@@ -43,8 +46,8 @@ _SURE: Final = math.log(0.8)
 """Of an answer's log-probability: the next best one is at least 1.4 nats behind, which no order of additions makes
 up."""
 _CUT: Final = "\N{REPLACEMENT CHARACTER}"
-_LIMIT: Final = 86
-"""Characters of what was expected or seen: eleven checks and a message fit a termination message."""
+_LIMIT: Final = 80
+"""Characters of what was expected or seen: thirteen checks and a message fit a termination message."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Observed:
     """Why the sample has so many examples; None: nobody asked."""
     streams: Sequence[Streamed] = ()
     """Answers to the first of the golden prompts and the sample that were asked for at once, as streams."""
+    objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
 
     @property
     def agreement_percent(self) -> int:
@@ -120,6 +124,8 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
         _golden_texts(observed, min_agreement_percent),
         _concurrent_streams(observed, min_agreement_percent),
         _test_sample(count(observed), observed.size),
+        _latency(FIRST_TOKEN, [each.first_token for each in observed.streams], observed.objectives.first_token),
+        _latency(OUTPUT_TOKEN, [each.output_token for each in observed.streams], observed.objectives.output_token),
     ]
 
 
@@ -288,6 +294,18 @@ def _test_sample(counts: Counts, size: SampleSize | None) -> VerificationCheck:
     seen = f"{counts.correct} ({low:.2f} to {high:.2f}); {counts.losses} became wrong, {counts.wins} right"
     expected = f"{counts.expected} of {counts.samples} right, as evaluated{f'; {size}' if size else ''}"
     return _check(SAMPLE, not is_worse(counts.losses, counts.wins), expected, f"{seen} (p = {chance:.4f})")
+
+
+def _latency(name: str, measured: Sequence[float | None], limit: float | None) -> VerificationCheck:
+    """The 95th percentile (nearest rank) of what was measured, in milliseconds; without a limit for people to read."""
+    known = sorted(each for each in measured if each is not None)
+    if not known:
+        return _skipped(name, "no stream had so many tokens")
+    late = known[math.ceil(0.95 * len(known)) - 1]
+    seen = f"{1000 * late:.0f} ms at p95 of {len(known)} streams (median: {1000 * median(known):.0f} ms)"
+    if limit is None:
+        return _skipped(name, f"{seen}; no objective")
+    return _check(name, late <= limit, f"at most {1000 * limit:.0f} ms at p95, with several clients", seen)
 
 
 def _why_none_is_long(observed: Observed) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -95,19 +96,20 @@ class Connection:
     def stream(self, asked: Answer, model: str | None = None) -> Streamed:
         """The same as a stream. What goes wrong in it after the status 200 is no error but part of the result."""
         body = {"messages": asked.messages, "max_tokens": asked.max_tokens, "temperature": 0.0, "stream": True}
-        body |= {} if model is None else {"model": model}
-        url = f"{self.endpoint}/v1/chat/completions"
+        body |= {"stream_options": {"include_usage": True}} | ({} if model is None else {"model": model})
+        url, started = f"{self.endpoint}/v1/chat/completions", time.perf_counter()
         try:
             with get_session().stream("POST", url, json=body, timeout=_REQUEST_SECONDS) as response:
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
-                found = read_stream(response.iter_bytes())
+                found = read_stream(response.iter_bytes(), time.perf_counter)
         except CLIENT_ERROR as error:
             raise self._failed(error, f"{_PROMPT}, as a stream") from None
         if self.too_long.search(found.fault):
             raise self._has_no_room(_PROMPT, found.fault)
-        return Streamed(answer_in(found, asked), found.fault)
+        first_token = None if found.first_at is None else found.first_at - started
+        return Streamed(answer_in(found, asked), found.fault, first_token, found.output_token)
 
     def _failed(self, error: Exception, asked: str) -> StageError:
         """Why a request failed, in the server's own words where it has some."""

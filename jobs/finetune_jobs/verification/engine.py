@@ -66,6 +66,10 @@ class Streamed:
     """Without thoughts; as far as it came."""
     fault: str = ""
     """Why it did not end as a stream has to; empty if it did."""
+    first_token: float | None = None
+    """Seconds from the request to the first part of the answer; None: there was none."""
+    output_token: float | None = None
+    """Seconds between two tokens, on average; None: no two came one after the other."""
 
 
 @dataclass(frozen=True)

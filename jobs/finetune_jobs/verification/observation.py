@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from finetune_api.dataset import TaskType
+from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import Limits, ModelServer
@@ -22,6 +23,8 @@ CLIENTS: Final = 4
 """So many ask for streams at once."""
 STREAMS: Final = 8
 """So many streams are asked for: each costs as much as a test example."""
+MEASURED: Final = 20
+"""So many where an objective is set: one of them may be late at the 95th percentile."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Promise:
     """How far a server may be from the evaluation; None: as measured for its engine and this format."""
     size: SampleSize | None = None
     """Why the sample has so many examples; None: nobody asked."""
+    objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
 
 
 def observe(server: ModelServer, promise: Promise, limits: Limits, before: Before) -> Observed:
@@ -46,7 +50,7 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     Raises StageError as ModelServer, and what ``before`` raises.
     """
     references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
-    streams = [*promise.golden, *promise.sample][:STREAMS]
+    streams = [*promise.golden, *promise.sample][: MEASURED if promise.objectives.are_set else STREAMS]
     total = len(references) + len(streams) + len(promise.golden) + len(promise.sample)
     numbers = iter(range(total))
 
@@ -78,4 +82,5 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         too_long=len(promise.references) - len(references),
         refuses_other_names=server.refuses_other_names(),
         size=promise.size,
+        objectives=promise.objectives,
     )

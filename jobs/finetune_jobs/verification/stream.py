@@ -5,7 +5,7 @@ Server-sent events: each is a line ``data:`` with a JSON object that holds the n
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,10 +25,23 @@ class Stream:
     finish_reason: str = ""
     fault: str = ""
     """Why it did not end as it has to; empty if it did."""
+    first_at: float | None = None
+    """When the first part of the answer came, by the clock."""
+    last_at: float = 0.0
+    """When the last part came; that may be only the news that the answer is over."""
+    tokens: int = 0
+    """As the server counted them, with the one that ends the answer; as many as there were parts if it did not."""
+
+    @property
+    def output_token(self) -> float | None:
+        """Time between two tokens, on average; None: no two came one after the other."""
+        if self.first_at is None or self.first_at == self.last_at or self.tokens < 2:
+            return None
+        return (self.last_at - self.first_at) / (self.tokens - 1)
 
 
-def read_stream(body: Iterable[bytes]) -> Stream:
-    """The answer in a response's body, as far as it comes without a fault."""
+def read_stream(body: Iterable[bytes], clock: Callable[[], float]) -> Stream:
+    """The answer in a response's body, as far as it comes without a fault. ``clock``: the time now."""
     found = Stream()
     for line in _lines(body):
         data = line.removeprefix(_DATA).strip()
@@ -36,7 +49,7 @@ def read_stream(body: Iterable[bytes]) -> Stream:
             found.fault = "" if found.finish_reason else "a stream has no finish reason"
             return found
         try:
-            _add(found, json.loads(data))
+            _add(found, json.loads(data), clock())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             found.fault = f"an event is none of a chat ({type(error).__name__})"
         if found.fault:
@@ -50,16 +63,23 @@ def error_text(error: Any) -> str:
     return shorten(str(error["message"] if isinstance(error, dict) else error), 200)
 
 
-def _add(found: Stream, event: dict[str, Any]) -> None:
-    """An event's part of the answer. The one that counts the tokens has none."""
+def _add(found: Stream, event: dict[str, Any], now: float) -> None:
+    """An event's part of the answer. The one that counts the tokens has none; vLLM's first one is empty."""
     if "error" in event:
         found.fault = f"an error in a stream: {error_text(event['error'])}"
         return
     for choice in event["choices"]:
         part = choice.get("delta") or {}
-        found.content += part.get("content") or ""
-        found.reasoning += part.get("reasoning_content") or part.get("reasoning") or ""
+        content, thoughts = part.get("content") or "", part.get("reasoning_content") or part.get("reasoning") or ""
+        found.content += content
+        found.reasoning += thoughts
         found.finish_reason = choice.get("finish_reason") or found.finish_reason
+        found.last_at = now
+        if content or thoughts or found.finish_reason:
+            found.first_at = now if found.first_at is None else found.first_at
+            found.tokens += 1
+    if usage := event.get("usage"):
+        found.tokens = int(usage["completion_tokens"])
 
 
 def _lines(body: Iterable[bytes]) -> Iterator[bytes]:
