@@ -1,6 +1,7 @@
 """AdapterDeployment: published artifact in, verified endpoint out."""
 
 from enum import StrEnum
+from math import ceil
 from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
@@ -74,19 +75,63 @@ class ArtifactSource(ApiModel):
 
 DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
 """Pattern of nats a token."""
+DROP: Final = r"^0\.(0[1-9]|[1-9][0-9]?)$"
+"""Pattern of a drop in accuracy: hundredths, above 0 and below 1."""
+MAX_SAMPLES: Final = 1000
+"""The most test examples that are sent to a server."""
+_SQUARED: Final = 6
+"""A sample that shows a drop has less than so many examples divided by its square, and a few: half of all answers may
+change, and (1.96 + 1.28)² / 2 is 5.3 (Connor, "Sample size for testing differences in proportions for the
+paired-sample design", 1987)."""
+_BASE_SAMPLES: Final = 6
+"""The few."""
+
+
+DURATION: Final = r"^([1-9][0-9]{0,5}ms|[1-9][0-9]{0,2}s)$"
+"""Pattern of a short time, above 0."""
+
+Duration = Annotated[str, Field(pattern=DURATION, max_length=8)]
+
+
+def duration_seconds(duration: str) -> float:
+    """A Duration in seconds."""
+    return int(duration[:-2]) / 1000 if duration.endswith("ms") else float(duration[:-1])
+
+
+class Objectives(ApiModel):
+    """How fast a server must answer, measured with four clients at once: 95 % of their streams are no slower."""
+
+    time_to_first_token: Duration | None = None
+    """Longest time from a request to the first part of its answer: milliseconds or seconds, e.g. "2s"."""
+    time_per_output_token: Duration | None = None
+    """Longest time between the tokens of an answer, on average over the answer, e.g. "50ms"."""
 
 
 class Verification(ApiModel):
     """What a new revision must prove before it receives traffic."""
 
-    samples: Annotated[int, Field(ge=0, le=1000)] = 50
-    """Number of test examples sent to the server; their accuracy must match the evaluation."""
+    samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = 50
+    """Number of test examples sent to the server; their accuracy must match the evaluation. Not looked at with
+    detectDrop."""
+    detect_drop: Annotated[str, Field(pattern=DROP, max_length=4)] | None = None
+    """Send as many test examples as show, with 90 % probability, that the server's accuracy is lower by this much, e.g.
+    "0.1" for 0.9 down to 0.8; at most 1000, and what the test split has. Then samples is not looked at. Where there are
+    too few, the check says which drop they show."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
     labels, and of the answers that must end by themselves where the artifact's did."""
     max_distance: Annotated[str, Field(pattern=DISTANCE, max_length=16)] | None = None
     """How far the probabilities of recorded texts may be from the evaluated artifact's: nats a token, e.g. "0.7". By
     default what another precision was measured to change. Raise it only for a server that is known to be right."""
+    objectives: Objectives = Objectives()
+    """How fast the server must answer. What has no objective is measured and shown."""
+
+    @property
+    def most_samples(self) -> int:
+        """No more test examples than these are sent, whatever the accuracy that was evaluated."""
+        if self.detect_drop is None:
+            return self.samples
+        return min(MAX_SAMPLES, _BASE_SAMPLES + ceil(_SQUARED / float(self.detect_drop) ** 2))
 
 
 class SignaturePolicy(ApiModel):
@@ -180,7 +225,8 @@ class CheckOutcome(OpenEnum):
     PASSED = "Passed"
     FAILED = "Failed"
     SKIPPED = "Skipped"
-    """The artifact or the server does not have what it takes; another check decides."""
+    """The artifact or the server does not have what it takes, and another check decides; or the spec asks for nothing
+    here."""
 
 
 class VerificationCheck(WireModel):

@@ -29,7 +29,7 @@ from finetune_api.storage import InputStorage, Storage
 from finetune_api.tracking import Retention, Tracking
 from finetune_api.training import Loss, Training
 
-MAX_RESULT_BYTES: Final = 3072
+MAX_RESULT_BYTES: Final = 3900
 """Longest StageResult; the kubelet truncates termination messages at 4,096 bytes."""
 
 
@@ -123,6 +123,20 @@ class FetchParams(WireModel):
     """In PEM: one of them must have signed it; empty: signatures are not looked at."""
 
 
+class LatencyObjectives(WireModel):
+    """Seconds in which 95 % of the streams of several clients must come; None: whatever they take."""
+
+    first_token: float | None = None
+    """From the request to the first part of the answer."""
+    output_token: float | None = None
+    """Between two tokens, on average over an answer."""
+
+    @property
+    def are_set(self) -> bool:
+        """Whether anything has to be fast."""
+        return self.first_token is not None or self.output_token is not None
+
+
 class VerifyParams(WireModel):
     """What verify needs to test a candidate's server."""
 
@@ -131,12 +145,16 @@ class VerifyParams(WireModel):
     engine: str = "tgi"
     """API of the server, e.g. vllm."""
     samples: int
+    """Number of test examples; with ``detect_drop`` the most of them."""
     min_agreement_percent: int
     timeout_seconds: int = 600
     withdrawn: WithdrawnPolicy = WithdrawnPolicy.REFUSE
     """What becomes of an artifact that was withdrawn."""
     max_distance: float | None = None
     """Nats a token that the server may be from the evaluated artifact; None: as measured for its engine and format."""
+    detect_drop: float | None = None
+    """The drop in accuracy that the test examples are to show."""
+    objectives: LatencyObjectives = LatencyObjectives()
 
 
 class Params(WireModel):

@@ -23,12 +23,14 @@ from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
+from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
 from finetune_jobs.store.hub import CLIENT_ERROR
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import Limits, ModelServer
 from finetune_jobs.verification.observation import Before, Promise, observe
+from finetune_jobs.verification.power import size_sample
 from finetune_jobs.verification.servers import SERVERS
 
 log = logging.getLogger(__name__)
@@ -111,13 +113,17 @@ def _read_promise(context: Context, params: VerifyParams) -> Promise:
 
     recorded = (folder / artifact.REFERENCE).exists()
     model = read_json(folder / artifact.MODEL_REF, ModelRef)
+    right, tested = right_for(model.task), read(artifact.SAMPLE, artifact.read_answers)
+    size = size_sample([right(each.label, each.artifact) for each in tested], params.samples, params.detect_drop)
     return Promise(
         golden=read(artifact.GOLDEN, artifact.read_answers),
-        sample=read(artifact.SAMPLE, artifact.read_answers)[: params.samples],
+        sample=tested[: size.samples],
+        size=size,
         references=read(artifact.REFERENCE, artifact.read_references) if recorded else [],
         task=model.task,
         format=model.format,
         max_distance=params.max_distance,
+        objectives=params.objectives,
     )
 
 

@@ -247,6 +247,14 @@ _NUMBERS = {
     adapterdeployment.DISTANCE: Pattern(
         ("0", "0.55", "9.999", "1.5", "0.7"), ("", "-1", ".5", "1.", "10", "0.1234", "1e3", "0,5", "0.5 nats")
     ),
+    # All drops have 3 or 4 characters, so that the length bound (4) cannot be exceeded.
+    adapterdeployment.DROP: Pattern(
+        ("0.01", "0.99", "0.5", "0.05", "0.1"), ("", "0", "0.0", "0.00", "1", "1.0", ".1", "0.", "0.1%", "0,1", "10 %")
+    ),
+    adapterdeployment.DURATION: Pattern(
+        ("1ms", "1s", "999s", "250ms", "999999ms"),
+        ("", "0s", "0ms", "1", "1.5s", "1000s", "2m", "10 ms", "-1s", "1s500ms", "1S", "050ms"),
+    ),
     adapterdeployment.KEEP: Pattern(
         ("0s", "90s", "10m", "99h", "99999s"),
         ("", "10", "m", "1d", "10 m", "1h30m", "-1s", "1.5h", "100h", "10M"),

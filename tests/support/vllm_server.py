@@ -5,6 +5,7 @@ Paths, fields and error bodies are those that vLLM 0.32 sent when it was asked t
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,9 +36,12 @@ class VllmContract:
     """Status and message of its answer to every request for text."""
     without: str = ""
     """A field that its completions lack."""
+    at_once: int = 0
+    """The most streams that were open at the same time."""
     url: str = ""
     seen: list[Json] = field(default_factory=list)
     """Requests for text, with their paths."""
+    _open: int = 0
 
     def get(self, path: str) -> tuple[int, Any]:
         """The answer to a GET."""
@@ -57,6 +61,19 @@ class VllmContract:
         if self.failure is not None:
             return _error(self.failure[0], "BadRequestError", self.failure[1])
         return 200, self._chat(body) if path == "/v1/chat/completions" else self._completion(body)
+
+    def events(self, answer: Json) -> Iterator[Json]:
+        """A complete answer to a chat as the events of a stream, without the last."""
+        [choice] = answer.pop("choices")
+        head = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+        self._open += 1
+        self.at_once = max(self.at_once, self._open)
+        time.sleep(0.02)  # for others to come
+        for part in ({"role": "assistant", "content": ""}, {"content": choice["message"]["content"]}):
+            yield head | {"choices": [{"index": 0, "delta": part, "finish_reason": None}]}
+        yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
+        yield head | {"choices": [], "usage": answer["usage"]}
+        self._open -= 1
 
     def _chat(self, body: Json) -> Json:
         known = next(each for each in self.answers if each.messages == body["messages"])
@@ -92,7 +109,16 @@ def running(contract: VllmContract) -> Iterator[VllmContract]:
             self._send(*contract.get(self.path))
 
         def do_POST(self) -> None:
-            self._send(*contract.post(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, answer = contract.post(self.path, body)
+            if status != 200 or not body.get("stream"):
+                self._send(status, answer)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for event in (*map(json.dumps, contract.events(answer)), "[DONE]"):
+                self.wfile.write(f"data: {event}\n\n".encode())
 
         def _send(self, status: int, value: Any) -> None:
             body = json.dumps(value).encode()

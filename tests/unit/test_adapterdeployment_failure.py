@@ -11,7 +11,7 @@ from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.target import Target, find_target
-from finetune_operator.adapterdeployment.verification import verify_request
+from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS, verify_request
 from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
@@ -388,3 +388,39 @@ class TestWithdrawn:
             asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params
             assert asked.verify is not None
             assert asked.verify.max_distance == expected
+
+
+def test_objectives_reach_the_stage_in_seconds() -> None:
+    asked = {"timeToFirstToken": "2s", "timePerOutputToken": "50ms"}
+    for objectives, expected in ((asked, (2.0, 0.05)), ({}, (None, None))):
+        cluster = ServingCluster(spec=pinned(GOOD, verification={"objectives": objectives}))
+        observed = cluster.observe()
+        target = find_target(observed)
+        assert isinstance(target, Target)
+        given = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params.verify
+        assert given is not None
+        assert (given.objectives.first_token, given.objectives.output_token) == expected
+
+
+@pytest.mark.parametrize(
+    ("verification", "samples", "drop"),
+    [
+        ({}, 50, None),
+        ({"samples": 7}, 7, None),
+        ({"samples": 7, "detectDrop": "0.1"}, 606, 0.1),
+        ({"samples": 0, "detectDrop": "0.5"}, 30, 0.5),
+        ({"detectDrop": "0.01"}, 1000, 0.01),
+    ],
+)
+def test_a_drop_to_detect_takes_the_place_of_a_number_of_samples(
+    verification: dict[str, Any], samples: int, drop: float | None
+) -> None:
+    """The stage knows the accuracy and asks as many as it needs; its time limit is that of the most it can need."""
+    cluster = ServingCluster(spec=pinned(GOOD, verification=verification))
+    observed = cluster.observe()
+    target = find_target(observed)
+    assert isinstance(target, Target)
+    asked = verify_request(observed.owner, target, observed.resource.spec, observed.settings).input.params.verify
+    assert asked is not None
+    assert (asked.samples, asked.detect_drop) == (samples, drop)
+    assert asked.timeout_seconds == 600 + ANSWER_SECONDS * samples

@@ -447,6 +447,12 @@ def server(
             seen.append({"path": self.path} | body)
             message = {"role": "assistant", "content": known[json.dumps(body["messages"])] + "\n"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            if body.get("stream") and status == 200:
+                event = json.dumps({"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]})
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(f"data: {event}\n\ndata: [DONE]\n\n".encode())
+                return
             self._answer(status, {"error": said, "id": "", "created": 0, "model": "", "choices": [choice]})
 
         def _answer(self, code: int, value: dict[str, Any]) -> None:
@@ -469,8 +475,11 @@ def server(
         running.server_close()
 
 
-def run_verify(s3: SeaweedFS, published: StageResult, folder: Path, endpoint: str, seconds: int = 30) -> StageResult:
-    params = VerifyParams(endpoint=endpoint, samples=20, min_agreement_percent=75, timeout_seconds=seconds)
+def run_verify(
+    s3: SeaweedFS, published: StageResult, folder: Path, endpoint: str, seconds: int = 30, **fields: Any
+) -> StageResult:
+    given: dict[str, Any] = {"samples": 20, "min_agreement_percent": 75, "timeout_seconds": seconds} | fields
+    params = VerifyParams(endpoint=endpoint, **given)
     asked = deployment_input(s3, published.scalars["artifactUri"], Stage.VERIFY, params)
     return execute(context(asked, folder), verify)
 
@@ -489,13 +498,29 @@ def test_verify_asks_the_server(s3: SeaweedFS, published: StageResult, tmp_path:
         "positions": "Skipped",
         "finishReason": "Skipped",
         "goldenTexts": "Passed",
+        "concurrentStreams": "Passed",
         "testSample": "Passed",
+        "timeToFirstToken": "Skipped",
+        "timePerOutputToken": "Skipped",
     }
-    assert_says(result.message, "4 of 10 checks", "of 20 test examples", "earlier version", "publish it again")
+    assert_says(result.message, "5 of 13 checks", "of 20 test examples", "earlier version", "publish it again")
     assert (result.scalars["samples"], result.scalars["agreementPercent"]) == ("20", "100")
     assert result.scalars["accuracy"] == result.scalars["expectedAccuracy"]
-    assert len(seen) == 28
+    assert len(seen) == 36
+    assert sum(bool(r.get("stream")) for r in seen) == 8
     assert all((r["path"], r["temperature"], r["max_tokens"]) == ("/v1/chat/completions", 0.0, 8) for r in seen)
+
+
+@pytest.mark.parametrize(("drop", "samples", "said"), [(0.4, 31, "show a drop of 0.40"), (0.2, 40, "too few for 0.20")])
+def test_a_sample_is_as_large_as_the_drop_that_it_is_to_show(
+    s3: SeaweedFS, published: StageResult, tmp_path: Path, drop: float, samples: int, said: str
+) -> None:
+    """Of the 40 test examples, of which the artifact got 36 right."""
+    with server(f"/models/{published.output_digest}/model", ANSWERS) as (endpoint, _):
+        result = run_verify(s3, published, tmp_path, endpoint, samples=1000, detect_drop=drop)
+    assert result.scalars["samples"] == str(samples)
+    [check] = [each for each in result.checks if each.name == "testSample"]
+    assert_says(check.expected, f"of {samples} right, as evaluated", said)
 
 
 def test_verify_asks_no_server_that_takes_no_prompts_of_this_length(

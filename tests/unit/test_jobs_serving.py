@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.adapterdeployment import CheckOutcome
 from finetune_api.reasons import Reason
-from finetune_api.stages import Params, Stage, StageInput, StageResult, VerifyParams
+from finetune_api.stages import LatencyObjectives, Params, Stage, StageInput, StageResult, VerifyParams
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.runtime.runner import execute
@@ -34,8 +34,14 @@ def published(s3: SeaweedFS, place: str, base: Path, tmp_path: Path) -> StageRes
 
 
 def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, base: Path, tmp_path: Path) -> None:
-    def run(stage: Stage, endpoint: str = "") -> StageResult:
-        params = VerifyParams(endpoint=endpoint, samples=12, min_agreement_percent=75, timeout_seconds=180)
+    def run(stage: Stage, endpoint: str = "", **objectives: float) -> StageResult:
+        params = VerifyParams(
+            endpoint=endpoint,
+            samples=12,
+            min_agreement_percent=75,
+            timeout_seconds=180,
+            objectives=LatencyObjectives(**objectives),
+        )
         given = StageInput(
             stage=stage,
             run=DEPLOYMENT,
@@ -49,17 +55,27 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
     model = tmp_path / "models" / published.output_digest / "model"
     recording = {"ENABLE_PREFILL_LOGPROBS": "true"}
     with tgi_cpu(model, tmp_path, env=recording, fresh=False) as server:
-        result = run(Stage.VERIFY, server.url)
+        result = run(Stage.VERIFY, server.url, first_token=100)
+        with pytest.raises(StageError, match=r"timeToFirstToken: expected at most 0 ms .* ms at p95 of 18 streams"):
+            run(Stage.VERIFY, server.url, first_token=1e-6)
     assert result.scalars == {
         "samples": "12",
         "accuracy": "1.0000",
         "expectedAccuracy": "1.0000",
         "agreementPercent": "100",
     }
-    # TGI takes any name; these models answer at random, until the limit.
-    unsure = {"modelName", "finishReason", "positions"}
+    # TGI takes any name; these models answer at random, until the limit, in parts of characters that no stream shows.
+    unsure = {"modelName", "finishReason", "positions", "timePerOutputToken"}
     assert {check.name for check in result.checks if check.outcome is not CheckOutcome.PASSED} <= unsure
-    assert len(result.checks) == 10
+    assert len(result.checks) == 13
+    with (
+        tgi_cpu(model, tmp_path, env=recording | {"MAX_CONCURRENT_REQUESTS": "1"}, fresh=False) as server,
+        pytest.raises(
+            StageError, match=r"concurrentStreams.* of 8: an error in a stream: Model is overloaded"
+        ) as error,
+    ):
+        run(Stage.VERIFY, server.url)
+    assert error.value.reason is Reason.VERIFICATION_FAILED
     with (
         tgi_cpu(model, tmp_path, fresh=False) as server,
         pytest.raises(StageError, match=r"logProbabilities.* no probabilities for 8 of 8 texts") as error,

@@ -8,12 +8,13 @@ import pytest
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
-from finetune_api.stages import MAX_RESULT_BYTES, Outcome, Stage, StageResult
+from finetune_api.stages import MAX_RESULT_BYTES, LatencyObjectives, Outcome, Stage, StageResult
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed, count, digest_check, distance, make_checks, require_all
-from finetune_jobs.verification.engine import Forced, Limits, Reply
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
+from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.tolerance import tolerance
 from tests.support.sentences import assert_says
@@ -25,10 +26,10 @@ IDS = [1, 5, 6, 7]
 BASE, ARTIFACT = [-3.0, -2.0, -4.0], [-1.0, -0.5, -0.0]
 
 
-def asked(number: int, *, tokens: int = 30, base: str = "b", stopped: bool = True) -> Answer:
+def asked(number: int, *, base: str = "b", log_probability: float | None = None) -> Answer:
     texts = {"label": "a", "base": base, "tuned": "a", "artifact": "a"}
     messages = [{"role": "user", "content": f"question {number}"}]
-    return Answer(messages=messages, **texts, prompt_tokens=tokens, stopped=stopped)
+    return Answer(messages=messages, **texts, prompt_tokens=30, stopped=True, log_probability=log_probability)
 
 
 def reference(*, long: bool = False, base: Sequence[float] = BASE) -> ReferenceText:
@@ -45,6 +46,12 @@ SAME = shifted(0.0)
 RIGHT = [Reply("a\n", True, 30)] * 40
 WRONG = [Reply("b", True, 30)] * 40
 CUT = [Reply("a", False, 30)] * 40
+SLOW_ONCE = [Streamed("a", "", 9.0 if number == 7 else 0.1, 0.02) for number in range(20)]
+ONE_CHANGED = [*[Streamed("a")] * 7, Streamed("b")]
+THREE_CHANGED = [*[Streamed("a")] * 5, *[Streamed("b")] * 3]
+CUT_OFF = [*[Streamed("a")] * 7, Streamed("a", "a stream ends without [DONE]")]
+CUT_SHORT = ["finishReason", "goldenTexts"]
+"""Without concurrentStreams: both answers are cut within the same character."""
 RECORD = [reference(), reference(), reference(long=True)]
 
 
@@ -57,9 +64,15 @@ def observed(
     task: TaskType = TaskType.CLASSIFICATION,
     too_long: int = 0,
     refuses_other_names: bool | None = None,
+    size: SampleSize | None = None,
+    streams: Sequence[Streamed] | None = None,
+    log_probability: float | None = None,
+    first_token: float | None = None,
+    output_token: float | None = None,
 ) -> Observed:
+    alone = [Streamed(reply.text, "", (n + 1) / 10, (n + 1) / 1000) for n, reply in enumerate(golden)]
     return Observed(
-        golden=[asked(n) for n in range(len(golden))],
+        golden=[asked(n, log_probability=log_probability) for n in range(len(golden))],
         golden_replies=golden,
         sample=[asked(n) for n in range(len(sample))],
         sample_replies=sample,
@@ -69,6 +82,9 @@ def observed(
         tolerance=TOLERANCE,
         too_long=too_long,
         refuses_other_names=refuses_other_names,
+        size=size,
+        streams=alone if streams is None else streams,
+        objectives=LatencyObjectives(first_token=first_token, output_token=output_token),
     )
 
 
@@ -111,12 +127,29 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         (observed(sample=RIGHT[:36] + WRONG[:4]), []),
         (observed(sample=RIGHT[:30] + WRONG[:10]), ["testSample"]),
         (observed(sample=()), []),
+        (observed(streams=CUT_OFF), ["concurrentStreams"]),
+        (observed(streams=CUT_OFF, task=TaskType.TEXT), ["concurrentStreams"]),
+        # A label changes with what is computed beside it only where another was nearly as likely.
+        (observed(streams=ONE_CHANGED), ["concurrentStreams"]),
+        (observed(streams=ONE_CHANGED, log_probability=-0.01), ["concurrentStreams"]),
+        (observed(streams=ONE_CHANGED, log_probability=-0.7), []),
+        (observed(streams=[Streamed("a")] * 8, golden=[*RIGHT[:7], WRONG[0]]), []),
+        (observed(streams=THREE_CHANGED, task=TaskType.TEXT), []),
+        (observed(streams=ONE_CHANGED, task=TaskType.TEXT, **NO_RECORD), []),
+        (observed(streams=THREE_CHANGED, task=TaskType.TEXT, **NO_RECORD), ["concurrentStreams"]),
+        (observed(streams=[Streamed("b")] * 8, golden=[Reply("b\ufffd\ufffd", False, 30)] * 8, **NO_RECORD), CUT_SHORT),
+        (observed(streams=()), []),
+        (observed(first_token=0.8, output_token=0.008), []),
+        (observed(first_token=0.7), ["timeToFirstToken"]),
+        (observed(output_token=0.007), ["timePerOutputToken"]),
+        (observed(streams=SLOW_ONCE, first_token=0.1), []),
+        (observed(streams=[Streamed("a", "", 0.1)] * 8, first_token=0.1, output_token=0.001), []),
     ],
 )
 def test_what_fails(seen: Observed, fails: list[str]) -> None:
     checks = make_checks(seen, 75)
     assert failed(checks) == fails
-    assert len({check.name for check in checks}) == 9
+    assert len({check.name for check in checks}) == 12
 
 
 def test_a_base_that_is_too_near_is_told_apart_by_texts() -> None:
@@ -136,7 +169,9 @@ def test_what_cannot_be_compared_is_skipped_and_says_why() -> None:
     checks = make_checks(observed(**NO_RECORD), 75)
     assert_says(named(checks, "logProbabilities").seen, "no record")
     skipped = {check.name for check in checks if check.outcome is CheckOutcome.SKIPPED}
-    assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions"}
+    speed = {"timeToFirstToken", "timePerOutputToken"}
+    assert skipped == {"modelName", "logProbabilities", "longPrompts", "positions", *speed}
+    assert named(checks, "timeToFirstToken").seen == "800 ms at p95 of 8 streams (median: 450 ms); no objective"
     assert_says(named(checks, "modelName").seen, "answers to any model name")
 
 
@@ -175,6 +210,21 @@ def test_positions_in_a_text_that_repeats_itself_are_not_judged() -> None:
             "longPrompts … at most 0.100 nats a token … 0.200",
         ),
         (observed(golden=CUT[:8]), Reason.VERIFICATION_FAILED, "finishReason … 75 % … 0 of 8"),
+        (
+            observed(streams=CUT_OFF),
+            Reason.VERIFICATION_FAILED,
+            "concurrentStreams … 8 streams at once … 1 of 8: a stream ends without [DONE]",
+        ),
+        (
+            observed(first_token=0.25),
+            Reason.VERIFICATION_FAILED,
+            "timeToFirstToken … at most 250 ms at p95 … 800 ms at p95 of 8 streams (median: 450 ms)",
+        ),
+        (
+            observed(streams=ONE_CHANGED),
+            Reason.VERIFICATION_FAILED,
+            "concurrentStreams … labels that are given alone … 7 of 8 equal; changed though sure: 1",
+        ),
         (observed(refuses_other_names=False), Reason.VERIFICATION_FAILED, "modelName … 404 … it was answered"),
         (
             observed(golden=RIGHT[:5] + WRONG[:3]),
@@ -218,6 +268,21 @@ def test_a_better_server_is_no_failure() -> None:
     assert failed(make_checks(seen, 75)) == []
 
 
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (SampleSize(40, 0.29), "40 of 40 right, as evaluated; they show a drop of 0.29"),
+        (SampleSize(40, 0.2, 0.2), "40 of 40 right, as evaluated; they show a drop of 0.20"),
+        (SampleSize(40, 0.29, 0.1), "40 of 40 right, as evaluated; too few for 0.10: they show a drop of 0.29"),
+        (SampleSize(40, None, 0.1), "40 of 40 right, as evaluated; too few for 0.10: they show no drop"),
+    ],
+)
+def test_the_sample_says_which_drop_it_shows(size: SampleSize, said: str) -> None:
+    """Whatever it shows, only a server that is worse fails: a small test split is no fault of the server's."""
+    check = named(make_checks(observed(size=size), 75), "testSample")
+    assert (check.expected, check.outcome) == (said, CheckOutcome.PASSED)
+
+
 def test_the_path_of_the_model_holds_the_digest() -> None:
     assert digest_check(f"/models/{'a' * 64}/model", "a" * 64).outcome is CheckOutcome.PASSED
     other = digest_check("/models/other/model", "a" * 64)
@@ -234,7 +299,7 @@ def test_a_result_with_every_check_fits_a_termination_message() -> None:
         digest_check("/models/" + "x" * 200, "a" * 64),
         *make_checks(observed(sample=RIGHT[:30] + WRONG[:10]), 75),
     ]
-    full = [check.model_copy(update={"expected": "x" * 86, "seen": "y" * 86}) for check in checks]
+    full = [check.model_copy(update={"expected": "x" * 80, "seen": "y" * 80}) for check in checks]
     result = StageResult(
         stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=Reason.VERIFICATION_FAILED, message="m" * 500, checks=full
     )

@@ -116,7 +116,11 @@ def test_a_name_of_no_model_is_refused(any_name: bool, refuses: bool) -> None:
 )
 def test_why_it_does_not_answer(failure: tuple[int, str], reason: Reason, retriable: bool, parts: str) -> None:
     with running(contract(failure=failure)) as server:
-        for ask in (lambda: client(server).answer(ANSWERS[0]), lambda: client(server).log_probs(TEXT)):
+        for ask in (
+            lambda: client(server).answer(ANSWERS[0]),
+            lambda: client(server).stream(ANSWERS[0]),
+            lambda: client(server).log_probs(TEXT),
+        ):
             with pytest.raises(StageError) as error:
                 ask()
             assert (error.value.reason, error.value.retriable) == (reason, retriable)
@@ -144,7 +148,12 @@ def test_a_right_server_passes_every_check_that_its_record_allows() -> None:
         server_side = client(server)
         observed = observe(server_side, promise, server_side.served().limits, lambda *_: None)
     checks = {check.name: check.outcome for check in make_checks(observed, 75)}
-    assert {name for name, outcome in checks.items() if outcome is CheckOutcome.SKIPPED} == {"longPrompts", "positions"}
+    skipped = {name for name, outcome in checks.items() if outcome is CheckOutcome.SKIPPED}
+    assert skipped == {"longPrompts", "positions", "timeToFirstToken", "timePerOutputToken"}
     assert CheckOutcome.FAILED not in checks.values()
     assert checks["modelName"] is CheckOutcome.PASSED
-    assert seen_paths(server) == {"/v1/chat/completions": 6, "/v1/completions": 2}
+    assert checks["concurrentStreams"] is CheckOutcome.PASSED
+    assert seen_paths(server) == {"/v1/chat/completions": 12, "/v1/completions": 2}
+    streams = [each for each in server.seen if each.get("stream")]
+    assert [each["model"] for each in streams] == ["demo"] * 6
+    assert server.at_once > 1

@@ -108,8 +108,11 @@ def test_the_artifact_proves_its_weights(served: VllmProcess, recorded: Recorded
 def test_an_answer_that_was_cut_says_so_and_how_long_its_prompt_was(served: VllmProcess, recorded: Recorded) -> None:
     client, messages = VllmServer(served.url), [{"role": "user", "content": "What is the capital of France?"}]
     client.served()
-    reply = client.answer(Answer(messages=messages, label="", base="", tuned="", artifact="", max_tokens=2))
+    asked = Answer(messages=messages, label="", base="", tuned="", artifact="", max_tokens=2)
+    reply = client.answer(asked)
     assert (bool(reply.text), reply.stopped) == (True, False)
+    streamed = client.stream(asked)
+    assert (streamed.text, streamed.fault) == (reply.text, "")
     assert reply.prompt_tokens == len(chat.prompt_ids(load_tokenizer(recorded.model), messages))
 
 

@@ -6,19 +6,21 @@ answer and go on differently; the probabilities of given tokens decide there.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import dataclass, field
+from statistics import mean, median
 from typing import Final
 
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.dataset import TaskType
 from finetune_api.reasons import Reason
+from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.evaluation.metrics import mcnemar, wilson
 from finetune_jobs.evaluation.tasks import right_for
-from finetune_jobs.verification.engine import Forced, Reply
+from finetune_jobs.verification.engine import Forced, Reply, Streamed
+from finetune_jobs.verification.power import SampleSize, is_worse
 
 DIGEST: Final = "digest"
 MODEL_NAME: Final = "modelName"
@@ -29,17 +31,23 @@ LONG_PROMPTS: Final = "longPrompts"
 POSITIONS: Final = "positions"
 FINISH: Final = "finishReason"
 GOLDEN: Final = "goldenTexts"
+CONCURRENT: Final = "concurrentStreams"
 SAMPLE: Final = "testSample"
+FIRST_TOKEN: Final = "timeToFirstToken"
+OUTPUT_TOKEN: Final = "timePerOutputToken"
 
-_SIGNIFICANCE: Final = 0.05
 _HALF_WAY: Final = 0.5
 _SENSITIVE: Final = 0.15
 """Largest standard error of the way to wrong positions with which half of it can be told from none."""
 _NOTICEABLE: Final = 0.25
 """Share of the tolerance that wrong positions must change. In a text that repeated three lines, in which a lost layer
 cost 0.1 nats a token, vLLM was 0.6 of the way with the right positions."""
-_LIMIT: Final = 86
-"""Characters of what was expected or seen: ten checks and a message fit a termination message."""
+_SURE: Final = math.log(0.8)
+"""Of an answer's log-probability: the next best one is at least 1.4 nats behind, which no order of additions makes
+up."""
+_CUT: Final = "\N{REPLACEMENT CHARACTER}"
+_LIMIT: Final = 80
+"""Characters of what was expected or seen: thirteen checks and a message fit a termination message."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ class Observed:
     """References that the server has no room for."""
     refuses_other_names: bool | None = None
     """Whether it refuses requests that name another model; None: it looks at no name."""
+    size: SampleSize | None = None
+    """Why the sample has so many examples; None: nobody asked."""
+    streams: Sequence[Streamed] = ()
+    """Answers to the first of the golden prompts and the sample that were asked for at once, as streams."""
+    objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
 
     @property
     def agreement_percent(self) -> int:
@@ -109,7 +122,10 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
         _positions(long, observed.tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
-        _test_sample(count(observed)),
+        _concurrent_streams(observed, min_agreement_percent),
+        _test_sample(count(observed), observed.size),
+        _latency(FIRST_TOKEN, [each.first_token for each in observed.streams], observed.objectives.first_token),
+        _latency(OUTPUT_TOKEN, [each.output_token for each in observed.streams], observed.objectives.output_token),
     ]
 
 
@@ -230,15 +246,66 @@ def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
     return _check(GOLDEN, enough, f"{min_percent} % answered in the artifact's words", seen)
 
 
-def _test_sample(counts: Counts) -> VerificationCheck:
+def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationCheck:
+    """The server's answers to several clients are those that it gives to one.
+
+    It adds in another order then, which may break a tie. Labels must be the same where it had none; longer answers are
+    judged as the golden texts are.
+    """
+    if not observed.streams:
+        return _skipped(CONCURRENT, "the artifact has no golden prompts")
+    count, faults = len(observed.streams), [each.fault for each in observed.streams if each.fault]
+    if faults:
+        seen = f"{len(faults)} of {count}: {faults[0]}"
+        return _check(CONCURRENT, False, f"{count} streams at once come to their end", seen)
+    asked, alone = [*observed.golden, *observed.sample], [*observed.golden_replies, *observed.sample_replies]
+    pairs = list(zip(asked, alone, observed.streams, strict=False))
+    equal = [_as_alone(reply, streamed) for _, reply, streamed in pairs]
+    seen = f"{sum(equal)} of {count} equal"
+    if observed.task is TaskType.CLASSIFICATION:
+        changed = sum(_is_sure(a, r) and not _as_alone(r, s) for a, r, s in pairs)
+        expected = "streams at once give the labels that are given alone"
+        return _check(CONCURRENT, not changed, expected, f"{seen}; changed though sure: {changed}" if changed else seen)
+    if observed.references:
+        return _check(
+            CONCURRENT, True, f"{count} streams at once come to their end", f"all; {seen} to those given alone"
+        )
+    enough = 100 * sum(equal) >= min_percent * count
+    return _check(CONCURRENT, enough, f"{min_percent} % of streams at once are as given alone", seen)
+
+
+def _as_alone(reply: Reply, streamed: Streamed) -> bool:
+    """Whether a stream has the whole answer. One that is cut within a character ends with replacement characters; the
+    stream waits for the rest of the character and ends without."""
+    return _same(reply.text.rstrip(_CUT), streamed.text.rstrip(_CUT))
+
+
+def _is_sure(asked: Answer, reply: Reply) -> bool:
+    """Whether the model has no second answer that is nearly as likely; without its probability, that is assumed."""
+    known = asked.log_probability
+    return _same(asked.artifact, reply.text) and (known is None or known >= _SURE)
+
+
+def _test_sample(counts: Counts, size: SampleSize | None) -> VerificationCheck:
     """No worse than the evaluation, beyond chance (McNemar's test of the answers that changed)."""
     if not counts.samples:
         return _skipped(SAMPLE, "spec.verification.samples is 0")
     chance, (low, high) = mcnemar(counts.wins, counts.losses), wilson(counts.correct, counts.samples)
-    worse = counts.losses > counts.wins and chance < _SIGNIFICANCE
     seen = f"{counts.correct} ({low:.2f} to {high:.2f}); {counts.losses} became wrong, {counts.wins} right"
-    expected = f"{counts.expected} of {counts.samples} right, as evaluated"
-    return _check(SAMPLE, not worse, expected, f"{seen} (p = {chance:.4f})")
+    expected = f"{counts.expected} of {counts.samples} right, as evaluated{f'; {size}' if size else ''}"
+    return _check(SAMPLE, not is_worse(counts.losses, counts.wins), expected, f"{seen} (p = {chance:.4f})")
+
+
+def _latency(name: str, measured: Sequence[float | None], limit: float | None) -> VerificationCheck:
+    """The 95th percentile (nearest rank) of what was measured, in milliseconds; without a limit for people to read."""
+    known = sorted(each for each in measured if each is not None)
+    if not known:
+        return _skipped(name, "no stream had so many tokens")
+    late = known[math.ceil(0.95 * len(known)) - 1]
+    seen = f"{1000 * late:.0f} ms at p95 of {len(known)} streams (median: {1000 * median(known):.0f} ms)"
+    if limit is None:
+        return _skipped(name, f"{seen}; no objective")
+    return _check(name, late <= limit, f"at most {1000 * limit:.0f} ms at p95, with several clients", seen)
 
 
 def _why_none_is_long(observed: Observed) -> str:

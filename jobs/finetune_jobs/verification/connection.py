@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,10 +14,12 @@ from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import shorten
 from finetune_jobs.store.hub import CLIENT_ERROR
-from finetune_jobs.verification.engine import Limits, Reply
+from finetune_jobs.verification.engine import Limits, Reply, Streamed
+from finetune_jobs.verification.stream import error_text, read_stream
 
 _REQUEST_SECONDS: Final = 60.0
-"""Longest wait for an answer."""
+"""Longest wait for an answer, or for the next part of one."""
+_PROMPT: Final = "a golden prompt or a test example"
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Connection:
                 asked.messages, model=model, max_tokens=asked.max_tokens, temperature=0.0
             )
         except (CLIENT_ERROR, InferenceTimeoutError) as error:
-            raise self._failed(error, "a golden prompt or a test example") from None
+            raise self._failed(error, _PROMPT) from None
         choice, usage = found.choices[0], getattr(found, "usage", None)
         reason = getattr(choice, "finish_reason", None)
         return Reply(
@@ -90,20 +93,40 @@ class Connection:
             prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
         )
 
+    def stream(self, asked: Answer, model: str | None = None) -> Streamed:
+        """The same as a stream. What goes wrong in it after the status 200 is no error but part of the result."""
+        body = {"messages": asked.messages, "max_tokens": asked.max_tokens, "temperature": 0.0, "stream": True}
+        body |= {"stream_options": {"include_usage": True}} | ({} if model is None else {"model": model})
+        url, started = f"{self.endpoint}/v1/chat/completions", time.perf_counter()
+        try:
+            with get_session().stream("POST", url, json=body, timeout=_REQUEST_SECONDS) as response:
+                if response.is_error:
+                    response.read()
+                hf_raise_for_status(response)
+                found = read_stream(response.iter_bytes(), time.perf_counter)
+        except CLIENT_ERROR as error:
+            raise self._failed(error, f"{_PROMPT}, as a stream") from None
+        if self.too_long.search(found.fault):
+            raise self._has_no_room(_PROMPT, found.fault)
+        first_token = None if found.first_at is None else found.first_at - started
+        return Streamed(answer_in(found, asked), found.fault, first_token, found.output_token)
+
     def _failed(self, error: Exception, asked: str) -> StageError:
         """Why a request failed, in the server's own words where it has some."""
         response = error.response if isinstance(error, HfHubHTTPError) else None
         status = response.status_code if response is not None else 0
         said = _said(response.text) if response is not None and status == self.rejected else ""
         if self.too_long.search(said):
-            return StageError(
-                Reason.PROMPTS_TOO_LONG,
-                f"{asked.capitalize()} is too long for {self.endpoint}, which answered {status} ({said}); "
-                f"{self.limits}.",
-            )
+            return self._has_no_room(asked, f"{status} ({said})")
         what = f"answered {status}{said and f' ({said})'}" if status else f"did not answer ({type(error).__name__})"
         return StageError(
             Reason.CANDIDATE_FAILED, f"{self.endpoint} {what} to {asked}.", retriable=status != self.rejected
+        )
+
+    def _has_no_room(self, asked: str, answered: str) -> StageError:
+        return StageError(
+            Reason.PROMPTS_TOO_LONG,
+            f"{asked.capitalize()} is too long for {self.endpoint}, which answered {answered}; {self.limits}.",
         )
 
 
@@ -115,9 +138,8 @@ def answer_in(message: Any, asked: Answer) -> str:
 
 
 def _said(body: str) -> str:
-    """Why a server rejected a request, in its own words: TGI's ``error`` is a text, OpenAI's an object."""
+    """Why a server rejected a request, in its own words."""
     try:
-        error = json.loads(body)["error"]
-        return shorten(str(error["message"] if isinstance(error, dict) else error), 200)
+        return error_text(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return shorten(body, 200)

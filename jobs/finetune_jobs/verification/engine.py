@@ -59,6 +59,20 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """A greedy answer that came token by token."""
+
+    text: str
+    """Without thoughts; as far as it came."""
+    fault: str = ""
+    """Why it did not end as a stream has to; empty if it did."""
+    first_token: float | None = None
+    """Seconds from the request to the first part of the answer; None: there was none."""
+    output_token: float | None = None
+    """Seconds between two tokens, on average; None: no two came one after the other."""
+
+
+@dataclass(frozen=True)
 class Forced:
     """How likely a server finds the tokens of a given text."""
 
@@ -79,6 +93,9 @@ class ModelServer(Protocol):
 
     def answer(self, asked: Answer) -> Reply:
         """The most likely answer to a chat."""
+
+    def stream(self, asked: Answer) -> Streamed:
+        """The same answer as a stream. Called by several threads at once."""
 
     def log_probs(self, reference: ReferenceText) -> Forced:
         """One forward pass over a given text."""

@@ -1,19 +1,30 @@
 """Asking a server everything that an artifact promises an answer to."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from finetune_api.dataset import TaskType
+from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import Limits, ModelServer
+from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
 
 A = TypeVar("A")
 B = TypeVar("B")
 Before = Callable[[int, int], None]
-"""Called before each request, with the number of those before it and of all; it may raise to end them."""
+"""Called before each request (of several at once, before its answer is waited for), with the number of those before it
+and of all; it may raise to end them."""
+
+CLIENTS: Final = 4
+"""So many ask for streams at once."""
+STREAMS: Final = 8
+"""So many streams are asked for: each costs as much as a test example."""
+MEASURED: Final = 20
+"""So many where an objective is set: one of them may be late at the 95th percentile."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,9 @@ class Promise:
     format: str
     max_distance: float | None = None
     """How far a server may be from the evaluation; None: as measured for its engine and this format."""
+    size: SampleSize | None = None
+    """Why the sample has so many examples; None: nobody asked."""
+    objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
 
 
 def observe(server: ModelServer, promise: Promise, limits: Limits, before: Before) -> Observed:
@@ -36,7 +50,8 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     Raises StageError as ModelServer, and what ``before`` raises.
     """
     references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
-    total = len(references) + len(promise.golden) + len(promise.sample)
+    streams = [*promise.golden, *promise.sample][: MEASURED if promise.objectives.are_set else STREAMS]
+    total = len(references) + len(streams) + len(promise.golden) + len(promise.sample)
     numbers = iter(range(total))
 
     def ask(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
@@ -44,8 +59,19 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
             before(next(numbers), total)
             yield question(each)
 
+    def ask_at_once(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
+        clients = ThreadPoolExecutor(CLIENTS)
+        try:
+            for answer in [clients.submit(question, each) for each in asked]:
+                before(next(numbers), total)
+                yield answer.result()
+        finally:
+            clients.shutdown(cancel_futures=True)
+
+    # The streams come before their prompts are asked alone, which the server would remember.
     return Observed(
         forced=list(ask(server.log_probs, references)),
+        streams=list(ask_at_once(server.stream, streams)),
         golden_replies=list(ask(server.answer, promise.golden)),
         sample_replies=list(ask(server.answer, promise.sample)),
         golden=promise.golden,
@@ -55,4 +81,6 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         tolerance=tolerance(server.engine, promise.format) if promise.max_distance is None else promise.max_distance,
         too_long=len(promise.references) - len(references),
         refuses_other_names=server.refuses_other_names(),
+        size=promise.size,
+        objectives=promise.objectives,
     )

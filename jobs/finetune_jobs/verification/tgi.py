@@ -10,7 +10,7 @@ from typing import Final
 from finetune_api.compatibility import TGI
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.connection import Connection
-from finetune_jobs.verification.engine import Forced, Limits, Reply, Served
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Streamed
 
 _REJECTED: Final = 422
 _LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
@@ -39,6 +39,10 @@ class TgiServer:
     def answer(self, asked: Answer) -> Reply:
         """From ``/v1/chat/completions``."""
         return self._connection.chat(asked)
+
+    def stream(self, asked: Answer) -> Streamed:
+        """From the same."""
+        return self._connection.stream(asked)
 
     def log_probs(self, reference: ReferenceText) -> Forced:
         """From ``/generate``."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from finetune_api.compatibility import VLLM
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 from finetune_jobs.verification.connection import Connection
-from finetune_jobs.verification.engine import Forced, Limits, Reply, Served
+from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Streamed
 
 _REJECTED: Final = 400
 _LENGTH: Final = re.compile(r"maximum context length")
@@ -45,6 +45,10 @@ class VllmServer:
     def answer(self, asked: Answer) -> Reply:
         """From ``/v1/chat/completions``."""
         return self._connection.chat(asked, self._name)
+
+    def stream(self, asked: Answer) -> Streamed:
+        """From the same."""
+        return self._connection.stream(asked, self._name)
 
     def log_probs(self, reference: ReferenceText) -> Forced:
         """From ``/v1/completions``."""

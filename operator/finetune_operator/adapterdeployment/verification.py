@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus, duration_seconds
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
 from finetune_api.reasons import remedy
-from finetune_api.stages import Params, RunRef, Stage, StageInput, VerifyParams
+from finetune_api.stages import LatencyObjectives, Params, RunRef, Stage, StageInput, VerifyParams
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
@@ -32,15 +32,21 @@ _SHAPE: Final = PodShape(
 
 def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, settings: Settings) -> StageRequest:
     """The stage that verifies a candidate. Its name changes with what is verified and with ``spec.rerun``."""
-    seconds = 600 + ANSWER_SECONDS * spec.verification.samples
+    asked = spec.verification
+    seconds = 600 + ANSWER_SECONDS * asked.most_samples
     params = VerifyParams(
         endpoint=service_url(owner, candidate_service_name(owner, target.revision)),
         engine=target.serving.runtime.engine.value,
-        samples=spec.verification.samples,
-        min_agreement_percent=spec.verification.min_agreement_percent,
+        samples=asked.most_samples,
+        min_agreement_percent=asked.min_agreement_percent,
         timeout_seconds=seconds,
         withdrawn=spec.policy.withdrawn,
-        max_distance=None if spec.verification.max_distance is None else float(spec.verification.max_distance),
+        max_distance=None if asked.max_distance is None else float(asked.max_distance),
+        detect_drop=None if asked.detect_drop is None else float(asked.detect_drop),
+        objectives=LatencyObjectives(
+            first_token=_seconds(asked.objectives.time_to_first_token),
+            output_token=_seconds(asked.objectives.time_per_output_token),
+        ),
     )
     run = RunRef(
         kind=owner.resource.kind,
@@ -70,6 +76,10 @@ def verify_request(owner: Owner, target: Target, spec: AdapterDeploymentSpec, se
         deadline_seconds=2 * seconds,
         retries=2,
     )
+
+
+def _seconds(duration: str | None) -> float | None:
+    return None if duration is None else duration_seconds(duration)
 
 
 @dataclass(frozen=True)
