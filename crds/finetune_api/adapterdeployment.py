@@ -263,7 +263,7 @@ class RevisionStatus(WireModel):
     since: Timestamp
     """When it entered this state."""
     accuracy: Annotated[str, Field(max_length=16)] = ""
-    """Accuracy measured through the server, on the sample."""
+    """Accuracy measured through the server, on the sample; of texts the share of answers with the very words."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy that the evaluation measured on the same examples."""
     verification: Annotated[list[VerificationCheck], Field(max_length=16), as_map("name")] = []

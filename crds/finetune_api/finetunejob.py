@@ -349,10 +349,14 @@ class EvaluationStatus(WireModel):
     samples: int
     """Number of test examples answered."""
     accuracy: Scores
-    """Share of correct answers: exactly the label (Classification), the same JSON value (Extraction), or the same words
-    (Text)."""
+    """Share of correct answers: exactly the label (Classification) or the same JSON value (Extraction). Empty for
+    texts."""
     f1: Scores
     """Mean F1 of the labels (Classification), or of the examples by their fields (Extraction) or words (Text)."""
+    chrf: Scores | None = None
+    """Of texts: mean character n-gram F-score of answer and expected answer, 0 to 1."""
+    perplexity: Scores | None = None
+    """Of texts: how unlikely the models find the expected answers, 1 and more; lower is better."""
     goals: Annotated[list[GoalStatus], Field(max_length=MAX_GOALS)] = []
     """The goals and what the artifact reached; without goals in the spec, how it compares with the base model."""
     goals_met: Annotated[str, Field(max_length=8)] = ""

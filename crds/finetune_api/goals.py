@@ -15,6 +15,8 @@ MAX_GOALS: Final = 12
 
 Share = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", max_length=16)]
 """A share of 1 as text, e.g. ``0.95``."""
+Bound = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?$", max_length=16)]
+"""A share of 1, or a perplexity, as text."""
 
 PRECISIONS: Final = (*(f"0.{number}" for number in range(50, 100)), "0.995", "0.999")
 """At which automation is measured, so that every goal finds its own."""
@@ -29,6 +31,9 @@ class Metric(StrEnum):
     F1 = "f1"
     PRECISION = "precision"
     RECALL = "recall"
+    EXACT_MATCH = "exactMatch"
+    CHRF = "chrf"
+    PERPLEXITY = "perplexity"
     AUTOMATION = "automation"
     FORGETTING = "forgetting"
     SAFETY_LOSS = "safetyLoss"
@@ -37,13 +42,22 @@ class Metric(StrEnum):
     LEAKS = "leaks"
 
 
-COMPARED: Final = (Metric.ACCURACY, Metric.F1, Metric.PRECISION, Metric.RECALL)
+OF_TEXT: Final = (Metric.EXACT_MATCH, Metric.CHRF, Metric.PERPLEXITY)
+"""Metrics of free text alone."""
+COMPARED: Final = (
+    Metric.ACCURACY,
+    Metric.F1,
+    Metric.PRECISION,
+    Metric.RECALL,
+    Metric.EXACT_MATCH,
+    Metric.CHRF,
+)
 """Metrics of the artifact and of the base model on the same examples."""
 OF_GENERAL: Final = (Metric.FORGETTING,)
 """Metrics of the questions that spec.evaluation.general asks."""
 OF_ADVERSARIAL: Final = (Metric.SAFETY_LOSS, Metric.HARMFUL_ANSWERS, Metric.OVER_REFUSALS, Metric.LEAKS)
 """Metrics of the questions that spec.evaluation.adversarial asks."""
-_LOW: Final = (*OF_GENERAL, *OF_ADVERSARIAL)
+_LOW: Final = (*OF_GENERAL, *OF_ADVERSARIAL, Metric.PERPLEXITY)
 """What must stay low."""
 
 
@@ -54,11 +68,15 @@ def _names(metrics: Sequence[Metric]) -> str:
 
 _LOW_STAYS_LOW: Final = Rule(
     f"(self.metric in {_names(_LOW)}) == has(self.atMost)",
-    "forgetting, safetyLoss, harmfulAnswers, overRefusals and leaks take atMost, and no other metric does",
+    "forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks and perplexity take atMost, and no other metric does",
 )
 _NOT_COMPARED: Final = Rule(
     f"!has(self.improveOverBase) || self.metric in {_names(COMPARED)}",
-    "improveOverBase goes with accuracy, f1, precision and recall; set atLeast instead",
+    "improveOverBase goes with accuracy, f1, precision, recall, exactMatch and chrf; set atLeast or atMost instead",
+)
+_SHARE_OR_PERPLEXITY: Final = Rule(
+    "!has(self.atMost) || (self.metric == 'perplexity') == (double(self.atMost) > 1.0)",
+    "atMost is a share of 1, e.g. 0.05; of perplexity, which is never below 1, it is above 1, e.g. 8.5",
 )
 
 
@@ -97,12 +115,20 @@ class Goal(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=exactly_one_of(
-            "at_least", "improve_over_base", "at_most", also=[_NOT_COMPARED.as_schema(), _LOW_STAYS_LOW.as_schema()]
+            "at_least",
+            "improve_over_base",
+            "at_most",
+            also=[rule.as_schema() for rule in (_NOT_COMPARED, _LOW_STAYS_LOW, _SHARE_OR_PERPLEXITY)],
         )
     )
 
     metric: Metric
     """accuracy, f1, precision or recall: what they mean for each task is explained in the evaluation's report.
+
+    Of free text, which has no accuracy: exactMatch, the share of answers with the very words that are expected; chrf,
+    the share of characters in a row that answer and expected answer have in common; perplexity, how unlikely the model
+    finds the expected answers, 1 and more, lower is better.
+
     automation: the share of answers that need no person, since those with at least a published probability are right as
     often as atPrecision says.
 
@@ -116,8 +142,9 @@ class Goal(ApiModel):
     """The least that the artifact must reach, e.g. "0.95"."""
     improve_over_base: Share | None = None
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
-    at_most: Share | None = None
-    """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals or leaks may be, e.g. "0.05"."""
+    at_most: Bound | None = None
+    """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals or leaks may be, e.g. "0.05", or perplexity,
+    e.g. "8.5"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
@@ -133,6 +160,8 @@ class Goal(ApiModel):
             raise ValueError(_NOT_COMPARED.message)
         if (self.metric in _LOW) != (self.at_most is not None):
             raise ValueError(_LOW_STAYS_LOW.message)
+        if self.at_most and (self.metric is Metric.PERPLEXITY) != (float(self.at_most) > 1):
+            raise ValueError(_SHARE_OR_PERPLEXITY.message)
         return self
 
     @property
@@ -164,14 +193,18 @@ class Gates(ApiModel):
     """What to do if a goal is missed. Stop: nothing is published. PublishAsCandidate: published under the channel
     candidate, which nothing serves by itself. The run fails either way (GateFailed)."""
 
-    def texts(self, task: TaskType) -> list[str]:
-        """What is judged, for people: the goals, or the one gate that stands without any."""
-        return [goal.text for goal in self.goals] or [f"{main_metric(task)} not worse than the base model's"]
+    def texts(self, task: TaskType, *, chrf: bool = True) -> list[str]:
+        """What is judged, for people: the goals, or the one gate that stands without any; ``chrf`` as in
+        ``main_metric``."""
+        return [goal.text for goal in self.goals] or [f"{main_metric(task, chrf=chrf)} not worse than the base model's"]
 
 
-def main_metric(task: TaskType) -> Metric:
-    """By which models of a task are compared. A text is hardly ever the very words that were expected."""
-    return Metric.F1 if task is TaskType.TEXT else Metric.ACCURACY
+def main_metric(task: TaskType, *, chrf: bool = True) -> Metric:
+    """By which models of a task are compared. A text is hardly ever the very words that were expected; ``chrf``:
+    whether the evaluation measured it, which earlier versions did not."""
+    if task is TaskType.TEXT:
+        return Metric.CHRF if chrf else Metric.F1
+    return Metric.ACCURACY
 
 
 class GateOutcome(OpenEnum):

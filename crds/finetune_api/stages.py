@@ -53,7 +53,7 @@ RECIPE_VERSIONS: Final[Mapping[Stage, int]] = {
     Stage.PREPARE: 11,
     Stage.TRAIN: 4,
     Stage.EXPORT: 1,
-    Stage.EVALUATE: 6,
+    Stage.EVALUATE: 7,
     Stage.PUBLISH: 5,
 }
 """Raise a number when the stage's code changes its result for the same input: old results are then not reused."""
@@ -296,6 +296,7 @@ class Found(WireModel):
 
 
 _SCORED: Final = ("Base", "FewShot", "Tuned", "Artifact")
+_SCORES: Final = ("accuracy", "f1", "chrf", "perplexity")
 FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.PREPARE: frozenset(
         {
@@ -305,9 +306,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     ),
     Stage.TRAIN: frozenset({"ended"}),
     Stage.EXPORT: frozenset(),
-    Stage.EVALUATE: frozenset(
-        {"samples", *(f"accuracy{model}" for model in _SCORED), *(f"f1{model}" for model in _SCORED)}
-    ),
+    Stage.EVALUATE: frozenset({"samples", *(f"{score}{model}" for score in _SCORES for model in _SCORED)}),
     Stage.PUBLISH: frozenset(
         {
             *("channel", "goals", "review", "format", "architecture", "signedBy", "sizeBytes"),

@@ -206,6 +206,7 @@ def figures(job: FineTuneJob) -> dict[str, Any]:
         "readiness": status.dataset.readiness,
         "accuracy": status.evaluation.accuracy.model_dump(),
         "f1": status.evaluation.f1.model_dump(),
+        "chrf": status.evaluation.chrf.model_dump() if status.evaluation.chrf else {},
         "told": {stage.name: stage.message for stage in status.stages if stage.message},
         "artifact": status.artifact.uri,
         "seconds": stage_seconds(job),
@@ -217,12 +218,17 @@ def show(jobs: dict[str, dict[str, Any]], console: Console) -> None:
     console.rule("[bold]Done")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, job in jobs.items():
-        rows, f1 = job["rows"], job["f1"]
+        rows, f1, chrf = job["rows"], job["f1"], job["chrf"]
         lines = {
             "  rows": f"{rows['read']:,} read, {rows['train']:,} for training",
             "  readiness": job["readiness"],
             "  training": job["told"].get("train", ""),
             "  F1": f"base model {f1['base']}, tuned {f1['tuned']}, quantized artifact {f1['artifact']}",
+            **(
+                {"  chrF": f"base model {chrf['base']}, tuned {chrf['tuned']}, artifact {chrf['artifact']}"}
+                if chrf
+                else {}
+            ),
             "  seconds": ", ".join(f"{stage} {value:.0f}" for stage, value in job["seconds"].items()),
         }
         table.add_row(Text(name, style="bold"))

@@ -39,7 +39,9 @@ from finetune_jobs.evaluation.asking import (
     ask_artifact,
     ask_base,
     automation_of,
+    expected_losses,
     labels_of,
+    likelihoods_of,
     set_paper,
 )
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
@@ -48,7 +50,7 @@ from finetune_jobs.evaluation.generate import generate_answers
 from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
 from finetune_jobs.evaluation.reached import goals_reached
 from finetune_jobs.evaluation.reference import choose_references, log_probs
-from finetune_jobs.evaluation.report import Evaluated
+from finetune_jobs.evaluation.report import Evaluated, Probabilities
 from finetune_jobs.evaluation.review.page import render_review
 from finetune_jobs.evaluation.review.sheet import make_sheet
 from finetune_jobs.exporting.offload import load_artifact
@@ -195,7 +197,10 @@ def evaluate_models(
             {**heard.answers, "artifact": [each.text for each in served.answers]},
             paper.labels,
             masked,
-            automation_of(paper, served),
+            Probabilities(
+                automation_of(paper, served),
+                likelihoods_of(paper, {**heard.losses, "artifact": served.losses}),
+            ),
         )
         for name, served in said.items()
     }
@@ -249,6 +254,8 @@ class _Heard:
     behaviour: Behaviour
     likely: list[list[float]]
     """The base's log-probabilities of each passage."""
+    losses: dict[str, list[float]]
+    """Of ``base`` and ``tuned``: how unlikely each right answer is."""
 
 
 def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, progress: Progress) -> _Heard:
@@ -258,6 +265,7 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     tokenizer, questions, probe = paper.tokenizer, paper.questions, paper.probe
     found, wordy = ask_base(model, paper, progress)
     likely = [log_probs(model, passage) for passage in paper.passages]
+    losses = {"base": expected_losses(model, paper, progress, 0.24, 0.25)}
     seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
     if tuning.is_adapter:
         model = load_adapter(model, files.tuned)
@@ -265,9 +273,10 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
         del model  # before the other one needs its memory
         _make_room()
         model = load_checkpoint(files.tuned)
-    found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.5, "tuned model"))
+    found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.48, "tuned model"))
+    losses["tuned"] = expected_losses(model, paper, progress, 0.48, 0.5)
     seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
-    return _Heard(found, wordy, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely)
+    return _Heard(found, wordy, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely, losses)
 
 
 def _ask_exported(folder: Path, paper: Paper, progress: Progress) -> ServedAnswers:

@@ -77,7 +77,8 @@ def publish_artifact(
     )
     conversations = [Conversation([*p, {"role": "assistant", "content": t}]) for p, _, t in promised]
     write_references(evaluation / REFERENCE, record(base, tuned, conversations))
-    (evaluation / METRICS).write_text(json.dumps({"goldenPrompts": 6, "scalars": {}, "measurements": measurements}))
+    metrics = {"task": "Text", "goldenPrompts": 6, "scalars": {}, "measurements": measurements}
+    (evaluation / METRICS).write_text(json.dumps(metrics))
     upstream = Upstream(
         source="s",
         model="m",

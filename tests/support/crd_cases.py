@@ -26,6 +26,8 @@ _ONLY_WITH: Final = re.compile(r"self\.\w+ == '[^']+' \|\| !has\(self\.(\w+)\)")
 GOAL: Final[Path] = ("spec", "evaluation", "goals", 0)
 LOW: Final = ("forgetting", "safetyLoss", "harmfulAnswers", "overRefusals", "leaks")
 """Metrics that go with ``atMost`` only, and with questions that are asked."""
+_AT_MOST: Final = {**dict.fromkeys(LOW, "0.1"), "perplexity": "8.5"}
+"""What goes with ``atMost`` only, and a value that it may have."""
 
 
 _SCHEMES: Final = {"storage": "s3://", "secretKeyRef": "hf://"}
@@ -136,8 +138,11 @@ def changed(case: Case) -> Object:
         target.pop(case.path[-1], None)
     else:
         target[case.path[-1]] = case.value
-    if case.path == (*GOAL, "metric") and case.value in LOW:
-        target["atMost"] = target.pop("atLeast")
+    if case.path == (*GOAL, "metric") and case.value in _AT_MOST:
+        del target["atLeast"]
+        target["atMost"] = _AT_MOST[case.value]
+    if case.path == (*GOAL, "atMost") and case.complaint is None and case.value != ABSENT and float(case.value) > 1:
+        target["metric"] = "perplexity"
     return result
 
 
@@ -317,6 +322,7 @@ _ENCRYPTIONS: Final[list[tuple[Object, str | None]]] = [
 _COMPARED: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "improveOverBase goes with", "set atLeast")
 _ONE_BOUND: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "exactly one of", "improveOverBase", "atMost")
 _LOW: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "take atMost", "no other metric")
+_ABOVE_1: Final = message_of(_schema(meta.FINETUNEJOB, GOAL), "atMost is a share of 1", "perplexity", "above 1")
 _GOALS: Final[list[tuple[Object, str | None]]] = [
     ({"metric": "automation", "atPrecision": "0.98", "atLeast": "0.4"}, None),
     ({"metric": "recall", "improveOverBase": "0.1"}, None),
@@ -327,6 +333,13 @@ _GOALS: Final[list[tuple[Object, str | None]]] = [
     *(({"metric": metric, "atMost": "0.1"}, None) for metric in LOW),
     ({"metric": "forgetting", "atLeast": "0.9"}, _LOW),
     ({"metric": "accuracy", "atMost": "0.1"}, _LOW),
+    ({"metric": "chrf", "improveOverBase": "0.1"}, None),
+    ({"metric": "exactMatch", "atLeast": "0.1"}, None),
+    ({"metric": "perplexity", "atMost": "1.0001"}, None),
+    ({"metric": "perplexity", "atMost": "1"}, _ABOVE_1),
+    ({"metric": "leaks", "atMost": "1"}, None),
+    ({"metric": "leaks", "atMost": "8.5"}, _ABOVE_1),
+    ({"metric": "perplexity", "atLeast": "0.5"}, _LOW),
 ]
 _UNASKED: Final = {
     field: message_of(_schema(meta.FINETUNEJOB, GOAL[:2]), f"needs {field}", "Sample or Full", "remove the goal")

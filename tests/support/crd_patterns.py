@@ -239,6 +239,11 @@ _NUMBERS = {
     _pattern_of("spec.evaluation.goals.atLeast"): Pattern(
         ("0", "1", "1.0000", "0.5", "0.9525"), ("", "1.1", "2", ".5", "0.", "0.12345", "-0.5", "0,5", "95", "0.5 ")
     ),
+    # 11 characters are the longest bound, so that its length bound (16) cannot be reached.
+    _pattern_of("spec.evaluation.goals.atMost"): Pattern(
+        ("8.5", "999999.9999", "0", "1", "0.05"),
+        ("", "-1", "01", ".5", "8.", "1234567", "8.12345", "1e3", "8,5", "8.5 "),
+    ),
     # 5 characters are the longest precision, so that its length bound (16) cannot be reached.
     _pattern_of("spec.evaluation.goals.atPrecision"): Pattern(
         ("0.5", "0.90", "0.98", "0.995", "0.999"), ("", "0.49", "1", "1.0", "0.", ".9", "0.985", "0,98", "98", "0.98 ")

@@ -42,6 +42,7 @@ from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import About, EvaluationFiles, Exported, Setting, evaluate_models, write_review
+from finetune_jobs.evaluation.asking import Paper, expected_losses, set_paper
 from finetune_jobs.evaluation.batches import common_beginning, left_padded
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.choices import Choices, choosing, likeliest
@@ -117,6 +118,27 @@ def test_how_likely_an_answer_is(folder: Path) -> None:
         alone = log_probs(model, Passage("", [*prompt, *each.tokens]))[len(prompt) - 1 :]
         assert each.log_probability == pytest.approx(sum(alone), abs=1e-2)
         assert each.log_probability < 0
+
+
+def test_how_unlikely_the_expected_answers_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of texts only: as the model finds each when it is given, with the token that ends it; in small batches too."""
+    model = load_base(folder / "base").float()
+    tuning = Tuning.of(Training(method=Method.LORA))
+    asked = Evaluation(max_samples=10, general=Coverage.OFF, adversarial=Coverage.OFF)
+
+    def paper(task: TaskType) -> Paper:
+        return set_paper(folder / "base", folder / "dataset", tuning, task, asked)
+
+    texts, progress = paper(TaskType.TEXT), Progress("evaluate")
+    alone = [
+        -sum(log_probs(model, Passage("", [*each.prompt, *each.answer]))[len(each.prompt) - 1 :])
+        for each in texts.expected
+    ]
+    assert [each.answer[-1] for each in texts.expected] == [texts.stop] * 10
+    assert expected_losses(model, texts, progress, 0.0, 1.0) == pytest.approx(alone, abs=1e-2)
+    monkeypatch.setattr("finetune_jobs.evaluation.behaviour.likelihood.MOST_TOKENS", 8)
+    assert expected_losses(model, texts, progress, 0.0, 1.0) == pytest.approx(alone, abs=1e-2)
+    assert expected_losses(model, paper(TaskType.CLASSIFICATION), progress, 0.0, 1.0) == []
 
 
 @pytest.mark.parametrize("kind", ["base", "window", "recurrent"])
@@ -515,6 +537,11 @@ def test_another_format_is_the_artifact_where_the_first_lost_what_was_trained(
         about = About(identify(given))
         evaluate_models(files, Tuning.of(Training(method=Method.LORA)), setting, Progress("evaluate"), about)
         metrics = Metrics.model_validate_json((out / METRICS).read_text())
+        assert metrics.measurements is not None
+        perplexity = metrics.measurements.of("perplexity")
+        assert perplexity is not None, "it is a text"
+        guessing = {model: it.value for model, it in perplexity.models.items()}
+        assert guessing == pytest.approx(dict.fromkeys(("base", "tuned", "artifact"), len(tokenizer)), rel=1e-4)
         answers = read_answers((out / ANSWERS).read_text().splitlines(), ANSWERS)
         named = set(re.findall(r"models/([A-Z])\1{63}", parsed_page((out / EVALUATION_PAGE).read_text()).text))
         return {each.artifact for each in answers}, [(each.format, each.served) for each in metrics.formats], named

@@ -92,7 +92,7 @@ def test_an_artifact_that_is_worse_than_the_tuned_model_is_blocked(task: TaskTyp
         answers = {"base": answering(60), "tuned": answering(2), "artifact": answering(artifact)}
         return lost_by_export(measure(task, TRUTH, answers, ["a", "b"]), task)
 
-    metric = "f1" if task is TaskType.TEXT else "accuracy"
+    metric = "chrf" if task is TaskType.TEXT else "accuracy"
     parts = (f"export cost {metric} -0.3000", "95 % interval", "set spec.export.onRegression to FallBack", "format")
     assert_says(lost(20), *parts)
     assert lost(2) == lost(4) == lost(0) == ""

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,11 @@ from finetune_api.goals import MAX_GOALS, Gates, GoalStatus, packed, unpacked
 from finetune_api.goals import GateOutcome as Outcome
 from finetune_api.stages import MAX_RESULT_BYTES
 from finetune_jobs.artifacts.measurements import Difference, Figure, Measurements
-from finetune_jobs.evaluation.estimates import METRICS, measure
+from finetune_jobs.evaluation.estimates import METRICS, measure, metrics_of
 from finetune_jobs.evaluation.gates import MOST_ROWS, at_least, not_worse
 from finetune_jobs.evaluation.metrics import wilson
 from finetune_jobs.evaluation.report import Evaluated
+from finetune_jobs.evaluation.texts import chrf
 
 pytestmark = pytest.mark.unit
 
@@ -48,16 +50,18 @@ def test_every_metric_has_its_value_within_its_interval(task: TaskType) -> None:
     evaluated = measured(50, 7, 9, task=task)
     found = evaluated.measurements
     assert found.rows == 60
-    assert {row.metric for row in found.measured} == set(METRICS)
+    assert {row.metric for row in found.measured} == set(metrics_of(task))
     for row in found.measured:
         assert row.models.keys() == {"base", "tuned", "artifact"}
         for model, it in row.models.items():
             assert 0 <= it.low <= it.value <= it.high <= 1
             scores = evaluated.scores[model]
-            expected = getattr(scores.labels[row.label] if row.label else scores, row.metric)
+            pairs = zip(evaluated.truth, evaluated.answers[model], strict=True)
+            known = {"exactMatch": scores.accuracy, "chrf": fmean(chrf(t, a) for t, a in pairs)}
+            expected = known.get(row.metric) or getattr(scores.labels.get(row.label, scores), row.metric)
             assert it.value == pytest.approx(expected)
     assert {row.label for row in found.measured} == ({"", *LABELS} if task is TaskType.CLASSIFICATION else {""})
-    assert of(found, "accuracy", "tuned").low == pytest.approx(wilson(53, 60)[0])
+    assert of(found, metrics_of(task)[0], "tuned").low == pytest.approx(wilson(53, 60)[0])
 
 
 def test_a_few_rows_without_a_mistake_are_not_certain() -> None:
@@ -122,13 +126,13 @@ def test_a_model_is_worse_when_the_exact_test_says_so(wrong: int, outcome: Outco
 
 
 def test_texts_are_compared_by_what_they_have_in_common() -> None:
-    """No answer is the very words, so the exact test sees nothing: F1 does."""
+    """No answer is the very words, so the exact test sees nothing: chrF does."""
     truth = [f"pay the bill {n} by friday" for n in range(40)]
     answers = {"base": ["pay the bill"] * 40, "tuned": ["pay the bill friday"] * 40, "artifact": ["friday"] * 40}
     evaluated = Evaluated.of(TaskType.TEXT, truth, answers, [])
     assert evaluated.difference("tuned", "base").better_beyond_chance
     assert evaluated.difference("artifact", "tuned").worse_beyond_chance
-    assert "Quantization cost F1 -" in evaluated.summary()
+    assert "Quantization cost chrF -" in evaluated.summary()
 
 
 @pytest.mark.parametrize(

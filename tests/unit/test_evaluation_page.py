@@ -17,7 +17,8 @@ from finetune_jobs.evaluation.behaviour.probe import Responses
 from finetune_jobs.evaluation.mistakes import worst
 from finetune_jobs.evaluation.page import identify, render_html
 from finetune_jobs.evaluation.reached import goals_reached
-from finetune_jobs.evaluation.report import Evaluated
+from finetune_jobs.evaluation.report import Evaluated, Probabilities
+from finetune_jobs.evaluation.texts import Likelihoods
 from tests.support.readiness import Parsed, assert_accessible, parsed_page
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]  # imports torch
@@ -90,13 +91,37 @@ def test_every_figure_is_explained_and_every_task_has_its_worst_answers(task: Ta
     headings = {"Verdict", "Scores", "What the figures mean", "Worst answers", "Origin"}
     assert headings <= set(page.texts)
     assert ("Labels (artifact)" in page.texts) == (task is TaskType.CLASSIFICATION)
-    explained = {"Accuracy", "95\N{NO-BREAK SPACE}% interval", "Precision", "Recall", "F1", "p (McNemar)"}
-    unknown = {TaskType.CLASSIFICATION: {"No label"}, TaskType.EXTRACTION: {"No JSON"}, TaskType.TEXT: set[str]()}
-    assert {text.replace(" %", "\N{NO-BREAK SPACE}%") for text in page.texts} >= explained | unknown[task]
+    explained = {"95\N{NO-BREAK SPACE}% interval", "Precision", "Recall", "F1", "p (McNemar)"}
+    own = {
+        TaskType.CLASSIFICATION: {"Accuracy", "No label"},
+        TaskType.EXTRACTION: {"Accuracy", "No JSON"},
+        TaskType.TEXT: {"Exact match", "chrF", "Perplexity"},
+    }
+    assert {text.replace(" %", "\N{NO-BREAK SPACE}%") for text in page.texts} >= explained | own[task]
+    is_text = task is TaskType.TEXT
+    assert ("accuracy" in page.text.lower()) is not is_text, "a text has none"
     assert page.tags["ol"] == 1
-    for text in ("question 1", '{"a": 3}', "base model ✕ wrong", "(nothing)"):
+    wrong = "in other words" if is_text else "✕ wrong"
+    for text in ("question 1", '{"a": 3}', f"base model {wrong}", "(nothing)"):
         assert text in page.text
     assert "question 0" not in page.text, "it was answered right"
+
+
+def test_texts_have_chrf_and_perplexity_in_table_and_ledger() -> None:
+    truth = ["restart the router"] * 5
+    answers = {"base": ["no"] * 5, "fewShot": ["no"] * 5, "tuned": truth, "artifact": truth}
+    losses = {"base": [8.0] * 5, "tuned": [4.0] * 5, "artifact": [4.0] * 5}
+    evaluated = Evaluated.of(
+        TaskType.TEXT, truth, answers, [], probabilities=Probabilities(expected=Likelihoods([4] * 5, losses))
+    )
+    texts = shown(evaluated).texts
+    for step in ("base model → with adapter", "base model → artifact"):
+        ledger = texts[texts.index(step) :]
+        assert ledger[1] == "chrF"
+        perplexity = ledger[ledger.index("perplexity") :]
+        assert perplexity[1:4] == ["7.39", "2.72", "-63.2%"]
+        assert perplexity[5] == "✓ better"
+    assert "–" in texts[texts.index("base model, shown examples") :][:5], "a prompt with examples has no perplexity"
 
 
 def test_a_page_without_mistakes_says_so() -> None:
@@ -119,7 +144,7 @@ def test_hostile_questions_and_answers_stay_text() -> None:
 def test_long_and_many_mistakes_are_cut() -> None:
     truth = [f"{n} " + "word " * 400 for n in range(100)]
     page = shown(answered(TaskType.TEXT, truth, ["x" * 5000] * 100), ["question " * 500] * 100)
-    assert "20 of 100 wrong answers" in page.text
+    assert "20 of 100 answers of the artifact in other words than expected" in page.text
     assert page.tags["li"] - 2 == 20, "beside the two verdicts"
     assert "x" * 399 + "…" in page.text
     assert "x" * 400 not in page.text
@@ -188,7 +213,7 @@ def test_what_needs_no_person_is_shown_where_it_was_measured() -> None:
     sure, unsure = Weighed(-0.01, right=True), Weighed(-2.0, right=False)
     automation = automate([sure] * 60, [sure] * 30 + [unsure] * 10)
     plain = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"])
-    weighed = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"], automation=automation)
+    weighed = Evaluated.of(TaskType.CLASSIFICATION, truth, answers, ["a", "b"], probabilities=Probabilities(automation))
     texts = shown(weighed).texts
     assert {"Answers that need no person", "98%", "0.9900", "75.0% (59.8% – 85.8%)", "30 of 30"} <= set(texts)
     assert "none" in texts[texts.index("99%") :][:3], "60 validation examples are too few for 99 %"

@@ -18,6 +18,7 @@ from finetune_api.goals import GateOutcome, Gates, unpacked
 from finetune_api.layout import Channel, Manifest, output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Params, Stage, StageInput, StageResult, Upstream, VerifyParams
+from finetune_jobs.artifacts import model_card
 from finetune_jobs.artifacts.artifact import AUTOMATION as THRESHOLDS
 from finetune_jobs.artifacts.artifact import (
     GOLDEN,
@@ -25,6 +26,7 @@ from finetune_jobs.artifacts.artifact import (
     Answer,
     AutomationTable,
     Marks,
+    Metrics,
     ModelRef,
     write_answers,
 )
@@ -35,6 +37,8 @@ from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import METRICS, measure
+from finetune_jobs.evaluation.report import Evaluated, Probabilities
+from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.fetch import fetch
 from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_index
 from finetune_jobs.runtime.runner import execute
@@ -171,6 +175,26 @@ def test_publish_writes_the_artifact_and_moves_the_channel(
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (channel[0].artifact_digest, channel[0].owner) == (digest, RUN)
+
+
+def test_the_card_of_a_text_names_what_texts_are_measured_by() -> None:
+    truth = [f"restart the router number {n}" for n in range(20)]
+    said = {"base": ["no"] * 20, "tuned": truth, "artifact": truth}
+    losses = {"base": [18.0] * 20, "tuned": [9.0] * 20, "artifact": [9.0] * 20}
+    evaluated = Evaluated.of(
+        TaskType.TEXT, truth, said, [], probabilities=Probabilities(expected=Likelihoods([9] * 20, losses))
+    )
+    metrics = Metrics.model_validate(evaluated.metrics() | {"goldenPrompts": 2, "task": "Text"})
+    given = StageInput(stage=Stage.PUBLISH, run=RUN, params=Params())
+    served = ModelRef(digest="5" * 64, folder="models/5", format="INT8", size_bytes=9, base_model_uri="s3://m/tiny")
+    card = model_card.render(given, served, {}, {}, metrics, 8)
+    assert "| chrf | 0.0" in card
+    assert "| perplexity | 7.3891 | 2.7183 | 2.7183 |" in card
+    assert "accuracy" not in card
+    [result] = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    assert [each["type"] for each in result["metrics"]] == [
+        *("exact_match", "chrf", "perplexity", "precision", "recall", "f1"),
+    ]
 
 
 def gated(

@@ -41,6 +41,26 @@ def evaluated(base: int, artifact: int, task: TaskType = TaskType.CLASSIFICATION
     return measure(task, TRUTH, answers, ["refund", "parcel", "other"])
 
 
+OF_TEXTS: Final[list[tuple[Task, dict[str, Any], str]]] = [
+    (
+        Task(type=TaskType.TEXT),
+        {"metric": "accuracy", "atLeast": "0.4"},
+        "spec.evaluation.goals[0] … accuracy … not just right or wrong … chrf … f1 … exactMatch",
+    ),
+    (
+        Task(type=TaskType.TEXT),
+        {"metric": "exactMatch", "atLeast": "0.99"},
+        "spec.evaluation.goals[0].atLeast … 0.99 … 381 … maxSamples is 200 … raise it",
+    ),
+    *(
+        (Task(type=task), goal, f"spec.evaluation.goals[0] … {goal['metric']} … texts only … {task.value} … accuracy")
+        for task, goal in (
+            (TaskType.CLASSIFICATION, {"metric": "chrf", "atLeast": "0.4"}),
+            (TaskType.EXTRACTION, {"metric": "exactMatch", "improveOverBase": "0.4"}),
+            (TaskType.CLASSIFICATION, {"metric": "perplexity", "atMost": "8.5"}),
+        )
+    ),
+]
 REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
     (
         Task(type=TaskType.TEXT),
@@ -110,6 +130,7 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
         {"metric": "f1", "class": "refund", "atLeast": "0.995"},
         "spec.evaluation.goals[0].atLeast … 0.995 … 383 … maxSamples is 200 … raise it",
     ),
+    *OF_TEXTS,
 ]
 UNMEASURED: Final = [
     ({"metric": "f1", "atLeast": "0.9"}, "f1 … earlier version … spec.rerun"),
@@ -130,6 +151,7 @@ UNMEASURED: Final = [
         "forgetting at most 0.1 … earlier version … spec.rerun … beside the task … must think",
     ),
     ({"metric": "leaks", "atMost": "0.1"}, "leaks at most 0.1 … earlier version … spec.rerun"),
+    ({"metric": "perplexity", "atMost": "8.5"}, "perplexity at most 8.5 … earlier version … at least 4 test examples"),
     (None, "accuracy not worse than the base model's … earlier version … spec.rerun"),
 ]
 
@@ -189,10 +211,17 @@ def test_a_goal_has_one_bound(given: dict[str, Any]) -> None:
         {"metric": "forgetting", "atLeast": "0.9"},
         {"metric": "leaks", "improveOverBase": "0.1"},
         {"metric": "accuracy", "atMost": "0.1"},
+        {"metric": "perplexity", "atLeast": "0.9"},
     ],
 )
 def test_what_must_stay_low_has_an_upper_bound_and_nothing_else(given: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match=r"take atMost, and no other metric does|improveOverBase goes with"):
+        Goal.model_validate(given)
+
+
+@pytest.mark.parametrize("given", [{"metric": "perplexity", "atMost": "0.9"}, {"metric": "leaks", "atMost": "1.1"}])
+def test_only_a_perplexity_is_above_1(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=r"atMost is a share of 1.* of perplexity, which is never below 1"):
         Goal.model_validate(given)
 
 
@@ -242,7 +271,7 @@ def test_what_is_refused_is_what_200_flawless_answers_do_not_show(
 
 
 def test_automation_is_of_the_artifact_alone() -> None:
-    with pytest.raises(ValidationError, match="improveOverBase goes with accuracy, f1, precision and recall"):
+    with pytest.raises(ValidationError, match="improveOverBase goes with accuracy, f1, precision, recall"):
         Goal.model_validate({"metric": "automation", "improveOverBase": "0.1"})
 
 

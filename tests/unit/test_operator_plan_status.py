@@ -322,6 +322,29 @@ def test_the_evaluation_completes_the_readiness(
         assert status.dataset.readiness == expected
 
 
+@pytest.mark.parametrize(
+    ("scalars", "name", "gate"),
+    [
+        ({"chrfArtifact": "0.6000", "perplexityArtifact": "3.5"}, "chrf", "chrf"),
+        ({"accuracyArtifact": "0.1000", "f1Artifact": "0.5000"}, "accuracy", "f1"),
+    ],
+    ids=["texts", "texts of an earlier version"],
+)
+def test_texts_have_scores_of_their_own(scalars: dict[str, str], name: str, gate: str) -> None:
+    """And the one gate that stands without goals is named by what was measured."""
+    spec = SPEC.model_copy(update={"task": Task(type=TaskType.TEXT)})
+    ledger = RunLedger(spec, FineTuneJobStatus(), current_run(observed(spec=spec), NOW), NOW)
+    ledger.reuse(Found(stage=Stage.EVALUATE, output_digest="5" * 64, scalars=scalars), "key", None)
+    ledger.judged({"goals": packed([GoalStatus(goal="", value="0.5", outcome=GateOutcome.PASS)])})
+    found = ledger.evaluation
+    assert found is not None
+    assert found.goals[0].goal == f"{gate} not worse than the base model's"
+    told = {"accuracy": found.accuracy, "chrf": found.chrf, "perplexity": found.perplexity}
+    given = {key.removesuffix("Artifact") for key in scalars} - {"f1"}
+    assert {key for key, scores in told.items() if scores and scores.artifact} == given
+    assert name in given
+
+
 class Read(dict[str, str]):
     """Scalars that remember which of them were asked for."""
 

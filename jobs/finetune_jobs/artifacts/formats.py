@@ -34,7 +34,10 @@ class MeasuredFormat(ExportedFormat):
     served: bool
     """Whether it is the artifact."""
     accuracy: float
+    """Share of right answers; of texts the exact match, which earlier versions read under this name."""
     f1: float
+    chrf: float | None = None
+    """Of texts only."""
     loss: Difference
     """Against the tuned model, in the task's main metric."""
 

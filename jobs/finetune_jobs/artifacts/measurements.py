@@ -3,6 +3,8 @@
 from typing import Final
 
 from finetune_api.base import WireModel
+from finetune_api.dataset import TaskType
+from finetune_api.goals import Metric, main_metric
 
 CHANCE: Final = 0.05
 """p-value below which a difference is called more than chance."""
@@ -28,7 +30,7 @@ class MeasuredMetric(WireModel):
     """One metric of every model, on the same rows."""
 
     metric: str
-    """accuracy, precision, recall or f1."""
+    """accuracy, precision, recall or f1; of texts exactMatch, chrf and perplexity too, and no accuracy."""
     label: str = ""
     """The class that it is about; empty: all rows."""
     cases: int
@@ -38,7 +40,7 @@ class MeasuredMetric(WireModel):
 
 
 class Difference(WireModel):
-    """One metric of a model minus that of another, on the same rows (paired)."""
+    """One metric of a model minus that of another, on the same rows (paired). Of perplexity: their ratio less 1."""
 
     metric: str
     label: str = ""
@@ -46,21 +48,25 @@ class Difference(WireModel):
     against: str
     estimate: Figure
     p_value: float | None = None
-    """Of accuracy: McNemar's exact test."""
+    """Of accuracy and exactMatch: McNemar's exact test."""
 
     @property
     def worse_beyond_chance(self) -> bool:
         """Whether ``model`` has been shown to be worse: by the exact test where there is one, else by the interval."""
         if self.p_value is not None:
             return self.estimate.value < 0 and self.p_value < CHANCE
-        return self.estimate.high < 0
+        return self.estimate.low > 0 if self._lower_is_better else self.estimate.high < 0
 
     @property
     def better_beyond_chance(self) -> bool:
         """The opposite of ``worse_beyond_chance``; two models may be neither."""
         if self.p_value is not None:
             return self.estimate.value > 0 and self.p_value < CHANCE
-        return self.estimate.low > 0
+        return self.estimate.high < 0 if self._lower_is_better else self.estimate.low > 0
+
+    @property
+    def _lower_is_better(self) -> bool:
+        return self.metric == Metric.PERPLEXITY
 
 
 class Automation(WireModel):
@@ -115,6 +121,10 @@ class Measurements(WireModel):
     def of(self, metric: str, label: str = "") -> MeasuredMetric | None:
         """A metric; None if it was not measured."""
         return next((each for each in self.measured if (each.metric, each.label) == (metric, label)), None)
+
+    def main_metric(self, task: TaskType) -> Metric:
+        """By which models of a task are compared; an earlier version did not measure chrF."""
+        return main_metric(task, chrf=self.of(Metric.CHRF) is not None)
 
     def difference(self, metric: str, model: str, against: str, label: str = "") -> Difference | None:
         """How two models differ in a metric; None if that was not measured."""

@@ -14,7 +14,16 @@ from finetune_api.stages import StageInput
 from finetune_jobs.artifacts.artifact import Metrics, ModelRef
 from finetune_jobs.artifacts.measurements import SHOWN, Figure
 
-_MEASURES: Final = ("accuracy", "precision", "recall", "f1")
+_MEASURES: Final = {
+    "accuracy": "accuracy",
+    "exactMatch": "exact_match",
+    "chrf": "chrf",
+    "perplexity": "perplexity",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "f1",
+}
+"""The measures of all tasks, each with the hub's name for it."""
 
 _CARD: Final = """\
 ---
@@ -119,6 +128,7 @@ def render(
     rows = [
         f"| {m} | " + " | ".join(scores.get(f"{m}{who}", "–") for who in ("Base", "Tuned", "Artifact")) + " |"
         for m in _MEASURES
+        if f"{m}Artifact" in scores
     ]
     training = given.params.train.training if given.params.train else None
     name = given.output.name if given.output else given.run.name
@@ -167,12 +177,12 @@ def _metadata(given: StageInput, model: ModelRef, metrics: Metrics, name: str) -
             dataset_name=f"{name}, test part",
             dataset_split="test",
             dataset_revision=given.upstream.dataset,
-            metric_type=measure,
+            metric_type=on_the_hub,
             metric_value=round(found.value, 4),
             metric_name=f"{measure} of the artifact",
             metric_args={"interval95": [round(found.low, 4), round(found.high, 4)]},
         )
-        for measure in _MEASURES
+        for measure, on_the_hub in _MEASURES.items()
         if (found := _artifact(metrics, measure))
     ]
     data = ModelCardData(

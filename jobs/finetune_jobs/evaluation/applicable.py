@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import Examination
-from finetune_api.goals import Gates, Goal, Metric, OnInconclusive
+from finetune_api.goals import OF_TEXT, Gates, Goal, Metric, OnInconclusive
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
@@ -49,6 +49,18 @@ def _require_meaning(place: str, goal: Goal, task: Task) -> None:
             Reason.SPEC_INVALID,
             f"{place} is about automation, but a text is hardly ever right as a whole, so that none could go "
             "without a person. Set metric to f1, or set spec.task.type to Classification or Extraction.",
+        )
+    if goal.metric is Metric.ACCURACY and task.type is TaskType.TEXT:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is about accuracy, but a text is not just right or wrong. Set metric to chrf (characters in "
+            "common with the expected answer), f1 (words in common) or exactMatch (the very words).",
+        )
+    if goal.metric in OF_TEXT and task.type is not TaskType.TEXT:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} is about {goal.metric}, which is measured of texts only, and the task is {task.type.value}. Set "
+            "metric to accuracy or f1, or set spec.task.type to Text.",
         )
     if goal.class_name is None:
         return
@@ -106,7 +118,8 @@ def _wanted(goal: Goal) -> Iterator[tuple[str, str]]:
 def _flawless(goal: Goal, field: str, wanted: float) -> int:
     """At least so many answers without a fault have an interval at ``wanted`` or above; 0 where none is known: the
     intervals of means over classes or rows, and of differences, are drawn (``estimates``)."""
-    of_a_share = goal.metric in (Metric.ACCURACY, Metric.AUTOMATION) or goal.class_name is not None
+    shares = (Metric.ACCURACY, Metric.EXACT_MATCH, Metric.AUTOMATION)
+    of_a_share = goal.metric in shares or goal.class_name is not None
     if field == "improveOverBase" or not of_a_share:
         return 0
     share = wanted / (2 - wanted) if goal.metric is Metric.F1 else wanted  # F1 = 2s / (1 + s)

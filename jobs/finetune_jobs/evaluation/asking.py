@@ -1,7 +1,7 @@
 """What the models are asked in an evaluation, and what they answer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.batches import PromptBatch
 from finetune_jobs.evaluation.behaviour.items import sets_for
+from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
 from finetune_jobs.evaluation.behaviour.probe import Probe, probe_for
 from finetune_jobs.evaluation.choices import MOST_LABELS, choosing
 from finetune_jobs.evaluation.generate import (
@@ -32,6 +33,7 @@ from finetune_jobs.evaluation.reference import Passage, log_probs, longest_text,
 from finetune_jobs.evaluation.sample import sample
 from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.evaluation.tasks import right_for
+from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.token_files import Conversation, iterate_split, longest_thoughts, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -67,6 +69,8 @@ class Paper:
     """Examples that the base model is shown; empty: it is shown none."""
     probe: Probe
     passages: Sequence[Passage]
+    expected: Sequence[Given]
+    """The right answers as tokens, with what stands before them; empty: how likely they are is not asked."""
 
     @property
     def shown(self) -> Questions:
@@ -110,7 +114,24 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         shots=[] if tuning.thoughts else choose_shots(iterate_split(dataset, "train"), task),
         probe=probe_for(tokenizer, stop, sets_for(evaluation)),
         passages=make_passages(tokenizer, examples, stop, longest_text(base), thoughts=tuning.thoughts),
+        expected=[_given(tokenizer, each, stop, tuning) for each in examples] if task is TaskType.TEXT else [],
     )
+
+
+def _given(tokenizer: Any, example: Conversation, stop: int, tuning: Tuning) -> Given:
+    """What the model was trained to find likely."""
+    encoded = chat.encode(tokenizer, example.messages, stop, example.tools, thoughts=tuning.thoughts)
+    begin = len(encoded.labels) - sum(label != chat.IGNORED for label in encoded.labels)
+    return Given(encoded.input_ids[:begin], encoded.input_ids[begin:])
+
+
+def expected_losses(model: Any, paper: Paper, progress: Progress, begin: float, end: float) -> list[float]:
+    """The negative log-likelihood of each right answer, in nats; empty where it is not asked."""
+    if not paper.expected:
+        return []
+    report = progress.part(begin, end, "likelihood of the right answers")
+    means = answer_losses(model, paper.tokenizer.pad_token_id, paper.expected, report)
+    return [mean * len(each.answer) for mean, each in zip(means, paper.expected, strict=True)]
 
 
 def ask_base(model: Any, paper: Paper, progress: Progress) -> tuple[dict[str, list[str]], list[str] | None]:
@@ -163,6 +184,8 @@ class ServedAnswers:
     likely: list[list[float]]
     """Its log-probabilities of each passage."""
     turned: list[tuple[list[float], list[float]]]
+    losses: list[float]
+    """As ``expected_losses``."""
 
 
 def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -> ServedAnswers:
@@ -171,14 +194,20 @@ def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -
     if paper.checked is not None:
         report = progress.part(0.1, 0.4, "validation part")
         checked = generate(model, tokenizer, paper.checked, report, weighed=True)
-    report = progress.part(0.4, 1.0, "answers")
+    report = progress.part(0.4, 0.9, "answers")
     answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
     return ServedAnswers(
         answers,
         checked,
         [log_probs(model, passage) for passage in paper.passages],
         [turned_log_probs(model, passage) for passage in paper.passages],
+        expected_losses(model, paper, progress, 0.9, 1.0),
     )
+
+
+def likelihoods_of(paper: Paper, losses: Mapping[str, list[float]]) -> Likelihoods | None:
+    """How unlikely each model found the right answers, from its ``expected_losses``; None where it was not asked."""
+    return Likelihoods([len(each.answer) for each in paper.expected], losses) if paper.expected else None
 
 
 def automation_of(paper: Paper, served: ServedAnswers) -> list[Automation]:

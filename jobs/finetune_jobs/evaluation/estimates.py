@@ -1,31 +1,39 @@
 """Intervals of every metric and of the differences between models, from their answers to the same rows.
 
-Shares of rows (accuracy; precision and recall of one class) have Wilson's interval. F1 of one class is a monotone
-function of a share, F1 = 2s / (1 + s) with s = right / (right + missed + wrongly given) (Hand, Christen and Kirielle,
-"F*: an interpretable transformation of the F-measure", 2021), so its interval is that share's, transformed. Means over
-classes or rows, and all differences, are bootstrapped: rows are drawn again with replacement, and one draw serves all
-models, so that differences are paired.
+Shares of rows (accuracy, exact match; precision and recall of one class) have Wilson's interval. F1 of one class is a
+monotone function of a share, F1 = 2s / (1 + s) with s = right / (right + missed + wrongly given) (Hand, Christen and
+Kirielle, "F*: an interpretable transformation of the F-measure", 2021), so its interval is that share's, transformed.
+Means over classes or rows, and all differences, are bootstrapped: rows are drawn again with replacement, and one draw
+serves all models, so that differences are paired.
 
 A bootstrap of few rows that are all right has no width. Therefore four imaginary rows are among those that are drawn,
 which every model answers right or wrong by the toss of a coin: what Agresti and Coull (1998) add to a share and Agresti
 and Min (2005) to a paired difference. They count for the intervals only, never for a value.
+
+Perplexity is neither a share nor a mean over rows: see ``texts``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
 
 from finetune_api.dataset import TaskType
+from finetune_api.goals import Metric
 from finetune_jobs.artifacts.measurements import Difference, Figure, MeasuredMetric, Measurements
 from finetune_jobs.evaluation.metrics import LabelScores, Scores, compare, wilson
 from finetune_jobs.evaluation.tasks import overlap_for, right_for, score_task
+from finetune_jobs.evaluation.texts import Likelihoods, chrf
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 METRICS: Final = ("accuracy", "precision", "recall", "f1")
+"""The first is the share of right answers, and the others follow it in the order of these names."""
+OF_TEXT: Final = (Metric.EXACT_MATCH.value, *METRICS[1:], Metric.CHRF.value)
+"""The same of free text, whose right answers are those with the very words."""
 PAIRS: Final = (
     ("tuned", "base"),
     ("artifact", "tuned"),
@@ -55,16 +63,27 @@ class _Cells:
 
 
 def measure(
-    task: TaskType, truth: Sequence[str], answers: Mapping[str, Sequence[str]], labels: Sequence[str]
+    task: TaskType,
+    truth: Sequence[str],
+    answers: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    likelihoods: Likelihoods | None = None,
 ) -> Measurements:
-    """Every metric of every model, and the differences of PAIRS. ``labels`` are the allowed ones of a classification.
-    Raises ValueError when there are no rows."""
+    """Every metric of every model, and the differences of PAIRS. ``labels`` are the allowed ones of a classification;
+    with ``likelihoods`` there is a perplexity. Raises ValueError when there are no rows."""
     scores = {model: score_task(task, truth, given, labels) for model, given in answers.items()}
     known = sorted({*labels, *truth}) if task is TaskType.CLASSIFICATION else []
-    draws = _draw(_cells(task, truth, list(answers.values()), known), len(answers), len(known))
+    metrics = metrics_of(task)
+    draws = _draw(_cells(task, truth, list(answers.values()), known), metrics, len(answers), len(known))
     pairs = [pair for pair in PAIRS if set(pair) <= answers.keys()]
     exact = {(a, b): compare(truth, answers[b], answers[a], right_for(task)).p_value for a, b in pairs}
-    overall = [MeasuredMetric(metric=m, cases=len(truth), models=_overall(m, scores, draws)) for m in METRICS]
+    overall = [
+        MeasuredMetric(metric=name, cases=len(truth), models=_overall(name, scores, draws))
+        for name in metrics
+        if name != Metric.CHRF
+    ]
+    if task is TaskType.TEXT:
+        overall.append(_overall_chrf(truth, answers, draws[Metric.CHRF]))
     each = [_of_label(label, metric, scores) for label in known for metric in METRICS[1:]]
     columns = {model: number for number, model in enumerate(answers)}
     differences: list[Difference] = []
@@ -75,20 +94,39 @@ def measure(
         for first, second in pairs:
             value = found.models[first].value - found.models[second].value
             estimate = _interval(value, drawn[:, columns[first]] - drawn[:, columns[second]])
-            p_value = exact[first, second] if found.metric == "accuracy" else None
+            p_value = exact[first, second] if found.metric == metrics[0] else None
             names = {"metric": found.metric, "label": found.label, "model": first, "against": second}
             differences.append(Difference(**names, estimate=estimate, p_value=p_value))
+    if likelihoods and (perplexities := likelihoods.perplexities()):
+        name = Metric.PERPLEXITY.value
+        overall.append(MeasuredMetric(metric=name, cases=len(truth), models=perplexities))
+        differences += [
+            Difference(metric=name, model=first, against=second, estimate=change)
+            for first, second in pairs
+            if (change := likelihoods.change(first, second))
+        ]
     return Measurements(rows=len(truth), measured=[*overall, *each], differences=differences)
+
+
+def metrics_of(task: TaskType) -> tuple[str, ...]:
+    """What is measured of the answers to a task."""
+    return OF_TEXT if task is TaskType.TEXT else METRICS
 
 
 def _overall(metric: str, scores: Mapping[str, Scores], draws: Mapping[str, Floats]) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     for number, (model, score) in enumerate(scores.items()):
-        if metric == "accuracy":
+        if metric in (Metric.ACCURACY, Metric.EXACT_MATCH):
             found[model] = Figure(value=score.accuracy, low=score.interval[0], high=score.interval[1])
         else:
             found[model] = _interval(getattr(score, metric), draws[metric][:, number])
     return found
+
+
+def _overall_chrf(truth: Sequence[str], answers: Mapping[str, Sequence[str]], drawn: Floats) -> MeasuredMetric:
+    means = {model: fmean(map(chrf, truth, given)) for model, given in answers.items()}
+    models = {model: _interval(mean, drawn[:, number]) for number, (model, mean) in enumerate(means.items())}
+    return MeasuredMetric(metric=Metric.CHRF.value, cases=len(truth), models=models)
 
 
 def _interval(value: float, drawn: Floats) -> Figure:
@@ -123,7 +161,7 @@ def _cells(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence[str]
     share = IMAGINARY / len(patterns)
     if task is not TaskType.CLASSIFICATION:
         values = _row_values(task, truth, answers)
-        right = np.concatenate([values, np.tile(patterns, len(METRICS))])
+        right = np.concatenate([values, np.tile(patterns, len(metrics_of(task)))])
         weights = np.concatenate([np.ones(len(truth)), np.full(len(patterns), share)])
         return _Cells(weights, right, np.empty(0, int), np.empty((0, len(answers)), int))
     numbers = {label: number for number, label in enumerate(known)}
@@ -147,10 +185,12 @@ def _row_values(task: TaskType, truth: Sequence[str], answers: Sequence[Sequence
     overlaps = [[overlap(t, a) for t, a in zip(truth, given, strict=True)] for given in answers]
     columns = [[float(right(t, a)) for t, a in zip(truth, given, strict=True)] for given in answers]
     columns += [[getattr(each, metric) for each in given] for metric in METRICS[1:] for given in overlaps]
+    if task is TaskType.TEXT:
+        columns += [list(map(chrf, truth, given)) for given in answers]
     return np.array(columns).T
 
 
-def _draw(cells: _Cells, models: int, labels: int) -> dict[str, Floats]:
+def _draw(cells: _Cells, metrics: Sequence[str], models: int, labels: int) -> dict[str, Floats]:
     """The metrics in each draw: (draws, models) by name; of classes also ``<name>/label`` (draws, models, labels)."""
     rows = round(cells.weights.sum())
     generator = np.random.default_rng(SEED)
@@ -163,7 +203,7 @@ def _draw(cells: _Cells, models: int, labels: int) -> dict[str, Floats]:
         if labels:
             blocks.append({"accuracy": means[:, 0], **_by_label(drawn, cells, models, labels)})
         else:
-            blocks.append({metric: means[:, number] for number, metric in enumerate(METRICS)})
+            blocks.append({metric: means[:, number] for number, metric in enumerate(metrics)})
     return {name: np.concatenate([each[name] for each in blocks]) for name in blocks[0]}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from finetune_api.goals import Metric
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.evaluation.report import Evaluated
 
@@ -27,6 +28,7 @@ def measured(evaluated: Evaluated, digests: Mapping[str, str]) -> list[MeasuredF
             served=name == evaluated.format,
             accuracy=each.scores["artifact"].accuracy,
             f1=each.scores["artifact"].f1,
+            chrf=each.value(Metric.CHRF, "artifact"),
             loss=each.export_difference,
         )
         for name, each in {evaluated.format: evaluated, **evaluated.beside}.items()

@@ -11,13 +11,14 @@ from math import ceil, floor, inf, log10
 from typing import Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric, main_metric
+from finetune_api.goals import Baseline, GateOutcome, Gates, Goal, GoalStatus, Metric
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.evaluation.metrics import Z_95
+from finetune_jobs.evaluation.texts import FEWEST
 
 _MODELS: Final = {
     Baseline.ZERO_SHOT: ("base",),
@@ -44,7 +45,8 @@ def judge(gates: Gates, measurements: Measurements, task: TaskType) -> list[Goal
     Raises StageError: GateFailed where the evaluation did not measure what is asked, SpecInvalid as require_classes.
     """
     if not gates.goals:
-        [text] = gates.texts(task)
+        main = measurements.main_metric(task)
+        [text] = gates.texts(task, chrf=main is Metric.CHRF)
         return [_not_worse_than_base(text, measurements, task)]
     if labels := {each.label: None for each in measurements.measured if each.label}:
         require_classes(gates, list(labels))
@@ -55,7 +57,7 @@ def lost_by_export(measurements: Measurements, task: TaskType, others: Sequence[
     """What the artifact lost of the model that was trained, in a sentence; empty if no more than chance explains. This
     stands beside all goals: nothing is served as if it were what was trained when it is not. ``others``: the formats
     that were measured beside it."""
-    loss = measurements.difference(main_metric(task), "artifact", "tuned")
+    loss = measurements.difference(measurements.main_metric(task), "artifact", "tuned")
     if loss is None or not loss.worse_beyond_chance:
         return ""
     it = loss.estimate
@@ -70,7 +72,7 @@ def lost_by_export(measurements: Measurements, task: TaskType, others: Sequence[
 
 
 def _not_worse_than_base(text: str, measurements: Measurements, task: TaskType) -> GoalStatus:
-    difference = measurements.difference(main_metric(task), "artifact", "base")
+    difference = measurements.difference(measurements.main_metric(task), "artifact", "base")
     if difference is None:
         raise _unmeasured(text)
     return _status(text, difference.estimate, not_worse(difference))
@@ -105,13 +107,15 @@ def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
 
 
 def _judge_low(goal: Goal, measurements: Measurements) -> GoalStatus:
-    """Of what must stay low: a share of the tuned model, or what it lost against the base model."""
+    """Of what must stay low: the artifact's perplexity, a share of the tuned model, or what that lost against the base
+    model."""
+    of = "artifact" if goal.metric is Metric.PERPLEXITY else "tuned"
     kept = {Metric.FORGETTING: FORGETTING, Metric.SAFETY_LOSS: SAFETY}.get(goal.metric)
     measured = measurements.of(kept or goal.metric)
     difference = measurements.difference(kept, "tuned", "base") if kept else None
-    if measured is None or (kept and difference is None):
+    if measured is None or of not in measured.models or (kept and difference is None):
         raise _unmeasured(goal.text)
-    estimate = _mirrored(difference.estimate) if difference else measured.models["tuned"]
+    estimate = _mirrored(difference.estimate) if difference else measured.models[of]
     return _status(goal.text, estimate, at_most(estimate, goal.bound, measured.cases))
 
 
@@ -142,7 +146,8 @@ def _unmeasured(what: str) -> StageError:
         f"The evaluation did not measure what this goal needs: {what}. If an earlier version made it, "
         "set spec.rerun to a new value to evaluate again. No few-shot base model is asked where models think before "
         "they answer, or no training example is one question with a text as its answer; nor is automation measured "
-        "where models think, and nothing beside the task is asked of a model that must think.",
+        "where models think, and nothing beside the task is asked of a model that must think. Perplexity takes at "
+        f"least {FEWEST} test examples.",
     )
 
 

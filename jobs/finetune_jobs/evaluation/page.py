@@ -10,16 +10,18 @@ from math import exp
 from typing import Final
 
 from finetune_api.dataset import TaskType
+from finetune_api.goals import Metric
 from finetune_api.layout import output_folder
 from finetune_api.stages import Stage, StageInput
-from finetune_jobs.artifacts.measurements import CHANCE, SHOWN, Difference
+from finetune_jobs.artifacts.measurements import SHOWN, Difference
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour
 from finetune_jobs.evaluation.behaviour.section import sections
 from finetune_jobs.evaluation.conclusion import Conclusion
 from finetune_jobs.evaluation.estimates import PAIRS
+from finetune_jobs.evaluation.meanings import WORDS, Words, meanings
 from finetune_jobs.evaluation.metrics import Comparison, confusions
 from finetune_jobs.evaluation.mistakes import worst
-from finetune_jobs.evaluation.report import MODELS, PROMPTED, WITH, WITHOUT, Evaluated, described
+from finetune_jobs.evaluation.report import MODELS, NAMES, PROMPTED, WITH, WITHOUT, Evaluated, described
 from finetune_jobs.reports import page
 from finetune_jobs.reports.charts import Bar, Kind, Segment
 from finetune_jobs.reports.page import Fact, Table, TableRow, uris
@@ -43,19 +45,6 @@ _ANOTHER_READING: Final = ("verbose", "constrained")
 
 
 @dataclass(frozen=True)
-class _Words:
-    """How the page speaks of a task."""
-
-    right: str
-    precision: str
-    recall: str
-    mean: str
-    unknown: str = ""
-    """Name of the column with answers that cannot be scored; empty: there are none."""
-    unknown_means: str = ""
-
-
-@dataclass(frozen=True)
 class EvaluationSubject:
     """What an evaluation is of."""
 
@@ -63,32 +52,6 @@ class EvaluationSubject:
     """Job, model and data, for the top of the page."""
     origin: Sequence[Fact] = ()
     """Their digests, for its end."""
-
-
-_WORDS: Final = {
-    TaskType.CLASSIFICATION: _Words(
-        "exactly the label",
-        "Of the answers that name a label, the share that is right.",
-        "Of the examples of a label, the share that was found.",
-        "The mean over the labels (macro): a rare label counts as much as a frequent one.",
-        "no label",
-        "Answers that are none of the allowed labels; they count as wrong.",
-    ),
-    TaskType.EXTRACTION: _Words(
-        "the same JSON value; white space and the order of keys do not count",
-        "Of the fields in an answer, the share with the right value.",
-        "Of the fields that are expected, the share that the answer has right.",
-        "The mean over the examples: one wrong field costs a part, not the whole answer.",
-        "no JSON",
-        "Answers that are not valid JSON; they count as wrong and have no right field.",
-    ),
-    TaskType.TEXT: _Words(
-        "the same words; letter case, punctuation, articles and white space do not count",
-        "Of the words in an answer, the share that the expected answer has, too.",
-        "Of the words that are expected, the share that the answer has.",
-        "The mean over the examples, as SQuAD counts: a good answer in other words scores low.",
-    ),
-}
 
 
 def render_html(
@@ -101,7 +64,8 @@ def render_html(
 ) -> str:
     """The page. ``questions`` are what was asked, ``subject`` says of what. ``shots``
     are question and answer of each example that the base model was shown, ``goals`` what was reached of them."""
-    words, is_label = _WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
+    words, is_label = WORDS[evaluated.task], evaluated.task is TaskType.CLASSIFICATION
+    is_text = evaluated.task is TaskType.TEXT
     wrong = round(len(evaluated.truth) * (1 - evaluated.scores["artifact"].accuracy))
     beside = {model: said for model, said in evaluated.answers.items() if model not in _ANOTHER_READING}
     mistakes = worst(evaluated.task, questions, evaluated.truth, beside, _WORST)
@@ -111,21 +75,23 @@ def render_html(
         subject.identity,
         summary=evaluated.summary(),
         goals=goals,
-        right=f"An answer counts when it is {words.right}.",
+        right=words.lead or f"An answer counts when it is {words.right}.",
         verdicts=[_gain(evaluated), *_prompting(evaluated), _export_loss(evaluated)],
         shots=shots,
-        accuracy=_accuracy(evaluated),
+        texts=_texts(evaluated) if is_text else None,
+        accuracy=_accuracy(evaluated, words),
         agreement=_agreement(evaluated, words),
         apart=_apart(evaluated),
         ledger=_ledger(evaluated),
         automation=_automation(evaluated),
-        meanings=_meanings(words),
+        meanings=meanings(evaluated.task),
         labels=_labels(evaluated) if is_label else None,
         confusions=_confusions(evaluated) if is_label else None,
         models=_SHORT,
         behaviour=sections(behaviour or Behaviour()),
         mistakes=mistakes,
-        mistakes_text=_mistakes_text(len(mistakes), wrong),
+        mistakes_text=_mistakes_text(len(mistakes), wrong, is_text=is_text),
+        said_as=words.said,
         origin=subject.origin,
     )
 
@@ -153,7 +119,25 @@ def with_weights(subject: EvaluationSubject, digest: str) -> EvaluationSubject:
     return replace(subject, origin=[*subject.origin, weights])
 
 
-def _accuracy(evaluated: Evaluated) -> Table:
+def _texts(evaluated: Evaluated) -> Table:
+    """How near texts come to what is expected, and how unlikely that is for each model."""
+    rows: list[TableRow] = []
+    chrf, perplexity = (evaluated.measurements.of(metric) for metric in (Metric.CHRF, Metric.PERPLEXITY))
+    for model, it in (chrf.models if chrf else {}).items():
+        likely = perplexity.models.get(model) if perplexity else None
+        unlikely = [f"{likely.value:.2f}", f"{likely.low:.2f} – {likely.high:.2f}"] if likely else ["–", "–"]
+        rows.append(
+            TableRow(
+                MODELS[model],
+                [f"{it.value:.1%}", f"{it.low:.1%} – {it.high:.1%}", *unlikely],
+                Bar([Segment(Kind.SCORE, it.value)], (it.low, it.high)),
+            )
+        )
+    head = ["model", "chrF", "95 % interval", "perplexity", "95 % interval"]
+    return Table("How near the answers are to the expected ones; the bar is chrF", head, rows, long=True)
+
+
+def _accuracy(evaluated: Evaluated, words: Words) -> Table:
     rows = [
         TableRow(
             MODELS[model],
@@ -166,12 +150,15 @@ def _accuracy(evaluated: Evaluated) -> Table:
         )
         for model, s in evaluated.scores.items()
     ]
-    return Table(
-        "Right answers, with the 95 % interval", ["model", "right", "accuracy", "95 % interval"], rows, long=True
+    is_text = evaluated.task is TaskType.TEXT
+    caption = (
+        "Answers in the very words, with the 95 % interval" if is_text else "Right answers, with the 95 % interval"
     )
+    count = "the same words" if is_text else "right"
+    return Table(caption, ["model", count, words.share.lower(), "95 % interval"], rows, long=True)
 
 
-def _agreement(evaluated: Evaluated, words: _Words) -> Table:
+def _agreement(evaluated: Evaluated, words: Words) -> Table:
     rows = [
         TableRow(
             MODELS[model],
@@ -188,9 +175,11 @@ def _agreement(evaluated: Evaluated, words: _Words) -> Table:
 
 def _apart(evaluated: Evaluated) -> Table | None:
     """Right answers to examples with and without placeholders, if the test has both."""
-    kinds = {WITH: "with placeholders", WITHOUT: "without"}
+    kinds, is_text = {WITH: "with placeholders", WITHOUT: "without"}, evaluated.task is TaskType.TEXT
     rows = [
-        TableRow(
+        TableRow(f"{MODELS[model]}, {kinds[kind]}", [f"{s.samples:,}", f"{s.f1:.1%}"], Bar([Segment(Kind.SCORE, s.f1)]))
+        if is_text
+        else TableRow(
             f"{MODELS[model]}, {kinds[kind]}",
             [f"{round(s.accuracy * s.samples):,} of {s.samples:,}", f"{s.accuracy:.1%}"],
             Bar([Segment(Kind.SCORE, s.accuracy)], s.interval),
@@ -198,8 +187,9 @@ def _apart(evaluated: Evaluated) -> Table | None:
         for kind, scores in evaluated.apart.items()
         for model, s in scores.items()
     ]
+    head = ["model, examples", *(("count", "F1") if is_text else ("right", "accuracy"))]
     caption = "Examples with placeholders for personal data, and the others: the model will be asked about real values"
-    return Table(caption, ["model, examples", "right", "accuracy"], rows, long=True) if rows else None
+    return Table(caption, head, rows, long=True) if rows else None
 
 
 def _ledger(evaluated: Evaluated) -> Table:
@@ -214,13 +204,15 @@ def _ledger(evaluated: Evaluated) -> Table:
 
 
 def _step(evaluated: Evaluated, model: str, against: str, title: str) -> Iterator[TableRow]:
-    for metric, name in (("accuracy", "accuracy"), ("f1", "F1")):
+    shown = (Metric.CHRF, Metric.PERPLEXITY, Metric.EXACT_MATCH, Metric.ACCURACY, Metric.F1)
+    for metric in shown:
         found = evaluated.measurements.difference(metric, model, against)
-        if found is None:
+        before, after = (evaluated.value(metric, each) for each in (against, model))
+        if found is None or before is None or after is None:
             continue
-        before, after = (getattr(evaluated.scores[each], metric) for each in (against, model))
-        it = found.estimate
-        cells = [name, f"{before:.1%}", f"{after:.1%}", f"{it.value:+.1%}", f"{it.low:+.1%} – {it.high:+.1%}"]
+        form = ".2f" if metric is Metric.PERPLEXITY else ".1%"
+        it, name = found.estimate, NAMES.get(metric, metric.value)
+        cells = [name, f"{before:{form}}", f"{after:{form}}", f"{it.value:+.1%}", f"{it.low:+.1%} – {it.high:+.1%}"]
         yield TableRow(title, [*cells, _beyond_chance(found)])
 
 
@@ -254,43 +246,6 @@ def _beyond_chance(difference: Difference) -> str:
     if difference.worse_beyond_chance:
         return "✕ worse"
     return "✓ better" if difference.better_beyond_chance else "no"
-
-
-def _meanings(words: _Words) -> list[Fact]:
-    """One sentence for each figure."""
-    meanings = [
-        Fact("Accuracy", ["The share of test examples that were answered right."]),
-        Fact(
-            "95 % interval",
-            [
-                "Where the accuracy on very many examples of this kind would lie, in 95 of 100 such tests (Wilson): "
-                "more test examples make it narrower."
-            ],
-        ),
-        Fact(
-            "Interval of a difference",
-            [
-                "Both models answered the same examples, so these are drawn again many times and both scored on each "
-                "draw (paired bootstrap, with four imaginary examples that either may get right). Where it holds 0, "
-                "chance could explain the difference; for the accuracy McNemar's test decides."
-            ],
-        ),
-        Fact("Precision", [words.precision]),
-        Fact("Recall", [words.recall]),
-        Fact("F1", ["The harmonic mean of precision and recall: high only if both are."]),
-        Fact("All three", [words.mean]),
-        Fact(
-            "p (McNemar)",
-            [
-                "How often chance alone would make a difference as large as this, if both models were equally good; "
-                f"below {CHANCE} the difference is taken as real."
-            ],
-        ),
-    ]
-    return [
-        *meanings,
-        *([Fact(words.unknown[0].upper() + words.unknown[1:], [words.unknown_means])] if words.unknown else []),
-    ]
 
 
 def _gain(evaluated: Evaluated) -> Conclusion:
@@ -344,8 +299,7 @@ def _grounds(counts: str, comparison: Comparison, difference: Difference) -> tup
     """What the verdict rests on: counts and their exact test, or the interval of what has none."""
     if difference.p_value is not None:
         return counts, _test(comparison)
-    said = described(difference)
-    return f"{counts} What counts here is {said}.", "Paired bootstrap; see what the figures mean."
+    return f"The difference is {described(difference)}.", "Paired bootstrap; see what the figures mean."
 
 
 def _examples(count: int) -> str:
@@ -385,8 +339,14 @@ def _confusions(evaluated: Evaluated) -> Table | None:
     )
 
 
-def _mistakes_text(shown: int, wrong: int) -> str:
+def _mistakes_text(shown: int, wrong: int, *, is_text: bool) -> str:
     if not wrong:
         return "None: the artifact answered every test example right."
+    if is_text:
+        which = "All answers" if shown == wrong else f"{shown:,} of {wrong:,} answers"
+        return (
+            f"{which} of the artifact in other words than expected, the one with the fewest words in common first. "
+            "Whether an answer is good in its own words, only people see."
+        )
     which = "All wrong answers" if shown == wrong else f"{shown:,} of {wrong:,} wrong answers"
     return f"{which} of the artifact, the worst first, beside what was expected and what the other two answered."

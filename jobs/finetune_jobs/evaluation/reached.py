@@ -3,7 +3,7 @@
 from typing import Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import GateOutcome, Gates
+from finetune_api.goals import GateOutcome, Gates, Metric
 from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.conclusion import Conclusion
@@ -23,7 +23,7 @@ def goals_reached(gates: Gates, measurements: Measurements, task: TaskType) -> l
 
 
 def _reached(one: Gates, measurements: Measurements, task: TaskType) -> Conclusion:
-    [question] = one.texts(task)
+    [question] = one.texts(task, chrf=measurements.main_metric(task) is Metric.CHRF)
     try:
         [found] = judge(one, measurements, task)
     except StageError as error:

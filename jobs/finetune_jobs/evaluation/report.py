@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from finetune_api.dataset import TaskType
-from finetune_api.goals import main_metric
+from finetune_api.goals import Metric, main_metric
 from finetune_jobs.artifacts.measurements import Automation, Difference, Measurements
-from finetune_jobs.evaluation.estimates import measure
+from finetune_jobs.evaluation.estimates import measure, metrics_of
 from finetune_jobs.evaluation.metrics import Comparison, Scores, compare
 from finetune_jobs.evaluation.tasks import right_for, score_task
+from finetune_jobs.evaluation.texts import Likelihoods
 
 MODELS: Final = {
     "base": "base model",
@@ -26,10 +27,26 @@ PROMPTED: Final = {
     "constrained": "base model that chooses among the labels",
 }
 """The ways to prompt that might have done instead of tuning. What stands beside the right answer costs them nothing."""
+NAMES: Final[Mapping[str, str]] = {
+    Metric.F1: "F1",
+    Metric.EXACT_MATCH: "exact match",
+    Metric.CHRF: "chrF",
+}
+"""Metrics as people write them, where that differs."""
 _IN_SCALARS: Final = ("base", "fewShot", "tuned", "artifact")
 """A stage's result is short: the others are in ``metrics.json``."""
 WITH: Final = "with"
 WITHOUT: Final = "without"
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """What is known of how likely models find answers."""
+
+    automation: Sequence[Automation] = ()
+    """Of the artifact's own."""
+    expected: Likelihoods | None = None
+    """Of the expected ones; None: only of texts."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,13 @@ class Evaluated:
         answers: Mapping[str, Sequence[str]],
         labels: Sequence[str],
         masked: Sequence[bool] = (),
-        automation: Sequence[Automation] = (),
+        probabilities: Probabilities | None = None,
     ) -> "Evaluated":
         """Scores and comparisons of ``answers``; ``labels`` are the allowed ones of a classification, ``masked`` says
-        of each example whether it holds placeholders, ``automation`` is the artifact's."""
-        right = right_for(task)
-        measured = measure(task, truth, {model: answers[model] for model in MODELS if model in answers}, labels)
+        of each example whether it holds placeholders."""
+        right, likely = right_for(task), probabilities or Probabilities()
+        asked = {model: answers[model] for model in MODELS if model in answers}
+        measured = measure(task, truth, asked, labels, likely.expected)
         return cls(
             task,
             truth,
@@ -77,7 +95,7 @@ class Evaluated:
             compare(truth, answers["base"], answers["tuned"], right),
             compare(truth, answers["tuned"], answers["artifact"], right),
             _scored_apart(task, truth, answers, labels, masked),
-            measured.model_copy(update={"automation": list(automation)}),
+            measured.model_copy(update={"automation": list(likely.automation)}),
         )
 
     @property
@@ -93,23 +111,35 @@ class Evaluated:
             raise ValueError(f"{metric} of {model} and {against} was not compared")
         return found
 
+    def value(self, metric: str, model: str) -> float | None:
+        """A metric of one model, of all rows; None if it was not measured."""
+        found = self.measurements.of(metric)
+        return found.models[model].value if found and model in found.models else None
+
     def scalars(self) -> dict[str, str]:
         """The stage's scalars, as docs/reference/stages.md names them."""
         return {"samples": str(len(self.truth))} | {
-            f"{measure}{model[0].upper()}{model[1:]}": f"{getattr(scores, measure):.4f}"
-            for measure in ("accuracy", "precision", "recall", "f1")
-            for model, scores in self.scores.items()
-            if model in _IN_SCALARS
+            f"{metric}{model[0].upper()}{model[1:]}": f"{value:.4f}"
+            for metric in (*metrics_of(self.task), Metric.PERPLEXITY)
+            for model in _IN_SCALARS
+            if (value := self.value(metric, model)) is not None
         }
 
     def summary(self) -> str:
         """One sentence for the status."""
-        shares = ", ".join(f"{model} {scores.accuracy:.1%}" for model, scores in self.scores.items())
-        text = f"Accuracy on {len(self.truth)} examples: {shares}."
+        metric = main_metric(self.task)
+        name = NAMES.get(metric, metric.capitalize())
+        shares = ", ".join(f"{model} {self.value(metric, model) or 0:.1%}" for model in self.scores)
+        text = f"{name} on {len(self.truth)} examples: {shares}."
+        if likely := [
+            f"{model} {value:.2f}" for model in self.scores if (value := self.value(Metric.PERPLEXITY, model))
+        ]:
+            text += f" Perplexity: {', '.join(likely)}."
         if self.apart:
             held, others = (self.apart[kind]["artifact"] for kind in (WITH, WITHOUT))
-            text += f" Artifact on the {held.samples} with placeholders {held.accuracy:.1%}, "
-            text += f"on the {others.samples} others {others.accuracy:.1%}."
+            part = "f1" if self.task is TaskType.TEXT else "accuracy"
+            text += f" Artifact on the {held.samples} with placeholders {'F1 ' if part == 'f1' else ''}"
+            text += f"{getattr(held, part):.1%}, on the {others.samples} others {getattr(others, part):.1%}."
         if judged := self.prompting():
             text += f" {judged}"
         for name in self.passed_over:
@@ -124,7 +154,7 @@ class Evaluated:
         """The best of PROMPTED by the task's main metric; empty where none was asked."""
         asked = [model for model in PROMPTED if model in self.scores]
         metric = main_metric(self.task)
-        return max(asked, key=lambda model: float(getattr(self.scores[model], metric)), default="")
+        return max(asked, key=lambda model: self.value(metric, model) or 0, default="")
 
     def prompting(self) -> str:
         """Whether prompting would have done, in one sentence; empty where the base model was only asked as the artifact
@@ -143,19 +173,23 @@ class Evaluated:
         """Everything measured, as JSON."""
         return {
             "scalars": self.scalars(),
-            "models": {model: asdict(scores) for model, scores in self.scores.items()},
-            "placeholders": {
-                kind: {model: asdict(scores) for model, scores in each.items()} for kind, each in self.apart.items()
-            },
+            "models": self._as_json(self.scores),
+            "placeholders": {kind: self._as_json(each) for kind, each in self.apart.items()},
             "tunedAgainstBase": asdict(self.gain),
             "artifactAgainstTuned": asdict(self.export_loss),
             "measurements": self.measurements.model_dump(mode="json", by_alias=True),
         }
 
+    def _as_json(self, scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+        """By model. A text is not just right or wrong, so it has no accuracy."""
+        share = metrics_of(self.task)[0]
+        found = {model: asdict(each) for model, each in scores.items()}
+        return {model: {share: each.pop("accuracy"), **each} for model, each in found.items()}
+
 
 def described(difference: Difference) -> str:
     """A difference for people, e.g. ``accuracy -4.5 points (95 % interval -7.1 to -1.9)``."""
-    it, name = difference.estimate, "F1" if difference.metric == "f1" else difference.metric
+    it, name = difference.estimate, NAMES.get(difference.metric, difference.metric)
     what = f"{name} of {difference.label!r}" if difference.label else name
     return f"{what} {100 * it.value:+.1f} points (95 % interval {100 * it.low:+.1f} to {100 * it.high:+.1f})"
 

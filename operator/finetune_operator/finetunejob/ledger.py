@@ -117,7 +117,7 @@ class RunLedger:
 
     def judged(self, scalars: Mapping[str, str]) -> None:
         """Record which goals the artifact met and what people said of it, if that is told."""
-        found = _goals(self._spec, scalars)
+        found = _goals(self._spec, self.evaluation, scalars)
         if self.evaluation is not None and (said := _review(scalars)):
             self.evaluation = self.evaluation.model_copy(update={"review": said})
         if self.evaluation is None or not found:
@@ -248,6 +248,8 @@ def _evaluation(uri: str, scalars: Mapping[str, str]) -> EvaluationStatus:
         samples=_count(scalars, "samples") or 0,
         accuracy=_scores(scalars, "accuracy"),
         f1=_scores(scalars, "f1"),
+        chrf=_scores_of_text(scalars, "chrf"),
+        perplexity=_scores_of_text(scalars, "perplexity"),
         report_uri=uri,
     )
 
@@ -272,10 +274,11 @@ def _artifact(
     )
 
 
-def _goals(spec: FineTuneJobSpec, scalars: Mapping[str, str]) -> list[GoalStatus]:
+def _goals(spec: FineTuneJobSpec, evaluation: EvaluationStatus | None, scalars: Mapping[str, str]) -> list[GoalStatus]:
     """The outcomes that publish reports; a pod's report is not trusted to be some."""
+    measured_chrf = evaluation is not None and evaluation.chrf is not None
     try:
-        return unpacked(scalars.get("goals", "[]"), spec.evaluation.gates.texts(spec.task.type))
+        return unpacked(scalars.get("goals", "[]"), spec.evaluation.gates.texts(spec.task.type, chrf=measured_chrf))
     except ValueError:
         return []
 
@@ -295,6 +298,12 @@ def _scores(scalars: Mapping[str, str], measure: str) -> Scores:
         tuned=scalars.get(f"{measure}Tuned", ""),
         artifact=scalars.get(f"{measure}Artifact", ""),
     )
+
+
+def _scores_of_text(scalars: Mapping[str, str], measure: str) -> Scores | None:
+    """None where it was not measured: of another task, or by an earlier version."""
+    found = _scores(scalars, measure)
+    return None if found == Scores() else found
 
 
 def _number(scalars: Mapping[str, str], name: str) -> str:

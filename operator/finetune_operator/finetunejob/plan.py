@@ -236,10 +236,11 @@ def _next_look(context: RunContext, job: StageJob) -> float | None:
 
 
 def _success(ledger: RunLedger) -> str:
-    scores = ledger.evaluation.accuracy if ledger.evaluation else None
-    accuracy = f"accuracy {scores.artifact} (base model: {scores.base}), " if scores and scores.artifact else ""
+    found = ledger.evaluation
+    name, scores = ("chrF", found.chrf) if found and found.chrf else ("accuracy", found and found.accuracy)
+    reached = f"{name} {scores.artifact} (base model: {scores.base}), " if scores and scores.artifact else ""
     where = ledger.artifact.uri if ledger.artifact else ""
-    return f"Published: {accuracy}{where}"
+    return f"Published: {reached}{where}"
 
 
 def _plan(

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 16
 """Conversations in a batch, as long as they fit the GPU's memory."""
+MOST_TOKENS: Final = 1024
+"""Tokens of their answers, padded: the logits of so many take 0.6 GB with a vocabulary of 152,000 in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     losses, size, start = [0.0] * len(given), BATCH_SIZE, 0
     while start < len(order):
         batch = order[start : start + size]
+        longest = max(len(given[index].answer) for index in batch)
+        batch = batch[: max(1, MOST_TOKENS // longest)]
         found = _losses(model, pad, [given[index] for index in batch])
         if found is None:
             size = len(batch) // 2
