@@ -19,7 +19,7 @@ from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_operator.framework.client import HttpKubeClient, KubeClient
+from finetune_operator.framework.client import HttpKubeClient, StreamClient
 from finetune_operator.framework.objects import EVENTS, JOBS, RESOURCE_QUOTAS, SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.rbac import LEASE_RULE, RULES
@@ -78,7 +78,7 @@ def crds(plane: ControlPlane) -> CrdServer:
 
 
 @pytest.fixture(scope="session")
-def api(plane: ControlPlane) -> KubeClient:
+def api(plane: ControlPlane) -> StreamClient:
     """The test's own client, as cluster administrator."""
     configuration = client.Configuration()
     config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
@@ -117,7 +117,7 @@ def operator_rights(namespace: str) -> list[Object]:
 class Team:
     """A namespace with an operator that watches only it, and a node that runs its pods."""
 
-    api: KubeClient
+    api: StreamClient
     plane: ControlPlane
     operator_kubeconfig: Path
     namespace: str
@@ -253,7 +253,7 @@ class Team:
 
 
 @contextmanager
-def prepared_team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, directory: Path) -> Iterator[Team]:
+def prepared_team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, directory: Path) -> Iterator[Team]:
     """A namespace with the runner's ServiceAccount and a node; operators are started by the test."""
     name = f"team-{uuid.uuid4().hex[:8]}"
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}}
@@ -272,7 +272,7 @@ def prepared_team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Pat
 
 
 @pytest.fixture
-def team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[Team]:
+def team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[Team]:
     """A team for one test."""
     with prepared_team(plane, api, operator_kubeconfig, tmp_path) as prepared:
         yield prepared
