@@ -261,11 +261,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """YAML that Go parses as intended: text that looks like a number (``2e-4``) is quoted."""
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     numeric = text[:1].isdigit() and text.replace("e", "").replace("-", "").replace(".", "").isdigit()
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if numeric else None)
 

@@ -9,6 +9,7 @@ run (``made``), and what a failed run is tried again for (``means``).
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -41,11 +42,13 @@ class Place:
     """Whether the field is a list."""
 
 
-def places(model: type[BaseModel]) -> Iterator[Place]:
-    """The fields of a model, in order."""
-    for name, field in model.model_fields.items():
-        below, many = model_of(field.annotation)
-        yield Place(field.alias or to_camel(name), _mark(field), field.is_required(), below, many)
+@cache
+def places(model: type[BaseModel]) -> tuple[Place, ...]:
+    """The fields of a model, in order. The operator asks in every pass over a FineTuneJob."""
+    return tuple(
+        Place(field.alias or to_camel(name), _mark(field), field.is_required(), *model_of(field.annotation))
+        for name, field in model.model_fields.items()
+    )
 
 
 def has_marks(model: type[BaseModel] | None) -> bool:

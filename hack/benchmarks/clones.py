@@ -26,7 +26,7 @@ from finetune_operator.adapterdeployment.target import find_target
 from finetune_operator.adapterdeployment.verification import verify_request
 from finetune_operator.blockers import Blocker
 from finetune_operator.finetunejob.observe import spec_hash
-from finetune_operator.framework.client import HttpKubeClient, KubeClient
+from finetune_operator.framework.client import HttpKubeClient, KubeClient, StreamClient
 from finetune_operator.framework.objects import ENDPOINT_SLICES, JOBS, PODS, SERVICES, Object, Resource
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.resources.deployment import fetch_request
@@ -48,7 +48,7 @@ def api_of(plane: ControlPlane) -> HttpKubeClient:
     return HttpKubeClient(configuration, 8)
 
 
-def finished_job(api: KubeClient, job: Object) -> list[Found]:
+def finished_job(api: StreamClient, job: Object) -> list[Found]:
     """Run a FineTuneJob to its end; it, its Jobs and their pods, as the API server shows them."""
     from tests.support.fake_node import FakeNode
 

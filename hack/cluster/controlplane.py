@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from . import toolchain
-from .console import run, succeeds
+from .console import run
 from .layout import CLUSTER_DOMAIN, KUBERNETES_SERVICE_IP, SERVICE_SUBNET, Ports
 from .pki import Authority
 from .processes import GRACE_SECONDS, Daemon, Identity, Record, start_in_order, stop_all, terminate
@@ -184,12 +184,12 @@ class ControlPlane:
         if not self.controllers:
             argv.append("--disable-admission-plugins=ServiceAccount")
         # The probe uses a client certificate, because anonymous requests may not see everything that /readyz checks.
-        probe = (toolchain.program("kubectl"), "--kubeconfig", self.kubeconfig, "get", "--raw", "/readyz")
+        admin = (pki.directory / "admin.crt", pki.directory / "admin.key")
         return Daemon(
             "apiserver",
             tuple(argv),
             self.directory,
-            lambda: succeeds(probe),
+            lambda: answers(f"{self.url}/readyz", admin),
             files=(pki.certificate, pki.directory / "apiserver.crt"),
             ready_seconds=120,
         )
@@ -254,9 +254,12 @@ def _kubeconfig_flags(path: Path) -> tuple[str, ...]:
     return tuple(f"--{name}={path}" for name in names)
 
 
-def answers(url: str) -> bool:
-    """Whether a local health endpoint answers 200 (its self-signed certificate is not checked)."""
+def answers(url: str, client: tuple[Path, Path] | None = None) -> bool:
+    """Whether a local health endpoint answers 200 (its self-signed certificate is not checked). ``client``: the files
+    of the certificate and the key with which it is asked."""
     context = ssl._create_unverified_context() if url.startswith("https") else None
+    if context and client:
+        context.load_cert_chain(*client)
     try:
         with urllib.request.urlopen(url, timeout=2, context=context) as response:
             return bool(response.status == 200)

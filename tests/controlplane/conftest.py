@@ -19,13 +19,15 @@ from finetune_api import meta
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
-from finetune_operator.framework.client import HttpKubeClient, KubeClient
+from finetune_operator.framework.client import HttpKubeClient, StreamClient
 from finetune_operator.framework.objects import EVENTS, JOBS, RESOURCE_QUOTAS, SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.kinds import FINETUNEJOBS
 from finetune_operator.rbac import LEASE_RULE, RULES
 from finetune_operator.settings import Images, PodShape, Profile, Settings
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.layout import REPOSITORY
+from tests.support.crd_cases import valid_object
+from tests.support.crd_patterns import KINDS
 from tests.support.crd_server import CrdServer
 from tests.support.fake_node import FakeNode
 from tests.support.fake_servers import NODE, FakeServers
@@ -70,14 +72,13 @@ def plane() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="session")
-def crds() -> Iterator[CrdServer]:
-    """A server for the tests of the CRDs: nothing but them acts on what is created there."""
-    with CrdServer.running() as server:
-        yield server
+def crds(plane: ControlPlane) -> CrdServer:
+    """Requests of the tests of the CRDs, in a namespace in which nothing but them acts."""
+    return CrdServer(plane)
 
 
 @pytest.fixture(scope="session")
-def api(plane: ControlPlane) -> KubeClient:
+def api(plane: ControlPlane) -> StreamClient:
     """The test's own client, as cluster administrator."""
     configuration = client.Configuration()
     config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
@@ -116,7 +117,7 @@ def operator_rights(namespace: str) -> list[Object]:
 class Team:
     """A namespace with an operator that watches only it, and a node that runs its pods."""
 
-    api: KubeClient
+    api: StreamClient
     plane: ControlPlane
     operator_kubeconfig: Path
     namespace: str
@@ -252,7 +253,7 @@ class Team:
 
 
 @contextmanager
-def prepared_team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, directory: Path) -> Iterator[Team]:
+def prepared_team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, directory: Path) -> Iterator[Team]:
     """A namespace with the runner's ServiceAccount and a node; operators are started by the test."""
     name = f"team-{uuid.uuid4().hex[:8]}"
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}}
@@ -271,7 +272,7 @@ def prepared_team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Pat
 
 
 @pytest.fixture
-def team(plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[Team]:
+def team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[Team]:
     """A team for one test."""
     with prepared_team(plane, api, operator_kubeconfig, tmp_path) as prepared:
         yield prepared
@@ -294,7 +295,7 @@ def serving(team: Team) -> Iterator[Serving]:
 def newer_crds(plane: ControlPlane) -> Iterator[None]:
     """CRDs of a later version: every object of the specs has one more field, with a default."""
     manifests = {path: path.read_text() for path in (REPOSITORY / "crds").glob("*.yaml")}
-    crds = [yaml.safe_load(text) for text in manifests.values()]
+    crds = [yaml.load(text, yaml.CSafeLoader) for text in manifests.values()]
     for crd in crds:
         [version] = crd["spec"]["versions"]
         _grow(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
@@ -304,6 +305,15 @@ def newer_crds(plane: ControlPlane) -> Iterator[None]:
     finally:
         for text in manifests.values():
             plane.kubectl("apply", "-f", "-", stdin=text)
+        for kind in KINDS:
+            wait(lambda kind=kind: not _is_newer(plane, kind), "the CRDs to be as they were")  # type: ignore[misc]
+
+
+def _is_newer(plane: ControlPlane, kind: str) -> bool:
+    """Whether the API server fills in the later version's field."""
+    stored = CrdServer(plane).create(valid_object(kind))
+    assert isinstance(stored, dict), stored
+    return ADDED_LATER in stored["spec"]
 
 
 def _grow(schema: dict[str, Any]) -> None:

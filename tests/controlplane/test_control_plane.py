@@ -60,6 +60,5 @@ def test_what_a_killed_test_run_left_is_removed_by_the_next() -> None:
     assert not directory.exists()
 
 
-def test_it_says_the_version_that_is_pinned() -> None:
-    with ControlPlane.temporary() as plane:
-        assert plane.kubectl("version").count("v1.36.3") == 2
+def test_it_says_the_version_that_is_pinned(plane: ControlPlane) -> None:
+    assert plane.kubectl("version").count("v1.36.3") == 2

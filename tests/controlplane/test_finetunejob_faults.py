@@ -19,7 +19,7 @@ from finetune_api import meta
 from finetune_api.finetunejob import Phase, StageState
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
-from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.client import StreamClient
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, Object
 from finetune_operator.kinds import FINETUNEJOBS
 from hack.cluster.controlplane import ControlPlane
@@ -60,7 +60,7 @@ def _normal(value: Any, run: str) -> Any:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+    plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """The end state of a run without a fault."""
     with prepared_team(plane, api, operator_kubeconfig, tmp_path_factory.mktemp("undisturbed")) as calm:

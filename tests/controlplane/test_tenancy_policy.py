@@ -188,7 +188,7 @@ def rendered(values: Path) -> tuple[list[Object], Settings]:
     """The chart's policies with their bindings, and the operator's configuration."""
     chart = ("finetune-operator", str(CHART), "--namespace", "finetune-system")
     text = run([toolchain.program("helm"), "template", *chart, "--values", values])
-    objects = [each for each in yaml.safe_load_all(text) if each]
+    objects = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
     policies = [each for each in objects if each["kind"].startswith("ValidatingAdmissionPolicy")]
     [config] = [each for each in objects if each["kind"] == "ConfigMap"]
     return policies, Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"]))

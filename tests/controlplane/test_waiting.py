@@ -14,7 +14,7 @@ import pytest
 
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
-from finetune_operator.framework.client import KubeClient
+from finetune_operator.framework.client import StreamClient
 from finetune_operator.framework.objects import JOBS, SERVICE_ACCOUNTS
 from finetune_operator.framework.waiting_room import PACE
 from finetune_operator.kinds import FINETUNEJOBS
@@ -86,7 +86,7 @@ def watch(team: Team, crowd: Crowd) -> Watched:
 
 @pytest.fixture(scope="module")
 def crowds(
-    plane: ControlPlane, api: KubeClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+    plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Watched]]:
     """Both crowds, at the same time: each has a namespace and an operator of its own, and most of it is waiting."""
     with ExitStack() as stack, ThreadPoolExecutor(len(CROWDS)) as pool:

@@ -32,7 +32,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 def render(*arguments: str) -> list[Object]:
     done = helm("template", "finetune-operator", str(CHART), "--namespace", NAMESPACE, *arguments)
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
 
 
 def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:

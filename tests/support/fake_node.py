@@ -17,10 +17,11 @@ from finetune_api import meta
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import PIPELINE, Found, Outcome, Stage, StageInput, StageResult, Upstream, input_key
-from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, PODS, Object
 from finetune_operator.resources.stage_job import STAGE_CONTAINER
+from tests.support.watched import Watched
 
 SCALARS: dict[Stage, dict[str, str]] = {
     Stage.PREPARE: {
@@ -115,7 +116,7 @@ Script = Callable[[StageInput], Ending | None]
 class FakeNode:
     """Runs the stage pods of one namespace in a thread of its own. Use as a context manager."""
 
-    def __init__(self, client: KubeClient, namespace: str, store: Store | None = None, address: str = "") -> None:
+    def __init__(self, client: StreamClient, namespace: str, store: Store | None = None, address: str = "") -> None:
         self.store = store or Store()
         self.scripts: dict[Stage, Script] = {}
         self.admit: Callable[[Object], Object | None] = lambda pod: None
@@ -124,6 +125,11 @@ class FakeNode:
         """Stage and pod of every container that was started."""
         self._client = client
         self._namespace = namespace
+        self._pods = Watched(client, Selection(PODS, namespace, meta.LABEL_STAGE))
+        self._inputs: dict[str, StageInput] = {}
+        """What pods have mounted, by their uid."""
+        self._held: dict[str, Object] = {}
+        """The last status that kept a pod from starting, by its uid."""
         self._address = address
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -141,9 +147,10 @@ class FakeNode:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(0.05):
-                for pod in self._client.select(PODS, self._namespace, meta.LABEL_STAGE):
-                    self._step(pod)
+            with self._pods:
+                while not self._stop.wait(0.05):
+                    for pod in self._pods.all():
+                        self._step(pod)
         except BaseException as error:  # noqa: BLE001 - told to the test when it leaves the context
             self.trouble = error
 
@@ -156,7 +163,7 @@ class FakeNode:
             return
         if phase == "Pending":
             if blocker := self.admit(pod):
-                self._write(pod, blocker)
+                self._hold(pod, blocker)
                 return
             self.started.append((given.stage, pod["metadata"]["name"]))
             running = {"phase": "Running", "podIP": self._address, "startTime": _now()}
@@ -175,18 +182,34 @@ class FakeNode:
         phase = "Succeeded" if ending.exit_code == 0 else "Failed"
         self._write(pod, {"phase": phase} | (why or {}) | _container({"terminated": terminated}))
 
+    def _hold(self, pod: Object, blocker: Object) -> None:
+        """Say once why a pod does not start."""
+        uid = pod["metadata"]["uid"]
+        if self._held.get(uid) != blocker and self._write(pod, blocker):
+            self._held[uid] = blocker
+
     def _input(self, pod: Object) -> StageInput | None:
         """The mounted input; without its ConfigMap, a pod cannot start."""
+        uid = pod["metadata"]["uid"]
+        if uid in self._inputs:
+            return self._inputs[uid]
         name = next(volume["configMap"]["name"] for volume in pod["spec"]["volumes"] if volume["name"] == "input")
         found = self._client.get(CONFIG_MAPS, self._namespace, name)
-        return StageInput.model_validate_json(found["data"]["input.json"], extra="ignore") if found else None
+        if found is None:
+            return None
+        self._inputs[uid] = StageInput.model_validate_json(found["data"]["input.json"], extra="ignore")
+        return self._inputs[uid]
 
-    def _write(self, pod: Object, status: Object) -> None:
+    def _write(self, pod: Object, status: Object) -> bool:
+        """Whether the pod was still there to be written to."""
         try:
-            self._client.patch_status(PODS, self._namespace, pod["metadata"]["name"], {"status": status})
+            name = pod["metadata"]["name"]
+            self._pods.written(self._client.patch_status(PODS, self._namespace, name, {"status": status}))
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+            return False
+        return True
 
 
 def _now() -> str:

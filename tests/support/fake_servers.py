@@ -16,11 +16,12 @@ from kubernetes.client.exceptions import NotFoundException
 
 from finetune_api import meta
 from finetune_api.reasons import Reason
-from finetune_operator.framework.client import ApiError, KubeClient
+from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import PODS, Object, Resource
 from finetune_operator.resources.deployment import SERVER
 from tests.support.serving import UNSCHEDULABLE, pod_status, served
+from tests.support.watched import Watched
 
 NODE = "servers"
 """Where the pods run. The controller of endpoints wants a Node of the name to exist."""
@@ -31,7 +32,7 @@ _REPORTED = {"image": "example/image", "imageID": ""}
 class FakeServers:
     """Runs the serving pods of one namespace in a thread of its own. Use as a context manager."""
 
-    def __init__(self, api: KubeClient, pods: client.CoreV1Api, namespace: str) -> None:
+    def __init__(self, api: StreamClient, pods: client.CoreV1Api, namespace: str) -> None:
         self.fates: dict[str, Reason | None] = {}
         """Why pods with an artifact fail, by its digest; others become ready."""
         self.loading: set[str] = set()
@@ -41,6 +42,7 @@ class FakeServers:
         self._api = api
         self._pods = pods
         self._namespace = namespace
+        self._watched = Watched(api, Selection(PODS, namespace, f"{meta.LABEL_ROLE}={SERVER}"))
         self._addresses = (f"10.9.{number // 200}.{number % 200 + 1}" for number in itertools.count())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -58,12 +60,13 @@ class FakeServers:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(0.05):
-                for pod in self._api.select(PODS, self._namespace, f"{meta.LABEL_ROLE}={SERVER}"):
-                    if "deletionTimestamp" in pod["metadata"]:
-                        self._end(pod)
-                    elif "containerStatuses" not in pod["status"]:
-                        self._begin(pod)
+            with self._watched:
+                while not self._stop.wait(0.05):
+                    for pod in self._watched.all():
+                        if "deletionTimestamp" in pod["metadata"]:
+                            self._end(pod)
+                        elif "containerStatuses" not in pod["status"]:
+                            self._begin(pod)
         except BaseException as error:  # noqa: BLE001 - told to the test when it leaves the context
             self.trouble = error
 
@@ -83,7 +86,7 @@ class FakeServers:
         try:
             if not pod["spec"].get("nodeName"):
                 self._api.create(_BINDINGS, _binding(self._namespace, name))
-            self._api.patch_status(PODS, self._namespace, name, {"status": status})
+            self._write(name, status)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
@@ -91,7 +94,10 @@ class FakeServers:
     def _refuse(self, pod: Object) -> None:
         """What the scheduler says of a pod that no node has room for."""
         if not pod["spec"].get("nodeName") and not pod["status"].get("conditions"):
-            self._api.patch_status(PODS, self._namespace, pod["metadata"]["name"], {"status": UNSCHEDULABLE})
+            self._write(pod["metadata"]["name"], UNSCHEDULABLE)
+
+    def _write(self, name: str, status: Object) -> None:
+        self._watched.written(self._api.patch_status(PODS, self._namespace, name, {"status": status}))
 
 
 def _binding(namespace: str, pod: str) -> Object:

@@ -7,7 +7,6 @@ behind by any number of events.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from finetune_operator.framework.client import ApiError
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.kinds import FINETUNEJOBS
+from tests.support.copies import copied
 from tests.support.fake_node import Ending, Store
 
 NAMESPACE = "team"
@@ -50,16 +50,16 @@ class MemoryCluster:
     # The KubeClient.
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
-        return copy.deepcopy(self.objects.get((resource.kind, name)))
+        return copied(self.objects.get((resource.kind, name)))
 
     def select(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
-        return [copy.deepcopy(found) for (kind, _), found in self.objects.items() if kind == resource.kind]
+        return [copied(found) for (kind, _), found in self.objects.items() if kind == resource.kind]
 
     def create(self, resource: Resource, body: Object) -> Object:
         name = body["metadata"]["name"]
         if (resource.kind, name) in self.objects:
             raise ApiError(409, "AlreadyExists", f"{name} exists")
-        stored = copy.deepcopy(body)
+        stored = copied(body)
         stored["metadata"] |= {"uid": f"uid-{next(self._numbers)}", "creationTimestamp": timestamp(self.now)}
         stored["metadata"] |= {"generation": 1}
         stored.setdefault("status", {})
@@ -94,7 +94,7 @@ class MemoryCluster:
     def change_spec(self, name: str, **spec: Any) -> None:
         """Somebody edits a FineTuneJob; refused as the API server does while a stage is at work."""
         found = self.objects[FINETUNEJOBS.kind, name]
-        changed = copy.deepcopy(found)
+        changed = copied(found)
         changed["spec"] |= spec
         before, after = (made(FineTuneJobSpec.model_validate(each["spec"])) for each in (found, changed))
         if before != after and FineTuneJobStatus.model_validate(found["status"]).at_work:
@@ -105,8 +105,9 @@ class MemoryCluster:
     def controllers(self) -> None:
         """The Job controller: a pod for each Job that should have one, the Job's end when the pod has ended."""
         for job in [found for (kind, _), found in self.objects.items() if kind == JOBS.kind]:
-            self._control(copy.deepcopy(job))
-        running = [p["metadata"]["name"] for p in self.pods() if p["status"]["phase"] in ("Pending", "Running")]
+            self._control(copied(job))
+        pods = [found for (kind, _), found in self.objects.items() if kind == PODS.kind]
+        running = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
         if len(running) > 1:
             self.overlaps.append(", ".join(running))
 
@@ -134,13 +135,13 @@ class MemoryCluster:
         jobs = [found for (kind, _), found in self.objects.items() if kind == JOBS.kind]
         for job in jobs if pod["status"]["phase"] in ("Succeeded", "Failed") else ():
             if job["metadata"]["uid"] in uids:
-                self._control(copy.deepcopy(job))
+                self._control(copied(job))
 
     def _control(self, job: Object) -> None:
         conditions = {each["type"] for each in job["status"].get("conditions", [])}
-        pods = self._owned_pods(job["metadata"]["uid"])
         if conditions & {"Complete", "Failed"}:
             return
+        pods = self._owned_pods(job["metadata"]["uid"])
         active = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
         ended = {pod["status"]["phase"] for pod in pods} & {"Succeeded", "Failed"}
         if ended:
@@ -177,15 +178,16 @@ class MemoryCluster:
         self._put(JOBS, job | {"status": job["status"] | status})
 
     def _owned_pods(self, uid: str) -> list[Object]:
-        return [pod for pod in self.pods() if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
+        pods = [found for (kind, _), found in self.objects.items() if kind == PODS.kind]
+        return [copied(pod) for pod in pods if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
 
     def _put(self, resource: Resource, found: Object) -> Object:
-        found = copy.deepcopy(found)
+        found = copied(found)
         found["metadata"]["resourceVersion"] = str(next(self._numbers))
         self.objects[resource.kind, found["metadata"]["name"]] = found
-        self.stream.append((resource, False, copy.deepcopy(found)))
+        self.stream.append((resource, False, copied(found)))
         self.now += timedelta(milliseconds=100)
-        return copy.deepcopy(found)
+        return copied(found)
 
     def _patch(self, resource: Resource, name: str, body: Object) -> Object:
         found = self.objects.get((resource.kind, name))
@@ -194,7 +196,7 @@ class MemoryCluster:
         expected = body.get("metadata", {}).get("resourceVersion")
         if expected is not None and expected != found["metadata"]["resourceVersion"]:
             raise ApiError(409, "Conflict", "the object has been modified")
-        changed = copy.deepcopy(found)
+        changed = copied(found)
         for part in ("spec", "status"):
             changed[part] = merged(changed.get(part) or {}, body.get(part) or {})
         annotations = body.get("metadata", {}).get("annotations") or {}

@@ -5,7 +5,6 @@ controllers, and pods whose fate depends on the artifact that they serve. Real A
 API server (tests/controlplane).
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
 from finetune_operator.settings import Engine, Images, Runtime, Settings
+from tests.support.copies import copied
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(
@@ -143,7 +143,7 @@ class ServingCluster:
             settings=self.settings,
             source=self.source,
             service_account=self.service_account,
-            children=copy.deepcopy(self.objects),
+            children=copied(self.objects),
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
             job_events=self.job_events,
             contenders=tuple(contender for contender in contenders if contender is not None),
@@ -179,14 +179,17 @@ class ServingCluster:
         starts in the third pass after it has been recorded, a second after the one before."""
         quiet = 0
         for _ in range(passes):
-            before = copy.deepcopy((self.objects, self.slices, self.status))
+            before = self._state()
             made = self.reconcile()
             self.run_controllers()
             self.now += timedelta(seconds=math.ceil(made.requeue_after or 0))
-            quiet = quiet + 1 if before == (self.objects, self.slices, self.status) and not made.actions else 0
+            quiet = quiet + 1 if before == self._state() and not made.actions else 0
             if quiet == 3:
                 return
         raise AssertionError(f"not quiescent after {passes} passes: {self.plan().actions}")
+
+    def _state(self) -> tuple[Any, ...]:
+        return copied(self.objects), copied(self.slices), self.status.model_dump()
 
     def apply_action(self, action: Action) -> None:
         """What the API server does with an action."""
@@ -245,7 +248,7 @@ class ServingCluster:
         labels, pods = deployment["spec"]["template"]["metadata"]["labels"], self.pods.get(name, [])[:wanted]
         self.pods[name] = pods
         for number in range(len(pods), wanted):
-            pods.append(server_pod(name, f"{name}-{number}", labels, copy.deepcopy(UNSCHEDULABLE)))
+            pods.append(server_pod(name, f"{name}-{number}", labels, copied(UNSCHEDULABLE)))
             pods[-1]["metadata"]["creationTimestamp"] = timestamp(self.now)
         for pod in pods:
             waits = "startTime" not in pod["status"] and self.held() < self.room
@@ -291,7 +294,7 @@ class ServingCluster:
 
     def _stored(self, body: Object) -> Object:
         self._sequence += 1
-        stored = copy.deepcopy(body)
+        stored = copied(body)
         stored["metadata"] |= {
             "uid": f"uid-{self._sequence}",
             "generation": 1,
@@ -440,4 +443,4 @@ def shown(status: AdapterDeploymentStatus) -> dict[str, str]:
 def _merge(live: Any, body: Any) -> Any:
     if isinstance(live, dict) and isinstance(body, dict):
         return live | {key: _merge(live.get(key), value) for key, value in body.items()}
-    return copy.deepcopy(body)
+    return copied(body)

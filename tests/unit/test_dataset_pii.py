@@ -195,15 +195,14 @@ NUMBERS = st.lists(
 ).map("".join)
 
 
-@pytest.mark.parametrize("pattern", IN_NUMBERS, ids=lambda pattern: str(pattern.pattern[:40]))
 @settings(deadline=None, max_examples=150)
 @given(NUMBERS, st.one_of(st.just(""), NUMBERS))
-def test_around_long_numbers_everything_is_found_that_is_anywhere(
-    pattern: re.Pattern[str], text: str, before: str
-) -> None:
+def test_around_long_numbers_everything_is_found_that_is_anywhere(text: str, before: str) -> None:
     whole = Text(text, before)
-    anywhere = [match.span() for match in pattern.finditer(before + text) if match.start() >= len(before)]
-    assert [match.span() for match in whole.in_numbers(pattern) if match.start() >= len(before)] == anywhere
+    for pattern in IN_NUMBERS:
+        anywhere = [match.span() for match in pattern.finditer(before + text) if match.start() >= len(before)]
+        found_here = [match.span() for match in whole.in_numbers(pattern) if match.start() >= len(before)]
+        assert found_here == anywhere, pattern.pattern
 
 
 @settings(deadline=None, max_examples=300)

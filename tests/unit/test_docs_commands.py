@@ -126,10 +126,18 @@ def paths(values: dict[str, Any], place: str = "") -> Iterator[str]:
             yield from paths(value, f"{place}{name}.")
 
 
+@cache
+def chart_values() -> dict[str, Any]:
+    """The chart's values.yaml."""
+    text = (REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.load(text, yaml.CSafeLoader)
+    return values
+
+
 @every_page
 def test_every_value_of_the_chart_that_is_named_exists(page: Path) -> None:
     """Of profiles and runtimes anybody may make more: those are not looked at."""
-    values = yaml.safe_load((REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text(encoding="utf-8"))
+    values = chart_values()
     known, groups = set(paths(values)), "|".join(set(values) - {"profiles", "runtimes"})
     named = {name for text in code(page) for name in re.findall(rf"(?<![\w./-])(?:{groups})(?:\.[a-zA-Z]+)+", text)}
     assert sorted(name for name in named - known if not name.endswith((".json", ".md", ".py", ".yaml"))) == []

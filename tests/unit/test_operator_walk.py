@@ -87,7 +87,7 @@ class Walk:
     def step(self, name: str) -> None:
         """Something happens."""
         cluster = self.cluster
-        jobs = cluster.select(JOBS, None)
+        jobs = [job for kind, job in cluster.objects if kind == JOBS.kind]
         match name.split():
             case ["go", "on"]:
                 self.turn()
@@ -107,7 +107,7 @@ class Walk:
             case ["crash", "in", writes]:
                 cluster.crash_in = int(writes)
             case ["delete", "a", "job"] if jobs:
-                cluster.remove(JOBS, jobs[-1]["metadata"]["name"])
+                cluster.remove(JOBS, jobs[-1])
             case ["delete", "the", "pods"]:
                 self.delete_pods()
             case ["suspend"]:

@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-import boto3
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.loaders import Loader
+from botocore.session import Session
 
 from finetune_api.meta import CA_DIR, CA_DIR_VARIABLE
 from finetune_api.reasons import Reason
@@ -104,14 +105,15 @@ class Store:
             s3={"addressing_style": "path" if storage.in_path else "virtual"},
             user_agent_extra="finetune-operator",
         )
-        # boto3's default session would keep the first credentials of the process.
-        session = boto3.session.Session(**_keys(storage.secret_ref, os.environ))
-        client = session.client(
+        session = Session()  # one for each place: it would keep the first credentials of the process
+        session.register_component("data_loader", _api_models())
+        client = session.create_client(
             "s3",
             region_name=storage.region,
             endpoint_url=storage.endpoint,
             verify=_authorities(storage),
             config=config,
+            **_keys(storage.secret_ref, os.environ),
         )
         return cls(client, uri, storage.encryption if isinstance(storage, Storage) else None)
 
@@ -299,6 +301,12 @@ class _MissingError(Exception):
 
 class _LostError(Exception):
     """The condition of a conditional write does not hold."""
+
+
+@cache
+def _api_models() -> Loader:
+    """The descriptions of S3's API from which botocore makes clients. To read them takes most of the time of that."""
+    return Loader()
 
 
 def _authorities(storage: InputStorage) -> str | None:

@@ -35,7 +35,8 @@ class Artifact:
 
 def asked_back(observed: ObservedDeployment) -> Record | None:
     """The revision that the spec goes back to, as far as it is known."""
-    return records(observed).get(observed.resource.spec.rollback_to)
+    wanted = observed.resource.spec.rollback_to
+    return records(observed).get(wanted) if wanted else None
 
 
 def find_artifact(observed: ObservedDeployment) -> Artifact | Blocker:
