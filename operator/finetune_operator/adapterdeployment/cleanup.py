@@ -52,13 +52,14 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
     stays = rollout.previous.revision if rollout.previous else serving
-    starting = candidate.revision if candidate and candidate.state in ACTIVE else ""
+    has_pods = candidate is not None and candidate.state in ACTIVE - {RevisionState.STOPPING}
+    starting = candidate.revision if candidate and has_pods else ""
     asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
     told = {line.revision for line in rollout.history}
     told |= {target.revision} if isinstance(target, Target) else set()
     verification = ""
-    if isinstance(target, Target) and candidate and candidate.state is not RevisionState.WAITING:
+    if isinstance(target, Target) and candidate and (has_pods or candidate.state is RevisionState.FAILED):
         verification = verify_request(owner, target, spec, observed.settings).name
 
     def unused(resource: Resource, name: str, revision: str) -> bool:

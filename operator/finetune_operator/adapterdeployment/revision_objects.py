@@ -18,10 +18,10 @@ from finetune_operator.resources.network_policy import candidate_policy, serving
 from finetune_operator.resources.service import candidate_service, public_service
 
 
-def serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
-    """The target serves: restore its objects, with as many pods as the spec asks for."""
+def serve(observed: ObservedDeployment, target: Target, replicas: int | None = None) -> tuple[Action, ...]:
+    """The target serves: restore its objects, with as many pods as the spec asks for unless it is said how many."""
     return (
-        *_pods(observed, target, observed.resource.spec.replicas),
+        *_pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas),
         *direct_traffic(observed, target.revision),
     )
 
@@ -49,7 +49,8 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
     owner, record = observed.owner, target.record
     name = deployment_name(owner, record.revision)
     made, fetch = record.controller_revision(owner), record.input_config_map(owner)
-    wanted = deployment(owner, record.serving, record.revision, replicas, record.template)
+    has_room = not observed.resource.spec.in_place
+    wanted = deployment(owner, record.serving, record.revision, replicas, record.template, has_room=has_room)
     return (
         *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
         *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),

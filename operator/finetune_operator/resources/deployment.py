@@ -91,8 +91,10 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
     )
 
 
-def deployment(owner: Owner, serving: Serving, revision: str, replicas: int, template: Object) -> Object:
-    """The Deployment of a revision, with pods made from a template."""
+def deployment(
+    owner: Owner, serving: Serving, revision: str, replicas: int, template: Object, *, has_room: bool = True
+) -> Object:
+    """The Deployment of a revision, with pods made from a template. ``has_room``: for one pod more than it asks for."""
     labels = server_labels(owner, revision)
     return {
         "apiVersion": "apps/v1",
@@ -110,7 +112,10 @@ def deployment(owner: Owner, serving: Serving, revision: str, replicas: int, tem
             "progressDeadlineSeconds": start_seconds(serving.runtime),
             "revisionHistoryLimit": 1,
             # Within a revision, only a repair (somebody changed the template) or `kubectl rollout restart` rolls.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": int(has_room), "maxUnavailable": int(not has_room)},
+            },
             "template": template,
         },
     }
