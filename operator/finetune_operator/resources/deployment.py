@@ -129,6 +129,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
     pod["initContainers"] = [_fetch(fetch)]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
+    pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
         {"name": "input", "configMap": {"name": fetch.name}},
         *ca_volumes(access_of(fetch.input).authorities),
@@ -151,6 +152,19 @@ def drain_seconds_of(server: Object) -> float:
     """The same of the server's container."""
     sleep = ((server.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
     return float(sleep.get("seconds", 0))
+
+
+def _spread(labels: dict[str, str]) -> list[Object]:
+    """Pods of a revision apart, so that a lost node or zone takes few of them; together where there is no room."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels},
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]
 
 
 def _fetch(request: StageRequest) -> Object:
