@@ -18,7 +18,7 @@ from finetune_api.base import (
     Word,
     as_map,
 )
-from finetune_api.rules import exactly_one_of
+from finetune_api.rules import Rule, exactly_one_of
 from finetune_api.storage import Storage
 
 ARTIFACT_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9!_.*'()=+@-]+/)*artifacts/[0-9a-f]{64}$"
@@ -161,13 +161,52 @@ class Policy(ApiModel):
 
 KEEP: Final = r"^([0-9]{1,5}s|[0-9]{1,4}m|[0-9]{1,2}h)$"
 """Pattern of a time with one unit."""
+KEPT_BY_DEFAULT: Final = "10m"
+"""For how long the pods of the revision before stay where the spec does not say."""
 REVISION: Final = r"^([0-9a-f]{8})?$"
 """Pattern of a revision's name, or none."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
 
+def _seconds(text: str) -> int:
+    """Seconds of a time that matches ``KEEP``."""
+    return int(text[:-1]) * _UNITS[text[-1]]
+
+
+class StrategyType(StrEnum):
+    """Which pods go first when another revision takes over."""
+
+    BLUE_GREEN = "BlueGreen"
+    IN_PLACE = "InPlace"
+
+
+class Strategy(ApiModel):
+    """How another revision takes over from the one that serves."""
+
+    type: StrategyType = StrategyType.BLUE_GREEN
+    """BlueGreen: another revision starts beside the one that serves, which takes hardware for both. InPlace: the pods
+    of the one that serves stop first, and nobody gets answers until the other one is verified. If it fails, the one
+    before comes back by itself."""
+    notice: Annotated[str, Field(pattern=KEEP, max_length=6)] = "30s"
+    """InPlace: for how long the status announces the gap in service before it begins: seconds, minutes or hours."""
+
+    @property
+    def notice_seconds(self) -> int:
+        """The notice in seconds."""
+        return _seconds(self.notice)
+
+
+_NOTHING_KEPT: Final = Rule(
+    "self.strategy.type != 'InPlace' || !has(self.keepLastGood) || self.keepLastGood.matches('^0+[smh]$')",
+    "strategy InPlace stops the pods of the revision before first, and can keep none: remove keepLastGood, or set it "
+    "to 0s",
+)
+
+
 class AdapterDeploymentSpec(ApiModel):
     """What to serve and how."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_NOTHING_KEPT.as_schema()]})
 
     source: ArtifactSource
     """The artifact to serve."""
@@ -181,18 +220,31 @@ class AdapterDeploymentSpec(ApiModel):
     """Which artifacts may be served."""
     rerun: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")] = ""
     """Any new value retries a failed revision, e.g. with new credentials; a serving one stays as it is."""
-    keep_last_good: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
-    """How long the pods of the revision before stay after another one has taken over: seconds, minutes or hours, e.g.
-    "10m". For so long, the new revision is watched, and traffic goes back at once if it crashes or stops answering.
-    They make room for whatever finds none. "0s" where there is no hardware for both: no pod stays, and nothing goes
-    back by itself."""
+    strategy: Strategy = Strategy()
+    """How another revision takes over. Until one has served, there is nothing to take over from."""
+    keep_last_good: Annotated[str, Field(pattern=KEEP, max_length=6)] | None = None
+    """How long the pods of the revision before stay after another one has taken over: seconds, minutes or hours; 10m by
+    default. For so long, the new revision is watched, and traffic goes back at once if it crashes or stops answering.
+    They make room for whatever finds none. "0s": no pod stays, and nothing goes back by itself; with strategy InPlace
+    there is no other value."""
     rollback_to: Annotated[str, Field(max_length=8, pattern=REVISION)] = ""
     """Serve this revision of status.revisions, whatever the source says, until it is removed or changed."""
+
+    @model_validator(mode="after")
+    def _keeps_nothing_in_place(self) -> "AdapterDeploymentSpec":
+        if self.in_place and self.keep_seconds:
+            raise ValueError(_NOTHING_KEPT.message)
+        return self
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the pods of what serves stop before those of another revision start."""
+        return self.strategy.type is StrategyType.IN_PLACE
 
     @property
     def keep_seconds(self) -> int:
         """keepLastGood in seconds."""
-        return int(self.keep_last_good[:-1]) * _UNITS[self.keep_last_good[-1]]
+        return _seconds(self.keep_last_good or ("0s" if self.in_place else KEPT_BY_DEFAULT))
 
 
 class ServingPhase(OpenEnum):
@@ -209,6 +261,7 @@ class RevisionState(OpenEnum):
     """State of a revision."""
 
     WAITING = "Waiting"
+    STOPPING = "Stopping"
     STARTING = "Starting"
     VERIFYING = "Verifying"
     PROMOTING = "Promoting"
@@ -248,8 +301,9 @@ class RevisionStatus(WireModel):
     revision: Annotated[str, Field(max_length=16)]
     """Short hash of artifact and runtime; part of the Deployment's name."""
     state: RevisionState
-    """Waiting (for its turn or its next try, without pods), Starting, Verifying, Promoting (verified; its network opens
-    and its other pods start), Serving or Failed."""
+    """Waiting (for its turn or its next try, without pods), Stopping (strategy InPlace: the pods of what serves are
+    about to stop for it, or do), Starting, Verifying, Promoting (verified; its network opens and its other pods
+    start), Serving or Failed."""
     artifact_digest: Annotated[str, Field(max_length=64)]
     """Content address of the artifact that it serves."""
     artifact_uri: Annotated[str, Field(max_length=1024)]
@@ -262,6 +316,9 @@ class RevisionStatus(WireModel):
     """How its pods reach the artifact; known even after the FineTuneJob that published it is deleted."""
     since: Timestamp
     """When it entered this state."""
+    gap_starts_at: Timestamp | None = None
+    """Strategy InPlace: when the pods of what serves stop for it. The gap in service ends when it serves, or what
+    served before does again."""
     accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy measured through the server, on the sample; of texts the share of answers with the very words."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
@@ -296,7 +353,7 @@ class RevisionSummary(WireModel):
     image: Annotated[str, Field(max_length=512)] = ""
     """Image of its model server."""
     started_at: Timestamp | None = None
-    """When its first pod was asked for."""
+    """When its first pod was asked for, or the gap in service in which it is to start was announced."""
     promoted_at: Timestamp | None = None
     """When it last got the traffic; absent: it never did."""
     ended_at: Timestamp | None = None
@@ -317,7 +374,8 @@ class AdapterDeploymentStatus(WireModel):
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
     """Ready, Reconciling and Stalled (kstatus); Discouraged if clients may send longer requests than the runtime
     accepts, if answers may differ from the evaluated ones, or if the artifact was withdrawn; RolledBack if an earlier
-    revision serves than the source asks for."""
+    revision serves than the source asks for; ServiceGap, with strategy InPlace, from the announcement of a gap in
+    service (False) to its end (True while it lasts)."""
     endpoint: Annotated[str, Field(max_length=253)] = ""
     """URL inside the cluster, e.g. http://transactions.default.svc:80."""
     stable: RevisionStatus | None = None

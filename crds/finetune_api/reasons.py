@@ -99,6 +99,8 @@ class Reason(OpenEnum):
     SOURCE_NOT_READY = "SourceNotReady"
     SOURCE_NOT_FOUND = "SourceNotFound"
     ROLLOUT_QUEUED = "RolloutQueued"
+    GAP_ANNOUNCED = "GapAnnounced"
+    GAP_IN_SERVICE = "GapInService"
     CANDIDATE_STARTING = "CandidateStarting"
     CANDIDATE_FAILED = "CandidateFailed"
     VERIFYING = "Verifying"
@@ -193,6 +195,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.SOURCE_NOT_READY: "The FineTuneJob does not exist yet, or has not published yet.",
     Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; the artifact that it published is still served.",
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
+    Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
+    Reason.GAP_IN_SERVICE: "Strategy InPlace: the pods of what served are stopped, and nobody gets answers until another revision is verified, or the one before is back.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer: during verification, or soon after it had taken over.",
     Reason.VERIFYING: "A revision is being verified.",

@@ -80,7 +80,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     ),
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
-        *(Reason.SERVING, Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK),
+        *(Reason.SERVING, Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
     ),
 }
 """The reasons of an AdapterDeployment."""

@@ -8,6 +8,7 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     NETWORK_POLICIES,
     RESOURCE_QUOTAS,
     SERVICE_ACCOUNTS,
@@ -21,7 +22,10 @@ CUSTOM_RESOURCES: Final = (FINETUNEJOBS, ADAPTERDEPLOYMENTS)
 
 _ALL: Final = tuple(each.kind for each in CUSTOM_RESOURCES)
 _SERVING: Final = (ADAPTERDEPLOYMENTS.kind,)
-_OF_SERVING: Final = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
+_OF_SERVING: Final = (
+    *(DEPLOYMENTS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS),
+    DISRUPTION_BUDGETS,
+)
 """FineTuneJobs have Services and ConfigMaps too, thousands of them. They are read in the rare cases that need them."""
 WATCHED_OWNERS: Final[Mapping[Resource, tuple[str, ...]]] = dict.fromkeys(_OF_SERVING, _SERVING)
 """By kind of child: the kinds of custom resources whose children are watched. Children of other kinds: of both."""

@@ -11,6 +11,7 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     ENDPOINT_SLICES,
     EVENTS,
     JOBS,
@@ -65,6 +66,8 @@ RULES: Final = (
     Rule(SERVICES, ("get", "list", "watch", "create", "patch", "delete")),
     # What each revision's pods are made of.
     Rule(CONTROLLER_REVISIONS, ("get", "list", "watch", "create", "patch", "delete")),
+    # How many serving pods a drained node may take at once.
+    Rule(DISRUPTION_BUDGETS, ("get", "list", "watch", "create", "patch", "delete")),
     # Whether clients reach the revision that serves.
     Rule(ENDPOINT_SLICES, ("list", "watch")),
     Rule(NETWORK_POLICIES, ("get", "list", "watch", "create", "patch", "delete")),

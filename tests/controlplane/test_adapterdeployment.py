@@ -14,6 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_operator.framework.objects import (
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     NETWORK_POLICIES,
     PODS,
     SERVICES,
@@ -226,7 +227,7 @@ def test_an_artifact_is_not_looked_for_in_a_store_to_which_its_job_has_yet_to_pu
 
 
 def test_scaling_by_the_subresource(serving: Serving) -> None:
-    """As kubectl scale and autoscalers do it."""
+    """As kubectl scale and autoscalers do it. Several pods have a disruption budget, which the API server follows."""
     serving.start()
     serving.serve(GOOD)
     for replicas in (3, 0):
@@ -235,6 +236,7 @@ def test_scaling_by_the_subresource(serving: Serving) -> None:
         )
         wait(lambda wanted=replicas: serving.status().replicas == wanted, f"{replicas} pods")  # type: ignore[misc]
         assert serving.until(ServingPhase.READY).ready_replicas == replicas
+        wait(lambda few=replicas < 2: (serving.get(DISRUPTION_BUDGETS, NAME) is None) is few, "the budget")  # type: ignore[misc]
 
 
 def _a_pod(serving: Serving) -> str:

@@ -356,6 +356,15 @@ _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
         for metric in LOW[1:]
     ),
 ]
+_NOTHING_KEPT: Final = message_of(_schema(meta.ADAPTERDEPLOYMENT, ("spec",)), "InPlace", "remove keepLastGood", "0s")
+_STRATEGIES: Final[list[tuple[Object, str | None]]] = [
+    ({"strategy": {"type": "InPlace"}}, None),
+    ({"strategy": {"type": "InPlace"}, "keepLastGood": "0s"}, None),
+    ({"strategy": {"type": "InPlace"}, "keepLastGood": "00m"}, None),
+    ({"strategy": {"type": "InPlace"}, "keepLastGood": "10m"}, _NOTHING_KEPT),
+    ({"strategy": {"notice": "5m"}, "keepLastGood": "10m"}, None),
+    ({"keepLastGood": "10m"}, None),
+]
 _STORAGES: Final[list[tuple[str, Path]]] = [
     (meta.FINETUNEJOB, ("spec", "storage")),
     (meta.FINETUNEJOB, ("spec", "output", "storage")),
@@ -432,6 +441,8 @@ def _rule_cases() -> Iterator[Case]:
     yield from (Case(meta.FINETUNEJOB, GOAL, value, message) for value, message in _GOALS)
     yield from (Case(meta.FINETUNEJOB, GOAL[:2], value, message) for value, message in _EVALUATIONS)
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
+    served = {"source": {"fineTuneJob": {"name": "a"}}, "runtime": "a"}
+    yield from (Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | value, message) for value, message in _STRATEGIES)
     for kind, path, fields in _ONE_OF:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)

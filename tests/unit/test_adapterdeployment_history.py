@@ -235,6 +235,19 @@ class TestRecords:
                 found = cluster.objects[resource][name]
                 assert (found.get("spec"), found.get("data")) == (child.get("spec"), child.get("data"))
 
+    @pytest.mark.parametrize("has_record", [True, False])
+    def test_pods_of_a_release_that_did_not_spread_them_stay(self, has_record: bool) -> None:
+        cluster = serving(replicas=3)
+        [live], [kept] = cluster.objects[DEPLOYMENTS].values(), cluster.objects[CONTROLLER_REVISIONS].values()
+        for template in (live["spec"]["template"], kept["data"]["template"]):
+            assert len(template["spec"].pop("topologySpreadConstraints")) == 2
+        if not has_record:
+            cluster.objects[CONTROLLER_REVISIONS].clear()
+        pods, old = copy.deepcopy(live["spec"]["template"]), cluster.traffic()
+        cluster.settle()
+        assert cluster.objects[DEPLOYMENTS][f"demo-{old}"]["spec"]["template"] == pods
+        assert cluster.status.candidate is None
+
     def test_a_record_that_cannot_be_read_counts_as_missing(self) -> None:
         cluster = serving()
         [kept] = cluster.objects[CONTROLLER_REVISIONS].values()

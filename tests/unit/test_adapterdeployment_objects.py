@@ -61,6 +61,14 @@ def test_every_container_is_restricted() -> None:
         }
 
 
+def test_pods_of_a_revision_keep_apart_if_there_is_room() -> None:
+    spread = pod()["spec"]["topologySpreadConstraints"]
+    assert [each["topologyKey"] for each in spread] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+    for each in spread:
+        assert each["whenUnsatisfiable"] == "ScheduleAnyway", "a pod starts wherever there is a GPU"
+        assert each["labelSelector"]["matchLabels"] == pod()["metadata"]["labels"]
+
+
 def test_the_server_reads_what_fetch_wrote_and_cannot_change_it() -> None:
     fetch, server = ({m["mountPath"]: m for m in each["volumeMounts"]} for each in containers())
     assert not fetch["/models"].get("readOnly")

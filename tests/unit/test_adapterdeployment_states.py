@@ -23,7 +23,7 @@ from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
 from tests.support.fast import share
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned
 from tests.unit.test_adapterdeployment_last_good import crash
-from tests.unit.test_adapterdeployment_walk import ROOM, steps, walk
+from tests.unit.test_adapterdeployment_walk import IN_PLACE, ROOM, OneAtATime, steps, walk
 
 pytestmark = pytest.mark.unit
 
@@ -47,9 +47,13 @@ def states(status: AdapterDeploymentStatus) -> dict[str, str]:
 
 @dataclass
 class Recorded(ServingCluster):
-    """A cluster that notes from which state to which its revisions go."""
+    """A cluster that notes from which state to which its revisions go, and in which no two have pods in place."""
 
     seen: set[Transition] = field(default_factory=set)
+    pods_of: OneAtATime = field(default_factory=OneAtATime)
+
+    def __post_init__(self) -> None:
+        self.watch = self.pods_of
 
     def reconcile(self, crash_after: int | None = None) -> Plan[AdapterDeploymentStatus]:
         before = states(self.status)
@@ -74,6 +78,12 @@ def updated(found: Recorded, digest: str = BETTER, passes: int = 12, **spec: Any
         found.run_controllers()
         found.now += timedelta(seconds=5)
     return found
+
+
+def in_place(found: Recorded, digest: str = BETTER, passes: int = 8, **spec: Any) -> Recorded:
+    """The same where the pods of what serves stop first."""
+    how = {"strategy": IN_PLACE | {"notice": "3s"}, "keepLastGood": "0s"}
+    return updated(found, digest, passes, **(how | spec))
 
 
 def served(limit: int | None = None, **spec: Any) -> Recorded:
@@ -246,6 +256,34 @@ def node_lost() -> Recorded:
     return found
 
 
+def it_fails_in_place_and_is_repeated() -> Recorded:
+    found = in_place(served(), INACTIVE)
+    assert found.status.ready_replicas == 1
+    return in_place(found, INACTIVE, rerun="again")
+
+
+def back_in_place() -> Recorded:
+    found = in_place(in_place(served(limit=1), passes=12), GOOD, passes=12)
+    found.settle()
+    return found
+
+
+def in_place_after_a_fall() -> Recorded:
+    found = updated(served())
+    crash(found, found.traffic())
+    found.settle()
+    return in_place(found, rerun="again")
+
+
+def put_in_place(passes: int) -> Recorded:
+    """It has started beside what serves, so many passes ago."""
+    return in_place(updated(served(), passes=passes, replicas=2), replicas=2)
+
+
+def what_is_kept_is_asked_for_in_place() -> Recorded:
+    return in_place(updated(served()), GOOD)
+
+
 STORIES: tuple[Callable[[], Recorded], ...] = (
     all_goes_well,
     nothing_is_kept,
@@ -267,6 +305,13 @@ STORIES: tuple[Callable[[], Recorded], ...] = (
     asked_back_later,
     asked_back_in_line,
     node_lost,
+    lambda: in_place(served()),
+    it_fails_in_place_and_is_repeated,
+    back_in_place,
+    in_place_after_a_fall,
+    *(lambda passes=passes: put_in_place(passes) for passes in (1, 2, 3)),
+    what_is_kept_is_asked_for_in_place,
+    lambda: in_place(in_place(served(), passes=1), GOOD),
 )
 
 
@@ -301,6 +346,7 @@ def one_by_one(found: Recorded, path: list[tuple[str, Any]]) -> Iterator[None]:
                 for name in list(found.objects.get(value, {})):
                     del found.objects[value][name]
                     found.pods.pop(name, None)
+                found.pods_of.forget(found)
             case "settle":
                 continue
             case _:

@@ -4,6 +4,7 @@ The oracle of a fault: the end is the one that a run without the fault reaches.
 """
 
 import copy
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from finetune_api import meta
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
+from finetune_operator.adapterdeployment.gap import STALE_SECONDS
 from finetune_operator.adapterdeployment.verification import ANSWER_SECONDS
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
@@ -46,13 +49,38 @@ pytestmark = pytest.mark.unit
 ARTIFACTS = (GOOD, BETTER, INACTIVE, CORRUPT, CRASHING)
 
 
-class Safety:
-    """What holds after every single write of the operator."""
+class OneAtATime:
+    """What holds in place after every single write of the operator, whoever else deletes what."""
 
     def __init__(self) -> None:
-        self.proved: set[str] = set()
+        self.before: dict[str, int] = {}
 
     def __call__(self, cluster: ServingCluster) -> None:
+        now = wanted(cluster)
+        if is_in_place(cluster):
+            asked = {revision for revision, pods in now.items() if pods and not self.before.get(revision)}
+            assert not asked or sum(map(bool, now.values())) == 1, f"two revisions have pods: {now}"
+        served, candidate = cluster.traffic(), cluster.status.candidate
+        if self.before.get(served) and now.get(served) == 0 and cluster.spec.get("replicas", 1):
+            assert candidate is not None
+            assert candidate.gap_starts_at is not None, "nobody announced that pods of what serves stop"
+            assert candidate.gap_starts_at <= timestamp(cluster.now), "they stop before they were to"
+        self.before = now
+
+    def forget(self, cluster: ServingCluster) -> None:
+        """Others than the operator have changed something."""
+        self.before = wanted(cluster)
+
+
+class Safety(OneAtATime):
+    """What holds after every single write of the operator."""
+
+    def __init__(self, proved: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.proved = set(proved)
+
+    def __call__(self, cluster: ServingCluster) -> None:
+        super().__call__(cluster)
         for job in cluster.objects.get(JOBS, {}).values():
             ended = (job.get("status") or {}).get("conditions") or []
             if any(each["type"] == "Complete" for each in ended):
@@ -67,6 +95,18 @@ class Safety:
                 assert revision in self.proved, "an unproved revision is open to clients"
 
 
+def wanted(cluster: ServingCluster) -> dict[str, int]:
+    """How many pods of each revision are asked for."""
+    found = cluster.objects.get(DEPLOYMENTS, {}).values()
+    return {each["metadata"]["labels"][meta.LABEL_REVISION]: each["spec"]["replicas"] for each in found}
+
+
+def is_in_place(cluster: ServingCluster) -> bool:
+    """Whether the spec has the pods of what serves stop first."""
+    return bool(cluster.spec.get("strategy", {}).get("type") == "InPlace")
+
+
+IN_PLACE = {"type": "InPlace"}
 ROOM = 1000
 """Nodes for everything."""
 FREE = Quota(SERVICES, 100)
@@ -82,14 +122,14 @@ def start() -> ServingCluster:
 
 
 specs = st.builds(
-    lambda digest, runtime, replicas, rerun, keep: pinned(
-        digest, runtime=runtime, replicas=replicas, rerun=rerun, keepLastGood=keep
+    lambda digest, runtime, replicas, rerun, how: pinned(
+        digest, runtime=runtime, replicas=replicas, rerun=rerun, **how
     ),
     st.sampled_from(ARTIFACTS),
     st.sampled_from(["tgi", "tgi-cpu", "unknown"]),
     st.integers(0, 2),
     st.sampled_from(["", "again"]),
-    st.sampled_from(["0s", "5m"]),
+    st.sampled_from([{"keepLastGood": "0s"}, {"keepLastGood": "5m"}, {"strategy": IN_PLACE}, {"strategy": IN_PLACE}]),
 )
 steps = st.one_of(
     st.tuples(st.just("spec"), specs),
@@ -189,33 +229,31 @@ def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]
         assert facts(cluster) == facts(straight)
     else:
         assert cluster.traffic() == served
-        assert cluster.revisions(DEPLOYMENTS) == ({served} if served else set())
+        assert wanted(cluster) == ({served: cluster.spec.get("replicas", 1)} if served else {})
         assert end.phase in (expected.phase, ServingPhase.DEGRADED)
 
 
 @pytest.mark.parametrize("digest", [BETTER, INACTIVE])
-def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str) -> None:
-    def update(crash: int | None) -> tuple[ServingCluster, int]:
-        """An update whose operator dies after its nth write; how many writes it made."""
-        cluster = start()
-        cluster.settle()
-        cluster.spec, writes = pinned(digest), 0
-        for _ in range(8):
-            actions = len(cluster.plan().actions)
-            dies = crash is not None and writes <= crash <= writes + actions
-            cluster.reconcile(crash_after=crash - writes if dies and crash is not None else None)
-            writes += actions + 1
-            cluster.run_controllers()
-            cluster.now += timedelta(seconds=1)
-        cluster.settle()
-        return cluster, writes
-
-    undisturbed, writes = update(None)
-    for crash in range(writes):
-        disturbed, _ = update(crash)
-        assert facts(disturbed) == facts(undisturbed), f"crash after write {crash}"
-        assert disturbed.traffic() == undisturbed.traffic()
-        assert disturbed.status.phase is undisturbed.status.phase
+@pytest.mark.parametrize("how", [{}, {"strategy": IN_PLACE | {"notice": "0s"}}], ids=["BlueGreen", "InPlace"])
+def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str, how: dict[str, Any]) -> None:
+    cluster = start()
+    cluster.settle()
+    cluster.spec = pinned(digest, **how)
+    on_the_way = []
+    for _ in range(8):
+        before = copy.deepcopy(cluster)
+        on_the_way.append((before, len(cluster.reconcile().actions)))
+        cluster.run_controllers()
+        cluster.now += timedelta(seconds=1)
+    cluster.settle()
+    for number, (before, writes) in enumerate(on_the_way):
+        for crash in range(writes + 1):  # the last one is that of the status
+            disturbed = copy.deepcopy(before)
+            disturbed.reconcile(crash_after=crash)
+            disturbed.settle()
+            assert facts(disturbed) == facts(cluster), f"crash in pass {number} after write {crash}"
+            assert disturbed.traffic() == cluster.traffic()
+            assert disturbed.status.phase is cluster.status.phase
 
 
 @settings(max_examples=share(60), deadline=None)
@@ -242,6 +280,7 @@ def test_deleted_children_do_not_change_the_end(digest: str, deletions: list[tup
 
 @settings(max_examples=share(20), deadline=None)
 @given(
+    how=st.sampled_from([{}, {"strategy": IN_PLACE}]),
     served=st.booleans(),
     replicas=st.integers(1, 3),
     room=st.integers(0, 4),
@@ -250,18 +289,18 @@ def test_deleted_children_do_not_change_the_end(digest: str, deletions: list[tup
     refused=st.sampled_from([None, JOBS, NETWORK_POLICIES, CONFIG_MAPS]),
 )
 def test_no_candidate_holds_hardware_for_ever(
-    served: bool, replicas: int, room: int, loads: bool, verifies: bool, refused: Resource | None
+    how: dict[str, Any], served: bool, replicas: int, room: int, loads: bool, verifies: bool, refused: Resource | None
 ) -> None:
     """Whatever does not go on, and whatever does afterwards: it ends as if nothing had been."""
     cluster = start()
     if served:
         cluster.settle()
-    cluster.spec, cluster.room = pinned(BETTER, replicas=replicas), room + served
+    cluster.spec, cluster.room = pinned(BETTER, replicas=replicas, **how), room + served
     if not loads:
         cluster.loading.add(BETTER)
     if refused:
         cluster.refuse = Quota(refused, len(cluster.objects.get(refused, {})))
-    held_since = cluster.now
+    held_since = answered = cluster.now
     for _ in range(60):
         cluster.reconcile()
         cluster.run_deployments()
@@ -271,6 +310,9 @@ def test_no_candidate_holds_hardware_for_ever(
         if candidate is None or not cluster.held_by(candidate.deployment):
             held_since = cluster.now
         assert cluster.now - held_since <= timedelta(seconds=2 * START + VERIFY + 1200)
+        if not served or cluster.status.ready_replicas:
+            answered = cluster.now
+        assert cluster.now - answered <= timedelta(seconds=2 * START + VERIFY + 2 * STALE_SECONDS)
         cluster.now += timedelta(seconds=300)
     cluster.refuse, cluster.room = FREE, ROOM
     cluster.loading.clear()

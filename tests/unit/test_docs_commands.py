@@ -37,6 +37,7 @@ BUILT_IN: Final = frozenset(
         "lease",
         "namespace",
         "networkpolicies",
+        "poddisruptionbudgets",
         "nodes",
         "pods",
         "secret",

@@ -25,7 +25,7 @@ NO_TROUBLE = {
     *(Reason.STAGE_RETRIED, Reason.RUN_SUCCEEDED, Reason.SUSPENDED, Reason.QUEUED, Reason.RESUMED),
     *(Reason.SPEC_CHANGED, Reason.TRAINING_COMPLETED, Reason.OVERFITTING, Reason.PLATEAU, Reason.SETTINGS_DISCOURAGED),
     *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
-    *(Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK),
+    *(Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
 }
 """What passes by itself or is well; a discouraged setting's message is itself the advice."""
 RUN_WAITS = {

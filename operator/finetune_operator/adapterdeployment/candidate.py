@@ -6,6 +6,9 @@ Waiting ─▶ Starting ─▶ Verifying ─▶ Promoting ─▶ Serving
    └──────────┴────────────┴────────────┤  its pods have had hardware for as long as they may: another try later
                                         └─▶ Failed: only another artifact, runtime or spec is another try
 ```
+
+In place, Stopping comes before Starting (``gap.py``), and nothing is tried again by itself: each try is a gap in
+service.
 """
 
 from datetime import datetime, timedelta
@@ -13,6 +16,7 @@ from typing import Final, NamedTuple
 
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, has_begun, is_announced, remains
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
@@ -53,15 +57,18 @@ def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStat
         known = known.model_copy(update={"spec_hash": target.spec_hash})
         tried = observed.resource.status.candidate
         same_spec = tried is not None and tried.spec_hash == target.spec_hash
-        if known.state in ACTIVE or (known.state is RevisionState.FAILED and same_spec):
+        if known.state in ACTIVE:
+            as_begun = is_announced(known) == goes_in_place(observed, stable, now)
+            return _going_on(observed, known, stable, now) if as_begun else _started(observed, known, stable, now)
+        if known.state is RevisionState.FAILED and same_spec:
             return Candidacy(known)
         if left := _pause_left(observed, known, now):
             return Candidacy(known, due_after=left)
     waiting = known if known and known.state is RevisionState.WAITING else _new(observed, target, now)
     limit = observed.settings.max_concurrent_rollouts
     if limit is not None and _needs_turn(observed, stable):
-        return _in_line(observed, limit, waiting, now)
-    return _started(waiting, now)
+        return _in_line(observed, limit, waiting, stable, now)
+    return _started(observed, waiting, stable, now)
 
 
 def in_state(
@@ -115,13 +122,15 @@ def _needs_turn(observed: ObservedDeployment, stable: RevisionStatus | None) -> 
     return stable is not None and not has_turn
 
 
-def _in_line(observed: ObservedDeployment, limit: int, waiting: RevisionStatus, now: datetime) -> Candidacy:
+def _in_line(
+    observed: ObservedDeployment, limit: int, waiting: RevisionStatus, stable: RevisionStatus | None, now: datetime
+) -> Candidacy:
     """The candidate in its place in line, or started if its turn has come."""
     turn = find_turn(observed.contenders, observed.owner.uid, limit, now)
     if turn is None or (turn.has_come and _just_recorded(waiting, now)):
         message, due_after = "It waits for its turn among the endpoints that are rolled out.", RECORD_SECONDS
     elif turn.has_come:
-        return _started(waiting, now)
+        return _started(observed, waiting, stable, now)
     else:
         message, due_after = turn.message(observed.owner.namespace), turn.look_after
     queued = in_state(waiting, RevisionState.WAITING, Reason.ROLLOUT_QUEUED, message, now)
@@ -135,8 +144,44 @@ def _just_recorded(waiting: RevisionStatus, now: datetime) -> bool:
     return seconds < RECORD_SECONDS + 1
 
 
-def _started(waiting: RevisionStatus, now: datetime) -> Candidacy:
+def _started(
+    observed: ObservedDeployment, waiting: RevisionStatus, stable: RevisionStatus | None, now: datetime
+) -> Candidacy:
+    """The candidate started beside what serves; or in place, where the pods of that have to stop first."""
+    anew = waiting.model_copy(update={"verification": [], "gap_starts_at": None})
+    if stable is None or not goes_in_place(observed, stable, now):
+        return _starting(anew, now)
+    told = is_announced(observed.resource.status.candidate)
+    announced = anew.model_copy(update={"gap_starts_at": gap_start(observed, stable, now)})
+    stopping = _going_on(observed, in_state(announced, RevisionState.STOPPING, Reason.WAITING, "", now), stable, now)
+    event = Event("Normal", Reason.GAP_ANNOUNCED, stopping.candidate.message)
+    return stopping if told else stopping._replace(events=(event,))
+
+
+def _going_on(
+    observed: ObservedDeployment, known: RevisionStatus, stable: RevisionStatus | None, now: datetime
+) -> Candidacy:
+    """A candidate that is under way. In place, it starts once the gap has begun and no pods are left."""
+    if known.state is not RevisionState.STOPPING or stable is None:
+        return Candidacy(known)
+    until = f"until revision {known.revision} is verified, or {stable.revision} serves again"
+    if not has_begun(known, now):
+        message = (
+            f"The pods of revision {stable.revision} stop at {known.gap_starts_at}, as spec.strategy asks; from then "
+            f"on nobody gets answers {until}."
+        )
+        left = (parse_timestamp(known.gap_starts_at or known.since) - now).total_seconds()
+        announced = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
+        return Candidacy(announced, due_after=left)
+    found = remains(observed, known, now)
+    if not found.left:
+        return _starting(known, now)
+    message = f"The pods of revision {stable.revision} stop. Nobody gets answers {until}."
+    stopping = in_state(known, RevisionState.STOPPING, Reason.GAP_IN_SERVICE, message, now)
+    return Candidacy(stopping, due_after=found.due_after)
+
+
+def _starting(waiting: RevisionStatus, now: datetime) -> Candidacy:
     message = f"Starting revision {waiting.revision} with artifact {waiting.artifact_digest[:12]}."
-    anew = waiting.model_copy(update={"verification": []})
-    started = in_state(anew, RevisionState.STARTING, Reason.CANDIDATE_STARTING, "", now)
+    started = in_state(waiting, RevisionState.STARTING, Reason.CANDIDATE_STARTING, "", now)
     return Candidacy(started, (Event("Normal", Reason.CANDIDATE_STARTING, message),))

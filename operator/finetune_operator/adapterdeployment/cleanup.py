@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
+from finetune_operator.adapterdeployment.revision_objects import needs_budget
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE
@@ -16,6 +17,7 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     JOBS,
     NETWORK_POLICIES,
     SERVICES,
@@ -24,8 +26,13 @@ from finetune_operator.framework.objects import (
 from finetune_operator.resources.deployment import deployment_name, drain_seconds
 from finetune_operator.resources.service import candidate_service_name
 
-_NO_CLIENT: Final = (JOBS, SERVICES, CONTROLLER_REVISIONS)
+_NO_CLIENT: Final = (JOBS, SERVICES, CONTROLLER_REVISIONS, DISRUPTION_BUDGETS)
 """No client can be connected to them."""
+_CLEANED: Final = (
+    *(JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS),
+    DISRUPTION_BUDGETS,
+)
+"""In this order."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,21 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     owner, spec = observed.owner, observed.resource.spec
     serving = stable.revision if stable else ""
     stays = rollout.previous.revision if rollout.previous else serving
-    starting = candidate.revision if candidate and candidate.state in ACTIVE else ""
+    has_pods = candidate is not None and candidate.state in ACTIVE - {RevisionState.STOPPING}
+    starting = candidate.revision if candidate and has_pods else ""
     asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
     told = {line.revision for line in rollout.history}
     told |= {target.revision} if isinstance(target, Target) else set()
     verification = ""
-    if isinstance(target, Target) and candidate and candidate.state is not RevisionState.WAITING:
+    if isinstance(target, Target) and candidate and (has_pods or candidate.state is RevisionState.FAILED):
         verification = verify_request(owner, target, spec, observed.settings).name
 
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:
             return name not in services
+        if resource == DISRUPTION_BUDGETS:
+            return not needs_budget(observed)
         if resource == CONTROLLER_REVISIONS:
             return revision not in told
         in_use = revision in {serving, stays, starting} or name == verification
@@ -73,7 +83,7 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
 
     gone = [
         (Delete(resource, name, child["metadata"]["uid"]), revision)
-        for resource in (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
+        for resource in _CLEANED
         for name, child in observed.children.get(resource, {}).items()
         if unused(resource, name, revision := (child["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))
         and "deletionTimestamp" not in child["metadata"]

@@ -26,6 +26,7 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     ENDPOINT_SLICES,
     JOBS,
     NETWORK_POLICIES,
@@ -43,7 +44,10 @@ from finetune_operator.resources.deployment import deployment_name, server_label
 from finetune_operator.settings import Settings
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
-_CHILDREN: Final = (DEPLOYMENTS, JOBS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
+_CHILDREN: Final = (
+    *(DEPLOYMENTS, JOBS, SERVICES, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS),
+    DISRUPTION_BUDGETS,
+)
 
 
 @dataclass(frozen=True)

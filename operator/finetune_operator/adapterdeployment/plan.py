@@ -3,10 +3,10 @@
 The story: find the revision that should serve (the target). If another one serves (stable), start the target beside it
 as the candidate, verify it, and move the Service to it. Whatever happens to a candidate, the stable revision is not
 touched until another one has been verified. Afterwards its pods stay for a while, and traffic goes back to them if the
-new one does not stand it (``last_good.py``).
+new one does not stand it (``last_good.py``). Where there is no hardware for both, and the spec says so, the pods of the
+stable revision stop first, and start again if the candidate fails (``gap.py``).
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -22,15 +22,21 @@ from finetune_operator.adapterdeployment.candidate import (
 )
 from finetune_operator.adapterdeployment.cleanup import plan_cleanup
 from finetune_operator.adapterdeployment.endpoint import endpoint_state
+from finetune_operator.adapterdeployment.gap import (
+    RETURN_SECONDS,
+    STALE_SECONDS,
+    has_begun,
+    is_on_its_way_back,
+    overdue,
+    seconds_left,
+    stable_replicas,
+)
 from finetune_operator.adapterdeployment.health import (
-    HOLDS_NOTHING,
-    LONG_WAIT_SECONDS,
     Outlook,
     ServerProblem,
     Sighting,
     candidate_due_after,
     candidate_problem,
-    has_node,
     is_available,
 )
 from finetune_operator.adapterdeployment.history import was_rolled_back
@@ -46,6 +52,13 @@ from finetune_operator.adapterdeployment.last_good import (
     to_keep,
     watched,
 )
+from finetune_operator.adapterdeployment.limits import (
+    held_too_long,
+    long_wait_left,
+    promoting_left,
+    promotion_overdue,
+    refused_for_long,
+)
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
@@ -56,7 +69,7 @@ from finetune_operator.adapterdeployment.turns import is_queued
 from finetune_operator.adapterdeployment.verification import Verification, find_verification, verify_request
 from finetune_operator.blockers import Blocker, refused
 from finetune_operator.framework.actions import Action, Event, Patch, Plan
-from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.outcome.job import State, Verdict
@@ -91,9 +104,10 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = RolloutStep(stable, _refused(observed, target, stable, now), blocked=True)
         target = blocker
     elif isinstance(target, Blocker):
-        step = _hold(observed, target, stable)
+        step = _hold(observed, target, stable, now)
     elif stable is not None and stable.revision == target.revision:
-        step = RolloutStep(recorded(stable, target), actions=serve(observed, target))
+        replicas = stable_replicas(observed, stable, None, now)
+        step = RolloutStep(recorded(stable, target), actions=serve(observed, target, replicas))
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
         step = go_back(observed, target, stable, previous, now)
     else:
@@ -105,9 +119,10 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         rollout = replace(rollout, previous=None)
     cleanup = plan_cleanup(rollout)
     keeps = keep_left(observed, rollout.previous, now) or None if rollout.previous else None
+    back = RETURN_SECONDS if is_on_its_way_back(observed, step.stable, step.candidate, now) else None
     looks = [
         seconds
-        for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps)
+        for seconds in (step.requeue_after, cleanup.due_after, endpoint.due_after, seen.due_after, keeps, back)
         if seconds is not None
     ]
     status = compose(rollout)
@@ -161,11 +176,11 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
     return is_target and candidate is not None and candidate.revision == revision
 
 
-def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None) -> RolloutStep:
+def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None, now: datetime) -> RolloutStep:
     """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. One that
     was rolled back is remembered: it must not be tried again when the target is back. It is forgotten if it was to be
     tried again and waits for its turn, or it would hold up those behind it for ever."""
-    status, actions = observed.resource.status, _keep(observed, stable)
+    status, actions = observed.resource.status, _keep(observed, stable, None, now)
     known = status.candidate
     fallen = known if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known) else None
     return RolloutStep(stable, fallen, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
@@ -182,18 +197,21 @@ def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
     return stable.model_copy(update={"runtime": serving.runtime_name, "storage": serving.storage})
 
 
-def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[Action, ...]:
-    """Another revision than the target serves: its pods stay as they were verified, as many as the spec asks for.
+def _keep(
+    observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None, now: datetime
+) -> tuple[Action, ...]:
+    """Another revision than the target serves: its pods stay as they were verified, as many as the spec asks for, or
+    none in the gap of a rollout in place.
 
     Deleted or changed objects are restored, unless the platform's settings have changed since: pods with the new
     settings have not been verified, so then only the number of pods is adjusted.
     """
     if stable is None:
         return ()
-    verified = recorded_target(observed, stable)
+    verified, replicas = recorded_target(observed, stable), stable_replicas(observed, stable, candidate, now)
     if verified is not None:
-        return serve(observed, verified)
-    live, replicas = observed.child(DEPLOYMENTS, stable.deployment), observed.resource.spec.replicas
+        return serve(observed, verified, replicas)
+    live = observed.child(DEPLOYMENTS, stable.deployment)
     outnumbered = live is not None and live["spec"].get("replicas") != replicas
     scale = Patch(DEPLOYMENTS, stable.deployment, {"spec": {"replicas": replicas}})
     return (*direct_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
@@ -202,9 +220,10 @@ def _keep(observed: ObservedDeployment, stable: RevisionStatus | None) -> tuple[
 def _refused(
     observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime
 ) -> RevisionStatus | None:
-    """The candidate after a refusal. One whose turn has come takes it, or it would hold up those behind it for ever."""
+    """The candidate after a refusal. One whose turn has come takes it, or it would hold up those behind it for ever;
+    and one for which the others have stopped starts, or a gap in service would have no end."""
     known = known_candidate(observed, target)
-    waits = known is not None and known.state is RevisionState.WAITING
+    waits = known is not None and known.state in (RevisionState.WAITING, RevisionState.STOPPING)
     return candidacy(observed, target, stable, now).candidate if waits else known
 
 
@@ -213,8 +232,8 @@ def _roll_out(
 ) -> RolloutStep:
     """The target does not serve yet: start it, verify it, move the traffic; or report why that is impossible."""
     candidate, events, due_after = candidacy(observed, target, stable, now)
-    keep = _keep(observed, stable)
-    if candidate.state in (RevisionState.FAILED, RevisionState.WAITING):
+    keep = _keep(observed, stable, candidate, now)
+    if candidate.state in (RevisionState.FAILED, RevisionState.WAITING, RevisionState.STOPPING):
         return RolloutStep(stable, candidate, keep, events, due_after)
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
     request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
@@ -228,86 +247,48 @@ def _roll_out(
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
     closed = _closed_for(observed, target, candidate, now) if verified else 0.0
-    left = _promoting_left(candidate, target, now)
-    enough = _suffices(observed, stable, live, replicas, late=left == 0)
+    left = promoting_left(candidate, target, now)
+    in_gap, begun = has_begun(candidate, now), verification is not None and verification.has_begun
+    may_start = start_seconds(target.serving.runtime)
+    gap_left = seconds_left(candidate, pods, may_start, begun, now)
+    enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
     if verification is not None and verified and enough and not closed:
         return _promote(observed, target, verification.recorded(candidate), verification.verdict, now)
-    overdue = _overdue(problem) or _refused_for_long(observed, candidate, target, pods, now)
-    overdue = overdue or (verification.overdue if verification else None)
+    rejected = refused_for_long(observed, candidate, STALE_SECONDS if in_gap else may_start, pods, now)
+    late = held_too_long(problem) or rejected or (verification.overdue if verification else None)
     if left == 0:
-        overdue = _promotion_overdue(problem, replicas, target)
-    if overdue is not None:
-        return _give_back(stable, candidate, overdue, keep, now)
+        late = promotion_overdue(problem, replicas, target)
+    if in_gap and (gap_left == 0 or late):
+        late = overdue(observed, late or problem or (verification.blocker if verification else None))
+    if late is not None:
+        return (_fail if in_gap else _give_back)(stable, candidate, late, keep, now)
     actions = (*keep, *start_candidate(observed, target, replicas, is_open=verified))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
-        looks = [closed or None, left, candidate_due_after(live, pods, now), _long_wait_left(waiting, now)]
+        looks = [closed or None, left, gap_left, candidate_due_after(live, pods, now), long_wait_left(waiting, now)]
         due_after = min((seconds for seconds in looks if seconds is not None), default=None)
         return RolloutStep(stable, waiting, actions, events, due_after)
     actions += (
         *ensure_exists(CONFIG_MAPS, input_config_map(request), observed.child(CONFIG_MAPS, request.name)),
         *ensure_exists(JOBS, stage_job(request), observed.child(JOBS, request.name)),
     )
-    verifying, refused = _verifying(candidate, verification, now), verification is not None and verification.refused
-    looks = [verification.due_after if verification else FIRST_LOOK_SECONDS, _long_wait_left(verifying, now)]
+    verifying, waits = _verifying(candidate, verification, now), verification is not None and verification.refused
+    first_look = verification.due_after if verification else FIRST_LOOK_SECONDS
+    looks = [first_look, gap_left, long_wait_left(verifying, now)]
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)
-    return RolloutStep(stable, verifying, actions, events, due_after, blocked=refused)
+    return RolloutStep(stable, verifying, actions, events, due_after, blocked=waits)
 
 
 def _suffices(
     observed: ObservedDeployment, stable: RevisionStatus | None, live: Object | None, replicas: int, *, late: bool
 ) -> bool:
-    """Whether enough pods of a verified candidate are available. Late and with nothing that answers, one is enough."""
+    """Whether enough pods of a verified candidate are available. With nothing that answers, one is enough: at once in a
+    gap, which is not to last until all have started, and otherwise when it is late."""
     if is_available(live, replicas):
         return True
     old = observed.child(DEPLOYMENTS, stable.deployment) if stable else None
     answers = bool(((old or {}).get("status") or {}).get("readyReplicas"))
     return late and not answers and bool(((live or {}).get("status") or {}).get("availableReplicas"))
-
-
-def _promoting_left(candidate: RevisionStatus, target: Target, now: datetime) -> float | None:
-    """Seconds that a verified candidate still has to start its other pods; None for one that is not verified."""
-    if candidate.state is not RevisionState.PROMOTING:
-        return None
-    age = (now - parse_timestamp(candidate.since)).total_seconds()
-    return max(0.0, start_seconds(target.serving.runtime) - age)
-
-
-def _overdue(problem: ServerProblem | None) -> ServerProblem | None:
-    """The problem, if a pod has held its node for as long as it may."""
-    return problem if problem is not None and problem.outlook is Outlook.GIVE_BACK else None
-
-
-def _refused_for_long(
-    observed: ObservedDeployment, candidate: RevisionStatus, target: Target, pods: Sequence[Object], now: datetime
-) -> ServerProblem | None:
-    """Why the rollout does not go on, if the API server has long refused an object of it while pods hold hardware.
-
-    A refusal leaves the candidate as it was; a wait of its pods for hardware is the candidate's own reason.
-    """
-    stalled = next((each for each in observed.resource.status.conditions if each.type == ConditionType.STALLED), None)
-    if stalled is None or stalled.status != "True":
-        return None
-    if stalled.reason not in HOLDS_NOTHING or stalled.reason == candidate.reason:
-        return None
-    age = (now - parse_timestamp(stalled.last_transition_time)).total_seconds()
-    if age < start_seconds(target.serving.runtime) or not any(map(has_node, pods)):
-        return None
-    return ServerProblem(Reason(stalled.reason), stalled.message)
-
-
-def _promotion_overdue(problem: ServerProblem | None, replicas: int, target: Target) -> ServerProblem:
-    """Why a verified candidate is not promoted: its first pods hold hardware that the others do not get."""
-    said = f"Verified, but not all of its {replicas} pods were ready {start_seconds(target.serving.runtime)} s later."
-    if problem is None:
-        return ServerProblem(Reason.DEADLINE_EXCEEDED, said)
-    return ServerProblem(problem.reason, f"{said} {problem.message}")
-
-
-def _long_wait_left(candidate: RevisionStatus, now: datetime) -> float | None:
-    """Seconds until a wait for hardware counts as long; None if it does not wait for any, or already for long."""
-    left = LONG_WAIT_SECONDS - (now - parse_timestamp(candidate.since)).total_seconds()
-    return left if candidate.reason in HOLDS_NOTHING and left > 0 else None
 
 
 def _closed_for(observed: ObservedDeployment, target: Target, candidate: RevisionStatus, now: datetime) -> float:
@@ -354,8 +335,11 @@ def _fail(
     actions: tuple[Action, ...],
     now: datetime,
 ) -> RolloutStep:
+    """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
     failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
-    serves = f" Revision {stable.revision} keeps serving." if stable else ""
+    failed = failed.model_copy(update={"gap_starts_at": None})
+    goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
+    serves = f" Revision {stable.revision} {goes_on}." if stable else ""
     message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
     return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
 
@@ -382,6 +366,7 @@ def _promote(
         update={
             "accuracy": scores.get("accuracy", "")[:SCORE_LIMIT],
             "expected_accuracy": scores.get("expectedAccuracy", "")[:SCORE_LIMIT],
+            "gap_starts_at": None,
         }
     )
     message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"

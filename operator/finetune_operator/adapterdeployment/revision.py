@@ -47,9 +47,9 @@ def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
 
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:
-    """Identity of the spec, except for the number of pods, which autoscalers change, and how long earlier ones stay.
+    """Identity of the spec, except for the number of pods, which autoscalers change, and which pods go and stay when.
 
     Defaults are left out, so a field that a later version adds changes nothing.
     """
-    apart = {"replicas", "keep_last_good"}
+    apart = {"replicas", "strategy", "keep_last_good"}
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))

@@ -8,20 +8,22 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     NETWORK_POLICIES,
     SERVICES,
     Object,
 )
 from finetune_operator.resources.deployment import deployment, deployment_name
+from finetune_operator.resources.disruption_budget import FEWEST, disruption_budget
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.service import candidate_service, public_service
 
 
-def serve(observed: ObservedDeployment, target: Target) -> tuple[Action, ...]:
-    """The target serves: restore its objects, with as many pods as the spec asks for."""
+def serve(observed: ObservedDeployment, target: Target, replicas: int | None = None) -> tuple[Action, ...]:
+    """The target serves: restore its objects, with as many pods as the spec asks for unless it is said how many."""
     return (
-        *_pods(observed, target, observed.resource.spec.replicas),
+        *_pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas),
         *direct_traffic(observed, target.revision),
     )
 
@@ -49,7 +51,8 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
     owner, record = observed.owner, target.record
     name = deployment_name(owner, record.revision)
     made, fetch = record.controller_revision(owner), record.input_config_map(owner)
-    wanted = deployment(owner, record.serving, record.revision, replicas, record.template)
+    has_room = not observed.resource.spec.in_place
+    wanted = deployment(owner, record.serving, record.revision, replicas, record.template, has_room=has_room)
     return (
         *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
         *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
@@ -66,12 +69,24 @@ def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:
 
 
 def direct_traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
-    """Clients may reach the pods of the revision, and the public Service points to them."""
+    """Clients may reach the pods of the revision, and the public Service points to them; drained nodes leave most."""
     policy, service = open_policy(observed, revision), public_service(observed.owner, revision)
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
+        *_budget(observed, revision),
     )
+
+
+def needs_budget(observed: ObservedDeployment) -> bool:
+    """Whether so many pods serve that a drain of nodes can leave some."""
+    return observed.resource.spec.replicas >= FEWEST
+
+
+def _budget(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
+    budget = disruption_budget(observed.owner, revision)
+    live = observed.child(DISRUPTION_BUDGETS, budget["metadata"]["name"])
+    return ensure(DISRUPTION_BUDGETS, budget, live) if needs_budget(observed) else ()
 
 
 def open_policy(observed: ObservedDeployment, revision: str) -> Object:

@@ -7,6 +7,7 @@ from functools import cached_property
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus, RevisionSummary
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.endpoint import EndpointState
+from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
@@ -20,7 +21,7 @@ from finetune_operator.adapterdeployment.record import records
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE, is_queued
 from finetune_operator.blockers import Blocker
-from finetune_operator.framework.conditions import parse_timestamp
+from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
 
 
@@ -57,6 +58,20 @@ class Rollout:
             return candidate if candidate.reason != Reason.ROLLOUT_QUEUED else None
         waited = (self.now - parse_timestamp(candidate.since)).total_seconds()
         return candidate if candidate.reason in HOLDS_NOTHING and waited >= LONG_WAIT_SECONDS else None
+
+    @property
+    def in_gap(self) -> bool:
+        """Whether the pods of the stable revision are stopped for the candidate, or about to be, and clients miss
+        them."""
+        return self.stable is not None and self.wanted > 0 and has_begun(self.candidate, self.now)
+
+    @property
+    def gap_lasts(self) -> bool:
+        """The same, and afterwards until clients get answers again."""
+        before = self.observed.resource.status.conditions
+        lasted = any(each.type == ConditionType.SERVICE_GAP and each.status == "True" for each in before)
+        missed = self.stable is not None and self.wanted > 0 and not self.endpoint.answers
+        return self.in_gap or (lasted and missed)
 
     @property
     def trouble(self) -> ServerProblem:

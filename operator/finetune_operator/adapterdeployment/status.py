@@ -6,6 +6,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionStat
 from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
+from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
@@ -22,7 +23,8 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
     """The whole new status."""
     observed, stable = rollout.observed, rollout.stable
     before, generation = observed.resource.status, observed.resource.metadata.generation
-    findings = (_ready(rollout), _reconciling(rollout), _stalled(rollout), *_advice(rollout), *_rolled_back(rollout))
+    findings = [_ready(rollout), _reconciling(rollout), _stalled(rollout)]
+    findings += [*_advice(rollout), *_rolled_back(rollout), *_service_gap(rollout)]
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(rollout),
@@ -46,6 +48,7 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
     ready = known.get(ConditionType.READY)
     what = "The spec is not valid" if observed.reason is Reason.SPEC_INVALID else "Calls to the Kubernetes API fail"
     serves = "the stable revision keeps serving" if before.stable else "no revision serves yet"
+    serves = "no revision serves" if has_begun(before.candidate, now) else serves
     findings = (
         Finding(
             ConditionType.READY,
@@ -129,6 +132,8 @@ def _ready(rollout: Rollout) -> Finding:
     if rollout.stable is None:
         reason, message = _failure(rollout) or _progress(rollout) or (Reason.WAITING, "No revision serves yet.")
         return Finding(ConditionType.READY, False, reason, message)
+    if rollout.ready == 0 and (rollout.in_gap or (rollout.gap_lasts and _is_unexplained(rollout))):
+        return Finding(ConditionType.READY, False, Reason.GAP_IN_SERVICE, _gap(rollout))
     if rollout.ready == 0 and rollout.wanted > 0:
         trouble, pods = rollout.trouble, f"{rollout.wanted} pod{'s' if rollout.wanted > 1 else ''}"
         message = f"None of the {pods} of revision {rollout.stable.revision} is ready. {trouble.message}"
@@ -189,13 +194,42 @@ def _rolled_back(rollout: Rollout) -> list[Finding]:
     return [Finding(ConditionType.ROLLED_BACK, True, Reason.ROLLED_BACK, message)]
 
 
+def _service_gap(rollout: Rollout) -> list[Finding]:
+    """Whether clients get no answers because a rollout in place makes room: False once it is announced, True from its
+    beginning until clients get answers again; no condition otherwise."""
+    if rollout.gap_lasts:
+        return [Finding(ConditionType.SERVICE_GAP, True, Reason.GAP_IN_SERVICE, _gap(rollout))]
+    candidate = rollout.candidate
+    if rollout.wanted and candidate and candidate.state is RevisionState.STOPPING:
+        return [Finding(ConditionType.SERVICE_GAP, False, Reason.GAP_ANNOUNCED, candidate.message)]
+    return []
+
+
+def _is_unexplained(rollout: Rollout) -> bool:
+    """Whether no cause is known for which pods of the stable revision are not ready: they are just starting."""
+    return rollout.trouble.reason is Reason.SERVER_UNAVAILABLE
+
+
+def _gap(rollout: Rollout) -> str:
+    """What a gap in service waits for."""
+    stable, candidate = rollout.stable, rollout.candidate
+    revision = stable.revision if stable else ""
+    if not candidate or not rollout.in_gap:
+        why = "" if rollout.ready else f" {rollout.trouble.message}"
+        return f"Nobody gets answers until revision {revision} gives them.{why}"
+    return (
+        f"Nobody gets answers since {candidate.gap_starts_at}: the pods of revision {revision} are stopped for "
+        f"revision {candidate.revision}, until that is verified, or {revision} serves again."
+    )
+
+
 def _phase(rollout: Rollout) -> ServingPhase:
     waiting = rollout.blocker is not None and rollout.blocker.waiting and rollout.candidate is None
     if rollout.stable is None:
         if _failure(rollout):
             return ServingPhase.PENDING if rollout.stuck else ServingPhase.FAILED
         return ServingPhase.PENDING if waiting else ServingPhase.PROGRESSING
-    if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0):
+    if _failure(rollout) or (rollout.ready == 0 and rollout.wanted > 0 and not rollout.in_gap):
         return ServingPhase.DEGRADED
     if rollout.candidate or waiting:
         return ServingPhase.PROGRESSING

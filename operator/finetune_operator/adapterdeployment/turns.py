@@ -21,8 +21,10 @@ from finetune_operator.adapterdeployment.health import HOLDS_NOTHING, LONG_WAIT_
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp
 from finetune_operator.framework.objects import Object
 
-ACTIVE: Final = frozenset({RevisionState.STARTING, RevisionState.VERIFYING, RevisionState.PROMOTING})
-"""States of a candidate that has pods."""
+ACTIVE: Final = frozenset(
+    {RevisionState.STOPPING, RevisionState.STARTING, RevisionState.VERIFYING, RevisionState.PROMOTING}
+)
+"""States of a candidate that is under way: it has pods, or others stop for it."""
 TURN_SECONDS: Final = 3600.0
 """How long a candidate counts as rolled out in one state; after that, something holds it up, and others go on."""
 LOOK_SECONDS: Final = 20.0

@@ -123,6 +123,11 @@ class Verification:
         return ServerProblem(self.verdict.reason, f"Its verification waits. {self.verdict.message}")
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its pod runs, or has run."""
+        return self.verdict.state not in (State.WAITING, State.SUSPENDED)
+
+    @property
     def refused(self) -> bool:
         """Whether the API server refuses its pod: nothing shows when it no longer would."""
         return self.verdict.needs_events and self.blocker is not None

@@ -20,6 +20,7 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     ENDPOINT_SLICES,
     JOBS,
     NETWORK_POLICIES,
@@ -33,7 +34,7 @@ from finetune_operator.framework.stripped import pack, unpack
 
 CHILDREN: Final = (
     *(JOBS, PODS, DEPLOYMENTS, ENDPOINT_SLICES, SERVICES, NETWORK_POLICIES, CONFIG_MAPS),
-    CONTROLLER_REVISIONS,
+    *(CONTROLLER_REVISIONS, DISRUPTION_BUDGETS),
 )
 """The kinds of children that are watched. An EndpointSlice has its Service's labels."""
 _TOMBSTONES: Final = 10_000

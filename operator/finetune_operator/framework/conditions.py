@@ -24,6 +24,7 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     DISCOURAGED = "Discouraged"
     ROLLED_BACK = "RolledBack"
+    SERVICE_GAP = "ServiceGap"
 
 
 @dataclass(frozen=True)

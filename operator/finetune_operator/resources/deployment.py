@@ -91,8 +91,10 @@ def fetch_request(owner: Owner, serving: Serving, settings: Settings, revision: 
     )
 
 
-def deployment(owner: Owner, serving: Serving, revision: str, replicas: int, template: Object) -> Object:
-    """The Deployment of a revision, with pods made from a template."""
+def deployment(
+    owner: Owner, serving: Serving, revision: str, replicas: int, template: Object, *, has_room: bool = True
+) -> Object:
+    """The Deployment of a revision, with pods made from a template. ``has_room``: for one pod more than it asks for."""
     labels = server_labels(owner, revision)
     return {
         "apiVersion": "apps/v1",
@@ -110,7 +112,10 @@ def deployment(owner: Owner, serving: Serving, revision: str, replicas: int, tem
             "progressDeadlineSeconds": start_seconds(serving.runtime),
             "revisionHistoryLimit": 1,
             # Within a revision, only a repair (somebody changed the template) or `kubectl rollout restart` rolls.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": int(has_room), "maxUnavailable": int(not has_room)},
+            },
             "template": template,
         },
     }
@@ -124,6 +129,7 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
     pod["initContainers"] = [_fetch(fetch)]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
+    pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
         {"name": "input", "configMap": {"name": fetch.name}},
         *ca_volumes(access_of(fetch.input).authorities),
@@ -146,6 +152,19 @@ def drain_seconds_of(server: Object) -> float:
     """The same of the server's container."""
     sleep = ((server.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
     return float(sleep.get("seconds", 0))
+
+
+def _spread(labels: dict[str, str]) -> list[Object]:
+    """Pods of a revision apart, so that a lost node or zone takes few of them; together where there is no room."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels},
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]
 
 
 def _fetch(request: StageRequest) -> Object:
