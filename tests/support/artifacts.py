@@ -70,14 +70,14 @@ def publish_artifact(
     before, after = answers_of(base), answers_of(tuned)
     promised = list(zip(PROMPTS, before, after, strict=True))
     answers = {"base": before, "tuned": after, "artifact": after}
-    measurements = measure(TaskType.TEXT, after, answers, []).model_dump(by_alias=True)
+    measurements = measure(TaskType.CLASSIFICATION, after, answers, []).model_dump(by_alias=True)
     write_answers(
         evaluation / ANSWERS,
         [Answer(messages=p, label=t, base=b, tuned=t, artifact=t, max_tokens=LIMIT) for p, b, t in promised],
     )
     conversations = [Conversation([*p, {"role": "assistant", "content": t}]) for p, _, t in promised]
     write_references(evaluation / REFERENCE, record(base, tuned, conversations))
-    metrics = {"task": "Text", "goldenPrompts": 6, "scalars": {}, "measurements": measurements}
+    metrics = {"goldenPrompts": 6, "scalars": {}, "measurements": measurements}
     (evaluation / METRICS).write_text(json.dumps(metrics))
     upstream = Upstream(
         source="s",

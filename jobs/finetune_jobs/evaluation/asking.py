@@ -194,7 +194,7 @@ def ask_artifact(model: Any, tokenizer: Any, paper: Paper, progress: Progress) -
     if paper.checked is not None:
         report = progress.part(0.1, 0.4, "validation part")
         checked = generate(model, tokenizer, paper.checked, report, weighed=True)
-    report = progress.part(0.4, 0.9, "answers")
+    report = progress.part(0.4, 0.9 if paper.expected else 1.0, "answers")
     answers = generate(model, tokenizer, paper.questions, report, weighed=paper.checked is not None)
     return ServedAnswers(
         answers,
