@@ -181,7 +181,8 @@ def test_two_operators_leave_what_is_not_theirs_alone(serving: Serving) -> None:
     before = serving.children(DEPLOYMENTS).keys()
     team, canary = serving.team, serving.team.directory / "canary.log"
     other = Images(data="canary/data", prepare="canary/prepare", jobs="canary/jobs", quantize="canary/quantize")
-    serving.start(instance="canary", images=other, writes_log=canary, resync_seconds=10).wait_ready()
+    operator = serving.start(instance="canary", images=other, writes_log=canary, resync_seconds=10)
+    operator.wait_ready()
     team.create("theirs", labels={meta.LABEL_INSTANCE: "canary"})
     team.create("ours")
     for name, image in (("theirs", "canary/data"), ("ours", "example/data")):
@@ -193,9 +194,10 @@ def test_two_operators_leave_what_is_not_theirs_alone(serving: Serving) -> None:
     assert {line.split()[1] for line in canary.read_text().splitlines()} == {"ConfigMap", "Job", "FineTuneJob", "Event"}
     jobs = {job["metadata"]["uid"] for job in team.jobs("theirs")}
     handed_over = {"metadata": {"labels": {meta.LABEL_INSTANCE: None}}, "spec": {"suspend": True}}
-    team.api.patch(FINETUNEJOBS, team.namespace, "theirs", handed_over)
+    wait(lambda: operator.metric("finetune_operator_unreconciled_seconds") == 0, "the other one to have written all", 30)
     size = len(canary.read_text())
     found = team.status("theirs").conditions[0].observed_generation
+    team.api.patch(FINETUNEJOBS, team.namespace, "theirs", handed_over)
     wait(lambda: team.status("theirs").conditions[0].observed_generation != found, "the other operator's status", 30)
     assert {job["metadata"]["uid"] for job in team.jobs("theirs")} == jobs
     assert len(canary.read_text()) == size

@@ -92,7 +92,7 @@ def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(
     assert result.scalars["fitVerdict"] == "Fits"
     served = asked(s3, store, LLAMA_8B, hardware=L4, runtimes=[tgi])
     result = execute(context(served, tmp_path), resolve)
-    assert_says(result.message, "22 GiB of NVIDIA L4. Runtime 'tgi' serves it with a difference", "float16")
+    assert_says(result.message, "22 GiB of NVIDIA L4.", "Runtime 'tgi' serves it with a difference", "float16")
     assert "fitWarning" not in result.scalars
     given = asked(s3, store, LLAMA_8B | {"model_type": "qwen3"}, hardware=L4, runtimes=[tgi, on_cpus])
     with pytest.raises(StageError, match="No runtime of this platform") as refusal:
