@@ -77,6 +77,8 @@ DISTANCE: Final = r"^[0-9](\.[0-9]{1,3})?$"
 """Pattern of nats a token."""
 DROP: Final = r"^0\.(0[1-9]|[1-9][0-9]?)$"
 """Pattern of a drop in accuracy: hundredths, above 0 and below 1."""
+DEFAULT_SAMPLES: Final = 50
+"""Test examples that are sent where nothing says how many."""
 MAX_SAMPLES: Final = 1000
 """The most test examples that are sent to a server."""
 _SQUARED: Final = 6
@@ -110,13 +112,14 @@ class Objectives(ApiModel):
 class Verification(ApiModel):
     """What a new revision must prove before it receives traffic."""
 
-    samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = 50
+    samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = DEFAULT_SAMPLES
     """Number of test examples sent to the server; their accuracy must match the evaluation. Not looked at with
     detectDrop."""
     detect_drop: Annotated[str, Field(pattern=DROP, max_length=4)] | None = None
     """Send as many test examples as show, with 90 % probability, that the server's accuracy is lower by this much, e.g.
     "0.1" for 0.9 down to 0.8; at most 1000, and what the test split has. Then samples is not looked at. Where there are
-    too few, the check says which drop they show."""
+    too few, the check says which drop they show; where they show none, 50 are sent. So it is with most texts: only
+    answers with the very words count as right, and these are few."""
     min_agreement_percent: Annotated[int, Field(ge=1, le=100)] = 75
     """Share of the golden prompts that must get the same answers as from the evaluated artifact, where answers are
     labels, and of the answers that must end by themselves where the artifact's did."""
@@ -322,7 +325,7 @@ class RevisionStatus(WireModel):
     accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy measured through the server, on the sample; of texts the share of answers with the very words."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""
-    """Accuracy that the evaluation measured on the same examples."""
+    """Accuracy that the evaluation measured on the same examples; of texts likewise."""
     verification: Annotated[list[VerificationCheck], Field(max_length=16), as_map("name")] = []
     """What its newest verification compared, and what came of it."""
     spec_hash: Annotated[str, Field(max_length=64)] = ""

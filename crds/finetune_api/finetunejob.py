@@ -356,7 +356,8 @@ class EvaluationStatus(WireModel):
     chrf: Scores | None = None
     """Of texts: mean character n-gram F-score of answer and expected answer, 0 to 1."""
     perplexity: Scores | None = None
-    """Of texts: how unlikely the models find the expected answers, 1 and more; lower is better."""
+    """Of texts: how unlikely the models find the expected answers, 1 and more; lower is better. fewShot is never set: a
+    prompt with examples has none."""
     goals: Annotated[list[GoalStatus], Field(max_length=MAX_GOALS)] = []
     """The goals and what the artifact reached; without goals in the spec, how it compares with the base model."""
     goals_met: Annotated[str, Field(max_length=8)] = ""

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,13 @@ def compared(model: Any, tokenizer: Any, questions: Any) -> dict[str, Any]:
     from finetune_jobs.evaluation.generate import generate_answers
     from finetune_jobs.modelling import chat
 
-    first = questions.prompts[:1]
-    plainly(model, tokenizer, first, 2)  # a first pass sets things up, on whichever side
+    def one_by_one() -> list[str]:
+        answers = (answer_plainly(model, tokenizer, prompt, questions.limit) for prompt in questions.prompts)
+        return [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+
+    answer_plainly(model, tokenizer, questions.prompts[0], 2)  # a first pass sets things up, on whichever side
     ours, seconds = timed(lambda: generate_answers(model, tokenizer, questions, lambda _done, _total: None))
-    plain, plain_seconds = timed(lambda: plainly(model, tokenizer, questions.prompts, questions.limit))
+    plain, plain_seconds = timed(one_by_one)
     return {
         "oursSeconds": round(seconds, 2),
         "plainSeconds": round(plain_seconds, 2),
@@ -101,8 +104,9 @@ def compared(model: Any, tokenizer: Any, questions: Any) -> dict[str, Any]:
     }
 
 
-def plainly(model: Any, tokenizer: Any, prompts: Sequence[Any], limit: int) -> list[str]:
-    """Each prompt on its own, as transformers' documentation does it."""
+def answer_plainly(model: Any, tokenizer: Any, prompt: Any, limit: int) -> list[int]:
+    """The answer's tokens, without the one that ends it: a prompt on its own, as transformers' documentation does it.
+    Tests compare with it, too."""
     import torch
     from transformers import GenerationConfig
 
@@ -112,13 +116,10 @@ def plainly(model: Any, tokenizer: Any, prompts: Sequence[Any], limit: int) -> l
     config = GenerationConfig(
         max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
-    texts = []
-    for prompt in prompts:
-        ids = torch.tensor([chat.prompt_ids(tokenizer, prompt)])
-        with torch.inference_mode():
-            written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        texts.append(str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip())
-    return texts
+    ids = torch.tensor([chat.prompt_ids(tokenizer, prompt)])
+    with torch.inference_mode():
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return [token for token in written[0, ids.shape[1] :].tolist() if token not in stops]
 
 
 def timed(work: Callable[[], list[str]]) -> tuple[list[str], float]:

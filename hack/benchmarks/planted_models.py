@@ -4,8 +4,8 @@ SmolLM2-135M is tuned with examples/transactions. Then training rows, adapter or
 and what comes out goes through the product's own export, questions and gates, as publish reads them. So do good models
 of other ranks, seeds and formats, which must pass. A model is asked only what its gates read (``gated``).
 
-Needs no GPU; about half an hour on two cores. ``--only`` takes some, and ``--work`` a folder that keeps what was made,
-so that a run that was stopped goes on.
+Needs no GPU; it has never been run to its end (docs/benchmarks.md). ``--only`` takes some, and ``--work`` a folder that
+keeps what was made, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations

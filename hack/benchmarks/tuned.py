@@ -51,14 +51,12 @@ def tune(
 
 
 def load_unpacked(base: Path, tuning: Tuning) -> Any:
-    """The base that an adapter is trained on, in 32 bits: rounded to 4 bits it has the same values as if it was
-    unpacked anew in each pass, which takes a CPU much longer."""
+    """The base that an adapter is trained on, in 32 bits on every machine."""
     import torch
 
-    from finetune_jobs.modelling.loading import load_base
+    from finetune_jobs.modelling.loading import load_base, unpacked
 
-    model = load_base(base, tuning.quantization, dtype=torch.float32)
-    return model.dequantize().to(torch.float32) if tuning.quantization else model
+    return unpacked(load_base(base, tuning.quantization, dtype=torch.float32))
 
 
 def _loss(model: Any, tokenizer: Any, stop: int, examples: Sequence[Conversation]) -> Any:

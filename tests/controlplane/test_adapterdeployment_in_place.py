@@ -19,7 +19,8 @@ def test_the_old_pods_go_first_and_come_back_if_the_new_revision_fails(serving: 
     first = serving.start()
     old = serving.serve(GOOD)
     serving.servers.loading.add(INACTIVE)
-    serving.change(**pinned(INACTIVE, replicas=2, strategy={"type": "InPlace", "notice": "2s"}))
+    announced = {"type": "InPlace", "notice": "10s"}  # long enough to be seen on a busy machine
+    serving.change(**pinned(INACTIVE, replicas=2, strategy=announced))
     status = wait(lambda: _in(serving, RevisionState.STOPPING), "the announcement")
     assert _said(status) == ("False", Reason.GAP_ANNOUNCED)
     assert serving.reached() == {old}
@@ -36,7 +37,7 @@ def test_the_old_pods_go_first_and_come_back_if_the_new_revision_fails(serving: 
     wait(lambda: serving.status().ready_replicas == 2, "what served before")
     wait(lambda: serving.reached() == {old}, "its endpoints")
     assert _pods(serving) == {old: 2}
-    serving.change(**pinned(BETTER, replicas=2))
+    serving.change(**pinned(BETTER, replicas=2, strategy={"notice": "1s"}))
     wait(lambda: serving.traffic() != old, "the promotion")
     serving.until_only(serving.traffic())
     status = serving.until(ServingPhase.READY)

@@ -5,16 +5,17 @@ Paths, fields and error bodies are those that vLLM 0.32 sent when it was asked t
 
 import json
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Final
 
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 
 Json = dict[str, Any]
+_PATIENCE: Final = 10.0
+"""Seconds that the first stream waits for the second."""
 
 
 @dataclass
@@ -41,7 +42,10 @@ class VllmContract:
     url: str = ""
     seen: list[Json] = field(default_factory=list)
     """Requests for text, with their paths."""
+    _begun: int = 0
     _open: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
 
     def get(self, path: str) -> tuple[int, Any]:
         """The answer to a GET."""
@@ -66,14 +70,28 @@ class VllmContract:
         """A complete answer to a chat as the events of a stream, without the last."""
         [choice] = answer.pop("choices")
         head = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-        self._open += 1
-        self.at_once = max(self.at_once, self._open)
-        time.sleep(0.02)  # for others to come
-        for part in ({"role": "assistant", "content": ""}, {"content": choice["message"]["content"]}):
-            yield head | {"choices": [{"index": 0, "delta": part, "finish_reason": None}]}
-        yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
-        yield head | {"choices": [], "usage": answer["usage"]}
-        self._open -= 1
+        with self._counted():
+            for part in ({"role": "assistant", "content": ""}, {"content": choice["message"]["content"]}):
+                yield head | {"choices": [{"index": 0, "delta": part, "finish_reason": None}]}
+            yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
+            yield head | {"choices": [], "usage": answer["usage"]}
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A stream is open. The first two go on once both are; a client that opens one at a time waits in vain."""
+        with self._lock:
+            self._begun += 1
+            self._open += 1
+            self.at_once = max(self.at_once, self._open)
+            meets = self._begun <= self._meeting.parties
+        try:
+            if meets:
+                with suppress(threading.BrokenBarrierError):
+                    self._meeting.wait(_PATIENCE)
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
 
     def _chat(self, body: Json) -> Json:
         known = next(each for each in self.answers if each.messages == body["messages"])

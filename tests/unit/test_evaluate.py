@@ -61,12 +61,13 @@ from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
-from finetune_jobs.modelling.chat import answer_ids, prompt_ids, stop_ids
+from finetune_jobs.modelling.chat import answer_ids, prompt_ids
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint, unpacked
 from finetune_jobs.modelling.token_files import Conversation, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
+from hack.benchmarks.evaluate_throughput import answer_plainly
 from tests.support.readiness import parsed_page
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
 from tests.support.stages import RUN
@@ -91,15 +92,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(model: Any, base: Path, prompts: list[Any], batch_size: int) -> list[str]:
     questions = Questions(prompts, limit=10, batch_size=batch_size)
     return generate_answers(model, load_tokenizer(base), questions, lambda _done, _total: None)
-
-
-def answer_plainly(model: Any, tokenizer: Any, prompt: Any, limit: int) -> list[int]:
-    """As transformers itself answers one prompt, without the token that ends it."""
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)])
-    stops = sorted(stop_ids(tokenizer, model.generation_config))
-    config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=0)
-    found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, ids.shape[1] :]
-    return [token for token in found.tolist() if token not in stops]
 
 
 def choose_labels(model: Any, tokenizer: Any, questions: Questions, labels: Sequence[str], stop: int) -> list[str]:

@@ -96,6 +96,23 @@ def test_the_operator_makes_room_for_the_largest_sample_that_a_drop_may_need(dro
             "too few for 0.10: they show a drop of 0.19",
         ),
         ([True] * 4, 606, 0.1, SampleSize(4, None, 0.1), "too few for 0.10: they show no drop"),
+        # As of texts: six losses are the fewest beyond chance.
+        (
+            [True] * 6 + [False] * 994,
+            606,
+            0.1,
+            SampleSize(50, None, 0.1, in_vain=606),
+            "not even 606 examples show a drop: too few answers are right",
+        ),
+        (
+            [False] * 51,
+            1000,
+            0.1,
+            SampleSize(50, None, 0.1, 51),
+            "not even 51 examples show a drop: too few answers are right",
+        ),
+        ([False] * 50, 1000, 0.1, SampleSize(50, None, 0.1), "too few for 0.10: they show no drop"),
+        ([False] * 200, 100, None, SampleSize(100, None), "they show no drop"),
         ([], 50, None, SampleSize(0, None), "they show no drop"),
     ],
 )

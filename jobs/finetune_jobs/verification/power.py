@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from math import ceil, exp, lgamma, log
 from typing import Final
 
+from finetune_api.adapterdeployment import DEFAULT_SAMPLES
 from finetune_jobs.evaluation.metrics import mcnemar
 
 POWER: Final = 0.9
@@ -32,8 +33,13 @@ class SampleSize:
     """The smallest drop in accuracy that they show, in hundredths; None: not even the loss of every right answer."""
     wanted: float | None = None
     """The drop that they are to show; None: their number was given."""
+    in_vain: int | None = None
+    """That many are there, and not even all of them would show the loss of every right answer, so the default number is
+    asked; None: otherwise."""
 
     def __str__(self) -> str:
+        if self.in_vain is not None:
+            return f"not even {self.in_vain} examples show a drop: too few answers are right"
         shown = "they show no drop" if self.shown is None else f"they show a drop of {self.shown:.2f}"
         enough = self.wanted is None or (self.shown is not None and self.shown <= self.wanted)
         return shown if enough else f"too few for {self.wanted:.2f}: {shown}"
@@ -41,9 +47,14 @@ class SampleSize:
 
 def size_sample(rights: Sequence[bool], most: int, drop: float | None) -> SampleSize:
     """How many of an artifact's test examples a server is asked: as many as show a drop, of at most ``most``; without a
-    drop, ``most``. ``rights``: whether the artifact answered each example right."""
+    drop, ``most``. ``rights``: whether the artifact answered each example right.
+
+    Where ``most`` do not show the drop, they are asked for the sake of the larger one that they show. If they show
+    none, as of texts, which are right only with the very words, more than DEFAULT_SAMPLES prove nothing."""
     most = min(most, len(rights))
     accuracy = sum(rights) / max(1, len(rights))
+    if drop is not None and most > DEFAULT_SAMPLES and smallest_drop(accuracy, most) is None:
+        return SampleSize(DEFAULT_SAMPLES, None, drop, in_vain=most)
     needed = None if drop is None else smallest_sample(accuracy, drop, most)
     samples = most if needed is None else needed
     return SampleSize(samples, smallest_drop(accuracy, samples), drop)
