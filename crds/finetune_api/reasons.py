@@ -101,6 +101,7 @@ class Reason(OpenEnum):
     ROLLOUT_QUEUED = "RolloutQueued"
     GAP_ANNOUNCED = "GapAnnounced"
     GAP_IN_SERVICE = "GapInService"
+    DISRUPTION_BUDGET_REFUSED = "DisruptionBudgetRefused"
     CANDIDATE_STARTING = "CandidateStarting"
     CANDIDATE_FAILED = "CandidateFailed"
     VERIFYING = "Verifying"
@@ -197,6 +198,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
     Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
     Reason.GAP_IN_SERVICE: "Strategy InPlace: the pods of what served are stopped, and nobody gets answers until another revision is verified, or the one before is back.",
+    Reason.DISRUPTION_BUDGET_REFUSED: "The endpoint's PodDisruptionBudget cannot be written: its name is taken, or a policy or quota refuses it. The endpoint serves and is rolled out all the same; the message of the condition Discouraged says what to do.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
     Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer: during verification, or soon after it had taken over.",
     Reason.VERIFYING: "A revision is being verified.",

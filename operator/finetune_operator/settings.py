@@ -255,6 +255,8 @@ class Settings(ApiModel):
     max_concurrent_rollouts: Annotated[int | None, Field(ge=1)] = 5
     """Number of endpoints that may be moved to another revision at the same time; None: no limit. Endpoints that serve
     nothing yet do not count."""
+    disruption_budgets: bool = True
+    """Whether endpoints of several replicas have a PodDisruptionBudget."""
     policy_seconds: Annotated[int, Field(ge=0, le=300)] = 10
     """Seconds that the network plugin gets to apply a NetworkPolicy before a Service relies on it."""
 

@@ -161,15 +161,25 @@ class ServingCluster:
     def reconcile(self, crash_after: int | None = None) -> Plan[AdapterDeploymentStatus]:
         """One pass of the operator, which may die after some of its writes."""
         observed = self.observe()
-        made = plan(observed, self.now)
-        for number, action in enumerate(made.actions):
-            if number == crash_after:
+        made, writes = plan(observed, self.now), 0
+        for action in made.actions:
+            if writes == crash_after:
                 return made
             if said := self.refuse(self, action):
-                made = replace(plan(replace(observed, refusal=said), self.now), actions=())
+                observed = replace(observed, refusal=said)
+                made = replace(plan(observed, self.now), actions=())
                 break
             self.apply_action(action)
-        if crash_after is None or crash_after > len(made.actions):
+            writes += 1
+        for action in made.optional:
+            if writes == crash_after:
+                return made
+            if said := self.refuse(self, action):
+                made = replace(plan(replace(observed, unmet=said), self.now), actions=made.actions)
+                break
+            self.apply_action(action)
+            writes += 1
+        if crash_after is None or crash_after > writes:
             self.status = made.status
             self.events += made.events
         return made

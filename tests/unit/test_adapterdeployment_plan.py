@@ -16,7 +16,6 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
-    DISRUPTION_BUDGETS,
     JOBS,
     NETWORK_POLICIES,
     SERVICES,
@@ -274,29 +273,6 @@ class TestReplicas:
         assert (cluster.status.replicas, cluster.status.ready_replicas) == (wanted, wanted)
         assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
         assert cluster.status.phase is ServingPhase.READY
-
-    def test_several_have_a_disruption_budget_which_goes_with_the_traffic(self) -> None:
-        cluster = serving()
-        assert not cluster.objects.get(DISRUPTION_BUDGETS)
-        for wanted, digest in ((2, GOOD), (2, BETTER), (3, BETTER)):
-            cluster.spec = pinned(digest, replicas=wanted)
-            cluster.settle()
-            [budget] = cluster.objects[DISRUPTION_BUDGETS].values()
-            assert budget["metadata"]["name"] == "demo"
-            selected = budget["spec"]["selector"]["matchLabels"]
-            assert selected == cluster.objects[SERVICES]["demo"]["spec"]["selector"]
-            assert budget["spec"]["maxUnavailable"] == 1
-        for wanted in (1, 0):
-            cluster.spec = pinned(BETTER, replicas=wanted)
-            cluster.settle()
-            assert not cluster.objects[DISRUPTION_BUDGETS]
-
-    def test_a_candidate_takes_the_budget_of_what_serves_only_with_the_traffic(self) -> None:
-        cluster = serving(replicas=2)
-        old, cluster.spec = cluster.traffic(), pinned(INACTIVE, replicas=2)
-        cluster.settle()
-        [budget] = cluster.objects[DISRUPTION_BUDGETS].values()
-        assert budget["spec"]["selector"]["matchLabels"][meta.LABEL_REVISION] == old
 
     def test_a_revision_that_shall_sleep_is_proved_first(self) -> None:
         cluster = ServingCluster(spec=pinned(GOOD, replicas=0))

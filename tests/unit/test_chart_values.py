@@ -93,6 +93,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
             "keepEndedSeconds": 1000000,
             "progressSeconds": 5,
             "maxConcurrentRollouts": 2,
+            "disruptionBudgets": False,
             "policySeconds": 7,
         },
         "metrics": {"podMonitor": {"interval": "1m"}},
@@ -102,6 +103,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     mine, runtime = rendered.profiles["mine"], rendered.runtimes["tgi-cpu"]
     assert (rendered.workers, rendered.resync_seconds, rendered.keep_ended_seconds) == (3, 60, 1000000)
     assert (rendered.progress_seconds, rendered.policy_seconds, rendered.max_concurrent_rollouts) == (5, 7, 2)
+    assert not rendered.disruption_budgets
     assert (rendered.images.pull_policy, rendered.images.pull_secrets) == ("Never", ["registry"])
     assert rendered.proxy == Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
     team = TenancyRule(namespaces=["team-*"], outputs=["s3://models/{namespace}"], max_usd_per_run=1e8)

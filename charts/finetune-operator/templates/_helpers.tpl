@@ -79,6 +79,7 @@ resyncSeconds: {{ int64 .Values.operator.resyncSeconds }}
 keepEndedSeconds: {{ int64 .Values.operator.keepEndedSeconds }}
 progressSeconds: {{ int64 .Values.operator.progressSeconds }}
 maxConcurrentRollouts: {{ with .Values.operator.maxConcurrentRollouts }}{{ int64 . }}{{ else }}null{{ end }}
+disruptionBudgets: {{ .Values.operator.disruptionBudgets }}
 policySeconds: {{ int64 .Values.operator.policySeconds }}
 {{- end -}}
 

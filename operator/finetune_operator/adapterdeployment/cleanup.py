@@ -6,7 +6,6 @@ from typing import Final
 
 from finetune_api.adapterdeployment import RevisionState
 from finetune_api.meta import LABEL_REVISION
-from finetune_operator.adapterdeployment.revision_objects import needs_budget
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.adapterdeployment.turns import ACTIVE
@@ -17,7 +16,6 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
-    DISRUPTION_BUDGETS,
     JOBS,
     NETWORK_POLICIES,
     SERVICES,
@@ -26,12 +24,9 @@ from finetune_operator.framework.objects import (
 from finetune_operator.resources.deployment import deployment_name, drain_seconds
 from finetune_operator.resources.service import candidate_service_name
 
-_NO_CLIENT: Final = (JOBS, SERVICES, CONTROLLER_REVISIONS, DISRUPTION_BUDGETS)
+_NO_CLIENT: Final = (JOBS, SERVICES, CONTROLLER_REVISIONS)
 """No client can be connected to them."""
-_CLEANED: Final = (
-    *(JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS),
-    DISRUPTION_BUDGETS,
-)
+_CLEANED: Final = (JOBS, SERVICES, DEPLOYMENTS, NETWORK_POLICIES, CONFIG_MAPS, CONTROLLER_REVISIONS)
 """In this order."""
 
 
@@ -72,8 +67,6 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     def unused(resource: Resource, name: str, revision: str) -> bool:
         if resource == SERVICES:
             return name not in services
-        if resource == DISRUPTION_BUDGETS:
-            return not needs_budget(observed)
         if resource == CONTROLLER_REVISIONS:
             return revision not in told
         in_use = revision in {serving, stays, starting} or name == verification

@@ -27,6 +27,7 @@ def adapter_deployment_kind(
         plan=plan,
         with_conflict=with_conflict,
         with_refusal=with_refusal,
+        with_unmet=with_unmet,
         without_api=observer.without_api,
     )
 
@@ -47,3 +48,10 @@ def with_refusal(
 ) -> ObservedDeployment | UnplannedDeployment:
     """What was observed, and what the API server said when it refused an object of the plan."""
     return observed if isinstance(observed, Unplanned) else replace(observed, refusal=said)
+
+
+def with_unmet(
+    observed: ObservedDeployment | UnplannedDeployment, said: str
+) -> ObservedDeployment | UnplannedDeployment:
+    """What was observed, and what was said of the disruption budget, without which the endpoint serves as well."""
+    return observed if isinstance(observed, Unplanned) else replace(observed, unmet=said)

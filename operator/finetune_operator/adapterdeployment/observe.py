@@ -89,6 +89,8 @@ class ObservedDeployment:
     """Objects of a deleted AdapterDeployment of this name that the garbage collector has not deleted yet."""
     refusal: str = ""
     """What the API server said when it refused an object of the plan (a quota, a policy)."""
+    unmet: str = ""
+    """Why the disruption budget could not be made, changed or deleted."""
 
     @property
     def owner(self) -> Owner:

@@ -13,6 +13,7 @@ from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.budget import budget_actions
 from finetune_operator.adapterdeployment.candidate import (
     PAUSE_SECONDS,
     candidacy,
@@ -129,6 +130,7 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
     return Plan(
         status=status,
         actions=cleanup.first + step.actions + cleanup.last,
+        optional=budget_actions(observed, step.stable.revision if step.stable else ""),
         events=step.events + transition_events(observed.resource.status, status),
         requeue_after=min(looks, default=None),
         blocked=step.blocked,

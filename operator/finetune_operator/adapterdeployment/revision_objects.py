@@ -8,13 +8,11 @@ from finetune_operator.framework.objects import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
-    DISRUPTION_BUDGETS,
     NETWORK_POLICIES,
     SERVICES,
     Object,
 )
 from finetune_operator.resources.deployment import deployment, deployment_name
-from finetune_operator.resources.disruption_budget import FEWEST, disruption_budget
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.service import candidate_service, public_service
@@ -69,24 +67,12 @@ def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:
 
 
 def direct_traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
-    """Clients may reach the pods of the revision, and the public Service points to them; drained nodes leave most."""
+    """Clients may reach the pods of the revision, and the public Service points to them."""
     policy, service = open_policy(observed, revision), public_service(observed.owner, revision)
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),
-        *_budget(observed, revision),
     )
-
-
-def needs_budget(observed: ObservedDeployment) -> bool:
-    """Whether so many pods serve that a drain of nodes can leave some."""
-    return observed.resource.spec.replicas >= FEWEST
-
-
-def _budget(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
-    budget = disruption_budget(observed.owner, revision)
-    live = observed.child(DISRUPTION_BUDGETS, budget["metadata"]["name"])
-    return ensure(DISRUPTION_BUDGETS, budget, live) if needs_budget(observed) else ()
 
 
 def open_policy(observed: ObservedDeployment, revision: str) -> Object:

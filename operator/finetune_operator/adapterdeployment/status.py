@@ -6,6 +6,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionStat
 from finetune_api.base import Condition
 from finetune_api.meta import ADAPTERDEPLOYMENT
 from finetune_api.reasons import Reason, remedy
+from finetune_operator.adapterdeployment.budget import budget_advice
 from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
@@ -174,12 +175,14 @@ def _stalled(rollout: Rollout) -> Finding:
 
 
 def _advice(rollout: Rollout) -> list[Finding]:
-    """A warning about what serves or can be served; no condition without one. A withdrawal weighs most."""
-    warning = rollout.target.warning if isinstance(rollout.target, Target) else ""
+    """Warnings about what serves, may serve, or is missing; no condition without one. A withdrawal weighs most."""
+    found = rollout.target.warning if isinstance(rollout.target, Target) else ""
+    warning = f"{found} {budget_advice(rollout.observed)}".strip()
     if rollout.stable and (said := rollout.withdrawn):
         text = f"Revision {rollout.stable.revision} serves an artifact that was {said}. {warning}".strip()
         return [Finding(ConditionType.DISCOURAGED, True, Reason.ARTIFACT_WITHDRAWN, text)]
-    return [Finding(ConditionType.DISCOURAGED, True, Reason.SETTINGS_DISCOURAGED, warning)] if warning else []
+    reason = Reason.SETTINGS_DISCOURAGED if found else Reason.DISRUPTION_BUDGET_REFUSED
+    return [Finding(ConditionType.DISCOURAGED, True, reason, warning)] if warning else []
 
 
 def _rolled_back(rollout: Rollout) -> list[Finding]:

@@ -28,6 +28,7 @@ def fine_tune_job_kind(
         plan=plan,
         with_conflict=with_conflict,
         with_refusal=with_refusal,
+        with_unmet=lambda observed, _: observed,  # its plans have no optional actions
         without_api=observer.without_api,
     )
 

@@ -67,6 +67,9 @@ class Plan(Generic[S]):
     """The whole new status; written once, and only if it differs."""
     actions: tuple[Action, ...] = ()
     """In order; all are applied before the status is written, so that a crash in between only repeats them."""
+    optional: tuple[Action, ...] = ()
+    """What the resource can do without: applied after all others. If one fails, nothing else does; the status says so,
+    and it is tried again later (``unmet.py``)."""
     events: tuple[Event, ...] = field(default=())
     """Written after the status write succeeded."""
     requeue_after: float | None = None

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from finetune_api.base import ObjectMeta
-from finetune_operator.framework.actions import Event, Plan
+from finetune_operator.framework.actions import Action, Event, Plan
 from finetune_operator.framework.api_failures import ApiFailures
 from finetune_operator.framework.apply import NameTaken, apply_action
 from finetune_operator.framework.cache import Cache
@@ -24,6 +24,7 @@ from finetune_operator.framework.objects import EVENTS, Object, Resource
 from finetune_operator.framework.ownership import Key, Owner
 from finetune_operator.framework.reading import StatusUnreadable, parse_status
 from finetune_operator.framework.stored_status import status_patch, unreadable_event, unreadable_patch
+from finetune_operator.framework.unmet import Unmet
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Kind(Generic[O, S]):
     """What was observed, with a conflicting object that an action met. Its plan has no actions."""
     with_refusal: Callable[[O, str], O]
     """What was observed, with the API server's message for an action that it refused. Its plan has no actions."""
+    with_unmet: Callable[[O, str], O]
+    """What was observed, with what was said of an optional action that failed."""
     without_api: Callable[[Object, str], O]
     """What the resource itself shows, with the API's last error, once calls have failed for a while. Its plan has no
     actions."""
@@ -82,6 +85,7 @@ class Reconciler:
         self._kinds = kinds
         self._clock = clock
         self._api_failures = ApiFailures()
+        self._unmet = Unmet()
 
     def reconcile(self, key: Key) -> NextTurn:
         """One pass; returns when the next one is due. Raises ApiError."""
@@ -89,6 +93,7 @@ class Reconciler:
         resource = self._cache.get(kind.resource, key.namespace, key.name)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._api_failures.clear(key)
+            self._unmet.clear(key)
             return NextTurn()  # owner references delete the children; data in the store stays
         now = self._clock()
         owner = Owner.of(kind.resource, ObjectMeta.model_validate(resource["metadata"]))
@@ -115,12 +120,32 @@ class Reconciler:
             for action in plan.actions:
                 apply_action(self._client, self._cache, owner, action)
         except NameTaken as taken:
-            return kind.plan(kind.with_conflict(observed, taken), now)
+            observed = kind.with_conflict(observed, taken)
+            plan = kind.plan(observed, now)
         except ApiError as error:
             if error.status not in REFUSALS:
                 raise
-            return kind.plan(kind.with_refusal(observed, error.message), now)
-        return plan
+            observed = kind.with_refusal(observed, error.message)
+            plan = kind.plan(observed, now)
+        said = self._apply_optional(owner, plan.optional, now)
+        return kind.plan(kind.with_unmet(observed, said), now) if said else plan
+
+    def _apply_optional(self, owner: Owner, actions: tuple[Action, ...], now: datetime) -> str:
+        """Apply what the resource can do without; returns what stands in the way, empty if nothing does."""
+        if said := self._unmet.said(owner.key, actions, now):
+            return said
+        try:
+            for action in actions:
+                apply_action(self._client, self._cache, owner, action)
+        except NameTaken as taken:
+            said = f"{taken} already exists and does not belong to this {owner.resource.kind}"
+        except ApiError as error:
+            said = error.message or str(error)
+        if said:
+            self._unmet.record(owner.key, actions, said, now)
+        else:
+            self._unmet.clear(owner.key)
+        return said
 
     def _report(self, kind: Kind[O, S], owner: Owner, resource: Object, plan: Plan[S], now: datetime) -> None:
         version = self._write_status(kind, resource, plan.status)
