@@ -1,7 +1,7 @@
 """Asking a server everything that an artifact promises an answer to."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -16,8 +16,8 @@ from finetune_jobs.verification.tolerance import tolerance
 A = TypeVar("A")
 B = TypeVar("B")
 Before = Callable[[int, int], None]
-"""Called before each request (of several at once, before its answer is waited for), with the number of those before it
-and of all; it may raise to end them."""
+"""Called before each request (of several at once, again and again while its answer is waited for), with the number of
+those before it and of all; it may raise to end them."""
 
 CLIENTS: Final = 4
 """So many ask for streams at once."""
@@ -25,6 +25,7 @@ STREAMS: Final = 8
 """So many streams are asked for: each costs as much as a test example."""
 MEASURED: Final = 20
 """So many where an objective is set: one of them may be late at the 95th percentile."""
+_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,14 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         clients = ThreadPoolExecutor(CLIENTS)
         try:
             for answer in [clients.submit(question, each) for each in asked]:
-                before(next(numbers), total)
+                number = next(numbers)
+                before(number, total)
+                while not wait([answer], _POLL_SECONDS).done:
+                    before(number, total)
                 yield answer.result()
         finally:
-            clients.shutdown(cancel_futures=True)
+            # What is wrong is said at once. Streams that still run end with the process, or at their own limit.
+            clients.shutdown(wait=False, cancel_futures=True)
 
     # The streams come before their prompts are asked alone, which the server would remember.
     return Observed(
