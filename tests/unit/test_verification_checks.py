@@ -46,7 +46,7 @@ SAME = shifted(0.0)
 RIGHT = [Reply("a\n", True, 30)] * 40
 WRONG = [Reply("b", True, 30)] * 40
 CUT = [Reply("a", False, 30)] * 40
-SLOW_ONCE = [Streamed("a", "", 9.0 if number == 7 else 0.1, 0.02) for number in range(20)]
+SLOW_ONCE = [Streamed("a", "", False, 9.0 if number == 7 else 0.1, 0.02) for number in range(20)]
 ONE_CHANGED = [*[Streamed("a")] * 7, Streamed("b")]
 THREE_CHANGED = [*[Streamed("a")] * 5, *[Streamed("b")] * 3]
 CUT_OFF = [*[Streamed("a")] * 7, Streamed("a", "a stream ends without [DONE]")]
@@ -70,7 +70,7 @@ def observed(
     first_token: float | None = None,
     output_token: float | None = None,
 ) -> Observed:
-    alone = [Streamed(reply.text, "", (n + 1) / 10, (n + 1) / 1000) for n, reply in enumerate(golden)]
+    alone = [Streamed(reply.text, "", False, (n + 1) / 10, (n + 1) / 1000) for n, reply in enumerate(golden)]
     return Observed(
         golden=[asked(n, log_probability=log_probability) for n in range(len(golden))],
         golden_replies=golden,
@@ -146,7 +146,7 @@ NO_RECORD: dict[str, Any] = {"references": (), "forced": ()}
         (observed(first_token=0.7), ["timeToFirstToken"]),
         (observed(output_token=0.007), ["timePerOutputToken"]),
         (observed(streams=SLOW_ONCE, first_token=0.1), []),
-        (observed(streams=[Streamed("a", "", 0.1)] * 8, first_token=0.1, output_token=0.001), []),
+        (observed(streams=[Streamed("a", "", False, 0.1)] * 8, first_token=0.1, output_token=0.001), []),
     ],
 )
 def test_what_fails(seen: Observed, fails: list[str]) -> None:

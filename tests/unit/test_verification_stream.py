@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
@@ -16,7 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.connection import Connection
-from finetune_jobs.verification.engine import Limits
+from finetune_jobs.verification.engine import Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.stream import read_stream
 from finetune_jobs.verification.tgi import TgiServer
@@ -65,6 +65,7 @@ def test_an_answer_is_what_came_until_the_fault(body: list[bytes], content: str,
     assert found.content == content
     assert fault in found.fault
     assert bool(found.fault) == bool(fault)
+    assert found.failed == ("finish reason" in fault or "error in a stream" in fault)
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
@@ -145,3 +146,49 @@ def test_a_verification_ends_at_its_own_time_while_streams_run(hung: str) -> Non
         observe(TgiServer(hung), Promise([QUESTION], [], [], TaskType.TEXT, "INT8"), Limits(), before)
     assert error.value is late
     assert time.monotonic() - started < 10, "not until the limit of a request"
+
+
+class Faulty(TgiServer):
+    """Its first streams are given, and it answers nothing else itself."""
+
+    def __init__(self, *streams: Streamed) -> None:
+        super().__init__("http://candidate")
+        self.given = iter(streams)
+
+    def stream(self, asked: Answer) -> Streamed:
+        return next(self.given)
+
+    def answer(self, asked: Answer) -> Reply:
+        return Reply(asked.artifact)
+
+
+WHOLE, OVERLOAD, CUT = Streamed("a"), Streamed("", "Model is overloaded", failed=True), Streamed("a", "no [DONE]")
+
+
+@pytest.mark.parametrize(
+    ("streams", "seen"),
+    [
+        ([WHOLE], [WHOLE]),
+        ([OVERLOAD, WHOLE], [WHOLE]),
+        ([CUT, WHOLE], [WHOLE]),
+        # Twice what is none of OpenAI's API is a matter of the check.
+        ([CUT, CUT], [CUT]),
+    ],
+)
+def test_a_stream_with_a_fault_is_asked_for_once_more(streams: Sequence[Streamed], seen: Sequence[Streamed]) -> None:
+    numbers: list[tuple[int, int]] = []
+
+    def before(number: int, total: int) -> None:
+        numbers.append((number, total))
+
+    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8")
+    assert observe(Faulty(*streams), promise, Limits(), before).streams == seen
+    assert all(number <= total for number, total in numbers)
+
+
+@pytest.mark.parametrize("first", [OVERLOAD, CUT])
+def test_a_server_that_fails_twice_is_tried_again_later(first: Streamed) -> None:
+    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8")
+    with pytest.raises(StageError, match=r"asked again.*: Model is overloaded") as error:
+        observe(Faulty(first, OVERLOAD), promise, Limits(), lambda *_: None)
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)

@@ -113,7 +113,7 @@ class Connection:
         if self.too_long.search(found.fault):
             raise self._has_no_room(_PROMPT, found.fault)
         first_token = None if found.first_at is None else found.first_at - started
-        return Streamed(answer_in(found, asked), found.fault, first_token, found.output_token)
+        return Streamed(answer_in(found, asked), found.fault, found.failed, first_token, found.output_token)
 
     def _in_time(self, body: Iterable[bytes], started: float) -> Iterator[bytes]:
         """The pieces of a stream. The client's timeout is for each of them, and a server that hangs sends comments to

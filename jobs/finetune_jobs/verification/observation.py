@@ -1,15 +1,18 @@
 """Asking a server everything that an artifact promises an answer to."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final, TypeVar
 
 from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
 from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits, ModelServer
+from finetune_jobs.verification.engine import Limits, ModelServer, Streamed
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
 
@@ -60,7 +63,7 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
             before(next(numbers), total)
             yield question(each)
 
-    def ask_at_once(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
+    def ask_at_once(question: Callable[[A], B], asked: Sequence[A], numbers: Iterator[int]) -> Iterator[B]:
         clients = ThreadPoolExecutor(CLIENTS)
         try:
             for answer in [clients.submit(question, each) for each in asked]:
@@ -73,10 +76,21 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
             # What is wrong is said at once. Streams that still run end with the process, or at their own limit.
             clients.shutdown(wait=False, cancel_futures=True)
 
+    def stream_all() -> list[Streamed]:
+        """A stream with a fault is asked for once more, together with the others that have one: a fault that does not
+        come again was a moment's, and what takes one client only fails again."""
+        came = list(ask_at_once(server.stream, streams, numbers))
+        faulty = [number for number, each in enumerate(came) if each.fault]
+        again = ask_at_once(server.stream, [streams[number] for number in faulty], repeat(len(references) + len(came)))
+        for number, streamed in zip(faulty, again, strict=True):
+            came[number] = streamed
+        _require_answers(came)
+        return came
+
     # The streams come before their prompts are asked alone, which the server would remember.
     return Observed(
         forced=list(ask(server.log_probs, references)),
-        streams=list(ask_at_once(server.stream, streams)),
+        streams=stream_all(),
         golden_replies=list(ask(server.answer, promise.golden)),
         sample_replies=list(ask(server.answer, promise.sample)),
         golden=promise.golden,
@@ -89,3 +103,11 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         size=promise.size,
         objectives=promise.objectives,
     )
+
+
+def _require_answers(streams: Iterable[Streamed]) -> None:
+    """Raises StageError (CandidateFailed, retriable) if the server failed in one of them, as for a plain request."""
+    failed = next((each for each in streams if each.failed), None)
+    if failed is not None:
+        said = f"The server failed to answer as a stream, also when it was asked again: {failed.fault}."
+        raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)
