@@ -1,12 +1,25 @@
 """Streams of a chat as servers send them, whole and broken."""
 
 import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
 
 import pytest
 
+from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
+from finetune_jobs.artifacts.artifact import Answer
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.verification.connection import Connection
+from finetune_jobs.verification.engine import Limits, Reply, Streamed
+from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.stream import read_stream
+from finetune_jobs.verification.tgi import TgiServer
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +65,7 @@ def test_an_answer_is_what_came_until_the_fault(body: list[bytes], content: str,
     assert found.content == content
     assert fault in found.fault
     assert bool(found.fault) == bool(fault)
+    assert found.failed == ("finish reason" in fault or "error in a stream" in fault)
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
@@ -78,3 +92,103 @@ def test_thoughts_that_stand_apart_are_no_part_of_the_answer(name: str) -> None:
 def test_when_tokens_came(body: list[bytes], first: int | None, each: float | None) -> None:
     found = read_stream(body, count().__next__)
     assert (found.first_at, found.output_token) == (first, each)
+
+
+QUESTION = Answer(messages=[{"role": "user", "content": "?"}], label="a", base="b", tuned="a", artifact="a")
+
+
+@pytest.fixture
+def hung() -> Iterator[str]:
+    """URL of a server that keeps every stream open with comments, as TGI does before a shard that hangs."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(HELLO)
+            while not over.wait(0.05):
+                self.wfile.write(b": keep-alive\n\n")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class names it
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_comments_do_not_lengthen_the_time_of_a_stream(hung: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(StageError, match=r"did not end its answer within 0\.3 s to .*, as a stream") as error:
+        Connection(hung, 422, re.compile("too long"), seconds=0.3).stream(QUESTION)
+    assert time.monotonic() - started < 10, "not until the limit of a request"
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)
+
+
+@pytest.mark.slow
+def test_a_verification_ends_at_its_own_time_while_streams_run(hung: str) -> None:
+    """Their time is not over by then."""
+    started, late = time.monotonic(), StageError(Reason.VERIFICATION_FAILED, "too slow")
+
+    def before(_number: int, _total: int) -> None:
+        if time.monotonic() - started > 0.5:
+            raise late
+
+    with pytest.raises(StageError) as error:
+        observe(TgiServer(hung), Promise([QUESTION], [], [], TaskType.TEXT, "INT8"), Limits(), before)
+    assert error.value is late
+    assert time.monotonic() - started < 10, "not until the limit of a request"
+
+
+class Faulty(TgiServer):
+    """Its first streams are given, and it answers nothing else itself."""
+
+    def __init__(self, *streams: Streamed) -> None:
+        super().__init__("http://candidate")
+        self.given = iter(streams)
+
+    def stream(self, asked: Answer) -> Streamed:
+        return next(self.given)
+
+    def answer(self, asked: Answer) -> Reply:
+        return Reply(asked.artifact)
+
+
+WHOLE, OVERLOAD, CUT = Streamed("a"), Streamed("", "Model is overloaded", failed=True), Streamed("a", "no [DONE]")
+
+
+@pytest.mark.parametrize(
+    ("streams", "seen"),
+    [
+        ([WHOLE], [WHOLE]),
+        ([OVERLOAD, WHOLE], [WHOLE]),
+        ([CUT, WHOLE], [WHOLE]),
+        # Twice what is none of OpenAI's API is a matter of the check.
+        ([CUT, CUT], [CUT]),
+    ],
+)
+def test_a_stream_with_a_fault_is_asked_for_once_more(streams: Sequence[Streamed], seen: Sequence[Streamed]) -> None:
+    numbers: list[tuple[int, int]] = []
+
+    def before(number: int, total: int) -> None:
+        numbers.append((number, total))
+
+    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8")
+    assert observe(Faulty(*streams), promise, Limits(), before).streams == seen
+    assert all(number <= total for number, total in numbers)
+
+
+@pytest.mark.parametrize("first", [OVERLOAD, CUT])
+def test_a_server_that_fails_twice_is_tried_again_later(first: Streamed) -> None:
+    promise = Promise([QUESTION], [], [], TaskType.TEXT, "INT8")
+    with pytest.raises(StageError, match=r"asked again.*: Model is overloaded") as error:
+        observe(Faulty(first, OVERLOAD), promise, Limits(), lambda *_: None)
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, True)

@@ -249,8 +249,8 @@ def _golden_texts(observed: Observed, min_percent: int) -> VerificationCheck:
 def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationCheck:
     """The server's answers to several clients are those that it gives to one.
 
-    It adds in another order then, which may break a tie. Labels must be the same where it had none; longer answers are
-    judged as the golden texts are.
+    It adds in another order then, which may break a tie. Labels must be the same where it is known to have had none;
+    longer answers, and labels that were recorded without probabilities, are judged as the golden texts are.
     """
     if not observed.streams:
         return _skipped(CONCURRENT, "the artifact has no golden prompts")
@@ -262,11 +262,12 @@ def _concurrent_streams(observed: Observed, min_percent: int) -> VerificationChe
     pairs = list(zip(asked, alone, observed.streams, strict=False))
     equal = [_as_alone(reply, streamed) for _, reply, streamed in pairs]
     seen = f"{sum(equal)} of {count} equal"
-    if observed.task is TaskType.CLASSIFICATION:
+    labels = observed.task is TaskType.CLASSIFICATION
+    if labels and any(each.log_probability is not None for each, _, _ in pairs):
         changed = sum(_is_sure(a, r) and not _as_alone(r, s) for a, r, s in pairs)
         expected = "streams at once give the labels that are given alone"
         return _check(CONCURRENT, not changed, expected, f"{seen}; changed though sure: {changed}" if changed else seen)
-    if observed.references:
+    if observed.references and not labels:
         return _check(
             CONCURRENT, True, f"{count} streams at once come to their end", f"all; {seen} to those given alone"
         )
@@ -281,9 +282,10 @@ def _as_alone(reply: Reply, streamed: Streamed) -> bool:
 
 
 def _is_sure(asked: Answer, reply: Reply) -> bool:
-    """Whether the model has no second answer that is nearly as likely; without its probability, that is assumed."""
+    """Whether the model is known to have no second answer that is nearly as likely. Nothing is known of one that thinks
+    before it answers."""
     known = asked.log_probability
-    return _same(asked.artifact, reply.text) and (known is None or known >= _SURE)
+    return _same(asked.artifact, reply.text) and known is not None and known >= _SURE
 
 
 def _test_sample(counts: Counts, size: SampleSize | None) -> VerificationCheck:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,8 +19,9 @@ from finetune_jobs.verification.engine import Limits, Reply, Streamed
 from finetune_jobs.verification.stream import error_text, read_stream
 
 _REQUEST_SECONDS: Final = 60.0
-"""Longest wait for an answer, or for the next part of one."""
+"""Longest wait for an answer, whole or as a stream."""
 _PROMPT: Final = "a golden prompt or a test example"
+_AS_STREAM: Final = f"{_PROMPT}, as a stream"
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Connection:
     """What the server says of a conversation that is longer than it accepts."""
     limits: Limits = field(default_factory=Limits)
     """As far as they are known, for messages."""
+    seconds: float = _REQUEST_SECONDS
+    """Longest wait for an answer."""
 
     def get(self, path: str) -> Any:
         """A JSON document that a healthy server always has."""
@@ -51,7 +55,7 @@ class Connection:
     def post(self, path: str, body: dict[str, Any], asked: str) -> Any:
         """The answer, of any shape, to a request; ``asked`` says what was asked, for messages."""
         try:
-            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=_REQUEST_SECONDS)
+            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=self.seconds)
             hf_raise_for_status(response)
             return response.json()
         except CLIENT_ERROR as error:
@@ -67,7 +71,7 @@ class Connection:
     def is_not_found(self, path: str, body: dict[str, Any], asked: str) -> bool:
         """Whether the answer to a request is 404, and not one."""
         try:
-            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=_REQUEST_SECONDS)
+            response = get_session().post(f"{self.endpoint}{path}", json=body, timeout=self.seconds)
             if response.status_code == 404:
                 return True
             hf_raise_for_status(response)
@@ -77,7 +81,7 @@ class Connection:
 
     def chat(self, asked: Answer, model: str | None = None) -> Reply:
         """The most likely answer, by OpenAI's ``/v1/chat/completions``; ``model``: the name to ask for."""
-        client = InferenceClient(base_url=self.endpoint, timeout=_REQUEST_SECONDS)
+        client = InferenceClient(base_url=self.endpoint, timeout=self.seconds)
         try:
             # Temperature 0 is greedy for TGI and vLLM alike; without it both sample.
             found: Any = client.chat_completion(
@@ -99,17 +103,26 @@ class Connection:
         body |= {"stream_options": {"include_usage": True}} | ({} if model is None else {"model": model})
         url, started = f"{self.endpoint}/v1/chat/completions", time.perf_counter()
         try:
-            with get_session().stream("POST", url, json=body, timeout=_REQUEST_SECONDS) as response:
+            with get_session().stream("POST", url, json=body, timeout=self.seconds) as response:
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
-                found = read_stream(response.iter_bytes(), time.perf_counter)
+                found = read_stream(self._in_time(response.iter_bytes(), started), time.perf_counter)
         except CLIENT_ERROR as error:
-            raise self._failed(error, f"{_PROMPT}, as a stream") from None
+            raise self._failed(error, _AS_STREAM) from None
         if self.too_long.search(found.fault):
             raise self._has_no_room(_PROMPT, found.fault)
         first_token = None if found.first_at is None else found.first_at - started
-        return Streamed(answer_in(found, asked), found.fault, first_token, found.output_token)
+        return Streamed(answer_in(found, asked), found.fault, found.failed, first_token, found.output_token)
+
+    def _in_time(self, body: Iterable[bytes], started: float) -> Iterator[bytes]:
+        """The pieces of a stream. The client's timeout is for each of them, and a server that hangs sends comments to
+        keep the connection, so this one is for all. No more than one timeout passes before the next piece, or none."""
+        for piece in body:
+            if time.perf_counter() - started > self.seconds:
+                said = f"{self.endpoint} did not end its answer within {self.seconds:g} s to {_AS_STREAM}."
+                raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)
+            yield piece
 
     def _failed(self, error: Exception, asked: str) -> StageError:
         """Why a request failed, in the server's own words where it has some."""

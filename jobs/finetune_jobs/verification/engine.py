@@ -66,6 +66,8 @@ class Streamed:
     """Without thoughts; as far as it came."""
     fault: str = ""
     """Why it did not end as a stream has to; empty if it did."""
+    failed: bool = False
+    """Whether that is a failure of the server to answer, which may pass; else its stream is none of OpenAI's API."""
     first_token: float | None = None
     """Seconds from the request to the first part of the answer; None: there was none."""
     output_token: float | None = None

@@ -1,23 +1,26 @@
 """Asking a server everything that an artifact promises an answer to."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final, TypeVar
 
 from finetune_api.dataset import TaskType
+from finetune_api.reasons import Reason
 from finetune_api.stages import LatencyObjectives
 from finetune_jobs.artifacts.artifact import Answer, ReferenceText
+from finetune_jobs.base.errors import StageError
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits, ModelServer
+from finetune_jobs.verification.engine import Limits, ModelServer, Streamed
 from finetune_jobs.verification.power import SampleSize
 from finetune_jobs.verification.tolerance import tolerance
 
 A = TypeVar("A")
 B = TypeVar("B")
 Before = Callable[[int, int], None]
-"""Called before each request (of several at once, before its answer is waited for), with the number of those before it
-and of all; it may raise to end them."""
+"""Called before each request (of several at once, again and again while its answer is waited for), with the number of
+those before it and of all; it may raise to end them."""
 
 CLIENTS: Final = 4
 """So many ask for streams at once."""
@@ -25,6 +28,7 @@ STREAMS: Final = 8
 """So many streams are asked for: each costs as much as a test example."""
 MEASURED: Final = 20
 """So many where an objective is set: one of them may be late at the 95th percentile."""
+_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,19 +63,34 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
             before(next(numbers), total)
             yield question(each)
 
-    def ask_at_once(question: Callable[[A], B], asked: Sequence[A]) -> Iterator[B]:
+    def ask_at_once(question: Callable[[A], B], asked: Sequence[A], numbers: Iterator[int]) -> Iterator[B]:
         clients = ThreadPoolExecutor(CLIENTS)
         try:
             for answer in [clients.submit(question, each) for each in asked]:
-                before(next(numbers), total)
+                number = next(numbers)
+                before(number, total)
+                while not wait([answer], _POLL_SECONDS).done:
+                    before(number, total)
                 yield answer.result()
         finally:
-            clients.shutdown(cancel_futures=True)
+            # What is wrong is said at once. Streams that still run end with the process, or at their own limit.
+            clients.shutdown(wait=False, cancel_futures=True)
+
+    def stream_all() -> list[Streamed]:
+        """A stream with a fault is asked for once more, together with the others that have one: a fault that does not
+        come again was a moment's, and what takes one client only fails again."""
+        came = list(ask_at_once(server.stream, streams, numbers))
+        faulty = [number for number, each in enumerate(came) if each.fault]
+        again = ask_at_once(server.stream, [streams[number] for number in faulty], repeat(len(references) + len(came)))
+        for number, streamed in zip(faulty, again, strict=True):
+            came[number] = streamed
+        _require_answers(came)
+        return came
 
     # The streams come before their prompts are asked alone, which the server would remember.
     return Observed(
         forced=list(ask(server.log_probs, references)),
-        streams=list(ask_at_once(server.stream, streams)),
+        streams=stream_all(),
         golden_replies=list(ask(server.answer, promise.golden)),
         sample_replies=list(ask(server.answer, promise.sample)),
         golden=promise.golden,
@@ -84,3 +103,11 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
         size=promise.size,
         objectives=promise.objectives,
     )
+
+
+def _require_answers(streams: Iterable[Streamed]) -> None:
+    """Raises StageError (CandidateFailed, retriable) if the server failed in one of them, as for a plain request."""
+    failed = next((each for each in streams if each.failed), None)
+    if failed is not None:
+        said = f"The server failed to answer as a stream, also when it was asked again: {failed.fault}."
+        raise StageError(Reason.CANDIDATE_FAILED, said, retriable=True)

@@ -25,6 +25,9 @@ class Stream:
     finish_reason: str = ""
     fault: str = ""
     """Why it did not end as it has to; empty if it did."""
+    failed: bool = False
+    """Whether that is a failure of the server to answer, which may pass: its own error, or an end without a reason,
+    which is all that TGI shows of some errors."""
     first_at: float | None = None
     """When the first part of the answer came, by the clock."""
     last_at: float = 0.0
@@ -46,7 +49,8 @@ def read_stream(body: Iterable[bytes], clock: Callable[[], float]) -> Stream:
     for line in _lines(body):
         data = line.removeprefix(_DATA).strip()
         if data == _DONE:
-            found.fault = "" if found.finish_reason else "a stream has no finish reason"
+            found.failed = not found.finish_reason
+            found.fault = "a stream has no finish reason" if found.failed else ""
             return found
         try:
             _add(found, json.loads(data), clock())
@@ -66,7 +70,7 @@ def error_text(error: Any) -> str:
 def _add(found: Stream, event: dict[str, Any], now: float) -> None:
     """An event's part of the answer. The one that counts the tokens has none; vLLM's first one is empty."""
     if "error" in event:
-        found.fault = f"an error in a stream: {error_text(event['error'])}"
+        found.fault, found.failed = f"an error in a stream: {error_text(event['error'])}", True
         return
     for choice in event["choices"]:
         part = choice.get("delta") or {}
