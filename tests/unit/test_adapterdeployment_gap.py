@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +20,20 @@ from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Obj
 from finetune_operator.framework.reading import Unplanned
 from finetune_operator.resources.deployment import SERVER
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, CRASHING, GOOD, INACTIVE, Quota, ServingCluster, condition, pinned, serving
+from tests.support.serving import (
+    BETTER,
+    CRASHING,
+    GOOD,
+    INACTIVE,
+    SETTINGS,
+    Quota,
+    ServingCluster,
+    condition,
+    following,
+    pinned,
+    published,
+    serving,
+)
 from tests.unit.test_adapterdeployment_walk import IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
@@ -121,6 +135,47 @@ def test_what_fails_gives_way_to_what_served_and_is_not_tried_again(digest: str)
     cluster.spec = in_place(digest, replicas=3)
     cluster.settle()
     assert wanted(cluster) == {old: 3}
+
+
+def another_release(cluster: ServingCluster) -> None:
+    images = SETTINGS.images.model_copy(update={"data": "images/data:2"})
+    cluster.settings = cluster.settings.model_copy(update={"images": images})
+
+
+def a_passing_blocker(cluster: ServingCluster) -> None:
+    cluster.service_account = False
+    cluster.settle()
+    cluster.service_account = True
+
+
+def the_source_gone_and_back(cluster: ServingCluster) -> None:
+    source, cluster.source = cluster.source, None
+    cluster.settle()
+    cluster.source = source
+
+
+@pytest.mark.parametrize("happens", [another_release, a_passing_blocker, the_source_gone_and_back])
+def test_what_failed_in_place_is_not_tried_again_whatever_happens_meanwhile(
+    happens: Callable[[ServingCluster], None],
+) -> None:
+    cluster = ServingCluster(spec=following(strategy=IN_PLACE), source=published(GOOD))
+    cluster.settle()
+    old, cluster.source = cluster.traffic(), published(CRASHING)
+    cluster.settle()
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert failed.state is RevisionState.FAILED
+    cluster = watched(cluster)
+    told = len(cluster.events)
+    happens(cluster)
+    cluster.settle()
+    assert cluster.status.candidate == failed
+    assert wanted(cluster) == {old: 1}
+    assert Reason.GAP_ANNOUNCED not in {event.reason for event in cluster.events[told:]}
+    cluster.spec["rerun"] = "again"
+    cluster.generation += 1
+    cluster.reconcile()
+    assert cluster.events[-1].reason is Reason.GAP_ANNOUNCED
 
 
 def test_while_what_served_starts_again_the_gap_lasts() -> None:

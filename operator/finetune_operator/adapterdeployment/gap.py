@@ -23,6 +23,7 @@ from finetune_api.meta import LABEL_REVISION, LABEL_ROLE
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem, has_node
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
@@ -60,6 +61,16 @@ def goes_in_place(observed: ObservedDeployment, stable: RevisionStatus | None, n
     """Whether the pods of what serves stop before those of another revision start. A gap that has begun is used by
     whatever is asked for next, and ends in place whatever the spec says by then."""
     return stable is not None and _one_at_a_time(observed, now)
+
+
+def failed_in_place(observed: ObservedDeployment) -> RevisionStatus | None:
+    """The candidate that has failed for this spec, where another try would be another gap: a release that makes other
+    pods of the same choice, or a blocker that has passed, is no reason for one."""
+    status, spec = observed.resource.status, observed.resource.spec
+    tried = status.candidate
+    if tried is None or tried.state is not RevisionState.FAILED or tried.spec_hash != spec_hash(spec):
+        return None
+    return tried if spec.in_place and status.stable is not None else None
 
 
 def gap_start(observed: ObservedDeployment, stable: RevisionStatus, now: datetime) -> str:
