@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -176,6 +177,27 @@ def test_what_failed_in_place_is_not_tried_again_whatever_happens_meanwhile(
     cluster.generation += 1
     cluster.reconcile()
     assert cluster.events[-1].reason is Reason.GAP_ANNOUNCED
+
+
+@pytest.mark.parametrize("how", ["conflicts", "pending_deletion"])
+def test_a_name_that_is_taken_ends_the_gap_for_good(how: str) -> None:
+    """The conflict is known within one pass, as the reconciler does it."""
+    cluster, old = announced()
+    cluster.now += timedelta(seconds=31)
+    passes(cluster, 1)
+    assert wanted(cluster) == {old: 0}
+    taken = dataclasses.replace(cluster.observe(), **{how: ("Deployment demo-x",)})  # type: ignore[arg-type]
+    made = plan(taken, cluster.now)
+    cluster.status = made.status
+    assert made.requeue_after is not None, "nothing else brings the next pass"
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert failed.state is RevisionState.FAILED
+    assert_says(failed.message, "not tried again by itself: set spec.rerun to a new value", "Deployment demo-x")
+    cluster.now += timedelta(days=1)
+    cluster.settle()
+    assert wanted(cluster) == {old: 1}
+    assert cluster.status.candidate == failed
 
 
 def test_while_what_served_starts_again_the_gap_lasts() -> None:

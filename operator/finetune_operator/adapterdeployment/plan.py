@@ -180,12 +180,18 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 
 def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None, now: datetime) -> RolloutStep:
-    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. One that
-    was rolled back, or failed in place, is remembered: it must not be tried again when the target is back. It is
-    forgotten if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
+    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. In a gap,
+    it has failed if somebody else has a name that it needs: that is known only in the pass that meets it. One that was
+    rolled back, or failed in place, is remembered: it must not be tried again when the target is back. It is forgotten
+    if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
     status, actions = observed.resource.status, _keep(observed, stable, None, now)
     known = status.candidate
     fallen = known if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known) else None
+    if known is not None and has_begun(known, now) and (observed.conflicts or observed.pending_deletion):
+        # The next pass knows nothing of it, and would begin another gap.
+        problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
+        step = _fail(stable, known, problem, actions, now)
+        return replace(step, requeue_after=RETURN_SECONDS)
     tried = fallen or failed_in_place(observed)
     return RolloutStep(stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
 
