@@ -16,9 +16,11 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.gap import STALE_SECONDS, remains
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.verification import Verification
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object
 from finetune_operator.framework.reading import Unplanned
+from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.deployment import SERVER
 from tests.support.sentences import assert_says
 from tests.support.serving import (
@@ -401,6 +403,16 @@ def test_without_the_api_nothing_is_said_to_serve_in_the_gap() -> None:
     metadata = cluster.observe().resource.metadata
     status = plan(Unplanned(metadata, cluster.status, Reason.API_CALLS_FAIL, "503"), cluster.now).status
     assert "no revision serves" in {each.type: each.message for each in status.conditions}["Ready"]
+
+
+@pytest.mark.parametrize(
+    ("state", "attempts", "begun"),
+    [(State.WAITING, 0, False), (State.WAITING, 1, False), (State.WAITING, 2, True), (State.RUNNING, 1, True)],
+)
+def test_a_verification_whose_pod_is_replaced_has_begun(state: State, attempts: int, begun: bool) -> None:
+    """Or its first ten minutes, which may be over, would end the gap while the next pod starts."""
+    verdict = Verdict(state, Reason.WAITING, attempts=attempts)
+    assert Verification(verdict, timedelta(seconds=900), timedelta(seconds=3000)).has_begun is begun
 
 
 def test_what_can_be_kept_in_place() -> None:
