@@ -417,7 +417,9 @@ def test_a_verification_whose_pod_is_replaced_has_begun(state: State, attempts: 
 
 def test_what_can_be_kept_in_place() -> None:
     with pytest.raises(ValidationError, match="remove keepLastGood, or set it to 0s"):
-        AdapterDeploymentSpec.model_validate(in_place(keepLastGood="10m"))
+        AdapterDeploymentSpec.model_validate(in_place(keepLastGood="5m"))
+    stored_by_default = AdapterDeploymentSpec.model_validate(in_place(keepLastGood="10m"))
+    assert stored_by_default.keep_seconds == 0
     unsaid = {name: value for name, value in pinned(GOOD).items() if name != "keepLastGood"}
     assert AdapterDeploymentSpec.model_validate(unsaid).keep_seconds == 600
     assert AdapterDeploymentSpec.model_validate(unsaid | {"strategy": IN_PLACE}).keep_seconds == 0
