@@ -199,8 +199,10 @@ class Strategy(ApiModel):
         return _seconds(self.notice)
 
 
+# An earlier CRD had a default, which is stored in what was applied then: it is no wish of anybody's.
 _NOTHING_KEPT: Final = Rule(
-    "self.strategy.type != 'InPlace' || !has(self.keepLastGood) || self.keepLastGood.matches('^0+[smh]$')",
+    "self.strategy.type != 'InPlace' || !has(self.keepLastGood) || "
+    f"self.keepLastGood.matches('^(0+[smh]|{KEPT_BY_DEFAULT})$')",
     "strategy InPlace stops the pods of the revision before first, and can keep none: remove keepLastGood, or set it "
     "to 0s",
 )
@@ -228,14 +230,15 @@ class AdapterDeploymentSpec(ApiModel):
     keep_last_good: Annotated[str, Field(pattern=KEEP, max_length=6)] | None = None
     """How long the pods of the revision before stay after another one has taken over: seconds, minutes or hours; 10m by
     default. For so long, the new revision is watched, and traffic goes back at once if it crashes or stops answering.
-    They make room for whatever finds none. "0s": no pod stays, and nothing goes back by itself; with strategy InPlace
-    there is no other value."""
+    They make room for whatever finds none. "0s": no pod stays, and nothing goes back by itself. With strategy InPlace
+    none stays either: 10m means the same there, and no other value is taken."""
     rollback_to: Annotated[str, Field(max_length=8, pattern=REVISION)] = ""
     """Serve this revision of status.revisions, whatever the source says, until it is removed or changed."""
 
     @model_validator(mode="after")
     def _keeps_nothing_in_place(self) -> "AdapterDeploymentSpec":
-        if self.in_place and self.keep_seconds:
+        kept = self.keep_last_good or KEPT_BY_DEFAULT
+        if self.in_place and kept != KEPT_BY_DEFAULT and _seconds(kept):
             raise ValueError(_NOTHING_KEPT.message)
         return self
 
@@ -247,7 +250,7 @@ class AdapterDeploymentSpec(ApiModel):
     @property
     def keep_seconds(self) -> int:
         """keepLastGood in seconds."""
-        return _seconds(self.keep_last_good or ("0s" if self.in_place else KEPT_BY_DEFAULT))
+        return 0 if self.in_place else _seconds(self.keep_last_good or KEPT_BY_DEFAULT)
 
 
 class ServingPhase(OpenEnum):

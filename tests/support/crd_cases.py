@@ -361,7 +361,8 @@ _STRATEGIES: Final[list[tuple[Object, str | None]]] = [
     ({"strategy": {"type": "InPlace"}}, None),
     ({"strategy": {"type": "InPlace"}, "keepLastGood": "0s"}, None),
     ({"strategy": {"type": "InPlace"}, "keepLastGood": "00m"}, None),
-    ({"strategy": {"type": "InPlace"}, "keepLastGood": "10m"}, _NOTHING_KEPT),
+    ({"strategy": {"type": "InPlace"}, "keepLastGood": "10m"}, None),
+    ({"strategy": {"type": "InPlace"}, "keepLastGood": "5m"}, _NOTHING_KEPT),
     ({"strategy": {"notice": "5m"}, "keepLastGood": "10m"}, None),
     ({"keepLastGood": "10m"}, None),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,12 +16,27 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.gap import STALE_SECONDS, remains
 from finetune_operator.adapterdeployment.plan import plan
 from finetune_operator.adapterdeployment.revision import spec_hash
+from finetune_operator.adapterdeployment.verification import Verification
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object
 from finetune_operator.framework.reading import Unplanned
+from finetune_operator.outcome.job import State, Verdict
 from finetune_operator.resources.deployment import SERVER
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, CRASHING, GOOD, INACTIVE, Quota, ServingCluster, condition, pinned, serving
+from tests.support.serving import (
+    BETTER,
+    CRASHING,
+    GOOD,
+    INACTIVE,
+    SETTINGS,
+    Quota,
+    ServingCluster,
+    condition,
+    following,
+    pinned,
+    published,
+    serving,
+)
 from tests.unit.test_adapterdeployment_walk import IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
@@ -121,6 +138,68 @@ def test_what_fails_gives_way_to_what_served_and_is_not_tried_again(digest: str)
     cluster.spec = in_place(digest, replicas=3)
     cluster.settle()
     assert wanted(cluster) == {old: 3}
+
+
+def another_release(cluster: ServingCluster) -> None:
+    images = SETTINGS.images.model_copy(update={"data": "images/data:2"})
+    cluster.settings = cluster.settings.model_copy(update={"images": images})
+
+
+def a_passing_blocker(cluster: ServingCluster) -> None:
+    cluster.service_account = False
+    cluster.settle()
+    cluster.service_account = True
+
+
+def the_source_gone_and_back(cluster: ServingCluster) -> None:
+    source, cluster.source = cluster.source, None
+    cluster.settle()
+    cluster.source = source
+
+
+@pytest.mark.parametrize("happens", [another_release, a_passing_blocker, the_source_gone_and_back])
+def test_what_failed_in_place_is_not_tried_again_whatever_happens_meanwhile(
+    happens: Callable[[ServingCluster], None],
+) -> None:
+    cluster = ServingCluster(spec=following(strategy=IN_PLACE), source=published(GOOD))
+    cluster.settle()
+    old, cluster.source = cluster.traffic(), published(CRASHING)
+    cluster.settle()
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert failed.state is RevisionState.FAILED
+    cluster = watched(cluster)
+    told = len(cluster.events)
+    happens(cluster)
+    cluster.settle()
+    assert cluster.status.candidate == failed
+    assert wanted(cluster) == {old: 1}
+    assert Reason.GAP_ANNOUNCED not in {event.reason for event in cluster.events[told:]}
+    cluster.spec["rerun"] = "again"
+    cluster.generation += 1
+    cluster.reconcile()
+    assert cluster.events[-1].reason is Reason.GAP_ANNOUNCED
+
+
+@pytest.mark.parametrize("how", ["conflicts", "pending_deletion"])
+def test_a_name_that_is_taken_ends_the_gap_for_good(how: str) -> None:
+    """The conflict is known within one pass, as the reconciler does it."""
+    cluster, old = announced()
+    cluster.now += timedelta(seconds=31)
+    passes(cluster, 1)
+    assert wanted(cluster) == {old: 0}
+    taken = dataclasses.replace(cluster.observe(), **{how: ("Deployment demo-x",)})  # type: ignore[arg-type]
+    made = plan(taken, cluster.now)
+    cluster.status = made.status
+    assert made.requeue_after is not None, "nothing else brings the next pass"
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert failed.state is RevisionState.FAILED
+    assert_says(failed.message, "not tried again by itself: set spec.rerun to a new value", "Deployment demo-x")
+    cluster.now += timedelta(days=1)
+    cluster.settle()
+    assert wanted(cluster) == {old: 1}
+    assert cluster.status.candidate == failed
 
 
 def test_while_what_served_starts_again_the_gap_lasts() -> None:
@@ -326,9 +405,21 @@ def test_without_the_api_nothing_is_said_to_serve_in_the_gap() -> None:
     assert "no revision serves" in {each.type: each.message for each in status.conditions}["Ready"]
 
 
+@pytest.mark.parametrize(
+    ("state", "attempts", "begun"),
+    [(State.WAITING, 0, False), (State.WAITING, 1, False), (State.WAITING, 2, True), (State.RUNNING, 1, True)],
+)
+def test_a_verification_whose_pod_is_replaced_has_begun(state: State, attempts: int, begun: bool) -> None:
+    """Or its first ten minutes, which may be over, would end the gap while the next pod starts."""
+    verdict = Verdict(state, Reason.WAITING, attempts=attempts)
+    assert Verification(verdict, timedelta(seconds=900), timedelta(seconds=3000)).has_begun is begun
+
+
 def test_what_can_be_kept_in_place() -> None:
     with pytest.raises(ValidationError, match="remove keepLastGood, or set it to 0s"):
-        AdapterDeploymentSpec.model_validate(in_place(keepLastGood="10m"))
+        AdapterDeploymentSpec.model_validate(in_place(keepLastGood="5m"))
+    stored_by_default = AdapterDeploymentSpec.model_validate(in_place(keepLastGood="10m"))
+    assert stored_by_default.keep_seconds == 0
     unsaid = {name: value for name, value in pinned(GOOD).items() if name != "keepLastGood"}
     assert AdapterDeploymentSpec.model_validate(unsaid).keep_seconds == 600
     assert AdapterDeploymentSpec.model_validate(unsaid | {"strategy": IN_PLACE}).keep_seconds == 0

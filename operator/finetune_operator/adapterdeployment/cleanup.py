@@ -86,13 +86,20 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
         left = 0.0 if delete.resource in _NO_CLIENT else _drain_left(rollout, revision)
         if left:
             waits.append(left)
-        elif delete.resource in _NO_CLIENT or not rollout.endpoint.elsewhere:
+        elif delete.resource in _NO_CLIENT or not _may_be_asked(rollout, revision):
             due.append((delete, revision))
     return Cleanup(
         first=tuple(delete for delete, revision in due if revision != observed.traffic),
         last=tuple(delete for delete, revision in due if revision == observed.traffic),
         due_after=min(waits, default=None),
     )
+
+
+def _may_be_asked(rollout: Rollout, revision: str) -> bool:
+    """Whether clients may still be sent to pods of a revision. A candidate that failed before it had any goes at once:
+    the hardware that it holds may be what the last good one waits for."""
+    pods = {pod["metadata"]["name"] for pod in rollout.observed.server_pods(revision)}
+    return not pods.isdisjoint(rollout.endpoint.elsewhere)
 
 
 def _drain_left(rollout: Rollout, revision: str) -> float:

@@ -24,8 +24,8 @@ class EndpointState:
     """Clients get answers, from any revision."""
     settled: bool = False
     """Clients get answers from the stable revision: every node can be expected to know its pods."""
-    elsewhere: bool = False
-    """Clients may still be sent to pods of another revision."""
+    elsewhere: frozenset[str] = frozenset()
+    """Pods of other revisions to which clients may still be sent."""
     due_after: float | None = None
     """Seconds until it is settled, if nothing else happens."""
     gap: str = ""
@@ -54,7 +54,7 @@ def endpoint_state(observed: ObservedDeployment, stable: RevisionStatus | None, 
     return EndpointState(
         answers=left == 0 or (answered and bool(ready)),
         settled=left == 0,
-        elsewhere=any(name not in pods for name, _ in ready),
+        elsewhere=frozenset(name for name, _ in ready if name not in pods),
         due_after=left or None,
         gap=_gap(pods.values(), listed) if left is None else "",
     )

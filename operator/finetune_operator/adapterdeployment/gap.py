@@ -130,7 +130,10 @@ def overdue(observed: ObservedDeployment, problem: ServerProblem | None) -> Serv
     """Why the gap ends without the candidate: what its pods or its verification wait for, or what the API server has
     refused all along."""
     stalled = next((each for each in observed.resource.status.conditions if each.type == ConditionType.STALLED), None)
-    said = "It did not go on, and meanwhile nobody got answers."
+    said = (
+        "It did not go on, and meanwhile nobody got answers. It is not tried again by itself: set spec.rerun to a new "
+        "value."
+    )
     if problem is not None:
         return ServerProblem(problem.reason, f"{said} {problem.message}")
     if stalled is not None and stalled.status == "True" and Reason(stalled.reason).is_known:

@@ -61,6 +61,7 @@ from finetune_operator.adapterdeployment.limits import (
     refused_for_long,
 )
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, UnplannedDeployment
+from finetune_operator.adapterdeployment.record import failed_in_place
 from finetune_operator.adapterdeployment.revision_objects import direct_traffic, open_policy, serve, start_candidate
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.status import compose, compose_unplanned, transition_events
@@ -108,7 +109,9 @@ def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> P
         step = _hold(observed, target, stable, now)
     elif stable is not None and stable.revision == target.revision:
         replicas = stable_replicas(observed, stable, None, now)
-        step = RolloutStep(recorded(stable, target), actions=serve(observed, target, replicas))
+        # Without its source, what serves is the target. What failed in place is remembered for when the source is back.
+        failed = failed_in_place(observed) if target.source_blocker else None
+        step = RolloutStep(recorded(stable, target), failed, serve(observed, target, replicas))
     elif stable is not None and previous is not None and _can_go_back(observed, target, previous):
         step = go_back(observed, target, stable, previous, now)
     else:
@@ -179,13 +182,20 @@ def _unrecorded_promotion(observed: ObservedDeployment, target: Target | Blocker
 
 
 def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus | None, now: datetime) -> RolloutStep:
-    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. One that
-    was rolled back is remembered: it must not be tried again when the target is back. It is forgotten if it was to be
-    tried again and waits for its turn, or it would hold up those behind it for ever."""
+    """Without a target, the stable revision keeps serving, and a candidate of an earlier target is deleted. In a gap,
+    it has failed if somebody else has a name that it needs: that is known only in the pass that meets it. One that was
+    rolled back, or failed in place, is remembered: it must not be tried again when the target is back. It is forgotten
+    if it was to be tried again and waits for its turn, or it would hold up those behind it for ever."""
     status, actions = observed.resource.status, _keep(observed, stable, None, now)
     known = status.candidate
     fallen = known if known is not None and was_rolled_back(status.revisions, known) and not is_queued(known) else None
-    return RolloutStep(stable, fallen, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
+    if known is not None and has_begun(known, now) and (observed.conflicts or observed.pending_deletion):
+        # The next pass knows nothing of it, and would begin another gap.
+        problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
+        step = _fail(stable, known, problem, actions, now)
+        return replace(step, requeue_after=RETURN_SECONDS)
+    tried = fallen or failed_in_place(observed)
+    return RolloutStep(stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
 
 
 def _can_go_back(observed: ObservedDeployment, target: Target, previous: Kept) -> bool:

@@ -12,12 +12,12 @@ from typing import Final
 from pydantic import ValidationError
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import RevisionStatus
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.decided import is_as_decided
 from finetune_operator.adapterdeployment.history import was_rolled_back
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of
+from finetune_operator.adapterdeployment.revision import accepted_keys, choice_of, revision_of, spec_hash
 from finetune_operator.adapterdeployment.turns import ACTIVE
 from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.framework.ownership import Owner
@@ -95,7 +95,8 @@ def record_for(observed: ObservedDeployment, serving: Serving) -> Record:
     """What would serve: a revision that proved itself or is under way, if it is the same choice; or else what this
     release makes of it.
 
-    A revision that failed is no such revision: another release, with other pods, may do better.
+    A revision that failed is no such revision: another release, with other pods, may do better. In place it is one:
+    to find that out would be a gap in service that nobody asked for.
     """
     known = records(observed)
     choice = choice_of(serving, observed.settings)
@@ -120,14 +121,26 @@ def recorded(observed: ObservedDeployment, revision: RevisionStatus) -> Record |
     return fresh if fresh.revision == revision.revision else _adopted(observed, fresh)
 
 
+def failed_in_place(observed: ObservedDeployment) -> RevisionStatus | None:
+    """The candidate that has failed for this spec, where another try would be another gap: a release that makes other
+    pods of the same choice, or a blocker that has passed, is no reason for one."""
+    status, spec = observed.resource.status, observed.resource.spec
+    tried = status.candidate
+    if tried is None or tried.state is not RevisionState.FAILED or tried.spec_hash != spec_hash(spec):
+        return None
+    return tried if spec.in_place and status.stable is not None else None
+
+
 def _standing(observed: ObservedDeployment) -> Iterator[str]:
-    """Revisions whose pods serve or have served, and the one that is being proved."""
+    """Revisions whose pods serve or have served, and the one that is being proved, or has failed in place."""
     status = observed.resource.status
     for revision in (status.stable, status.previous):
         if revision is not None:
             yield revision.revision
     candidate = status.candidate
-    if candidate is not None and (candidate.state in ACTIVE or was_rolled_back(status.revisions, candidate)):
+    if candidate is None:
+        return
+    if candidate.state in ACTIVE or failed_in_place(observed) or was_rolled_back(status.revisions, candidate):
         yield candidate.revision
 
 

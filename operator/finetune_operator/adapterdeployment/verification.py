@@ -124,8 +124,8 @@ class Verification:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its pod runs, or has run."""
-        return self.verdict.state not in (State.WAITING, State.SUSPENDED)
+        """Whether its pod runs, or has run: one that replaces a lost one may wait too."""
+        return self.verdict.attempts > 1 or self.verdict.state not in (State.WAITING, State.SUSPENDED)
 
     @property
     def refused(self) -> bool:
