@@ -76,10 +76,10 @@ class TestEndpointState:
     def test_only_pods_of_another_revision(self, answered: bool) -> None:
         """Whoever has been told of an endpoint goes on being answered; nobody is told of a first one by it."""
         gap = Saying("pod demo-", "in no EndpointSlice")
-        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=True, gap=gap)
+        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=frozenset({"demo-of-before"}), gap=gap)
 
     def test_pods_of_both(self) -> None:
-        assert self.state({}, OTHER) == EndpointState(answers=True, settled=True, elsewhere=True)
+        assert self.state({}, OTHER) == EndpointState(answers=True, settled=True, elsewhere=frozenset({"demo-of-before"}))
 
     @pytest.mark.parametrize(
         ("times", "answered", "expected"),
