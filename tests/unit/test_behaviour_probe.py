@@ -67,6 +67,25 @@ def test_losses_do_not_depend_on_the_batch(folder: Path) -> None:
     assert done == [16, 19]
 
 
+def test_a_long_answers_logits_are_never_in_memory_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read piece by piece, and found as likely as at once."""
+    model, pieces = load_base(folder / "base").float(), list[int]()
+    given = [Given([4, 5, 6, 7], [8, 9, 3]), Given([4, 5, 6, 7], [*range(8, 58), 3])]
+    expected, forward = answer_losses(model, 0, given, lambda *_: None), model.forward
+    monkeypatch.setattr("finetune_jobs.evaluation.behaviour.likelihood.MOST_TOKENS", 16)
+    monkeypatch.setattr("finetune_jobs.evaluation.reference._CHUNK", 16)
+
+    def counted(**inputs: Any) -> Any:
+        output = forward(**inputs)
+        pieces.append(output.logits.shape[0] * output.logits.shape[1])
+        return output
+
+    model.forward = counted
+    assert answer_losses(model, 0, given, lambda *_: None) == pytest.approx(expected, abs=1e-4)
+    assert max(pieces) <= 16
+    assert expected == pytest.approx([alone(model, each) for each in given], abs=1e-4)
+
+
 def test_losses_that_the_gpus_memory_does_not_hold_are_computed_fewer_at_a_time(folder: Path) -> None:
     model, tokenizer = load_base(folder / "base").float(), load_tokenizer(folder / "base")
     given = [encode(tokenizer, [{"role": "user", "content": f"{n}"}], "refund", 3) for n in range(8)]

@@ -15,12 +15,19 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     Lfm2Config,
     Lfm2ForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedConfig,
 )
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Coverage, Evaluation
@@ -43,7 +50,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.evaluate import About, EvaluationFiles, Exported, Setting, evaluate_models, write_review
 from finetune_jobs.evaluation.asking import Paper, expected_losses, set_paper
-from finetune_jobs.evaluation.batches import common_beginning, left_padded
+from finetune_jobs.evaluation.batches import PromptBatch, Prompts, common_beginning, left_padded, token_bytes
 from finetune_jobs.evaluation.behaviour.items import sets_for
 from finetune_jobs.evaluation.choices import Choices, choosing, likeliest
 from finetune_jobs.evaluation.generate import (
@@ -295,7 +302,7 @@ def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(
     monkeypatch.setattr("finetune_jobs.evaluation.batches.TOKENS", 0)
 
     def limited(**inputs: Any) -> Any:
-        if "logits_to_keep" in inputs:
+        if {"attention_mask", "logits_to_keep"} <= set(inputs):  # no common beginning, no step of an answer
             sizes.append(len(inputs["input_ids"]))
         if len(inputs["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -305,8 +312,78 @@ def test_prompts_that_the_gpus_memory_does_not_hold_are_asked_fewer_at_a_time(
     assert ask(model, folder / "base", prompts, 8) == expected
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
     most = 0
+    assert common_beginning(model, [[4, 5, 6], [4, 5, 7]]) is None
     with pytest.raises(torch.OutOfMemoryError):
         ask(model, folder / "base", prompts, 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "size"),
+    [
+        # Llama 3.1 8B, Llama 2 7B and Gemma 3 1B
+        (
+            {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8},
+            2,
+            131072,
+        ),
+        ({"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}, 2, 524288),
+        (
+            {
+                "num_hidden_layers": 26,
+                "hidden_size": 1152,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 1,
+                "head_dim": 256,
+            },
+            4,
+            53248,
+        ),
+        ({"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": [2, 4]}, 2, None),
+        ({}, 2, None),
+    ],
+)
+def test_bytes_of_a_tokens_keys_and_values(config: dict[str, Any], dtype: int, size: int | None) -> None:
+    kind = {2: torch.bfloat16, 4: torch.float32}[dtype]
+    assert token_bytes(SimpleNamespace(**config), kind) == size
+
+
+def test_a_batch_grows_as_long_as_its_tokens_fit() -> None:
+    prompts = Prompts([[1] * 30] * 100, pad=0, answer=2, least=4)
+    sizes = [len(prompts.together(range(100), 100, tokens)) for tokens in (0, 320, 8192)]
+    assert sizes == [4, 10, 64]
+
+
+@pytest.mark.parametrize("kind", ["positions", "cache"])
+def test_no_beginning_is_shared_where_padding_behind_it_is_not_hidden(kind: str) -> None:
+    """ALiBi without positions counts padding; a cache of an architecture's own holds a recurrent state."""
+    size = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 9}
+    made = {
+        "positions": lambda: MptForCausalLM(MptConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=9)),
+        "cache": lambda: MiniMaxForCausalLM(
+            MiniMaxConfig(**size, intermediate_size=8, num_key_value_heads=1, head_dim=4, num_local_experts=2)
+        ),
+    }
+    assert common_beginning(made[kind]().eval(), [[1, 2, 3, 4, 5], [1, 2, 3, 6]]) is None
+
+
+def test_prompts_are_copied_with_all_that_is_known_of_them() -> None:
+    """Also where a cache keeps more than its layers; the batch stays as it is."""
+    plain, own = DynamicCache(), MiniMaxCache()
+    for cache in (plain, own):
+        keys = torch.arange(3.0)[:, None, None, None].expand(3, 1, 2, 4)
+        cache.update(keys, keys, 0)
+    own.set_linear_cache(0, [])
+    own.set_linear_cache(1, torch.arange(3.0)[:, None])
+    for cache in (plain, own):
+        batch = PromptBatch(None, cache, torch.ones(3, 2), torch.zeros(3, 9))
+        copied = batch.copied([2, 0])
+        assert copied.cache.layers[0].keys[:, 0, 0, 0].tolist() == [2, 0]
+        copied.keep([1])
+        assert copied.cache.layers[0].keys[:, 0, 0, 0].tolist() == [0]
+        assert copied.mask.shape == (1, 2)
+        assert cache.layers[0].keys[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert copied.cache.linear_cache[1].tolist() == [[0]]
+    assert own.linear_cache[1].tolist() == [[0], [1], [2]]
 
 
 def test_padding_goes_left_and_is_masked() -> None:
@@ -412,14 +489,14 @@ class Step:
     number: int = 0
     layers: tuple[()] = ()
 
-    def reorder_cache(self, _rows: torch.Tensor) -> None:
+    def batch_select_indices(self, _rows: torch.Tensor) -> None:
         """All are equally far."""
 
 
 class Recites:
     """A model that writes the same text after every prompt, and its last token again and again."""
 
-    device = "cpu"
+    device, dtype, config = "cpu", torch.float32, PreTrainedConfig()
     generation_config = GenerationConfig()
 
     def __init__(self, tokenizer: Any, text: str) -> None:
@@ -435,6 +512,8 @@ class Recites:
         logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
         logits[..., self.text[min(step, len(self.text) - 1)]] = 30
         return SimpleNamespace(logits=logits, cache=Step(step + 1))
+
+    forward = __call__
 
     def modules(self) -> list[torch.nn.Module]:
         """It has no layers."""

@@ -1,6 +1,7 @@
 """How a training computes its steps on the card that it finds; a card is what torch would report of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from finetune_jobs.fit.memory import KEPT, ON_CPU, ON_GPU, ROUNDED, SELECTIVE, S
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.training import memory
 from finetune_jobs.training.memory import chosen_step
+from finetune_jobs.training.team import Team
 from tests.support.fit import LLAMA_8B
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -47,6 +49,27 @@ def test_the_card_and_the_longest_example_decide(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: card)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert chosen_step(tmp_path, training, Batch.of(training), longest) == step
+
+
+@pytest.mark.parametrize(("first", "own"), [(79, 22), (22, 79), (22, 15), (15, 22)])
+def test_processes_with_other_cards_do_what_the_first_one_says(
+    first: int, own: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether activations are kept in part is asked of the model by all together: one that did not ask would leave the
+    others waiting."""
+    monkeypatch.setattr(memory, "device", lambda: "cuda:0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    training, said = Training(), list[bytes]()
+
+    def chosen(gib: int, team: Team, share: Callable[[Team, bytes], bytes]) -> Step:
+        card = SimpleNamespace(total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: card)
+        monkeypatch.setattr(Team, "share", share)
+        return chosen_step(tmp_path, training, Batch.of(training), 512, team)
+
+    speaking = chosen(first, Team(0, 2), lambda _team, content: (said.append(content), content)[1])
+    assert chosen(own, Team(1, 2), lambda _team, _content: said[0]) == speaking
 
 
 def test_a_cpu_keeps_everything(tmp_path: Path) -> None:

@@ -7,20 +7,31 @@ all answers begin at the same position.
 """
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import torch
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from peft import PeftModel
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 log = logging.getLogger(__name__)
 
 TOKENS: Final = 8192
 """Of short prompts so many share a batch that they and their answers have this many tokens together: a step of decoding
-reads all weights for one answer as for sixty. The keys and values of so many take 0.4 GB (SmolLM2-135M in float32) to
-1 GB (Llama 3.1 8B in 16 bits)."""
+reads all weights for one answer as for sixty."""
+BYTES: Final = 1 << 30
+"""Their keys and values take no more than so much beyond those of the least batch: 8192 tokens take 0.4 GB
+(SmolLM2-135M in float32) to 1 GB (Llama 3.1 8B in 16 bits), but 4 GB where every head has its own (Llama 2 7B). A CPU
+cannot try again with fewer: its pod would be killed."""
 MOST: Final = 64
 """Prompts in such a batch: more make a step hardly cheaper for each."""
 
@@ -58,15 +69,13 @@ class PromptBatch:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these prompts only."""
         chosen = torch.tensor(rows, device=self.mask.device)
-        self.cache.reorder_cache(chosen)
+        _choose(self.cache, chosen)
         self.mask = self.mask[chosen]
 
     def copied(self, rows: Sequence[int]) -> "PromptBatch":
         """These prompts as they are now, to go on with beside this batch."""
-        other = PromptBatch(self.model, copy.deepcopy(self.cache), self.mask, self.logits)
-        if len(rows) < len(self.mask):
-            other.keep(rows)
-        return other
+        chosen = torch.tensor(rows, device=self.mask.device)
+        return PromptBatch(self.model, _chosen(self.cache, chosen), self.mask[chosen], self.logits[chosen])
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,11 @@ class Prompts:
     least: int
     """Prompts in a batch, as long as they fit the GPU's memory; of short ones there are more."""
 
-    def together(self, indices: Sequence[int], most: int) -> Sequence[int]:
-        """Those of the prompts, the shortest first, that share the next batch."""
+    def together(self, indices: Sequence[int], most: int, tokens: int) -> Sequence[int]:
+        """Those of the prompts, the shortest first, that share the next batch: at least ``least``, and more as long as
+        all have no more than ``tokens``."""
         lengths = [len(self.encoded[index]) + self.answer for index in indices]
-        fitting = sum(number * length <= TOKENS for number, length in enumerate(lengths, start=1))
+        fitting = sum(number * length <= tokens for number, length in enumerate(lengths, start=1))
         return indices[: min(most, max(self.least, min(MOST, fitting)))]
 
 
@@ -95,9 +105,9 @@ def in_batches(model: Any, prompts: Prompts, work: Callable[[PromptBatch], Seque
     beginning = common_beginning(model, encoded, prompts.answer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     found: dict[int, T] = {}
-    most = len(order)
+    most, tokens = len(order), _tokens_together(model)
     while len(found) < len(order):
-        batch = prompts.together(order[len(found) :], most)
+        batch = prompts.together(order[len(found) :], most, tokens)
         results = _attempt(model, [encoded[index] for index in batch], prompts.pad, beginning, work)
         if results is None:
             most = len(batch) // 2
@@ -106,6 +116,28 @@ def in_batches(model: Any, prompts: Prompts, work: Callable[[PromptBatch], Seque
         found.update(zip(batch, results, strict=True))
         answered(len(found), len(order))
     return [found[index] for index in range(len(encoded))]
+
+
+def _tokens_together(model: Any) -> int:
+    """TOKENS, or as many as have BYTES of keys and values."""
+    size = token_bytes(model.config.get_text_config(), model.dtype)
+    return min(TOKENS, BYTES // size) if size else TOKENS
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int | None:
+    """Of the keys and values of one token in all layers, as a text model's config says; None where it does not."""
+    layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    queries = getattr(config, "num_attention_heads", None)
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    size = getattr(config, "head_dim", None) or (width // queries if _count(width) and _count(queries) else None)
+    if not (_count(layers) and _count(heads) and _count(size)):
+        return None
+    return int(2 * layers * heads * size * dtype.itemsize)
+
+
+def _count(value: Any) -> bool:
+    """Some architectures have a list, of each layer's own."""
+    return isinstance(value, int) and value > 0
 
 
 def _attempt(
@@ -152,9 +184,29 @@ class Beginning:
 
     def repeated(self, count: int) -> Any:
         """The cache of so many sequences that begin so."""
-        cache = copy.deepcopy(self.cache)
-        cache.reorder_cache(torch.zeros(count, dtype=torch.long))
-        return cache
+        return _chosen(self.cache, torch.zeros(count, dtype=torch.long))
+
+
+def _chosen(cache: Any, rows: torch.Tensor) -> Any:
+    """A cache of these sequences, each as often as it is named, beside the given one."""
+    if type(cache) is DynamicCache and all(type(layer) in _REPLACED for layer in cache.layers):
+        chosen = copy.copy(cache)  # choosing makes new tensors: nothing is copied that is not chosen
+        chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    else:
+        chosen = copy.deepcopy(cache)
+    _choose(chosen, rows)
+    return chosen
+
+
+_REPLACED: Final = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of a cache that never change a tensor in place."""
+
+
+def _choose(cache: Any, rows: torch.Tensor) -> None:
+    """Keep these sequences. A few architectures' caches (MiniMax) keep more than their layers, and choose in a method
+    of their own; that of all others forgets recurrent states."""
+    own = type(cache).batch_select_indices is not Cache.batch_select_indices
+    (cache.batch_select_indices if own else cache.reorder_cache)(rows)
 
 
 def common_beginning(model: Any, encoded: Sequence[Sequence[int]], answer: int = 0) -> Beginning | None:
@@ -162,23 +214,36 @@ def common_beginning(model: Any, encoded: Sequence[Sequence[int]], answer: int =
     the model must compute it to answer.
 
     None as well where padding behind the beginning would be more than hidden from what follows: it moves the window of
-    a model that looks back over so many tokens only, unless prompt and ``answer`` fit that, and a recurrent state
-    passes through it.
+    a model that looks back over so many tokens only, unless prompt and ``answer`` fit that, a recurrent state passes
+    through it, and a model that is not told positions (ALiBi) counts it. And where it does not fit the GPU's memory.
     """
-    if len(encoded) < 2:
+    if len(encoded) < 2 or not _takes_positions(model):
         return None
     first, last = min(map(list, encoded)), max(map(list, encoded))
     length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     length = min(length, min(map(len, encoded)) - 1)
     if length < 1:
         return None
-    with torch.inference_mode():
-        cache = model(input_ids=torch.tensor([first[:length]], device=model.device), use_cache=True).cache
+    inputs = torch.tensor([first[:length]], device=model.device)
+    try:
+        with torch.inference_mode():
+            cache = model(input_ids=inputs, use_cache=True, logits_to_keep=1).cache
+    except torch.OutOfMemoryError:
+        cache = None
+    if cache is None:
+        torch.cuda.empty_cache()  # the failed attempt's memory is free by now
+        return None
     return Beginning(length, cache) if _bears_padding(cache, max(map(len, encoded)) + answer) else None
 
 
+def _takes_positions(model: Any) -> bool:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "position_ids" in inspect.signature(type(base).forward).parameters
+
+
 def _bears_padding(cache: Any, longest: int) -> bool:
-    return not any(
+    """A cache of an architecture's own may keep more than its layers, such as a recurrent state."""
+    return type(cache) is DynamicCache and not any(
         isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, "sliding_window", longest) < longest
         for layer in cache.layers
     )

@@ -67,18 +67,23 @@ def longest_text(model: Path) -> int:
     return found if isinstance(found, int) else LONG_TOKENS
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator] # torch has no type for it
 def log_probs(model: Any, passage: Passage) -> list[float]:
     """The model's log-probability of each token but the first, given those before it."""
-    tokens = torch.tensor([passage.ids], device=model.device)
+    return [round(value, 4) for value in token_log_probs(model, passage.ids)]
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator] # torch has no type for it
+def token_log_probs(model: Any, ids: Sequence[int]) -> list[float]:
+    """Of each of these tokens but the first. The logits of a text are never in memory at once."""
+    tokens = torch.tensor([ids], device=model.device)
     cache, found = None, list[float]()
-    for start in range(0, len(passage.ids) - 1, _CHUNK):
+    for start in range(0, len(ids) - 1, _CHUNK):
         output = model(input_ids=tokens[:, start : start + _CHUNK], cache=cache, use_cache=True)
         cache = output.cache
         expected = tokens[0, start + 1 : start + _CHUNK + 1]
         predicted = torch.log_softmax(output.logits[0, : len(expected)].float(), dim=-1)
         found += predicted.gather(1, expected[:, None])[:, 0].tolist()
-    return [round(value, 4) for value in found]
+    return found
 
 
 def turned_log_probs(model: Any, passage: Passage) -> tuple[list[float], list[float]]:

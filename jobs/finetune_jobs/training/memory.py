@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 def chosen_step(base: Path, training: Training, batch: Batch, longest: int, team: Team = ALONE) -> Step:
     """How passes of ``batch``, with examples of up to ``longest`` tokens, are computed on this process's GPU, by the
-    estimate of ``fit``: activations of a model of unknown shape are never kept. On a CPU they always are. Whether the
-    base model is divided among the processes, the first one says for all."""
+    estimate of ``fit``: activations of a model of unknown shape are never kept. On a CPU they always are. The first
+    process says for all what they must do alike, though their cards differ."""
     if device() == "cpu":
         return ON_CPU
     try:
@@ -32,8 +32,7 @@ def chosen_step(base: Path, training: Training, batch: Batch, longest: int, team
         return ON_GPU
     part = training.model_copy(update={"batch_size": batch.size, "max_length": longest})
     room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
-    step = gpu_step(shape, part, room, team.size)
-    step = replace(step, divided=bool(json.loads(team.share(json.dumps(step.divided).encode()))))
+    step = _of_first(gpu_step(shape, part, room, team.size), team)
     if step.divided:
         log.info("the base model is divided among the processes: it would not fit each GPU")
     again = "kept in part, and else " if step.selective else ""
@@ -41,6 +40,14 @@ def chosen_step(base: Path, training: Training, batch: Batch, longest: int, team
     if step.rounded:
         log.info("weights and optimiser are in bfloat16, rounded stochastically: in float32 they would not fit")
     return step
+
+
+def _of_first(step: Step, team: Team) -> Step:
+    """``step`` with what the first process says for all: whether the base model is divided among them, and which
+    activations are kept. All ask the model together whether a part can be (``training.selective``), or wait for each
+    other in vain."""
+    said = {"divided": step.divided, "checkpointing": step.checkpointing, "selective": step.selective}
+    return replace(step, **json.loads(team.share(json.dumps(said).encode())))
 
 
 def all_with_less(batch: Batch, team: Team) -> StageError:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_jobs.evaluation.batches import Answered, left_padded, positions
+from finetune_jobs.evaluation.reference import token_log_probs
 from finetune_jobs.modelling import chat
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 BATCH_SIZE: Final = 16
 """Conversations in a batch, as long as they fit the GPU's memory."""
 MOST_TOKENS: Final = 1024
-"""Tokens of their answers, padded: the logits of so many take 0.6 GB with a vocabulary of 152,000 in 32 bits."""
+"""Tokens of their answers, padded: the logits of so many take 0.6 GB with a vocabulary of 152,000 in 32 bits. A longer
+answer is read alone, piece by piece."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     """The mean negative log-likelihood of each answer's tokens, in nats per token.
 
     Conversations of similar length share a batch and are padded on the left, so that all answers end at the last
-    position and logits are computed for the longest answer only. Raises torch.OutOfMemoryError if one conversation does
-    not fit the GPU's memory.
+    position and logits are computed for the longest answer only, never of more than MOST_TOKENS at once. Raises
+    torch.OutOfMemoryError if one conversation does not fit the GPU's memory.
     """
     order = sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer))
     losses, size, start = [0.0] * len(given), BATCH_SIZE, 0
@@ -61,6 +63,8 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
 def _losses(model: Any, pad: int, batch: Sequence[Given]) -> list[float] | None:
     """None if several conversations do not fit the memory."""
     longest = max(len(each.answer) for each in batch)
+    if longest > MOST_TOKENS:
+        return [_loss_in_pieces(model, each) for each in batch]  # which is one
     inputs = left_padded([[*each.prompt, *each.answer] for each in batch], pad, model.device)
     inputs["position_ids"] = positions(inputs["attention_mask"])
     try:
@@ -78,3 +82,8 @@ def _losses(model: Any, pad: int, batch: Sequence[Given]) -> list[float] | None:
         return [float(row[-len(each.answer) :].mean()) for row, each in zip(found, batch, strict=True)]
     torch.cuda.empty_cache()  # the failed attempt's memory is free by now
     return None
+
+
+def _loss_in_pieces(model: Any, given: Given) -> float:
+    found = token_log_probs(model, [*given.prompt, *given.answer])[-len(given.answer) :]
+    return -sum(found) / len(found)
