@@ -19,6 +19,7 @@ pytestmark = pytest.mark.unit
 LONG_AGO = timestamp(START - timedelta(hours=1))
 JUST_NOW = timestamp(START - timedelta(seconds=1))
 AHEAD = timestamp(START + timedelta(hours=1))
+BEFORE = frozenset({"demo-of-before"})
 OTHER: Object = {"targetRef": {"kind": "Pod", "name": "demo-of-before"}}
 LEFT = SETTLING_SECONDS - 1
 """What is left of the time for settling when something happened ``JUST_NOW``."""
@@ -76,10 +77,10 @@ class TestEndpointState:
     def test_only_pods_of_another_revision(self, answered: bool) -> None:
         """Whoever has been told of an endpoint goes on being answered; nobody is told of a first one by it."""
         gap = Saying("pod demo-", "in no EndpointSlice")
-        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=frozenset({"demo-of-before"}), gap=gap)
+        assert self.state(OTHER, answered=answered) == EndpointState(answers=answered, elsewhere=BEFORE, gap=gap)
 
     def test_pods_of_both(self) -> None:
-        assert self.state({}, OTHER) == EndpointState(answers=True, settled=True, elsewhere=frozenset({"demo-of-before"}))
+        assert self.state({}, OTHER) == EndpointState(answers=True, settled=True, elsewhere=BEFORE)
 
     @pytest.mark.parametrize(
         ("times", "answered", "expected"),

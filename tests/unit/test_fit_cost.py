@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.budget import HardwareFacts, dollars
+from finetune_api.budget import FitStatus, HardwareFacts, dollars
 from finetune_api.cards import generation_of
 from finetune_api.dataset import TaskType
-from finetune_api.timing import Pace, evaluate_seconds, export_seconds
+from finetune_api.timing import Examples, Pace, evaluate_seconds, export_seconds, train_seconds
 from finetune_api.training import Method, Quantization, Training
+from finetune_jobs.fit.admission import After, admit
 from finetune_jobs.fit.cards import CARDS, Speed, card_of, caution
 from finetune_jobs.fit.cost import forecast
 from finetune_jobs.fit.duration import LABEL_TOKENS, answer_tokens, operations, pace
 from finetune_jobs.fit.memory import INT8, ON_CPU, ON_GPU, SELECTIVE
+from finetune_jobs.fit.preflight import facts
 from tests.support.fit import A100, CPU, L4, LLAMA_8B, SMOLLM, shape_of
 from tests.support.sentences import assert_says
 
@@ -187,6 +191,20 @@ def test_cost() -> None:
         tokens = 100 * 16 * 512 * 1.05
         assert tokens / found.pace.tokens_per_second < trained < 1.1 * tokens / found.pace.tokens_per_second
     assert forecast(None, training, A100, 100) is None
+
+
+def test_the_example_of_the_page() -> None:
+    """Fit and cost are those of the run that docs/concepts/fit.md names below them."""
+    page = (Path(__file__).parents[2] / "docs/concepts/fit.md").read_text().splitlines()
+    told, cost = (json.loads(line) for line in page if line.startswith("{"))
+    training = Training()
+    found = facts(admit(LLAMA_8B, training, L4, after=After(samples=200)), L4)
+    assert sorted(told.values()) == sorted(found.values())
+    example = Pace.of(FitStatus.model_validate(told), training, 1)
+    assert example is not None
+    seconds = train_seconds(training, Examples(4000, 340, 512, 400), example)
+    seconds += export_seconds(example) + evaluate_seconds(example, 200)
+    assert cost["forecast"] == dollars(seconds * L4.usd_per_gpu_second)
 
 
 @given(amount=st.floats(0, 1e6))

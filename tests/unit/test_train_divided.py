@@ -24,7 +24,7 @@ from finetune_jobs.train import train
 from finetune_jobs.training.team import Team
 from hack.cluster.layout import free_port
 from tests.support import forked
-from tests.support.divided_train import PROGRAM
+from tests.support.divided_train import PLAIN, PROGRAM
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.stages import context, run_process, start_process, wait_for
 from tests.support.tiny_model import build_tiny_llama, edit_json
@@ -120,11 +120,12 @@ def test_only_the_first_process_ever_has_the_whole_model(large: Path, tmp_path: 
     assert whole / 2 < second < 0.7 * whole
 
 
-@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
+@pytest.mark.parametrize(("method", "variables"), [(Method.LORA, {PLAIN: "1"}), (Method.QLORA, {})])
 def test_an_adapter_is_trained_on_a_divided_base_as_by_one_process(
-    method: Method, base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
+    method: Method, variables: dict[str, str], base: Path, store: Store, s3: SeaweedFS, tmp_path: Path
 ) -> None:
-    """The same losses, gradients and weights; each holds half of the base, in 4 bits too, and half of the adapter."""
+    """The same losses, gradients and weights; each holds half of the base, in 4 bits too, and half of the adapter.
+    Layers are computed again whole, or in part."""
     answers = ("refund", "the quick brown fox jumps over the lazy dog", "other fox")
     dataset = write_dataset(tmp_path / "dataset", train=rows(13, labels=answers), validation=rows(3, labels=answers))
     training = settings(
@@ -140,7 +141,7 @@ def test_an_adapter_is_trained_on_a_divided_base_as_by_one_process(
     place = store.below("together")
     given = train_input(base, dataset, place, s3, training)
 
-    together = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM)
+    together = run_process(given, tmp_path, ADMIN, "--processes", "2", program=PROGRAM, variables=variables)
 
     assert together.code == ExitCode.OK, together.log
     scalars = together.result.scalars

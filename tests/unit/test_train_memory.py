@@ -68,7 +68,11 @@ def test_processes_with_other_cards_do_what_the_first_one_says(
         monkeypatch.setattr(Team, "share", share)
         return chosen_step(tmp_path, training, Batch.of(training), 512, team)
 
-    speaking = chosen(first, Team(0, 2), lambda _team, content: (said.append(content), content)[1])
+    def speak(_team: Team, content: bytes) -> bytes:
+        said.append(content)
+        return content
+
+    speaking = chosen(first, Team(0, 2), speak)
     assert chosen(own, Team(1, 2), lambda _team, _content: said[0]) == speaking
 
 

@@ -129,15 +129,13 @@ def token_bytes(config: Any, dtype: torch.dtype) -> int | None:
     layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
     queries = getattr(config, "num_attention_heads", None)
     heads = getattr(config, "num_key_value_heads", None) or queries
-    size = getattr(config, "head_dim", None) or (width // queries if _count(width) and _count(queries) else None)
-    if not (_count(layers) and _count(heads) and _count(size)):
-        return None
-    return int(2 * layers * heads * size * dtype.itemsize)
+    size = getattr(config, "head_dim", None) or (_count(width) // (_count(queries) or 1))
+    return 2 * _count(layers) * _count(heads) * _count(size) * dtype.itemsize or None
 
 
-def _count(value: Any) -> bool:
-    """Some architectures have a list, of each layer's own."""
-    return isinstance(value, int) and value > 0
+def _count(value: Any) -> int:
+    """0 without one: some architectures have a list, of each layer's own."""
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _attempt(

@@ -1,6 +1,6 @@
 """What a plan consists of. Pure functions make plans from what was observed; ``apply.py`` applies their actions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from finetune_api.reasons import Reason
@@ -67,10 +67,7 @@ class Plan(Generic[S]):
     """The whole new status; written once, and only if it differs."""
     actions: tuple[Action, ...] = ()
     """In order; all are applied before the status is written, so that a crash in between only repeats them."""
-    optional: tuple[Action, ...] = ()
-    """What the resource can do without: applied after all others. If one fails, nothing else does; the status says so,
-    and it is tried again later (``unmet.py``)."""
-    events: tuple[Event, ...] = field(default=())
+    events: tuple[Event, ...] = ()
     """Written after the status write succeeded."""
     requeue_after: float | None = None
     """Seconds after which to reconcile again; None waits for an event or the resync."""
@@ -81,3 +78,6 @@ class Plan(Generic[S]):
     """True: write neither status nor events in this turn, but in a turn of its own, which yields to all other keys. In
     a burst, every resource gets its first Job before any gets its status, whose write costs the API server twice what
     ConfigMap and Job cost together (docs/benchmarks.md)."""
+    optional: tuple[Action, ...] = ()
+    """What the resource can do without: applied after all others. If one fails, nothing else does; the status says so,
+    and it is tried again later (``unmet.py``)."""

@@ -1,6 +1,7 @@
 """How likely a model finds given answers: teacher-forced, in batches."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -86,4 +87,4 @@ def _losses(model: Any, pad: int, batch: Sequence[Given]) -> list[float] | None:
 
 def _loss_in_pieces(model: Any, given: Given) -> float:
     found = token_log_probs(model, [*given.prompt, *given.answer])[-len(given.answer) :]
-    return -sum(found) / len(found)
+    return -math.fsum(found) / len(found)
