@@ -380,7 +380,7 @@ def test_the_candidate_starts_once_the_old_pods_are_gone(
     assert candidate is not None
     found = remains(cluster.observe(), candidate, cluster.now)
     assert found.left is left
-    assert found.due_after == (ends - after if ends is not None and left else None)
+    assert found.due_after == ((STALE_SECONDS if ends is None else ends) - after if left else None)
     cluster.reconcile()
     after_that = cluster.status.candidate
     assert after_that is not None

@@ -41,7 +41,8 @@ class Remains(NamedTuple):
     left: bool
     """Whether any are asked for, or still there."""
     due_after: float | None = None
-    """Seconds until the first of those that are stopping should be gone."""
+    """Seconds until the first of those that are stopping should be gone, or the first of the others is not waited for
+    any more."""
 
 
 def is_announced(candidate: RevisionStatus | None) -> bool:
@@ -103,12 +104,11 @@ def remains(observed: ObservedDeployment, candidate: RevisionStatus, now: dateti
     """
     if any(map(_asks_for_pods, observed.children.get(DEPLOYMENTS, {}).values())):
         return Remains(True)
-    began = parse_timestamp(candidate.gap_starts_at or candidate.since)
-    patient = (now - began).total_seconds() < STALE_SECONDS
-    found = list(_serving_pods(observed))
-    ends = [left for pod in found if (left := _deletion_left(pod, now)) is not None and left > 0]
-    stays = any(_deletion_left(pod, now) is None for pod in found)
-    return Remains(bool(ends) or (patient and stays), min(ends, default=None))
+    age = (now - parse_timestamp(candidate.gap_starts_at or candidate.since)).total_seconds()
+    ends = [_deletion_left(pod, now) for pod in _serving_pods(observed)]
+    waits = [STALE_SECONDS - age if left is None else left for left in ends]
+    left = [seconds for seconds in waits if seconds > 0]
+    return Remains(bool(left), min(left, default=None))
 
 
 def seconds_left(
