@@ -143,6 +143,8 @@ def changed(case: Case) -> Object:
         target["atMost"] = _AT_MOST[case.value]
     if case.path == (*GOAL, "atMost") and case.complaint is None and case.value != ABSENT and float(case.value) > 1:
         target["metric"] = "perplexity"
+    if case.value == "InPlace":  # which keeps nothing
+        result["spec"]["keepLastGood"] = "0s"
     return result
 
 
