@@ -20,7 +20,7 @@ $(STAMP): uv.lock pyproject.toml hack/environments.py
 	@touch $@
 
 ##@ Use (as root, on Debian or Ubuntu)
-demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (9 minutes; 20 or more the first time); FRESH=1 starts over
+demo: $(STAMP) cluster-up images ## From a CSV file to a verified endpoint (9 minutes, or 30 on a CPU without BF16; some 12 more the first time); FRESH=1 starts over
 	@$(VENV)/python -m hack.demo $(if $(FRESH),--fresh)
 
 demo-full: demo ## The demo, then extraction with a learning curve, and distillation from a teacher
@@ -49,7 +49,7 @@ manifests: $(STAMP) ## Generate CRDs, the chart's copies and schema, and referen
 accept-api: $(STAMP) ## Take the present CRDs as what later ones must accept; at a release
 	@$(VENV)/python -m hack.manifests.compatibility
 
-test: lint ## Lint, then all tests: unit, control plane, cluster (as root; half an hour once everything is built)
+test: lint ## Lint, then all tests: unit, control plane, cluster (as root; once everything is built, 50 minutes, or 80 on a CPU without BF16)
 	@$(VENV)/python -m hack.tiers $(WORKERS)
 
 test-needs: $(STAMP) # What the first two tiers need
@@ -69,7 +69,7 @@ test-controlplane: $(STAMP) ## The operator against a real API server without a 
 	@$(PYTHON) -m hack.cluster build prometheus
 	@$(VENV)/python -m pytest $(WORKERS_BY_FILE) -m controlplane
 
-test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour)
+test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as root; half an hour, or an hour on a CPU without BF16)
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m cluster
 
