@@ -73,11 +73,12 @@ def test_what_the_namespace_may_not_have(serving: Serving) -> None:
 
 def test_at_rest_nothing_is_written(serving: Serving) -> None:
     """Neither events nor a new operator make writes: what the API server adds to objects is no drift."""
-    serving.start()
+    first = serving.start()
     serving.serve(GOOD)
     wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
+    first.wait_idle()
+    first.stop()
     before = serving.team.writes()
-    serving.team.operators[0].stop()
     serving.start().wait_ready()
     serving.team.api.patch(PODS, serving.team.namespace, _a_pod(serving), {"metadata": {"labels": {"touched": "yes"}}})
     time.sleep(4)  # more than the operator needs for a pass
@@ -121,7 +122,7 @@ def test_a_failed_candidate_leaves_the_old_revision_alone(serving: Serving, dige
     wait(lambda: set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"}, "the candidate's pods to go")
     assert serving.children(DEPLOYMENTS)[f"demo-{old}"]["metadata"]["generation"] == before
     assert serving.traffic() == old
-    assert serving.events()[-1] == ("Warning", reason)
+    wait(lambda: serving.events()[-1] == ("Warning", reason), "the event", describe=lambda: str(serving.events()))
 
 
 def test_a_failed_candidate_is_tried_again_when_asked_for(serving: Serving) -> None:

@@ -88,7 +88,7 @@ def test_a_verification_for_whose_pod_a_quota_has_no_room(serving: Serving) -> N
     said = _conditions(status)["Reconciling"]["message"]
     assert_says(said, "verification", "exceeded quota: few, requested: pods=1, used: pods=1, limited: pods=1")
     assert_says(said, remedy(Reason.QUOTA_EXCEEDED, meta.ADAPTERDEPLOYMENT))
-    assert ("Warning", Reason.QUOTA_EXCEEDED) in serving.events()
+    wait(lambda: ("Warning", Reason.QUOTA_EXCEEDED) in serving.events(), "the event")
     serving.team.unlimit()
     serving.until(ServingPhase.READY, 90)
 

@@ -212,7 +212,7 @@ def _message(team: Team) -> str:
 def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict[str, Any]) -> None:
     """And a finished run does not start again when its Jobs are deleted."""
     team.node.scripts[Stage.TRAIN] = lambda given: None
-    team.start()
+    operator = team.start()
     create(team)
     first = wait(lambda: team.jobs("storm", Stage.TRAIN), "train")[0]["metadata"]
     wait(lambda: team.node.started[-1][0] is Stage.TRAIN, "train's pod")
@@ -224,6 +224,7 @@ def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict
     del team.node.scripts[Stage.TRAIN]
     team.until("storm", Phase.SUCCEEDED)
     assert end_state(team, "storm") == undisturbed
+    operator.wait_idle()
     for job in team.jobs("storm"):
         team.api.delete(JOBS, team.namespace, job["metadata"]["name"], job["metadata"]["uid"])
     before = team.writes()

@@ -360,7 +360,7 @@ def test_nothing_is_written_at_rest(team: Team) -> None:
         if given.run.name == "running"
         else team.node.store.run(given)
     )
-    team.start(resync_seconds=10)
+    operator = team.start(resync_seconds=10)
     team.create("running")
     team.create("failed")
     team.create("finished")
@@ -370,8 +370,8 @@ def test_nothing_is_written_at_rest(team: Team) -> None:
     team.until("failed", Phase.FAILED)
     team.until("suspended", Phase.SUSPENDED)
     team.until("waiting", Reason.PROFILE_UNKNOWN)
-    team.until("running", Reason.STAGE_STARTED)
-    time.sleep(2)
+    wait(lambda: working(team, "running", Stage.RESOLVE), "resolve to work")
+    operator.wait_idle()
     before = team.writes()
     time.sleep(22)
     assert team.writes()[len(before) :] == []

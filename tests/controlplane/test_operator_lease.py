@@ -51,7 +51,7 @@ def test_a_replica_takes_over_from_a_frozen_one_which_then_writes_no_more(team: 
     succeeded = {"kind": "FineTuneJob", "phase": "Succeeded"}
     wait(lambda: second.metric("finetune_operator_resources", **succeeded) == 1, "the one that stands by to know", 5)
     # A write that is under way when the first is frozen is logged when it thaws: the Event after the last status, say.
-    wait(lambda: first.metric("finetune_operator_unreconciled_seconds") == 0, "the first to have written all", 30)
+    first.wait_idle()
 
     os.kill(first.process.pid or 0, signal.SIGSTOP)
     frozen = time.monotonic()
@@ -110,7 +110,7 @@ def test_metrics_of_a_run(team: Team) -> None:
     operator.wait_ready()
     team.create("counted")
     team.until("counted", Phase.SUCCEEDED)
-    wait(lambda: operator.metric("finetune_operator_unreconciled_seconds") == 0, "the queue to be empty", 30)
+    operator.wait_idle()
     turns = operator.metric("finetune_operator_reconcile_duration_seconds_count", kind="FineTuneJob", result="ok")
     assert turns >= 6, "at least one a stage"
     assert operator.metric("finetune_operator_api_requests_total", verb="create", resource="jobs", code="201") == 6
