@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.finetunejob import Phase
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import (
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
@@ -22,7 +24,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.tenancy.rules import Tenancy, TenancyRule
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import NAME, Serving
-from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, pinned
+from tests.support.serving import BETTER, CORRUPT, GOOD, INACTIVE, SETTINGS, pinned
 
 pytestmark = pytest.mark.controlplane
 
@@ -101,9 +103,13 @@ def test_update_and_drain(serving: Serving) -> None:
     assert len(policy["spec"]["ingress"][0]["from"]) == 1, "the verifier only"
     serving.servers.loading.clear()
     wait(lambda: serving.traffic() == new, "the promotion")
-    assert f"demo-{old}" in serving.children(DEPLOYMENTS)
     serving.until_only(new)
-    assert serving.until(ServingPhase.READY).last_good_revision == new
+    gone = datetime.now(UTC)
+    status = serving.until(ServingPhase.READY)
+    assert status.last_good_revision == new
+    assert status.stable is not None
+    drain = timedelta(seconds=SETTINGS.runtimes["tgi-cpu"].drain_seconds)
+    assert gone - parse_timestamp(status.stable.since) >= drain, "its clients had their time"
 
 
 @pytest.mark.parametrize(

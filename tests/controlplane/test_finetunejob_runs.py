@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from finetune_api.goals import GateOutcome, GoalStatus, packed
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
 from finetune_operator.framework.client import ApiError
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, Object
 from finetune_operator.kinds import FINETUNEJOBS
 from tests.controlplane.conftest import ADDED_LATER, Team, condition, newer_crds, ready, wait
@@ -166,16 +168,18 @@ def test_a_changed_spec_after_the_end_starts_a_run_that_reuses_what_is_the_same(
 
 
 def test_objects_of_runs_that_are_over_go(team: Team) -> None:
-    """Of two runs: Jobs, pods and inputs. The status keeps both, and nothing is done again."""
-    team.start(keep_ended_seconds=2, resync_seconds=10)
+    """Of two runs: Jobs, pods and inputs, after their time. The status keeps both, and nothing is done again."""
+    keep = 2
+    team.start(keep_ended_seconds=keep, resync_seconds=10)
     team.create("tidy")
     team.until("tidy", Phase.SUCCEEDED)
     team.change("tidy", training={"epochs": 5})
     wait(lambda: (run := team.status("tidy").run) is not None and run.number == 2, "run 2")
     status = team.until("tidy", Phase.SUCCEEDED)
-    assert team.jobs("tidy")
     owned = f"{meta.LABEL_OWNER_NAME}=tidy"
-    wait(lambda: not any(team.api.select(kind, team.namespace, owned) for kind in (JOBS, PODS, CONFIG_MAPS)), "it", 60)
+    wait(lambda: not any(team.api.select(kind, team.namespace, owned) for kind in (JOBS, PODS, CONFIG_MAPS)), "it")
+    assert status.run is not None
+    assert datetime.now(UTC) - parse_timestamp(status.run.finished_at or "") >= timedelta(seconds=keep)
     started = len(team.node.started)
     time.sleep(12)
     assert team.status("tidy") == status
