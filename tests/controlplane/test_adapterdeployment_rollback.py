@@ -170,10 +170,7 @@ def test_the_spec_changes_twice_during_one_rollout(serving: Serving) -> None:
         GOOD: (RevisionState.SUPERSEDED, True),
     }
     assert set(serving.children(CONTROLLER_REVISIONS)) == {f"demo-{line.revision}" for line in status.revisions}
-    pods = [
-        pod for pod in serving.children(PODS) if pod.startswith("demo-") and newest not in pod and "verify" not in pod
-    ]
-    assert pods == []
+    wait(lambda: not _servers_of_others(serving, newest), "their pods to go")
 
 
 def _shown(serving: Serving) -> dict[str, tuple[str, str]]:
@@ -183,6 +180,11 @@ def _shown(serving: Serving) -> dict[str, tuple[str, str]]:
 def _another(serving: Serving, name: str, uid: str) -> Any:
     found = serving.get(DEPLOYMENTS, name)
     return found if found and found["metadata"]["uid"] != uid else None
+
+
+def _servers_of_others(serving: Serving, revision: str) -> list[str]:
+    pods = serving.children(PODS)
+    return [pod for pod in pods if pod.startswith("demo-") and revision not in pod and "verify" not in pod]
 
 
 def _asked(serving: Serving) -> str:
