@@ -25,8 +25,7 @@ def updated(serving: Serving, **spec: Any) -> tuple[str, str]:
     """An endpoint after an update, with the pods of the revision before; both revisions, old and new."""
     serving.create(pinned(GOOD, keepLastGood="10m") | spec)
     old = serving.until(ServingPhase.READY).last_good_revision
-    serving.update(BETTER)
-    serving.change(keepLastGood="10m")
+    serving.change(**pinned(BETTER, keepLastGood="10m"))
     wait(lambda: serving.traffic() != old, "the promotion")
     new = serving.until(ServingPhase.READY).last_good_revision
     assert set(serving.children(DEPLOYMENTS)) == {f"demo-{old}", f"demo-{new}"}
@@ -36,8 +35,8 @@ def updated(serving: Serving, **spec: Any) -> tuple[str, str]:
 def test_a_crash_loop_goes_back_by_itself_and_is_not_tried_again(serving: Serving) -> None:
     serving.start()
     old, new = updated(serving)
-    began = time.monotonic()
     serving.crash(new)
+    began = time.monotonic()
     wait(lambda: serving.traffic() == old, "the way back", 20)
     assert time.monotonic() - began < 10
     wait(lambda: serving.reached() == {old}, "the endpoints")

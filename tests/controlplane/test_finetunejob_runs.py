@@ -219,6 +219,7 @@ def test_what_may_change_ends_no_run(team: Team) -> None:
     wait(lambda: working(team, "live", Stage.TRAIN), "train to work")
     team.change("live", storage={"secretRef": {"name": "new"}}, budget={"maxCost": "9"})
     team.change("live", retention={"checkpoints": 0}, tracking={"mlflow": {"url": "http://mlflow:5000"}})
+    wait(lambda: team.status("live").observed_generation == 3, "both changes to be seen")
     held.set()
     status = team.until("live", Phase.SUCCEEDED)
     assert status.run is not None
