@@ -68,6 +68,8 @@ def plane() -> Iterator[ControlPlane]:
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
         control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
         wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")
+        # kubectl asks again, as tests do not, while the API server prepares to list a new kind, which takes seconds.
+        control_plane.kubectl("get", "ftj,adep", "--all-namespaces")
         yield control_plane
 
 
