@@ -261,7 +261,9 @@ def prepared_team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: P
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}}
     uid = api.create(NAMESPACES, namespace)["metadata"]["uid"]
     api.create(SERVICE_ACCOUNTS, account(name))
-    with FakeNode(api, name, address="127.0.0.1") as node:
+    # A loopback address of its own, or the pods of other tests would show the progress that those of this one have.
+    address = ".".join(["127", *(str(1 + byte % 254) for byte in uuid.uuid4().bytes[:3])])
+    with FakeNode(api, name, address=address) as node:
         context = Team(api, plane, operator_kubeconfig, name, directory, node)
         for resource, right in zip(RIGHTS, operator_rights(name), strict=True):
             api.create(resource, right)

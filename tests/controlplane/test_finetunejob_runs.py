@@ -30,7 +30,7 @@ pytestmark = pytest.mark.controlplane
 
 
 @contextmanager
-def metrics_page(page: str) -> Iterator[None]:
+def metrics_page(address: str, page: str) -> Iterator[None]:
     """The metrics endpoint of a pod, on the loopback address that the fake node gives to its pods."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ def metrics_page(page: str) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", meta.METRICS_PORT), Handler) as server:
+    with http.server.ThreadingHTTPServer((address, meta.METRICS_PORT), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield
@@ -348,7 +348,7 @@ def test_progress_is_read_from_the_pod(team: Team) -> None:
     team.node.scripts[Stage.RESOLVE] = lambda given: None
     gauges = ("progress_ratio 0.42", "eta_seconds 77.0", 'info{message="step 5"} 1.0')
     page = "".join(f"finetune_stage_{gauge}\n" for gauge in gauges)
-    with metrics_page(page):
+    with metrics_page(team.node.address, page):
         team.start()
         team.create("bar")
         progress = wait(lambda: found if (found := team.status("bar").progress) and found.percent else None, "progress")
