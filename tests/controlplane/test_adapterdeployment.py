@@ -209,7 +209,7 @@ def test_the_source_is_followed(serving: Serving) -> None:
         newest = serving.team.status("intents").artifact
         return bool(stable and newest and newest.digest != artifact.digest and stable.artifact_digest == newest.digest)
 
-    wait(followed, "the second artifact", 90)
+    wait(followed, "the second artifact")
 
 
 def test_an_artifact_is_not_looked_for_in_a_store_to_which_its_job_has_yet_to_publish(serving: Serving) -> None:
@@ -226,7 +226,7 @@ def test_an_artifact_is_not_looked_for_in_a_store_to_which_its_job_has_yet_to_pu
     assert serving.status().candidate is None
     held.clear()
     serving.team.until("intents", Phase.SUCCEEDED)
-    wait(lambda: serving.traffic() != old, "the second store", 90)
+    wait(lambda: serving.traffic() != old, "the second store")
     stable = serving.until(ServingPhase.READY).stable
     assert stable is not None
     assert stable.storage is not None

@@ -93,7 +93,6 @@ def test_an_operator_that_dies_on_the_way_back(serving: Serving, crash: int) -> 
     wait(
         lambda: dying.process.exitcode is not None or set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"},
         "its death, or all its work done",
-        60,
     )
     dying.stop()
     serving.start()
