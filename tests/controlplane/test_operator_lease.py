@@ -96,7 +96,9 @@ def test_an_operator_without_work_ends_as_soon_as_it_is_told_to(team: Team) -> N
     """Every upgrade waits for it."""
     operator = team.start()
     operator.wait_ready()
-    time.sleep(1)  # Kopf's own tasks are still starting when the first probe is answered; it would wait for them
+    # Kopf logs in and asks what the cluster offers when the first probe is answered already. It would wait for that.
+    wait(lambda: "authentication has finished" in (team.directory / "operator.log").read_text(), "Kopf's login")
+    time.sleep(1)  # nothing tells when it has asked
     operator.process.terminate()
     told = time.monotonic()
     operator.process.join(20)
