@@ -38,7 +38,7 @@ def kill(*victims: Record | None) -> None:
     assert len(living) == len(victims), "it was dead before"
     for identity in living:
         os.kill(identity.pid, signal.SIGKILL)
-    wait_for("the killed to end", lambda: not any(each.alive() for each in living), 10, interval=0.05)
+    wait_for("the killed to end", lambda: not any(each.alive() for each in living), 60, interval=0.05)
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))
@@ -84,7 +84,9 @@ def test_up_after_the_machine_was_switched_off(native: NativeCluster, namespace:
 
     namespace.apply(python_pod("caller", LOOKUP, "kubernetes.default"))
     assert message_of(namespace, "caller") == KUBERNETES_SERVICE_IP
-    wait_for("the pod of before to be given up", lambda: namespace.get("pod", "web")["status"]["phase"] == "Failed", 60)
+    wait_for(
+        "the pod of before to be given up", lambda: namespace.get("pod", "web")["status"]["phase"] == "Failed", 180
+    )
 
 
 def test_status_names_every_part(native: NativeCluster) -> None:

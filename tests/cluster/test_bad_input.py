@@ -118,7 +118,7 @@ def failing(cluster: Kubectl) -> Iterator[Kubectl]:
 
 @pytest.mark.parametrize("case", FAILS, ids=lambda case: case.name)
 def test_what_cannot_succeed_fails_once_and_says_why(failing: Kubectl, case: Case) -> None:
-    job = wait_for("the end of the run", lambda: ended(failing, case.name), 180)
+    job = wait_for("the end of the run", lambda: ended(failing, case.name), 400)
     failed = condition(job, "Failed")
     assert job.status.phase is Phase.FAILED
     assert failed["reason"] == case.reason.value
@@ -127,15 +127,14 @@ def test_what_cannot_succeed_fails_once_and_says_why(failing: Kubectl, case: Cas
     assert f" {REMEDIES[case.reason]}" in failed["message"], failed["message"]
     pods = failing.items("pods", f"{LABEL_OWNER_NAME}={case.name}")
     assert sum(each["status"]["phase"] == "Failed" for each in pods) == 1, "tried again in vain"
-    events = [each for each in failing.items("events") if each["involvedObject"]["name"] == case.name]
-    assert case.reason.value in {each["reason"] for each in events}
+    wait_for("the event", lambda: case.reason.value in reasons(failing, case.name), 60)  # it follows the status
 
 
 def test_wrong_credentials_then_rerun(team: Kubectl) -> None:
     name = "credentials"
     wrong = object_store.Key("nobody", "nobody", "wrong-secret", ())
     team.apply(wrong.secret("s3-credentials"), tiny_job(name))
-    job = wait_for("the end of the run", lambda: ended(team, name), 120)
+    job = wait_for("the end of the run", lambda: ended(team, name), 400)
     failed = condition(job, "Failed")
     assert failed["reason"] == Reason.S3_ACCESS_DENIED.value
     assert f" {REMEDIES[Reason.S3_ACCESS_DENIED]}" in failed["message"]
@@ -201,7 +200,7 @@ def test_what_an_admin_can_put_right_is_waited_for(team: Kubectl, wait: Wait) ->
         found = condition(job, "Stalled")
         return found if found.get("status") == "True" and found["reason"] == wait.reason.value else None
 
-    message = wait_for(f"Stalled with {wait.reason}", stalled, 60)["message"]
+    message = wait_for(f"Stalled with {wait.reason}", stalled, 180)["message"]
     assert all(part in message for part in wait.says), message
     assert message.endswith(f" {REMEDIES[wait.reason]}"), message
     assert not [pod for pod in team.items("pods") if pod["status"]["phase"] in ("Running", "Failed")]
@@ -212,6 +211,11 @@ def test_a_profile_that_is_not_offered_is_refused_at_once(team: Kubectl) -> None
     with pytest.raises(ClusterError) as refused:
         team.apply(tiny_job("profile", profile="gpu-moon"))
     assert_says(str(refused.value), "spec.profile is 'gpu-moon'", team.namespace, "cpu-small", "admin", "tenancy.rules")
+
+
+def reasons(team: Kubectl, name: str) -> set[str]:
+    """Of the events of a FineTuneJob."""
+    return {each["reason"] for each in team.items("events") if each["involvedObject"]["name"] == name}
 
 
 def ended(team: Kubectl, name: str, run: int = 1) -> FineTuneJob | None:

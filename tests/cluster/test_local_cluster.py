@@ -65,7 +65,7 @@ def test_a_node_port_leads_to_the_pod(namespace: Kubectl) -> None:
         except OSError:
             return None
 
-    assert wait_for("the node port", answer, 20, interval=0.2).startswith(b"HTTP/1.0 200")
+    assert wait_for("the node port", answer, 60, interval=0.2).startswith(b"HTTP/1.0 200")
 
 
 def test_a_network_policy_lets_in_whom_it_names_and_refuses_others(namespace: Kubectl) -> None:

@@ -86,9 +86,9 @@ def test_pods_log_json_lines_only(demo: Kubectl) -> None:
 def test_deleted_and_applied_again_it_finishes_without_training(demo: Kubectl) -> None:
     before = FineTuneJob.model_validate(demo.get("ftj", "transactions"))
     demo("delete", "ftj", "transactions", "--wait=true")
-    wait_for("the old run's Jobs to go", lambda: not demo.items("jobs", JOBS), 60)
+    wait_for("the old run's Jobs to go", lambda: not demo.items("jobs", JOBS), 180)
     demo.apply(REPOSITORY / "examples" / "transactions" / "finetunejob.yaml")
-    after = wait_for("the second life", lambda: finished(demo, "transactions"), 120)
+    after = wait_for("the second life", lambda: finished(demo, "transactions"), 400)
     assert before.status.artifact
     assert after.status.artifact == before.status.artifact
     assert after.status.evaluation == before.status.evaluation

@@ -174,7 +174,7 @@ def test_serving_from_the_first_revision_to_the_next_and_none_by_a_bad_one(
     assert first is not None
     assert (first.accuracy, first.expected_accuracy) == ("1.0000", "1.0000")
     endpoint.team.apply(endpoint.client("during-update", 90))
-    wait_for("the client", lambda: "let in" in endpoint.heard("during-update"), 60)
+    wait_for("the client", lambda: "let in" in endpoint.heard("during-update"), 180)
     endpoint.serve(artifacts.second)
     second = wait_for("the promotion", lambda: _promoted(endpoint, first.revision), 400)
     answers, errors = endpoint.asked("during-update")

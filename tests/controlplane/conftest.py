@@ -68,6 +68,8 @@ def plane() -> Iterator[ControlPlane]:
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
         control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
         wait(lambda: "ftj" in control_plane.kubectl("api-resources", "--api-group", meta.GROUP), "the CRDs")
+        # kubectl asks again, as tests do not, while the API server prepares to list a new kind, which takes seconds.
+        control_plane.kubectl("get", "ftj,adep", "--all-namespaces")
         yield control_plane
 
 
@@ -259,7 +261,9 @@ def prepared_team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: P
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}}
     uid = api.create(NAMESPACES, namespace)["metadata"]["uid"]
     api.create(SERVICE_ACCOUNTS, account(name))
-    with FakeNode(api, name, address="127.0.0.1") as node:
+    # A loopback address of its own, or the pods of other tests would show the progress that those of this one have.
+    address = ".".join(["127", *(str(1 + byte % 254) for byte in uuid.uuid4().bytes[:3])])
+    with FakeNode(api, name, address=address) as node:
         context = Team(api, plane, operator_kubeconfig, name, directory, node)
         for resource, right in zip(RIGHTS, operator_rights(name), strict=True):
             api.create(resource, right)

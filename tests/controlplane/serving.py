@@ -103,7 +103,7 @@ class Serving:
 
     def until_only(self, revision: str) -> None:
         """Wait until no other revision has any object left."""
-        wait(lambda: not self.others(revision), f"only {revision}", 60, lambda: str(self.others(revision)))
+        wait(lambda: not self.others(revision), f"only {revision}", describe=lambda: str(self.others(revision)))
 
     def is_updated(self, old: str) -> bool:
         """Whether another revision serves, and nothing else is left."""

@@ -32,7 +32,7 @@ def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(serving
     first.stop()
     serving.update(BETTER)
     dying = serving.start(crash_after_writes=crash)
-    wait(lambda: dying.process.exitcode is not None or serving.is_updated(old), "its death, or all its work done", 60)
+    wait(lambda: dying.process.exitcode is not None or serving.is_updated(old), "its death, or all its work done")
     dying.process.join(3)
     exit_code = dying.process.exitcode
     dying.stop()

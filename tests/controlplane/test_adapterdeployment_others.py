@@ -194,9 +194,7 @@ def test_two_operators_leave_what_is_not_theirs_alone(serving: Serving) -> None:
     assert {line.split()[1] for line in canary.read_text().splitlines()} == {"ConfigMap", "Job", "FineTuneJob", "Event"}
     jobs = {job["metadata"]["uid"] for job in team.jobs("theirs")}
     handed_over = {"metadata": {"labels": {meta.LABEL_INSTANCE: None}}, "spec": {"suspend": True}}
-    wait(
-        lambda: operator.metric("finetune_operator_unreconciled_seconds") == 0, "the other one to have written all", 30
-    )
+    operator.wait_idle()
     size = len(canary.read_text())
     found = team.status("theirs").conditions[0].observed_generation
     team.api.patch(FINETUNEJOBS, team.namespace, "theirs", handed_over)

@@ -25,8 +25,7 @@ def updated(serving: Serving, **spec: Any) -> tuple[str, str]:
     """An endpoint after an update, with the pods of the revision before; both revisions, old and new."""
     serving.create(pinned(GOOD, keepLastGood="10m") | spec)
     old = serving.until(ServingPhase.READY).last_good_revision
-    serving.update(BETTER)
-    serving.change(keepLastGood="10m")
+    serving.change(**pinned(BETTER, keepLastGood="10m"))
     wait(lambda: serving.traffic() != old, "the promotion")
     new = serving.until(ServingPhase.READY).last_good_revision
     assert set(serving.children(DEPLOYMENTS)) == {f"demo-{old}", f"demo-{new}"}
@@ -36,8 +35,8 @@ def updated(serving: Serving, **spec: Any) -> tuple[str, str]:
 def test_a_crash_loop_goes_back_by_itself_and_is_not_tried_again(serving: Serving) -> None:
     serving.start()
     old, new = updated(serving)
-    began = time.monotonic()
     serving.crash(new)
+    began = time.monotonic()
     wait(lambda: serving.traffic() == old, "the way back", 20)
     assert time.monotonic() - began < 10
     wait(lambda: serving.reached() == {old}, "the endpoints")
@@ -94,7 +93,6 @@ def test_an_operator_that_dies_on_the_way_back(serving: Serving, crash: int) -> 
     wait(
         lambda: dying.process.exitcode is not None or set(serving.children(DEPLOYMENTS)) == {f"demo-{old}"},
         "its death, or all its work done",
-        60,
     )
     dying.stop()
     serving.start()
@@ -170,10 +168,7 @@ def test_the_spec_changes_twice_during_one_rollout(serving: Serving) -> None:
         GOOD: (RevisionState.SUPERSEDED, True),
     }
     assert set(serving.children(CONTROLLER_REVISIONS)) == {f"demo-{line.revision}" for line in status.revisions}
-    pods = [
-        pod for pod in serving.children(PODS) if pod.startswith("demo-") and newest not in pod and "verify" not in pod
-    ]
-    assert pods == []
+    wait(lambda: not _servers_of_others(serving, newest), "their pods to go")
 
 
 def _shown(serving: Serving) -> dict[str, tuple[str, str]]:
@@ -183,6 +178,11 @@ def _shown(serving: Serving) -> dict[str, tuple[str, str]]:
 def _another(serving: Serving, name: str, uid: str) -> Any:
     found = serving.get(DEPLOYMENTS, name)
     return found if found and found["metadata"]["uid"] != uid else None
+
+
+def _servers_of_others(serving: Serving, revision: str) -> list[str]:
+    pods = serving.children(PODS)
+    return [pod for pod in pods if pod.startswith("demo-") and revision not in pod and "verify" not in pod]
 
 
 def _asked(serving: Serving) -> str:

@@ -82,15 +82,15 @@ def test_a_verification_for_whose_pod_a_quota_has_no_room(serving: Serving) -> N
     serving.team.limit({"pods": "1"})
     serving.start()
     serving.create(pinned(GOOD))
-    wait(lambda: _reason(serving) == Reason.QUOTA_EXCEEDED, "the cause", 60, lambda: str(serving.status()))
+    wait(lambda: _reason(serving) == Reason.QUOTA_EXCEEDED, "the cause", describe=lambda: str(serving.status()))
     status = serving.status()
     assert status.phase is ServingPhase.PROGRESSING
     said = _conditions(status)["Reconciling"]["message"]
     assert_says(said, "verification", "exceeded quota: few, requested: pods=1, used: pods=1, limited: pods=1")
     assert_says(said, remedy(Reason.QUOTA_EXCEEDED, meta.ADAPTERDEPLOYMENT))
-    assert ("Warning", Reason.QUOTA_EXCEEDED) in serving.events()
+    wait(lambda: ("Warning", Reason.QUOTA_EXCEEDED) in serving.events(), "the event")
     serving.team.unlimit()
-    serving.until(ServingPhase.READY, 90)
+    serving.until(ServingPhase.READY)
 
 
 def test_why_what_serves_does_not(serving: Serving) -> None:

@@ -17,6 +17,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.demo.__main__ import example
 from hack.demo.follow import apply, follow_deployment, follow_job
 from hack.platform.kubectl import Kubectl
+from tests.controlplane.conftest import wait
 
 pytestmark = pytest.mark.controlplane
 
@@ -90,14 +91,15 @@ def test_what_an_earlier_spec_came_to_is_no_answer(namespace: Kubectl) -> None:
         stable = follow_deployment(namespace, deployment, artifact.digest).status.stable
         answers.append(stable.artifact_digest if stable else "")
 
-    following = threading.Thread(target=demo)
+    following = threading.Thread(target=demo, daemon=True)
     following.start()
     following.join(2.5)
     assert answers == []
     report(namespace, "ftj", job, **published(DIGEST))
     report(namespace, "adep", deployment, **served(EARLIER))
-    following.join(5)
+    wait(lambda: answers, "the job's end to be seen")
+    following.join(2.5)
     assert answers == [DIGEST], "the job is done, but the endpoint serves what there was before"
     report(namespace, "adep", deployment, **served(DIGEST))
-    following.join(10)
+    following.join(180)
     assert answers == [DIGEST, DIGEST]

@@ -197,7 +197,7 @@ def test_a_quota_refuses_the_pod(team: Team) -> None:
     assert "exceeded quota: few" in message(team, "poor")
     assert condition(team.status("poor"), "Stalled") == "True"
     team.unlimit()
-    team.until("poor", Phase.SUCCEEDED, 90)
+    team.until("poor", Phase.SUCCEEDED)
 
 
 def test_a_quota_refuses_the_job(team: Team) -> None:
@@ -227,7 +227,7 @@ def test_waiting_counts_for_no_deadline(team: Team) -> None:
     team.until("patient", Reason.QUOTA_EXCEEDED)
     time.sleep(4)
     team.unlimit()
-    team.until("patient", Reason.UNSCHEDULABLE, 90)
+    team.until("patient", Reason.UNSCHEDULABLE)
     time.sleep(4)
     held["by"] = None
     status = team.until("patient", Phase.SUCCEEDED)
@@ -264,7 +264,7 @@ def test_a_stage_that_keeps_failing(team: Team, ending: Ending, reason: Reason, 
     profile = team.settings().profiles["small"].model_copy(update={"retries": pods - 1})
     team.start(profiles={"small": profile})
     team.create("broken")
-    status = team.until("broken", Phase.FAILED, 90)
+    status = team.until("broken", Phase.FAILED)
     assert status.run is not None
     assert status.run.reason == reason
     assert len([stage for stage, _ in team.node.started if stage is Stage.PREPARE]) == pods

@@ -91,7 +91,7 @@ def test_killed_after_every_write(team: Team, undisturbed: dict[str, Any]) -> No
     deaths = 0
     while team.status("storm").phase is not Phase.SUCCEEDED:
         operator = team.start(crash_after_writes=1)
-        wait(lambda op=operator: op.process.exitcode is not None or _ended(team), "a write", 90)  # type: ignore[misc]
+        wait(lambda op=operator: op.process.exitcode is not None or _ended(team), "a write")  # type: ignore[misc]
         deaths += operator.process.exitcode == CRASH_EXIT
         operator.stop()
         assert deaths < 60, "the operator makes no progress"
@@ -124,7 +124,7 @@ def test_every_call_fails(team: Team, undisturbed: dict[str, Any]) -> None:
     """Conflicts, throttling, server errors, lost answers: at each kind of call, several times in one run."""
     team.start(faults=tuple(CALLS * 3), workers=1)
     create(team)
-    team.until("storm", Phase.SUCCEEDED, 120)
+    team.until("storm", Phase.SUCCEEDED)
     assert end_state(team, "storm") == undisturbed
     assert team.node.store.executed == list(PIPELINE)
 
@@ -212,7 +212,7 @@ def _message(team: Team) -> str:
 def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict[str, Any]) -> None:
     """And a finished run does not start again when its Jobs are deleted."""
     team.node.scripts[Stage.TRAIN] = lambda given: None
-    team.start()
+    operator = team.start()
     create(team)
     first = wait(lambda: team.jobs("storm", Stage.TRAIN), "train")[0]["metadata"]
     wait(lambda: team.node.started[-1][0] is Stage.TRAIN, "train's pod")
@@ -224,6 +224,7 @@ def test_a_job_that_somebody_deletes_is_made_again(team: Team, undisturbed: dict
     del team.node.scripts[Stage.TRAIN]
     team.until("storm", Phase.SUCCEEDED)
     assert end_state(team, "storm") == undisturbed
+    operator.wait_idle()
     for job in team.jobs("storm"):
         team.api.delete(JOBS, team.namespace, job["metadata"]["name"], job["metadata"]["uid"])
     before = team.writes()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from finetune_api.goals import GateOutcome, GoalStatus, packed
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import PIPELINE, Stage, StageInput
 from finetune_operator.framework.client import ApiError
+from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, JOBS, PODS, Object
 from finetune_operator.kinds import FINETUNEJOBS
 from tests.controlplane.conftest import ADDED_LATER, Team, condition, newer_crds, ready, wait
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.controlplane
 
 
 @contextmanager
-def metrics_page(page: str) -> Iterator[None]:
+def metrics_page(address: str, page: str) -> Iterator[None]:
     """The metrics endpoint of a pod, on the loopback address that the fake node gives to its pods."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,7 +42,7 @@ def metrics_page(page: str) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", meta.METRICS_PORT), Handler) as server:
+    with http.server.ThreadingHTTPServer((address, meta.METRICS_PORT), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield
@@ -166,16 +168,18 @@ def test_a_changed_spec_after_the_end_starts_a_run_that_reuses_what_is_the_same(
 
 
 def test_objects_of_runs_that_are_over_go(team: Team) -> None:
-    """Of two runs: Jobs, pods and inputs. The status keeps both, and nothing is done again."""
-    team.start(keep_ended_seconds=2, resync_seconds=10)
+    """Of two runs: Jobs, pods and inputs, after their time. The status keeps both, and nothing is done again."""
+    keep = 2
+    team.start(keep_ended_seconds=keep, resync_seconds=10)
     team.create("tidy")
     team.until("tidy", Phase.SUCCEEDED)
     team.change("tidy", training={"epochs": 5})
     wait(lambda: (run := team.status("tidy").run) is not None and run.number == 2, "run 2")
     status = team.until("tidy", Phase.SUCCEEDED)
-    assert team.jobs("tidy")
     owned = f"{meta.LABEL_OWNER_NAME}=tidy"
-    wait(lambda: not any(team.api.select(kind, team.namespace, owned) for kind in (JOBS, PODS, CONFIG_MAPS)), "it", 60)
+    wait(lambda: not any(team.api.select(kind, team.namespace, owned) for kind in (JOBS, PODS, CONFIG_MAPS)), "it")
+    assert status.run is not None
+    assert datetime.now(UTC) - parse_timestamp(status.run.finished_at or "") >= timedelta(seconds=keep)
     started = len(team.node.started)
     time.sleep(12)
     assert team.status("tidy") == status
@@ -215,6 +219,7 @@ def test_what_may_change_ends_no_run(team: Team) -> None:
     wait(lambda: working(team, "live", Stage.TRAIN), "train to work")
     team.change("live", storage={"secretRef": {"name": "new"}}, budget={"maxCost": "9"})
     team.change("live", retention={"checkpoints": 0}, tracking={"mlflow": {"url": "http://mlflow:5000"}})
+    wait(lambda: team.status("live").observed_generation == 3, "both changes to be seen")
     held.set()
     status = team.until("live", Phase.SUCCEEDED)
     assert status.run is not None
@@ -343,7 +348,7 @@ def test_progress_is_read_from_the_pod(team: Team) -> None:
     team.node.scripts[Stage.RESOLVE] = lambda given: None
     gauges = ("progress_ratio 0.42", "eta_seconds 77.0", 'info{message="step 5"} 1.0')
     page = "".join(f"finetune_stage_{gauge}\n" for gauge in gauges)
-    with metrics_page(page):
+    with metrics_page(team.node.address, page):
         team.start()
         team.create("bar")
         progress = wait(lambda: found if (found := team.status("bar").progress) and found.percent else None, "progress")
@@ -360,7 +365,7 @@ def test_nothing_is_written_at_rest(team: Team) -> None:
         if given.run.name == "running"
         else team.node.store.run(given)
     )
-    team.start(resync_seconds=10)
+    operator = team.start(resync_seconds=10)
     team.create("running")
     team.create("failed")
     team.create("finished")
@@ -370,8 +375,8 @@ def test_nothing_is_written_at_rest(team: Team) -> None:
     team.until("failed", Phase.FAILED)
     team.until("suspended", Phase.SUSPENDED)
     team.until("waiting", Reason.PROFILE_UNKNOWN)
-    team.until("running", Reason.STAGE_STARTED)
-    time.sleep(2)
+    wait(lambda: working(team, "running", Stage.RESOLVE), "resolve to work")
+    operator.wait_idle()
     before = team.writes()
     time.sleep(22)
     assert team.writes()[len(before) :] == []

@@ -37,7 +37,7 @@ def test_two_pods_train_and_the_operator_dies_after_every_write(team: Team) -> N
     deaths = 0
     while not _ended(team):
         operator = team.start(crash_after_writes=1, profiles=PAIR)
-        wait(lambda op=operator: op.process.exitcode is not None or _ended(team), "a write", 90)  # type: ignore[misc]
+        wait(lambda op=operator: op.process.exitcode is not None or _ended(team), "a write")  # type: ignore[misc]
         deaths += operator.process.exitcode == CRASH_EXIT
         operator.stop()
         assert deaths < 60, "the operator makes no progress"

@@ -135,6 +135,6 @@ def test_what_was_deleted_before_a_watch_starts_anew_is_found_at_once(team: Team
     informer._version = 1
     threading.Thread(target=informer.run, args=(stopping, 3600), daemon=True).start()
     try:
-        wait(lambda: told == ["gone", "gone"] and not list(cache.all(FINETUNEJOBS)), "the deletion", 10)
+        wait(lambda: told == ["gone", "gone"] and not list(cache.all(FINETUNEJOBS)), "the deletion")
     finally:
         stopping.set()

@@ -29,19 +29,22 @@ def test_prometheus_reads_the_metrics_and_evaluates_the_alerts(team: Team, tmp_p
         team.create("counted")
         team.until("counted", Phase.SUCCEEDED)
         done = 'finetune_operator_resources{kind="FineTuneJob", phase="Succeeded", reason="RunSucceeded"}'
-        wait(lambda: server.value(done) == 1, "the finished job to be scraped", 30)
-        assert server.value("finetune_operator_leader") == 1
-        turns = server.value('sum(finetune_operator_reconcile_duration_seconds_count{result="ok"})')
-        assert turns is not None
-        assert turns >= 6
+        # A scrape that takes more than a second fails, and until the next one nothing has a value.
+        wait(lambda: server.value(done) == 1, "the finished job to be scraped")
+        wait(lambda: server.value("finetune_operator_leader") == 1, "the leader")
+        turns = 'sum(finetune_operator_reconcile_duration_seconds_count{result="ok"})'
+        wait(lambda: (server.value(turns) or 0) >= 6, "a turn for each stage")
         created = 'sum(finetune_operator_api_requests_total{verb="create", resource="jobs", code="201"})'
-        assert server.value(created) == 6
+        wait(lambda: server.value(created) == 6, "the creation of each Job")
         time.sleep(3)  # some evaluations more
-        [group] = server.ask("rules")["groups"]
-        states = {rule["name"]: (rule["health"], rule["state"]) for rule in group["rules"]}
-        assert states == dict.fromkeys(states, ("ok", "inactive"))
-        assert len(states) == len(yaml.safe_load(alerts)["groups"][0]["rules"])
+
+        def states() -> dict[str, tuple[str, str]]:
+            [group] = server.ask("rules")["groups"]
+            return {rule["name"]: (rule["health"], rule["state"]) for rule in group["rules"]}
+
+        wait(lambda: set(states().values()) == {("ok", "inactive")}, "silence", describe=lambda: str(states()))
+        assert len(states()) == len(yaml.safe_load(alerts)["groups"][0]["rules"])
         for panel, query in queries(CHART_FILES / "dashboards" / "operator.json"):
-            assert server.ask("query", query=query)["result"], f"{panel}: no data for {query}"
+            wait(lambda asked=query: server.ask("query", query=asked)["result"], f"data in {panel}: {query}")  # type: ignore[misc]
         operator.stop()
         wait(lambda: server.alert("FinetuneOperatorWithoutLeader") == "pending", "the alert", 60)

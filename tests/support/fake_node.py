@@ -130,7 +130,8 @@ class FakeNode:
         """What pods have mounted, by their uid."""
         self._held: dict[str, Object] = {}
         """The last status that kept a pod from starting, by its uid."""
-        self._address = address
+        self.address = address
+        """Of all pods."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.trouble: BaseException | None = None
@@ -166,7 +167,7 @@ class FakeNode:
                 self._hold(pod, blocker)
                 return
             self.started.append((given.stage, pod["metadata"]["name"]))
-            running = {"phase": "Running", "podIP": self._address, "startTime": _now()}
+            running = {"phase": "Running", "podIP": self.address, "startTime": _now()}
             self._write(pod, running | _container({"running": {}}))
         if _is_late(pod):
             self._end(pod, Ending(exit_code=137, reason="Error"), {"reason": "DeadlineExceeded"})

@@ -184,6 +184,14 @@ class Running:
             time.sleep(0.05)
         raise AssertionError(f"the operator did not become ready (exit code {self.process.exitcode})")
 
+    def wait_idle(self, seconds: float = 60) -> None:
+        """Until no resource waits for a turn or has one: an event is written after the status that it is about, and a
+        write is logged after it can be seen."""
+        deadline = time.monotonic() + seconds
+        while self.metric("finetune_operator_unreconciled_seconds") > 0:
+            assert time.monotonic() < deadline, f"the operator still works after {seconds:.0f} s"
+            time.sleep(0.1)
+
     def stop(self, seconds: float = 20) -> None:
         """As Kubernetes does: TERM, then KILL."""
         self.process.terminate()

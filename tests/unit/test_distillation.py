@@ -77,22 +77,23 @@ def test_requests_keep_to_the_rate(store: Store) -> None:
     def sometimes_failing(prompt: str, nth: int) -> Reply:
         return fails(500) if nth == 1 and prompt.endswith("3") else says("fine")
 
+    began = time.monotonic()
     outcome, server = distilled(store, sometimes_failing, 12, requests_per_minute=1200, concurrency=12)
     times = [each.at for each in server.received]
     assert len(times) == 13
-    assert times[-1] - times[0] >= 11 * 0.05  # another thread saw them: the first one late, on a busy machine
+    assert times[-1] - began >= 12 * 0.05  # and not since the first one, which another thread may have seen late
     assert outcome.result.examples == 12
 
 
 def test_a_pause_holds_everybody_back() -> None:
     async def scenario() -> float:
         pacer = Pacer(0)
-        pacer.hold(0.2)
+        pacer.hold(1.0)
         began = time.monotonic()
         await asyncio.gather(*(pacer.turn() for _ in range(5)))
         return time.monotonic() - began
 
-    assert 0.2 <= asyncio.run(scenario()) < 1.0
+    assert 1.0 <= asyncio.run(scenario()) < 5.0
 
 
 # Trouble that passes

@@ -119,7 +119,7 @@ def test_the_end_of_a_log_is_kept_whenever_there_is_more(s3: SeaweedFS, place: s
 def test_a_log_without_a_place_is_not_waited_for() -> None:
     began = time.monotonic()
     assert KeptLog(Tail(JsonLines("train", Redaction({})))).finish(20) == ""
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_store_that_is_away_delays_the_end_by_the_given_time_only(answers: boo
         kept.begin(store, "log.jsonl")
         began = time.monotonic()
         assert kept.finish(0.5) == ""
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10, "not until the limits of a request"
 
 
 def test_a_log_that_cannot_be_written_does_not_call_itself(capfd: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,7 @@ def test_a_step_that_hangs_in_python_ends_with_its_reason() -> None:
         hang()
     assert raised.value.reason is Reason.STEP_HUNG
     assert raised.value.retriable
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 25, "not until the lock gives up"
     assert not ended
 
 
@@ -173,9 +173,13 @@ def test_a_step_that_hangs_outside_python_ends_the_process() -> None:
 
 
 def test_slow_steps_that_are_alive_are_left_alone() -> None:
-    with StallWatch(at_least=0.3, end_process=lambda code: pytest.fail(f"ended with {code}")) as watch:
+    """By a clock on which a step takes no longer because the machine is busy."""
+    now = [0.0]
+    watch = StallWatch(at_least=0.3, end_process=lambda code: pytest.fail(f"ended with {code}"), clock=lambda: now[0])
+    with watch:
         for step in range(6):
             time.sleep(0.1)
+            now[0] += 0.1
             alive(watch, step)
 
 
