@@ -7,7 +7,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv/bin
 STAMP := .venv/.synced
-# One for each core: at least two, since some tests mostly wait, and at most eight, which take 2 GB of memory each.
+# One for each core: at least two, since some tests mostly wait, and at most eight, which take 2.5 GB of memory each.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 2 ? 2 : cores > 8 ? 8 : cores)))
 WORKERS_BY_FILE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from . import toolchain
 from .console import run
@@ -29,6 +30,9 @@ from .processes import GRACE_SECONDS, Daemon, Identity, Record, start_in_order, 
 LOOPBACK = "127.0.0.1"
 TEMPORARY_PREFIX = "finetune-control-plane-"
 OWNER = "owner.pid"
+FEW_COLLECTIONS: Final = {"GOGC": "400"}
+"""Of garbage, in an API server that lives for minutes: with its heap of 100 MB, two fifths of its CPU time go into them
+otherwise. It takes 0.3 GB more memory."""
 
 
 @dataclass
@@ -191,6 +195,7 @@ class ControlPlane:
             self.directory,
             lambda: answers(f"{self.url}/readyz", admin),
             files=(pki.certificate, pki.directory / "apiserver.crt"),
+            env=FEW_COLLECTIONS if self.temporary_directory else {},
             ready_seconds=120,
         )
 

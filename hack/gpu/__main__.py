@@ -10,27 +10,36 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from hack.cluster.console import say
 from hack.cluster.layout import REPOSITORY
-from hack.gpu import compiling, exporting, throughput, training
-from hack.gpu.bench import Bench
-from hack.gpu.check import Check, Part, table, write
 
-PARTS: Mapping[str, Part] = {
-    "kernels": compiling.compiled,
-    "train": training.methods,
-    "resume": training.resuming,
-    "oom": training.out_of_memory,
-    "throughput": throughput.against_trl,
-    "export": exporting.formats,
+if TYPE_CHECKING:
+    from hack.gpu.check import Check, Part
+
+PARTS: Mapping[str, str] = {
+    "kernels": "compiling.compiled",
+    "train": "training.methods",
+    "resume": "training.resuming",
+    "oom": "training.out_of_memory",
+    "throughput": "throughput.against_trl",
+    "export": "exporting.formats",
 }
-"""In the order in which they tell most: what a later part needs, an earlier one has shown."""
+"""Where each is. In the order in which they tell most: what a later part needs, an earlier one has shown. They import
+torch, which takes seconds: a wrong argument is refused before that."""
 RESULTS = REPOSITORY / "build"
+
+
+def part(name: str) -> Part:
+    """The function that runs a part."""
+    module, function = PARTS[name].split(".")
+    found: Part = getattr(import_module(f"hack.gpu.{module}"), function)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.parts) - set(PARTS)):
         parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    import torch
+
+    from hack.gpu.bench import Bench
+    from hack.gpu.check import table, write
+
     if not given.rehearse and not torch.cuda.is_available():
         say("error: CUDA cannot be used here: `nvidia-smi` must show a GPU. --rehearse tries the suite without one.")
         return 2
@@ -53,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         for name in given.parts or PARTS:
             say(f"{name} …")
-            for check in PARTS[name](bench):
+            for check in part(name)(bench):
                 say(f"  {check.mark} {check.what}: {check.found}")
                 checks.append(check)
                 write(checks, card, result)  # what is known survives whatever comes next

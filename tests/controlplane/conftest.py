@@ -32,7 +32,7 @@ from tests.support.crd_server import CrdServer
 from tests.support.fake_node import FakeNode
 from tests.support.fake_servers import NODE, FakeServers
 from tests.support.operator_process import Fault, Running, Start, start
-from tests.support.serving import CORRUPT
+from tests.support.serving import CORRUPT, GOOD
 
 if TYPE_CHECKING:
     from tests.controlplane.serving import Serving
@@ -184,6 +184,11 @@ class Team:
         self.operators.append(operator)
         return operator
 
+    def stop(self) -> None:
+        """Stop every operator that runs."""
+        while self.operators:
+            self.operators.pop().stop()
+
     def create(self, name: str, labels: dict[str, str] | None = None, **spec: Any) -> Object:
         """Create a FineTuneJob."""
         return self.api.create(FINETUNEJOBS, self.job(name, labels, **spec))
@@ -270,8 +275,7 @@ def prepared_team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: P
         try:
             yield context
         finally:
-            for operator in context.operators:
-                operator.stop()
+            context.stop()
     api.delete(NAMESPACES, "", name, uid)
 
 
@@ -282,9 +286,9 @@ def team(plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, tmp_
         yield prepared
 
 
-@pytest.fixture
-def serving(team: Team) -> Iterator[Serving]:
-    """Nothing is deployed yet, no operator runs."""
+@contextmanager
+def prepared_serving(team: Team) -> Iterator[Serving]:
+    """Servers for a team. Nothing is deployed yet, no operator runs."""
     from tests.controlplane.serving import Serving
 
     pods = client.CoreV1Api(config.new_client_from_config(str(team.plane.kubeconfig)))
@@ -293,6 +297,26 @@ def serving(team: Team) -> Iterator[Serving]:
         context = Serving(team, servers)
         team.node.scripts[Stage.VERIFY] = context.verify
         yield context
+
+
+@pytest.fixture
+def serving(team: Team) -> Iterator[Serving]:
+    """Nothing is deployed yet, no operator runs."""
+    with prepared_serving(team) as prepared:
+        yield prepared
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    plane: ControlPlane, api: StreamClient, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    """An endpoint that serves and the operator that runs, for all tests of a module: each updates what it finds to an
+    artifact that no other one serves, and leaves an operator that runs."""
+    directory = tmp_path_factory.mktemp("endpoint")
+    with prepared_team(plane, api, operator_kubeconfig, directory) as team, prepared_serving(team) as prepared:
+        prepared.start()
+        prepared.serve(GOOD)
+        yield prepared
 
 
 @contextmanager

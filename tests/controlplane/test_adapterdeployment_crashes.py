@@ -24,27 +24,26 @@ pytestmark = pytest.mark.controlplane
 
 
 @pytest.mark.parametrize("crash", range(1, 16))
-def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(serving: Serving, crash: int) -> None:
+def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(endpoint: Serving, crash: int) -> None:
     """The operator dies after its nth write; the next one ends where an undisturbed one does."""
-    first = serving.start()
-    old = serving.serve(GOOD)
-    wait(lambda: set(serving.children(SERVICES)) == {NAME}, "the candidate's Service to go")
-    first.stop()
-    serving.update(BETTER)
-    dying = serving.start(crash_after_writes=crash)
-    wait(lambda: dying.process.exitcode is not None or serving.is_updated(old), "its death, or all its work done")
+    old = endpoint.until(ServingPhase.READY).last_good_revision
+    wait(lambda: set(endpoint.children(SERVICES)) == {NAME}, "the candidate's Service to go")
+    endpoint.team.stop()
+    endpoint.update(f"{crash:064x}")
+    dying = endpoint.start(crash_after_writes=crash)
+    wait(lambda: dying.process.exitcode is not None or endpoint.is_updated(old), "its death, or all its work done")
     dying.process.join(3)
     exit_code = dying.process.exitcode
-    dying.stop()
-    serving.start()
-    wait(lambda: serving.traffic() not in ("", old), "the promotion")
-    new = serving.traffic()
-    serving.until_only(new)
-    status = serving.until(ServingPhase.READY)
+    endpoint.team.stop()
+    endpoint.start()
+    wait(lambda: endpoint.traffic() not in ("", old), "the promotion")
+    new = endpoint.traffic()
+    endpoint.until_only(new)
+    status = endpoint.until(ServingPhase.READY)
     assert status.stable is not None
     assert (status.stable.revision, status.stable.accuracy) == (new, "0.9400")
     assert exit_code == CRASH_EXIT or crash > 12, "the operator was to die in the middle"
-    assert {kind: len(serving.children(kind)) for kind in CHILDREN} == {
+    assert {kind: len(endpoint.children(kind)) for kind in CHILDREN} == {
         DEPLOYMENTS: 1,
         SERVICES: 1,
         NETWORK_POLICIES: 1,

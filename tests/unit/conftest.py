@@ -14,6 +14,7 @@ from hack.cluster.layout import cache_directory
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 
 if TYPE_CHECKING:
+    from finetune_api.stages import StageResult, Upstream
     from finetune_jobs.store.s3 import Store
     from tests.support.preparing import Prepared
 
@@ -64,6 +65,38 @@ def prepared(s3: SeaweedFS, place: str, tiny_llama: Path, tmp_path: Path) -> Pre
     from tests.support.preparing import Prepared
 
     return Prepared(s3, place, tiny_llama, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of every kind that an evaluation asks, and a data set; no test changes them."""
+    from tests.support.evaluating import build_models
+
+    return build_models(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    """A place in the store."""
+    from finetune_jobs.store.s3 import Store
+
+    return Store.connect(s3.storage, place)
+
+
+@pytest.fixture
+def upstream(store: Store, tmp_path: Path) -> Upstream:
+    """Outputs of all stages before publish."""
+    from tests.support.publishing import put_upstream
+
+    return put_upstream(store, tmp_path)
+
+
+@pytest.fixture
+def published(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> StageResult:
+    """An artifact in the channel stable."""
+    from tests.support.publishing import publish_upstream
+
+    return publish_upstream(s3, store, upstream, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from finetune_operator.framework.actions import Plan
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
 from tests.support.fast import share
+from tests.support.promoted import crash
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned
-from tests.unit.test_adapterdeployment_last_good import crash
 from tests.unit.test_adapterdeployment_walk import IN_PLACE, ROOM, OneAtATime, steps, walk
 
 pytestmark = pytest.mark.unit

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api.reasons import Reason
-from finetune_api.training import Method, Quantization
+from finetune_api.training import Method, Quantization, Training
 from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Measurement, Progress
 from finetune_jobs.fit.recipe import Batch
@@ -24,6 +25,7 @@ from finetune_jobs.training.context import TrainingContext
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.ownership import STATE, RunState
 from finetune_jobs.training.time_budget import TimeBudget
+from finetune_jobs.training.trainer import Trained
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 from tests.support.tiny_model import build_tiny_llama
@@ -182,6 +184,28 @@ def test_one_example_that_memory_does_not_hold_is_an_error(
     assert passes.sizes == [4, 4, 2, 1]
 
 
+def in_six_steps(method: Method) -> Training:
+    """Six steps of four passes, three an epoch, with dropout."""
+    return settings(
+        method, batch_size=1, gradient_accumulation=4, max_steps=6, epochs=2, checkpoint_steps=3, dropout="0.1"
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    base: Path, dataset: Path, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Method], tuple[Trained, Path]]:
+    """Six steps that nothing disturbs, made once for each method: what was told of them, and their folder."""
+
+    @cache
+    def run(method: Method) -> tuple[Trained, Path]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        store = Store.connect(s3.storage, f"s3://data/undisturbed-{method}")
+        return run_training(base, dataset, folder, in_six_steps(method), store), folder
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("method", "stop_in", "saved"),
     [
@@ -192,15 +216,20 @@ def test_one_example_that_memory_does_not_hold_is_an_error(
     ],
 )
 def test_a_step_that_was_given_up_is_repeated_exactly(
-    method: Method, stop_in: int, saved: int, passes: Passes, base: Path, dataset: Path, store: Store, tmp_path: Path
+    method: Method,
+    stop_in: int,
+    saved: int,
+    undisturbed: Callable[[Method], tuple[Trained, Path]],
+    passes: Passes,
+    base: Path,
+    dataset: Path,
+    store: Store,
+    tmp_path: Path,
 ) -> None:
-    """Six steps of four passes, three an epoch. Dropout draws in each pass, so the next pod needs the random states of
-    the step's beginning: the same weights bit for bit."""
-    training = settings(
-        method, batch_size=1, gradient_accumulation=4, max_steps=6, epochs=2, checkpoint_steps=3, dropout="0.1"
-    )
-    whole = run_training(base, dataset, tmp_path / "whole", training, store.below("whole"))
-    stopping = threading.Event()
+    """Dropout draws in each pass, so the next pod needs the random states of the step's beginning: the same weights bit
+    for bit."""
+    training, stopping = in_six_steps(method), threading.Event()
+    whole, folder = undisturbed(method)
     passes.sizes.clear()
     passes.after = lambda count: stopping.set() if count == stop_in else None
 
@@ -211,7 +240,7 @@ def test_a_step_that_was_given_up_is_repeated_exactly(
     resumed = run_training(base, dataset, tmp_path / "second", training, store.below("stopped"))
 
     assert resumed == whole
-    assert_same_weights(tmp_path / "second", tmp_path / "whole")
+    assert_same_weights(tmp_path / "second", folder)
 
 
 def test_a_pod_that_is_stopped_before_its_first_step_has_nothing_to_save(

@@ -1,0 +1,84 @@
+"""An endpoint just after an update, while the pods of the revision before stay; and how the new one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from finetune_operator.framework.conditions import timestamp
+from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned
+
+
+def promoted(keep: str = "10m", replicas: int = 1) -> tuple[ServingCluster, str, str]:
+    """A cluster just after an update, with the pods of the revision before; both revisions, old and new."""
+    cluster = ServingCluster(spec=pinned(GOOD, keepLastGood=keep, replicas=replicas))
+    cluster.settle()
+    old = cluster.traffic()
+    cluster.spec = pinned(BETTER, keepLastGood=keep, replicas=replicas)
+    until(cluster, lambda: cluster.traffic() != old)
+    return cluster, old, cluster.traffic()
+
+
+def until(cluster: ServingCluster, reached: Callable[[], bool]) -> None:
+    """Let the operator and the controllers act in turn until something is reached."""
+    for _ in range(20):
+        cluster.reconcile()
+        cluster.run_controllers()
+        if reached():
+            return
+        cluster.now += timedelta(seconds=SETTINGS.policy_seconds)
+    raise AssertionError(cluster.status)
+
+
+def passes(cluster: ServingCluster, count: int = 4, seconds: int = 5) -> None:
+    """Let the operator and the controllers act in turn, so many times."""
+    for _ in range(count):
+        cluster.reconcile()
+        cluster.run_controllers()
+        cluster.now += timedelta(seconds=seconds)
+
+
+def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
+    """The server of a pod of the revision crashes; the Deployment says that it is not ready."""
+    cluster.pods[f"demo-{revision}"][0]["status"] |= {
+        "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
+        "containerStatuses": [
+            {
+                "name": "server",
+                "restartCount": restarts,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+            }
+        ],
+    }
+
+
+def crashed_before(cluster: ServingCluster, revision: str) -> None:
+    """A pod of the revision was killed three times on the first day, and is ready."""
+    server = {
+        "name": "server",
+        "restartCount": 3,
+        "ready": True,
+        "started": True,
+        "state": {"running": {"startedAt": timestamp(START)}},
+        "lastState": {
+            "terminated": {
+                "exitCode": 137,
+                "reason": "OOMKilled",
+                "startedAt": timestamp(START - timedelta(minutes=2)),
+                "finishedAt": timestamp(START - timedelta(minutes=1)),
+            }
+        },
+    }
+    cluster.pods[f"demo-{revision}"][0]["status"]["containerStatuses"] = [server]
+
+
+def falls_silent(cluster: ServingCluster, revision: str) -> None:
+    """The servers of all pods of the revision run and do not answer."""
+    for pod in cluster.pods[f"demo-{revision}"]:
+        pod["status"] |= {
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
+            "containerStatuses": [
+                {"name": "server", "restartCount": 0, "started": True, "ready": False, "state": {"running": {}}}
+            ],
+        }

@@ -1,0 +1,80 @@
+"""What counts against a revision that has just taken over."""
+
+from __future__ import annotations
+
+import copy
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.health import Outlook, watch
+from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import Object
+from tests.support.serving import START, UNSCHEDULABLE, server_pod
+
+pytestmark = pytest.mark.unit
+
+
+class TestWatch:
+    def pod(self, ready: bool = False, fell: int = 100, **server: Any) -> Object:
+        status = {
+            "phase": "Running",
+            "startTime": timestamp(START),
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": str(ready),
+                    "lastTransitionTime": timestamp(START + timedelta(seconds=1000 - fell)),
+                }
+            ],
+            "containerStatuses": [{"name": "server", "restartCount": 0, "state": {"running": {}}} | server],
+        }
+        return server_pod("demo-1", "demo-1-x", {}, status)
+
+    @pytest.mark.parametrize(
+        ("restarts", "began", "ended", "counts"),
+        [
+            pytest.param(3, 10, 20, False, id="all before it took over"),
+            pytest.param(3, 10, 600, False, id="the first since it took over"),
+            pytest.param(3, 590, 600, True, id="not the first since it took over"),
+            pytest.param(2, 590, 600, False, id="too few"),
+            pytest.param(3, None, None, True, id="times unknown"),
+        ],
+    )
+    def test_crashes_count_since_it_took_over(
+        self, restarts: int, began: int | None, ended: int | None, counts: bool
+    ) -> None:
+        times = {"startedAt": began, "finishedAt": ended}
+        told = {name: timestamp(START + timedelta(seconds=at)) for name, at in times.items() if at is not None}
+        pod = self.pod(ready=True, restartCount=restarts, lastState={"terminated": {"exitCode": 137} | told})
+        seen = watch([pod], START + timedelta(seconds=500), START + timedelta(seconds=1000))
+        assert (seen.problem is not None) is counts
+
+    @pytest.mark.parametrize(
+        ("pods", "outlook"),
+        [
+            pytest.param([], None, id="no pod"),
+            pytest.param([{"ready": True}], None, id="ready"),
+            pytest.param([{"started": True}], Outlook.FAIL, id="silent"),
+            pytest.param([{"started": True, "fell": 10}], None, id="silent for a moment"),
+            pytest.param([{"started": True}, {"started": True, "fell": 10}], None, id="one fell a moment ago"),
+            pytest.param([{"started": True}, {"ready": True}], None, id="one of two is silent"),
+            pytest.param([{"started": False}], None, id="a new pod that loads the model"),
+            pytest.param([{"restartCount": 1}], Outlook.FAIL, id="restarted, and not back"),
+        ],
+    )
+    def test_silence(self, pods: list[dict[str, Any]], outlook: Outlook | None) -> None:
+        seen = watch([self.pod(**pod) for pod in pods], START, START + timedelta(seconds=1000))
+        assert (seen.problem.outlook if seen.problem else None) is outlook
+
+    def test_one_pod_in_a_crash_loop_is_enough(self) -> None:
+        ended: dict[str, Any] = {"lastState": {"terminated": {"exitCode": 1}}, "restartCount": 3}
+        seen = watch([self.pod(ready=True), self.pod(**ended)], START, START + timedelta(seconds=1000))
+        assert seen.problem is not None
+        assert (seen.problem.reason, seen.problem.outlook) == (Reason.CANDIDATE_FAILED, Outlook.FAIL)
+
+    def test_a_pod_without_a_node_says_nothing(self) -> None:
+        pod = server_pod("demo-1", "demo-1-x", {}, copy.deepcopy(UNSCHEDULABLE))
+        assert watch([pod], START, START + timedelta(seconds=1000)).problem is None

@@ -1,0 +1,64 @@
+"""Weights that are unpacked, that stay rounded, and where they find room, compute the same."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from finetune_api.training import Quantization
+from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
+from finetune_jobs.modelling.device import precision
+from finetune_jobs.modelling.loading import load_base, load_checkpoint, unpacked
+from finetune_jobs.modelling.token_files import read_split
+from tests.support.evaluating import ask
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+
+def test_weights_that_are_unpacked_once_compute_the_same(model_folder: Path) -> None:
+    tokens, packed = torch.arange(4, 60)[None], load_base(model_folder / "base", Quantization.NF4)
+    with torch.inference_mode():
+        expected = packed(input_ids=tokens).logits
+        made = unpacked(packed)
+        assert torch.equal(made(input_ids=tokens).logits, expected)
+    assert not [module for module in made.modules() if isinstance(module, Linear4bit)]
+    plain = load_base(model_folder / "base")
+    assert unpacked(plain) is plain
+
+
+def test_weights_that_stay_rounded_compute_the_same(model_folder: Path) -> None:
+    """One layer after the other is unpacked, and none for longer than it computes; in every pass."""
+    tokens = torch.arange(4, 60)[None]
+    unpacked, kept = load_checkpoint(model_folder / "artifact"), load_checkpoint(model_folder / "artifact")
+    keep_rounded(kept)
+    for _ in range(2):
+        assert torch.equal(kept(input_ids=tokens).logits, unpacked(input_ids=tokens).logits)
+    for model, dtype in ((kept, torch.int8), (unpacked, precision())):
+        found = {p.dtype for name, p in model.named_parameters() if name.endswith("_proj.weight")}
+        assert found == {dtype}
+    prompts = [example.prompt for example in read_split(model_folder / "dataset", "test")][:4]
+    assert ask(kept, model_folder / "base", prompts, 4) == ask(unpacked, model_folder / "base", prompts, 4)
+
+
+@pytest.mark.parametrize(("gib", "place"), [(1.3, "cpu"), (2.0, None)])
+def test_what_a_gpu_does_not_hold_in_16_bits_goes_to_the_pods_own_memory(
+    gib: float, place: str | None, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the GPU's size, which is that of CUDA's own things here: the model is tiny."""
+    assert device_for_16_bits(model_folder / "base") is None, "without a GPU there is no other place"
+    properties = SimpleNamespace(total_memory=int(gib * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    assert device_for_16_bits(model_folder / "base") == place
+
+
+def test_the_artifact_is_computed_in_its_own_quantisation(model_folder: Path) -> None:
+    """Loaded exactly: INT8 weights change the logits a little, and never by as much as another model would."""
+    tokens = torch.arange(4, 60)[None]
+    exact = load_base(model_folder / "base")(input_ids=tokens).logits
+    quantised = load_checkpoint(model_folder / "artifact")(input_ids=tokens).logits
+    difference = (quantised - exact).abs().mean() / exact.abs().mean()
+    assert 0 < difference < 0.2
