@@ -135,7 +135,8 @@ def overdue(observed: ObservedDeployment, problem: ServerProblem | None) -> Serv
         "value."
     )
     if problem is not None:
-        return ServerProblem(problem.reason, f"{said} {problem.message}")
+        reason = Reason.DEADLINE_EXCEEDED if problem.reason is Reason.WAITING else problem.reason
+        return ServerProblem(reason, f"{said} {problem.message}")
     if stalled is not None and stalled.status == "True" and Reason(stalled.reason).is_known:
         return ServerProblem(Reason(stalled.reason), f"{said} {stalled.message}")
     return ServerProblem(Reason.DEADLINE_EXCEEDED, said)
