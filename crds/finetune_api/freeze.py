@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
+from finetune_api.hashing import without_defaults
+
 
 class Changes(Enum):
     """What a change of a field does to a run. A field without such a mark is part of what is made."""
@@ -59,16 +61,12 @@ def has_marks(model: type[BaseModel] | None) -> bool:
 def made(spec: BaseModel) -> dict[str, Any]:
     """The part of a spec that says what is made, on the wire. Defaults are left out, so a field that a later version
     adds changes nothing."""
-    return _without_marked(type(spec), _sparse(spec))
+    return _without_marked(type(spec), without_defaults(spec))
 
 
 def means(spec: BaseModel) -> list[tuple[str, Any]]:
     """The fields for which a failed run is tried again, with their places. Defaults are left out."""
-    return list(_retried(type(spec), _sparse(spec), ""))
-
-
-def _sparse(spec: BaseModel) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return list(_retried(type(spec), without_defaults(spec), ""))
 
 
 def _without_marked(model: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,16 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_dump).encode()
 
 
+def without_defaults(model: BaseModel) -> Any:
+    """A model as on the wire, without what has its default: the form of everything whose hash has to outlive an
+    upgrade. A field that a later version adds then changes no hash of what says nothing of it.
+
+    Another default of a known field changes no hash either: whoever changes one says what becomes of what was made
+    with the old one (``RECIPE_VERSIONS``).
+    """
+    return model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -21,7 +21,7 @@ from finetune_api.compatibility import ServingFacts
 from finetune_api.dataset import Dataset, Task
 from finetune_api.finetunejob import Examination, Export, OnRegression, Output
 from finetune_api.goals import Gates
-from finetune_api.hashing import digest
+from finetune_api.hashing import digest, without_defaults
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing
@@ -340,7 +340,8 @@ class StageResult(WireModel):
 def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
     """Identity of a stage's work: upstream addresses, its part of the spec, and its recipe version.
 
-    With which credentials something is read changes no result, so it changes no key.
+    With which credentials something is read changes no result, so it changes no key. Nor does a parameter that a later
+    version adds, where it has its default.
 
     Raises ValueError if an address that the stage depends on is not known yet.
     """
@@ -353,6 +354,6 @@ def input_key(stage: Stage, upstream: Upstream, params: Params) -> str:
             "stage": stage.value,
             "recipe": RECIPE_VERSIONS[stage],
             "upstream": {name: chain[name] for name in DEPENDS_ON[stage]},
-            "params": without_access(getattr(params, stage.value).model_dump(mode="json", by_alias=True)),
+            "params": without_access(without_defaults(getattr(params, stage.value))),
         }
     )

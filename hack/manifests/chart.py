@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from pydantic.alias_generators import to_camel
 from pydantic.json_schema import models_json_schema
 
 from finetune_api.meta import MAX_NAME
 from finetune_operator.rbac import RULES
-from finetune_operator.settings import Profile, Runtime, Settings
+from finetune_operator.settings import NOT_OF_ENGINE, Engine, Profile, Runtime, Settings
 from hack.manifests import fields
 
 Schema = dict[str, Any]
@@ -79,6 +81,7 @@ def schema(values: Values) -> str:
     _, definitions = models_json_schema([(Profile, "validation"), (Runtime, "validation"), (Settings, "validation")])
     models = {name: _plain(model) for name, model in definitions["$defs"].items()}
     models["Runtime"]["properties"]["image"] = {"$ref": "#/$defs/Image"}
+    models["Runtime"]["allOf"] = [_closed_for(engine, fields) for engine, fields in NOT_OF_ENGINE.items()]
     settings = models.pop("Settings")["properties"]
     images = models.pop("Images")["properties"]
     known = _known(settings, images, models.pop("Proxy")["properties"], models.pop("Tenancy")["properties"])
@@ -169,6 +172,14 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
             "minItems": 1,
             "items": {"type": "integer", "minimum": 1, "maximum": 65535},
         },
+    }
+
+
+def _closed_for(engine: Engine, names: Iterable[str]) -> Schema:
+    """Refuses the fields of a runtime that an engine has no use for, as the operator does when it starts."""
+    return {
+        "if": {"properties": {"engine": {"const": engine.value}}, "required": ["engine"]},
+        "then": {"properties": {to_camel(name): False for name in names}},
     }
 
 

@@ -93,9 +93,8 @@ def publish(context: Context) -> StageOutput:
     return StageOutput(
         folder=folder,
         reusable=verdict.is_final,
+        decided={"channel": verdict.channel, **verdict.scalars},
         scalars={
-            "channel": verdict.channel,
-            **verdict.scalars,
             "artifactUri": uri,
             "format": model.format,
             **({"architecture": architecture} if architecture else {}),

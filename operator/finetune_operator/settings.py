@@ -91,7 +91,7 @@ class Engine(StrEnum):
     VLLM = "vllm"
 
 
-_NOT_OF_ENGINE: Final[Mapping[Engine, Mapping[str, str]]] = {
+NOT_OF_ENGINE: Final[Mapping[Engine, Mapping[str, str]]] = {
     Engine.TGI: {"args": "takes its options from the environment: use env"},
     Engine.VLLM: {"max_input_tokens": "has one limit, for prompt and answer together: use maxTotalTokens"},
 }
@@ -133,7 +133,7 @@ class Runtime(ApiModel):
     @property
     def limits_prompts(self) -> bool:
         """Whether the server has a limit for the prompt alone, beside that for prompt and answer together."""
-        return "max_input_tokens" not in _NOT_OF_ENGINE[self.engine]
+        return "max_input_tokens" not in NOT_OF_ENGINE[self.engine]
 
     @property
     def longest_prompt(self) -> int:
@@ -143,7 +143,7 @@ class Runtime(ApiModel):
     @model_validator(mode="after")
     def _only_what_the_engine_knows(self) -> "Runtime":
         """A field without any effect would be taken for one that works."""
-        for name, why in _NOT_OF_ENGINE[self.engine].items():
+        for name, why in NOT_OF_ENGINE[self.engine].items():
             if name in self.model_fields_set:
                 raise ValueError(f"{to_camel(name)} is not for engine {self.engine}, which {why}")
         return self

@@ -21,6 +21,7 @@ from finetune_operator.adapterdeployment.turns import (
     Turn,
     contender_of,
     find_turn,
+    next_in_line,
 )
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
@@ -307,6 +308,77 @@ class TestUpgrade:
         cluster.spec = pinned(BETTER)
         cluster.reconcile()
         assert (cluster.status.candidate.revision, cluster.status.candidate.state) == (queued.revision, STARTING)
+
+
+class TestAnnouncedGap:
+    """A gap in service that is announced for later (strategy InPlace)."""
+
+    def test_it_takes_no_turn_until_it_begins(self) -> None:
+        """Its notice may be hours; meanwhile everything serves, and others are rolled out."""
+        fleet = Fleet.serving(3, limit=1)
+        slow = fleet.members[0]
+        slow.spec = pinned(BETTER, strategy={"type": "InPlace", "notice": "2h"})
+        fleet.upgrade()
+        fleet.run(1800)
+        assert slow.status.candidate is not None
+        assert (slow.status.candidate.state, slow.status.candidate.reason) == (
+            RevisionState.STOPPING,
+            Reason.GAP_ANNOUNCED,
+        )
+        assert fleet.moved() == [False, True, True]
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_it_takes_its_turn_then_and_before_those_in_line(self, late: bool) -> None:
+        cluster = serving()
+        cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})
+        cluster.spec = pinned(BETTER, strategy={"type": "InPlace", "notice": "2h"})
+        for seconds in (0, 2):
+            cluster.now += timedelta(seconds=seconds)
+            cluster.reconcile()
+        announced = cluster.status.candidate
+        assert announced is not None
+        assert (announced.state, announced.reason) == (RevisionState.STOPPING, Reason.GAP_ANNOUNCED)
+        cluster.now += timedelta(hours=2, seconds=1)
+        here = contender_of(cluster.raw())
+        assert here is not None
+        assert here.waits(cluster.now)
+        assert not here.takes_turn(cluster.now)
+        line = [here, contender("older", QUEUED, 9000, patient=False)]
+        assert next_in_line(line, 1, cluster.now) == [here]
+        assert not (find_turn(line, "older", 1, cluster.now) or Turn(9)).has_come
+        if late:
+            cluster.others = [_active(cluster)]
+            made = cluster.reconcile()
+            assert made.requeue_after == LOOK_SECONDS
+            assert cluster.held() == 1
+            assert condition(cluster.status, "Ready") == ("True", Reason.SERVING)
+            assert condition(cluster.status, "ServiceGap") == ("False", Reason.GAP_ANNOUNCED)
+            said = next(each.message for each in cluster.status.conditions if each.type == "ServiceGap")
+            assert_says(said, "notice is over", "serves on", "waits for its turn", "another")
+            cluster.now += timedelta(hours=1)
+            cluster.others = []
+        cluster.reconcile()
+        assert condition(cluster.status, "ServiceGap") == ("True", Reason.GAP_IN_SERVICE)
+        begun = contender_of(cluster.raw())
+        assert begun is not None
+        assert begun.takes_turn(cluster.now)
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.gap_starts_at == timestamp(cluster.now)
+        cluster.settle()
+        assert cluster.status.phase is ServingPhase.READY
+
+    def test_another_strategy_puts_it_in_line(self) -> None:
+        cluster = serving()
+        cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})
+        cluster.spec = pinned(BETTER, strategy={"type": "InPlace", "notice": "2h"})
+        for seconds in (0, 2):
+            cluster.now += timedelta(seconds=seconds)
+            cluster.reconcile()
+        cluster.others = [_active(cluster)]
+        cluster.spec = pinned(BETTER)
+        cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert (cluster.status.candidate.state, cluster.status.candidate.reason) == (QUEUED, Reason.ROLLOUT_QUEUED)
 
 
 def _active(like: ServingCluster) -> Object:

@@ -10,6 +10,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS
 from finetune_operator.framework.actions import Action, Apply, Create
+from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object, Resource
 from finetune_operator.resources.deployment import start_seconds
 from tests.support.sentences import assert_says
@@ -259,11 +260,42 @@ class TestVerifying:
     def test_what_its_pod_waits_for(self, status: Object, reason: Reason) -> None:
         cluster = updating(room=2)
         _verify(cluster)
-        [job] = [job for job in _jobs(cluster) if not job.get("status")]
-        pod = {"metadata": {"name": "v", "creationTimestamp": "", "ownerReferences": [_controlled_by(job)]}}
-        cluster.pods[job["metadata"]["name"]] = [pod | {"status": status}]
+        _pod_of_verification(cluster, status)
         assert not cluster.reconcile().blocked  # the pod's own events tell
         assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.VERIFYING, reason)
+
+    def test_a_pod_without_a_node_holds_the_candidate_s_for_ten_minutes(self) -> None:
+        """As long as a node may take to appear, however long the verification itself may take."""
+        cluster = updating(room=2, verification={"detectDrop": "0.1"})
+        old = cluster.traffic()
+        _verify(cluster)
+        _pod_of_verification(cluster, UNSCHEDULABLE)
+        assert cluster.reconcile().requeue_after == LONG_WAIT_SECONDS
+        assert cluster.held() == 2
+        cluster.now += timedelta(seconds=LONG_WAIT_SECONDS)
+        cluster.reconcile()
+        assert (candidate(cluster).state, candidate(cluster).reason) == (RevisionState.WAITING, Reason.UNSCHEDULABLE)
+        assert_says(
+            candidate(cluster).message, "verification has not run within 600 s", "insufficient GPU", "tried again at"
+        )
+        assert condition(cluster.status, "Stalled") == ("True", Reason.UNSCHEDULABLE)
+        assert (cluster.held(), cluster.traffic()) == (1, old)
+        run(cluster, PAUSE_SECONDS + 600, step=60)
+        cluster.settle()
+        assert phase(cluster) is ServingPhase.READY
+        assert cluster.traffic() != old
+
+    def test_a_verification_that_has_run_may_take_its_time_to_run_again(self) -> None:
+        """Its pod was lost after half an hour: the ten minutes are those of the pod that replaces it."""
+        cluster = updating(room=2)
+        _verify(cluster)
+        _jobs(cluster)[-1]["status"] = {"failed": 1}
+        cluster.now += timedelta(seconds=1800)
+        assert cluster.reconcile().requeue_after
+        assert candidate(cluster).state is RevisionState.VERIFYING
+        _pod_of_verification(cluster, UNSCHEDULABLE)
+        assert cluster.reconcile().requeue_after == LONG_WAIT_SECONDS
+        assert candidate(cluster).state is RevisionState.VERIFYING
 
 
 class TestRefused:
@@ -304,14 +336,18 @@ def _verify(cluster: ServingCluster) -> None:
     assert candidate(cluster).state is RevisionState.VERIFYING
 
 
+def _pod_of_verification(cluster: ServingCluster, status: Object) -> None:
+    """The pod that the controller of Jobs has just created."""
+    job = _jobs(cluster)[-1]
+    owners = [{"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}]
+    metadata = {"name": "v", "creationTimestamp": timestamp(cluster.now), "ownerReferences": owners}
+    cluster.pods[job["metadata"]["name"]] = [{"metadata": metadata, "status": status}]
+
+
 def _until_given_back(cluster: ServingCluster) -> None:
     while candidate(cluster).state is RevisionState.VERIFYING:
         cluster.now += timedelta(seconds=600)
         cluster.reconcile()
-
-
-def _controlled_by(job: Object) -> Object:
-    return {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
 
 
 def _jobs(cluster: ServingCluster) -> list[Object]:

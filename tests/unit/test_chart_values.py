@@ -218,6 +218,8 @@ def test_the_defaults_of_the_chart_are_the_operators() -> None:
         ("operator.maxConcurrentRollouts=0", "/operator/maxConcurrentRollouts", "minimum: got 0, want 1"),
         ("runtimes.tgi.engine=sglang", "/runtimes/tgi/engine", "value must be one of 'tgi', 'vllm'"),
         ("runtimes.vllm.args={-tp=2}", "/runtimes/vllm/args/0", "does not match pattern"),
+        ("runtimes.vllm.maxInputTokens=512", "/runtimes/vllm/maxInputTokens", "false schema"),
+        ("runtimes.tgi.args={--x}", "/runtimes/tgi/args", "false schema"),
         ("runtimes.mine.engine=tgi", "/runtimes/mine", "missing property 'image'"),
         ("runtimes.tgi.image=tgi:3", "/runtimes/tgi/image", "got string, want object"),
         ("images.data.digest=abc", "/images/data/digest", "does not match pattern"),

@@ -12,6 +12,7 @@ from transformers import (
     DynamicCache,
     Lfm2Config,
     Lfm2ForCausalLM,
+    LlamaConfig,
     MiniMaxConfig,
     MiniMaxForCausalLM,
     MistralConfig,
@@ -21,7 +22,8 @@ from transformers import (
 )
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
-from finetune_jobs.evaluation.batches import PromptBatch, Prompts, common_beginning, left_padded, token_bytes
+from finetune_jobs.evaluation.batches import PromptBatch, Prompts, Room, common_beginning, left_padded, token_bytes
+from finetune_jobs.evaluation.behaviour.likelihood import Given, answer_losses
 from finetune_jobs.evaluation.generate import SPARE_TOKENS, Questions, answer_limit, generate
 from finetune_jobs.evaluation.reference import Passage, log_probs
 from finetune_jobs.evaluation.shots import with_shots
@@ -179,8 +181,45 @@ def test_bytes_of_a_tokens_keys_and_values(config: dict[str, Any], dtype: int, s
 
 def test_a_batch_grows_as_long_as_its_tokens_fit() -> None:
     prompts = Prompts([[1] * 30] * 100, pad=0, answer=2, least=4)
-    sizes = [len(prompts.together(range(100), 100, tokens)) for tokens in (0, 320, 8192)]
+    sizes = [len(prompts.together(range(100), 100, Room(tokens))) for tokens in (0, 320, 8192)]
     assert sizes == [4, 10, 64]
+
+
+@pytest.mark.parametrize(
+    ("where", "length", "sizes"),
+    [
+        # Llama 3.1 8B in 16 bits: 0.28 MB a token, and 3 bytes a pair
+        ("cpu", 100, [16, 16]),
+        ("cpu", 1000, [3, 3]),
+        ("cpu", 30000, [1, 1]),
+        ("cuda", 30000, [16, 16]),
+    ],
+)
+def test_a_cpu_takes_fewer_long_prompts_at_a_time(where: str, length: int, sizes: list[int]) -> None:
+    """It cannot try again with fewer: its pod is killed for the memory that it takes."""
+    config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_key_value_heads=8, intermediate_size=14336)
+    model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device(where))
+    prompts = Prompts([[1] * length] * 16, pad=0, answer=2, least=16)
+    room = Room.of(model)
+    assert [len(prompts.together(range(16), 16, room)), room.bearable([length] * 16, 16)] == sizes
+
+
+def test_how_unlikely_long_answers_are_is_asked_in_small_batches_on_a_cpu(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sizes = load_base(model_folder / "base").float(), list[int]()
+    given = [Given([4, 5, *range(6, 6 + n)], [7]) for n in range(8)]
+    expected, forward = answer_losses(model, 0, given, lambda _done, _total: None), model.forward
+
+    def counted(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    model.forward = counted
+    assert answer_losses(model, 0, given, lambda _done, _total: None) == pytest.approx(expected)
+    monkeypatch.setattr("finetune_jobs.evaluation.batches.BYTES", 1)
+    assert answer_losses(model, 0, given, lambda _done, _total: None) == pytest.approx(expected, abs=1e-3)
+    assert sizes == [8] + [1] * 8
 
 
 @pytest.mark.parametrize("kind", ["positions", "cache"])

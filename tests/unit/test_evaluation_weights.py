@@ -2,9 +2,12 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
 from finetune_api.training import Quantization
@@ -26,6 +29,22 @@ def test_weights_that_are_unpacked_once_compute_the_same(model_folder: Path) -> 
     assert not [module for module in made.modules() if isinstance(module, Linear4bit)]
     plain = load_base(model_folder / "base")
     assert unpacked(plain) is plain
+
+
+def test_packed_weights_are_released_one_by_one(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model does not fit the memory in both forms."""
+    model = load_base(model_folder / "base", Quantization.NF4)
+    held = WeakSet(module for module in model.modules() if isinstance(module, Linear4bit))
+    left = [len(held)]
+
+    def counted(*given: Any) -> Any:
+        left.append(len(held))
+        return dequantize_4bit(*given)
+
+    monkeypatch.setattr("finetune_jobs.modelling.loading.dequantize_4bit", counted)
+    unpacked(model)
+    assert left == [left[0], *range(left[0], 0, -1)]
+    assert not held
 
 
 def test_weights_that_stay_rounded_compute_the_same(model_folder: Path) -> None:

@@ -27,6 +27,7 @@ from finetune_jobs.fit.memory import (
     gpu_step,
     host_memory,
     peak_memory,
+    trained_parameters,
 )
 from tests.support.fit import A100, CONFIGS, LLAMA_8B, LLAMA_70B, SMALL, SMOLLM, TRAININGS, shape_of
 
@@ -194,3 +195,15 @@ def test_the_estimate_holds_against_pytorchs_memory_tracker(method: Method, step
     training = Training(method=method, batch_size=8, max_length=512)
     measured = tracked_peak(config, training, step)
     assert LOWEST <= peak_memory(shape_of(config), training, step).tensors / measured - 1 <= HIGHEST
+
+
+@pytest.mark.parametrize(("rank", "share"), [(8, 1), (64, 1), (4, 2), (12, 16 / 12), (1, 8)])
+def test_a_divided_adapter_is_padded_to_equal_parts(rank: int, share: float) -> None:
+    """Of its first matrices, with as many rows as the rank, each of eight processes has the same number; those of the
+    second ones divide evenly."""
+    shape, training = shape_of(LLAMA_8B), Training(rank=rank, batch_size=1)
+    first = sum(rank * matrix.inputs for matrix in shape.matrices) * shape.layers
+    second = sum(rank * matrix.outputs for matrix in shape.matrices) * shape.layers
+    assert first + second == trained_parameters(shape, training)
+    found = peak_memory(shape, training, DIVIDED, 8).state
+    assert found == pytest.approx((share * first + second) / 8 * (4 * 4 + 2))

@@ -5,12 +5,13 @@ key of its stage, or nobody has said of which, a test fails.
 """
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.stages import (
     DEPENDS_ON,
@@ -23,6 +24,10 @@ from finetune_api.stages import (
     input_key,
 )
 from finetune_operator.finetunejob.params import params_of
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.kinds import ADAPTERDEPLOYMENTS
+from finetune_operator.resources.stage_request import StageRequest
+from finetune_operator.settings import Images, PodShape
 from tests.support.crd_cases import ABSENT, Case, Path, cases, changed, valid_object
 from tests.support.crd_patterns import SCHEMAS, Object
 
@@ -203,3 +208,80 @@ def test_everything_else_that_a_stage_is_given_is_lineage() -> None:
     """A field that is added to StageInput is either a parameter, an address, or said to be lineage here."""
     given = {str(field.alias) for field in StageInput.model_fields.values()}
     assert given - {"stage", "upstream", "params"} == LINEAGE
+
+
+RECORDED: Final[Object] = {
+    "schemaVersion": 1,
+    "stage": "verify",
+    "run": {
+        "kind": "AdapterDeployment",
+        "namespace": "team",
+        "name": "demo",
+        "uid": "uid-of-demo",
+        "id": "339a6bb2-d35668",
+    },
+    "storage": {"endpoint": None, "region": "us-east-1", "secretRef": None},
+    "artifactUri": f"s3://models/team/artifacts/{'a' * 64}",
+    "params": {
+        "verify": {
+            "endpoint": "http://demo-339a6bb2-candidate.team.svc:80",
+            "samples": 50,
+            "minAgreementPercent": 75,
+            "timeoutSeconds": 1100,
+        }
+    },
+}
+"""The input of a verification as a version wrote it that knew neither engines, nor objectives, nor much else."""
+
+
+def test_fields_that_later_versions_add_change_no_name_of_a_job() -> None:
+    """Or an upgrade of the operator would begin every verification that runs anew."""
+    read = StageInput.model_validate(RECORDED)
+    today = StageInput.model_validate_json(read.model_dump_json(by_alias=True))
+    assert today.model_dump(by_alias=True)["params"]["verify"].keys() > RECORDED["params"]["verify"].keys()
+    owner = Owner(ADAPTERDEPLOYMENTS, "team", "demo", "uid-of-demo")
+    request = StageRequest(
+        owner,
+        today,
+        image="",
+        images=Images(data="", prepare="", jobs="", quantize=""),
+        shape=PodShape(),
+        service_account="",
+    )
+    assert request.name == "demo-verify-a34ffdb41a"
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_parameters_that_later_versions_add_change_no_key(stage: Stage) -> None:
+    """Or an upgrade would make all results again."""
+    params = params_of(SPEC)
+    known = getattr(params, stage)
+    later = create_model("Later", __base__=type(known), added=(int, 1))
+    with_default, with_value = (later(**known.model_dump(), **more) for more in ({}, {"added": 2}))
+    before, same, other = (
+        input_key(stage, CHAIN, params.model_copy(update={stage.value: each}))
+        for each in (known, with_default, with_value)
+    )
+    assert before == same != other
+
+
+def models_of(kind: Any) -> Iterator[type[BaseModel]]:
+    """A model and all models below it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+        for field in kind.model_fields.values():
+            yield from models_of(field.annotation)
+    for part in get_args(kind):
+        yield from models_of(part)
+
+
+def test_every_default_can_be_told_from_a_value() -> None:
+    """pydantic leaves out what equals a default, but not what a factory makes."""
+    models = set(models_of(StageInput)) | set(models_of(FineTuneJobSpec)) | set(models_of(AdapterDeploymentSpec))
+    assert len(models) > 40
+    assert [
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
+        if field.default_factory
+    ] == []

@@ -304,11 +304,27 @@ def test_a_training_that_may_start(row: int) -> None:
 @cache
 def on_an_old_cpu() -> str:
     """What is said of a training on a CPU without bfloat16."""
-    return admit(LLAMA_8B, Training(batch_size=1, max_length=64), ROOM, bfloat16=False).message
+    roomy = ROOM.model_copy(update={"memory_gib": 32})
+    return admit(LLAMA_8B, Training(batch_size=1, max_length=64), roomy, bfloat16=False).message
+
+
+@cache
+def unevaluable() -> str:
+    """What is said where the training and the export fit such a CPU's pod, and the evaluation does not: it computes
+    from whole numbers."""
+    with pytest.raises(StageError) as error:
+        admit(LLAMA_8B, Training(batch_size=1, max_length=64), ROOM, [A100], bfloat16=False)
+    return error.value.message
+
+
+def test_an_evaluation_in_float32() -> None:
+    assert_says(
+        unevaluable(), "Evaluation needs", "30.6 GiB", "32 bits", "16 GiB", "Unchanged, it fits profile gpu-a100"
+    )
 
 
 def test_a_training_in_float32() -> None:
-    assert_says(on_an_old_cpu(), "10.0 GiB", "pod's 16 GiB", "lacks AVX512-BF16", "float32", "7.4 GiB with bfloat16")
+    assert_says(on_an_old_cpu(), "10.0 GiB", "pod's 32 GiB", "lacks AVX512-BF16", "float32", "7.4 GiB with bfloat16")
 
 
 @cache
@@ -329,5 +345,5 @@ def test_what_follows_a_training_does_not_fit(row: int) -> None:
 @pytest.mark.parametrize("module", ["admission", "afterwards", "interruptions", "recipe", "disk"])
 def test_every_sentence_about_the_fit_is_in_a_table(module: str) -> None:
     messages = [*(refusal(row).message for row in range(len(REFUSED))), *map(admitted, range(len(ADMITTED)))]
-    messages += [on_an_old_cpu(), *(rest(row).message for row in range(len(REST)))]
+    messages += [on_an_old_cpu(), unevaluable(), *(rest(row).message for row in range(len(REST)))]
     assert unsaid(f"finetune_jobs.fit.{module}", messages) == []

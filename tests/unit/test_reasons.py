@@ -14,6 +14,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.meta import ADAPTERDEPLOYMENT, FINETUNEJOB
 from finetune_api.reasons import MEANINGS, REMEDIES, SERVING_REMEDIES, Reason, remedy, with_remedy
+from finetune_operator.adapterdeployment.health import HOLDS_NOTHING
 from hack.cluster.layout import REPOSITORY
 from hack.manifests import reasons as reference
 from hack.manifests.reasons import Then
@@ -77,6 +78,14 @@ def test_a_failed_revision_is_told_to_begin_again_unless_another_takes_its_place
     text = remedy(reason, ADAPTERDEPLOYMENT)
     again = RERUN in text or "set spec.rerun of the FineTuneJob to a new value" in text
     assert again is (reason not in SERVING_WAITS | OTHER_REVISION)
+
+
+@pytest.mark.parametrize("reason", sorted(HOLDS_NOTHING | {Reason.PREEMPTED, Reason.NODE_LOST}))
+def test_no_start_is_promised_to_pods_that_are_gone(reason: Reason) -> None:
+    """The same reason ends a gap in service, whose candidate has failed, and gives hardware back for an hour."""
+    text = remedy(reason, ADAPTERDEPLOYMENT)
+    promised = re.search(r"\bre?starts?\b|continues", text)
+    assert promised is None or "still" in text
 
 
 @pytest.mark.parametrize(("kind", "reason"), BY_KIND)

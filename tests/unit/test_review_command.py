@@ -16,7 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_api.review import HumanReview, Reviewing, ReviewStatus
 from finetune_api.stages import Stage, StageInput, StageResult, Upstream, input_key
 from finetune_jobs.artifacts.artifact import ANSWERS, METRICS, REVIEW
-from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, read_record
+from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, read_record, require_manifest
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.review.stored import read_review
@@ -230,6 +230,11 @@ def test_a_candidate_that_people_rejected_is_published_once_they_have_changed_th
     won = publish_it(given, tmp_path)
     assert (won.scalars["channel"], won.reused, said_in(won.scalars).votes) == ("stable", False, 120)
     assert store.exists(channel_object("transactions"))
+    # It is the same artifact, whose manifest is written once: what became of it first is no fact of it.
+    assert won.output_digest == lost.output_digest
+    facts = require_manifest(store, output_folder(Stage.PUBLISH, won.output_digest)).facts
+    assert facts["artifactUri"] == won.scalars["artifactUri"]
+    assert not facts.keys() & {"channel", "goals", "review"}
 
     review(store, chain.evaluation, [saved(tmp_path, name, losses=40) for name in ("ana", "ben", "eve")])
     again = publish_it(given, tmp_path)

@@ -31,7 +31,8 @@ reads all weights for one answer as for sixty."""
 BYTES: Final = 1 << 30
 """Their keys and values take no more than so much beyond those of the least batch: 8192 tokens take 0.4 GB
 (SmolLM2-135M in float32) to 1 GB (Llama 3.1 8B in 16 bits), but 4 GB where every head has its own (Llama 2 7B). A CPU
-cannot try again with fewer: its pod would be killed."""
+cannot try again with fewer: its pod would be killed. So there the least batch, too, takes no more than so much, with
+all that is computed of it at once."""
 MOST: Final = 64
 """Prompts in such a batch: more make a step hardly cheaper for each."""
 
@@ -88,14 +89,47 @@ class Prompts:
     answer: int
     """Most tokens that follow each."""
     least: int
-    """Prompts in a batch, as long as they fit the GPU's memory; of short ones there are more."""
+    """Prompts in a batch, as long as they fit the memory; of short ones there are more."""
 
-    def together(self, indices: Sequence[int], most: int, tokens: int) -> Sequence[int]:
-        """Those of the prompts, the shortest first, that share the next batch: at least ``least``, and more as long as
-        all have no more than ``tokens``."""
+    def together(self, indices: Sequence[int], most: int, room: "Room") -> Sequence[int]:
+        """Those of the prompts, the shortest first, that share the next batch: at least ``least``, as far as there is
+        room, and more as long as they are short."""
         lengths = [len(self.encoded[index]) + self.answer for index in indices]
-        fitting = sum(number * length <= tokens for number, length in enumerate(lengths, start=1))
-        return indices[: min(most, max(self.least, min(MOST, fitting)))]
+        fitting = sum(number * length <= room.tokens for number, length in enumerate(lengths, start=1))
+        return indices[: min(most, max(room.bearable(lengths, self.least), min(room.bearable(lengths, MOST), fitting)))]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a batch may take."""
+
+    tokens: int
+    """More prompts than the least batch has share one that has so many tokens."""
+    each: int = 0
+    """Bytes of a token, where a batch of several prompts takes no more than BYTES; 0: it may take more, since a GPU
+    that is too small says so, or how much it takes is not known."""
+    pair: int = 0
+    """Bytes of two tokens of the same prompt: the mask says of each pair whether one sees the other."""
+
+    @classmethod
+    def of(cls, model: Any) -> "Room":
+        """TOKENS, or as many as have BYTES of keys and values. On a CPU, also what computes one layer counts."""
+        config, dtype = model.config.get_text_config(), model.dtype
+        kept = token_bytes(config, dtype) or 0
+        tokens = min(TOKENS, BYTES // kept) if kept else TOKENS
+        if not kept or model.device.type != "cpu":
+            return cls(tokens)
+        # A token's hidden states, queries, keys and values of one layer; and what its feed-forward part makes of it.
+        wide, inner = _count(getattr(config, "hidden_size", None)), _count(getattr(config, "intermediate_size", None))
+        return cls(tokens, each=kept + (6 * wide + 3 * inner) * dtype.itemsize, pair=1 + dtype.itemsize)
+
+    def bearable(self, lengths: Sequence[int], most: int) -> int:
+        """How many prompts of these lengths in tokens, the shortest first, a batch may have: at most so many, and at
+        least one."""
+        if not self.each:
+            return most
+        sizes = [length * self.each + length * length * self.pair for length in lengths[:most]]
+        return max(1, sum(number * size <= BYTES for number, size in enumerate(sizes, start=1)))
 
 
 def in_batches(model: Any, prompts: Prompts, work: Callable[[PromptBatch], Sequence[T]], answered: Answered) -> list[T]:
@@ -105,9 +139,9 @@ def in_batches(model: Any, prompts: Prompts, work: Callable[[PromptBatch], Seque
     beginning = common_beginning(model, encoded, prompts.answer)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     found: dict[int, T] = {}
-    most, tokens = len(order), _tokens_together(model)
+    most, room = len(order), Room.of(model)
     while len(found) < len(order):
-        batch = prompts.together(order[len(found) :], most, tokens)
+        batch = prompts.together(order[len(found) :], most, room)
         results = _attempt(model, [encoded[index] for index in batch], prompts.pad, beginning, work)
         if results is None:
             most = len(batch) // 2
@@ -116,12 +150,6 @@ def in_batches(model: Any, prompts: Prompts, work: Callable[[PromptBatch], Seque
         found.update(zip(batch, results, strict=True))
         answered(len(found), len(order))
     return [found[index] for index in range(len(encoded))]
-
-
-def _tokens_together(model: Any) -> int:
-    """TOKENS, or as many as have BYTES of keys and values."""
-    size = token_bytes(model.config.get_text_config(), model.dtype)
-    return min(TOKENS, BYTES // size) if size else TOKENS
 
 
 def token_bytes(config: Any, dtype: torch.dtype) -> int | None:

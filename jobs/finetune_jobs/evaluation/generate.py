@@ -24,7 +24,7 @@ class Questions:
     limit: int
     """Most tokens of an answer."""
     batch_size: int
-    """Prompts in a batch, as long as they fit the GPU's memory; of short ones there are more."""
+    """Prompts in a batch, as long as they fit the memory; of short ones there are more."""
     thoughts: bool = False
     """Whether the models think before they answer; their thoughts are not part of the answer."""
     tools: Sequence[chat.Tools] = ()

@@ -23,6 +23,8 @@ from finetune_jobs.fit.disk import WITH_MODEL, scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
 from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.memory import (
+    BF16,
+    FP32,
     GIB,
     INT8,
     ON_CPU,
@@ -55,6 +57,8 @@ class After:
     """Bytes of a weight of the exported model, in each format that is made."""
     stages: Collection[Stage] = WITH_MODEL
     """The stages with a model that are still to be done, the evaluation among them."""
+    computing: int = BF16
+    """Bytes of a number that CPUs compute with."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def admit(
     except UnknownShapeError as unknown:
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
     step = ON_GPU if hardware.has_gpu else ON_CPU if bfloat16 else ON_OLD_CPU
+    after = replace(after, computing=BF16 if bfloat16 else FP32)
     chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else step
     memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
@@ -142,8 +147,10 @@ def admit_rest(
     others: Sequence[HardwareFacts] = (),
     *,
     after: After,
+    bfloat16: bool = True,
 ) -> Admission:
     """Admit the stages that ``after`` names, which follow a training that is done. That is not judged again.
+    ``bfloat16`` as in ``admit``.
 
     Raises StageError (FitRefused) with the numbers and the smallest change that fits and keeps the training.
     """
@@ -151,6 +158,7 @@ def admit_rest(
         shape = read_shape(config)
     except UnknownShapeError:
         return Admission(None, None, "")
+    after = replace(after, computing=BF16 if bfloat16 else FP32)
     lacking = _lacking(shape, training, hardware, after) if hardware.memory_gib else ""
     if not lacking:
         count = evaluation_gpus(shape, training, hardware, max(after.exported))
@@ -190,7 +198,7 @@ def fits(memory: Memory, hardware: HardwareFacts) -> bool:
 def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
     """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
     asked = (shape, training, hardware, after.exported, after.stages)
-    return shortage(*asked) or scratch_shortage(*asked)
+    return shortage(*asked, after.computing) or scratch_shortage(*asked)
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:

@@ -2,7 +2,7 @@
 
 If a GPU is too small for the model in 16 bits, the merge is done in pod memory, and the exported model is computed from
 its rounded weights (``exporting.offload``), if it has such. If it is too small for these too, evaluation takes as many
-GPUs of the pod as hold them, layer after layer. Without a GPU everything is in pod memory.
+GPUs of the pod as hold them, layer after layer. Without a GPU everything is in pod memory, and no weight stays rounded.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,11 +21,16 @@ def shortage(
     hardware: HardwareFacts,
     exported: Sequence[float] = (INT8,),
     stages: Collection[Stage] = (Stage.EXPORT, Stage.EVALUATE),
+    computing: int = BF16,
 ) -> str:
     """What does not fit, in a sentence; empty if everything fits, or if the available memory is unknown. ``exported``:
-    bytes of a weight of the exported model, in each format. ``stages``: those that are still to be done."""
-    lacking = _of_export(shape, hardware) if Stage.EXPORT in stages else ""
-    return lacking or (_of_evaluation(shape, training, hardware, max(exported)) if hardware.has_gpu else "")
+    bytes of a weight of the exported model, in each format. ``stages``: those that are still to be done.
+    ``computing``: bytes of a number that CPUs compute with."""
+    if lacking := _of_export(shape, hardware) if Stage.EXPORT in stages else "":
+        return lacking
+    if hardware.has_gpu:
+        return _of_evaluation(shape, training, hardware, max(exported))
+    return _of_evaluation_on_cpus(shape, hardware, computing) if Stage.EVALUATE in stages else ""
 
 
 def evaluation_gpus(shape: Shape, training: Training, hardware: HardwareFacts, exported: float = INT8) -> int:
@@ -62,6 +67,19 @@ def _of_evaluation(shape: Shape, training: Training, hardware: HardwareFacts, ex
     return (
         f"Evaluation needs about {resident(asked) / GIB:.1f} GiB for its largest model, more than "
         f"{USABLE:.0%} of the {hardware.memory_gib:g} GiB of {cards} in a pod of profile {hardware.profile}."
+    )
+
+
+def _of_evaluation_on_cpus(shape: Shape, hardware: HardwareFacts, computing: int) -> str:
+    """All models are computed from whole numbers there, also those whose weights are stored rounded
+    (``loading.unpacked``). Prompts are not counted: nothing is known of their length, and long ones are asked one at a
+    time (``evaluation.batches``)."""
+    needed = (computing * shape.parameters + PROCESS) / GIB
+    if not hardware.memory_gib or needed <= hardware.memory_gib:
+        return ""
+    return (
+        f"Evaluation needs at least {needed:.1f} GiB of pod memory for a model in {8 * computing} bits, in which this "
+        f"CPU computes, more than the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}."
     )
 
 

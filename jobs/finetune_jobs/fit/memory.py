@@ -9,6 +9,7 @@ compute (PyTorch's FSDP2). Method and the constants of context and fragmentation
 there on a Tesla T4.
 """
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -142,7 +143,8 @@ def peak_memory(shape: Shape, training: Training, step: Step, processes: int = 1
         workspace = _gathered(shape)
     elif step.divided and processes > 1:
         whole = _scales(shape, training)
-        weights, state = whole + (weights - whole) / processes, state / processes
+        weights = whole + (weights - whole) / processes
+        state *= _padded_adapter(shape, training, processes) / trained_parameters(shape, training)
         workspace += _gathered_base(shape, training)
     elif training.method is Method.FULL:
         activations = max(activations, _after_backward(shape, step) - _casts(shape, step))
@@ -228,6 +230,17 @@ def trained_parameters(shape: Shape, training: Training) -> int:
     lengths = sum(matrix.outputs for matrix in adapted) if training.adapter is AdapterKind.DORA else 0
     beside = training.rank * shape.tower.sides if shape.tower and not training.target_modules else 0
     return shape.layers * (sum(training.rank * (m.inputs + m.outputs) for m in adapted) + lengths) + beside
+
+
+def _padded_adapter(shape: Shape, training: Training, processes: int) -> int:
+    """Weights of a divided adapter in the first process. FSDP2 divides each matrix by its rows, all processes get as
+    many as the first one, and an adapter's first matrices have no more rows than its rank: of rank 4, each of eight
+    processes holds one."""
+    rows, rank = math.ceil(training.rank / processes), training.rank
+    adapted = shape.adapted(tuple(training.target_modules))
+    parts = sum(rows * matrix.inputs + math.ceil(matrix.outputs / processes) * rank for matrix in adapted)
+    beside = rows * shape.tower.sides if shape.tower and not training.target_modules else 0
+    return shape.layers * parts + beside
 
 
 def _weights(shape: Shape, training: Training, step: Step) -> float:

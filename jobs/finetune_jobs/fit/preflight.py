@@ -46,11 +46,11 @@ def preflight(
         return Admission(None, None, "" if trained else unknown)
     training = require(given.params.train, "params.train").training
     advice, after = _advice(config, training, given), _after(given, done)
-    if trained:
-        rest = admit_rest(config, training, given.hardware, given.alternatives, after=after)
-        return replace(rest, warning=advice.warning)
     bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
-    admission = admit(config, training, given.hardware, given.alternatives, after=after, bfloat16=bfloat16)
+    asked = (config, training, given.hardware, given.alternatives)
+    if trained:
+        return replace(admit_rest(*asked, after=after, bfloat16=bfloat16), warning=advice.warning)
+    admission = admit(*asked, after=after, bfloat16=bfloat16)
     return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
 
 

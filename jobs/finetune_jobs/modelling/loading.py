@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 from accelerate import init_empty_weights
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
@@ -122,15 +123,28 @@ def unpacked(base: Any) -> Any:
     Otherwise every pass does that, for one token as for a thousand. They are the same numbers.
 
     A GPU, which may be too small for more, keeps them packed, and is quick at it. Without one, pods have the memory:
-    exported models take as much.
+    exported models take as much. Each layer's packed weights are gone once it is unpacked; transformers' own
+    ``dequantize`` keeps all of them to its end, and unpacks each twice.
     """
-    packed = [module for module in base.modules() if isinstance(module, Linear4bit)]
-    if not packed or packed[0].weight.device.type != "cpu":
+    names = [name for name, module in base.named_modules() if isinstance(module, Linear4bit)]
+    if not names or base.device.type != "cpu":
         return base
-    computing = packed[0].compute_dtype
-    for module in packed:
-        module.weight.quant_state.dtype = computing  # which a pass without gradients turns them into as well
-    return base.dequantize(computing)
+    for name in names:
+        base.set_submodule(name, _plain(base.get_submodule(name)))
+    base.hf_quantizer.remove_quantization_config(base)
+    return base
+
+
+def _plain(packed: Linear4bit) -> torch.nn.Linear:
+    """A layer of 4-bit weights with its weights as numbers of the type that it computes in."""
+    with torch.device("meta"):
+        layer = torch.nn.Linear(packed.in_features, packed.out_features, bias=False)
+    state = packed.weight.quant_state
+    state.dtype = packed.compute_dtype  # which a pass without gradients turns them into as well
+    layer.weight = torch.nn.Parameter(dequantize_4bit(packed.weight.data, state), requires_grad=False)
+    layer.bias = packed.bias
+    packed.weight = None  # it refers to its layer, so that both would wait for the garbage collector
+    return layer
 
 
 def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, where: str | None = None) -> Any:

@@ -81,6 +81,9 @@ class StageOutput:
     """What a stage answers."""
 
     scalars: dict[str, str] = field(default_factory=dict)
+    """Facts of what was made; those of a folder are in its manifest for good."""
+    decided: dict[str, str] = field(default_factory=dict)
+    """What this run decided about it, and another one may decide otherwise about the same content."""
     message: str = ""
     folder: Path | None = None
     """The files to publish, for the stages of the pipeline."""
@@ -244,7 +247,7 @@ def _answer(stage: Stage, made: StageOutput) -> StageResult:
         reason=made.waits_for or Reason.STAGE_SUCCEEDED,
         message=made.message[:MAX_MESSAGE],
         output_digest=made.output_digest,
-        scalars=made.scalars,
+        scalars={**made.decided, **made.scalars},
         found=made.found,
         checks=made.checks,
     )

@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from finetune_api.adapterdeployment import RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, has_begun, is_announced, remains
+from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, is_ahead, is_announced, remains
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.adapterdeployment.turns import ACTIVE, find_turn, is_queued
+from finetune_operator.adapterdeployment.turns import ACTIVE, Turn, find_turn, is_queued
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.resources.deployment import deployment_name
@@ -52,21 +52,22 @@ def known_candidate(observed: ObservedDeployment, target: Target) -> RevisionSta
 
 def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, now: datetime) -> Candidacy:
     """The target as the candidate of the status, or as a new one; started, if nothing holds it back."""
-    known = known_candidate(observed, target)
+    known, limit = known_candidate(observed, target), observed.settings.max_concurrent_rollouts
     if known is not None:
         known = known.model_copy(update={"spec_hash": target.spec_hash})
         tried = observed.resource.status.candidate
         same_spec = tried is not None and tried.spec_hash == target.spec_hash
         if known.state in ACTIVE:
-            as_begun = is_announced(known) == goes_in_place(observed, stable, now)
-            return _going_on(observed, known, stable, now) if as_begun else _started(observed, known, stable, now)
+            if is_announced(known) == goes_in_place(observed, stable, now):
+                return _going_on(observed, known, stable, now)
+            if limit is None or not _needs_turn(observed, stable, now):
+                return _started(observed, known, stable, now)
         if known.state is RevisionState.FAILED and same_spec:
             return Candidacy(known)
         if left := _pause_left(observed, known, now):
             return Candidacy(known, due_after=left)
     waiting = known if known and known.state is RevisionState.WAITING else _new(observed, target, now)
-    limit = observed.settings.max_concurrent_rollouts
-    if limit is not None and _needs_turn(observed, stable):
+    if limit is not None and _needs_turn(observed, stable, now):
         return _in_line(observed, limit, waiting, stable, now)
     return _started(observed, waiting, stable, now)
 
@@ -115,10 +116,13 @@ def _pause_left(observed: ObservedDeployment, known: RevisionStatus, now: dateti
     return max(0.0, PAUSE_SECONDS - (now - parse_timestamp(known.since)).total_seconds())
 
 
-def _needs_turn(observed: ObservedDeployment, stable: RevisionStatus | None) -> bool:
-    """Whether a candidate needs a turn: not while nothing serves, and not if it replaces one that has a turn."""
+def _needs_turn(observed: ObservedDeployment, stable: RevisionStatus | None, now: datetime) -> bool:
+    """Whether a candidate needs a turn: not while nothing serves, and not if it replaces one that has a turn, or will
+    have one when its gap begins."""
     before = observed.resource.status.candidate
     has_turn = before is not None and before.state in ACTIVE
+    if is_ahead(before) and not goes_in_place(observed, stable, now):
+        has_turn = False
     return stable is not None and not has_turn
 
 
@@ -161,24 +165,40 @@ def _started(
 def _going_on(
     observed: ObservedDeployment, known: RevisionStatus, stable: RevisionStatus | None, now: datetime
 ) -> Candidacy:
-    """A candidate that is under way. In place, it starts once the gap has begun and no pods are left."""
+    """A candidate that is under way. In place, it starts once the gap has begun and no pods are left. The gap begins
+    when the notice is over and it has a turn: one that only waits for that keeps nobody from being rolled out."""
     if known.state is not RevisionState.STOPPING or stable is None:
         return Candidacy(known)
     until = f"until revision {known.revision} is verified, or {stable.revision} serves again"
-    if not has_begun(known, now):
+    left = (parse_timestamp(known.gap_starts_at or known.since) - now).total_seconds()
+    if left > 0:
         message = (
             f"The pods of revision {stable.revision} stop at {known.gap_starts_at}, as spec.strategy asks; from then "
             f"on nobody gets answers {until}."
         )
-        left = (parse_timestamp(known.gap_starts_at or known.since) - now).total_seconds()
         announced = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
         return Candidacy(announced, due_after=left)
+    if is_ahead(known):
+        if (turn := _missing_turn(observed, now)) is not None:
+            message = (
+                f"The notice is over; revision {stable.revision} serves on. {turn.message(observed.owner.namespace)}"
+            )
+            overdue = in_state(known, RevisionState.STOPPING, Reason.GAP_ANNOUNCED, message, now)
+            return Candidacy(overdue, due_after=turn.look_after)
+        known = known.model_copy(update={"gap_starts_at": timestamp(now), "since": timestamp(now)})
     found = remains(observed, known, now)
     if not found.left:
         return _starting(known, now)
     message = f"The pods of revision {stable.revision} stop. Nobody gets answers {until}."
     stopping = in_state(known, RevisionState.STOPPING, Reason.GAP_IN_SERVICE, message, now)
     return Candidacy(stopping, due_after=found.due_after)
+
+
+def _missing_turn(observed: ObservedDeployment, now: datetime) -> Turn | None:
+    """What a gap that is due waits for; None if it may begin."""
+    limit = observed.settings.max_concurrent_rollouts
+    turn = None if limit is None else find_turn(observed.contenders, observed.owner.uid, limit, now)
+    return None if turn is None or turn.has_come else turn
 
 
 def _starting(waiting: RevisionStatus, now: datetime) -> Candidacy:

@@ -50,9 +50,14 @@ def is_announced(candidate: RevisionStatus | None) -> bool:
     return candidate is not None and candidate.state in ACTIVE and candidate.gap_starts_at is not None
 
 
+def is_ahead(candidate: RevisionStatus | None) -> bool:
+    """Whether a gap is announced, and what serves goes on serving: until the notice is over and it has a turn."""
+    return is_announced(candidate) and candidate is not None and candidate.reason == Reason.GAP_ANNOUNCED
+
+
 def has_begun(candidate: RevisionStatus | None, now: datetime) -> bool:
     """Whether the pods of what serves are not to be there, for a candidate's sake."""
-    if candidate is None or candidate.gap_starts_at is None or candidate.state not in ACTIVE:
+    if candidate is None or candidate.gap_starts_at is None or candidate.state not in ACTIVE or is_ahead(candidate):
         return False
     return candidate.state is not RevisionState.STOPPING or parse_timestamp(candidate.gap_starts_at) <= now
 
@@ -135,7 +140,8 @@ def overdue(observed: ObservedDeployment, problem: ServerProblem | None) -> Serv
         "value."
     )
     if problem is not None:
-        return ServerProblem(problem.reason, f"{said} {problem.message}")
+        reason = Reason.DEADLINE_EXCEEDED if problem.reason is Reason.WAITING else problem.reason
+        return ServerProblem(reason, f"{said} {problem.message}")
     if stalled is not None and stalled.status == "True" and Reason(stalled.reason).is_known:
         return ServerProblem(Reason(stalled.reason), f"{said} {stalled.message}")
     return ServerProblem(Reason.DEADLINE_EXCEEDED, said)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec
-from finetune_api.hashing import digest, short
+from finetune_api.hashing import digest, short, without_defaults
 from finetune_api.stages import Stage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.resources.deployment import Serving, pod_template
@@ -24,7 +24,7 @@ def choice_of(serving: Serving, settings: Settings) -> str:
     place_of_fetch = repository(images.of(Stage.FETCH))
     registry = {"policy": images.pull_policy, "secrets": images.pull_secrets, "fetch": place_of_fetch}
     chosen = (serving.storage, serving.runtime, settings.proxy)
-    values = [each.model_dump(mode="json", by_alias=True, exclude_defaults=True) for each in chosen]
+    values = [without_defaults(each) for each in chosen]
     values[1].pop("description", None)
     place = [serving.artifact_uri, serving.artifact_digest, list(serving.public_keys), serving.runtime_name]
     return digest([*place, *values, registry])

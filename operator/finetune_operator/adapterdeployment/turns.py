@@ -6,12 +6,15 @@ reads the same line and has another place in it, so no lock is needed. Nobody bl
 turn for ``TURN_SECONDS`` per state at most, for less if it waits for hardware, and one that failed, or has given its
 hardware back, takes none.
 
+One that has announced a gap in service (``gap.py``) takes none either until the gap begins: it serves as before, for as
+long as the notice is. When the notice is over, it goes before all that wait in line.
+
 Endpoints that serve nothing yet do not wait: nothing would be served meanwhile.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
@@ -31,6 +34,8 @@ LOOK_SECONDS: Final = 20.0
 """How often those next in line look whether it is their turn; those behind look less often. A place that becomes free
 by an event gives the next one a turn at once (``controller.py``); this is for places that become free by time."""
 MOST_LOOK_SECONDS: Final = 600.0
+SOON_SECONDS: Final = 2.0
+"""So long before a gap begins nobody else is given the place that it needs."""
 _NAMES: Final = 3
 """So many others are named in a message."""
 
@@ -47,16 +52,25 @@ class Contender:
     since: str
     patient: bool
     """Only the platform's settings have changed, and clients get answers: whoever changed a spec goes first."""
+    gap_starts_at: str = ""
+    """When its gap in service is to begin; empty for one that has announced none, or whose gap has begun."""
 
     @property
-    def place(self) -> tuple[bool, str, str]:
-        """Those in line, sorted: what people ask for first, then the oldest."""
-        return self.patient, self.since, self.uid
+    def place(self) -> tuple[bool, bool, str, str]:
+        """Those that wait, sorted: what is announced first, then what people ask for, then the oldest."""
+        announced = bool(self.gap_starts_at)
+        return not announced, self.patient and not announced, self.gap_starts_at or self.since, self.uid
 
     def takes_turn(self, now: datetime) -> bool:
         """Whether it counts as one that is rolled out."""
+        if self.gap_starts_at:
+            return False
         limit = LONG_WAIT_SECONDS if self.reason in HOLDS_NOTHING else TURN_SECONDS
         return self.state in ACTIVE and (now - parse_timestamp(self.since)).total_seconds() < limit
+
+    def waits(self, now: datetime) -> bool:
+        """Whether it would start if it had a turn: it is in line, or the notice of its gap is over."""
+        return self.in_line or bool(self.gap_starts_at and parse_timestamp(self.gap_starts_at) <= now)
 
     @property
     def in_line(self) -> bool:
@@ -108,6 +122,7 @@ def contender_of(resource: Object) -> Contender | None:
         return None
     conditions = status.get("conditions") or []
     answers = any(each["type"] == ConditionType.READY and each["status"] == "True" for each in conditions)
+    announced = state is RevisionState.STOPPING and candidate.get("reason") == Reason.GAP_ANNOUNCED
     same = all(candidate.get(field) == stable.get(field) for field in ("specHash", "artifactDigest"))
     return Contender(
         namespace=metadata["namespace"],
@@ -117,6 +132,7 @@ def contender_of(resource: Object) -> Contender | None:
         reason=candidate.get("reason", ""),
         since=candidate["since"],
         patient=same and answers,
+        gap_starts_at=(candidate.get("gapStartsAt") or "") if announced else "",
     )
 
 
@@ -132,28 +148,30 @@ def line_of(resource: Object) -> Line | None:
 
 
 def find_turn(contenders: Sequence[Contender], uid: str, limit: int, now: datetime) -> Turn | None:
-    """The turn of the endpoint with this uid; None if it is not in line."""
-    me = next((each for each in contenders if each.uid == uid and each.in_line), None)
+    """The turn of the endpoint with this uid; None if it does not wait for one. A gap that is about to begin counts as
+    waiting for all others: it may begin before they are seen to have started."""
+    soon = now + timedelta(seconds=SOON_SECONDS)
+    me = next((each for each in contenders if each.uid == uid and each.waits(now)), None)
     if me is None:
         return None
     others = [each for each in contenders if each.uid != uid]
     return Turn(
         limit=limit,
         running=tuple(sorted((each for each in others if each.takes_turn(now)), key=lambda each: each.place)),
-        ahead=tuple(sorted((o for o in others if o.in_line and o.place < me.place), key=lambda each: each.place)),
+        ahead=tuple(sorted((o for o in others if o.waits(soon) and o.place < me.place), key=lambda each: each.place)),
     )
 
 
 def frees_a_place(resource: Object) -> bool:
     """Whether an AdapterDeployment, as it is now, takes no turn and waits for none: it may just have had one."""
     contender = contender_of(resource)
-    return contender is None or not (contender.state in ACTIVE or contender.in_line)
+    return contender is None or not (contender.state in ACTIVE or contender.in_line) or bool(contender.gap_starts_at)
 
 
 def next_in_line(contenders: Sequence[Contender], limit: int, now: datetime) -> list[Contender]:
-    """Those in line whose turn has come: as many as there are free places."""
+    """Those that wait and whose turn has come: as many as there are free places."""
     running = sum(each.takes_turn(now) for each in contenders)
-    waiting = sorted((each for each in contenders if each.in_line), key=lambda each: each.place)
+    waiting = sorted((each for each in contenders if each.waits(now)), key=lambda each: each.place)
     return waiting[: max(0, limit - running)]
 
 

@@ -8,7 +8,7 @@ from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionStatus
 from finetune_api.meta import ADAPTERDEPLOYMENT, LABEL_REVISION
 from finetune_api.reasons import remedy
 from finetune_api.stages import LatencyObjectives, Params, RunRef, Stage, StageInput, VerifyParams
-from finetune_operator.adapterdeployment.health import ServerProblem
+from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
 from finetune_operator.framework.conditions import parse_timestamp
@@ -23,6 +23,8 @@ from finetune_operator.settings import PodShape, Settings
 
 ANSWER_SECONDS: Final = 10
 """How long one answer may take: about 20 tokens on a CPU."""
+_PATIENCE: Final = timedelta(seconds=LONG_WAIT_SECONDS)
+"""For how long its pod may wait for a node, while the candidate's holds a GPU."""
 _VERIFIED: Final = frozenset({State.SUCCEEDED, State.LOST})
 """The Job's exit code decides; its report may be lost with its pod."""
 _SHAPE: Final = PodShape(
@@ -91,6 +93,8 @@ class Verification:
     """Since the Job was created."""
     limit: timedelta
     """For how long the candidate may hold hardware for a verification that does not run."""
+    unplaced: timedelta | None = None
+    """For how long its pod has had no node, or there has been none; None: it has had one, or that is not known."""
 
     @property
     def succeeded(self) -> bool:
@@ -110,10 +114,17 @@ class Verification:
     @property
     def overdue(self) -> ServerProblem | None:
         """Why it does not run, if it has not for too long. Once its pod has a node, the pod's own deadline ends it."""
-        if self.verdict.state not in UNFINISHED - {State.RUNNING} or self.age < self.limit:
+        if self.verdict.state not in UNFINISHED - {State.RUNNING} or self._left > timedelta():
             return None
-        said = f"The verification has not run within {self.limit.total_seconds():.0f} s. {self.verdict.message}"
+        late = self.limit if self.age >= self.limit else _PATIENCE
+        said = f"The verification has not run within {late.total_seconds():.0f} s. {self.verdict.message}"
         return ServerProblem(self.verdict.reason, said)
+
+    @property
+    def _left(self) -> timedelta:
+        """Until it has not run for too long."""
+        left = self.limit - self.age
+        return left if self.unplaced is None else min(left, _PATIENCE - self.unplaced)
 
     @property
     def blocker(self) -> ServerProblem | None:
@@ -137,7 +148,7 @@ class Verification:
         """Seconds after which to look at it if nothing is heard of it; None if whatever happens to it is told."""
         if self.verdict.state not in UNFINISHED - {State.RUNNING}:
             return None
-        left = max(0.0, (self.limit - self.age).total_seconds())
+        left = max(0.0, self._left.total_seconds())
         return min(left, look_after(self.age)) if self.verdict.needs_events and not self.blocker else left
 
 
@@ -148,4 +159,12 @@ def find_verification(observed: ObservedDeployment, request: StageRequest, now: 
         return None
     verdict = judge(job, observed.job_pods(job), observed.job_events.get(request.name, ()))
     age = now - parse_timestamp(job["metadata"]["creationTimestamp"])
-    return Verification(verdict, age, timedelta(seconds=request.deadline_seconds + FETCH_SECONDS))
+    limit = timedelta(seconds=request.deadline_seconds + FETCH_SECONDS)
+    return Verification(verdict, age, limit, _unplaced(verdict, age, now))
+
+
+def _unplaced(verdict: Verdict, age: timedelta, now: datetime) -> timedelta | None:
+    """For how long a verification has had no node: its pod finds none, or cannot even be created."""
+    if verdict.unschedulable_since:
+        return now - parse_timestamp(verdict.unschedulable_since)
+    return None if verdict.attempts else age

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from finetune_api import meta
-from finetune_api.hashing import short
+from finetune_api.hashing import short, without_defaults
 from finetune_api.stages import Stage, StageInput
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.settings import Images, PodShape, Proxy
@@ -57,8 +57,9 @@ class StageRequest:
 
     @cached_property
     def name(self) -> str:
-        """Name of both ConfigMap and Job: equal inputs have equal names."""
-        identity = short([self.input, self.attempt]) if self.attempt else short(self.input)
+        """Name of both ConfigMap and Job: equal inputs have equal names, also those of neighbouring versions."""
+        given = without_defaults(self.input)
+        identity = short([given, self.attempt]) if self.attempt else short(given)
         return f"{self.owner.name}-{self.stage}-{identity}"
 
     @property

@@ -9,14 +9,14 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_jobs.evaluation.batches import Answered, left_padded, positions
+from finetune_jobs.evaluation.batches import Answered, Room, left_padded, positions
 from finetune_jobs.evaluation.reference import token_log_probs
 from finetune_jobs.modelling import chat
 
 log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 16
-"""Conversations in a batch, as long as they fit the GPU's memory."""
+"""Conversations in a batch, as long as they fit the memory."""
 MOST_TOKENS: Final = 1024
 """Tokens of their answers, padded: the logits of so many take 0.6 GB with a vocabulary of 152,000 in 32 bits. A longer
 answer is read alone, piece by piece."""
@@ -44,9 +44,10 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     torch.OutOfMemoryError if one conversation does not fit the GPU's memory.
     """
     order = sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer))
-    losses, size, start = [0.0] * len(given), BATCH_SIZE, 0
+    losses, size, start, room = [0.0] * len(given), BATCH_SIZE, 0, Room.of(model)
     while start < len(order):
         batch = order[start : start + size]
+        batch = batch[: room.bearable([len(given[index].prompt) + len(given[index].answer) for index in batch], size)]
         longest = max(len(given[index].answer) for index in batch)
         batch = batch[: max(1, MOST_TOKENS // longest)]
         found = _losses(model, pad, [given[index] for index in batch])
