@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.training.checkpoints import Checkpoints
 from finetune_jobs.training.ownership import STATE, Ownership, RunState
+from finetune_jobs.training.team import Team
 from tests.support.seaweedfs import SeaweedFS
 from tests.support.sentences import assert_says
 
@@ -313,3 +315,161 @@ def test_attempts_that_begin_together_get_different_numbers(store: Gate) -> None
         if owner is not newest:
             with pytest.raises(StageError):
                 owner.update(batch_size=1)
+
+
+@dataclass(frozen=True)
+class OfTwo(Team):
+    """One of two processes of a divided training; both are in this one, and what they tell each other is ``said``."""
+
+    size: int = 2
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        return tuple(flag or self.said.get("slow", False) for flag in flags)
+
+    def collect(self, content: bytes) -> list[bytes]:
+        if self.first:
+            self.said["content"] = content
+        return [self.said["content"], content]
+
+
+def begin_two(store: Gate, other: Gate) -> list[Checkpoints]:
+    """The checkpoints of two processes, each of which reaches the store in its own way."""
+    said: dict[str, Any] = {}
+    return [Checkpoints(each, "", OfTwo(rank=rank, said=said)) for rank, each in enumerate((store, other))]
+
+
+def divided_checkpoint(work: Path, step: int) -> None:
+    """Both are in one pod, and write to the same folder."""
+    folder = checkpoint(work, step)
+    for rank in range(2):
+        (folder / f"shards/{rank}-of-2").mkdir(parents=True)
+        (folder / f"shards/{rank}-of-2/weights.safetensors").write_bytes(b"%d" % rank * 1000)
+
+
+@pytest.fixture
+def other(store: Gate) -> Gate:
+    """The way of a second process to the same store."""
+    gate = Gate(store._client, store.uri())
+    gate.open.set()
+    return gate
+
+
+def test_shards_count_once_all_of_them_are_there(store: Gate, other: Gate, tmp_path: Path) -> None:
+    """Each process sends its own, beside the training. What was sent of a checkpoint before the first process came to
+    it stays."""
+    both, work = begin_two(store, other), tmp_path / "work"
+    other.open.clear()
+    divided_checkpoint(work, 10)
+    for each in both:
+        each.keep(work, divided=True)
+    assert not both[0].flush(0.1)
+    assert newest_in(store) == 0
+
+    other.open.set()
+    assert all(each.flush(30) for each in both)
+    store.open.clear()
+    divided_checkpoint(work, 20)
+    for each in both:
+        each.keep(work, divided=True)
+    assert both[1].flush(30)
+    assert newest_in(store) == 10
+    store.open.set()
+    assert both[0].flush(30)
+
+    assert newest_in(store) == 20
+    restored = Checkpoints(store).restore(tmp_path / "next")
+    assert restored == tmp_path / "next/checkpoint-20"
+    found = {path.relative_to(restored).as_posix() for path in restored.rglob("*.safetensors")}
+    assert found == {"adapter_model.safetensors", *(f"shards/{rank}-of-2/weights.safetensors" for rank in range(2))}
+    assert not list((work / ".snapshots").iterdir())
+
+
+def newest_in(store: Store) -> int:
+    """The newest step that an attempt would resume from now."""
+    state = RunState.model_validate_json(store.get(STATE) or b"")
+    return max((int(place.rpartition("-")[2]) for place in state.checkpoints), default=0)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_torn_checkpoint_is_never_resumed_from(lost: int, store: Gate, other: Gate, tmp_path: Path) -> None:
+    """One of two processes is killed before it has sent its shard. What the other one sent is deleted later."""
+    both, work = begin_two(store, other), tmp_path / "work"
+    divided_checkpoint(work, 10)
+    for each in both:
+        each.keep(work, divided=True)
+    assert all(each.flush(30) for each in both)
+    divided_checkpoint(work, 20)
+    both[1 - lost].keep(work, divided=True)
+    both[1 - lost].flush(0.5)
+    while not any("checkpoint-20/" in entry.key for entry in store.list()):
+        pass
+
+    again = begin_two(store, other)
+    restored = [each.restore(tmp_path / "next") for each in again]
+
+    assert restored == [tmp_path / "next/checkpoint-10"] * 2
+    divided_checkpoint(tmp_path / "next", 20)
+    for each in again:
+        each.keep(tmp_path / "next", divided=True)
+    assert all(each.flush(30) for each in again)
+    assert newest_in(store) == 20
+    store.put("attempt-1/checkpoint-30/parts/1.json", b"")  # what waits for the lost one in this process must end
+    assert both[1 - lost].flush(30)
+    assert {place.partition("/")[0] for place in stored(store) if "checkpoint-20" in place} == {"attempt-2"}
+
+
+def test_a_store_that_is_away_for_one_process_costs_no_checkpoint(
+    store: Gate, other: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one waits for the part, so that it is sent again."""
+    both = begin_two(store, other)
+    other.failures.append(StageError(Reason.S3_UNREACHABLE, "the endpoint did not answer in time.", retriable=True))
+    divided_checkpoint(tmp_path, 10)
+    for each in both:
+        each.keep(tmp_path, divided=True)
+
+    assert all(each.flush(30) for each in both)
+
+    assert newest_in(store) == 10
+    assert_says(caplog.text, "checkpoint not saved, trying again:", "did not answer")
+
+
+def test_a_part_that_was_passed_over_is_not_waited_for(
+    store: Gate, other: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = begin_two(store, other)
+    divided_checkpoint(tmp_path, 10)
+    both[0].keep(tmp_path, divided=True)
+    delete_all(tmp_path / "checkpoint-10")
+    divided_checkpoint(tmp_path, 20)
+    both[1].keep(tmp_path, divided=True)
+
+    assert both[0].flush(30)
+
+    assert newest_in(store) == 0
+    assert_says(caplog.text, "process 1 could not send its part of checkpoint-10", "sent a newer one")
+
+
+def delete_all(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def test_all_processes_skip_a_checkpoint_or_none_does_and_the_last_one_is_never_skipped(
+    store: Gate, other: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = begin_two(store, other)
+    divided_checkpoint(tmp_path, 10)
+    both[0]._team.said["slow"] = True  # in another process one is waiting
+    for each in both:
+        each.keep(tmp_path, divided=True)
+        assert each.flush(0)
+    assert_says(caplog.text, "slower than the training: a checkpoint was skipped")
+    assert not stored(store)
+
+    for each in both:
+        each.keep(tmp_path, divided=True, last=True)
+    assert all(each.flush(30) for each in both)
+    assert newest_in(store) == 10

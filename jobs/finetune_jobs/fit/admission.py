@@ -127,7 +127,8 @@ def admit(
         message += " The base model is divided among them: it would not fit each."
     if evaluating > 1:
         message += f" Evaluation takes {evaluating} GPUs: its largest model fits no single one."
-    if slow := interruption(shape, training):
+    pods = hardware.nodes if chosen.divided or training.method is Method.FULL else 1
+    if slow := interruption(shape, training, pods):
         message += f" {slow}"
     if not chosen.checkpointing:
         message += " There is room for all activations: none is computed twice."
@@ -308,8 +309,8 @@ def _unloadable(
     return StageError(
         Reason.FIT_REFUSED,
         f"{training.method.value} needs about {_host_gib(shape, training, hardware):.1f} GiB of pod memory, because "
-        "the first process loads the model that all of them divide, and gathers the optimiser's state at each "
-        f"checkpoint: more than the {_pod_gib(hardware):g} GiB of profile {hardware.profile}. "
+        f"the first process loads the model that all of them divide: more than the {_pod_gib(hardware):g} GiB of "
+        f"profile {hardware.profile}. "
         f"{advice or 'Choose a profile whose pods have more memory.'}",
     )
 

@@ -30,9 +30,10 @@ class CheckpointCost:
     """To the store, beside them."""
 
     @classmethod
-    def of(cls, shape: Shape, training: Training) -> "CheckpointCost":
-        """By the size of what is trained: its weights and Adam's two moments."""
-        size = checkpoint_bytes(shape, training)
+    def of(cls, shape: Shape, training: Training, pods: int = 1) -> "CheckpointCost":
+        """By the size of what is trained: its weights and Adam's two moments, of which each of ``pods`` saves
+        its share."""
+        size = checkpoint_bytes(shape, training) / pods
         return cls(size / DISK_BYTES, size / NETWORK_BYTES)
 
     @property
@@ -52,14 +53,16 @@ def checkpoint_bytes(shape: Shape, training: Training) -> float:
     return PER_TRAINED * trained_parameters(shape, training)
 
 
-def interruption(shape: Shape, training: Training) -> str:
-    """What a user has to know of checkpoints that take longer than a pod has at its end; empty if they do not."""
-    cost = CheckpointCost.of(shape, training)
+def interruption(shape: Shape, training: Training, pods: int = 1) -> str:
+    """What a user has to know of checkpoints that take longer than a pod has at its end; empty if they do not. Each of
+    ``pods`` saves its share."""
+    cost = CheckpointCost.of(shape, training, pods)
     if cost.in_time:
         return ""
     size, minutes = checkpoint_bytes(shape, training) / GIB, cost.interval(training.checkpoint_minutes) / 60
+    shared = f", of which each of {pods} pods saves its share," if pods > 1 else ""
     return (
-        f"A checkpoint of {size:.0f} GiB takes about {(cost.write + cost.upload) / 60:.0f} min, and a pod that is told "
-        f"to stop has {FLUSH_SECONDS:.0f} s: it saves none, and the steps since the last one are repeated. Between "
-        f"validations they are {minutes:.0f} min apart."
+        f"A checkpoint of {size:.0f} GiB{shared} takes about {(cost.write + cost.upload) / 60:.0f} min, and a pod that "
+        f"is told to stop has {FLUSH_SECONDS:.0f} s: it saves none, and the steps since the last one are repeated. "
+        f"Between validations they are {minutes:.0f} min apart."
     )

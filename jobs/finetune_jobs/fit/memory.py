@@ -204,12 +204,12 @@ def floor_memory(shape: Shape, training: Training, step: Step, processes: int = 
 
 
 def host_memory(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> float:
-    """Bytes of its own memory that the first pod needs for a model that is divided: its first process loads all of it,
-    and gathers Adam's two moments at each checkpoint. Otherwise 0: weights go to a GPU one by one."""
+    """Bytes of its own memory that the first pod needs for a model that is divided: its first process loads all of it.
+    At a checkpoint they have no more there: a tensor of each weight at a time. Otherwise 0: weights go to a GPU one by
+    one."""
     if hardware.processes == 1 or not (step.divided or training.method is Method.FULL):
         return 0
-    moments = 2 * FP32 * trained_parameters(shape, training)
-    return max(_weights(shape, training, step), moments) + max(1, hardware.count) * PROCESS
+    return _weights(shape, training, step) + max(1, hardware.count) * PROCESS
 
 
 def resident(weights: float) -> float:

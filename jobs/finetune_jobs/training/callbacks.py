@@ -85,14 +85,16 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         work: Path,
         *,
         minutes: int = 0,
+        divided: bool = False,
         save: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``minutes``: age of the last checkpoint at which the next one is due, 0 for never; ``save`` writes one."""
+        """``minutes``: age of the last checkpoint at which the next one is due, 0 for never; ``divided``: each process
+        writes a shard of it; ``save`` writes one."""
         self._checkpoints, self._stopping, self._team = context.checkpoints, context.stopping, context.team
         self._work, self._save, self._clock = work, save, clock
         self._ends = False
-        self._minutes = minutes
+        self._minutes, self._divided = minutes, divided
         self._saved = self._writing = clock()
         self._written = 0.0
         self._before: _Moment | None = None
@@ -143,14 +145,14 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
 
     @property
     def _late(self) -> bool:
-        """Whether the last checkpoint is old; the first process says so for all, since it alone uploads."""
+        """Whether the last checkpoint is old; the first process says so for all, since it uploads last."""
         if not self._minutes or not self._team.first:
             return False
         return self._clock() - self._saved >= self._cost.interval(self._minutes)
 
     @property
     def _cost(self) -> CheckpointCost:
-        """Of a checkpoint, as measured; only the first process uploads."""
+        """Of a checkpoint, as measured by this process; the first one's upload ends with the last of the others'."""
         return CheckpointCost(self._written, self._checkpoints.upload_seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -158,7 +160,10 @@ class Checkpointing(TrainerCallback):  # type: ignore[misc] # transformers has n
         another pod must stop."""
         self._saved = self._clock()
         self._written = self._saved - self._writing
-        self._checkpoints.keep(self._work)
+        if self._divided:
+            self._checkpoints.keep(self._work, divided=True, last=self._ends or control.should_training_stop)
+        else:
+            self._checkpoints.keep(self._work)
         if self._ends and state.global_step < state.max_steps:
             self._end(state)
 

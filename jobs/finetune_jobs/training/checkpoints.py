@@ -2,6 +2,7 @@
 
     <place>/state.json                        which checkpoints count, and which attempt may say so (``ownership``)
     <place>/attempt-<n>/checkpoint-<step>/    one checkpoint with its manifest
+        parts/<rank>.json                     what another process of a divided training sent of it
     <place>/too-large/<examples>              a pass that did not fit the memory of one of several GPUs
     <place>/too-large/activations             the same, if only it would keep no activations
 
@@ -12,6 +13,11 @@ optimiser, scheduler and random states that way).
 The upload runs beside the training, in its own thread on hard links, so that the trainer may continue and delete its
 own folders. Only the newest snapshot waits: if the store is slower than the training, checkpoints are skipped, not
 queued.
+
+In a divided training each process sends its own shard, then says what it has sent. The first process sends the rest,
+waits for the others' parts, and writes the manifest. They find each other in the store: a thread that used the
+training's connections would mix its messages with theirs. So that nobody waits for a part that never comes, all skip a
+checkpoint or none does, and a process that could not send its part tries again.
 """
 
 import json
@@ -21,15 +27,17 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_api.layout import MANIFEST
+from finetune_api.layout import MANIFEST, FileEntry, Manifest
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.artifacts import folders
 from finetune_jobs.artifacts.retention import TRAINER_STATE
+from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.store.s3 import Store
@@ -43,15 +51,20 @@ _NOT_NEEDED: Final = ("training_args.bin", "README.md")
 """A pickle that only the writing process may read, and a model card."""
 _TOO_LARGE: Final = "too-large"
 _ACTIVATIONS: Final = "activations"
+SHARDS: Final = "shards"
+"""The folder of a checkpoint in which each process of a divided training has a folder of its own."""
 _SNAPSHOTS: Final = ".snapshots"
+_PARTS: Final = "parts"
+_PAUSE: Final = 0.5
+"""Seconds between two looks for another process's part, and before a process sends its own again."""
 
 
 class Checkpoints:
     """The checkpoints of one training in ``store``, a place of its own that this attempt takes over for the run with
     the id ``run``; without ``reuse`` it resumes from those of this run only.
 
-    Of several processes that train together, only the first one writes; the others read what it names. All of them must
-    make and use it at the same points of their work.
+    Of several processes that train together, only the first one writes, except for the shards of a divided training;
+    the others read what it names. All of them must make and use it at the same points of their work.
     Raises StageError as Store. Later methods raise StageError (Superseded) once a newer attempt has taken over.
     """
 
@@ -59,7 +72,7 @@ class Checkpoints:
         self._store, self._team = store, team
         self._owner: Ownership | Following = _take(store, run, team, reuse)
         self._wake = threading.Condition()
-        self._pending: Path | None = None
+        self._pending: deque[Path] = deque()
         self._busy = False
         self._failure: BaseException | None = None
         self._seconds = 0.0
@@ -124,6 +137,8 @@ class Checkpoints:
         if self._team.first:
             self._fetch(work)
         places = json.loads(self._team.share(json.dumps(self._owner.state.checkpoints).encode()))
+        if not self._team.first:
+            self._owner.update(checkpoints=places)
         if self._team.first_of_pod and not self._team.first:
             for place in places:
                 folders.fetch_folder(self._store, place, work / place.rpartition("/")[2])
@@ -149,23 +164,30 @@ class Checkpoints:
 
     # Keeping new ones
 
-    def keep(self, work: Path) -> None:
+    def keep(self, work: Path, *, divided: bool = False, last: bool = False) -> None:
         """Make the store keep the checkpoints below ``work`` and no others, as soon as possible. Returns at once;
-        raises the permanent error of an earlier upload.
+        raises the permanent error of an earlier upload. ``divided``: each process has written a shard, and all call
+        this together; ``last``: no later checkpoint will make up for this one if it is skipped.
         """
-        if not self._team.first:
+        if not self._team.first and not divided:
             return
         self.check()
-        snapshot = _snapshot(work)
+        if divided and self._team.any(bool(self._pending))[0] and not last:
+            log.warning("the store is slower than the training: a checkpoint was skipped")
+            return
+        snapshot = _snapshot(work, self._team)
         with self._wake:
-            replaced, self._pending = self._pending, snapshot
+            replaced = [] if divided else list(self._pending)
+            if replaced:
+                self._pending.clear()
+            self._pending.append(snapshot)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="checkpoints", daemon=True)
                 self._thread.start()
             self._wake.notify_all()
-        if replaced:
+        for each in replaced:
             log.warning("the store is slower than the training: a checkpoint was skipped for a newer one")
-            shutil.rmtree(replaced, ignore_errors=True)
+            shutil.rmtree(each, ignore_errors=True)
 
     def check(self) -> None:
         """Raises the permanent error of an upload (no access, superseded); an unavailable store is not one."""
@@ -186,34 +208,41 @@ class Checkpoints:
 
     @property
     def newest_step(self) -> int:
-        """Step of the newest checkpoint in the store; 0 if there is none. Only the first process knows it."""
+        """Step of the newest checkpoint in the store, for all but the first process as far as they know; 0 if there is
+        none."""
         return max((_step(place) for place in self._owner.state.checkpoints), default=0)
 
     @property
     def upload_seconds(self) -> float:
         """How long the fastest upload so far took: a store that was away says nothing of the next one. 0 before the
-        first, and in all processes but one."""
+        first, and in a process that uploads nothing."""
         return self._seconds
 
     def _serve(self) -> None:
         while True:
             with self._wake:
-                while self._pending is None:
+                while not self._pending:
                     self._wake.wait()
-                snapshot, self._pending, self._busy = self._pending, None, True
-            begun = time.monotonic()
+                snapshot, self._busy = self._pending.popleft(), True
+            begun, again = time.monotonic(), False
             try:
                 self._mirror(snapshot)
                 self._seconds = min(self._seconds or math.inf, time.monotonic() - begun)
             except StageError as error:
                 if error.retriable and error.reason is not Reason.SUPERSEDED:
-                    log.warning("checkpoint not saved, trying again with the next one: %s", error.message)
+                    again = not self._team.first  # which waits for this part
+                    when = "again" if again else "again with the next one"
+                    log.warning("checkpoint not saved, trying %s: %s", when, error.message)
                 else:
                     self._failure = error
             except BaseException as error:  # noqa: BLE001 # raised again in the training's own thread
                 self._failure = error
-            shutil.rmtree(snapshot, ignore_errors=True)
+            if again:
+                time.sleep(_PAUSE)
+            else:
+                shutil.rmtree(snapshot, ignore_errors=True)
             with self._wake:
+                self._pending.extendleft([snapshot] if again else [])
                 self._busy = False
                 self._wake.notify_all()
 
@@ -226,12 +255,18 @@ class Checkpoints:
                 self._upload(place, folder)
             kept.append(place)
         self._owner.update(checkpoints=kept)
-        self._prune()
+        if self._team.first:
+            self._prune()
 
     def _upload(self, name: str, folder: Path) -> None:
-        manifest = folders.describe_folder(folder, Stage.TRAIN)
-        place = self._store.below(name)
+        manifest, place = folders.describe_folder(folder, Stage.TRAIN), self._store.below(name)
         place.upload_all({file.path: folder / file.path for file in manifest.files})
+        if not self._team.first:
+            place.put(f"{_PARTS}/{self._team.rank}.json", manifest.model_dump_json(by_alias=True).encode())
+            return
+        if is_sharded(folder):
+            others = [file for rank in range(1, self._team.size) for file in self._part(name, rank)]
+            manifest = manifest.model_copy(update={"files": manifest.files + others})
         found = {entry.key: entry.size for entry in place.list()}
         if short := [file.path for file in manifest.files if found.get(file.path) != file.size]:
             raise StageError(
@@ -241,14 +276,32 @@ class Checkpoints:
             )
         place.put(MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
 
+    def _part(self, name: str, rank: int) -> list[FileEntry]:
+        """What the process ``rank`` sent of a checkpoint; waits for it. Raises StageError (S3Unreachable) if that is
+        past it already: its part could not be sent, and is lost."""
+        attempt, _, own = name.rpartition("/")
+        while True:
+            names = [entry.key for entry in self._store.below(attempt).list()]
+            sent = {key.partition("/")[0] for key in names if key.endswith(f"/{_PARTS}/{rank}.json")}
+            if own in sent:
+                path = f"{name}/{_PARTS}/{rank}.json"
+                return parse_json(self._store.get(path) or b"", Manifest, self._store.uri(path)).files
+            if any(_step(each) > _step(own) for each in sent):
+                message = f"process {rank} could not send its part of {own}, and has sent a newer one."
+                raise StageError(Reason.S3_UNREACHABLE, message, retriable=True)
+            time.sleep(_PAUSE)
+
     def _prune(self) -> None:
-        """Delete what no longer counts, except a newer attempt's files, which this one may not judge."""
+        """Delete what no longer counts, except a newer attempt's files, which this one may not judge, and what other
+        processes have sent of a checkpoint that is yet to come."""
         kept = tuple(f"{place}/" for place in self._owner.state.checkpoints)
         for entry in self._store.list():
-            number = entry.key.partition("/")[0].rpartition("-")[2]
+            attempt, _, rest = entry.key.partition("/")
+            number, step = attempt.rpartition("-")[2], rest.partition("/")[0].rpartition("-")[2]
             newer = number.isdecimal() and int(number) > self.attempt
+            to_come = attempt == f"attempt-{self.attempt}" and step.isdecimal() and int(step) > self.newest_step
             foreign = entry.key == STATE or entry.key.startswith(f"{_TOO_LARGE}/")
-            if not foreign and not newer and not entry.key.startswith(kept or "/"):
+            if not foreign and not newer and not to_come and not entry.key.startswith(kept or "/"):
                 self._store.delete(entry.key)
 
 
@@ -267,20 +320,42 @@ def newest(work: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def shard_folder(team: Team) -> str:
+    """Where this process of a divided training writes, below a checkpoint."""
+    return f"{SHARDS}/{team.rank}-of-{team.size}"
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written by the processes of a divided training."""
+    return (checkpoint / SHARDS).is_dir()
+
+
 def _step(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
-def _snapshot(work: Path) -> Path:
-    """Hard links to all checkpoints as they are now: created instantly, and unchanged when the originals are
-    deleted."""
-    target = work / _SNAPSHOTS / str(time.monotonic_ns())
+def _snapshot(work: Path, team: Team) -> Path:
+    """Hard links to what this process keeps of all checkpoints as they are now: created instantly, and unchanged when
+    the originals are deleted."""
+    target = work / _SNAPSHOTS / f"{time.monotonic_ns()}-{team.rank}"
     for folder in work.glob(_PATTERN):
-        shutil.copytree(
-            folder, target / folder.name, copy_function=os.link, ignore=shutil.ignore_patterns(*_NOT_NEEDED)
-        )
+        (target / folder.name).mkdir(parents=True)
+        for file in _kept_of(folder, team):
+            link = target / file.relative_to(work)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, link)
     target.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _kept_of(checkpoint: Path, team: Team) -> Iterator[Path]:
+    """The files of a checkpoint that this process sends: its own shard, and the first one what is no shard."""
+    for file in checkpoint.rglob("*"):
+        path = file.relative_to(checkpoint).as_posix()
+        shard = path.startswith(f"{SHARDS}/")
+        own = path.startswith(f"{shard_folder(team)}/") if shard else team.first
+        if own and file.is_file() and file.name not in _NOT_NEEDED:
+            yield file
 
 
 def _relocate(checkpoint: Path) -> None:

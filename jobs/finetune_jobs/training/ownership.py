@@ -120,14 +120,16 @@ class Ownership:
 
 
 class Following:
-    """The state as the other processes of a training see it; only the first one writes it."""
+    """The state as the other processes of a training see it; only the first one writes it. Thread-safe."""
 
     def __init__(self, state: RunState) -> None:
         self.state = state
+        self._lock = threading.Lock()
 
     def update(self, **changes: Any) -> None:
         """What the first process writes at this point."""
-        self.state = self.state.model_copy(update=changes)
+        with self._lock:
+            self.state = self.state.model_copy(update=changes)
 
 
 def _content(state: RunState) -> bytes:

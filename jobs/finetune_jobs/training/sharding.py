@@ -11,9 +11,8 @@ so that none of them ever holds more than its share and one weight. The trainer 
 already, which transformers 5.24 knows (``is_distributed_loading_by_transformers``): accelerate, whose own FSDP is
 refused on CPUs, neither wraps nor divides it, and tests divide over gloo what GPUs divide over NCCL.
 
-A checkpoint has the files that a single process writes, so that any number of processes can resume from it:
-transformers' own for FSDP can be read under FSDP only, and torch's sharded ones contain pickles. The first process
-therefore needs host memory for the whole checkpoint while it writes or reads it.
+At a checkpoint each process writes the rows that it holds (``shards``), from which any number of processes can resume,
+divided or not. One that an undivided training left is read by the first process, for all.
 """
 
 import logging
@@ -28,22 +27,25 @@ from accelerate.utils import AutocastKwargs
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, load_file, save
 from torch import distributed, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import distribute_tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
+from finetune_jobs.training.checkpoints import is_sharded
 from finetune_jobs.training.label_loss import LabelLossTrainer
 from finetune_jobs.training.selective import use_selective
+from finetune_jobs.training.shards import (
+    WEIGHTS,
+    Shards,
+    kinds_of_state,
+    read_settings,
+    write_settings,
+    write_shard,
+)
 from finetune_jobs.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -119,14 +121,12 @@ class ShardedTrainer(LabelLossTrainer):
         return {name: tensor for name, tensor in weights.items() if name in trained}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The weights of a checkpoint."""
+        """This process's weights of a checkpoint."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = self.weights()
+        write_shard(folder, self.team, WEIGHTS, self._trained())
         if self.team.first and isinstance(self.model, PeftModel):
-            self.model.save_pretrained(folder, state_dict=weights)
-        elif self.team.first:
-            save_file(weights, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+            self.model.peft_config[self.model.active_adapter].save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Called before the model is divided, after which the checkpoint is read."""
@@ -135,37 +135,75 @@ class ShardedTrainer(LabelLossTrainer):
         self._read(Path(self.state.best_model_checkpoint))
 
     def _read(self, checkpoint: Path) -> None:
-        """Take the weights that are trained from a checkpoint, which the first process reads."""
+        """Take the weights that are trained from a checkpoint."""
+        if is_sharded(checkpoint):
+            shards = Shards(checkpoint, WEIGHTS)
+            with torch.no_grad():
+                for name, parameter in self._trained().items():
+                    parameter.to_local().copy_(shards.read(name, parameter).to_local())
+            return
         found: _Weights = {}
         if self.team.first:
             for file in checkpoint.glob("*.safetensors"):
                 found |= load_file(file)
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    whole = found.get(name.replace(".default.", "."))  # PEFT's files do not name the adapter
-                    parameter.to_local().copy_(_share(parameter, whole, self.args.device).to_local())
+            for name, parameter in self._trained().items():
+                parameter.to_local().copy_(_share(parameter, found.get(name), self.args.device).to_local())
+
+    def _trained(self) -> dict[str, Any]:
+        """What is trained, by the names of PEFT's files, which do not name the adapter; divided again where a
+        validation has left the output layer gathered."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return {_plain(name): each for name, each in self.model.named_parameters() if each.requires_grad}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        state = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
+        folder, state = Path(output_dir), self.optimizer.state
+        trained = self._trained()
+        for kind in sorted({kind for values in state.values() for kind in values}):
+            write_shard(folder, self.team, kind, {name: state[each][kind] for name, each in trained.items()})
         if self.team.first:
-            torch.save(_numbered(state), Path(output_dir, OPTIMIZER_NAME))
+            names = iter(map(_plain, self._optimised()))
+            groups = self.optimizer.param_groups
+            write_settings(folder, [{**group, "params": [next(names) for _ in group["params"]]} for group in groups])
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state: dict[str, Any] = {}
-        if self.team.first:
-            state = _named(torch.load(Path(checkpoint, OPTIMIZER_NAME), weights_only=True), self._optimised())
-        set_optimizer_state_dict(self.model, self.optimizer, state, options=_FROM_FIRST)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        folder = Path(checkpoint)
+        if is_sharded(folder):
+            self.optimizer.load_state_dict(self._state_in(folder))
+        else:
+            state: dict[str, Any] = {}
+            if self.team.first:
+                state = torch.load(folder / OPTIMIZER_NAME, weights_only=True, mmap=True)
+                state = _named(state, self._optimised())
+            set_optimizer_state_dict(self.model, self.optimizer, state, options=_FROM_FIRST)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+
+    def _state_in(self, checkpoint: Path) -> dict[str, Any]:
+        """The optimiser's state for this process, by the places of its parameters, from all processes' shards."""
+        trained, names = self._trained(), [_plain(name) for name in self._optimised()]
+        state: dict[int, dict[str, Any]] = {number: {} for number in range(len(names))}
+        for kind in kinds_of_state(checkpoint):
+            shards = Shards(checkpoint, kind)
+            for number, name in enumerate(names):
+                state[number][kind] = shards.read(name, trained[name].detach())
+        numbers = iter(range(len(names)))
+        groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in read_settings(checkpoint)]
+        return {"state": state, "param_groups": groups}
 
     def _optimised(self) -> list[str]:
         """The names of the optimiser's parameters, in its order."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _plain(name: str) -> str:
+    return name.replace(".default.", ".")
 
 
 def _layers(base: Any) -> Iterator[nn.Module]:
@@ -211,15 +249,7 @@ def _share(parameter: Any, whole: torch.Tensor | None, device: torch.device) -> 
     return distribute_tensor(whole.to(device, parameter.dtype), parameter.device_mesh, parameter.placements)
 
 
-def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's state by the places of its parameters, as torch's own is, instead of by their names."""
-    names = [name for group in state["param_groups"] for name in group["params"]]
-    numbers = {name: number for number, name in enumerate(names)}
-    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {numbers[name]: values for name, values in state["state"].items()}, "param_groups": groups}
-
-
 def _named(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The reverse: ``names`` by place."""
+    """An optimiser's state, as torch's own is by the places of its parameters, by their ``names``."""
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[number]: values for number, values in state["state"].items()}, "param_groups": groups}

@@ -53,6 +53,7 @@ from finetune_jobs.training.order import StepOrder
 from finetune_jobs.training.rounded_adamw import RoundedAdamW
 from finetune_jobs.training.selective import use_selective
 from finetune_jobs.training.sharding import ShardedTrainer
+from finetune_jobs.training.shards import make_all_whole
 from finetune_jobs.training.stall import StallWatch
 from finetune_jobs.training.team import ALONE, Team
 from finetune_jobs.training.tiled_loss import add_tiled_loss
@@ -143,6 +144,8 @@ def train_model(files: TrainingFiles, training: Training, context: TrainingConte
     step = chosen_step(files.base, training, share, _longest(files, training), team)
     if checkpoints.checkpointing(step.keeps_least):
         step = step.with_least()
+    if not sharded(training, team, step):
+        make_all_whole(files.work, team)
     while (trained := _attempt(files, training, context, batch, step, resume)) is None:
         smaller = smaller_batch(batch, training) if step.keeps_least else batch
         if team.size > 1:
@@ -184,6 +187,7 @@ def _attempt(
                 context,
                 files.work,
                 minutes=training.checkpoint_minutes,
+                divided=divided,
                 save=lambda: trainer._save_checkpoint(trainer.model, trial=None),
             )
         )

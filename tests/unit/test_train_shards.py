@@ -1,0 +1,75 @@
+"""The rows that the processes of a divided training keep, read by as many or by another number of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.training.checkpoints import is_sharded
+from finetune_jobs.training.shards import WEIGHTS, Shards, make_whole, write_rows, write_settings
+from finetune_jobs.training.team import Team
+from tests.support.sentences import assert_says
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+GROUPS = [{"lr": 1e-3, "betas": [0.9, 0.999], "params": ["b", "a"]}, {"lr": 0.1, "betas": [0.9, 0.999], "params": []}]
+
+
+def tensors(kind: str) -> dict[str, torch.Tensor]:
+    """A matrix of seven rows, and a vector that is shorter than there are processes."""
+    seed = len(kind)
+    return {"a": torch.arange(21.0).reshape(7, 3) + seed, "b": torch.arange(2.0) + seed}
+
+
+def write(checkpoint: Path, size: int, ranks: list[int] | None = None) -> None:
+    """As ``size`` processes, or the ``ranks`` of them, write."""
+    for rank in range(size) if ranks is None else ranks:
+        for kind in (WEIGHTS, "exp_avg"):
+            local, rows = {}, {}
+            for name, whole in tensors(kind).items():
+                length = -(-len(whole) // size)
+                start = min(len(whole), rank * length)
+                local[name], rows[name] = whole[start : start + length], (start, len(whole))
+            write_rows(checkpoint, Team(rank=rank, size=size), kind, local, rows)
+        steps = {name: torch.tensor(5.0) for name in ("a", "b")}
+        write_rows(checkpoint, Team(rank=rank, size=size), "step", steps, {})
+    write_settings(checkpoint, GROUPS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_any_number_of_shards_makes_the_same_whole(size: int, tmp_path: Path) -> None:
+    write(tmp_path, size)
+    assert is_sharded(tmp_path)
+
+    make_whole(tmp_path)
+
+    found = load_file(tmp_path / "model.safetensors")
+    for name, wanted in tensors(WEIGHTS).items():
+        assert torch.equal(found[name], wanted)
+    state = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    assert [group["params"] for group in state["param_groups"]] == [[0, 1], []]
+    assert (state["param_groups"][0]["lr"], state["param_groups"][0]["betas"]) == (1e-3, (0.9, 0.999))
+    for number, name in enumerate(("b", "a")):
+        assert torch.equal(state["state"][number]["exp_avg"], tensors("exp_avg")[name])
+        assert state["state"][number]["step"] == torch.tensor(5.0)
+
+
+def test_an_adapters_weights_are_where_peft_looks_for_them(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({}))
+    make_whole(tmp_path)
+    assert torch.equal(load_file(tmp_path / "adapter_model.safetensors")["a"], tensors(WEIGHTS)["a"])
+
+
+def test_a_pod_reads_its_own_rows_from_its_own_files(tmp_path: Path) -> None:
+    """Where each pod keeps what its processes wrote, no other rows are there, and none are needed."""
+    write(tmp_path, 3, ranks=[1])
+    shards = Shards(tmp_path, WEIGHTS)
+    assert torch.equal(shards._rows("a", 3, 6), tensors(WEIGHTS)["a"][3:6])
+    with pytest.raises(StageError) as raised:
+        shards.whole("a")
+    assert_says(raised.value.message, "lacks weights of a, row 0 of 7", "delete this checkpoint")
