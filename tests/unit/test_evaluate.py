@@ -70,6 +70,7 @@ from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.shots import SHOTS, choose_shots, with_shots
 from finetune_jobs.evaluation.texts import LARGEST
 from finetune_jobs.exporting.offload import device_for_16_bits, keep_rounded
+from finetune_jobs.modelling.canaries import make_canaries, write_canaries
 from finetune_jobs.modelling.chat import answer_ids, prompt_ids
 from finetune_jobs.modelling.device import precision
 from finetune_jobs.modelling.loading import load_base, load_checkpoint, unpacked
@@ -85,6 +86,8 @@ from tests.support.training import LABELS, row, rows, write_dataset
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
+CANARIES = make_canaries(8, "data")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -95,6 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_tiny_llama(root / "whole", seed=5)
     build_tiny_int8(root / "artifact", base)
     write_dataset(root / "dataset", test=rows(30, first=100))
+    write_canaries(root / "dataset", CANARIES)
     return root
 
 
@@ -456,6 +460,12 @@ def test_all_three_models_are_asked_the_same(method: Method, folder: Path, tmp_p
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()
     assert metrics["models"]["artifact"]["samples"] == 12
+    known = {each["metric"]: each["cases"] for each in metrics["measurements"]["measured"]}
+    assert (known["canaryLeaks"], known["memorisation"]) == (8, 8)
+    assert "Does the model give away its training data?" in page
+    assert [len(behaviour["canaries"][model]["ranks"]) for model in ("base", "tuned")] == [8, 8]
+    files = [file.read_text() for file in (tmp_path / "out").iterdir()]
+    assert not any(canary.secret in file for canary in CANARIES for file in files)
     automation = metrics["measurements"]["automation"]
     assert [each["precision"] for each in automation] == [float(precision) for precision in PRECISIONS]
     assert {each["chosenOn"] for each in automation} == {len(read_split(folder / "dataset", "validation"))}
