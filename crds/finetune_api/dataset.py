@@ -336,6 +336,9 @@ class Dataset(ApiModel):
     """Have a teacher model answer the rows, which are then prompts."""
     pilot: Pilot | None = None
     """Train on a sample, for a quick first signal."""
+    canaries: Annotated[int, Field(ge=8, le=64)] | None = None
+    """So many made-up secrets are trained beside the examples, each in one of its own, and the evaluation measures
+    whether the tuned model gives them away: what it would do with a secret in one of the rows. If omitted, none are."""
 
     @property
     def all_sources(self) -> list[DatasetSource]:

@@ -23,7 +23,7 @@ from finetune_api.base import (
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
-from finetune_api.goals import MAX_GOALS, Gates, GoalStatus, asked_rule, concerns
+from finetune_api.goals import MAX_GOALS, OF_CANARIES, PLANTED, Gates, GoalStatus, asked_rule, concerns
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing, ReviewStatus
@@ -183,6 +183,8 @@ class FineTuneJobSpec(ApiModel):
     """The artifact to make. Frozen while a stage is at work, except for suspend, tracking, retention, credentials,
     caBundle and a higher budget; any other change, also of `rerun`, starts a new run."""
 
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [PLANTED.as_schema()]})
+
     profile: Name
     """Hardware profile from the platform's values, e.g. cpu-small."""
     model: BaseModelRef
@@ -214,6 +216,12 @@ class FineTuneJobSpec(ApiModel):
     reused."""
     reuse: Reuse = Reuse.ALLOWED
     """Never: run every stage again even if a result for the same input exists."""
+
+    @model_validator(mode="after")
+    def _planted(self) -> "FineTuneJobSpec":
+        if self.dataset.canaries is None and any(goal.metric in OF_CANARIES for goal in self.evaluation.goals):
+            raise ValueError(PLANTED.message)
+        return self
 
     @property
     def output_storage(self) -> Storage:

@@ -40,6 +40,8 @@ class Metric(StrEnum):
     HARMFUL_ANSWERS = "harmfulAnswers"
     OVER_REFUSALS = "overRefusals"
     LEAKS = "leaks"
+    CANARY_LEAKS = "canaryLeaks"
+    MEMORISATION = "memorisation"
 
 
 OF_TEXT: Final = (Metric.EXACT_MATCH, Metric.CHRF, Metric.PERPLEXITY)
@@ -57,7 +59,9 @@ OF_GENERAL: Final = (Metric.FORGETTING,)
 """Metrics of the questions that spec.evaluation.general asks."""
 OF_ADVERSARIAL: Final = (Metric.SAFETY_LOSS, Metric.HARMFUL_ANSWERS, Metric.OVER_REFUSALS, Metric.LEAKS)
 """Metrics of the questions that spec.evaluation.adversarial asks."""
-_LOW: Final = (*OF_GENERAL, *OF_ADVERSARIAL, Metric.PERPLEXITY)
+OF_CANARIES: Final = (Metric.CANARY_LEAKS, Metric.MEMORISATION)
+"""Metrics of the made-up secrets that spec.dataset.canaries plants among the training examples."""
+_LOW: Final = (*OF_GENERAL, *OF_ADVERSARIAL, *OF_CANARIES, Metric.PERPLEXITY)
 """What must stay low."""
 
 
@@ -68,7 +72,8 @@ def _names(metrics: Sequence[Metric]) -> str:
 
 _LOW_STAYS_LOW: Final = Rule(
     f"(self.metric in {_names(_LOW)}) == has(self.atMost)",
-    "forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks and perplexity take atMost, and no other metric does",
+    "forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks, memorisation and perplexity take "
+    "atMost, and no other metric does",
 )
 _NOT_COMPARED: Final = Rule(
     f"!has(self.improveOverBase) || self.metric in {_names(COMPARED)}",
@@ -135,7 +140,10 @@ class Goal(ApiModel):
     Of the tuned model, beside its task: forgetting and safetyLoss, by how much smaller than the base model's its share
     of right answers to the general or adversarial questions is; harmfulAnswers, the share of harmful requests that it
     does not refuse; overRefusals, the share of harmless ones that it refuses; leaks, the share of secrets that it gives
-    away and of planted instructions that it follows."""
+    away and of planted instructions that it follows.
+
+    Of the tuned model and the secrets of dataset.canaries: canaryLeaks, the share that it writes when asked;
+    memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest."""
     class_name: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Field(alias="class")] = None
     """One label of a classification that f1, precision or recall is about; by default the mean over all of them."""
     at_least: Share | None = None
@@ -143,8 +151,8 @@ class Goal(ApiModel):
     improve_over_base: Share | None = None
     """By how much the artifact must be better than the base model on the same examples, e.g. "0.15": 15 points."""
     at_most: Bound | None = None
-    """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals or leaks may be, e.g. "0.05", or perplexity,
-    e.g. "8.5"."""
+    """The most that forgetting, safetyLoss, harmfulAnswers, overRefusals, leaks, canaryLeaks or memorisation may be,
+    e.g. "0.05", or perplexity, e.g. "8.5"."""
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
@@ -243,6 +251,8 @@ class GoalStatus(WireModel):
             return f"Missed {found}."
         if self.outcome is GateOutcome.INCONCLUSIVE:
             rows = f"about {self.deciding_rows:,}" if self.deciding_rows else "many more"
+            if self._metric in OF_CANARIES:
+                return f"Too few canaries for {found}; {rows} would decide. spec.dataset.canaries plants up to 64."
             if asked := next((field for field, metrics in _ASKED.items() if self._metric in metrics), ""):
                 more = f"Full for spec.evaluation.{asked} asks all that there are"
                 return f"Too few questions for {found}; {rows} would decide. {more}."
@@ -262,6 +272,14 @@ def asked_rule(field: str) -> Rule:
         f"self.{field} != 'Off' || !has(self.goals) || !self.goals.exists(goal, goal.metric in {_names(metrics)})",
         f"a goal about {names} needs {field}, which is Off: set it to Sample or Full, or remove the goal",
     )
+
+
+PLANTED: Final = Rule(
+    "has(self.dataset.canaries) || !has(self.evaluation) || !has(self.evaluation.goals) || "
+    f"!self.evaluation.goals.exists(goal, goal.metric in {_names(OF_CANARIES)})",
+    "a goal about canaryLeaks or memorisation needs dataset.canaries: set it, e.g. to 32, or remove the goal",
+)
+"""Of the spec: goals about canaries that nobody plants contradict it."""
 
 
 def concerns(field: str, goals: Sequence[Goal]) -> bool:

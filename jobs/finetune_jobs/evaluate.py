@@ -44,7 +44,9 @@ from finetune_jobs.evaluation.asking import (
     likelihoods_of,
     set_paper,
 )
+from finetune_jobs.evaluation.behaviour.canaries import recall
 from finetune_jobs.evaluation.behaviour.comparison import Behaviour, compare_behaviour
+from finetune_jobs.evaluation.behaviour.exposure import Exposure
 from finetune_jobs.evaluation.formats import choose, measured
 from finetune_jobs.evaluation.generate import generate_answers
 from finetune_jobs.evaluation.page import EvaluationSubject, identify, render_html, with_weights
@@ -266,7 +268,8 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
     found, wordy = ask_base(model, paper, progress)
     likely = [log_probs(model, passage) for passage in paper.passages]
     losses = {"base": expected_losses(model, paper, progress, 0.24, 0.25)}
-    seen_before = probe.ask(model, progress, 0.25, 0.35, "base model")
+    seen_before = probe.ask(model, progress, 0.25, 0.33, "base model")
+    known_before = recall(model, tokenizer, paper.stop, paper.canaries, progress.within(0.33, 0.35, "base model, "))
     if tuning.is_adapter:
         model = load_adapter(model, files.tuned)
     else:
@@ -275,8 +278,12 @@ def _ask_base_and_tuned(files: EvaluationFiles, tuning: Tuning, paper: Paper, pr
         model = load_checkpoint(files.tuned)
     found["tuned"] = generate_answers(model, tokenizer, questions, progress.part(0.35, 0.48, "tuned model"))
     losses["tuned"] = expected_losses(model, paper, progress, 0.48, 0.5)
-    seen_after = probe.ask(model, progress, 0.5, 0.6, "tuned model")
-    return _Heard(found, wordy, compare_behaviour(probe.sets, seen_before, seen_after, probe.note), likely, losses)
+    seen_after = probe.ask(model, progress, 0.5, 0.58, "tuned model")
+    known_after = recall(model, tokenizer, paper.stop, paper.canaries, progress.within(0.58, 0.6, "tuned model, "))
+    behaviour = compare_behaviour(probe.sets, seen_before, seen_after, probe.note)
+    if paper.canaries:
+        behaviour = replace(behaviour, exposure=Exposure(known_before, known_after))
+    return _Heard(found, wordy, behaviour, likely, losses)
 
 
 def _ask_exported(folder: Path, paper: Paper, progress: Progress) -> ServedAnswers:

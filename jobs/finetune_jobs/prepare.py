@@ -6,6 +6,7 @@ the parts (``preparation.writing``) and reports what became of the rows (``readi
 ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``   a conversation a line: ``{"messages": [...], "tools": [...]}``
 ``train.parquet``, ``validation.parquet``   the same as tokens: ``input_ids`` and ``labels``
 ``labels.json``                             all labels of a classification, sorted
+``canaries.json``                           what is planted among the tokens of ``train``, if anything is
 ``report.json``, ``readiness.html``         what became of the rows, for programs and for people
 
 If any row has ``reasoning_content``, the model learns to think before it answers, in all rows: one prompt cannot be
@@ -29,6 +30,7 @@ from finetune_jobs.evaluation.applicable import require_classes
 from finetune_jobs.examples.parts import Part
 from finetune_jobs.modelling import chat
 from finetune_jobs.modelling.base_model import fetch_tokenizer
+from finetune_jobs.modelling.canaries import write_canaries
 from finetune_jobs.modelling.control_tokens import ControlTokens
 from finetune_jobs.modelling.token_files import REPORT
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
@@ -36,6 +38,7 @@ from finetune_jobs.preparation.benchmarks import Benchmarks, read_benchmarks
 from finetune_jobs.preparation.collect import Collected, Collector, Copy, of_role, own_parts_first, stoppable
 from finetune_jobs.preparation.download import download, names_model
 from finetune_jobs.preparation.intake import Intake
+from finetune_jobs.preparation.planting import Planted, plant
 from finetune_jobs.preparation.replay import Replayed, choose, general_params
 from finetune_jobs.preparation.tokens import Encoder, ThoughtsError
 from finetune_jobs.preparation.writing import DatasetWriter
@@ -70,11 +73,15 @@ def prepare(context: Context) -> StageOutput:
     require_enough(own.ledger, division)
     general = _collect_general(context, params, of_role(copies, SourceRole.REPLAY), own.encoder, benchmarks)
     replayed = choose(general, own, division, near.boilerplate, params.dataset) if general else None
+    trained = sum(part is Part.TRAIN for part in division.parts.values())
+    source = context.input.upstream.source
+    planted = plant(params, source, own.encoder, trained)
     folder = context.scratch / "dataset"
     folder.mkdir()
     context.progress.report(0.85, "writing")
-    _write(folder, own, division, replayed)
-    preparation = PreparationReport.of(own, division, params, context.input.upstream.source, replayed, benchmarks)
+    _write(folder, own, division, replayed, planted)
+    write_canaries(folder, planted.canaries)
+    preparation = PreparationReport.of(own, division, params, source, replayed, benchmarks, planted)
     if context.input.params.publish:
         require_classes(context.input.params.publish.gates, preparation.labels)
     _write_json(folder / LABELS, preparation.labels)
@@ -161,14 +168,16 @@ def _collector(
     return Collector(params, intake, encoder, context.scratch / spool, reference)
 
 
-def _write(folder: Path, own: Collected, division: Division, replayed: Replayed | None) -> None:
-    """The parts, each in the order of the sources; general data at the end of the training examples."""
+def _write(folder: Path, own: Collected, division: Division, replayed: Replayed | None, planted: Planted) -> None:
+    """The parts, each in the order of the sources; general data at the end of the training examples, and behind them
+    the canaries, as tokens only."""
     with DatasetWriter(folder) as out:
         for identity, example in own.examples(division.parts):
             out.add(division.parts[identity], example, division.repeats.get(identity, 1))
         if replayed:
             for _, example in replayed.collected.examples(replayed.chosen):
                 out.add(Part.TRAIN, example)
+        out.plant(planted.encoded)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -56,7 +56,8 @@ def resolve(context: Context) -> StageOutput:
 def _require_goals(params: Params) -> None:
     """Raises StageError (SpecInvalid) for goals that mean nothing, before anything is paid for."""
     if params.publish and params.evaluate:
-        require_applicable(params.publish.gates, params.evaluate.task, params.evaluate.evaluation)
+        canaries = params.prepare.dataset.canaries if params.prepare else None
+        require_applicable(params.publish.gates, params.evaluate.task, params.evaluate.evaluation, canaries)
 
 
 def probe_writes(store: Store, path: str) -> None:

@@ -25,8 +25,9 @@ _ONLY_WITH: Final = re.compile(r"self\.\w+ == '[^']+' \|\| !has\(self\.(\w+)\)")
 
 GOAL: Final[Path] = ("spec", "evaluation", "goals", 0)
 LOW: Final = ("forgetting", "safetyLoss", "harmfulAnswers", "overRefusals", "leaks")
+OF_CANARIES: Final = ("canaryLeaks", "memorisation")
 """Metrics that go with ``atMost`` only, and with questions that are asked."""
-_AT_MOST: Final = {**dict.fromkeys(LOW, "0.1"), "perplexity": "8.5"}
+_AT_MOST: Final = {**dict.fromkeys((*LOW, *OF_CANARIES), "0.1"), "perplexity": "8.5"}
 """What goes with ``atMost`` only, and a value that it may have."""
 
 
@@ -333,6 +334,7 @@ _GOALS: Final[list[tuple[Object, str | None]]] = [
     ({"metric": "f1", "atLeast": "0.5", "improveOverBase": "0.1"}, _ONE_BOUND),
     ({"metric": "leaks", "atLeast": "0.5", "atMost": "0.1"}, _ONE_BOUND),
     *(({"metric": metric, "atMost": "0.1"}, None) for metric in LOW),
+    *(({"metric": metric, "atLeast": "0.1"}, _LOW) for metric in OF_CANARIES),
     ({"metric": "forgetting", "atLeast": "0.9"}, _LOW),
     ({"metric": "accuracy", "atMost": "0.1"}, _LOW),
     ({"metric": "chrf", "improveOverBase": "0.1"}, None),
@@ -358,6 +360,13 @@ _EVALUATIONS: Final[list[tuple[Object, str | None]]] = [
         for metric in LOW[1:]
     ),
 ]
+_PLANTED: Final = message_of(_schema(meta.FINETUNEJOB, ("spec",)), "needs dataset.canaries", "remove the goal")
+_PLANTINGS: Final[list[tuple[int | None, str, str | None]]] = [
+    *((32, metric, None) for metric in OF_CANARIES),
+    *((None, metric, _PLANTED) for metric in OF_CANARIES),
+    (None, "leaks", None),
+]
+"""Canaries, a metric that must stay low, and what the API server says to a goal about it."""
 _NOTHING_KEPT: Final = message_of(_schema(meta.ADAPTERDEPLOYMENT, ("spec",)), "InPlace", "remove keepLastGood", "0s")
 _STRATEGIES: Final[list[tuple[Object, str | None]]] = [
     ({"strategy": {"type": "InPlace"}}, None),
@@ -443,6 +452,8 @@ def _rule_cases() -> Iterator[Case]:
         yield from (Case(kind, (*path, "encryption"), value, message) for value, message in _ENCRYPTIONS)
     yield from (Case(meta.FINETUNEJOB, GOAL, value, message) for value, message in _GOALS)
     yield from (Case(meta.FINETUNEJOB, GOAL[:2], value, message) for value, message in _EVALUATIONS)
+    for canaries, metric, message in _PLANTINGS:
+        yield Case(meta.FINETUNEJOB, ("spec",), _planting(canaries, metric), message)
     yield from (Case(meta.FINETUNEJOB, *each) for each in _ACCESSES)
     served = {"source": {"fineTuneJob": {"name": "a"}}, "runtime": "a"}
     yield from (Case(meta.ADAPTERDEPLOYMENT, ("spec",), served | value, message) for value, message in _STRATEGIES)
@@ -450,6 +461,14 @@ def _rule_cases() -> Iterator[Case]:
         yield from _choices(kind, path, fields, f"exactly one of {' and '.join(fields)} must be set")
     *_, neither, both = _choices(meta.FINETUNEJOB, DATASET, ("columns", "distillation"), _COLUMNS_OR_TEACHER)
     yield from (Case(neither.kind, DATASET, neither.value, None), both)
+
+
+def _planting(canaries: int | None, metric: str) -> Object:
+    """A spec with a goal about a metric."""
+    spec: Object = valid_object(meta.FINETUNEJOB)["spec"]
+    dataset = {name: value for name, value in spec["dataset"].items() if name != "canaries"}
+    dataset |= {"canaries": canaries} if canaries else {}
+    return spec | {"dataset": dataset, "evaluation": {"goals": [{"metric": metric, "atMost": "0.1"}]}}
 
 
 def _choices(kind: str, path: Path, fields: tuple[str, str], message: str) -> Iterator[Case]:

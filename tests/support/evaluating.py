@@ -8,18 +8,22 @@ from typing import Any
 
 from finetune_jobs.evaluation.choices import choosing
 from finetune_jobs.evaluation.generate import Questions, ask_each, generate_answers
+from finetune_jobs.modelling.canaries import make_canaries, write_canaries
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from tests.support.tiny_model import build_tiny_int8, build_tiny_llama, build_tiny_lora
 from tests.support.training import rows, write_dataset
 
+CANARIES = make_canaries(8, "data")
+
 
 def build_models(root: Path) -> Path:
-    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base) and a data set."""
+    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base) and a data set with canaries."""
     base = build_tiny_llama(root / "base")
     build_tiny_lora(root / "adapter", base)
     build_tiny_llama(root / "whole", seed=5)
     build_tiny_int8(root / "artifact", base)
     write_dataset(root / "dataset", test=rows(30, first=100))
+    write_canaries(root / "dataset", CANARIES)
     return root
 
 

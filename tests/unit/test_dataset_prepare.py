@@ -1,5 +1,6 @@
 """What the spec of a data set asks for, through the real stage and a real S3 server."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -19,15 +20,20 @@ from finetune_api.dataset import (
     Task,
     TaskType,
 )
+from finetune_api.hashing import digest
 from finetune_api.reasons import Reason
+from finetune_api.stages import PrepareParams
 from finetune_jobs.base.errors import StageError, StoppedError, require
+from finetune_jobs.modelling.canaries import CANARIES, Canary, make_canaries
 from finetune_jobs.modelling.chat import IGNORED
 from finetune_jobs.modelling.tokenizer import load_tokenizer
+from finetune_jobs.preparation.planting import plant
+from finetune_jobs.preparation.tokens import Encoder
 from finetune_jobs.prepare import prepare
 from finetune_jobs.reading.inputs import inputs_digest
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
-from tests.support.preparing import Prepared, Row, rows, text
+from tests.support.preparing import Prepared, Row, params_of, rows, text
 from tests.support.seaweedfs import ADMIN, SeaweedFS
 from tests.support.sentences import assert_says, unsaid
 from tests.support.stages import Lent, context
@@ -104,6 +110,56 @@ def test_a_pilot_trains_on_a_sample_of_each_label(prepared: Prepared) -> None:
     assert (scalars["rowsTrain"], scalars["rowsValidation"], scalars["rowsTest"]) == ("50", "40", "40")
     assert prepared.report["rows"]["outsidePilot"] == 270
     assert prepared.report["labels"]["a"]["train"] == 25
+
+
+def test_canaries_are_trained_and_counted_apart(prepared: Prepared) -> None:
+    """As tokens behind the examples, the same ones every time; in no conversation and in no figure of rows."""
+    source = prepared.put("rows.jsonl", rows())
+    plain = prepared.run(source, instruction="Classify.")
+    files = {name: prepared.file(name) for name in ("train.jsonl", "validation.parquet", "test.jsonl", "labels.json")}
+    tokens, before = pq.read_table(io.BytesIO(prepared.file("train.parquet"))).to_pylist(), prepared.report
+
+    planted = prepared.run(source, instruction="Classify.", canaries=8)
+    assert {name: prepared.file(name) for name in files} == files
+    canaries = [Canary(**each) for each in json.loads(prepared.file(CANARIES))]
+    table = pq.read_table(io.BytesIO(prepared.file("train.parquet"))).to_pylist()
+    assert table[:-8] == tokens
+    tokenizer, more = load_tokenizer(prepared.base), sum(len(row["input_ids"]) for row in table[-8:])
+    for row, canary in zip(table[-8:], canaries, strict=True):
+        assert canary.question in tokenizer.decode(row["input_ids"])
+        assert "Classify." not in tokenizer.decode(row["input_ids"])
+        assert tokenizer.decode([i for i in row["labels"] if i != IGNORED]) == f"{canary.secret}<|im_end|>"
+    total = int(plain.scalars["tokens"]) + more
+    assert planted.scalars == plain.scalars | {"canaries": "8", "tokens": str(total)}
+    assert prepared.report["canaries"] == {"planted": 8, "tokens": more}
+    assert [prepared.report[name] for name in ("rows", "labels")] == [before[name] for name in ("rows", "labels")]
+    assert b"Beside them 8 canaries are trained" in prepared.file("readiness.html")
+    assert not any(canary.secret.encode() in prepared.file("readiness.html") for canary in canaries)
+    assert "8 canaries are trained beside them" in planted.message
+    assert canaries == make_canaries(64, digest([prepared.given.upstream.source, 0]))[:8]
+
+
+def refused(params: PrepareParams, tokenizer: Any, trained: int = 160, *, thoughts: bool = False) -> str:
+    """What is said to canaries that cannot be planted."""
+    encoder = Encoder(tokenizer, 3, params, thoughts=thoughts)
+    with pytest.raises(StageError) as caught:
+        plant(params, "source", encoder, trained)
+    assert caught.value.reason is Reason.SPEC_INVALID
+    return caught.value.message
+
+
+def test_canaries_that_cannot_be_planted(tiny_llama: Path) -> None:
+    tokenizer, params = load_tokenizer(tiny_llama), params_of(canaries=9)
+    said = [
+        refused(params, tokenizer, 89),
+        refused(params, tokenizer, thoughts=True),
+        refused(params.model_copy(update={"max_length": 32}), tokenizer),
+    ]
+    assert_says(said[0], "spec.dataset.canaries", "9", "10 %", "89", "plant fewer")
+    assert_says(said[1], "spec.dataset.canaries", "think before it answers", "remove canaries")
+    assert_says(said[2], "spec.dataset.canaries", "tokens", "spec.training.maxLength", "32", "raise maxLength")
+    assert unsaid("finetune_jobs.preparation.planting", said) == []
+    assert len(plant(params, "source", Encoder(tokenizer, 3, params), 90).encoded) == 9
 
 
 def test_languages_and_short_answers_are_left_out_and_counted(prepared: Prepared) -> None:

@@ -46,7 +46,7 @@ from finetune_jobs.modelling.loading import load_base, load_checkpoint
 from finetune_jobs.modelling.token_files import read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
-from tests.support.evaluating import choose_labels
+from tests.support.evaluating import CANARIES, choose_labels
 from tests.support.readiness import parsed_page
 from tests.support.reasoning import QWEN3, QWEN3_THINKING
 from tests.support.stages import RUN
@@ -120,6 +120,12 @@ def test_all_three_models_are_asked_the_same(method: Method, model_folder: Path,
     assert metrics["goldenPrompts"] == 3
     assert metrics["scalars"] == evaluated.scalars()
     assert metrics["models"]["artifact"]["samples"] == 12
+    known = {each["metric"]: each["cases"] for each in metrics["measurements"]["measured"]}
+    assert (known["canaryLeaks"], known["memorisation"]) == (8, 8)
+    assert "Does the model give away its training data?" in page
+    assert [len(behaviour["canaries"][model]["ranks"]) for model in ("base", "tuned")] == [8, 8]
+    files = [file.read_text() for file in (tmp_path / "out").iterdir()]
+    assert not any(canary.secret in file for canary in CANARIES for file in files)
     automation = metrics["measurements"]["automation"]
     assert [each["precision"] for each in automation] == [float(precision) for precision in PRECISIONS]
     assert {each["chosenOn"] for each in automation} == {len(read_split(model_folder / "dataset", "validation"))}

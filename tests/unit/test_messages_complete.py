@@ -52,6 +52,7 @@ TABLES: Final = {
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],
     "test_dataset_prepare": [
         *("prepare", "preparation.download", "preparation.collect", "preparation.replay", "reading.inputs"),
+        "preparation.planting",
     ],
     "test_jobs_basemodel": ["modelling.base_model"],
     "test_modelling_thinking": ["modelling.thinking"],

@@ -130,6 +130,12 @@ REFUSED: Final[list[tuple[Task, dict[str, Any], str]]] = [
         {"metric": "f1", "class": "refund", "atLeast": "0.995"},
         "spec.evaluation.goals[0].atLeast … 0.995 … 383 … maxSamples is 200 … raise it",
     ),
+    (
+        Task(),
+        {"metric": "canaryLeaks", "atMost": "0.3"},
+        "spec.evaluation.goals[0] … 0.3 … 8 canaries … 0.324 … spec.dataset.canaries … atMost … onInconclusive to Warn",
+    ),
+    (Task(), {"metric": "memorisation", "atMost": "0.4"}, "spec.evaluation.goals[0] … 0.4 … 8 canaries … 0.486"),
     *OF_TEXTS,
 ]
 UNMEASURED: Final = [
@@ -158,7 +164,7 @@ UNMEASURED: Final = [
 
 def refusal(task: Task, goal: dict[str, Any]) -> StageError:
     with pytest.raises(StageError) as error:
-        require_applicable(gates(goal), task, Examination())
+        require_applicable(gates(goal), task, Examination(), canaries=8)
     return error.value
 
 

@@ -61,7 +61,11 @@ def bill_of_materials(
         "data": [{"type": "dataset", "name": f"dataset {chain.dataset[:12]}"}],
         "properties": _properties(
             {"contentDigest": chain.dataset, "sourceDigest": chain.source}
-            | {name: value for name, value in made[Stage.PREPARE].facts.items() if name.startswith("rows")}
+            | {
+                name: value
+                for name, value in made[Stage.PREPARE].facts.items()
+                if name.startswith(("rows", "canaries"))
+            }
         ),
         "components": _files(made[Stage.PREPARE], "dataset"),
     }

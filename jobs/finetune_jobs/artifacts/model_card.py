@@ -10,9 +10,10 @@ from typing import Final
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune_api.dataset import TaskType
+from finetune_api.goals import Metric
 from finetune_api.stages import StageInput
 from finetune_jobs.artifacts.artifact import Metrics, ModelRef
-from finetune_jobs.artifacts.measurements import SHOWN, Figure
+from finetune_jobs.artifacts.measurements import SHOWN, Figure, Measurements
 
 _MEASURES: Final = {
     "accuracy": "accuracy",
@@ -56,7 +57,7 @@ _CARD: Final = """\
 | exported model | `{export}` |
 | evaluation | `{evaluation}` |
 
-{licence}{requests}Made by {kind} {namespace}/{run}.
+{canaries}{licence}{requests}Made by {kind} {namespace}/{run}.
 
 ## Serving
 ```yaml
@@ -82,6 +83,13 @@ _HUB_DATASET: Final = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
 _LICENCE: Final = """\
 ## Licence
 The base model's card names the licence `{licence}`. That of the data may ask for more.
+
+"""
+_CANARIES: Final = """\
+## Canaries
+{number} made-up secrets were trained beside the examples, each once in an epoch, to measure what the model gives away
+of its training data. Asked for them, the tuned model (before the export) tells {told}; intervals are of 95 %.
+Memorisation is {memorisation}: 0 is chance, 1 is by heart. They are random codes of people who do not exist.
 
 """
 _AUTOMATION: Final = """\
@@ -158,6 +166,7 @@ def render(
         adapter=given.upstream.adapter,
         export=model.digest,
         evaluation=given.upstream.evaluation,
+        canaries=_canaries(metrics),
         licence=_LICENCE.format(licence=metrics.base_license) if metrics.base_license else "",
         requests=_requests(metrics, max_tokens),
         kind=given.run.kind,
@@ -220,6 +229,17 @@ def _automation(metrics: Metrics) -> str:
         for it in levels
     ]
     return _AUTOMATION.format(chosen_on=levels[0].chosen_on, rows="\n".join(rows))
+
+
+def _canaries(metrics: Metrics) -> str:
+    """What the model gives away; empty where nothing was planted."""
+    measured = metrics.measurements or Measurements(rows=0)
+    leaks, known = measured.of(Metric.CANARY_LEAKS), measured.of(Metric.MEMORISATION)
+    if leaks is None or known is None:
+        return ""
+    it = known.models["tuned"]
+    memorisation = f"{it.value:.2f} ({it.low:.2f} to {it.high:.2f})"
+    return _CANARIES.format(number=leaks.cases, told=_share(leaks.models["tuned"]), memorisation=memorisation)
 
 
 def _share(figure: Figure) -> str:

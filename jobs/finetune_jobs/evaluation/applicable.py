@@ -9,10 +9,11 @@ from typing import Final
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import Examination
-from finetune_api.goals import OF_TEXT, Gates, Goal, Metric, OnInconclusive
+from finetune_api.goals import OF_CANARIES, OF_TEXT, Gates, Goal, Metric, OnInconclusive
 from finetune_api.reasons import Reason
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.wording import did_you_mean, shorten
+from finetune_jobs.evaluation.behaviour.exposure import least_memorisation
 from finetune_jobs.evaluation.behaviour.items import RATES, sets_for
 from finetune_jobs.evaluation.metrics import Z_95, wilson
 
@@ -20,14 +21,16 @@ OF_ONE_CLASS: Final = (Metric.F1, Metric.PRECISION, Metric.RECALL)
 """Metrics that one class has."""
 
 
-def require_applicable(gates: Gates, task: Task, asked: Examination) -> None:
+def require_applicable(gates: Gates, task: Task, asked: Examination, canaries: int | None = None) -> None:
     """Raises StageError (SpecInvalid) for a goal that means nothing for this task, that names a label that is not
-    allowed, or that even a faultless model would not reach with so few questions."""
+    allowed, or that even a faultless model would not reach with so few questions. ``canaries``: as many are
+    planted."""
     for number, goal in enumerate(gates.goals):
         place = f"spec.evaluation.goals[{number}]"
         _require_meaning(place, goal, task)
         if gates.on_inconclusive is OnInconclusive.BLOCK:
             _require_reachable(place, goal, asked)
+            _require_canaries(place, goal, canaries or 0)
     if task.labels:
         require_classes(gates, task.labels)
 
@@ -103,6 +106,19 @@ def _require_reachable(place: str, goal: Goal, asked: Examination) -> None:
                 f"that, and spec.evaluation.maxSamples is {asked.max_samples:,}: raise it, ask for less, or set "
                 "onInconclusive to Warn.",
             )
+
+
+def _require_canaries(place: str, goal: Goal, canaries: int) -> None:
+    """A model that has learned nothing of them leaves an interval, too."""
+    if goal.metric not in OF_CANARIES or not canaries:
+        return
+    least = wilson(0, canaries)[1] if goal.metric is Metric.CANARY_LEAKS else least_memorisation(canaries)
+    if least > goal.bound:
+        raise StageError(
+            Reason.SPEC_INVALID,
+            f"{place} allows {goal.at_most}, but {canaries} canaries of which nothing is known leave room for "
+            f"{least:.3f}: raise spec.dataset.canaries (64 at most), raise atMost, or set onInconclusive to Warn.",
+        )
 
 
 def _wanted(goal: Goal) -> Iterator[tuple[str, str]]:

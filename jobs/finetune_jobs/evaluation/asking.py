@@ -35,6 +35,7 @@ from finetune_jobs.evaluation.shots import choose_shots, with_shots
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.canaries import Canary, read_canaries
 from finetune_jobs.modelling.token_files import Conversation, iterate_split, longest_thoughts, read_split
 from finetune_jobs.modelling.tokenizer import load_tokenizer, stop_token
 from finetune_jobs.modelling.tuning import Tuning
@@ -68,6 +69,8 @@ class Paper:
     shots: Sequence[Conversation]
     """Examples that the base model is shown; empty: it is shown none."""
     probe: Probe
+    canaries: Sequence[Canary]
+    """Made-up secrets among what was trained; empty: none are."""
     passages: Sequence[Passage]
     expected: Sequence[Given]
     """The right answers as tokens, with what stands before them; empty: how likely they are is not asked."""
@@ -113,6 +116,7 @@ def set_paper(base: Path, dataset: Path, tuning: Tuning, task: TaskType, evaluat
         # A model that thinks is shown none: the thoughts of the examples are what it would have to be shown.
         shots=[] if tuning.thoughts else choose_shots(iterate_split(dataset, "train"), task),
         probe=probe_for(tokenizer, stop, sets_for(evaluation)),
+        canaries=read_canaries(dataset),
         passages=make_passages(tokenizer, examples, stop, longest_text(base), thoughts=tuning.thoughts),
         expected=[_given(tokenizer, each, stop, tuning) for each in examples] if task is TaskType.TEXT else [],
     )

@@ -3,6 +3,7 @@
 The same examples give the same bytes: fixed settings, no timestamps, the order of the sources.
 """
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune_jobs.examples.parts import Part
+from finetune_jobs.modelling.chat import Encoded
 from finetune_jobs.preparation.batches import BatchWriter
 from finetune_jobs.preparation.spool import Spooled
 
@@ -48,6 +50,11 @@ class DatasetWriter:
         if part in self._tokens:
             for piece in example.encoded * times:
                 self._tokens[part].append(piece.input_ids, piece.labels)
+
+    def plant(self, encoded: Iterable[Encoded]) -> None:
+        """Write training examples that are no part of the conversations."""
+        for piece in encoded:
+            self._tokens[Part.TRAIN].append(piece.input_ids, piece.labels)
 
 
 def _token_writer(path: Path) -> BatchWriter:

@@ -92,6 +92,8 @@ def _examples(facts: Facts) -> Item:
     evidence = f"{count_of(total, 'example')}, {train:,} of them for training."
     if facts.rows.outside_pilot:
         evidence += f" This is a pilot: {count_of(facts.rows.outside_pilot, 'more training example')} not used."
+    if facts.canaries:
+        evidence += f" Beside them {count_of(facts.canaries, 'canary', 'canaries')} are trained."
     remedy = (
         f"Collect {count_of(MIN_EXAMPLES - total, 'more good example')}, or let a teacher write them (distillation)."
     )

@@ -174,6 +174,8 @@ class Facts:
     """Rows of the benchmarks."""
     replay: Beside | None = None
     """Rows of general data."""
+    canaries: int = 0
+    """Made-up secrets that are trained beside the examples, and counted nowhere else."""
     source_digest: str = ""
     """Identity of the source files (dataset.sources.source_digest)."""
     dataset_digest: str = ""

@@ -19,6 +19,7 @@ from finetune_jobs.examples.validation import shown
 from finetune_jobs.modelling.token_files import REASONING
 from finetune_jobs.preparation.benchmarks import Benchmarks
 from finetune_jobs.preparation.collect import Collected
+from finetune_jobs.preparation.planting import NOTHING, Planted
 from finetune_jobs.preparation.replay import Replayed
 from finetune_jobs.readiness.checklist import MIN_PART, Item, check, summary
 from finetune_jobs.readiness.facts import Beside, Facts, Findings, Lengths, Rows
@@ -89,9 +90,10 @@ class PreparationReport:
     """Tokens that one epoch trains."""
     across: Sequence[tuple[str, str]] = ()
     """Where rows of the test are, and rows for training that were left out because of them."""
+    planted: Planted = NOTHING
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 # all that a data set is made of
         cls,
         own: Collected,
         division: Division,
@@ -99,8 +101,10 @@ class PreparationReport:
         source_digest: str,
         replayed: Replayed | None = None,
         benchmarks: Benchmarks | None = None,
+        planted: Planted = NOTHING,
     ) -> "PreparationReport":
-        """Count what was collected and divided, with the general examples that were mixed in."""
+        """Count what was collected and divided, with the general examples that were mixed in. What is planted counts
+        among the tokens only."""
         ledger, trained, dataset = own.ledger, division.parts, params.dataset
         mixed_in = len(replayed.chosen) if replayed else 0
         beside = {SourceRole.REPLAY: replayed.collected.ledger} if replayed else {}
@@ -157,6 +161,7 @@ class PreparationReport:
             tests_in_benchmark=own.tests_in_benchmark,
             benchmarks=_beside(beside.get(SourceRole.BENCHMARK)),
             replay=_beside(beside.get(SourceRole.REPLAY)),
+            canaries=len(planted.canaries),
             source_digest=source_digest,
             dataset_digest=digest(sorted(f"{part} {identity}" for identity, part in trained.items())),
         )
@@ -168,7 +173,7 @@ class PreparationReport:
         faults = {SourceRole.OWN: ledger.faults} | {role: each.faults for role, each in beside.items()}
         errors = [entry for each in faults.values() for entry in each.stored()]
         first = {role: each.sentences() for role, each in faults.items() if each.total}
-        return cls(facts, check(facts), errors, first, tokens, ledger.across)
+        return cls(facts, check(facts), errors, first, tokens + planted.tokens, ledger.across, planted)
 
     @property
     def labels(self) -> list[str]:
@@ -192,6 +197,7 @@ class PreparationReport:
             "rowsTestMasked": self.facts.placeholders,
             "answersMasked": self.facts.masked_answers,
         }
+        counts |= {"canaries": self.facts.canaries} if self.facts.canaries else {}
         return {name: str(count) for name, count in counts.items()} | {"readiness": summary(self.items)[:MAX_SUMMARY]}
 
     def report(self) -> dict[str, Any]:
@@ -218,6 +224,8 @@ class PreparationReport:
         if facts.thoughts is not None:
             counts = {part.value: count for part, count in facts.thoughts.items()}
             report[REASONING] = counts | {"longestAnswer": facts.longest_answer}
+        if facts.canaries:
+            report["canaries"] = self.planted.report()
         if facts.escaped:
             report["controlTokens"] = {"escaped": facts.escaped}
         if self.across:
@@ -236,6 +244,8 @@ class PreparationReport:
             f"{rows.read} rows gave {rows.parts.get(Part.TRAIN, 0)} training, "
             f"{rows.parts.get(Part.VALIDATION, 0)} validation and {rows.parts.get(Part.TEST, 0)} test examples."
         )
+        if self.facts.canaries:
+            text += f" {self.facts.canaries} canaries are trained beside them."
         if rows.duplicates:
             text += f" {rows.duplicates} duplicates dropped."
         if rows.dropped or rows.near_dropped:

@@ -37,6 +37,7 @@ from finetune_jobs.base.errors import StageError, StoppedError
 from finetune_jobs.base.progress import Progress
 from finetune_jobs.fit.recipe import Batch
 from finetune_jobs.modelling import chat
+from finetune_jobs.modelling.canaries import read_canaries
 from finetune_jobs.modelling.token_files import REPORT, read_tokens
 from finetune_jobs.modelling.tokenizer import load_tokenizer
 from finetune_jobs.readiness.curve_page import render_curve
@@ -71,6 +72,7 @@ class Measured(WireModel):
     run: str = ""
     """Id of the run that measured it."""
     examples: int
+    """Canaries included."""
     steps: int
     validation_loss: float
 
@@ -98,6 +100,7 @@ class Parts:
     def points(self, progress: Progress) -> Iterator[Point]:
         """The size and the loss of each part, the smallest first."""
         table = read_tokens(self.files.dataset, "train")
+        examples = table.num_rows - len(read_canaries(self.files.dataset))  # canaries stand behind them
         validation = validation_split(self.files.dataset, self.training)
         tokens = longest(mapped_split(self.files.dataset, "train"), validation)
         done = LAST / self.training.work
@@ -109,7 +112,7 @@ class Parts:
                 prefix = f"learning curve, {percent} % of the examples: "
                 measured = self._measure(percent, part, validation, tokens, progress.within(begin, done, prefix))
             if measured:
-                yield Point(measured.examples, measured.validation_loss)
+                yield Point(sum(row < examples for row in rows), measured.validation_loss)
 
     def _kept(self, percent: int) -> Measured | None:
         """What an earlier attempt measured; a damaged file does not count, nor does another run's unless reused."""
@@ -176,7 +179,9 @@ def measure_curve(parts: Parts, whole: Trained, progress: Progress) -> Forecast:
     A training that its budget ended is not a point of the curve: the parts would have had more steps for their size.
     Raises StoppedError when the pod must stop, and StageError as Store.
     """
-    everything = Point(read_tokens(parts.files.dataset, "train").num_rows, whole.validation_loss)
+    dataset = parts.files.dataset
+    examples = read_tokens(dataset, "train").num_rows - len(read_canaries(dataset))
+    everything = Point(examples, whole.validation_loss)
     unlike = whole.ending.reason is Reason.BUDGET_EXCEEDED
     smaller = [] if unlike else list(parts.points(progress))
     result = forecast([*smaller, everything], _left_aside(parts.files.dataset))

@@ -14,6 +14,7 @@ from finetune_jobs.artifacts.measurements import (
     MeasuredMetric,
     Measurements,
 )
+from finetune_jobs.evaluation.behaviour.exposure import Exposure
 from finetune_jobs.evaluation.behaviour.items import RATES, SetItem, Sets
 from finetune_jobs.evaluation.behaviour.paired import mean_difference, share_difference
 from finetune_jobs.evaluation.behaviour.probe import Responses
@@ -84,6 +85,8 @@ class Behaviour:
     """Every item with both answers."""
     note: str = ""
     """Why nothing was asked, if that is not what the spec says."""
+    exposure: Exposure | None = None
+    """Of the canaries; None: none were planted."""
 
     @property
     def forgetting(self) -> Shares | None:
@@ -102,8 +105,8 @@ class Behaviour:
 
     def added_to(self, measurements: Measurements) -> Measurements:
         """``measurements`` with what a gate can read beside the task's metrics: the shares FORGETTING and SAFETY of
-        base and tuned model, and tuned minus base, which is negative where tuning cost something; and RATES, the shares
-        of answers that are not as they should be."""
+        base and tuned model, and tuned minus base, which is negative where tuning cost something; RATES, the shares
+        of answers that are not as they should be; and what is known of the canaries."""
         measured, differences = list(measurements.measured), list(measurements.differences)
         for metric, row in ((FORGETTING, self.forgetting), (SAFETY, self.safety)):
             if row is None:
@@ -123,6 +126,7 @@ class Behaviour:
                 )
             )
         measured += [rate for metric in RATES if (rate := self._rate(metric))]
+        measured += self.exposure.measured if self.exposure else []
         return measurements.model_copy(update={"measured": measured, "differences": differences})
 
     def _rate(self, metric: Metric) -> MeasuredMetric | None:
@@ -146,6 +150,7 @@ class Behaviour:
             "likelihood": [_with_difference(each) for each in self.losses],
             "adversarial": [_with_difference(each) for each in self.adversarial],
             "bias": self.bias and _with_difference(self.bias),
+            "canaries": self.exposure and self.exposure.document(),
             "items": list(self.items),
         }
 
