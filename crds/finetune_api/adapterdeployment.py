@@ -176,20 +176,55 @@ def _seconds(text: str) -> int:
     return int(text[:-1]) * _UNITS[text[-1]]
 
 
+MOST_WEIGHT: Final = 50
+"""Percent: as many pods of another revision as of the one that serves."""
+
+
 class StrategyType(StrEnum):
     """Which pods go first when another revision takes over."""
 
     BLUE_GREEN = "BlueGreen"
+    CANARY = "Canary"
     IN_PLACE = "InPlace"
+
+
+class CanaryStep(ApiModel):
+    """A share of the traffic, and for how long."""
+
+    weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT, json_schema_extra={"format": "int32"})]
+    """Percent of new connections that another revision is to get. Its share is that of its pods, so that few pods give
+    coarse shares: it gets as many as come closest without being more than the weight, and at least one. At most 50, as
+    all pods of the revision that serves stay beside."""
+    pause: Annotated[str, Field(pattern=KEEP, max_length=6)] = "10m"
+    """For how long it has to stand this share before the next step, counted from when it has it: seconds, minutes or
+    hours."""
+
+    @property
+    def pause_seconds(self) -> int:
+        """The pause in seconds."""
+        return _seconds(self.pause)
+
+
+class Canary(ApiModel):
+    """How another revision gets its share of the traffic."""
+
+    steps: Annotated[list[CanaryStep], Field(min_length=1, max_length=10)] = [
+        CanaryStep(weight=10),
+        CanaryStep(weight=MOST_WEIGHT),
+    ]
+    """One after the other. After the last one it takes over."""
 
 
 class Strategy(ApiModel):
     """How another revision takes over from the one that serves."""
 
     type: StrategyType = StrategyType.BLUE_GREEN
-    """BlueGreen: another revision starts beside the one that serves, which takes hardware for both. InPlace: the pods
-    of the one that serves stop first, and nobody gets answers until the other one is verified. If it fails, the one
-    before comes back by itself."""
+    """BlueGreen: another revision starts beside the one that serves, which takes hardware for both. Canary: the same,
+    and once it is verified it gets a share of the traffic, step by step, before it takes over. InPlace: the pods of the
+    one that serves stop first, and nobody gets answers until the other one is verified. If it fails, the one before
+    comes back by itself."""
+    canary: Canary = Canary()
+    """Canary: the steps."""
     notice: Annotated[str, Field(pattern=KEEP, max_length=6)] = "30s"
     """InPlace: for how long the status announces the gap in service before it begins: seconds, minutes or hours."""
 
@@ -248,6 +283,11 @@ class AdapterDeploymentSpec(ApiModel):
         return self.strategy.type is StrategyType.IN_PLACE
 
     @property
+    def by_steps(self) -> bool:
+        """Whether another revision gets a share of the traffic before it takes over."""
+        return self.strategy.type is StrategyType.CANARY
+
+    @property
     def keep_seconds(self) -> int:
         """keepLastGood in seconds."""
         return 0 if self.in_place else _seconds(self.keep_last_good or KEPT_BY_DEFAULT)
@@ -270,6 +310,7 @@ class RevisionState(OpenEnum):
     STOPPING = "Stopping"
     STARTING = "Starting"
     VERIFYING = "Verifying"
+    CANARY = "Canary"
     PROMOTING = "Promoting"
     SERVING = "Serving"
     FAILED = "Failed"
@@ -301,6 +342,29 @@ class VerificationCheck(WireModel):
     """Passed, Failed or Skipped."""
 
 
+class CanaryStatus(WireModel):
+    """The share of the traffic that a verified candidate has, or is about to get."""
+
+    step: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """The step under way, from 1 on, or the last one. 0: it had a share, and is verified again."""
+    steps: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Number of steps."""
+    weight: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Percent that the step asks for."""
+    share: Annotated[int, Field(json_schema_extra={"format": "int32"})] = 0
+    """Percent that it really is, since pods cannot be divided."""
+    pods: Annotated[str, Field(max_length=32)] = ""
+    """The same in pods, e.g. "1 of 4"."""
+    summary: Annotated[str, Field(max_length=32)] = ""
+    """Step and share in a few characters, e.g. "1/2 25%"."""
+    started_at: Timestamp | None = None
+    """When clients were first sent to it."""
+    reached_at: Timestamp | None = None
+    """When it had the share of this step; absent while its pods start. The pause counts from here."""
+    until: Timestamp | None = None
+    """When this step ends, if all goes well; absent while its pods start."""
+
+
 class RevisionStatus(WireModel):
     """One artifact on one runtime configuration."""
 
@@ -308,8 +372,8 @@ class RevisionStatus(WireModel):
     """Short hash of artifact and runtime; part of the Deployment's name."""
     state: RevisionState
     """Waiting (for its turn or its next try, without pods), Stopping (strategy InPlace: the pods of what serves are
-    about to stop for it, or do), Starting, Verifying, Promoting (verified; its network opens and its other pods
-    start), Serving or Failed."""
+    about to stop for it, or do), Starting, Verifying, Canary (strategy Canary: verified; it has a share of the traffic,
+    or is about to), Promoting (verified; its network opens and its other pods start), Serving or Failed."""
     artifact_digest: Annotated[str, Field(max_length=64)]
     """Content address of the artifact that it serves."""
     artifact_uri: Annotated[str, Field(max_length=1024)]
@@ -325,6 +389,8 @@ class RevisionStatus(WireModel):
     gap_starts_at: Timestamp | None = None
     """Strategy InPlace: when the pods of what serves stop for it. The gap in service ends when it serves, or what
     served before does again."""
+    canary: CanaryStatus | None = None
+    """Strategy Canary: the step under way, and what it waits for."""
     accuracy: Annotated[str, Field(max_length=16)] = ""
     """Accuracy measured through the server, on the sample; of texts the share of answers with the very words."""
     expected_accuracy: Annotated[str, Field(max_length=16)] = ""

@@ -86,6 +86,7 @@ KINDS = (
             ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", 0),
             ("Revision", "string", ".status.stable.revision", 0),
             ("Candidate", "string", ".status.candidate.revision", 0),
+            ("Canary", "string", ".status.candidate.canary.summary", 0),
             ("Previous", "string", ".status.previous.revision", 1),
             ("Replicas", "integer", ".status.readyReplicas", 0),
             ("Accuracy", "string", ".status.stable.accuracy", 0),

@@ -99,6 +99,7 @@ class Reason(OpenEnum):
     SOURCE_NOT_READY = "SourceNotReady"
     SOURCE_NOT_FOUND = "SourceNotFound"
     ROLLOUT_QUEUED = "RolloutQueued"
+    CANARY_STEP = "CanaryStep"
     GAP_ANNOUNCED = "GapAnnounced"
     GAP_IN_SERVICE = "GapInService"
     DISRUPTION_BUDGET_REFUSED = "DisruptionBudgetRefused"
@@ -196,11 +197,12 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.SOURCE_NOT_READY: "The FineTuneJob does not exist yet, or has not published yet.",
     Reason.SOURCE_NOT_FOUND: "The FineTuneJob is gone; the artifact that it published is still served.",
     Reason.ROLLOUT_QUEUED: "Other endpoints are being rolled out; this one waits for its turn, and serves as before.",
+    Reason.CANARY_STEP: "Strategy Canary: a verified revision has a share of the traffic, or is about to get it; the message says how much and until when.",
     Reason.GAP_ANNOUNCED: "Strategy InPlace: the pods of what serves are about to stop for another revision; the message says when.",
     Reason.GAP_IN_SERVICE: "Strategy InPlace: the pods of what served are stopped, and nobody gets answers until another revision is verified, or the one before is back.",
     Reason.DISRUPTION_BUDGET_REFUSED: "The endpoint's PodDisruptionBudget cannot be written: its name is taken, or a policy or quota refuses it. The endpoint serves and is rolled out all the same; the message of the condition Discouraged says what to do.",
     Reason.CANDIDATE_STARTING: "A revision's pods are starting.",
-    Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer: during verification, or soon after it had taken over.",
+    Reason.CANDIDATE_FAILED: "A revision's server crashed repeatedly, or did not answer: during verification, or soon after it had taken over. With strategy Canary one crash is enough, once it has a share of the traffic.",
     Reason.VERIFYING: "A revision is being verified.",
     Reason.VERIFIED: "A revision passed verification; its network opens and the rest of its pods start.",
     Reason.ADAPTER_INACTIVE: "The server's probabilities or answers are the base model's: the adapter is inactive, or the training learned nothing.",

@@ -81,6 +81,7 @@ ADAPTERDEPLOYMENT: Final[dict[Then, tuple[Reason, ...]]] = {
     Then.NEWS: (
         *(Reason.WAITING, Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED),
         *(Reason.SERVING, Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
+        Reason.CANARY_STEP,
         Reason.DISRUPTION_BUDGET_REFUSED,
     ),
 }

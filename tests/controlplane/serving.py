@@ -25,6 +25,7 @@ from finetune_operator.framework.objects import (
 )
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import SERVER
+from finetune_operator.resources.service import serving_revision_of
 from tests.controlplane.conftest import Team, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
@@ -111,9 +112,9 @@ class Serving:
         return new not in ("", old) and status.phase is ServingPhase.READY and not self.others(new)
 
     def traffic(self) -> str:
-        """Revision that the public Service points to."""
+        """Revision that the public Service points to, alone or beside a canary."""
         service = self.get(SERVICES, NAME)
-        return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
+        return serving_revision_of(service) if service else ""
 
     def reached(self) -> set[str]:
         """Revisions of the pods that the public Service sends clients to."""

@@ -17,7 +17,8 @@ CANARIES = make_canaries(8, "data")
 
 
 def build_models(root: Path) -> Path:
-    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base) and a data set with canaries."""
+    """A base, an adapter, another model as full tuning leaves one, an INT8 artifact (of the base) and a data set with
+    canaries."""
     base = build_tiny_llama(root / "base")
     build_tiny_lora(root / "adapter", base)
     build_tiny_llama(root / "whole", seed=5)

@@ -30,6 +30,7 @@ from finetune_operator.framework.actions import Action, Apply, Create, Delete, E
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
+from finetune_operator.resources.service import serving_revision_of
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 from tests.support.copies import copied
 
@@ -333,9 +334,14 @@ class ServingCluster:
         return {child["metadata"]["labels"][meta.LABEL_REVISION] for child in self.objects.get(resource, {}).values()}
 
     def traffic(self) -> str:
-        """Revision that the public Service points to; empty without a Service."""
+        """Revision that the public Service points to, alone or beside a canary; empty without a Service."""
         service = self.objects.get(SERVICES, {}).get("demo")
-        return service["spec"]["selector"][meta.LABEL_REVISION] if service else ""
+        return serving_revision_of(service) if service else ""
+
+    def shared(self) -> bool:
+        """Whether the public Service sends clients to the serving pods of all revisions."""
+        service = self.objects.get(SERVICES, {}).get("demo")
+        return service is not None and meta.LABEL_REVISION not in service["spec"]["selector"]
 
 
 @dataclass
@@ -452,5 +458,6 @@ def shown(status: AdapterDeploymentStatus) -> dict[str, str]:
 
 def _merge(live: Any, body: Any) -> Any:
     if isinstance(live, dict) and isinstance(body, dict):
-        return live | {key: _merge(live.get(key), value) for key, value in body.items()}
+        # Selectors are replaced as a whole.
+        return live | {k: copied(v) if k == "selector" else _merge(live.get(k), v) for k, v in body.items()}
     return copied(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
 from tests.support.fast import share
 from tests.support.promoted import crash
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned
-from tests.unit.test_adapterdeployment_walk import IN_PLACE, ROOM, OneAtATime, steps, walk
+from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, ROOM, OneAtATime, steps, walk
 
 pytestmark = pytest.mark.unit
 
@@ -284,6 +285,45 @@ def what_is_kept_is_asked_for_in_place() -> Recorded:
     return in_place(updated(served()), GOOD)
 
 
+def by_steps(found: Recorded, passes: int = 20, **spec: Any) -> Recorded:
+    """The same where another revision gets its share step by step."""
+    found.spec = pinned(BETTER, **({"replicas": 3, "strategy": CANARY} | spec))
+    for _ in range(passes):
+        made = found.reconcile()
+        found.run_controllers()
+        found.now += timedelta(seconds=math.ceil(made.requeue_after or 1))
+    return found
+
+
+def in_a_step(**spec: Any) -> Recorded:
+    found = served(replicas=3)
+    while not (found.status.candidate and found.status.candidate.state is RevisionState.CANARY):
+        by_steps(found, passes=1)
+    return by_steps(found, passes=1, **spec)
+
+
+def it_crashes_in_a_step() -> Recorded:
+    found = in_a_step()
+    assert found.status.candidate is not None
+    crash(found, found.status.candidate.revision)
+    return by_steps(found, passes=1)
+
+
+def a_step_is_given_back() -> Recorded:
+    """There is room for its first pod only."""
+    found = in_a_step()
+    found.room = 4
+    return by_steps(found, passes=8)
+
+
+def it_takes_steps_after_all() -> Recorded:
+    """Its verification is over when the strategy changes."""
+    found = served(replicas=3)
+    while not (found.status.candidate and found.status.candidate.state is RevisionState.PROMOTING):
+        updated(found, passes=1, replicas=3)
+    return by_steps(found, passes=1)
+
+
 STORIES: tuple[Callable[[], Recorded], ...] = (
     all_goes_well,
     nothing_is_kept,
@@ -312,6 +352,13 @@ STORIES: tuple[Callable[[], Recorded], ...] = (
     *(lambda passes=passes: put_in_place(passes) for passes in (1, 2, 3)),
     what_is_kept_is_asked_for_in_place,
     lambda: in_place(in_place(served(), passes=1), GOOD),
+    lambda: by_steps(served(replicas=3)),
+    it_crashes_in_a_step,
+    a_step_is_given_back,
+    it_takes_steps_after_all,
+    lambda: updated(in_a_step(), digest=GOOD),
+    lambda: in_place(in_a_step()),
+    lambda: in_a_step(rerun="again"),
 )
 
 

@@ -89,6 +89,11 @@ class Safety(OneAtATime):
         if served:
             assert served in self.proved, "traffic points to a revision that was not proved"
             assert served in cluster.revisions(DEPLOYMENTS), "traffic points to pods that are gone"
+        if cluster.shared():
+            here = {revision for revision, pods in wanted(cluster).items() if pods}
+            assert here <= self.proved, "clients may reach an unproved revision"
+            assert len(here) <= 2, "clients may reach a third revision"
+            assert served in here or not cluster.spec.get("replicas", 1), "the last good one has no pods"
         for policy in cluster.objects.get(NETWORK_POLICIES, {}).values():
             revision = policy["metadata"]["labels"][meta.LABEL_REVISION]
             if len(policy["spec"]["ingress"][0]["from"]) > 1:
@@ -107,6 +112,10 @@ def is_in_place(cluster: ServingCluster) -> bool:
 
 
 IN_PLACE = {"type": "InPlace"}
+CANARY = {
+    "type": "Canary",
+    "canary": {"steps": [{"weight": 10, "pause": "1m"}, {"weight": 50, "pause": "2m"}]},
+}
 ROOM = 1000
 """Nodes for everything."""
 FREE = Quota(SERVICES, 100)
@@ -129,7 +138,12 @@ specs = st.builds(
     st.sampled_from(["tgi", "tgi-cpu", "unknown"]),
     st.integers(0, 2),
     st.sampled_from(["", "again"]),
-    st.sampled_from([{"keepLastGood": "0s"}, {"keepLastGood": "5m"}, {"strategy": IN_PLACE}, {"strategy": IN_PLACE}]),
+    st.sampled_from(
+        [
+            *({"keepLastGood": "0s"}, {"keepLastGood": "5m"}, {"strategy": IN_PLACE}, {"strategy": IN_PLACE}),
+            *({"strategy": CANARY}, {"strategy": CANARY, "keepLastGood": "5m"}),
+        ]
+    ),
 )
 steps = st.one_of(
     st.tuples(st.just("spec"), specs),
@@ -234,17 +248,21 @@ def test_every_path_ends_where_the_straight_one_does(path: list[tuple[str, Any]]
 
 
 @pytest.mark.parametrize("digest", [BETTER, INACTIVE])
-@pytest.mark.parametrize("how", [{}, {"strategy": IN_PLACE | {"notice": "0s"}}], ids=["BlueGreen", "InPlace"])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"strategy": IN_PLACE | {"notice": "0s"}}, {"strategy": CANARY}],
+    ids=["BlueGreen", "InPlace", "Canary"],
+)
 def test_a_crash_after_any_write_changes_nothing_in_the_end(digest: str, how: dict[str, Any]) -> None:
     cluster = start()
     cluster.settle()
     cluster.spec = pinned(digest, **how)
-    on_the_way = []
-    for _ in range(8):
+    on_the_way, by_steps = [], how.get("strategy") == CANARY
+    for _ in range(14 if by_steps else 8):
         before = copy.deepcopy(cluster)
         on_the_way.append((before, len(cluster.reconcile().actions)))
         cluster.run_controllers()
-        cluster.now += timedelta(seconds=1)
+        cluster.now += timedelta(seconds=25 if by_steps else 1)
     cluster.settle()
     for number, (before, writes) in enumerate(on_the_way):
         for crash in range(writes + 1):  # the last one is that of the status
@@ -280,7 +298,7 @@ def test_deleted_children_do_not_change_the_end(digest: str, deletions: list[tup
 
 @settings(max_examples=share(20), deadline=None)
 @given(
-    how=st.sampled_from([{}, {"strategy": IN_PLACE}]),
+    how=st.sampled_from([{}, {"strategy": IN_PLACE}, {"strategy": CANARY}]),
     served=st.booleans(),
     replicas=st.integers(1, 3),
     room=st.integers(0, 4),

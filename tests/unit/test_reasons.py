@@ -27,7 +27,7 @@ NO_TROUBLE = {
     *(Reason.SPEC_CHANGED, Reason.TRAINING_COMPLETED, Reason.OVERFITTING, Reason.PLATEAU, Reason.SETTINGS_DISCOURAGED),
     *(Reason.CANDIDATE_STARTING, Reason.VERIFYING, Reason.VERIFIED, Reason.PROMOTED, Reason.SERVING),
     *(Reason.ROLLOUT_QUEUED, Reason.ROLLED_BACK, Reason.GAP_ANNOUNCED, Reason.GAP_IN_SERVICE),
-    Reason.DISRUPTION_BUDGET_REFUSED,
+    *(Reason.CANARY_STEP, Reason.DISRUPTION_BUDGET_REFUSED),
 }
 """What passes by itself or is well; the message of the condition Discouraged is itself the advice."""
 RUN_WAITS = {

@@ -2,7 +2,7 @@
 
 ```
 Waiting ─▶ Starting ─▶ Verifying ─▶ Promoting ─▶ Serving
-   ▲          │            │            │
+   ▲          │            │            │            (with steps, Canary comes before Promoting: ``canary.py``)
    └──────────┴────────────┴────────────┤  its pods have had hardware for as long as they may: another try later
                                         └─▶ Failed: only another artifact, runtime or spec is another try
 ```
@@ -14,7 +14,7 @@ service.
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.adapterdeployment import CanaryStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, is_ahead, is_announced, remains
 from finetune_operator.adapterdeployment.health import ServerProblem
@@ -57,6 +57,8 @@ def candidacy(observed: ObservedDeployment, target: Target, stable: RevisionStat
         known = known.model_copy(update={"spec_hash": target.spec_hash})
         tried = observed.resource.status.candidate
         same_spec = tried is not None and tried.spec_hash == target.spec_hash
+        if known.canary is not None and not same_spec:
+            known = _proved_again(known, now)
         if known.state in ACTIVE:
             if is_announced(known) == goes_in_place(observed, stable, now):
                 return _going_on(observed, known, stable, now)
@@ -152,7 +154,7 @@ def _started(
     observed: ObservedDeployment, waiting: RevisionStatus, stable: RevisionStatus | None, now: datetime
 ) -> Candidacy:
     """The candidate started beside what serves; or in place, where the pods of that have to stop first."""
-    anew = waiting.model_copy(update={"verification": [], "gap_starts_at": None})
+    anew = waiting.model_copy(update={"verification": [], "gap_starts_at": None, "canary": None})
     if stable is None or not goes_in_place(observed, stable, now):
         return _starting(anew, now)
     told = is_announced(observed.resource.status.candidate)
@@ -199,6 +201,14 @@ def _missing_turn(observed: ObservedDeployment, now: datetime) -> Turn | None:
     limit = observed.settings.max_concurrent_rollouts
     turn = None if limit is None else find_turn(observed.contenders, observed.owner.uid, limit, now)
     return None if turn is None or turn.has_come else turn
+
+
+def _proved_again(known: RevisionStatus, now: datetime) -> RevisionStatus:
+    """A canary whose spec has changed: it is verified again, and its steps begin anew. Its network stays open, since
+    clients may still be connected."""
+    message = "The spec has changed: it is verified again, and its steps begin anew."
+    anew = in_state(known, RevisionState.VERIFYING, Reason.VERIFYING, message, now)
+    return anew.model_copy(update={"verification": [], "canary": CanaryStatus()})
 
 
 def _starting(waiting: RevisionStatus, now: datetime) -> Candidacy:

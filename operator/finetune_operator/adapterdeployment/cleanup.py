@@ -56,7 +56,8 @@ def plan_cleanup(rollout: Rollout) -> Cleanup:
     stays = rollout.previous.revision if rollout.previous else serving
     has_pods = candidate is not None and candidate.state in ACTIVE - {RevisionState.STOPPING}
     starting = candidate.revision if candidate and has_pods else ""
-    asked = starting if candidate and candidate.state is not RevisionState.PROMOTING else ""
+    verified = candidate is not None and candidate.state in (RevisionState.CANARY, RevisionState.PROMOTING)
+    asked = "" if verified else starting
     services = {owner.name} | ({candidate_service_name(owner, asked)} if asked else set())
     told = {line.revision for line in rollout.history}
     told |= {target.revision} if isinstance(target, Target) else set()

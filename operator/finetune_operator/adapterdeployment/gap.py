@@ -110,7 +110,7 @@ def remains(observed: ObservedDeployment, candidate: RevisionStatus, now: dateti
     if any(map(_asks_for_pods, observed.children.get(DEPLOYMENTS, {}).values())):
         return Remains(True)
     age = (now - parse_timestamp(candidate.gap_starts_at or candidate.since)).total_seconds()
-    ends = [_deletion_left(pod, now) for pod in _serving_pods(observed)]
+    ends = [deletion_left(pod, now) for pod in serving_pods(observed)]
     waits = [STALE_SECONDS - age if left is None else left for left in ends]
     left = [seconds for seconds in waits if seconds > 0]
     return Remains(bool(left), min(left, default=None))
@@ -163,7 +163,7 @@ def _asks_for_pods(live: Object) -> bool:
     return int(live["spec"].get("replicas", 1)) > 0
 
 
-def _serving_pods(observed: ObservedDeployment) -> Iterator[Object]:
+def serving_pods(observed: ObservedDeployment) -> Iterator[Object]:
     """Serving pods of all revisions that have not ended."""
     for pod in observed.pods:
         role = (pod["metadata"].get("labels") or {}).get(LABEL_ROLE)
@@ -171,7 +171,7 @@ def _serving_pods(observed: ObservedDeployment) -> Iterator[Object]:
             yield pod
 
 
-def _deletion_left(pod: Object, now: datetime) -> float | None:
+def deletion_left(pod: Object, now: datetime) -> float | None:
     """Seconds until a pod that is being deleted should be gone; None for any other."""
     ends = pod["metadata"].get("deletionTimestamp")
     return (parse_timestamp(ends) - now).total_seconds() if ends else None

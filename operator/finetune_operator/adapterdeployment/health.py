@@ -156,6 +156,20 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
     return None
 
 
+def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None:
+    """Why a server has ended since a time, be it once; None if none has. One that was lost with its node, or had to
+    leave it, has not crashed."""
+    for pod in pods:
+        for container in _containers(pod):
+            ended = _last_end(container)
+            if container["name"] != SERVER or _ending(pod) or ended is None or ended["exitCode"] == ExitCode.OK:
+                continue
+            if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
+                problem = _container_problem(pod["metadata"]["name"], container, ended)
+                return replace(problem, outlook=Outlook.FAIL)
+    return None
+
+
 def _has_served(pod: Object) -> bool:
     """Whether a pod's server has been up in its time: what keeps it from being ready now is not the loading."""
     server = next((each for each in _containers(pod) if each["name"] == SERVER), {})

@@ -142,6 +142,8 @@ def to_keep(
     if before.revision == step.stable.revision:
         if previous is None or (step.candidate and step.candidate.revision == previous.target.revision):
             return None  # it starts anew
+        if step.candidate and step.candidate.state is RevisionState.CANARY:
+            return None  # while the Service names no revision, no third one may have pods
         return previous.revision
     if step.fallen is not None or not _keeps(observed):
         return None

@@ -15,7 +15,6 @@ from finetune_api.adapterdeployment import (
 )
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
-from finetune_api.meta import LABEL_REVISION
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.turns import Contender, Line, contender_of
@@ -41,6 +40,7 @@ from finetune_operator.kinds import ADAPTERDEPLOYMENTS, FINETUNEJOBS
 from finetune_operator.outcome.no_pod import creation_events
 from finetune_operator.outcome.pod import is_disrupted, read_result
 from finetune_operator.resources.deployment import deployment_name, server_labels
+from finetune_operator.resources.service import serving_revision_of
 from finetune_operator.settings import Settings
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
@@ -99,9 +99,9 @@ class ObservedDeployment:
 
     @property
     def traffic(self) -> str:
-        """Revision that the public Service points to; empty without one."""
+        """Revision that the public Service points to, alone or beside a canary; empty without one."""
         service = self.child(SERVICES, self.owner.name)
-        return str(service["spec"]["selector"].get(LABEL_REVISION, "")) if service else ""
+        return serving_revision_of(service) if service else ""
 
     @property
     def choice(self) -> Choice:

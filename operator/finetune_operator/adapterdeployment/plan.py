@@ -9,19 +9,24 @@ stable revision stop first, and start again if the candidate fails (``gap.py``).
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.budget import budget_actions
+from finetune_operator.adapterdeployment.canary import (
+    canary_sighting,
+    has_proved_itself,
+    is_shared,
+    step_on,
+    takes_steps,
+)
 from finetune_operator.adapterdeployment.candidate import (
-    PAUSE_SECONDS,
     candidacy,
-    given_back,
     in_state,
     known_candidate,
 )
 from finetune_operator.adapterdeployment.cleanup import plan_cleanup
+from finetune_operator.adapterdeployment.endings import fail, give_back, promote, scored
 from finetune_operator.adapterdeployment.endpoint import endpoint_state
 from finetune_operator.adapterdeployment.gap import (
     RETURN_SECONDS,
@@ -74,7 +79,7 @@ from finetune_operator.framework.actions import Action, Event, Patch, Plan
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, NETWORK_POLICIES, Object
 from finetune_operator.framework.reading import Unplanned
-from finetune_operator.outcome.job import State, Verdict
+from finetune_operator.outcome.job import State
 from finetune_operator.outcome.no_pod import FIRST_LOOK_SECONDS
 from finetune_operator.resources.deployment import (
     ANNOTATION_ARTIFACT_DIGEST,
@@ -84,9 +89,6 @@ from finetune_operator.resources.deployment import (
 )
 from finetune_operator.resources.drift import ensure, ensure_exists
 from finetune_operator.resources.stage_job import input_config_map, stage_job
-
-SCORE_LIMIT: Final = 16
-"""The API's limit; pods are not trusted to respect it."""
 
 
 def plan(observed: ObservedDeployment | UnplannedDeployment, now: datetime) -> Plan[AdapterDeploymentStatus]:
@@ -192,7 +194,7 @@ def _hold(observed: ObservedDeployment, blocker: Blocker, stable: RevisionStatus
     if known is not None and has_begun(known, now) and (observed.conflicts or observed.pending_deletion):
         # The next pass knows nothing of it, and would begin another gap.
         problem = overdue(observed, ServerProblem(blocker.reason, blocker.message))
-        step = _fail(stable, known, problem, actions, now)
+        step = fail(stable, known, problem, actions, now)
         return replace(step, requeue_after=RETURN_SECONDS)
     tried = fallen or failed_in_place(observed)
     return RolloutStep(stable, tried, actions, requeue_after=blocker.requeue_after, blocked=not blocker.watched)
@@ -210,10 +212,15 @@ def recorded(stable: RevisionStatus, target: Target) -> RevisionStatus:
 
 
 def _keep(
-    observed: ObservedDeployment, stable: RevisionStatus | None, candidate: RevisionStatus | None, now: datetime
+    observed: ObservedDeployment,
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus | None,
+    now: datetime,
+    *,
+    shared: bool = False,
 ) -> tuple[Action, ...]:
     """Another revision than the target serves: its pods stay as they were verified, as many as the spec asks for, or
-    none in the gap of a rollout in place.
+    none in the gap of a rollout in place. ``shared``: the candidate has its share of the traffic.
 
     Deleted or changed objects are restored, unless the platform's settings have changed since: pods with the new
     settings have not been verified, so then only the number of pods is adjusted.
@@ -222,11 +229,11 @@ def _keep(
         return ()
     verified, replicas = recorded_target(observed, stable), stable_replicas(observed, stable, candidate, now)
     if verified is not None:
-        return serve(observed, verified, replicas)
+        return serve(observed, verified, replicas, is_shared=shared)
     live = observed.child(DEPLOYMENTS, stable.deployment)
     outnumbered = live is not None and live["spec"].get("replicas") != replicas
     scale = Patch(DEPLOYMENTS, stable.deployment, {"spec": {"replicas": replicas}})
-    return (*direct_traffic(observed, stable.revision), *((scale,) if outnumbered else ()))
+    return (*direct_traffic(observed, stable.revision, is_shared=shared), *((scale,) if outnumbered else ()))
 
 
 def _refused(
@@ -249,13 +256,21 @@ def _roll_out(
         return RolloutStep(stable, candidate, keep, events, due_after)
     live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
     request = verify_request(observed.owner, target, observed.resource.spec, observed.settings)
-    verification = find_verification(observed, request, now)
+    proved = has_proved_itself(candidate)
+    verification = None if proved else find_verification(observed, request, now)
     problem = candidate_problem(live, pods, now)
     if problem is not None and problem.outlook is Outlook.FAIL:
-        return _fail(stable, candidate, problem, keep, now)
+        return fail(stable, candidate, problem, keep, now)
     if verification is not None and (failure := verification.failure):
-        return _fail(stable, verification.recorded(candidate), failure, keep, now)
-    verified = verification is not None and verification.succeeded
+        return fail(stable, verification.recorded(candidate), failure, keep, now)
+    seen = canary_sighting(candidate, pods, now)
+    if (unfit := seen.problem) is not None:
+        return (fail if unfit.outlook is Outlook.FAIL else give_back)(stable, candidate, unfit, keep, now)
+    if verification is not None and verification.succeeded:
+        candidate = scored(verification.recorded(candidate), verification.verdict)
+    verified = proved or (verification is not None and verification.succeeded)
+    if verified and stable is not None and takes_steps(observed, target, stable, candidate):
+        return _take_step(observed, target, stable, candidate, now)
     # One pod is enough to verify: a bad artifact must not cost a whole fleet of GPUs. Zero pods are not enough.
     replicas = max(1, observed.resource.spec.replicas) if verified else 1
     closed = _closed_for(observed, target, candidate, now) if verified else 0.0
@@ -264,8 +279,9 @@ def _roll_out(
     may_start = start_seconds(target.serving.runtime)
     gap_left = seconds_left(candidate, pods, may_start, begun, now)
     enough = _suffices(observed, stable, live, replicas, late=left == 0 or in_gap)
-    if verification is not None and verified and enough and not closed:
-        return _promote(observed, target, verification.recorded(candidate), verification.verdict, now)
+    if verified and enough and not closed:
+        said = verification.verdict.message if verification is not None else "It has stood the steps of its canary."
+        return promote(observed, target, candidate, said, now)
     rejected = refused_for_long(observed, candidate, STALE_SECONDS if in_gap else may_start, pods, now)
     late = held_too_long(problem) or rejected or (verification.overdue if verification else None)
     if left == 0:
@@ -273,11 +289,16 @@ def _roll_out(
     if in_gap and (gap_left == 0 or late):
         late = overdue(observed, late or problem or (verification.blocker if verification else None))
     if late is not None:
-        return (_fail if in_gap else _give_back)(stable, candidate, late, keep, now)
-    actions = (*keep, *start_candidate(observed, target, replicas, is_open=verified))
+        return (fail if in_gap else give_back)(stable, candidate, late, keep, now)
+    shared = stable is not None and is_shared(observed, stable, candidate, now)
+    keep = _keep(observed, stable, candidate, now, shared=shared)
+    # A canary that is verified again may still have clients.
+    opened = verified or candidate.canary is not None
+    actions = (*keep, *start_candidate(observed, target, replicas, is_open=opened, is_asked=not verified))
     if verified or not is_available(live, replicas):
         waiting = _waiting(candidate, verified, problem, now)
         looks = [closed or None, left, gap_left, candidate_due_after(live, pods, now), long_wait_left(waiting, now)]
+        looks.append(seen.due_after)
         due_after = min((seconds for seconds in looks if seconds is not None), default=None)
         return RolloutStep(stable, waiting, actions, events, due_after)
     actions += (
@@ -289,6 +310,32 @@ def _roll_out(
     looks = [first_look, gap_left, long_wait_left(verifying, now)]
     due_after = min((seconds for seconds in looks if seconds is not None), default=None)
     return RolloutStep(stable, verifying, actions, events, due_after, blocked=waits)
+
+
+def _take_step(
+    observed: ObservedDeployment, target: Target, stable: RevisionStatus, candidate: RevisionStatus, now: datetime
+) -> RolloutStep:
+    """A verified candidate gets its share of the traffic, or the next one."""
+    live, pods = observed.child(DEPLOYMENTS, candidate.deployment), observed.server_pods(target.revision, lost=True)
+    problem, closed = candidate_problem(live, pods, now), _closed_for(observed, target, candidate, now)
+    progress = step_on(observed, target, stable, candidate, closed, now)
+    late = held_too_long(problem) or refused_for_long(
+        observed, candidate, start_seconds(target.serving.runtime), pods, now
+    )
+    if progress.overdue:
+        late = late or promotion_overdue(problem, progress.replicas, target)
+    if late is not None:
+        return give_back(stable, candidate, late, _keep(observed, stable, candidate, now), now)
+    stepping = progress.candidate
+    if problem is not None and stepping.canary is not None and stepping.canary.until is None:
+        stepping = in_state(stepping, stepping.state, problem.reason, problem.message, now)
+    keep = _keep(observed, stable, candidate, now, shared=is_shared(observed, stable, stepping, now))
+    actions = (*keep, *start_candidate(observed, target, progress.replicas, is_open=True, is_asked=False))
+    seen = canary_sighting(stepping, pods, now)
+    looks = (progress.due_after, seen.due_after, candidate_due_after(live, pods, now), long_wait_left(stepping, now))
+    due_after = min((seconds for seconds in looks if seconds is not None), default=None)
+    events = (Event("Normal", Reason.CANARY_STEP, stepping.message),) if progress.begins else ()
+    return RolloutStep(stable, stepping, actions, events, due_after)
 
 
 def _suffices(
@@ -313,7 +360,7 @@ def _closed_for(observed: ObservedDeployment, target: Target, candidate: Revisio
     seconds = float(observed.settings.policy_seconds)
     policy = open_policy(observed, target.revision)
     live = observed.child(NETWORK_POLICIES, policy["metadata"]["name"])
-    if candidate.state is not RevisionState.PROMOTING or ensure(NETWORK_POLICIES, policy, live):
+    if candidate.state not in (RevisionState.CANARY, RevisionState.PROMOTING) or ensure(NETWORK_POLICIES, policy, live):
         return seconds
     return max(0.0, seconds - (now - parse_timestamp(candidate.since)).total_seconds())
 
@@ -338,48 +385,3 @@ def _verifying(candidate: RevisionStatus, verification: Verification | None, now
     elif verification is not None and verification.verdict.state is State.WAITING:
         message = verification.verdict.message
     return in_state(candidate, RevisionState.VERIFYING, reason, message, now)
-
-
-def _fail(
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus,
-    problem: ServerProblem,
-    actions: tuple[Action, ...],
-    now: datetime,
-) -> RolloutStep:
-    """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
-    failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
-    failed = failed.model_copy(update={"gap_starts_at": None})
-    goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
-    serves = f" Revision {stable.revision} {goes_on}." if stable else ""
-    message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
-    return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
-
-
-def _give_back(
-    stable: RevisionStatus | None,
-    candidate: RevisionStatus,
-    problem: ServerProblem,
-    actions: tuple[Action, ...],
-    now: datetime,
-) -> RolloutStep:
-    """The candidate's pods are removed, and it is tried again after a pause."""
-    waiting = given_back(candidate, problem, now)
-    message = f"Revision {candidate.revision} is not promoted yet: {waiting.message}"
-    return RolloutStep(stable, waiting, actions, (Event("Warning", problem.reason, message),), PAUSE_SECONDS)
-
-
-def _promote(
-    observed: ObservedDeployment, target: Target, candidate: RevisionStatus, verdict: Verdict, now: datetime
-) -> RolloutStep:
-    """Verified and ready: the public Service now points to it."""
-    scores = verdict.result.scalars if verdict.result else {}
-    serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, verdict.message, now).model_copy(
-        update={
-            "accuracy": scores.get("accuracy", "")[:SCORE_LIMIT],
-            "expected_accuracy": scores.get("expectedAccuracy", "")[:SCORE_LIMIT],
-            "gap_starts_at": None,
-        }
-    )
-    message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {verdict.message}"
-    return RolloutStep(serving, actions=serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))

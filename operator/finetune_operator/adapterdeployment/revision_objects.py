@@ -18,25 +18,29 @@ from finetune_operator.resources.network_policy import candidate_policy, serving
 from finetune_operator.resources.service import candidate_service, public_service
 
 
-def serve(observed: ObservedDeployment, target: Target, replicas: int | None = None) -> tuple[Action, ...]:
-    """The target serves: restore its objects, with as many pods as the spec asks for unless it is said how many."""
+def serve(
+    observed: ObservedDeployment, target: Target, replicas: int | None = None, *, is_shared: bool = False
+) -> tuple[Action, ...]:
+    """The target serves: restore its objects, with as many pods as the spec asks for unless it is said how many.
+    ``is_shared``: beside a canary."""
     return (
         *_pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas),
-        *direct_traffic(observed, target.revision),
+        *direct_traffic(observed, target.revision, is_shared=is_shared),
     )
 
 
 def start_candidate(
-    observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool
+    observed: ObservedDeployment, target: Target, replicas: int, *, is_open: bool, is_asked: bool
 ) -> tuple[Action, ...]:
     """The candidate's objects. The policy comes first: until it is verified, only the verifier reaches its pods.
 
-    Once it is verified, its own Service is not needed: a quota may have room for one Service only, the public one.
+    Once it is verified, its own Service is not needed (``is_asked``): a quota may have room for one Service only, the
+    public one.
     """
     owner, revision = observed.owner, target.revision
     service = candidate_service(owner, revision)
     policy = open_policy(observed, revision) if is_open else candidate_policy(owner, revision)
-    asked = () if is_open else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
+    asked = () if not is_asked else ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"]))
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *asked,
@@ -66,9 +70,11 @@ def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:
     return holds(live["spec"]["template"], record.template)
 
 
-def direct_traffic(observed: ObservedDeployment, revision: str) -> tuple[Action, ...]:
-    """Clients may reach the pods of the revision, and the public Service points to them."""
-    policy, service = open_policy(observed, revision), public_service(observed.owner, revision)
+def direct_traffic(observed: ObservedDeployment, revision: str, *, is_shared: bool = False) -> tuple[Action, ...]:
+    """Clients may reach the pods of the revision, and the public Service points to them; ``is_shared``: and to those of
+    a canary."""
+    policy = open_policy(observed, revision)
+    service = public_service(observed.owner, revision, is_shared=is_shared)
     return (
         *ensure(NETWORK_POLICIES, policy, observed.child(NETWORK_POLICIES, policy["metadata"]["name"])),
         *ensure(SERVICES, service, observed.child(SERVICES, service["metadata"]["name"])),

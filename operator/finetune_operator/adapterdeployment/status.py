@@ -150,9 +150,16 @@ def _serving(rollout: Rollout, stable: RevisionStatus) -> str:
             f"Until every node knows revision {stable.revision}, some clients get answers from the previous revision."
         )
     serves = f"Revision {stable.revision} serves artifact {stable.artifact_digest[:12]}"
-    return (
-        f"{serves}; {f'{rollout.ready} of {rollout.wanted} pods answer' if rollout.wanted else 'it is scaled to zero'}."
-    )
+    pods = f"{rollout.ready} of {rollout.wanted} pods answer" if rollout.wanted else "it is scaled to zero"
+    return f"{serves}; {pods}.{_beside(rollout)}"
+
+
+def _beside(rollout: Rollout) -> str:
+    """What clients get from a canary."""
+    candidate = rollout.candidate
+    if candidate is None or candidate.canary is None or candidate.canary.started_at is None:
+        return ""
+    return f" Beside it, revision {candidate.revision} is a canary. {candidate.message}"
 
 
 def _spreading(rollout: Rollout, stable: RevisionStatus) -> str:

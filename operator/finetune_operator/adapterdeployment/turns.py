@@ -25,7 +25,10 @@ from finetune_operator.framework.conditions import ConditionType, parse_timestam
 from finetune_operator.framework.objects import Object
 
 ACTIVE: Final = frozenset(
-    {RevisionState.STOPPING, RevisionState.STARTING, RevisionState.VERIFYING, RevisionState.PROMOTING}
+    {
+        *(RevisionState.STOPPING, RevisionState.STARTING, RevisionState.VERIFYING),
+        *(RevisionState.CANARY, RevisionState.PROMOTING),
+    }
 )
 """States of a candidate that is under way: it has pods, or others stop for it."""
 TURN_SECONDS: Final = 3600.0

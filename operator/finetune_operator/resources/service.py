@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from finetune_api import meta
 from finetune_operator.framework.objects import Object
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.resources.deployment import server_labels
@@ -10,9 +11,22 @@ PORT: Final = 80
 """Port of the Services; the pods' port has the name http."""
 
 
-def public_service(owner: Owner, revision: str) -> Object:
-    """The Service that clients use. Its selector switches the traffic: it names the one revision that serves."""
-    return _service(owner, owner.name, revision)
+def public_service(owner: Owner, revision: str, *, is_shared: bool = False) -> Object:
+    """The Service that clients use. Its selector switches the traffic: it names the one revision that serves.
+
+    ``is_shared``: it names none, so that clients reach the serving pods of all revisions. Its own labels still tell the
+    one that serves. Nothing that is not verified may have pods then.
+    """
+    service = _service(owner, owner.name, revision)
+    if is_shared:
+        del service["spec"]["selector"][meta.LABEL_REVISION]
+    return service
+
+
+def serving_revision_of(service: Object) -> str:
+    """The revision that the public Service names as the one that serves."""
+    labels = service["metadata"].get("labels") or {}
+    return str(service["spec"]["selector"].get(meta.LABEL_REVISION) or labels.get(meta.LABEL_REVISION, ""))
 
 
 def candidate_service(owner: Owner, revision: str) -> Object:
@@ -38,7 +52,7 @@ def _service(owner: Owner, name: str, revision: str) -> Object:
         "metadata": owner.metadata(name, labels),
         "spec": {
             "type": "ClusterIP",
-            "selector": labels,
+            "selector": dict(labels),
             "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
         },
     }

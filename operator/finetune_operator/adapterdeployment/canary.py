@@ -1,0 +1,203 @@
+"""The steps of a canary: which share of the traffic a verified candidate has, until when, and whether it stands it.
+Pure.
+
+```
+             its pods are ready,                     the last step is over
+             the network is open       step by step
+Verifying ─▶ Canary ────────────────▶ Canary … ─────────────────────▶ Promoting ─▶ Serving
+             │                           │                              │
+             └───────────────────────────┴──────────────────────────────┴─▶ Failed: all traffic is the old one's again
+```
+
+While it has a share, the public Service names no revision, so that connections are spread over the pods of both. So the
+share is that of its pods; and no other revision may have any. All pods of the old revision stay.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from finetune_api.adapterdeployment import CanaryStatus, CanaryStep, RevisionState, RevisionStatus
+from finetune_api.meta import LABEL_REVISION
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.candidate import in_state
+from finetune_operator.adapterdeployment.gap import deletion_left, serving_pods
+from finetune_operator.adapterdeployment.health import Sighting, crash_since, is_available, watch
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.framework.conditions import parse_timestamp, timestamp
+from finetune_operator.framework.objects import DEPLOYMENTS, Object
+from finetune_operator.resources.deployment import start_seconds
+
+LOOK_SECONDS: Final = 5.0
+"""When to look again whether the pods of other revisions are gone."""
+
+
+class Progress(NamedTuple):
+    """Where a canary stands after this pass."""
+
+    candidate: RevisionStatus
+    replicas: int
+    """So many pods of it are wanted."""
+    due_after: float | None = None
+    """Seconds until something is due, if nothing else happens."""
+    begins: bool = False
+    """Whether a step begins in this pass."""
+    overdue: bool = False
+    """Whether its pods hold hardware that the others of its step do not get."""
+
+
+def has_proved_itself(candidate: RevisionStatus) -> bool:
+    """Whether a candidate was verified before its steps began: its verification is not looked at any more."""
+    states = (RevisionState.CANARY, RevisionState.PROMOTING)
+    return candidate.state in states and candidate.canary is not None and candidate.canary.step > 0
+
+
+def takes_steps(
+    observed: ObservedDeployment, target: Target, stable: RevisionStatus | None, candidate: RevisionStatus
+) -> bool:
+    """Whether a verified candidate is to have a share of the traffic before it takes over: not if nobody answers
+    otherwise, and not on the way back that ``spec.rollbackTo`` asks for."""
+    spec = observed.resource.spec
+    if stable is None or not spec.by_steps or spec.replicas == 0 or spec.rollback_to == target.revision:
+        return False
+    if candidate.state is RevisionState.CANARY:
+        return True
+    live = observed.child(DEPLOYMENTS, stable.deployment) or {}
+    return not has_proved_itself(candidate) and bool((live.get("status") or {}).get("readyReplicas"))
+
+
+def is_shared(observed: ObservedDeployment, stable: RevisionStatus, candidate: RevisionStatus, now: datetime) -> bool:
+    """Whether the public Service sends clients to a candidate of this pass too."""
+    if not has_proved_itself(candidate) or candidate.canary is None or candidate.canary.started_at is None:
+        return False
+    return not any(_strays(observed, {stable.revision, candidate.revision}, now))
+
+
+def canary_pods(beside: int, weight: int) -> int:
+    """So many pods beside those of the old revision come closest to a weight in percent without being more; at least
+    one. At 50 percent it is as many."""
+    return max(1, weight * beside // (100 - weight))
+
+
+def canary_sighting(candidate: RevisionStatus, pods: Sequence[Object], now: datetime) -> Sighting:
+    """Whether a candidate with a share of the traffic stands it: one crash is too many, and so is a minute in which
+    none of its pods answers."""
+    if not has_proved_itself(candidate) or candidate.canary is None or candidate.canary.started_at is None:
+        return Sighting()
+    since = parse_timestamp(candidate.canary.started_at)
+    crashed = crash_since(pods, since)
+    return Sighting(crashed) if crashed is not None else watch(pods, since, now)
+
+
+def step_on(
+    observed: ObservedDeployment,
+    target: Target,
+    stable: RevisionStatus,
+    candidate: RevisionStatus,
+    closed: float,
+    now: datetime,
+) -> Progress:
+    """The canary of this pass.
+
+    Args:
+        observed: what was observed.
+        target: what makes the candidate's pods.
+        stable: the revision that serves.
+        candidate: the verified candidate.
+        closed: seconds until the network can be expected to be open to its pods.
+        now: the time.
+    """
+    steps, beside = observed.resource.spec.strategy.canary.steps, observed.resource.spec.replicas
+    known = candidate.canary if has_proved_itself(candidate) and candidate.canary else CanaryStatus(step=1)
+    number = min(known.step, len(steps))
+    step, may_start = steps[number - 1], start_seconds(target.serving.runtime)
+    canary, replicas = _at_step(known, number, steps, beside)
+    strays = any(_strays(observed, {stable.revision, candidate.revision}, now))
+    has_share = not closed and not strays and is_available(observed.child(DEPLOYMENTS, candidate.deployment), replicas)
+    reached = canary.reached_at or (timestamp(now) if has_share else None)
+    if reached is None:
+        left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
+        return _waiting(candidate, canary, replicas, (closed, left, LOOK_SECONDS if strays else None), now)
+    until = parse_timestamp(reached) + timedelta(seconds=step.pause_seconds)
+    canary = canary.model_copy(
+        update={"started_at": canary.started_at or reached, "reached_at": reached, "until": timestamp(until)}
+    )
+    if (left := (until - now).total_seconds()) > 0:
+        return _pausing(candidate, canary, replicas, left, now, begins=known.reached_at is None)
+    if not has_share:
+        return _waiting(candidate, canary, replicas, (closed, may_start + left, LOOK_SECONDS if strays else None), now)
+    if number == len(steps):
+        return _over(candidate, canary, replicas, now)
+    canary, replicas = _at_step(canary, number + 1, steps, beside)
+    canary = canary.model_copy(update={"reached_at": None, "until": None})
+    begun = candidate.model_copy(update={"since": timestamp(now)})
+    return _waiting(begun, canary, replicas, (float(observed.settings.policy_seconds), may_start, None), now)
+
+
+def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], beside: int) -> tuple[CanaryStatus, int]:
+    """The canary at a step, and its number of pods beside so many others."""
+    weight = steps[number - 1].weight
+    replicas = canary_pods(beside, weight)
+    share = round(100 * replicas / (beside + replicas))
+    found = {
+        "step": number,
+        "steps": len(steps),
+        "weight": weight,
+        "share": share,
+        "pods": f"{replicas} of {beside + replicas}",
+        "summary": f"{number}/{len(steps)} {share}%",
+    }
+    return known.model_copy(update=found), replicas
+
+
+def _waiting(
+    candidate: RevisionStatus,
+    canary: CanaryStatus,
+    replicas: int,
+    waits: tuple[float, float, float | None],
+    now: datetime,
+) -> Progress:
+    """The share of a step is not reached yet, or its last pods are missing. ``waits``: seconds until the network is
+    open, until its pods have had hardware for as long as they may, and until to look for pods of other revisions."""
+    _, left, strays = waits
+    what = "once they are ready and the network is open" if strays is None else "once other revisions have no pods"
+    message = (
+        f"Step {canary.step} of {canary.steps}: {canary.pods} pods are to get {canary.share} % of new connections "
+        f"(weight {canary.weight}), {what}."
+    )
+    shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
+    due_after = min((seconds for seconds in waits if seconds is not None and seconds > 0), default=None)
+    return Progress(shown.model_copy(update={"canary": canary}), replicas, due_after, overdue=left <= 0)
+
+
+def _pausing(
+    candidate: RevisionStatus, canary: CanaryStatus, replicas: int, left: float, now: datetime, *, begins: bool
+) -> Progress:
+    """It has its share, and has to stand it for a while."""
+    then = "the next step follows" if canary.step < canary.steps else "it takes over"
+    message = (
+        f"Step {canary.step} of {canary.steps}: {canary.pods} pods get {canary.share} % of new connections (weight "
+        f"{canary.weight}) until {canary.until}; then {then}."
+    )
+    shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
+    return Progress(shown.model_copy(update={"canary": canary}), replicas, left, begins=begins)
+
+
+def _over(candidate: RevisionStatus, canary: CanaryStatus, replicas: int, now: datetime) -> Progress:
+    """All steps are over: its other pods start."""
+    message = f"All {canary.steps} steps are over; the other pods start, and then it takes over."
+    shown = in_state(candidate, RevisionState.PROMOTING, Reason.VERIFIED, message, now)
+    return Progress(shown.model_copy(update={"canary": canary}), replicas, 1.0)
+
+
+def _strays(observed: ObservedDeployment, revisions: set[str], now: datetime) -> Iterator[Object]:
+    """What other revisions have, to which a Service that names none could send clients. A pod whose grace period is
+    over, on a node that does not answer, gets none."""
+    for live in observed.children.get(DEPLOYMENTS, {}).values():
+        if (live["metadata"].get("labels") or {}).get(LABEL_REVISION) not in revisions:
+            yield live
+    for pod in serving_pods(observed):
+        left = deletion_left(pod, now)
+        if pod["metadata"]["labels"].get(LABEL_REVISION) not in revisions and (left is None or left > 0):
+            yield pod

@@ -1,0 +1,71 @@
+"""How a try to promote a candidate ends: it serves, it has failed, or it is given back and tried again later. Pure."""
+
+from datetime import datetime
+from typing import Final
+
+from finetune_api.adapterdeployment import RevisionState, RevisionStatus
+from finetune_api.reasons import Reason
+from finetune_operator.adapterdeployment.candidate import PAUSE_SECONDS, given_back, in_state
+from finetune_operator.adapterdeployment.gap import has_begun
+from finetune_operator.adapterdeployment.health import ServerProblem
+from finetune_operator.adapterdeployment.observe import ObservedDeployment
+from finetune_operator.adapterdeployment.revision_objects import serve
+from finetune_operator.adapterdeployment.step import RolloutStep
+from finetune_operator.adapterdeployment.target import Target
+from finetune_operator.framework.actions import Action, Event
+from finetune_operator.outcome.job import Verdict
+
+SCORE_LIMIT: Final = 16
+"""The API's limit; pods are not trusted to respect it."""
+
+
+def fail(
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus,
+    problem: ServerProblem,
+    actions: tuple[Action, ...],
+    now: datetime,
+) -> RolloutStep:
+    """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
+    failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
+    failed = failed.model_copy(update={"gap_starts_at": None, "canary": None})
+    goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
+    if candidate.canary is not None and candidate.canary.started_at is not None:
+        goes_on = "gets all traffic again"
+    serves = f" Revision {stable.revision} {goes_on}." if stable else ""
+    message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
+    return RolloutStep(stable, failed, actions, (Event("Warning", problem.reason, message),))
+
+
+def give_back(
+    stable: RevisionStatus | None,
+    candidate: RevisionStatus,
+    problem: ServerProblem,
+    actions: tuple[Action, ...],
+    now: datetime,
+) -> RolloutStep:
+    """The candidate's pods are removed, and it is tried again after a pause."""
+    waiting = given_back(candidate, problem, now).model_copy(update={"canary": None})
+    message = f"Revision {candidate.revision} is not promoted yet: {waiting.message}"
+    return RolloutStep(stable, waiting, actions, (Event("Warning", problem.reason, message),), PAUSE_SECONDS)
+
+
+def scored(candidate: RevisionStatus, verdict: Verdict) -> RevisionStatus:
+    """The candidate with what its verification measured."""
+    scores = verdict.result.scalars if verdict.result else {}
+    return candidate.model_copy(
+        update={
+            "accuracy": scores.get("accuracy", "")[:SCORE_LIMIT],
+            "expected_accuracy": scores.get("expectedAccuracy", "")[:SCORE_LIMIT],
+        }
+    )
+
+
+def promote(
+    observed: ObservedDeployment, target: Target, candidate: RevisionStatus, said: str, now: datetime
+) -> RolloutStep:
+    """Verified and ready: the public Service now points to it."""
+    serving = in_state(candidate, RevisionState.SERVING, Reason.SERVING, said, now)
+    serving = serving.model_copy(update={"gap_starts_at": None, "canary": None})
+    message = f"Revision {target.revision} serves artifact {candidate.artifact_digest[:12]}. {said}"
+    return RolloutStep(serving, actions=serve(observed, target), events=(Event("Normal", Reason.PROMOTED, message),))
