@@ -350,6 +350,8 @@ def _fail(
     """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
     failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
     failed = failed.model_copy(update={"gap_starts_at": None})
+    if problem.checks:
+        failed = failed.model_copy(update={"verification": list(problem.checks)})
     goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
     serves = f" Revision {stable.revision} {goes_on}." if stable else ""
     message = f"Revision {candidate.revision} was not promoted: {problem.message}{serves}"
