@@ -50,9 +50,13 @@ POD_VARIABLE: Final = "POD_NAME"
 """Environment variable with the pod's name: an Indexed Job's host names are the same for every pod of an index."""
 SERVING_PORT: Final = 8080
 """Port on which a model server listens inside its pod."""
+SELF_CHECK_PORT: Final = 9401
+"""Port on which the self-check of a serving pod tells the kubelet whether the pod has proved itself."""
 
 INPUT_FILE: Final = "/etc/finetune/input.json"
 """Where a stage's container finds its StageInput."""
+SELF_CHECK_FILE: Final = "/etc/finetune-self-check/limits.json"
+"""Where the self-check of a serving pod finds its SelfCheckLimits; they change while it runs."""
 SOURCES_DIR: Final = "/inputs"
 """Where the ConfigMaps that are data sources are mounted, each in a folder named by the source's number."""
 CA_DIR: Final = "/etc/finetune-ca"

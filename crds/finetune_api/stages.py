@@ -157,6 +157,15 @@ class VerifyParams(WireModel):
     objectives: LatencyObjectives = LatencyObjectives()
 
 
+class SelfCheckLimits(WireModel):
+    """What a serving pod proves itself by: from the spec, which may change while the pod runs."""
+
+    min_agreement_percent: int = 75
+    """As in VerifyParams."""
+    max_distance: float | None = None
+    """As in VerifyParams."""
+
+
 class Params(WireModel):
     """All parameters of the pipeline. Each stage of a FineTuneJob uses its own part; resolve needs all of them."""
 

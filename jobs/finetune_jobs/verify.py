@@ -8,35 +8,27 @@ server that does not accept prompts of this length cannot be verified; that is r
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
-
-from huggingface_hub import get_session
+from collections.abc import Sequence
+from dataclasses import replace
 
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck, WithdrawnPolicy
 from finetune_api.layout import output_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, VerifyParams
-from finetune_jobs.artifacts import artifact
-from finetune_jobs.artifacts.artifact import Answer, ModelRef
 from finetune_jobs.artifacts.folders import fetch_folder
 from finetune_jobs.artifacts.withdrawal import require_standing
-from finetune_jobs.base.documents import read_json
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.tasks import right_for
 from finetune_jobs.runtime.runner import Context, StageOutput, run_stage
-from finetune_jobs.store.hub import CLIENT_ERROR
 from finetune_jobs.verification import checks
 from finetune_jobs.verification.checks import Observed
-from finetune_jobs.verification.engine import Limits, ModelServer
-from finetune_jobs.verification.observation import Before, Promise, observe
+from finetune_jobs.verification.connection import wait_until_healthy
+from finetune_jobs.verification.observation import Before, Promise, observe, require_room
 from finetune_jobs.verification.power import size_sample
-from finetune_jobs.verification.servers import SERVERS
+from finetune_jobs.verification.promise import read_promise
+from finetune_jobs.verification.servers import client_of
 
 log = logging.getLogger(__name__)
-
-_POLL_SECONDS: Final = 1.0
-A = TypeVar("A")
 
 
 def verify(context: Context) -> StageOutput:
@@ -48,8 +40,8 @@ def verify(context: Context) -> StageOutput:
     deadline = time.monotonic() + params.timeout_seconds
     promise = _read_promise(context, params)
     context.progress.report(0, "waiting for the server")
-    _wait_until_healthy(params, deadline)
-    server = _client(params)
+    wait_until_healthy(params.endpoint, deadline)
+    server = client_of(params.engine, params.endpoint)
     served = server.served()
     digest = checks.digest_check(served.model, context.input.artifact_digest)
     checks.require_all([digest], params.endpoint)
@@ -65,29 +57,6 @@ def verify(context: Context) -> StageOutput:
         message=_summary(made, observed),
         checks=made,
     )
-
-
-def _client(params: VerifyParams) -> ModelServer:
-    if params.engine not in SERVERS:
-        raise StageError(
-            Reason.CANDIDATE_FAILED,
-            f"This image knows the engines {', '.join(SERVERS)} and not {params.engine!r}: set images.data of the "
-            "chart's values to the image that was built with the chart.",
-            retriable=False,
-        )
-    return SERVERS[params.engine](params.endpoint)
-
-
-def require_room(asked: Sequence[Answer], limits: Limits) -> None:
-    """Raises StageError (PromptsTooLong) if the server would reject one of the prompts because of its length."""
-    long = [answer for answer in asked if not limits.take(answer)]
-    if long:
-        longest = max(long, key=lambda answer: answer.prompt_tokens)
-        raise StageError(
-            Reason.PROMPTS_TOO_LONG,
-            f"{len(long)} of {len(asked)} golden prompts and test examples are too long for the server. The longest "
-            f"has {longest.prompt_tokens} tokens, and its answer may have {longest.max_tokens}; {limits}.",
-        )
 
 
 def _before(context: Context, params: VerifyParams, deadline: float) -> Before:
@@ -106,42 +75,16 @@ def _read_promise(context: Context, params: VerifyParams) -> Promise:
     folder = context.scratch / "artifact"
     place = output_folder(Stage.PUBLISH, context.input.artifact_digest)
     fetch_folder(context.store, place, folder)
-
-    def read(name: str, parse: Callable[[Iterator[str], str], list[A]]) -> list[A]:
-        with (folder / name).open(encoding="utf-8") as lines:
-            return parse(lines, context.store.uri(f"{place}/{name}"))
-
-    recorded = (folder / artifact.REFERENCE).exists()
-    model = read_json(folder / artifact.MODEL_REF, ModelRef)
-    right, tested = right_for(model.task), read(artifact.SAMPLE, artifact.read_answers)
-    size = size_sample([right(each.label, each.artifact) for each in tested], params.samples, params.detect_drop)
-    return Promise(
-        golden=read(artifact.GOLDEN, artifact.read_answers),
-        sample=tested[: size.samples],
+    promise = read_promise(folder, context.store.uri(place))
+    right = right_for(promise.task)
+    rights = [right(each.label, each.artifact) for each in promise.sample]
+    size = size_sample(rights, params.samples, params.detect_drop)
+    return replace(
+        promise,
+        sample=promise.sample[: size.samples],
         size=size,
-        references=read(artifact.REFERENCE, artifact.read_references) if recorded else [],
-        task=model.task,
-        format=model.format,
         max_distance=params.max_distance,
         objectives=params.objectives,
-    )
-
-
-def _wait_until_healthy(params: VerifyParams, deadline: float) -> None:
-    """A server that is still loading its model refuses connections or answers 503."""
-    last = "nothing was tried"
-    while time.monotonic() < deadline:
-        try:
-            status = get_session().get(f"{params.endpoint}/health", timeout=5).status_code
-            if status == 200:
-                return
-            last = f"it answered {status}"
-        except CLIENT_ERROR as error:
-            last = type(error).__name__
-        time.sleep(_POLL_SECONDS)
-    raise StageError(
-        Reason.CANDIDATE_FAILED,
-        f"{params.endpoint}/health was not ready within {params.timeout_seconds} s (last: {last}).",
     )
 
 

@@ -55,8 +55,8 @@ RULES: Final = (
     Rule(ADAPTERDEPLOYMENTS, ("get", "list", "watch")),
     Rule(ADAPTERDEPLOYMENTS, ("patch",), "status"),
     Rule(ADAPTERDEPLOYMENTS, ("update",), "finalizers"),
-    # Inputs of stages; watched are those of AdapterDeployments.
-    Rule(CONFIG_MAPS, ("get", "list", "watch", "create", "delete")),
+    # Inputs of stages; watched are those of AdapterDeployments. Patch is for the limits of serving pods.
+    Rule(CONFIG_MAPS, ("get", "list", "watch", "create", "patch", "delete")),
     # Stages; patch is for suspend.
     Rule(JOBS, ("get", "list", "watch", "create", "patch", "delete")),
     # Results, progress, and why a pod waits or failed.

@@ -48,7 +48,7 @@ def test_a_crash_after_any_write_of_an_update_changes_nothing_in_the_end(endpoin
         SERVICES: 1,
         NETWORK_POLICIES: 1,
         JOBS: 1,
-        CONFIG_MAPS: 2,
+        CONFIG_MAPS: 3,
     }
 
 

@@ -315,7 +315,7 @@ class ServingCluster:
 
     def _updated(self, live: Object, body: Object) -> Object:
         merged: Object = _merge(live, body)
-        if merged["spec"] != live["spec"]:
+        if merged.get("spec") != live.get("spec"):
             merged["metadata"]["generation"] = live["metadata"]["generation"] + 1
         return merged
 

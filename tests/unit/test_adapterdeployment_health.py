@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import Outcome, Stage, StageResult
@@ -42,16 +43,19 @@ def pod(
     *,
     fetch: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
+    check: dict[str, Any] | None = None,
     created: float = 0,
     **status: Any,
 ) -> dict[str, Any]:
-    """A pod that was created ``created`` seconds ago and has no node yet."""
+    """A pod that was created ``created`` seconds ago and has no node yet; of an earlier release without a ``check``."""
+    sidecar = [] if check is None else [{"name": "self-check", "image": "data:1", "restartCount": 0} | check]
+    fetched = {"name": "fetch", "image": "data:1", "restartCount": 0} | (fetch or {})
     return {
         "metadata": {"name": name, "creationTimestamp": ago(created)},
         "spec": {"nodeName": "gpu-7"},
         "status": {
             "phase": "Pending",
-            "initContainerStatuses": [{"name": "fetch", "image": "data:1", "restartCount": 0} | (fetch or {})],
+            "initContainerStatuses": [fetched, *sidecar],
             "containerStatuses": [{"name": "server", "image": "tgi:1", "restartCount": 0} | (server or {})],
         }
         | status,
@@ -74,9 +78,22 @@ def report(reason: Reason, message: str) -> str:
     return result.model_dump_json(by_alias=True)
 
 
+RUNNING: dict[str, Any] = {"state": {"running": {}}}
+UP: dict[str, Any] = RUNNING | {"started": True, "ready": True}
 BACKOFF = {"waiting": {"reason": "CrashLoopBackOff"}}
 PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
 NO_SECRET = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}}
+CHECK = VerificationCheck(name="logProbabilities", expected="0.550", seen="0.9", outcome=CheckOutcome.FAILED)
+"""What a self-check compared."""
+
+
+def disproved(code: int = ExitCode.FATAL, reason: Reason = Reason.VERIFICATION_FAILED, **now: Any) -> dict[str, Any]:
+    """A self-check that has failed, and what it does since."""
+    result = StageResult(stage=Stage.VERIFY, outcome=Outcome.FAILED, reason=reason, message="Its server fails it.")
+    told = result.model_copy(update={"checks": [CHECK]}).model_dump_json(by_alias=True)
+    return {"restartCount": 1, "state": {"running": {}}, "lastState": ended(code, told), "ready": False} | now
+
+
 UNREACHABLE = {"state": BACKOFF, "lastState": ended(ExitCode.RETRIABLE, report(Reason.S3_UNREACHABLE, "no route"))}
 UNSCHEDULABLE = [
     {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: insufficient GPU"}
@@ -125,6 +142,32 @@ CANDIDATES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], tuple[Reason, 
         deployment(),
         [pod(fetch={"state": ended(ExitCode.FATAL, report(Reason.ARTIFACT_CORRUPT, "another hash"))})],
         (Reason.ARTIFACT_CORRUPT, FAIL),
+    ),
+    "its self-check failed": (
+        deployment(),
+        [on_node(60, server=UP, check=disproved(state=BACKOFF))],
+        (Reason.VERIFICATION_FAILED, FAIL),
+    ),
+    "its self-check got no answers, and is tried again": (
+        deployment(),
+        [on_node(60, server=UP, check=disproved(ExitCode.RETRIABLE, Reason.CANDIDATE_FAILED, restartCount=9))],
+        (Reason.CANDIDATE_FAILED, WAIT),
+    ),
+    "its self-check has passed since": (
+        deployment(),
+        [on_node(60, ready=True, server=UP, check=disproved(ready=True))],
+        None,
+    ),
+    "its server crashed under the self-check": (
+        deployment(),
+        [
+            on_node(
+                60,
+                server={"restartCount": 3, "state": BACKOFF, "lastState": ended(137, reason="OOMKilled")},
+                check=disproved(ExitCode.RETRIABLE, Reason.CANDIDATE_FAILED),
+            )
+        ],
+        (Reason.OUT_OF_MEMORY, FAIL),
     ),
     "the kubelet tries again, the reason is known from before": (
         deployment(),
@@ -282,7 +325,6 @@ def test_when_a_candidate_is_looked_at_again(pods: list[dict[str, Any]], seconds
     assert candidate_due_after(deployment(), pods, NOW) == seconds
 
 
-RUNNING: dict[str, Any] = {"state": {"running": {}}}
 SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
     "no pod": (deployment(), [], Reason.SERVER_UNAVAILABLE, Saying("no pod")),
     "it is new": (deployment(), [pod("new")], Reason.SERVER_UNAVAILABLE, Saying("Pod new is starting")),
@@ -297,6 +339,18 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
         [on_node(60, "old", server=RUNNING | {"started": True})],
         Reason.SERVER_UNAVAILABLE,
         Saying("Pod old", "readiness probe"),
+    ),
+    "it proves itself": (
+        deployment(),
+        [on_node(60, "new", server=UP, check=RUNNING)],
+        Reason.SERVER_UNAVAILABLE,
+        Saying("Pod new", "proves itself"),
+    ),
+    "its self-check failed": (
+        deployment(),
+        [on_node(60, "new", server=UP, check=disproved(state=BACKOFF))],
+        Reason.VERIFICATION_FAILED,
+        "Pod new: Its server fails it.",
     ),
     "it crashed": (
         deployment(),

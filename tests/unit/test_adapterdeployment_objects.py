@@ -9,20 +9,23 @@ import pytest
 
 from finetune_api import meta
 from finetune_api.references import ConfigMapKeyRef, SecretRef
-from finetune_api.stages import StageInput
+from finetune_api.stages import SelfCheckLimits, StageInput
 from finetune_api.storage import CaBundle, Storage
+from finetune_jobs.self_check import parse as parse_self_check
 from finetune_operator.adapterdeployment.target import Target, find_target
 from finetune_operator.framework.actions import Apply, Create
-from finetune_operator.framework.objects import SERVICES
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Serving, deployment, fetch_request, pod_template
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.pod import repository
+from finetune_operator.resources.self_check import has_self_check, self_check_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy
+from tests.support.copies import copied
 from tests.support.serving import GOOD, SETTINGS, ServingCluster, pinned, uri
 
 pytestmark = pytest.mark.unit
@@ -70,24 +73,26 @@ def test_pods_of_a_revision_keep_apart_if_there_is_room() -> None:
 
 
 def test_the_server_reads_what_fetch_wrote_and_cannot_change_it() -> None:
-    fetch, server = ({m["mountPath"]: m for m in each["volumeMounts"]} for each in containers())
+    fetch, check, server = ({m["mountPath"]: m for m in each["volumeMounts"]} for each in containers())
     assert not fetch["/models"].get("readOnly")
     assert server["/models"]["readOnly"]
-    assert fetch["/models"]["name"] == server["/models"]["name"]
-    env = {variable["name"]: variable.get("value") for variable in list(containers())[1]["env"]}
+    assert check["/models"]["readOnly"]
+    assert fetch["/models"]["name"] == server["/models"]["name"] == check["/models"]["name"]
+    env = {variable["name"]: variable.get("value") for variable in list(containers())[2]["env"]}
     assert env["MODEL_ID"] == f"/models/{GOOD}/model"
 
 
 def test_only_fetch_has_the_keys_and_only_as_references() -> None:
-    fetch, server = containers()
+    fetch, *others = containers()
     keys = [variable for variable in fetch["env"] if "secretKeyRef" in variable.get("valueFrom", {})]
     references = [variable["valueFrom"]["secretKeyRef"] for variable in keys]
     assert [each["key"] for each in references] == [
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     ]
     assert {each["name"] for each in references} == {"s3-read"}
-    assert not [variable for variable in server["env"] if "secretKeyRef" in variable.get("valueFrom", {})]
-    assert "envFrom" not in fetch | server
+    theirs = [variable for each in others for variable in each["env"]]
+    assert not [variable for variable in theirs if "secretKeyRef" in variable.get("valueFrom", {})]
+    assert not [each for each in (fetch, *others) if "envFrom" in each]
 
 
 def test_only_fetch_trusts_the_stores_private_authority() -> None:
@@ -98,20 +103,22 @@ def test_only_fetch_trusts_the_stores_private_authority() -> None:
     spec = pod_template(OWNER, asked, SETTINGS, REVISION)["spec"]
     [volume] = [each for each in spec["volumes"] if each["name"] == "store-ca"]
     assert [each["configMap"]["name"] for each in volume["projected"]["sources"]] == ["corp"]
-    [fetch], [server] = spec["initContainers"], spec["containers"]
+    every = [*spec["initContainers"], *spec["containers"]]
+    fetch, others = every[0], every[1:]
     assert "store-ca" in {mount["name"] for mount in fetch["volumeMounts"]}
-    assert "store-ca" not in {mount["name"] for mount in server["volumeMounts"]}
+    assert "store-ca" not in {mount["name"] for each in others for mount in each["volumeMounts"]}
 
 
 def test_only_fetch_goes_through_the_proxy() -> None:
     proxy = Proxy(https_proxy="http://proxy.corp:3128", no_proxy=".svc")
     settings = SETTINGS.model_copy(update={"proxy": proxy})
     spec = pod_template(OWNER, serving(), settings, REVISION)["spec"]
-    [fetch], [server] = spec["initContainers"], spec["containers"]
+    every = [*spec["initContainers"], *spec["containers"]]
+    fetch, others = every[0], every[1:]
     found = {variable["name"]: variable.get("value") for variable in fetch["env"]}
     assert found.items() >= {"HTTPS_PROXY": "http://proxy.corp:3128", "NO_PROXY": ".svc"}.items()
     assert "HTTP_PROXY" not in found
-    assert "PROXY" not in str(server["env"])
+    assert "PROXY" not in str([each["env"] for each in others])
 
 
 def test_fetch_runs_its_stage_on_an_immutable_input() -> None:
@@ -125,11 +132,57 @@ def test_fetch_runs_its_stage_on_an_immutable_input() -> None:
     assert next(containers())["command"][:3] == ["python", "-m", "finetune_jobs.fetch"]
 
 
+def test_no_pod_is_ready_before_it_has_proved_itself() -> None:
+    """The self-check reads what fetch downloaded, asks the server beside it, and outlives it without holding it up."""
+    spec = pod()["spec"]
+    assert [each["name"] for each in spec["initContainers"]] == ["fetch", "self-check"]
+    check = spec["initContainers"][1]
+    assert (check["restartPolicy"], check["image"]) == ("Always", SETTINGS.images.data)
+    assert check["readinessProbe"]["httpGet"] == {"path": "/ready", "port": check["ports"][0]["name"]}
+    assert check["command"][:3] == ["python", "-m", "finetune_jobs.self_check"]
+    given = parse_self_check(check["command"][3:])
+    assert (given.digest, given.engine) == (GOOD, "tgi")
+    assert str(given.artifact) == f"/models/{GOOD}/artifact"
+    assert (given.endpoint, given.port) == ("http://127.0.0.1:8080", check["ports"][0]["containerPort"])
+    assert given.result == "/dev/termination-log"
+    [volume] = [each for each in spec["volumes"] if each["name"] == "self-check"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in check["volumeMounts"]}
+    made = self_check_config_map(OWNER, volume["configMap"]["name"], {}, SelfCheckLimits())
+    assert [f"{mounted['self-check']}/{key}" for key in made["data"]] == [str(given.limits)]
+
+
+def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
+    cluster = ServingCluster()
+    cluster.settle()
+    before = copied(cluster.objects[DEPLOYMENTS])
+    [name] = before
+    assert limits_of(cluster, name) == SelfCheckLimits()
+    cluster.spec["verification"] = {"maxDistance": "0.7", "minAgreementPercent": 80}
+    cluster.settle()
+    assert limits_of(cluster, name) == SelfCheckLimits(min_agreement_percent=80, max_distance=0.7)
+    assert cluster.objects[DEPLOYMENTS] == before
+    del cluster.objects[CONFIG_MAPS][name]
+    cluster.settle()
+    assert limits_of(cluster, name).max_distance == 0.7
+
+
+def test_pods_of_an_earlier_release_get_no_limits() -> None:
+    template = pod()
+    assert has_self_check(template)
+    template["spec"]["initContainers"].pop()
+    assert not has_self_check(template)
+
+
+def limits_of(cluster: ServingCluster, name: str) -> SelfCheckLimits:
+    """What the pods of a revision prove themselves by."""
+    return SelfCheckLimits.model_validate_json(cluster.objects[CONFIG_MAPS][name]["data"]["limits.json"])
+
+
 @pytest.mark.parametrize(("shards", "memory"), [(1, None), (2, {"medium": "Memory", "sizeLimit": "1Gi"})])
 def test_shards_get_shared_memory(shards: int, memory: dict[str, str] | None) -> None:
     volumes = {each["name"]: each for each in pod(num_shard=shards)["spec"]["volumes"]}
     assert volumes.get("shared-memory", {}).get("emptyDir") == memory
-    paths = [mount["mountPath"] for mount in list(containers(num_shard=shards))[1]["volumeMounts"]]
+    paths = [mount["mountPath"] for mount in list(containers(num_shard=shards))[2]["volumeMounts"]]
     assert ("/dev/shm" in paths) is (memory is not None)
 
 

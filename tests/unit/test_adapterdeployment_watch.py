@@ -18,8 +18,10 @@ pytestmark = pytest.mark.unit
 
 
 class TestWatch:
-    def pod(self, ready: bool = False, fell: int = 100, **server: Any) -> Object:
+    def pod(self, ready: bool = False, fell: int = 100, check: Object | None = None, **server: Any) -> Object:
+        sidecar = [] if check is None else [{"name": "self-check", "restartCount": 0, "state": {"running": {}}} | check]
         status = {
+            "initContainerStatuses": sidecar,
             "phase": "Running",
             "startTime": timestamp(START),
             "conditions": [
@@ -63,6 +65,9 @@ class TestWatch:
             pytest.param([{"started": True}, {"ready": True}], None, id="one of two is silent"),
             pytest.param([{"started": False}], None, id="a new pod that loads the model"),
             pytest.param([{"restartCount": 1}], Outlook.FAIL, id="restarted, and not back"),
+            pytest.param([{"started": True, "check": {}}], None, id="a new pod that proves itself"),
+            pytest.param([{"started": True, "check": {"ready": True}}], Outlook.FAIL, id="proved, and silent"),
+            pytest.param([{"started": True, "check": {"restartCount": 1}}], Outlook.FAIL, id="disproved"),
         ],
     )
     def test_silence(self, pods: list[dict[str, Any]], outlook: Outlook | None) -> None:

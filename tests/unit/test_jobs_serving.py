@@ -1,16 +1,33 @@
 """From evaluate's answers to a verified server: the real stages, real checkpoints, the real stand-in for TGI."""
 
+import json
 import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from finetune_api.adapterdeployment import CheckOutcome
+from finetune_api.meta import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.stages import LatencyObjectives, Params, Stage, StageInput, StageResult, VerifyParams
+from finetune_api.stages import (
+    LatencyObjectives,
+    Params,
+    SelfCheckLimits,
+    Stage,
+    StageInput,
+    StageResult,
+    VerifyParams,
+)
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.runtime.runner import execute
+from finetune_jobs.self_check import Gate, Options, self_check
 from finetune_jobs.verify import verify
 from tests.support.artifacts import publish_artifact
 from tests.support.seaweedfs import SeaweedFS
@@ -31,6 +48,66 @@ def published(s3: SeaweedFS, place: str, base: Path, tmp_path: Path) -> StageRes
     """An artifact whose recorded answers are those of real models."""
     tuned = build_tiny_llama(tmp_path / "tuned", seed=2)
     return publish_artifact(s3.storage, place, tmp_path, base=base, tuned=tuned)
+
+
+class SelfChecking:
+    """The self-check of a pod whose server a test starts and stops."""
+
+    def __init__(self, home: Path, digest: str, work: Path) -> None:
+        self._home, self._digest, self._work = home, digest, work
+        self._limits = work / "limits.json"
+        self._limits.write_text(SelfCheckLimits().model_dump_json(by_alias=True))
+        self._gate = Gate(0)
+        self._thread: threading.Thread | None = None
+
+    def begin(self, endpoint: str) -> None:
+        """Beside a server that may still load its model."""
+        assert self.status() == 503
+        options = Options(self._home / "artifact", self._digest, "tgi", endpoint, self._limits, "-", 0)
+        self._thread = threading.Thread(target=self_check, args=(options, self._gate), daemon=True)
+        self._thread.start()
+
+    def status(self) -> int | str:
+        """What the kubelet is answered."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._gate.port}/ready", timeout=60) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except urllib.error.URLError:
+            return "refused"
+
+    def until_ready(self) -> None:
+        """Wait until the pod has proved itself."""
+        deadline = time.monotonic() + 180
+        while self.status() != 200:
+            assert self._thread
+            assert self._thread.is_alive(), "it failed"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def until_ended(self) -> None:
+        """It ends by itself, since the server has ended."""
+        assert self._thread
+        self._thread.join(timeout=180)
+        assert not self._thread.is_alive()
+        self._gate.close()
+
+    def as_process(self, endpoint: str) -> StageResult:
+        """The result of one that fails, as its container leaves it."""
+        result = self._work / "result.json"
+        options = {"--artifact": self._home / "artifact", "--digest": self._digest, "--engine": "tgi"}
+        options |= {"--endpoint": endpoint, "--limits": self._limits, "--result": result, "--port": 0}
+        command = [
+            sys.executable,
+            "-m",
+            "finetune_jobs.self_check",
+            *(str(p) for pair in options.items() for p in pair),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == ExitCode.FATAL, done.stderr
+        assert [json.loads(line)["stage"] for line in done.stderr.splitlines()][-1] == "self-check"
+        return StageResult.model_validate_json(result.read_text())
 
 
 def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, base: Path, tmp_path: Path) -> None:
@@ -54,10 +131,14 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
     run(Stage.FETCH)
     model = tmp_path / "models" / published.output_digest / "model"
     recording = {"ENABLE_PREFILL_LOGPROBS": "true"}
+    checking = SelfChecking(model.parent, published.output_digest, tmp_path)
     with tgi_cpu(model, tmp_path, env=recording, fresh=False) as server:
+        checking.begin(server.url)
         result = run(Stage.VERIFY, server.url, first_token=100)
         with pytest.raises(StageError, match=r"timeToFirstToken: expected at most 0 ms .* ms at p95 of 18 streams"):
             run(Stage.VERIFY, server.url, first_token=1e-6)
+        checking.until_ready()
+    checking.until_ended()
     assert result.scalars == {
         "samples": "12",
         "accuracy": "1.0000",
@@ -88,9 +169,11 @@ def test_only_the_artifact_itself_passes(s3: SeaweedFS, published: StageResult, 
     assert error.value.reason is Reason.PROMPTS_TOO_LONG
     for file in base.iterdir():
         shutil.copyfile(file, model / file.name)
-    with (
-        tgi_cpu(model, tmp_path, env=recording, fresh=False) as server,
-        pytest.raises(StageError, match=r"differsFromBase.* 0\.0\d\d from the base model") as error,
-    ):
-        run(Stage.VERIFY, server.url)
+    with tgi_cpu(model, tmp_path, env=recording, fresh=False) as server:
+        failed = checking.as_process(server.url)
+        with pytest.raises(StageError, match=r"differsFromBase.* 0\.0\d\d from the base model") as error:
+            run(Stage.VERIFY, server.url)
+    assert failed.reason is Reason.ADAPTER_INACTIVE
+    assert failed.message.startswith("Its server fails the check differsFromBase: ")
+    assert {check.outcome for check in failed.checks if check.name == "digest"} == {CheckOutcome.PASSED}
     assert error.value.reason is Reason.ADAPTER_INACTIVE

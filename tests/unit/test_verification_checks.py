@@ -15,6 +15,7 @@ from finetune_jobs.verification.checks import Observed, count, digest_check, dis
 from finetune_jobs.verification.engine import Forced, Limits, Reply, Streamed
 from finetune_jobs.verification.observation import Promise, observe
 from finetune_jobs.verification.power import SampleSize
+from finetune_jobs.verification.servers import client_of
 from finetune_jobs.verification.tgi import TgiServer
 from finetune_jobs.verification.tolerance import tolerance
 from tests.support.sentences import assert_says
@@ -318,3 +319,10 @@ def test_a_result_with_every_check_fits_a_termination_message() -> None:
 def test_the_spec_may_say_how_far_a_server_may_be(asked_for: float | None, expected: float) -> None:
     nothing = Promise([], [], [], TaskType.TEXT, "INT8", max_distance=asked_for)
     assert observe(TgiServer("http://candidate"), nothing, Limits(), lambda *_: None).tolerance == expected
+
+
+def test_an_image_older_than_the_engine_says_so() -> None:
+    with pytest.raises(StageError) as error:
+        client_of("other", "http://127.0.0.1:1")
+    assert_says(error.value.message, "knows the engines tgi, vllm and not 'other'", "set images.data")
+    assert not error.value.retriable

@@ -111,6 +111,17 @@ def count(observed: Observed) -> Counts:
 
 def make_checks(observed: Observed, min_agreement_percent: int) -> list[VerificationCheck]:
     """Every check but that of the digest, in the order in which a failure is reported."""
+    return [
+        *prompt_checks(observed, min_agreement_percent),
+        _concurrent_streams(observed, min_agreement_percent),
+        _test_sample(count(observed), observed.size),
+        _latency(FIRST_TOKEN, [each.first_token for each in observed.streams], observed.objectives.first_token),
+        _latency(OUTPUT_TOKEN, [each.output_token for each in observed.streams], observed.objectives.output_token),
+    ]
+
+
+def prompt_checks(observed: Observed, min_agreement_percent: int) -> list[VerificationCheck]:
+    """Those that golden prompts and reference texts are enough for."""
     short = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if not r.long]
     long = [(r, f) for r, f in zip(observed.references, observed.forced, strict=True) if r.long]
     return [
@@ -122,10 +133,6 @@ def make_checks(observed: Observed, min_agreement_percent: int) -> list[Verifica
         _positions(long, observed.tolerance),
         _finish(observed, min_agreement_percent),
         _golden_texts(observed, min_agreement_percent),
-        _concurrent_streams(observed, min_agreement_percent),
-        _test_sample(count(observed), observed.size),
-        _latency(FIRST_TOKEN, [each.first_token for each in observed.streams], observed.objectives.first_token),
-        _latency(OUTPUT_TOKEN, [each.output_token for each in observed.streams], observed.objectives.output_token),
     ]
 
 
@@ -134,13 +141,13 @@ def digest_check(model: str, digest: str) -> VerificationCheck:
     return _check(DIGEST, digest in model, f"artifact {digest[:12]}", model if digest not in model else digest[:12])
 
 
-def require_all(checks: Sequence[VerificationCheck], endpoint: str) -> None:
-    """Raises StageError (AdapterInactive, VerificationFailed) that names the first check that failed."""
+def require_all(checks: Sequence[VerificationCheck], server: str) -> None:
+    """Raises StageError (AdapterInactive, VerificationFailed) that names the server and the first check that failed."""
     failed = next((check for check in checks if check.outcome is CheckOutcome.FAILED), None)
     if failed is None:
         return
     reason = Reason.ADAPTER_INACTIVE if failed.name == DIFFERS_FROM_BASE else Reason.VERIFICATION_FAILED
-    said = f"{endpoint} fails the check {failed.name}: expected {failed.expected}, seen {failed.seen}."
+    said = f"{server} fails the check {failed.name}: expected {failed.expected}, seen {failed.seen}."
     raise StageError(reason, said, checks=checks)
 
 

@@ -1,6 +1,7 @@
 """Requests to a server over HTTP, and their failures in words. What differs between engines is given."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -18,10 +19,28 @@ from finetune_jobs.store.hub import CLIENT_ERROR
 from finetune_jobs.verification.engine import Limits, Reply, Streamed
 from finetune_jobs.verification.stream import error_text, read_stream
 
+_POLL_SECONDS: Final = 1.0
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for an answer, whole or as a stream."""
 _PROMPT: Final = "a golden prompt or a test example"
 _AS_STREAM: Final = f"{_PROMPT}, as a stream"
+
+
+def wait_until_healthy(endpoint: str, deadline: float = math.inf) -> None:
+    """Until the server answers; one that is still loading its model refuses connections or answers 503. ``deadline``:
+    by the monotonic clock. Raises StageError (CandidateFailed) then."""
+    started, last = time.monotonic(), "nothing was tried"
+    while time.monotonic() < deadline:
+        try:
+            status = get_session().get(f"{endpoint}/health", timeout=5).status_code
+            if status == 200:
+                return
+            last = f"it answered {status}"
+        except CLIENT_ERROR as error:
+            last = type(error).__name__
+        time.sleep(_POLL_SECONDS)
+    waited = f"{deadline - started:.0f} s (last: {last})"
+    raise StageError(Reason.CANDIDATE_FAILED, f"{endpoint}/health was not ready within {waited}.")
 
 
 @dataclass

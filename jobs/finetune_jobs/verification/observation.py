@@ -46,6 +46,20 @@ class Promise:
     size: SampleSize | None = None
     """Why the sample has so many examples; None: nobody asked."""
     objectives: LatencyObjectives = field(default_factory=LatencyObjectives)
+    streamed: bool = True
+    """Whether some answers are asked for at once as well, as streams."""
+
+
+def require_room(asked: Sequence[Answer], limits: Limits) -> None:
+    """Raises StageError (PromptsTooLong) if the server would reject one of the prompts because of its length."""
+    long = [answer for answer in asked if not limits.take(answer)]
+    if long:
+        longest = max(long, key=lambda answer: answer.prompt_tokens)
+        raise StageError(
+            Reason.PROMPTS_TOO_LONG,
+            f"{len(long)} of {len(asked)} golden prompts and test examples are too long for the server. The longest "
+            f"has {longest.prompt_tokens} tokens, and its answer may have {longest.max_tokens}; {limits}.",
+        )
 
 
 def observe(server: ModelServer, promise: Promise, limits: Limits, before: Before) -> Observed:
@@ -54,7 +68,8 @@ def observe(server: ModelServer, promise: Promise, limits: Limits, before: Befor
     Raises StageError as ModelServer, and what ``before`` raises.
     """
     references = [each for each in promise.references if limits.have_room(len(each.ids), 1)]
-    streams = [*promise.golden, *promise.sample][: MEASURED if promise.objectives.are_set else STREAMS]
+    asked_at_once = (MEASURED if promise.objectives.are_set else STREAMS) if promise.streamed else 0
+    streams = [*promise.golden, *promise.sample][:asked_at_once]
     total = len(references) + len(streams) + len(promise.golden) + len(promise.sample)
     numbers = iter(range(total))
 

@@ -29,6 +29,8 @@ def fail(
     """The candidate has failed: what serves keeps serving, or comes back if it was stopped for the candidate."""
     failed = in_state(candidate, RevisionState.FAILED, problem.reason, problem.message, now)
     failed = failed.model_copy(update={"gap_starts_at": None, "canary": None})
+    if problem.checks:
+        failed = failed.model_copy(update={"verification": list(problem.checks)})
     goes_on = "comes back" if has_begun(candidate, now) else "keeps serving"
     if candidate.canary is not None and candidate.canary.started_at is not None:
         goes_on = "gets all traffic again"

@@ -10,12 +10,14 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from finetune_api.adapterdeployment import VerificationCheck
 from finetune_api.meta import ExitCode
 from finetune_api.reasons import UNSCHEDULABLE_MINUTES, Reason
 from finetune_operator.framework.conditions import parse_timestamp
 from finetune_operator.framework.objects import Object
 from finetune_operator.outcome.pod import find_condition, parse_result, pod_blocker, pod_failure, refusal
 from finetune_operator.resources.deployment import FETCH, SERVER
+from finetune_operator.resources.self_check import SELF_CHECK
 
 CRASHES: Final = 3
 """Restarts after which a crashing container counts as failed, and pods after which their own fault does."""
@@ -54,6 +56,8 @@ class ServerProblem:
     reason: Reason
     message: str
     outlook: Outlook = Outlook.WAIT
+    checks: tuple[VerificationCheck, ...] = ()
+    """What a pod's self-check compared, if that failed."""
 
 
 def is_available(deployment: Object | None, replicas: int) -> bool:
@@ -171,9 +175,13 @@ def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None
 
 
 def _has_served(pod: Object) -> bool:
-    """Whether a pod's server has been up in its time: what keeps it from being ready now is not the loading."""
-    server = next((each for each in _containers(pod) if each["name"] == SERVER), {})
-    return bool(server.get("started") or server.get("restartCount"))
+    """Whether a pod's server has been up in its time, and has been proved or disproved: what keeps it from being ready
+    now is neither the loading nor the self-check."""
+    server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
+    if server.get("restartCount"):
+        return True
+    proved = not check or check.get("ready") or check.get("restartCount") or _last_end(check) is not None
+    return bool(server.get("started") and proved)
 
 
 def withdrawn(pods: Iterable[Object]) -> str:
@@ -236,6 +244,8 @@ def _pod_problems(pod: Object) -> Iterator[ServerProblem]:
         return
     for container in _containers(pod):
         ended = _last_end(container)
+        if container["name"] == SELF_CHECK and container.get("ready"):
+            continue  # it has passed since
         if ended is not None and ended["exitCode"] != ExitCode.OK:
             yield _container_problem(pod["metadata"]["name"], container, ended)
     blocker = pod_blocker(pod)
@@ -246,10 +256,12 @@ def _pod_problems(pod: Object) -> Iterator[ServerProblem]:
 def _container_problem(pod: str, container: Object, ended: Object) -> ServerProblem:
     """Why a container ended; the kubelet keeps restarting it."""
     name, code, restarts = container["name"], ended["exitCode"], container.get("restartCount", 0)
-    result = parse_result(ended.get("message")) if name == FETCH else None
+    result = parse_result(ended.get("message")) if name in (FETCH, SELF_CHECK) else None
     outlook = Outlook.FAIL if restarts >= CRASHES and code != ExitCode.RETRIABLE else Outlook.WAIT
     if result is not None:
-        return ServerProblem(result.reason, result.message, Outlook.FAIL if code == ExitCode.FATAL else outlook)
+        said = f"Pod {pod}: {result.message}" if name == SELF_CHECK else result.message
+        outlook = Outlook.FAIL if code == ExitCode.FATAL else outlook
+        return ServerProblem(result.reason, said, outlook, tuple(result.checks))
     if ended.get("reason") == "OOMKilled":
         message = f"Container {name!r} of pod {pod} used more memory than its limit."
         return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
@@ -289,9 +301,11 @@ def _ended_at(pod: Object) -> str:
 
 def _starting(pod: Object) -> str:
     name = pod["metadata"]["name"]
-    server = next((each for each in _containers(pod) if each["name"] == SERVER), {})
+    server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
     if "running" not in (server.get("state") or {}):
         return f"Pod {name} is starting."
+    if server.get("ready") and check and not check.get("ready"):
+        return f"Pod {name} answers, and proves itself before it is ready."
     if server.get("started"):
         return f"Pod {name} runs, but its server does not answer the readiness probe."
     return f"Pod {name} is loading the model."
@@ -304,16 +318,25 @@ def _is_ready(pod: Object) -> bool:
 
 
 def _node_is_silent(pod: Object) -> bool:
-    """Whether the control plane took a pod's readiness away, while its node last said that the server is ready."""
+    """Whether the control plane took a pod's readiness away, while its node last said that its containers are ready."""
     status = pod.get("status") or {}
-    server = next((each for each in _containers(pod) if each["name"] == SERVER), {})
+    server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
     taken = find_condition(status, "Ready", "False") or find_condition(status, "Ready", "Unknown")
-    return bool(taken and server.get("ready") and status.get("phase") == "Running")
+    ready = server.get("ready") and (not check or check.get("ready"))
+    return bool(taken and ready and status.get("phase") == "Running")
 
 
 def _containers(pod: Object) -> list[Object]:
+    """In the order in which they explain each other: what the self-check says of a server that ended follows from its
+    end."""
     status = pod.get("status") or {}
-    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    found = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    return sorted(found, key=lambda each: each["name"] == SELF_CHECK)
+
+
+def _named(pod: Object, name: str) -> Object:
+    """The status of a container; empty for a pod without it."""
+    return next((each for each in _containers(pod) if each["name"] == name), {})
 
 
 def _last_end(container: Object) -> Object | None:

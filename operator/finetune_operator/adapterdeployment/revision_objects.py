@@ -1,5 +1,6 @@
 """The objects of a revision, as actions that make or restore them: those of a candidate, and those that serve."""
 
+from finetune_api.stages import SelfCheckLimits
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record
 from finetune_operator.adapterdeployment.target import Target
@@ -12,9 +13,10 @@ from finetune_operator.framework.objects import (
     SERVICES,
     Object,
 )
-from finetune_operator.resources.deployment import deployment, deployment_name
+from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
+from finetune_operator.resources.self_check import has_self_check, self_check_config_map
 from finetune_operator.resources.service import candidate_service, public_service
 
 
@@ -58,8 +60,24 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
     return (
         *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
         *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
+        *_limits(observed, record, name),
         *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, name)),
     )
+
+
+def _limits(observed: ObservedDeployment, record: Record, name: str) -> tuple[Action, ...]:
+    """What the pods prove themselves by, as the spec has it now."""
+    if not has_self_check(record.template):
+        return ()
+    verification = observed.resource.spec.verification
+    limits = SelfCheckLimits(
+        min_agreement_percent=verification.min_agreement_percent,
+        max_distance=None if verification.max_distance is None else float(verification.max_distance),
+    )
+    labels = server_labels(observed.owner, record.revision)
+    wanted, live = self_check_config_map(observed.owner, name, labels, limits), observed.child(CONFIG_MAPS, name)
+    marks = {"annotations": wanted["metadata"]["annotations"]}
+    return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
 
 
 def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:

@@ -77,7 +77,7 @@ _KEPT: Final[Mapping[Resource, Fields]] = {
     ENDPOINT_SLICES: _ENDPOINT_SLICE,
     SERVICE_ACCOUNTS: {"metadata": _METADATA},  # the same
     RESOURCE_QUOTAS: {"metadata": _METADATA},  # an event of one is all that matters
-    CONFIG_MAPS: {"metadata": _METADATA},  # they are immutable: all that matters is that they exist
+    CONFIG_MAPS: {"metadata": _METADATA},  # they are immutable, or say in an annotation which content they have
 }
 
 

@@ -12,6 +12,7 @@ from finetune_operator.resources.access import access_of
 from finetune_operator.resources.egress import ca_volumes
 from finetune_operator.resources.environment import cpu_env
 from finetune_operator.resources.pod import container, pod_spec
+from finetune_operator.resources.self_check import self_check_container, self_check_volume
 from finetune_operator.resources.shared_memory import shared_memory_mounts, shared_memory_volumes
 from finetune_operator.resources.stage_job import stage_container
 from finetune_operator.resources.stage_request import StageRequest
@@ -24,7 +25,7 @@ SERVER: Final = "server"
 FETCH: Final = Stage.FETCH.value
 """Name of the init container that downloads and verifies the artifact."""
 FETCH_SECONDS: Final = 900
-"""Seconds for pulling images and fetching, on top of the runtime's startup timeout."""
+"""Seconds for pulling images, fetching and the self-check, on top of the runtime's startup timeout."""
 
 ANNOTATION_ARTIFACT_URI: Final = f"{meta.GROUP}/artifact-uri"
 ANNOTATION_ARTIFACT_DIGEST: Final = f"{meta.GROUP}/artifact-digest"
@@ -52,6 +53,11 @@ class Serving:
     def model_path(self) -> str:
         """Where the server finds the model. It contains the digest, so it shows what a pod serves."""
         return f"{meta.MODELS_DIR}/{self.artifact_digest}/model"
+
+    @property
+    def record_path(self) -> str:
+        """Where ``fetch`` leaves the artifact's own files, with what was recorded of its answers."""
+        return f"{meta.MODELS_DIR}/{self.artifact_digest}/artifact"
 
 
 def start_seconds(runtime: Runtime) -> int:
@@ -127,11 +133,13 @@ def pod_template(owner: Owner, serving: Serving, settings: Settings, revision: s
     fetch = fetch_request(owner, serving, settings, revision)
     plan = serving_plan(runtime, ServedModel(serving.model_path, owner.name))
     pod = pod_spec([_server(runtime, plan, images)], runtime.pod, images, runtime.service_account_name)
-    pod["initContainers"] = [_fetch(fetch)]
+    check = self_check_container(serving.record_path, serving.artifact_digest, runtime.engine, images)
+    pod["initContainers"] = [_fetch(fetch), check]
     pod["terminationGracePeriodSeconds"] = plan.grace_seconds
     pod["topologySpreadConstraints"] = _spread(server_labels(owner, revision))
     pod["volumes"] += [
         {"name": "input", "configMap": {"name": fetch.name}},
+        self_check_volume(deployment_name(owner, revision)),
         *ca_volumes(access_of(fetch.input).authorities),
         {"name": "models", "emptyDir": {"sizeLimit": runtime.pod.scratch_size}},
         *({"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in _writable(plan)),

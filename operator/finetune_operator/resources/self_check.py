@@ -1,0 +1,64 @@
+"""The self-check of a serving pod: a sidecar that asks the server beside it, and without which the pod is not ready.
+
+It is an init container that is restarted always (a native sidecar: Kubernetes 1.29 and newer), so that it ends after
+the server and is no reason for the pod to go on. It asks over loopback, where no policy, Service or proxy is between.
+"""
+
+from typing import Final
+
+from finetune_api import meta
+from finetune_api.hashing import canonical_json, short
+from finetune_api.stages import SelfCheckLimits, Stage
+from finetune_operator.framework.objects import Object
+from finetune_operator.framework.ownership import Owner
+from finetune_operator.resources.environment import cpu_env, scratch_env
+from finetune_operator.resources.pod import container
+from finetune_operator.settings import Engine, Images, PodShape
+
+SELF_CHECK: Final = "self-check"
+"""Name of the container, and of the volume with its limits."""
+ANNOTATION_CONTENT: Final = f"{meta.GROUP}/content"
+"""Hash of what a ConfigMap holds: the cache keeps no content."""
+_SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"})
+_LIMITS_DIR, _, _LIMITS_KEY = meta.SELF_CHECK_FILE.rpartition("/")
+
+
+def self_check_container(artifact: str, digest: str, engine: Engine, images: Images) -> Object:
+    """The sidecar; ``artifact``: folder of the artifact's own files on the models' volume."""
+    mounts = [
+        {"name": "models", "mountPath": meta.MODELS_DIR, "readOnly": True},
+        {"name": SELF_CHECK, "mountPath": _LIMITS_DIR, "readOnly": True},
+    ]
+    env = [*scratch_env(), *cpu_env(_SHAPE)]
+    options = {"--artifact": artifact, "--digest": digest, "--engine": engine.value}
+    return {
+        **container(SELF_CHECK, images.of(Stage.VERIFY), images, _SHAPE, env, mounts),
+        "command": ["python", "-m", "finetune_jobs.self_check", *(part for pair in options.items() for part in pair)],
+        "restartPolicy": "Always",
+        "ports": [{"name": SELF_CHECK, "containerPort": meta.SELF_CHECK_PORT, "protocol": "TCP"}],
+        # Whoever fails a check exits, which takes the readiness away at once.
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": SELF_CHECK},
+            "periodSeconds": 2,
+            "failureThreshold": 3,
+            "timeoutSeconds": 5,
+        },
+    }
+
+
+def self_check_volume(config_map: str) -> Object:
+    """The limits; without them no pod starts."""
+    return {"name": SELF_CHECK, "configMap": {"name": config_map}}
+
+
+def self_check_config_map(owner: Owner, name: str, labels: dict[str, str], limits: SelfCheckLimits) -> Object:
+    """The limits by which the pods of a revision prove themselves. It changes with the spec, and the kubelet tells the
+    running pods within about a minute: other limits are no reason for other pods."""
+    metadata = owner.metadata(name, labels) | {"annotations": {ANNOTATION_CONTENT: short(limits)}}
+    data = {_LIMITS_KEY: canonical_json(limits).decode()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def has_self_check(template: Object) -> bool:
+    """Whether pods made from a template have one; those of earlier releases have not."""
+    return any(each["name"] == SELF_CHECK for each in template["spec"].get("initContainers") or [])
