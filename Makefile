@@ -1,7 +1,7 @@
 # Commands for people. Each target says what it does; the work itself is in hack/ (Python).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-full test test-fast test-needs test-unit test-controlplane test-cluster fuzz bench gpu-check lint format manifests \
+.PHONY: help env demo demo-full test test-fast test-needs registry test-unit test-controlplane test-cluster fuzz bench gpu-check lint format manifests \
         test-vllm images-vllm accept-api images cluster-up cluster-status cluster-down cluster-tools clean clean-cache
 
 PYTHON ?= python3
@@ -57,6 +57,9 @@ test-needs: $(STAMP) # What the first two tiers need
 	@$(PYTHON) -m hack.cluster build
 	@$(PYTHON) -m hack.cluster build prometheus
 	@$(VENV)/python -m hack.models
+
+registry: ## Build the OCI registry to which tests/unit/test_push.py pushes; without it, that test is skipped
+	@$(PYTHON) -m hack.cluster build registry
 
 test-unit: $(STAMP) ## Unit tests only (minutes, no cluster)
 	@$(PYTHON) -m hack.environments quantize browser

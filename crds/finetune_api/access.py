@@ -15,6 +15,8 @@ ACCESS_FIELDS: Final = frozenset({"storage", "secretKeyRef"})
 """Names on the wire, wherever they stand in a spec."""
 _MADE: Final = frozenset({"signing"})
 """What is made with the Secret that it names: another key makes another signature."""
+_AFTERWARDS: Final = frozenset({"pushTo"})
+"""Where copies of a result go: they change nothing of it."""
 
 STORAGE_FOR_S3: Final = Rule(
     "!has(self.storage) || (has(self.uri) && self.uri.startsWith('s3://'))",
@@ -40,9 +42,9 @@ def require_fitting(uri: str | None, storage: InputStorage | None, secret_key_re
 
 
 def without_access(value: Any) -> Any:
-    """A part of a spec, as on the wire, without the fields that say how something is reached: what remains says what
-    it is, whoever reads it with which credentials."""
+    """A part of a spec, as on the wire, without the fields that say how something is reached, and where copies go:
+    what remains says what it is, whoever reads it with which credentials."""
     if isinstance(value, dict):
-        kept = {name: each for name, each in value.items() if name not in ACCESS_FIELDS}
+        kept = {name: each for name, each in value.items() if name not in ACCESS_FIELDS | _AFTERWARDS}
         return {name: each if name in _MADE else without_access(each) for name, each in kept.items()}
     return [without_access(each) for each in value] if isinstance(value, list) else value

@@ -24,6 +24,7 @@ from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
 from finetune_api.goals import MAX_GOALS, OF_CANARIES, PLANTED, Gates, GoalStatus, asked_rule, concerns
+from finetune_api.push import MAX_TARGETS, PushStatus, PushTarget
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
 from finetune_api.review import Reviewing, ReviewStatus
@@ -170,6 +171,9 @@ class Output(ApiModel):
     """How to reach the results' store, in place of spec.storage as a whole."""
     signing: Annotated[Signing | None, Changes.RETRY] = None
     """Signs each published artifact; AdapterDeployments can ask for the signature (spec.policy.signature)."""
+    push_to: Annotated[list[PushTarget], Field(max_length=MAX_TARGETS)] = []
+    """Where the published model is copied too. A run has succeeded once all of it is there; what has been published is
+    pushed by a new run, in which nothing else runs again."""
 
 
 class Reuse(StrEnum):
@@ -406,6 +410,8 @@ class ArtifactStatus(WireModel):
     """Token lengths of its prompts and examples."""
     signed_by: Annotated[str | None, Field(max_length=64)] = None
     """Id of the public key whose private key signed it; absent if it was not signed."""
+    pushed: Annotated[list[PushStatus] | None, Field(max_length=MAX_TARGETS)] = None
+    """Its copies in the places that spec.output.pushTo names; absent if there is none."""
 
 
 class RunStatus(WireModel):

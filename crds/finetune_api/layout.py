@@ -9,6 +9,7 @@
 ``evaluations/<digest>/votes/by-<name>.json``   what a reviewer voted on its page, beside the folder's own files
 ``artifacts/<digest>/``                         output of publish
 ``artifacts/<digest>/provenance/<key id>.json`` signed statement of its origin, beside the folder's own files
+``artifacts/<digest>/pushes/<hash>.json``       a copy of it that is whole elsewhere, beside the folder's own files
 ``artifacts/<digest>/withdrawn.json``           the mark that it must no longer be served, written once
 ``runs/<name>/<uid>/``                          state of a run: index.html, checkpoints/, curves/, logs/, tracking/
 ``channels/<output name>/stable.json``          pointer to the newest accepted artifact (compare and swap)
@@ -17,6 +18,7 @@
 Every folder holds ``manifest.json``, written last.
 """
 
+import hashlib
 from enum import StrEnum
 from typing import ClassVar, Final
 
@@ -92,6 +94,13 @@ def provenance_object(artifact_digest: str, key_id: str) -> str:
     return f"{output_folder(Stage.PUBLISH, artifact_digest)}/provenance/{key_id}.json"
 
 
+def push_object(artifact_digest: str, reference: str) -> str:
+    """The note that an artifact is whole at another place, relative to the output URI; no file of the folder, which
+    never changes."""
+    name = hashlib.sha256(reference.encode()).hexdigest()
+    return f"{output_folder(Stage.PUBLISH, artifact_digest)}/pushes/{name}.json"
+
+
 def votes_folder(evaluation_digest: str) -> str:
     """Where the votes on an evaluation's answers lie, one object a reviewer, relative to the output URI: no files
     of the folder, which never changes."""
@@ -112,6 +121,19 @@ class Withdrawal(WireModel):
     by: str
     """Who decided it."""
     withdrawn_at: Timestamp
+
+
+class PushRecord(WireModel):
+    """Content of ``artifacts/<digest>/pushes/<hash of the reference>.json``."""
+
+    schema_version: int = 1
+    to: str
+    """The reference: ``host/repository:tag``."""
+    digest: str
+    """Of the manifest in the registry."""
+    run: RunRef
+    """Who pushed it."""
+    pushed_at: Timestamp
 
 
 class FileEntry(WireModel):

@@ -70,6 +70,11 @@ class Reason(OpenEnum):
     SIGNATURE_INVALID = "SignatureInvalid"
     TEACHER_UNAVAILABLE = "TeacherUnavailable"
     TEACHER_REFUSED = "TeacherRefused"
+    REGISTRY_ACCESS_DENIED = "RegistryAccessDenied"
+    REGISTRY_UNREACHABLE = "RegistryUnreachable"
+    REPOSITORY_NOT_FOUND = "RepositoryNotFound"
+    PUSH_REFUSED = "PushRefused"
+    TAG_TAKEN = "TagTaken"
 
     # What went wrong while running
     GPU_UNUSABLE = "GpuUnusable"
@@ -174,6 +179,11 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.SIGNATURE_INVALID: "What stands where such a key's signature should be was not signed by it, or was signed for something else.",
     Reason.TEACHER_UNAVAILABLE: "The teacher does not answer, or asks for too long a wait.",
     Reason.TEACHER_REFUSED: "The teacher rejects the key, the model or a parameter, or the account has no credit left.",
+    Reason.REGISTRY_ACCESS_DENIED: "The registry does not let the user of the Secret push to the repository, or asks for one and the spec names none.",
+    Reason.REGISTRY_UNREACHABLE: "The registry does not answer, drops the connection, asks for too long a wait, or has a TLS certificate that is not trusted.",
+    Reason.REPOSITORY_NOT_FOUND: "The registry has no such repository, and makes none on a push.",
+    Reason.PUSH_REFUSED: "The registry does not take the model: it is too large for it, of a kind that it does not know, or the address is that of no registry.",
+    Reason.TAG_TAKEN: "The tag to push to stands for something else already.",
     Reason.GPU_UNUSABLE: "CUDA does not work in the pod although its profile has a GPU, the GPU is far smaller than the profile says, or it lacks what models are computed with (bfloat16, kernels); the stage does not fall back to the CPU.",
     Reason.OUT_OF_MEMORY: "A container exceeded its memory limit and was killed.",
     Reason.CUDA_OUT_OF_MEMORY: "The GPU's memory does not hold even one example; smaller passes were tried first.",
@@ -259,6 +269,11 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.MANIFEST_NEWER: "Ask the admin to use images of the version that wrote it in the chart's values, then set spec.rerun to a new value; or name another spec.output.uri.",
     Reason.KEY_UNUSABLE: "Put a private key in PEM without a password (Ed25519 or ECDSA P-256) into the Secret that spec.output.signing names, then set spec.rerun to a new value.",
     Reason.TEACHER_UNAVAILABLE: "Check the teacher's URL, its limits and the network policies, then set spec.rerun to a new value; the answers so far are kept.",
+    Reason.REGISTRY_ACCESS_DENIED: "Let the user push to the repository, or correct username and password in the Secret that spec.output.pushTo names, then set spec.rerun to a new value: only the push runs again.",
+    Reason.REGISTRY_UNREACHABLE: "Check the registry's URL and certificate, the proxy and the network policies between the pod and the registry, then set spec.rerun to a new value: only the push runs again.",
+    Reason.REPOSITORY_NOT_FOUND: "Create the repository, then set spec.rerun to a new value: only the push runs again. Or correct spec.output.pushTo.",
+    Reason.PUSH_REFUSED: "Correct spec.output.pushTo, or ask the registry's admin which limits it has, then set spec.rerun to a new value: only the push runs again.",
+    Reason.TAG_TAKEN: "Name another tag in spec.output.pushTo, or none, which gives each artifact a tag of its own; or delete the tag in the registry, then set spec.rerun to a new value.",
     Reason.TEACHER_REFUSED: "Correct the teacher's model or its parameters; or correct the key in the Secret, then set spec.rerun to a new value; the answers so far are kept.",
     Reason.GPU_UNUSABLE: "Choose another profile; or ask the admin to check the NVIDIA driver and device plugin on the profile's nodes, and its gpu and runtimeClassName in the chart's values, then set spec.rerun to a new value.",
     Reason.SCRATCH_FULL: "Choose a profile with more scratch space; or ask the admin to raise its scratchSize in the chart's values, then set spec.rerun to a new value.",

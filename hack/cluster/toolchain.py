@@ -105,14 +105,15 @@ NODE = (
 )
 CLIENTS = (Tool("helm", "v4.3.1", "helm", ("helm.sh/helm/v4/cmd/helm",)),)
 PEERS = (Tool("jobset", "v0.10.1", "jobset", ("sigs.k8s.io/jobset",)),)  # for the benchmark only
-TESTS = (  # for the control plane tests only; without the clouds' service discoveries and the web pages
-    Tool(
+TESTS = (  # for tests only
+    Tool(  # without the clouds' service discoveries and the web pages
         "prometheus",
         "v3.16.0",
         "prometheus",
         ("github.com/prometheus/prometheus/cmd/prometheus",),
         tags="remove_all_sd",
     ),
+    Tool("registry", "v3.1.2", "registry", (".",)),
 )
 CLUSTER = CONTROL_PLANE + NODE + CLIENTS
 TOOLS = {tool.name: tool for tool in CLUSTER + PEERS + TESTS}

@@ -30,6 +30,7 @@ from finetune_jobs.artifacts.folders import describe_folder, fetch_folder, requi
 from finetune_jobs.artifacts.formats import ExportedFormat
 from finetune_jobs.artifacts.measurements import Automation, Measurements
 from finetune_jobs.artifacts.provenance import attest
+from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.signing import signer_of
 from finetune_jobs.artifacts.withdrawal import require_standing
 from finetune_jobs.base.documents import read_json
@@ -206,14 +207,17 @@ def move_channel(context: Context, digest: str, channel: Channel = Channel.STABL
         raise StageError(Reason.S3_UNREACHABLE, f"{store.uri(path)} was changed by another writer.", retriable=True)
 
 
-def sign_move_and_index(context: Context, result: StageResult) -> None:
+def sign_move_and_push(context: Context, result: StageResult) -> StageResult:
     """What follows the artifact. Its name points to it only once it is signed, and never once it is withdrawn; in the
-    channel to which it belongs."""
+    channel to which it belongs. Copies follow last: only who owns the name makes any."""
     given, digest = context.input, result.output_digest
     require_standing(context.store, digest)
-    attest(context.store, given, digest, signer_of(require(given.output, "output")))
-    move_channel(context, digest, channel_of(result.scalars))
+    output, channel = require(given.output, "output"), channel_of(result.scalars)
+    attest(context.store, given, digest, signer_of(output))
+    move_channel(context, digest, channel)
     index_stage(context, result)
+    pushed = Copies(context.store, output, digest, channel).make(given.run, now(), context.progress)
+    return result.model_copy(update={"scalars": result.scalars | pushed})
 
 
 def _read_evaluation(context: Context) -> tuple[list[Answer], Metrics]:
@@ -264,7 +268,7 @@ def _rank(answer: Answer) -> bytes:
 
 def main() -> None:
     """``python -m finetune_jobs.publish``"""
-    run_stage(Stage.PUBLISH, publish, after=sign_move_and_index)
+    run_stage(Stage.PUBLISH, publish, after=sign_move_and_push)
 
 
 if __name__ == "__main__":

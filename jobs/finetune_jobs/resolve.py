@@ -14,6 +14,7 @@ from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Params, Stage, S
 from finetune_api.storage import Encryption
 from finetune_jobs.artifacts.channel import channel_of, read_channel, require_owner
 from finetune_jobs.artifacts.folders import read_record
+from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.artifacts.withdrawal import read_withdrawal
 from finetune_jobs.base.errors import StageError, require
 from finetune_jobs.evaluation.applicable import require_applicable
@@ -146,10 +147,11 @@ def find_results(context: Context, upstream: Upstream) -> list[Found]:
     for stage in PIPELINE:
         key = input_key(stage, upstream, context.input.params)
         record = read_record(context.store, stage, key, context.input.max_cost)
-        if record is None or (stage is Stage.PUBLISH and not _is_current(context, record.result)):
+        pushed = _pushed(context, record.result) if record and stage is Stage.PUBLISH else {}
+        if record is None or pushed is None:
             break
-        output = record.result.output_digest
-        told = {name: value for name, value in record.result.scalars.items() if name in FOUND_SCALARS[stage]}
+        output, scalars = record.result.output_digest, record.result.scalars | pushed
+        told = {name: value for name, value in scalars.items() if name in FOUND_SCALARS[stage]}
         found.append(Found(stage=stage, output_digest=output, scalars=told))
         upstream = upstream.with_output(stage, output)
     return found
@@ -165,13 +167,15 @@ def _index(context: Context, found: list[Found]) -> None:
         write_index(context, chain, published)
 
 
-def _is_current(context: Context, published: StageResult) -> bool:
-    """Whether the output name points to this artifact, and it stands. If not, publish runs again, which moves the
-    pointer only, or says that the artifact is withdrawn."""
-    name, digest = require(context.input.output, "output").name, published.output_digest
-    found = read_channel(context.store, name, channel_of(published.scalars))
-    current = found is not None and found[0].artifact_digest == digest
-    return current and read_withdrawal(context.store, digest) is None
+def _pushed(context: Context, published: StageResult) -> dict[str, str] | None:
+    """The copies of this artifact, if its output name points to it, it stands, and all of them were made. If not, None:
+    publish runs again, which moves the pointer and pushes only, or says that the artifact is withdrawn."""
+    output, digest = require(context.input.output, "output"), published.output_digest
+    channel = channel_of(published.scalars)
+    found = read_channel(context.store, output.name, channel)
+    if found is None or found[0].artifact_digest != digest or read_withdrawal(context.store, digest):
+        return None
+    return Copies(context.store, output, digest, channel).known()
 
 
 def _message(found: list[Found]) -> str:

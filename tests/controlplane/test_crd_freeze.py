@@ -115,6 +115,8 @@ FREE_AT_DEPTH = [
     (("spec", "storage", "caBundle", "configMapKeyRef", "name"), "other"),
     (("spec", "output", "signing"), ABSENT),
     (("spec", "output", "signing", "secretKeyRef", "name"), "other"),
+    (("spec", "output", "pushTo", 0, "oci", "secretRef", "name"), "other"),
+    (("spec", "output", "pushTo", 0, "oci", "caBundle", "configMapKeyRef", "key"), "other"),
     ((*DISTILLATION, "teacher", "secretKeyRef"), ABSENT),
     ((*DISTILLATION, "teacher", "secretKeyRef", "key"), "OTHER"),
     (("spec", "tracking", "mlflow", "secretRef"), ABSENT),

@@ -257,6 +257,11 @@ JOB_FIELDS: dict[str, list[Any]] = {
     "dataset.benchmarks": [[{"uri": "s3://team/b.csv"}, source] for source in SOURCES],
     "dataset.replay.source": SOURCES,
     "dataset.pii.ner": reached(["s3://team/ner", "s3://other/ner"]),
+    "output.pushTo": [
+        *([{"oci": {"registry": url.removesuffix("/x"), "repository": "a"}}] for url in URLS),
+        *([{"oci": {"registry": "https://api.example", "repository": "a", "secretRef": {"name": n}}}] for n in SECRETS),
+        [{"oci": {"registry": url.removesuffix("/x"), "repository": "a"}} for url in URLS[:4]],
+    ],
     "storage.endpoint": [
         "https://S3.example",
         "http://s3.example",
@@ -309,9 +314,11 @@ def test_of_many_things_at_once(refusals: Refusals, changes: dict[str, Any]) -> 
 
 def as_much(store: dict[str, Any], token: dict[str, Any]) -> Object:
     """The longest lists, with a store or a token for each item."""
+    login = {"secretRef": {"name": token["name"]}}
     of_store, of_hub = {"uri": DATA[0], "storage": store}, {"uri": "hf://datasets/acme/rows@v1/a.csv"}
     return {
         "output.storage": store,
+        "output.pushTo": [{"oci": {"registry": "https://api.example", "repository": "a"} | login}] * 4,
         "model": {"uri": "s3://team/x", "storage": store},
         "dataset.sources": [of_store] * 15 + [of_hub | {"secretKeyRef": token}],
         "dataset.benchmarks": [of_store] * 4,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api import adapterdeployment, crdgen, dataset, distillation, meta, references, storage
+from finetune_api import adapterdeployment, crdgen, dataset, distillation, meta, push, references, storage
 from finetune_api.base import is_retired
 
 Object = dict[str, Any]
@@ -129,6 +129,25 @@ _URIS = {
         ("s3", "ftp://s3", "http://s3/path", "http://user:pw@s3", "http://s3:123456", "http://s3?x"),
         lambda n: "http://" + "a" * (n - 7),
     ),
+    push.REGISTRY_URL: Pattern(
+        ("http://r", "https://ghcr.io", "http://registry.tools.svc:5000"),
+        (
+            "ghcr.io",
+            "https://ghcr.io/",
+            "https://ghcr.io/acme",
+            "oci://ghcr.io",
+            "https://user:pw@r",
+            "http://r:123456",
+        ),
+        lambda n: "http://" + "a" * (n - 7),
+    ),
+    push.REPOSITORY: Pattern(
+        ("a", "a-b_c.d__e", "acme/support"),
+        ("Acme", "/a", "a/", "a//b", "a..b", "-a", "a:v1", "a@b", "ä"),
+        lambda n: "a" * n,
+    ),
+    push.TAG: Pattern(("v1", "_", "1.0-rc.1_x"), (".v1", "-v1", "a/b", "a:b", "a b", "ä"), lambda n: "a" * n),
+    push.OCI_DIGEST: Pattern((f"sha256:{DIGEST}",), (DIGEST, f"sha512:{DIGEST}", f"sha256:{DIGEST[:-1]}g")),
     distillation.TEACHER_URL: Pattern(
         ("http://t/v1", "http://vllm.models.svc:8000/v1", "https://t/a/~b/v1", "https://api.openai.com/v1"),
         (

@@ -35,7 +35,7 @@ from finetune_jobs.artifacts.folders import fetch_folder, publish_folder, requir
 from finetune_jobs.artifacts.provenance import ADDRESS, PREDICATE_TYPE, STATEMENT_TYPE
 from finetune_jobs.artifacts.signing import NotSignedError, load_public_key, unseal
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.publish import move_channel, publish, sign_move_and_index
+from finetune_jobs.publish import move_channel, publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.published import BASE, KEY, new_key, private_pem, public_pem, publish_input, put_upstream
@@ -59,7 +59,7 @@ def chain(store: Store, tmp_path: Path) -> Upstream:
 
 
 def run(given: StageInput, folder: Path) -> StageResult:
-    return execute(context(given, folder), publish, after=sign_move_and_index)
+    return execute(context(given, folder), publish, after=sign_move_and_push)
 
 
 def bill_of(store: Store, digest: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from finetune_jobs.artifacts.artifact import GOLDEN
 from finetune_jobs.artifacts.signing import load_public_key, load_signer, seal
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
-from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.published import KEY, new_key, private_pem, public_pem, publish_input, put_upstream
@@ -44,7 +44,7 @@ def published(s3: SeaweedFS, store: Store, folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(KEY.variable, private_pem(SIGNER))
     chain = put_upstream(store, folder / f"made-{rows.decode()}", rows)
     given = publish_input(s3, store, chain, signed=True)
-    return execute(context(given, folder), publish, after=sign_move_and_index).output_digest
+    return execute(context(given, folder), publish, after=sign_move_and_push).output_digest
 
 
 def fetch_input(s3: SeaweedFS, store: Store, digest: str, *keys: str) -> StageInput:

@@ -27,7 +27,7 @@ from finetune_jobs.artifacts.folders import publish_record
 from finetune_jobs.artifacts.withdrawal import MAX_WORDS, in_words, read_withdrawal, withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
-from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.resolve import find_results
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
@@ -57,7 +57,7 @@ def asked(s3: SeaweedFS, store: Store, tmp_path: Path) -> StageInput:
 @pytest.fixture
 def digest(asked: StageInput, tmp_path: Path) -> str:
     """A published artifact."""
-    return execute(context(asked, tmp_path), publish, after=sign_move_and_index).output_digest
+    return execute(context(asked, tmp_path), publish, after=sign_move_and_push).output_digest
 
 
 def serving_input(s3: SeaweedFS, store: Store, digest: str, stage: Stage, **params: Any) -> StageInput:
@@ -125,7 +125,7 @@ def test_no_name_points_to_it_again(store: Store, asked: StageInput, digest: str
     assert tuple(each.stage for each in find_results(context(asked, tmp_path), sources)) == PIPELINE[:-1]
     store.delete(channel_object("transactions"))
     with pytest.raises(StageError) as error:
-        execute(context(asked, tmp_path), publish, after=sign_move_and_index)
+        execute(context(asked, tmp_path), publish, after=sign_move_and_push)
     assert error.value.reason is Reason.ARTIFACT_WITHDRAWN
     assert_says(error.value.message, f"artifacts/{digest} was {SAID}")
     assert not store.exists(channel_object("transactions"))

@@ -58,6 +58,7 @@ MADE = {
     "storage.region": "eu-west-1",
     "dataset.distillation.teacher.model": "n",
     "training.rank": 8,
+    "output.pushTo": [{"oci": {"registry": "https://r", "repository": "a"}}],
     "dataset.pilot": {},
 }
 

@@ -49,6 +49,8 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
     "output": frozenset({PUBLISH}),
     # With whose credentials something is reached changes no result.
     "output.storage": NO_STAGE,
+    # Nor does it where copies of one go.
+    "output.pushTo": NO_STAGE,
     **{
         f"dataset.{field}": NO_STAGE
         for place in ("sources.0", "benchmarks.0", "replay.source", "pii.ner")

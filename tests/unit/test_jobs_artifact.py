@@ -26,7 +26,7 @@ from finetune_jobs.evaluation.estimates import METRICS
 from finetune_jobs.evaluation.report import Evaluated, Probabilities
 from finetune_jobs.evaluation.texts import Likelihoods
 from finetune_jobs.fetch import fetch
-from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_index
+from finetune_jobs.publish import choose_golden, move_channel, publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.publishing import (
@@ -152,7 +152,7 @@ def test_the_format_that_held_what_was_trained_is_published(
     metrics = {"goldenPrompts": 8, "scalars": {}, "measurements": found, "formats": formats}
     (evaluation / "metrics.json").write_text(json.dumps(metrics))
     chain = upstream.model_copy(update={"evaluation": publish_folder(store, evaluation, Stage.EVALUATE)})
-    result = execute(context(publish_input(s3, store, chain), tmp_path), publish, after=sign_move_and_index)
+    result = execute(context(publish_input(s3, store, chain), tmp_path), publish, after=sign_move_and_push)
     assert (result.scalars["format"], result.scalars["sizeBytes"]) == ("Merged", str(2 * len(WEIGHTS) + len(CONFIG)))
     model = ModelRef.model_validate_json(store.get(f"artifacts/{result.output_digest}/model.json") or b"")
     assert (model.digest, model.folder, model.format) == (digest, output_folder(Stage.EXPORT, digest), "Merged")
@@ -210,7 +210,7 @@ def test_an_artifact_that_misses_its_goals_is_not_published(
     """What was published before stays, and the status is told what was found."""
     asked = gated(s3, store, upstream, answers, tmp_path, **gates)
     with pytest.raises(StageError) as error:
-        execute(context(asked, tmp_path), publish, after=sign_move_and_index)
+        execute(context(asked, tmp_path), publish, after=sign_move_and_push)
     assert error.value.reason is Reason.GATE_FAILED
     assert_says(error.value.message, *parts.split(" … "))
     [goal] = unpacked(error.value.scalars["goals"], ["the goal"])
@@ -226,7 +226,7 @@ def test_a_candidate_is_published_beside_what_is_stable(
     s3: SeaweedFS, store: Store, upstream: Upstream, published: StageResult, tmp_path: Path
 ) -> None:
     asked = gated(s3, store, upstream, UNTRAINED, tmp_path, **BETTER_BY_A_QUARTER, onFail="PublishAsCandidate")
-    results = [execute(context(asked, tmp_path), publish, after=sign_move_and_index) for _ in range(2)]
+    results = [execute(context(asked, tmp_path), publish, after=sign_move_and_push) for _ in range(2)]
     assert [result.reused for result in results] == [False, True]
     assert {result.scalars["channel"] for result in results} == {"candidate"}
     assert_says(results[0].message, "as a candidate", "Missed accuracy better")
@@ -241,7 +241,7 @@ def test_a_candidate_is_published_beside_what_is_stable(
 def test_a_test_that_is_too_small_may_warn(s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path) -> None:
     goals = [{"metric": "accuracy", "atLeast": "0.95"}]
     asked = gated(s3, store, upstream, ANSWERS, tmp_path, goals=goals, onInconclusive="Warn")
-    result = execute(context(asked, tmp_path), publish, after=sign_move_and_index)
+    result = execute(context(asked, tmp_path), publish, after=sign_move_and_push)
     assert result.scalars["channel"] == "stable"
     assert_says(result.message, "Too few test examples for accuracy at least 0.95")
 
@@ -251,7 +251,7 @@ def test_a_reused_artifact_moves_the_channel_back(
 ) -> None:
     asked = publish_input(s3, store, upstream)
     move_channel(context(asked, tmp_path), "1" * 64)
-    again = execute(context(asked, tmp_path), publish, after=sign_move_and_index)
+    again = execute(context(asked, tmp_path), publish, after=sign_move_and_push)
     channel = read_channel(store, "transactions")
     assert channel is not None
     assert (again.reused, channel[0].artifact_digest) == (True, published.output_digest)

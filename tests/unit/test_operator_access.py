@@ -47,6 +47,7 @@ SPEC: Final = FineTuneJobSpec.model_validate(
             "name": "made",
             "storage": storage("output"),
             "signing": {"secretKeyRef": {"name": "signing", "key": "private.pem"}},
+            "pushTo": [{"oci": {"registry": "https://r", "repository": "a"} | storage("registry")}],
         },
         "storage": storage("spec"),
     }
@@ -61,7 +62,7 @@ NEEDED: Final[dict[Stage, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     Stage.TRAIN: (RESULTS, MODEL_TOKEN),
     Stage.EXPORT: (RESULTS, MODEL_TOKEN),
     Stage.EVALUATE: (RESULTS, MODEL_TOKEN),
-    Stage.PUBLISH: (RESULTS, ("signing/private.pem",)),
+    Stage.PUBLISH: (RESULTS, ("signing/private.pem", "registry/username", "registry/password")),
 }
 
 
@@ -83,7 +84,8 @@ def test_a_stage_gets_what_it_reads_and_writes(stage: Stage) -> None:
     access, (stores, tokens) = access_of(input_of(stage)), NEEDED[stage]
     assert tuple(each.name for each in access.stores) == stores
     assert tuple(f"{each.name}/{each.key}" for each in access.tokens) == tokens
-    assert tuple(each.name for each in access.authorities) == stores
+    registries = ("registry",) if stage is Stage.PUBLISH else ()
+    assert tuple(each.name for each in access.authorities) == stores + registries
 
 
 def test_the_model_in_a_store_of_its_own() -> None:

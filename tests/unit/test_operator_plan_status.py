@@ -12,6 +12,7 @@ import pytest
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Phase, StageState
 from finetune_api.goals import GateOutcome, GoalStatus, packed
+from finetune_api.push import PushStatus, PushTarget
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.stages import FOUND_SCALARS, PIPELINE, Found, Outcome, Stage, StageResult
 from finetune_api.storage import Encryption, EncryptionAlgorithm, Storage
@@ -165,6 +166,27 @@ def test_the_artifact_knows_its_signer() -> None:
     artifact = plan(observed(jobs=jobs), NOW).status.artifact
     assert artifact is not None
     assert artifact.signed_by == "f" * 64
+
+
+def test_the_artifact_knows_its_copies() -> None:
+    """In the order of the spec; one that is not there, or that a pod made up, is left out."""
+    targets = [{"oci": {"registry": f"https://r{number}", "repository": "a/b"}} for number in range(4)]
+    spec = SPEC.model_copy(update={"output": SPEC.output.model_copy(update={"push_to": _targets(targets)})})
+    digest = f"sha256:{'7' * 64}"
+
+    def shown(scalars: dict[str, str]) -> list[PushStatus] | None:
+        ledger = RunLedger(spec, FineTuneJobStatus(), current_run(observed(spec=spec), NOW), NOW)
+        ledger.reuse(Found(stage=Stage.PUBLISH, output_digest="5" * 64, scalars=scalars), "key", None)
+        assert ledger.artifact is not None
+        return ledger.artifact.pushed
+
+    copies = [PushStatus(to=f"r{number}/a/b:555555555555", digest=digest) for number in (0, 3)]
+    assert shown({"pushed": f"{digest} - nonsense {digest}"}) == copies
+    assert shown({}) is None
+
+
+def _targets(given: list[dict[str, Any]]) -> list[PushTarget]:
+    return [PushTarget.model_validate(each) for each in given]
 
 
 def test_what_preflight_warns_of_is_said_once_and_stays() -> None:

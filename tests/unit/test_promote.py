@@ -15,7 +15,7 @@ from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.fetch import fetch
 from finetune_jobs.promote import promote
-from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import trace
@@ -49,7 +49,7 @@ def digest(s3: SeaweedFS, source: Store, chain: Upstream, tmp_path: Path, monkey
     """A signed artifact."""
     monkeypatch.setenv(KEY.variable, private_pem(SIGNER))
     given = publish_input(s3, source, chain, signed=True)
-    return execute(context(given, tmp_path), publish, after=sign_move_and_index).output_digest
+    return execute(context(given, tmp_path), publish, after=sign_move_and_push).output_digest
 
 
 def served(s3: SeaweedFS, store: Store, digest: str, folder: Path) -> StageResult:

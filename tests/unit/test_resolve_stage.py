@@ -20,6 +20,7 @@ from finetune_api.layout import (
     run_folder,
 )
 from finetune_api.meta import ExitCode
+from finetune_api.push import MAX_TARGETS
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.reasons import REMEDIES, Reason
 from finetune_api.review import ReviewStatus
@@ -85,6 +86,7 @@ def longest_scalars() -> dict[Stage, dict[str, str]]:
         "format": "Merged",
         "architecture": "a" * 64,
         "signedBy": "5" * 64,
+        "pushed": " ".join([f"sha256:{'5' * 64}"] * MAX_TARGETS),
     }
     found = {stage: {name: words.get(name, "1234567890") for name in FOUND_SCALARS[stage]} for stage in PIPELINE}
     found[Stage.EVALUATE] = {

@@ -21,7 +21,7 @@ from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.review.sheet import ReviewSheet
 from finetune_jobs.evaluation.review.stored import read_review
 from finetune_jobs.evaluation.review.votes import MOST_BYTES
-from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.review import review
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
@@ -165,7 +165,7 @@ def asked(s3: SeaweedFS, store: Store, chain: Upstream, **gates: Any) -> StageIn
 
 
 def publish_it(given: StageInput, folder: Path) -> StageResult:
-    return execute(context(given, folder), publish, after=sign_move_and_index)
+    return execute(context(given, folder), publish, after=sign_move_and_push)
 
 
 def said_in(scalars: dict[str, str]) -> ReviewStatus:

@@ -48,6 +48,10 @@ FULL = FineTuneJobSpec.model_validate(
             "name": "ft",
             "storage": {"endpoint": "http://out:9000"},
             "signing": {"secretKeyRef": {"name": "signing", "key": "k"}},
+            "pushTo": [
+                {"oci": {"registry": "https://r.example", "repository": "a", "secretRef": {"name": "r"}}},
+                {"oci": {"registry": "http://r:5000", "repository": "a"}},
+            ],
         },
         "storage": {"endpoint": "http://store:8333", "secretRef": {"name": "s3"}},
         "tracking": {
@@ -102,6 +106,11 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.SECRET, "spec.model.secretKeyRef.name", "hub"),
         (Subject.SECRET, "spec.dataset.benchmarks[0].secretKeyRef.name", "bench"),
         (Subject.SECRET, "spec.output.signing.secretKeyRef.name", "signing"),
+        (Subject.HOST, "spec.output.pushTo[0].oci.registry", "https://r.example"),
+        (Subject.TRANSPORT, "spec.output.pushTo[0].oci.registry", "https://r.example"),
+        (Subject.SECRET, "spec.output.pushTo[0].oci.secretRef.name", "r"),
+        (Subject.HOST, "spec.output.pushTo[1].oci.registry", "http://r:5000"),
+        (Subject.TRANSPORT, "spec.output.pushTo[1].oci.registry", "http://r:5000"),
         (Subject.HOST, f"{teacher}.url", "http://vllm/v1"),
         (Subject.TRANSPORT, f"{teacher}.url", "http://vllm/v1"),
         (Subject.SECRET, f"{teacher}.secretKeyRef.name", "teacher"),

@@ -14,7 +14,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, Upstream
 from finetune_jobs.artifacts.withdrawal import withdraw
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from finetune_jobs.trace import as_table, trace
@@ -37,7 +37,7 @@ def put(s3: SeaweedFS, store: Store, folder: Path, rows: str, name: str) -> tupl
     """Everything of one FineTuneJob, up to its artifact; returns the addresses, and the artifact's."""
     chain = put_upstream(store, folder / f"{name}-{rows}", rows.encode())
     given = publish_input(s3, store, chain, name=name, run=RUN.model_copy(update={"name": name}))
-    return chain, execute(context(given, folder), publish, after=sign_move_and_index).output_digest
+    return chain, execute(context(given, folder), publish, after=sign_move_and_push).output_digest
 
 
 def test_it_names_what_contains_a_data_set_and_nothing_else(s3: SeaweedFS, store: Store, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_two_jobs_that_share_their_models_are_both_named(s3: SeaweedFS, store: S
     chain = put_upstream(store, tmp_path / "made")
     for name in ("first", "again"):
         given = publish_input(s3, store, chain, name=name, run=RUN.model_copy(update={"name": name}))
-        execute(context(given, tmp_path), publish, after=sign_move_and_index)
+        execute(context(given, tmp_path), publish, after=sign_move_and_push)
     answer = trace(store, chain.dataset).as_json()
     assert sorted(each["job"] for each in answer["artifacts"]) == ["team-a/again", "team-a/first"]
     assert [each["name"] for each in answer["channels"]] == ["again/stable", "first/stable"]

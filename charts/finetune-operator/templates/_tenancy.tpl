@@ -133,7 +133,15 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
   ]))[0]
 + places.filter(p, 'token' in p).map(p, ['secrets', p.field + '.secretKeyRef.name', p.token])
 + [
-  ['secrets', 'spec.output.signing.secretKeyRef.name', string(o.spec.output.?signing.?secretKeyRef.?name.orValue(''))],
+  ['secrets', 'spec.output.signing.secretKeyRef.name', string(o.spec.output.?signing.?secretKeyRef.?name.orValue(''))]
+]
++ {{ toJson (until 12) }}.filter(n, n / 3 < size(o.spec.output.?pushTo.orValue([]))).map(n, [
+    ['hosts', 'insecureHosts', 'secrets'][n % 3],
+    'spec.output.pushTo[' + string(n / 3) + '].oci.' + ['registry', 'registry', 'secretRef.name'][n % 3],
+    n % 3 < 2 ? string(o.spec.output.pushTo[n / 3].oci.registry)
+      : string(o.spec.output.pushTo[n / 3].oci.?secretRef.?name.orValue(''))
+  ])
++ [
   {{- with "spec.dataset.distillation.teacher" }}
   {{- $path := "o.spec.dataset.?distillation.?teacher" }}
   ['hosts', '{{ . }}.url', string({{ $path }}.?url.orValue(''))],

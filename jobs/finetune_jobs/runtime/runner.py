@@ -103,7 +103,7 @@ class StageOutput:
 
 
 Work = Callable[[Context], StageOutput]
-After = Callable[[Context, StageResult], None]
+After = Callable[[Context, StageResult], StageResult]
 Around = Callable[[Context], AbstractContextManager[None]]
 
 
@@ -123,7 +123,8 @@ def run_stage(
     """Run a stage and exit the process with an ExitCode.
 
     ``around`` is entered for the work itself, not for a reused result.
-    ``after`` is called with the result once the output exists, made or reused, before the result is written.
+    ``after`` is called with the result once the output exists, made or reused, before the result is written: with what
+    it adds to it.
     ``graceful`` stages handle ``Context.stopping`` themselves; others end at once on SIGTERM.
     ``helper``: one of several processes, the first of which reports for all: it works, but reuses and publishes
     nothing.
@@ -160,7 +161,7 @@ def execute(
     else:
         result = reused
     if after:
-        after(context, result)
+        result = after(context, result)
     if given.stage is Stage.TRAIN:
         retention.remove_checkpoints(context.store, given.run, given.input_key, given.retention)
     return result

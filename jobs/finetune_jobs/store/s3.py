@@ -17,11 +17,11 @@ from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 from botocore.session import Session
 
-from finetune_api.meta import CA_DIR, CA_DIR_VARIABLE
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretRef
 from finetune_api.storage import STORE_SECRET_KEYS, STORE_SESSION_KEY, Encryption, InputStorage, Storage
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.store.authorities import authorities_file
 from finetune_jobs.store.errors import PUT_CONDITIONAL, STORE_ERRORS, error_code, store_error
 
 _MIB: Final = 1 << 20
@@ -111,7 +111,7 @@ class Store:
             "s3",
             region_name=storage.region,
             endpoint_url=storage.endpoint,
-            verify=_authorities(storage),
+            verify=authorities_file(storage.ca_bundle, "storage.caBundle"),
             config=config,
             **_keys(storage.secret_ref, os.environ),
         )
@@ -307,21 +307,6 @@ class _LostError(Exception):
 def _api_models() -> Loader:
     """The descriptions of S3's API from which botocore makes clients. To read them takes most of the time of that."""
     return Loader()
-
-
-def _authorities(storage: InputStorage) -> str | None:
-    """The file with the certificate authorities to trust; None: those of the system, or of AWS_CA_BUNDLE."""
-    if storage.ca_bundle is None:
-        return None
-    named = storage.ca_bundle.config_map_key_ref
-    file = Path(os.environ.get(CA_DIR_VARIABLE, CA_DIR)) / named.name / named.key
-    if not file.is_file():
-        raise StageError(
-            Reason.SPEC_INVALID,
-            f"storage.caBundle: ConfigMap {named.name!r} does not exist in this namespace, or has no key "
-            f"{named.key!r} (there is no file {str(file)!r}). Create it, then set spec.rerun to a new value.",
-        )
-    return str(file)
 
 
 def _keys(secret: SecretRef | None, environment: Mapping[str, str]) -> dict[str, str]:

@@ -27,11 +27,20 @@ def claims_of(spec: FineTuneJobSpec, profile: Profile) -> Iterator[Claim]:
         yield from secret_claim(f"{field}.secretKeyRef.name", token)
     if spec.output.signing:
         yield from secret_claim("spec.output.signing.secretKeyRef.name", spec.output.signing.secret_key_ref)
+    yield from _push_claims(spec)
     yield from _teacher_claims(spec)
     yield from _tracking_claims(spec)
     yield from (Claim(Subject.INPUT, field, uri) for field, uri in _inputs(spec) if uri)
     if profile.has_price:
         yield Claim(Subject.COST, "spec.budget.maxCost", spec.budget.max_cost if spec.budget else "")
+
+
+def _push_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:
+    """Registries get the model, and the login that is meant for them."""
+    for number, target in enumerate(spec.output.push_to):
+        place = f"spec.output.pushTo[{number}].oci"
+        yield from _server_claims(f"{place}.registry", target.oci.registry)
+        yield from secret_claim(f"{place}.secretRef.name", target.oci.secret_ref)
 
 
 def _teacher_claims(spec: FineTuneJobSpec) -> Iterator[Claim]:

@@ -22,6 +22,7 @@ from finetune_api.finetunejob import (
 )
 from finetune_api.goals import GateOutcome, GoalStatus, blocking, unpacked
 from finetune_api.layout import READINESS_PAGE, Channel, output_folder
+from finetune_api.push import OCI_DIGEST, PushStatus
 from finetune_api.readiness import MAX_SUMMARY, completed
 from finetune_api.review import ReviewStatus
 from finetune_api.stages import PIPELINE, Found, Stage, Upstream
@@ -30,6 +31,7 @@ from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.outcome.job import State
 
 _NUMBER: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,4})?", re.ASCII)
+_OCI_DIGEST: Final = re.compile(OCI_DIGEST)
 STAGES: Final = (Stage.RESOLVE, *PIPELINE)
 DONE: Final = frozenset({StageState.SUCCEEDED, StageState.REUSED})
 
@@ -271,7 +273,18 @@ def _artifact(
         storage=spec.output_storage.for_reading,
         tokens=tokens if tokens != ArtifactTokens() else None,
         signed_by=scalars.get("signedBy", "")[:64] or None,
+        pushed=_pushed(spec, digest, scalars) or None,
     )
+
+
+def _pushed(spec: FineTuneJobSpec, artifact: str, scalars: Mapping[str, str]) -> list[PushStatus]:
+    """The copies that publish reports, in the order of the spec; a pod's report is not trusted to be some."""
+    found = zip(spec.output.push_to, scalars.get("pushed", "").split(" "), strict=False)
+    return [
+        PushStatus(to=target.oci.reference(artifact), digest=digest)
+        for target, digest in found
+        if _OCI_DIGEST.fullmatch(digest)
+    ]
 
 
 def _goals(spec: FineTuneJobSpec, evaluation: EvaluationStatus | None, scalars: Mapping[str, str]) -> list[GoalStatus]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_api.dataset import Dataset
+from finetune_api.push import PushTarget
 from finetune_api.references import ConfigMapKeyRef, SecretKeyRef, SecretRef
 from finetune_api.stages import Stage, StageInput
 from finetune_api.storage import InputStorage
@@ -22,18 +23,20 @@ class Access:
     stores: tuple[SecretRef, ...]
     """Secrets with the keys of stores."""
     tokens: tuple[SecretKeyRef, ...]
-    """Tokens for the Hugging Face hub; for publish, the key that signs."""
+    """Tokens for the Hugging Face hub; for publish, the key that signs, and the logins of registries."""
     authorities: tuple[ConfigMapKeyRef, ...]
     """Certificates of private authorities."""
 
 
 def access_of(given: StageInput) -> Access:
-    """What a stage needs: of its results' store always, of sources and base model if it reads them."""
+    """What a stage needs: of its results' store always, of sources and base model if it reads them, of registries if it
+    pushes."""
     storages = list(dict.fromkeys(_storages(given)))
+    bundles = [*(each.ca_bundle for each in storages), *(target.oci.ca_bundle for target in _pushed_to(given))]
     return Access(
         stores=tuple(dict.fromkeys(each.secret_ref for each in storages if each.secret_ref)),
         tokens=tuple(dict.fromkeys(_tokens(given))),
-        authorities=tuple(dict.fromkeys(each.ca_bundle.config_map_key_ref for each in storages if each.ca_bundle)),
+        authorities=tuple(dict.fromkeys(each.config_map_key_ref for each in bundles if each)),
     )
 
 
@@ -41,6 +44,10 @@ def dataset_read(given: StageInput) -> Dataset | None:
     """The data set whose sources a stage reads."""
     prepare = given.params.prepare if given.stage in READS_SOURCES else None
     return prepare.dataset if prepare else None
+
+
+def _pushed_to(given: StageInput) -> list[PushTarget]:
+    return given.output.push_to if given.stage is Stage.PUBLISH and given.output else []
 
 
 def _storages(given: StageInput) -> Iterator[InputStorage]:
@@ -60,5 +67,7 @@ def _tokens(given: StageInput) -> Iterator[SecretKeyRef]:
         yield given.base_model_secret_key_ref
     if given.stage is Stage.PUBLISH and given.output and given.output.signing:
         yield given.output.signing.secret_key_ref
+    for target in _pushed_to(given):
+        yield from target.oci.login
     data = dataset_read(given)
     yield from (each.source.secret_key_ref for each in (data.all_sources if data else []) if each.source.secret_key_ref)

@@ -1,0 +1,173 @@
+"""Copies of a published artifact in OCI registries: sent from the store, found again, and noted beside the artifact.
+
+A push is done again from where it was cut off: blobs that the registry has are not sent, and the tag is written last.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from finetune_api.finetunejob import Output
+from finetune_api.hashing import canonical_json
+from finetune_api.layout import Channel, Manifest, PushRecord, output_folder, push_object
+from finetune_api.push import OciTarget
+from finetune_api.reasons import Reason
+from finetune_api.stages import RunRef, Stage
+from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
+from finetune_jobs.artifacts.folders import get_listed, require_manifest
+from finetune_jobs.artifacts.modelpack import SHOWN, Layer, Packed, pack
+from finetune_jobs.base.documents import parse_json
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.base.progress import Progress
+from finetune_jobs.store.registry import Content, Registry, sha256_digest
+from finetune_jobs.store.s3 import Store
+
+PUSHED: Final = "pushed"
+"""The scalar with the digest of each copy, in the order of ``output.pushTo``; ``-`` for a place that wants none."""
+_NONE: Final = "-"
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The copies of an artifact that are wanted."""
+
+    store: Store
+    output: Output
+    digest: str
+    """Of the artifact."""
+    channel: Channel
+
+    def make(self, run: RunRef, moment: str, progress: Progress) -> dict[str, str]:
+        """Push the artifact wherever it is wanted and not there yet; returns the scalars that say so.
+
+        Raises StageError: TagTaken, ArtifactCorrupt, as Registry, as Store.
+        """
+        if not any(self._targets):
+            return {}
+        packed = _packed(self.store, self.output.name, self.digest)
+        for target in filter(None, self._targets):
+            _Push(self.store, target, self.digest, packed).make(progress)
+            to = target.reference(self.digest)
+            record = PushRecord(to=to, digest=packed.digest, run=run, pushed_at=moment)
+            self.store.put_if_absent(push_object(self.digest, to), canonical_json(record))
+        return {PUSHED: " ".join(packed.digest if target else _NONE for target in self._targets)}
+
+    def known(self) -> dict[str, str] | None:
+        """What ``make`` has returned before, as its notes say; None if a copy was not made yet."""
+        found = [self._record(target) if target else None for target in self._targets]
+        if any(target and record is None for target, record in zip(self._targets, found, strict=True)):
+            return None
+        return {PUSHED: " ".join(record.digest if record else _NONE for record in found)} if any(found) else {}
+
+    @property
+    def _targets(self) -> Sequence[OciTarget | None]:
+        """In the order of the spec; None for a place that does not want artifacts of this channel."""
+        candidate = self.channel is Channel.CANDIDATE
+        return [target.oci if target.wants(candidate=candidate) else None for target in self.output.push_to]
+
+    def _record(self, target: OciTarget) -> PushRecord | None:
+        path = push_object(self.digest, target.reference(self.digest))
+        content = self.store.get(path)
+        return None if content is None else parse_json(content, PushRecord, self.store.uri(path))
+
+
+def _packed(store: Store, name: str, digest: str) -> Packed:
+    published = output_folder(Stage.PUBLISH, digest)
+    manifest = require_manifest(store, published)
+    model = parse_json(get_listed(store, published, manifest, MODEL_REF), ModelRef, store.uri(published))
+    weights = require_manifest(store, model.folder)
+    shown = [layer for layer in _layers(published, manifest) if layer.file.path in SHOWN]
+    own = {layer.file.path for layer in shown}
+    files = [layer for layer in _layers(model.folder, weights) if layer.file.path not in own]
+    return pack(name, digest, model.format, [*files, *shown], _model_config(store, model, weights))
+
+
+def _layers(folder: str, manifest: Manifest) -> list[Layer]:
+    return [Layer(folder, file) for file in manifest.files]
+
+
+def _model_config(store: Store, model: ModelRef, weights: Manifest) -> dict[str, Any]:
+    """config.json of the model; nothing where that is none."""
+    try:
+        found = json.loads(get_listed(store, model.folder, weights, "config.json"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class _Push:
+    """One copy."""
+
+    store: Store
+    target: OciTarget
+    artifact: str
+    packed: Packed
+
+    @property
+    def _to(self) -> str:
+        return self.target.reference(self.artifact)
+
+    def make(self, progress: Progress) -> None:
+        """Blobs, then the manifest under its tag; then the registry is asked for all of it."""
+        with closing(Registry.connect(self.target)) as registry:
+            if not self._stands(registry):
+                self._send(registry, progress)
+                self._stands(registry)  # again: the blobs may have taken an hour
+                registry.put_manifest(self.target.tag_of(self.artifact), self.packed.manifest)
+            if not self._stands(registry):
+                raise self._lost("has nothing under the tag")
+            for name, size, _ in self._blobs():
+                if not registry.has_blob(name, size):
+                    raise self._lost(f"does not have {name[:19]} whole")
+
+    def _send(self, registry: Registry, progress: Progress) -> None:
+        blobs, done = list(self._blobs()), 0
+        total = sum(size for _, size, _ in blobs)
+        progress.begin(0, f"pushing to {self._to}")
+        for name, size, content in blobs:
+            if not registry.has_blob(name, size):
+                registry.put_blob(name, size, content)
+            done += size
+            progress.report(done / total)
+
+    def _blobs(self) -> Iterator[tuple[str, int, Content]]:
+        """Digest, bytes and content of everything that the manifest names."""
+        for layer in self.packed.layers:
+            yield layer.digest, layer.file.size, partial(_stream, self.store, layer)
+        config = self.packed.config
+        yield sha256_digest(config), len(config), lambda: iter([config])
+
+    def _stands(self, registry: Registry) -> bool:
+        """Whether the tag stands for this very manifest. Raises StageError (TagTaken) if it is another one."""
+        found = registry.manifest(self.target.tag_of(self.artifact))
+        if found is not None and found != self.packed.manifest:
+            raise StageError(
+                Reason.TAG_TAKEN,
+                f"{self._to} stands for {sha256_digest(found)[:19]} already, not for this model "
+                f"({self.packed.digest[:19]}): nothing was overwritten.",
+            )
+        return found is not None
+
+    def _lost(self, fault: str) -> StageError:
+        return StageError(Reason.PUSH_REFUSED, f"{self._to}: the registry has taken the model, but {fault}.")
+
+
+def _stream(store: Store, layer: Layer) -> Iterator[bytes]:
+    """A file of the store as it comes. The last bytes are kept back until its hash is known to be right."""
+    path = f"{layer.folder}/{layer.file.path}"
+    content = store.stream(path)
+    if content is None or content.total != layer.file.size:
+        raise StageError(Reason.ARTIFACT_CORRUPT, f"{store.uri(path)} is not the one that its manifest lists.")
+    hashed, left = hashlib.sha256(), layer.file.size
+    while left and (chunk := content.read(_CHUNK)):
+        hashed.update(chunk)
+        left -= len(chunk)
+        if not left and hashed.hexdigest() != layer.file.sha256:
+            raise StageError(Reason.ARTIFACT_CORRUPT, f"{store.uri(path)} is not the one that its manifest lists.")
+        yield chunk

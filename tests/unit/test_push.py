@@ -1,0 +1,284 @@
+"""Copies of a published artifact in OCI registries: whole, found again by anybody, never over something else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from finetune_api.finetunejob import ExportFormat, Output
+from finetune_api.layout import Channel, FileEntry, PushRecord, StageRecord, output_folder
+from finetune_api.push import OciTarget, PushTarget
+from finetune_api.reasons import Reason
+from finetune_api.references import SecretRef
+from finetune_api.stages import Outcome, Stage, StageResult, Upstream, input_key
+from finetune_jobs.artifacts import push
+from finetune_jobs.artifacts.folders import publish_record, read_manifest
+from finetune_jobs.artifacts.modelpack import Layer, pack
+from finetune_jobs.artifacts.push import Copies
+from finetune_jobs.base.errors import StageError
+from finetune_jobs.publish import publish, sign_move_and_push
+from finetune_jobs.resolve import find_results
+from finetune_jobs.runtime.runner import execute
+from finetune_jobs.store.s3 import Store
+from tests.support import registry as registries
+from tests.support.published import publish_input, put_upstream
+from tests.support.registry import PASSWORD, USER, MemoryRegistry
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.sentences import assert_says
+from tests.support.stages import RUN, context
+
+pytestmark = [pytest.mark.unit]
+
+OCI = OciTarget(registry="http://registry.test", repository="acme/support")
+LOGIN = SecretRef(name="registry")
+
+
+# What is packed (pure)
+
+TYPES = {
+    "model-00001-of-00002.safetensors": "application/vnd.cncf.model.weight.v1.raw",
+    "config.json": "application/vnd.cncf.model.weight.config.v1.raw",
+    "chat_template.jinja": "application/vnd.cncf.model.weight.config.v1.raw",
+    "README.md": "application/vnd.cncf.model.doc.v1.raw",
+    "LICENSE.txt": "application/vnd.cncf.model.doc.v1.raw",
+    "bom.cdx.json": "application/vnd.cncf.model.doc.v1.raw",
+}
+
+
+def layer(path: str) -> Layer:
+    return Layer("models/x", FileEntry(path=path, size=len(path), sha256=hashlib.sha256(path.encode()).hexdigest()))
+
+
+@pytest.mark.parametrize(
+    ("written", "config", "expected"),
+    [
+        (ExportFormat.MERGED, {"model_type": "qwen3", "dtype": "bfloat16"}, {"precision": "bf16"}),
+        (ExportFormat.MERGED, {"torch_dtype": "float16"}, {"precision": "fp16"}),
+        (
+            ExportFormat.INT4,
+            {"dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"}},
+            {"precision": "int4", "quantization": "gptq"},
+        ),
+        ("AddedLater", {"quantization_config": [], "model_type": 3}, {}),
+    ],
+)
+def test_the_layout_is_modelpacks(written: str, config: dict[str, Any], expected: dict[str, str]) -> None:
+    """https://github.com/modelpack/model-spec/blob/v0.0.7/docs/spec.md; the same bytes whatever the order."""
+    packed = pack("support", "a" * 64, written, [layer(path) for path in TYPES], config)
+    assert packed == pack("support", "a" * 64, written, [layer(path) for path in reversed(TYPES)], config)
+    manifest, about = json.loads(packed.manifest), json.loads(packed.config)
+    assert manifest["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert manifest["config"] == {
+        "mediaType": "application/vnd.cncf.model.config.v1+json",
+        "digest": f"sha256:{hashlib.sha256(packed.config).hexdigest()}",
+        "size": len(packed.config),
+    }
+    found = {each["annotations"]["org.cncf.model.filepath"]: each["mediaType"] for each in manifest["layers"]}
+    assert found == TYPES
+    assert next(iter(found)).endswith(".safetensors"), "the largest come first"
+    assert about["modelfs"] == {"type": "layers", "diffIds": [each["digest"] for each in manifest["layers"]]}
+    fixed = {"architecture", "format", "capabilities"}
+    assert {name: value for name, value in about["config"].items() if name not in fixed} == expected
+    assert ("family" in about["descriptor"]) == (config.get("model_type") == "qwen3")
+    assert about["descriptor"]["revision"] == "a" * 64
+
+
+# Pushing what the store holds
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
+    """What every push of the test goes to."""
+    made = MemoryRegistry()
+    monkeypatch.setattr(push, "Registry", made)
+    return made
+
+
+@pytest.fixture
+def store(s3: SeaweedFS, place: str) -> Store:
+    return Store.connect(s3.storage, place)
+
+
+@pytest.fixture
+def chain(store: Store, tmp_path: Path) -> Upstream:
+    return put_upstream(store, tmp_path / "made")
+
+
+class Job:
+    """A FineTuneJob whose publish runs, as often as a test wants."""
+
+    def __init__(self, s3: SeaweedFS, store: Store, chain: Upstream, folder: Path) -> None:
+        self._s3, self._store, self._chain, self._folder = s3, store, chain, folder
+
+    def context(self, *targets: PushTarget) -> Any:
+        """Of its publish, with these places to push to."""
+        given = publish_input(self._s3, self._store, self._chain)
+        assert given.output
+        return context(
+            given.model_copy(update={"output": given.output.model_copy(update={"push_to": list(targets)})}),
+            self._folder,
+        )
+
+    def publish(self, *targets: PushTarget) -> StageResult:
+        """What its pod does."""
+        return execute(self.context(*targets), publish, after=sign_move_and_push)
+
+    def resolved(self, *targets: PushTarget) -> dict[str, str] | None:
+        """The scalars of the publish that resolve finds; None: publish is to run again."""
+        asked, chain = self.context(*targets), Upstream(source=self._chain.source, model=self._chain.model)
+        for stage, output in (
+            (Stage.PREPARE, self._chain.dataset),
+            (Stage.TRAIN, self._chain.adapter),
+            (Stage.EXPORT, self._chain.export),
+            (Stage.EVALUATE, self._chain.evaluation),
+        ):
+            result = StageResult(
+                stage=stage, outcome=Outcome.SUCCEEDED, reason=Reason.STAGE_SUCCEEDED, output_digest=output
+            )
+            publish_record(self._store, stage, input_key(stage, chain, asked.input.params), StageRecord(result=result))
+            chain = chain.with_output(stage, output)
+        found = find_results(asked, Upstream(source=chain.source, model=chain.model))
+        assert len(found) >= 4
+        return next((each.scalars for each in found if each.stage is Stage.PUBLISH), None)
+
+
+@pytest.fixture
+def job(s3: SeaweedFS, store: Store, chain: Upstream, tmp_path: Path) -> Job:
+    return Job(s3, store, chain, tmp_path)
+
+
+@slow
+def test_a_real_registry_gives_back_what_was_published(
+    store: Store, chain: Upstream, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a client that knows nothing of us; twice, the second time without sending anything."""
+    if not registries.is_built():
+        pytest.skip("the registry is not built: `make registry`")
+    for reference, value in zip(OCI.model_copy(update={"secret_ref": LOGIN}).login, (USER, PASSWORD), strict=True):
+        monkeypatch.setenv(reference.variable, value)
+    with registries.distribution(tmp_path) as url:
+        target = PushTarget(oci=OCI.model_copy(update={"registry": url, "secret_ref": LOGIN}))
+        result = job.publish(target)
+        tag = result.output_digest[:12]
+        content = registries.pull(url, f"acme/support/manifests/{tag}")
+        assert result.scalars["pushed"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
+        pulled = {
+            each["annotations"]["org.cncf.model.filepath"]: registries.pull(url, f"acme/support/blobs/{each['digest']}")
+            for each in json.loads(content)["layers"]
+        }
+        model, published = output_folder(Stage.EXPORT, chain.export), output_folder(Stage.PUBLISH, result.output_digest)
+        expected = {name: store.get(f"{model}/{name}") for name in ("config.json", "model.safetensors")}
+        expected |= {name: store.get(f"{published}/{name}") for name in ("README.md", "bom.cdx.json")}
+        assert pulled == expected, "the model and its papers, and no example of the data set"
+        assert job.publish(target).scalars["pushed"] == result.scalars["pushed"]
+        other = PushTarget(oci=target.oci.model_copy(update={"repository": "Acme"}))
+        with pytest.raises(StageError, match="NAME_INVALID") as error:
+            job.publish(other)
+        assert error.value.reason is Reason.PUSH_REFUSED
+        monkeypatch.setenv(OCI.model_copy(update={"secret_ref": LOGIN}).login[1].variable, "wrong")
+        with pytest.raises(StageError) as error:
+            job.publish(target)
+        assert error.value.reason is Reason.REGISTRY_ACCESS_DENIED
+
+
+@slow
+def test_only_what_is_missing_is_sent(store: Store, job: Job, memory: MemoryRegistry) -> None:
+    """A pod that is lost between two blobs, then another; then a run that only resolves."""
+    target = PushTarget(oci=OCI)
+
+    def second_blob(request: httpx2.Request) -> httpx2.Response | None:
+        if request.method == "PUT" and len(memory.blobs) == 1:
+            raise SystemExit
+        return None
+
+    memory.fault = second_blob
+    with pytest.raises(SystemExit):
+        job.publish(target)
+    assert not memory.tags
+    assert job.resolved(target) is None, "what is published is not pushed"
+    memory.fault = lambda _: None
+    memory.asked.clear()
+    result = job.publish(target)
+    assert result.reused
+    assert sum(each.startswith("POST") for each in memory.sent) == len(memory.blobs) - 1
+    memory.asked.clear()
+    told = job.resolved(target)
+    assert told is not None
+    assert (told["pushed"], memory.asked) == (result.scalars["pushed"], []), "the note beside the artifact says so"
+    assert job.publish(target).scalars["pushed"] == result.scalars["pushed"]
+    assert memory.sent == []
+    assert job.resolved(target, PushTarget(oci=OCI.model_copy(update={"tag": "v1"}))) is None, "another place"
+    assert "pushed" not in (job.resolved() or {"pushed": ""})
+    folder = output_folder(Stage.PUBLISH, result.output_digest)
+    [noted] = [store.get(f"{folder}/pushes/{entry.key}") for entry in store.list(f"{folder}/pushes")]
+    note = PushRecord.model_validate_json(noted or b"")
+    assert (note.to, note.digest) == (OCI.reference(result.output_digest), result.scalars["pushed"])
+    assert note.run == RUN
+    assert read_manifest(store, folder), "the artifact is as it was"
+
+
+@slow
+def test_a_tag_that_stands_for_something_else_is_kept(job: Job, memory: MemoryRegistry) -> None:
+    memory.tags["v1"] = b'{"layers": []}'
+    with pytest.raises(StageError) as error:
+        job.publish(PushTarget(oci=OCI.model_copy(update={"tag": "v1"})))
+    assert error.value.reason is Reason.TAG_TAKEN
+    assert_says(error.value.message, "registry.test/acme/support:v1 stands for sha256:", "nothing was overwritten")
+    assert memory.sent == []
+
+
+@slow
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [("tags", "has nothing under the tag"), ("blobs", "does not have sha256:")],
+)
+def test_a_registry_that_loses_what_it_took(job: Job, memory: MemoryRegistry, lost: str, said: str) -> None:
+    """The registry is asked for everything once it has taken it."""
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        if request.method == "PUT" and "/manifests/" in request.url.path:
+            if lost == "tags":
+                return httpx2.Response(201)
+            memory.blobs.popitem()
+            memory.tags[request.url.path.rpartition("/")[2]] = request.content
+            return httpx2.Response(201)
+        return None
+
+    memory.fault = fault
+    with pytest.raises(StageError, match=f"has taken the model, but .*{said}") as error:
+        job.publish(PushTarget(oci=OCI))
+    assert error.value.reason is Reason.PUSH_REFUSED
+
+
+@slow
+def test_bytes_that_were_changed_are_not_pushed(
+    store: Store, chain: Upstream, job: Job, memory: MemoryRegistry
+) -> None:
+    store.put(f"{output_folder(Stage.EXPORT, chain.export)}/model.safetensors", b"weights of zz\n")
+    with pytest.raises(StageError, match=r"model.safetensors is not the one that its manifest lists") as error:
+        job.publish(PushTarget(oci=OCI))
+    assert error.value.reason is Reason.ARTIFACT_CORRUPT
+    assert not memory.tags
+
+
+@slow
+def test_a_candidate_is_pushed_only_where_it_is_wanted(store: Store, job: Job, memory: MemoryRegistry) -> None:
+    digest = job.publish().output_digest
+    targets = [PushTarget(oci=OCI), PushTarget(oci=OCI.model_copy(update={"tag": "next"}), candidates=True)]
+    output = Output(uri=store.uri(), name="transactions", push_to=targets)
+    copies = Copies(store, output, digest, Channel.CANDIDATE)
+    assert copies.known() is None
+    made = copies.make(RUN, "2026-01-31T12:00:00Z", job.context().progress)
+    assert made["pushed"].startswith("- sha256:")
+    assert list(memory.tags) == ["next"]
+    assert copies.known() == made
+    refused = Copies(store, output.model_copy(update={"push_to": targets[:1]}), digest, Channel.CANDIDATE)
+    assert refused.known() == {}, "nothing is wanted"
