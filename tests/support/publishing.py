@@ -14,7 +14,7 @@ from finetune_jobs.artifacts.artifact import Answer, write_answers
 from finetune_jobs.artifacts.folders import publish_folder
 from finetune_jobs.evaluation.automation import Weighed, automate
 from finetune_jobs.evaluation.estimates import measure
-from finetune_jobs.publish import publish, sign_move_and_index
+from finetune_jobs.publish import publish, sign_move_and_push
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.seaweedfs import SeaweedFS
@@ -92,4 +92,4 @@ def put_upstream(store: Store, made: Path) -> Upstream:
 
 def publish_upstream(s3: SeaweedFS, store: Store, upstream: Upstream, folder: Path) -> StageResult:
     """Publish these outputs."""
-    return execute(context(publish_input(s3, store, upstream), folder), publish, after=sign_move_and_index)
+    return execute(context(publish_input(s3, store, upstream), folder), publish, after=sign_move_and_push)

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -462,7 +462,7 @@ def test_all_processes_skip_a_checkpoint_or_none_does_and_the_last_one_is_never_
 ) -> None:
     both = begin_two(store, other)
     divided_checkpoint(tmp_path, 10)
-    both[0]._team.said["slow"] = True  # in another process one is waiting
+    cast("OfTwo", both[0]._team).said["slow"] = True  # in another process one is waiting
     for each in both:
         each.keep(tmp_path, divided=True)
         assert each.flush(0)

@@ -96,11 +96,13 @@ def write_index(context: Context, chain: Upstream, artifact: str = "") -> None:
         log.warning("the index of the reports was not written", exc_info=True)
 
 
-def index_stage(context: Context, result: StageResult) -> None:
-    """Write the index once a stage's output is there, made or reused: what ``run_stage`` does after the work."""
+def index_stage(context: Context, result: StageResult) -> StageResult:
+    """Write the index once a stage's output is there, made or reused: what ``run_stage`` does after the work. Returns
+    the result as it is."""
     stage, digest = context.input.stage, result.output_digest
     chain = context.input.upstream.with_output(stage, digest)
     write_index(context, chain, digest if stage is Stage.PUBLISH else "")
+    return result
 
 
 def _is_there(store: Store, report: Report) -> bool:
