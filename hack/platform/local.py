@@ -18,6 +18,7 @@ NAMESPACE = "finetune-system"
 RUNNER = "finetune-runner"
 CHART = REPOSITORY / "charts" / "finetune-operator"
 VALUES = REPOSITORY / "hack" / "platform" / "values.yaml"
+VLLM_VALUES = REPOSITORY / "hack" / "platform" / "vllm-cpu.yaml"
 RELEASE_IMAGES = ("operator", "data", "prepare", "jobs", "quantize")
 
 
@@ -38,15 +39,24 @@ def install_platform(kubectl: Kubectl) -> None:
     object_store.install(kubectl, images()["seaweedfs"])
 
 
-def install_operator(kubectl: Kubectl, values: tuple[str, ...] = ()) -> None:
-    """Install or upgrade the operator from the chart; ``values`` are further ``--set`` arguments."""
+def install_vllm_runtime(kubectl: Kubectl) -> None:
+    """Give the installed operator the runtime ``vllm-cpu``. Its image is built first: 6 GB, ten minutes the first
+    time."""
+    name = "vllm-cpu"
+    image = build_images(provider().images(), [name])[name]
+    install_operator(kubectl, (f"runtimes.{name}.image.tag={image.rsplit(':', 1)[1]}",), (VALUES, VLLM_VALUES))
+
+
+def install_operator(kubectl: Kubectl, values: tuple[str, ...] = (), files: tuple[Path, ...] = (VALUES,)) -> None:
+    """Install or upgrade the operator from the chart with these files of values; ``values`` are further ``--set``
+    arguments."""
     kubectl.apply(object_store.restricted_namespace(NAMESPACE))
     settings = [f"images.{name}.tag={_tag(name)}" for name in RELEASE_IMAGES]
     settings += [f"runtimes.tgi-cpu.image.tag={_tag('tgi-cpu')}", *values]
     with step(f"install the operator with Helm in namespace {NAMESPACE}"):
         helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE),
-            *("--values", str(VALUES)),
+            *(argument for file in files for argument in ("--values", str(file))),
             *(argument for setting in settings for argument in ("--set-string", setting)),
             *("--wait", "--timeout", "180s"),
             kubeconfig=kubectl.kubeconfig,

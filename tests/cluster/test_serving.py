@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from finetune_api import meta
-from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, ServingPhase
+from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from hack.platform import object_store
 from hack.platform.kubectl import Kubectl, Object, wait_for
 from tests.support.artifacts import LIMIT, PROMPTS, answers_of, publish_artifact
+from tests.support.endpoints import NAME, Endpoint
 from tests.support.tiny_model import build_tiny_llama
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-NAME = "demo"
 CLIENT = """
 import json, sys, time, urllib.error, urllib.request
 url, prompt, seconds, limit = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
@@ -89,35 +88,8 @@ def artifacts(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Art
     return Artifacts(**published, answers={"first": answers_of(one)[0], "second": answers_of(two)[0]})
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """One AdapterDeployment in a team's namespace."""
-
-    team: Kubectl
-
-    def serve(self, uri: str, **spec: Any) -> None:
-        """Ask for an artifact to be served."""
-        storage = {"endpoint": object_store.ENDPOINT, "secretRef": {"name": "s3-credentials"}}
-        source = {"artifact": {"uri": uri, "storage": storage}}
-        self.team.apply(
-            {
-                "apiVersion": meta.API_VERSION,
-                "kind": meta.ADAPTERDEPLOYMENT,
-                "metadata": {"name": NAME},
-                "spec": {"source": source, "runtime": "tgi-cpu"} | spec,
-            }
-        )
-
-    def until(self, phase: ServingPhase) -> AdapterDeploymentStatus:
-        """Wait until the present spec has come to a phase; the status."""
-
-        def reached() -> AdapterDeploymentStatus | None:
-            found = self.team.get("adep", NAME)
-            status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
-            current = status.observed_generation == found["metadata"]["generation"]
-            return status if current and status.phase is phase else None
-
-        return wait_for(f"{NAME} to be {phase}", reached, 400)
+class AskedEndpoint(Endpoint):
+    """One whose clients are pods."""
 
     def client(self, name: str, seconds: float) -> Object:
         """A pod that asks the endpoint for so many seconds."""
@@ -160,13 +132,13 @@ class Endpoint:
 
 
 @pytest.fixture
-def endpoint(team: Kubectl) -> Endpoint:
+def endpoint(team: Kubectl) -> AskedEndpoint:
     """Nothing is served yet."""
-    return Endpoint(team)
+    return AskedEndpoint(team)
 
 
 def test_serving_from_the_first_revision_to_the_next_and_none_by_a_bad_one(
-    endpoint: Endpoint, artifacts: Artifacts
+    endpoint: AskedEndpoint, artifacts: Artifacts
 ) -> None:
     """The served answers are the artifact's; an update loses no request; a bad artifact changes nothing."""
     endpoint.serve(artifacts.first)
@@ -192,7 +164,7 @@ def test_serving_from_the_first_revision_to_the_next_and_none_by_a_bad_one(
     assert endpoint.asked("after-failure") == ({artifacts.answers["second"]: 1}, [])
 
 
-def _promoted(endpoint: Endpoint, before: str) -> str:
+def _promoted(endpoint: AskedEndpoint, before: str) -> str:
     """The serving revision, once it is another one."""
     stable = endpoint.team.get("adep", NAME)["status"].get("stable", {})
     revision: str = stable.get("revision", before)

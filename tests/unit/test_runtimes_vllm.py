@@ -79,8 +79,9 @@ def test_streams_end_within_the_grace_period_and_are_never_cut_at_once(drain: in
     assert (made.drain_seconds, made.grace_seconds) == (drain, grace)
 
 
-@pytest.mark.parametrize(("gpus", "size"), [(1, ""), (2, "2Gi"), (8, "8Gi")])
-def test_the_processes_of_several_gpus_share_memory(gpus: int, size: str) -> None:
+@pytest.mark.parametrize(("gpus", "size"), [(1, "1Gi"), (2, "2Gi"), (8, "8Gi")])
+def test_its_processes_share_more_memory_than_a_container_has_by_default(gpus: int, size: str) -> None:
+    """The CPU build ended in 64 MiB, with one process of the engine."""
     assert plan(num_shard=gpus).shared_memory == size
 
 

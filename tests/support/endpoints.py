@@ -1,0 +1,45 @@
+"""An AdapterDeployment on the local cluster, in a team's namespace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentStatus, ServingPhase
+from hack.platform import object_store
+from hack.platform.kubectl import Kubectl, wait_for
+
+NAME: Final = "demo"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One AdapterDeployment named ``NAME`` in a team's namespace, on a runtime of the operator's."""
+
+    team: Kubectl
+    runtime: str = "tgi-cpu"
+
+    def serve(self, uri: str, **spec: Any) -> None:
+        """Ask for an artifact to be served."""
+        storage = {"endpoint": object_store.ENDPOINT, "secretRef": {"name": "s3-credentials"}}
+        source = {"artifact": {"uri": uri, "storage": storage}}
+        self.team.apply(
+            {
+                "apiVersion": meta.API_VERSION,
+                "kind": meta.ADAPTERDEPLOYMENT,
+                "metadata": {"name": NAME},
+                "spec": {"source": source, "runtime": self.runtime} | spec,
+            }
+        )
+
+    def until(self, phase: ServingPhase, timeout: float = 400) -> AdapterDeploymentStatus:
+        """Wait until the present spec has come to a phase; the status."""
+
+        def reached() -> AdapterDeploymentStatus | None:
+            found = self.team.get("adep", NAME)
+            status = AdapterDeploymentStatus.model_validate(found.get("status") or {})
+            current = status.observed_generation == found["metadata"]["generation"]
+            return status if current and status.phase is phase else None
+
+        return wait_for(f"{NAME} to be {phase}", reached, timeout)
