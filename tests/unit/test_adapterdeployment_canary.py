@@ -19,9 +19,9 @@ from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import start_seconds
+from tests.support.promoted import falls_silent
 from tests.support.sentences import assert_says
 from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving
-from tests.support.promoted import falls_silent
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
