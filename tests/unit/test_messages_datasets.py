@@ -217,6 +217,7 @@ TAKEN: Final = (
     " {} test examples hold placeholders, which the evaluation scores apart.",
     " {} examples have thoughts, which are learned",
     "; {} have none.",
+    " {} canaries are trained beside them.",
     " Control tokens were escaped with a space ({}).",
     " {} duplicates dropped.",
     " Rules dropped {} ({}).",
@@ -225,4 +226,4 @@ TAKEN: Final = (
     "Labels differ only in letter case, or in how a number is written: {}.",
 )
 """What is said of a data set that is taken (test_preparation_report, test_prepare_roles,
-test_prepare_thoughts)."""
+test_prepare_thoughts, test_dataset_prepare)."""

@@ -180,6 +180,7 @@ def test_authorities_that_are_not_mounted(tmp_path: Path, monkeypatch: pytest.Mo
         Registry.connect(target, {})
 
 
+@pytest.mark.slow
 def test_a_registry_that_is_not_there() -> None:
     """A closed port, as a network policy makes one."""
     target = OPEN.model_copy(update={"registry": "http://127.0.0.1:1"})
