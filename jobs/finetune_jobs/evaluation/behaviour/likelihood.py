@@ -44,6 +44,8 @@ def answer_losses(model: Any, pad: int, given: Sequence[Given], done: Answered) 
     torch.OutOfMemoryError if one conversation does not fit the GPU's memory.
     """
     order = sorted(range(len(given)), key=lambda index: len(given[index].prompt) + len(given[index].answer))
+    if not given:
+        return []
     losses, size, start, room = [0.0] * len(given), BATCH_SIZE, 0, Room.of(model)
     while start < len(order):
         batch = order[start : start + size]
