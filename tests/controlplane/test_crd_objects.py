@@ -134,18 +134,19 @@ COLUMNS = {
             },
             "candidate": {
                 "revision": "def",
-                "state": "Verifying",
+                "state": "Canary",
                 "artifactDigest": DIGEST,
                 "artifactUri": "s3://abc/artifacts/y",
                 "deployment": "x-def",
                 "since": TIME,
+                "canary": {"step": 1, "steps": 2, "weight": 10, "share": 25, "pods": "1 of 4", "summary": "1/2 25%"},
             },
             "conditions": [
                 {"type": "Ready", "status": "True", "reason": "Serving", "message": "m", "lastTransitionTime": TIME}
             ],
         },
-        "NAME PHASE READY REVISION CANDIDATE REPLICAS ACCURACY ENDPOINT AGE",
-        "Progressing True abc def 2 0.90 http://x.default.svc:80",
+        "NAME PHASE READY REVISION CANDIDATE CANARY REPLICAS ACCURACY ENDPOINT AGE",
+        "Progressing True abc def 1/2 25% 2 0.90 http://x.default.svc:80",
         "Serving m",
     ),
 }

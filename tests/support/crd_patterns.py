@@ -132,7 +132,7 @@ _URIS = {
     push.REGISTRY_URL: Pattern(
         ("http://r", "https://ghcr.io", "http://registry.tools.svc:5000"),
         (
-            "ghcr.io",
+            "registry.example",
             "https://ghcr.io/",
             "https://ghcr.io/acme",
             "oci://ghcr.io",
@@ -147,7 +147,7 @@ _URIS = {
         lambda n: "a" * n,
     ),
     push.TAG: Pattern(("v1", "_", "1.0-rc.1_x"), (".v1", "-v1", "a/b", "a:b", "a b", "ä"), lambda n: "a" * n),
-    push.OCI_DIGEST: Pattern((f"sha256:{DIGEST}",), (DIGEST, f"sha512:{DIGEST}", f"sha256:{DIGEST[:-1]}g")),
+    push.OCI_DIGEST: Pattern((f"sha256:{DIGEST}",), (f"{DIGEST}abcdef0", f"sha512:{DIGEST}", f"sha256:{DIGEST[:-1]}g")),
     distillation.TEACHER_URL: Pattern(
         ("http://t/v1", "http://vllm.models.svc:8000/v1", "https://t/a/~b/v1", "https://api.openai.com/v1"),
         (
