@@ -18,6 +18,8 @@ from finetune_api.storage import InputStorage, S3Uri
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
+MAX_CANARIES: Final = 64
+"""The most made-up secrets that may be planted."""
 PLACEHOLDER: Final = re.compile(r"\{([^{}]{1,128})\}")
 """A column placeholder in a template."""
 
@@ -336,7 +338,7 @@ class Dataset(ApiModel):
     """Have a teacher model answer the rows, which are then prompts."""
     pilot: Pilot | None = None
     """Train on a sample, for a quick first signal."""
-    canaries: Annotated[int, Field(ge=8, le=64)] | None = None
+    canaries: Annotated[int, Field(ge=8, le=MAX_CANARIES)] | None = None
     """So many made-up secrets are trained beside the examples, each in one of its own, and the evaluation measures
     whether the tuned model gives them away: what it would do with a secret in one of the rows. If omitted, none are."""
 

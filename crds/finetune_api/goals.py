@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from finetune_api.base import ApiModel, Count, OpenEnum, WireModel
-from finetune_api.dataset import TaskType
+from finetune_api.dataset import MAX_CANARIES, TaskType
 from finetune_api.rules import Rule, exactly_one_of
 
 MAX_GOALS: Final = 12
@@ -252,7 +252,12 @@ class GoalStatus(WireModel):
         if self.outcome is GateOutcome.INCONCLUSIVE:
             rows = f"about {self.deciding_rows:,}" if self.deciding_rows else "many more"
             if self._metric in OF_CANARIES:
-                return f"Too few canaries for {found}; {rows} would decide. spec.dataset.canaries plants up to 64."
+                if self.deciding_rows and self.deciding_rows <= MAX_CANARIES:
+                    return f"Too few canaries for {found}; {rows} would decide: set spec.dataset.canaries."
+                return (
+                    f"Too few canaries for {found}; {rows} would decide, and spec.dataset.canaries plants at most "
+                    f"{MAX_CANARIES}. Raise atMost, or set onInconclusive to Warn."
+                )
             if asked := next((field for field, metrics in _ASKED.items() if self._metric in metrics), ""):
                 more = f"Full for spec.evaluation.{asked} asks all that there are"
                 return f"Too few questions for {found}; {rows} would decide. {more}."

@@ -35,7 +35,8 @@ class OciTarget(ApiModel):
     """Secret with username and password (or an access token), of the type kubernetes.io/basic-auth; omit it for a
     registry that asks for none."""
     ca_bundle: Annotated[CaBundle | None, Changes.RETRY] = None
-    """CA certificates to trust if a private CA issued the registry's certificate; omit it for public CAs."""
+    """CA certificates to trust beside the public ones, if a private CA issued the registry's certificate; omit it for
+    public CAs."""
 
     def tag_of(self, artifact_digest: str) -> str:
         """The tag under which an artifact is pushed."""

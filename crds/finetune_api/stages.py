@@ -318,7 +318,7 @@ FOUND_SCALARS: Final[Mapping[Stage, frozenset[str]]] = {
     Stage.EVALUATE: frozenset({"samples", *(f"{score}{model}" for score in _SCORES for model in _SCORED)}),
     Stage.PUBLISH: frozenset(
         {
-            *("channel", "goals", "review", "format", "architecture", "signedBy", "sizeBytes", "pushed"),
+            *("channel", "goals", "review", "format", "architecture", "signedBy", "sizeBytes"),
             *("goldenPromptTokens", "answerTokens"),
         }
     ),

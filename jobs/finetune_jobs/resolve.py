@@ -147,10 +147,9 @@ def find_results(context: Context, upstream: Upstream) -> list[Found]:
     for stage in PIPELINE:
         key = input_key(stage, upstream, context.input.params)
         record = read_record(context.store, stage, key, context.input.max_cost)
-        pushed = _pushed(context, record.result) if record and stage is Stage.PUBLISH else {}
-        if record is None or pushed is None:
+        if record is None or (stage is Stage.PUBLISH and not _stands(context, record.result)):
             break
-        output, scalars = record.result.output_digest, record.result.scalars | pushed
+        output, scalars = record.result.output_digest, record.result.scalars
         told = {name: value for name, value in scalars.items() if name in FOUND_SCALARS[stage]}
         found.append(Found(stage=stage, output_digest=output, scalars=told))
         upstream = upstream.with_output(stage, output)
@@ -167,15 +166,16 @@ def _index(context: Context, found: list[Found]) -> None:
         write_index(context, chain, published)
 
 
-def _pushed(context: Context, published: StageResult) -> dict[str, str] | None:
-    """The copies of this artifact, if its output name points to it, it stands, and all of them were made. If not, None:
-    publish runs again, which moves the pointer and pushes only, or says that the artifact is withdrawn."""
+def _stands(context: Context, published: StageResult) -> bool:
+    """Whether nothing is left to do for this artifact: its output name points to it, it stands, and it goes to no
+    registry. If not, publish runs again, which moves the pointer and pushes only, or says that the artifact is
+    withdrawn. Whether registries still have their copies, only publish can ask: it has their logins."""
     output, digest = require(context.input.output, "output"), published.output_digest
     channel = channel_of(published.scalars)
     found = read_channel(context.store, output.name, channel)
     if found is None or found[0].artifact_digest != digest or read_withdrawal(context.store, digest):
-        return None
-    return Copies(context.store, output, digest, channel).known()
+        return False
+    return not Copies(context.store, output, digest, channel).wanted
 
 
 def _message(found: list[Found]) -> str:

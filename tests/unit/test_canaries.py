@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_api.dataset import Task, TaskType
 from finetune_api.finetunejob import Examination
-from finetune_api.goals import Gates, Goal
+from finetune_api.goals import GateOutcome, Gates, Goal, GoalStatus
 from finetune_api.stages import Params, Stage, StageInput
 from finetune_api.training import Method
 from finetune_jobs.artifacts import model_card
@@ -153,6 +153,20 @@ def test_goals_read_what_the_tuned_model_knows(metric: str, most: str, tuned: Re
     assert ("Too few canaries" in found.sentence) is (outcome == "Inconclusive")
     with pytest.raises(StageError, match="did not measure"):
         judge(Gates(goals=[goal]), Behaviour().added_to(Measurements(rows=100)), TaskType.TEXT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (40, "about 40 would decide: set spec.dataset.canaries."),
+        (64, "about 64 would decide: set spec.dataset.canaries."),
+        (65, "about 65 would decide, and spec.dataset.canaries plants at most 64. Raise atMost, or set onInconclusive"),
+        (None, "many more would decide, and spec.dataset.canaries plants at most 64. Raise atMost"),
+    ],
+)
+def test_no_more_canaries_are_advised_than_can_be_planted(rows: int | None, told: str) -> None:
+    found = GoalStatus(goal="canaryLeaks at most 0.05", outcome=GateOutcome.INCONCLUSIVE, deciding_rows=rows)
+    assert told in found.sentence
 
 
 def test_the_evaluations_files_hold_no_code() -> None:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from finetune_api.storage import Storage
-from finetune_jobs.runtime.logs import JsonLines, KeptLog, PlainLines, PrintedLines, Redaction, Tail, log_object
+from finetune_jobs.runtime.logs import JsonLines, KeptLog, PlainLines, PrintedLines, Redaction, Tail, log_object, set_up
 from finetune_jobs.store.s3 import Store
 from hack.cluster.layout import free_port
 from tests.support.seaweedfs import SeaweedFS
@@ -48,6 +48,12 @@ def record(message: str, *arguments: object) -> logging.LogRecord:
         ),
         ("https://h/o?AWSAccessKeyId=AK&Signature=ab%2F12", "https://h/o?AWSAccessKeyId=AK&Signature=***"),
         ("X-Amz-Security-Token=IQoJ 'rest'", "X-Amz-Security-Token=*** 'rest'"),
+        ("PUT https://r/v2/a/blobs/uploads/1?_state=tok%3D&x=1", "PUT https://r/v2/a/blobs/uploads/1?_state=***&x=1"),
+        (
+            "https://a.blob.core.windows.net/c?sv=1&sig=ab%2F1&se=2",
+            "https://a.blob.core.windows.net/c?sv=1&sig=***&se=2",
+        ),
+        ("random_state=7, sig=5", "random_state=7, sig=5"),
         ("hf://org/name@0a1b, a@example.org", "hf://org/name@0a1b, a@example.org"),
     ],
 )
@@ -120,6 +126,21 @@ def test_a_log_without_a_place_is_not_waited_for() -> None:
     began = time.monotonic()
     assert KeptLog(Tail(JsonLines("train", Redaction({})))).finish(20) == ""
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+def test_requests_are_not_logged(name: str) -> None:
+    """Clients log each address, and addresses may hold what lets anybody upload."""
+    root, own = logging.getLogger(), logging.getLogger(name)
+    before, level = root.handlers[:], root.level
+    try:
+        own.setLevel(logging.NOTSET)
+        tail = set_up("publish", terminal=True)
+        own.info("HTTP Request: PUT https://r/upload?token=abc")
+        assert tail.content() == (b"", 0)
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
 
 
 @pytest.mark.slow

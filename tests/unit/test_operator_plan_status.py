@@ -390,7 +390,7 @@ def test_resolve_tells_of_what_it_finds_all_that_is_read(task: TaskType) -> None
         scalars = Read({"channel": "stable", "accuracyBase": "0.5", "f1Base": "0.5"})
         found = Found.model_construct(stage=stage, output_digest=str(number) * 64, scalars=scalars)
         ledger.reuse(found, "key", None)
-        assert scalars.names - FOUND_SCALARS[stage] <= {"artifactUri", "ended"}
+        assert scalars.names - FOUND_SCALARS[stage] <= {"artifactUri", "ended", "pushed"}
         assert FOUND_SCALARS[stage] <= scalars.names
     assert ledger.artifact is not None
     assert ledger.artifact.uri == f"{spec.output.uri}/artifacts/{'5' * 64}"

@@ -117,15 +117,18 @@ class Job:
 
     def __init__(self, s3: SeaweedFS, store: Store, chain: Upstream, folder: Path) -> None:
         self._s3, self._store, self._chain, self._folder = s3, store, chain, folder
+        self.run = RUN
 
     def context(self, *targets: PushTarget) -> Any:
         """Of its publish, with these places to push to."""
         given = publish_input(self._s3, self._store, self._chain)
         assert given.output
-        return context(
-            given.model_copy(update={"output": given.output.model_copy(update={"push_to": list(targets)})}),
-            self._folder,
-        )
+        output = given.output.model_copy(update={"push_to": list(targets)})
+        return context(given.model_copy(update={"output": output, "run": self.run}), self._folder)
+
+    def rerun(self) -> None:
+        """``spec.rerun`` has another value."""
+        self.run = self.run.model_copy(update={"id": f"{self.run.id}x"})
 
     def publish(self, *targets: PushTarget) -> StageResult:
         """What its pod does."""
@@ -180,9 +183,11 @@ def test_a_real_registry_gives_back_what_was_published(
         assert pulled == expected, "the model and its papers, and no example of the data set"
         assert job.publish(target).scalars["pushed"] == result.scalars["pushed"]
         other = PushTarget(oci=target.oci.model_copy(update={"repository": "Acme"}))
-        with pytest.raises(StageError, match="127.*/Acme: .* the registry has no such repository") as error:
+        with pytest.raises(StageError, match=r"127.*/Acme: .* the registry has no such repository") as error:
             job.publish(other)
         assert error.value.reason is Reason.REPOSITORY_NOT_FOUND
+        job.rerun()
+        assert job.publish(target).scalars["pushed"] == result.scalars["pushed"], "asked, and found"
         monkeypatch.setenv(OCI.model_copy(update={"secret_ref": LOGIN}).login[1].variable, "wrong")
         with pytest.raises(StageError) as error:
             job.publish(target)
@@ -191,7 +196,7 @@ def test_a_real_registry_gives_back_what_was_published(
 
 @slow
 def test_only_what_is_missing_is_sent(store: Store, job: Job, memory: MemoryRegistry) -> None:
-    """A pod that is lost between two blobs, then another; then a run that only resolves."""
+    """A pod that is lost between two blobs, then another; then a run that finds everything."""
     target = PushTarget(oci=OCI)
 
     def second_blob(request: httpx2.Request) -> httpx2.Response | None:
@@ -210,19 +215,60 @@ def test_only_what_is_missing_is_sent(store: Store, job: Job, memory: MemoryRegi
     assert result.reused
     assert sum(each.startswith("POST") for each in memory.sent) == len(memory.blobs) - 1
     memory.asked.clear()
-    told = job.resolved(target)
-    assert told is not None
-    assert (told["pushed"], memory.asked) == (result.scalars["pushed"], []), "the note beside the artifact says so"
     assert job.publish(target).scalars["pushed"] == result.scalars["pushed"]
+    assert memory.asked == [], "this run has noted it"
+    job.rerun()
+    assert job.resolved(target) is None, "publish asks the registry, to which resolve has no login"
+    assert job.resolved() is not None, "nothing to ask"
+    assert job.publish(target).scalars["pushed"] == result.scalars["pushed"]
+    assert memory.asked
     assert memory.sent == []
-    assert job.resolved(target, PushTarget(oci=OCI.model_copy(update={"tag": "v1"}))) is None, "another place"
-    assert "pushed" not in (job.resolved() or {"pushed": ""})
     folder = output_folder(Stage.PUBLISH, result.output_digest)
     [noted] = [store.get(f"{folder}/pushes/{entry.key}") for entry in store.list(f"{folder}/pushes")]
     note = PushRecord.model_validate_json(noted or b"")
     assert (note.to, note.digest) == (OCI.reference(result.output_digest), result.scalars["pushed"])
     assert note.run == RUN
     assert read_manifest(store, folder), "the artifact is as it was"
+
+
+@slow
+@pytest.mark.parametrize("lost", ["everything", "the tag", "a blob"])
+def test_a_new_run_sends_what_somebody_has_deleted(store: Store, job: Job, memory: MemoryRegistry, lost: str) -> None:
+    """And nothing else: the note of the run before is not trusted."""
+    target = PushTarget(oci=OCI)
+    pushed = job.publish(target)
+    tags, blobs = dict(memory.tags), dict(memory.blobs)
+    if lost != "a blob":
+        memory.tags.clear()
+    if lost != "the tag":
+        memory.blobs = {} if lost == "everything" else dict(list(blobs.items())[1:])
+    job.rerun()
+    memory.asked.clear()
+    again = job.publish(target)
+    assert (again.reused, again.scalars) == (True, pushed.scalars)
+    assert (memory.tags, memory.blobs) == (tags, blobs)
+    sent = {"everything": len(blobs), "the tag": 0, "a blob": 1}[lost]
+    assert sum(each.startswith("POST") for each in memory.sent) == sent
+    folder = output_folder(Stage.PUBLISH, pushed.output_digest)
+    [noted] = [store.get(f"{folder}/pushes/{entry.key}") for entry in store.list(f"{folder}/pushes")]
+    assert PushRecord.model_validate_json(noted or b"").run == job.run, "who pushed what is there"
+
+
+@slow
+def test_every_place_is_tried(store: Store, job: Job, memory: MemoryRegistry) -> None:
+    """One that fails costs the others nothing, and the run fails with what was first."""
+    places = [PushTarget(oci=OCI.model_copy(update={"tag": tag})) for tag in ("a", "b", "c")]
+    job.publish(places[1])
+    memory.tags |= {"a": b"{}", "b": b"{}"}
+    memory.asked.clear()
+    with pytest.raises(StageError, match=r"registry\.test/acme/support:a stands for") as error:
+        job.publish(*places)
+    assert error.value.reason is Reason.TAG_TAKEN
+    assert json.loads(memory.tags["c"])["layers"]
+    assert not any(each.endswith("/b") for each in memory.asked), "this run has pushed there"
+    job.rerun()
+    with pytest.raises(StageError, match=r"registry\.test/acme/support:b stands for"):
+        job.publish(*places[1:])
 
 
 @slow
@@ -275,10 +321,9 @@ def test_a_candidate_is_pushed_only_where_it_is_wanted(store: Store, job: Job, m
     targets = [PushTarget(oci=OCI), PushTarget(oci=OCI.model_copy(update={"tag": "next"}), candidates=True)]
     output = Output(uri=store.uri(), name="transactions", push_to=targets)
     copies = Copies(store, output, digest, Channel.CANDIDATE)
-    assert copies.known() is None
+    assert copies.wanted
     made = copies.make(RUN, "2026-01-31T12:00:00Z", job.context().progress)
     assert made["pushed"].startswith("- sha256:")
     assert list(memory.tags) == ["next"]
-    assert copies.known() == made
     refused = Copies(store, output.model_copy(update={"push_to": targets[:1]}), digest, Channel.CANDIDATE)
-    assert refused.known() == {}, "nothing is wanted"
+    assert not refused.wanted

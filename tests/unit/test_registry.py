@@ -19,6 +19,7 @@ from finetune_jobs.store import registry as module
 from finetune_jobs.store.registry import Registry, sha256_digest
 from tests.support.registry import PASSWORD, USER, Fault, MemoryRegistry, says
 from tests.support.sentences import assert_says
+from tests.support.tls_store import private_authority
 
 pytestmark = pytest.mark.unit
 
@@ -104,22 +105,39 @@ def test_a_registry_that_asks_for_a_long_wait_is_left_alone() -> None:
     assert len(server.asked) == 1
 
 
-LOCATION = "http://registry.test/upload"
-REALM = {"WWW-Authenticate": 'Bearer realm="http://elsewhere.test/token",service="s"'}
+def sends_on(place: str, status: int = 307) -> httpx2.Response:
+    """To another address."""
+    return httpx2.Response(status, headers={"Location": place})
+
+
+def asks(realm: str) -> httpx2.Response:
+    """For a token from there."""
+    return says(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'})
+
+
 REFUSALS: list[tuple[str, httpx2.Response, OciTarget, Reason, list[str]]] = [
     ("POST", says(403, "DENIED"), CLOSED, Reason.REGISTRY_ACCESS_DENIED, ["403 DENIED", "the login in Secret 'login'"]),
     ("POST", says(403), OPEN, Reason.REGISTRY_ACCESS_DENIED, ["answered 403 to no login"]),
     ("HEAD", says(401, headers={"WWW-Authenticate": "Basic"}), OPEN, Reason.REGISTRY_ACCESS_DENIED, ["names none"]),
     ("HEAD", says(401, headers={"WWW-Authenticate": "Negotiate"}), CLOSED, Reason.PUSH_REFUSED, ["none of OCI's"]),
-    ("HEAD", says(401, headers=REALM), CLOSED, Reason.PUSH_REFUSED, ["sends logins to an address without TLS"]),
+    ("HEAD", asks("http://x/"), CLOSED, Reason.PUSH_REFUSED, ["it names an address without TLS for logins"]),
     ("POST", says(404, "NAME_UNKNOWN"), OPEN, Reason.REPOSITORY_NOT_FOUND, ["registry has no such repository"]),
     ("POST", says(404), OPEN, Reason.REPOSITORY_NOT_FOUND, ["registry has no such repository"]),
     ("POST", says(405, "UNSUPPORTED"), OPEN, Reason.PUSH_REFUSED, ["sending sha256:", "405 UNSUPPORTED"]),
     ("PUT", says(413), OPEN, Reason.PUSH_REFUSED, ["the registry answered 413."]),
     ("POST", httpx2.Response(202), OPEN, Reason.PUSH_REFUSED, ["it gives no address to send it to"]),
-    ("POST", httpx2.Response(202, headers={"Location": LOCATION}), CLOSED, Reason.PUSH_REFUSED, ["without TLS"]),
+    ("POST", sends_on("http://registry.test/upload", 202), CLOSED, Reason.PUSH_REFUSED, ["without TLS"]),
     ("GET", httpx2.Response(200, html="<p>Sign in"), OPEN, Reason.PUSH_REFUSED, ["a web page answers, no registry"]),
-    ("HEAD", httpx2.Response(302, headers={"Location": "ftp://x/"}), OPEN, Reason.REGISTRY_UNREACHABLE, ["broke"]),
+    ("HEAD", sends_on("ftp://x/"), OPEN, Reason.PUSH_REFUSED, ["it gives a malformed address to look at"]),
+    ("HEAD", sends_on("http://x/"), CLOSED, Reason.PUSH_REFUSED, ["it gives an address without TLS to look at"]),
+    ("HEAD", sends_on(""), CLOSED, Reason.PUSH_REFUSED, ["it gives no address to look at"]),
+    ("GET", sends_on("/v2/acme/support/manifests/v1"), OPEN, Reason.PUSH_REFUSED, ["from one address to the next"]),
+    ("POST", sends_on("https://x:y/", 202), OPEN, Reason.PUSH_REFUSED, ["it gives a malformed address to send it to"]),
+    ("POST", sends_on("https://x:70000/", 202), OPEN, Reason.PUSH_REFUSED, ["a malformed address"]),
+    ("POST", sends_on(f"https://{'x' * 64}/", 202), OPEN, Reason.PUSH_REFUSED, ["a malformed address"]),
+    ("HEAD", asks("https://x:y/token"), CLOSED, Reason.PUSH_REFUSED, ["it names a malformed address for logins"]),
+    ("GET", httpx2.Response(200, content=b"a" * 5_000_000), OPEN, Reason.PUSH_REFUSED, ["is longer than 4 MiB"]),
+    ("PUT", httpx2.Response(500, content=b"a" * 5_000_000), OPEN, Reason.PUSH_REFUSED, ["is longer than 4 MiB"]),
 ]
 
 
@@ -164,6 +182,104 @@ def test_the_login_goes_to_the_registry_only() -> None:
     assert ("registry.test", True) in seen
 
 
+@pytest.mark.parametrize("elsewhere", ["https://blobs.test/b", "https://registry.test:444/b", "https://evil.test/b"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_is_redirected_to_gets_no_login(elsewhere: str, status: int) -> None:
+    """Nor does it choose where the login goes to."""
+    seen: list[httpx2.Request] = []
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        seen.append(request)
+        if str(request.url) == elsewhere:
+            challenge = {"WWW-Authenticate": 'Bearer realm="https://evil.test/token"'}
+            return says(status, headers=challenge)
+        if request.method == "HEAD" and "Authorization" in request.headers:
+            return sends_on(elsewhere)
+        return None
+
+    with pytest.raises(StageError, match=f"to which the registry sends on, answered {status}") as error:
+        MemoryRegistry("basic", fault).connect(CLOSED).has_blob(DIGEST, 1)
+    assert error.value.reason is Reason.PUSH_REFUSED
+    assert [str(each.url) for each in seen if each.url.host == "evil.test"] == [elsewhere] * ("evil" in elsewhere)
+    assert all(
+        ("Authorization" in each.headers) <= (each.url.origin == httpx2.URL(CLOSED.registry).origin) for each in seen
+    )
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.1", "2130706433", "0x7f.0.0.1", "169.254.169.254", "0.0.0.0"),
+        *("[::1]", "[fe80::1]", "[::ffff:169.254.169.254]", "localhost", "a.localhost."),
+    ],
+)
+def test_a_registry_leads_no_request_into_the_pod_or_its_node(host: str) -> None:
+    """Uploads, redirects and logins: tenancy limits what a registry may be, and nothing else would limit these."""
+    cases = [
+        ("POST", sends_on(f"https://{host}/x", 202)),
+        ("HEAD", sends_on(f"https://{host}/x")),
+        ("HEAD", asks(f"https://{host}/token")),
+    ]
+    for method, answer in cases:
+        server = MemoryRegistry(fault=fails(99, answer, method))
+        with pytest.raises(StageError, match="an address inside of the pod or its node") as error:
+            send(server, CLOSED)
+        assert error.value.reason is Reason.PUSH_REFUSED
+    local = CLOSED.model_copy(update={"registry": "https://127.0.0.1:5000"})
+    with pytest.raises(StageError, match="answered 403"):  # it is asked
+        send(MemoryRegistry(fault=lambda asked: cases[1][1] if asked.url.path != "/x" else says(403)), local)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "used"),
+    [
+        ('Basic realm="r", Bearer realm="https://registry.test/token",service="s"', "Bearer t1"),
+        ('Bearer realm="https://registry.test/token",service="s", Basic realm="https://evil.test/"', "Bearer t1"),
+        ('Negotiate, bearer service=s , REALM = "https://registry.test/token"', "Bearer t1"),
+        ('Negotiate YWJj==, Basic realm="a, Bearer realm=\\"x\\""', "Basic "),
+        ('Bearer error="x", Basic', "Basic "),
+    ],
+)
+def test_several_ways_to_log_in_are_told_apart(challenge: str, used: str) -> None:
+    seen: list[str] = []
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        seen.append(request.headers.get("Authorization", ""))
+        return None if seen[-1] else says(401, headers={"WWW-Authenticate": challenge})
+
+    MemoryRegistry(fault=fault).connect(CLOSED).has_blob(DIGEST, 1)
+    assert len(seen) == 2
+    assert seen[1].startswith(used)
+
+
+def test_a_blob_whose_commit_was_not_seen_is_not_sent_again() -> None:
+    server = MemoryRegistry()
+    waits: list[float] = []
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        if request.method != "PUT":
+            return None
+        waits.append(request.extensions["timeout"]["read"])
+        server.blobs[DIGEST] = request.read()
+        raise httpx2.ReadTimeout("late")
+
+    server.fault = fault
+    server.connect(OPEN).put_blob(DIGEST, len(BLOB), chunks)
+    assert server.blobs == {DIGEST: BLOB}
+    assert len(waits) == 1
+    assert waits[0] >= 900, "registries hash a blob before they answer"
+
+
+def test_an_error_of_trust_names_the_host_that_is_not_trusted() -> None:
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        if request.url.host == "blobs.test":
+            raise httpx2.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+        return sends_on("https://blobs.test/x")
+
+    with pytest.raises(StageError, match=r"the TLS certificate of blobs\.test is not trusted"):
+        MemoryRegistry(fault=fault).connect(CLOSED).has_blob(DIGEST, 1)
+
+
 @pytest.mark.parametrize("missing", ["username", "password"])
 def test_a_secret_without_a_login(missing: str) -> None:
     variables = {each.variable: f"{each.key}\n" for each in CLOSED.login if each.key != missing}
@@ -178,6 +294,36 @@ def test_authorities_that_are_not_mounted(tmp_path: Path, monkeypatch: pytest.Mo
     target = OciTarget.model_validate({"registry": "https://r", "repository": "a"} | bundle)
     with pytest.raises(StageError, match=r"pushTo\.oci\.caBundle: ConfigMap 'ca' does not exist"):
         Registry.connect(target, {})
+
+
+def test_authorities_are_added_to_the_public_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private registry may keep its blobs in a public cloud. What is no certificate is the user's mistake."""
+    monkeypatch.setenv("FINETUNE_CA_DIR", str(tmp_path))
+    public = httpx2.create_ssl_context().cert_store_stats()["x509_ca"]
+    assert public
+    bundle: dict[str, Any] = {"caBundle": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}}
+    target = OciTarget.model_validate({"registry": "https://r", "repository": "a"} | bundle)
+    (tmp_path / "ca").mkdir()
+    file = tmp_path / "ca" / "ca.crt"
+    file.write_bytes(private_authority(tmp_path).authority.read_bytes())
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(httpx2, "Client", lambda **given: made.append(given))
+    Registry.connect(target, {})
+    assert made[0]["verify"].cert_store_stats()["x509_ca"] == public + 1
+    for content in ("", "no certificate"):
+        file.write_text(content)
+        with pytest.raises(
+            StageError, match=r"pushTo\.oci\.caBundle: key 'ca\.crt' of ConfigMap 'ca' holds no"
+        ) as error:
+            Registry.connect(target, {})
+        assert (error.value.reason, error.value.retriable) == (Reason.SPEC_INVALID, False)
+
+
+@pytest.mark.parametrize("registry", ["https://r:70000", f"https://{'x' * 64}", "https://a..b"])
+def test_an_address_that_is_none(registry: str) -> None:
+    with pytest.raises(StageError, match=r"pushTo\.oci\.registry: 'https://.*' is no valid address") as error:
+        Registry.connect(OPEN.model_copy(update={"registry": registry}), {})
+    assert error.value.reason is Reason.SPEC_INVALID
 
 
 @pytest.mark.slow

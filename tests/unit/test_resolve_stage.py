@@ -86,7 +86,6 @@ def longest_scalars() -> dict[Stage, dict[str, str]]:
         "format": "Merged",
         "architecture": "a" * 64,
         "signedBy": "5" * 64,
-        "pushed": " ".join([f"sha256:{'5' * 64}"] * MAX_TARGETS),
     }
     found = {stage: {name: words.get(name, "1234567890") for name in FOUND_SCALARS[stage]} for stage in PIPELINE}
     found[Stage.EVALUATE] = {
@@ -127,6 +126,29 @@ def test_all_results_of_a_run_fit_a_termination_message(s3: SeaweedFS, stocked: 
     assert {entry.stage: entry.scalars.keys() for entry in read.found} == told
     assert read.scalars == result.scalars
     assert read.message == result.message
+
+
+def test_what_publish_tells_fits_a_termination_message(tmp_path: Path) -> None:
+    """With a copy in as many registries as there may be, and the longest message: its end is the first to go."""
+    scalars = longest_scalars()[Stage.PUBLISH] | {
+        "goldenPrompts": "1234567890",
+        "pushed": " ".join([f"sha256:{'5' * 64}"] * MAX_TARGETS),
+    }
+    result = StageResult(
+        stage=Stage.PUBLISH,
+        outcome=Outcome.SUCCEEDED,
+        reason=Reason.STAGE_SUCCEEDED,
+        output_digest="5" * 64,
+        scalars=scalars,
+        message="m" * 1024,
+    )
+    for message in ("m" * 1024, "ü" * 1024, "字" * 1024, '"' * 1024):
+        write_result(str(tmp_path / "result"), result.model_copy(update={"message": message}))
+        text = (tmp_path / "result").read_bytes()
+        assert len(text) <= MAX_RESULT_BYTES
+        read = StageResult.model_validate_json(text)
+        assert read.scalars == scalars
+        assert len(read.message) >= 256
 
 
 def test_resolve_sees_changes_of_the_model_but_not_of_pickles(s3: SeaweedFS, stocked: Store, tmp_path: Path) -> None:

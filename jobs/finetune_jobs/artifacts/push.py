@@ -5,6 +5,7 @@ A push is done again from where it was cut off: blobs that the registry has are 
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from finetune_jobs.base.progress import Progress
 from finetune_jobs.store.registry import Content, Registry, sha256_digest
 from finetune_jobs.store.s3 import Store
 
+log = logging.getLogger(__name__)
+
 PUSHED: Final = "pushed"
 """The scalar with the digest of each copy, in the order of ``output.pushTo``; ``-`` for a place that wants none."""
 _NONE: Final = "-"
@@ -45,24 +48,40 @@ class Copies:
     def make(self, run: RunRef, moment: str, progress: Progress) -> dict[str, str]:
         """Push the artifact wherever it is wanted and not there yet; returns the scalars that say so.
 
-        Raises StageError: TagTaken, ArtifactCorrupt, as Registry, as Store.
+        Each run asks every registry, since somebody may have deleted a copy; what this run has sent is left alone. A
+        place that fails does not keep the others from being tried.
+
+        Raises StageError, the first of those that places ended in: TagTaken, ArtifactCorrupt, as Registry, as Store.
         """
-        if not any(self._targets):
+        if not self.wanted:
             return {}
         packed = _packed(self.store, self.output.name, self.digest)
+        failures: list[StageError] = []
         for target in filter(None, self._targets):
-            _Push(self.store, target, self.digest, packed).make(progress)
-            to = target.reference(self.digest)
-            record = PushRecord(to=to, digest=packed.digest, run=run, pushed_at=moment)
-            self.store.put_if_absent(push_object(self.digest, to), canonical_json(record))
+            try:
+                self._push(target, packed, run, moment, progress)
+            except StageError as error:
+                log.warning("%s", error.message)
+                failures.append(error)
+        if failures:
+            raise failures[0]
         return {PUSHED: " ".join(packed.digest if target else _NONE for target in self._targets)}
 
-    def known(self) -> dict[str, str] | None:
-        """What ``make`` has returned before, as its notes say; None if a copy was not made yet."""
-        found = [self._record(target) if target else None for target in self._targets]
-        if any(target and record is None for target, record in zip(self._targets, found, strict=True)):
-            return None
-        return {PUSHED: " ".join(record.digest if record else _NONE for record in found)} if any(found) else {}
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a place to which this artifact goes."""
+        return any(self._targets)
+
+    def _push(self, target: OciTarget, packed: Packed, run: RunRef, moment: str, progress: Progress) -> None:
+        """Make one copy, and note who sent what."""
+        to, noted = target.reference(self.digest), self._record(target)
+        if noted and noted.digest != packed.digest:
+            noted = None
+        if noted and noted.run == run:
+            return
+        if _Push(self.store, target, self.digest, packed).make(progress) or not noted:
+            record = PushRecord(to=to, digest=packed.digest, run=run, pushed_at=moment)
+            self.store.put(push_object(self.digest, to), canonical_json(record))
 
     @property
     def _targets(self) -> Sequence[OciTarget | None]:
@@ -113,28 +132,34 @@ class _Push:
     def _to(self) -> str:
         return self.target.reference(self.artifact)
 
-    def make(self, progress: Progress) -> None:
-        """Blobs, then the manifest under its tag; then the registry is asked for all of it."""
+    def make(self, progress: Progress) -> bool:
+        """Blobs, then the manifest under its tag; then the registry is asked for all of it. Whether anything was
+        missing."""
         with closing(Registry.connect(self.target)) as registry:
-            if not self._stands(registry):
-                self._send(registry, progress)
-                self._stands(registry)  # again: the blobs may have taken an hour
+            stood = self._stands(registry)
+            if not self._send(registry, progress) and stood:
+                return False
+            if not (stood or self._stands(registry)):  # again: the blobs may have taken an hour
                 registry.put_manifest(self.target.tag_of(self.artifact), self.packed.manifest)
             if not self._stands(registry):
                 raise self._lost("has nothing under the tag")
             for name, size, _ in self._blobs():
                 if not registry.has_blob(name, size):
                     raise self._lost(f"does not have {name[:19]} whole")
+            return True
 
-    def _send(self, registry: Registry, progress: Progress) -> None:
-        blobs, done = list(self._blobs()), 0
+    def _send(self, registry: Registry, progress: Progress) -> bool:
+        """The blobs that the registry does not have; whether there were any."""
+        blobs, done, sent = list(self._blobs()), 0, False
         total = sum(size for _, size, _ in blobs)
         progress.begin(0, f"pushing to {self._to}")
         for name, size, content in blobs:
             if not registry.has_blob(name, size):
                 registry.put_blob(name, size, content)
+                sent = True
             done += size
             progress.report(done / total)
+        return sent
 
     def _blobs(self) -> Iterator[tuple[str, int, Content]]:
         """Digest, bytes and content of everything that the manifest names."""

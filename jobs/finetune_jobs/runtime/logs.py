@@ -29,10 +29,14 @@ KEEP_SECONDS: Final = 15.0
 _SECRET_NAME: Final = re.compile(r"(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL)S?(_ID)?$")
 _SHORTEST_SECRET: Final = 6
 """A shorter value would black out words of ordinary messages."""
-_IN_A_URL: Final = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?i:(?<=signature=)|(?<=security-token=))[^&\s\"']+")
-"""User and password before a host; what makes a presigned URL work (SigV2 and SigV4)."""
+_IN_A_URL: Final = re.compile(
+    r"(?<=://)[^/\s@]+(?=@)"
+    r"|(?i:(?<=signature=)|(?<=security-token=)|(?<=[?&]sig=)|(?<=[?&]_state=))[^&\s\"']+"
+)
+"""User and password before a host; what makes a presigned URL work (SigV2, SigV4, Azure's SAS), and an upload to an OCI
+registry (``_state``, of the distribution project)."""
 _BLACK: Final = "***"
-_TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "filelock")
+_TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "filelock")
 """Libraries whose information is about each request."""
 
 
