@@ -60,22 +60,24 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
     return (
         *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
         *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
-        *_limits(observed, record, name),
+        *_limits(observed, target, name),
         *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, name)),
     )
 
 
-def _limits(observed: ObservedDeployment, record: Record, name: str) -> tuple[Action, ...]:
-    """What the pods prove themselves by, as the spec has it now."""
-    if not has_self_check(record.template):
+def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Action, ...]:
+    """What the pods prove themselves by, as the spec has it now. It says so of the revision that it asks for: another
+    one, which serves on, was verified by other limits, and by tighter ones its next pod might never become ready."""
+    live = observed.child(CONFIG_MAPS, name)
+    if not has_self_check(target.record.template) or (live is not None and not target.is_asked):
         return ()
     verification = observed.resource.spec.verification
     limits = SelfCheckLimits(
         min_agreement_percent=verification.min_agreement_percent,
         max_distance=None if verification.max_distance is None else float(verification.max_distance),
     )
-    labels = server_labels(observed.owner, record.revision)
-    wanted, live = self_check_config_map(observed.owner, name, labels, limits), observed.child(CONFIG_MAPS, name)
+    labels = server_labels(observed.owner, target.revision)
+    wanted = self_check_config_map(observed.owner, name, labels, limits)
     marks = {"annotations": wanted["metadata"]["annotations"]}
     return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
 
