@@ -147,6 +147,23 @@ def test_a_single_crash_gives_all_traffic_back_at_once(step: int) -> None:
     assert cluster.traffic() == new
 
 
+@pytest.mark.parametrize(("reason", "code"), [("Unknown", 255), ("ContainerStatusUnknown", 137)])
+def test_a_node_that_restarts_gives_it_back(reason: str, code: int) -> None:
+    """The kubelet finds the containers of before gone: nothing says that the server would have crashed."""
+    cluster, old, new = started()
+    crash_once(cluster, new)
+    cluster.pods[f"demo-{new}"][0]["status"]["containerStatuses"][0]["lastState"]["terminated"] |= {
+        "exitCode": code,
+        "reason": reason,
+    }
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+    candidate = cluster.status.candidate
+    assert candidate is not None
+    assert (candidate.state, candidate.reason) == (RevisionState.WAITING, Reason.NODE_LOST)
+    assert_says(candidate.message, "'server'", "its node", "tried again at")
+
+
 def test_a_crash_while_its_last_pods_start_counts_too() -> None:
     cluster, old, new = started(2, strategy=SECOND, replicas=4)
     cluster.loading.add(BETTER)
