@@ -30,7 +30,7 @@ from finetune_operator.framework.actions import Action, Apply, Create, Delete, E
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
-from finetune_operator.resources.service import serving_revision_of
+from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 from tests.support.copies import copied
 
@@ -340,7 +340,7 @@ class ServingCluster:
     def shared(self) -> bool:
         """Whether the public Service sends clients to the serving pods of all revisions."""
         service = self.objects.get(SERVICES, {}).get("demo")
-        return service is not None and meta.LABEL_REVISION not in service["spec"]["selector"]
+        return service is not None and names_no_revision(service)
 
 
 @dataclass

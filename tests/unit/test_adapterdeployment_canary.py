@@ -16,6 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.canary import canary_pods
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
+from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import start_seconds
@@ -145,6 +146,15 @@ def test_a_single_crash_gives_all_traffic_back_at_once(step: int) -> None:
     cluster.spec |= {"rerun": "again"}
     cluster.settle()
     assert cluster.traffic() == new
+
+
+def test_a_refused_deployment_does_not_keep_a_crashed_one_in_the_traffic() -> None:
+    cluster, old, new = started()
+    cluster.refuse = lambda _, action: "denied" if isinstance(action, Apply) and action.resource == DEPLOYMENTS else ""
+    cluster.spec |= {"replicas": 4}
+    crash_once(cluster, new)
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
 
 
 @pytest.mark.parametrize(("reason", "code"), [("Unknown", 255), ("ContainerStatusUnknown", 137)])

@@ -17,18 +17,19 @@ from finetune_operator.resources.deployment import deployment, deployment_name, 
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map
-from finetune_operator.resources.service import candidate_service, public_service
+from finetune_operator.resources.service import candidate_service, names_no_revision, public_service
 
 
 def serve(
     observed: ObservedDeployment, target: Target, replicas: int | None = None, *, is_shared: bool = False
 ) -> tuple[Action, ...]:
     """The target serves: restore its objects, with as many pods as the spec asks for unless it is said how many.
-    ``is_shared``: beside a canary."""
-    return (
-        *_pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas),
-        *direct_traffic(observed, target.revision, is_shared=is_shared),
-    )
+    ``is_shared``: beside a canary. A share that ends is taken back first: whatever is refused of the rest, no client
+    is sent to a canary that has crashed."""
+    pods = _pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas)
+    traffic = direct_traffic(observed, target.revision, is_shared=is_shared)
+    live = observed.child(SERVICES, observed.owner.name)
+    return (*traffic, *pods) if live is not None and names_no_revision(live) and not is_shared else (*pods, *traffic)
 
 
 def start_candidate(
