@@ -337,6 +337,38 @@ def test_a_stray_pod_gets_no_client() -> None:
     assert cluster.shared()
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leaves: bool) -> None:
+    """Pods that are being deleted are waited for as long as that takes. Those that nobody deletes may never go."""
+    cluster = serving(replicas=3)
+    old = cluster.traffic()
+    stray = copy.deepcopy(cluster.pods[f"demo-{old}"][0])
+    stray["metadata"] |= {
+        "name": "stray",
+        "labels": stray["metadata"]["labels"] | {"finetune.dev/revision": "00000000"},
+    }
+    if leaves:
+        stray["metadata"]["deletionTimestamp"] = timestamp(cluster.now + timedelta(days=1))
+    cluster.pods["stray"] = [stray]
+    cluster.spec = canary()
+    new = until(cluster, lambda each: each.state is RevisionState.CANARY).revision
+    cluster.now += timedelta(seconds=start_seconds(SETTINGS.runtimes["tgi-cpu"]) - 60)
+    one_pass(cluster, 61)
+    waiting = cluster.status.candidate
+    assert waiting is not None
+    assert_says(waiting.message, "Step 1 of 2", "are gone: pod stray")
+    one_pass(cluster, 1)
+    assert not cluster.shared()
+    candidate = cluster.status.candidate
+    assert candidate is not None
+    assert candidate.state is (RevisionState.CANARY if leaves else RevisionState.WAITING)
+    assert_says(candidate.message, *["pod stray", *([] if leaves else ["nobody deletes", "tried again at"])])
+    if leaves:
+        del cluster.pods["stray"]
+        cluster.settle()
+        assert cluster.traffic() == new
+
+
 @pytest.mark.parametrize("room", [4, 100])
 def test_a_step_whose_pods_do_not_start_in_time_ends(room: int) -> None:
     """It is given back if they find no room, and has failed if they do not load."""
