@@ -43,6 +43,10 @@ _NOT_SEEN: Final = frozenset({"Unknown", "ContainerStatusUnknown"})
 kubelet's (137)."""
 
 
+_NO_MODULE: Final = 1
+"""How Python ends when the program is not in the image; the self-check itself never ends so."""
+
+
 class Outlook(IntEnum):
     """What waiting can do about a problem, from the best to the worst."""
 
@@ -278,6 +282,8 @@ def _container_problem(pod: str, container: Object, ended: Object) -> ServerProb
         return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     message = f"Container {name!r} of pod {pod} exited with code {code} after {restarts} restarts."
+    if name == SELF_CHECK and code == _NO_MODULE:
+        message += " Its image may be too old to have one. Set images.data to the image that was built with the chart."
     return ServerProblem(reason, message, outlook)
 
 
