@@ -25,12 +25,12 @@ from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment.observe import ObservedDeployment, Source
 from finetune_operator.adapterdeployment.plan import plan
-from finetune_operator.adapterdeployment.turns import contender_of
+from finetune_operator.adapterdeployment.turns import contenders_for
 from finetune_operator.framework.actions import Action, Apply, Create, Delete, Event, Patch, Plan
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS, SERVICES, Object, Resource
 from finetune_operator.framework.ownership import controller_uid
-from finetune_operator.resources.service import serving_revision_of
+from finetune_operator.resources.service import names_no_revision, serving_revision_of
 from finetune_operator.settings import Engine, Images, Runtime, Settings
 from tests.support.copies import copied
 
@@ -138,7 +138,6 @@ class ServingCluster:
     def observe(self) -> ObservedDeployment:
         """What the operator sees."""
         raw = self.raw()
-        contenders = (contender_of(resource) for resource in (raw, *self.others))
         return ObservedDeployment(
             resource=AdapterDeployment.model_validate(raw),
             settings=self.settings,
@@ -147,7 +146,7 @@ class ServingCluster:
             children=copied(self.objects),
             pods=tuple(pod for pods in self.pods.values() for pod in pods),
             job_events=self.job_events,
-            contenders=tuple(contender for contender in contenders if contender is not None),
+            contenders=contenders_for(self.status.candidate, (raw, *self.others)),
             slices=self._endpoints_of(self.objects.get(SERVICES, {}).get("demo")),
         )
 
@@ -341,7 +340,7 @@ class ServingCluster:
     def shared(self) -> bool:
         """Whether the public Service sends clients to the serving pods of all revisions."""
         service = self.objects.get(SERVICES, {}).get("demo")
-        return service is not None and meta.LABEL_REVISION not in service["spec"]["selector"]
+        return service is not None and names_no_revision(service)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.canary import canary_pods
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
+from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import start_seconds
@@ -145,6 +146,32 @@ def test_a_single_crash_gives_all_traffic_back_at_once(step: int) -> None:
     cluster.spec |= {"rerun": "again"}
     cluster.settle()
     assert cluster.traffic() == new
+
+
+def test_a_refused_deployment_does_not_keep_a_crashed_one_in_the_traffic() -> None:
+    cluster, old, new = started()
+    cluster.refuse = lambda _, action: "denied" if isinstance(action, Apply) and action.resource == DEPLOYMENTS else ""
+    cluster.spec |= {"replicas": 4}
+    crash_once(cluster, new)
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+
+
+@pytest.mark.parametrize(("reason", "code"), [("Unknown", 255), ("ContainerStatusUnknown", 137)])
+def test_a_node_that_restarts_gives_it_back(reason: str, code: int) -> None:
+    """The kubelet finds the containers of before gone: nothing says that the server would have crashed."""
+    cluster, old, new = started()
+    crash_once(cluster, new)
+    cluster.pods[f"demo-{new}"][0]["status"]["containerStatuses"][0]["lastState"]["terminated"] |= {
+        "exitCode": code,
+        "reason": reason,
+    }
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+    candidate = cluster.status.candidate
+    assert candidate is not None
+    assert (candidate.state, candidate.reason) == (RevisionState.WAITING, Reason.NODE_LOST)
+    assert_says(candidate.message, "'server'", "its node", "tried again at")
 
 
 def test_a_crash_while_its_last_pods_start_counts_too() -> None:
@@ -308,6 +335,38 @@ def test_a_stray_pod_gets_no_client() -> None:
     del cluster.pods["stray"]
     cluster.reconcile()
     assert cluster.shared()
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leaves: bool) -> None:
+    """Pods that are being deleted are waited for as long as that takes. Those that nobody deletes may never go."""
+    cluster = serving(replicas=3)
+    old = cluster.traffic()
+    stray = copy.deepcopy(cluster.pods[f"demo-{old}"][0])
+    stray["metadata"] |= {
+        "name": "stray",
+        "labels": stray["metadata"]["labels"] | {"finetune.dev/revision": "00000000"},
+    }
+    if leaves:
+        stray["metadata"]["deletionTimestamp"] = timestamp(cluster.now + timedelta(days=1))
+    cluster.pods["stray"] = [stray]
+    cluster.spec = canary()
+    new = until(cluster, lambda each: each.state is RevisionState.CANARY).revision
+    cluster.now += timedelta(seconds=start_seconds(SETTINGS.runtimes["tgi-cpu"]) - 60)
+    one_pass(cluster, 61)
+    waiting = cluster.status.candidate
+    assert waiting is not None
+    assert_says(waiting.message, "Step 1 of 2", "are gone: pod stray")
+    one_pass(cluster, 1)
+    assert not cluster.shared()
+    candidate = cluster.status.candidate
+    assert candidate is not None
+    assert candidate.state is (RevisionState.CANARY if leaves else RevisionState.WAITING)
+    assert_says(candidate.message, *["pod stray", *([] if leaves else ["nobody deletes", "tried again at"])])
+    if leaves:
+        del cluster.pods["stray"]
+        cluster.settle()
+        assert cluster.traffic() == new
 
 
 @pytest.mark.parametrize("room", [4, 100])

@@ -352,6 +352,12 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
         Reason.VERIFICATION_FAILED,
         "Pod new: Its server fails it.",
     ),
+    "its self-check is not in its image": (
+        deployment(),
+        [on_node(60, "new", server=UP, check={"restartCount": 1, "state": BACKOFF, "lastState": ended(1)})],
+        Reason.SERVER_UNAVAILABLE,
+        Saying("'self-check' of pod new", "code 1", "Set images.data to the image that was built with the chart."),
+    ),
     "it crashed": (
         deployment(),
         [on_node(60, "old", server=RUNNING | {"restartCount": 1, "lastState": ended(1)})],

@@ -16,6 +16,7 @@ from finetune_api.adapterdeployment import (
     RevisionStatus,
     ServingPhase,
 )
+from finetune_api.hashing import short
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
 from finetune_operator.adapterdeployment import record
@@ -24,6 +25,7 @@ from finetune_operator.adapterdeployment.history import Current, history
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, Object
 from finetune_operator.resources import deployment
+from finetune_operator.resources.stage_request import StageRequest
 from finetune_operator.settings import PodShape, Proxy, Settings
 from tests.support.serving import (
     BETTER,
@@ -289,6 +291,21 @@ class TestWithoutRecords:
         cluster.settle()
         assert cluster.objects[DEPLOYMENTS] == pods
         assert cluster.status.candidate is None
+
+    @pytest.mark.parametrize("names", [("a",), ()])
+    def test_an_input_whose_name_holds_its_defaults(
+        self, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+    ) -> None:
+        with monkeypatch.context() as before:
+            before.setattr(StageRequest, "name", property(lambda self: f"demo-{self.stage}-{short(self.input)}"))
+            cluster = self.earlier(policy=signed(*names))
+        [pods] = copy.deepcopy(cluster.objects[DEPLOYMENTS]).values()
+        made = cluster.reconcile()
+        assert [action.resource for action in made.actions] == [CONTROLLER_REVISIONS]
+        cluster.settle()
+        assert [each["spec"] for each in cluster.objects[DEPLOYMENTS].values()] == [pods["spec"]]
+        [kept] = cluster.objects[CONTROLLER_REVISIONS].values()
+        assert kept["data"]["input"]["name"] in cluster.objects[CONFIG_MAPS]
 
     @pytest.mark.parametrize(
         ("before", "after"),

@@ -12,6 +12,7 @@ from finetune_api.references import ConfigMapKeyRef, SecretRef
 from finetune_api.stages import SelfCheckLimits, StageInput
 from finetune_api.storage import CaBundle, Storage
 from finetune_jobs.self_check import parse as parse_self_check
+from finetune_operator.adapterdeployment.observe import Source
 from finetune_operator.adapterdeployment.target import Target, find_target
 from finetune_operator.framework.actions import Apply, Create
 from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, SERVICES
@@ -26,7 +27,7 @@ from finetune_operator.resources.service import candidate_service, public_servic
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy
 from tests.support.copies import copied
-from tests.support.serving import GOOD, SETTINGS, ServingCluster, pinned, uri
+from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, following, pinned, uri
 
 pytestmark = pytest.mark.unit
 
@@ -164,6 +165,26 @@ def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
     del cluster.objects[CONFIG_MAPS][name]
     cluster.settle()
     assert limits_of(cluster, name).max_distance == 0.7
+
+
+@pytest.mark.parametrize(
+    ("spec", "source"),
+    [
+        pytest.param(pinned(INACTIVE), None, id="another artifact, which fails"),
+        pytest.param(pinned(BETTER, runtime="unknown"), None, id="nothing that could serve"),
+        pytest.param(following(), Source("Training", None, Storage()), id="a source that has published nothing"),
+    ],
+)
+def test_what_serves_keeps_the_limits_that_it_was_verified_with(spec: dict[str, Any], source: Source | None) -> None:
+    """Its next pod would not become ready by tighter ones."""
+    cluster = ServingCluster()
+    cluster.settle()
+    name = f"demo-{cluster.traffic()}"
+    cluster.spec = spec | {"verification": {"minAgreementPercent": 100}}
+    cluster.source, cluster.generation = source, 2
+    cluster.settle()
+    assert f"demo-{cluster.traffic()}" == name
+    assert limits_of(cluster, name) == SelfCheckLimits()
 
 
 def test_pods_of_an_earlier_release_get_no_limits() -> None:

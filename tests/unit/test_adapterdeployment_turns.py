@@ -31,6 +31,7 @@ from tests.support.fast import share
 from tests.support.sentences import assert_says
 from tests.support.serving import (
     BETTER,
+    CRASHING,
     GOOD,
     SETTINGS,
     START,
@@ -366,6 +367,24 @@ class TestAnnouncedGap:
         assert cluster.status.candidate.gap_starts_at == timestamp(cluster.now)
         cluster.settle()
         assert cluster.status.phase is ServingPhase.READY
+
+    def test_another_target_waits_for_the_turn_of_an_overdue_gap(self) -> None:
+        cluster = serving()
+        cluster.settings = SETTINGS.model_copy(update={"max_concurrent_rollouts": 1})
+        cluster.spec = pinned(CRASHING, strategy={"type": "InPlace", "notice": "2h"})
+        for seconds in (0, 2):
+            cluster.now += timedelta(seconds=seconds)
+            cluster.reconcile()
+        cluster.now += timedelta(hours=2, seconds=1)
+        cluster.others = [_active(cluster)]
+        cluster.spec = pinned(BETTER, strategy={"type": "InPlace", "notice": "2h"})
+        cluster.reconcile()
+        assert condition(cluster.status, "ServiceGap") == ("False", Reason.GAP_ANNOUNCED)
+        assert cluster.held() == 1
+        cluster.others = []
+        cluster.settle()
+        assert cluster.status.stable is not None
+        assert cluster.status.stable.artifact_digest == BETTER
 
     def test_another_strategy_puts_it_in_line(self) -> None:
         cluster = serving()

@@ -17,6 +17,16 @@ from tests.support.serving import START, UNSCHEDULABLE, server_pod
 pytestmark = pytest.mark.unit
 
 
+def _ended(code: int) -> Object:
+    """A self-check that has ended once, and runs again."""
+    return {"restartCount": 1, "lastState": {"terminated": {"exitCode": code}}}
+
+
+def _rebooted(reason: str, code: int, restarts: int = 1) -> Object:
+    """A server that was lost with its node, and loads again."""
+    return {"restartCount": restarts, "lastState": {"terminated": {"exitCode": code, "reason": reason}}}
+
+
 class TestWatch:
     def pod(self, ready: bool = False, fell: int = 100, check: Object | None = None, **server: Any) -> Object:
         sidecar = [] if check is None else [{"name": "self-check", "restartCount": 0, "state": {"running": {}}} | check]
@@ -67,7 +77,16 @@ class TestWatch:
             pytest.param([{"restartCount": 1}], Outlook.FAIL, id="restarted, and not back"),
             pytest.param([{"started": True, "check": {}}], None, id="a new pod that proves itself"),
             pytest.param([{"started": True, "check": {"ready": True}}], Outlook.FAIL, id="proved, and silent"),
-            pytest.param([{"started": True, "check": {"restartCount": 1}}], Outlook.FAIL, id="disproved"),
+            pytest.param([{"started": True, "check": _ended(65)}], Outlook.FAIL, id="disproved"),
+            pytest.param(
+                [{"started": True, "check": _ended(75)}], None, id="a new pod that was too slow to answer once"
+            ),
+            pytest.param([{"started": True, "check": _ended(137)}], None, id="a new pod whose check was killed"),
+            pytest.param([{"started": True, "check": _ended(0)}], Outlook.FAIL, id="proved before its server ended"),
+            pytest.param(
+                [{"restartCount": 1, "check": _ended(75)}], Outlook.FAIL, id="restarted, and not proved again"
+            ),
+            pytest.param([_rebooted("Unknown", 255)], Outlook.GIVE_BACK, id="its node restarted, and it is not back"),
         ],
     )
     def test_silence(self, pods: list[dict[str, Any]], outlook: Outlook | None) -> None:
@@ -79,6 +98,10 @@ class TestWatch:
         seen = watch([self.pod(ready=True), self.pod(**ended)], START, START + timedelta(seconds=1000))
         assert seen.problem is not None
         assert (seen.problem.reason, seen.problem.outlook) == (Reason.CANDIDATE_FAILED, Outlook.FAIL)
+
+    def test_a_node_that_restarts_is_no_crash(self) -> None:
+        pod = self.pod(ready=True, **_rebooted("ContainerStatusUnknown", 137, restarts=3))
+        assert watch([pod], START, START + timedelta(seconds=1000)).problem is None
 
     def test_a_pod_without_a_node_says_nothing(self) -> None:
         pod = server_pod("demo-1", "demo-1-x", {}, copy.deepcopy(UNSCHEDULABLE))

@@ -142,6 +142,25 @@ def test_a_server_that_names_no_model_is_no_candidate() -> None:
     assert error.value.reason is Reason.CANDIDATE_FAILED
 
 
+class Unwell(VllmContract):
+    """Answers what its models are with a status."""
+
+    status = 503
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.status, super().get(path)[1]
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_asked_again() -> None:
+    """Only a document that names no model is final: a moment without a connection proves nothing."""
+    with running(Unwell(ROOT)) as server, pytest.raises(StageError, match="answered 503 to GET /v1/models") as error:
+        VllmServer(server.url).served()
+    assert error.value.retriable
+    with pytest.raises(StageError, match=r"did not answer \(ConnectError\) to GET /v1/models") as error:
+        VllmServer(server.url).served()
+    assert error.value.retriable
+
+
 def test_a_right_server_passes_every_check_that_its_record_allows() -> None:
     promise = Promise(ANSWERS, ANSWERS, [TEXT], TaskType.CLASSIFICATION, "INT8")
     with running(contract()) as server:

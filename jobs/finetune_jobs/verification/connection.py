@@ -59,10 +59,14 @@ class Connection:
     """Longest wait for an answer."""
 
     def get(self, path: str) -> Any:
-        """A JSON document that a healthy server always has."""
+        """A JSON document that a healthy server always has. What is no JSON is final; no answer is not."""
         try:
-            return get_session().get(f"{self.endpoint}{path}", timeout=10).raise_for_status().json()
-        except (CLIENT_ERROR, ValueError) as error:
+            response = get_session().get(f"{self.endpoint}{path}", timeout=10)
+            hf_raise_for_status(response)
+            return response.json()
+        except CLIENT_ERROR as error:
+            raise self._failed(error, f"GET {path}") from None
+        except ValueError as error:
             raise self.wordless(path, error) from None
 
     def wordless(self, path: str, error: Exception) -> StageError:

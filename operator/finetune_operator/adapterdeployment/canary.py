@@ -13,7 +13,7 @@ While it has a share, the public Service names no revision, so that connections 
 share is that of its pods; and no other revision may have any. All pods of the old revision stay.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -31,6 +31,22 @@ from finetune_operator.resources.deployment import start_seconds
 
 LOOK_SECONDS: Final = 5.0
 """When to look again whether the pods of other revisions are gone."""
+_NAMES: Final = 3
+"""So many of those are named in a message."""
+
+
+class Strays(NamedTuple):
+    """What other revisions have, to which a Service that names none could send clients."""
+
+    names: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
+    """Those of them that nobody deletes: pods that have lost their Deployment."""
+
+    def __str__(self) -> str:
+        """For messages, which have room for a few names."""
+        named = ", ".join(self.names[:_NAMES]) + (", …" if len(self.names) > _NAMES else "")
+        orphaned = f" (nobody deletes {', '.join(self.orphans[:_NAMES])}: do it by hand)" if self.orphans else ""
+        return named + orphaned
 
 
 class Progress(NamedTuple):
@@ -44,7 +60,9 @@ class Progress(NamedTuple):
     begins: bool = False
     """Whether a step begins in this pass."""
     overdue: bool = False
-    """Whether its pods hold hardware that the others of its step do not get."""
+    """Whether its pods hold hardware that the others of its step do not get, or for pods that nobody deletes."""
+    strays: Strays = Strays()
+    """What keeps it from its share although its own pods are ready."""
 
 
 def has_proved_itself(candidate: RevisionStatus) -> bool:
@@ -71,7 +89,7 @@ def is_shared(observed: ObservedDeployment, stable: RevisionStatus, candidate: R
     """Whether the public Service sends clients to a candidate of this pass too."""
     if not has_proved_itself(candidate) or candidate.canary is None or candidate.canary.started_at is None:
         return False
-    return not any(_strays(observed, {stable.revision, candidate.revision}, now))
+    return not _strays(observed, {stable.revision, candidate.revision}, now).names
 
 
 def canary_pods(beside: int, weight: int) -> int:
@@ -113,12 +131,13 @@ def step_on(
     number = min(known.step, len(steps))
     step, may_start = steps[number - 1], start_seconds(target.serving.runtime)
     canary, replicas = _at_step(known, number, steps, beside)
-    strays = any(_strays(observed, {stable.revision, candidate.revision}, now))
-    has_share = not closed and not strays and is_available(observed.child(DEPLOYMENTS, candidate.deployment), replicas)
+    strays = _strays(observed, {stable.revision, candidate.revision}, now)
+    could = not closed and is_available(observed.child(DEPLOYMENTS, candidate.deployment), replicas)
+    has_share, strays = could and not strays.names, strays if could else Strays()
     reached = canary.reached_at or (timestamp(now) if has_share else None)
     if reached is None:
         left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
-        return _waiting(candidate, canary, replicas, (closed, left, LOOK_SECONDS if strays else None), now)
+        return _waiting(candidate, canary, replicas, (closed, left), strays, now)
     until = parse_timestamp(reached) + timedelta(seconds=step.pause_seconds)
     canary = canary.model_copy(
         update={"started_at": canary.started_at or reached, "reached_at": reached, "until": timestamp(until)}
@@ -126,13 +145,13 @@ def step_on(
     if (left := (until - now).total_seconds()) > 0:
         return _pausing(candidate, canary, replicas, left, now, begins=known.reached_at is None)
     if not has_share:
-        return _waiting(candidate, canary, replicas, (closed, may_start + left, LOOK_SECONDS if strays else None), now)
+        return _waiting(candidate, canary, replicas, (closed, may_start + left), strays, now)
     if number == len(steps):
         return _over(candidate, canary, replicas, now)
     canary, replicas = _at_step(canary, number + 1, steps, beside)
     canary = canary.model_copy(update={"reached_at": None, "until": None})
     begun = candidate.model_copy(update={"since": timestamp(now)})
-    return _waiting(begun, canary, replicas, (float(observed.settings.policy_seconds), may_start, None), now)
+    return _waiting(begun, canary, replicas, (float(observed.settings.policy_seconds), may_start), Strays(), now)
 
 
 def _at_step(known: CanaryStatus, number: int, steps: Sequence[CanaryStep], beside: int) -> tuple[CanaryStatus, int]:
@@ -155,20 +174,23 @@ def _waiting(
     candidate: RevisionStatus,
     canary: CanaryStatus,
     replicas: int,
-    waits: tuple[float, float, float | None],
+    waits: tuple[float, float],
+    strays: Strays,
     now: datetime,
 ) -> Progress:
     """The share of a step is not reached yet, or its last pods are missing. ``waits``: seconds until the network is
-    open, until its pods have had hardware for as long as they may, and until to look for pods of other revisions."""
-    _, left, strays = waits
-    what = "once they are ready and the network is open" if strays is None else "once other revisions have no pods"
+    open, and until its pods have had hardware for as long as they may. What is being deleted is waited for as long as
+    that takes."""
+    what = f"once these are gone: {strays}" if strays.names else "once they are ready and the network is open"
+    late = waits[1] <= 0 and (not strays.names or bool(strays.orphans))
     message = (
         f"Step {canary.step} of {canary.steps}: {canary.pods} pods are to get {canary.share} % of new connections "
         f"(weight {canary.weight}), {what}."
     )
     shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
-    due_after = min((seconds for seconds in waits if seconds is not None and seconds > 0), default=None)
-    return Progress(shown.model_copy(update={"canary": canary}), replicas, due_after, overdue=left <= 0)
+    looks = (*waits, LOOK_SECONDS if strays.names else 0.0)
+    due_after = min((seconds for seconds in looks if seconds > 0), default=None)
+    return Progress(shown.model_copy(update={"canary": canary}), replicas, due_after, overdue=late, strays=strays)
 
 
 def _pausing(
@@ -191,13 +213,16 @@ def _over(candidate: RevisionStatus, canary: CanaryStatus, replicas: int, now: d
     return Progress(shown.model_copy(update={"canary": canary}), replicas, 1.0)
 
 
-def _strays(observed: ObservedDeployment, revisions: set[str], now: datetime) -> Iterator[Object]:
-    """What other revisions have, to which a Service that names none could send clients. A pod whose grace period is
-    over, on a node that does not answer, gets none."""
-    for live in observed.children.get(DEPLOYMENTS, {}).values():
-        if (live["metadata"].get("labels") or {}).get(LABEL_REVISION) not in revisions:
-            yield live
-    for pod in serving_pods(observed):
-        left = deletion_left(pod, now)
-        if pod["metadata"]["labels"].get(LABEL_REVISION) not in revisions and (left is None or left > 0):
-            yield pod
+def _strays(observed: ObservedDeployment, revisions: set[str], now: datetime) -> Strays:
+    """What revisions other than these have. A pod whose grace period is over, on a node that does not answer, gets no
+    client. Pods whose Deployment is still there go with it."""
+    live = observed.children.get(DEPLOYMENTS, {}).items()
+    owners = [f"Deployment {name}" for name, each in live if _revision_of(each) not in revisions]
+    pods = [(each, deletion_left(each, now)) for each in serving_pods(observed) if _revision_of(each) not in revisions]
+    names = [f"pod {pod['metadata']['name']}" for pod, left in pods if left is None or left > 0]
+    orphans = [] if owners else [f"pod {pod['metadata']['name']}" for pod, left in pods if left is None]
+    return Strays((*owners, *names), tuple(orphans))
+
+
+def _revision_of(live: Object) -> str:
+    return str((live["metadata"].get("labels") or {}).get(LABEL_REVISION, ""))

@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from finetune_api.adapterdeployment import CanaryStatus, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, is_ahead, is_announced, remains
+from finetune_operator.adapterdeployment.gap import gap_start, goes_in_place, remains
 from finetune_operator.adapterdeployment.health import ServerProblem
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.adapterdeployment.turns import ACTIVE, Turn, find_turn, is_queued
+from finetune_operator.adapterdeployment.turns import ACTIVE, Turn, find_turn, is_ahead, is_announced, is_queued
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import parse_timestamp, timestamp
 from finetune_operator.resources.deployment import deployment_name
@@ -157,9 +157,11 @@ def _started(
     anew = waiting.model_copy(update={"verification": [], "gap_starts_at": None, "canary": None})
     if stable is None or not goes_in_place(observed, stable, now):
         return _starting(anew, now)
-    told = is_announced(observed.resource.status.candidate)
+    before = observed.resource.status.candidate
+    told, reason = is_announced(before), Reason.GAP_ANNOUNCED if is_ahead(before) else Reason.WAITING
     announced = anew.model_copy(update={"gap_starts_at": gap_start(observed, stable, now)})
-    stopping = _going_on(observed, in_state(announced, RevisionState.STOPPING, Reason.WAITING, "", now), stable, now)
+    # A gap that only waits for its turn goes on waiting for it, whatever it is used for by now.
+    stopping = _going_on(observed, in_state(announced, RevisionState.STOPPING, reason, "", now), stable, now)
     event = Event("Normal", Reason.GAP_ANNOUNCED, stopping.candidate.message)
     return stopping if told else stopping._replace(events=(event,))
 

@@ -23,7 +23,7 @@ from finetune_api.meta import LABEL_REVISION, LABEL_ROLE
 from finetune_api.reasons import Reason
 from finetune_operator.adapterdeployment.health import LONG_WAIT_SECONDS, ServerProblem, has_node
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
-from finetune_operator.adapterdeployment.turns import ACTIVE
+from finetune_operator.adapterdeployment.turns import ACTIVE, is_ahead, is_announced
 from finetune_operator.framework.conditions import ConditionType, parse_timestamp, timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, Object
 from finetune_operator.resources.deployment import SERVER
@@ -43,16 +43,6 @@ class Remains(NamedTuple):
     due_after: float | None = None
     """Seconds until the first of those that are stopping should be gone, or the first of the others is not waited for
     any more."""
-
-
-def is_announced(candidate: RevisionStatus | None) -> bool:
-    """Whether the pods of what serves stop for a candidate, now or later."""
-    return candidate is not None and candidate.state in ACTIVE and candidate.gap_starts_at is not None
-
-
-def is_ahead(candidate: RevisionStatus | None) -> bool:
-    """Whether a gap is announced, and what serves goes on serving: until the notice is over and it has a turn."""
-    return is_announced(candidate) and candidate is not None and candidate.reason == Reason.GAP_ANNOUNCED
 
 
 def has_begun(candidate: RevisionStatus | None, now: datetime) -> bool:

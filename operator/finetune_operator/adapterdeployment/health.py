@@ -38,6 +38,15 @@ _PASSING: Final = HOLDS_NOTHING | {
 """What has its cause outside the revision: the same pods may start once it is gone."""
 
 
+_NOT_SEEN: Final = frozenset({"Unknown", "ContainerStatusUnknown"})
+"""Reasons for the end of a container that was gone when the node came back: containerd's (exit code 255), and the
+kubelet's (137)."""
+
+
+_NO_MODULE: Final = 1
+"""How Python ends when the program is not in the image; the self-check itself never ends so."""
+
+
 class Outlook(IntEnum):
     """What waiting can do about a problem, from the best to the worst."""
 
@@ -150,7 +159,7 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
     """
     for container in _containers(pod):
         ended = _last_end(container)
-        if container["name"] != SERVER or ended is None or ended["exitCode"] == ExitCode.OK:
+        if container["name"] != SERVER or ended is None or ended["exitCode"] == ExitCode.OK or _went_with_node(ended):
             continue
         times = [parse_timestamp(ended[field]) for field in ("startedAt", "finishedAt") if ended.get(field)]
         if any(time < since for time in times):
@@ -162,7 +171,7 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
 
 def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None:
     """Why a server has ended since a time, be it once; None if none has. One that was lost with its node, or had to
-    leave it, has not crashed."""
+    leave it, has not crashed; where its node has restarted, it is given back."""
     for pod in pods:
         for container in _containers(pod):
             ended = _last_end(container)
@@ -170,7 +179,7 @@ def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None
                 continue
             if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
                 problem = _container_problem(pod["metadata"]["name"], container, ended)
-                return replace(problem, outlook=Outlook.FAIL)
+                return replace(problem, outlook=Outlook.GIVE_BACK if _went_with_node(ended) else Outlook.FAIL)
     return None
 
 
@@ -180,8 +189,11 @@ def _has_served(pod: Object) -> bool:
     server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
     if server.get("restartCount"):
         return True
-    proved = not check or check.get("ready") or check.get("restartCount") or _last_end(check) is not None
-    return bool(server.get("started") and proved)
+    if not check or check.get("ready"):
+        return bool(server.get("started"))
+    # It ends with OK once its server has ended. Whatever else ended it, it has judged nothing, and proves on.
+    ended = _last_end(check)
+    return bool(server.get("started") and ended is not None and ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL))
 
 
 def withdrawn(pods: Iterable[Object]) -> str:
@@ -262,11 +274,16 @@ def _container_problem(pod: str, container: Object, ended: Object) -> ServerProb
         said = f"Pod {pod}: {result.message}" if name == SELF_CHECK else result.message
         outlook = Outlook.FAIL if code == ExitCode.FATAL else outlook
         return ServerProblem(result.reason, said, outlook, tuple(result.checks))
+    if _went_with_node(ended):
+        message = f"Container {name!r} of pod {pod} was lost, since its node or the container runtime there restarted."
+        return ServerProblem(Reason.NODE_LOST, message)
     if ended.get("reason") == "OOMKilled":
         message = f"Container {name!r} of pod {pod} used more memory than its limit."
         return ServerProblem(Reason.OUT_OF_MEMORY, message, outlook)
     reason = Reason.STAGE_CRASHED if name == FETCH else Reason.CANDIDATE_FAILED
     message = f"Container {name!r} of pod {pod} exited with code {code} after {restarts} restarts."
+    if name == SELF_CHECK and code == _NO_MODULE:
+        message += " Its image may be too old to have one. Set images.data to the image that was built with the chart."
     return ServerProblem(reason, message, outlook)
 
 
@@ -337,6 +354,11 @@ def _containers(pod: Object) -> list[Object]:
 def _named(pod: Object, name: str) -> Object:
     """The status of a container; empty for a pod without it."""
     return next((each for each in _containers(pod) if each["name"] == name), {})
+
+
+def _went_with_node(ended: Object) -> bool:
+    """Whether nobody knows how a container ended: its node, or the runtime there, restarted meanwhile."""
+    return ended.get("reason") in _NOT_SEEN
 
 
 def _last_end(container: Object) -> Object | None:

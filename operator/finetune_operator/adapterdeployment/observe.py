@@ -11,13 +11,12 @@ from finetune_api.adapterdeployment import (
     AdapterDeployment,
     AdapterDeploymentSpec,
     AdapterDeploymentStatus,
-    RevisionState,
 )
 from finetune_api.base import ObjectMeta
 from finetune_api.finetunejob import ArtifactStatus, FineTuneJobSpec
 from finetune_api.reasons import Reason
 from finetune_api.storage import Storage
-from finetune_operator.adapterdeployment.turns import Contender, Line, contender_of
+from finetune_operator.adapterdeployment.turns import Contender, Line, contenders_for
 from finetune_operator.blockers import Choice
 from finetune_operator.framework.cache import Cache
 from finetune_operator.framework.client import KubeClient
@@ -82,7 +81,7 @@ class ObservedDeployment:
     slices: tuple[Object, ...] = ()
     """EndpointSlices of its public Service."""
     contenders: tuple[Contender, ...] = ()
-    """The AdapterDeployments, this one too, that are rolled out or wait for it; empty unless this one waits."""
+    """The AdapterDeployments, this one too, that are rolled out or wait for it; empty unless this one has to know."""
     conflicts: tuple[str, ...] = ()
     """Objects of another owner, as "Kind name", whose names the plan needs."""
     pending_deletion: tuple[str, ...] = ()
@@ -166,7 +165,7 @@ class DeploymentObserver:
                 name: creation_events(self._client, job, pods_of(job, pods), now) for name, job in jobs.items()
             },
             slices=self._slices(owner, children[SERVICES].get(owner.name)),
-            contenders=self._contenders(status),
+            contenders=contenders_for(status.candidate, self._cache.indexed(Line.ROLLOUTS)),
             conflicts=() if outlived else theirs,
             pending_deletion=theirs if outlived else (),
         )
@@ -207,13 +206,6 @@ class DeploymentObserver:
         status = raw.get("status") or {}
         artifact = published_artifact(status) if job else None
         return Source(str(status.get("phase") or ""), artifact, job.output_storage if job else Storage())
-
-    def _contenders(self, status: AdapterDeploymentStatus) -> tuple[Contender, ...]:
-        """All that are rolled out or wait for it; only one that waits needs to know."""
-        if status.candidate is None or status.candidate.state is not RevisionState.WAITING:
-            return ()
-        found = (contender_of(resource) for resource in self._cache.indexed(Line.ROLLOUTS))
-        return tuple(contender for contender in found if contender is not None)
 
     def _service_of_others(self, owner: Owner) -> tuple[tuple[str, ...], bool]:
         """A Service of another owner with the public name, and whether that owner is deleted."""

@@ -322,7 +322,9 @@ def _take_step(
     late = held_too_long(problem) or refused_for_long(
         observed, candidate, start_seconds(target.serving.runtime), pods, now
     )
-    if progress.overdue:
+    if progress.overdue and progress.strays.names:
+        late = late or ServerProblem(Reason.DEADLINE_EXCEEDED, progress.candidate.message)
+    elif progress.overdue:
         late = late or promotion_overdue(problem, progress.replicas, target)
     if late is not None:
         return give_back(stable, candidate, late, _keep(observed, stable, candidate, now), now)

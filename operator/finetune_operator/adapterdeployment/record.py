@@ -179,13 +179,14 @@ def _adopted(observed: ObservedDeployment, fresh: Record) -> Record | None:
     names = [each["configMap"]["name"] for each in template["spec"]["volumes"] if each["name"] == _INPUT_VOLUME]
     # The name has the input's hash in it, and so that of its keys: nothing else here tells what was checked.
     request = fetch_request(observed.owner, serving, observed.settings, stable.revision)
-    if names != [request.name] or not is_as_decided(template["spec"], fresh.template["spec"], serving.runtime):
+    known = next((name for name in (request.name, request.name_with_defaults) if names == [name]), None)
+    if known is None or not is_as_decided(template["spec"], fresh.template["spec"], serving.runtime):
         return None
     return replace(
         fresh,
         revision=stable.revision,
         template={"metadata": {"labels": template["metadata"]["labels"]}, "spec": template["spec"]},
-        input_name=request.name,
+        input_name=known,
         input_labels={**fresh.input_labels, meta.LABEL_REVISION: stable.revision},
         input_data=input_config_map(request)["data"],
     )

@@ -17,18 +17,19 @@ from finetune_operator.resources.deployment import deployment, deployment_name, 
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map
-from finetune_operator.resources.service import candidate_service, public_service
+from finetune_operator.resources.service import candidate_service, names_no_revision, public_service
 
 
 def serve(
     observed: ObservedDeployment, target: Target, replicas: int | None = None, *, is_shared: bool = False
 ) -> tuple[Action, ...]:
     """The target serves: restore its objects, with as many pods as the spec asks for unless it is said how many.
-    ``is_shared``: beside a canary."""
-    return (
-        *_pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas),
-        *direct_traffic(observed, target.revision, is_shared=is_shared),
-    )
+    ``is_shared``: beside a canary. A share that ends is taken back first: whatever is refused of the rest, no client
+    is sent to a canary that has crashed."""
+    pods = _pods(observed, target, observed.resource.spec.replicas if replicas is None else replicas)
+    traffic = direct_traffic(observed, target.revision, is_shared=is_shared)
+    live = observed.child(SERVICES, observed.owner.name)
+    return (*traffic, *pods) if live is not None and names_no_revision(live) and not is_shared else (*pods, *traffic)
 
 
 def start_candidate(
@@ -60,22 +61,24 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
     return (
         *ensure_exists(CONTROLLER_REVISIONS, made, observed.child(CONTROLLER_REVISIONS, name)),
         *ensure_exists(CONFIG_MAPS, fetch, observed.child(CONFIG_MAPS, record.input_name)),
-        *_limits(observed, record, name),
+        *_limits(observed, target, name),
         *ensure(DEPLOYMENTS, wanted, observed.child(DEPLOYMENTS, name)),
     )
 
 
-def _limits(observed: ObservedDeployment, record: Record, name: str) -> tuple[Action, ...]:
-    """What the pods prove themselves by, as the spec has it now."""
-    if not has_self_check(record.template):
+def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Action, ...]:
+    """What the pods prove themselves by, as the spec has it now. It says so of the revision that it asks for: another
+    one, which serves on, was verified by other limits, and by tighter ones its next pod might never become ready."""
+    live = observed.child(CONFIG_MAPS, name)
+    if not has_self_check(target.record.template) or (live is not None and not target.is_asked):
         return ()
     verification = observed.resource.spec.verification
     limits = SelfCheckLimits(
         min_agreement_percent=verification.min_agreement_percent,
         max_distance=None if verification.max_distance is None else float(verification.max_distance),
     )
-    labels = server_labels(observed.owner, record.revision)
-    wanted, live = self_check_config_map(observed.owner, name, labels, limits), observed.child(CONFIG_MAPS, name)
+    labels = server_labels(observed.owner, target.revision)
+    wanted = self_check_config_map(observed.owner, name, labels, limits)
     marks = {"annotations": wanted["metadata"]["annotations"]}
     return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
 

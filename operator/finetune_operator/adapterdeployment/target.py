@@ -29,6 +29,8 @@ class Target:
     """Why the source has no artifact, so that the last known one stays the target."""
     warning: str = ""
     """What may go wrong with the target although it can be served."""
+    is_asked: bool = True
+    """Whether the spec asks for it as it reads now; not if it serves on because another one is not there yet."""
 
     @property
     def revision(self) -> str:
@@ -55,6 +57,7 @@ def find_target(observed: ObservedDeployment) -> Target | Blocker:
         record=record,
         spec_hash=spec_hash(spec),
         source_blocker=artifact.source_blocker,
+        is_asked=artifact.source_blocker is None,
         warning=" ".join(filter(None, _warnings(artifact, record.serving.runtime_name, record.serving.runtime))),
     )
 
@@ -69,4 +72,4 @@ def recorded_target(observed: ObservedDeployment, known: RevisionStatus) -> Targ
     """The target of a known revision; None if it has no record and the platform's settings would make other pods of it
     now."""
     record = recorded(observed, known)
-    return Target(record, spec_hash(observed.resource.spec)) if record else None
+    return Target(record, spec_hash(observed.resource.spec), is_asked=False) if record else None

@@ -114,6 +114,24 @@ def is_queued(revision: RevisionStatus) -> bool:
     return revision.state is RevisionState.WAITING and revision.reason == Reason.ROLLOUT_QUEUED
 
 
+def is_announced(candidate: RevisionStatus | None) -> bool:
+    """Whether the pods of what serves stop for a candidate, now or later."""
+    return candidate is not None and candidate.state in ACTIVE and candidate.gap_starts_at is not None
+
+
+def is_ahead(candidate: RevisionStatus | None) -> bool:
+    """Whether a gap is announced, and what serves goes on serving: until the notice is over and it has a turn."""
+    return is_announced(candidate) and candidate is not None and candidate.reason == Reason.GAP_ANNOUNCED
+
+
+def contenders_for(candidate: RevisionStatus | None, resources: Iterable[Object]) -> tuple[Contender, ...]:
+    """Those of the AdapterDeployments that are rolled out or wait for it, if a candidate has to know: one that waits,
+    or whose gap in service has not begun."""
+    waits = is_ahead(candidate) or (candidate is not None and candidate.state is RevisionState.WAITING)
+    found = map(contender_of, resources) if waits else ()
+    return tuple(contender for contender in found if contender is not None)
+
+
 def contender_of(resource: Object) -> Contender | None:
     """An AdapterDeployment as one of those that are rolled out or wait for it; None if it is neither."""
     metadata, status = resource["metadata"], resource.get("status") or {}

@@ -23,6 +23,11 @@ def public_service(owner: Owner, revision: str, *, is_shared: bool = False) -> O
     return service
 
 
+def names_no_revision(service: Object) -> bool:
+    """Whether the public Service sends clients to the serving pods of all revisions."""
+    return meta.LABEL_REVISION not in service["spec"]["selector"]
+
+
 def serving_revision_of(service: Object) -> str:
     """The revision that the public Service names as the one that serves."""
     labels = service["metadata"].get("labels") or {}

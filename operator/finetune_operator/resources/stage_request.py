@@ -63,6 +63,11 @@ class StageRequest:
         return f"{self.owner.name}-{self.stage}-{identity}"
 
     @property
+    def name_with_defaults(self) -> str:
+        """The name that earlier versions gave it, at its first attempt: its hash holds the defaults too."""
+        return f"{self.owner.name}-{self.stage}-{short(self.input)}"
+
+    @property
     def all_labels(self) -> dict[str, str]:
         """Labels of everything that belongs to this stage's run."""
         return {**self.labels, meta.LABEL_STAGE: self.stage.value, meta.LABEL_ROLE: "stage"}
