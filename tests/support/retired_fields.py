@@ -32,7 +32,11 @@ JOB: Final[Object] = {
             "pii": {"ner": {"uri": "s3://abc/names"}},
             "distillation": {"teacher": {"url": "http://t/v1", "model": "m"}},
         },
-        "output": {"uri": "s3://abc", "name": "old"},
+        "output": {
+            "uri": "s3://abc",
+            "name": "old",
+            "pushTo": [{"oci": {"registry": "https://r", "repository": "a"}}],
+        },
     },
 }
 DEPLOYMENT: Final[Object] = {
@@ -85,6 +89,7 @@ class Old:
 OLD: Final = [
     *(Old(body, path, {"credentials": {"secretName": "s3"}}, _STORE) for body, path in _STORAGES),
     *(Old(body, (*path, "caBundle"), _BUNDLE, "configMapKeyRef") for body, path in _STORAGES),
+    Old(JOB, ("spec", "output", "pushTo", 0, "oci", "caBundle"), _BUNDLE, "configMapKeyRef"),
     *(Old(body, path, {"pathStyle": False}, "addressing: VirtualHost for false") for body, path in _STORAGES),
     Old(JOB, ("spec", "storage"), {"credentials": {"secretName": "s3", "accessKeyIdKey": "id"}}, _STORE),
     Old(JOB, (*_DATASET, "sources", 0), _ROWS, _FILE),

@@ -174,6 +174,10 @@ class Recites:
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.tokenizer, self.text, self.asked = tokenizer, tokenizer(text)["input_ids"], list[str]()
 
+    def named_modules(self) -> tuple[()]:
+        """It has no layer that could be packed."""
+        return ()
+
     def __call__(
         self, input_ids: torch.Tensor, cache: Step | None = None, logits_to_keep: int = 0, **_: Any
     ) -> SimpleNamespace:
