@@ -75,14 +75,15 @@ class Shards:
         for path in sorted(checkpoint.glob(f"{SHARDS}/*/{kind}.safetensors")):
             file: Any = safe_open(path, framework="pt")  # safetensors has no types
             rows = json.loads(file.metadata()[_ROWS])
+            self._totals |= {name: total for name, (_, total) in rows.items()}
             for name in file.keys():  # noqa: SIM118 # no mapping
                 start, self._totals[name] = rows.get(name, (0, None))
                 self._pieces.setdefault(name, []).append((start, file))
 
     @property
     def names(self) -> list[str]:
-        """Of the tensors."""
-        return list(self._pieces)
+        """Of the tensors, also of those whose rows are in the files of other processes."""
+        return list(self._totals)
 
     def read(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The tensor as this process holds it: divided as ``like`` is, or whole. Raises StageError (ArtifactCorrupt)
