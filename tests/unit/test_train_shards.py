@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.training.checkpoints import is_sharded
 from finetune_jobs.training.sharding import ShardedTrainer
-from finetune_jobs.training.shards import WEIGHTS, Shards, make_whole, write_rows, write_settings
+from finetune_jobs.training.shards import WEIGHTS, Shards, make_all_whole, make_whole, write_rows, write_settings
 from finetune_jobs.training.team import Team
 from tests.support.sentences import assert_says
 
@@ -60,6 +60,35 @@ def test_any_number_of_shards_makes_the_same_whole(size: int, tmp_path: Path) ->
     for number, name in enumerate(("b", "a")):
         assert torch.equal(state["state"][number]["exp_avg"], tensors("exp_avg")[name])
         assert state["state"][number]["step"] == torch.tensor(5.0)
+
+
+def test_the_whole_files_take_the_place_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the best and the newest, one after the other: the disk never holds more than the three checkpoints that
+    ``fit.disk`` counts, nor memory the weights beside the optimiser's state."""
+    for step in (10, 20):
+        write(tmp_path / f"checkpoint-{step}", 2)
+    sizes, made = [disk(tmp_path)], []
+
+    def then_measured(write: Any, *given: Any, **options: Any) -> None:
+        write(*given, **options)
+        sizes.append(disk(tmp_path))
+        made.append(Path(given[1]).name)
+
+    whole, pickled = save_file, torch.save
+    monkeypatch.setattr("finetune_jobs.training.shards.save_file", lambda *g, **o: then_measured(whole, *g, **o))
+    monkeypatch.setattr("torch.save", lambda *g, **o: then_measured(pickled, *g, **o))
+    make_all_whole(tmp_path, Team())
+
+    assert made == ["model.safetensors", "optimizer.pt"] * 2
+    assert not any(is_sharded(each) for each in tmp_path.iterdir())
+    extra = 8192  # what a pickle of so few numbers has beside them
+    assert max(sizes) < sizes[0] / 2 * 3 + extra
+    assert disk(tmp_path) < sizes[0] + extra
+
+
+def disk(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_weight_that_got_no_gradient_yet_has_no_state(tmp_path: Path) -> None:
