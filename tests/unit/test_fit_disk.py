@@ -7,7 +7,7 @@ import pytest
 from finetune_api.stages import Stage
 from finetune_api.training import Method, Training
 from finetune_jobs.base.errors import StageError
-from finetune_jobs.fit.admission import admit
+from finetune_jobs.fit.admission import After, admit, admit_rest
 from finetune_jobs.fit.disk import scratch_bytes, scratch_shortage
 from finetune_jobs.fit.memory import GIB, ON_CPU, ON_OLD_CPU, peak_memory
 from finetune_jobs.fit.preflight import computes_bfloat16
@@ -62,8 +62,21 @@ def test_a_cpu_without_bfloat16_is_told_what_it_costs() -> None:
     assert told.memory == old
     tight = CPU.model_copy(update={"memory_gib": 20})
     admit(LLAMA_8B, Training(), tight)
-    with pytest.raises(StageError, match="at least"):
-        admit(LLAMA_8B, Training(method=Method.LORA), tight, bfloat16=False)
+    lora = Training(method=Method.LORA)
+    warned = admit(LLAMA_8B, lora, tight, bfloat16=False)
+    assert_says(warned.warning, "lacks AVX512-BF16", "as this pod's", "LoRA needs at least", "20 GiB", "Evaluation")
+    assert admit(LLAMA_8B, lora, tight).warning == ""
+    with pytest.raises(StageError, match="at least"):  # what every CPU needs
+        admit(LLAMA_8B, lora, CPU.model_copy(update={"memory_gib": 10}), bfloat16=False)
+
+
+def test_what_follows_a_training_is_not_refused_for_the_cpu_of_another_pod() -> None:
+    """Resolve runs where the platform lets small pods run. The training may be from elsewhere, and is kept."""
+    asked = (LLAMA_8B, Training(), CPU.model_copy(update={"memory_gib": 20}))
+    after = After(exported=[1.0], stages=(Stage.EXPORT, Stage.EVALUATE))
+    warned = admit_rest(*asked, after=after, bfloat16=False)
+    assert_says(warned.warning, "as this pod's does", "Evaluation needs at least 30.6 GiB", "32 bits", "20 GiB")
+    assert admit_rest(*asked, after=after).warning == ""
 
 
 @pytest.mark.parametrize(

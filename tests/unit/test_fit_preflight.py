@@ -82,6 +82,21 @@ def test_evaluation_gets_its_gpus_even_where_the_training_is_reused(
     assert facts(everything, cards) == {}
 
 
+def test_a_cpu_without_bfloat16_refuses_no_run_that_may_go_elsewhere(
+    s3: SeaweedFS, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither before a training nor where one is found: what its CPU has no room for is a warning of resolve."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags\t\t: fpu avx2\n")
+    monkeypatch.setattr("finetune_jobs.fit.preflight.CPUINFO", cpuinfo)
+    given = asked(s3, store, LLAMA_8B, hardware=CPU.model_copy(update={"memory_gib": 20}))
+    for done in (False, True):
+        if done:
+            pretend_done(given, store)
+        result = execute(context(given, tmp_path), resolve)
+        assert_says(result.scalars["fitWarning"], "as this pod's does", "Evaluation needs at least 30.6 GiB")
+
+
 def test_what_no_runtime_serves_is_refused_and_what_one_does_not_is_told(
     s3: SeaweedFS, store: Store, tmp_path: Path
 ) -> None:

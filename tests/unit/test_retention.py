@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.layout import run_folder
+from finetune_api.layout import MANIFEST, run_folder
 from finetune_api.tracking import Retention
 from finetune_jobs.artifacts.retention import Checkpoint, checkpoints_of, remove_checkpoints, superseded
 from finetune_jobs.store.s3 import Store
@@ -19,11 +19,13 @@ pytestmark = pytest.mark.unit
 NOW, BEFORE = "a" * 64, "b" * 64
 
 
-def checkpoint(training: str, step: int) -> Checkpoint:
-    return Checkpoint(training, step, f"{training}/checkpoint-{step}")
+def checkpoint(training: str, step: int, complete: bool = True) -> Checkpoint:
+    return Checkpoint(training, step, f"{training}/checkpoint-{step}", complete)
 
 
-CHECKPOINTS = st.sets(st.builds(checkpoint, st.sampled_from(["a" * 16, "b" * 16, "c" * 16]), st.integers(1, 50)))
+CHECKPOINTS = st.sets(
+    st.builds(checkpoint, st.sampled_from(["a" * 16, "b" * 16, "c" * 16]), st.integers(1, 50), st.booleans())
+)
 
 
 @given(CHECKPOINTS, st.integers(0, 5), st.integers(0, 50))
@@ -31,7 +33,7 @@ def test_the_newest_and_the_best_of_the_training_stay_and_nothing_else(
     stored: set[Checkpoint], keep: int, best: int
 ) -> None:
     gone = superseded(stored, "a" * 16, keep, best)
-    own = {each for each in stored if each.training == "a" * 16}
+    own = {each for each in stored if each.training == "a" * 16 and each.complete}
     stay = own - set(gone)
     assert set(gone) - own == stored - own
     newest = set(sorted(own)[-keep:] if keep else [])
@@ -54,11 +56,17 @@ def test_only_checkpoints_are_recognised(path: str, step: int | None) -> None:
     assert [each.step for each in checkpoints_of([path])] == ([] if step is None else [step])
 
 
+def test_a_checkpoint_is_complete_with_its_manifest() -> None:
+    folder = "a" * 16 + "/attempt-2-0f/checkpoint-100"
+    for names, complete in ((["a", MANIFEST], True), (["a", "parts/1.json", f"parts/{MANIFEST}"], False)):
+        assert [each.complete for each in checkpoints_of(f"{folder}/{name}" for name in names)] == [complete]
+
+
 def fill(store: Store) -> list[str]:
     """A run with checkpoints of two trainings, and everything else that must stay."""
     run = run_folder(RUN)
     own = f"{run}/checkpoints/{NOW[:16]}"
-    paths = [f"{own}/attempt-1/checkpoint-{step}/{name}" for step in (5, 10, 100) for name in "ab"]
+    paths = [f"{own}/attempt-1/checkpoint-{step}/{name}" for step in (5, 10, 100) for name in ("a", MANIFEST)]
     paths += [f"{run}/checkpoints/{BEFORE[:16]}/checkpoint-7/a", f"{own}/state.json"]
     paths += [f"{run}/tracking/r1/events.out.tfevents.1", f"{run}/logs/train-r1-pod.jsonl"]
     paths += [f"runs/{RUN.name}/another-uid/checkpoints/{NOW[:16]}/checkpoint-1/a"]
@@ -93,6 +101,17 @@ def test_the_best_checkpoint_stays_beside_the_newest(state: bytes, gone: list[in
     remove_checkpoints(store, RUN, NOW, Retention(checkpoints=1))
     steps = {int(path.split("/checkpoint-")[1].split("/")[0]) for path in left(store) if f"{NOW[:16]}/attempt" in path}
     assert steps == {5, 10, 100} - set(gone)
+
+
+def test_a_torn_checkpoint_costs_no_whole_one(s3: SeaweedFS, place: str) -> None:
+    """It is newer, but a process was lost before all of it had been sent."""
+    store = Store.connect(s3.storage, place)
+    paths = fill(store)
+    own = f"{run_folder(RUN)}/checkpoints/{NOW[:16]}/attempt-1"
+    for name in ("parts/1.json", "shards/1-of-2/weights.safetensors", "trainer_state.json"):
+        store.put(f"{own}/checkpoint-200/{name}", b"{}")
+    remove_checkpoints(store, RUN, NOW, Retention(checkpoints=3))
+    assert left(store) == [path for path in paths if BEFORE[:16] not in path]
 
 
 def test_a_refusal_costs_a_warning(s3: SeaweedFS, place: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints against a real S3 server: beside the training, whole or not at all, and of one attempt only."""
 
 import json
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,9 @@ def delete(folder: Path) -> None:
 
 
 def stored(store: Store) -> set[str]:
-    return {entry.key.rpartition("/")[0] for entry in store.list() if entry.key != STATE}
+    """Folders, without the tokens of the attempts."""
+    folders = {entry.key.rpartition("/")[0] for entry in store.list() if entry.key != STATE}
+    return {re.sub(r"^(attempt-[0-9]+)-[0-9a-f]+", r"\1", folder) for folder in folders}
 
 
 def test_keeping_returns_at_once_and_survives_the_trainers_clean_up(store: Gate, tmp_path: Path) -> None:
@@ -414,9 +417,43 @@ def test_a_torn_checkpoint_is_never_resumed_from(lost: int, store: Gate, other: 
         each.keep(tmp_path / "next", divided=True)
     assert all(each.flush(30) for each in again)
     assert newest_in(store) == 20
-    store.put("attempt-1/checkpoint-30/parts/1.json", b"")  # what waits for the lost one in this process must end
+    # What waits for the lost one in this process must end.
+    store.put(f"{both[0]._folder}/checkpoint-30/parts/1.json", b"")
     assert both[1 - lost].flush(30)
     assert {place.partition("/")[0] for place in stored(store) if "checkpoint-20" in place} == {"attempt-2"}
+
+
+def test_a_part_of_an_attempt_that_had_the_same_number_is_none(store: Gate, other: Gate, tmp_path: Path) -> None:
+    """Where the state is lost, numbers begin again. What an attempt of before has sent, or still sends, of a checkpoint
+    of the same step is not taken for this one's: the rows of two trainings would be mixed."""
+    before = begin_two(store, other)
+    divided_checkpoint(tmp_path / "before", 10)
+    before[1].keep(tmp_path / "before", divided=True)
+    assert before[1].flush(30)
+    store.delete(STATE)
+
+    both = begin_two(store, other)
+    divided_checkpoint(tmp_path / "now", 10)
+    both[0].keep(tmp_path / "now", divided=True)
+
+    assert both[0].attempt == before[0].attempt
+    assert not both[0].flush(1.5)
+    assert newest_in(store) == 0
+    both[1].keep(tmp_path / "now", divided=True)
+    assert all(each.flush(30) for each in both)
+    assert newest_in(store) == 10
+
+
+def test_an_attempt_whose_number_another_has_got_writes_nothing_more(store: Gate) -> None:
+    before = Ownership(store)
+    store.delete(STATE)
+    now = Ownership(store)
+    assert before.state.attempt == now.state.attempt
+    with pytest.raises(StageError) as refusal:
+        before.update(seconds=1.0)
+    assert refusal.value.reason is Reason.SUPERSEDED
+    now.update(seconds=2.0)
+    assert now.state.seconds == 2.0
 
 
 def test_a_store_that_is_away_for_one_process_costs_no_checkpoint(

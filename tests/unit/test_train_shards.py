@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.training.checkpoints import is_sharded
-from finetune_jobs.training.shards import WEIGHTS, Shards, make_whole, write_rows, write_settings
+from finetune_jobs.training.sharding import ShardedTrainer
+from finetune_jobs.training.shards import WEIGHTS, Shards, make_all_whole, make_whole, write_rows, write_settings
 from finetune_jobs.training.team import Team
 from tests.support.sentences import assert_says
 
@@ -58,6 +62,54 @@ def test_any_number_of_shards_makes_the_same_whole(size: int, tmp_path: Path) ->
         assert state["state"][number]["step"] == torch.tensor(5.0)
 
 
+def test_the_whole_files_take_the_place_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the best and the newest, one after the other: the disk never holds more than the three checkpoints that
+    ``fit.disk`` counts, nor memory the weights beside the optimiser's state."""
+    for step in (10, 20):
+        write(tmp_path / f"checkpoint-{step}", 2)
+    sizes, made = [disk(tmp_path)], []
+
+    def then_measured(write: Any, *given: Any, **options: Any) -> None:
+        write(*given, **options)
+        sizes.append(disk(tmp_path))
+        made.append(Path(given[1]).name)
+
+    whole, pickled = save_file, torch.save
+    monkeypatch.setattr("finetune_jobs.training.shards.save_file", lambda *g, **o: then_measured(whole, *g, **o))
+    monkeypatch.setattr("torch.save", lambda *g, **o: then_measured(pickled, *g, **o))
+    make_all_whole(tmp_path, Team())
+
+    assert made == ["model.safetensors", "optimizer.pt"] * 2
+    assert not any(is_sharded(each) for each in tmp_path.iterdir())
+    extra = 8192  # what a pickle of so few numbers has beside them
+    assert max(sizes) < sizes[0] / 2 * 3 + extra
+    assert disk(tmp_path) < sizes[0] + extra
+
+
+def disk(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_weight_that_got_no_gradient_yet_has_no_state(tmp_path: Path) -> None:
+    """An expert that no token has reached, say: neither writing nor reading expects any of it."""
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+    trainer: Any = ShardedTrainer.__new__(ShardedTrainer)
+    trainer.model, trainer.team, trainer.args = model, Team(), SimpleNamespace(should_save=False)
+    trainer.optimizer = torch.optim.AdamW(model.parameters())
+    model["used"](torch.ones(3)).sum().backward()
+    trainer.optimizer.step()
+
+    trainer._save_optimizer_and_scheduler(str(tmp_path))
+
+    found = trainer._state_in(tmp_path)["state"]
+    assert sorted(found) == [0, 1]
+    assert torch.equal(found[0]["exp_avg"], trainer.optimizer.state[model["used"].weight]["exp_avg"])
+    trainer.optimizer.load_state_dict(trainer._state_in(tmp_path))
+    model["unused"](torch.ones(3)).sum().backward()
+    trainer.optimizer.step()
+
+
 def test_an_adapters_weights_are_where_peft_looks_for_them(tmp_path: Path) -> None:
     write(tmp_path, 2)
     (tmp_path / "adapter_config.json").write_text(json.dumps({}))
@@ -73,3 +125,11 @@ def test_a_pod_reads_its_own_rows_from_its_own_files(tmp_path: Path) -> None:
     with pytest.raises(StageError) as raised:
         shards.whole("a")
     assert_says(raised.value.message, "lacks weights of a, row 0 of 7", "delete this checkpoint")
+
+
+def test_rows_that_are_lost_are_not_taken_for_a_weight_without_state(tmp_path: Path) -> None:
+    """The last of three processes holds no row of the short vector; its file says that there is one."""
+    write(tmp_path, 3, ranks=[2])
+    assert sorted(Shards(tmp_path, "exp_avg").names) == ["a", "b"]
+    with pytest.raises(StageError, match="lacks exp_avg of b, row 0 of 2"):
+        Shards(tmp_path, "exp_avg").whole("b")

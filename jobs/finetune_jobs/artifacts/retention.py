@@ -19,7 +19,9 @@ from finetune_jobs.store.s3 import Store
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINT: Final = re.compile(r"(?P<folder>(?P<training>[0-9a-f]{16})/(.+/)?checkpoint-(?P<step>[0-9]+))/.+")
+_CHECKPOINT: Final = re.compile(
+    r"(?P<folder>(?P<training>[0-9a-f]{16})/(.+/)?checkpoint-(?P<step>[0-9]+))/(?P<file>.+)"
+)
 TRAINER_STATE: Final = "trainer_state.json"
 """The file of a checkpoint with the training's progress and its best step."""
 _SECONDS: Final = 10.0
@@ -35,21 +37,27 @@ class Checkpoint:
     step: int
     folder: str
     """Relative to the run's ``checkpoints/``."""
+    complete: bool
+    """Whether it has a manifest. One that was torn, because the training ended before all of it was in the store, has
+    none, and no training resumes from it."""
 
 
 def checkpoints_of(paths: Iterable[str]) -> set[Checkpoint]:
     """The checkpoints to which objects belong, by their paths below ``checkpoints/``; other objects are left out."""
-    found = (_CHECKPOINT.fullmatch(path) for path in paths)
-    return {Checkpoint(match["training"], int(match["step"]), match["folder"]) for match in found if match}
+    found = [match for path in paths if (match := _CHECKPOINT.fullmatch(path))]
+    whole = {match["folder"] for match in found if match["file"] == MANIFEST}
+    return {
+        Checkpoint(match["training"], int(match["step"]), match["folder"], match["folder"] in whole) for match in found
+    }
 
 
 def superseded(stored: Iterable[Checkpoint], training: str, keep: int, best: int = 0) -> list[Checkpoint]:
-    """Those to delete once ``training`` has succeeded: all but its ``keep`` newest and, if any stays, that of its
-    ``best`` step; and all of earlier trainings. A FineTuneJob has one run at a time: when a training succeeds, no other
-    of the same job can still be running.
+    """Those to delete once ``training`` has succeeded: all but its ``keep`` newest complete ones and, if any stays,
+    that of its ``best`` step; and all of earlier trainings. A FineTuneJob has one run at a time: when a training
+    succeeds, no other of the same job can still be running.
     """
     checkpoints = sorted(stored)
-    own = [checkpoint for checkpoint in checkpoints if checkpoint.training == training]
+    own = [checkpoint for checkpoint in checkpoints if checkpoint.training == training and checkpoint.complete]
     kept = own[max(0, len(own) - keep) :]
     if kept:  # a training resumed from the newest one may end with the weights of the best
         kept += [checkpoint for checkpoint in own if checkpoint.step == best]
@@ -75,7 +83,7 @@ def remove_checkpoints(store: Store, run: RunRef, input_key: str, retention: Ret
 
 def _best_step(place: Store, stored: Iterable[Checkpoint], training: str) -> int:
     """The best step of a training by its newest checkpoint; 0 if that does not name one."""
-    newest = max((each for each in stored if each.training == training), default=None)
+    newest = max((each for each in stored if each.training == training and each.complete), default=None)
     content = place.get(f"{newest.folder}/{TRAINER_STATE}") if newest else None
     try:
         return int(json.loads(content or b"{}").get("best_global_step") or 0)

@@ -23,12 +23,10 @@ from finetune_jobs.fit.disk import WITH_MODEL, scratch_shortage
 from finetune_jobs.fit.duration import answer_tokens, pace
 from finetune_jobs.fit.interruptions import interruption
 from finetune_jobs.fit.memory import (
-    BF16,
     FP32,
     GIB,
     INT8,
     ON_CPU,
-    ON_GPU,
     ON_OLD_CPU,
     USABLE,
     Memory,
@@ -57,8 +55,6 @@ class After:
     """Bytes of a weight of the exported model, in each format that is made."""
     stages: Collection[Stage] = WITH_MODEL
     """The stages with a model that are still to be done, the evaluation among them."""
-    computing: int = BF16
-    """Bytes of a number that CPUs compute with."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +83,10 @@ def admit(
 ) -> Admission:
     """Admit a training of the model that ``config`` (its config.json) describes, or refuse it.
 
-    ``others`` are the platform's other profiles; ``bfloat16``: whether CPUs compute in it. Raises StageError
-    (FitRefused) with the numbers and the smallest change that fits, and SpecInvalid if a step's examples do not divide
-    among the profile's processes.
+    ``others`` are the platform's other profiles; ``bfloat16``: whether this pod's CPU computes in it. The profile's may
+    be of another kind, so that only what every CPU needs is refused, and what one without bfloat16 needs is a warning.
+    Raises StageError (FitRefused) with the numbers and the smallest change that fits, and SpecInvalid if a step's
+    examples do not divide among the profile's processes.
     """
     part = per_process(training, hardware)
     if part is None:
@@ -98,9 +95,8 @@ def admit(
         shape = read_shape(config)
     except UnknownShapeError as unknown:
         return Admission(None, None, f"Memory and time are unknown: {unknown}.")
-    step = ON_GPU if hardware.has_gpu else ON_CPU if bfloat16 else ON_OLD_CPU
-    after = replace(after, computing=BF16 if bfloat16 else FP32)
-    chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else step
+    on_cpu = ON_CPU if bfloat16 else ON_OLD_CPU
+    chosen = gpu_step(shape, part, hardware.memory_gib, hardware.processes) if hardware.has_gpu else on_cpu
     memory = peak_memory(shape, part, chosen, hardware.processes)
     answer = answer_tokens(after.task, training)
     speed = pace(shape, training, chosen, hardware, answer=answer, exported=after.exported)
@@ -109,7 +105,7 @@ def admit(
     if not hardware.memory_gib:
         return Admission(memory, expected, f"Needs {_gib(memory)}; the profile's memory is unknown.")
     if not hardware.has_gpu:
-        _require_pod_memory(shape, part, step, hardware, others, after)
+        _require_pod_memory(shape, part, hardware, others, after)
     elif not fits(memory, hardware):
         raise _refused(shape, training, hardware, others, after)
     if not _loads(shape, training, hardware):
@@ -119,7 +115,8 @@ def admit(
         raise StageError(Reason.FIT_REFUSED, f"{lacking} {advice}")
     if not hardware.has_gpu:
         usual = None if bfloat16 else peak_memory(shape, part, ON_CPU, hardware.processes)
-        return Admission(memory, expected, f"{_pod_message(memory, hardware)}{_float32_message(usual)}")
+        warning = "" if bfloat16 else _float32_warning(shape, part, hardware, after)
+        return Admission(memory, expected, f"{_pod_message(memory, hardware)}{_float32_message(usual)}", warning)
     message = f"Needs {_gib(memory)} of the {hardware.memory_gib:g} GiB of {_name(hardware)}."
     if chosen.rounded:
         message += " Weights and optimiser are in 16 bits, rounded stochastically: in 32 they would not fit."
@@ -159,11 +156,12 @@ def admit_rest(
         shape = read_shape(config)
     except UnknownShapeError:
         return Admission(None, None, "")
-    after = replace(after, computing=BF16 if bfloat16 else FP32)
     lacking = _lacking(shape, training, hardware, after) if hardware.memory_gib else ""
     if not lacking:
         count = evaluation_gpus(shape, training, hardware, max(after.exported))
-        return Admission(None, None, "", evaluation_gpus=count)
+        old_cpu = not (bfloat16 or hardware.has_gpu)
+        warning = _float32_warning(shape, training, hardware, after) if old_cpu else ""
+        return Admission(None, None, "", warning, evaluation_gpus=count)
     advice = []
     if shape.experts is None and not _lacking(shape, training, hardware, replace(after, exported=(INT8,))):
         advice.append("It fits with spec.export.format: INT8 alone: without alternatives, and with onRegression: Fail.")
@@ -199,7 +197,7 @@ def fits(memory: Memory, hardware: HardwareFacts) -> bool:
 def _lacking(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
     """What the pod is too small for beside the training itself, in a sentence; empty if nothing."""
     asked = (shape, training, hardware, after.exported, after.stages)
-    return shortage(*asked, after.computing) or scratch_shortage(*asked)
+    return shortage(*asked) or scratch_shortage(*asked)
 
 
 def _loads(shape: Shape, training: Training, hardware: HardwareFacts) -> bool:
@@ -342,29 +340,50 @@ def _by_memory(others: Sequence[HardwareFacts]) -> list[HardwareFacts]:
 
 
 def _require_pod_memory(
-    shape: Shape, training: Training, step: Step, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
+    shape: Shape, training: Training, hardware: HardwareFacts, others: Sequence[HardwareFacts], after: After
 ) -> None:
-    """Without a GPU, only what no data can change is refused: most examples are far shorter than maxLength."""
-    floor = floor_memory(shape, training, step, hardware.processes)
-    if floor.gib <= hardware.memory_gib:
+    """Without a GPU, only what no data and no CPU can change is refused: most examples are far shorter than
+    maxLength, and the profile's CPUs may be other ones than this pod's."""
+    if not (lacking := _floor_shortage(shape, training, ON_CPU, hardware)):
         return
     names = [other.profile for other in _by_memory(others) if _fits_gpu(shape, training, other, after)]
     rounded = _rounded(training)
     advice = ["Choose a profile with more memory."]
-    if rounded and _fits_pod(shape, rounded, step, hardware, after):
+    if rounded and _fits_pod(shape, rounded, hardware, after):
         advice = [f"It fits with {_difference(training, rounded)}."]
     elif names:
         advice = [f"It fits profile {' or '.join(names[:3])}."]
-    raise StageError(
-        Reason.FIT_REFUSED,
+    raise StageError(Reason.FIT_REFUSED, f"{lacking} {' '.join(advice)}")
+
+
+def _fits_pod(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> bool:
+    return not _floor_shortage(shape, training, ON_CPU, hardware) and not _lacking(shape, training, hardware, after)
+
+
+def _floor_shortage(shape: Shape, training: Training, step: Step, hardware: HardwareFacts) -> str:
+    """What even the shortest examples lack in a pod without a GPU, in a sentence; empty if nothing."""
+    floor = floor_memory(shape, training, step, hardware.processes)
+    if floor.gib <= hardware.memory_gib:
+        return ""
+    return (
         f"{training.method.value} needs at least {_gib(floor)} for the shortest examples ({_parts(floor)}), more than "
-        f"the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}. {' '.join(advice)}",
+        f"the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}."
     )
 
 
-def _fits_pod(shape: Shape, training: Training, step: Step, hardware: HardwareFacts, after: After) -> bool:
-    floor = floor_memory(shape, training, step, hardware.processes)
-    return floor.gib <= hardware.memory_gib and not _lacking(shape, training, hardware, after)
+def _float32_warning(shape: Shape, training: Training, hardware: HardwareFacts, after: After) -> str:
+    """What a pod of a profile without GPUs is too small for if its CPU is as this pod's; empty if nothing."""
+    trains = Stage.TRAIN in after.stages
+    lacking = [
+        _floor_shortage(shape, training, ON_OLD_CPU, hardware) if trains else "",
+        shortage(shape, training, hardware, after.exported, after.stages, FP32),
+    ]
+    if not any(lacking):
+        return ""
+    return (
+        "Where a CPU lacks AVX512-BF16 and AMX, as this pod's does, numbers are computed in float32. "
+        f"{' '.join(filter(None, lacking))}"
+    )
 
 
 def _pod_message(memory: Memory, hardware: HardwareFacts) -> str:

@@ -78,8 +78,8 @@ def _of_evaluation_on_cpus(shape: Shape, hardware: HardwareFacts, computing: int
     if not hardware.memory_gib or needed <= hardware.memory_gib:
         return ""
     return (
-        f"Evaluation needs at least {needed:.1f} GiB of pod memory for a model in {8 * computing} bits, in which this "
-        f"CPU computes, more than the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}."
+        f"Evaluation needs at least {needed:.1f} GiB of pod memory for a model in {8 * computing} bits, more than "
+        f"the {hardware.memory_gib:g} GiB of a pod of profile {hardware.profile}."
     )
 
 

@@ -49,9 +49,11 @@ def preflight(
     bfloat16 = given.hardware.has_gpu or computes_bfloat16(_cpu_flags())
     asked = (config, training, given.hardware, given.alternatives)
     if trained:
-        return replace(admit_rest(*asked, after=after, bfloat16=bfloat16), warning=advice.warning)
-    admission = admit(*asked, after=after, bfloat16=bfloat16)
-    return replace(admission, warning=advice.warning, message=f"{admission.message} {advice.note}".rstrip())
+        admission = admit_rest(*asked, after=after, bfloat16=bfloat16)
+    else:
+        admission = admit(*asked, after=after, bfloat16=bfloat16)
+        admission = replace(admission, message=f"{admission.message} {advice.note}".rstrip())
+    return replace(admission, warning=f"{admission.warning} {advice.warning}".strip())
 
 
 def facts(admission: Admission, hardware: HardwareFacts | None) -> dict[str, str]:
@@ -93,7 +95,8 @@ def computes_bfloat16(flags: frozenset[str]) -> bool:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Of this pod's CPU, on which the pods of a profile without GPUs usually run too; empty if unknown."""
+    """Of this pod's CPU; empty if unknown. The pods of a profile without GPUs often run on the same kind, but need not:
+    resolve is placed as the profile's small stages are, not as its training."""
     try:
         lines = CPUINFO.read_text(errors="replace").splitlines()
     except OSError:

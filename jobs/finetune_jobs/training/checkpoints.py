@@ -1,7 +1,7 @@
 """Checkpoints that outlive the pod: the trainer's ``checkpoint-<step>`` folders, kept in the store.
 
     <place>/state.json                        which checkpoints count, and which attempt may say so (``ownership``)
-    <place>/attempt-<n>/checkpoint-<step>/    one checkpoint with its manifest
+    <place>/attempt-<n>-<token>/checkpoint-<step>/    one checkpoint with its manifest
         parts/<rank>.json                     what another process of a divided training sent of it
     <place>/too-large/<examples>              a pass that did not fit the memory of one of several GPUs
     <place>/too-large/activations             the same, if only it would keep no activations
@@ -84,6 +84,10 @@ class Checkpoints:
     def attempt(self) -> int:
         """Number of this attempt, from 1."""
         return self._owner.state.attempt
+
+    @property
+    def _folder(self) -> str:
+        return self._owner.state.folder
 
     def batch(self, otherwise: Batch) -> Batch:
         """The batch that was found to fit the GPUs' memory, or ``otherwise``."""
@@ -250,7 +254,7 @@ class Checkpoints:
         stored = {place.rpartition("/")[2]: place for place in self._owner.state.checkpoints}
         kept = []
         for folder in sorted(snapshot.glob(_PATTERN), key=lambda folder: _step(folder.name)):
-            place = stored.get(folder.name) or f"attempt-{self.attempt}/{folder.name}"
+            place = stored.get(folder.name) or f"{self._folder}/{folder.name}"
             if folder.name not in stored:
                 self._upload(place, folder)
             kept.append(place)
@@ -297,11 +301,10 @@ class Checkpoints:
         kept = tuple(f"{place}/" for place in self._owner.state.checkpoints)
         for entry in self._store.list():
             attempt, _, rest = entry.key.partition("/")
-            number, step = attempt.rpartition("-")[2], rest.partition("/")[0].rpartition("-")[2]
-            newer = number.isdecimal() and int(number) > self.attempt
-            to_come = attempt == f"attempt-{self.attempt}" and step.isdecimal() and int(step) > self.newest_step
+            number, step = _number(attempt), rest.partition("/")[0].rpartition("-")[2]
+            to_come = attempt == self._folder and step.isdecimal() and int(step) > self.newest_step
             foreign = entry.key == STATE or entry.key.startswith(f"{_TOO_LARGE}/")
-            if not foreign and not newer and not to_come and not entry.key.startswith(kept or "/"):
+            if not foreign and number <= self.attempt and not to_come and not entry.key.startswith(kept or "/"):
                 self._store.delete(entry.key)
 
 
@@ -332,6 +335,12 @@ def is_sharded(checkpoint: Path) -> bool:
 
 def _step(name: str) -> int:
     return int(name.rpartition("-")[2])
+
+
+def _number(attempt: str) -> int:
+    """Of an attempt, by its folder; 0 for other names. Those of earlier versions have no token."""
+    number = attempt.removeprefix("attempt-").partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def _snapshot(work: Path, team: Team) -> Path:

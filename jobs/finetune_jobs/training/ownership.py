@@ -5,11 +5,13 @@ so every attempt begins by raising a number there (compare and swap), and every 
 the object is still the one that this attempt wrote last. An attempt that lost the place can no longer change it, and
 stops (a fencing token, Kleppmann, "How to do distributed locking", 2016).
 
-A write whose response was lost may still have arrived, and its repetition is then refused: only the number in the
-object is conclusive, not the refusal.
+A write whose response was lost may still have arrived, and its repetition is then refused: only what the object says of
+its owner is conclusive, not the refusal. That is a random token beside the number, since numbers begin again where the
+state is lost.
 """
 
 import logging
+import secrets
 import threading
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 STATE: Final = "state.json"
 _TRIES: Final = 10
 """Attempts that may start at the same moment; also responses that may be lost in a row."""
+_TOKEN_BYTES: Final = 4
 
 
 class RunState(WireModel):
@@ -32,6 +35,8 @@ class RunState(WireModel):
     schema_version: int = 1
     attempt: int = 0
     """Number of the attempt that owns the place."""
+    token: str = ""
+    """Random, and of that attempt alone; empty in states of earlier versions."""
     batch_size: int = 0
     """Examples per pass that were found to fit the GPU's memory; 0: the spec's."""
     gradient_accumulation: int = 0
@@ -44,6 +49,11 @@ class RunState(WireModel):
     """Seconds of the run's attempts so far, if the training has a time budget."""
     checkpoints: list[str] = []
     """Folders of the complete checkpoints; anything else in the place can be deleted."""
+
+    @property
+    def folder(self) -> str:
+        """Where that attempt puts its checkpoints: no other one writes there."""
+        return f"attempt-{self.attempt}-{self.token}"
 
 
 class Ownership:
@@ -84,7 +94,8 @@ class Ownership:
 
     def _after(self, before: RunState) -> RunState:
         """The state with which this attempt begins."""
-        changes: dict[str, Any] = {"attempt": before.attempt + 1, "run": self._run}
+        token = secrets.token_hex(_TOKEN_BYTES)
+        changes: dict[str, Any] = {"attempt": before.attempt + 1, "token": token, "run": self._run}
         if before.run != self._run:
             changes |= {"seconds": 0.0} | ({} if self._reuse else {"checkpoints": []})
         return before.model_copy(update=changes)
@@ -94,7 +105,7 @@ class Ownership:
         now belongs to another attempt."""
         found = self._store.get_tagged(STATE)
         standing = self._parse(found[0]) if found else RunState()
-        if found is None or (standing.attempt, standing.run) != (state.attempt, state.run):
+        if found is None or standing.folder != state.folder:
             raise self._superseded()
         return standing, found[1]
 

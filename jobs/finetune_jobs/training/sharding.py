@@ -162,7 +162,9 @@ class ShardedTrainer(LabelLossTrainer):
         folder, state = Path(output_dir), self.optimizer.state
         trained = self._trained()
         for kind in sorted({kind for values in state.values() for kind in values}):
-            write_shard(folder, self.team, kind, {name: state[each][kind] for name, each in trained.items()})
+            # A weight that got no gradient so far has no state.
+            known = {name: each for name, each in trained.items() if kind in state.get(each, {})}
+            write_shard(folder, self.team, kind, {name: state[each][kind] for name, each in known.items()})
         if self.team.first:
             names = iter(map(_plain, self._optimised()))
             groups = self.optimizer.param_groups
@@ -185,13 +187,16 @@ class ShardedTrainer(LabelLossTrainer):
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     def _state_in(self, checkpoint: Path) -> dict[str, Any]:
-        """The optimiser's state for this process, by the places of its parameters, from all processes' shards."""
+        """The optimiser's state for this process, by the places of its parameters, from all processes' shards: of
+        those of which these have any."""
         trained, names = self._trained(), [_plain(name) for name in self._optimised()]
-        state: dict[int, dict[str, Any]] = {number: {} for number in range(len(names))}
+        state: dict[int, dict[str, Any]] = {}
         for kind in kinds_of_state(checkpoint):
             shards = Shards(checkpoint, kind)
+            known = set(shards.names)
             for number, name in enumerate(names):
-                state[number][kind] = shards.read(name, trained[name].detach())
+                if name in known:
+                    state.setdefault(number, {})[kind] = shards.read(name, trained[name].detach())
         numbers = iter(range(len(names)))
         groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in read_settings(checkpoint)]
         return {"state": state, "param_groups": groups}

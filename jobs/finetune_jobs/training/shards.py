@@ -10,6 +10,7 @@ pickled, and no process waits for another (docs/decisions/0055-each-process-save
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -75,14 +76,15 @@ class Shards:
         for path in sorted(checkpoint.glob(f"{SHARDS}/*/{kind}.safetensors")):
             file: Any = safe_open(path, framework="pt")  # safetensors has no types
             rows = json.loads(file.metadata()[_ROWS])
+            self._totals |= {name: total for name, (_, total) in rows.items()}
             for name in file.keys():  # noqa: SIM118 # no mapping
                 start, self._totals[name] = rows.get(name, (0, None))
                 self._pieces.setdefault(name, []).append((start, file))
 
     @property
     def names(self) -> list[str]:
-        """Of the tensors."""
-        return list(self._pieces)
+        """Of the tensors, also of those whose rows are in the files of other processes."""
+        return list(self._totals)
 
     def read(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The tensor as this process holds it: divided as ``like`` is, or whole. Raises StageError (ArtifactCorrupt)
@@ -133,17 +135,23 @@ def make_all_whole(work: Path, team: Team) -> None:
 
 
 def make_whole(checkpoint: Path) -> None:
-    """Write, beside the shards of all processes, the files that an undivided training resumes from. Raises StageError
-    (ArtifactCorrupt) if a shard is missing."""
-    name = ADAPTER_WEIGHTS if (checkpoint / ADAPTER_CONFIG).exists() else SAFE_WEIGHTS_NAME
-    if not is_sharded(checkpoint) or (checkpoint / name).exists():
+    """Write the files that an undivided training resumes from, in place of the shards of all processes: for a while
+    there are both, on the disk, and in memory the larger of weights and optimiser, which such a training reads into
+    memory anyway. Raises StageError (ArtifactCorrupt) if a shard is missing."""
+    if not is_sharded(checkpoint):
         return
+    name = ADAPTER_WEIGHTS if (checkpoint / ADAPTER_CONFIG).exists() else SAFE_WEIGHTS_NAME
+    save_file(dict(_all(checkpoint, WEIGHTS)), checkpoint / name, metadata={"format": "pt"})
+    _write_optimizer(checkpoint)
+    shutil.rmtree(checkpoint / SHARDS)
+
+
+def _write_optimizer(checkpoint: Path) -> None:
     state: dict[str, dict[str, torch.Tensor]] = {}
     for kind in kinds_of_state(checkpoint):
         for each, tensor in _all(checkpoint, kind):
             state.setdefault(each, {})[kind] = tensor
     torch.save(numbered({"state": state, "param_groups": read_settings(checkpoint)}), checkpoint / OPTIMIZER_NAME)
-    save_file(dict(_all(checkpoint, WEIGHTS)), checkpoint / name, metadata={"format": "pt"})
 
 
 def numbered(state: Mapping[str, Any]) -> dict[str, Any]:
