@@ -11,14 +11,14 @@ import httpx2
 import pytest
 
 from finetune_api.finetunejob import ExportFormat, Output
-from finetune_api.layout import Channel, FileEntry, PushRecord, StageRecord, output_folder
+from finetune_api.layout import Channel, FileEntry, PushRecord, StageRecord, output_folder, push_object
 from finetune_api.push import OciTarget, PushTarget
 from finetune_api.reasons import Reason
 from finetune_api.references import SecretRef
 from finetune_api.stages import Outcome, Stage, StageResult, Upstream, input_key
-from finetune_jobs.artifacts import push
+from finetune_jobs.artifacts import modelpack, push
 from finetune_jobs.artifacts.folders import publish_record, read_manifest
-from finetune_jobs.artifacts.modelpack import Layer, pack
+from finetune_jobs.artifacts.modelpack import Layer, blobs_of, is_copy, pack
 from finetune_jobs.artifacts.push import Copies
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.publish import publish, sign_move_and_push
@@ -117,13 +117,13 @@ class Job:
 
     def __init__(self, s3: SeaweedFS, store: Store, chain: Upstream, folder: Path) -> None:
         self._s3, self._store, self._chain, self._folder = s3, store, chain, folder
-        self.run = RUN
+        self.run, self.name = RUN, "transactions"
 
     def context(self, *targets: PushTarget) -> Any:
         """Of its publish, with these places to push to."""
         given = publish_input(self._s3, self._store, self._chain)
         assert given.output
-        output = given.output.model_copy(update={"push_to": list(targets)})
+        output = given.output.model_copy(update={"push_to": list(targets), "name": self.name})
         return context(given.model_copy(update={"output": output, "run": self.run}), self._folder)
 
     def rerun(self) -> None:
@@ -269,6 +269,81 @@ def test_every_place_is_tried(store: Store, job: Job, memory: MemoryRegistry) ->
     job.rerun()
     with pytest.raises(StageError, match=r"registry\.test/acme/support:b stands for"):
         job.publish(*places[1:])
+
+
+@slow
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("changed", ["the name", "the release"])
+def test_an_earlier_copy_of_the_artifact_stays(
+    store: Store, job: Job, memory: MemoryRegistry, changed: str, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest has the output's name, and each release may write it another way. Its files are the artifact's."""
+    target = PushTarget(oci=OCI)
+    pushed = job.publish(target)
+    tags, blobs = dict(memory.tags), dict(memory.blobs)
+    if not noted:
+        store.delete(push_object(pushed.output_digest, OCI.reference(pushed.output_digest)))
+    job.rerun()
+    if changed == "the name":
+        job.name = "renamed"
+    else:
+        monkeypatch.setattr(modelpack, "DOCUMENT", "application/vnd.cncf.model.doc.v2.raw")
+    memory.asked.clear()
+    assert job.publish(target).scalars["pushed"] == pushed.scalars["pushed"]
+    assert (memory.tags, memory.blobs, memory.sent) == (tags, blobs, [])
+    first = next(iter(blobs))
+    del memory.blobs[first]
+    job.rerun()
+    assert job.publish(target).scalars["pushed"] == pushed.scalars["pushed"]
+    assert (memory.tags, memory.blobs) == (tags, blobs), "what it names is sent again"
+
+
+@slow
+def test_a_later_release_may_push_other_files(
+    job: Job, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was noted beside the artifact is its copy. Its description is lost with the registry's blob."""
+    target = PushTarget(oci=OCI)
+    pushed = job.publish(target)
+    monkeypatch.setattr(push, "SHOWN", push.SHOWN[:1])
+    job.rerun()
+    assert job.publish(target).scalars["pushed"] == pushed.scalars["pushed"]
+    [manifest] = memory.tags.values()
+    job.name = "renamed"
+    del memory.blobs[json.loads(manifest)["config"]["digest"]]
+    job.rerun()
+    with pytest.raises(StageError, match="has taken the model, but does not have sha256:") as error:
+        job.publish(target)
+    assert error.value.reason is Reason.PUSH_REFUSED
+    assert list(memory.tags.values()) == [manifest]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found | {"annotations": {}},
+        lambda found: found | {"layers": found["layers"][1:]},
+        lambda found: found | {"layers": [None]},
+        lambda found: found["layers"],
+    ],
+)
+def test_what_is_no_copy_of_the_artifact(change: Any) -> None:
+    packed = pack("support", "a" * 64, ExportFormat.MERGED, [layer(path) for path in TYPES], {})
+    renamed = pack("other", "a" * 64, ExportFormat.MERGED, [layer(path) for path in TYPES], {})
+    assert is_copy(renamed.manifest, "a" * 64, packed)
+    assert not is_copy(renamed.manifest, "b" * 64, packed)
+    assert not is_copy(json.dumps(change(json.loads(renamed.manifest))).encode(), "a" * 64, packed)
+
+
+@pytest.mark.parametrize(
+    "config", [{"digest": "../x", "size": 1}, {"digest": "sha256:" + "a" * 64, "size": "1"}, {}, None]
+)
+def test_a_manifest_that_names_no_blobs(config: Any) -> None:
+    """Whoever writes to the repository may have written it: nothing is asked of the registry in its words."""
+    packed = pack("support", "a" * 64, ExportFormat.MERGED, [layer(path) for path in TYPES], {})
+    assert len(blobs_of(packed.manifest)) == len(TYPES) + 1
+    assert blobs_of(json.dumps(json.loads(packed.manifest) | {"config": config}).encode()) == []
+    assert blobs_of(b"no JSON") == []
 
 
 @slow

@@ -103,15 +103,45 @@ def test_the_best_checkpoint_stays_beside_the_newest(state: bytes, gone: list[in
     assert steps == {5, 10, 100} - set(gone)
 
 
+def sent(attempt: int, step: int, complete: bool = True) -> Checkpoint:
+    return Checkpoint("a" * 16, step, f"{'a' * 16}/attempt-{attempt}-0f/checkpoint-{step}", complete)
+
+
+@pytest.mark.parametrize(
+    ("torn", "stays"),
+    [
+        (sent(10, 30, complete=False), True),
+        (sent(10, 20, complete=False), False),
+        (sent(9, 30, complete=False), False),
+        (checkpoint("a" * 16, 30, complete=False), False),
+        (checkpoint("b" * 16, 30, complete=False), False),
+    ],
+)
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_what_may_still_be_on_its_way_stays(torn: Checkpoint, stays: bool, keep: int) -> None:
+    """The newest attempt's, past what it has sent whole: the training that has just succeeded may be sending it."""
+    stored = [sent(9, 10), sent(9, 20), sent(10, 25), torn]
+    assert (torn not in superseded(stored, "a" * 16, keep)) == stays
+    whole = [each for each in stored if each.complete and each not in superseded(stored, "a" * 16, keep)]
+    assert whole == sorted(stored[:3], key=lambda each: each.step)[3 - keep :], "it costs no whole one"
+
+
+def test_the_first_checkpoint_may_still_be_on_its_way() -> None:
+    first = [sent(1, 20, complete=False), sent(1, 30, complete=False)]
+    assert superseded(first, "a" * 16, keep=0) == []
+
+
 def test_a_torn_checkpoint_costs_no_whole_one(s3: SeaweedFS, place: str) -> None:
-    """It is newer, but a process was lost before all of it had been sent."""
+    """It is newer, but the attempt was lost before all of it had been sent; the next one ended at fewer steps."""
     store = Store.connect(s3.storage, place)
     paths = fill(store)
-    own = f"{run_folder(RUN)}/checkpoints/{NOW[:16]}/attempt-1"
+    own = f"{run_folder(RUN)}/checkpoints/{NOW[:16]}"
+    whole = f"{own}/attempt-2/checkpoint-150/{MANIFEST}"
+    store.put(whole, b"content")
     for name in ("parts/1.json", "shards/1-of-2/weights.safetensors", "trainer_state.json"):
-        store.put(f"{own}/checkpoint-200/{name}", b"{}")
-    remove_checkpoints(store, RUN, NOW, Retention(checkpoints=3))
-    assert left(store) == [path for path in paths if BEFORE[:16] not in path]
+        store.put(f"{own}/attempt-1/checkpoint-200/{name}", b"{}")
+    remove_checkpoints(store, RUN, NOW, Retention(checkpoints=4))
+    assert left(store) == [path for path in sorted([*paths, whole]) if BEFORE[:16] not in path]
 
 
 def test_a_refusal_costs_a_warning(s3: SeaweedFS, place: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.training.checkpoints import is_sharded
-from finetune_jobs.training.sharding import ShardedTrainer
+from finetune_jobs.training.sharding import ShardedTrainer, _named
 from finetune_jobs.training.shards import WEIGHTS, Shards, make_all_whole, make_whole, write_rows, write_settings
 from finetune_jobs.training.team import Team
 from tests.support.sentences import assert_says
@@ -108,6 +108,30 @@ def test_a_weight_that_got_no_gradient_yet_has_no_state(tmp_path: Path) -> None:
     trainer.optimizer.load_state_dict(trainer._state_in(tmp_path))
     model["unused"](torch.ones(3)).sum().backward()
     trainer.optimizer.step()
+
+
+@pytest.mark.parametrize("step", [torch.tensor(5.0), 5.0])  # of torch's own AdamW, and of the rounded one
+def test_a_weight_without_state_begins_where_the_optimiser_would(step: Any) -> None:
+    """torch refuses to hand out the state of an undivided training that lacks a weight, in the first process only."""
+    known = {"step": step, "exp_avg": torch.ones(2, 3, dtype=torch.bfloat16), "exp_avg_sq": torch.ones(2, 3)}
+    groups = [{"lr": 1e-3, "params": [0, 1]}]
+    shapes = {"unused": torch.Size([4]), "used": torch.Size([2, 3])}
+
+    found = _named({"state": {1: known}, "param_groups": groups}, shapes)
+
+    assert found["param_groups"] == [{"lr": 1e-3, "params": ["unused", "used"]}]
+    assert found["state"]["used"] is known
+    begun = found["state"]["unused"]
+    assert {kind: type(value) for kind, value in begun.items()} == {kind: type(known[kind]) for kind in known}
+    assert float(begun["step"]) == 0
+    assert torch.equal(begun["exp_avg"], torch.zeros(4, dtype=torch.bfloat16))
+    assert torch.equal(begun["exp_avg_sq"], torch.zeros(4))
+    assert float(step) == 5, "the known state is as it was"
+
+
+def test_an_optimiser_without_any_state_stays_so() -> None:
+    groups = [{"lr": 1e-3, "params": [0]}]
+    assert _named({"state": {}, "param_groups": groups}, {"a": torch.Size([1])})["state"] == {}
 
 
 def test_an_adapters_weights_are_where_peft_looks_for_them(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ https://github.com/modelpack/model-spec/blob/v0.0.7/docs/spec.md and config.md: 
 model's files as they are, each with its path. A layer's digest is thus the SHA-256 that our own manifests list.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _PRECISION: Final[Mapping[str, str]] = {
     ExportFormat.FP8: "fp8",
     ExportFormat.INT4: "int4",
 }
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _FLOATS: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -76,6 +78,11 @@ class Packed:
         """Of the manifest, hence of everything."""
         return sha256_digest(self.manifest)
 
+    @property
+    def digests(self) -> Sequence[str]:
+        """Of the layers, sorted."""
+        return sorted(layer.digest for layer in self.layers)
+
 
 def pack(name: str, artifact: str, written: str, files: Sequence[Layer], config: Mapping[str, Any]) -> Packed:
     """The same bytes for the same artifact, whenever it is pushed: nothing in them says when or where.
@@ -99,6 +106,28 @@ def pack(name: str, artifact: str, written: str, files: Sequence[Layer], config:
         "annotations": {ARTIFACT_DIGEST: artifact, TITLE: name},
     }
     return Packed(layers, description, canonical_json(manifest))
+
+
+def is_copy(manifest: bytes, artifact: str, packed: Packed) -> bool:
+    """Whether a manifest is of the files of ``packed`` and says that they are ``artifact``: what it is called, and how
+    it is described, may be another release's."""
+    try:
+        found = json.loads(manifest)
+        layers = sorted(each["digest"] for each in found["layers"])
+        return bool(found["annotations"][ARTIFACT_DIGEST] == artifact and layers == packed.digests)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def blobs_of(manifest: bytes) -> list[tuple[str, int]]:
+    """Digest and bytes of all that a manifest names, its configuration last; nothing where it is no manifest."""
+    try:
+        found = json.loads(manifest)
+        blobs = [(each["digest"], each["size"]) for each in (*found["layers"], found["config"])]
+    except (ValueError, LookupError, TypeError):
+        return []
+    good = all(isinstance(size, int) and _DIGEST.fullmatch(str(digest)) for digest, size in blobs)
+    return blobs if good else []
 
 
 def _descriptor(layer: Layer) -> dict[str, Any]:

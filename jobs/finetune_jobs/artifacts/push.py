@@ -6,7 +6,7 @@ A push is done again from where it was cut off: blobs that the registry has are 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import RunRef, Stage
 from finetune_jobs.artifacts.artifact import MODEL_REF, ModelRef
 from finetune_jobs.artifacts.folders import get_listed, require_manifest
-from finetune_jobs.artifacts.modelpack import SHOWN, Layer, Packed, pack
+from finetune_jobs.artifacts.modelpack import SHOWN, Layer, Packed, blobs_of, is_copy, pack
 from finetune_jobs.base.documents import parse_json
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.base.progress import Progress
@@ -57,31 +57,33 @@ class Copies:
             return {}
         packed = _packed(self.store, self.output.name, self.digest)
         failures: list[StageError] = []
-        for target in filter(None, self._targets):
+        digests: list[str] = []
+        for target in self._targets:
             try:
-                self._push(target, packed, run, moment, progress)
+                digests.append(self._push(target, packed, run, moment, progress) if target else _NONE)
             except StageError as error:
                 log.warning("%s", error.message)
                 failures.append(error)
         if failures:
             raise failures[0]
-        return {PUSHED: " ".join(packed.digest if target else _NONE for target in self._targets)}
+        return {PUSHED: " ".join(digests)}
 
     @property
     def wanted(self) -> bool:
         """Whether there is a place to which this artifact goes."""
         return any(self._targets)
 
-    def _push(self, target: OciTarget, packed: Packed, run: RunRef, moment: str, progress: Progress) -> None:
-        """Make one copy, and note who sent what."""
+    def _push(self, target: OciTarget, packed: Packed, run: RunRef, moment: str, progress: Progress) -> str:
+        """Make one copy, and note who sent what; the copy's digest."""
         to, noted = target.reference(self.digest), self._record(target)
-        if noted and noted.digest != packed.digest:
-            noted = None
         if noted and noted.run == run:
-            return
-        if _Push(self.store, target, self.digest, packed).make(progress) or not noted:
-            record = PushRecord(to=to, digest=packed.digest, run=run, pushed_at=moment)
+            return noted.digest
+        earlier = noted.digest if noted else ""
+        digest, sent = _Push(self.store, target, self.digest, packed, earlier).make(progress)
+        if sent or digest != earlier:
+            record = PushRecord(to=to, digest=digest, run=run, pushed_at=moment)
             self.store.put(push_object(self.digest, to), canonical_json(record))
+        return digest
 
     @property
     def _targets(self) -> Sequence[OciTarget | None]:
@@ -127,57 +129,66 @@ class _Push:
     target: OciTarget
     artifact: str
     packed: Packed
+    earlier: str
+    """Digest of the copy that was noted here; empty if there is none."""
 
     @property
     def _to(self) -> str:
         return self.target.reference(self.artifact)
 
-    def make(self, progress: Progress) -> bool:
-        """Blobs, then the manifest under its tag; then the registry is asked for all of it. Whether anything was
-        missing."""
+    def make(self, progress: Progress) -> tuple[str, bool]:
+        """Blobs, then the manifest under its tag; then the registry is asked for all of it. The digest of what the tag
+        stands for, and whether anything was missing."""
         with closing(Registry.connect(self.target)) as registry:
-            stood = self._stands(registry)
-            if not self._send(registry, progress) and stood:
-                return False
-            if not (stood or self._stands(registry)):  # again: the blobs may have taken an hour
+            stood = self._standing(registry)
+            sent = self._send(registry, stood or self.packed.manifest, progress)
+            if stood and not sent:
+                return sha256_digest(stood), False
+            if not (stood or self._standing(registry)):  # again: the blobs may have taken an hour
                 registry.put_manifest(self.target.tag_of(self.artifact), self.packed.manifest)
-            if not self._stands(registry):
+            standing = self._standing(registry)
+            if not standing:
                 raise self._lost("has nothing under the tag")
-            for name, size, _ in self._blobs():
+            for name, size in blobs_of(standing):
                 if not registry.has_blob(name, size):
                     raise self._lost(f"does not have {name[:19]} whole")
-            return True
+            return sha256_digest(standing), True
 
-    def _send(self, registry: Registry, progress: Progress) -> bool:
-        """The blobs that the registry does not have; whether there were any."""
-        blobs, done, sent = list(self._blobs()), 0, False
-        total = sum(size for _, size, _ in blobs)
+    def _send(self, registry: Registry, manifest: bytes, progress: Progress) -> bool:
+        """The blobs of ``manifest`` that the registry does not have; whether there were any."""
+        blobs, contents, done, sent = blobs_of(manifest), self._contents(), 0, False
+        total = sum(size for _, size in blobs)
         progress.begin(0, f"pushing to {self._to}")
-        for name, size, content in blobs:
+        for name, size in blobs:
             if not registry.has_blob(name, size):
-                registry.put_blob(name, size, content)
+                if name not in contents:  # the description of an earlier copy, which nobody can write again
+                    raise self._lost(f"does not have {name[:19]} whole")
+                registry.put_blob(name, size, contents[name])
                 sent = True
             done += size
             progress.report(done / total)
         return sent
 
-    def _blobs(self) -> Iterator[tuple[str, int, Content]]:
-        """Digest, bytes and content of everything that the manifest names."""
-        for layer in self.packed.layers:
-            yield layer.digest, layer.file.size, partial(_stream, self.store, layer)
+    def _contents(self) -> Mapping[str, Content]:
+        """What can be sent, by digest."""
         config = self.packed.config
-        yield sha256_digest(config), len(config), lambda: iter([config])
+        files = {layer.digest: partial(_stream, self.store, layer) for layer in self.packed.layers}
+        return {**files, sha256_digest(config): lambda: iter([config])}
 
-    def _stands(self, registry: Registry) -> bool:
-        """Whether the tag stands for this very manifest. Raises StageError (TagTaken) if it is another one."""
+    def _standing(self, registry: Registry) -> bytes | None:
+        """The copy for which the tag stands: this one, or an earlier one of the artifact, made under another name or by
+        another release. None: nothing. Raises StageError (TagTaken) if it is something else."""
         found = registry.manifest(self.target.tag_of(self.artifact))
-        if found is not None and found != self.packed.manifest:
+        if found is None or found == self.packed.manifest:
+            return found
+        known = sha256_digest(found) == self.earlier or is_copy(found, self.artifact, self.packed)
+        if not (known and blobs_of(found)):
             raise StageError(
                 Reason.TAG_TAKEN,
                 f"{self._to} stands for {sha256_digest(found)[:19]} already, not for this model "
                 f"({self.packed.digest[:19]}): nothing was overwritten.",
             )
-        return found is not None
+        return found
 
     def _lost(self, fault: str) -> StageError:
         return StageError(Reason.PUSH_REFUSED, f"{self._to}: the registry has taken the model, but {fault}.")

@@ -7,7 +7,7 @@ resolve has just found one leaves no mark in the store that could prevent its de
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _CHECKPOINT: Final = re.compile(
     r"(?P<folder>(?P<training>[0-9a-f]{16})/(.+/)?checkpoint-(?P<step>[0-9]+))/(?P<file>.+)"
 )
+_ATTEMPT: Final = re.compile(r"[^/]+/attempt-(?P<number>[0-9]+)(-[^/]*)?/.+")
 TRAINER_STATE: Final = "trainer_state.json"
 """The file of a checkpoint with the training's progress and its best step."""
 _SECONDS: Final = 10.0
@@ -41,6 +42,12 @@ class Checkpoint:
     """Whether it has a manifest. One that was torn, because the training ended before all of it was in the store, has
     none, and no training resumes from it."""
 
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt that wrote it; 0 where earlier versions did."""
+        match = _ATTEMPT.fullmatch(self.folder)
+        return int(match["number"]) if match else 0
+
 
 def checkpoints_of(paths: Iterable[str]) -> set[Checkpoint]:
     """The checkpoints to which objects belong, by their paths below ``checkpoints/``; other objects are left out."""
@@ -54,14 +61,25 @@ def checkpoints_of(paths: Iterable[str]) -> set[Checkpoint]:
 def superseded(stored: Iterable[Checkpoint], training: str, keep: int, best: int = 0) -> list[Checkpoint]:
     """Those to delete once ``training`` has succeeded: all but its ``keep`` newest complete ones and, if any stays,
     that of its ``best`` step; and all of earlier trainings. A FineTuneJob has one run at a time: when a training
-    succeeds, no other of the same job can still be running.
+    succeeds, no other of the same job can still be running. What that training itself may still be sending stays too:
+    its thread would name a checkpoint whole of which files are gone. If it was torn, the next training deletes it.
     """
     checkpoints = sorted(stored)
-    own = [checkpoint for checkpoint in checkpoints if checkpoint.training == training and checkpoint.complete]
+    of_training = [checkpoint for checkpoint in checkpoints if checkpoint.training == training]
+    own = [checkpoint for checkpoint in of_training if checkpoint.complete]
     kept = own[max(0, len(own) - keep) :]
     if kept:  # a training resumed from the newest one may end with the weights of the best
         kept += [checkpoint for checkpoint in own if checkpoint.step == best]
+    kept += _on_their_way(of_training)
     return [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
+
+
+def _on_their_way(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Those of a training that its newest attempt may be sending: incomplete, and newer than any that it has sent."""
+    attempt = max((checkpoint.attempt for checkpoint in checkpoints), default=0)
+    latest = [checkpoint for checkpoint in checkpoints if checkpoint.attempt == attempt > 0]
+    whole = max((checkpoint.step for checkpoint in latest if checkpoint.complete), default=0)
+    return [checkpoint for checkpoint in latest if not checkpoint.complete and checkpoint.step > whole]
 
 
 def remove_checkpoints(store: Store, run: RunRef, input_key: str, retention: Retention) -> None:

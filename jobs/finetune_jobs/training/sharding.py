@@ -16,7 +16,7 @@ divided or not. One that an undivided training left is read by the first process
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -182,7 +182,8 @@ class ShardedTrainer(LabelLossTrainer):
             state: dict[str, Any] = {}
             if self.team.first:
                 state = torch.load(folder / OPTIMIZER_NAME, weights_only=True, mmap=True)
-                state = _named(state, self._optimised())
+                shapes = {name: each.shape for name, each in self.model.named_parameters()}
+                state = _named(state, {name: shapes[name] for name in self._optimised()})
             set_optimizer_state_dict(self.model, self.optimizer, state, options=_FROM_FIRST)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
@@ -254,7 +255,22 @@ def _share(parameter: Any, whole: torch.Tensor | None, device: torch.device) -> 
     return distribute_tensor(whole.to(device, parameter.dtype), parameter.device_mesh, parameter.placements)
 
 
-def _named(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """An optimiser's state, as torch's own is by the places of its parameters, by their ``names``."""
+def _named(state: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    """An optimiser's state, as torch's own is by the places of its parameters, by their names, in the order of their
+    whole ``shapes``. A weight that got no gradient so far has none, and gets that with which Adam begins:
+    ``set_optimizer_state_dict`` would raise in the first process, while the others wait for it."""
+    names, known = list(shapes), state["state"]
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
-    return {"state": {names[number]: values for number, values in state["state"].items()}, "param_groups": groups}
+    named = {names[number]: values for number, values in known.items()}
+    if named:
+        like = next(iter(named.values()))
+        named |= {name: _beginning(like, shape) for name, shape in shapes.items() if name not in named}
+    return {"state": named, "param_groups": groups}
+
+
+def _beginning(like: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
+    """The state of a weight of this ``shape`` before its first step, of the kinds that another weight has."""
+    return {
+        kind: torch.zeros(shape if each.dim() else (), dtype=each.dtype) if isinstance(each, torch.Tensor) else 0.0
+        for kind, each in like.items()
+    }
