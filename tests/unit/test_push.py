@@ -305,7 +305,7 @@ def test_a_later_release_may_push_other_files(
     """What was noted beside the artifact is its copy. Its description is lost with the registry's blob."""
     target = PushTarget(oci=OCI)
     pushed = job.publish(target)
-    monkeypatch.setattr(push, "SHOWN", push.SHOWN[:1])
+    monkeypatch.setattr("finetune_jobs.artifacts.push.SHOWN", modelpack.SHOWN[:1])
     job.rerun()
     assert job.publish(target).scalars["pushed"] == pushed.scalars["pushed"]
     [manifest] = memory.tags.values()
