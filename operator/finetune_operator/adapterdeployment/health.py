@@ -171,7 +171,12 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
 
 def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None:
     """Why a server has ended since a time, be it once; None if none has. One that was lost with its node, or had to
-    leave it, has not crashed; where its node has restarted, it is given back."""
+    leave it, has not crashed; where its node has restarted, it is given back, unless another one has crashed."""
+    return max(_ends_since(pods, since), key=lambda problem: problem.outlook, default=None)
+
+
+def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProblem]:
+    """Why servers have ended since a time, be it once."""
     for pod in pods:
         for container in _containers(pod):
             ended = _last_end(container)
@@ -179,8 +184,7 @@ def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None
                 continue
             if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
                 problem = _container_problem(pod["metadata"]["name"], container, ended)
-                return replace(problem, outlook=Outlook.GIVE_BACK if _went_with_node(ended) else Outlook.FAIL)
-    return None
+                yield replace(problem, outlook=Outlook.GIVE_BACK if _went_with_node(ended) else Outlook.FAIL)
 
 
 def _has_served(pod: Object) -> bool:
