@@ -20,7 +20,8 @@ from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
 
 CRASHES: Final = 3
-"""Restarts after which a crashing container counts as failed, and pods after which their own fault does."""
+"""Restarts after which a crashing container counts as failed, and pods after which their own fault does. Also those of
+a self-check after which a server that it gets no answers from counts as one that does not answer."""
 PULL_PATIENCE_SECONDS: Final = 300.0
 """How long a node may try to pull an image."""
 UNANSWERED_SECONDS: Final = 60.0
@@ -188,16 +189,19 @@ def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProbl
 
 
 def _has_served(pod: Object) -> bool:
-    """Whether a pod's server has been up in its time, and has been proved or disproved: what keeps it from being ready
-    now is neither the loading nor the self-check."""
+    """Whether a pod's server has been up in its time, and has been proved or disproved, or cannot be: what keeps it
+    from being ready now is neither the loading nor the self-check."""
     server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
     if server.get("restartCount"):
         return True
     if not check or check.get("ready"):
         return bool(server.get("started"))
-    # It ends with OK once its server has ended. Whatever else ended it, it has judged nothing, and proves on.
     ended = _last_end(check)
-    return bool(server.get("started") and ended is not None and ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL))
+    if ended is None or not server.get("started"):
+        return False
+    # A server that has not answered it time and again does not answer. If anything else ended it, it proves on.
+    unanswered = ended["exitCode"] == ExitCode.RETRIABLE and check.get("restartCount", 0) >= CRASHES
+    return unanswered or ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL)  # OK: its server has ended
 
 
 def withdrawn(pods: Iterable[Object]) -> str:
