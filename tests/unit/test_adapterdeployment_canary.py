@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from finetune_api.adapterdeployment import AdapterDeploymentSpec, RevisionState, RevisionStatus
 from finetune_api.reasons import Reason
-from finetune_operator.adapterdeployment.canary import canary_pods
+from finetune_operator.adapterdeployment.canary import LOOK_SECONDS, canary_pods
 from finetune_operator.adapterdeployment.health import UNANSWERED_SECONDS
 from finetune_operator.adapterdeployment.turns import contender_of
 from finetune_operator.framework.actions import Apply
@@ -172,6 +172,19 @@ def test_a_node_that_restarts_gives_it_back(reason: str, code: int) -> None:
     assert candidate is not None
     assert (candidate.state, candidate.reason) == (RevisionState.WAITING, Reason.NODE_LOST)
     assert_says(candidate.message, "'server'", "its node", "tried again at")
+
+
+def test_a_node_that_restarts_hides_no_crash_of_another_pod() -> None:
+    cluster, old, new = started(2)
+    crash_once(cluster, new)
+    lost, crashed, *_ = cluster.pods[f"demo-{new}"]
+    crashed["status"]["containerStatuses"] = copy.deepcopy(lost["status"]["containerStatuses"])
+    lost["status"]["containerStatuses"][0]["lastState"]["terminated"] |= {"exitCode": 255, "reason": "Unknown"}
+    cluster.reconcile()
+    assert (cluster.traffic(), cluster.shared()) == (old, False)
+    assert cluster.status.candidate is not None
+    assert cluster.status.candidate.state is RevisionState.FAILED
+    assert_says(cluster.status.candidate.message, crashed["metadata"]["name"], "code 1")
 
 
 def test_a_crash_while_its_last_pods_start_counts_too() -> None:
@@ -364,6 +377,13 @@ def test_it_says_which_pods_it_waits_for_and_ends_only_for_those_that_stay(leave
     assert candidate.state is (RevisionState.CANARY if leaves else RevisionState.WAITING)
     assert_says(candidate.message, *["pod stray", *([] if leaves else ["nobody deletes", "tried again at"])])
     if leaves:
+        status = cluster.objects[DEPLOYMENTS][f"demo-{new}"]["status"]
+        available = status.pop("availableReplicas")
+        made = cluster.reconcile()
+        assert cluster.status.candidate is not None
+        assert cluster.status.candidate.state is RevisionState.CANARY, "a pod that is not ready for a moment"
+        assert (made.requeue_after or 0) <= LOOK_SECONDS
+        status["availableReplicas"] = available
         del cluster.pods["stray"]
         cluster.settle()
         assert cluster.traffic() == new

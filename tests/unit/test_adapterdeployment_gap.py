@@ -405,6 +405,19 @@ def test_without_the_api_nothing_is_said_to_serve_in_the_gap() -> None:
     assert "no revision serves" in {each.type: each.message for each in status.conditions}["Ready"]
 
 
+@pytest.mark.parametrize("reason", [Reason.SPEC_INVALID, Reason.API_CALLS_FAIL])
+def test_what_cannot_be_planned_holds_up_nobody_with_an_announced_gap(reason: Reason) -> None:
+    """Nor does it end one that has begun: the pods of what served are gone."""
+    cluster, _ = announced()
+    cluster.now += timedelta(hours=2)
+    metadata = cluster.observe().resource.metadata
+    status = plan(Unplanned(metadata, cluster.status, reason, "no"), cluster.now).status
+    assert (status.candidate, status.stable) == (None, cluster.status.stable)
+    running, _ = begun()
+    status = plan(Unplanned(metadata, running.status, reason, "no"), running.now).status
+    assert status.candidate == running.status.candidate
+
+
 @pytest.mark.parametrize(
     ("state", "attempts", "begun"),
     [(State.WAITING, 0, False), (State.WAITING, 1, False), (State.WAITING, 2, True), (State.RUNNING, 1, True)],

@@ -27,7 +27,7 @@ from finetune_operator.resources.service import candidate_service, public_servic
 from finetune_operator.resources.stage_job import input_config_map
 from finetune_operator.settings import PodShape, Proxy
 from tests.support.copies import copied
-from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, following, pinned, uri
+from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, following, pinned, published, uri
 
 pytestmark = pytest.mark.unit
 
@@ -148,7 +148,7 @@ def test_no_pod_is_ready_before_it_has_proved_itself() -> None:
     assert given.result == "/dev/termination-log"
     [volume] = [each for each in spec["volumes"] if each["name"] == "self-check"]
     mounted = {mount["name"]: mount["mountPath"] for mount in check["volumeMounts"]}
-    made = self_check_config_map(OWNER, volume["configMap"]["name"], {}, SelfCheckLimits())
+    made = self_check_config_map(OWNER, volume["configMap"]["name"], {}, SelfCheckLimits(), "")
     assert [f"{mounted['self-check']}/{key}" for key in made["data"]] == [str(given.limits)]
 
 
@@ -185,6 +185,30 @@ def test_what_serves_keeps_the_limits_that_it_was_verified_with(spec: dict[str, 
     cluster.settle()
     assert f"demo-{cluster.traffic()}" == name
     assert limits_of(cluster, name) == SelfCheckLimits()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(None, id="its FineTuneJob is deleted"),
+        pytest.param(Source("Training", None, Storage()), id="its FineTuneJob has no artifact any more"),
+    ],
+)
+def test_limits_of_what_serves_can_be_changed_without_its_source(source: Source | None) -> None:
+    """Or nobody could loosen them for a right server that is refused. Those for another source are not meant for it."""
+    cluster = ServingCluster(spec=following(), source=published(GOOD))
+    cluster.settle()
+    name = f"demo-{cluster.traffic()}"
+    cluster.spec = following() | {"verification": {"maxDistance": "0.7"}}
+    cluster.source, cluster.generation = source, 2
+    cluster.settle()
+    assert f"demo-{cluster.traffic()}" == name
+    assert limits_of(cluster, name) == SelfCheckLimits(max_distance=0.7)
+    cluster.spec = following() | {"source": {"fineTuneJob": {"name": "other"}}}
+    cluster.generation = 3
+    cluster.settle()
+    assert f"demo-{cluster.traffic()}" == name
+    assert limits_of(cluster, name) == SelfCheckLimits(max_distance=0.7)
 
 
 def test_pods_of_an_earlier_release_get_no_limits() -> None:

@@ -17,9 +17,9 @@ from tests.support.serving import START, UNSCHEDULABLE, server_pod
 pytestmark = pytest.mark.unit
 
 
-def _ended(code: int) -> Object:
-    """A self-check that has ended once, and runs again."""
-    return {"restartCount": 1, "lastState": {"terminated": {"exitCode": code}}}
+def _ended(code: int, times: int = 1) -> Object:
+    """A self-check that has ended so many times, and runs again."""
+    return {"restartCount": times, "lastState": {"terminated": {"exitCode": code}}}
 
 
 def _rebooted(reason: str, code: int, restarts: int = 1) -> Object:
@@ -81,7 +81,16 @@ class TestWatch:
             pytest.param(
                 [{"started": True, "check": _ended(75)}], None, id="a new pod that was too slow to answer once"
             ),
-            pytest.param([{"started": True, "check": _ended(137)}], None, id="a new pod whose check was killed"),
+            pytest.param(
+                [{"started": True, "check": _ended(75, 2)}], None, id="a new pod that was too slow to answer twice"
+            ),
+            pytest.param(
+                [{"started": True, "check": _ended(75, 3)}], Outlook.FAIL, id="a new pod that cannot prove itself"
+            ),
+            pytest.param(
+                [{"started": True, "check": _ended(75, 3)}, {"ready": True}], None, id="one of two cannot prove itself"
+            ),
+            pytest.param([{"started": True, "check": _ended(137, 3)}], None, id="a new pod whose check was killed"),
             pytest.param([{"started": True, "check": _ended(0)}], Outlook.FAIL, id="proved before its server ended"),
             pytest.param(
                 [{"restartCount": 1, "check": _ended(75)}], Outlook.FAIL, id="restarted, and not proved again"

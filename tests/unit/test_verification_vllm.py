@@ -161,6 +161,18 @@ def test_a_server_that_does_not_say_what_it_serves_is_asked_again() -> None:
     assert error.value.retriable
 
 
+@pytest.mark.parametrize(
+    ("status", "retriable"),
+    [(401, False), (404, False), (408, True), (425, True), (429, True), (500, True)],
+)
+def test_a_server_that_says_that_it_never_will_is_no_candidate(status: int, retriable: bool) -> None:
+    unwell = Unwell(ROOT)
+    unwell.status = status
+    with running(unwell) as server, pytest.raises(StageError, match=f"answered {status} to GET") as error:
+        VllmServer(server.url).served()
+    assert (error.value.reason, error.value.retriable) == (Reason.CANDIDATE_FAILED, retriable)
+
+
 def test_a_right_server_passes_every_check_that_its_record_allows() -> None:
     promise = Promise(ANSWERS, ANSWERS, [TEXT], TaskType.CLASSIFICATION, "INT8")
     with running(contract()) as server:

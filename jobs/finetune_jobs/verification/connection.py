@@ -22,6 +22,8 @@ from finetune_jobs.verification.stream import error_text, read_stream
 _POLL_SECONDS: Final = 1.0
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for an answer, whole or as a stream."""
+_PASSING: Final = frozenset({408, 425, 429})
+"""Client errors that say nothing of what is asked for: too slow, too early, too many."""
 _PROMPT: Final = "a golden prompt or a test example"
 _AS_STREAM: Final = f"{_PROMPT}, as a stream"
 
@@ -59,13 +61,16 @@ class Connection:
     """Longest wait for an answer."""
 
     def get(self, path: str) -> Any:
-        """A JSON document that a healthy server always has. What is no JSON is final; no answer is not."""
+        """A JSON document that a healthy server always has. What is no JSON is final, and so is an answer that the
+        server has none (401, 404); no answer, or one that it cannot answer now, is not."""
         try:
             response = get_session().get(f"{self.endpoint}{path}", timeout=10)
             hf_raise_for_status(response)
             return response.json()
         except CLIENT_ERROR as error:
-            raise self._failed(error, f"GET {path}") from None
+            failed = self._failed(error, f"GET {path}")
+            failed.retriable = failed.retriable and not _is_refusal(error)
+            raise failed from None
         except ValueError as error:
             raise self.wordless(path, error) from None
 
@@ -164,6 +169,12 @@ class Connection:
             Reason.PROMPTS_TOO_LONG,
             f"{asked.capitalize()} is too long for {self.endpoint}, which answered {answered}; {self.limits}.",
         )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server says that it never will have what was asked for."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    return 400 <= status < 500 and status not in _PASSING
 
 
 def answer_in(message: Any, asked: Answer) -> str:

@@ -13,6 +13,7 @@ While it has a share, the public Service names no revision, so that connections 
 share is that of its pods; and no other revision may have any. All pods of the old revision stay.
 """
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -133,11 +134,13 @@ def step_on(
     canary, replicas = _at_step(known, number, steps, beside)
     strays = _strays(observed, {stable.revision, candidate.revision}, now)
     could = not closed and is_available(observed.child(DEPLOYMENTS, candidate.deployment), replicas)
+    # While others are being deleted it is not late, whether or not all of its own pods are ready just then.
+    least = LOOK_SECONDS if strays.names and not strays.orphans else -math.inf
     has_share, strays = could and not strays.names, strays if could else Strays()
     reached = canary.reached_at or (timestamp(now) if has_share else None)
     if reached is None:
         left = may_start - (now - parse_timestamp(candidate.since)).total_seconds()
-        return _waiting(candidate, canary, replicas, (closed, left), strays, now)
+        return _waiting(candidate, canary, replicas, (closed, max(least, left)), strays, now)
     until = parse_timestamp(reached) + timedelta(seconds=step.pause_seconds)
     canary = canary.model_copy(
         update={"started_at": canary.started_at or reached, "reached_at": reached, "until": timestamp(until)}
@@ -145,7 +148,7 @@ def step_on(
     if (left := (until - now).total_seconds()) > 0:
         return _pausing(candidate, canary, replicas, left, now, begins=known.reached_at is None)
     if not has_share:
-        return _waiting(candidate, canary, replicas, (closed, may_start + left), strays, now)
+        return _waiting(candidate, canary, replicas, (closed, max(least, may_start + left)), strays, now)
     if number == len(steps):
         return _over(candidate, canary, replicas, now)
     canary, replicas = _at_step(canary, number + 1, steps, beside)
@@ -182,7 +185,6 @@ def _waiting(
     open, and until its pods have had hardware for as long as they may. What is being deleted is waited for as long as
     that takes."""
     what = f"once these are gone: {strays}" if strays.names else "once they are ready and the network is open"
-    late = waits[1] <= 0 and (not strays.names or bool(strays.orphans))
     message = (
         f"Step {canary.step} of {canary.steps}: {canary.pods} pods are to get {canary.share} % of new connections "
         f"(weight {canary.weight}), {what}."
@@ -190,7 +192,9 @@ def _waiting(
     shown = in_state(candidate, RevisionState.CANARY, Reason.CANARY_STEP, message, now)
     looks = (*waits, LOOK_SECONDS if strays.names else 0.0)
     due_after = min((seconds for seconds in looks if seconds > 0), default=None)
-    return Progress(shown.model_copy(update={"canary": canary}), replicas, due_after, overdue=late, strays=strays)
+    return Progress(
+        shown.model_copy(update={"canary": canary}), replicas, due_after, overdue=waits[1] <= 0, strays=strays
+    )
 
 
 def _pausing(

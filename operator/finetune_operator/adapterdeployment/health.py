@@ -20,7 +20,8 @@ from finetune_operator.resources.deployment import FETCH, SERVER
 from finetune_operator.resources.self_check import SELF_CHECK
 
 CRASHES: Final = 3
-"""Restarts after which a crashing container counts as failed, and pods after which their own fault does."""
+"""Restarts after which a crashing container counts as failed, and pods after which their own fault does. Also those of
+a self-check after which a server that it gets no answers from counts as one that does not answer."""
 PULL_PATIENCE_SECONDS: Final = 300.0
 """How long a node may try to pull an image."""
 UNANSWERED_SECONDS: Final = 60.0
@@ -171,7 +172,12 @@ def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:
 
 def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None:
     """Why a server has ended since a time, be it once; None if none has. One that was lost with its node, or had to
-    leave it, has not crashed; where its node has restarted, it is given back."""
+    leave it, has not crashed; where its node has restarted, it is given back, unless another one has crashed."""
+    return max(_ends_since(pods, since), key=lambda problem: problem.outlook, default=None)
+
+
+def _ends_since(pods: Sequence[Object], since: datetime) -> Iterator[ServerProblem]:
+    """Why servers have ended since a time, be it once."""
     for pod in pods:
         for container in _containers(pod):
             ended = _last_end(container)
@@ -179,21 +185,23 @@ def crash_since(pods: Sequence[Object], since: datetime) -> ServerProblem | None
                 continue
             if ended.get("finishedAt") and parse_timestamp(ended["finishedAt"]) >= since:
                 problem = _container_problem(pod["metadata"]["name"], container, ended)
-                return replace(problem, outlook=Outlook.GIVE_BACK if _went_with_node(ended) else Outlook.FAIL)
-    return None
+                yield replace(problem, outlook=Outlook.GIVE_BACK if _went_with_node(ended) else Outlook.FAIL)
 
 
 def _has_served(pod: Object) -> bool:
-    """Whether a pod's server has been up in its time, and has been proved or disproved: what keeps it from being ready
-    now is neither the loading nor the self-check."""
+    """Whether a pod's server has been up in its time, and has been proved or disproved, or cannot be: what keeps it
+    from being ready now is neither the loading nor the self-check."""
     server, check = _named(pod, SERVER), _named(pod, SELF_CHECK)
     if server.get("restartCount"):
         return True
     if not check or check.get("ready"):
         return bool(server.get("started"))
-    # It ends with OK once its server has ended. Whatever else ended it, it has judged nothing, and proves on.
     ended = _last_end(check)
-    return bool(server.get("started") and ended is not None and ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL))
+    if ended is None or not server.get("started"):
+        return False
+    # A server that has not answered it time and again does not answer. If anything else ended it, it proves on.
+    unanswered = ended["exitCode"] == ExitCode.RETRIABLE and check.get("restartCount", 0) >= CRASHES
+    return unanswered or ended["exitCode"] in (ExitCode.OK, ExitCode.FATAL)  # OK: its server has ended
 
 
 def withdrawn(pods: Iterable[Object]) -> str:

@@ -16,7 +16,7 @@ from finetune_operator.framework.objects import (
 from finetune_operator.resources.deployment import deployment, deployment_name, server_labels
 from finetune_operator.resources.drift import ensure, ensure_exists, holds
 from finetune_operator.resources.network_policy import candidate_policy, serving_policy
-from finetune_operator.resources.self_check import has_self_check, self_check_config_map
+from finetune_operator.resources.self_check import has_self_check, self_check_config_map, source_of_limits
 from finetune_operator.resources.service import candidate_service, names_no_revision, public_service
 
 
@@ -68,17 +68,19 @@ def _pods(observed: ObservedDeployment, target: Target, replicas: int) -> tuple[
 
 def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Action, ...]:
     """What the pods prove themselves by, as the spec has it now. It says so of the revision that it asks for: another
-    one, which serves on, was verified by other limits, and by tighter ones its next pod might never become ready."""
-    live = observed.child(CONFIG_MAPS, name)
-    if not has_self_check(target.record.template) or (live is not None and not target.is_asked):
+    one, which serves on, was verified by other limits, and by tighter ones its next pod might never become ready. Where
+    the source is gone, or has no artifact now, the spec still asks for what came from it."""
+    live, spec = observed.child(CONFIG_MAPS, name), observed.resource.spec
+    source = spec.source.fine_tune_job.name if spec.source.fine_tune_job else ""
+    asked = target.is_asked or (target.source_blocker is not None and source_of_limits(live) == source)
+    if not has_self_check(target.record.template) or (live is not None and not asked):
         return ()
-    verification = observed.resource.spec.verification
     limits = SelfCheckLimits(
-        min_agreement_percent=verification.min_agreement_percent,
-        max_distance=None if verification.max_distance is None else float(verification.max_distance),
+        min_agreement_percent=spec.verification.min_agreement_percent,
+        max_distance=None if spec.verification.max_distance is None else float(spec.verification.max_distance),
     )
     labels = server_labels(observed.owner, target.revision)
-    wanted = self_check_config_map(observed.owner, name, labels, limits)
+    wanted = self_check_config_map(observed.owner, name, labels, limits, source)
     marks = {"annotations": wanted["metadata"]["annotations"]}
     return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
 

@@ -11,7 +11,7 @@ from finetune_operator.adapterdeployment.gap import has_begun
 from finetune_operator.adapterdeployment.observe import UnplannedDeployment
 from finetune_operator.adapterdeployment.rollout import Rollout
 from finetune_operator.adapterdeployment.target import Target
-from finetune_operator.adapterdeployment.turns import ACTIVE
+from finetune_operator.adapterdeployment.turns import ACTIVE, is_ahead
 from finetune_operator.blockers import Blocker
 from finetune_operator.framework.actions import Event
 from finetune_operator.framework.conditions import ConditionType, Finding, merge_conditions
@@ -60,12 +60,13 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
         Finding(ConditionType.RECONCILING, False, observed.reason, f"{what}."),
         Finding(ConditionType.STALLED, True, observed.reason, f"{what}: {observed.problem}."),
     )
-    # What cannot be planned takes no turn, and must not hold up those behind it.
-    queued = before.candidate is not None and before.candidate.state is RevisionState.WAITING
+    # What cannot be planned takes no turn, and must not hold up those behind it: neither in line, nor with a gap that
+    # is announced and cannot begin.
+    waits = before.candidate is not None and before.candidate.state is RevisionState.WAITING
     return before.model_copy(
         update={
             "observed_generation": generation,
-            "candidate": None if queued else before.candidate,
+            "candidate": None if waits or is_ahead(before.candidate) else before.candidate,
             "phase": ServingPhase.DEGRADED if before.stable else ServingPhase.FAILED,
             "conditions": merge_conditions(before.conditions, findings, ADAPTERDEPLOYMENT, generation, now),
         }

@@ -19,6 +19,8 @@ SELF_CHECK: Final = "self-check"
 """Name of the container, and of the volume with its limits."""
 ANNOTATION_CONTENT: Final = f"{meta.GROUP}/content"
 """Hash of what a ConfigMap holds: the cache keeps no content."""
+_ANNOTATION_SOURCE: Final = f"{meta.GROUP}/source"
+"""FineTuneJob of the spec that the limits are from; empty: it names an artifact."""
 _SHAPE: Final = PodShape(requests={"cpu": "50m", "memory": "128Mi"}, limits={"cpu": "1", "memory": "512Mi"})
 _LIMITS_DIR, _, _LIMITS_KEY = meta.SELF_CHECK_FILE.rpartition("/")
 
@@ -51,12 +53,21 @@ def self_check_volume(config_map: str) -> Object:
     return {"name": SELF_CHECK, "configMap": {"name": config_map}}
 
 
-def self_check_config_map(owner: Owner, name: str, labels: dict[str, str], limits: SelfCheckLimits) -> Object:
+def self_check_config_map(
+    owner: Owner, name: str, labels: dict[str, str], limits: SelfCheckLimits, source: str
+) -> Object:
     """The limits by which the pods of a revision prove themselves. It changes with the spec, and the kubelet tells the
-    running pods within about a minute: other limits are no reason for other pods."""
-    metadata = owner.metadata(name, labels) | {"annotations": {ANNOTATION_CONTENT: short(limits)}}
+    running pods within about a minute: other limits are no reason for other pods. ``source``: FineTuneJob of the spec,
+    if it names one."""
+    marks = {ANNOTATION_CONTENT: short(limits), _ANNOTATION_SOURCE: source}
+    metadata = owner.metadata(name, labels) | {"annotations": marks}
     data = {_LIMITS_KEY: canonical_json(limits).decode()}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def source_of_limits(config_map: Object | None) -> str | None:
+    """The FineTuneJob of the spec that the limits are from; None if that is not known."""
+    return ((config_map or {}).get("metadata", {}).get("annotations") or {}).get(_ANNOTATION_SOURCE)
 
 
 def has_self_check(template: Object) -> bool:
