@@ -51,17 +51,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processes(folder: Path) -> Iterator[dict[str, TgiProcess]]:
-    """Both stand-ins, started together; one of them by a Python that makes its imports first."""
+    """Both stand-ins. One of them by a Python that makes its imports first, which may take as long as the other one's
+    start: that one comes last, and is asked from its beginning."""
     with ExitStack() as stack:
         env = {"API_KEY": API_KEY, "MAX_CONCURRENT_REQUESTS": "4", "ENABLE_PREFILL_LOGPROBS": "true"}
+        adapters = {ADAPTER: folder / "adapter"}
         started = {
+            "base": stack.enter_context(tgi_cpu(folder / "base", folder, adapters=adapters, env=env, fresh=False)),
             "int8": stack.enter_context(tgi_cpu(folder / "int8", folder)),
-            "base": stack.enter_context(
-                tgi_cpu(folder / "base", folder, adapters={ADAPTER: folder / "adapter"}, env=env, fresh=False)
-            ),
         }
-        for process in started.values():
-            process.wait_until_ready()
+        for name in reversed(started):
+            started[name].wait_until_ready()
         yield started
         for process in started.values():
             process.terminate()  # all of them, before the first is waited for
