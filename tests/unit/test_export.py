@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.quantization import disable_quantization
 from safetensors import safe_open
 
 from finetune_api.finetunejob import ExportFormat, Output
@@ -34,6 +35,7 @@ from tests.support.sentences import assert_says
 from tests.support.stages import Ended, pipeline_params, run_process, stage_input
 from tests.support.tiny_model import build_tiny_llama
 from tests.support.training import BASE, load_tuned, publish_inputs, run_training, settings, write_dataset
+from tests.support.transformers4 import read_with_transformers_4
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -294,6 +296,40 @@ def test_every_format_answers_like_the_trained_model(formatted: tuple[ExportForm
     questions = Questions([example.prompt for example in examples], limit=12, batch_size=6)
     answers = generate_answers(load_checkpoint(out), load_tokenizer(out), questions, lambda _done, _total: None)
     assert answers == [example.label for example in examples]
+
+
+@pytest.mark.parametrize("exported", [Method.QLORA], indirect=True)
+def test_transformers_4_finds_what_transformers_5_finds(
+    exported: tuple[Ended, Path],
+    several: tuple[Ended, Mapping[ExportFormat, Path]],
+    tuned: Tuned,
+    transformers_4_python: Path,
+    without_bfloat16: None,
+) -> None:
+    """Text Generation Inference 3.3 reads with version 4.51: the same prompts, and the same weights, hence the same
+    probabilities while activations are not rounded, which is a matter of a server's kernels."""
+    formats = {ExportFormat.INT8: exported[1], **several[1]}
+    tokenizer, examples = load_tokenizer(tuned.base), read_split(tuned.dataset, "test")
+    texts = [chat.encode(tokenizer, each.messages, tokenizer.eos_token_id).input_ids for each in examples]
+    prompts = [each.prompt for each in examples]
+    found = read_with_transformers_4(transformers_4_python, list(formats.values()), texts, prompts)
+    for (kind, out), theirs in zip(formats.items(), found, strict=True):
+        assert theirs.version.startswith("4.51.")
+        assert theirs.prompts == [chat.prompt_ids(tokenizer, each) for each in prompts]
+        model = load_checkpoint(out).eval()
+        for ids, other in zip(texts, theirs.log_probabilities, strict=True):
+            assert of_tokens(model, ids) == pytest.approx(other, abs=1e-4), kind
+
+
+def of_tokens(model: Any, ids: list[int]) -> list[float]:
+    """The log-probability of each token but the first, with activations as they are."""
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        model(input_ids=tokens)  # compressed-tensors unpacks the weights now
+        model.apply(disable_quantization)
+        logits = model(input_ids=tokens).logits[0, :-1]
+    found: list[float] = torch.log_softmax(logits, -1).gather(-1, tokens[0, 1:, None])[:, 0].tolist()
+    return found
 
 
 def test_every_format_is_what_it_says(formatted: tuple[ExportFormat, Path]) -> None:
