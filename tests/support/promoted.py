@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
+from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.conditions import timestamp
 from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned
 
@@ -51,6 +55,42 @@ def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
             }
         ],
     }
+
+
+def disprove(cluster: ServingCluster, revision: str, pods: int | None = None) -> None:
+    """So many pods of the revision, or all, fail a self-check of which they have passed one before; their server runs,
+    and answers. The Deployment says that they are not ready."""
+    wrong = VerificationCheck(
+        name="logProbabilities",
+        expected="at most 0.550 nats a token from the artifact",
+        seen="1.312",
+        outcome=CheckOutcome.FAILED,
+    )
+    said = f"Its server, which had proved itself, fails the check {wrong.name}: expected {wrong.expected}, seen 1.312."
+    result = StageResult(
+        stage=Stage.VERIFY,
+        outcome=Outcome.FAILED,
+        reason=Reason.VERIFICATION_FAILED,
+        message=said,
+        checks=[wrong],
+    )
+    ended = {"terminated": {"exitCode": int(ExitCode.FATAL), "message": result.model_dump_json(by_alias=True)}}
+    check = {"name": "self-check", "restartCount": 1, "ready": False, "state": {"running": {}}, "lastState": ended}
+    running = {"name": "server", "restartCount": 0, "started": True, "ready": True, "state": {"running": {}}}
+    for pod in cluster.pods[f"demo-{revision}"][:pods]:
+        pod["status"] |= {
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": timestamp(cluster.now)}],
+            "initContainerStatuses": [check],
+            "containerStatuses": [running],
+        }
+
+
+def prove(cluster: ServingCluster, revision: str) -> None:
+    """All pods of the revision have passed their self-check."""
+    for pod in cluster.pods[f"demo-{revision}"]:
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": timestamp(cluster.now)}
+        checks = [each | {"ready": True} for each in pod["status"]["initContainerStatuses"]]
+        pod["status"] |= {"conditions": [ready], "initContainerStatuses": checks}
 
 
 def crashed_before(cluster: ServingCluster, revision: str) -> None:
