@@ -286,7 +286,7 @@ _NUMBERS = {
     ),
     adapterdeployment.WATCH_INTERVAL: Pattern(
         ("0s", "10s", "99999s", "1m", "5m", "9999m", "1h", "99h"),
-        ("", "5", "5s", "9s", "0m", "00s", "05m", "1d", "1h30m", "-1s", "1.5h", "100h", "5M", "100000s"),
+        ("", "5", "5s", "9s", "0m", "00s", "05m", "1d", "1h30m", "-1s", "1.5h", "100h", "5M", "10000m"),
     ),
     _pattern_of("spec.training.dropout"): Pattern(
         ("0", "0.5", "0.05"),
