@@ -234,6 +234,27 @@ class Strategy(ApiModel):
         return _seconds(self.notice)
 
 
+WATCH_INTERVAL: Final = r"^(0s|[1-9][0-9]{1,4}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h)$"
+"""Pattern of the time between two questions: none, or 10 s and more."""
+WatchInterval = Annotated[str, Field(pattern=WATCH_INTERVAL, max_length=6)]
+
+
+def watch_seconds(interval: str) -> int:
+    """A WatchInterval in seconds; 0: no question."""
+    return _seconds(interval)
+
+
+class QualityWatch(ApiModel):
+    """Whether what serves is still what was verified."""
+
+    interval: WatchInterval = "5m"
+    """Every so often each pod is asked one of the recorded texts or golden prompts again, unless requests wait at its
+    server: seconds (10 or more), minutes or hours. If it answers otherwise than when it proved itself, it has to prove
+    itself again. If it fails, it gets no more requests, and the condition Degraded says why. For traffic to go back by
+    itself to the revision before, keepLastGood has to be longer than this. "0s": pods are asked only when they start.
+    The platform may set a longest interval."""
+
+
 # An earlier CRD had a default, which is stored in what was applied then: it is no wish of anybody's.
 _NOTHING_KEPT: Final = Rule(
     "self.strategy.type != 'InPlace' || !has(self.keepLastGood) || "
@@ -267,6 +288,8 @@ class AdapterDeploymentSpec(ApiModel):
     default. For so long, the new revision is watched, and traffic goes back at once if it crashes or stops answering.
     They make room for whatever finds none. "0s": no pod stays, and nothing goes back by itself. With strategy InPlace
     none stays either: 10m means the same there, and no other value is taken."""
+    quality_watch: QualityWatch = QualityWatch()
+    """The pods are asked again while they serve. A change of it starts no pod."""
     rollback_to: Annotated[str, Field(max_length=8, pattern=REVISION)] = ""
     """Serve this revision of status.revisions, whatever the source says, until it is removed or changed."""
 
@@ -445,7 +468,8 @@ class AdapterDeploymentStatus(WireModel):
     """Pending, Progressing, Ready, Degraded or Failed."""
     conditions: Annotated[list[Condition], Field(max_length=16), as_map("type")] = []
     """Ready, Reconciling and Stalled (kstatus); Discouraged if clients may send longer requests than the runtime
-    accepts, if answers may differ from the evaluated ones, or if the artifact was withdrawn; RolledBack if an earlier
+    accepts, if answers may differ from the evaluated ones, or if the artifact was withdrawn; Degraded if pods of what
+    serves fail their self-check, and so get no requests; RolledBack if an earlier
     revision serves than the source asks for; ServiceGap, with strategy InPlace, from the announcement of a gap in
     service (False) to its end (True while it lasts)."""
     endpoint: Annotated[str, Field(max_length=253)] = ""

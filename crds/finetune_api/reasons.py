@@ -118,6 +118,7 @@ class Reason(OpenEnum):
     PROMOTED = "Promoted"
     SERVING = "Serving"
     SERVER_UNAVAILABLE = "ServerUnavailable"
+    SELF_CHECK_FAILED = "SelfCheckFailed"
     ROLLED_BACK = "RolledBack"
     REVISION_UNUSABLE = "RevisionUnusable"
 
@@ -221,7 +222,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PROMOTED: "A revision has taken over the traffic.",
     Reason.SERVING: "A revision is serving.",
     Reason.SERVER_UNAVAILABLE: "No pod of the serving revision answers.",
-    Reason.ROLLED_BACK: "The revision that served before serves again: the spec asks for it, or the newer one crashed or stopped answering.",
+    Reason.SELF_CHECK_FAILED: "Pods of the serving revision do not answer like the evaluated artifact, when they start or later, and so get no requests; the message names pod, check, what was expected and seen.",
+    Reason.ROLLED_BACK: "The revision that served before serves again: the spec asks for it, or the newer one crashed, stopped answering, or failed the self-check of all its pods.",
     Reason.REVISION_UNUSABLE: "spec.rollbackTo names a revision of which nothing is kept, or whose signature was checked with other keys than the spec's; what serves keeps serving.",
 }
 """What each reason means in general, for the reference page."""
@@ -297,6 +299,7 @@ SERVING_REMEDIES: Final[dict[Reason, str]] = {
     Reason.RUNTIME_UNKNOWN: "Choose a runtime that the platform offers, or ask the platform's admin to add one to the chart's values.",
     Reason.REVISION_UNUSABLE: "Set spec.rollbackTo to a revision that the message lists, or remove it and pin the artifact in spec.source.artifact.",
     Reason.SERVER_UNAVAILABLE: "Check the events and logs of the serving pods.",
+    Reason.SELF_CHECK_FAILED: "Read the logs of the pod named here, then delete it: a new one starts, and proves itself. If that one fails too, serve an earlier revision with spec.rollbackTo, and find out what has changed: the server's image, the node, its GPU or driver. Only if the server is known to be right, raise spec.verification.maxDistance.",
     Reason.QUOTA_EXCEEDED: "Raise the ResourceQuota, or free resources in the namespace; pods that still wait for that then start automatically.",
     Reason.UNSCHEDULABLE: "Free or add a node that fits the pod named here; pods that still wait for that then start automatically.",
     Reason.POD_REJECTED: "Ask the admin which admission policy, or which node, refused the pod; pods that still wait for that then start automatically.",

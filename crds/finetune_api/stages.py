@@ -158,12 +158,14 @@ class VerifyParams(WireModel):
 
 
 class SelfCheckLimits(WireModel):
-    """What a serving pod proves itself by: from the spec, which may change while the pod runs."""
+    """What a serving pod proves itself by, and how often: from the spec, which may change while the pod runs."""
 
     min_agreement_percent: int = 75
     """As in VerifyParams."""
     max_distance: float | None = None
     """As in VerifyParams."""
+    watch_seconds: int = 0
+    """Seconds between two questions to a server that has proved itself; 0: it is asked nothing more."""
 
 
 class Params(WireModel):

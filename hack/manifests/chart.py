@@ -16,6 +16,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import models_json_schema
 
+from finetune_api.adapterdeployment import WATCH_INTERVAL
 from finetune_api.meta import MAX_NAME
 from finetune_operator.rbac import RULES
 from finetune_operator.settings import NOT_OF_ENGINE, Engine, Profile, Runtime, Settings
@@ -146,6 +147,7 @@ def _known(settings: Schema, images: Schema, proxy: Schema, tenancy: Schema) -> 
         **{("proxy", each): proxy[each] for each in ("httpProxy", "httpsProxy")},
         ("tenancy", "rules"): tenancy["rules"],
         ("serving", "ingressFrom"): {"type": "array", "items": _PEER},
+        ("serving", "longestWatchInterval"): {"type": "string", "pattern": WATCH_INTERVAL},
         ("operator", "replicas"): {"type": "integer", "minimum": 1, "maximum": 5},
         ("operator", "instance"): settings["instance"],
         ("operator", "workers"): settings["workers"],

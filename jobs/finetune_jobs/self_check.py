@@ -3,11 +3,14 @@
 A verification proves a revision once, on one pod. A pod that starts later, or a server that starts again, has other
 hardware, another download, perhaps another image under the same tag. So beside each server runs this program, which
 asks it over loopback what the artifact recorded, makes the same checks as the verification, and tells the kubelet that
-the pod is ready once they have passed. It lives as long as the server does: if the server ends, so does this program,
-and what starts in its place proves the next server.
+the pod is ready once they have passed. From then on it asks one question now and then (the quality watch), and makes
+all the checks again if the answer has changed. It lives as long as the server does: if the server ends, so does this
+program, and what starts in its place proves the next server.
 
-    waiting for the server ──▶ proving ──▶ ready ──the server ends──▶ exit 0
-                                  └──a check fails──▶ exit 65, with the checks in the termination message
+    waiting for the server ──▶ proving ──▶ ready, and watched ──the server ends──▶ exit 0
+                                  │                 │
+                                  └────────┬────────┘
+                                    a check fails──▶ exit 65, with the checks in the termination message
 """
 
 import argparse
@@ -38,6 +41,7 @@ from finetune_jobs.verification import checks
 from finetune_jobs.verification.connection import wait_until_healthy
 from finetune_jobs.verification.proof import Proof
 from finetune_jobs.verification.servers import SERVERS, client_of
+from finetune_jobs.verification.watch import QualityWatch
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ _POLL_SECONDS: Final = 1.0
 """A server that starts again has its port closed for longer than this: it loads its model."""
 _SERVER: Final = "Its server"
 """What messages call it; the operator names the pod before them."""
+_PROVED_SERVER: Final = "Its server, which had proved itself,"
+"""The same once it was ready."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Gate:
 
 
 def self_check(options: Options, gate: Gate) -> None:
-    """Prove the server, open the gate, and return when the server has ended.
+    """Prove the server, open the gate, watch it, and return when it has ended.
 
     Raises StageError: AdapterInactive, VerificationFailed, PromptsTooLong, ArtifactCorrupt; CandidateFailed
     (retriable) if the server does not answer what it is asked.
@@ -122,20 +128,33 @@ def self_check(options: Options, gate: Gate) -> None:
     proof = Proof(server, options.artifact, options.digest)
     limits = read_json(options.limits, SelfCheckLimits)
     started = time.monotonic()
-    _require(proof.whole(limits))
+    _require(proof.whole(limits), _SERVER)
     log.info("the pod has proved itself in %.1f s", time.monotonic() - started)
     gate.open()
+    watch = QualityWatch(proof)
     while _listens(options.endpoint):
+        limits = _newest(options.limits, limits)
+        if watch.is_due(limits):
+            _require(watch.ask(limits), _PROVED_SERVER)
         time.sleep(_POLL_SECONDS)
     log.info("the server has ended: the next one proves itself anew")
 
 
-def _require(made: Sequence[VerificationCheck]) -> None:
+def _newest(file: Path, known: SelfCheckLimits) -> SelfCheckLimits:
+    """The limits as they are now. Ones that cannot be read are no fault of the server."""
+    try:
+        return read_json(file, SelfCheckLimits)
+    except (StageError, OSError) as error:
+        log.debug("the limits cannot be read: %s", error)
+        return known
+
+
+def _require(made: Sequence[VerificationCheck], server: str) -> None:
     for check in made:
         level = logging.ERROR if check.outcome is CheckOutcome.FAILED else logging.INFO
         said = (check.name, check.outcome, check.expected or "-", check.seen)
         log.log(level, "%s: %s (expected: %s; seen: %s)", *said)
-    checks.require_all(made, _SERVER)
+    checks.require_all(made, server)
 
 
 def _listens(endpoint: str) -> bool:
@@ -186,8 +205,8 @@ def parse(argv: Sequence[str] | None) -> Options:
     logs.take_down()  # what is wrong with the command line is told to a person
     parser = argparse.ArgumentParser(
         prog="python -m finetune_jobs.self_check",
-        description="Proves the model server beside it, and says on a port that the pod is ready. Runs in every "
-        "serving pod of an AdapterDeployment.",
+        description="Proves the model server beside it, says on a port that the pod is ready, and watches the server's "
+        "answers from then on. Runs in every serving pod of an AdapterDeployment.",
         epilog=f"exit codes:\n  {ExitCode.OK.value:2d}  the server has ended\n"
         f"  {ExitCode.FATAL.value:2d}  the server is not what was evaluated: the result says which check failed\n"
         f"  {ExitCode.RETRIABLE.value:2d}  the server did not answer what it was asked",

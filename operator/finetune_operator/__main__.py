@@ -74,7 +74,7 @@ def run(client: StreamClient, settings: Settings, elector: Elector | None, ports
     first LISTs fail. Returns whether it ends because the Lease was lost."""
     controller = build(client, settings)
     leads = elector.leads if elector else lambda: True
-    serve(ports.metrics, Snapshot(__version__, controller.queue.state, controller.by_phase, leads))
+    serve(ports.metrics, Snapshot(__version__, controller.queue.state, controller.by_phase, controller.degraded, leads))
     return asyncio.run(_operate(controller, settings, elector, ports.health))
 
 

@@ -17,7 +17,7 @@ from finetune_operator.finetunejob.output import output_of
 from finetune_operator.framework.cache import CHILDREN, Cache, Indexes
 from finetune_operator.framework.client import ApiError, Selection, StreamClient
 from finetune_operator.framework.informer import Informer
-from finetune_operator.framework.metrics import RECONCILE_SECONDS, PhaseAndReason, phase_and_reason
+from finetune_operator.framework.metrics import RECONCILE_SECONDS, Degraded, PhaseAndReason, degraded, phase_and_reason
 from finetune_operator.framework.objects import SERVICE_ACCOUNTS, Object, Resource
 from finetune_operator.framework.ownership import Key, owner_key
 from finetune_operator.framework.reconcile import Reconciler
@@ -30,7 +30,12 @@ logger = logging.getLogger(__name__)
 
 INDEXES: Final[Indexes] = {
     FINETUNEJOBS.kind: (output_of, phase_and_reason(FINETUNEJOBS.kind)),
-    ADAPTERDEPLOYMENTS.kind: (followed_job, line_of, phase_and_reason(ADAPTERDEPLOYMENTS.kind)),
+    ADAPTERDEPLOYMENTS.kind: (
+        followed_job,
+        line_of,
+        phase_and_reason(ADAPTERDEPLOYMENTS.kind),
+        degraded(ADAPTERDEPLOYMENTS.kind),
+    ),
 }
 """How custom resources are found: by what they publish and what they serve, in line, and by what they say."""
 _KINDS: Final = frozenset(each.kind for each in CUSTOM_RESOURCES)
@@ -155,6 +160,10 @@ class Controller:
     def by_phase(self) -> dict[PhaseAndReason, int]:
         """How many custom resources are in which phase, and why."""
         return self._cache.sizes(PhaseAndReason)
+
+    def degraded(self) -> int:
+        """How many AdapterDeployments have pods that do not answer as evaluated any more."""
+        return sum(self._cache.sizes(Degraded).values())
 
     def _selections(self, resource: Resource) -> list[Selection]:
         namespaces: list[str | None] = [*self._settings.namespaces] or [None]

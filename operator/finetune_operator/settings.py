@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from finetune_api import __version__
+from finetune_api.adapterdeployment import WatchInterval
 from finetune_api.base import ApiModel, Name
 from finetune_api.stages import Stage
 from finetune_operator.tenancy.rules import Tenancy
@@ -206,6 +207,8 @@ class ServingAccess(ApiModel):
 
     ingress_from: list[dict[str, Any]] = [{"podSelector": {}}]
     """Who may reach a verified endpoint, as NetworkPolicy peers."""
+    longest_watch_interval: WatchInterval = "0s"
+    """At least so often pods are asked while they serve, whatever spec.qualityWatch says; "0s": as the spec says."""
 
 
 _INSTANCE: Final = r"^([a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?)?$"

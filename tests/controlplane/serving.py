@@ -30,6 +30,7 @@ from tests.controlplane.conftest import Team, wait
 from tests.support.fake_node import Ending
 from tests.support.fake_servers import FakeServers
 from tests.support.operator_process import Running
+from tests.support.promoted import self_checked
 from tests.support.serving import INACTIVE, SETTINGS, pinned
 
 CHILDREN = (DEPLOYMENTS, SERVICES, NETWORK_POLICIES, JOBS, CONFIG_MAPS)
@@ -126,21 +127,27 @@ class Serving:
     def crash(self, revision: str) -> None:
         """The servers of a revision crash for the third time, and stay down."""
         now = timestamp(datetime.now(UTC))
+        server = {"name": SERVER, "image": "example/image", "imageID": "", "ready": False, "restartCount": 3}
+        server |= {
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+        }
+        down = [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
+            {"type": "Ready", "status": "False", "lastTransitionTime": now},
+        ]
+        self._report(revision, {"conditions": down, "containerStatuses": [server]})
+
+    def self_check(self, revision: str, *, passed: bool) -> None:
+        """The pods of a revision, which had proved themselves, fail the self-check; or pass it again."""
+        self._report(revision, self_checked(datetime.now(UTC), passed=passed))
+
+    def _report(self, revision: str, status: Object) -> None:
+        """What the kubelet says of the serving pods of a revision."""
         for name, pod in self.children(PODS).items():
             labels = pod["metadata"]["labels"]
-            if labels.get(meta.LABEL_REVISION) != revision or labels.get(meta.LABEL_ROLE) != SERVER:
-                continue
-            server = {"name": SERVER, "image": "example/image", "imageID": "", "ready": False, "restartCount": 3}
-            server |= {
-                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
-            }
-            down = [
-                {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
-                {"type": "Ready", "status": "False", "lastTransitionTime": now},
-            ]
-            status = {"conditions": down, "containerStatuses": [server]}
-            self.team.api.patch_status(PODS, self.team.namespace, name, {"status": status})
+            if labels.get(meta.LABEL_REVISION) == revision and labels.get(meta.LABEL_ROLE) == SERVER:
+                self.team.api.patch_status(PODS, self.team.namespace, name, {"status": status})
 
     def events(self) -> list[tuple[str, str]]:
         selector = f"involvedObject.kind={meta.ADAPTERDEPLOYMENT},involvedObject.name={NAME}"

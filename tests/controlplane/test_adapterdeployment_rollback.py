@@ -9,7 +9,8 @@ import pytest
 
 from finetune_api.adapterdeployment import RevisionState, ServingPhase
 from finetune_api.reasons import Reason
-from finetune_operator.framework.objects import CONTROLLER_REVISIONS, DEPLOYMENTS, PODS
+from finetune_api.stages import SelfCheckLimits
+from finetune_operator.framework.objects import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, PODS
 from finetune_operator.settings import Images
 from tests.controlplane.conftest import wait
 from tests.controlplane.serving import Serving
@@ -17,7 +18,7 @@ from tests.support.serving import BETTER, GOOD, pinned
 
 pytestmark = pytest.mark.controlplane
 
-THIRD, FOURTH = "e" * 63 + "1", "e" * 63 + "2"
+THIRD, FOURTH, FIFTH, SIXTH = ("e" * 63 + number for number in "1234")
 """Artifacts that serve."""
 
 
@@ -105,6 +106,42 @@ def test_an_operator_that_dies_on_the_way_back(endpoint: Serving, crash: int) ->
     states = {line.revision: line.state for line in status.revisions}
     assert (states[new], states[old]) == (RevisionState.ROLLED_BACK, RevisionState.SERVING)
     assert list(states.values()).count(RevisionState.SERVING) == 1
+
+
+def test_pods_that_answer_otherwise_later_get_no_clients(endpoint: Serving) -> None:
+    """Without a revision to go back to nobody gets answers until they have passed; with one, it serves."""
+    before = endpoint.traffic()
+    endpoint.change(**pinned(FIFTH), qualityWatch={"interval": "30s"})
+    wait(lambda: endpoint.traffic() != before, "the promotion")
+    proved = endpoint.until(ServingPhase.READY).last_good_revision
+    endpoint.until_only(proved)
+    name = f"demo-{proved}"
+
+    def interval() -> int:
+        found = endpoint.children(CONFIG_MAPS)[name]
+        return SelfCheckLimits.model_validate_json(found["data"]["limits.json"]).watch_seconds
+
+    assert interval() == 30
+    pods = endpoint.children(DEPLOYMENTS)[name]["metadata"]["generation"]
+    endpoint.change(qualityWatch={"interval": "2m"})
+    wait(lambda: interval() == 120, "the interval")
+    assert endpoint.children(DEPLOYMENTS)[name]["metadata"]["generation"] == pods
+    endpoint.self_check(proved, passed=False)
+    wait(lambda: _shown(endpoint).get("Ready") == ("False", Reason.SELF_CHECK_FAILED), "nobody gets answers")
+    assert _shown(endpoint)["Degraded"] == ("True", Reason.SELF_CHECK_FAILED)
+    wait(lambda: endpoint.reached() == set(), "no endpoint")
+    wait(lambda: ("Warning", "SelfCheckFailed") in endpoint.events(), "the event")
+    endpoint.self_check(proved, passed=True)
+    assert "Degraded" not in {each.type for each in endpoint.until(ServingPhase.READY).conditions}
+    endpoint.change(**pinned(SIXTH, keepLastGood="10m"))
+    wait(lambda: endpoint.traffic() != proved, "the promotion of another")
+    new = endpoint.until(ServingPhase.READY).last_good_revision
+    endpoint.self_check(new, passed=False)
+    wait(lambda: endpoint.traffic() == proved, "the way back")
+    fallen = wait(lambda: endpoint.status().candidate, "the status")
+    assert (fallen.revision, fallen.reason) == (new, Reason.VERIFICATION_FAILED)
+    assert [each.name for each in fallen.verification] == ["logProbabilities"]
+    wait(lambda: set(endpoint.children(DEPLOYMENTS)) == {name}, "the wrong pods to go", 60)
 
 
 def test_an_upgrade_of_the_operator_moves_no_endpoint(serving: Serving) -> None:

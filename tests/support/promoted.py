@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
+from finetune_api.meta import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.stages import Outcome, Stage, StageResult
 from finetune_operator.framework.conditions import timestamp
+from finetune_operator.framework.objects import Object
 from tests.support.serving import BETTER, GOOD, SETTINGS, START, ServingCluster, pinned
 
 
@@ -51,6 +56,50 @@ def crash(cluster: ServingCluster, revision: str, restarts: int = 3) -> None:
             }
         ],
     }
+
+
+def self_checked(now: datetime, *, passed: bool) -> Object:
+    """The status of a pod whose self-check has failed although it had passed before, and whose server runs and answers;
+    ``passed``: and has passed again since."""
+    wrong = VerificationCheck(
+        name="logProbabilities",
+        expected="at most 0.550 nats a token from the artifact",
+        seen="1.312",
+        outcome=CheckOutcome.FAILED,
+    )
+    said = f"Its server, which had proved itself, fails the check {wrong.name}: expected {wrong.expected}, seen 1.312."
+    result = StageResult(
+        stage=Stage.VERIFY,
+        outcome=Outcome.FAILED,
+        reason=Reason.VERIFICATION_FAILED,
+        message=said,
+        checks=[wrong],
+    )
+    ended = {"terminated": {"exitCode": int(ExitCode.FATAL), "message": result.model_dump_json(by_alias=True)}}
+    reported = {"image": "example/image", "imageID": "", "state": {"running": {}}}
+    check = {"name": "self-check", "restartCount": 1, "ready": passed, "lastState": ended}
+    running = {"name": "server", "restartCount": 0, "started": True, "ready": True}
+    at = {"lastTransitionTime": timestamp(now)}
+    return {
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"} | at,
+            {"type": "Ready", "status": str(passed)} | at,
+        ],
+        "initContainerStatuses": [reported | check],
+        "containerStatuses": [reported | running],
+    }
+
+
+def disprove(cluster: ServingCluster, revision: str, pods: int | None = None) -> None:
+    """So many pods of the revision, or all, fail their self-check."""
+    for pod in cluster.pods[f"demo-{revision}"][:pods]:
+        pod["status"] |= self_checked(cluster.now, passed=False)
+
+
+def prove(cluster: ServingCluster, revision: str) -> None:
+    """All pods of the revision have passed it again."""
+    for pod in cluster.pods[f"demo-{revision}"]:
+        pod["status"] |= self_checked(cluster.now, passed=True)
 
 
 def crashed_before(cluster: ServingCluster, revision: str) -> None:

@@ -16,6 +16,14 @@ from finetune_jobs.artifacts.artifact import Answer, ReferenceText
 Json = dict[str, Any]
 _PATIENCE: Final = 10.0
 """Seconds that the first stream waits for the second."""
+_METRICS: Final = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{{engine="0",model_name="demo"}} 2.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{engine="0",model_name="demo"}} {}.0
+"""
 
 
 @dataclass
@@ -37,6 +45,10 @@ class VllmContract:
     """Status and message of its answer to every request for text."""
     without: str = ""
     """A field that its completions lack."""
+    waiting: int | None = 0
+    """Requests that wait for their turn; None: its metrics do not say."""
+    looked_at: int = 0
+    """How often its metrics were read."""
     at_once: int = 0
     """The most streams that were open at the same time."""
     url: str = ""
@@ -49,6 +61,9 @@ class VllmContract:
 
     def get(self, path: str) -> tuple[int, Any]:
         """The answer to a GET."""
+        if path == "/metrics":
+            self.looked_at += 1
+            return 200, "" if self.waiting is None else _METRICS.format(self.waiting)
         if path != "/v1/models":
             return 200, {}
         card = {"object": "model", "owned_by": "vllm", "parent": None}
@@ -139,9 +154,9 @@ def running(contract: VllmContract) -> Iterator[VllmContract]:
                 self.wfile.write(f"data: {event}\n\n".encode())
 
         def _send(self, status: int, value: Any) -> None:
-            body = json.dumps(value).encode()
+            body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/plain" if isinstance(value, str) else "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -20,9 +20,9 @@ from finetune_operator.framework.actions import Apply
 from finetune_operator.framework.conditions import timestamp
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import start_seconds
-from tests.support.promoted import falls_silent
+from tests.support.promoted import disprove, falls_silent
 from tests.support.sentences import assert_says
-from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving
+from tests.support.serving import BETTER, GOOD, SETTINGS, ServingCluster, condition, pinned, serving, shown
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, Safety, wanted
 
 pytestmark = pytest.mark.unit
@@ -146,6 +146,19 @@ def test_a_single_crash_gives_all_traffic_back_at_once(step: int) -> None:
     cluster.spec |= {"rerun": "again"}
     cluster.settle()
     assert cluster.traffic() == new
+
+
+def test_one_pod_that_answers_otherwise_gives_all_traffic_back_at_once() -> None:
+    """Also while others of it are ready: what served answers as it should."""
+    cluster, old, new = started(2)
+    disprove(cluster, new, pods=1)
+    cluster.reconcile()
+    assert (cluster.shared(), cluster.traffic()) == (False, old)
+    failed = cluster.status.candidate
+    assert failed is not None
+    assert (failed.state, failed.reason) == (RevisionState.FAILED, Reason.VERIFICATION_FAILED)
+    assert [each.name for each in failed.verification] == ["logProbabilities"]
+    assert "Degraded" not in shown(cluster.status), "what serves is right"
 
 
 def test_a_refused_deployment_does_not_keep_a_crashed_one_in_the_traffic() -> None:

@@ -349,7 +349,7 @@ SERVERS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Reason, str]] = {
     "its self-check failed": (
         deployment(),
         [on_node(60, "new", server=UP, check=disproved(state=BACKOFF))],
-        Reason.VERIFICATION_FAILED,
+        Reason.SELF_CHECK_FAILED,
         "Pod new: Its server fails it.",
     ),
     "its self-check is not in its image": (

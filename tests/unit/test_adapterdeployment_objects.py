@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from finetune_api import meta
+from finetune_api.adapterdeployment import AdapterDeploymentSpec, QualityWatch
 from finetune_api.references import ConfigMapKeyRef, SecretRef
 from finetune_api.stages import SelfCheckLimits, StageInput
 from finetune_api.storage import CaBundle, Storage
 from finetune_jobs.self_check import parse as parse_self_check
 from finetune_operator.adapterdeployment.observe import Source
+from finetune_operator.adapterdeployment.revision import spec_hash
 from finetune_operator.adapterdeployment.target import Target, find_target
 from finetune_operator.framework.actions import Apply, Create
-from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, SERVICES
+from finetune_operator.framework.objects import CONFIG_MAPS, DEPLOYMENTS, JOBS, SERVICES
 from finetune_operator.framework.ownership import Owner
 from finetune_operator.kinds import ADAPTERDEPLOYMENTS
 from finetune_operator.resources.deployment import Serving, deployment, fetch_request, pod_template
@@ -25,7 +27,7 @@ from finetune_operator.resources.pod import repository
 from finetune_operator.resources.self_check import has_self_check, self_check_config_map
 from finetune_operator.resources.service import candidate_service, public_service, service_url
 from finetune_operator.resources.stage_job import input_config_map
-from finetune_operator.settings import PodShape, Proxy
+from finetune_operator.settings import PodShape, Proxy, ServingAccess
 from tests.support.copies import copied
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, following, pinned, published, uri
 
@@ -157,10 +159,10 @@ def test_limits_of_the_spec_reach_the_pods_and_make_no_other_ones() -> None:
     cluster.settle()
     before = copied(cluster.objects[DEPLOYMENTS])
     [name] = before
-    assert limits_of(cluster, name) == SelfCheckLimits()
+    assert limits_of(cluster, name) == SelfCheckLimits(watch_seconds=300)
     cluster.spec["verification"] = {"maxDistance": "0.7", "minAgreementPercent": 80}
     cluster.settle()
-    assert limits_of(cluster, name) == SelfCheckLimits(min_agreement_percent=80, max_distance=0.7)
+    assert limits_of(cluster, name) == SelfCheckLimits(min_agreement_percent=80, max_distance=0.7, watch_seconds=300)
     assert cluster.objects[DEPLOYMENTS] == before
     del cluster.objects[CONFIG_MAPS][name]
     cluster.settle()
@@ -184,7 +186,7 @@ def test_what_serves_keeps_the_limits_that_it_was_verified_with(spec: dict[str, 
     cluster.source, cluster.generation = source, 2
     cluster.settle()
     assert f"demo-{cluster.traffic()}" == name
-    assert limits_of(cluster, name) == SelfCheckLimits()
+    assert limits_of(cluster, name) == SelfCheckLimits(watch_seconds=300)
 
 
 @pytest.mark.parametrize(
@@ -203,12 +205,41 @@ def test_limits_of_what_serves_can_be_changed_without_its_source(source: Source 
     cluster.source, cluster.generation = source, 2
     cluster.settle()
     assert f"demo-{cluster.traffic()}" == name
-    assert limits_of(cluster, name) == SelfCheckLimits(max_distance=0.7)
+    assert limits_of(cluster, name) == SelfCheckLimits(max_distance=0.7, watch_seconds=300)
     cluster.spec = following() | {"source": {"fineTuneJob": {"name": "other"}}}
     cluster.generation = 3
     cluster.settle()
     assert f"demo-{cluster.traffic()}" == name
-    assert limits_of(cluster, name) == SelfCheckLimits(max_distance=0.7)
+    assert limits_of(cluster, name) == SelfCheckLimits(max_distance=0.7, watch_seconds=300)
+
+
+@pytest.mark.parametrize(
+    ("interval", "longest", "seconds"),
+    [
+        (None, "0s", 300),
+        ("30s", "0s", 30),
+        ("2h", "0s", 7200),
+        ("0s", "0s", 0),
+        ("0s", "15m", 900),
+        ("2h", "15m", 900),
+        ("1m", "15m", 60),
+    ],
+)
+def test_how_often_pods_are_watched_reaches_them_and_makes_no_other_ones(
+    interval: str | None, longest: str, seconds: int
+) -> None:
+    """Nor another verification, or another try of what has failed: it says nothing of what is to be proved."""
+    cluster = ServingCluster(settings=SETTINGS.model_copy(update={"serving": ServingAccess()}))
+    cluster.settle()
+    before = copied([cluster.objects[DEPLOYMENTS], cluster.objects[JOBS]])
+    [name] = cluster.objects[DEPLOYMENTS]
+    cluster.settings = SETTINGS.model_copy(update={"serving": ServingAccess(longest_watch_interval=longest)})
+    cluster.spec |= {} if interval is None else {"qualityWatch": {"interval": interval}}
+    cluster.settle()
+    assert limits_of(cluster, name) == SelfCheckLimits(watch_seconds=seconds)
+    assert [cluster.objects[DEPLOYMENTS], cluster.objects[JOBS]] == before
+    plain = AdapterDeploymentSpec.model_validate(cluster.spec)
+    assert spec_hash(plain) == spec_hash(plain.model_copy(update={"quality_watch": QualityWatch(interval="9h")}))
 
 
 def test_pods_of_an_earlier_release_get_no_limits() -> None:

@@ -22,7 +22,7 @@ from finetune_operator.framework.actions import Plan
 from finetune_operator.framework.objects import DEPLOYMENTS, JOBS
 from finetune_operator.resources.deployment import FETCH_SECONDS, start_seconds
 from tests.support.fast import share
-from tests.support.promoted import crash
+from tests.support.promoted import crash, disprove, prove
 from tests.support.serving import BETTER, GOOD, INACTIVE, SETTINGS, ServingCluster, pinned
 from tests.unit.test_adapterdeployment_walk import CANARY, IN_PLACE, ROOM, OneAtATime, steps, walk
 
@@ -206,9 +206,9 @@ def given_up_in_line() -> Recorded:
     return updated(found, digest=GOOD)
 
 
-def rolled_back() -> Recorded:
+def rolled_back(fall: Callable[[ServingCluster, str], None]) -> Recorded:
     found = updated(served())
-    crash(found, found.traffic())
+    fall(found, found.traffic())
     found.settle()
     found.spec["rerun"] = "again"
     found.settle()
@@ -302,10 +302,10 @@ def in_a_step(**spec: Any) -> Recorded:
     return by_steps(found, passes=1, **spec)
 
 
-def it_crashes_in_a_step() -> Recorded:
+def it_falls_in_a_step(fall: Callable[[ServingCluster, str], None]) -> Recorded:
     found = in_a_step()
     assert found.status.candidate is not None
-    crash(found, found.status.candidate.revision)
+    fall(found, found.status.candidate.revision)
     return by_steps(found, passes=1)
 
 
@@ -337,7 +337,8 @@ STORIES: tuple[Callable[[], Recorded], ...] = (
     its_pods_go_while_it_is_verified,
     *(lambda available=available: its_verification_goes(available) for available in (True, False)),
     given_up_in_line,
-    rolled_back,
+    lambda: rolled_back(crash),
+    lambda: rolled_back(disprove),
     back_and_forth,
     lambda: asked_back_without_its_pods(available=1),
     lambda: asked_back_without_its_pods(available=0),
@@ -353,7 +354,8 @@ STORIES: tuple[Callable[[], Recorded], ...] = (
     what_is_kept_is_asked_for_in_place,
     lambda: in_place(in_place(served(), passes=1), GOOD),
     lambda: by_steps(served(replicas=3)),
-    it_crashes_in_a_step,
+    lambda: it_falls_in_a_step(crash),
+    lambda: it_falls_in_a_step(disprove),
     a_step_is_given_back,
     it_takes_steps_after_all,
     lambda: updated(in_a_step(), digest=GOOD),
@@ -372,7 +374,7 @@ def test_every_row_of_the_table_happens_and_nothing_else_does() -> None:
 
 more = st.one_of(
     steps,
-    st.tuples(st.just("fall"), st.none()),
+    st.tuples(st.just("fall"), st.sampled_from([crash, disprove, prove])),
     st.tuples(st.just("back"), st.integers(0, 3)),
     st.tuples(st.just("delete"), st.sampled_from([DEPLOYMENTS, JOBS])),
 )
@@ -383,7 +385,7 @@ def one_by_one(found: Recorded, path: list[tuple[str, Any]]) -> Iterator[None]:
         match step:
             case "fall":
                 if found.pods.get(f"demo-{found.traffic()}"):
-                    crash(found, found.traffic())
+                    value(found, found.traffic())
             case "back":
                 lines = found.status.revisions
                 found.spec = copy.deepcopy(found.spec) | {

@@ -78,6 +78,18 @@ class TestWatch:
             pytest.param([{"started": True, "check": {}}], None, id="a new pod that proves itself"),
             pytest.param([{"started": True, "check": {"ready": True}}], Outlook.FAIL, id="proved, and silent"),
             pytest.param([{"started": True, "check": _ended(65)}], Outlook.FAIL, id="disproved"),
+            pytest.param([{"started": True, "fell": 0, "check": _ended(65)}], Outlook.FAIL, id="disproved just now"),
+            pytest.param(
+                [{"started": True, "fell": 0, "check": _ended(65)}, {"ready": True}], None, id="one of two disproved"
+            ),
+            pytest.param(
+                [{"started": True, "fell": 0, "check": _ended(65)}, {"started": False}],
+                None,
+                id="disproved just now, and a new pod that loads the model",
+            ),
+            pytest.param(
+                [{"started": True, "fell": 0, "check": _ended(65) | {"ready": True}}], None, id="proved again just now"
+            ),
             pytest.param(
                 [{"started": True, "check": _ended(75)}], None, id="a new pod that was too slow to answer once"
             ),

@@ -86,7 +86,10 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
         },
         "proxy": {"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc"},
         "tenancy": {"rules": [{"namespaces": ["team-*"], "outputs": ["s3://models/{namespace}"], "maxUsdPerRun": 1e8}]},
-        "serving": {"ingressFrom": [{"namespaceSelector": {"matchLabels": {"gateway": "true"}}}]},
+        "serving": {
+            "ingressFrom": [{"namespaceSelector": {"matchLabels": {"gateway": "true"}}}],
+            "longestWatchInterval": "15m",
+        },
         "operator": {
             "workers": 3,
             "resyncSeconds": 60,
@@ -109,7 +112,7 @@ def test_settings_pass_through_unchanged(tmp_path: Path) -> None:
     team = TenancyRule(namespaces=["team-*"], outputs=["s3://models/{namespace}"], max_usd_per_run=1e8)
     assert rendered.tenancy.rules == [team]
     peer = {"namespaceSelector": {"matchLabels": {"gateway": "true"}}}
-    assert rendered.serving == ServingAccess(ingress_from=[peer])
+    assert rendered.serving == ServingAccess(ingress_from=[peer], longest_watch_interval="15m")
     assert "gpu-l4" not in rendered.profiles
     assert rendered.runtimes.keys() == {"tgi-cpu", "vllm"}
     assert rendered.runtimes["vllm"].args == ["--max-num-seqs=8"]
@@ -232,6 +235,7 @@ def test_the_defaults_of_the_chart_are_the_operators() -> None:
         ("tenancy.rules[0].profiles={gpu-l4}", "/tenancy/rules/0", "missing property 'namespaces'"),
         ("tenancy.rules[0].namespaces={Team}", "/tenancy/rules/0/namespaces/0", "does not match pattern"),
         ("tenancy.rules[0].hosts={https://a.example}", "/tenancy/rules/0/hosts/0", "does not match pattern"),
+        ("serving.longestWatchInterval=5s", "/serving/longestWatchInterval", "does not match pattern"),
         ("serving.ingressFrom[0].pods=all", "/serving/ingressFrom/0", "'pods' not allowed"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0", "minimum: got 0, want 1"),
         ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),

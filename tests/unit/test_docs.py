@@ -312,7 +312,11 @@ def test_alerts_are_about_conditions_that_the_kinds_have() -> None:
     ]
     assert settings["rbac"]["extraRules"][0]["resources"] == [kind.plural for kind in crdgen.KINDS]
     (rules,) = (block for block in blocks(page, "yaml") if "PrometheusRule" in block)
-    assert set(re.findall(r'[ {]type="(\w+)"', rules)) == {ConditionType.STALLED, ConditionType.READY}
+    assert set(re.findall(r'[ {]type="(\w+)"', rules)) == {
+        ConditionType.STALLED,
+        ConditionType.READY,
+        ConditionType.DEGRADED,
+    }
 
 
 def test_argo_cds_health_checks_read_conditions_that_the_kinds_have() -> None:

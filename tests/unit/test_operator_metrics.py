@@ -9,7 +9,15 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_operator.framework import metrics
-from finetune_operator.framework.metrics import PhaseAndReason, Request, Snapshot, phase_and_reason, request_of
+from finetune_operator.framework.metrics import (
+    Degraded,
+    PhaseAndReason,
+    Request,
+    Snapshot,
+    degraded,
+    phase_and_reason,
+    request_of,
+)
 from finetune_operator.framework.workqueue import QueueState
 from hack.cluster.layout import REPOSITORY
 
@@ -48,11 +56,25 @@ def test_what_a_resource_says_of_itself() -> None:
     assert said({}) == PhaseAndReason("FineTuneJob", "", "")
 
 
+@pytest.mark.parametrize(
+    ("conditions", "counts"),
+    [
+        ([], False),
+        ([{"type": "Ready", "status": "True"}], False),
+        ([{"type": "Degraded", "status": "False"}], False),
+        ([{"type": "Ready", "status": "True"}, {"type": "Degraded", "status": "True"}], True),
+    ],
+)
+def test_who_is_degraded(conditions: list[dict[str, str]], counts: bool) -> None:
+    said = degraded("AdapterDeployment")
+    assert said({"status": {"conditions": conditions}}) == (Degraded("AdapterDeployment") if counts else None)
+    assert said({}) is None
+
+
 def test_the_page_of_metrics_names_all_that_the_guide_explains() -> None:
     """And nothing else: a metric without a word in the guide is one that nobody finds."""
-    snapshot = Snapshot(
-        "1.2.3", lambda: QueueState(3, 1, 2.5, 9.0), lambda: {PhaseAndReason("K", "P", "R"): 4}, lambda: True
-    )
+    counted = {PhaseAndReason("K", "P", "R"): 4}
+    snapshot = Snapshot("1.2.3", lambda: QueueState(3, 1, 2.5, 9.0), lambda: counted, lambda: 2, lambda: True)
     metrics.REGISTRY.register(snapshot)
     try:
         page = generate_latest(metrics.REGISTRY).decode()
@@ -64,6 +86,7 @@ def test_the_page_of_metrics_names_all_that_the_guide_explains() -> None:
     assert values["finetune_operator_queue_depth"] == [3]
     assert values["finetune_operator_queue_wait_seconds"] == [2.5]
     assert values["finetune_operator_unreconciled_seconds"] == [9]
+    assert values["finetune_operator_degraded_endpoints"] == [2]
     [resources] = families["finetune_operator_resources"].samples
     assert (resources.labels, resources.value) == ({"kind": "K", "phase": "P", "reason": "R"}, 4)
     own = {name for name in families if name.startswith("finetune_operator")}

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from huggingface_hub import InferenceClient, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.reasons import Reason
 from finetune_jobs.artifacts.artifact import Answer
@@ -73,6 +74,17 @@ class Connection:
             raise failed from None
         except ValueError as error:
             raise self.wordless(path, error) from None
+
+    def gauge(self, name: str) -> float | None:
+        """A gauge of the server's metrics, summed over its labels; None: it has none, or does not answer now."""
+        try:
+            response = get_session().get(f"{self.endpoint}/metrics", timeout=10)
+            hf_raise_for_status(response)
+            samples = [each for family in text_string_to_metric_families(response.text) for each in family.samples]
+        except (CLIENT_ERROR, ValueError):
+            return None
+        found = [float(each.value) for each in samples if each.name == name]
+        return sum(found) if found else None
 
     def wordless(self, path: str, error: Exception) -> StageError:
         """The document at a path does not say what serves."""

@@ -102,5 +102,9 @@ class ModelServer(Protocol):
     def log_probs(self, reference: ReferenceText) -> Forced:
         """One forward pass over a given text."""
 
+    def waiting(self) -> int | None:
+        """Requests that wait for their turn, with what the server works on not among them; None: it does not say.
+        Raises nothing."""
+
     def refuses_other_names(self) -> bool | None:
         """Whether a request that names another model is refused with 404; None: the engine looks at no name."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from finetune_api.adapterdeployment import CheckOutcome, VerificationCheck
 from finetune_api.stages import SelfCheckLimits
 from finetune_jobs.verification import checks
+from finetune_jobs.verification.checks import Observed
 from finetune_jobs.verification.engine import ModelServer
-from finetune_jobs.verification.observation import Promise, observe, require_room
+from finetune_jobs.verification.observation import observe, require_room
 from finetune_jobs.verification.promise import read_promise
+from finetune_jobs.verification.watch import answer_moved, text_moved
 
 
 class Proof:
@@ -23,17 +25,44 @@ class Proof:
         """``artifact``: the artifact's folder. Raises StageError (ArtifactCorrupt)."""
         self._server, self._digest = server, digest
         self._promise = replace(read_promise(artifact, str(artifact)), sample=[], streamed=False)
+        self._proved: Observed | None = None
 
     def whole(self, limits: SelfCheckLimits) -> Sequence[VerificationCheck]:
         """All that was recorded. Raises StageError: PromptsTooLong, and as ModelServer."""
-        return self._ask(self._promise, limits)
-
-    def _ask(self, promise: Promise, limits: SelfCheckLimits) -> Sequence[VerificationCheck]:
         served = self._server.served()
         digest = checks.digest_check(served.model, self._digest)
         if digest.outcome is CheckOutcome.FAILED:
             return [digest]
-        require_room(promise.golden, served.limits)
-        asked = replace(promise, max_distance=limits.max_distance)
-        observed = observe(self._server, asked, served.limits, lambda _number, _total: None)
-        return [digest, *checks.prompt_checks(observed, limits.min_agreement_percent)]
+        require_room(self._promise.golden, served.limits)
+        asked = replace(self._promise, max_distance=limits.max_distance)
+        self._proved = observe(self._server, asked, served.limits, lambda _number, _total: None)
+        return [digest, *checks.prompt_checks(self._proved, limits.min_agreement_percent)]
+
+    def waiting(self) -> int | None:
+        """Requests that wait for their turn at the server; None: it does not say."""
+        return self._server.waiting()
+
+    def moved(self, turn: int) -> str:
+        """What the server does otherwise than when all was asked last, as far as one request shows; empty: nothing.
+
+        The request is another one each ``turn``: a text whose probabilities it gave then, or where it gave none, a
+        golden prompt. Raises StageError as ModelServer.
+        """
+        served, proved = self._server.served(), self._proved
+        if checks.digest_check(served.model, self._digest).outcome is CheckOutcome.FAILED:
+            return f"it serves {served.model}"
+        if proved is None:
+            return "it has not proved itself"
+        texts = [pair for pair in zip(proved.references, proved.forced, strict=True) if pair[1].log_probs]
+        if texts:
+            number = turn % len(texts)
+            reference, text = texts[number]
+            moved = text_moved(text, self._server.log_probs(reference), proved.tolerance)
+            return moved and f"reference text {number + 1}: {moved}"
+        prompts = list(zip(proved.golden, proved.golden_replies, strict=True))
+        if not prompts:
+            return ""
+        number = turn % len(prompts)
+        prompt, reply = prompts[number]
+        moved = answer_moved(reply, self._server.answer(prompt))
+        return moved and f"golden prompt {number + 1}: {moved}"

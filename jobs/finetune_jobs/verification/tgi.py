@@ -15,6 +15,8 @@ from finetune_jobs.verification.engine import Forced, Limits, Reply, Served, Str
 _REJECTED: Final = 422
 _LENGTH: Final = re.compile(r"`(inputs|max_new_tokens)`.* tokens", re.DOTALL)
 """TGI's answer to a conversation that is longer than it accepts (router/src/validation.rs)."""
+_WAITING: Final = "tgi_queue_size"
+"""The gauge of requests that are not being worked on yet."""
 
 
 class TgiServer:
@@ -55,6 +57,11 @@ class TgiServer:
             return Forced(ids, [float(value) for value in log_probs] if None not in log_probs else [])
         except (KeyError, ValueError, TypeError) as error:
             raise self._connection.unreadable("/generate", error) from None
+
+    def waiting(self) -> int | None:
+        """From ``/metrics``."""
+        found = self._connection.gauge(_WAITING)
+        return None if found is None else int(found)
 
     def refuses_other_names(self) -> None:
         """TGI takes an unknown name for its only model."""

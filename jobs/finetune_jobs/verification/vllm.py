@@ -19,6 +19,8 @@ _LENGTH: Final = re.compile(r"maximum context length")
 _MODELS: Final = "/v1/models"
 _COMPLETIONS: Final = "/v1/completions"
 _OTHER: Final = "finetune-operator-no-such-model"
+_WAITING: Final = "vllm:num_requests_waiting"
+"""The gauge of requests that are not being worked on yet."""
 
 
 class VllmServer:
@@ -62,6 +64,11 @@ class VllmServer:
             return Forced(ids, log_probs)
         except (AttributeError, IndexError, KeyError, ValueError, TypeError) as error:
             raise self._connection.unreadable(_COMPLETIONS, error) from None
+
+    def waiting(self) -> int | None:
+        """From ``/metrics``."""
+        found = self._connection.gauge(_WAITING)
+        return None if found is None else int(found)
 
     def refuses_other_names(self) -> bool:
         """By a completion of one token."""

@@ -116,6 +116,8 @@ def serving_problem(deployment: Object | None, pods: Sequence[Object]) -> Server
     if lost:
         said.append(lost.message if not said else f"Before it: {lost.message}")
     cause = worst or lost
+    if cause and cause.checks:
+        return ServerProblem(Reason.SELF_CHECK_FAILED, " ".join(said))
     reason = cause.reason if cause and cause.reason is not Reason.CANDIDATE_FAILED else Reason.SERVER_UNAVAILABLE
     return ServerProblem(reason, " ".join(said) or "Its Deployment has no pod.")
 
@@ -138,6 +140,10 @@ def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
             return Sighting(replace(crashed, outlook=Outlook.FAIL))
     if any(map(_is_ready, present)):
         return Sighting()
+    wrong = disproved(present)
+    if wrong and len(wrong) == len(present):
+        said = f"Each of its pods fails its self-check. {wrong[-1].message}"
+        return Sighting(replace(wrong[-1], message=said, outlook=Outlook.FAIL))
     silent = [seconds for pod in present if _has_served(pod) and (seconds := _unready_seconds(pod, now)) is not None]
     if not silent:
         return Sighting()
@@ -150,6 +156,18 @@ def watch(pods: Sequence[Object], since: datetime, now: datetime) -> Sighting:
         return Sighting(ServerProblem(Reason.CANDIDATE_FAILED, said, Outlook.FAIL))
     outlook = Outlook.GIVE_BACK if worst.reason in _PASSING else Outlook.FAIL
     return Sighting(ServerProblem(worst.reason, f"{said} {worst.message}", outlook))
+
+
+def disproved(pods: Iterable[Object]) -> list[ServerProblem]:
+    """Why pods fail their self-check, and get no requests. While it is being made again, the one before counts."""
+    found = []
+    for pod in pods:
+        check = _named(pod, SELF_CHECK)
+        ended = _last_end(check)
+        failed = ended is not None and ended["exitCode"] == ExitCode.FATAL and not check.get("ready")
+        if ended is not None and failed and not _ending(pod):
+            found.append(_container_problem(pod["metadata"]["name"], check, ended))
+    return found
 
 
 def _crash_loop(pod: Object, since: datetime) -> ServerProblem | None:

@@ -4,7 +4,7 @@
           another one is promoted          keepLastGood is over, or its pods make room
 Serving ─────────────────────────▶ Kept ─────────────────────────────────────────────▶ Superseded
    ▲                                │
-   └────────────────────────────────┘  the new one crashes or stops answering, or the spec goes back
+   └────────────────────────────────┘  the new one crashes, stops answering or answers wrongly, or the spec goes back
 ```
 """
 
@@ -95,6 +95,8 @@ def roll_back(
     ended = f"{problem.message} Revision {previous.target.revision}, which served before, serves again."
     said = replace(problem, message=ended)
     tried = stable.model_copy(update={"spec_hash": spec_hash(observed.resource.spec)})
+    if problem.checks:
+        tried = tried.model_copy(update={"verification": list(problem.checks)})
     fallen = in_state(tried, RevisionState.FAILED, said.reason, said.message, now)
     candidate = fallen if said.outlook is Outlook.FAIL else given_back(tried, said, now)
     if isinstance(target, Target) and target.revision != stable.revision:

@@ -47,9 +47,10 @@ def accepted_keys(spec: AdapterDeploymentSpec) -> tuple[str, ...]:
 
 
 def spec_hash(spec: AdapterDeploymentSpec) -> str:
-    """Identity of the spec, except for the number of pods, which autoscalers change, and which pods go and stay when.
+    """Identity of the spec, except for the number of pods, which autoscalers change, which pods go and stay when, and
+    how what serves is watched.
 
     Defaults are left out, so a field that a later version adds changes nothing.
     """
-    apart = {"replicas", "strategy", "keep_last_good"}
+    apart = {"replicas", "strategy", "keep_last_good", "quality_watch"}
     return digest(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=apart))

@@ -1,5 +1,6 @@
 """The objects of a revision, as actions that make or restore them: those of a candidate, and those that serve."""
 
+from finetune_api.adapterdeployment import watch_seconds
 from finetune_api.stages import SelfCheckLimits
 from finetune_operator.adapterdeployment.observe import ObservedDeployment
 from finetune_operator.adapterdeployment.record import Record
@@ -78,11 +79,19 @@ def _limits(observed: ObservedDeployment, target: Target, name: str) -> tuple[Ac
     limits = SelfCheckLimits(
         min_agreement_percent=spec.verification.min_agreement_percent,
         max_distance=None if spec.verification.max_distance is None else float(spec.verification.max_distance),
+        watch_seconds=_watch_seconds(observed),
     )
     labels = server_labels(observed.owner, target.revision)
     wanted = self_check_config_map(observed.owner, name, labels, limits, source)
     marks = {"annotations": wanted["metadata"]["annotations"]}
     return () if live is not None and holds(live["metadata"], marks) else ensure(CONFIG_MAPS, wanted, live)
+
+
+def _watch_seconds(observed: ObservedDeployment) -> int:
+    """How often pods are asked while they serve: as the spec says, and at least as often as the platform does."""
+    asked = watch_seconds(observed.resource.spec.quality_watch.interval)
+    longest = watch_seconds(observed.settings.serving.longest_watch_interval)
+    return min(asked or longest, longest or asked)
 
 
 def is_as_recorded(observed: ObservedDeployment, record: Record) -> bool:

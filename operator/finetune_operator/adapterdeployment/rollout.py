@@ -12,6 +12,7 @@ from finetune_operator.adapterdeployment.health import (
     HOLDS_NOTHING,
     LONG_WAIT_SECONDS,
     ServerProblem,
+    disproved,
     serving_problem,
     withdrawn,
 )
@@ -80,6 +81,11 @@ class Rollout:
             return ServerProblem(Reason.SERVER_UNAVAILABLE, "No revision serves yet.")
         deployment = self.observed.child(DEPLOYMENTS, self.stable.deployment)
         return serving_problem(deployment, self.observed.server_pods(self.stable.revision, lost=True))
+
+    @property
+    def disproved(self) -> list[ServerProblem]:
+        """Why pods of the stable revision fail their self-check."""
+        return disproved(self.observed.server_pods(self.stable.revision)) if self.stable else []
 
     @cached_property
     def history(self) -> list[RevisionSummary]:

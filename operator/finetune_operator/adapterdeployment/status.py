@@ -1,5 +1,6 @@
 """The status of an AdapterDeployment, composed anew in every reconciliation, and the events for its transitions."""
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from finetune_api.adapterdeployment import AdapterDeploymentStatus, RevisionState, RevisionStatus, ServingPhase
@@ -25,7 +26,7 @@ def compose(rollout: Rollout) -> AdapterDeploymentStatus:
     observed, stable = rollout.observed, rollout.stable
     before, generation = observed.resource.status, observed.resource.metadata.generation
     findings = [_ready(rollout), _reconciling(rollout), _stalled(rollout)]
-    findings += [*_advice(rollout), *_rolled_back(rollout), *_service_gap(rollout)]
+    findings += [*_advice(rollout), *_degraded(rollout), *_rolled_back(rollout), *_service_gap(rollout)]
     return AdapterDeploymentStatus(
         observed_generation=generation,
         phase=_phase(rollout),
@@ -75,12 +76,21 @@ def compose_unplanned(observed: UnplannedDeployment, now: datetime) -> AdapterDe
 
 def transition_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Event, ...]:
     """Events for problems that a person can act on, when they appear. The rollout reports on its candidate itself."""
-    advice = tuple(advice_events(before.conditions, after.conditions))
+    advice = (*advice_events(before.conditions, after.conditions), *_degradation(before, after))
     now, then = _problem(after), _problem(before)
-    if now is None or (then is not None and then.reason == now.reason):
+    if now is None or (then is not None and then.reason == now.reason) or now.reason in {e.reason for e in advice}:
         return advice
     waits = now.reason == Reason.SOURCE_NOT_READY and now.type != ConditionType.STALLED
     return (Event("Normal" if waits else "Warning", Reason(now.reason), now.message), *advice)
+
+
+def _degradation(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> Iterator[Event]:
+    """A warning once pods of what serves fail their self-check, and not again for each try of theirs."""
+    if any(each.type == ConditionType.DEGRADED for each in before.conditions):
+        return
+    for each in after.conditions:
+        if each.type == ConditionType.DEGRADED:
+            yield Event("Warning", Reason(each.reason), each.message)
 
 
 def _problem(status: AdapterDeploymentStatus) -> Condition | None:
@@ -191,6 +201,20 @@ def _advice(rollout: Rollout) -> list[Finding]:
         return [Finding(ConditionType.DISCOURAGED, True, Reason.ARTIFACT_WITHDRAWN, text)]
     reason = Reason.SETTINGS_DISCOURAGED if found else Reason.DISRUPTION_BUDGET_REFUSED
     return [Finding(ConditionType.DISCOURAGED, True, reason, warning)] if warning else []
+
+
+def _degraded(rollout: Rollout) -> list[Finding]:
+    """That pods of what serves are not what was verified any more; no condition otherwise."""
+    wrong = rollout.disproved
+    if not wrong or rollout.stable is None:
+        return []
+    pods = len(rollout.observed.server_pods(rollout.stable.revision))
+    fail, get = ("fails its", "gets") if len(wrong) == 1 else ("fail their", "get")
+    message = (
+        f"{len(wrong)} of {pods} pods of revision {rollout.stable.revision} {fail} self-check and {get} no requests. "
+        f"{wrong[0].message}"
+    )
+    return [Finding(ConditionType.DEGRADED, True, Reason.SELF_CHECK_FAILED, message)]
 
 
 def _rolled_back(rollout: Rollout) -> list[Finding]:

@@ -23,6 +23,7 @@ class ConditionType(StrEnum):
     FINISHED = "Finished"
     SUSPENDED = "Suspended"
     DISCOURAGED = "Discouraged"
+    DEGRADED = "Degraded"
     ROLLED_BACK = "RolledBack"
     SERVICE_GAP = "ServiceGap"
 

@@ -69,6 +69,12 @@ class PhaseAndReason(NamedTuple):
     reason: str
 
 
+class Degraded(NamedTuple):
+    """A custom resource whose condition Degraded is True."""
+
+    kind: str
+
+
 @dataclass(frozen=True)
 class Snapshot(Collector):
     """What holds at the moment of a scrape."""
@@ -79,6 +85,8 @@ class Snapshot(Collector):
     """The work queue."""
     resources: Callable[[], Mapping[PhaseAndReason, int]]
     """How many custom resources there are."""
+    degraded: Callable[[], int]
+    """How many AdapterDeployments are degraded."""
     leads: Callable[[], bool]
     """Whether this replica is the one that works."""
 
@@ -96,6 +104,11 @@ class Snapshot(Collector):
             "unreconciled_seconds",
             "Age of the oldest reconciliation that is due and has not succeeded, waiting, failing or in work",
             state.longest_unreconciled,
+        )
+        yield _gauge(
+            "degraded_endpoints",
+            "AdapterDeployments with pods that do not answer as evaluated any more",
+            self.degraded(),
         )
         resources = GaugeMetricFamily(
             "finetune_operator_resources",
@@ -118,6 +131,17 @@ def phase_and_reason(kind: str) -> Callable[[Object], PhaseAndReason]:
         status = resource.get("status") or {}
         reasons = [each.get("reason", "") for each in status.get("conditions") or [] if each.get("type") == "Ready"]
         return PhaseAndReason(kind, status.get("phase") or "", reasons[0] if reasons else "")
+
+    return of
+
+
+def degraded(kind: str) -> Callable[[Object], Degraded | None]:
+    """Whether a custom resource of this kind is degraded."""
+
+    def of(resource: Object) -> Degraded | None:
+        conditions = (resource.get("status") or {}).get("conditions") or []
+        shown = any((each.get("type"), each.get("status")) == ("Degraded", "True") for each in conditions)
+        return Degraded(kind) if shown else None
 
     return of
 
