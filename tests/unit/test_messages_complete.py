@@ -37,8 +37,8 @@ TABLES: Final = {
         "text.pii.ner",
     ],
     "test_messages_distillation": [
-        *("distillation.answers", "distillation.distil", "distillation.filters", "distillation.answer_collector"),
-        *("distillation.pace", "distillation.teacher"),
+        *("distillation.distil", "distillation.filters", "inquiry.answers", "inquiry.answer_collector"),
+        *("inquiry.pace", "inquiry.chat_model"),
     ],
     "test_messages_models": [
         *("modelling.tokenizer", "modelling.chat", "modelling.encoding", "modelling.loading", "training.adapter"),
@@ -61,7 +61,6 @@ TABLES: Final = {
 """Test modules that provoke every sentence of modules of the jobs, and these."""
 PACKAGES: Final = {
     "test_messages_files": "reading.",
-    "test_messages_distillation": "distillation.",
     "test_messages_fit": "fit.",
 }
 """Test modules that name the modules of one package without it."""
