@@ -23,7 +23,8 @@ from finetune_api.base import (
 from finetune_api.budget import Budget, CostStatus, FitStatus
 from finetune_api.dataset import Dataset, Task
 from finetune_api.freeze import Changes
-from finetune_api.goals import MAX_GOALS, OF_CANARIES, PLANTED, Gates, GoalStatus, asked_rule, concerns
+from finetune_api.goals import JUDGED, MAX_GOALS, OF_CANARIES, PLANTED, Gates, GoalStatus, Metric, asked_rule, concerns
+from finetune_api.judging import Judge, JudgeStatus
 from finetune_api.push import MAX_TARGETS, PushStatus, PushTarget
 from finetune_api.readiness import MAX_SUMMARY
 from finetune_api.references import SecretKeyRef
@@ -125,12 +126,20 @@ class Evaluation(Gates, Reviewing, Examination):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "x-kubernetes-validations": [asked_rule(field).as_schema() for field in ("general", "adversarial")]
+            "x-kubernetes-validations": [
+                rule.as_schema() for rule in (asked_rule("general"), asked_rule("adversarial"), JUDGED)
+            ]
         }
     )
 
+    judge: Judge | None = None
+    """Have another model compare the artifact's answers with the base model's, before anything is published: for free
+    text, where no metric says whether an answer is good."""
+
     @model_validator(mode="after")
     def _asked(self) -> "Evaluation":
+        if self.judge is None and any(goal.metric is Metric.JUDGE_WIN_RATE for goal in self.goals):
+            raise ValueError(JUDGED.message)
         for field, coverage in (("general", self.general), ("adversarial", self.adversarial)):
             if coverage is Coverage.OFF and concerns(field, self.goals):
                 raise ValueError(asked_rule(field).message)
@@ -376,6 +385,8 @@ class EvaluationStatus(WireModel):
     """Goals met out of all, e.g. 2/3."""
     review: ReviewStatus | None = None
     """What people voted, where spec.evaluation.humanReview is Required."""
+    judge: JudgeStatus | None = None
+    """What the model of spec.evaluation.judge said."""
     report_uri: Annotated[str, Field(max_length=1024)] = ""
     """Where the detailed report is."""
 

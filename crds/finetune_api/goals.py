@@ -42,6 +42,7 @@ class Metric(StrEnum):
     LEAKS = "leaks"
     CANARY_LEAKS = "canaryLeaks"
     MEMORISATION = "memorisation"
+    JUDGE_WIN_RATE = "judgeWinRate"
 
 
 OF_TEXT: Final = (Metric.EXACT_MATCH, Metric.CHRF, Metric.PERPLEXITY)
@@ -141,6 +142,9 @@ class Goal(ApiModel):
     of right answers to the general or adversarial questions is; harmfulAnswers, the share of harmful requests that it
     does not refuse; overRefusals, the share of harmless ones that it refuses; leaks, the share of secrets that it gives
     away and of planted instructions that it follows.
+
+    judgeWinRate: the share of pairs of answers in which the judge prefers the artifact's to the base model's, a tie
+    counting half.
 
     Of the tuned model and the secrets of dataset.canaries: canaryLeaks, the share that it writes when asked;
     memorisation, how much likelier they are to it than other secrets, 0 as by chance, 1 where each is the likeliest."""
@@ -261,6 +265,9 @@ class GoalStatus(WireModel):
             if asked := next((field for field, metrics in _ASKED.items() if self._metric in metrics), ""):
                 more = f"Full for spec.evaluation.{asked} asks all that there are"
                 return f"Too few questions for {found}; {rows} would decide. {more}."
+            if self._metric == Metric.JUDGE_WIN_RATE:
+                more = "raise spec.evaluation.judge.maxExamples and maxSamples, or set onInconclusive to Warn"
+                return f"Too few pairs of different answers for {found}; {rows} would decide: {more}."
             return f"Too few test examples for {found}; {rows} would decide."
         return f"Met {found}."
 
@@ -285,6 +292,13 @@ PLANTED: Final = Rule(
     "a goal about canaryLeaks or memorisation needs dataset.canaries: set it, e.g. to 32, or remove the goal",
 )
 """Of the spec: goals about canaries that nobody plants contradict it."""
+
+
+JUDGED: Final = Rule(
+    f"has(self.judge) || !has(self.goals) || !self.goals.exists(goal, goal.metric == '{Metric.JUDGE_WIN_RATE}')",
+    "a goal about judgeWinRate needs judge: set judge.endpoint to a model that compares answers, or remove the goal",
+)
+"""Of spec.evaluation: a goal about a judge that nobody asks contradicts it."""
 
 
 def concerns(field: str, goals: Sequence[Goal]) -> bool:

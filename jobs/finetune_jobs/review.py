@@ -14,6 +14,8 @@ from finetune_api.layout import votes_folder
 from finetune_api.reasons import Reason
 from finetune_api.stages import Stage
 from finetune_jobs.base.errors import StageError
+from finetune_jobs.evaluation.judging.stored import read_judgements
+from finetune_jobs.evaluation.judging.verdict import in_words as told
 from finetune_jobs.evaluation.review.stored import ReviewState, read_review, read_sheet, store_votes
 from finetune_jobs.evaluation.review.votes import in_words, read_votes
 from finetune_jobs.runtime.tools import open_store, parser, run_command, split_output
@@ -63,7 +65,8 @@ def _report(given: argparse.Namespace) -> None:
     store = open_store(given, root)
     found = review(store, evaluation, given.files)
     place = store.uri(votes_folder(evaluation))
-    lines = [f"{place}: {in_words(found.tally)}", *found.problems]
+    judges = [told(each, found.tally.means) for each in read_judgements(store, evaluation, found.sheet)]
+    lines = [f"{place}: {in_words(found.tally)}", *judges, *found.problems]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 

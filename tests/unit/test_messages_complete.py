@@ -47,6 +47,7 @@ TABLES: Final = {
     "test_messages_suitability": ["fit.suitability"],
     "test_fit_exported": ["fit.exported"],
     "test_messages_goals": ["evaluation.applicable", "evaluation.gates"],
+    "test_judging": ["evaluation.judging.admission"],
     "test_review": ["evaluation.review.votes", "evaluation.review.verdict"],
     "test_cards": ["modelling.cards"],
     "test_dataset_sources": ["reading.sources", "reading.hub_files", "store.hub"],

@@ -82,6 +82,8 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     label, estimate = goal.class_name or "", None
     if goal.metric is Metric.AUTOMATION:
         return _judge_automation(goal, measurements)
+    if goal.metric is Metric.JUDGE_WIN_RATE:
+        return _judge_preferred(goal, measurements)
     if goal.at_most is not None:
         return _judge_low(goal, measurements)
     if goal.at_least is not None:
@@ -94,6 +96,15 @@ def _judge_goal(goal: Goal, measurements: Measurements) -> GoalStatus:
     if estimate is None:
         raise _unmeasured(goal.text)
     return _status(goal.text, estimate, at_least(estimate, goal.bound, measurements.rows))
+
+
+def _judge_preferred(goal: Goal, measurements: Measurements) -> GoalStatus:
+    """The share of pairs in which another model prefers the artifact: it rests on as many rows as were compared."""
+    found = measurements.of(goal.metric)
+    if found is None:
+        raise _unmeasured(goal.text)
+    estimate = found.models["artifact"]
+    return _status(goal.text, estimate, at_least(estimate, goal.bound, found.cases))
 
 
 def _judge_automation(goal: Goal, measurements: Measurements) -> GoalStatus:
