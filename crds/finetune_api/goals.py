@@ -92,12 +92,14 @@ class Baseline(StrEnum):
     ZERO_SHOT = "ZeroShot"
     FEW_SHOT = "FewShot"
     PROMPTED = "Prompted"
+    ENDPOINT = "Endpoint"
 
 
 BASELINES: Final = {
     Baseline.ZERO_SHOT: "the base model's",
     Baseline.FEW_SHOT: "the few-shot base model's",
     Baseline.PROMPTED: "the best prompted base model's",
+    Baseline.ENDPOINT: "the other model's",
 }
 """How each is called."""
 
@@ -160,7 +162,8 @@ class Goal(ApiModel):
     baseline: Baseline = Baseline.ZERO_SHOT
     """For improveOverBase: how the base model is asked. ZeroShot: with the same prompt as the artifact. FewShot: with
     up to eight training examples before it. Prompted: in the way that does best of these: FewShot, with room for a
-    sentence around the answer, and for a classification with the choice among its labels."""
+    sentence around the answer, and for a classification with the choice among its labels. Endpoint: not the base model,
+    but that of spec.evaluation.baseline."""
     at_precision: Precision = "0.95"
     """For automation: how many of the answers that nobody looks at must be right, e.g. "0.98"."""
 
@@ -299,6 +302,15 @@ JUDGED: Final = Rule(
     "a goal about judgeWinRate needs judge: set judge.endpoint to a model that compares answers, or remove the goal",
 )
 """Of spec.evaluation: a goal about a judge that nobody asks contradicts it."""
+
+
+ELSEWHERE: Final = Rule(
+    "has(self.baseline) || !has(self.goals) || "
+    f"!self.goals.exists(goal, has(goal.baseline) && goal.baseline == '{Baseline.ENDPOINT}')",
+    "a goal with baseline Endpoint needs baseline: set baseline.endpoint to the model to compare with, or change the "
+    "goal's baseline",
+)
+"""Of spec.evaluation: a goal about a model that nobody asks contradicts it."""
 
 
 def concerns(field: str, goals: Sequence[Goal]) -> bool:

@@ -1,4 +1,4 @@
-"""An LLM judge: another model that compares the artifact's answers with the base model's, and what it said."""
+"""Models behind URLs that an evaluation asks: one to compare with, and a judge that compares answers."""
 
 from typing import Annotated, Final
 
@@ -39,6 +39,19 @@ class Judge(ApiModel):
         """Equal for judges that are asked the same: whose verdicts on an evaluation are one object."""
         shapes = [self.endpoint.url, self.endpoint.model, self.rubric, self.max_examples, self.max_answer_tokens]
         return digest(shapes)
+
+
+class OtherModel(ApiModel):
+    """A model behind an OpenAI-compatible URL that answers the test examples too, untuned."""
+
+    endpoint: TeacherRef
+    """The model. It gets the test examples' prompts, and the examples that the base model is shown."""
+    max_answer_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
+    """Maximum tokens of an answer; one that is cut off there counts as it is."""
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+    """Number of concurrent requests."""
+    requests_per_minute: Annotated[int | None, Field(ge=1, le=100000)] = None
+    """Maximum requests per minute, evenly spread. Default: no limit."""
 
 
 class JudgeStatus(WireModel):

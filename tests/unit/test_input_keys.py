@@ -70,6 +70,7 @@ KEYS: Final[dict[str, frozenset[Stage]]] = {
     "evaluation.onFail": frozenset({Stage.PUBLISH}),
     "evaluation.humanReview": frozenset({Stage.PUBLISH}),
     "evaluation.review": frozenset({Stage.PUBLISH}),
+    "evaluation.baseline.endpoint.secretKeyRef": NO_STAGE,
     "evaluation.judge": frozenset({Stage.PUBLISH}),
     "evaluation.judge.endpoint.secretKeyRef": NO_STAGE,
     "suspend": NO_STAGE,

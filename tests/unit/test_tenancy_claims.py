@@ -44,6 +44,9 @@ FULL = FineTuneJobSpec.model_validate(
             },
         },
         "evaluation": {
+            "baseline": {
+                "endpoint": {"url": "https://o/v1", "model": "o", "secretKeyRef": {"name": "other", "key": "k"}}
+            },
             "judge": {"endpoint": {"url": "https://j/v1", "model": "j", "secretKeyRef": {"name": "judge", "key": "k"}}},
         },
         "output": {
@@ -120,6 +123,9 @@ def test_all_that_a_job_asks_for() -> None:
         (Subject.HOST, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
         (Subject.TRANSPORT, "spec.evaluation.judge.endpoint.url", "https://j/v1"),
         (Subject.SECRET, "spec.evaluation.judge.endpoint.secretKeyRef.name", "judge"),
+        (Subject.HOST, "spec.evaluation.baseline.endpoint.url", "https://o/v1"),
+        (Subject.TRANSPORT, "spec.evaluation.baseline.endpoint.url", "https://o/v1"),
+        (Subject.SECRET, "spec.evaluation.baseline.endpoint.secretKeyRef.name", "other"),
         (Subject.HOST, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.TRANSPORT, f"{tracking}.mlflow.url", "http://mlflow"),
         (Subject.SECRET, f"{tracking}.mlflow.secretRef.name", "mlflow"),

@@ -143,7 +143,8 @@ which are counted, because CEL cannot join lists of lists: of the 25 places (16 
   ])
 + [
   {{- range $field, $path := dict "spec.dataset.distillation.teacher" "o.spec.dataset.?distillation.?teacher"
-    "spec.evaluation.judge.endpoint" "o.spec.?evaluation.?judge.?endpoint" }}
+    "spec.evaluation.judge.endpoint" "o.spec.?evaluation.?judge.?endpoint"
+    "spec.evaluation.baseline.endpoint" "o.spec.?evaluation.?baseline.?endpoint" }}
   ['hosts', '{{ $field }}.url', string({{ $path }}.?url.orValue(''))],
   ['insecureHosts', '{{ $field }}.url', string({{ $path }}.?url.orValue(''))],
   ['secrets', '{{ $field }}.secretKeyRef.name', string({{ $path }}.?secretKeyRef.?name.orValue(''))],

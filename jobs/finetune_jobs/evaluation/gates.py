@@ -17,6 +17,7 @@ from finetune_jobs.artifacts.formats import MeasuredFormat
 from finetune_jobs.artifacts.measurements import FORGETTING, SAFETY, Automation, Difference, Figure, Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.applicable import require_classes
+from finetune_jobs.evaluation.estimates import ELSEWHERE
 from finetune_jobs.evaluation.metrics import Z_95
 from finetune_jobs.evaluation.texts import FEWEST
 
@@ -24,6 +25,7 @@ _MODELS: Final = {
     Baseline.ZERO_SHOT: ("base",),
     Baseline.FEW_SHOT: ("fewShot",),
     Baseline.PROMPTED: ("fewShot", "verbose", "constrained"),
+    Baseline.ENDPOINT: (ELSEWHERE,),
 }
 """The models of an evaluation that each baseline means: of several, the best that was asked."""
 MOST_ROWS: Final = 1_000_000
