@@ -42,6 +42,15 @@ def review(store: Store, evaluation: str, files: Sequence[Path]) -> ReviewState:
     return read_review(store, evaluation)
 
 
+def heard(store: Store, evaluation: str, found: ReviewState) -> list[str]:
+    """What judges said of the same pairs, and how often they agree with people: a sentence each. Who may not read that
+    can vote all the same."""
+    try:
+        return [told(each, found.tally.means) for each in read_judgements(store, evaluation, found.sheet)]
+    except StageError as error:
+        return [f"What judges said was not read: {error.message}"]
+
+
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -65,8 +74,7 @@ def _report(given: argparse.Namespace) -> None:
     store = open_store(given, root)
     found = review(store, evaluation, given.files)
     place = store.uri(votes_folder(evaluation))
-    judges = [told(each, found.tally.means) for each in read_judgements(store, evaluation, found.sheet)]
-    lines = [f"{place}: {in_words(found.tally)}", *judges, *found.problems]
+    lines = [f"{place}: {in_words(found.tally)}", *heard(store, evaluation, found), *found.problems]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 

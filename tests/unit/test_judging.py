@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 from pydantic import ValidationError
 
+from finetune_api.dataset import TaskType
 from finetune_api.finetunejob import Evaluation
 from finetune_api.goals import GateOutcome, Gates, Metric, unpacked
 from finetune_api.judging import Judge, JudgeStatus
@@ -17,6 +18,7 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import Stage, StageInput, Upstream, input_key
 from finetune_jobs.artifacts.artifact import REVIEW
 from finetune_jobs.artifacts.folders import fetch_folder, publish_folder
+from finetune_jobs.artifacts.measurements import Measurements
 from finetune_jobs.base.errors import StageError
 from finetune_jobs.evaluation.judging.admission import require_judge
 from finetune_jobs.evaluation.judging.asking import terms_of
@@ -30,10 +32,13 @@ from finetune_jobs.evaluation.judging.comparison import (
 )
 from finetune_jobs.evaluation.judging.page import render_judgement
 from finetune_jobs.evaluation.judging.verdict import Judgement, agreement, in_words, status_of
-from finetune_jobs.evaluation.review.stored import store_votes
+from finetune_jobs.evaluation.reached import goals_reached
+from finetune_jobs.evaluation.review.stored import read_review, store_votes
 from finetune_jobs.inquiry.answers import CUT, ModelAnswer
 from finetune_jobs.inquiry.money import Tokens
 from finetune_jobs.publish import publish
+from finetune_jobs.reports.index import reports_of
+from finetune_jobs.review import heard
 from finetune_jobs.runtime.runner import execute
 from finetune_jobs.store.s3 import Store
 from tests.support.publishing import publish_input, put_upstream
@@ -49,6 +54,7 @@ pytestmark = pytest.mark.unit
 SHEET: Final = sheet_with(20)
 PAIR: Final = SHEET.pairs[0]
 KEY: Final = "sk-of-the-judge"
+GOAL: Final = {"goals": [{"metric": "judgeWinRate", "atLeast": "0.6"}]}
 SAYS_A: Final = '{"verdict": "A"}'
 
 
@@ -207,43 +213,38 @@ def test_the_page_says_what_it_must() -> None:
 # Who may judge
 
 
-@pytest.mark.parametrize(
-    ("model", "url", "fields", "parts"),
-    [
-        ("Transactions", "http://a/v1", {}, "endpoint.model is 'Transactions' … output of this job … its own answers"),
-        ("acme/base", "http://a/v1", {}, "endpoint.model is 'acme/base' … the base model … Name another model"),
-        ("m", "http://transactions/v1", {}, "endpoint.url … Service 'transactions' … serves what this job makes"),
-        ("m", "http://transactions.team-a.svc:8000/v1", {}, "Service 'transactions' of this namespace"),
-        ("m", "http://a/v1", {"maxRequests": 150}, "maxRequests is 150 … 100 pairs … at least twice … maxExamples"),
-        ("m", "http://transactions.team-b.svc/v1", {}, ""),
-        ("acme/base-large", "https://api.example/v1", {}, ""),
-    ],
-)
-def test_no_model_judges_its_own_answers(model: str, url: str, fields: dict[str, Any], parts: str) -> None:
+JUDGES: Final[list[tuple[str, str, dict[str, Any], str]]] = [
+    ("Transactions", "http://a/v1", {}, "endpoint.model is 'Transactions' … output of this job … its own answers"),
+    ("acme/base", "http://a/v1", {}, "endpoint.model is 'acme/base' … the base model … Name another model"),
+    ("m", "http://transactions/v1", {}, "endpoint.url … Service 'transactions' … serves what this job makes"),
+    ("m", "http://transactions.team-a.svc:8000/v1", {}, "Service 'transactions' of this namespace"),
+    ("m", "http://a/v1", {"maxRequests": 150}, "maxRequests is 150 … 100 pairs … at least twice … maxExamples"),
+    ("m", "http://transactions.team-b.svc/v1", {}, ""),
+    ("acme/base-large", "https://api.example/v1", {}, ""),
+]
+
+
+def refusal(model: str, url: str, fields: dict[str, Any]) -> str:
+    """What is said against a judge; empty: nothing."""
     judge = Judge.model_validate({"endpoint": {"url": url, "model": model}} | fields)
-    if not parts:
+    try:
         require_judge(judge, RUN, "transactions", "hf://acme/base@v1")
-        return
-    with pytest.raises(StageError) as error:
-        require_judge(judge, RUN, "transactions", "hf://acme/base@v1")
-    assert error.value.reason is Reason.SPEC_INVALID
-    assert_says(error.value.message, *parts.split(" … "))
-    REFUSALS.append(error.value.message)
+    except StageError as error:
+        return f"{error.reason}: {error.message}"
+    return ""
 
 
-REFUSALS: Final[list[str]] = []
+@pytest.mark.parametrize(("model", "url", "fields", "parts"), JUDGES)
+def test_no_model_judges_its_own_answers(model: str, url: str, fields: dict[str, Any], parts: str) -> None:
+    said = refusal(model, url, fields)
+    assert bool(said) is bool(parts)
+    if parts:
+        assert_says(said, Reason.SPEC_INVALID, *parts.split(" … "))
 
 
 def test_every_sentence_is_said() -> None:
-    for endpoint, fields in (
-        ({"url": "http://a/v1", "model": "transactions"}, {}),
-        ({"url": "http://transactions/v1", "model": "m"}, {}),
-        ({"url": "http://a/v1", "model": "m"}, {"maxRequests": 150}),
-    ):
-        with pytest.raises(StageError) as error:
-            require_judge(Judge.model_validate({"endpoint": endpoint} | fields), RUN, "transactions", "")
-        REFUSALS.append(error.value.message)
-    assert unsaid("finetune_jobs.evaluation.judging.admission", REFUSALS) == []
+    said = [refusal(model, url, fields) for model, url, fields, _ in JUDGES]
+    assert unsaid("finetune_jobs.evaluation.judging.admission", said) == []
 
 
 def test_a_goal_about_a_judge_needs_one() -> None:
@@ -251,6 +252,15 @@ def test_a_goal_about_a_judge_needs_one() -> None:
     with pytest.raises(ValidationError, match="judgeWinRate needs judge"):
         Evaluation.model_validate({"goals": goals})
     Evaluation.model_validate({"goals": goals, "judge": judge_at().model_dump(by_alias=True)})
+
+
+def test_pages_that_are_made_before_the_judge_is_asked_say_so() -> None:
+    [found] = goals_reached(Gates.model_validate(GOAL), Measurements(rows=0), TaskType.TEXT)
+    assert (found.question, found.answer) == ("judgeWinRate at least 0.6", "! asked later")
+    chain = Upstream(evaluation="e" * 64)
+    names = {each.name: each.place for each in reports_of(chain, judge=judge_at().identity)}
+    assert names["Judge"] == judged_object("e" * 64, judge_at().identity, "html")
+    assert "Judge" not in {each.name for each in reports_of(chain)}
 
 
 # The stage
@@ -301,9 +311,6 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(secret.variable, KEY)
 
 
-GOAL: Final = {"goals": [{"metric": "judgeWinRate", "atLeast": "0.6"}]}
-
-
 @pytest.mark.slow
 def test_an_artifact_that_the_judge_prefers_is_published_and_nothing_is_asked_twice(
     s3: SeaweedFS, store: Store, upstream: Upstream, tmp_path: Path
@@ -326,6 +333,11 @@ def test_an_artifact_that_the_judge_prefers_is_published_and_nothing_is_asked_tw
     assert (said.wins, said.undecided, said.agreed, said.voted) == (20, 0, 6, 8)
     assert said.cost_usd == "0.0008"  # 40 requests, of 10 and 5 tokens each
     assert_says(result.message, "prefers the artifact in 20 of 20 pairs", "agrees with people on 6 of 8 pairs")
+    [told] = heard(store, evaluation, read_review(store, evaluation))
+    assert_says(told, "'large' prefers the artifact in 20 of 20 pairs", "agrees with people on 6 of 8 pairs")
+    store.put(judged_object(evaluation, "0" * 64, "json"), b"{}")
+    [trouble] = heard(store, evaluation, read_review(store, evaluation))
+    assert_says(trouble, "What judges said was not read", "judged/0000000000000000.json")
     page = store.get(judged_object(evaluation, judge.identity, "html"))
     assert page is not None
     assert "On 6 of 8 pairs" in page.decode()
